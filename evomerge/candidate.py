@@ -1,0 +1,69 @@
+"""Candidates and their evaluations: what goes to a worker and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.genome import Genome
+from evomerge.recipe import Recipe
+
+Status = Literal["ok", "infeasible", "failed", "pruned"]
+Split = Literal["search", "held_out"]
+Items = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One merged model to evaluate.
+
+    Attributes:
+        id: unique in a run, counted from 0, baselines first.
+        recipe: ``None`` when the genome has no recipe (it is infeasible).
+        genome: ``None`` for baselines.
+        parents: ids of the candidates it was made from.
+        name: for baselines: the model's name, or ``uniform average``.
+    """
+
+    id: int
+    recipe: Recipe | None
+    genome: Genome | None = None
+    parents: tuple[int, ...] = ()
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of one candidate.
+
+    Attributes:
+        candidate: the candidate's id.
+        status: ``ok``, ``infeasible`` (no such model), ``failed`` (it raised or scored NaN) or ``pruned``.
+        objectives: by name, in the user's own direction; empty unless ``ok``.
+        metrics: every reported metric as ``task/metric``, as lm-eval prints it.
+        items: per-item values as ``task/metric``, float64 in document order.
+        seconds: by stage: ``merge``, ``model`` (forwards and generation), ``other``.
+        error: one line saying why, unless ``ok``.
+    """
+
+    candidate: int
+    status: Status
+    split: Split = "search"
+    objectives: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    items: Items = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are objectives to learn from."""
+        return self.status == "ok"
+
+    def for_candidate(self, candidate: int) -> Evaluation:
+        """The same outcome for another candidate with the same recipe."""
+        return replace(self, candidate=candidate)

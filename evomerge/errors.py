@@ -1,0 +1,65 @@
+"""Errors that a user can act on: what was given, what is allowed, what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EvomergeError(Exception):
+    """An error with three parts, printed by the command line as one line.
+
+    Args:
+        given: what was found, naming the tensor, slice, file or config key.
+        allowed: what would have been accepted.
+        do: the next step.
+    """
+
+    def __init__(self, given: str, allowed: str = "", do: str = "") -> None:
+        self.given, self.allowed, self.do = given, allowed, do
+        super().__init__(given, allowed, do)  # all parts as args, so that pickling keeps them
+
+    def __str__(self) -> str:
+        return "; ".join(part for part in (self.given, self.allowed, self.do) if part)
+
+
+class ConfigError(EvomergeError):
+    """A configuration key, type or value that cannot be used."""
+
+
+class PoolError(EvomergeError):
+    """Source models that are missing, unreadable or do not fit together."""
+
+
+class RecipeError(EvomergeError):
+    """A recipe that is malformed or cannot be carried out."""
+
+
+class InfeasibleError(EvomergeError):
+    """A genome within bounds for which no merged model exists (all weights zero, say)."""
+
+
+class FitnessError(EvomergeError):
+    """Tasks, metrics or items that cannot be scored."""
+
+
+class OutputError(EvomergeError):
+    """An output folder that is not empty, or a disk that is too small."""
+
+
+def nearest(name: str, choices: Iterable[str], limit: int = 5) -> str:
+    """Describe the valid choices for a mistyped `name`, the nearest first.
+
+    Returns a phrase such as ``did you mean 'linear'? (linear, slerp, ties)``, never empty when
+    there are choices; long lists are cut to the nearest `limit`.
+    """
+    known = sorted(set(choices))
+    if not known:
+        return "there are none"
+    close = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)
+    if len(known) <= 12:
+        shown = ", ".join(known)
+    else:
+        rest = [choice for choice in known if choice not in close]
+        shown = ", ".join([*close, *rest][:limit]) + f", ... ({len(known)} in all)"
+    return f"did you mean {close[0]!r}? (one of: {shown})" if close else f"one of: {shown}"

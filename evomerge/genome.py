@@ -1,0 +1,192 @@
+"""Genomes: the frozen vectors that strategies vary, and the specs that describe them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.errors import ConfigError
+
+Kind = Literal["continuous", "integer", "categorical", "boolean"]
+Value = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class Gene:
+    """One coordinate of a genome.
+
+    Attributes:
+        name: unique within the spec, e.g. ``"layers.0-3.attn/math/weight"``.
+        kind: which values it takes.
+        low, high: inclusive bounds (continuous and integer genes).
+        initial: where a search without prior knowledge starts; the middle by default.
+        resolution: continuous values are snapped to ``low + k * resolution``, so that nearby
+            candidates share slices; ``None`` leaves them as proposed.
+        choices: the values of a categorical gene.
+    """
+
+    name: str
+    kind: Kind = "continuous"
+    low: float = 0.0
+    high: float = 1.0
+    initial: Value | None = None
+    resolution: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind in ("continuous", "integer"):
+            if not (math.isfinite(self.low) and math.isfinite(self.high)) or self.low > self.high:
+                raise ConfigError(
+                    f"gene {self.name!r} has bounds [{self.low}, {self.high}]",
+                    "low and high must be finite with low <= high",
+                )
+        if self.kind == "categorical" and not self.choices:
+            raise ConfigError(f"categorical gene {self.name!r} has no choices")
+        if self.resolution is not None and self.resolution <= 0:
+            raise ConfigError(
+                f"gene {self.name!r} has resolution {self.resolution}",
+                "a resolution must be positive",
+                "leave it out for a continuous gene without a grid",
+            )
+        if self.initial is not None:
+            self.check(self.initial)
+
+    def check(self, value: Value) -> None:
+        """Raise `ConfigError` when `value` is not one of this gene's values."""
+        if self.kind == "categorical":
+            valid = value in self.choices
+            allowed = f"one of {', '.join(self.choices)}"
+        elif self.kind == "boolean":
+            valid = isinstance(value, (bool, np.bool_))
+            allowed = "true or false"
+        else:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            whole = self.kind == "continuous" or (number and float(value) == int(value))
+            valid = number and whole and self.low <= value <= self.high
+            allowed = f"a{'n integer' if self.kind == 'integer' else ' number'} in [{self.low}, {self.high}]"
+        if not valid:
+            raise ConfigError(f"gene {self.name!r} was given {value!r}", f"allowed: {allowed}")
+
+    def snap(self, value: Value) -> Value:
+        """The nearest value of this gene: clipped to the bounds, on the grid, of the right type."""
+        if self.kind == "categorical" or self.kind == "boolean":
+            return value
+        clipped = min(max(float(value), self.low), self.high)
+        if self.kind == "integer":
+            return int(min(max(round(clipped), math.ceil(self.low)), math.floor(self.high)))
+        if self.resolution is not None:
+            step = round((clipped - self.low) / self.resolution)
+            # Rounding to 12 digits makes equal grid points equal floats, hence equal content keys.
+            clipped = min(round(self.low + step * self.resolution, 12), self.high)
+        return clipped
+
+    @property
+    def start(self) -> Value:
+        """`initial`, or the middle of the range, the first choice, or ``False``."""
+        if self.initial is not None:
+            return self.initial
+        if self.kind == "categorical":
+            return self.choices[0]
+        if self.kind == "boolean":
+            return False
+        return self.snap((self.low + self.high) / 2)
+
+
+@dataclass(frozen=True)
+class Genome:
+    """A frozen vector of gene values, in the order of its `GenomeSpec`."""
+
+    values: tuple[Value, ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class GenomeSpec:
+    """The genes of a search space, in order.
+
+    Raises:
+        ConfigError: two genes share a name, or there are none.
+    """
+
+    genes: tuple[Gene, ...]
+    _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        index = {gene.name: i for i, gene in enumerate(self.genes)}
+        if len(index) != len(self.genes):
+            twice = sorted({g.name for g in self.genes if [h.name for h in self.genes].count(g.name) > 1})
+            raise ConfigError(f"genes named twice: {', '.join(twice)}", "gene names must be unique")
+        if not self.genes:
+            raise ConfigError(
+                "the search space has no genes",
+                "a search needs at least one",
+                "free a weight or density by giving it low < high",
+            )
+        object.__setattr__(self, "_index", index)
+
+    def __len__(self) -> int:
+        return len(self.genes)
+
+    def __iter__(self) -> Iterator[Gene]:
+        return iter(self.genes)
+
+    def genome(self, values: Sequence[Value]) -> Genome:
+        """A genome of these values, snapped to each gene's bounds, grid and type."""
+        if len(values) != len(self.genes):
+            raise ConfigError(
+                f"a genome of {len(values)} values was given", f"the search space has {len(self.genes)} genes"
+            )
+        return Genome(tuple(gene.snap(value) for gene, value in zip(self.genes, values, strict=True)))
+
+    def check(self, genome: Genome) -> None:
+        """Raise `ConfigError` when a value is out of bounds or of the wrong type, or one is missing."""
+        if len(genome) != len(self.genes):
+            raise ConfigError(
+                f"a genome of {len(genome)} values was given", f"the search space has {len(self.genes)} genes"
+            )
+        for gene, value in zip(self.genes, genome.values, strict=True):
+            gene.check(value)
+
+    def named(self, genome: Genome) -> dict[str, Value]:
+        """The genome's values by gene name."""
+        return {gene.name: value for gene, value in zip(self.genes, genome.values, strict=True)}
+
+    def value(self, genome: Genome, name: str) -> Value:
+        """The value of one gene."""
+        return genome.values[self._index[name]]
+
+    @property
+    def initial(self) -> Genome:
+        """The genome of every gene's start value."""
+        return Genome(tuple(gene.start for gene in self.genes))
+
+    @property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lower and upper bounds, each of shape ``(len(self),)``; boolean genes span 0 to 1."""
+        low = np.array([g.low if g.kind in ("continuous", "integer") else 0.0 for g in self.genes])
+        high = [
+            float(len(g.choices) - 1) if g.kind == "categorical" else g.high if g.kind != "boolean" else 1.0
+            for g in self.genes
+        ]
+        return low, np.array(high)
+
+    def sample(self, rng: np.random.Generator) -> Genome:
+        """A genome drawn uniformly within bounds."""
+        values: list[Value] = []
+        for gene in self.genes:
+            if gene.kind == "categorical":
+                values.append(gene.choices[int(rng.integers(len(gene.choices)))])
+            elif gene.kind == "boolean":
+                values.append(bool(rng.integers(2)))
+            elif gene.kind == "integer":
+                values.append(int(rng.integers(math.ceil(gene.low), math.floor(gene.high) + 1)))
+            else:
+                values.append(float(rng.uniform(gene.low, gene.high)))
+        return self.genome(values)

@@ -1,0 +1,104 @@
+"""What a merge method declares: its parameters with defaults, bounds and kinds.
+
+Declarations hold no tensors, so that search spaces, the recipe validator and the documentation build
+themselves from them without importing torch. The functions live in `evomerge.merge.methods`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from evomerge.errors import RecipeError, nearest
+
+Scalar = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One parameter of a merge method.
+
+    Attributes:
+        name: the field's usual name (``weight``, ``density``, ``t``, ``lambda``, ``normalize``).
+        default: used when a recipe leaves the parameter out.
+        low, high: what a search explores unless told otherwise.
+        kind: continuous or boolean.
+        per_input: given for every input (``weight``) or once for the slice (``lambda``).
+        minimum, maximum: what the method accepts; wider than the search bounds where that makes sense.
+    """
+
+    name: str
+    default: Scalar
+    low: float = 0.0
+    high: float = 1.0
+    kind: Literal["continuous", "boolean"] = "continuous"
+    per_input: bool = False
+    minimum: float = -math.inf
+    maximum: float = math.inf
+
+    def check(self, value: Scalar, where: str) -> None:
+        """Raise `RecipeError` naming `where` when the method does not accept `value`."""
+        if self.kind == "boolean":
+            valid, allowed = isinstance(value, bool), "true or false"
+        else:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            valid = number and math.isfinite(value) and self.minimum <= value <= self.maximum
+            bounded = math.isfinite(self.minimum) or math.isfinite(self.maximum)
+            allowed = f"a number in [{self.minimum}, {self.maximum}]" if bounded else "a finite number"
+        if not valid:
+            raise RecipeError(f"{where}: {self.name} is {value!r}", f"allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """The declaration of a merge method.
+
+    Attributes:
+        name: as written in recipes and configs.
+        parameters: in the order of the documentation.
+        base: whether the method works on differences from a base model (``required``), can do
+            without (``none``: a base, when the pool has one, is not used).
+        min_inputs, max_inputs: how many inputs a slice may have.
+        summary: one line for the documentation.
+    """
+
+    name: str
+    parameters: tuple[ParameterSpec, ...] = ()
+    base: Literal["none", "required"] = "none"
+    min_inputs: int = 1
+    max_inputs: int | None = None
+    summary: str = ""
+
+    def parameter(self, name: str) -> ParameterSpec | None:
+        """The declaration of one parameter, or ``None``."""
+        return next((p for p in self.parameters if p.name == name), None)
+
+    def defaults(self, *, per_input: bool) -> dict[str, Scalar]:
+        """Default values of the per-input parameters, or of the others."""
+        return {p.name: p.default for p in self.parameters if p.per_input == per_input}
+
+    def check_parameters(self, given: Mapping[str, Scalar], where: str, *, per_input: bool) -> None:
+        """Raise `RecipeError` for a parameter the method does not have or a value it does not accept."""
+        known = {p.name: p for p in self.parameters if p.per_input == per_input}
+        for name, value in given.items():
+            if name not in known:
+                scope = "inputs" if per_input else "slices"
+                raise RecipeError(
+                    f"{where}: method {self.name!r} has no parameter {name!r} for {scope}", nearest(name, known)
+                )
+            known[name].check(value, where)
+
+
+def find_method(name: str, methods: Mapping[str, MethodSpec], where: str = "") -> MethodSpec:
+    """The declaration called `name`; `RecipeError` with the nearest names when there is none."""
+    if name not in methods:
+        prefix = f"{where}: " if where else ""
+        raise RecipeError(f"{prefix}unknown merge method {name!r}", nearest(name, methods))
+    return methods[name]
+
+
+def method_table(methods: Iterable[MethodSpec]) -> dict[str, MethodSpec]:
+    """Declarations by name."""
+    return {method.name: method for method in methods}

@@ -1,0 +1,142 @@
+"""The interfaces between stages. Implementations are found through Hydra's `_target_` or the factory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.candidate import Candidate, Evaluation, Items, Split
+from evomerge.genome import Genome, GenomeSpec
+from evomerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from evomerge.models.loaded import LoadedModel
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One named number with a direction."""
+
+    name: str
+    direction: Literal["maximize", "minimize"] = "maximize"
+
+    def gain(self, value: float) -> float:
+        """`value` with its sign set so that larger is better."""
+        return value if self.direction == "maximize" else -value
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fixed group of items scored together, in fixed batches."""
+
+    index: int
+    items: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a fitness says of one model.
+
+    Attributes:
+        objectives: by name; empty while blocks are missing.
+        metrics: ``task/metric`` -> value, exactly what the stock tool prints.
+        items: ``task/metric`` -> per-item values in document order; NaN where an item was not run.
+        seconds: ``model`` (time inside model calls) and ``other``.
+    """
+
+    objectives: Mapping[str, float]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    items: Items = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Stop(Protocol):
+    """Asked after every block with the per-item values so far; true ends the evaluation early."""
+
+    def __call__(self, items: Mapping[str, NDArray[np.float64]]) -> bool: ...
+
+
+class Fitness(Protocol):
+    """Scores a model on fixed items. Constructed from its config alone; `prepare` comes before `run`."""
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What a search optimises, in order."""
+
+    def check(self) -> None:
+        """Raise `FitnessError` for all that can be seen without a model: unknown tasks and metrics."""
+
+    def prepare(self, model: LoadedModel) -> None:
+        """Build and tokenise the items once, for this model's tokenizer, dtype and device."""
+
+    def blocks(self) -> Sequence[Block]:
+        """The fixed blocks of items."""
+
+    def run(self, model: LoadedModel, blocks: Sequence[Block] | None = None, *, stop: Stop | None = None) -> Scores:
+        """Score the model; with all blocks when `blocks` is None. `FitnessError` on non-finite scores."""
+
+    def fingerprint(self) -> str:
+        """Hash of items, prompts, tokens, dtype, batch size and versions; `prepare` comes before."""
+
+
+class SearchSpace(Protocol):
+    """Turns genomes into recipes. Constructed with the pool's info and the method declarations."""
+
+    @property
+    def spec(self) -> GenomeSpec:
+        """The genes."""
+
+    def decode(self, genome: Genome) -> Recipe:
+        """The genome's recipe: a pure function. `InfeasibleError` with the reason when there is none."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A genome that a strategy wants evaluated."""
+
+    genome: Genome
+    parents: tuple[int, ...] = ()
+
+
+class Strategy(Protocol):
+    """Proposes genomes and learns from evaluations. Deterministic given its seed and what it was told.
+
+    Constructed as ``Strategy(spec, objectives, *, seed, **config)``.
+    """
+
+    def ask(self, n: int | None = None) -> Sequence[Proposal]:
+        """Up to `n` proposals; its own natural batch (a generation) for ``None``; none while it must
+        wait for evaluations."""
+
+    def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Learn from one evaluation, whatever its status."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All state as JSON values and numpy arrays, the random generator's included."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+
+
+class Evaluator(Protocol):
+    """Evaluates candidates on workers, as many at a time as it has `slots`."""
+
+    @property
+    def slots(self) -> int:
+        """How many candidates are evaluated at once."""
+
+    def submit(self, candidate: Candidate, split: Split = "search") -> None:
+        """Queue a candidate."""
+
+    def collect(self) -> Evaluation:
+        """Wait for any one queued candidate to finish; never raises for a candidate's own failure."""
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """The fitness fingerprint by split."""
+
+    def close(self) -> None:
+        """Release the workers."""

@@ -1,0 +1,249 @@
+"""Recipes: the frozen, hashable, declarative description of one merged model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from evomerge.errors import RecipeError
+from evomerge.method import MethodSpec, Scalar, find_method
+
+Component = Literal["attn", "mlp", "norm", "embed", "final_norm", "head"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+LAYER_COMPONENTS: tuple[Component, ...] = ("attn", "mlp", "norm")
+OUTER_COMPONENTS: tuple[Component, ...] = ("embed", "final_norm", "head")
+COMPONENTS: tuple[Component, ...] = (*LAYER_COMPONENTS, *OUTER_COMPONENTS)
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+
+Parameters = tuple[tuple[str, Scalar], ...]
+"""Parameter values by name, sorted by name: hashable and canonical."""
+
+
+def parameters(values: Mapping[str, Scalar]) -> Parameters:
+    """The canonical form of parameter values."""
+    return tuple(sorted(values.items()))
+
+
+@dataclass(frozen=True)
+class SliceId:
+    """The unit of merging and caching: one component of one layer, or `embed`, `final_norm`, `head`.
+
+    Written ``layers.3.attn`` or ``embed``.
+    """
+
+    component: Component
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.component in LAYER_COMPONENTS) != (self.layer is not None):
+            raise RecipeError(
+                f"slice with component {self.component!r} and layer {self.layer}",
+                f"{', '.join(LAYER_COMPONENTS)} belong to a layer; {', '.join(OUTER_COMPONENTS)} do not",
+            )
+
+    def __str__(self) -> str:
+        return self.component if self.layer is None else f"layers.{self.layer}.{self.component}"
+
+    @staticmethod
+    def parse(text: str) -> SliceId:
+        """Read ``layers.3.attn`` or ``embed``; `RecipeError` for anything else."""
+        if text in OUTER_COMPONENTS:
+            return SliceId(text)
+        match = re.fullmatch(rf"layers\.(\d{{1,6}})\.({'|'.join(LAYER_COMPONENTS)})", text)
+        if match is None:
+            raise RecipeError(
+                f"{text!r} is not a slice",
+                f"write layers.N.C with C one of {', '.join(LAYER_COMPONENTS)}, or {', '.join(OUTER_COMPONENTS)}",
+            )
+        return SliceId(match[2], int(match[1]))  # type: ignore[arg-type]  # the pattern allows components only
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """Where a source model is found and what pins it.
+
+    Attributes:
+        location: a local folder or a hub id (``org/name``).
+        revision: the hub commit, for hub ids.
+        fingerprint: hash of the checkpoint's content, for local folders.
+    """
+
+    location: str
+    revision: str | None = None
+    fingerprint: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What enters hashes: the content where it is known, the location only where nothing pins it."""
+        return self.fingerprint or (f"{self.location}@{self.revision}" if self.revision else self.location)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One source of a slice: a model, one of its layers, and the per-input parameters.
+
+    `layer` is ``None`` where the source layer has the output layer's number.
+    """
+
+    model: str
+    layer: int | None = None
+    parameters: Parameters = ()
+
+
+@dataclass(frozen=True)
+class SliceRecipe:
+    """How one output slice is made.
+
+    Attributes:
+        slice: the output slice.
+        method: name of a merge method.
+        inputs: the sources, in order.
+        parameters: the parameters that are not per input.
+        base: the model whose slice the method's differences are taken from, or ``None``.
+        scale: factor on the slice's residual outputs, for data flow recipes; ``None`` is 1.
+    """
+
+    slice: SliceId
+    method: str
+    inputs: tuple[Input, ...]
+    parameters: Parameters = ()
+    base: Input | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One merged model: for every output slice, in order, its inputs, method and parameters.
+
+    Attributes:
+        models: source models by name, as pairs in order.
+        slices: every slice of the result, in order.
+        dtype: dtype of the result; merging itself computes in float32 and rounds once.
+        config_from: the model whose configuration and tokenizer the result takes.
+        seed: keys the random masks of methods that drop weights.
+    """
+
+    models: tuple[tuple[str, ModelRef], ...]
+    slices: tuple[SliceRecipe, ...]
+    dtype: Dtype
+    config_from: str
+    seed: int = 0
+    _hash: str = field(init=False, repr=False, compare=False, default="")
+
+    def __post_init__(self) -> None:
+        names = {name for name, _ in self.models}
+        used = {(entry.slice, i.model) for entry in self.slices for i in entry.inputs}
+        used |= {(entry.slice, entry.base.model) for entry in self.slices if entry.base}
+        for where, model in sorted(used, key=str):
+            if model not in names:
+                raise RecipeError(
+                    f"slice {where} uses model {model!r}", f"the recipe's models are {', '.join(sorted(names))}"
+                )
+        if self.config_from not in names:
+            raise RecipeError(
+                f"config_from is {self.config_from!r}", f"the recipe's models are {', '.join(sorted(names))}"
+            )
+        if self.dtype not in DTYPES:
+            raise RecipeError(f"dtype {self.dtype!r}", f"allowed: {', '.join(DTYPES)}")
+        seen: set[SliceId] = set()
+        for entry in self.slices:
+            if entry.slice in seen:
+                raise RecipeError(f"slice {entry.slice} is given twice", "every output slice once")
+            seen.add(entry.slice)
+
+    def ref(self, name: str) -> ModelRef:
+        """The reference of one source model."""
+        return dict(self.models)[name]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the canonical content: what is merged and how, not where the files lie."""
+        if not self._hash:
+            object.__setattr__(self, "_hash", hashlib.sha256(self._canonical().encode()).hexdigest())
+        return self._hash
+
+    def _canonical(self) -> str:
+        identity = {name: ref.identity for name, ref in self.models}
+
+        def source(entry: Input, slice_: SliceId) -> list[object]:
+            layer = slice_.layer if entry.layer is None else entry.layer
+            return [identity[entry.model], layer, entry.parameters]
+
+        content = {
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "config_from": identity[self.config_from],
+            "slices": [
+                [
+                    str(s.slice),
+                    s.method,
+                    [source(i, s.slice) for i in s.inputs],
+                    s.parameters,
+                    source(s.base, s.slice) if s.base else None,
+                    s.scale,
+                ]
+                for s in self.slices
+            ],
+        }
+        return json.dumps(content, separators=(",", ":"), sort_keys=True)
+
+    def check(self, methods: Mapping[str, MethodSpec]) -> None:
+        """Raise `RecipeError` for an unknown method, parameter, value or number of inputs."""
+        for entry in self.slices:
+            where = f"slice {entry.slice}"
+            method = find_method(entry.method, methods, where)
+            count, most = len(entry.inputs), method.max_inputs
+            if count < method.min_inputs or (most is not None and count > most):
+                wanted = (
+                    str(method.min_inputs) if most == method.min_inputs else f"{method.min_inputs} to {most or 'any'}"
+                )
+                raise RecipeError(f"{where}: method {method.name!r} was given {count} inputs", f"it takes {wanted}")
+            if method.base == "required" and entry.base is None:
+                raise RecipeError(
+                    f"{where}: method {method.name!r} has no base model",
+                    "it merges differences from a base",
+                    "name one with pool.base (or `base:` in the recipe)",
+                )
+            method.check_parameters(dict(entry.parameters), where, per_input=False)
+            for source in entry.inputs:
+                method.check_parameters(dict(source.parameters), f"{where}, model {source.model}", per_input=True)
+
+
+@dataclass(frozen=True)
+class PoolInfo:
+    """What a recipe can be made of: the pool as search spaces and strategies see it, without tensors.
+
+    Attributes:
+        refs: every model of the pool by name, the base included, as pairs in order.
+        sources: names of the source models (the base is not one), in order.
+        base: name of the base model, or ``None``.
+        slices: every slice of the architecture, in order.
+        layers: number of layers.
+        dtype: dtype of the results.
+    """
+
+    refs: tuple[tuple[str, ModelRef], ...]
+    sources: tuple[str, ...]
+    base: str | None
+    slices: tuple[SliceId, ...]
+    layers: int
+    dtype: Dtype
+
+    @property
+    def config_from(self) -> str:
+        """The model that gives configuration and tokenizer: the base, or the first source."""
+        return self.base or self.sources[0]
+
+    def recipe(self, slices: Iterable[SliceRecipe], seed: int = 0) -> Recipe:
+        """A recipe over this pool's models."""
+        return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed)
+
+    def linear(self, weights: Mapping[str, float]) -> Recipe:
+        """The same weighted sum on every slice: a source itself (weight one), or the uniform average."""
+        inputs = tuple(Input(name, None, (("weight", weight),)) for name, weight in weights.items())
+        return self.recipe(SliceRecipe(s, "linear", inputs, (("normalize", False),)) for s in self.slices)
