@@ -57,7 +57,8 @@ class Scores:
 class Stop(Protocol):
     """Asked after every block with the per-item values so far; true ends the evaluation early."""
 
-    def __call__(self, items: Mapping[str, NDArray[np.float64]]) -> bool: ...
+    def __call__(self, items: Mapping[str, NDArray[np.float64]]) -> bool:
+        """Whether to stop."""
 
 
 class Fitness(Protocol):
@@ -135,8 +136,8 @@ class Evaluator(Protocol):
     def collect(self) -> Evaluation:
         """Wait for any one queued candidate to finish; never raises for a candidate's own failure."""
 
-    def fingerprints(self) -> Mapping[str, str]:
-        """The fitness fingerprint by split."""
+    def fingerprint(self, split: Split) -> str:
+        """The fingerprint of a split's fitness, as the workers prepared it."""
 
     def close(self) -> None:
         """Release the workers."""

@@ -1,0 +1,74 @@
+"""The structured schema of what evomerge owns in a configuration.
+
+Groups that users extend (search space, strategy, fitness, evaluator) are open here: their keys are checked
+against the signature of their `_target_` by `evomerge.factory`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+SCHEMA = "evomerge_schema"
+
+
+@dataclass
+class PoolConfig:
+    """The source models.
+
+    Attributes:
+        models: name -> local folder or hub id (``org/name@revision``), the base included.
+        base: the name of the base model, if there is one.
+        root: folder that relative locations start from.
+        dtype: dtype of the merged models; ``auto`` takes the base's (or the first source's).
+        trust_remote_code: run code that a checkpoint brings along.
+    """
+
+    models: dict[str, str] = field(default_factory=dict)
+    base: str | None = None
+    root: str | None = None
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass
+class SearchConfig:
+    """The budget and the order of a search.
+
+    Attributes:
+        evaluations: how many candidates are evaluated, baselines not counted.
+        seed: of the strategy.
+        baselines: score every source, the base and the uniform average first.
+    """
+
+    evaluations: int = 200
+    seed: int = 0
+    baselines: bool = True
+
+
+@dataclass
+class Config:
+    """A whole experiment."""
+
+    name: str = MISSING
+    run_dir: str = MISSING
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    search_space: Any = MISSING
+    strategy: Any = MISSING
+    fitness: Any = None
+    held_out: Any = None
+    evaluator: Any = MISSING
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the name that `conf/config.yaml` lists."""
+    ConfigStore.instance().store(name=SCHEMA, node=Config)
+
+
+def to_yaml(config: DictConfig) -> str:
+    """The resolved configuration as YAML, as it is kept in a run folder."""
+    return OmegaConf.to_yaml(config, resolve=True)

@@ -1,0 +1,1 @@
+"""Workers: one resident model each, in this process or as Ray actors."""

@@ -1,0 +1,59 @@
+"""The evaluator of a laptop: one worker in this process."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.evaluation.worker import Worker, WorkerBuilder
+
+
+class LocalEvaluator:
+    """Evaluates in this process, one candidate at a time. Never imports ray.
+
+    Args:
+        build: makes the worker, when the first candidate arrives.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        threads: CPU threads of torch; ``None`` leaves torch's own choice.
+    """
+
+    def __init__(self, build: WorkerBuilder, *, device: str = "auto", threads: int | None = None) -> None:
+        self._build = build
+        self._device, self._threads = device, threads
+        self._worker: Worker | None = None
+        self._queue: deque[tuple[Candidate, Split]] = deque()
+
+    @property
+    def slots(self) -> int:
+        """One: the process evaluates while it is asked to."""
+        return 1
+
+    @property
+    def worker(self) -> Worker:
+        """The worker, built at first use."""
+        if self._worker is None:
+            self._worker = self._build(device=self._device, threads=self._threads)
+        return self._worker
+
+    def submit(self, candidate: Candidate, split: Split = "search") -> None:
+        """Queue a candidate."""
+        self._queue.append((candidate, split))
+
+    def collect(self) -> Evaluation:
+        """Evaluate the oldest queued candidate."""
+        return self.worker.evaluate(*self._queue.popleft())
+
+    def fingerprint(self, split: Split) -> str:
+        """The fingerprint of a split's fitness."""
+        return self.worker.fitness(split).fingerprint()
+
+    def close(self) -> None:
+        """Let the resident model go."""
+        self._worker = None
+
+    def __enter__(self) -> LocalEvaluator:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,122 @@
+"""A worker: one resident model and its fitnesses, evaluating one candidate at a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.errors import ConfigError, EvomergeError, FitnessError, InfeasibleError
+from evomerge.merge.assemble import Resident
+from evomerge.merge.plan import make_plan
+from evomerge.models.pool import Pool
+from evomerge.protocols import Fitness, Scores
+
+
+def choose_device(device: str) -> str:
+    """``auto`` becomes the first accelerator there is; anything else is checked.
+
+    Raises:
+        ConfigError: the device is unknown to torch or not on this machine.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"evaluator.device is {device!r}", f"torch cannot use it here: {reason}", "use auto, cpu, or a GPU it has"
+        ) from error
+    return device
+
+
+class Worker:
+    """Opens the pool once, builds the model once, tokenises the items once; then only changes slices.
+
+    Args:
+        pool: the source models.
+        fitnesses: by split; one that is never asked for is never prepared.
+        device: where the resident model lives; ``auto`` chooses.
+        threads: CPU threads of torch, process-wide; ``None`` leaves them.
+    """
+
+    def __init__(
+        self, pool: Pool, fitnesses: Mapping[Split, Fitness], *, device: str = "auto", threads: int | None = None
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._pool = pool
+        self._fitnesses = dict(fitnesses)
+        self._resident = Resident(pool, choose_device(device))
+        self._prepared: set[Split] = set()
+
+    def fitness(self, split: Split) -> Fitness:
+        """The fitness of a split, its items built for this worker's model."""
+        if split not in self._prepared:
+            self._fitnesses[split].prepare(self._resident.model)
+            self._prepared.add(split)
+        return self._fitnesses[split]
+
+    def evaluate(self, candidate: Candidate, split: Split = "search") -> Evaluation:
+        """Merge and score one candidate. Whatever the candidate does wrong becomes the evaluation's status."""
+        fitness = self.fitness(split)  # a fitness that cannot be prepared is the run's error, not the candidate's
+        outcome = Evaluation(candidate.id, "failed", split)
+        if candidate.recipe is None:
+            return replace(outcome, status="infeasible", error="the genome has no recipe")
+        start = time.perf_counter()
+        try:
+            self._resident.apply(make_plan(candidate.recipe, self._pool))
+            merged = time.perf_counter()
+            scores = fitness.run(self._resident.model)
+            _require_finite(scores)
+        except InfeasibleError as error:
+            return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
+        except Exception as error:
+            return replace(outcome, error=_one_line(error), seconds=_elapsed(start))
+        model = scores.seconds.get("model", 0.0)
+        seconds = {"merge": merged - start, "model": model, "other": time.perf_counter() - merged - model}
+        return replace(
+            outcome,
+            status="ok",
+            objectives=scores.objectives,
+            metrics=scores.metrics,
+            items=scores.items,
+            seconds=seconds,
+        )
+
+
+class WorkerBuilder(Protocol):
+    """Builds a worker where it will live; picklable when it is to travel."""
+
+    def __call__(self, *, device: str, threads: int | None) -> Worker:
+        """Open the pool and build the worker."""
+
+
+def _require_finite(scores: Scores) -> None:
+    for name, value in scores.objectives.items():
+        if not math.isfinite(value):
+            raise FitnessError(f"objective {name!r} is {value}", "scores must be finite")
+
+
+def _elapsed(start: float) -> dict[str, float]:
+    return {"merge": 0.0, "model": 0.0, "other": time.perf_counter() - start}
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, EvomergeError):
+        return text
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" ({Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno})" if frame else ""
+    return f"{type(error).__name__}: {text[:500]}{place}"
