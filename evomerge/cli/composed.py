@@ -1,0 +1,124 @@
+"""Composing configurations with Hydra, and saying in one line what is wrong with one."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from evomerge import conf_dir
+from evomerge.config import Config, register
+from evomerge.errors import ConfigError, EvomergeError, nearest
+
+_HYDRA_FLAGS = {"--multirun", "--help", "--hydra-help", "--config-name", "--config-path", "--config-dir", "--cfg", "--info"}
+
+
+def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None]) -> int:
+    """Run `task` as a Hydra application: overrides, ``-m`` sweeps, ``--cfg``, ``--help``.
+
+    Raises:
+        ConfigError: the configuration cannot be composed.
+    """
+    register()
+    unknown = [a for a in arguments if a.startswith("--") and not _known_flag(a)]
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]}", nearest(unknown[0], [f.split("=")[0] for f in _HYDRA_FLAGS]))
+    before, sys.argv = sys.argv, [f"evomerge {verb}", *arguments]
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
+
+    def job(config: DictConfig) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # jobs of a sweep must not share a run folder
+            config.run_dir = os.path.join(config.run_dir, str(HydraConfig.get().job.num))
+        task(cast(Config, config))
+
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explain(error, arguments) from error
+    finally:
+        sys.argv = before
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+    return 0
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """The configuration that `evomerge search` would run with these overrides."""
+    register()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return cast(Config, compose("config", list(overrides)))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explain(error, overrides) from error
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
+    """One line for an error of Hydra or OmegaConf: what was given, what is allowed."""
+    if isinstance(error, EvomergeError):
+        return error
+    chain = [error, *_causes(error)]
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file or "").rpartition("/")
+        return ConfigError(f"{group}={option}: there is no such option", nearest(option, error.options))
+    if isinstance(error, OverrideParseException):
+        reason = error.message.splitlines()[0]
+        return ConfigError(f"cannot read the override {error.override!r}", reason, "write key=value, quoted as a whole")
+    missing_group = re.search(r"Could not override '([^']+)'\. No match in the defaults list", text)
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if missing_group or unknown:
+        key = (missing_group or unknown)[1]  # type: ignore[index]  # one of the two matched
+        return ConfigError(f"there is no key {key!r}", _nearest_key(key, overrides), "see `evomerge search --cfg job`")
+    for cause in chain:
+        key = getattr(cause, "full_key", None)
+        if isinstance(cause, OmegaConfBaseException) and key:
+            return ConfigError(f"{key}: {str(cause).splitlines()[0]}")
+    return ConfigError(text[:500])
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    following = error.__cause__ or error.__context__
+    return [following, *_causes(following)] if following else []
+
+
+def _nearest_key(key: str, overrides: Sequence[str]) -> str:
+    """The valid keys nearest to `key`, from the composition without the overrides that set single keys."""
+    groups = [o for o in overrides if "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
+    groups = [o for o in groups if not o.startswith("-")]
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = compose("config", groups)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return "see `evomerge search --help`"
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if isinstance(node, DictConfig):
+        choices = [f"{parent}.{child}" if parent else str(child) for child in node]
+        return nearest(key, choices)
+    return nearest(key, _all_keys(config))
+
+
+def _all_keys(node: Any, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name in node:
+        key = f"{prefix}{name}"
+        keys.append(key)
+        if isinstance(node, DictConfig) and OmegaConf.is_dict(node._get_node(name)):
+            keys += _all_keys(node[name], f"{key}.")
+    return keys
+
+
+def _known_flag(argument: str) -> bool:
+    name = argument.split("=")[0].replace("_", "-")
+    return name in _HYDRA_FLAGS or name in {"--resolve", "--package", "--run", "--version", "--experimental-rerun"}

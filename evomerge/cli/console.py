@@ -1,0 +1,142 @@
+"""What the terminal shows: progress of a search and of a merge, plans, scores, the final table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from evomerge.candidate import Candidate, Evaluation
+from evomerge.config import Config
+from evomerge.factory import Parts
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class Progress:
+    """A live line while a search runs; plain lines when standard output is not a terminal."""
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        self._total = config.search.evaluations
+        self._objective = parts.fitness.objectives[0]
+        self._done = self._failed = 0
+        self._best = float("nan")
+        self._best_baseline = float("nan")
+        self._run_dir = config.run_dir
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[best]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("searching", total=self._total, best="")
+
+    def __enter__(self) -> Progress:
+        console.print(f"run folder: {self._run_dir}")
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def observe(self, candidate: Candidate, evaluation: Evaluation, *, improved: bool) -> None:
+        """Show one evaluation."""
+        value = evaluation.objectives.get(self._objective.name, float("nan"))
+        if evaluation.split == "held_out":
+            self._bar.update(self._task, description="held-out items")
+            return
+        if candidate.genome is None:
+            best = self._best_baseline
+            if best != best or self._objective.gain(value) > self._objective.gain(best):
+                self._best_baseline = value
+            console.print(f"  baseline {candidate.name}: {self._objective.name} {value:.4f}")
+            return
+        self._done += 1
+        if not evaluation.ok:
+            self._failed += 1
+            if self._failed <= 3:
+                errors.print(f"  candidate {candidate.id} {evaluation.status}: {evaluation.error}")
+        if improved:
+            self._best = value
+            gain = f" ({value - self._best_baseline:+.4f} on the best baseline)"
+            if not console.is_terminal:
+                console.print(f"  {self._done}/{self._total} best {value:.4f}{gain}")
+        shown = f"best {self._best:.4f}, best baseline {self._best_baseline:.4f}"
+        failed = f", {self._failed} failed" if self._failed else ""
+        self._bar.update(self._task, completed=self._done, best=shown + failed)
+
+
+@contextmanager
+def merge_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar over the bytes of a model being written; yields the function to call with (done, total)."""
+    with Bar(console=errors, disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("merging", total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+def warn_settings(config: Config) -> None:
+    """Warn of settings that make the result hard to trust."""
+    if config.held_out is None:
+        errors.print(
+            "[yellow]warning:[/] there is no held-out fitness: the best score will be that of the items it was chosen on; "
+            "set one with fitness@held_out=lm_eval held_out.tasks=[...]"
+        )
+
+
+def print_plan(config: Config, parts: Parts) -> None:
+    """What a search with this configuration would take."""
+    pool = parts.pool
+    nbytes = {name: checkpoint.nbytes for name, checkpoint in pool.checkpoints.items()}
+    table = Table(title="The configuration is valid", show_header=False, title_justify="left")
+    models = ", ".join(f"{name} ({_size(size)})" for name, size in nbytes.items())
+    table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
+    table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
+    table.add_row("genes", str(len(parts.space.spec)))
+    table.add_row("objectives", ", ".join(f"{o.name} ({o.direction})" for o in parts.fitness.objectives))
+    table.add_row("evaluations", f"{config.search.evaluations}, {parts.evaluator.slots} at a time")
+    resident = max(nbytes.values())
+    table.add_row("memory", f"{_size(sum(nbytes.values()))} of sources, mapped; {_size(resident)} for each resident model")
+    table.add_row("disk", f"{_size(resident)} to write the winner with `evomerge merge`")
+    console.print(table)
+
+
+def print_scores(title: str, evaluation: Evaluation) -> None:
+    """Every metric of one evaluation."""
+    table = Table("metric", "value", title=title, title_justify="left")
+    for name, value in {**evaluation.metrics, **evaluation.objectives}.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+
+
+def print_result(run: Path) -> None:
+    """The final table of a run, and what to do next."""
+    from evomerge.report.table import render, summarize
+
+    console.print(render(summarize(run)))
+    console.print(f"\nevomerge export {run} --format mergekit    the recipe for mergekit")
+    console.print(f"evomerge merge {run} OUT                   the model for transformers")
+
+
+def _size(nbytes: int) -> str:
+    value = float(nbytes)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"

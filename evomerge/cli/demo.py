@@ -1,0 +1,34 @@
+"""``evomerge demo``: the whole road on models made here, in a few minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evomerge.cli.main import verb_parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Make the demo pool unless it is there, then search on it."""
+    parser = verb_parser("demo")
+    parser.add_argument("--seed", type=int, default=0, help="of the models, the tasks and the search (default: 0)")
+    parser.add_argument("--folder", type=Path, default=Path("demo_pool"), help="where the models go (default: demo_pool)")
+    parser.add_argument("--threads", type=int, help="CPU threads for training (default: all)")
+    parser.add_argument("--pool-only", action="store_true", help="make the models and tasks, do not search")
+    parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
+    options = parser.parse_args(list(arguments))
+
+    from evomerge.cli.composed import compose_config
+    from evomerge.cli.search import search
+
+    root = options.folder / f"seed{options.seed}"
+    config = compose_config(
+        ["experiment=demo", f"pool.root='{root}'", f"search.seed={options.seed}", *options.overrides]
+    )
+
+    from evomerge.demo.pool import make_demo_pool
+
+    make_demo_pool(root, options.seed, threads=options.threads)
+    if not options.pool_only:
+        search(config)
+    return 0

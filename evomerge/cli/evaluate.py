@@ -1,0 +1,86 @@
+"""``evomerge evaluate``: scores of a recipe or a model with a fitness configuration."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from evomerge.cli.main import verb_parser
+from evomerge.errors import ConfigError, EvomergeError
+
+if TYPE_CHECKING:
+    from evomerge.candidate import Split
+    from evomerge.config import Config
+    from evomerge.models.pool import Pool
+    from evomerge.recipe import Recipe
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate and print every metric."""
+    parser = verb_parser(
+        "evaluate", epilog="The fitness comes from the run, or from overrides: experiment=demo, fitness.tasks=[gsm8k]."
+    )
+    parser.add_argument("target", metavar="RUN|RECIPE|MODEL", help="a run folder, a recipe file, a model folder or hub id")
+    parser.add_argument("--held-out", action="store_true", help="use the held-out fitness")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
+    options = parser.parse_args(list(arguments))
+
+    config = _config(options.target, options.overrides)
+    key = "held_out" if options.held_out else "fitness"
+    split: Split = "held_out" if options.held_out else "search"
+
+    from evomerge.candidate import Candidate
+    from evomerge.cli.console import print_scores
+    from evomerge.evaluation.worker import Worker
+    from evomerge.factory import fitness_from_config
+
+    fitness = fitness_from_config(config, key)
+    recipe, pool = _recipe(options.target)
+    settings = config.evaluator
+    worker = Worker(pool, {split: fitness}, device=settings.get("device", "auto"), threads=settings.get("threads"))
+    evaluation = worker.evaluate(Candidate(0, recipe), split)
+    if not evaluation.ok:
+        raise EvomergeError(f"{options.target} could not be scored: {evaluation.error}")
+    if options.json:
+        json.dump({"objectives": dict(evaluation.objectives), "metrics": dict(evaluation.metrics)}, sys.stdout, indent=2)
+        print()
+    else:
+        print_scores(options.target, evaluation)
+    return 0
+
+
+def _config(target: str, overrides: Sequence[str]) -> Config:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from evomerge.cli.composed import compose_config, explain
+    from evomerge.cli.sources import run_folder
+
+    folder = run_folder(target)
+    if folder is None:
+        return compose_config(overrides)
+    try:
+        kept = OmegaConf.load(folder / "config.yaml")
+        OmegaConf.set_struct(kept, True)
+        return cast("Config", OmegaConf.merge(kept, OmegaConf.from_dotlist(list(overrides))))
+    except (OmegaConfBaseException, OSError) as error:
+        raise explain(error, overrides) from error
+
+
+def _recipe(target: str) -> tuple[Recipe, Pool]:
+    """The recipe and the pool of what is to be scored: a model is the recipe that takes it whole."""
+    from evomerge.cli.sources import LEDGER, load_recipe_or_run
+    from evomerge.models.pool import open_pool, pool_of_recipe
+
+    path = Path(target)
+    if path.is_file() or (path / LEDGER).is_file():
+        recipe = load_recipe_or_run(target)
+        return recipe, pool_of_recipe(recipe)
+    if not path.exists() and path.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"there is no file {target}", "a run folder, a recipe file, a model folder or a hub id")
+    pool = open_pool({"model": target})
+    return pool.info.linear({"model": 1.0}), pool

@@ -1,0 +1,95 @@
+"""The ``evomerge`` command. Imports nothing heavy: each verb is imported when it is run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from evomerge import __version__
+from evomerge.errors import ConfigError, EvomergeError, nearest
+
+VERBS = {
+    "search": "search for a merge recipe",
+    "validate": "check an experiment without loading a model",
+    "demo": "make the demo's models and tasks, then search on them",
+    "export": "write a recipe as evomerge or mergekit YAML",
+    "merge": "write the model of a recipe: safetensors, tokenizer, model card",
+    "evaluate": "score a recipe or a model with a fitness",
+}
+_HELP = """evomerge finds model-merging recipes by evolution.
+
+  evomerge demo                        makes small models and tasks, searches, prints the result
+  evomerge search experiment=demo      a search from a configuration; any key can be overridden
+  evomerge export runs/NAME            the best recipe (--format mergekit for mergekit's YAML)
+  evomerge merge runs/NAME my-model    the best recipe's model, ready for transformers
+
+`evomerge VERB --help` tells more. Completion: eval "$(evomerge -sc install=bash)"
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest valid choices."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, "", f"see `{self.prog} --help`")
+
+
+def verb_parser(verb: str, **arguments: Any) -> argparse.ArgumentParser:
+    """A parser for one verb's own arguments."""
+    return _Parser(prog=f"evomerge {verb}", description=VERBS[verb].capitalize() + ".", **arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Exit status: 0 done, 1 an unexpected failure, 2 something the user can mend, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or bool(os.environ.get("EVOMERGE_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _run(arguments)
+    except EvomergeError as error:
+        if debug:
+            raise
+        print(f"evomerge: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("evomerge: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as in `evomerge export ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())[:500]
+        print(f"evomerge: {type(error).__name__}: {text} (--debug shows the traceback)", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] in (["-sc"], ["--shell-completion"], ["--shell_completion"]):
+        completion = importlib.import_module("evomerge.cli.completion")
+        return int(completion.run(arguments))
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"evomerge {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        raise ConfigError(f"{verb!r} is not a verb of evomerge", nearest(verb, VERBS), "see `evomerge --help`")
+    return int(importlib.import_module(f"evomerge.cli.{verb}").run(rest))
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {name:10} {text}" for name, text in VERBS.items())
+    options = "  --version  print the version\n  --debug    show tracebacks instead of one-line errors"
+    return f"usage: evomerge VERB ...\n\n{_HELP}\nverbs:\n{verbs}\n\noptions:\n{options}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

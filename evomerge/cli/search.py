@@ -1,0 +1,27 @@
+"""``evomerge search``: a Hydra application."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evomerge.config import Config
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Search with the configuration that the arguments compose."""
+    from evomerge.cli.composed import hydra_app
+
+    return hydra_app("search", arguments, search)
+
+
+def search(config: Config) -> None:
+    """Build and check the parts, run, and print the result."""
+    from evomerge.cli.console import Progress, print_result, warn_settings
+    from evomerge.factory import build_parts
+    from evomerge.factory import run as run_search
+
+    parts = build_parts(config)
+    warn_settings(config)
+    with Progress(config, parts) as progress:
+        folder = run_search(config, parts, progress.observe)
+    print_result(folder.path)

@@ -1,0 +1,24 @@
+"""``evomerge validate``: checks everything that can be seen without loading a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evomerge.config import Config
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Validate the configuration that the arguments compose."""
+    from evomerge.cli.composed import hydra_app
+
+    return hydra_app("validate", arguments, validate)
+
+
+def validate(config: Config) -> None:
+    """Build and check the parts, and print what the search would take."""
+    from evomerge.cli.console import print_plan, warn_settings
+    from evomerge.factory import build_parts
+
+    parts = build_parts(config)
+    warn_settings(config)
+    print_plan(config, parts)
