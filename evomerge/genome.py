@@ -45,16 +45,24 @@ class Gene:
                     f"gene {self.name!r} has bounds [{self.low}, {self.high}]",
                     "low and high must be finite with low <= high",
                 )
-        if self.kind == "categorical" and not self.choices:
-            raise ConfigError(f"categorical gene {self.name!r} has no choices")
-        if self.resolution is not None and self.resolution <= 0:
+            if self.kind == "integer" and math.ceil(self.low) > math.floor(self.high):
+                raise ConfigError(
+                    f"integer gene {self.name!r} has bounds [{self.low}, {self.high}]", "an integer must lie between"
+                )
+        if self.kind == "categorical" and (not self.choices or len(set(self.choices)) < len(self.choices)):
+            raise ConfigError(f"categorical gene {self.name!r} has choices {self.choices}", "one or more, each once")
+        if self.resolution is not None and not self._grid_fits(self.resolution):
             raise ConfigError(
                 f"gene {self.name!r} has resolution {self.resolution}",
-                "a resolution must be positive",
+                f"a grid within [{self.low}, {self.high}] needs a step between 1e-9 of the range and the range itself",
                 "leave it out for a continuous gene without a grid",
             )
         if self.initial is not None:
             self.check(self.initial)
+
+    def _grid_fits(self, step: float) -> bool:
+        span = self.high - self.low
+        return step > 0 and math.isfinite(step) and (span == 0 or span * 1e-9 <= step <= span * (1 + 1e-9))
 
     def check(self, value: Value) -> None:
         """Raise `ConfigError` when `value` is not one of this gene's values."""
@@ -66,30 +74,39 @@ class Gene:
             allowed = "true or false"
         else:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            whole = self.kind == "continuous" or (number and float(value) == int(value))
+            whole = self.kind == "continuous" or (number and value == value // 1)
             valid = number and whole and self.low <= value <= self.high
             allowed = f"a{'n integer' if self.kind == 'integer' else ' number'} in [{self.low}, {self.high}]"
         if not valid:
             raise ConfigError(f"gene {self.name!r} was given {value!r}", f"allowed: {allowed}")
 
     def snap(self, value: Value) -> Value:
-        """The nearest value of this gene: clipped to the bounds, on the grid, of the right type."""
+        """The nearest value of this gene: clipped to the bounds, on the grid, of the right type.
+
+        Raises:
+            ConfigError: nothing is near: NaN, or a value that is not one of the choices.
+        """
         if self.kind == "categorical" or self.kind == "boolean":
-            return value
-        clipped = min(max(float(value), self.low), self.high)
+            self.check(value)
+            return bool(value) if self.kind == "boolean" else str(value)
+        if isinstance(value, (str, bool)) or math.isnan(value):
+            raise ConfigError(f"gene {self.name!r} was given {value!r}", f"a number in [{self.low}, {self.high}]")
+        low, high = float(self.low), float(self.high)
+        clipped = min(max(float(value), low), high)
         if self.kind == "integer":
-            return int(min(max(round(clipped), math.ceil(self.low)), math.floor(self.high)))
-        if self.resolution is not None:
-            step = round((clipped - self.low) / self.resolution)
+            return min(max(round(clipped), math.ceil(low)), math.floor(high))
+        if self.resolution is not None and low < high:
+            last = math.floor((high - low) / self.resolution + 1e-9)
+            step = min(round((clipped - low) / self.resolution), last)
             # Rounding to 12 digits makes equal grid points equal floats, hence equal content keys.
-            clipped = min(round(self.low + step * self.resolution, 12), self.high)
-        return clipped
+            clipped = min(max(round(low + step * self.resolution, 12), low), high)
+        return clipped + 0.0  # -0.0 and 0.0 would be equal genomes with different hashes
 
     @property
     def start(self) -> Value:
         """`initial`, or the middle of the range, the first choice, or ``False``."""
         if self.initial is not None:
-            return self.initial
+            return self.snap(self.initial)
         if self.kind == "categorical":
             return self.choices[0]
         if self.kind == "boolean":

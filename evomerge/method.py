@@ -7,6 +7,7 @@ themselves from them without importing torch. The functions live in `evomerge.me
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -44,7 +45,8 @@ class ParameterSpec:
             valid, allowed = isinstance(value, bool), "true or false"
         else:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            valid = number and math.isfinite(value) and self.minimum <= value <= self.maximum
+            # Comparing instead of math.isfinite, which overflows on integers beyond the floats.
+            valid = number and abs(value) <= sys.float_info.max and self.minimum <= value <= self.maximum
             bounded = math.isfinite(self.minimum) or math.isfinite(self.maximum)
             allowed = f"a number in [{self.minimum}, {self.maximum}]" if bounded else "a finite number"
         if not valid:

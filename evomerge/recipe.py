@@ -29,6 +29,17 @@ def parameters(values: Mapping[str, Scalar]) -> Parameters:
     return tuple(sorted(values.items()))
 
 
+def _canonical_scalar(value: Scalar) -> Scalar:
+    """One spelling of equal numbers: 1, 1.0 and -0.0, 0.0 are the same weight and must hash alike."""
+    if isinstance(value, (bool, str)):
+        return value
+    return float(value) + 0.0 if abs(value) <= 2**53 else value
+
+
+def _canonical_parameters(values: Parameters) -> list[tuple[str, Scalar]]:
+    return sorted((name, _canonical_scalar(value)) for name, value in values)
+
+
 @dataclass(frozen=True)
 class SliceId:
     """The unit of merging and caching: one component of one layer, or `embed`, `final_norm`, `head`.
@@ -40,11 +51,19 @@ class SliceId:
     layer: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.component in LAYER_COMPONENTS) != (self.layer is not None):
+        in_layer = self.component in LAYER_COMPONENTS
+        if (self.component not in COMPONENTS) or in_layer != (self.layer is not None) or (self.layer or 0) < 0:
             raise RecipeError(
                 f"slice with component {self.component!r} and layer {self.layer}",
                 f"{', '.join(LAYER_COMPONENTS)} belong to a layer; {', '.join(OUTER_COMPONENTS)} do not",
             )
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Sorts slices in model order: ``embed``, the layers (attn, mlp, norm), ``final_norm``, ``head``."""
+        rank = COMPONENTS.index(self.component)
+        part = 1 if self.layer is not None else 0 if self.component == "embed" else 2
+        return part, self.layer or 0, rank
 
     def __str__(self) -> str:
         return self.component if self.layer is None else f"layers.{self.layer}.{self.component}"
@@ -122,7 +141,7 @@ class Recipe:
 
     Attributes:
         models: source models by name, as pairs in order.
-        slices: every slice of the result, in order.
+        slices: every slice of the result; kept in model order, however they are given.
         dtype: dtype of the result; merging itself computes in float32 and rounds once.
         config_from: the model whose configuration and tokenizer the result takes.
         seed: keys the random masks of methods that drop weights.
@@ -136,7 +155,10 @@ class Recipe:
     _hash: str = field(init=False, repr=False, compare=False, default="")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "slices", tuple(sorted(self.slices, key=lambda entry: entry.slice.order)))
         names = {name for name, _ in self.models}
+        if len(names) != len(self.models):
+            raise RecipeError(f"models {', '.join(name for name, _ in self.models)}", "every name once")
         used = {(entry.slice, i.model) for entry in self.slices for i in entry.inputs}
         used |= {(entry.slice, entry.base.model) for entry in self.slices if entry.base}
         for where, model in sorted(used, key=str):
@@ -155,6 +177,10 @@ class Recipe:
             if entry.slice in seen:
                 raise RecipeError(f"slice {entry.slice} is given twice", "every output slice once")
             seen.add(entry.slice)
+        if not seen:
+            raise RecipeError("the recipe has no slices", "every slice of the model needs one")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise RecipeError(f"seed is {self.seed!r}", "allowed: an integer from 0 to 2^63 - 1")
 
     def ref(self, name: str) -> ModelRef:
         """The reference of one source model."""
@@ -172,7 +198,7 @@ class Recipe:
 
         def source(entry: Input, slice_: SliceId) -> list[object]:
             layer = slice_.layer if entry.layer is None else entry.layer
-            return [identity[entry.model], layer, entry.parameters]
+            return [identity[entry.model], layer, _canonical_parameters(entry.parameters)]
 
         content = {
             "dtype": self.dtype,
@@ -183,9 +209,9 @@ class Recipe:
                     str(s.slice),
                     s.method,
                     [source(i, s.slice) for i in s.inputs],
-                    s.parameters,
+                    _canonical_parameters(s.parameters),
                     source(s.base, s.slice) if s.base else None,
-                    s.scale,
+                    None if s.scale is None else _canonical_scalar(s.scale),
                 ]
                 for s in self.slices
             ],

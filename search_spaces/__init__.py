@@ -1,0 +1,1 @@
+"""Search spaces: what turns genomes into recipes. Found through `_target_` in a configuration."""
