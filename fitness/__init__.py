@@ -1,0 +1,1 @@
+"""Fitnesses: how good a merged model is."""
