@@ -1,0 +1,29 @@
+"""A model in memory with its tokenizer: what a fitness scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class LoadedModel:
+    """A transformers model on a device.
+
+    Attributes:
+        module: in evaluation mode; its weights change in place from candidate to candidate.
+        tokenizer: the transformers tokenizer, or ``None`` where the pool has none.
+        dtype: dtype of the weights.
+        device: where the weights are.
+        name_or_path: folder that configuration and tokenizer come from.
+    """
+
+    module: PreTrainedModel
+    tokenizer: Any
+    dtype: torch.dtype
+    device: torch.device
+    name_or_path: str
