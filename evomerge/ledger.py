@@ -1,0 +1,283 @@
+"""The ledger: the append-only record of a run, and the only truth about it.
+
+One event per line (`evomerge.ledger_file` says how lines are written). Every event has `seq`, `event` and
+`time` (UTC). The events and their fields:
+
+- ``started``: `schema`, `version`, and what the run was started with: `seed`, `objectives` (name to direction), ...
+- ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or null), `parents`, `recipe_hash`.
+- ``told``: `candidate`, `split`, `status`, `objectives`, `metrics`, `seconds` by stage, `error`, and
+  `items`, `items_hash`: file name and SHA-256 of the per-item scores in the folder ``items``.
+- ``improved``: `candidate`, `objective` (the value), `recipe_hash`.
+- ``stopped``: `reason` and counts.
+- ``interrupted``, ``resumed``: a session ended early, another went on. Not part of the run's content.
+
+Readers ignore events and fields that they do not know, so that later versions can add some.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from evomerge import __version__
+from evomerge.candidate import Candidate, Evaluation, Items, Split, Status
+from evomerge.files import sync_file, sync_folder, write_bytes_atomic
+from evomerge.ledger_file import Event, LedgerError, LineFile, Lock, TornLine, decode, report_torn, scan
+from evomerge.run_folder import RunFolder
+
+__all__ = [
+    "SCHEMA",
+    "Event",
+    "Ledger",
+    "LedgerError",
+    "RunFolder",
+    "TornLine",
+    "canonical_events",
+    "evaluation_of",
+    "read_items",
+    "read_ledger",
+]
+
+SCHEMA = 1
+SESSION_EVENTS = ("interrupted", "resumed")
+_NOT_CONTENT = ("seq", "time", "crc32", "seconds", "items")
+_EXACT_DTYPES = (np.uint8, np.int16, np.float16, np.float32)
+
+
+class Ledger:
+    """The ledger of a run folder, open for appending: a new one, or one to continue.
+
+    Every event survives the death of the process as soon as `append` returns. Surviving a power failure
+    takes an fsync, which is what `sync` is about.
+
+    Args:
+        folder: the run folder.
+        sync: ``every`` event reaches the disk before `append` returns (items files before their event), or
+            all of them at the first event after each `interval`, and at the end.
+        interval: seconds.
+
+    Attributes:
+        torn: an incomplete last line that was found and removed, or ``None``.
+
+    Raises:
+        LedgerError: another process writes this ledger, a line is damaged, or the file cannot be written.
+    """
+
+    def __init__(
+        self, folder: RunFolder, *, sync: Literal["every", "interval"] = "every", interval: float = 1.0
+    ) -> None:
+        self.folder = folder
+        self._every = sync == "every"
+        self._interval = interval
+        try:
+            self._lock = Lock(folder.lock)
+            try:
+                self._file = LineFile(folder.ledger)
+            except BaseException:
+                self._lock.release()
+                raise
+        except OSError as error:
+            raise LedgerError(
+                f"{error.filename or folder.ledger} cannot be opened: {error.strerror}",
+                "a run folder that exists and can be written",
+                "check the folder",
+            ) from error
+        self.torn = self._file.torn
+        self._synced_at = time.monotonic()
+        self._unsynced_items: list[Path] = []
+        self._open = True
+
+    def __len__(self) -> int:
+        return self._file.lines
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def append(self, event: str, **fields: Any) -> int:
+        """Write one event and return its `seq`. Fields are JSON values, numpy scalars or arrays.
+
+        Raises:
+            LedgerError: the disk is full or fails, or the ledger was closed.
+        """
+        if not self._open:
+            raise LedgerError(f"{self.folder.ledger} was closed", "an open ledger")
+        stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        first = {"schema": SCHEMA, "version": __version__} if event == "started" else {}
+        number = self._file.append({"event": event, "time": stamp, **first, **fields})
+        if self._every or time.monotonic() - self._synced_at >= self._interval:
+            self.sync()
+        return number
+
+    def log_asked(self, candidate: Candidate, split: Split = "search") -> int:
+        """Record that a candidate is about to be evaluated."""
+        return self.append(
+            "asked",
+            candidate=candidate.id,
+            split=split,
+            name=candidate.name,
+            genome=None if candidate.genome is None else candidate.genome.values,
+            parents=candidate.parents,
+            recipe_hash=None if candidate.recipe is None else candidate.recipe.hash,
+        )
+
+    def log_told(self, evaluation: Evaluation) -> int:
+        """Record an evaluation; its per-item scores are in their file before the event is written."""
+        file, digest = None, None
+        if evaluation.items:
+            path = self.folder.items_file(evaluation.candidate, evaluation.split)
+            data = safetensors.save({name: _compact(values) for name, values in evaluation.items.items()})
+            write_bytes_atomic(path, data, sync=self._every)
+            if not self._every:
+                self._unsynced_items.append(path)
+            file, digest = path.name, hashlib.sha256(data).hexdigest()
+        return self.append(
+            "told",
+            candidate=evaluation.candidate,
+            split=evaluation.split,
+            status=evaluation.status,
+            objectives=evaluation.objectives,
+            metrics=evaluation.metrics,
+            seconds=evaluation.seconds,
+            error=evaluation.error,
+            items=file,
+            items_hash=digest,
+        )
+
+    def sync(self) -> None:
+        """Wait until everything so far is on the disk: items files first, the events that name them after."""
+        for path in self._unsynced_items:
+            sync_file(path)
+        if self._unsynced_items:
+            sync_folder(self.folder.items)
+            self._unsynced_items = []
+        self._file.sync()
+        self._synced_at = time.monotonic()
+
+    def close(self) -> None:
+        """Sync, close and give the lock back; a second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            self.sync()
+        finally:
+            self._file.close()
+            self._lock.release()
+
+
+def read_ledger(folder: RunFolder | Path, on_torn: Callable[[TornLine], None] | None = None) -> Iterator[Event]:
+    """The events of a run in order, one at a time, whether or not the run goes on.
+
+    Args:
+        folder: the run folder, or its path.
+        on_torn: told of an incomplete last line, which is left out; a warning is logged by default.
+
+    Raises:
+        LedgerError: the file is missing, a line is damaged (the message has its number), or a newer evomerge
+            wrote it in another format.
+    """
+    path = RunFolder(folder).ledger if isinstance(folder, Path) else folder.ledger
+    for number, line in scan(path, on_torn or (lambda torn: report_torn(path, torn))):
+        event = decode(line, f"{path}: line {number}")
+        if event["event"] == "started" and event.get("schema") != SCHEMA:
+            raise LedgerError(
+                f"{path} has format {event.get('schema')!r}",
+                f"evomerge {__version__} reads format {SCHEMA}",
+                f"read it with evomerge {event.get('version')}",
+            )
+        yield event
+
+
+def canonical_events(folder: RunFolder | Path) -> list[Event]:
+    """What a run did, without when, how long and where: equal for two runs with the same content.
+
+    Leaves out times, seconds by stage, file names (the hash of the per-item scores stays), numbers and
+    checksums of lines, and the events of sessions that were interrupted and resumed.
+    """
+    return [
+        {key: value for key, value in event.items() if key not in _NOT_CONTENT}
+        for event in read_ledger(folder)
+        if event["event"] not in SESSION_EVENTS
+    ]
+
+
+def evaluation_of(told: Event, items: Items | None = None) -> Evaluation:
+    """The evaluation that a ``told`` event records, exactly; without per-item scores unless `items` are given.
+
+    Raises:
+        LedgerError: a field is missing or has the wrong type.
+    """
+    try:
+        if told["status"] not in get_args(Status) or told["split"] not in get_args(Split):
+            raise ValueError(f"status {told['status']!r}, split {told['split']!r}")
+        return Evaluation(
+            candidate=int(told["candidate"]),
+            status=told["status"],
+            split=told["split"],
+            objectives=_numbers(told["objectives"]),
+            metrics=_numbers(told["metrics"]),
+            items={} if items is None else items,
+            seconds=_numbers(told["seconds"]),
+            error=str(told["error"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LedgerError(f"a told event is malformed ({type(error).__name__}: {error})") from error
+
+
+def read_items(
+    folder: RunFolder | Path, candidate: int, split: Split = "search", *, digest: str | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Per-item scores of one evaluation by ``task/metric``, float64 in document order.
+
+    Args:
+        folder: the run folder, or its path.
+        candidate: the candidate's id.
+        split: which items.
+        digest: the event's `items_hash`, to check the file against.
+
+    Raises:
+        LedgerError: the file is missing, unreadable or not the one that the event speaks of.
+    """
+    path = (RunFolder(folder) if isinstance(folder, Path) else folder).items_file(candidate, split)
+    try:
+        data = path.read_bytes()
+        if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+            raise LedgerError(f"{path} does not match the hash in the ledger", "the file that the run wrote")
+        arrays = safetensors.load(data)
+    except (OSError, SafetensorError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise LedgerError(f"{path} cannot be read: {reason}", "the file that the run wrote") from error
+    return {name: arrays[name].astype(np.float64) for name in sorted(arrays)}
+
+
+def _compact(values: NDArray[np.float64]) -> NDArray[Any]:
+    """The same values in the smallest dtype that holds them all exactly, NaN and the sign of zero included.
+
+    Right or wrong (0 and 1) takes a byte per item; with items that were not run (NaN), two.
+    """
+    exact = np.ascontiguousarray(values, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        for dtype in _EXACT_DTYPES:
+            small = exact.astype(dtype)
+            if small.astype(np.float64).tobytes() == exact.tobytes():
+                return small
+    return exact
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}

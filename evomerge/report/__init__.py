@@ -1,0 +1,1 @@
+"""What a finished run found, from its folder alone: paired tests and tables."""

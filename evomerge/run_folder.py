@@ -1,0 +1,156 @@
+"""The folder of a run: where everything lies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from evomerge.candidate import Split
+from evomerge.errors import OutputError, nearest
+from evomerge.files import write_text_atomic
+from evomerge.ledger_file import LedgerError
+from evomerge.recipe import DTYPES, ModelRef, PoolInfo, SliceId
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run's files. `create` and `open` check the folder; the constructor does not.
+
+    Attributes:
+        path: the run folder, ``runs/NAME``.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def pool(self) -> Path:
+        """The pinned source models."""
+        return self.path / "pool.json"
+
+    @property
+    def ledger(self) -> Path:
+        """The record of the run."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes the ledger."""
+        return self.path / "ledger.lock"
+
+    @property
+    def items(self) -> Path:
+        """Folder of the per-item scores."""
+        return self.path / "items"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the strategy's state."""
+        return self.path / "checkpoint"
+
+    @property
+    def best_recipe(self) -> Path:
+        """The best recipe so far."""
+        return self.path / "best" / "recipe.yaml"
+
+    @property
+    def best_mergekit(self) -> Path:
+        """The best recipe so far, as a mergekit configuration."""
+        return self.path / "best" / "mergekit.yaml"
+
+    def items_file(self, candidate: int, split: Split) -> Path:
+        """The per-item scores of one evaluation."""
+        return self.items / f"{split}-{candidate}.safetensors"
+
+    @classmethod
+    def create(cls, path: str | Path) -> RunFolder:
+        """Make a new run folder, its parents too.
+
+        Raises:
+            OutputError: something is there already, or the folder cannot be made.
+        """
+        folder = cls(Path(path))
+        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+            held = "holds a run" if folder.ledger.exists() else "is not an empty folder"
+            raise OutputError(
+                f"run folder {folder.path} {held}",
+                "a folder that does not exist yet, or is empty",
+                "choose another one, or remove it",
+            )
+        try:
+            folder.items.mkdir(parents=True, exist_ok=True)
+            folder.best_recipe.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"run folder {folder.path} cannot be made: {error.strerror}",
+                "a place you can write",
+                "choose another one",
+            ) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder of a run that was started before.
+
+        Raises:
+            LedgerError: there is no ledger in it.
+        """
+        folder = cls(Path(path))
+        if not folder.ledger.is_file():
+            missing = "has no ledger.jsonl" if folder.path.is_dir() else "does not exist"
+            parent = folder.path.parent
+            runs = [entry.parent.name for entry in parent.glob("*/ledger.jsonl")]
+            raise LedgerError(
+                f"run folder {folder.path} {missing}",
+                f"the folder of a run; in {parent} {nearest(folder.path.name, runs)}",
+                "give the folder that a search wrote",
+            )
+        return folder
+
+    def write_pool(self, info: PoolInfo) -> None:
+        """Write ``pool.json``: the models with what pins them, and the slices of their architecture."""
+        content = {
+            "evomerge_pool": 1,
+            "models": {name: asdict(ref) for name, ref in info.refs},
+            "sources": list(info.sources),
+            "base": info.base,
+            "dtype": info.dtype,
+            "layers": info.layers,
+            "slices": [str(entry) for entry in info.slices],
+        }
+        write_text_atomic(self.pool, json.dumps(content, indent=2) + "\n")
+
+    def read_pool(self) -> PoolInfo:
+        """The pool of the run.
+
+        Raises:
+            LedgerError: ``pool.json`` is missing or malformed.
+        """
+        try:
+            return _pool_info(json.loads(self.pool.read_text()))
+        except OSError as error:
+            raise LedgerError(f"{self.pool} cannot be read: {error.strerror}", "the folder of a run") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise LedgerError(f"{self.pool} is malformed ({reason})", "the file that the search wrote") from error
+
+
+def _pool_info(content: Any) -> PoolInfo:
+    if content["evomerge_pool"] != 1:
+        raise ValueError(f"format {content['evomerge_pool']!r}, this version reads 1")
+    refs = tuple((name, ModelRef(**ref)) for name, ref in content["models"].items())
+    names = {name for name, _ in refs}
+    sources, base = tuple(content["sources"]), content["base"]
+    unknown = {*sources, *([base] if base is not None else [])} - names
+    if unknown:
+        raise ValueError(f"no model is named {', '.join(sorted(map(str, unknown)))}")
+    if content["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {content['dtype']!r}")
+    slices = tuple(SliceId.parse(text) for text in content["slices"])
+    return PoolInfo(refs, cast(tuple[str, ...], sources), base, slices, int(content["layers"]), content["dtype"])
