@@ -1,0 +1,154 @@
+"""Training of the demo models: stages of next-token prediction on drawn texts."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from evomerge.demo.items import Text, Texts
+from evomerge.demo.languages import BOS, EOS, ID_OF, PAD, VOCABULARY
+
+BATCH = 64
+"""Texts in a step."""
+
+WARM_UP = 20
+"""Steps over which the learning rate rises; it then falls as a cosine to `FLOOR` of its peak."""
+
+FLOOR = 0.02
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model's training: `steps` from the parameters of `start` (None: fresh), on a mixture of kinds of text."""
+
+    name: str
+    start: str | None
+    steps: int
+    learning_rate: float
+    mixture: Mapping[str, float]
+
+
+MODEL: Mapping[str, Any] = {
+    "hidden_size": 96,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 192,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.08,  # at 0.02 the base learns more slowly
+}
+
+STAGES = (
+    Stage(
+        "base", None, 350, 3e-3, {"simple": 1.0, "sort_anywhere": 0.07, "restate": 0.4, "report": 0.4, "translate": 0.4}
+    ),
+    Stage("math", "base", 150, 5e-4, {"sort": 1.0, "simple": 0.4}),
+    Stage("lang", "base", 200, 7e-4, {"restate": 0.5, "report": 0.5, "translate": 0.5}),
+)
+
+
+def new_model(seed: int) -> Any:
+    """A fresh `LlamaForCausalLM` (float32) whose parameters follow from `seed`; torch's global generator is kept."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        pad_token_id=ID_OF[PAD],
+        bos_token_id=ID_OF[BOS],
+        eos_token_id=ID_OF[EOS],
+        **MODEL,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).float()
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model with its tokenizer and generation config to `folder`, as safetensors, without a progress bar."""
+    from transformers.utils import logging
+
+    model.generation_config.max_length = model.config.max_position_embeddings
+    had_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if had_bar:
+            logging.enable_progress_bar()
+    tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch use `count` threads inside the block (None: as it is now)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def learning_rate_at(step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 0, as a fraction of the peak."""
+    warm_up = min(WARM_UP, steps)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    progress = (step - warm_up) / max(1, steps - warm_up)
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def draw(texts: Texts, mixture: Mapping[str, float], count: int, rng: np.random.Generator) -> list[Text]:
+    """Draw `count` texts, the kind of each with probability proportional to its weight."""
+    kinds = list(mixture)
+    weights = np.array([mixture[kind] for kind in kinds])
+    chosen = rng.choice(len(kinds), size=count, p=weights / weights.sum())
+    return [texts.kinds[kinds[kind]](rng) for kind in chosen]
+
+
+def collate(batch: list[Text]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad on the right: ids of shape [texts, longest], and where a prediction is learnt, [texts, longest - 1], bool.
+
+    Attention is causal and nothing is learnt at padding, so no attention mask is needed.
+    """
+    longest = max(len(text.ids) for text in batch)
+    ids = torch.full((len(batch), longest), ID_OF[PAD])
+    learnt = torch.zeros((len(batch), longest), dtype=torch.bool)
+    for row, text in enumerate(batch):
+        ids[row, : len(text.ids)] = torch.tensor(text.ids)
+        learnt[row, : len(text.learnt)] = torch.tensor(text.learnt)
+    return ids, learnt[:, 1:]
+
+
+def loss_of(model: Any, ids: torch.Tensor, learnt: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the learnt tokens; only their rows go through the head."""
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    return functional.cross_entropy(model.lm_head(hidden[learnt]), ids[:, 1:][learnt])
+
+
+def train(model: Any, stage: Stage, texts: Texts, rng: np.random.Generator, each_step: Callable[[], None]) -> None:
+    """Train `model` in place as `stage` says; `each_step` is called after every step."""
+    model.train()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), fused=True)
+    for step in range(stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * learning_rate_at(step, stage.steps)
+        loss = loss_of(model, *collate(draw(texts, stage.mixture, BATCH, rng)))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        each_step()
+    model.eval()
