@@ -73,9 +73,12 @@ class Gene:
             valid = isinstance(value, (bool, np.bool_))
             allowed = "true or false"
         else:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            whole = self.kind == "continuous" or (number and value == value // 1)
-            valid = number and whole and self.low <= value <= self.high
+            valid = (
+                isinstance(value, (int, float))
+                and not isinstance(value, bool)
+                and self.low <= value <= self.high
+                and (self.kind == "continuous" or value == value // 1)
+            )
             allowed = f"a{'n integer' if self.kind == 'integer' else ' number'} in [{self.low}, {self.high}]"
         if not valid:
             raise ConfigError(f"gene {self.name!r} was given {value!r}", f"allowed: {allowed}")

@@ -44,9 +44,13 @@ class ParameterSpec:
         if self.kind == "boolean":
             valid, allowed = isinstance(value, bool), "true or false"
         else:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
             # Comparing instead of math.isfinite, which overflows on integers beyond the floats.
-            valid = number and abs(value) <= sys.float_info.max and self.minimum <= value <= self.maximum
+            valid = (
+                isinstance(value, (int, float))
+                and not isinstance(value, bool)
+                and abs(value) <= sys.float_info.max
+                and self.minimum <= value <= self.maximum
+            )
             bounded = math.isfinite(self.minimum) or math.isfinite(self.maximum)
             allowed = f"a number in [{self.minimum}, {self.maximum}]" if bounded else "a finite number"
         if not valid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -177,6 +178,10 @@ class Recipe:
             if entry.slice in seen:
                 raise RecipeError(f"slice {entry.slice} is given twice", "every output slice once")
             seen.add(entry.slice)
+            sources = entry.inputs if entry.base is None else (*entry.inputs, entry.base)
+            for name, value in (*entry.parameters, *(pair for source in sources for pair in source.parameters)):
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise RecipeError(f"slice {entry.slice}: {name} is {value}", "a finite number")
         if not seen:
             raise RecipeError("the recipe has no slices", "every slice of the model needs one")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:

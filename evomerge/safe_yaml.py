@@ -1,0 +1,138 @@
+"""Untrusted YAML read safely: bounded size and depth, no aliases, no repeated keys, errors that name the key."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import yaml
+
+from evomerge.errors import RecipeError, nearest
+
+MAX_CHARACTERS = 16 * 2**20
+MAX_DEPTH = 16
+
+T = TypeVar("T")
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # mypy wants a fixed base
+    """Safe YAML that also reads 1e-5 as a number, as YAML 1.2 does."""
+
+
+def read_exponents(resolver: type[yaml.resolver.BaseResolver]) -> None:
+    """Make a loader read 1e-5 as a number, and a dumper quote text that looks like it (some commit hashes do)."""
+    pattern = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    resolver.add_implicit_resolver("tag:yaml.org,2002:float", pattern, list("-+.0123456789"))
+
+
+read_exponents(_Loader)
+
+
+def parse(text: str) -> Any:
+    """The plain values of a YAML document; `RecipeError` when it is not one, or is too large or too deep."""
+    if len(text) > MAX_CHARACTERS:
+        raise RecipeError(f"the file has {len(text):,} characters", f"a recipe has at most {MAX_CHARACTERS:,}")
+    try:
+        _check_events(text)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            _check_keys(node)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or date that Python refuses
+        problem = " ".join(str(error).split())
+        raise RecipeError(f"the file is not valid YAML: {problem}") from None
+
+
+def _check_events(text: str) -> None:
+    """Refuse what makes composing expensive or recursive before composing: depth and aliases."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.events.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.events.CollectionEndEvent):
+            depth -= 1
+        where = f"line {event.start_mark.line + 1}" if event.start_mark else "the file"
+        if depth > MAX_DEPTH:
+            raise RecipeError(f"{where} is nested {depth} deep", f"a recipe has at most {MAX_DEPTH} levels")
+        if isinstance(event, yaml.AliasEvent):
+            raise RecipeError(
+                f"{where} uses the alias *{event.anchor}", "recipes have no aliases", "write the value out"
+            )
+
+
+def _check_keys(node: yaml.Node | None) -> None:
+    """Refuse keys that are given twice: YAML would silently keep the last."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise RecipeError(f"{key.value!r} on line {key.start_mark.line + 1} is given twice", "every key once")
+            seen.add(str(key.value))
+            _check_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value)
+
+
+def mapping(content: Any, where: str, required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
+    """A mapping with these keys and no others."""
+    here = where or "the file"
+    if content is None:
+        raise RecipeError(f"{here} is empty", f"a mapping with {', '.join((*required, *optional))}")
+    if not isinstance(content, dict):
+        raise RecipeError(f"{here} is {shown(content)}", f"a mapping with {', '.join((*required, *optional))}")
+    dot = f"{where}." if where else ""
+    for key in content:
+        if key not in required and key not in optional:
+            raise RecipeError(f"unknown key {dot}{key}", nearest(str(key), (*required, *optional)))
+    for key in required:
+        if key not in content:
+            raise RecipeError(f"{dot}{key} is missing", f"{here} needs {', '.join(required)}")
+    return content
+
+
+def optional(fields: dict[str, Any], key: str, where: str, read: Callable[[Any, str], T]) -> T | None:
+    """`read` applied to a field that may be missing or null."""
+    value = fields.get(key)
+    return None if value is None else read(value, f"{where}.{key}")
+
+
+def items(content: Any, where: str) -> list[Any]:
+    """A list that is not empty."""
+    if not isinstance(content, list) or not content:
+        raise RecipeError(f"{where} is {shown(content)}", "a list of one or more")
+    return content
+
+
+def text(content: Any, where: str) -> str:
+    """Text that is not empty."""
+    if not isinstance(content, str) or not content:
+        raise RecipeError(f"{where} is {shown(content)}", "text", "put it in quotes if it is a name")
+    return content
+
+
+def integer(content: Any, where: str) -> int:
+    """An integer of at most 63 bits."""
+    if isinstance(content, bool) or not isinstance(content, int) or abs(content) >= 2**63:
+        raise RecipeError(f"{where} is {shown(content)}", "an integer below 2^63")
+    return content
+
+
+def number(content: Any, where: str) -> int | float:
+    """A finite number."""
+    whole = isinstance(content, int) and abs(content) < 2**63
+    if isinstance(content, bool) or not (whole or (isinstance(content, float) and math.isfinite(content))):
+        raise RecipeError(f"{where} is {shown(content)}", "a finite number")
+    value: int | float = content
+    return value
+
+
+def shown(content: Any) -> str:
+    """A value as messages show it: short, on one line."""
+    written = repr(content)
+    return written if len(written) <= 60 else f"{written[:57]}..."
