@@ -16,6 +16,9 @@ from torch.nn import functional
 from evomerge.demo.items import Text, Texts
 from evomerge.demo.languages import BOS, EOS, ID_OF, PAD, VOCABULARY
 
+WIDTH = 32
+"""The tokens that a model can read, and the length of a training row."""
+
 BATCH = 64
 """Texts in a step."""
 
@@ -42,7 +45,7 @@ MODEL: Mapping[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "intermediate_size": 192,
-    "max_position_embeddings": 32,
+    "max_position_embeddings": WIDTH,
     "tie_word_embeddings": True,
     "initializer_range": 0.08,  # at 0.02 the base learns more slowly
 }
@@ -115,24 +118,52 @@ def draw(texts: Texts, mixture: Mapping[str, float], count: int, rng: np.random.
     return [texts.kinds[kinds[kind]](rng) for kind in chosen]
 
 
-def collate(batch: list[Text]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad on the right: ids of shape [texts, longest], and where a prediction is learnt, [texts, longest - 1], bool.
+@dataclass(frozen=True)
+class Batch:
+    """Texts packed into rows of `WIDTH` tokens; each attends to itself only and counts its positions from 0.
 
-    Attention is causal and nothing is learnt at padding, so no attention mask is needed.
+    ids, positions: [rows, WIDTH], int64. targets: the same shape, the token to predict, or -100 where nothing is
+    learnt. mask: [rows, 1, WIDTH, WIDTH], float32, added to the attention scores.
     """
-    longest = max(len(text.ids) for text in batch)
-    ids = torch.full((len(batch), longest), ID_OF[PAD])
-    learnt = torch.zeros((len(batch), longest), dtype=torch.bool)
-    for row, text in enumerate(batch):
-        ids[row, : len(text.ids)] = torch.tensor(text.ids)
-        learnt[row, : len(text.learnt)] = torch.tensor(text.learnt)
-    return ids, learnt[:, 1:]
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    mask: torch.Tensor
 
 
-def loss_of(model: Any, ids: torch.Tensor, learnt: torch.Tensor) -> torch.Tensor:
+def pack(texts: list[Text]) -> Batch:
+    """Pack texts into rows, longest first, each into the first row with room: a third fewer tokens than padding."""
+    rows: list[list[Text]] = []
+    for text in sorted(texts, key=lambda text: -len(text.ids)):
+        size = len(text.ids) - 1  # the last token is only predicted
+        fitting = (row for row in rows if sum(len(other.ids) - 1 for other in row) + size <= WIDTH)
+        row = next(fitting, None)
+        if row is None:
+            rows.append([text])
+        else:
+            row.append(text)
+    shape = (len(rows), WIDTH)
+    ids, positions, targets, owner = np.zeros(shape, int), np.zeros(shape, int), np.full(shape, -100), np.zeros(shape)
+    for number, row in enumerate(rows):
+        start = 0
+        for text in row:
+            stop = start + len(text.ids) - 1
+            ids[number, start:stop] = text.ids[:-1]
+            positions[number, start:stop] = np.arange(stop - start)
+            targets[number, start:stop] = np.where(text.learnt[1:], text.ids[1:], -100)
+            owner[number, start:stop] = start + 1  # unlike every other text's; 0 is padding
+            start = stop
+    seen = (owner[:, :, None] == owner[:, None, :]) & np.tri(WIDTH, dtype=bool)
+    mask = torch.from_numpy(np.where(seen, np.float32(0), np.float32(-1e9)))[:, None]
+    return Batch(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(targets), mask)
+
+
+def loss_of(model: Any, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy of the learnt tokens; only their rows go through the head."""
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    return functional.cross_entropy(model.lm_head(hidden[learnt]), ids[:, 1:][learnt])
+    output = model.model(input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False)
+    learnt = batch.targets >= 0
+    return functional.cross_entropy(model.lm_head(output.last_hidden_state[learnt]), batch.targets[learnt])
 
 
 def train(model: Any, stage: Stage, texts: Texts, rng: np.random.Generator, each_step: Callable[[], None]) -> None:
@@ -145,7 +176,7 @@ def train(model: Any, stage: Stage, texts: Texts, rng: np.random.Generator, each
     for step in range(stage.steps):
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * learning_rate_at(step, stage.steps)
-        loss = loss_of(model, *collate(draw(texts, stage.mixture, BATCH, rng)))
+        loss = loss_of(model, pack(draw(texts, stage.mixture, BATCH, rng)))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
