@@ -1,0 +1,182 @@
+"""Which slices share genes: groups of layers, lists of components, and anchors over depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from evomerge.errors import ConfigError, nearest
+from evomerge.recipe import COMPONENTS, LAYER_COMPONENTS, Component, PoolInfo, SliceId
+
+Shares = tuple[tuple[int, float], ...]
+"""What a slice takes from gene groups: pairs of group number and share; shares sum to 1."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Gene groups and how slices use them.
+
+    Attributes:
+        names: of the gene groups, in model order.
+        shares: for every slice of the pool; one group with share 1, or the two anchors around a layer.
+    """
+
+    names: tuple[str, ...]
+    shares: Mapping[SliceId, Shares]
+
+
+def component_lists(components: str | Sequence[Sequence[str]], key: str) -> list[list[Component]]:
+    """Check and complete the lists of components that share genes.
+
+    ``each`` gives every component its own list; ``all`` one list for the components of a layer and one
+    for the others. Components that no list names form one more list (layer components and the others
+    apart), in the order of `COMPONENTS` as all lists do.
+
+    Raises:
+        ConfigError: an unknown word, a component named twice, or an empty list.
+    """
+    if isinstance(components, str):
+        if components not in ("each", "all"):
+            allowed = f"{nearest(components, ('each', 'all'))}, or lists of {', '.join(COMPONENTS)}"
+            raise ConfigError(f"{key} is {components!r}", allowed)
+        given: Sequence[Sequence[str]] = [[c] for c in COMPONENTS] if components == "each" else []
+    else:
+        given = components
+    named: set[str] = set()
+    for i, words in enumerate(given):
+        if not words:
+            raise ConfigError(f"{key}[{i}] is empty", f"one or more of {', '.join(COMPONENTS)}", "remove it")
+        for word in words:
+            if word not in COMPONENTS:
+                raise ConfigError(f"{key}[{i}] names {word!r}", nearest(str(word), COMPONENTS))
+            if word in named:
+                raise ConfigError(f"{key}[{i}] names {word!r} a second time", "every component belongs to one list")
+            named.add(word)
+    lists = [[c for c in COMPONENTS if c in words] for words in given]
+    for kind in (True, False):
+        rest = [c for c in COMPONENTS if c not in named and (c in LAYER_COMPONENTS) == kind]
+        if rest:
+            lists.append(rest)
+    return lists
+
+
+def layer_groups(
+    pool: PoolInfo, layer_group: int | str, components: Sequence[Sequence[Component]], key: str
+) -> Sharing:
+    """Runs of `layer_group` layers share genes: piecewise constant over depth.
+
+    Args:
+        pool: what there is.
+        layer_group: layers per group, ``layer`` (1) or ``all``; the last group may be shorter.
+        components: as `component_lists` returns them; components the pool lacks are passed over.
+        key: the configuration key of `layer_group`, for messages.
+
+    Raises:
+        ConfigError: a size that fits no layer, or a list that mixes components of layers with others
+            while layers have groups of their own.
+    """
+    size = _group_size(pool.layers, layer_group, key)
+    if layer_group != "all":
+        _refuse_mixed(components, f"{key}={layer_group}", f"set {key}=all, or list them apart")
+    members: dict[tuple[int, int], list[SliceId]] = {}
+    for slice_ in pool.slices:
+        number = _list_of(slice_, components)
+        in_layers = slice_.layer is not None and layer_group != "all"
+        members.setdefault((number, slice_.layer // size if in_layers and slice_.layer is not None else 0), []).append(
+            slice_
+        )
+    ordered = sorted(members.values(), key=lambda slices: min(s.order for s in slices))
+    shares: dict[SliceId, Shares] = {s: ((i, 1.0),) for i, slices in enumerate(ordered) for s in slices}
+    return Sharing(tuple(_name(slices, pool) for slices in ordered), shares)
+
+
+def layer_anchors(pool: PoolInfo, anchors: int, components: Sequence[Sequence[Component]], key: str) -> Sharing:
+    """Genes at `anchors` evenly spaced depths; layers between two of them interpolate linearly.
+
+    The first anchor is layer 0 and the last one the last layer, as for mergekit's gradients. Components
+    outside the layers have a gene group each, as without interpolation.
+
+    Raises:
+        ConfigError: fewer than 2 anchors or more than layers, or a list that mixes components of layers
+            with others.
+    """
+    if isinstance(anchors, bool) or not 2 <= anchors <= pool.layers:
+        raise ConfigError(f"{key} is {anchors}", f"2 to {pool.layers}, the pool's number of layers")
+    _refuse_mixed(components, "interpolation over layers", "list them apart")
+    depths = [k * (pool.layers - 1) / (anchors - 1) for k in range(anchors)]
+    groups: dict[str, tuple[tuple[int, int, float], list[SliceId]]] = {}
+    wanted: dict[SliceId, list[tuple[str, float]]] = {}
+    for slice_ in pool.slices:
+        number = _list_of(slice_, components)
+        if slice_.layer is None:
+            part = 0 if slice_.component == "embed" else 2
+            peers = [s for s in pool.slices if _list_of(s, components) == number]
+            name = _name(peers, pool)
+            groups.setdefault(name, ((part, 0, number), peers))
+            wanted[slice_] = [(name, 1.0)]
+            continue
+        # Whole numbers, so that a layer that is an anchor uses it alone.
+        left, rest = divmod(slice_.layer * (anchors - 1), pool.layers - 1)
+        fraction = rest / (pool.layers - 1)
+        suffix = _suffix(components[number], pool)
+        wanted[slice_] = []
+        for anchor, share in ((left, 1.0 - fraction), (left + 1, fraction)):
+            if share > 0:
+                name = f"layers@{round(depths[anchor], 3):g}{suffix}"
+                groups.setdefault(name, ((1, anchor, number), []))
+                wanted[slice_].append((name, share))
+    names = sorted(groups, key=lambda name: groups[name][0])
+    index = {name: i for i, name in enumerate(names)}
+    shares = {s: tuple((index[name], share) for name, share in pairs) for s, pairs in wanted.items()}
+    return Sharing(tuple(names), shares)
+
+
+def _group_size(layers: int, layer_group: int | str, key: str) -> int:
+    if layer_group == "all":
+        return layers
+    size = 1 if layer_group == "layer" else layer_group
+    if isinstance(size, str):
+        raise ConfigError(f"{key} is {size!r}", f"{nearest(size, ('layer', 'all'))}, or a number of layers")
+    if isinstance(size, bool) or not 1 <= size <= layers:
+        raise ConfigError(
+            f"{key} is {size}",
+            f"1 to {layers}, the pool's number of layers",
+            f"set {key}=all for one group of all layers",
+        )
+    return size
+
+
+def _refuse_mixed(components: Sequence[Sequence[Component]], what: str, do: str) -> None:
+    for words in components:
+        inside = [c for c in words if c in LAYER_COMPONENTS]
+        if inside and len(inside) < len(words):
+            outside = next(c for c in words if c not in LAYER_COMPONENTS)
+            raise ConfigError(
+                f"search_space.components puts {outside!r}, which belongs to no layer, with {inside[0]!r}",
+                f"with {what} they cannot share genes",
+                do,
+            )
+
+
+def _list_of(slice_: SliceId, components: Sequence[Sequence[Component]]) -> int:
+    return next(i for i, words in enumerate(components) if slice_.component in words)
+
+
+def _suffix(components: Iterable[Component], pool: PoolInfo) -> str:
+    """``.attn+mlp``, or nothing when these are all the components that the pool's layers have."""
+    present = [c for c in LAYER_COMPONENTS if any(s.component == c for s in pool.slices)]
+    named = [c for c in present if c in components]
+    return "" if named == present else f".{'+'.join(named)}"
+
+
+def _name(slices: Sequence[SliceId], pool: PoolInfo) -> str:
+    """``embed``, ``layers.2``, ``layers.0-3.attn+mlp``, ``final_norm+head``, ``model``."""
+    if len(slices) == len(pool.slices):
+        return "model"
+    words = [str(s) for s in slices if s.layer is None]
+    numbers = [s.layer for s in slices if s.layer is not None]
+    if numbers:
+        first, last = min(numbers), max(numbers)
+        span = f"{first}" if first == last else f"{first}-{last}"
+        words.insert(words.count("embed"), f"layers.{span}{_suffix([s.component for s in slices], pool)}")
+    return "+".join(words)
