@@ -99,6 +99,18 @@ class Checkpoint:
             ) from error
         return tensor
 
+    def sample(self, name: str) -> bytes:
+        """The first, the middle and the last 4096 bytes of a tensor; all of one up to 12288 bytes."""
+        info = self.tensors[name]
+        last = info.nbytes - _SAMPLE
+        starts = (0,) if info.nbytes <= 3 * _SAMPLE else (0, last // 2, last)
+        length = info.nbytes if len(starts) == 1 else _SAMPLE
+        try:
+            with info.file.open("rb", buffering=0) as file:
+                return b"".join(os.pread(file.fileno(), length, info.start + start) for start in starts)
+        except OSError as error:
+            raise PoolError(f"{info.file}: tensor {name!r} cannot be read ({error.strerror})") from error
+
     @property
     def nbytes(self) -> int:
         """Size of all tensors in bytes."""
@@ -107,9 +119,8 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """``sha256:...`` of the configuration, the headers and a sample of every tensor's bytes.
 
-        The sample is the first, the middle and the last 4096 bytes of a tensor, the whole of one up to 12288
-        bytes: enough to tell any two trained models apart at the cost of a few pages per tensor. It does
-        not depend on how tensors are spread over files, nor on the version that saved the configuration.
+        A `sample` is enough to tell any two trained models apart at the cost of a few pages per tensor. The
+        fingerprint does not depend on how tensors are spread over files, nor on the version that saved them.
         """
         return self._fingerprint
 
@@ -118,26 +129,11 @@ class Checkpoint:
         digest = hashlib.sha256(b"evomerge checkpoint 1\n")
         config = {key: value for key, value in self.config.items() if key not in _VOLATILE_CONFIG}
         digest.update(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
-        files: dict[Path, int] = {}
-        try:
-            for name in sorted(self.tensors):
-                info = self.tensors[name]
-                digest.update(json.dumps([name, info.dtype, info.shape]).encode())
-                if info.file not in files:
-                    files[info.file] = os.open(info.file, os.O_RDONLY)
-                for start, length in sample_ranges(info.nbytes):
-                    digest.update(os.pread(files[info.file], length, info.start + start))
-        finally:
-            for descriptor in files.values():
-                os.close(descriptor)
+        for name in sorted(self.tensors):
+            info = self.tensors[name]
+            digest.update(json.dumps([name, info.dtype, info.shape]).encode())
+            digest.update(self.sample(name))
         return f"sha256:{digest.hexdigest()}"
-
-
-def sample_ranges(nbytes: int) -> list[tuple[int, int]]:
-    """Start and length of the byte ranges that a fingerprint takes from a tensor of `nbytes`."""
-    if nbytes <= 3 * _SAMPLE:
-        return [(0, nbytes)]
-    return [(0, _SAMPLE), ((nbytes - _SAMPLE) // 2, _SAMPLE), (nbytes - _SAMPLE, _SAMPLE)]
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:

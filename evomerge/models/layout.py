@@ -1,0 +1,229 @@
+"""Which slice every checkpoint tensor belongs to, found from the transformers model class.
+
+The class is built on the meta device, so that neither weights nor per-architecture tables are needed:
+transformers knows its models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from evomerge.errors import PoolError, RecipeError, nearest
+from evomerge.models.names import NameMatch, match_names
+from evomerge.recipe import LAYER_COMPONENTS, Component, SliceId
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The slices of an architecture and their tensors.
+
+    Attributes:
+        slices: in model order: ``embed``, then ``attn``, ``mlp``, ``norm`` of every layer, ``final_norm``, ``head``;
+            slices without tensors (the head of a model with tied embeddings) are left out.
+        tensors: the checkpoint tensor names of every slice, in the order of the model class. A tensor tied to
+            another appears once.
+        layers: number of layers.
+        parameters: checkpoint tensor name -> name in the transformers module.
+        shapes: checkpoint tensor name -> the shape that the class wants.
+    """
+
+    slices: tuple[SliceId, ...]
+    tensors: Mapping[SliceId, tuple[str, ...]]
+    layers: int
+    parameters: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    _slice_of: Mapping[str, SliceId] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        owners = {name: slice_ for slice_, names in self.tensors.items() for name in names}
+        object.__setattr__(self, "_slice_of", MappingProxyType(owners))
+
+    def slice_of(self, name: str) -> SliceId:
+        """The slice of a checkpoint tensor; `RecipeError` with the nearest names when there is none."""
+        if name not in self._slice_of:
+            raise RecipeError(f"no slice has a tensor {name!r}", nearest(name, self._slice_of))
+        return self._slice_of[name]
+
+    def at_layer(self, name: str, layer: int) -> str:
+        """The name of a layer's tensor in another layer; names outside the layers are returned as they are."""
+        own = self.slice_of(name).layer
+        if own is None or own == layer:
+            return name
+        parts = name.split(".")
+        parts[parts.index(str(own))] = str(layer)  # the layer's number comes before any other, experts' say
+        return ".".join(parts)
+
+    def of_slice(self, slice_: SliceId) -> tuple[str, ...]:
+        """Tensor names of an output slice, also of a layer beyond those of the pool's models.
+
+        Raises:
+            RecipeError: the architecture has no such slice.
+        """
+        if slice_ in self.tensors:
+            return self.tensors[slice_]
+        if slice_.layer is not None:
+            first = SliceId(slice_.component, 0)
+            if slice_.layer >= self.layers and first in self.tensors:
+                return tuple(self.at_layer(name, slice_.layer) for name in self.tensors[first])
+        raise RecipeError(
+            f"slice {slice_} does not exist in this architecture", nearest(str(slice_), map(str, self.slices))
+        )
+
+
+def skeleton(config: Any, trust_remote_code: bool = False) -> nn.Module:
+    """The transformers module of a configuration on the meta device: names, shapes and classes, no weights.
+
+    The class is the one that the configuration names (``architectures``), else the causal language model of
+    its ``model_type``.
+
+    Raises:
+        PoolError: transformers cannot build it.
+    """
+    import transformers
+
+    named = next(iter(getattr(config, "architectures", None) or ()), None)
+    remote = trust_remote_code and getattr(config, "auto_map", None)
+    cls = None if remote or named is None else getattr(transformers, named, None)
+    try:
+        with torch.device("meta"):
+            if cls is not None:
+                module: nn.Module = cls._from_config(config)
+            else:
+                module = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the class may refuse its configuration in any way
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PoolError(
+            f"transformers cannot build {named or config.model_type!r} from config.json ({reason})",
+            "an architecture that the installed transformers knows",
+            "upgrade transformers, or set pool.trust_remote_code if the model brings its own code",
+        ) from error
+    return module
+
+
+def layout_of(config: Any, tensor_names: Iterable[str], trust_remote_code: bool = False) -> Layout:
+    """The layout of a checkpoint with `tensor_names` and this transformers configuration.
+
+    Raises:
+        PoolError: the class cannot be built or sliced, or the checkpoint lacks tensors or has unexpected ones.
+    """
+    module = skeleton(config, trust_remote_code)
+    match = match_names(module, tensor_names)
+    problems = name_problems(match, type(module).__name__)
+    if problems:
+        raise PoolError(*problems[0])
+    return layout_from(module, match)
+
+
+def name_problems(match: NameMatch, architecture: str) -> list[tuple[str, str, str]]:
+    """What keeps a checkpoint from filling its class, as the three parts of errors."""
+    problems = []
+    if match.fused:
+        problems.append(
+            (
+                f"tensor {match.fused[0]!r} is joined with others or split when {architecture} loads it",
+                "tensors that the class holds as they are stored",
+                "mixtures of experts stored expert by expert are not supported yet",
+            )
+        )
+    for names, what in ((match.missing, "lacks"), (match.unexpected, "has an unexpected")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            does = "needs" if what == "lacks" else "has no place for"
+            problems.append((f"it {what} tensor {names[0]!r}{more}", f"{architecture} {does} it", ""))
+    return problems
+
+
+def layout_from(module: nn.Module, match: NameMatch) -> Layout:
+    """The layout of a module whose parameters are stored as `match` says."""
+    prefix, layers = find_layers(module)
+    embeddings = _parameters_of(module, "get_input_embeddings")
+    output = _parameters_of(module, "get_output_embeddings")
+    state = module.state_dict()
+    grouped: dict[SliceId, list[str]] = {}
+    passed_layers = False
+    for place, name in match.stored.items():
+        if place.startswith(f"{prefix}."):
+            passed_layers = True
+            number, _, inner = place.removeprefix(f"{prefix}.").partition(".")
+            slice_ = SliceId(_component(layers[int(number)], inner), int(number))
+        elif place in embeddings or (not passed_layers and place not in output):
+            slice_ = SliceId("embed")
+        elif place not in output and _is_norm(module, place):
+            slice_ = SliceId("final_norm")
+        else:
+            slice_ = SliceId("head")
+        grouped.setdefault(slice_, []).append(name)
+    order = [SliceId("embed")]
+    order += [SliceId(component, i) for i in range(len(layers)) for component in LAYER_COMPONENTS]
+    order += [SliceId("final_norm"), SliceId("head")]
+    slices = tuple(slice_ for slice_ in order if slice_ in grouped)
+    return Layout(
+        slices,
+        MappingProxyType({slice_: tuple(grouped[slice_]) for slice_ in slices}),
+        len(layers),
+        MappingProxyType({name: place for place, name in match.stored.items()}),
+        MappingProxyType({name: tuple(state[place].shape) for place, name in match.stored.items()}),
+    )
+
+
+def find_layers(module: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of repeated layers and its name: of the outermost lists the one with the most parameters.
+
+    Raises:
+        PoolError: there is none, or the model is an encoder-decoder.
+    """
+    architecture, config = type(module).__name__, getattr(module, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise PoolError(f"{architecture} is an encoder-decoder", "models with one stack of layers are supported")
+    lists: dict[str, nn.ModuleList] = {}
+    for name, child in module.named_modules():
+        nested = any(name.startswith(f"{outer}.") for outer in lists)
+        if isinstance(child, nn.ModuleList) and len(child) and not nested:
+            lists[name] = child
+    if not lists:
+        raise PoolError(f"{architecture} has no list of layers", "an architecture of repeated layers")
+    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    depth = getattr(text, "num_hidden_layers", None)
+
+    def rank(name: str) -> tuple[bool, int]:
+        return len(lists[name]) == depth, sum(p.numel() for p in lists[name].parameters())
+
+    best = max(lists, key=rank)
+    return best, lists[best]
+
+
+def _component(layer: nn.Module, inner: str) -> Component:
+    """The component of a layer that holds the parameter `inner`, by name and class of the layer's child."""
+    parts = inner.split(".")
+    child, name = layer, ""
+    for part in parts[:-1]:
+        child, name = getattr(child, part), part
+        if not isinstance(child, nn.ModuleList):
+            break
+    words = f"{name} {type(child).__name__}".lower() if name else parts[-1].lower()
+    if "norm" in words:
+        return "norm"
+    return "attn" if "attn" in words or "attention" in words else "mlp"
+
+
+def _is_norm(module: nn.Module, place: str) -> bool:
+    parent = module.get_submodule(place.rpartition(".")[0])
+    return "norm" in f"{place} {type(parent).__name__}".lower()
+
+
+def _parameters_of(module: nn.Module, getter: str) -> set[str]:
+    """Names of the parameters of the input or output embeddings (first names, where tied)."""
+    try:
+        embeddings = getattr(module, getter)()
+    except (AttributeError, NotImplementedError):
+        return set()
+    if not isinstance(embeddings, nn.Module):
+        return set()
+    own = {id(parameter) for parameter in embeddings.parameters()}
+    return {name for name, parameter in module.named_parameters() if id(parameter) in own}

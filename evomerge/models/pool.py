@@ -1,0 +1,246 @@
+"""The pool: source models that share an architecture, opened and compared without reading their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.errors import ConfigError, PoolError, nearest
+from evomerge.models import compatibility
+from evomerge.models.layout import Layout, layout_from, name_problems, skeleton
+from evomerge.models.names import NameMatch, match_names
+from evomerge.models.reader import FLOAT_DTYPES, Checkpoint, resolve
+from evomerge.recipe import DTYPES, Dtype, ModelRef, PoolInfo, Recipe
+
+_MOST_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Open source models that can be merged with each other.
+
+    Attributes:
+        info: what search spaces and strategies see of the pool.
+        layout: the slices, in the tensor names of the model that configuration and tokenizer come from.
+        checkpoints: the open checkpoints by model name.
+        config: the transformers configuration of ``info.config_from``.
+        stored: for every model: layout tensor name -> the name in its own checkpoint.
+        trust_remote_code: whether code from the models' folders may run.
+    """
+
+    info: PoolInfo
+    layout: Layout
+    checkpoints: Mapping[str, Checkpoint]
+    config: Any
+    stored: Mapping[str, Mapping[str, str]]
+    trust_remote_code: bool = False
+
+    def folder(self, name: str) -> Path:
+        """The folder of one model."""
+        return self.checkpoints[name].folder
+
+    def read(self, model: str, name: str) -> torch.Tensor:
+        """A model's tensor by its name in the layout, in the stored dtype, mapped from its file."""
+        return self.checkpoints[model].read(self.stored[model][name])
+
+
+def open_pool(
+    models: Mapping[str, str],
+    base: str | None = None,
+    root: str | Path | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    fingerprints: bool = True,
+    ignore_config: Collection[str] = (),
+) -> Pool:
+    """Open models and check from configurations, headers and tokenizers that they can be merged.
+
+    Args:
+        models: locations by name (see `reader.resolve`), the base included.
+        base: which of `models` is the base that task vectors are taken from; it gives configuration and
+            tokenizer. Without one, the first model gives them.
+        root: folder that relative locations are looked up in first.
+        dtype: dtype of merged models; ``auto`` is that of the model which gives the configuration.
+        trust_remote_code: let models that bring their own code run it.
+        fingerprints: hash the content of models that no hub commit pins.
+        ignore_config: configuration keys that may differ between models.
+
+    Raises:
+        ConfigError: `base` or `dtype` is none of those possible.
+        PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
+    """
+    if base is not None and base not in models:
+        raise ConfigError(f"pool.base is {base!r}", nearest(base, models), "name one of pool.models")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ConfigError(f"pool.dtype is {dtype!r}", nearest(dtype, ("auto", *DTYPES)))
+    sources = tuple(name for name in models if name != base)
+    if not sources:
+        raise PoolError(
+            "the pool has no models" if base is None else f"the pool has no model besides its base {base!r}",
+            "at least one source model",
+            "list models under pool.models as name: folder or hub id",
+        )
+    reference = base or sources[0]
+    problems: list[PoolError] = []
+    refs, checkpoints, configs = _open_all(models, root, trust_remote_code, problems)
+    _raise_all(problems)
+
+    module = skeleton(configs[reference], trust_remote_code)
+    architecture = type(module).__name__
+    matches: dict[str, NameMatch] = {}
+    for name in models:
+        if name != reference:
+            other = compatibility.architecture_problem(name, configs[name], reference, configs[reference])
+            if other is not None:
+                problems.append(other)
+                continue
+        matches[name] = match = match_names(module, checkpoints[name].tensors)
+        problems += [PoolError(f"model {name!r}: {p[0]}", *p[1:]) for p in name_problems(match, architecture)]
+        problems += compatibility.tied_problems(name, checkpoints[name], match)
+    _raise_all(problems)
+
+    layout = layout_from(module, matches[reference])
+    stored = {name: _stored(layout, match) for name, match in matches.items()}
+    for name in models:
+        problems += _comparison(name, reference, checkpoints, configs, stored, layout, frozenset(ignore_config))
+    _raise_all(problems)
+
+    if fingerprints:
+        refs = {
+            name: ref if ref.revision else replace(ref, fingerprint=checkpoints[name].fingerprint())
+            for name, ref in refs.items()
+        }
+    result = dtype if dtype != "auto" else _dtype_of(configs[reference], checkpoints[reference])
+    info = PoolInfo(tuple(refs.items()), sources, base, layout.slices, layout.layers, result)  # type: ignore[arg-type]
+    return Pool(info, layout, checkpoints, configs[reference], stored, trust_remote_code)
+
+
+def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_code: bool = False) -> Pool:
+    """Open the models of a recipe and check that they are the ones it was made from.
+
+    Raises:
+        PoolError: as `open_pool`; also when a model's content is not what the recipe's fingerprint says.
+    """
+    order = dict(recipe.models)
+    # The base gives configuration and tokenizer, so it is the base exactly when slices use it as one.
+    is_base = any(s.base and s.base.model == recipe.config_from for s in recipe.slices) and len(order) > 1
+    names = [recipe.config_from, *(name for name in order if name != recipe.config_from)]
+    locations = {}
+    for name in names:
+        ref = order[name]
+        locations[name] = f"{ref.location}@{ref.revision}" if ref.revision else ref.location
+    pool = open_pool(
+        locations, recipe.config_from if is_base else None, root, recipe.dtype, trust_remote_code, fingerprints=False
+    )
+    problems = []
+    for name, ref in order.items():
+        if ref.fingerprint and pool.checkpoints[name].fingerprint() != ref.fingerprint:
+            problems.append(
+                PoolError(
+                    f"model {name!r} in {pool.folder(name)} is not the one that the recipe was made from "
+                    f"({pool.checkpoints[name].fingerprint()[:19]} instead of {ref.fingerprint[:19]})",
+                    "",
+                    "restore the model, or run the search again",
+                )
+            )
+    _raise_all(problems)
+    return replace(pool, info=replace(pool.info, refs=tuple((name, order[name]) for name in names)))
+
+
+def _open_all(
+    models: Mapping[str, str], root: str | Path | None, trust_remote_code: bool, problems: list[PoolError]
+) -> tuple[dict[str, ModelRef], dict[str, Checkpoint], dict[str, Any]]:
+    """Resolve and open every model; what fails is added to `problems`."""
+    from transformers import AutoConfig
+
+    refs: dict[str, ModelRef] = {}
+    checkpoints: dict[str, Checkpoint] = {}
+    configs: dict[str, Any] = {}
+    for name, location in models.items():
+        try:
+            folder, refs[name] = resolve(location, root)
+            checkpoints[name] = checkpoint = Checkpoint(folder)
+            if "quantization_config" in checkpoint.config:
+                raise PoolError("its weights are quantised", "float32, bfloat16 or float16", "dequantise it first")
+            try:
+                configs[name] = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+            except Exception as error:  # configuration classes raise whatever their checks raise
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise PoolError(f"transformers refuses {folder / 'config.json'} ({reason})") from error
+        except PoolError as error:
+            problems.append(PoolError(f"model {name!r}: {error.given}", error.allowed, error.do))
+    return refs, checkpoints, configs
+
+
+def _stored(layout: Layout, match: NameMatch) -> dict[str, str]:
+    """A model's own tensor names by the layout's names."""
+    return {name: match.stored[place] for name, place in layout.parameters.items() if place in match.stored}
+
+
+def _comparison(
+    name: str,
+    reference: str,
+    checkpoints: Mapping[str, Checkpoint],
+    configs: Mapping[str, Any],
+    stored: Mapping[str, Mapping[str, str]],
+    layout: Layout,
+    ignored: frozenset[str],
+) -> list[PoolError]:
+    """All that keeps a model from being merged with the reference."""
+    problems: list[PoolError] = []
+    own, wanted = configs[name].get_text_config(), configs[reference].get_text_config()
+    sizes = getattr(own, "vocab_size", None), getattr(wanted, "vocab_size", None)
+    tensors = list(compatibility.tensor_problems(name, checkpoints[name], stored[name], reference, layout))
+    if sizes[0] != sizes[1]:
+        problems.append(
+            PoolError(
+                f"model {name!r} has a vocabulary of {sizes[0]}, {reference!r} of {sizes[1]}",
+                "all models of a pool share one vocabulary",
+            )
+        )
+        # Embeddings and head have another shape for that reason; saying so twice does not help.
+        embeddings = {n for s, names in layout.tensors.items() if s.component in ("embed", "head") for n in names}
+        inner = {k: v for k, v in stored[name].items() if k not in embeddings}
+        tensors = list(compatibility.tensor_problems(name, checkpoints[name], inner, reference, layout))
+    problems += tensors
+    if name != reference:
+        problems += compatibility.config_problems(name, configs[name], reference, configs[reference], ignored)
+        folders = checkpoints[name].folder, checkpoints[reference].folder
+        try:
+            tokenizer = compatibility.vocabulary_problem(name, folders[0], reference, folders[1])
+        except PoolError as error:
+            tokenizer = error
+        problems += [tokenizer] if tokenizer else []
+    return problems
+
+
+def _dtype_of(config: Any, checkpoint: Checkpoint) -> Dtype:
+    """The dtype that a configuration declares, else the one most of the weights are stored in."""
+    declared = getattr(config, "dtype", None)
+    if declared is None:
+        sizes = {
+            dtype: sum(info.nbytes for info in checkpoint.tensors.values() if info.dtype == dtype)
+            for dtype in FLOAT_DTYPES
+        }
+        declared = FLOAT_DTYPES[max(sizes, key=lambda dtype: sizes[dtype])]
+    name = str(declared).removeprefix("torch.")
+    for dtype in DTYPES:
+        if dtype == name:
+            return dtype
+    raise PoolError(
+        f"{checkpoint.folder}: config.json has dtype {name}", f"one of {', '.join(DTYPES)}", "set pool.dtype"
+    )
+
+
+def _raise_all(problems: list[PoolError]) -> None:
+    """Raise one error for all problems, the first in front."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        listed = " | ".join(str(problem) for problem in problems[:_MOST_LISTED])
+        cut = f" | and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
+        raise PoolError(f"{len(problems)} problems with the pool: {listed}{cut}")
