@@ -24,7 +24,7 @@ from evomerge.models.pool import Pool, open_pool
 from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
 from evomerge.recipe import Recipe
 from evomerge.recipe_yaml import dump_recipe
-from evomerge.search import Observer, Search, _silent
+from evomerge.search import Observer, Search, silent
 
 TARGET = "_target_"
 
@@ -176,7 +176,7 @@ def keep_best(folder: RunFolder, pool: Pool) -> Callable[[Recipe], None]:
     return keep
 
 
-def run(config: Config, parts: Parts, observe: Observer = _silent) -> RunFolder:
+def run(config: Config, parts: Parts, observe: Observer = silent) -> RunFolder:
     """Run a search into its run folder. The parts are closed at the end, whatever happens."""
     folder = RunFolder.create(config.run_dir)
     write_text_atomic(folder.config, to_yaml(cast(DictConfig, config)))

@@ -23,8 +23,8 @@ class Observer(Protocol):
         """Show it."""
 
 
-def _silent(candidate: Candidate, evaluation: Evaluation, *, improved: bool) -> None:
-    pass
+def silent(candidate: Candidate, evaluation: Evaluation, *, improved: bool) -> None:
+    """An observer that shows nothing."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Search:
     evaluations: int
     baselines: bool = True
     held_out: bool = True
-    observe: Observer = _silent
+    observe: Observer = silent
     best: Candidate | None = field(default=None, init=False)
     best_value: float = field(default=float("nan"), init=False)
     _next_id: int = field(default=0, init=False)

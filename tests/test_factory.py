@@ -1,0 +1,72 @@
+from typing import Literal
+
+import pytest
+
+from evomerge.errors import ConfigError
+from evomerge.factory import build
+
+
+class Inner:
+    def __init__(self, *, size: int = 1) -> None:
+        self.size = size
+
+
+class Part:
+    def __init__(
+        self,
+        spec: str,
+        *,
+        seed: int,
+        popsize: int | None = None,
+        sigma0: float = 0.25,
+        mode: Literal["full", "diagonal"] = "full",
+        names: list[str] | None = None,
+        inner: Inner | None = None,
+    ) -> None:
+        self.spec, self.seed, self.popsize, self.sigma0, self.mode, self.names = spec, seed, popsize, sigma0, mode, names
+        self.inner = inner
+
+
+TARGET = f"{__name__}.Part"
+
+
+def test_builds_with_injected_and_configured_arguments() -> None:
+    part = build({"_target_": TARGET, "popsize": 12, "sigma0": 1}, "strategy", "spec", seed=3)
+    assert (part.spec, part.seed, part.popsize, part.sigma0) == ("spec", 3, 12, 1.0)
+    assert isinstance(part.sigma0, float)
+
+
+def test_builds_nested_targets() -> None:
+    node = {"_target_": TARGET, "inner": {"_target_": f"{__name__}.Inner", "size": 4}}
+    assert build(node, "strategy", "spec", seed=0).inner.size == 4
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"_target_": TARGET, "popsizes": 3}, "strategy has no key 'popsizes'; did you mean 'popsize'?"),
+        ({"_target_": TARGET, "popsize": "many"}, "strategy.popsize is 'many'; it should be"),
+        ({"_target_": TARGET, "mode": "ful"}, "strategy.mode is 'ful'; it should be 'full' or 'diagonal'"),
+        ({"_target_": TARGET, "names": [1]}, "strategy.names is [1]"),
+        ({"_target_": TARGET, "seed": 1}, "strategy has no key 'seed'"),
+        ({"_target_": f"{__name__}.Parts"}, "did you mean 'Part'?"),
+        ({"_target_": "nowhere.Part"}, "strategy._target_ is 'nowhere.Part'"),
+        ({"popsize": 1}, "_target_"),
+        (None, "strategy is None"),
+    ],
+)
+def test_says_what_is_wrong_and_what_is_allowed(node: object, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(node, "strategy", "spec", seed=0)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Needs:
+    def __init__(self, *, tasks: list[str]) -> None:
+        self.tasks = tasks
+
+
+def test_names_a_missing_key() -> None:
+    with pytest.raises(ConfigError, match=r"fitness\.tasks is missing"):
+        build({"_target_": f"{__name__}.Needs"}, "fitness")
