@@ -14,6 +14,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the models, the tasks and the search (default: 0)")
     parser.add_argument("--folder", type=Path, default=Path("demo_pool"), help="where the models go (default: demo_pool)")
     parser.add_argument("--threads", type=int, help="CPU threads for training (default: all)")
+    parser.add_argument("--quick", action="store_true", help="hardly train and search: seconds, and the scores mean nothing")
     parser.add_argument("--pool-only", action="store_true", help="make the models and tasks, do not search")
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     options = parser.parse_args(list(arguments))
@@ -21,14 +22,14 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.cli.composed import compose_config
     from evomerge.cli.search import search
 
-    root = options.folder / f"seed{options.seed}"
-    config = compose_config(
-        ["experiment=demo", f"pool.root='{root}'", f"search.seed={options.seed}", *options.overrides]
-    )
+    root = options.folder / (f"quick-seed{options.seed}" if options.quick else f"seed{options.seed}")
+    settings = ["experiment=demo", f"pool.root='{root}'", f"search.seed={options.seed}"]
+    quick = ["search.evaluations=12", "strategy.popsize=4"] if options.quick else []
+    config = compose_config([*settings, *quick, *options.overrides])  # before training: a typo should not wait for it
 
     from evomerge.demo.pool import make_demo_pool
 
-    make_demo_pool(root, options.seed, threads=options.threads)
+    make_demo_pool(root, options.seed, threads=options.threads, quick=options.quick)
     if not options.pool_only:
         search(config)
     return 0
