@@ -1,0 +1,175 @@
+"""The model card of a merge: what it was made of and how, its scores, and how to load it.
+
+A card is meant to be published, so it holds no paths: local sources appear under their folder's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any, Protocol
+
+import yaml
+
+from evomerge.errors import RecipeError
+from evomerge.export.mergekit import to_mergekit
+from evomerge.models.layout import Layout
+from evomerge.recipe import ModelRef, Recipe
+from evomerge.recipe_yaml import dump_recipe
+
+LICENSE_KEYS = ("license", "license_name", "license_link")
+
+
+class ScoreLine(Protocol):
+    """A line of a score table: `ScoreRow`, or anything that has its two attributes."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Value by ``task/metric``."""
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One line of a score table.
+
+    Attributes:
+        name: of the model: the merge, a source, a baseline.
+        metrics: value by ``task/metric``.
+    """
+
+    name: str
+    metrics: Mapping[str, float]
+
+
+def model_card(
+    recipe: Recipe,
+    layout: Layout,
+    name: str,
+    *,
+    folders: Mapping[str, Path],
+    auto_class: str = "AutoModelForCausalLM",
+    scores: Sequence[ScoreLine] = (),
+    scores_title: str = "Held-out scores",
+) -> str:
+    """The README.md of a merged model.
+
+    Args:
+        recipe: of the model.
+        layout: of the pool.
+        name: title of the card.
+        folders: where the source models lie, for the licences that their own cards declare.
+        auto_class: the transformers class that loads the model.
+        scores: rows of the score table; no table without any.
+        scores_title: heading of the score table.
+    """
+    licenses = {source: card_license(folders[source]) for source, _ in recipe.models if source in folders}
+    sections = [
+        f"# {name}",
+        f"A merge of {_count(recipe)} made with evomerge. It loads like any other model of its architecture.",
+        "## Sources",
+        _sources(recipe, licenses),
+        *([f"## {scores_title}", score_table(scores)] if scores else []),
+        "## Recipe",
+        _recipe_text(recipe, layout),
+        "## Loading",
+        f"```python\nfrom transformers import {auto_class}, AutoTokenizer\n\n"
+        f'model = {auto_class}.from_pretrained("{name}", dtype="auto")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```',
+    ]
+    return _front_matter(recipe, licenses) + "\n\n".join(sections) + "\n"
+
+
+def published_name(ref: ModelRef) -> str:
+    """A hub id, or the name of a local folder without the path to it."""
+    return ref.location if is_on_hub(ref) else PurePath(ref.location).name
+
+
+def is_on_hub(ref: ModelRef) -> bool:
+    """Whether a reference is a hub id: those are pinned by a commit."""
+    return ref.revision is not None
+
+
+def card_license(folder: Path) -> dict[str, str]:
+    """The licence entries in the front matter of a model's own card; empty when it has none."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    if not text.startswith("---\n") or "\n---" not in text[4:]:
+        return {}
+    try:
+        matter = yaml.safe_load(text[4 : text.index("\n---", 4)])
+    except yaml.YAMLError:
+        return {}
+    found = matter if isinstance(matter, dict) else {}
+    return {key: " ".join(str(found[key]).split()) for key in LICENSE_KEYS if isinstance(found.get(key), (str, list))}
+
+
+def score_table(rows: Sequence[ScoreLine]) -> str:
+    """A Markdown table: a line per model, a column per metric in the order of first use."""
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
+    lines = [["model", *metrics], ["---", *("---:" for _ in metrics)]]
+    lines += [[row.name, *(f"{row.metrics[m]:.4f}" if m in row.metrics else "" for m in metrics)] for row in rows]
+    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
+
+
+def _front_matter(recipe: Recipe, licenses: Mapping[str, Mapping[str, str]]) -> str:
+    matter: dict[str, Any] = {}
+    hub = [ref.location for _, ref in recipe.models if is_on_hub(ref)]
+    if hub:
+        matter["base_model"] = list(dict.fromkeys(hub))
+        matter["base_model_relation"] = "merge"
+    matter["library_name"] = "transformers"
+    matter["tags"] = ["merge", "evomerge"]
+    # A licence is stated for the merge only when every source states that same one.
+    stated = [licenses.get(name, {}) for name, _ in recipe.models]
+    if stated[0] and all(entry == stated[0] for entry in stated):
+        matter |= stated[0]
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---\n\n"
+
+
+def _sources(recipe: Recipe, licenses: Mapping[str, Mapping[str, str]]) -> str:
+    lines = [["name", "model", "revision or fingerprint", "licence"], ["---"] * 4]
+    for name, ref in recipe.models:
+        shown = published_name(ref)
+        where = f"[{shown}](https://huggingface.co/{shown})" if is_on_hub(ref) else f"local folder `{shown}`"
+        licence = licenses.get(name, {})
+        lines.append(
+            [name, where, f"`{ref.revision or ref.fingerprint or '-'}`", ", ".join(licence.values()) or "not stated"]
+        )
+    table = "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
+    note = "The licences are those that the sources' own cards state; all of them apply to the merge."
+    configured = f"Configuration and tokenizer are those of {recipe.config_from}."
+    return f"{table}\n\n{configured}" + (f" {note}" if any(licenses.values()) else "")
+
+
+def _recipe_text(recipe: Recipe, layout: Layout) -> str:
+    """The recipe as mergekit YAML where that says it all, as evomerge's own otherwise; without paths."""
+    shown = [published_name(ref) for _, ref in recipe.models]
+    # Two folders of one name would read as one model: then the recipe's own names are used.
+    names = {name: name if shown.count(s) > 1 else s for (name, _), s in zip(recipe.models, shown, strict=True)}
+    exact = "`evomerge_recipe.yaml` beside this file holds the exact recipe."
+    try:
+        text = to_mergekit(recipe, layout, locations=names)
+    except RecipeError as error:
+        public = tuple((name, replace(ref, location=names[name])) for name, ref in recipe.models)
+        text, why = dump_recipe(replace(recipe, models=public)), f"As an evomerge recipe ({error.given})."
+    else:
+        why = "As mergekit YAML, with folder names for local sources."
+    return f"{why} {exact}\n\n```yaml\n{text.rstrip()}\n```"
+
+
+def _count(recipe: Recipe) -> str:
+    used = {source.model for entry in recipe.slices for source in entry.inputs}
+    used |= {entry.base.model for entry in recipe.slices if entry.base}
+    return f"{len(used)} models" if len(used) != 1 else "one model"
+
+
+def _cell(text: str) -> str:
+    """Text that stays in one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,174 @@
+"""Sharded safetensors written tensor by tensor: the headers come first, so nothing waits in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import torch
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+DTYPES: Mapping[torch.dtype, str] = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""How safetensors writes dtypes."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A tensor that will be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass
+class _Shard:
+    """One file: its header and where each of its tensors goes."""
+
+    path: Path
+    header: bytes
+    offsets: dict[str, int]
+    missing: set[str]
+    file: BinaryIO | None = None
+    expected: dict[str, Declared] = field(default_factory=dict)
+
+
+class ShardWriter:
+    """Writes declared tensors, in any order, into one safetensors file or into shards with an index.
+
+    Leaving the context closes the files; `finish` writes the index and checks that nothing is missing.
+
+    Args:
+        folder: exists; the files must not.
+        tensors: everything that will be written, in the order in which shards are filled.
+        max_shard_bytes: tensors beyond this start another file; a larger tensor gets a file of its own.
+    """
+
+    def __init__(self, folder: Path, tensors: Sequence[Declared], max_shard_bytes: int) -> None:
+        groups = _split(tensors, max_shard_bytes)
+        names = (
+            [SINGLE]
+            if len(groups) == 1
+            else [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
+        )
+        self._folder = folder
+        self._shards = [_shard(folder / name, group) for name, group in zip(names, groups, strict=True)]
+        self._owner = {name: shard for shard in self._shards for name in shard.offsets}
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all files with their headers."""
+        return self.tensor_bytes + sum(len(shard.header) for shard in self._shards)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(tensor.nbytes for shard in self._shards for tensor in shard.expected.values())
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one tensor at its place; it must have the declared dtype and shape."""
+        shard = self._owner[name]
+        declared = shard.expected[name]
+        assert (tensor.dtype, tuple(tensor.shape)) == (declared.dtype, declared.shape), (
+            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, declared {declared.dtype} {declared.shape}"
+        )
+        assert name in shard.missing, f"{name} is written twice"
+        if shard.file is None:
+            shard.file = shard.path.open("xb")
+            shard.file.write(shard.header)
+        shard.file.seek(shard.offsets[name])
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        if flat.numel():
+            shard.file.write(flat.view(torch.uint8).numpy().data)
+        shard.missing.remove(name)
+        if not shard.missing:
+            shard.file.close()
+
+    def finish(self) -> None:
+        """Write the index, where there is more than one file."""
+        missing = sorted(name for shard in self._shards for name in shard.missing)
+        assert not missing, f"never written: {missing}"
+        if len(self._shards) == 1:
+            return
+        tensors = [tensor for shard in self._shards for tensor in shard.expected.values()]
+        index = {
+            "metadata": {
+                "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+                "total_size": sum(tensor.nbytes for tensor in tensors),
+            },
+            "weight_map": {name: self._owner[name].path.name for name in sorted(self._owner)},
+        }
+        (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for shard in self._shards:
+            if shard.file is not None:
+                shard.file.close()
+
+
+def _split(tensors: Sequence[Declared], max_shard_bytes: int) -> list[list[Declared]]:
+    """Fill shards in order."""
+    groups: list[list[Declared]] = [[]]
+    room = max_shard_bytes
+    for tensor in tensors:
+        if tensor.nbytes > room and groups[-1]:
+            groups.append([])
+            room = max_shard_bytes
+        groups[-1].append(tensor)
+        room -= tensor.nbytes
+    return groups
+
+
+def _shard(path: Path, tensors: Sequence[Declared]) -> _Shard:
+    """Lay out one file: 8 bytes of header length, the header padded to 8 bytes, the tensors without gaps."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    starts: dict[str, int] = {}
+    position = 0
+    # Wide dtypes first: every tensor then starts at a multiple of its own width.
+    for tensor in sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize):
+        starts[tensor.name] = position
+        end = position + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    prefix = len(text).to_bytes(8, "little") + text
+    return _Shard(
+        path,
+        prefix,
+        {name: len(prefix) + start for name, start in starts.items()},
+        set(starts),
+        expected={tensor.name: tensor for tensor in tensors},
+    )

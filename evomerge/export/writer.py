@@ -1,0 +1,219 @@
+"""Writes the model of a recipe: a folder that plain transformers loads, complete or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.errors import OutputError
+from evomerge.export.model_card import ScoreLine, model_card
+from evomerge.export.shards import DTYPES, Declared, ShardWriter
+from evomerge.files import sync_folder
+from evomerge.merge.engine import merge_slice
+from evomerge.merge.plan import Plan, make_plan
+from evomerge.models.pool import Pool
+from evomerge.models.reader import FLOAT_DTYPES
+from evomerge.recipe import Recipe
+from evomerge.recipe_yaml import dump_recipe
+
+RECIPE_FILE = "evomerge_recipe.yaml"
+MAX_SHARD_BYTES = 5 * 10**9
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "spiece.model",
+    "sentencepiece*.model",
+    "*.tiktoken",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+_COPIED = (*_TOKENIZER_FILES, "generation_config.json", "*.py")  # *.py: code that config.json or a tokenizer refers to
+_COPIED_FOLDERS = ("additional_chat_templates",)
+
+_TORCH_DTYPES = {written: dtype for dtype, written in DTYPES.items()}
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes written so far and their total."""
+
+
+def check_output(out: Path) -> None:
+    """Raise `OutputError` unless `out` is a folder that does not exist yet or is empty."""
+    if out.is_dir():
+        if any(out.iterdir()):
+            raise OutputError(
+                f"output folder {out} is not empty",
+                "a new or an empty folder",
+                "name another folder, or empty this one",
+            )
+    elif out.exists() or out.is_symlink():
+        raise OutputError(f"{out} is a file", "a new or an empty folder", "name another folder")
+
+
+def write_model(
+    recipe: Recipe,
+    pool: Pool,
+    out: Path,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    scores: Sequence[ScoreLine] = (),
+    scores_title: str = "Held-out scores",
+    progress: Progress | None = None,
+    device: str | torch.device = "cpu",
+) -> Path:
+    """Merge a recipe slice by slice and write the model's folder.
+
+    The folder holds the weights (safetensors, sharded beyond `max_shard_bytes`), the configuration,
+    generation configuration and tokenizer of `recipe.config_from`, a model card and the recipe. It is built beside
+    `out` and takes its name in one step at the end. Memory stays at the sources and the result of one slice.
+
+    Args:
+        recipe: what to merge.
+        pool: the recipe's source models, open.
+        out: the folder to write; must not exist or be empty. Its parents are created.
+        max_shard_bytes: largest size of one file, single larger tensors aside.
+        scores: rows of the card's score table.
+        scores_title: its heading.
+        progress: told after every slice.
+        device: where slices are computed.
+
+    Returns:
+        `out`.
+
+    Raises:
+        OutputError: `out` is not empty or cannot be written, or the disk is too small.
+        RecipeError, PoolError: the recipe cannot be carried out with this pool.
+    """
+    out = Path(out)
+    check_output(out)
+    plan = make_plan(recipe, pool)
+    declared = declared_tensors(plan, pool, recipe)
+    source = pool.folder(recipe.config_from)
+    card = model_card(
+        recipe,
+        pool.layout,
+        out.resolve().name,
+        folders={name: pool.folder(name) for name, _ in recipe.models},
+        scores=scores,
+        scores_title=scores_title,
+    )
+    with _new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes) as shards:
+        copied = _files_to_copy(source)
+        _check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied))
+        _write_weights(plan, pool, shards, progress, torch.device(device))
+        for file in copied:
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
+        config = merged_config(pool.checkpoints[recipe.config_from].config, recipe.dtype)
+        (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return out
+
+
+def declared_tensors(plan: Plan, pool: Pool, recipe: Recipe) -> list[Declared]:
+    """Every tensor of the result with its dtype and shape, in the order of the slices, from headers alone."""
+    stored = pool.checkpoints[recipe.config_from].tensors
+    dtype: torch.dtype = getattr(torch, recipe.dtype)
+    tensors = []
+    for entry in plan.slices:
+        for name in pool.layout.tensors[entry.slice]:
+            info = stored[name]
+            # Buffers of integers are copied, not merged.
+            kept = dtype if info.dtype in FLOAT_DTYPES else _TORCH_DTYPES[info.dtype]
+            tensors.append(Declared(name, kept, tuple(info.shape)))
+    return tensors
+
+
+def merged_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A copy of a config.json that says `dtype`, also in its parts, and not where it came from."""
+    result = {key: value for key, value in config.items() if key != "_name_or_path"}
+    for key, value in result.items():
+        if isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value):
+            result[key] = merged_config(value, dtype)
+    # Readers before transformers 4.56 know `torch_dtype` only: a source that was saved for them keeps it.
+    for key in [key for key in ("dtype", "torch_dtype") if key in result] or ["dtype"]:
+        result[key] = dtype
+    return result
+
+
+def _write_weights(
+    plan: Plan, pool: Pool, shards: ShardWriter, progress: Progress | None, device: torch.device
+) -> None:
+    done = 0
+    total = shards.tensor_bytes
+    for entry in plan.slices:
+        for name, tensor in merge_slice(entry, pool, device).items():
+            shards.write(name, tensor)
+            done += tensor.nbytes
+        if progress is not None:
+            progress(done, total)
+    shards.finish()
+
+
+def _files_to_copy(source: Path) -> list[Path]:
+    """The tokenizer, the generation configuration and code of a source model's folder."""
+    files = [file for file in sorted(source.iterdir()) if any(fnmatch(file.name, pattern) for pattern in _COPIED)]
+    files += [file for name in _COPIED_FOLDERS for file in sorted((source / name).glob("*"))]
+    return [file for file in files if file.is_file()]
+
+
+def _check_space(folder: Path, out: Path, needed: int) -> None:
+    """Refuse before the first byte when the disk cannot hold the result."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"writing {out} needs {_size(needed)}, its disk has {_size(free)} free",
+            "",
+            f"free {_size(needed - free)}, or name a folder on another disk",
+        )
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**7 else f"{nbytes} bytes"
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` when the block ends, and goes away when it fails.
+
+    The files are not flushed to the disk one by one: after a power failure, merge again from the recipe.
+    """
+    # Links are followed first, so that the rename happens on the disk that was measured.
+    target = out.resolve()
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        check_output(out)
+        if target.is_dir():
+            target.rmdir()  # it is empty; not every system renames onto a folder
+        os.rename(temporary, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise OutputError(
+            f"output folder {out} cannot be written: {error.strerror or error}",
+            "a folder on a disk with room" if full else "a folder that may be written",
+            "free some space or name another folder" if full else "name another folder",
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

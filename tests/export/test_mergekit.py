@@ -1,0 +1,332 @@
+"""mergekit's own planner, reading our file, must find the recipe's values for every tensor."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mergekit.architecture import get_architecture_info
+from mergekit.config import MergeConfiguration
+from mergekit.merge import _model_out_config
+from mergekit.options import MergeOptions
+from mergekit.plan import MergePlanner
+from tiny_llama import save_llama
+
+from evomerge.errors import RecipeError
+from evomerge.export.mergekit import to_mergekit
+from evomerge.merge.methods import specs
+from evomerge.models.layout import Layout
+from evomerge.models.pool import Pool, open_pool
+from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe, parameters
+
+Meaning = dict[str, tuple[Any, ...]]
+DIFFERENCES = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
+
+
+@pytest.fixture(scope="module")
+def pool(llamas: Callable[..., dict[str, Path]]) -> Pool:
+    return open_pool({name: str(folder) for name, folder in llamas(layers=3).items()}, "base")
+
+
+@pytest.fixture(scope="module")
+def deep_pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    root = tmp_path_factory.mktemp("deep")
+    return open_pool(
+        {name: str(save_llama(root / name, i, layers=12)) for i, name in enumerate(("base", "a", "c"))}, "base"
+    )
+
+
+def mergekit_reads(text: str) -> Meaning:
+    """What mergekit will compute: tensor -> method, base, settings, and (model, tensor, settings) of each input."""
+    config = MergeConfiguration.model_validate(yaml.safe_load(text))
+    options = MergeOptions()
+    architecture = get_architecture_info(config, options)
+    planner = MergePlanner(config, architecture, options, _model_out_config(config, architecture))
+    planner._plan()
+    meaning: Meaning = {}
+    for weight, task in planner._tensors:
+        names = task.gather_tensors.weight_info
+        inputs = tuple((m.model.path, names[m].name, dict(task.input_parameters[m].items())) for m in task.model_order)
+        base = task.base_model.model.path if task.base_model else None
+        meaning[weight.name] = (task.method_name, base, dict(task.parameters.items()), inputs)
+    return meaning
+
+
+def assert_same_meaning(text: str, recipe: Recipe, layout: Layout) -> None:
+    """Compare what mergekit reads with the recipe, tensor by tensor, parameter by parameter, exactly."""
+    read = mergekit_reads(text)
+    assert set(read) == {name for names in layout.tensors.values() for name in names}
+    places = {name: ref.location for name, ref in recipe.models}
+    declared = specs()
+    for entry in recipe.slices:
+        spec = declared[entry.method]
+        shared = {**spec.defaults(per_input=False), **dict(entry.parameters)}
+        for name in layout.tensors[entry.slice]:
+            method, base, settings, inputs = read[name]
+            assert method == entry.method
+            own = {
+                places[i.model]: (
+                    name if i.layer is None else layout.at_layer(name, i.layer),
+                    {**spec.defaults(per_input=True), **dict(i.parameters)},
+                )
+                for i in entry.inputs
+            }
+            if method == "slerp":
+                first, second = own
+                assert {path for path, _, _ in inputs} == {first, second}
+                assert settings["t"] == pytest.approx(shared["t"] if base == first else 1 - shared["t"], abs=1e-16)
+                continue
+            for key, value in shared.items():
+                assert settings[key] == value, (name, key)
+                assert type(settings[key]) is type(value)
+            if method in DIFFERENCES:
+                assert entry.base is not None
+                assert base == places[entry.base.model]
+                assert settings["int8_mask"] is False
+            used = {}
+            for path, tensor, given in inputs:
+                if path not in own:  # the base, or a source that this slice does not use
+                    assert given.get("weight", 0.0) == 0.0
+                    continue
+                used[path] = (tensor, {key: given[key] for key in own[path][1]})
+            assert used == own, name
+
+
+def recipe_of(
+    pool: Pool,
+    method: str,
+    names: Iterable[str],
+    value: Callable[[SliceId, str, str], float],
+    shared: Callable[[SliceId], Mapping[str, Any]] = lambda slice_: {},
+) -> Recipe:
+    """`method` on every slice; `value` gives each input's parameters, `shared` the others."""
+    spec, names = specs()[method], tuple(names)
+    per_input = [p.name for p in spec.parameters if p.per_input]
+    return pool.info.recipe(
+        SliceRecipe(
+            slice_,
+            method,
+            tuple(Input(n, None, parameters({p: value(slice_, n, p) for p in per_input})) for n in names),
+            parameters(shared(slice_)),
+            Input("base") if spec.base == "required" else None,
+        )
+        for slice_ in pool.layout.slices
+    )
+
+
+def document(text: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(text)
+    return loaded
+
+
+def test_equal_values_are_scalars(pool: Pool) -> None:
+    recipe = recipe_of(pool, "ties", "ab", lambda s, n, p: {"a": 0.1, "b": 1 / 3}[n])
+    text = to_mergekit(recipe, pool.layout)
+    places = {name: ref.location for name, ref in recipe.models}
+    assert document(text) == {
+        "merge_method": "ties",
+        "base_model": places["base"],
+        "dtype": "float32",
+        "out_dtype": "float32",
+        "parameters": {"lambda": 1.0, "normalize": True, "rescale": False, "int8_mask": False},
+        "models": [
+            {"model": places["a"], "parameters": {"weight": 0.1, "density": 0.1}},
+            {"model": places["b"], "parameters": {"weight": 1 / 3, "density": 1 / 3}},
+            {"model": places["base"]},
+        ],
+    }
+    assert_same_meaning(text, recipe, pool.layout)
+
+
+def test_values_per_layer_are_gradients_and_per_component_filters(pool: Pool) -> None:
+    by_component = {"attn": 0.25, "mlp": 0.5}
+    recipe = recipe_of(
+        pool, "task_arithmetic", "a", lambda s, n, p: by_component.get(s.component, 0.75) + (s.layer or 0) / 10
+    )
+    text = to_mergekit(recipe, pool.layout)
+    assert document(text)["models"][0]["parameters"]["weight"] == [
+        {"filter": "self_attn", "value": [0.25, 0.35, 0.45]},
+        {"filter": "mlp", "value": [0.5, 0.6, 0.7]},
+        {"filter": "input_layernorm", "value": [0.75, 0.85, 0.95]},
+        {"filter": "post_attention_layernorm", "value": [0.75, 0.85, 0.95]},
+        {"value": 0.75},
+    ]
+    assert_same_meaning(text, recipe, pool.layout)
+
+
+def test_layers_of_equal_values_are_ranges_and_11_is_not_1(deep_pool: Pool) -> None:
+    recipe = recipe_of(deep_pool, "ties", "a", lambda s, n, p: 0.25 if (s.layer or 0) in (1, 2, 3, 4) else 0.5)
+    text = to_mergekit(recipe, deep_pool.layout)
+    assert [entry["sources"][0]["layer_range"] for entry in document(text)["slices"]] == [[0, 1], [1, 5], [5, 12]]
+    assert_same_meaning(text, recipe, deep_pool.layout)
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", *DIFFERENCES])
+@pytest.mark.parametrize("seed", range(6))
+def test_random_recipes_mean_the_same(pool: Pool, deep_pool: Pool, method: str, seed: int) -> None:
+    rng = random.Random(f"{method} {seed}")
+    which = deep_pool if seed % 2 else pool
+    names = "ac" if method == "slerp" else rng.sample("ac", 2)
+    choices = [rng.uniform(0, 1) for _ in range(4)] if seed < 4 else None
+    spec = specs()[method]
+
+    def draw() -> float:
+        return rng.choice(choices) if choices else rng.uniform(0.0, 1.0)
+
+    def shared(slice_: SliceId) -> dict[str, Any]:
+        return {
+            p.name: rng.random() < 0.5 if p.kind == "boolean" else draw() for p in spec.parameters if not p.per_input
+        }
+
+    recipe = recipe_of(which, method, names, lambda s, n, p: draw(), shared)
+    assert_same_meaning(to_mergekit(recipe, which.layout), recipe, which.layout)
+
+
+def test_values_keep_all_their_digits(pool: Pool) -> None:
+    values = iter([math.pi / 10**k for k in range(9)] + [1e-300, 5e-324, 0.1 + 0.2, 2 / 3, 1e22, -0.3])
+    recipe = recipe_of(pool, "linear", ["base"], lambda s, n, p: next(values), lambda s: {"normalize": False})
+    assert_same_meaning(to_mergekit(recipe, pool.layout), recipe, pool.layout)
+
+
+def test_models_are_split_where_one_gradient_would_round(tmp_path: Path) -> None:
+    folders = {name: str(save_llama(tmp_path / name, i, layers=24)) for i, name in enumerate(("base", "a"))}
+    deep = open_pool(folders, "base")
+    recipe = recipe_of(deep, "task_arithmetic", "a", lambda s, n, p: 1 / (3 + (s.layer or 0)))
+    text = to_mergekit(recipe, deep.layout)
+    assert [entry["sources"][0]["layer_range"] for entry in document(text)["slices"]] == [[0, 12], [12, 24]]
+    assert_same_meaning(text, recipe, deep.layout)
+
+
+def test_copied_slices_fit_into_any_method(pool: Pool) -> None:
+    copies = {SliceId("embed"): "base", SliceId("attn", 1): "a", SliceId("norm", 2): "base", SliceId("head"): "b"}
+    for method in ("slerp", *DIFFERENCES):
+        merged = recipe_of(pool, method, "ab", lambda s, n, p: 0.5)
+        here = {s: m for s, m in copies.items() if m != "base"} if method == "slerp" else copies
+        recipe = pool.info.recipe(
+            SliceRecipe(e.slice, "linear", (Input(here[e.slice], None, (("weight", 1.0),)),)) if e.slice in here else e
+            for e in merged.slices
+        )
+        read = mergekit_reads(to_mergekit(recipe, pool.layout))
+        places = {name: ref.location for name, ref in recipe.models}
+        for slice_, model in here.items():
+            for name in pool.layout.tensors[slice_]:
+                _, base, settings, inputs = read[name]
+                if method == "slerp":
+                    assert settings["t"] == (0.0 if base == places[model] else 1.0)
+                    continue
+                weights = {path: given["weight"] for path, _, given in inputs if path != base}
+                wanted = {places["a"]: float(model == "a"), places["b"]: float(model == "b")}
+                assert weights == wanted
+                assert settings["lambda"] == 1.0
+                assert all(given.get("density", 1.0) == 1.0 for path, _, given in inputs if weights.get(path))
+
+
+def test_sources_may_differ_by_layer(pool: Pool) -> None:
+    def entry(slice_: SliceId) -> SliceRecipe:
+        pair = {0: "ab", 1: "bc", 2: "ca"}[
+            slice_.layer if slice_.layer is not None else 2 * (slice_.component != "embed")
+        ]
+        return SliceRecipe(slice_, "slerp", tuple(Input(n) for n in pair), (("t", 0.25),))
+
+    recipe = pool.info.recipe(entry(s) for s in pool.layout.slices)
+    text = to_mergekit(recipe, pool.layout)
+    assert document(text)["base_model"] == dict(recipe.models)["base"].location
+    assert_same_meaning(text, recipe, pool.layout)
+
+
+def test_layers_may_be_taken_from_elsewhere(pool: Pool) -> None:
+    def entry(slice_: SliceId) -> SliceRecipe:
+        at = None if slice_.layer is None else 2 - slice_.layer
+        inputs = (Input("a", at, (("weight", 0.5),)), Input("b", slice_.layer, (("weight", 0.25),)))
+        return SliceRecipe(slice_, "linear", inputs, (("normalize", False),))
+
+    recipe = pool.info.recipe(entry(s) for s in pool.layout.slices)
+    assert_same_meaning(to_mergekit(recipe, pool.layout), recipe, pool.layout)
+
+
+def test_the_configuration_comes_from_the_same_model(pool: Pool) -> None:
+    recipe = pool.info.linear({"a": 0.5, "b": 0.5})
+    assert recipe.config_from == "base"
+    assert document(to_mergekit(recipe, pool.layout))["base_model"] == recipe.ref("base").location
+    assert_same_meaning(to_mergekit(recipe, pool.layout), recipe, pool.layout)
+
+
+def test_hub_models_are_pinned_and_odd_folder_names_survive(pool: Pool) -> None:
+    refs = (("base", ModelRef("org/base", revision="0123abc")), ("a", ModelRef("/data/a+b@2", fingerprint="sha256:1")))
+    recipe = Recipe(refs, tuple(pool.info.linear({"a": 0.5, "base": 0.5}).slices), "bfloat16", "base")
+    text = to_mergekit(recipe, pool.layout)
+    config = MergeConfiguration.model_validate(document(text))
+    assert (config.base_model.model.path, config.base_model.model.revision) == ("org/base", "0123abc")
+    assert [m.model.model.path for m in config.models or ()] == ["/data/a+b@2", "org/base"]
+    assert config.models is not None
+    assert config.models[0].model.lora is None
+    assert config.out_dtype == "bfloat16"
+    elsewhere = document(to_mergekit(recipe, pool.layout, locations={"a": "sources/a"}))
+    assert elsewhere["models"][0]["model"] == "sources/a"
+
+
+def test_dare_says_that_masks_differ_only_where_it_drops(pool: Pool) -> None:
+    for density, said in ((0.5, True), (1.0, False)):
+        value = {"weight": 0.5, "density": density}
+        text = to_mergekit(recipe_of(pool, "dare_ties", "ab", lambda s, n, p, v=value: v[p]), pool.layout)
+        assert ("# The elements that DARE drops" in text) == said
+
+
+def replaced(recipe: Recipe, **entries: SliceRecipe) -> Recipe:
+    """The recipe with some slices replaced; ``layers_1_mlp`` stands for ``layers.1.mlp``."""
+    changed = {e.slice: e for e in entries.values()}
+    return Recipe(
+        recipe.models, tuple(changed.get(e.slice, e) for e in recipe.slices), recipe.dtype, recipe.config_from
+    )
+
+
+MLP = SliceId("mlp", 1)
+TWO = (Input("a", None, (("weight", 0.5),)), Input("b", None, (("weight", 0.5),)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (SliceRecipe(MLP, "linear", TWO), "its method is linear, embed has task_arithmetic"),
+        (SliceRecipe(MLP, "task_arithmetic", TWO, base=Input("c")), "its base is .*c, layers.1.attn has .*base"),
+        (SliceRecipe(MLP, "task_arithmetic", TWO, base=Input("base"), scale=0.5), "scaled by 0.5"),
+        (
+            SliceRecipe(MLP, "task_arithmetic", (Input("a", 2), TWO[1]), base=Input("base")),
+            "it takes layer 2 of .*a, but layers.1.attn takes layer 1",
+        ),
+        (
+            SliceRecipe(MLP, "task_arithmetic", (Input("a"), Input("a")), base=Input("base")),
+            "a is an input twice",
+        ),
+        (
+            SliceRecipe(
+                MLP, "task_arithmetic", (*TWO, Input("base")), parameters({"normalize": True}), base=Input("base")
+            ),
+            "its base is also an input",
+        ),
+    ],
+)
+def test_what_mergekit_cannot_say_is_refused_by_slice(pool: Pool, entry: SliceRecipe, reason: str) -> None:
+    recipe = replaced(recipe_of(pool, "task_arithmetic", "ab", lambda s, n, p: 0.5), entry=entry)
+    with pytest.raises(RecipeError, match=f"slice layers.1.mlp: .*{reason}"):
+        to_mergekit(recipe, pool.layout)
+
+
+def test_a_third_model_in_a_slerp_layer_is_refused(pool: Pool) -> None:
+    recipe = recipe_of(pool, "slerp", "ab", lambda s, n, p: 0.5)
+    entry = SliceRecipe(MLP, "slerp", (Input("a"), Input("c")))
+    with pytest.raises(RecipeError, match=r"slice layers\.1\.\w+: slerp takes two models"):
+        to_mergekit(replaced(recipe, entry=entry), pool.layout)
+
+
+def test_a_missing_slice_is_refused(pool: Pool) -> None:
+    whole = recipe_of(pool, "linear", "ab", lambda s, n, p: 0.5)
+    for missing in (SliceId("head"), SliceId("norm", 1)):
+        rest = tuple(e for e in whole.slices if e.slice != missing)
+        with pytest.raises(RecipeError, match=f"slice {missing}: the recipe leaves it out"):
+            to_mergekit(Recipe(whole.models, rest, "float32", "base"), pool.layout)
