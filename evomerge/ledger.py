@@ -51,6 +51,7 @@ __all__ = [
 SCHEMA = 1
 SESSION_EVENTS = ("interrupted", "resumed")
 _NOT_CONTENT = ("seq", "time", "crc32", "seconds", "items")
+_SPLITS = get_args(Split)
 _EXACT_DTYPES = (np.uint8, np.int16, np.float16, np.float32)
 
 
@@ -194,6 +195,8 @@ def read_ledger(folder: RunFolder | Path, on_torn: Callable[[TornLine], None] | 
     path = RunFolder(folder).ledger if isinstance(folder, Path) else folder.ledger
     for number, line in scan(path, on_torn or (lambda torn: report_torn(path, torn))):
         event = decode(line, f"{path}: line {number}")
+        if type(event.get("candidate", 0)) is not int or event.get("split", "search") not in _SPLITS:
+            raise LedgerError(f"{path}: line {number} has a malformed candidate or split", "lines that evomerge wrote")
         if event["event"] == "started" and event.get("schema") != SCHEMA:
             raise LedgerError(
                 f"{path} has format {event.get('schema')!r}",
@@ -223,7 +226,7 @@ def evaluation_of(told: Event, items: Items | None = None) -> Evaluation:
         LedgerError: a field is missing or has the wrong type.
     """
     try:
-        if told["status"] not in get_args(Status) or told["split"] not in get_args(Split):
+        if told["status"] not in get_args(Status) or told["split"] not in _SPLITS:
             raise ValueError(f"status {told['status']!r}, split {told['split']!r}")
         return Evaluation(
             candidate=int(told["candidate"]),

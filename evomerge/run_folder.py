@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from evomerge.candidate import Split
-from evomerge.errors import OutputError, nearest
+from evomerge.errors import OutputError, RecipeError, nearest
 from evomerge.files import write_text_atomic
 from evomerge.ledger_file import LedgerError
 from evomerge.recipe import DTYPES, ModelRef, PoolInfo, SliceId
@@ -136,7 +136,7 @@ class RunFolder:
             return _pool_info(json.loads(self.pool.read_text()))
         except OSError as error:
             raise LedgerError(f"{self.pool} cannot be read: {error.strerror}", "the folder of a run") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise LedgerError(f"{self.pool} is malformed ({reason})", "the file that the search wrote") from error
 

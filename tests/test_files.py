@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from evomerge.errors import OutputError
+from evomerge.files import write_bytes_atomic, write_text_atomic
+
+
+def test_the_new_content_replaces_the_old_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    write_text_atomic(path, "first: é\n")
+    write_bytes_atomic(path, b"second\n", sync=False)
+    assert path.read_bytes() == b"second\n"
+    assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
+def test_a_reader_that_opened_the_old_file_keeps_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    write_text_atomic(path, "old")
+    with path.open() as reader:
+        write_text_atomic(path, "new content")
+        assert reader.read() == "old"
+    assert path.read_text() == "new content"
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text_atomic(tmp_path / "shared", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "recipe.yaml"
+    write_text_atomic(path, "old")
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OutputError, match=r"recipe\.yaml cannot be written: No space left on device"):
+        write_text_atomic(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="nowhere/x cannot be written: No such file"):
+        write_text_atomic(tmp_path / "nowhere" / "x", "")
