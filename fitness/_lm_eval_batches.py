@@ -1,0 +1,165 @@
+"""Log-likelihood requests in the batches that stock lm-eval would form, padded once and scored many times."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lm_eval.models.utils import Collator
+from numpy.typing import NDArray
+
+from fitness._lm_eval_model import TokenRequest
+
+_ALIGNED = 16  # bytes; CUDA kernels read rows in words of this size
+_VECTORISED = 128  # elements from which CUDA's sum depends on the alignment of its input
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests that share one forward.
+
+    Attributes:
+        inputs: [batch, length] token ids, padded on the right with zeros.
+        rows: [rows] positions, counted through the flattened [batch * length], whose next token is scored.
+        choice_rows: [tokens] for every continuation token of every request, its index in `rows`.
+        choices: [tokens] the continuation tokens.
+        lengths: tokens of each request; `choice_rows` and `choices` are in this order.
+        requests: which request of the plan each is.
+    """
+
+    inputs: torch.Tensor
+    rows: torch.Tensor
+    choice_rows: torch.Tensor
+    choices: torch.Tensor
+    lengths: tuple[int, ...]
+    requests: tuple[int, ...]
+
+
+def mixed_lengths(requests: Sequence[TokenRequest]) -> list[int]:
+    """Indices of requests that stock lm-eval would score at wrong positions.
+
+    Stock code runs requests with equal ``context + continuation[:-1]`` as one and reads every
+    log-likelihood from the leading positions of the longest continuation, which is wrong for shorter ones.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(tuple(request.context + request.continuation[:-1]), []).append(index)
+    found = []
+    for members in groups.values():
+        longest = max(len(requests[index].continuation) for index in members)
+        found += [index for index in members if len(requests[index].continuation) < longest]
+    return sorted(found)
+
+
+def plan_batches(
+    requests: Sequence[TokenRequest],
+    *,
+    batch_size: int,
+    max_length: int,
+    device: torch.device,
+    grouped: bool,
+    first: int = 0,
+) -> list[Batch]:
+    """The batches of stock `_loglikelihood_tokens` for `requests`, in its order.
+
+    Args:
+        requests: all that stock code would pass in one call.
+        batch_size: forwards in a batch.
+        max_length: positions of the model; longer inputs lose tokens on the left.
+        device: where the batches are kept.
+        grouped: score requests that differ only in their last token with one forward (stock's `logits_cache`).
+        first: index of the first request, when these are a part.
+    """
+    collator = Collator(
+        [(index, request.context, request.continuation) for index, request in enumerate(requests)],
+        sort_fn=lambda r: (-len(r[1] + r[2]), tuple(r[1] + r[2])),
+        group_fn=lambda r: r[1] + r[2][:-1],
+        group_by="contexts" if grouped else None,
+    )
+    groups: Any = collator._arr_with_indices if grouped else None
+    chunks: Iterator[Any] = collator.get_batched(n=batch_size)
+    batches = []
+    for chunk in chunks:
+        forwards = []
+        for index, context, continuation in chunk:
+            members = [inner[0] for inner in groups[tuple(context + continuation[:-1])]] if grouped else [index]
+            tokens = (context + continuation)[-(max_length + 1) :][:-1]
+            forwards.append((tokens, [(first + member, requests[member].continuation) for member in members]))
+        batches.append(_batch(forwards, device))
+    return batches
+
+
+def _batch(forwards: Sequence[tuple[list[int], list[tuple[int, list[int]]]]], device: torch.device) -> Batch:
+    width = max(len(tokens) for tokens, _ in forwards)
+    inputs = torch.zeros(len(forwards), width, dtype=torch.long)
+    rows: list[int] = []
+    choice_rows: list[int] = []
+    choices: list[int] = []
+    lengths: list[int] = []
+    requests: list[int] = []
+    for row, (tokens, members) in enumerate(forwards):
+        inputs[row, : len(tokens)] = torch.tensor(tokens)
+        longest = max(len(continuation) for _, continuation in members)
+        end = len(rows) + longest
+        rows += range(row * width + len(tokens) - longest, row * width + len(tokens))
+        for request, continuation in members:
+            choice_rows += range(end - len(continuation), end)
+            choices += continuation
+            lengths.append(len(continuation))
+            requests.append(request)
+    scored, of_row, tokens_of = (torch.tensor(values, device=device) for values in (rows, choice_rows, choices))
+    return Batch(inputs.to(device), scored, of_row, tokens_of, tuple(lengths), tuple(requests))
+
+
+def score_batches(
+    module: Any, batches: Sequence[Batch], softmax_dtype: torch.dtype | None, count: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Log-likelihoods of `count` requests, and whether greedy decoding would give their continuations.
+
+    The numbers are stock lm-eval's bit for bit: the same forwards, the same logarithms of softmax, the same
+    sums over one request at a time. Only rows that a continuation needs go through the softmax.
+    """
+    kwargs = {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
+    sums: list[torch.Tensor] = []
+    hits: list[torch.Tensor] = []
+    with torch.no_grad():
+        for batch in batches:
+            logprobs, positions = _logprobs(module(batch.inputs, **kwargs).logits, batch.rows, softmax_dtype)
+            choice_rows = batch.choice_rows if positions is None else positions[batch.choice_rows]
+            chosen = logprobs[choice_rows, batch.choices]
+            hits.append(logprobs.argmax(dim=-1)[choice_rows] == batch.choices)
+            sums += [_sum(part) for part in chosen.split(batch.lengths)]
+        values = torch.stack(sums).to(torch.float64).cpu().numpy() if sums else np.empty(0)
+        right = torch.cat(hits).cpu().numpy() if hits else np.empty(0, dtype=bool)
+    lengths = [length for batch in batches for length in batch.lengths]
+    order = np.array([request for batch in batches for request in batch.requests], dtype=np.intp)
+    loglikelihoods, greedy = np.empty(count), np.empty(count, dtype=bool)
+    loglikelihoods[order] = values
+    if lengths:
+        greedy[order] = np.logical_and.reduceat(right, np.cumsum([0, *lengths[:-1]]))
+    return loglikelihoods, greedy
+
+
+def _logprobs(
+    logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The wanted rows of ``log_softmax(logits)``; or all rows, with where the wanted ones are.
+
+    CUDA's softmax adds up a row in an order that depends on the row's alignment: rows may be moved only when
+    every row is aligned alike.
+    """
+    flat = logits.flatten(0, 1)
+    if logits.is_cuda and flat.shape[1] * flat.element_size() % _ALIGNED:
+        return F.log_softmax(flat, dim=-1, dtype=dtype), rows
+    return F.log_softmax(flat.index_select(0, rows), dim=-1, dtype=dtype), None
+
+
+def _sum(part: torch.Tensor) -> torch.Tensor:
+    if len(part) == 1:
+        return part[0]
+    return (part.clone() if part.is_cuda and len(part) >= _VECTORISED else part).sum()

@@ -1,0 +1,208 @@
+"""Finds and loads lm-eval tasks: by registered name, by YAML path, or from a whole configuration."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from evomerge.errors import FitnessError, nearest
+from fitness._lm_eval_surroundings import quietly
+from fitness._lm_eval_terms import TaskTerm
+
+_log = logging.getLogger(__name__)
+
+_PACKAGED_READERS = {"json", "csv", "text", "parquet", "arrow", "pandas", "xml"}
+
+
+@dataclass
+class LoadedTerm:
+    """A term with what it names.
+
+    Attributes:
+        name: as lm-eval prints it.
+        tasks: its tasks: one, or the leaves of a group or tag.
+    """
+
+    term: TaskTerm
+    name: str
+    tasks: tuple[str, ...]
+
+
+@dataclass
+class TaskSet:
+    """All tasks of a fitness, by name in the order asked, with the groups they came from."""
+
+    terms: list[LoadedTerm] = field(default_factory=list)
+    tasks: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, Any] = field(default_factory=dict)
+
+
+def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> TaskSet:
+    """Load every task of `terms` with its documents.
+
+    lm-eval's own index of 14,000 entries takes many seconds to read: it is read only when a name is found
+    neither in `include_path` nor as a file.
+
+    Raises:
+        FitnessError: an unknown task, a missing YAML or data file, a YAML that cannot be read, a task named twice.
+    """
+    for folder in include_path:
+        if not Path(folder).is_dir():
+            raise FitnessError(f"include_path {folder!r} is not a folder", "a folder with task YAMLs")
+    manager = _manager(terms, include_path)
+    loaded = TaskSet()
+    for term in terms:
+        _require_sound(term, manager)
+        try:
+            with quietly():
+                found = manager.load([term.source])
+        except FitnessError:
+            raise
+        except Exception as error:
+            raise FitnessError(f"task {term.label!r} cannot be loaded: {_reason(error)}") from error
+        for name, task in found["tasks"].items():
+            if name in loaded.tasks:
+                raise FitnessError(f"task {name!r} is named twice", "each task once", "give one of them another name")
+            _require_supported(name, task)
+            loaded.tasks[name] = task
+        groups = found.get("groups", {})
+        loaded.groups.update(groups)
+        leaves = tuple(found["tasks"])
+        name = next(iter(groups), leaves[0] if len(leaves) == 1 else term.label)
+        loaded.terms.append(LoadedTerm(term, name, leaves))
+    return loaded
+
+
+def _manager(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> Any:
+    """The smallest task index that knows every named task."""
+    own = TaskManager(include_path=list(include_path) or None, include_defaults=False)
+    missing = [term for term in terms if not _resolves(term, own)]
+    if not missing:
+        return own
+    for term in missing:
+        if isinstance(term.source, str) and term.source.endswith((".yaml", ".yml")):
+            raise FitnessError(f"task file {term.source!r} does not exist", _relative_to(term.source))
+    _log.info("reading lm-eval's index of built-in tasks for %s", ", ".join(term.label for term in missing))
+    full = TaskManager(include_path=list(include_path) or None)
+    for term in missing:
+        if not _resolves(term, full):
+            broken = _unreadable(include_path)
+            raise FitnessError(
+                f"task {term.label!r} is unknown",
+                nearest(term.label, full.all_tasks) + (f"; unreadable: {'; '.join(broken)}" if broken else ""),
+                "" if include_path else "name the folder of your own task YAMLs with include_path",
+            )
+    return full
+
+
+def _resolves(term: TaskTerm, manager: Any) -> bool:
+    if not isinstance(term.source, str):
+        return True
+    entry = manager.task_index.get(term.source)
+    if entry is None:
+        return Path(term.source).expanduser().is_file()
+    members = (entry.cfg or {}).get("task") if entry.kind.name == "GROUP" else None
+    return all(name in manager.task_index for name in _references(members or []))
+
+
+def _references(members: Iterable[Any]) -> Iterable[str]:
+    """Names of registered tasks among the members of a group (inline definitions bring their own dataset)."""
+    for member in members if isinstance(members, list) else []:
+        if isinstance(member, str):
+            yield member
+        elif isinstance(member, Mapping) and isinstance(member.get("task"), str) and "dataset_path" not in member:
+            yield member["task"]
+
+
+def _require_sound(term: TaskTerm, manager: Any) -> None:
+    """Raise `FitnessError` for what would fail obscurely inside lm-eval: YAML errors and missing data files."""
+    if isinstance(term.source, dict):
+        _require_data(term.source, None, term.label)
+        return
+    entry = manager.task_index.get(term.source)
+    path = entry.yaml_path if entry is not None else Path(term.source).expanduser()
+    if path is None:  # a tag has no YAML of its own
+        return
+    try:
+        config = load_yaml(path, resolve_func=False)
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise FitnessError(f"task file {path} cannot be read: {_reason(error)}") from error
+    if "task" not in config and "group" not in config:
+        raise FitnessError(f"task file {path} names no task", "a mapping with the key 'task'")
+    _require_data(config, path, term.label)
+
+
+def _require_data(config: Mapping[str, Any], path: Path | None, label: str) -> None:
+    arguments = config.get("dataset_kwargs")
+    if config.get("dataset_path") not in _PACKAGED_READERS or not isinstance(arguments, Mapping):
+        return
+    files = arguments.get("data_files")
+    for file in _files(files):
+        if "://" in file:
+            continue
+        base = Path(str(arguments.get("data_dir") or "."))
+        if glob.glob(str(base / file)):
+            continue
+        beside = path.parent / file if path is not None else None
+        hint = f"write an absolute path; {beside} exists" if beside is not None and beside.exists() else ""
+        raise FitnessError(f"task {label!r} reads {file!r}, which does not exist", _relative_to(file), hint)
+    split = config.get("test_split") or config.get("validation_split")
+    if files and not isinstance(files, Mapping) and split not in (None, "train"):
+        raise FitnessError(
+            f"task {label!r} scores the split {split!r} of data_files without splits",
+            "lm-eval calls such files 'train'",
+            f"write data_files: {{{split}: ...}}",
+        )
+
+
+def _files(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _files(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _files(inner)
+
+
+def _relative_to(file: str) -> str:
+    if file.startswith("~"):
+        return "lm-eval does not expand '~'"
+    return "" if Path(file).is_absolute() else f"relative paths start from the current folder, {Path.cwd()}"
+
+
+def _require_supported(name: str, task: Any) -> None:
+    if getattr(task, "UNSAFE_CODE", False):
+        raise FitnessError(f"task {name!r} runs code that a model wrote", "tasks that do not")
+    if getattr(task, "MULTIMODAL", False):
+        raise FitnessError(f"task {name!r} needs images or sound", "text tasks")
+
+
+def _unreadable(include_path: Sequence[str]) -> list[str]:
+    """YAMLs that lm-eval skips without a word because they cannot be parsed."""
+    problems = []
+    for folder in include_path:
+        for path in sorted(Path(folder).glob("**/*.yaml")):
+            try:
+                load_yaml(path, resolve_func=False)
+            except (yaml.YAMLError, ValueError, OSError) as error:
+                problems.append(f"{path} ({_reason(error)})")
+    return problems
+
+
+def _reason(error: BaseException) -> str:
+    """The root cause in one line: lm-eval and datasets wrap what a user needs to see."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem or error.context}, line {error.problem_mark.line + 1}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,222 @@
+"""lm-eval's Hugging Face model around a resident module, with everything that does not change kept."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from evomerge.errors import FitnessError
+from fitness._lm_eval_surroundings import quietly
+
+if TYPE_CHECKING:
+    from evomerge.models.loaded import LoadedModel
+
+_SAMPLING_SEED = 1234  # what simple_evaluate gives torch
+
+
+class TokenRequest(NamedTuple):
+    """A context and the continuation whose log-likelihood is asked, as token ids."""
+
+    key: Any
+    context: list[int]
+    continuation: list[int]
+
+
+class ResidentLM(HFLM):
+    """`HFLM` around a module whose weights change in place.
+
+    Tokenisation is stock code run once: `token_requests` and `token_windows` let it run up to the point where
+    it would call the model and keep what it would ask. Generation is stock code run every time, with
+    tokenisation remembered.
+
+    Args:
+        model: the resident model; its tokenizer is copied, since lm-eval may add a padding token.
+        batch_size, max_length, softmax_dtype, add_bos_token: as for ``lm_eval --model hf``.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        batch_size: int,
+        max_length: int | None,
+        softmax_dtype: torch.dtype | None,
+        add_bos_token: bool | None,
+    ) -> None:
+        tokenizer = copy.deepcopy(model.tokenizer)
+        if add_bos_token is not None and hasattr(tokenizer, "add_bos_token"):
+            tokenizer.add_bos_token = add_bos_token  # stock passes it to from_pretrained
+        super().__init__(
+            pretrained=model.module,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            softmax_dtype=softmax_dtype,
+            add_bos_token=add_bos_token,
+        )
+        self._captured: list[Any] = []
+        self._encoded: dict[Any, list[int]] = {}
+        self._batches: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._prompts: Sequence[str] = ()
+        self._seconds = 0.0
+
+    def rebind(self, model: LoadedModel) -> None:
+        """Score another module of the same tokenizer, dtype and device from now on."""
+        self._model = model.module
+        self._config = model.module.config
+        if model.module.training:  # dropout would make scores random
+            model.module.eval()
+
+    def token_requests(self, instances: Sequence[Any]) -> list[TokenRequest]:
+        """What stock `loglikelihood` would ask of the model for `instances`, in their order."""
+        self._captured = []
+        if instances:
+            self.loglikelihood(list(instances), disable_tqdm=True)
+        self._encoded.clear()
+        return [TokenRequest(*request) for request in self._captured]
+
+    def token_windows(self, instance: Any) -> list[TokenRequest]:
+        """The windows that stock `loglikelihood_rolling` would ask for one instance; none for an empty text."""
+        self._captured = []
+        self.loglikelihood_rolling([instance], disable_tqdm=True)
+        self._encoded.clear()
+        return [TokenRequest(*request) for request in self._captured]
+
+    def generate(self, instances: Sequence[Any]) -> tuple[list[str], float]:
+        """Stock generation: the texts, and the seconds spent inside the model.
+
+        Sampling draws from torch's generators seeded anew, which are put back afterwards.
+
+        Raises:
+            FitnessError: a score of a next token is not finite, naming the task and document.
+        """
+        self._seconds = 0.0
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(_SAMPLING_SEED)
+            try:
+                texts: list[str] = self.generate_until(list(instances), disable_tqdm=True)
+            except _NotFinite as error:
+                guilty = next(instance for instance in instances if instance.args[0] == error.prompt)
+                raise not_finite(guilty, "a next-token score") from None
+        return texts, self._seconds
+
+    def require_room(self, instance: Any) -> None:
+        """Raise `FitnessError` when an instance asks for more tokens than the model has positions."""
+        asked = normalize_gen_kwargs(instance.args[1], self.max_gen_toks)["max_gen_toks"]
+        if asked >= self.max_length:
+            raise FitnessError(
+                f"task {instance.task_name!r} generates up to {asked} tokens",
+                f"fewer than the model's {self.max_length} positions",
+                f"set gen_kwargs.max_gen_toks below {self.max_length}",
+            )
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Stock encoding, remembered."""
+        key = (string, add_special_tokens, left_truncate_len, tuple(sorted(kwargs.items())))
+        if key not in self._encoded:
+            self._encoded[key] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+        return self._encoded[key]
+
+    def tok_batch_encode(
+        self,
+        strings: Sequence[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stock encoding of a padded batch, remembered on the device."""
+        self._prompts = strings
+        key = (tuple(strings), padding_side, left_truncate_len, truncation)
+        if key not in self._batches:
+            ids, mask = super().tok_batch_encode(list(strings), padding_side, left_truncate_len, truncation)
+            self._batches[key] = (ids.to(self.device), mask.to(self.device))
+        return self._batches[key]
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        self._captured.extend(requests)
+        return [(0.0, False)] * len(requests)
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
+        check = _FiniteScores()
+        start = time.perf_counter()
+        tokens: torch.Tensor = super()._model_generate(
+            context=context, max_length=max_length, stop=stop, logits_processor=LogitsProcessorList([check]), **kwargs
+        )
+        row = check.first_bad_row()
+        self._seconds += time.perf_counter() - start
+        if row is not None:
+            raise _NotFinite(self._prompts[row * len(self._prompts) // check.rows])  # several beams a prompt
+        return tokens
+
+
+def not_finite(instance: Any, what: str) -> FitnessError:
+    """The error for a document on which a model's scores are NaN or infinite."""
+    return FitnessError(
+        f"task {instance.task_name!r}, document {instance.doc_id}: {what} is not finite",
+        "finite numbers",
+        "the model's weights are NaN, infinite or out of the range of its dtype",
+    )
+
+
+def resident_lm(
+    model: LoadedModel, *, batch_size: int, max_length: int | None, softmax_dtype: str, add_bos_token: bool | None
+) -> ResidentLM:
+    """lm-eval's model around `model`.
+
+    Args:
+        softmax_dtype: ``auto`` is float32 for half precision and the model's dtype otherwise; ``model``, ``float32``.
+
+    Raises:
+        FitnessError: no tokenizer, or not a decoder-only model.
+    """
+    if model.tokenizer is None:
+        raise FitnessError(
+            "the model has no tokenizer", "lm-eval tasks need one", "add tokenizer files to the model's folder"
+        )
+    half = model.dtype in (torch.float16, torch.bfloat16)
+    with quietly():
+        lm = ResidentLM(
+            model,
+            batch_size=batch_size,
+            max_length=max_length,
+            softmax_dtype=torch.float32 if softmax_dtype == "float32" or (softmax_dtype == "auto" and half) else None,
+            add_bos_token=add_bos_token,
+        )
+    if lm.backend != "causal":
+        raise FitnessError(f"the model is {lm.backend}", "a decoder-only language model")
+    return lm
+
+
+class _NotFinite(Exception):
+    def __init__(self, prompt: str) -> None:
+        super().__init__(prompt)
+        self.prompt = prompt
+
+
+class _FiniteScores(LogitsProcessor):
+    """Sees the scores of every next token and changes none; asks the device only once, at the end."""
+
+    def __init__(self) -> None:
+        self._sums: torch.Tensor | None = None  # [rows]
+        self.rows = 0
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        best = scores.amax(dim=-1)  # NaN if any is NaN
+        self._sums = best if self._sums is None else self._sums + best
+        self.rows = len(best)
+        return scores
+
+    def first_bad_row(self) -> int | None:
+        """The first row that had a score which is not finite."""
+        bad = torch.isfinite(self._sums).logical_not().tolist() if self._sums is not None else []
+        return bad.index(True) if True in bad else None

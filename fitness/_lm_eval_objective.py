@@ -1,0 +1,147 @@
+"""The objective: which metrics of which tasks count, how much and in which direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.errors import FitnessError, nearest
+from fitness._lm_eval_loading import LoadedTerm, TaskSet
+from fitness._lm_eval_scoring import RawValues, TaskScorer, metric_key
+from fitness._lm_eval_terms import MetricTerm, TaskTerm
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A metric in the objective.
+
+    Attributes:
+        keys: its key in each of the term's tasks.
+        factor: weight and sign, so that larger is better.
+        log: whether the logarithm counts.
+    """
+
+    keys: tuple[str, ...]
+    factor: float
+    log: bool
+
+
+@dataclass(frozen=True)
+class WeighedTerm:
+    """A task, group or tag in the objective."""
+
+    term: TaskTerm
+    name: str
+    tasks: tuple[str, ...]
+    metrics: tuple[Weighed, ...]
+
+
+def declared_metrics(task: Any) -> list[str]:
+    """Keys of the metrics that a task says it reports, in its order."""
+    filters = [ensemble.name for ensemble in task._filters]
+    return [metric_key(metric, name) for name in filters for metric in task.aggregation()]
+
+
+def find_metric(name: str, known: Sequence[str]) -> str | None:
+    """The key that a user's metric name means: itself, without ``,none``, or with the first filter that has it."""
+    name = name.removesuffix(",none")
+    return name if name in known else next((key for key in known if key.split(",")[0] == name), None)
+
+
+def weigh(loaded: LoadedTerm, tasks: Mapping[str, Any]) -> WeighedTerm:
+    """A term with its metrics checked against what its tasks declare.
+
+    Raises:
+        FitnessError: a metric that a task does not report, with those it does.
+    """
+    first = tasks[loaded.tasks[0]]
+    weighed = []
+    for metric in loaded.term.metrics or (MetricTerm(declared_metrics(first)[0]),):
+        keys = tuple(_key(metric.name, name, tasks[name]) for name in loaded.tasks)
+        # a metric that the task does not declare has no direction: lm-eval shows such metrics without an arrow
+        rises = bool(first.higher_is_better().get(keys[0].split(",")[0], True))
+        weighed.append(Weighed(keys, metric.weight if rises else -metric.weight, metric.transform == "log"))
+    return WeighedTerm(loaded.term, loaded.name, loaded.tasks, tuple(weighed))
+
+
+def _key(metric: str, name: str, task: Any) -> str:
+    declared = declared_metrics(task)
+    key = find_metric(metric, declared)
+    if key is None and not _reports_more(task):
+        raise FitnessError(f"task {name!r} does not report the metric {metric!r}", nearest(metric, declared))
+    return key or metric
+
+
+def _reports_more(task: Any) -> bool:
+    """Whether a task may report metrics that it does not declare: its own function makes them up."""
+    entries = getattr(task.config, "metric_list", None) or []
+    return callable(getattr(task.config, "process_results", None)) or any(callable(e.get("metric")) for e in entries)
+
+
+def group_metrics(tasks: TaskSet, scorers: Mapping[str, TaskScorer], values: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of groups that aggregate, by lm-eval's own rules, as ``group/metric``."""
+    table: dict[str, Any] = {name: {"sample_len": len(scorer.documents)} for name, scorer in scorers.items()}
+    for key, value in values.items():
+        task, _, metric = key.partition("/")
+        table[task][metric if "," in metric else f"{metric},none"] = value
+    found = {}
+    for name, group in tasks.groups.items():
+        for key, value in group.aggregate(table).items():
+            metric, comma, filter_name = key.partition(",")
+            if comma and isinstance(value, int | float):
+                found[f"{name}/{metric_key(metric, filter_name)}"] = float(value)
+    return found
+
+
+def objective(
+    terms: Sequence[WeighedTerm],
+    scorers: Mapping[str, TaskScorer],
+    raw: Mapping[str, RawValues],
+    metrics: Mapping[str, float],
+) -> float:
+    """The weighted mean over terms of their weighted sums of metrics, larger is better.
+
+    A group counts with its own aggregated metric, or with the mean over its tasks when it has none.
+
+    Args:
+        raw: values per document, by task.
+        metrics: aggregated values of tasks and groups, as ``task/metric``.
+
+    Raises:
+        FitnessError: a metric that was not reported after all, or is not finite.
+    """
+    total = 0.0
+    for term in terms:
+        for metric in term.metrics:
+            total += term.term.weight * metric.factor * _value(term, metric, scorers, raw, metrics)
+    return total / sum(term.term.weight for term in terms)
+
+
+def _value(
+    term: WeighedTerm,
+    metric: Weighed,
+    scorers: Mapping[str, TaskScorer],
+    raw: Mapping[str, RawValues],
+    metrics: Mapping[str, float],
+) -> float:
+    own = f"{term.name}/{metric.keys[0]}"
+    if term.name not in scorers and own in metrics and not metric.log:
+        return _finite(own, metrics[own], metric)
+    values = []
+    for task, key in zip(term.tasks, metric.keys, strict=True):
+        found = find_metric(key, list(raw[task]))
+        if found is None:
+            raise FitnessError(f"task {task!r} did not report the metric {key!r}", nearest(key, raw[task]))
+        value = metrics[f"{task}/{found}"]
+        value = scorers[task].log_metric(found, raw[task], value) if metric.log else value
+        values.append(_finite(f"{task}/{found}", value, metric))
+    return math.fsum(values) / len(values)
+
+
+def _finite(name: str, value: float, metric: Weighed) -> float:
+    if not math.isfinite(value):
+        do = "" if metric.log else "for a perplexity use transform: log"
+        raise FitnessError(f"metric {name} is {value}", "a finite number", do)
+    return value

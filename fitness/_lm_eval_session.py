@@ -1,0 +1,194 @@
+"""The requests of all tasks for one model: built, tokenised and batched once, scored for every candidate."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evomerge.errors import FitnessError
+from fitness._lm_eval_batches import Batch, mixed_lengths, plan_batches, score_batches
+from fitness._lm_eval_model import ResidentLM, TokenRequest, not_finite
+from fitness._lm_eval_scoring import RawValues, TaskScorer
+
+if TYPE_CHECKING:
+    from evomerge.models.loaded import LoadedModel
+
+_log = logging.getLogger(__name__)
+
+_KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+
+Places = Mapping[str, Sequence[int]]
+"""Task -> places of documents."""
+
+
+@dataclass
+class _Plan:
+    """Documents that are scored together, with their frozen batches."""
+
+    places: Places
+    instances: dict[str, list[Any]]  # by request type, repeated where the task repeats
+    loglikelihood: list[Batch]
+    rolling: list[Batch]
+    windows: list[int]  # windows of each rolling instance
+
+
+class Session:
+    """Scores a resident model on built tasks.
+
+    Args:
+        lm: around the resident model.
+        scorers: by task, in lm-eval's order; their requests are built.
+    """
+
+    def __init__(self, lm: ResidentLM, scorers: Mapping[str, TaskScorer]) -> None:
+        self._lm = lm
+        self._scorers = scorers
+        self.whole: Places = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
+        self.requests: dict[int, list[TokenRequest]] = {}  # by identity of the instance
+        self._plans: dict[int | None, _Plan] = {}
+        by_type = self._by_type(self.whole)
+        for kind, instances in by_type.items():
+            if kind not in _KINDS:
+                raise FitnessError(f"task {instances[0].task_name!r} asks for {kind!r}", f"one of: {', '.join(_KINDS)}")
+        loglikelihood = by_type.get("loglikelihood", [])
+        for instance, request in zip(loglikelihood, lm.token_requests(loglikelihood), strict=True):
+            self.requests[id(instance)] = [request]
+        for instance in by_type.get("loglikelihood_rolling", []):
+            self.requests[id(instance)] = lm.token_windows(instance)
+        for instance in by_type.get("generate_until", []):
+            lm.require_room(instance)
+        self._require_sound(loglikelihood)
+        self.grouped = True
+        self.grouped = not self._mixed(by_type)
+
+    def score(self, model: LoadedModel, places: Places, raw: dict[str, RawValues], block: int | None) -> float:
+        """Score the documents at `places` into `raw`; returns the seconds spent in model calls.
+
+        Args:
+            block: names the frozen batches of `places`; None for the whole set.
+
+        Raises:
+            FitnessError: a score that is not finite, naming the task and document.
+        """
+        self._lm.rebind(model)
+        plan = self._plan(places, block)
+        for instances in plan.instances.values():
+            for instance in instances:  # else lm-eval would score the first candidate's responses again
+                instance.resps, instance.filtered_resps = [], {}
+        seconds = 0.0
+        for kind, instances in plan.instances.items():
+            responses, spent = self._respond(kind, instances, plan)
+            seconds += spent
+            for instance, response in zip(instances, responses, strict=True):
+                instance.resps.append(response)
+        for name, of_task in plan.places.items():
+            if of_task:
+                self._scorers[name].collect(of_task, raw.setdefault(name, {}))
+        return seconds
+
+    def _respond(self, kind: str, instances: list[Any], plan: _Plan) -> tuple[list[Any], float]:
+        if kind == "generate_until":
+            return self._lm.generate(instances)
+        start = time.perf_counter()
+        if kind == "loglikelihood":
+            values, greedy = self._run(plan.loglikelihood, len(instances))
+            seconds = time.perf_counter() - start
+            _require_finite(values, instances)
+            return list(zip(values.tolist(), greedy.tolist(), strict=True)), seconds
+        values, _ = self._run(plan.rolling, sum(plan.windows))
+        seconds = time.perf_counter() - start
+        _require_finite(values, [i for i, count in zip(instances, plan.windows, strict=True) for _ in range(count)])
+        numbers = iter(values.tolist())
+        return [sum(next(numbers) for _ in range(count)) for count in plan.windows], seconds
+
+    def _run(self, batches: Sequence[Batch], count: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        return score_batches(self._lm.model, batches, self._lm.softmax_dtype, count)
+
+    def _plan(self, places: Places, block: int | None) -> _Plan:
+        if block not in self._plans:
+            by_type = self._by_type(places)
+            loglikelihood = [self.requests[id(instance)][0] for instance in by_type.get("loglikelihood", [])]
+            windows = [self.requests[id(instance)] for instance in by_type.get("loglikelihood_rolling", [])]
+            self._plans[block] = _Plan(
+                places,
+                by_type,
+                self._batches(loglikelihood),
+                self._rolling([window for of_instance in windows for window in of_instance]),
+                [len(of_instance) for of_instance in windows],
+            )
+        return self._plans[block]
+
+    def _by_type(self, places: Places) -> dict[str, list[Any]]:
+        """Instances by request type in stock order: tasks as asked, documents in order, repeats together."""
+        by_type: dict[str, list[Any]] = {}
+        for name, of_task in places.items():
+            for place in of_task:
+                for instance in self._scorers[name].documents[place]:
+                    by_type.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
+        return by_type
+
+    def _batches(self, requests: Sequence[TokenRequest], first: int = 0) -> list[Batch]:
+        return plan_batches(
+            requests,
+            batch_size=self._lm.batch_size,
+            max_length=self._lm.max_length,
+            device=torch.device(self._lm.device),
+            grouped=self.grouped,
+            first=first,
+        )
+
+    def _rolling(self, windows: Sequence[TokenRequest]) -> list[Batch]:
+        """Stock code passes windows on in batches as they come, and sorts only within each."""
+        return [batch for first, call in self._calls(windows) for batch in self._batches(call, first)]
+
+    def _calls(self, windows: Sequence[TokenRequest]) -> list[tuple[int, Sequence[TokenRequest]]]:
+        size = self._lm.batch_size
+        return [(first, windows[first : first + size]) for first in range(0, len(windows), size)]
+
+    def _mixed(self, by_type: Mapping[str, list[Any]]) -> bool:
+        """Whether stock code would score some requests at wrong positions; warns if so."""
+        loglikelihood = by_type.get("loglikelihood", [])
+        found = [loglikelihood[i] for i in mixed_lengths([self.requests[id(i)][0] for i in loglikelihood])]
+        rolling = [(i, window) for i in by_type.get("loglikelihood_rolling", []) for window in self.requests[id(i)]]
+        for first, call in self._calls([window for _, window in rolling]):
+            found += [rolling[first + index][0] for index in mixed_lengths(call)]
+        if found:
+            _log.warning(
+                "task %r, document %s and %d more requests share their tokens but the last with a longer continuation; "
+                "lm_eval scores such requests at wrong positions unless it is given logits_cache=False, which is what "
+                "these scores equal",
+                found[0].task_name,
+                found[0].doc_id,
+                len(found) - 1,
+            )
+        return bool(found)
+
+    def _require_sound(self, loglikelihood: Sequence[Any]) -> None:
+        limit = self._lm.max_length
+        cut = 0
+        for instance in loglikelihood:
+            (request,) = self.requests[id(instance)]
+            place = f"task {instance.task_name!r}, document {instance.doc_id}"
+            if not request.continuation:
+                raise FitnessError(f"{place} has a target without tokens", "a target of at least one token")
+            if len(request.continuation) > limit:
+                raise FitnessError(
+                    f"{place} has a target of {len(request.continuation)} tokens",
+                    f"at most {limit}, the model's positions",
+                )
+            cut += len(request.context) + len(request.continuation) > limit + 1
+        if cut:
+            _log.warning("%d requests are longer than the model's %d positions and lose their beginning", cut, limit)
+
+
+def _require_finite(values: NDArray[np.float64], instances: Sequence[Any]) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise not_finite(instances[bad[0]], "a log-likelihood")

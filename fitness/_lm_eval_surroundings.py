@@ -1,0 +1,66 @@
+"""Keeps lm-eval's side effects, on the global random generators and on the terminal, to itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+_NOISY = ("lm_eval", "datasets")
+
+
+class StockGenerators:
+    """The global generators of Python, numpy and torch as the stock tool seeds them, but only inside ``with``.
+
+    Tasks may shuffle or sample with the global generators while they are loaded and built. Inside, the
+    generators continue from where the last ``with`` left them; outside they are untouched.
+    """
+
+    def __init__(self) -> None:
+        # lm_eval.evaluator.simple_evaluate: 0 for Python, 1234 for numpy and torch.
+        self._inner: tuple[Any, Any, Any] | None = None
+        self._outer: list[tuple[Any, Any, Any]] = []
+
+    def __enter__(self) -> None:
+        self._outer.append(_states())
+        if self._inner is not None:
+            _restore(self._inner)
+            return
+        random.seed(0)
+        np.random.seed(1234)  # noqa: NPY002 - what tasks use; restored on exit
+        torch.default_generator.manual_seed(1234)
+
+    def __exit__(self, *_: object) -> None:
+        self._inner = _states()
+        _restore(self._outer.pop())
+
+
+def _states() -> tuple[Any, Any, Any]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+
+
+def _restore(states: tuple[Any, Any, Any]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    torch.set_rng_state(states[2])
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Hold back the progress bars and the warnings of lm-eval and datasets; errors still reach their logs."""
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

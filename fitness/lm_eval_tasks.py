@@ -1,0 +1,260 @@
+"""The lm-evaluation-harness as a persistent fitness: everything but the model's own work is done once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from evomerge.errors import ConfigError, FitnessError
+from evomerge.protocols import Block, Objective, Scores, Stop
+from fitness._lm_eval_terms import check_fewshot, check_limit, parse_terms, plain
+
+if TYPE_CHECKING:
+    from evomerge.models.loaded import LoadedModel
+    from fitness._lm_eval_loading import TaskSet
+    from fitness._lm_eval_objective import WeighedTerm
+    from fitness._lm_eval_scoring import RawValues, TaskScorer
+    from fitness._lm_eval_session import Session
+
+OBJECTIVE = "score"
+"""The name of the one objective."""
+
+
+@dataclass
+class _Prepared:
+    """What is built once for a model."""
+
+    session: Session
+    scorers: Mapping[str, TaskScorer]
+    blocks: Sequence[Block]
+    places: Sequence[Mapping[str, Sequence[int]]]  # documents of each block, by task
+    fingerprint: str
+
+
+class LmEvalFitness:
+    """Scores a model on lm-eval tasks, equal to ``lm_eval --model hf`` to the last digit.
+
+    The objective ``score``, to be maximised, is the mean over tasks, by their weights, of the weighted sum of
+    their metrics; metrics for which lower is better count negative.
+
+    Tasks are loaded, prompts built and tokenised, and batches formed once; a candidate costs its forwards and the
+    arithmetic of its scores. The scores equal the stock command's for the same tasks in the same order, dtype, batch
+    size and attention implementation. In half precision the softmax is taken in float32 (``softmax_dtype``), and so
+    must the command's be: ``--model_args pretrained=...,dtype=bfloat16,softmax_dtype=float32``. Per-task ``limit`` and
+    ``gen_kwargs`` have no counterpart in one stock command.
+
+    Blocks hold documents drawn once, each block with its share of every task, in batches of their own. A run over
+    blocks can differ from the whole set's by rounding, since batches are padded differently; a run without blocks and
+    without ``stop`` uses the stock batches.
+
+    Per-item values are in the metric's own direction: 0/1 for accuracies, negative log-likelihoods in nats for
+    ``perplexity``, bits per word or byte for the rolling metrics.
+
+    Args:
+        tasks: task names, paths to task YAMLs, or mappings with the keys ``task`` (a name, a path or a whole task
+            configuration), ``metrics`` (name -> weight, or name -> {weight, transform}, where ``transform: log`` takes
+            the logarithm; the default is the first metric that the task reports; a filter follows a comma, as in
+            ``exact_match,strict-match``), ``weight``, ``num_fewshot``, ``limit`` and ``gen_kwargs``.
+        include_path: folder or folders with task YAMLs.
+        num_fewshot: examples in the prompt, for tasks that do not fix them at 0; None leaves each task's own.
+        limit: documents of each task: the first so many, or a share below 1.
+        apply_chat_template: wrap prompts in the tokenizer's chat template.
+        fewshot_as_multiturn: with a chat template, examples as turns of a conversation.
+        system_instruction: put before every prompt.
+        gen_kwargs: added to the generation arguments of generative tasks.
+        batch_size: sequences in a forward.
+        max_length: positions; None takes the model's.
+        fewshot_seed: chooses the examples.
+        softmax_dtype: ``auto`` is float32 for half precision and the model's own dtype otherwise.
+        block_size: documents in a block; None for one block.
+        add_bos_token: whether prompts begin with the BOS token; None leaves it to the tokenizer.
+
+    Raises:
+        ConfigError: an argument out of its range, naming it.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str | dict[str, Any]],
+        *,
+        include_path: str | list[str] | None = None,
+        num_fewshot: int | None = None,
+        limit: int | float | None = None,
+        apply_chat_template: bool = False,
+        fewshot_as_multiturn: bool = True,
+        system_instruction: str | None = None,
+        gen_kwargs: dict[str, Any] | None = None,
+        batch_size: int = 16,
+        max_length: int | None = None,
+        fewshot_seed: int = 1234,
+        softmax_dtype: Literal["auto", "model", "float32"] = "auto",
+        block_size: int | None = None,
+        add_bos_token: bool | None = None,
+    ) -> None:
+        self._terms = parse_terms(tasks)
+        check_limit(limit, "limit")
+        check_fewshot(num_fewshot, "num_fewshot")
+        for name, count in {"batch_size": batch_size, "max_length": max_length, "block_size": block_size}.items():
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+                raise ConfigError(f"{name} is {count!r}", "a whole number, 1 or more")
+        paths = plain(include_path) or []
+        self._include_path: list[str] = [paths] if isinstance(paths, str) else paths
+        self._prompts: dict[str, Any] = {
+            "num_fewshot": num_fewshot,
+            "limit": limit,
+            "apply_chat_template": apply_chat_template,
+            "fewshot_as_multiturn": fewshot_as_multiturn,
+            "system_instruction": system_instruction,
+            "gen_kwargs": plain(gen_kwargs or {}),
+            "fewshot_seed": fewshot_seed,
+        }
+        self._batch_size = batch_size
+        self._max_length = max_length
+        self._softmax_dtype = softmax_dtype
+        self._block_size = block_size
+        self._add_bos_token = add_bos_token
+        self._generators: Any = None
+        self._tasks: TaskSet | None = None
+        self._terms_weighed: list[WeighedTerm] = []
+        self._prepared: _Prepared | None = None
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The one objective, ``score``."""
+        return (Objective(OBJECTIVE, "maximize"),)
+
+    def check(self) -> None:
+        """Load the tasks and their documents, once.
+
+        Raises:
+            FitnessError: an unknown task or metric, or a YAML or data file that is missing or cannot be read.
+        """
+        self._loaded()
+
+    def prepare(self, model: LoadedModel) -> None:
+        """Build, tokenise and batch everything for a model's tokenizer, dtype and device.
+
+        Raises:
+            FitnessError: what `check` finds; prompts that cannot be built; targets that do not fit the model.
+        """
+        from fitness._lm_eval_building import BuildSettings, build_requests, fingerprint
+        from fitness._lm_eval_model import resident_lm
+        from fitness._lm_eval_scoring import TaskScorer
+        from fitness._lm_eval_session import Session
+
+        tasks = self._loaded()
+        lm = resident_lm(
+            model,
+            batch_size=self._batch_size,
+            max_length=self._max_length,
+            softmax_dtype=self._softmax_dtype,
+            add_bos_token=self._add_bos_token,
+        )
+        with self._generators:
+            build_requests(tasks, lm, BuildSettings(**self._prompts))
+        scorers = {name: TaskScorer(task) for name, task in tasks.tasks.items()}
+        session = Session(lm, scorers)
+        places = _spread(
+            {n: len(s.documents) for n, s in scorers.items()}, self._block_size, self._prompts["fewshot_seed"]
+        )
+        settings = {
+            "terms": [(term.name, term.tasks, term.term.weight, term.metrics) for term in self._terms_weighed],
+            "prompts": self._prompts,
+            "chat_template": getattr(lm.tokenizer, "chat_template", None)
+            if self._prompts["apply_chat_template"]
+            else None,
+            "dtype": str(model.dtype),
+            "softmax_dtype": str(lm.softmax_dtype),
+            "batch_size": self._batch_size,
+            "max_length": lm.max_length,
+            "add_bos_token": self._add_bos_token,
+            "grouped": session.grouped,
+            "block_size": self._block_size,
+        }
+        self._prepared = _Prepared(
+            session,
+            scorers,
+            [Block(index, sum(map(len, of_block.values()))) for index, of_block in enumerate(places)],
+            places,
+            fingerprint(tasks, session.requests, settings),
+        )
+
+    def blocks(self) -> Sequence[Block]:
+        """The fixed blocks of documents; `prepare` comes before."""
+        return self._ready().blocks
+
+    def run(self, model: LoadedModel, blocks: Sequence[Block] | None = None, *, stop: Stop | None = None) -> Scores:
+        """Score a model: one like the prepared, in tokenizer, dtype and device.
+
+        Raises:
+            FitnessError: a score that is not finite, naming the task and document.
+        """
+        from fitness._lm_eval_objective import group_metrics, objective
+        from fitness._lm_eval_scoring import all_items, all_metrics
+
+        start = time.perf_counter()
+        ready = self._ready()
+        raw: dict[str, RawValues] = {}
+        seconds = 0.0
+        if len(ready.blocks) == 1 or (blocks is None and stop is None):
+            seconds = ready.session.score(model, ready.session.whole, raw, None)
+            done = {block.index for block in ready.blocks}
+            if stop is not None:
+                stop(all_items(ready.scorers, raw))
+        else:
+            done = set()
+            for block in ready.blocks if blocks is None else blocks:
+                seconds += ready.session.score(model, ready.places[block.index], raw, block.index)
+                done.add(block.index)
+                if stop is not None and stop(all_items(ready.scorers, raw)):
+                    break
+        items = all_items(ready.scorers, raw)
+        metrics: dict[str, float] = {}
+        objectives: dict[str, float] = {}
+        if len(done) == len(ready.blocks):
+            metrics = all_metrics(ready.scorers, raw)
+            metrics |= group_metrics(self._loaded(), ready.scorers, metrics)
+            objectives = {OBJECTIVE: objective(self._terms_weighed, ready.scorers, raw, metrics)}
+        return Scores(objectives, metrics, items, {"model": seconds, "other": time.perf_counter() - start - seconds})
+
+    def fingerprint(self) -> str:
+        """``sha256:`` over documents, prompts, tokens, metrics, dtype, batch size and versions; not over places."""
+        return self._ready().fingerprint
+
+    def _loaded(self) -> TaskSet:
+        if self._tasks is None:
+            from fitness._lm_eval_loading import load_tasks
+            from fitness._lm_eval_objective import weigh
+            from fitness._lm_eval_surroundings import StockGenerators
+
+            self._generators = StockGenerators()
+            with self._generators:
+                tasks = load_tasks(self._terms, self._include_path)
+            self._terms_weighed = [weigh(term, tasks.tasks) for term in tasks.terms]
+            self._tasks = tasks
+        return self._tasks
+
+    def _ready(self) -> _Prepared:
+        if self._prepared is None:
+            raise FitnessError("the fitness has no items yet", "prepare(model) comes first")
+        return self._prepared
+
+
+def _spread(counts: Mapping[str, int], block_size: int | None, seed: int) -> list[dict[str, list[int]]]:
+    """Documents of every block by task: shuffled, each block with its share of every task, in document order."""
+    rng = np.random.default_rng(seed)
+    order: list[tuple[float, str, int]] = []
+    for name, count in counts.items():
+        shuffled = rng.permutation(count).tolist()
+        order += [((rank + 0.5) / count, name, place) for rank, place in enumerate(shuffled)]
+    order.sort(key=lambda entry: entry[0])  # stable: tasks keep their order within a tie
+    size = block_size or len(order)
+    blocks = []
+    for first in range(0, len(order), size):
+        part = order[first : first + size]
+        blocks.append({name: sorted(place for _, of, place in part if of == name) for name in counts})
+    return blocks
