@@ -74,8 +74,7 @@ def write_tasks(folder: Path, final: Path, items: Items) -> None:
             "test_split": "test",
             "output_type": "loglikelihood",
             "doc_to_text": "{{text}}",
-            "doc_to_target": "{{answer}}",
-            "target_delimiter": " ",
+            "doc_to_target": " {{answer}}",  # lm-eval puts no delimiter before a loglikelihood target
             "metric_list": [
                 {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
                 {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
