@@ -76,30 +76,33 @@ class Layout:
         )
 
 
-def skeleton(config: Any, trust_remote_code: bool = False) -> nn.Module:
-    """The transformers module of a configuration on the meta device: names, shapes and classes, no weights.
-
-    The class is the one that the configuration names (``architectures``), else the causal language model of
-    its ``model_type``.
-
-    Raises:
-        PoolError: transformers cannot build it.
-    """
+def model_class(config: Any, trust_remote_code: bool = False) -> Any:
+    """The transformers class of a configuration: the one it names (``architectures``), else `AutoModelForCausalLM`."""
     import transformers
 
     named = next(iter(getattr(config, "architectures", None) or ()), None)
     remote = trust_remote_code and getattr(config, "auto_map", None)
     cls = None if remote or named is None else getattr(transformers, named, None)
+    return cls or transformers.AutoModelForCausalLM
+
+
+def skeleton(config: Any, trust_remote_code: bool = False) -> nn.Module:
+    """The transformers module of a configuration on the meta device: names, shapes and classes, no weights.
+
+    Raises:
+        PoolError: transformers cannot build it.
+    """
+    cls = model_class(config, trust_remote_code)
     try:
         with torch.device("meta"):
-            if cls is not None:
+            if hasattr(cls, "_from_config"):
                 module: nn.Module = cls._from_config(config)
             else:
-                module = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+                module = cls.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # the class may refuse its configuration in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PoolError(
-            f"transformers cannot build {named or config.model_type!r} from config.json ({reason})",
+            f"transformers cannot build a {config.model_type!r} model from config.json ({reason})",
             "an architecture that the installed transformers knows",
             "upgrade transformers, or set pool.trust_remote_code if the model brings its own code",
         ) from error

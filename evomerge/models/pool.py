@@ -47,6 +47,11 @@ class Pool:
         """A model's tensor by its name in the layout, in the stored dtype, mapped from its file."""
         return self.checkpoints[model].read(self.stored[model][name])
 
+    def is_merged(self, name: str) -> bool:
+        """Whether a tensor of the layout is a float that is merged, rather than an integer buffer."""
+        reference = self.info.config_from
+        return self.checkpoints[reference].tensors[self.stored[reference][name]].is_float
+
 
 def open_pool(
     models: Mapping[str, str],
