@@ -262,7 +262,7 @@ def read_items(
         if digest is not None and hashlib.sha256(data).hexdigest() != digest:
             raise LedgerError(f"{path} does not match the hash in the ledger", "the file that the run wrote")
         arrays = safetensors.load(data)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise LedgerError(f"{path} cannot be read: {reason}", "the file that the run wrote") from error
     return {name: arrays[name].astype(np.float64) for name in sorted(arrays)}

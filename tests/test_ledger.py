@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from dataclasses import replace
@@ -13,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import numpy as safetensors
 
 from evomerge.candidate import Candidate, Evaluation
@@ -27,6 +32,7 @@ from evomerge.ledger import (
     read_items,
     read_ledger,
 )
+from evomerge.ledger_file import encode
 from evomerge.recipe import ModelRef, PoolInfo, SliceId
 
 INFO = PoolInfo((("a", ModelRef("models/a", None, "sha256:1")),), ("a",), None, (SliceId("embed"),), 1, "float32")
@@ -174,13 +180,67 @@ class TestDamage:
             list(read_ledger(tmp_path))
 
 
+TEXT = st.text(st.sampled_from('ab"\\\n,{}é\u2028'), max_size=6)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+# Timings are no test here: other work may be running.
+FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+FIELDS = (
+    "schema",
+    "candidate",
+    "split",
+    "name",
+    "status",
+    "objectives",
+    "metrics",
+    "seconds",
+    "error",
+    "items",
+    "reason",
+)
+
+
+class TestStrangersFiles:
+    """Whatever a file holds, reading it gives events or a `LedgerError`."""
+
+    @FUZZ
+    @given(st.lists(st.binary(max_size=60)))
+    def test_bytes(self, chunks: list[bytes]) -> None:
+        with tempfile.TemporaryDirectory() as path:
+            folder = RunFolder(Path(path))
+            folder.ledger.write_bytes(b"\n".join(chunks))
+            with contextlib.suppress(LedgerError):
+                assert list(read_ledger(folder, on_torn=lambda torn: None)) == []
+
+    @FUZZ
+    @given(st.lists(st.dictionaries(st.sampled_from(("event", *FIELDS)), JSON), min_size=1, max_size=4))
+    def test_lines_with_valid_checksums(self, lines: list[dict[str, object]]) -> None:
+        with tempfile.TemporaryDirectory() as path:
+            folder = RunFolder(Path(path))
+            named = [{"seq": i, "event": "told", **fields} for i, fields in enumerate(lines)]
+            folder.ledger.write_bytes(b"".join(map(encode, named)))
+            with contextlib.suppress(LedgerError):
+                for event in read_ledger(folder):
+                    assert event["seq"] < len(lines)
+                    evaluation_of(event)
+
+    def test_deep_nesting_and_huge_numbers(self, folder: RunFolder) -> None:
+        for value in (b"[" * 100_000, b"1" * 10_000):
+            body = b'{"seq":0,"event":"told","x":' + value
+            folder.ledger.write_bytes(body + b',"crc32":"%08x"}\n' % zlib.crc32(body))
+            with pytest.raises(LedgerError, match="line 1 is not JSON"):
+                list(read_ledger(folder))
+
+
 class TestWriting:
     def test_every_event_is_in_the_file_when_append_returns(self, folder: RunFolder) -> None:
-        for sync in ("every", "interval"):
-            with Ledger(folder, sync=sync) as ledger:  # type: ignore[arg-type]  # mypy widens the loop variable
-                for _ in range(5):
-                    ledger.append("asked")
-                    assert sum(1 for _ in read_ledger(folder)) == len(ledger)
+        with Ledger(folder, sync="interval", interval=1e9) as ledger:
+            for count in range(1, 6):
+                ledger.append("asked")
+                assert sum(1 for _ in read_ledger(folder)) == len(ledger) == count
 
     def test_fsync_follows_the_policy(self, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[int] = []
@@ -204,20 +264,16 @@ class TestWriting:
             assert len(calls) == 3
         assert len(calls) == 4  # closing syncs
 
-    def test_a_full_disk_leaves_whole_lines(self, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_disk_leaves_whole_lines(self, folder: RunFolder) -> None:
         before = write(folder)
-        real = os.write
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
         with Ledger(folder) as ledger:
-
-            def half(descriptor: int, data: bytes) -> int:
-                if len(data) < 40:
-                    raise OSError(28, "No space left on device")
-                return real(descriptor, data[: len(data) // 2])
-
-            monkeypatch.setattr(os, "write", half)
-            with pytest.raises(LedgerError, match="cannot be written: No space left on device"):
-                ledger.append("told", candidate=9)
-            monkeypatch.undo()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limit[1]))  # 20 bytes fit, as on a full disk
+            try:
+                with pytest.raises(LedgerError, match="cannot be written: File too large"):
+                    ledger.append("told", candidate=9)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limit)
             assert folder.ledger.read_bytes() == before
             assert ledger.append("told", candidate=9) == 4  # room again: nothing was lost or doubled
         assert [event["seq"] for event in read_ledger(folder)] == [0, 1, 2, 3, 4]
@@ -343,7 +399,8 @@ class TestProtocolObjects:
     )
     def test_malformed_told_events_are_refused(self, change: dict[str, object]) -> None:
         told = {"candidate": 0, "status": "ok", "split": "search", "error": ""}
-        told |= {"objectives": {}, "metrics": {}, "seconds": {}} | change  # type: ignore[operator]
+        told |= {"objectives": {}, "metrics": {}, "seconds": {}}
+        told |= change
         if change == {"error": ...}:
             del told["error"]
         with pytest.raises(LedgerError, match="a told event is malformed"):
