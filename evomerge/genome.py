@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -137,11 +138,13 @@ class GenomeSpec:
 
     genes: tuple[Gene, ...]
     _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    _bounds: tuple[NDArray[np.float64], NDArray[np.float64]] = field(init=False, repr=False, compare=False)
+    _box: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         index = {gene.name: i for i, gene in enumerate(self.genes)}
         if len(index) != len(self.genes):
-            twice = sorted({g.name for g in self.genes if [h.name for h in self.genes].count(g.name) > 1})
+            twice = sorted(name for name, count in Counter(g.name for g in self.genes).items() if count > 1)
             raise ConfigError(f"genes named twice: {', '.join(twice)}", "gene names must be unique")
         if not self.genes:
             raise ConfigError(
@@ -150,6 +153,9 @@ class GenomeSpec:
                 "free a weight or density by giving it low < high",
             )
         object.__setattr__(self, "_index", index)
+        low, high = np.array([_range(gene) for gene in self.genes]).T
+        object.__setattr__(self, "_bounds", (low, high))
+        object.__setattr__(self, "_box", all(g.kind == "continuous" and g.resolution is None for g in self.genes))
 
     def __len__(self) -> int:
         return len(self.genes)
@@ -157,12 +163,19 @@ class GenomeSpec:
     def __iter__(self) -> Iterator[Gene]:
         return iter(self.genes)
 
-    def genome(self, values: Sequence[Value]) -> Genome:
-        """A genome of these values, snapped to each gene's bounds, grid and type."""
+    def genome(self, values: Sequence[Value] | NDArray[np.float64]) -> Genome:
+        """A genome of these values, snapped to each gene's bounds, grid and type.
+
+        Raises:
+            ConfigError: too many or too few values, NaN, or values that a gene cannot take.
+        """
         if len(values) != len(self.genes):
             raise ConfigError(
                 f"a genome of {len(values)} values was given", f"the search space has {len(self.genes)} genes"
             )
+        if self._box and isinstance(values, np.ndarray) and not np.isnan(values).any():
+            # The same as snapping one by one, for the many genes of raw weights.
+            return Genome(tuple((np.clip(values, *self._bounds) + 0.0).tolist()))
         return Genome(tuple(gene.snap(value) for gene, value in zip(self.genes, values, strict=True)))
 
     def check(self, genome: Genome) -> None:
@@ -189,13 +202,9 @@ class GenomeSpec:
 
     @property
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Lower and upper bounds, each of shape ``(len(self),)``; boolean genes span 0 to 1."""
-        low = np.array([g.low if g.kind in ("continuous", "integer") else 0.0 for g in self.genes])
-        high = [
-            float(len(g.choices) - 1) if g.kind == "categorical" else g.high if g.kind != "boolean" else 1.0
-            for g in self.genes
-        ]
-        return low, np.array(high)
+        """Lower and upper bounds, each of shape ``(len(self),)``; boolean genes span 0 to 1, choices their numbers."""
+        low, high = self._bounds
+        return low.copy(), high.copy()
 
     def sample(self, rng: np.random.Generator) -> Genome:
         """A genome drawn uniformly within bounds."""
@@ -210,3 +219,10 @@ class GenomeSpec:
             else:
                 values.append(float(rng.uniform(gene.low, gene.high)))
         return self.genome(values)
+
+
+def _range(gene: Gene) -> tuple[float, float]:
+    """Bounds as numbers: of the value, or of the number of the choice."""
+    if gene.kind in ("continuous", "integer"):
+        return float(gene.low), float(gene.high)
+    return 0.0, 1.0 if gene.kind == "boolean" else float(len(gene.choices) - 1)

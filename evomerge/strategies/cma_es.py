@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
-from evomerge.genome import Genome, GenomeSpec, Value
+from evomerge.genome import Genome, GenomeSpec
 from evomerge.protocols import Objective, Proposal
 
 with warnings.catch_warnings():
@@ -106,6 +106,7 @@ class CmaEs:
         if len(self._free) == 0:
             raise ConfigError("strategy CMA-ES was given no free gene", "every gene has low equal to high")
         self._spec = spec
+        self._initial = np.array(spec.initial.values, dtype=np.float64)
         self._objective = objectives[0]
         self._low, self._span = low[self._free], (high - low)[self._free]
         self._popsize = popsize or 4 + int(3 * math.log(len(self._free)))
@@ -249,9 +250,8 @@ class CmaEs:
         self._genomes = [self._genome(point) for point in self._points]
 
     def _genome(self, point: Array) -> Genome:
-        values: list[Value] = list(self._spec.initial.values)
-        for index, value in zip(self._free, self._low + self._span * point, strict=True):
-            values[index] = float(value)
+        values = self._initial.copy()
+        values[self._free] = self._low + self._span * point
         return self._spec.genome(values)
 
     def _gain(self, evaluation: Evaluation) -> float:
