@@ -1,0 +1,79 @@
+"""Every option of the groups search_space and strategy builds, and the demo's space is the one it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from contracts.space_samples import pool
+
+from evomerge import conf_dir
+from evomerge.cli.composed import compose_config
+from evomerge.errors import ConfigError
+from evomerge.factory import build
+from evomerge.merge.methods import specs
+from evomerge.protocols import Objective, SearchSpace, Strategy
+
+SPACES = sorted(path.stem for path in (conf_dir() / "search_space").glob("*.yaml"))
+STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
+
+
+def space(*overrides: str) -> SearchSpace:
+    config: Any = compose_config([*overrides, "~fitness"])
+    made: SearchSpace = build(config.search_space, "search_space", pool(), specs())
+    return made
+
+
+@pytest.mark.parametrize("option", SPACES)
+def test_search_spaces(option: str) -> None:
+    made = space(f"search_space={option}")
+    recipe = made.decode(made.spec.initial)
+    recipe.check(specs())
+    assert {entry.method for entry in recipe.slices} == {"task_arithmetic" if option == "parameter" else option}
+
+
+@pytest.mark.parametrize("option", STRATEGIES)
+def test_strategies(option: str) -> None:
+    config: Any = compose_config([f"strategy={option}", "~fitness"])
+    strategy: Strategy = build(config.strategy, "strategy", space().spec, [Objective("score")], seed=1)
+    assert len(strategy.ask()) > 3
+
+
+def test_keys_are_changed_from_the_command_line() -> None:
+    made = space(
+        "search_space=ties",
+        "search_space.layer_group=3",
+        "search_space.components=[[attn,mlp,norm],[embed,final_norm,head]]",
+        "search_space.parameters.weight.high=1.5",
+        "search_space.parameters.density=0.5",
+        "search_space.parameters.lambda={low: 0.5, high: 1.5}",
+        "search_space.resolution=0.1",
+    )
+    assert [(g.name, g.low, g.high, g.resolution) for g in made.spec][3:6] == [
+        ("layers.0-2/math/weight", 0.0, 1.5, 0.1),
+        ("layers.0-2/lang/weight", 0.0, 1.5, 0.1),
+        ("layers.0-2/lambda", 0.5, 1.5, 0.1),
+    ]
+
+
+def test_the_demo_searches_sixteen_weights() -> None:
+    made = space("experiment=demo", "~fitness@held_out")
+    assert len(made.spec) == 16
+    assert set(made.spec.initial.values) == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search_space.method=tise", r"search_space\.method is 'tise'; did you mean 'ties'"),
+        ("search_space.layer_group=13", r"search_space\.layer_group is 13; 1 to 6"),
+        ("search_space.layer_group=1.5", r"search_space\.layer_group is 1\.5"),
+        ("search_space.parameters.weight.high=abc", r"search_space\.parameters is .*valid number"),
+        ("search_space.components=[attn]", r"search_space\.components is \['attn'\]"),
+        ("search_space.anchors=x", r"search_space\.anchors is 'x'"),
+        ("+search_space.layer_groups=2", r"search_space has no key 'layer_groups'; did you mean 'layer_group'"),
+    ],
+)
+def test_wrong_values_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        space(override)
