@@ -107,6 +107,10 @@ def merge_tensor(
         values = {**values, **method.statistics(flat, origin, **values)}
     count = target.numel()
     size = block or (_CPU_BLOCK if target.device.type == "cpu" else _DEVICE_BLOCK)
+    if count <= size:
+        parts, below = [tensor.float() for tensor in flat], origin.float() if origin is not None else None
+        target.copy_(method.function(parts, below, context=Context(0, keys), **values))
+        return
     for start in range(0, count, size):
         stop = min(start + size, count)
         parts = [tensor[start:stop].float() for tensor in flat]

@@ -1,17 +1,19 @@
 """Random masks that are the same bits on every device: a counter-based generator.
 
-The uniform number of element ``e`` of a tensor is a 32-bit half of SplitMix64 (Steele, Lea and Flood, 2014) at
-counter ``e // 2``, the low half for even ``e``. The generator's start is a hash of the recipe's seed, the
+The number of element ``e`` of a tensor is the upper 31 bits of a half of SplitMix64 (Steele, Lea and Flood, 2014) at
+counter ``e // 2``, of the low half for even ``e``. The generator's start is a hash of the recipe's seed, the
 model's identity and the tensor's name, so that a mask depends on nothing else: not on the device, the block
 size, the order of merging, nor on other tensors.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 _GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's increment
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # and its finaliser
@@ -25,46 +27,66 @@ def mask_key(seed: int, identity: str, tensor: str) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def keep_mask(key: int, density: float, start: int, count: int, device: torch.device) -> torch.Tensor:
-    """Which of the elements ``start`` to ``start + count`` are kept, each with probability `density`.
+def drop_(task: torch.Tensor, key: int, density: float, start: int) -> None:
+    """Set the elements of a flat float32 block to zero in place, each but with probability `density`.
 
-    Returns:
-        A boolean tensor of shape ``(count,)`` on `device`.
+    Args:
+        task: elements ``start`` and following of a tensor.
+        key: the tensor's `mask_key`.
+        density: probability that an element stays.
+        start: index of the block's first element in its tensor.
     """
     if density >= 1:
-        return torch.ones(count, dtype=torch.bool, device=device)
+        return
     if density <= 0:
-        return torch.zeros(count, dtype=torch.bool, device=device)
-    below = int(density * 2**32)  # kept when the 32-bit number is less
-    if device.type == "cpu":
-        return torch.from_numpy(uniform_numpy(key, start, count) < np.uint32(below))
-    return uniform_torch(key, start, count, device) < below - 2**31
+        task.zero_()
+    elif task.device.type == "cpu":
+        # Numbers below the bound leave a sign bit; spread over the word it keeps the element's bits.
+        kept = uniform_numpy(key, start, task.numel()).view(np.int32)
+        np.subtract(kept, np.int32(_bound(density)), out=kept)
+        np.right_shift(kept, np.int32(31), out=kept)
+        bits = task.numpy().view(np.int32)
+        np.bitwise_and(bits, kept, out=bits)
+    else:
+        task.masked_fill_(uniform_torch(key, start, task.numel(), task.device) >= _bound(density), 0)
 
 
-def uniform_numpy(key: int, start: int, count: int) -> np.ndarray:
-    """The uniform 32-bit numbers of ``count`` elements from ``start``, as uint32 of shape ``(count,)``."""
-    numbers = np.empty(count, dtype=np.uint32)
-    scratch = np.empty(_CHUNK // 2 + 1, dtype=np.uint64)
+def _bound(density: float) -> int:
+    """An element is kept when its number is below this."""
+    return min(int(density * 2**31), 2**31 - 1)
+
+
+@functools.cache
+def _steps() -> NDArray[np.uint64]:
+    """What SplitMix64 adds to its start for the counters of a chunk."""
     steps = np.arange(1, _CHUNK // 2 + 2, dtype=np.uint64) * np.uint64(_GOLDEN)
+    steps.flags.writeable = False
+    return steps
+
+
+def uniform_numpy(key: int, start: int, count: int) -> NDArray[np.uint32]:
+    """The numbers of ``count`` elements from ``start``: uniform below 2**31, of shape ``(count,)``."""
+    numbers = np.empty(count, dtype=np.uint32)
+    scratch = np.empty(min(_CHUNK, count) // 2 + 2, dtype=np.uint64)
     done = 0
     while done < count:
-        first = start + done
-        counter, odd = divmod(first, 2)
+        counter, odd = divmod(start + done, 2)
         take = min(_CHUNK - odd, count - done)
         pairs = (take + odd + 1) // 2
-        z, t = steps[:pairs] + np.uint64((key + counter * _GOLDEN) & _MASK64), scratch[:pairs]
+        z, t = _steps()[:pairs] + np.uint64((key + counter * _GOLDEN) & _MASK64), scratch[:pairs]
         for shift, factor in ((30, _FIRST), (27, _SECOND), (31, 0)):
             np.right_shift(z, np.uint64(shift), out=t)
             np.bitwise_xor(z, t, out=z)
             if factor:
                 np.multiply(z, np.uint64(factor), out=z)
-        numbers[done : done + take] = z.astype("<u8", copy=False).view("<u4")[odd : odd + take]
+        halves = z.astype("<u8", copy=False).view("<u4")
+        np.right_shift(halves[odd : odd + take], np.uint32(1), out=numbers[done : done + take])
         done += take
     return numbers
 
 
 def uniform_torch(key: int, start: int, count: int, device: torch.device) -> torch.Tensor:
-    """The same numbers less 2**31, as int32 of shape ``(count,)``: torch compares signed integers only."""
+    """The same numbers as int32 on a device, of shape ``(count,)``."""
     counter, odd = divmod(start, 2)
     pairs = (count + odd + 1) // 2
     z = torch.arange(1, pairs + 1, dtype=torch.int64, device=device)
@@ -74,7 +96,7 @@ def uniform_torch(key: int, start: int, count: int, device: torch.device) -> tor
         z.bitwise_xor_((z >> shift).bitwise_and_((1 << (64 - shift)) - 1))
         if factor:
             z.mul_(_signed(factor))
-    return z.view(torch.int32)[odd : odd + count].bitwise_xor(-(2**31))
+    return (z.view(torch.int32)[odd : odd + count] >> 1).bitwise_and_(2**31 - 1)
 
 
 def _signed(number: int) -> int:

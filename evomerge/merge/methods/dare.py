@@ -23,7 +23,7 @@ def _dropped(
     task = x - base
     if density >= 1:
         return task
-    task.masked_fill_(~context.keep(index, density, task), 0)
+    context.drop_(index, density, task)
     return task.div_(density) if rescale and density > 0 else task
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from evomerge.errors import ConfigError
-from evomerge.merge.masks import keep_mask
+from evomerge.merge.masks import drop_
 from evomerge.method import MethodSpec, ParameterSpec, Scalar
 
 Function = Callable[..., torch.Tensor]
@@ -32,9 +32,9 @@ class Context:
     offset: int = 0
     keys: tuple[int, ...] = ()
 
-    def keep(self, index: int, density: float, like: torch.Tensor) -> torch.Tensor:
-        """The mask of input `index` for the block `like`: true with probability `density`."""
-        return keep_mask(self.keys[index], density, self.offset, like.numel(), like.device)
+    def drop_(self, index: int, density: float, task: torch.Tensor) -> None:
+        """Set elements of the block `task` of input `index` to zero in place; each stays with probability `density`."""
+        drop_(task, self.keys[index], density, self.offset)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Method:
             tensors, for elementwise functions that need a norm or a threshold of the whole.
         check: ``check(values)``, raising `InfeasibleError` for values that no tensor can be merged with.
         unchanged: ``unchanged(values) -> int | None``: which input (or `BASE`) the result equals exactly.
-        random: whether the function asks `Context.keep` for masks.
+        random: whether the function uses `Context.drop_`.
     """
 
     spec: MethodSpec

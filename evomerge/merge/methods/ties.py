@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,34 +14,48 @@ from evomerge.merge.methods.registry import Context, merge_method
 from evomerge.method import ParameterSpec
 
 DENSITY = ParameterSpec("density", 1.0, low=0.1, high=1.0, per_input=True, minimum=0.0, maximum=1.0)
-_NO_AGREEMENT = 1e-6  # below this share of the weights their sum is rounding, not a divisor
-
-Cut = tuple[float, int | None]
-"""The least magnitude that is kept, and the index from which elements of just that magnitude are not
-(``None``: all of them are kept)."""
 
 
-def cut_of(task: torch.Tensor, density: float) -> Cut:
+@dataclass(frozen=True)
+class Cut:
+    """Where a task vector is trimmed.
+
+    Attributes:
+        bound: magnitudes up to this one are dropped.
+        threshold: the least magnitude that is kept.
+        first: index from which elements of just that magnitude are dropped as well; ``None``: all are kept.
+    """
+
+    bound: float
+    threshold: float
+    first: int | None = None
+
+
+def cut_of(task: torch.Tensor, density: float) -> Cut | None:
     """Where to trim a flat task vector so that its ``int(density * n)`` largest magnitudes, at least one, stay.
 
     Among equal magnitudes the first elements stay, so that the number is exact and the choice is the same
-    on every device.
+    on every device. ``None`` where nothing but zeros would be dropped.
     """
     count = task.numel()
     keep = max(1, int(density * count))
-    if count == 0 or keep >= count:
-        return 0.0, None
+    if keep >= count:
+        return None
     size = task.abs()
     if size.device.type == "cpu":
-        array = size.numpy()
-        threshold = float(np.partition(array, count - keep)[count - keep])
+        ordered = np.partition(size.numpy(), count - keep)
+        threshold = float(ordered[count - keep])
+        is_exact = float(ordered[: count - keep].max()) < threshold
     else:
         threshold = float(torch.kthvalue(size, count - keep + 1).values)
-    at_least = int((size >= threshold).sum())
-    if at_least == keep or threshold == 0:  # zeros make no difference, kept or not
-        return threshold, None
+        is_exact = int(torch.count_nonzero(size >= threshold)) == keep
+    if threshold == 0:
+        return None
+    bound = float(np.nextafter(np.float32(threshold), np.float32(0)))
+    if is_exact:
+        return Cut(bound, threshold)
     equal = torch.nonzero(size == threshold).view(-1)
-    return threshold, int(equal[keep - at_least])
+    return Cut(bound, threshold, int(equal[keep - int(torch.count_nonzero(size > threshold))]))
 
 
 def _cuts(
@@ -51,15 +66,18 @@ def _cuts(
     return {"cuts": tuple(cut_of(x - base, d) if w != 0 and 0 < d < 1 else None for x, w, d in given)}
 
 
-def outside(task: torch.Tensor, cut: Cut, offset: int) -> torch.Tensor:
-    """Which elements of a flat block lie outside the cut; `offset` is the index of the block's first element."""
-    threshold, last = cut
-    size = task.abs()
-    dropped = size < threshold
-    if last is not None and offset + task.numel() > last:
-        tail = slice(max(0, last - offset), None)
-        dropped[tail] |= size[tail] == threshold
-    return dropped
+def trimmed(task: torch.Tensor, cut: Cut | None, offset: int) -> torch.Tensor:
+    """A flat block of a task vector with what lies outside the cut set to zero.
+
+    `offset` is the index of the block's first element in the tensor.
+    """
+    if cut is None:
+        return task
+    kept = torch.nn.functional.hardshrink(task, cut.bound)
+    if cut.first is not None and offset + task.numel() > cut.first:
+        tail = kept[max(0, cut.first - offset) :]
+        tail.masked_fill_(tail.abs() == cut.threshold, 0)
+    return kept
 
 
 def elect(
@@ -82,9 +100,17 @@ def elect(
         if divisor is not None:
             divisor.add_(agreeing.sign_(), alpha=abs(weight))
     if divisor is not None:
-        least = _NO_AGREEMENT * sum(abs(weight) for weight in weights)
-        mean.div_(divisor.masked_fill_(divisor.abs() <= least, 1))
+        mean.div_(_without_zeros_(divisor, weights))
     return mean.mul_(sign).mul_(scale).add_(base)
+
+
+def _without_zeros_(divisor: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """Replace the zeros of a sum of some of the weights, where the mean is zero as well, in place."""
+    least = min(abs(weight) for weight in weights) / 2
+    if min(weights) > 0:
+        return divisor.clamp_(min=least)
+    # Weights of both signs can cancel; what is left of them is rounding, not a divisor.
+    return divisor.masked_fill_(divisor.abs() <= 1e-6 * sum(abs(weight) for weight in weights), 1)
 
 
 @merge_method(
@@ -118,14 +144,8 @@ def ties(
     active = [i for i, w in enumerate(weight) if w != 0 and density[i] > 0]
     if not active:
         return base.clone()
-    if len(active) == 1:
-        (i,) = active
-        # Nothing to elect: interpolating is exact where the factor is one.
-        merged = torch.lerp(base, inputs[i], lambda_ * (1 if normalize else weight[i]))
-        cut = cuts[i]
-        return merged if cut is None else torch.where(outside(inputs[i] - base, cut, context.offset), base, merged)
-    tasks = []
-    for i in active:
-        task, cut = inputs[i] - base, cuts[i]
-        tasks.append(task if cut is None else task.masked_fill_(outside(task, cut, context.offset), 0))
+    if len(active) == 1 and cuts[active[0]] is None:
+        # Nothing to trim or elect: interpolating is exact where the factor is one.
+        return torch.lerp(base, inputs[active[0]], lambda_ * (1 if normalize else weight[active[0]]))
+    tasks = [trimmed(inputs[i] - base, cuts[i], context.offset) for i in active]
     return elect(base, tasks, [weight[i] for i in active], normalize, lambda_)
