@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evomerge.errors import PoolError
+from evomerge.models.reader import Checkpoint
+
+TENSORS = {
+    "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "b.weight": torch.tensor([1.5, -2.0, 0.25], dtype=torch.bfloat16),
+    "c.weight": torch.tensor([[0.5]], dtype=torch.float16),
+    "d.steps": torch.tensor([3, 4], dtype=torch.int64),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "transformers_version": "1"}))
+    return tmp_path
+
+
+def shard(folder: Path) -> None:
+    """Spread the single file over two shards with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    parts = {"model-00001-of-00002.safetensors": ("a.weight", "d.steps"), "model-00002-of-00002.safetensors": ()}
+    parts["model-00002-of-00002.safetensors"] = tuple(sorted(tensors.keys() - {"a.weight", "d.steps"}))
+    for file, names in parts.items():
+        save_file({name: tensors[name] for name in names}, folder / file)
+    weight_map = {name: file for file, names in parts.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_reads_every_dtype_from_one_file_and_from_shards(folder: Path, sharded: bool) -> None:
+    if sharded:
+        shard(folder)
+    checkpoint = Checkpoint(folder)
+    assert set(checkpoint.tensors) == set(TENSORS)
+    for name, expected in TENSORS.items():
+        read = checkpoint.read(name)
+        assert read.dtype == expected.dtype
+        assert torch.equal(read, expected)
+        info = checkpoint.tensors[name]
+        assert (info.shape, info.nbytes) == (tuple(expected.shape), expected.nbytes)
+    assert [checkpoint.tensors[n].dtype for n in sorted(TENSORS)] == ["F32", "BF16", "F16", "I64"]
+    assert [checkpoint.tensors[n].is_float for n in sorted(TENSORS)] == [True, True, True, False]
+    assert checkpoint.nbytes == sum(t.nbytes for t in TENSORS.values())
+    assert checkpoint.config["model_type"] == "llama"
+
+
+def test_offsets_point_at_the_tensor_in_its_file(folder: Path) -> None:
+    info = Checkpoint(folder).tensors["a.weight"]
+    data = info.file.read_bytes()[info.start : info.start + info.nbytes]
+    assert torch.equal(torch.frombuffer(bytearray(data), dtype=torch.float32).view(3, 4), TENSORS["a.weight"])
+
+
+def test_reading_maps_the_file_without_copying(folder: Path) -> None:
+    checkpoint = Checkpoint(folder)
+    assert checkpoint.read("a.weight").data_ptr() == checkpoint.read("a.weight").data_ptr()
+
+
+def test_unknown_tensor_is_named(folder: Path) -> None:
+    with pytest.raises(PoolError, match=r"no tensor 'z\.weight'"):
+        Checkpoint(folder).read("z.weight")
+
+
+def test_missing_shard_is_named(folder: Path) -> None:
+    shard(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(PoolError, match=r"no shard model-00002-of-00002\.safetensors"):
+        Checkpoint(folder)
+
+
+def test_tensor_missing_from_its_shard_is_named(folder: Path) -> None:
+    shard(folder)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["e.weight"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(PoolError, match=r"model-00001-of-00002\.safetensors lacks tensor 'e\.weight'"):
+        Checkpoint(folder)
+
+
+def test_index_may_not_leave_the_folder(folder: Path) -> None:
+    shard(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a.weight": "../other.safetensors"}}))
+    with pytest.raises(PoolError, match=r"'a\.weight' lies outside the folder"):
+        Checkpoint(folder)
+
+
+def test_index_without_a_map_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(PoolError, match="no weight_map"):
+        Checkpoint(folder)
+
+
+def test_truncated_file_names_file_and_tensor(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(PoolError, match=r"model\.safetensors is truncated: tensor '"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x01", b"\xff" * 8 + b"{}", (40).to_bytes(8, "little") + b"{}"])
+def test_file_that_is_no_safetensors_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(PoolError, match="truncated or not safetensors"):
+        Checkpoint(folder)
+
+
+def rewrite_header(folder: Path, change: dict[str, object]) -> None:
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["a.weight"] |= change
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [4, 4]}, r"tensor 'a\.weight' of shape \(4, 4\) and dtype F32 takes 64 bytes"),
+        ({"shape": [-3, -4]}, r"tensor 'a\.weight' of shape \(-3, -4\)"),
+        ({"dtype": "F7"}, r"tensor 'a\.weight' has dtype F7"),
+        ({"data_offsets": "x"}, r"entry for tensor 'a\.weight' is malformed"),
+        ({"shape": [10**12], "data_offsets": [0, 4 * 10**12]}, r"truncated: tensor 'a\.weight'"),
+    ],
+)
+def test_header_that_lies_is_refused_by_tensor(folder: Path, change: dict[str, object], message: str) -> None:
+    rewrite_header(folder, change)
+    with pytest.raises(PoolError, match=message):
+        Checkpoint(folder)
+
+
+def test_header_that_the_library_refuses_names_the_tensor(folder: Path) -> None:
+    # Offsets that overlap pass the size check; the safetensors library refuses the file when it is opened.
+    info = Checkpoint(folder).tensors
+    length = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
+    begin = info["d.steps"].start - 8 - length
+    rewrite_header(folder, {"shape": [2], "dtype": "I64", "data_offsets": [begin, begin + 16]})
+    with pytest.raises(PoolError, match=r"tensor 'a\.weight' cannot be read"):
+        Checkpoint(folder).read("a.weight")
+
+
+def test_header_that_is_not_json_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{]")
+    with pytest.raises(PoolError, match="header is not a JSON object"):
+        Checkpoint(folder)
+
+
+def test_folder_without_configuration(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(PoolError, match=r"has no config\.json"):
+        Checkpoint(folder)
+
+
+def test_configuration_that_is_not_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(PoolError, match=r"config\.json is not JSON"):
+        Checkpoint(folder)
+
+
+def test_folder_without_safetensors_says_what_lies_there_instead(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(PoolError, match="has no safetensors files"):
+        Checkpoint(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(PoolError, match=r"no safetensors, only pytorch_model\.bin"):
+        Checkpoint(folder)
+
+
+def test_single_file_of_any_name_is_taken_and_several_are_not(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    assert torch.equal(Checkpoint(folder).read("a.weight"), TENSORS["a.weight"])
+    shutil.copy(folder / "weights.safetensors", folder / "more.safetensors")
+    with pytest.raises(PoolError, match="2 safetensors files and neither"):
+        Checkpoint(folder)
+
+
+def test_fingerprint_ignores_sharding_and_the_saving_version(folder: Path) -> None:
+    before = Checkpoint(folder).fingerprint()
+    assert before.startswith("sha256:")
+    assert len(before) == 7 + 64
+    shard(folder)
+    (folder / "config.json").write_text(json.dumps({"transformers_version": "2", "model_type": "llama"}))
+    assert Checkpoint(folder).fingerprint() == before
+
+
+@pytest.mark.parametrize("name", ["a.weight", "b.weight", "d.steps"])
+def test_fingerprint_sees_one_changed_value(folder: Path, name: str) -> None:
+    before = Checkpoint(folder).fingerprint()
+    tensors = {**TENSORS, name: TENSORS[name].clone()}
+    tensors[name].view(-1)[1] += 1
+    save_file(tensors, folder / "model.safetensors")
+    assert Checkpoint(folder).fingerprint() != before
+
+
+def test_fingerprint_sees_the_configuration(folder: Path) -> None:
+    before = Checkpoint(folder).fingerprint()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "rope_theta": 7}))
+    assert Checkpoint(folder).fingerprint() != before
+
+
+@pytest.mark.parametrize(("element", "seen"), [(0, True), (50_000, True), (99_999, True), (25_000, False)])
+def test_large_tensors_are_sampled_at_start_middle_and_end(folder: Path, element: int, seen: bool) -> None:
+    tensor = torch.zeros(100_000)
+    save_file({"a": tensor}, folder / "model.safetensors")
+    before = Checkpoint(folder).fingerprint()
+    tensor[element] = 1
+    save_file({"a": tensor}, folder / "model.safetensors")
+    assert (Checkpoint(folder).fingerprint() != before) == seen
