@@ -90,8 +90,10 @@ def skeleton(config: Any, trust_remote_code: bool = False) -> nn.Module:
     """The transformers module of a configuration on the meta device: names, shapes and classes, no weights.
 
     Raises:
-        PoolError: transformers cannot build it.
+        PoolError: transformers cannot build it, or it has two stacks of layers.
     """
+    if getattr(config, "is_encoder_decoder", False):
+        raise PoolError(f"{config.model_type!r} is an encoder-decoder", "models with one stack of layers are supported")
     cls = model_class(config, trust_remote_code)
     try:
         with torch.device("meta"):
@@ -179,11 +181,9 @@ def find_layers(module: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of repeated layers and its name: of the outermost lists the one with the most parameters.
 
     Raises:
-        PoolError: there is none, or the model is an encoder-decoder.
+        PoolError: there is none.
     """
     architecture, config = type(module).__name__, getattr(module, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise PoolError(f"{architecture} is an encoder-decoder", "models with one stack of layers are supported")
     lists: dict[str, nn.ModuleList] = {}
     for name, child in module.named_modules():
         nested = any(name.startswith(f"{outer}.") for outer in lists)
