@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, tiny_config
+from tiny_models import ARCHITECTURES, tiny_config
 
 from evomerge.errors import PoolError, RecipeError
 from evomerge.models.layout import layout_of, skeleton

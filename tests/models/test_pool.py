@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, TinyModel, write_tokenizer
 from safetensors.torch import load_file, save_file
+from tiny_models import ARCHITECTURES, TinyModel, write_tokenizer
 
 from evomerge.errors import ConfigError, PoolError
 from evomerge.models import reader
@@ -261,7 +261,7 @@ def test_recipe_whose_model_has_changed_since(tiny_model: TinyModel) -> None:
     folders = {"a": str(tiny_model("a")), "b": str(tiny_model("b", seed=1))}
     recipe = open_pool(folders).info.linear({"a": 0.5, "b": 0.5})
     tiny_model("b", seed=2)
-    with pytest.raises(PoolError, match="model 'b' in .* is not the one that the recipe was made from"):
+    with pytest.raises(PoolError, match=r"model 'b' in .* is not the one that the recipe was made from"):
         pool_of_recipe(recipe)
 
 
