@@ -94,7 +94,8 @@ class Gene:
             self.check(value)
             return bool(value) if self.kind == "boolean" else str(value)
         if isinstance(value, (str, bool)) or math.isnan(value):
-            raise ConfigError(f"gene {self.name!r} was given {value!r}", f"a number in [{self.low}, {self.high}]")
+            shown = value if isinstance(value, (str, bool)) else float(value)
+            raise ConfigError(f"gene {self.name!r} was given {shown!r}", f"a number in [{self.low}, {self.high}]")
         low, high = float(self.low), float(self.high)
         clipped = min(max(float(value), low), high)
         if self.kind == "integer":

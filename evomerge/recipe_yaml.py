@@ -49,10 +49,10 @@ _LAYERS = re.compile(r"layers\.(\d{1,6})(?:-(\d{1,6}))?\.([a-z]+(?:\+[a-z]+)*)")
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML; floats are written so that they read back exactly.
+    """The recipe as YAML, which was read back and found to be the same, floats to the last bit.
 
     Raises:
-        RecipeError: a name holds characters that YAML cannot carry.
+        RecipeError: YAML cannot carry it: a name that is not text, a slice without inputs.
     """
     grouped: dict[str, list[SliceRecipe]] = {}
     for entry in recipe.slices:
@@ -67,12 +67,15 @@ def dump_recipe(recipe: Recipe) -> str:
         "models": {name: _model_out(ref) for name, ref in recipe.models},
         "slices": [_entry_out(entries) for entries in grouped.values()],
     }
-    try:
-        body = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-        body.encode()
-    except (yaml.YAMLError, UnicodeEncodeError) as error:
-        raise RecipeError("the recipe has a name that YAML cannot hold", "printable text", str(error)) from None
-    return f"# evomerge recipe, sha256 {recipe.hash}\n{body}"
+    problem = ""
+    for unicode in (True, False):  # readable first; some line breaks only survive as escapes
+        try:
+            body = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=unicode, width=110)
+            if _recipe_in(safe_yaml.parse(body)) == recipe:
+                return f"# evomerge recipe, sha256 {recipe.hash}\n{body}"
+        except (yaml.YAMLError, UnicodeError, RecipeError) as error:
+            problem = " ".join(str(error).split())
+    raise RecipeError("the recipe cannot be written as YAML", "names of printable text", problem)
 
 
 def load_recipe(text: str, source: str = "recipe") -> Recipe:

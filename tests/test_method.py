@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from evomerge.errors import RecipeError
+from evomerge.method import MethodSpec, ParameterSpec, Scalar, find_method, method_table
+
+TIES = MethodSpec(
+    "ties",
+    (
+        ParameterSpec("weight", 1.0, per_input=True),
+        ParameterSpec("density", 0.5, per_input=True, minimum=0.0, maximum=1.0),
+        ParameterSpec("lambda", 1.0, high=2.0),
+        ParameterSpec("normalize", True, kind="boolean"),
+    ),
+    base="required",
+)
+METHODS = method_table([TIES, MethodSpec("slerp", (ParameterSpec("t", 0.5),), min_inputs=2, max_inputs=2)])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("weight", -3, None),
+        ("weight", 1e300, None),
+        ("weight", math.nan, "a finite number"),
+        ("weight", math.inf, "a finite number"),
+        ("weight", 10**400, "a finite number"),
+        ("weight", True, "a finite number"),
+        ("weight", "1", "a finite number"),
+        ("density", 0.0, None),
+        ("density", 1, None),
+        ("density", 1.0001, r"a number in \[0\.0, 1\.0\]"),
+        ("normalize", False, None),
+        ("normalize", 0, "true or false"),
+    ],
+)
+def test_values_are_checked_against_the_declaration(name: str, value: Scalar, allowed: str | None) -> None:
+    spec = TIES.parameter(name)
+    assert spec is not None
+    if allowed is None:
+        spec.check(value, "slice embed")
+    else:
+        with pytest.raises(RecipeError, match=f"slice embed: {name} is .*; allowed: {allowed}"):
+            spec.check(value, "slice embed")
+
+
+def test_parameters_are_told_apart_by_scope() -> None:
+    TIES.check_parameters({"weight": 0.5}, "here", per_input=True)
+    with pytest.raises(RecipeError, match=r"method 'ties' has no parameter 'weight' for slices; one of: lambda, norm"):
+        TIES.check_parameters({"weight": 0.5}, "here", per_input=False)
+    with pytest.raises(RecipeError, match="no parameter 'wieght' for inputs; did you mean 'weight'"):
+        TIES.check_parameters({"wieght": 0.5}, "here", per_input=True)
+
+
+def test_defaults_by_scope() -> None:
+    assert TIES.defaults(per_input=True) == {"weight": 1.0, "density": 0.5}
+    assert TIES.defaults(per_input=False) == {"lambda": 1.0, "normalize": True}
+    assert TIES.parameter("gamma") is None
+
+
+def test_methods_are_found_by_name() -> None:
+    assert find_method("ties", METHODS) is TIES
+    with pytest.raises(RecipeError, match=r"^slice head: unknown merge method 'tie'; did you mean 'ties'"):
+        find_method("tie", METHODS, "slice head")
