@@ -167,8 +167,9 @@ class _Builder:
             pair = [self.places[source.model] for source in self.leading.inputs]
             sources[next(place for place in pair if place not in sources)] = next(iter(sources.values()))
         base = self._base(sources, [*entries, *outer])
-        if base is not None:
-            sources = {**{place: at for place, at in sources.items() if place != base}, base: sources.get(base, layer)}
+        if base is not None:  # the base comes last
+            at = sources.pop(base, min(layer, self.layout.layers - 1))
+            sources[base] = at
         block = Block(layer, sources, base, {}, {})
         for entry in entries:
             at = entry.inputs[0].layer if entry.inputs[0].layer is not None else layer

@@ -16,10 +16,14 @@ from evomerge.merge.methods import specs
 from evomerge.models.layout import Layout
 from evomerge.recipe import ModelRef, Recipe
 
-_DARE_NOTE = (
-    "The elements that DARE drops are drawn at random: mergekit and evomerge draw them from different generators, "
-    "so tensors with a density below 1 agree in distribution, not element by element."
-)
+_NOTES = {
+    "dare": "The elements that DARE drops are drawn at random: mergekit and evomerge draw them from different "
+    "generators, so tensors with a density below 1 agree in distribution, not element by element; and where evomerge "
+    "divides what is left by the density, mergekit restores the sum of magnitudes.",
+    "ties": "Of the elements whose magnitude is just that at which trimming stops, evomerge keeps the first and "
+    "mergekit an arbitrary choice; there are several where sources are stored in 16 bits.",
+}
+"""What a reader of the file should know of methods that drop elements."""
 
 
 def to_mergekit(recipe: Recipe, layout: Layout, *, locations: Mapping[str, str] | None = None) -> str:
@@ -193,8 +197,9 @@ def _comment(recipe: Recipe, method: str, blocks: Sequence[Block]) -> str:
         if name == "density"
         for value in tensors.values()
     )
-    if method.startswith("dare") and drops:
-        lines += textwrap.wrap(_DARE_NOTE, 100)
+    note = _NOTES.get(method.partition("_")[0])
+    if note and drops:
+        lines += textwrap.wrap(note, 108)
     return "".join(f"# {line}\n" for line in lines)
 
 

@@ -11,18 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from evomerge.errors import OutputError
+from evomerge.export.config_json import merged_config
 from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.files import sync_folder
-from evomerge.merge.engine import merge_slice
+from evomerge.merge.engine import TORCH_DTYPES, Sources, merge_slice
 from evomerge.merge.plan import Plan, make_plan
 from evomerge.models.pool import Pool
-from evomerge.models.reader import FLOAT_DTYPES
 from evomerge.recipe import Recipe
 from evomerge.recipe_yaml import dump_recipe
 
@@ -45,7 +44,7 @@ _TOKENIZER_FILES = (
 _COPIED = (*_TOKENIZER_FILES, "generation_config.json", "*.py")  # *.py: code that config.json or a tokenizer refers to
 _COPIED_FOLDERS = ("additional_chat_templates",)
 
-_TORCH_DTYPES = {written: dtype for dtype, written in DTYPES.items()}
+_DTYPES = {written: dtype for dtype, written in DTYPES.items()}
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and their total."""
@@ -119,7 +118,7 @@ def write_model(
             target = folder / file.relative_to(source)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
-        config = merged_config(pool.checkpoints[recipe.config_from].config, recipe.dtype)
+        config = merged_config(recipe, pool)
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -128,28 +127,16 @@ def write_model(
 
 def declared_tensors(plan: Plan, pool: Pool, recipe: Recipe) -> list[Declared]:
     """Every tensor of the result with its dtype and shape, in the order of the slices, from headers alone."""
-    stored = pool.checkpoints[recipe.config_from].tensors
-    dtype: torch.dtype = getattr(torch, recipe.dtype)
+    reference = pool.checkpoints[recipe.config_from].tensors
+    stored = pool.stored[recipe.config_from]
+    dtype = TORCH_DTYPES[recipe.dtype]
     tensors = []
     for entry in plan.slices:
-        for name in pool.layout.tensors[entry.slice]:
-            info = stored[name]
+        for name, source in zip(entry.tensors, entry.sources[0].tensors, strict=True):
             # Buffers of integers are copied, not merged.
-            kept = dtype if info.dtype in FLOAT_DTYPES else _TORCH_DTYPES[info.dtype]
-            tensors.append(Declared(name, kept, tuple(info.shape)))
+            kept = dtype if pool.is_merged(source) else _DTYPES[reference[stored[source]].dtype]
+            tensors.append(Declared(name, kept, tuple(pool.layout.shapes[source])))
     return tensors
-
-
-def merged_config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """A copy of a config.json that says `dtype`, also in its parts, and not where it came from."""
-    result = {key: value for key, value in config.items() if key != "_name_or_path"}
-    for key, value in result.items():
-        if isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value):
-            result[key] = merged_config(value, dtype)
-    # Readers before transformers 4.56 know `torch_dtype` only: a source that was saved for them keeps it.
-    for key in [key for key in ("dtype", "torch_dtype") if key in result] or ["dtype"]:
-        result[key] = dtype
-    return result
 
 
 def _write_weights(
@@ -157,8 +144,9 @@ def _write_weights(
 ) -> None:
     done = 0
     total = shards.tensor_bytes
+    sources = Sources(pool, device, budget=0)  # every tensor is read once: none is worth keeping
     for entry in plan.slices:
-        for name, tensor in merge_slice(entry, pool, device).items():
+        for name, tensor in merge_slice(entry, pool, sources=sources).items():
             shards.write(name, tensor)
             done += tensor.nbytes
         if progress is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,18 +61,18 @@ def mergekit_reads(text: str) -> Meaning:
 def assert_same_meaning(text: str, recipe: Recipe, layout: Layout) -> None:
     """Compare what mergekit reads with the recipe, tensor by tensor, parameter by parameter, exactly."""
     read = mergekit_reads(text)
-    assert set(read) == {name for names in layout.tensors.values() for name in names}
+    assert set(read) == {name for entry in recipe.slices for name in layout.of_slice(entry.slice)}
     places = {name: ref.location for name, ref in recipe.models}
     declared = specs()
     for entry in recipe.slices:
         spec = declared[entry.method]
         shared = {**spec.defaults(per_input=False), **dict(entry.parameters)}
-        for name in layout.tensors[entry.slice]:
+        for name in layout.of_slice(entry.slice):
             method, base, settings, inputs = read[name]
             assert method == entry.method
             own = {
                 places[i.model]: (
-                    name if i.layer is None else layout.at_layer(name, i.layer),
+                    at_layer(name, entry.slice.layer, i.layer),
                     {**spec.defaults(per_input=True), **dict(i.parameters)},
                 )
                 for i in entry.inputs
@@ -95,6 +96,11 @@ def assert_same_meaning(text: str, recipe: Recipe, layout: Layout) -> None:
                     continue
                 used[path] = (tensor, {key: given[key] for key in own[path][1]})
             assert used == own, name
+
+
+def at_layer(name: str, own: int | None, layer: int | None) -> str:
+    """The Llama tensor of another layer."""
+    return name if own is None or layer is None else name.replace(f"layers.{own}.", f"layers.{layer}.")
 
 
 def recipe_of(
@@ -249,6 +255,20 @@ def test_layers_may_be_taken_from_elsewhere(pool: Pool) -> None:
     assert_same_meaning(to_mergekit(recipe, pool.layout), recipe, pool.layout)
 
 
+def test_another_depth_is_slices(pool: Pool) -> None:
+    def linear(slice_: SliceId, at: int | None) -> SliceRecipe:
+        weights = {"a": 0.5, "base": 0.1 * (1 + (at or 0))}
+        inputs = tuple(Input(n, at, (("weight", w),)) for n, w in weights.items())
+        return SliceRecipe(slice_, "linear", inputs, (("normalize", False),))
+
+    outer = [linear(s, None) for s in pool.layout.slices if s.layer is None]
+    inner = [linear(SliceId(c, i), at) for i, at in enumerate((0, 1, 2, 1, 2)) for c in ("attn", "mlp", "norm")]
+    recipe = pool.info.recipe([*outer, *inner])
+    text = to_mergekit(recipe, pool.layout)
+    assert [entry["sources"][0]["layer_range"] for entry in document(text)["slices"]] == [[0, 3], [1, 3]]
+    assert_same_meaning(text, recipe, pool.layout)
+
+
 def test_the_configuration_comes_from_the_same_model(pool: Pool) -> None:
     recipe = pool.info.linear({"a": 0.5, "b": 0.5})
     assert recipe.config_from == "base"
@@ -270,11 +290,13 @@ def test_hub_models_are_pinned_and_odd_folder_names_survive(pool: Pool) -> None:
     assert elsewhere["models"][0]["model"] == "sources/a"
 
 
-def test_dare_says_that_masks_differ_only_where_it_drops(pool: Pool) -> None:
+@pytest.mark.parametrize(("method", "note"), [("dare_ties", "drawn at random"), ("ties", "arbitrary choice")])
+def test_it_says_where_dropping_differs_only_where_something_is_dropped(pool: Pool, method: str, note: str) -> None:
     for density, said in ((0.5, True), (1.0, False)):
         value = {"weight": 0.5, "density": density}
-        text = to_mergekit(recipe_of(pool, "dare_ties", "ab", lambda s, n, p, v=value: v[p]), pool.layout)
-        assert ("# The elements that DARE drops" in text) == said
+        text = to_mergekit(recipe_of(pool, method, "ab", lambda s, n, p, v=value: v[p]), pool.layout)
+        comment = "".join(line for line in text.splitlines() if line.startswith("#"))
+        assert bool(re.search(note, comment)) == said
 
 
 def replaced(recipe: Recipe, **entries: SliceRecipe) -> Recipe:

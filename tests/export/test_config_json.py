@@ -1,0 +1,37 @@
+"""Configurations of merged models: only dtype and depth change."""
+
+from __future__ import annotations
+
+from evomerge.export.config_json import with_dtype, with_layers
+
+
+def test_the_dtype_is_said_where_it_was() -> None:
+    config = {"_name_or_path": "/a/b", "torch_dtype": "float32", "text_config": {"dtype": "float32", "n": 1}, "n": 2}
+    assert with_dtype(config, "bfloat16") == {
+        "torch_dtype": "bfloat16",
+        "text_config": {"dtype": "bfloat16", "n": 1},
+        "n": 2,
+    }
+    assert config["torch_dtype"] == "float32"
+
+
+def test_the_dtype_is_added_where_it_was_not() -> None:
+    assert with_dtype({"rope": {"factor": 2}}, "float16") == {"rope": {"factor": 2}, "dtype": "float16"}
+
+
+def test_lists_by_layer_follow_their_layers() -> None:
+    config = {"n_layer": 3, "layer_types": ["full", "sliding", "linear"], "eos": [1, 2], "rope": {"n": 3}}
+    assert with_layers(config, "n_layer", [0, 2, 2, 1], 3) == {
+        "n_layer": 4,
+        "layer_types": ["full", "linear", "linear", "sliding"],
+        "eos": [1, 2],
+        "rope": {"n": 3},
+    }
+
+
+def test_the_depth_may_lie_in_a_part() -> None:
+    config = {"text_config": {"num_hidden_layers": 2, "x": 1}, "vision_config": {"hidden": 4}}
+    assert with_layers(config, "num_hidden_layers", [1], 2) == {
+        "text_config": {"num_hidden_layers": 1, "x": 1},
+        "vision_config": {"hidden": 4},
+    }

@@ -1,0 +1,118 @@
+"""Model cards: front matter, sources, scores and recipe, without paths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evomerge.export.mergekit import to_mergekit
+from evomerge.export.model_card import ScoreRow, card_license, model_card, score_table
+from evomerge.models.pool import Pool, open_pool
+from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe
+from evomerge.recipe_yaml import load_recipe
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def pool(llamas: Callable[..., dict[str, Path]]) -> Pool:
+    return open_pool({name: str(folder) for name, folder in llamas(layers=3).items()}, "base")
+
+
+def card_of(recipe: Recipe, pool: Pool, **options: Any) -> tuple[dict[str, Any], str]:
+    """The front matter and the text."""
+    card = model_card(recipe, pool.layout, "merged", folders=options.pop("folders", {}), **options)
+    matter, text = re.fullmatch(r"---\n(.*?)---\n\n(.*)", card, re.DOTALL).groups()  # type: ignore[union-attr]
+    return yaml.safe_load(matter), text
+
+
+def block(text: str) -> str:
+    """The YAML block of a card."""
+    return re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]  # type: ignore[index]
+
+
+def test_local_sources_are_named_without_their_paths(pool: Pool, llamas: Callable[..., dict[str, Path]]) -> None:
+    recipe = pool.info.linear({"a": 0.25, "b": 0.75})
+    matter, text = card_of(recipe, pool)
+    assert matter == {"library_name": "transformers", "tags": ["merge", "evomerge"]}
+    parent = str(llamas(layers=3)["a"].parent)
+    assert parent not in text
+    assert f"| a | local folder `a` | `{recipe.ref('a').fingerprint}` | not stated |" in text
+    assert yaml.safe_load(block(text)) == yaml.safe_load(to_mergekit(recipe, pool.layout).replace(f"{parent}/", ""))
+
+
+def test_hub_sources_are_base_models_and_linked(pool: Pool) -> None:
+    local = pool.info.linear({"a": 0.5, "b": 0.5})
+    refs = {**dict(local.models), "a": ModelRef("org/a", REVISION), "base": ModelRef("org/base", REVISION)}
+    matter, text = card_of(replace(local, models=tuple(refs.items())), pool)
+    assert matter["base_model"] == ["org/base", "org/a"]
+    assert matter["base_model_relation"] == "merge"
+    assert f"| a | [org/a](https://huggingface.co/org/a) | `{REVISION}` | not stated |" in text
+    sources = yaml.safe_load(block(text))["slices"][0]["sources"]
+    assert [source["model"] for source in sources] == [f"org/a@{REVISION}", "b"]
+
+
+def test_folders_of_one_name_go_by_the_names_of_the_recipe(pool: Pool) -> None:
+    local = pool.info.linear({"a": 0.5, "b": 0.5})
+    refs = {**dict(local.models), "a": ModelRef("/one/model"), "b": ModelRef("/two/model")}
+    _, text = card_of(replace(local, models=tuple(refs.items())), pool)
+    sources = yaml.safe_load(block(text))["slices"][0]["sources"]
+    assert [source["model"] for source in sources] == ["a", "b"]
+
+
+def test_a_recipe_beyond_mergekit_is_shown_as_it_is(pool: Pool, llamas: Callable[..., dict[str, Path]]) -> None:
+    linear = pool.info.linear({"a": 0.5, "b": 0.5})
+    slerp = SliceRecipe(SliceId("mlp", 1), "slerp", (Input("a"), Input("b")), (("t", 0.5),))
+    recipe = replace(linear, slices=tuple(slerp if e.slice == slerp.slice else e for e in linear.slices))
+    _, text = card_of(recipe, pool)
+    assert "mergekit cannot express slice layers.1.mlp: its method is slerp, embed has linear" in text
+    assert str(llamas(layers=3)["a"].parent) not in text
+    shown = load_recipe(block(text))
+    assert shown.hash == recipe.hash  # the fingerprints, not the places, are what counts
+    assert shown.ref("a").location == "a"
+
+
+def test_licences_of_the_sources_are_listed_and_stated_where_they_agree(pool: Pool, tmp_path: Path) -> None:
+    recipe = pool.info.linear({"a": 0.5, "b": 0.5})
+    folders = {name: tmp_path / name for name, _ in recipe.models}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# A model\n")
+    matter, text = card_of(recipe, pool, folders=folders)
+    assert matter["license"] == "apache-2.0"
+    (folders["a"] / "README.md").write_text("---\nlicense: other\nlicense_name: research\n---\n")
+    (folders["b"] / "README.md").write_text("# No front matter\n")
+    matter, text = card_of(recipe, pool, folders=folders)
+    assert "license" not in matter
+    fingerprint = recipe.ref("a").fingerprint
+    assert f"| a | local folder `a` | `{fingerprint}` | other, research |" in text
+    assert "| apache-2.0 |" in text
+    assert "The licences are those that the sources' own cards state" in text
+
+
+@pytest.mark.parametrize("content", ["", "---\n", "---\n[:\n---\n", "---\n- a\n---\n", "---\nlicense: {a: 1}\n---\n"])
+def test_malformed_cards_have_no_licence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "README.md").write_text(content)
+    assert card_license(tmp_path) == {}
+
+
+def test_scores_make_a_table_in_the_order_given(pool: Pool) -> None:
+    rows = [ScoreRow("merged", {"math/acc": 0.51234, "code/acc": 0.25}), ScoreRow("a|b", {"math/acc": 0.5})]
+    assert score_table(rows) == (
+        "| model | math/acc | code/acc |\n| --- | ---: | ---: |\n| merged | 0.5123 | 0.2500 |\n| a\\|b | 0.5000 |  |"
+    )
+    recipe = pool.info.linear({"a": 1.0})
+    _, text = card_of(recipe, pool, scores=rows, scores_title="Scores on other items")
+    assert f"## Scores on other items\n\n{score_table(rows)}\n\n" in text
+    assert "Scores" not in card_of(recipe, pool)[1]
+
+
+def test_it_says_how_to_load_the_model(pool: Pool) -> None:
+    _, text = card_of(pool.info.linear({"a": 1.0}), pool)
+    assert 'AutoModelForCausalLM.from_pretrained("merged", dtype="auto")' in text
