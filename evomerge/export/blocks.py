@@ -216,7 +216,9 @@ class _Builder:
         if self.spec.name != "slerp":
             return None
         if len(sources) != 2:
-            raise refuse((merged or entries)[-1].slice, f"slerp takes two models, its layer has {', '.join(sources)}")
+            pair = {self.places[source.model] for source in (merged or entries)[0].inputs}
+            third = next(e for e in entries if any(self.places[source.model] not in pair for source in e.inputs))
+            raise refuse(third.slice, f"slerp takes two models, with this slice its layer has {', '.join(sources)}")
         # t counts from the base; the model that gives the configuration is mergekit's natural base.
         return self.config_from if self.config_from in sources else next(iter(sources))
 

@@ -37,7 +37,11 @@ def random_recipe(pool: Pool, method: str, rng: random.Random) -> Recipe:
             return SliceRecipe(slice_, "linear", (Input(copied, None, (("weight", 1.0),)),))
 
         def value(name: str, kind: str) -> Scalar:
-            return rng.random() < 0.5 if kind == "boolean" else rng.uniform(0.2, 1.0) if name != "t" else rng.random()
+            if kind == "boolean":
+                return rng.random() < 0.5
+            if name == "density" and method.startswith("dare"):
+                return 1.0
+            return rng.uniform(0.0 if name == "t" else 0.2, 1.0)
 
         def draw(*, per_input: bool) -> Mapping[str, Scalar]:
             return {p.name: value(p.name, p.kind) for p in spec.parameters if p.per_input == per_input}
@@ -98,6 +102,7 @@ def assert_close(mine: torch.Tensor, other: torch.Tensor, name: str) -> None:
 
 
 CASES = [(method, dtype) for method in ("linear", "slerp", "task_arithmetic", "ties") for dtype in DTYPES]
+CASES += [("dare_linear", "float32"), ("dare_ties", "float32")]  # at density 1: below it their masks are random
 
 
 @pytest.fixture(scope="module")
