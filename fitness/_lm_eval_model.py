@@ -64,6 +64,7 @@ class ResidentLM(HFLM):
         self._captured: list[Any] = []
         self._encoded: dict[Any, list[int]] = {}
         self._batches: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._instances: Sequence[Any] = ()
         self._prompts: Sequence[str] = ()
         self._seconds = 0.0
 
@@ -97,15 +98,11 @@ class ResidentLM(HFLM):
         Raises:
             FitnessError: a score of a next token is not finite, naming the task and document.
         """
-        self._seconds = 0.0
+        self._seconds, self._instances = 0.0, instances
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(_SAMPLING_SEED)
-            try:
-                texts: list[str] = self.generate_until(list(instances), disable_tqdm=True)
-            except _NotFinite as error:
-                guilty = next(instance for instance in instances if instance.args[0] == error.prompt)
-                raise not_finite(guilty, "a next-token score") from None
+            texts: list[str] = self.generate_until(list(instances), disable_tqdm=True)
         return texts, self._seconds
 
     def require_room(self, instance: Any) -> None:
@@ -147,15 +144,22 @@ class ResidentLM(HFLM):
         return [(0.0, False)] * len(requests)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
-        check = _FiniteScores()
+        check = _FiniteScores(at_once=bool(kwargs.get("do_sample")))
         start = time.perf_counter()
-        tokens: torch.Tensor = super()._model_generate(
-            context=context, max_length=max_length, stop=stop, logits_processor=LogitsProcessorList([check]), **kwargs
-        )
-        row = check.first_bad_row()
+        try:
+            tokens: torch.Tensor = super()._model_generate(
+                context=context,
+                max_length=max_length,
+                stop=stop,
+                logits_processor=LogitsProcessorList([check]),
+                **kwargs,
+            )
+            check.require_finite()
+        except _NotFinite as error:
+            row = error.row * len(self._prompts) // error.rows  # a prompt may have several beams
+            instance = next(i for i in self._instances if i.args[0] == self._prompts[row])
+            raise not_finite(instance, "a next-token score") from None
         self._seconds += time.perf_counter() - start
-        if row is not None:
-            raise _NotFinite(self._prompts[row * len(self._prompts) // check.rows])  # several beams a prompt
         return tokens
 
 
@@ -198,25 +202,32 @@ def resident_lm(
 
 
 class _NotFinite(Exception):
-    def __init__(self, prompt: str) -> None:
-        super().__init__(prompt)
-        self.prompt = prompt
+    def __init__(self, row: int, rows: int) -> None:
+        super().__init__(row, rows)
+        self.row, self.rows = row, rows
 
 
 class _FiniteScores(LogitsProcessor):
-    """Sees the scores of every next token and changes none; asks the device only once, at the end."""
+    """Sees the scores of every next token and changes none.
 
-    def __init__(self) -> None:
+    Args:
+        at_once: raise before a token is drawn from scores that are not finite (drawing would fail, and on a GPU take
+            the process along); otherwise the device is asked once, by `require_finite`.
+    """
+
+    def __init__(self, at_once: bool) -> None:
+        self._at_once = at_once
         self._sums: torch.Tensor | None = None  # [rows]
-        self.rows = 0
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         best = scores.amax(dim=-1)  # NaN if any is NaN
         self._sums = best if self._sums is None else self._sums + best
-        self.rows = len(best)
+        if self._at_once:
+            self.require_finite()
         return scores
 
-    def first_bad_row(self) -> int | None:
-        """The first row that had a score which is not finite."""
+    def require_finite(self) -> None:
+        """Raise `_NotFinite` for the first row that had a score which is not finite."""
         bad = torch.isfinite(self._sums).logical_not().tolist() if self._sums is not None else []
-        return bad.index(True) if True in bad else None
+        if True in bad:
+            raise _NotFinite(bad.index(True), len(bad))

@@ -30,11 +30,12 @@ class TaskScorer:
     most of their time.
 
     Args:
+        name: of the task.
         task: an lm-eval task whose requests are built.
     """
 
-    def __init__(self, task: Any) -> None:
-        self.name: str = task.task_name
+    def __init__(self, name: str, task: Any) -> None:
+        self.name = name  # not task.task_name: reading that draws from Python's global generator
         self.task = task
         by_document: dict[int, list[Any]] = {}
         for instance in task.instances:

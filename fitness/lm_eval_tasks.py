@@ -156,7 +156,7 @@ class LmEvalFitness:
         )
         with self._generators:
             build_requests(tasks, lm, BuildSettings(**self._prompts))
-        scorers = {name: TaskScorer(task) for name, task in tasks.tasks.items()}
+        scorers = {name: TaskScorer(name, task) for name, task in tasks.tasks.items()}
         session = Session(lm, scorers)
         places = _spread(
             {n: len(s.documents) for n, s in scorers.items()}, self._block_size, self._prompts["fewshot_seed"]
@@ -217,7 +217,9 @@ class LmEvalFitness:
         objectives: dict[str, float] = {}
         if len(done) == len(ready.blocks):
             metrics = all_metrics(ready.scorers, raw)
-            metrics |= group_metrics(self._loaded(), ready.scorers, metrics)
+            if self._loaded().groups:
+                with self._generators:
+                    metrics |= group_metrics(self._loaded(), ready.scorers, metrics)
             objectives = {OBJECTIVE: objective(self._terms_weighed, ready.scorers, raw, metrics)}
         return Scores(objectives, metrics, items, {"model": seconds, "other": time.perf_counter() - start - seconds})
 

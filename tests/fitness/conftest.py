@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from evomerge.models.loaded import LoadedModel
+from lm_eval import evaluator
+from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from evomerge.models.loaded import LoadedModel
 
 WORDS = [f"w{i}" for i in range(40)]
 CHAT = (
@@ -163,7 +166,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> TaskFolder:
     )
     folder.write(
         "write",
-        [{"q": folder.text(rng, 1, 8), "a": folder.text(rng, 1, 2)} for _ in range(9)],
+        [{"q": folder.text(rng, 1, 8), "a": rng.choice(WORDS, 20, replace=False).tolist()} for _ in range(9)],
         {
             "output_type": "generate_until",
             "doc_to_text": "{{q}} :",
@@ -180,3 +183,22 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> TaskFolder:
         },
     )
     return folder
+
+
+@pytest.fixture
+def stock(model_folder: Path, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`simple_evaluate` as the command line calls it."""
+    monkeypatch.setattr(evaluator, "add_env_info", lambda *_: None)  # a second of subprocesses
+
+    def run(names: list[Any], dtype: str = "float32", arguments: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        return evaluator.simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(model_folder), "dtype": dtype, **(arguments or {})},
+            tasks=names,
+            device="cpu",
+            bootstrap_iters=0,
+            task_manager=TaskManager(include_path=str(tasks.path), include_defaults=False),
+            **{"batch_size": 16, **kwargs},
+        )
+
+    return run

@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lm_eval import evaluator
-from lm_eval.tasks import TaskManager
 
 from fitness.lm_eval_tasks import LmEvalFitness
 
 ALL = ["choose", "complete", "read", "write"]
 
 
-@pytest.fixture
-def stock(model_folder: Path, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`simple_evaluate` as the command line calls it."""
-    monkeypatch.setattr(evaluator, "add_env_info", lambda *_: None)  # a second of subprocesses
-
-    def run(names: list[Any], dtype: str = "float32", arguments: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-        return evaluator.simple_evaluate(
-            model="hf",
-            model_args={"pretrained": str(model_folder), "dtype": dtype, **(arguments or {})},
-            tasks=names,
-            device="cpu",
-            bootstrap_iters=0,
-            task_manager=TaskManager(include_path=str(tasks.path), include_defaults=False),
-            **{"batch_size": 16, **kwargs},
-        )
-
-    return run
+def responses(fitness: LmEvalFitness) -> dict[str, list[Any]]:
+    assert fitness._tasks is not None
+    return {name: [i.resps for i in task.instances] for name, task in fitness._tasks.tasks.items()}
 
 
-def assert_equal(scores: Any, results: Any) -> None:
-    """Every aggregate and every document's value, exactly."""
+def assert_equal(fitness: LmEvalFitness, scores: Any, results: Any) -> None:
+    """Every aggregate, every document's value and every response, exactly."""
     expected = {
         f"{task}/{key.removesuffix(',none')}": value
         for task, table in results["results"].items()
@@ -47,6 +30,8 @@ def assert_equal(scores: Any, results: Any) -> None:
     assert dict(scores.metrics) == expected
     checked = 0
     for task, samples in results["samples"].items():
+        first = samples[0]["filter"]
+        assert responses(fitness)[task] == [r for s in samples if s["filter"] == first for r in s["resps"]]
         for sample in samples:
             for metric in sample["metrics"]:
                 key = f"{task}/{metric}" + ("" if sample["filter"] == "none" else f",{sample['filter']}")
@@ -66,7 +51,7 @@ def assert_equal(scores: Any, results: Any) -> None:
 def test_float32_equals_stock(stock: Any, model: Any, tasks: Any, batch_size: int) -> None:
     fitness = LmEvalFitness(ALL, include_path=str(tasks.path), batch_size=batch_size)
     fitness.prepare(model)
-    assert_equal(fitness.run(model), stock(ALL, batch_size=batch_size))
+    assert_equal(fitness, fitness.run(model), stock(ALL, batch_size=batch_size))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -74,14 +59,14 @@ def test_half_precision_equals_stock_with_float32_softmax(stock: Any, load: Any,
     model = load(getattr(torch, dtype))
     fitness = LmEvalFitness(ALL, include_path=str(tasks.path))
     fitness.prepare(model)
-    assert_equal(fitness.run(model), stock(ALL, dtype, {"softmax_dtype": "float32"}))
+    assert_equal(fitness, fitness.run(model), stock(ALL, dtype, {"softmax_dtype": "float32"}))
 
 
 def test_model_softmax_equals_stock_without_arguments(stock: Any, load: Any, tasks: Any) -> None:
     model = load(torch.bfloat16)
     fitness = LmEvalFitness(ALL, include_path=str(tasks.path), softmax_dtype="model")
     fitness.prepare(model)
-    assert_equal(fitness.run(model), stock(ALL, "bfloat16"))
+    assert_equal(fitness, fitness.run(model), stock(ALL, "bfloat16"))
 
 
 @pytest.mark.parametrize(
@@ -93,8 +78,18 @@ def test_model_softmax_equals_stock_without_arguments(stock: Any, load: Any, tas
         ({"limit": 0.3}, {"limit": 0.3}, {}),
         ({"apply_chat_template": True, "num_fewshot": 1}, {"apply_chat_template": True, "num_fewshot": 1}, {}),
         (
-            {"apply_chat_template": True, "system_instruction": "w1 w2", "fewshot_as_multiturn": False, "num_fewshot": 1},
-            {"apply_chat_template": True, "system_instruction": "w1 w2", "fewshot_as_multiturn": False, "num_fewshot": 1},
+            {
+                "apply_chat_template": True,
+                "system_instruction": "w1 w2",
+                "fewshot_as_multiturn": False,
+                "num_fewshot": 1,
+            },
+            {
+                "apply_chat_template": True,
+                "system_instruction": "w1 w2",
+                "fewshot_as_multiturn": False,
+                "num_fewshot": 1,
+            },
             {},
         ),
         ({"max_length": 20}, {}, {"max_length": 20}),
@@ -110,21 +105,63 @@ def test_options_equal_stock(
     names = ["choose", "complete", "write"] if "num_fewshot" in ours else ALL
     fitness = LmEvalFitness(names, include_path=str(tasks.path), **ours)
     fitness.prepare(model)
+    assert_equal(fitness, fitness.run(model), stock(names, arguments=arguments, **theirs))
     plain = LmEvalFitness(names, include_path=str(tasks.path))
     plain.prepare(model)
-    scores = fitness.run(model)
-    assert_equal(scores, stock(names, arguments=arguments, **theirs))
+    plain.run(model)
     if ours != {"add_bos_token": False}:  # which is what this tokenizer does by itself
-        assert scores.metrics != plain.run(model).metrics
+        assert responses(fitness) != responses(plain), "the option made no difference"
 
 
-def test_item_values_are_those_of_the_responses(stock: Any, model: Any, tasks: Any) -> None:
-    """Log-likelihoods, not only what is made of them: 0 of all responses differ."""
-    fitness = LmEvalFitness(["choose", "read"], include_path=str(tasks.path))
+def test_whole_configurations_equal_stock(stock: Any, model: Any, tasks: Any) -> None:
+    """Tasks given as a path and as a configuration with its own rows, in an order of their own."""
+    inline = {
+        "task": "inline",
+        "dataset_path": "rows",
+        "custom_dataset": _rows,
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": ["w1", "w2 w3"],
+        "doc_to_target": "{{gold}}",
+        "repeats": 2,
+    }
+    names = [str(tasks.path / "read.yaml"), dict(inline), "choose"]
+    fitness = LmEvalFitness([names[0], {"task": dict(inline)}, "choose"], include_path=str(tasks.path), batch_size=8)
     fitness.prepare(model)
-    fitness.run(model)
-    assert fitness._tasks is not None
-    theirs = stock(["choose", "read"])["samples"]
-    for name, task in fitness._tasks.tasks.items():
-        ours = [instance.resps for instance in task.instances]
-        assert ours == [resps for sample in theirs[name] for resps in sample["resps"]]
+    assert_equal(fitness, fitness.run(model), stock(names, batch_size=8))
+
+
+def test_tasks_that_use_the_global_generators_equal_stock(stock: Any, model: Any, tasks: Any) -> None:
+    (tasks.path / "chance.py").write_text(
+        "import random\nimport numpy as np\n"
+        "def text(doc):\n    return f\"{doc['q']} w{random.randrange(40)} w{np.random.randint(40)} :\"\n"
+    )
+    config = (tasks.path / "complete.yaml").read_text().replace("task: complete", "task: chance")
+    config = config.replace("'{{q}} :'", "!function chance.text")
+    assert "!function" in config
+    (tasks.path / "chance.yaml").write_text(config)
+    fitness = LmEvalFitness(["chance"], include_path=str(tasks.path))
+    fitness.check()
+    fitness.prepare(model)
+    assert_equal(fitness, fitness.run(model), stock(["chance"]))
+
+
+def test_groups_equal_stock(stock: Any, model: Any, tasks: Any) -> None:
+    (tasks.path / "both.yaml").write_text(
+        "group: both\ntask: [choose, complete]\n"
+        "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n"
+    )
+    fitness = LmEvalFitness([{"task": "both", "metrics": "acc"}], include_path=str(tasks.path))
+    fitness.prepare(model)
+    scores = fitness.run(model)
+    assert_equal(fitness, scores, stock(["both"]))
+    assert scores.objectives == {"score": scores.metrics["both/acc"]}
+
+
+def _rows(**_: Any) -> Any:
+    from datasets import Dataset
+
+    rng = np.random.default_rng(3)
+    rows = [{"q": f"w{rng.integers(40)} w{rng.integers(40)} :", "gold": int(rng.integers(2))} for _ in range(10)]
+    return {"test": Dataset.from_list(rows)}
