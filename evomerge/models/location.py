@@ -12,7 +12,7 @@ _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 # Weights other than safetensors are never fetched; some repositories hold a second copy of the weights
 # under other names, which transformers does not load either.
-_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken"]
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "README.md"]
 _UNWANTED = ["consolidated*", "original/*", "onnx/*", "*/*.safetensors"]
 
 
