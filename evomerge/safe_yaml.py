@@ -1,4 +1,4 @@
-"""Untrusted YAML read safely: bounded size and depth, no aliases, no repeated keys, errors that name the key."""
+"""Untrusted YAML read safely: bounded size and depth, no aliases, no tags, no repeated keys, errors that name the key."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def parse(text: str) -> Any:
 
 
 def _check_events(text: str) -> None:
-    """Refuse what makes composing expensive or recursive before composing: depth and aliases."""
+    """Refuse, before composing, what makes composing expensive or recursive, and values that say their own type."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.events.CollectionStartEvent):
@@ -60,9 +60,9 @@ def _check_events(text: str) -> None:
         if depth > MAX_DEPTH:
             raise RecipeError(f"{where} is nested {depth} deep", f"a recipe has at most {MAX_DEPTH} levels")
         if isinstance(event, yaml.AliasEvent):
-            raise RecipeError(
-                f"{where} uses the alias *{event.anchor}", "recipes have no aliases", "write the value out"
-            )
+            raise RecipeError(f"{where} uses the alias *{event.anchor}", "no aliases", "write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise RecipeError(f"{where} uses the tag {event.tag}", "no tags", "write the plain value")
 
 
 def _check_keys(node: yaml.Node | None) -> None:

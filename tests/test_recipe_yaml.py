@@ -227,7 +227,7 @@ MALFORMED = {
     "null": (replaced("0.5", "null"), r"parameters\.weight is None; a finite number"),
     "python": (
         replaced("0.5", "!!python/object/apply:os.getcwd []"),
-        "not valid YAML: could not determine",
+        "line 14 uses the tag tag:yaml.org,2002:python/obj",
     ),
     "alias": (
         replaced("base: base", "base: &a base").replace("model: math, layer", "model: *a, layer"),
