@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from evomerge.config import Config, to_yaml
 from evomerge.errors import ConfigError, EvomergeError, nearest
@@ -68,13 +68,22 @@ def check_arguments(
 
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:
+    if not isinstance(value, str | int | float | list | dict | None):
+        return value  # an object that a nested node described
     try:
-        return TypeAdapter(annotation).validate_python(value)
+        return _adapter(annotation).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[")))
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         raise ConfigError(f"{key} is {value!r}", f"it should be {message}" + (f" (at {place})" if place else "")) from error
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # dataclasses and models bring a configuration of their own
+        return TypeAdapter(annotation)
 
 
 def _nested(value: Any, key: str) -> Any:

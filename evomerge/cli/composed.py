@@ -20,6 +20,8 @@ from evomerge import conf_dir
 from evomerge.config import Config, register
 from evomerge.errors import ConfigError, EvomergeError, nearest
 
+# Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
+_OPEN = ("pool.models", "search_space.parameters")
 _HYDRA_FLAGS = {"--multirun", "--help", "--hydra-help", "--config-name", "--config-path", "--config-dir", "--cfg", "--info"}
 
 
@@ -33,7 +35,7 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
     unknown = [a for a in arguments if a.startswith("--") and not _known_flag(a)]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}", nearest(unknown[0], [f.split("=")[0] for f in _HYDRA_FLAGS]))
-    before, sys.argv = sys.argv, [f"evomerge {verb}", *arguments]
+    before, sys.argv = sys.argv, [f"evomerge {verb}", *_opened(arguments)]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
 
@@ -58,9 +60,20 @@ def compose_config(overrides: Sequence[str]) -> Config:
     register()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return cast(Config, compose("config", list(overrides)))
+            return cast(Config, compose("config", _opened(overrides)))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, overrides) from error
+
+
+def _opened(overrides: Sequence[str]) -> list[str]:
+    """The overrides with Hydra's "add or change" prefix where they set keys of an open mapping."""
+
+    def is_open(override: str) -> bool:
+        key, assigned, value = override.partition("=")
+        inside = key in _OPEN or key.startswith(tuple(f"{name}." for name in _OPEN))
+        return bool(assigned) and (inside or (value.startswith("{") and not key.startswith(("+", "~", "-"))))
+
+    return [f"++{override}" if is_open(override) else override for override in overrides]
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:

@@ -29,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     options = parser.parse_args(list(arguments))
 
+    _check_target(options.target)
     config = _config(options.target, options.overrides)
     key = "held_out" if options.held_out else "fitness"
     split: Split = "held_out" if options.held_out else "search"
@@ -51,6 +52,12 @@ def run(arguments: Sequence[str]) -> int:
     else:
         print_scores(options.target, evaluation)
     return 0
+
+
+def _check_target(target: str) -> None:
+    path = Path(target)
+    if not path.exists() and path.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"there is no file {target}", "a run folder, a recipe file, a model folder or a hub id")
 
 
 def _config(target: str, overrides: Sequence[str]) -> Config:
@@ -80,7 +87,5 @@ def _recipe(target: str) -> tuple[Recipe, Pool]:
     if path.is_file() or (path / LEDGER).is_file():
         recipe = load_recipe_or_run(target)
         return recipe, pool_of_recipe(recipe)
-    if not path.exists() and path.suffix in (".yaml", ".yml"):
-        raise ConfigError(f"there is no file {target}", "a run folder, a recipe file, a model folder or a hub id")
     pool = open_pool({"model": target})
     return pool.info.linear({"model": 1.0}), pool

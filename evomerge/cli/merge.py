@@ -24,18 +24,16 @@ def run(arguments: Sequence[str]) -> int:
     shard = byte_count(options.max_shard_size, "--max-shard-size")
 
     from evomerge.cli.console import merge_progress
-    from evomerge.cli.sources import load_recipe_or_run, run_folder
+    from evomerge.cli.sources import held_out_scores, load_recipe_or_run
     from evomerge.export.writer import check_output, write_model
     from evomerge.models.pool import pool_of_recipe
-    from evomerge.report.run_reader import score_rows
 
     check_output(options.out)
     recipe = load_recipe_or_run(options.recipe)
     if options.dtype:
         recipe = replace(recipe, dtype=options.dtype)
     pool = pool_of_recipe(recipe)
-    run_path = run_folder(options.recipe)
-    scores = score_rows(run_path, recipe.hash) if run_path else ()
+    scores = held_out_scores(options.recipe, recipe)
     with merge_progress() as progress:
         write_model(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress)
     print(f"wrote {options.out}")

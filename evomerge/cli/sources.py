@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evomerge.errors import RecipeError
 from evomerge.recipe import Recipe
 from evomerge.recipe_yaml import load_recipe
+
+if TYPE_CHECKING:
+    from evomerge.export.model_card import ScoreRow
 
 BEST_RECIPE = Path("best") / "recipe.yaml"
 LEDGER = "ledger.jsonl"
@@ -37,6 +41,24 @@ def load_recipe_or_run(path: str) -> Recipe:
     if not file.is_file():
         raise RecipeError(f"there is no file or folder {path}", "a run folder or a recipe file", _hint(file))
     return load_recipe(file.read_text(encoding="utf-8"), str(file))
+
+
+def held_out_scores(path: str, recipe: Recipe) -> list[ScoreRow]:
+    """The rows of a model card's table, when `path` belongs to a run whose winner is this very recipe."""
+    from evomerge.export.model_card import ScoreRow
+    from evomerge.report.summary import summarize
+
+    folder = run_folder(path)
+    if folder is None or not (folder / BEST_RECIPE).is_file():
+        return []
+    if load_recipe((folder / BEST_RECIPE).read_text(encoding="utf-8")) != recipe:
+        return []
+    summary = summarize(folder)
+    if summary.split != "held_out":
+        return []
+    metric = {task.task: f"{task.task}/{task.metric}" for task in summary.tasks}
+    rows = sorted(summary.rows, key=lambda row: row.kind != "evolved")
+    return [ScoreRow(row.name, {metric[task]: value for task, value in row.scores.items()}) for row in rows]
 
 
 def _hint(file: Path) -> str:
