@@ -1,4 +1,4 @@
-"""Untrusted YAML read safely: bounded size and depth, no aliases, no tags, no repeated keys, errors that name the key."""
+"""Untrusted YAML read safely: bounded size and depth, no aliases, tags or repeated keys, errors that name the key."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ def _check_events(text: str) -> None:
             raise RecipeError(f"{where} is nested {depth} deep", f"a recipe has at most {MAX_DEPTH} levels")
         if isinstance(event, yaml.AliasEvent):
             raise RecipeError(f"{where} uses the alias *{event.anchor}", "no aliases", "write the value out")
-        if getattr(event, "tag", None) is not None:
-            raise RecipeError(f"{where} uses the tag {event.tag}", "no tags", "write the plain value")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise RecipeError(f"{where} uses the tag {tag}", "no tags", "write the plain value")
 
 
 def _check_keys(node: yaml.Node | None) -> None:

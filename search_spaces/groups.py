@@ -100,6 +100,8 @@ def layer_anchors(pool: PoolInfo, anchors: int, components: Sequence[Sequence[Co
         ConfigError: fewer than 2 anchors or more than layers, or a list that mixes components of layers
             with others.
     """
+    if pool.layers < 2:
+        raise ConfigError(f"interpolation is linear and the pool has {pool.layers} layer", "2 layers or more")
     if isinstance(anchors, bool) or not 2 <= anchors <= pool.layers:
         raise ConfigError(f"{key} is {anchors}", f"2 to {pool.layers}, the pool's number of layers")
     _refuse_mixed(components, "interpolation over layers", "list them apart")

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from evomerge.genome import Gene
+from evomerge.method import MethodSpec, ParameterSpec
+from search_spaces.ranges import Range, parameter_ranges
+
+METHOD = MethodSpec(
+    "della",
+    (
+        ParameterSpec("weight", 1.0, 0.0, 1.0, per_input=True),
+        ParameterSpec("density", 0.6, 0.1, 0.9, per_input=True, minimum=0.0, maximum=1.0),
+        ParameterSpec("epsilon", 0.1, 0.0, 0.2),
+        ParameterSpec("rescale", True, kind="boolean"),
+    ),
+)
+
+
+def ranges(options: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    given = {"negative_weights": False, "normalize": None, "resolution": None, "key": "space", **changes}
+    inputs = given.pop("inputs", 3)
+    return parameter_ranges(METHOD, options or {}, inputs, **given)
+
+
+def test_what_is_searched_unless_told_otherwise() -> None:
+    assert ranges() == {
+        "weight": Range(0.0, 1.0, 1 / 3),
+        "density": Range(0.1, 0.9, 0.6),
+        "epsilon": 0.1,
+        "rescale": True,
+    }
+
+
+def test_fixed_values_and_ranges() -> None:
+    found = ranges({"weight": 1, "density": {"low": 0.2, "initial": None}, "epsilon": {"high": 0.1}, "rescale": False})
+    assert found == {
+        "weight": 1.0,
+        "density": Range(0.2, 0.9, 0.6),
+        "epsilon": Range(0.0, 0.1, 0.05),  # its default, 0.1, would be the edge
+        "rescale": False,
+    }
+    assert isinstance(found["weight"], float)
+
+
+def test_the_grid_is_everyones_unless_they_have_their_own() -> None:
+    found = ranges({"weight": {"resolution": 0.25}, "epsilon": {}}, resolution=0.05)
+    assert [found[name].resolution for name in ("weight", "density", "epsilon")] == [0.25, 0.05, 0.05]
+
+
+@pytest.mark.parametrize(
+    ("option", "bounds"),
+    [({}, (-1.0, 1.0)), ({"high": 1.5}, (-1.5, 1.5)), ({"low": -0.2}, (-0.2, 1.0)), ({"low": 0.0}, (0.0, 1.0))],
+)
+def test_negative_weights(option: dict[str, float], bounds: tuple[float, float]) -> None:
+    weight = ranges({"weight": option}, negative_weights=True)["weight"]
+    assert (weight.low, weight.high) == bounds
+
+
+@pytest.mark.parametrize(
+    ("option", "inputs", "initial"), [({}, 1, 0.5), ({}, 8, 0.125), ({"low": 0.2}, 8, 0.2), ({"high": 0.25}, 2, 0.25)]
+)
+def test_weights_start_near_the_uniform_average(option: dict[str, float], inputs: int, initial: float) -> None:
+    assert ranges({"weight": option}, inputs=inputs)["weight"].initial == initial
+
+
+def test_a_range_makes_a_gene() -> None:
+    assert Range(0.1, 0.9, 0.5, 0.2).gene("embed/a/density") == Gene(
+        "embed/a/density", "continuous", 0.1, 0.9, 0.5, 0.2
+    )
