@@ -11,7 +11,7 @@ import torch
 from evomerge.errors import ConfigError, InfeasibleError
 from evomerge.merge.engine import merge_tensor
 from evomerge.merge.methods import BASE, METHODS, call_values, merge_method, registry, specs
-from evomerge.merge.methods.arithmetic import coefficients, dot
+from evomerge.merge.methods.arithmetic import dot
 from evomerge.merge.methods.registry import Context
 from evomerge.merge.methods.ties import cut_of, trimmed
 from evomerge.method import ParameterSpec, Scalar
@@ -54,7 +54,7 @@ def test_weights_that_cannot_be_normalised(method: str, numbers: tuple[float, ..
 
 
 def test_small_weights_are_normalised() -> None:
-    assert coefficients([1e-12, 3e-12], True) == (0.25, 0.75)
+    assert merged("linear", [[1.0], [5.0]], each=weights(1e-12, 3e-12)) == pytest.approx([4.0])
 
 
 def test_slerp() -> None:

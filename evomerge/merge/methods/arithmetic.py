@@ -15,41 +15,36 @@ _BLOCK = 1 << 20
 
 
 def weighted_sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """Sum of weight times tensor, in order; tensors of weight zero are left out.
-
-    One tensor of weight one is returned as a copy, bit for bit.
-    """
+    """Sum of weight times tensor, in order; tensors of weight zero are left out."""
     terms = [(tensor, weight) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0]
     if not terms:
         return torch.zeros_like(tensors[0])
-    first, weight = terms[0]
-    total = first.clone() if weight == 1 else first * weight
+    total = terms[0][0] * terms[0][1]
     for tensor, weight in terms[1:]:
         total.add_(tensor, alpha=weight)
     return total
 
 
-def coefficients(weights: Sequence[float], normalize: bool) -> tuple[float, ...]:
-    """The weights, divided by their sum when `normalize` is set.
+def sum_of(weights: Sequence[float]) -> float:
+    """The sum of weights that are to be normalised, as float32 arithmetic gives it.
 
     Raises:
-        InfeasibleError: they sum to zero, so that they cannot be normalised.
+        InfeasibleError: it is zero.
     """
-    if not normalize:
-        return tuple(float(weight) for weight in weights)
-    total = math.fsum(weights)
-    if abs(total) <= 1e-8 * math.fsum(abs(weight) for weight in weights):
+    total = float(torch.tensor(weights, dtype=torch.float32).sum())
+    if abs(total) <= 1e-6 * math.fsum(abs(weight) for weight in weights):
         raise InfeasibleError(
-            f"weights {', '.join(f'{weight:g}' for weight in weights)} sum to {total:g}",
+            f"weights {', '.join(f'{weight:g}' for weight in weights)} sum to {math.fsum(weights):g}",
             "a sum other than zero where normalize is true",
             "set normalize to false or change the weights",
         )
-    return tuple(weight / total for weight in weights)
+    return total
 
 
 def check_normalisable(values: Mapping[str, Any]) -> None:
     """Raise `InfeasibleError` when a method's ``weight`` values are to be normalised and sum to zero."""
-    coefficients(values["weight"], values["normalize"])
+    if values["normalize"]:
+        sum_of(values["weight"])
 
 
 def only_active(weights: Sequence[float]) -> int | None:

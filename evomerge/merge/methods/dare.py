@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
-from evomerge.merge.methods.arithmetic import check_normalisable, coefficients, weighted_sum
-from evomerge.merge.methods.linear import LAMBDA, NO_NORMALIZE, WEIGHT, unchanged_task
+from evomerge.merge.methods.arithmetic import check_normalisable, only_active
+from evomerge.merge.methods.linear import LAMBDA, NO_NORMALIZE, WEIGHT, add_tasks, unchanged_task
 from evomerge.merge.methods.registry import Context, merge_method
 from evomerge.merge.methods.ties import DENSITY, elect
 from evomerge.method import ParameterSpec
@@ -59,13 +58,13 @@ def dare_linear(
     Raises:
         InfeasibleError: the weights to normalise sum to zero.
     """
-    scaled = [lambda_ * c for c in coefficients(weight, normalize)]
-    whole = [c if p >= 1 else 0.0 for c, p in zip(scaled, density, strict=True)]
-    merged = weighted_sum([*inputs, base], [*whole, 1 - math.fsum(whole)])
-    for i, (c, p) in enumerate(zip(scaled, density, strict=True)):
-        if c != 0 and 0 < p < 1:
-            merged.add_(_dropped(inputs[i], base, i, p, rescale, context), alpha=c)
-    return merged
+    only = only_active(weight)
+    if only is not None and density[only] >= 1 and lambda_ * (1 if normalize else weight[only]) == 1:
+        return inputs[only].clone()
+    tasks = [
+        _dropped(x, base, i, density[i], rescale, context) if weight[i] != 0 else base for i, x in enumerate(inputs)
+    ]
+    return add_tasks(base, tasks, weight, lambda_, normalize)
 
 
 @merge_method(
@@ -96,7 +95,8 @@ def dare_ties(
     active = [i for i, w in enumerate(weight) if w != 0 and density[i] > 0]
     if not active:
         return base.clone()
-    if len(active) == 1 and density[active[0]] >= 1:
-        return torch.lerp(base, inputs[active[0]], lambda_ * (1 if normalize else weight[active[0]]))
+    factor = lambda_ * (1 if normalize else weight[active[0]])
+    if len(active) == 1 and density[active[0]] >= 1 and factor == 1:
+        return inputs[active[0]].clone()
     tasks = [_dropped(inputs[i], base, i, density[i], rescale, context) for i in active]
     return elect(base, tasks, [weight[i] for i in active], normalize, lambda_)

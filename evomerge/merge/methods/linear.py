@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
-from evomerge.merge.methods.arithmetic import check_normalisable, coefficients, only_active, weighted_sum
+from evomerge.merge.methods.arithmetic import check_normalisable, only_active, sum_of, weighted_sum
 from evomerge.merge.methods.registry import BASE, Context, Values, merge_method
 from evomerge.method import ParameterSpec
 
@@ -44,7 +43,11 @@ def linear(
     Raises:
         InfeasibleError: the weights to normalise sum to zero.
     """
-    return weighted_sum(inputs, coefficients(weight, normalize))
+    only = only_active(weight)
+    if only is not None and (normalize or weight[only] == 1):
+        return inputs[only].clone()
+    total = weighted_sum(inputs, weight)
+    return total.div_(sum_of(weight)) if normalize else total
 
 
 def unchanged_task(values: Values) -> int | None:
@@ -78,13 +81,30 @@ def task_arithmetic(
     normalize: bool,
     context: Context,
 ) -> torch.Tensor:
-    """``theta_0 + lambda sum w_i (theta_i - theta_0)``.
-
-    Computed as ``(1 - lambda sum w_i) theta_0 + lambda sum w_i theta_i``: no task vector is formed, and one model
-    of weight one comes out exactly.
+    """``theta_0 + lambda sum w_i (theta_i - theta_0)``, the sum divided by that of the weights for `normalize`.
 
     Raises:
         InfeasibleError: the weights to normalise sum to zero.
     """
-    scaled = [lambda_ * c for c in coefficients(weight, normalize)]
-    return weighted_sum([*inputs, base], [*scaled, 1 - math.fsum(scaled)])
+    only = only_active(weight)
+    if only is not None and lambda_ * (1 if normalize else weight[only]) == 1:
+        return inputs[only].clone()  # exactly: a task vector added back to the base is rounded twice
+    tasks = [x - base if w != 0 else base for x, w in zip(inputs, weight, strict=True)]
+    return add_tasks(base, tasks, weight, lambda_, normalize)
+
+
+def add_tasks(
+    base: torch.Tensor, tasks: Sequence[torch.Tensor], weight: Sequence[float], scale: float, normalize: bool
+) -> torch.Tensor:
+    """The base plus `scale` times the weighted sum (or mean) of task vectors.
+
+    Task vectors are summed before the base is added, in the order that mergekit adds them in: where models are close,
+    half-precision results lie on the border between two numbers so often that another order would round
+    many of them the other way.
+    """
+    mixed = weighted_sum(tasks, weight)
+    if normalize:
+        mixed.div_(sum_of(weight))
+    if scale != 1:
+        mixed.mul_(scale)
+    return mixed.add_(base)

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from evomerge.merge.methods.arithmetic import dot, weighted_sum
+from evomerge.merge.methods.arithmetic import dot
 from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.method import ParameterSpec
 
@@ -55,6 +56,6 @@ def slerp(
 
     Tensors that are zero or nearly collinear (|cos O| > 0.9995) are interpolated linearly.
     """
-    if arc is None:
-        return torch.lerp(inputs[0], inputs[1], t)
-    return weighted_sum(inputs, arc)
+    first, second = arc if arc is not None else (float(np.float32(1) - np.float32(t)), t)
+    # Rounded term by term, not fused: see `linear.add_tasks` on the order of additions.
+    return (inputs[0] * first).add_(inputs[1] * second)

@@ -90,25 +90,27 @@ def elect(
     """
     sign = torch.zeros_like(base)
     for task, weight in zip(tasks, weights, strict=True):
-        sign.add_(task, alpha=weight)
+        sign.add_(task.mul_(weight))
     sign.ge_(0).mul_(2).sub_(1)
     mean, divisor = torch.zeros_like(base), torch.zeros_like(base) if normalize else None
     for task, weight in zip(tasks, weights, strict=True):
-        # Agreeing entries have weight * task * sign > 0; the others become zero.
-        agreeing = task.mul_(sign).clamp_(min=0) if weight > 0 else task.mul_(sign).clamp_(max=0)
-        mean.add_(agreeing, alpha=weight)
+        agreeing = task.mul_(sign).clamp_(min=0)
+        mean.add_(agreeing)
         if divisor is not None:
-            divisor.add_(agreeing.sign_(), alpha=abs(weight))
+            divisor.add_(agreeing.sign_(), alpha=weight)
     if divisor is not None:
         mean.div_(_without_zeros_(divisor, weights))
-    return mean.mul_(sign).mul_(scale).add_(base)
+    mean.mul_(sign)
+    if scale != 1:
+        mean.mul_(scale)
+    return mean.add_(base)
 
 
 def _without_zeros_(divisor: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
-    """Replace the zeros of a sum of some of the weights, where the mean is zero as well, in place."""
+    """Replace the zeros of a sum of some of the weights, in place."""
     least = min(abs(weight) for weight in weights) / 2
     if min(weights) > 0:
-        return divisor.clamp_(min=least)
+        return divisor.clamp_(min=least)  # zero only where nothing agrees, so that the mean is zero too
     # Weights of both signs can cancel; what is left of them is rounding, not a divisor.
     return divisor.masked_fill_(divisor.abs() <= 1e-6 * sum(abs(weight) for weight in weights), 1)
 
@@ -144,8 +146,8 @@ def ties(
     active = [i for i, w in enumerate(weight) if w != 0 and density[i] > 0]
     if not active:
         return base.clone()
-    if len(active) == 1 and cuts[active[0]] is None:
-        # Nothing to trim or elect: interpolating is exact where the factor is one.
-        return torch.lerp(base, inputs[active[0]], lambda_ * (1 if normalize else weight[active[0]]))
+    factor = lambda_ * (1 if normalize else weight[active[0]])
+    if len(active) == 1 and cuts[active[0]] is None and factor == 1:
+        return inputs[active[0]].clone()  # exactly: a task vector added back to the base is rounded twice
     tasks = [trimmed(inputs[i] - base, cuts[i], context.offset) for i in active]
     return elect(base, tasks, [weight[i] for i in active], normalize, lambda_)
