@@ -7,12 +7,14 @@ import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from evomerge.candidate import Split
 from evomerge.config import Config, to_yaml
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.evaluation.worker import Worker, WorkerBuilder
@@ -40,16 +42,25 @@ def build(node: Any, key: str, *args: Any, **injected: Any) -> Any:
     Raises:
         ConfigError: no such target, an argument it does not have or lacks, or a value of the wrong type.
     """
-    values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    values = _plain(node)
     if not isinstance(values, Mapping) or TARGET not in values:
-        raise ConfigError(f"{key} is {values!r}", f"a group choice or a mapping with {TARGET}", f"see conf/{key}")
+        raise ConfigError(f"{key} is {node}", f"a group choice or a mapping with {TARGET}", f"see conf/{key}")
     target = _locate(str(values[TARGET]), f"{key}.{TARGET}")
     given = {name: _nested(value, f"{key}.{name}") for name, value in values.items() if name != TARGET}
     return target(*args, **injected, **check_arguments(target, given, key, len(args), set(injected)))
 
 
+def _plain(node: Any) -> Any:
+    """A configuration node as plain values, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
 def check_arguments(
-    target: Callable[..., Any], given: Mapping[str, Any], key: str, positional: int = 0, injected: set[str] | None = None
+    target: Callable[..., Any],
+    given: Mapping[str, Any],
+    key: str,
+    positional: int = 0,
+    injected: set[str] | None = None,
 ) -> dict[str, Any]:
     """Check a user's arguments against the signature and annotations of `target`; returns them converted."""
     parameters = list(inspect.signature(target).parameters.values())[positional:]
@@ -76,7 +87,9 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[")))
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        raise ConfigError(f"{key} is {value!r}", f"it should be {message}" + (f" (at {place})" if place else "")) from error
+        raise ConfigError(
+            f"{key} is {value!r}", f"it should be {message}" + (f" (at {place})" if place else "")
+        ) from error
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
@@ -98,7 +111,9 @@ def _locate(path: str, key: str) -> Callable[..., Any]:
         raise ConfigError(f"{key} is {path!r}", f"it cannot be imported: {error}") from error
     target = getattr(module, name, None) if module else None
     if not callable(target):
-        known = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module_name] if module else []
+        known = (
+            [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module_name] if module else []
+        )
         raise ConfigError(f"{key} is {path!r}", f"{module_name or path} has no such class: {nearest(name, known)}")
     return cast(Callable[..., Any], target)
 
@@ -119,7 +134,9 @@ def fitness_from_config(config: Config, key: str) -> Fitness:
     """Build and check the ``fitness`` or the ``held_out`` node."""
     node = getattr(config, key)
     if node is None:
-        raise ConfigError(f"{key} is not set", "a fitness is needed", f"choose one with {key}=lm_eval and {key}.tasks=[...]")
+        raise ConfigError(
+            f"{key} is not set", "a fitness is needed", f"choose one with {key}=lm_eval and {key}.tasks=[...]"
+        )
     fitness = cast(Fitness, build(node, key))
     fitness.check()
     return fitness
@@ -146,14 +163,15 @@ def build_parts(config: Config) -> Parts:
     fitness = fitness_from_config(config, "fitness")
     held_out = fitness_from_config(config, "held_out") if config.held_out is not None else None
     strategy = build(config.strategy, "strategy", space.spec, fitness.objectives, seed=config.search.seed)
-    target = str(config.evaluator.get(TARGET, "")) if isinstance(config.evaluator, Mapping | DictConfig) else ""
+    target = str((_plain(config.evaluator) or {}).get(TARGET, ""))
     worker: WorkerBuilder
     if target.startswith("evomerge.evaluation.local"):
-        fitnesses = {"search": fitness, **({"held_out": held_out} if held_out else {})}
+        fitnesses: dict[Split, Fitness] = {"search": fitness}
+        if held_out is not None:
+            fitnesses["held_out"] = held_out
         worker = functools.partial(Worker, pool, fitnesses)
     else:  # travels to other processes, which build their own
-        plain = OmegaConf.to_container(cast(Any, config), resolve=True)
-        worker = functools.partial(remote_worker, plain, dict(pool.info.refs))
+        worker = functools.partial(remote_worker, _plain(config), dict(pool.info.refs))
     evaluator = build(config.evaluator, "evaluator", worker)
     return Parts(pool, space, strategy, evaluator, fitness, held_out)
 
@@ -164,12 +182,16 @@ def remote_worker(plain: dict[str, Any], refs: Mapping[str, Any], *, device: str
     pinned = {name: f"{ref.location}@{ref.revision}" if ref.revision else ref.location for name, ref in refs.items()}
     settings = config.pool
     pool = open_pool(
-        pinned, base=settings.base, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code, fingerprints=False
+        pinned,
+        base=settings.base,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+        fingerprints=False,
     )
-    fitnesses = {"search": fitness_from_config(config, "fitness")}
+    fitnesses: dict[Split, Fitness] = {"search": fitness_from_config(config, "fitness")}
     if config.held_out is not None:
         fitnesses["held_out"] = fitness_from_config(config, "held_out")
-    return Worker(pool, cast(Any, fitnesses), device=device, threads=threads)
+    return Worker(pool, fitnesses, device=device, threads=threads)
 
 
 def keep_best(folder: RunFolder, pool: Pool) -> Callable[[Recipe], None]:
@@ -190,7 +212,7 @@ def run(config: Config, parts: Parts, observe: Observer = silent) -> RunFolder:
     folder = RunFolder.create(config.run_dir)
     write_text_atomic(folder.config, to_yaml(cast(DictConfig, config)))
     folder.write_pool(parts.pool.info)
-    with parts.evaluator, Ledger(folder) as ledger:
+    with closing(parts.evaluator), Ledger(folder) as ledger:
         ledger.append(
             "started",
             seed=config.search.seed,

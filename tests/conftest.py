@@ -10,6 +10,7 @@ import pytest
 from tiny_models import ARCHITECTURES, TinyModel, tiny_config, write_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+pytest.register_assert_rewrite("contracts")
 
 
 @pytest.fixture

@@ -23,7 +23,14 @@ class Part:
         names: list[str] | None = None,
         inner: Inner | None = None,
     ) -> None:
-        self.spec, self.seed, self.popsize, self.sigma0, self.mode, self.names = spec, seed, popsize, sigma0, mode, names
+        self.spec, self.seed, self.popsize, self.sigma0, self.mode, self.names = (
+            spec,
+            seed,
+            popsize,
+            sigma0,
+            mode,
+            names,
+        )
         self.inner = inner
 
 

@@ -22,7 +22,16 @@ from evomerge.errors import ConfigError, EvomergeError, nearest
 
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
 _OPEN = ("pool.models", "search_space.parameters")
-_HYDRA_FLAGS = {"--multirun", "--help", "--hydra-help", "--config-name", "--config-path", "--config-dir", "--cfg", "--info"}
+_HYDRA_FLAGS = {
+    "--multirun",
+    "--help",
+    "--hydra-help",
+    "--config-name",
+    "--config-path",
+    "--config-dir",
+    "--cfg",
+    "--info",
+}
 
 
 def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None]) -> int:
@@ -91,12 +100,11 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
     missing_group = re.search(r"Could not override '([^']+)'\. No match in the defaults list", text)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if missing_group or unknown:
-        key = (missing_group or unknown)[1]  # type: ignore[index]  # one of the two matched
+        key = str((missing_group or unknown)[1])  # type: ignore[index]  # one of the two matched
         return ConfigError(f"there is no key {key!r}", _nearest_key(key, overrides), "see `evomerge search --cfg job`")
     for cause in chain:
-        key = getattr(cause, "full_key", None)
-        if isinstance(cause, OmegaConfBaseException) and key:
-            return ConfigError(f"{key}: {str(cause).splitlines()[0]}")
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            return ConfigError(f"{cause.full_key}: {str(cause).splitlines()[0]}")
     return ConfigError(text[:500])
 
 
@@ -114,10 +122,10 @@ def _nearest_key(key: str, overrides: Sequence[str]) -> str:
             config = compose("config", groups)
     except (HydraException, OmegaConfBaseException, ValueError):
         return "see `evomerge search --help`"
-    parent, _, name = key.rpartition(".")
+    parent = key.rpartition(".")[0]
     node = OmegaConf.select(config, parent) if parent else config
     if isinstance(node, DictConfig):
-        choices = [f"{parent}.{child}" if parent else str(child) for child in node]
+        choices = [f"{parent}.{child}" if parent else str(child) for child in map(str, node)]
         return nearest(key, choices)
     return nearest(key, _all_keys(config))
 

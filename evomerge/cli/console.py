@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from evomerge.candidate import Candidate, Evaluation
@@ -94,8 +95,8 @@ def warn_settings(config: Config) -> None:
     """Warn of settings that make the result hard to trust."""
     if config.held_out is None:
         errors.print(
-            "[yellow]warning:[/] there is no held-out fitness: the best score will be that of the items it was chosen on; "
-            "set one with fitness@held_out=lm_eval held_out.tasks=[...]"
+            "[yellow]warning:[/] there is no held-out fitness: the best score will be that of the items it was "
+            "chosen on; set one with fitness@held_out=lm_eval held_out.tasks=[...]"
         )
 
 
@@ -111,7 +112,9 @@ def print_plan(config: Config, parts: Parts) -> None:
     table.add_row("objectives", ", ".join(f"{o.name} ({o.direction})" for o in parts.fitness.objectives))
     table.add_row("evaluations", f"{config.search.evaluations}, {parts.evaluator.slots} at a time")
     resident = max(nbytes.values())
-    table.add_row("memory", f"{_size(sum(nbytes.values()))} of sources, mapped; {_size(resident)} for each resident model")
+    table.add_row(
+        "memory", f"{_size(sum(nbytes.values()))} of sources, mapped; {_size(resident)} for each resident model"
+    )
     table.add_row("disk", f"{_size(resident)} to write the winner with `evomerge merge`")
     console.print(table)
 

@@ -12,12 +12,16 @@ def run(arguments: Sequence[str]) -> int:
     """Make the demo pool unless it is there, then search on it."""
     parser = verb_parser("demo")
     parser.add_argument("--seed", type=int, default=0, help="of the models, the tasks and the search (default: 0)")
-    parser.add_argument("--folder", type=Path, default=Path("demo_pool"), help="where the models go (default: demo_pool)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("demo_pool"), help="where the models go (default: demo_pool)"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads for training (default: all)")
-    parser.add_argument("--quick", action="store_true", help="hardly train and search: seconds, and the scores mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="hardly train and search: seconds, and the scores mean nothing"
+    )
     parser.add_argument("--pool-only", action="store_true", help="make the models and tasks, do not search")
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_intermixed_args(list(arguments))
 
     from evomerge.cli.composed import compose_config
     from evomerge.cli.search import search

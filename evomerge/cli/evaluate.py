@@ -23,11 +23,13 @@ def run(arguments: Sequence[str]) -> int:
     parser = verb_parser(
         "evaluate", epilog="The fitness comes from the run, or from overrides: experiment=demo, fitness.tasks=[gsm8k]."
     )
-    parser.add_argument("target", metavar="RUN|RECIPE|MODEL", help="a run folder, a recipe file, a model folder or hub id")
+    parser.add_argument(
+        "target", metavar="RUN|RECIPE|MODEL", help="a run folder, a recipe file, a model folder or hub id"
+    )
     parser.add_argument("--held-out", action="store_true", help="use the held-out fitness")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_intermixed_args(list(arguments))
 
     _check_target(options.target)
     config = _config(options.target, options.overrides)
@@ -47,7 +49,9 @@ def run(arguments: Sequence[str]) -> int:
     if not evaluation.ok:
         raise EvomergeError(f"{options.target} could not be scored: {evaluation.error}")
     if options.json:
-        json.dump({"objectives": dict(evaluation.objectives), "metrics": dict(evaluation.metrics)}, sys.stdout, indent=2)
+        json.dump(
+            {"objectives": dict(evaluation.objectives), "metrics": dict(evaluation.metrics)}, sys.stdout, indent=2
+        )
         print()
     else:
         print_scores(options.target, evaluation)

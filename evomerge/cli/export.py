@@ -15,7 +15,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("recipe", metavar="RUN|RECIPE", help="a run folder (its best recipe) or a recipe file")
     parser.add_argument("--format", choices=("evomerge", "mergekit"), default="evomerge")
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_intermixed_args(list(arguments))
 
     from evomerge.cli.sources import load_recipe_or_run
     from evomerge.files import write_text_atomic

@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must be new or empty")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the recipe's")
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_intermixed_args(list(arguments))
     shard = byte_count(options.max_shard_size, "--max-shard-size")
 
     from evomerge.cli.console import merge_progress

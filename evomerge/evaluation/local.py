@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.evaluation.worker import Worker, WorkerBuilder
@@ -51,9 +50,3 @@ class LocalEvaluator:
     def close(self) -> None:
         """Let the resident model go."""
         self._worker = None
-
-    def __enter__(self) -> LocalEvaluator:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

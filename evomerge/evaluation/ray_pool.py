@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from typing import Any
@@ -56,7 +57,7 @@ class RayEvaluator:
     ) -> None:
         if workers < 1 or cpus_per_worker < 1 or gpus_per_worker < 0:
             raise ConfigError(
-                f"evaluator has workers={workers}, cpus_per_worker={cpus_per_worker}, gpus_per_worker={gpus_per_worker}",
+                f"evaluator.workers={workers}, cpus_per_worker={cpus_per_worker}, gpus_per_worker={gpus_per_worker}",
                 "at least one worker, one CPU each, and no negative GPUs",
             )
         self._build, self._workers, self._address = build, workers, address
@@ -118,12 +119,6 @@ class RayEvaluator:
         self._idle, self._running, self._started = [], {}, False
         self._queue.clear()
 
-    def __enter__(self) -> RayEvaluator:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def _start(self) -> None:
         if self._started:
             return
@@ -134,10 +129,10 @@ class RayEvaluator:
                     num_cpus=self._workers * int(self._resources["num_cpus"]),
                     include_dashboard=False,
                     log_to_driver=False,
-                    logging_level="ERROR",
+                    logging_level=logging.ERROR,
                 )
             else:
-                ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
+                ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (RayError, ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"Ray did not start: {' '.join(str(error).split())[:300]}",

@@ -63,7 +63,11 @@ def line(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: 
     ],
 )
 def test_a_typo_is_named_with_what_is_allowed(
-    search: list[str], override: str, says: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    search: list[str],
+    override: str,
+    says: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = line([*search, override], capsys, monkeypatch)
     for word in says:
@@ -86,7 +90,10 @@ def change_config(folder: Path, **values: object) -> None:
         (lambda pool: shutil.rmtree(pool / "math"), ("math",)),
         (lambda pool: (pool / "math" / "model.safetensors").unlink(), ("safetensors", "math")),
         (lambda pool: (pool / "math" / "config.json").unlink(), ("config.json", "math")),
-        (lambda pool: change_config(pool / "math", model_type="mistral", architectures=["MistralForCausalLM"]), ("mistral",)),
+        (
+            lambda pool: change_config(pool / "math", model_type="mistral", architectures=["MistralForCausalLM"]),
+            ("mistral",),
+        ),
         (lambda pool: change_config(pool / "math", vocab_size=7), ("vocabulary", "7")),
         (lambda pool: swap_tokens(pool / "math" / "tokenizer.json"), ("tokenizer", "math")),
         (lambda pool: reshape(pool / "math" / "model.safetensors"), ("model.layers.2.mlp.up_proj.weight", "math")),

@@ -38,8 +38,7 @@ def test_the_run_folder_holds_everything(finished_run: Path) -> None:
     names = {str(p.relative_to(finished_run)) for p in finished_run.rglob("*") if p.is_file()}
     assert {"config.yaml", "pool.json", "ledger.jsonl", "best/recipe.yaml", "best/mergekit.yaml"} <= names
     events = list(read_ledger(finished_run))
-    assert [e["event"] for e in events][0] == "started"
-    assert [e["event"] for e in events][-1] == "stopped"
+    assert (events[0]["event"], events[-1]["event"]) == ("started", "stopped")
     assert sum(e["event"] == "told" for e in events) == 4 + 12 + 5
 
 
@@ -52,7 +51,9 @@ def test_the_stock_command_prints_the_same_scores(
         *("--tasks", ",".join(task + suffix for task in TASKS), "--include_path", str(quick_pool / "tasks")),
         *("--batch_size", "128", "--device", "cpu", "--output_path", str(tmp_path / "scores.json")),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (file,) = tmp_path.rglob("scores*.json")
     results = json.loads(file.read_text())["results"]
@@ -78,7 +79,9 @@ def test_evaluate_gives_the_same_scores_as_the_search(
 def test_the_merged_model_is_the_recipe(finished_run: Path, merged: Path, quick_pool: Path) -> None:
     recipe = load_recipe((finished_run / "best" / "recipe.yaml").read_text())
     result = AutoModelForCausalLM.from_pretrained(merged).state_dict()
-    sources = {name: AutoModelForCausalLM.from_pretrained(quick_pool / name).state_dict() for name in dict(recipe.models)}
+    sources = {
+        name: AutoModelForCausalLM.from_pretrained(quick_pool / name).state_dict() for name in dict(recipe.models)
+    }
     (embed,) = [entry for entry in recipe.slices if str(entry.slice) == "embed"]
     name = "model.embed_tokens.weight"
     expected = sources["base"][name].clone()
