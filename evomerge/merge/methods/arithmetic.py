@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +26,8 @@ def weighted_sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> t
     return total
 
 
-def sum_of(weights: Sequence[float]) -> float:
+@functools.lru_cache(maxsize=256)  # asked once per tensor, the same for all tensors of a slice
+def sum_of(weights: tuple[float, ...]) -> float:
     """The sum of weights that are to be normalised, as float32 arithmetic gives it.
 
     Raises:
@@ -44,7 +46,7 @@ def sum_of(weights: Sequence[float]) -> float:
 def check_normalisable(values: Mapping[str, Any]) -> None:
     """Raise `InfeasibleError` when a method's ``weight`` values are to be normalised and sum to zero."""
     if values["normalize"]:
-        sum_of(values["weight"])
+        sum_of(tuple(values["weight"]))
 
 
 def only_active(weights: Sequence[float]) -> int | None:

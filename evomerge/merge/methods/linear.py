@@ -47,7 +47,7 @@ def linear(
     if only is not None and (normalize or weight[only] == 1):
         return inputs[only].clone()
     total = weighted_sum(inputs, weight)
-    return total.div_(sum_of(weight)) if normalize else total
+    return total.div_(sum_of(tuple(weight))) if normalize else total
 
 
 def unchanged_task(values: Values) -> int | None:
@@ -104,7 +104,7 @@ def add_tasks(
     """
     mixed = weighted_sum(tasks, weight)
     if normalize:
-        mixed.div_(sum_of(weight))
+        mixed.div_(sum_of(tuple(weight)))
     if scale != 1:
         mixed.mul_(scale)
     return mixed.add_(base)
