@@ -134,7 +134,7 @@ def score_batches(
             chosen = logprobs[choice_rows, batch.choices]
             hits.append(logprobs.argmax(dim=-1)[choice_rows] == batch.choices)
             sums += [_sum(part) for part in chosen.split(batch.lengths)]
-        values = torch.stack(sums).to(torch.float64).cpu().numpy() if sums else np.empty(0)
+        values = torch.stack(sums).cpu().to(torch.float64).numpy() if sums else np.empty(0)
         right = torch.cat(hits).cpu().numpy() if hits else np.empty(0, dtype=bool)
     lengths = [length for batch in batches for length in batch.lengths]
     order = np.array([request for batch in batches for request in batch.requests], dtype=np.intp)

@@ -70,7 +70,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Load = Callable[..., LoadedModel]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load(model_folder: Path) -> Load:
     """A function that loads the tiny model in a dtype."""
 
