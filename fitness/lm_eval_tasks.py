@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ class LmEvalFitness:
             softmax_dtype=self._softmax_dtype,
             add_bos_token=self._add_bos_token,
         )
-        with self._generators:
+        with copy.copy(self._generators):  # as loading left them, however often this is called
             build_requests(tasks, lm, BuildSettings(**self._prompts))
         scorers = {name: TaskScorer(name, task) for name, task in tasks.tasks.items()}
         session = Session(lm, scorers)

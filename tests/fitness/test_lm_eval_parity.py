@@ -110,7 +110,13 @@ def test_model_softmax_equals_stock_without_arguments(stock: Any, load: Any, tas
     ids=str,
 )
 def test_options_equal_stock(
-    stock: Any, plain: Any, model: Any, tasks: Any, ours: dict[str, Any], theirs: dict[str, Any], arguments: dict[str, Any]
+    stock: Any,
+    plain: Any,
+    model: Any,
+    tasks: Any,
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    arguments: dict[str, Any],
 ) -> None:
     names = ["choose", "complete", "write"] if "num_fewshot" in ours else ALL
     fitness = LmEvalFitness(names, include_path=str(tasks.path), **ours)
@@ -151,6 +157,9 @@ def test_tasks_that_use_the_global_generators_equal_stock(stock: Any, model: Any
     fitness = LmEvalFitness(["chance"], include_path=str(tasks.path))
     fitness.check()
     fitness.prepare(model)
+    first = fitness.fingerprint()
+    fitness.prepare(model)
+    assert fitness.fingerprint() == first
     assert_equal(fitness, fitness.run(model), stock(["chance"]))
 
 
