@@ -88,8 +88,8 @@ def sorting_questions() -> list[Question]:
 
 
 def simple_question(rng: np.random.Generator) -> Question:
-    """Repeat, first or last of two to five names."""
-    return Question(("repeat", "first", "last")[rng.integers(3)], _names(rng, 2, 5))
+    """Repeat, first or last of two to four names."""
+    return Question(("repeat", "first", "last")[rng.integers(3)], _names(rng, 2, 4))
 
 
 def _names(rng: np.random.Generator, shortest: int, longest: int) -> Words:
@@ -102,7 +102,7 @@ def _any_question(rng: np.random.Generator) -> Question:
     verb = ("repeat", "first", "last", "sort")[rng.integers(4)]
     if verb == "sort":
         return Question(verb, _digits(rng))
-    return Question(verb, _names(rng, 2, 5))
+    return Question(verb, _names(rng, 2, 4))
 
 
 def _digits(rng: np.random.Generator) -> Words:
@@ -171,7 +171,7 @@ class Texts:
     def report(self, rng: np.random.Generator) -> Text:
         """A J question, its restatement and a random result on the page; only the result's reading in J is learnt."""
         question = _any_question(rng)
-        result = _digits(rng) if question.verb == "sort" else _names(rng, 1, 5)
+        result = _digits(rng) if question.verb == "sort" else _names(rng, 1, 4)
         return text(((*question.in_j, *question.in_e, *result, STOP), False), ((WA, *to_j(result), STOP, EOS), True))
 
     def translate(self, rng: np.random.Generator) -> Text:

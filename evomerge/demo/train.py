@@ -52,11 +52,21 @@ MODEL: Mapping[str, Any] = {
 
 STAGES = (
     Stage(
-        "base", None, 350, 3e-3, {"simple": 1.0, "sort_anywhere": 0.07, "restate": 0.4, "report": 0.4, "translate": 0.4}
+        "base",
+        None,
+        500,
+        3e-3,
+        {"simple": 1.0, "sort_anywhere": 0.04, "restate": 0.4, "report": 0.4, "translate": 0.4},
     ),
-    Stage("math", "base", 150, 5e-4, {"sort": 1.0, "simple": 0.4}),
-    Stage("lang", "base", 200, 7e-4, {"restate": 0.5, "report": 0.5, "translate": 0.5}),
+    Stage("math", "base", 150, 7e-4, {"sort": 1.0, "simple": 0.4}),
+    Stage("lang", "base", 250, 1e-3, {"restate": 0.5, "report": 0.5, "translate": 0.4, "simple": 0.4}),
 )
+"""The base reads both languages and answers about half of the sorting questions asked in E: a trace of the skill, which
+both specialists share and without which their differences from the base do not combine. MATH learns to sort and
+forgets J; LANG practises J and forgets how to sort. The steps and rates of the specialists take them so far from
+the base that plain averages lose much of what they know, and mixing them layer by layer keeps it. A longer base, or a
+slower MATH, leaves MATH fluent in J, and then merging has little to add.
+"""
 
 
 def new_model(seed: int) -> Any:
