@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
+from functools import partial
 from typing import Any
 
 import ray
@@ -21,13 +22,21 @@ class _Actor:
     """What runs in the worker process."""
 
     def __init__(self, build: WorkerBuilder, device: str, threads: int | None) -> None:
-        self._worker: Worker = build(device=device, threads=threads)
+        self._build = partial(build, device=device, threads=threads)
+        self._built: Worker | None = None
 
     def evaluate(self, candidate: Candidate, split: Split) -> Evaluation:
-        return self._worker.evaluate(candidate, split)
+        return self._worker().evaluate(candidate, split)
 
     def fingerprint(self, split: Split) -> str:
-        return self._worker.fitness(split).fingerprint()
+        return self._worker().fitness(split).fingerprint()
+
+    def _worker(self) -> Worker:
+        # Built by the first call and not by the constructor: what a constructor raises reaches the
+        # driver as the actor's death, without the error itself.
+        if self._built is None:
+            self._built = self._build()
+        return self._built
 
 
 class RayEvaluator:
@@ -67,6 +76,7 @@ class RayEvaluator:
         self._running: dict[Any, tuple[Any, Candidate, Split, int]] = {}
         self._idle: list[Any] = []
         self._started = False
+        self._ours = False  # whether this evaluator connected to Ray, and so disconnects
 
     @property
     def slots(self) -> int:
@@ -114,8 +124,9 @@ class RayEvaluator:
         if self._started:
             for actor in [*self._idle, *(actor for actor, *_ in self._running.values())]:
                 ray.kill(actor)
-            if self._address is None:
-                ray.shutdown()
+        if self._ours:
+            ray.shutdown()
+            self._ours = False
         self._idle, self._running, self._started = [], {}, False
         self._queue.clear()
 
@@ -123,22 +134,19 @@ class RayEvaluator:
         if self._started:
             return
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU actors still see the GPUs as set
-        try:
-            if self._address is None:
-                ray.init(
-                    num_cpus=self._workers * int(self._resources["num_cpus"]),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-            else:
-                ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
-        except (RayError, ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"Ray did not start: {' '.join(str(error).split())[:300]}",
-                "evaluator.address is a running cluster's, or null to start one here",
-                "check `ray status` and that RAY_AUTH_MODE is the same on both sides",
-            ) from error
+        if not ray.is_initialized():
+            here: dict[str, Any] = {"num_cpus": self._workers * int(self._resources["num_cpus"])}
+            here["include_dashboard"] = False
+            where = here if self._address is None else {"address": self._address}
+            try:
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+            except (RayError, ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"Ray did not start: {' '.join(str(error).split())[:300]}",
+                    "evaluator.address is a running cluster's, or null to start one here",
+                    "check `ray status` and that RAY_AUTH_MODE is the same on both sides",
+                ) from error
+            self._ours = True
         self._check_capacity()
         self._started = True
         self._idle = [self._new_actor() for _ in range(self._workers)]

@@ -1,0 +1,124 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evomerge.candidate import Candidate
+from evomerge.errors import ConfigError, FitnessError
+from evomerge.evaluation.local import LocalEvaluator
+from evomerge.evaluation.worker import Worker, choose_device
+from evomerge.models.pool import Pool, open_pool
+from evomerge.protocols import Objective, Scores
+from evomerge.recipe import Input, SliceRecipe
+
+
+class Norm:
+    """Scores a model by the norm of its parameters; `break_on` makes the n-th run misbehave."""
+
+    objectives = (Objective("norm"),)
+
+    def __init__(self, misbehave: dict[int, Callable[[], float]] | None = None) -> None:
+        self.misbehave = misbehave or {}
+        self.prepared = self.runs = 0
+
+    def check(self) -> None:
+        pass
+
+    def prepare(self, model: Any) -> None:
+        self.prepared += 1
+
+    def blocks(self) -> list[Any]:
+        return []
+
+    def run(self, model: Any, blocks: Any = None, *, stop: Any = None) -> Scores:
+        self.runs += 1
+        if self.runs in self.misbehave:
+            return Scores({"norm": self.misbehave[self.runs]()})
+        value = float(sum(p.detach().double().square().sum() for p in model.module.parameters()))
+        return Scores({"norm": value}, {"task/norm": value}, {"task/norm": np.array([value])}, {"model": 0.001})
+
+    def fingerprint(self) -> str:
+        return "sha256:norm"
+
+
+@pytest.fixture
+def pool(tiny_model: Any, tmp_path: Path) -> Pool:
+    models = {name: str(tiny_model(name, seed=seed)) for seed, name in enumerate(("a", "b"))}
+    return open_pool(models)
+
+
+def test_prepares_each_fitness_once_and_only_when_asked(pool: Pool) -> None:
+    search, held_out = Norm(), Norm()
+    worker = Worker(pool, {"search": search, "held_out": held_out}, device="cpu")
+    for number in range(3):
+        assert worker.evaluate(Candidate(number, pool.info.linear({"a": 1.0}))).ok
+    assert (search.prepared, held_out.prepared) == (1, 0)
+
+
+def test_scores_the_candidate_not_its_predecessor(pool: Pool) -> None:
+    worker = Worker(pool, {"search": Norm()}, device="cpu")
+    recipes = [pool.info.linear({"a": 1.0}), pool.info.linear({"b": 1.0}), pool.info.linear({"a": 0.5, "b": 0.5})]
+    first = [worker.evaluate(Candidate(i, r)).objectives["norm"] for i, r in enumerate(recipes)]
+    again = [worker.evaluate(Candidate(i, r)).objectives["norm"] for i, r in enumerate(reversed(recipes))]
+    assert len(set(first)) == 3
+    assert again == first[::-1]
+
+
+def test_no_candidate_ends_a_run(pool: Pool) -> None:
+    def raises() -> float:
+        raise RuntimeError("the task broke\nover two lines")
+
+    def refuses() -> float:
+        raise FitnessError("log-likelihoods are not finite")
+
+    fitness = Norm({1: raises, 2: refuses, 3: lambda: float("nan")})
+    worker = Worker(pool, {"search": fitness}, device="cpu")
+    outcomes = [worker.evaluate(Candidate(i, pool.info.linear({"a": 1.0}))) for i in range(4)]
+    assert [o.status for o in outcomes] == ["failed", "failed", "failed", "ok"]
+    assert "RuntimeError: the task broke over two lines" in outcomes[0].error
+    assert outcomes[1].error == "log-likelihoods are not finite"
+    assert "norm' is nan" in outcomes[2].error
+    assert not any(o.objectives for o in outcomes[:3])
+
+
+def test_weights_without_a_sum_are_infeasible_and_leave_no_trace(pool: Pool) -> None:
+    worker = Worker(pool, {"search": Norm()}, device="cpu")
+    sound = pool.info.linear({"a": 0.3, "b": 0.7})
+    before = worker.evaluate(Candidate(0, sound)).objectives
+    inputs = (Input("a", None, (("weight", 1.0),)), Input("b", None, (("weight", -1.0),)))
+    broken = [SliceRecipe(s, "linear", inputs, (("normalize", True),)) for s in pool.info.slices]
+    outcome = worker.evaluate(Candidate(1, pool.info.recipe(broken)))
+    assert outcome.status in ("infeasible", "failed")
+    assert "sum" in outcome.error
+    assert worker.evaluate(Candidate(2, sound)).objectives == before
+
+
+def test_seconds_are_told_by_stage(pool: Pool) -> None:
+    evaluation = Worker(pool, {"search": Norm()}, device="cpu").evaluate(Candidate(0, pool.info.linear({"a": 1.0})))
+    assert set(evaluation.seconds) == {"merge", "model", "other"}
+    assert evaluation.seconds["model"] == 0.001
+    assert evaluation.seconds["merge"] > 0
+
+
+def test_local_evaluates_in_the_order_of_submission(pool: Pool) -> None:
+    built = []
+
+    def build(*, device: str, threads: int | None) -> Worker:
+        built.append((device, threads))
+        return Worker(pool, {"search": Norm()}, device=device, threads=threads)
+
+    threads = torch.get_num_threads()
+    evaluator = LocalEvaluator(build, device="cpu", threads=threads)
+    for number in (4, 2, 7):
+        evaluator.submit(Candidate(number, pool.info.linear({"a": 1.0})))
+    assert [evaluator.collect().candidate for _ in range(3)] == [4, 2, 7]
+    assert evaluator.fingerprint("search") == "sha256:norm"
+    assert built == [("cpu", threads)]
+
+
+def test_an_unknown_device_is_named() -> None:
+    with pytest.raises(ConfigError, match="evaluator.device is 'cdua'"):
+        choose_device("cdua")
