@@ -222,11 +222,17 @@ class LmEvalFitness:
                 with self._generators:
                     metrics |= group_metrics(self._loaded(), ready.scorers, metrics)
             objectives = {OBJECTIVE: objective(self._terms_weighed, ready.scorers, raw, metrics)}
+            metrics = {name: metrics[name] for name in self._weighed_names() if name in metrics} | metrics
         return Scores(objectives, metrics, items, {"model": seconds, "other": time.perf_counter() - start - seconds})
 
     def fingerprint(self) -> str:
         """``sha256:`` over documents, prompts, tokens, metrics, dtype, batch size and versions; not over places."""
         return self._ready().fingerprint
+
+    def _weighed_names(self) -> list[str]:
+        """The metrics of the objective as ``task/metric``: they come first wherever metrics are listed."""
+        metrics = [(term, metric) for term in self._terms_weighed for metric in term.metrics]
+        return [f"{task}/{key}" for term, metric in metrics for task, key in zip(term.tasks, metric.keys, strict=True)]
 
     def _loaded(self) -> TaskSet:
         if self._tasks is None:
