@@ -5,7 +5,8 @@ A question is a verb and the names it is about. In E it is written `: sort five 
 
     narabe go ni kyuu wa : sort five two nine is two five nine . wa ni go kyuu .
 
-No text that any model learns contains a J question about sorting together with its sorted answer.
+No model learns this chain for sorting: a J question about sorting is restated, or followed by a result or an E
+question drawn independently of it. Restatements and reports do not withhold the tasks' questions; answers to them do.
 """
 
 from __future__ import annotations
