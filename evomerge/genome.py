@@ -101,7 +101,9 @@ class Gene:
         if self.kind == "integer":
             return min(max(round(clipped), math.ceil(low)), math.floor(high))
         if self.resolution is not None and low < high:
-            last = math.floor((high - low) / self.resolution + 1e-9)
+            # The last grid point is where the bounds say, not where their difference was rounded to.
+            slack = 1e-9 + 1e-15 * max(abs(low), abs(high)) / self.resolution
+            last = math.floor((high - low) / self.resolution + slack)
             step = min(round((clipped - low) / self.resolution), last)
             # Rounding to 12 digits makes equal grid points equal floats, hence equal content keys.
             clipped = min(max(round(low + step * self.resolution, 12), low), high)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from evomerge.errors import ConfigError
@@ -66,6 +66,7 @@ def test_snap_refuses_what_is_near_nothing(gene: Gene, value: Value) -> None:
         gene.snap(value)
 
 
+@example(low=256.0, span=0.001, steps=43.0, value=257.0)  # the span, rounded, is a little less than 43 steps
 @given(
     low=st.floats(-1e3, 1e3),
     span=st.floats(1e-3, 1e3),
