@@ -49,7 +49,7 @@ def test_the_stock_command_prints_the_same_scores(
     command = [
         *(sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={merged},dtype=float32"),
         *("--tasks", ",".join(task + suffix for task in TASKS), "--include_path", str(quick_pool / "tasks")),
-        *("--batch_size", "128", "--device", "cpu", "--output_path", str(tmp_path / "scores.json")),
+        *("--batch_size", "64", "--device", "cpu", "--output_path", str(tmp_path / "scores.json")),
     ]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
