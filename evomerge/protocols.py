@@ -71,6 +71,9 @@ class Fitness(Protocol):
     def check(self) -> None:
         """Raise `FitnessError` for all that can be seen without a model: unknown tasks and metrics."""
 
+    def cautions(self) -> Sequence[str]:
+        """What makes a search on these items hard to trust, a line each; `check` comes before."""
+
     def prepare(self, model: LoadedModel) -> None:
         """Build and tokenise the items once, for this model's tokenizer, dtype and device."""
 

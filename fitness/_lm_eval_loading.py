@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import yaml
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -43,6 +44,8 @@ class TaskSet:
     terms: list[LoadedTerm] = field(default_factory=list)
     tasks: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, Any] = field(default_factory=dict)
+    benchmarks: list[str] = field(default_factory=list)
+    """The tasks that lm-eval itself brings and that score another split than the training split."""
 
 
 def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> TaskSet:
@@ -73,6 +76,8 @@ def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> TaskSe
                 raise FitnessError(f"task {name!r} is named twice", "each task once", "give one of them another name")
             _require_supported(name, task)
             loaded.tasks[name] = task
+            if _is_built_in(name, manager) and not _scored_split(task).startswith("train"):
+                loaded.benchmarks.append(name)
         groups = found.get("groups", {})
         loaded.groups.update(groups)
         leaves = tuple(found["tasks"])
@@ -178,6 +183,16 @@ def _relative_to(file: str) -> str:
     if file.startswith("~"):
         return "lm-eval does not expand '~'"
     return "" if Path(file).is_absolute() else f"relative paths start from the current folder, {Path.cwd()}"
+
+
+def _is_built_in(name: str, manager: Any) -> bool:
+    entry = manager.task_index.get(name)
+    path = getattr(entry, "yaml_path", None)
+    return path is not None and Path(lm_eval.__file__).parent in Path(path).parents
+
+
+def _scored_split(task: Any) -> str:
+    return str(getattr(task.config, "test_split" if task.has_test_docs() else "validation_split", None) or "")
 
 
 def _require_supported(name: str, task: Any) -> None:

@@ -136,6 +136,14 @@ class LmEvalFitness:
         """
         self._loaded()
 
+    def cautions(self) -> list[str]:
+        """A line for every public benchmark that is scored on another split than its training split."""
+        return [
+            f"{name} is a public benchmark, and these are the items it is judged by: what wins here is fitted to them; "
+            "search on other items and keep these for held_out"
+            for name in self._loaded().benchmarks
+        ]
+
     def prepare(self, model: LoadedModel) -> None:
         """Build, tokenise and batch everything for a model's tokenizer, dtype and device.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -20,6 +21,7 @@ from evomerge.evaluation.worker import Worker
 from evomerge.factory import build_parts
 
 console = Console()
+os.environ["TQDM_DISABLE"] = "1"  # the stock evaluation's progress bars
 
 
 class Recorder:
@@ -37,7 +39,7 @@ class Recorder:
         self._hook.remove()
 
 
-def overhead(folder: Path, seed: int, candidates: int, threads: int | None) -> None:
+def overhead(folder: Path, seed: int, candidates: int, threads: int | None, overrides: list[str]) -> None:
     """What a candidate of the demo costs beyond its model calls.
 
     Three ways to score the same random candidates, alternating: evomerge's worker; the same forwards alone; a stock
@@ -47,15 +49,16 @@ def overhead(folder: Path, seed: int, candidates: int, threads: int | None) -> N
 
     root = folder / f"seed{seed}"
     make_demo_pool(root, seed)
-    config = compose_config(["experiment=demo", f"pool.root='{root}'"])
+    config = compose_config(["experiment=demo", f"pool.root='{root}'", *overrides])
     parts = build_parts(config)
     worker = Worker(parts.pool, {"search": parts.fitness}, device="cpu", threads=threads)
     module = worker._resident.model.module
     rng = np.random.default_rng(seed)
     recipes = [parts.space.decode(parts.space.spec.sample(rng)) for _ in range(candidates + 1)]
 
+    worker.evaluate(Candidate(0, recipes[0]))  # the warm-up: items are built, caches are filled
     recorder = Recorder(module)
-    worker.evaluate(Candidate(0, recipes[0]))  # also the warm-up: items are built, caches are filled
+    worker.evaluate(Candidate(0, recipes[0]))
     recorder.stop()
     ours, alone, stages = [], [], []
     with torch.inference_mode():
@@ -71,12 +74,14 @@ def overhead(folder: Path, seed: int, candidates: int, threads: int | None) -> N
     stock = [_stock(recipe, parts.pool, config) for recipe in recipes[1:4]]
 
     floor = statistics.median(alone)
-    table = Table(title=f"Seconds per candidate, medians of {candidates} ({torch.get_num_threads()} threads)")
-    for heading in ("", "seconds", "of the forwards alone"):
+    method = recipes[0].slices[0].method
+    table = Table(title=f"Seconds per candidate ({method}), medians of {candidates}, {torch.get_num_threads()} threads")
+    for heading in ("", "seconds", "of the forwards"):
         table.add_column(heading, justify="left" if not heading else "right")
+    paired = statistics.median(mine / bare for mine, bare in zip(ours, alone, strict=True))
     rows = {
         "forwards alone": floor,
-        "evomerge": statistics.median(ours),
+        "evomerge": paired * floor,  # the ratio of neighbours in time: the machine's speed drifts
         "  merge": statistics.median(s["merge"] for s in stages),
         "  model calls": statistics.median(s["model"] for s in stages),
         "  other": statistics.median(s["other"] for s in stages),
@@ -123,8 +128,9 @@ def main() -> None:
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--candidates", type=int, default=30)
     one.add_argument("--threads", type=int)
+    one.add_argument("overrides", nargs="*", help="of the demo's configuration: search_space=ties")
     options = parser.parse_args()
-    overhead(options.folder, options.seed, options.candidates, options.threads)
+    overhead(options.folder, options.seed, options.candidates, options.threads, options.overrides)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -91,8 +92,10 @@ def merge_progress() -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
-def warn_settings(config: Config) -> None:
+def warn_settings(config: Config, parts: Parts) -> None:
     """Warn of settings that make the result hard to trust."""
+    for caution in parts.fitness.cautions():
+        errors.print(f"[bold yellow]warning:[/] {escape(caution)}")
     if config.held_out is None:
         errors.print(
             "[yellow]warning:[/] there is no held-out fitness: the best score will be that of the items it was "
@@ -132,8 +135,8 @@ def print_result(run: Path) -> None:
     from evomerge.report.table import render, summarize
 
     console.print(render(summarize(run)))
-    console.print(f"\nevomerge export {run} --format mergekit    the recipe for mergekit")
-    console.print(f"evomerge merge {run} OUT                   the model for transformers")
+    console.print(f"\nThe recipe for mergekit:   evomerge export {run} --format mergekit", soft_wrap=True)
+    console.print(f"The model, ready to load:  evomerge merge {run} OUT", soft_wrap=True)
 
 
 def _size(nbytes: int) -> str:

@@ -21,7 +21,7 @@ def search(config: Config) -> None:
     from evomerge.factory import run as run_search
 
     parts = build_parts(config)
-    warn_settings(config)
+    warn_settings(config, parts)
     with Progress(config, parts) as progress:
         folder = run_search(config, parts, progress.observe)
     print_result(folder.path)

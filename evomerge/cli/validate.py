@@ -20,5 +20,5 @@ def validate(config: Config) -> None:
     from evomerge.factory import build_parts
 
     parts = build_parts(config)
-    warn_settings(config)
+    warn_settings(config, parts)
     print_plan(config, parts)

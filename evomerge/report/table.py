@@ -9,7 +9,7 @@ from rich.text import Text
 
 from evomerge.report.run_reader import metric_name
 from evomerge.report.statistics import Comparison
-from evomerge.report.summary import Row, Summary, TaskResult, summarize
+from evomerge.report.summary import Row, Summary, summarize
 
 __all__ = ["Summary", "render", "summarize", "verdict"]
 
@@ -67,8 +67,9 @@ def _models(summary: Summary) -> Table:
         f"{summary.run.name}: {'/'.join(metrics) if len(metrics) == 1 else 'scores'} on the {_split(summary)} items"
     )
     table.add_column("model", overflow="fold")
-    for task in shown:
-        table.add_column(_heading(task, with_metric=len(metrics) > 1), justify="right", overflow="fold")
+    for task, name in zip(shown, _distinct([task.task for task in shown]), strict=True):
+        metric = metric_name(task.metric) if len(metrics) > 1 else None
+        table.add_column(_heading(name, metric), justify="right", overflow="fold")
     if len(summary.tasks) > 1:
         table.add_column("mean", justify="right", no_wrap=True)
     table.add_column("gain", justify="right", no_wrap=True)
@@ -160,14 +161,25 @@ def _table(title: str) -> Table:
     )
 
 
-def _heading(task: TaskResult, *, with_metric: bool) -> Text:
-    """The task's name, broken at underscores into short lines, and its metric."""
+def _distinct(names: list[str]) -> list[str]:
+    """The names without the words that all of them begin or end with: the table below has them whole."""
+    words = [name.split("_") for name in names]
+    if len(words) < 2:
+        return names
+    shortest = min(map(len, words))
+    first = next((i for i in range(shortest) if len({w[i] for w in words}) > 1), shortest - 1)
+    last = next((i for i in range(shortest - first) if len({w[-1 - i] for w in words}) > 1), 0)
+    return ["_".join(word[first : len(word) - last]) for word in words]
+
+
+def _heading(name: str, metric: str | None) -> Text:
+    """A task's name, broken at underscores into short lines, and its metric."""
     lines = [""]
-    for part in task.task.replace("_", "_\0").split("\0"):
+    for part in name.replace("_", "_\0").split("\0"):
         if lines[-1] and len(lines[-1] + part) > _HEADING:
             lines.append("")
         lines[-1] += part
-    return Text("\n".join([*lines, *([metric_name(task.metric)] if with_metric else [])]))
+    return Text("\n".join([*lines, *([metric] if metric else [])]))
 
 
 def _split(summary: Summary) -> str:

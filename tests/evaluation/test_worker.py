@@ -120,5 +120,5 @@ def test_local_evaluates_in_the_order_of_submission(pool: Pool) -> None:
 
 
 def test_an_unknown_device_is_named() -> None:
-    with pytest.raises(ConfigError, match="evaluator.device is 'cdua'"):
+    with pytest.raises(ConfigError, match=r"evaluator\.device is 'cdua'"):
         choose_device("cdua")
