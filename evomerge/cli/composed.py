@@ -48,10 +48,15 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
 
+    failed: list[EvomergeError] = []
+
     def job(config: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # jobs of a sweep must not share a run folder
             config.run_dir = os.path.join(config.run_dir, str(HydraConfig.get().job.num))
-        task(cast(Config, config))
+        try:
+            task(cast(Config, config))
+        except EvomergeError as error:  # raised after Hydra, which would print lines of its own about it
+            failed.append(error)
 
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
@@ -61,6 +66,8 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
         sys.argv = before
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
+    if failed:
+        raise failed[0]
     return 0
 
 
@@ -104,6 +111,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
         return ConfigError(f"there is no key {key!r}", _nearest_key(key, overrides), "see `evomerge search --cfg job`")
     for cause in chain:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            if "is not in struct" in str(cause) and isinstance(cause.parent_node, DictConfig):
+                prefix = cause.full_key.rpartition(".")[0]
+                known = [f"{prefix}.{name}" if prefix else str(name) for name in map(str, cause.parent_node)]
+                return ConfigError(f"there is no key {cause.full_key!r}", nearest(cause.full_key, known))
             return ConfigError(f"{cause.full_key}: {str(cause).splitlines()[0]}")
     return ConfigError(text[:500])
 

@@ -27,7 +27,7 @@ def line(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: 
     text = capsys.readouterr().err.strip().splitlines()
     errors = [entry for entry in text if entry.startswith("evomerge: error:")]
     assert len(errors) == 1, text
-    assert text[-1] == errors[0]
+    assert text == errors
     return errors[0]
 
 
@@ -48,6 +48,7 @@ def line(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: 
         ("search_space.components=[[atn]]", ("atn", "attn")),
         ("search_space.parameters={wieght: 1}", ("wieght", "weight")),
         ("search_space.parameters={weight: {low: 0, high: 0, initial: 0}, normalize: true}", ("normal",)),
+        ("search_space.negative_weights=true && search_space.normalize=true", ("normalis", "negative")),
         ("fitness.tasks=[demo_e_math]", ("demo_e_math", "demo_e_maths")),
         ("fitness.tasks=[{task: demo_e_maths, metrics: {accuracy: 1}}]", ("accuracy", "acc", "perplexity")),
         ("fitness.tasks=[{task: demo_e_maths, metric: acc}]", ("metric", "metrics")),
@@ -69,7 +70,8 @@ def test_a_typo_is_named_with_what_is_allowed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = line([*search, override], capsys, monkeypatch)
+    overrides = override.split(" && ")
+    text = line([*search, *overrides], capsys, monkeypatch)
     for word in says:
         assert word in text
 
@@ -173,13 +175,18 @@ def test_a_full_disk_is_seen_before_anything_is_written(
         (["export", "x", "--format", "yaml"], ("--format", "mergekit")),
         (["evaluate", "nowhere.yaml"], ("nowhere.yaml",)),
         (["demo", "--sed", "1"], ("--sed",)),
+        (["evaluate", "RUN", "fitness.batch_sizes=4"], ("fitness.batch_sizes", "fitness.batch_size")),
         (["search", "--multi"], ("--multi", "--multirun")),
     ],
 )
 def test_other_verbs(
-    arguments: list[str], says: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    says: tuple[str, ...],
+    finished_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = line(arguments, capsys, monkeypatch)
+    text = line([str(finished_run) if word == "RUN" else word for word in arguments], capsys, monkeypatch)
     for word in says:
         assert word in text
 
