@@ -19,7 +19,7 @@ from evomerge.config import Config
 from evomerge.factory import Parts
 
 console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Progress:
