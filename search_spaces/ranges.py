@@ -108,9 +108,7 @@ def _range(
         if name in given:
             _check(spec, given[name], f"{where}.{name}")
     high = given.get("high", spec.high)
-    low = given.get("low", spec.low)
-    if negative_weights and spec.name == "weight" and low == 0:
-        low = -high
+    low = given.get("low", -high if negative_weights and spec.name == "weight" else spec.low)
     if low > high:
         raise ConfigError(f"{where} goes from {low} to {high}", "low must not exceed high")
     _check(spec, low, f"{where}.low")
