@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -63,7 +63,3 @@ class Evaluation:
     def ok(self) -> bool:
         """Whether there are objectives to learn from."""
         return self.status == "ok"
-
-    def for_candidate(self, candidate: int) -> Evaluation:
-        """The same outcome for another candidate with the same recipe."""
-        return replace(self, candidate=candidate)
