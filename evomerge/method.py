@@ -25,24 +25,32 @@ class ParameterSpec:
         name: the field's usual name (``weight``, ``density``, ``t``, ``lambda``, ``normalize``).
         default: used when a recipe leaves the parameter out.
         low, high: what a search explores unless told otherwise.
-        kind: continuous or boolean.
+        kind: ``continuous``, ``integer``, ``boolean``, or ``categorical`` with its `choices`.
         per_input: given for every input (``weight``) or once for the slice (``lambda``).
         minimum, maximum: what the method accepts; wider than the search bounds where that makes sense.
+        choices: the words that a categorical parameter can be.
+        searched: whether a search varies it unless told otherwise; the others keep their defaults.
+        summary: one line for the documentation, where the name does not say it.
     """
 
     name: str
     default: Scalar
     low: float = 0.0
     high: float = 1.0
-    kind: Literal["continuous", "boolean"] = "continuous"
+    kind: Literal["continuous", "integer", "boolean", "categorical"] = "continuous"
     per_input: bool = False
     minimum: float = -math.inf
     maximum: float = math.inf
+    choices: tuple[str, ...] = ()
+    searched: bool = False
+    summary: str = ""
 
     def check(self, value: Scalar, where: str) -> None:
         """Raise `RecipeError` naming `where` when the method does not accept `value`."""
         if self.kind == "boolean":
             valid, allowed = isinstance(value, bool), "true or false"
+        elif self.kind == "categorical":
+            valid, allowed = value in self.choices, " or ".join(self.choices)
         else:
             # Comparing instead of math.isfinite, which overflows on integers beyond the floats.
             valid = (
@@ -52,7 +60,10 @@ class ParameterSpec:
                 and self.minimum <= value <= self.maximum
             )
             bounded = math.isfinite(self.minimum) or math.isfinite(self.maximum)
-            allowed = f"a number in [{self.minimum}, {self.maximum}]" if bounded else "a finite number"
+            number = "a whole number" if self.kind == "integer" else "a number"
+            allowed = f"{number} in [{self.minimum}, {self.maximum}]" if bounded else f"a finite{number[1:]}"
+            if self.kind == "integer":
+                valid = valid and float(value) == int(value)
         if not valid:
             raise RecipeError(f"{where}: {self.name} is {value!r}", f"allowed: {allowed}")
 
@@ -64,15 +75,15 @@ class MethodSpec:
     Attributes:
         name: as written in recipes and configs.
         parameters: in the order of the documentation.
-        base: whether the method works on differences from a base model (``required``), can do
-            without (``none``: a base, when the pool has one, is not used).
+        base: whether the method works on differences from a base model (``required``), does so when it is
+            given one (``optional``), or never (``none``: a base, when the pool has one, is not used).
         min_inputs, max_inputs: how many inputs a slice may have.
         summary: one line for the documentation.
     """
 
     name: str
     parameters: tuple[ParameterSpec, ...] = ()
-    base: Literal["none", "required"] = "none"
+    base: Literal["none", "optional", "required"] = "none"
     min_inputs: int = 1
     max_inputs: int | None = None
     summary: str = ""

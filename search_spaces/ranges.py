@@ -12,9 +12,6 @@ from evomerge.method import MethodSpec, ParameterSpec, Scalar
 Option = float | bool | dict[str, float | None]
 """How a configuration speaks of a parameter: a fixed value, or changes to its range."""
 
-SEARCHED = ("weight", "density", "t")
-"""Parameters that are searched unless the configuration fixes them; the others keep their defaults."""
-
 KEYS = ("low", "high", "initial", "resolution")
 SMALLEST_SUM = 1e-6
 """Weights to be normalised must not sum to less: the division would blow rounding errors up."""
@@ -81,7 +78,7 @@ def parameter_ranges(
         elif option is not None:
             _check(spec, option, where)
             found[spec.name] = option if isinstance(option, bool) else float(option)
-        elif spec.name in SEARCHED:
+        elif spec.searched:
             found[spec.name] = _range(spec, {}, inputs, negative_weights, resolution, where)
         else:
             found[spec.name] = spec.default

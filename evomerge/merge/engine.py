@@ -12,6 +12,7 @@ from evomerge.errors import EvomergeError
 from evomerge.merge.masks import mask_key
 from evomerge.merge.methods import METHODS, Context, Method
 from evomerge.merge.plan import SlicePlan
+from evomerge.merge.torch_mix import TensorStatistics, mix_block
 from evomerge.models.pool import Pool
 from evomerge.models.reader import FLOAT_DTYPES
 
@@ -95,27 +96,30 @@ def merge_tensor(
         out: receives the result, computed in float32 and rounded once to its dtype; contiguous.
         block: elements merged at a time; the result does not depend on it.
     """
-    if not method.elementwise:
-        shaped = [tensor.float().view(out.shape) for tensor in inputs]
-        below = base.float().view(out.shape) if base is not None else None
-        out.copy_(method.function(shaped, below, context=Context(0, keys), **values))
-        return
-    target = out.view(-1)
     flat, origin = [tensor.view(-1) for tensor in inputs], base.view(-1) if base is not None else None
-    if method.statistics is not None:
-        flat, origin = [tensor.float() for tensor in flat], origin.float() if origin is not None else None
-        values = {**values, **method.statistics(flat, origin, **values)}
+    mix = method.mix(values, TensorStatistics(flat, origin, tuple(out.shape), keys)) if method.mix else None
+    target = out.view(-1)
     count = target.numel()
+    if mix is None:
+        assert method.function is not None, "a method has a mix or a function"
+        if not method.elementwise:
+            shaped = [tensor.float().view(out.shape) for tensor in inputs]
+            below = base.float().view(out.shape) if base is not None else None
+            out.copy_(method.function(shaped, below, context=Context(0, keys), **values))
+            return
     size = block or (_CPU_BLOCK if target.device.type == "cpu" else _DEVICE_BLOCK)
-    if count <= size:
-        parts, below = [tensor.float() for tensor in flat], origin.float() if origin is not None else None
-        target.copy_(method.function(parts, below, context=Context(0, keys), **values))
-        return
     for start in range(0, count, size):
         stop = min(start + size, count)
-        parts = [tensor[start:stop].float() for tensor in flat]
-        below = origin[start:stop].float() if origin is not None else None
-        target[start:stop].copy_(method.function(parts, below, context=Context(start, keys), **values))
+        parts = [tensor[start:stop] for tensor in flat]
+        below = origin[start:stop] if origin is not None else None
+        if mix is not None:
+            result = mix_block(mix, parts, below, keys, start)
+        else:
+            assert method.function is not None
+            floats = [part.float() for part in parts]
+            bottom = below.float() if below is not None else None
+            result = method.function(floats, bottom, context=Context(start, keys), **values)
+        target[start:stop].copy_(result)
 
 
 @torch.no_grad()

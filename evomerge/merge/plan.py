@@ -118,7 +118,7 @@ def _slice_plan(entry: SliceRecipe, recipe: Recipe, layout: Layout, identities: 
     if entry.scale is not None and entry.scale != 1:
         raise RecipeError(f"{where} has scale {entry.scale}", "scaled residual outputs are not supported yet")
     method = METHODS[entry.method]
-    inputs, base = entry.inputs, entry.base if method.spec.base == "required" else None
+    inputs, base = entry.inputs, entry.base if method.spec.base != "none" else None
     each = [dict(i.parameters) for i in inputs]
     shared = dict(entry.parameters)
     values = call_values(method.spec, each, shared)

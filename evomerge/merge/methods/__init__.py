@@ -1,7 +1,16 @@
 """Merge methods: pure functions on tensors, each registered with its declaration."""
 
 from evomerge.merge.methods import dare, linear, slerp, ties
-from evomerge.merge.methods.registry import BASE, METHODS, Context, Method, call_values, merge_method, specs
+from evomerge.merge.methods.registry import (
+    BASE,
+    METHODS,
+    Context,
+    Method,
+    call_values,
+    merge_method,
+    mix_method,
+    specs,
+)
 
 __all__ = [
     "BASE",
@@ -12,6 +21,7 @@ __all__ = [
     "dare",
     "linear",
     "merge_method",
+    "mix_method",
     "slerp",
     "specs",
     "ties",

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
-from evomerge.merge.methods.arithmetic import check_normalisable, only_active
-from evomerge.merge.methods.linear import LAMBDA, NO_NORMALIZE, WEIGHT, add_tasks, unchanged_task
-from evomerge.merge.methods.registry import Context, merge_method
-from evomerge.merge.methods.ties import DENSITY, elect
+from evomerge.merge.methods.parameters import (
+    DENSITY,
+    LAMBDA,
+    NO_NORMALIZE,
+    WEIGHT,
+    check_normalisable,
+    divisor,
+    unchanged_task,
+)
+from evomerge.merge.methods.registry import Values, mix_method
+from evomerge.merge.mix import Mix, Statistics, Term
 from evomerge.method import ParameterSpec
 
 RESCALE = ParameterSpec("rescale", True, kind="boolean")
 
 
-def _dropped(
-    x: torch.Tensor, base: torch.Tensor, index: int, density: float, rescale: bool, context: Context
-) -> torch.Tensor:
-    """The task vector with each element kept with probability `density`, divided by it when `rescale` is set."""
-    task = x - base
-    if density >= 1:
-        return task
-    context.drop_(index, density, task)
-    return task.div_(density) if rescale and density > 0 else task
+def _dropped(values: Values) -> tuple[Term, ...]:
+    """Terms with each element kept with probability ``density``, divided by it when ``rescale`` is set."""
+    terms = []
+    for weight, density in zip(values["weight"], values["density"], strict=True):
+        if density >= 1 or weight == 0:
+            terms.append(Term(weight))
+        elif density <= 0:
+            terms.append(Term(0.0))
+        else:
+            terms.append(Term(weight / density if values["rescale"] else weight, density=density, vote=weight))
+    return tuple(terms)
 
 
-@merge_method(
+@mix_method(
     "dare_linear",
     WEIGHT,
     DENSITY,
@@ -35,39 +40,19 @@ def _dropped(
     RESCALE,
     summary="randomly dropped and rescaled task vectors, summed (arXiv 2311.03099)",
     base="required",
-    elementwise=True,
     check=check_normalisable,
     unchanged=unchanged_task,
     random=True,
 )
-def dare_linear(
-    inputs: Sequence[torch.Tensor],
-    base: torch.Tensor,
-    *,
-    weight: Sequence[float],
-    density: Sequence[float],
-    lambda_: float,
-    normalize: bool,
-    rescale: bool,
-    context: Context,
-) -> torch.Tensor:
+def dare_linear(values: Values, statistics: Statistics) -> Mix:
     """``theta_0 + lambda sum w_i m_i tau_i / p_i`` with random masks ``m_i`` of density ``p_i`` (DARE, eq. 3 and 4).
 
     The survivors are divided by the density, as in the paper; mergekit restores the sum of magnitudes instead.
-
-    Raises:
-        InfeasibleError: the weights to normalise sum to zero.
     """
-    only = only_active(weight)
-    if only is not None and density[only] >= 1 and lambda_ * (1 if normalize else weight[only]) == 1:
-        return inputs[only].clone()
-    tasks = [
-        _dropped(x, base, i, density[i], rescale, context) if weight[i] != 0 else base for i, x in enumerate(inputs)
-    ]
-    return add_tasks(base, tasks, weight, lambda_, normalize)
+    return Mix(_dropped(values), differences=True, divisor=divisor(values), scale=values["lambda_"])
 
 
-@merge_method(
+@mix_method(
     "dare_ties",
     WEIGHT,
     DENSITY,
@@ -76,27 +61,10 @@ def dare_linear(
     RESCALE,
     summary="randomly dropped and rescaled task vectors, merged where their signs agree",
     base="required",
-    elementwise=True,
     unchanged=unchanged_task,
     random=True,
 )
-def dare_ties(
-    inputs: Sequence[torch.Tensor],
-    base: torch.Tensor,
-    *,
-    weight: Sequence[float],
-    density: Sequence[float],
-    lambda_: float,
-    normalize: bool,
-    rescale: bool,
-    context: Context,
-) -> torch.Tensor:
+def dare_ties(values: Values, statistics: Statistics) -> Mix:
     """DARE in place of the trimming step of TIES."""
-    active = [i for i, w in enumerate(weight) if w != 0 and density[i] > 0]
-    if not active:
-        return base.clone()
-    factor = lambda_ * (1 if normalize else weight[active[0]])
-    if len(active) == 1 and density[active[0]] >= 1 and factor == 1:
-        return inputs[active[0]].clone()
-    tasks = [_dropped(inputs[i], base, i, density[i], rescale, context) for i in active]
-    return elect(base, tasks, [weight[i] for i in active], normalize, lambda_)
+    normalize, scale = values["normalize"], values["lambda_"]
+    return Mix(_dropped(values), differences=True, elect=True, normalize=normalize, scale=scale)

@@ -11,10 +11,11 @@ import torch
 
 from evomerge.errors import ConfigError
 from evomerge.merge.masks import drop_
+from evomerge.merge.mix import Mix, Statistics
 from evomerge.method import MethodSpec, ParameterSpec, Scalar
 
 Function = Callable[..., torch.Tensor]
-Statistics = Callable[..., dict[str, Any]]
+MixFunction = Callable[["Values", Statistics], Mix | None]
 Values = Mapping[str, Any]
 BASE = -1
 """What `Method.unchanged` returns when the result is the base itself."""
@@ -39,26 +40,25 @@ class Context:
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method: its declaration and the pure functions that carry it out.
+    """A merge method: its declaration and the pure functions that carry it out; it has `mix`, `function` or both.
 
     Attributes:
         spec: the declaration.
-        function: ``function(inputs, base, *, context, **values) -> Tensor``. `inputs` and `base` are
-            float32 and of one shape, not to be written to; `values` are the method's parameters by name,
-            a sequence with one value per input for per-input ones (``lambda`` arrives as ``lambda_``), and what
-            `statistics` returned.
-        elementwise: whether the function may be given flat blocks of a tensor instead of the whole.
-        statistics: ``statistics(inputs, base, **values) -> dict``, called once with the whole flat
-            tensors, for elementwise functions that need a norm or a threshold of the whole.
+        mix: ``mix(values, statistics) -> Mix | None``, asked first: the `Mix` that the method is on a tensor, run
+            at the speed of memory; ``None`` where only `function` will do. `values` are the parameters by name,
+            a tuple with one value per input for per-input ones (``lambda`` arrives as ``lambda_``).
+        function: ``function(inputs, base, *, context, **values) -> Tensor`` with `inputs` and `base` float32, on any
+            device and of one shape, not to be written to; `base` is ``None`` for methods that have none.
+        elementwise: whether `function` may be given flat blocks of a tensor instead of the whole.
         check: ``check(values)``, raising `InfeasibleError` for values that no tensor can be merged with.
         unchanged: ``unchanged(values) -> int | None``: which input (or `BASE`) the result equals exactly.
-        random: whether the function uses `Context.drop_`.
+        random: whether elements are dropped at random, by `Term.density` or `Context.drop_`.
     """
 
     spec: MethodSpec
-    function: Function
+    mix: MixFunction | None = None
+    function: Function | None = None
     elementwise: bool = False
-    statistics: Statistics | None = None
     check: Callable[[Values], None] | None = None
     unchanged: Callable[[Values], int | None] | None = None
     random: bool = False
@@ -78,11 +78,11 @@ def merge_method(
     name: str,
     *parameters: ParameterSpec,
     summary: str,
-    base: Literal["none", "required"] = "none",
+    base: Literal["none", "optional", "required"] = "none",
     min_inputs: int = 1,
     max_inputs: int | None = None,
+    mix: MixFunction | None = None,
     elementwise: bool = False,
-    statistics: Statistics | None = None,
     check: Callable[[Values], None] | None = None,
     unchanged: Callable[[Values], int | None] | None = None,
     random: bool = False,
@@ -95,12 +95,41 @@ def merge_method(
     spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary)
 
     def register(function: Function) -> Function:
-        if name in _METHODS:
-            raise ConfigError(f"merge method {name!r} is registered twice", "", "give yours another name")
-        _METHODS[name] = Method(spec, function, elementwise, statistics, check, unchanged, random)
+        _add(Method(spec, mix, function, elementwise, check, unchanged, random))
         return function
 
     return register
+
+
+def mix_method(
+    name: str,
+    *parameters: ParameterSpec,
+    summary: str,
+    base: Literal["none", "optional", "required"] = "none",
+    min_inputs: int = 1,
+    max_inputs: int | None = None,
+    check: Callable[[Values], None] | None = None,
+    unchanged: Callable[[Values], int | None] | None = None,
+    random: bool = False,
+) -> Callable[[MixFunction], MixFunction]:
+    """Register the decorated function as the `mix` of a method that needs no other function.
+
+    Raises:
+        ConfigError: there is a method of that name already.
+    """
+    spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary)
+
+    def register(mix: MixFunction) -> MixFunction:
+        _add(Method(spec, mix, None, False, check, unchanged, random))
+        return mix
+
+    return register
+
+
+def _add(method: Method) -> None:
+    if method.spec.name in _METHODS:
+        raise ConfigError(f"merge method {method.spec.name!r} is registered twice", "", "give yours another name")
+    _METHODS[method.spec.name] = method
 
 
 def keyword(parameter: str) -> str:

@@ -1,0 +1,67 @@
+"""Parameters that several methods declare, and what their values mean."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from evomerge.errors import InfeasibleError
+from evomerge.merge.methods.registry import BASE, Values
+from evomerge.method import ParameterSpec
+
+WEIGHT = ParameterSpec("weight", 1.0, low=0.0, high=1.0, per_input=True, searched=True)
+DENSITY = ParameterSpec("density", 1.0, low=0.1, high=1.0, per_input=True, minimum=0.0, maximum=1.0, searched=True)
+LAMBDA = ParameterSpec("lambda", 1.0, low=0.0, high=2.0)
+NORMALIZE = ParameterSpec("normalize", True, kind="boolean")
+NO_NORMALIZE = ParameterSpec("normalize", False, kind="boolean")
+
+
+@functools.lru_cache(maxsize=256)  # asked once per tensor, the same for all tensors of a slice
+def sum_of(weights: tuple[float, ...]) -> float:
+    """The sum of weights that are to be normalised, as float32 arithmetic gives it.
+
+    Raises:
+        InfeasibleError: it is zero.
+    """
+    total = float(np.sum(np.array(weights, dtype=np.float32)))
+    if abs(total) <= 1e-6 * math.fsum(abs(weight) for weight in weights):
+        raise InfeasibleError(
+            f"weights {', '.join(f'{weight:g}' for weight in weights)} sum to {math.fsum(weights):g}",
+            "a sum other than zero where normalize is true",
+            "set normalize to false or change the weights",
+        )
+    return total
+
+
+def divisor(values: Values) -> float:
+    """What a weighted sum is divided by: the sum of weights when ``normalize`` is set, else 1.
+
+    Raises:
+        InfeasibleError: the weights to normalise sum to zero.
+    """
+    return sum_of(tuple(values["weight"])) if values["normalize"] else 1.0
+
+
+def check_normalisable(values: Values) -> None:
+    """Raise `InfeasibleError` when a method's ``weight`` values are to be normalised and sum to zero."""
+    divisor(values)
+
+
+def only_active(weights: Sequence[float]) -> int | None:
+    """The index of the only weight that is not zero; ``None`` when there are more or none."""
+    active = [i for i, weight in enumerate(weights) if weight != 0]
+    return active[0] if len(active) == 1 else None
+
+
+def unchanged_task(values: Values) -> int | None:
+    """Methods of task vectors: one input kept whole with a factor of one is itself; none is the base."""
+    index = only_active(values["weight"])
+    if index is None:
+        none = not any(values["weight"]) and not values["normalize"]
+        return BASE if none or values["lambda_"] == 0 else None
+    factor = values["lambda_"] * (1 if values["normalize"] else values["weight"][index])
+    whole = "density" not in values or values["density"][index] >= 1
+    return index if whole and factor == 1 else None

@@ -1,0 +1,105 @@
+"""What most merge methods come down to: a sum of tensors, or of what is left of task vectors, with one factor each.
+
+A method says which `Mix` its parameters mean for a tensor, given the tensor's `Statistics`; the engine carries it out
+with fused kernels on the CPU (`cpu_kernels`) and with torch operations elsewhere (`torch_mix`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST = 0x7F7FFFFF
+"""The bits of the largest finite float32."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which elements of a task vector stay, by the bits of their magnitude as float32.
+
+    The bits of nonnegative floats order like the floats. An element of magnitude bits `m` at flat index `e` stays when
+    ``m > low or (m == low and e < low_end)`` and ``m < high or (m == high and e >= high_start)``: an exact number of
+    elements, of equal magnitudes the first.
+    """
+
+    low: int
+    low_end: int
+    high: int = LARGEST
+    high_start: int = 0
+
+
+@dataclass(frozen=True)
+class Term:
+    """One input of a mix.
+
+    Attributes:
+        weight: factor on the input, or on what is left of its task vector; an input of weight zero is not read.
+        cut: which elements stay; ``None`` for all.
+        density: probability that an element stays; ``None`` for all.
+        vote: what an agreeing element adds to the divisor of `Mix.normalize`; `weight` for ``None``.
+    """
+
+    weight: float
+    cut: Cut | None = None
+    density: float | None = None
+    vote: float | None = None
+
+
+@dataclass(frozen=True)
+class Mix:
+    """``scale * sum_i weight_i x_i / divisor``; with `differences`, of ``x_i - base`` and added to the base.
+
+    Attributes:
+        terms: one per input, in order.
+        differences: whether terms are differences from the base, which the result is added to.
+        elect: sum only elements whose sign is that of the weighted sum, positive where it is zero (TIES).
+        normalize: with `elect`, divide each element by the votes of the terms that agree.
+        divisor: what the sum is divided by (without `elect`).
+        scale: factor on the sum.
+    """
+
+    terms: tuple[Term, ...]
+    differences: bool = False
+    elect: bool = False
+    normalize: bool = False
+    divisor: float = 1.0
+    scale: float = 1.0
+
+
+def copy_of(index: int, inputs: int) -> Mix:
+    """The mix that is one of its inputs, exactly."""
+    return Mix(tuple(Term(1.0 if i == index else 0.0) for i in range(inputs)))
+
+
+def weighted(weights: Sequence[float], **options: float | bool) -> Mix:
+    """A mix of plain terms."""
+    return Mix(tuple(Term(float(weight)) for weight in weights), **options)  # type: ignore[arg-type]
+
+
+class Statistics(Protocol):
+    """What a method may ask of one tensor's inputs; answers are kept for the pool's other candidates.
+
+    Magnitudes, ranks and cuts are of task vectors, computed as float32 ``input - base``.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+
+    @property
+    def count(self) -> int:
+        """Number of its elements."""
+
+    def gram(self, differences: bool = False) -> NDArray[np.float64]:
+        """Inner products of the inputs, or of their task vectors: float64, of shape ``(inputs, inputs)``."""
+
+    def cut(self, index: int, first: int, last: int) -> Cut | None:
+        """What keeps of input `index` the ranks ``first <= rank < last`` by falling magnitude, of equals the first ones
+        first; ``None`` where that is all but zeros."""
+
+    def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
+        """The share of the sum of magnitudes of input `index` that a cut and a random mask leave; 1 for a zero sum."""
