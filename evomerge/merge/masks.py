@@ -43,15 +43,15 @@ def drop_(task: torch.Tensor, key: int, density: float, start: int) -> None:
     elif task.device.type == "cpu":
         # Numbers below the bound leave a sign bit; spread over the word it keeps the element's bits.
         kept = uniform_numpy(key, start, task.numel()).view(np.int32)
-        np.subtract(kept, np.int32(_bound(density)), out=kept)
+        np.subtract(kept, np.int32(kept_below(density)), out=kept)
         np.right_shift(kept, np.int32(31), out=kept)
         bits = task.numpy().view(np.int32)
         np.bitwise_and(bits, kept, out=bits)
     else:
-        task.masked_fill_(uniform_torch(key, start, task.numel(), task.device) >= _bound(density), 0)
+        task.masked_fill_(uniform_torch(key, start, task.numel(), task.device) >= kept_below(density), 0)
 
 
-def _bound(density: float) -> int:
+def kept_below(density: float) -> int:
     """An element is kept when its number is below this."""
     return min(int(density * 2**31), 2**31 - 1)
 
