@@ -7,8 +7,8 @@ from dataclasses import replace
 from evomerge.method import MethodSpec, ParameterSpec, method_table
 from evomerge.recipe import LAYER_COMPONENTS, ModelRef, PoolInfo, SliceId
 
-_WEIGHT = ParameterSpec("weight", 1.0, 0.0, 1.0, per_input=True)
-_DENSITY = ParameterSpec("density", 1.0, 0.1, 1.0, per_input=True, minimum=0.0, maximum=1.0)
+_WEIGHT = ParameterSpec("weight", 1.0, 0.0, 1.0, per_input=True, searched=True)
+_DENSITY = ParameterSpec("density", 1.0, 0.1, 1.0, per_input=True, minimum=0.0, maximum=1.0, searched=True)
 _LAMBDA = ParameterSpec("lambda", 1.0, 0.0, 2.0)
 
 
@@ -19,7 +19,7 @@ def _normalize(default: bool) -> ParameterSpec:
 METHODS = method_table(
     [
         MethodSpec("linear", (_WEIGHT, _normalize(True))),
-        MethodSpec("slerp", (ParameterSpec("t", 0.5, minimum=0.0, maximum=1.0),), "none", 2, 2),
+        MethodSpec("slerp", (ParameterSpec("t", 0.5, minimum=0.0, maximum=1.0, searched=True),), "none", 2, 2),
         MethodSpec("task_arithmetic", (_WEIGHT, _LAMBDA, _normalize(False)), "required"),
         MethodSpec("ties", (_WEIGHT, _DENSITY, _LAMBDA, _normalize(True)), "required"),
         MethodSpec("dare_ties", (_WEIGHT, _DENSITY, _LAMBDA, _normalize(False)), "required"),

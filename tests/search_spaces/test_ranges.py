@@ -11,8 +11,8 @@ from search_spaces.ranges import Range, parameter_ranges
 METHOD = MethodSpec(
     "della",
     (
-        ParameterSpec("weight", 1.0, 0.0, 1.0, per_input=True),
-        ParameterSpec("density", 0.6, 0.1, 0.9, per_input=True, minimum=0.0, maximum=1.0),
+        ParameterSpec("weight", 1.0, 0.0, 1.0, per_input=True, searched=True),
+        ParameterSpec("density", 0.6, 0.1, 0.9, per_input=True, minimum=0.0, maximum=1.0, searched=True),
         ParameterSpec("epsilon", 0.1, 0.0, 0.2),
         ParameterSpec("rescale", True, kind="boolean"),
     ),
