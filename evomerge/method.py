@@ -18,6 +18,41 @@ Scalar = float | int | str | bool
 
 
 @dataclass(frozen=True)
+class ByTensor:
+    """A parameter value that differs between the tensors of a slice.
+
+    Attributes:
+        entries: pairs of a filter and a value: a tensor takes the value of the first filter that is part of its
+            name. The last filter, and only that, is ``None``: every tensor that is left.
+
+    Raises:
+        RecipeError: the last filter is not ``None``, or another one is, or is no text.
+    """
+
+    entries: tuple[tuple[str | None, Scalar], ...]
+
+    def __post_init__(self) -> None:
+        filters = [part for part, _ in self.entries]
+        if not filters or filters[-1] is not None:
+            raise RecipeError("the last value by tensor has a filter", "one without a filter, for all other tensors")
+        if not all(isinstance(part, str) and part for part in filters[:-1]):
+            raise RecipeError("a value by tensor has no filter", "only the last has none; others name parts of tensors")
+
+    def at(self, tensor: str) -> Scalar:
+        """The value for the tensor of this name (the output's, where source and output differ)."""
+        return next(value for part, value in self.entries if part is None or part in tensor)
+
+
+Value = Scalar | ByTensor
+"""A parameter's value in a recipe: one for the slice, or one by tensor."""
+
+
+def scalars(value: Value) -> tuple[Scalar, ...]:
+    """Every value that a tensor can get."""
+    return tuple(scalar for _, scalar in value.entries) if isinstance(value, ByTensor) else (value,)
+
+
+@dataclass(frozen=True)
 class ParameterSpec:
     """One parameter of a merge method.
 
@@ -96,7 +131,7 @@ class MethodSpec:
         """Default values of the per-input parameters, or of the others."""
         return {p.name: p.default for p in self.parameters if p.per_input == per_input}
 
-    def check_parameters(self, given: Mapping[str, Scalar], where: str, *, per_input: bool) -> None:
+    def check_parameters(self, given: Mapping[str, Value], where: str, *, per_input: bool) -> None:
         """Raise `RecipeError` for a parameter the method does not have or a value it does not accept."""
         known = {p.name: p for p in self.parameters if p.per_input == per_input}
         for name, value in given.items():
@@ -105,7 +140,8 @@ class MethodSpec:
                 raise RecipeError(
                     f"{where}: method {self.name!r} has no parameter {name!r} for {scope}", nearest(name, known)
                 )
-            known[name].check(value, where)
+            for scalar in scalars(value):
+                known[name].check(scalar, where)
 
 
 def find_method(name: str, methods: Mapping[str, MethodSpec], where: str = "") -> MethodSpec:

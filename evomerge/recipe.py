@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from evomerge.errors import RecipeError
-from evomerge.method import MethodSpec, Scalar, find_method
+from evomerge.method import ByTensor, MethodSpec, Scalar, Value, find_method, scalars
 
 Component = Literal["attn", "mlp", "norm", "embed", "final_norm", "head"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -21,11 +21,11 @@ OUTER_COMPONENTS: tuple[Component, ...] = ("embed", "final_norm", "head")
 COMPONENTS: tuple[Component, ...] = (*LAYER_COMPONENTS, *OUTER_COMPONENTS)
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 
-Parameters = tuple[tuple[str, Scalar], ...]
+Parameters = tuple[tuple[str, Value], ...]
 """Parameter values by name, sorted by name: hashable and canonical."""
 
 
-def parameters(values: Mapping[str, Scalar]) -> Parameters:
+def parameters(values: Mapping[str, Value]) -> Parameters:
     """The canonical form of parameter values."""
     return tuple(sorted(values.items()))
 
@@ -37,8 +37,19 @@ def _canonical_scalar(value: Scalar) -> Scalar:
     return float(value) + 0.0 if abs(value) <= 2**53 else value
 
 
-def _canonical_parameters(values: Parameters) -> list[tuple[str, Scalar]]:
-    return sorted((name, _canonical_scalar(value)) for name, value in values)
+def _canonical_value(value: Value) -> object:
+    """A value as JSON; values by tensor without the entries that say what the last one says."""
+    if not isinstance(value, ByTensor):
+        return _canonical_scalar(value)
+    entries = [[part, _canonical_scalar(scalar)] for part, scalar in value.entries]
+    rest = entries.pop()
+    while entries and repr(entries[-1][1]) == repr(rest[1]):
+        entries.pop()
+    return [*entries, rest] if entries else rest[1]
+
+
+def _canonical_parameters(values: Parameters) -> list[tuple[str, object]]:
+    return [(name, _canonical_value(value)) for name, value in sorted(values, key=lambda pair: pair[0])]
 
 
 @dataclass(frozen=True)
@@ -180,8 +191,9 @@ class Recipe:
             seen.add(entry.slice)
             sources = entry.inputs if entry.base is None else (*entry.inputs, entry.base)
             for name, value in (*entry.parameters, *(pair for source in sources for pair in source.parameters)):
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise RecipeError(f"slice {entry.slice}: {name} is {value}", "a finite number")
+                for scalar in scalars(value):
+                    if isinstance(scalar, float) and not math.isfinite(scalar):
+                        raise RecipeError(f"slice {entry.slice}: {name} is {scalar}", "a finite number")
         if not seen:
             raise RecipeError("the recipe has no slices", "every slice of the model needs one")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:

@@ -15,7 +15,9 @@
       inputs:
       - {model: math, parameters: {weight: 0.5}}
 
-Slices with identical entries share one, whatever their order in the file: a recipe keeps model order.
+Slices with identical entries share one, whatever their order in the file: a recipe keeps model order. A parameter
+may have a value by tensor: ``weight: [{filter: q_proj, value: 0.3}, {value: 0.5}]``, the first filter that is part of
+the tensor's name deciding.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import yaml
 
 from evomerge import safe_yaml
 from evomerge.errors import RecipeError, nearest
-from evomerge.method import Scalar
+from evomerge.method import ByTensor, Scalar, Value
 from evomerge.recipe import (
     DTYPES,
     LAYER_COMPONENTS,
@@ -127,7 +129,16 @@ def _model_out(ref: ModelRef) -> _Flow:
 
 
 def _parameters_out(values: Parameters) -> _Flow:
-    return _Flow({name: float(v) if isinstance(v, float) else v for name, v in values})  # numpy's floats are floats
+    return _Flow({name: _value_out(value) for name, value in values})
+
+
+def _value_out(value: Value) -> Any:
+    if isinstance(value, ByTensor):
+        return [
+            _Flow(({} if part is None else {"filter": part}) | {"value": _value_out(scalar)})
+            for part, scalar in value.entries
+        ]
+    return float(value) if isinstance(value, float) else value  # numpy's floats are floats
 
 
 def _input_out(entry: Input) -> _Flow:
@@ -249,11 +260,29 @@ def _input_in(content: Any, where: str) -> Input:
 def _parameters_in(content: Any, where: str) -> Parameters:
     if not isinstance(content, dict):
         raise RecipeError(f"{where} is {safe_yaml.shown(content)}", "a mapping of parameter names to values")
-    values: dict[str, Scalar] = {}
+    values: dict[str, Value] = {}
     for name, value in content.items():
         key = f"{where}.{safe_yaml.text(name, f'a name in {where}')}"
-        values[name] = value if isinstance(value, (bool, str)) else safe_yaml.number(value, key)
+        values[name] = _by_tensor_in(value, key) if isinstance(value, list) else _scalar_in(value, key)
     return parameters(values)
+
+
+def _scalar_in(content: Any, where: str) -> Scalar:
+    return content if isinstance(content, (bool, str)) else safe_yaml.number(content, where)
+
+
+def _by_tensor_in(content: Any, where: str) -> ByTensor:
+    """A list of values with filters, as mergekit writes them."""
+    entries: list[tuple[str | None, Scalar]] = []
+    for index, item in enumerate(safe_yaml.items(content, where)):
+        own = f"{where}[{index}]"
+        fields = safe_yaml.mapping(item, own, ("value",), ("filter",))
+        part = safe_yaml.optional(fields, "filter", own, safe_yaml.text)
+        entries.append((part, _scalar_in(fields["value"], f"{own}.value")))
+    try:
+        return ByTensor(tuple(entries))
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error.given}", error.allowed) from None
 
 
 def _expand(word: str, where: str, room: int) -> list[SliceId]:

@@ -133,10 +133,11 @@ class ParameterSpace:
         return found
 
     def _slice(self, slice_: SliceId, genome: Genome) -> SliceRecipe:
-        inputs = tuple(Input(name, None, parameters(self._values(slice_, name, genome))) for name in self._inputs)
+        each = {name: self._values(slice_, name, genome) for name in self._inputs}
+        inputs = tuple(Input(name, None, parameters(own)) for name, own in each.items())
         values = self._values(slice_, "", genome)
         if values.get("normalize") is True and self._method.parameter("weight"):
-            total = sum(float(dict(source.parameters)["weight"]) for source in inputs)
+            total = sum(float(own["weight"]) for own in each.values())
             if abs(total) < SMALLEST_SUM:
                 raise InfeasibleError(f"the weights of slice {slice_} sum to {total:g}", "they cannot be normalised")
         return SliceRecipe(slice_, self._method.name, inputs, parameters(values), self._base)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from evomerge.errors import RecipeError
-from evomerge.method import MethodSpec, ParameterSpec, Scalar, find_method, method_table
+from evomerge.method import ByTensor, MethodSpec, ParameterSpec, Scalar, find_method, method_table
 
 TIES = MethodSpec(
     "ties",
@@ -65,3 +65,21 @@ def test_methods_are_found_by_name() -> None:
     assert find_method("ties", METHODS) is TIES
     with pytest.raises(RecipeError, match=r"^slice head: unknown merge method 'tie'; did you mean 'ties'"):
         find_method("tie", METHODS, "slice head")
+
+
+def test_a_value_by_tensor_is_that_of_the_first_filter_in_the_name() -> None:
+    value = ByTensor((("self_attn", 0.1), ("attn.q", 0.2), ("down", 0.3), (None, 0.4)))
+    names = ["layers.0.self_attn.q_proj", "layers.0.attn.q_proj", "layers.0.mlp.down_proj", "layers.0.mlp.up_proj"]
+    assert [value.at(name) for name in names] == [0.1, 0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize("filters", [(), ("q_proj",), (None, "q_proj"), (None, None), ("", None), (3, None)])
+def test_values_by_tensor_end_with_one_for_the_rest(filters: tuple[str | None, ...]) -> None:
+    with pytest.raises(RecipeError, match="value by tensor has"):
+        ByTensor(tuple((part, 1.0) for part in filters))
+
+
+def test_every_value_by_tensor_is_checked() -> None:
+    TIES.check_parameters({"density": ByTensor((("q", 0.5), (None, 1.0)))}, "here", per_input=True)
+    with pytest.raises(RecipeError, match=r"here: density is 1\.5; allowed"):
+        TIES.check_parameters({"density": ByTensor((("q", 1.5), (None, 1.0)))}, "here", per_input=True)

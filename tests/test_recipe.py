@@ -8,6 +8,7 @@ import pytest
 from contracts.space_samples import METHODS, pool
 
 from evomerge.errors import RecipeError
+from evomerge.method import ByTensor
 from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe, parameters
 
 EMBED, ATTN, HEAD = SliceId("embed"), SliceId("attn", 0), SliceId("head")
@@ -73,6 +74,7 @@ def test_the_hash_does_not_depend_on_names_or_places() -> None:
         recipe(config_from="math"),
         recipe(weighted(EMBED), weighted(ATTN)),
         recipe(weighted(EMBED, 0.25), weighted(ATTN), weighted(HEAD)),
+        recipe(weighted(EMBED, ByTensor((("q", 0.25), (None, 0.5)))), weighted(ATTN), weighted(HEAD)),
         recipe(weighted(EMBED, scale=0.5), weighted(ATTN), weighted(HEAD)),
         recipe(weighted(EMBED, base=Input("base")), weighted(ATTN), weighted(HEAD)),
         recipe(weighted(EMBED, parameters=(("normalize", True),)), weighted(ATTN), weighted(HEAD)),
@@ -88,6 +90,13 @@ def test_the_hash_changes_with_the_content(other: Recipe) -> None:
 def test_equal_numbers_hash_alike(one: float, same: float) -> None:
     assert recipe(weighted(EMBED, one)) == recipe(weighted(EMBED, same))
     assert recipe(weighted(EMBED, one)).hash == recipe(weighted(EMBED, same)).hash
+
+
+def test_values_by_tensor_that_are_all_alike_hash_as_one() -> None:
+    same = recipe(weighted(EMBED, ByTensor((("q", 0.5), (None, 0.5)))), weighted(ATTN), weighted(HEAD))
+    assert same.hash == recipe().hash
+    one, other = (recipe(weighted(EMBED, ByTensor((("q", 1), ("k", last), (None, last))))).hash for last in (2.0, 3.0))
+    assert one == recipe(weighted(EMBED, ByTensor((("q", 1.0), (None, 2))))).hash != other
 
 
 def test_the_layer_of_an_input_is_the_slices_own_unless_given() -> None:
@@ -109,6 +118,7 @@ def test_the_layer_of_an_input_is_the_slices_own_unless_given() -> None:
         (lambda: recipe(seed=2**63), "seed is 9223372036854775808"),
         (lambda: recipe(seed=True), "seed is True"),
         (lambda: recipe(weighted(EMBED, math.nan)), "slice embed: weight is nan"),
+        (lambda: recipe(weighted(EMBED, ByTensor((("q", math.inf), (None, 1.0))))), "slice embed: weight is inf"),
         (lambda: recipe(weighted(ATTN, parameters=(("lambda", math.inf),))), r"slice layers\.0\.attn: lambda is inf"),
         (lambda: Recipe(MODELS, (), "float32", "base"), "the recipe has no slices"),
     ],

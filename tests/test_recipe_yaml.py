@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import RecipeError
+from evomerge.method import ByTensor
 from evomerge.recipe import (
     COMPONENTS,
     DTYPES,
@@ -79,7 +80,12 @@ def test_the_example_is_written_and_read() -> None:
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**62), 2**62) | st.booleans()
-values = st.dictionaries(names, numbers | names, max_size=3).map(parameters)
+by_tensor = st.builds(
+    lambda entries, rest: ByTensor((*entries, (None, rest))),
+    st.lists(st.tuples(names, numbers | names), max_size=3),
+    numbers | names,
+)
+values = st.dictionaries(names, numbers | names | by_tensor, max_size=3).map(parameters)
 
 
 @st.composite
@@ -224,6 +230,13 @@ MALFORMED = {
     "infinite": (replaced("0.5", "1e999"), r"parameters\.weight is inf; a finite number"),
     "huge": (replaced("0.5", "1" + "0" * 400), r"parameters\.weight is 1000"),
     "too long": (replaced("0.5", "1" * 5000), "the file is not valid YAML: Exceeds the limit"),
+    "by tensor": (replaced("0.5", "[0.5]"), r"parameters\.weight\[0\] is 0\.5; a mapping with value, filter"),
+    "by no tensor": (replaced("0.5", "[]"), r"parameters\.weight is \[\]; a list of one or more"),
+    "by some tensors": (
+        replaced("0.5", "[{filter: q, value: 1}]"),
+        r"inputs\[0\]\.parameters\.weight: the last value by tensor has a filter",
+    ),
+    "by tensor, typo": (replaced("0.5", "[{fliter: q, value: 1}]"), r"weight\[0\]\.fliter; did you mean 'filter'"),
     "null": (replaced("0.5", "null"), r"parameters\.weight is None; a finite number"),
     "python": (
         replaced("0.5", "!!python/object/apply:os.getcwd []"),
