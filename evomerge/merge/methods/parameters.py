@@ -17,6 +17,13 @@ DENSITY = ParameterSpec("density", 1.0, low=0.1, high=1.0, per_input=True, minim
 LAMBDA = ParameterSpec("lambda", 1.0, low=0.0, high=2.0)
 NORMALIZE = ParameterSpec("normalize", True, kind="boolean")
 NO_NORMALIZE = ParameterSpec("normalize", False, kind="boolean")
+READING = ParameterSpec(
+    "reading",
+    "paper",
+    kind="categorical",
+    choices=("paper", "mergekit"),
+    summary="where mergekit computes something else than what was published: whose formula to follow",
+)
 
 
 @functools.lru_cache(maxsize=256)  # asked once per tensor, the same for all tensors of a slice

@@ -1,0 +1,106 @@
+"""Carrying a merge method out on tensors by torch operations, without a pool, plan or engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from evomerge.merge.masks import mask_key
+from evomerge.merge.methods import BASE, METHODS, Context, Method, call_values
+from evomerge.merge.torch_mix import TensorStatistics, mix_block
+from evomerge.method import Scalar
+
+KEYS = tuple(mask_key(7, f"model {i}", "tensor") for i in range(4))
+"""Mask keys of up to four inputs."""
+
+
+def carry_out(
+    method: Method | str,
+    inputs: Sequence[torch.Tensor],
+    base: torch.Tensor | None = None,
+    each: Sequence[Mapping[str, Scalar]] | None = None,
+    shared: Mapping[str, Scalar] | None = None,
+    *,
+    keys: Sequence[int] = KEYS,
+    dtype: torch.dtype = torch.float32,
+    block: int | None = None,
+    shortcut: bool = True,
+) -> torch.Tensor:
+    """The merged tensor, computed in float32 and rounded once to `dtype`.
+
+    Args:
+        method: a method or its name.
+        inputs, base: tensors of one shape and any merged dtype. The base is given only to methods that take one.
+        each: parameters of each input.
+        shared: the other parameters.
+        keys: mask keys of the inputs, for random methods.
+        dtype: of the result.
+        block: elements merged at a time.
+        shortcut: take an input as it is where `Method.unchanged` says that it is the result, as a plan does.
+    """
+    method = METHODS[method] if isinstance(method, str) else method
+    each = each if each is not None else [{} for _ in inputs]
+    values = call_values(method.spec, each, shared or {})
+    below = base if method.spec.base != "none" else None
+    if method.check is not None:
+        method.check(values)
+    same = method.unchanged(values) if shortcut and method.unchanged is not None else None
+    if same is not None:
+        chosen = below if same == BASE else inputs[same]
+        assert chosen is not None
+        return chosen.to(dtype, copy=True)
+    return _computed(method, inputs, below, values, tuple(keys[: len(inputs)]), block).to(dtype)
+
+
+def _computed(
+    method: Method,
+    inputs: Sequence[torch.Tensor],
+    base: torch.Tensor | None,
+    values: Mapping[str, Any],
+    keys: tuple[int, ...],
+    block: int | None,
+) -> torch.Tensor:
+    shape = inputs[0].shape
+    flat = [tensor.reshape(-1) for tensor in inputs]
+    origin = base.reshape(-1) if base is not None else None
+    mix = method.mix(values, TensorStatistics(flat, origin, tuple(shape), keys)) if method.mix else None
+    if mix is None:
+        assert method.function is not None
+        if not method.elementwise:
+            below = base.float() if base is not None else None
+            return method.function([x.float() for x in inputs], below, context=Context(0, keys), **values)
+    results = []
+    size = block or max(1, flat[0].numel())
+    for start in range(0, flat[0].numel(), size):
+        parts = [x[start : start + size] for x in flat]
+        under = origin[start : start + size] if origin is not None else None
+        if mix is not None:
+            results.append(mix_block(mix, parts, under, keys, start))
+        else:
+            assert method.function is not None
+            floats, under = [x.float() for x in parts], under.float() if under is not None else None
+            results.append(method.function(floats, under, context=Context(start, keys), **values))
+    return torch.cat(results).view(shape) if results else torch.empty(shape)
+
+
+def merged(
+    method: Method | str,
+    inputs: Sequence[Any],
+    base: Any = None,
+    each: Sequence[Mapping[str, Scalar]] | None = None,
+    *,
+    shortcut: bool = True,
+    **shared: Scalar,
+) -> Any:
+    """`carry_out` on (nested) lists of numbers; ``lambda`` is written ``lambda_``."""
+    given = {name.rstrip("_"): value for name, value in shared.items()}
+    tensors = [torch.tensor(x, dtype=torch.float32) for x in inputs]
+    below = torch.tensor(base, dtype=torch.float32) if base is not None else None
+    return carry_out(method, tensors, below, each, given, shortcut=shortcut).tolist()
+
+
+def weights(*numbers: float) -> list[dict[str, Scalar]]:
+    """Per-input parameters that give each input a weight."""
+    return [{"weight": number} for number in numbers]
