@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from evomerge.errors import RecipeError
-from evomerge.method import ByTensor, MethodSpec, Scalar, Value, find_method, scalars
+from evomerge.method import MethodSpec, Value, find_method, scalars
+from evomerge.recipe_hash import recipe_hash
 
 Component = Literal["attn", "mlp", "norm", "embed", "final_norm", "head"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -28,28 +27,6 @@ Parameters = tuple[tuple[str, Value], ...]
 def parameters(values: Mapping[str, Value]) -> Parameters:
     """The canonical form of parameter values."""
     return tuple(sorted(values.items()))
-
-
-def _canonical_scalar(value: Scalar) -> Scalar:
-    """One spelling of equal numbers: 1, 1.0 and -0.0, 0.0 are the same weight and must hash alike."""
-    if isinstance(value, (bool, str)):
-        return value
-    return float(value) + 0.0 if abs(value) <= 2**53 else value
-
-
-def _canonical_value(value: Value) -> object:
-    """A value as JSON; values by tensor without the entries that say what the last one says."""
-    if not isinstance(value, ByTensor):
-        return _canonical_scalar(value)
-    entries = [[part, _canonical_scalar(scalar)] for part, scalar in value.entries]
-    rest = entries.pop()
-    while entries and repr(entries[-1][1]) == repr(rest[1]):
-        entries.pop()
-    return [*entries, rest] if entries else rest[1]
-
-
-def _canonical_parameters(values: Parameters) -> list[tuple[str, object]]:
-    return [(name, _canonical_value(value)) for name, value in sorted(values, key=lambda pair: pair[0])]
 
 
 @dataclass(frozen=True)
@@ -147,16 +124,20 @@ class SliceRecipe:
     scale: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """One merged model: for every output slice, in order, its inputs, method and parameters.
 
     Attributes:
-        models: source models by name, as pairs in order.
+        models: source models by name, as pairs in order; those of the intermediates too.
         slices: every slice of the result; kept in model order, however they are given.
         dtype: dtype of the result; merging itself computes in float32 and rounds once.
-        config_from: the model whose configuration and tokenizer the result takes.
+        config_from: the model whose configuration the result takes, and its tokenizer unless `tokenizer_from` is given.
         seed: keys the random masks of methods that drop weights.
+        intermediates: merged models that are merged further, as pairs sorted by name: inputs and bases name them as
+            they name models. Each is rounded to its own dtype, as if it had been written and read. They may share
+            intermediates; a name means the same recipe wherever it is used.
+        tokenizer_from: the model whose tokenizer the result takes; ``None`` for that of `config_from`.
     """
 
     models: tuple[tuple[str, ModelRef], ...]
@@ -164,24 +145,31 @@ class Recipe:
     dtype: Dtype
     config_from: str
     seed: int = 0
-    _hash: str = field(init=False, repr=False, compare=False, default="")
+    intermediates: tuple[tuple[str, Recipe], ...] = field(default=(), repr=False)
+    tokenizer_from: str | None = None
+    _hash: str = field(init=False, repr=False, default="")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slices", tuple(sorted(self.slices, key=lambda entry: entry.slice.order)))
+        object.__setattr__(self, "intermediates", tuple(sorted(self.intermediates, key=lambda pair: pair[0])))
         names = {name for name, _ in self.models}
         if len(names) != len(self.models):
             raise RecipeError(f"models {', '.join(name for name, _ in self.models)}", "every name once")
+        merged = self._check_intermediates()
+        known = f"the recipe's models are {', '.join(sorted(names))}"
         used = {(entry.slice, i.model) for entry in self.slices for i in entry.inputs}
         used |= {(entry.slice, entry.base.model) for entry in self.slices if entry.base}
         for where, model in sorted(used, key=str):
-            if model not in names:
-                raise RecipeError(
-                    f"slice {where} uses model {model!r}", f"the recipe's models are {', '.join(sorted(names))}"
-                )
+            if model not in names and model not in merged:
+                also = f", its intermediates {', '.join(sorted(merged))}" if merged else ""
+                raise RecipeError(f"slice {where} uses model {model!r}", known + also)
+        idle = sorted(merged - {model for _, model in used})
+        if idle:
+            raise RecipeError(f"intermediate {idle[0]!r} is not used", "intermediates that a slice takes", "remove it")
         if self.config_from not in names:
-            raise RecipeError(
-                f"config_from is {self.config_from!r}", f"the recipe's models are {', '.join(sorted(names))}"
-            )
+            raise RecipeError(f"config_from is {self.config_from!r}", known)
+        if self.tokenizer_from is not None and self.tokenizer_from not in names:
+            raise RecipeError(f"tokenizer_from is {self.tokenizer_from!r}", known)
         if self.dtype not in DTYPES:
             raise RecipeError(f"dtype {self.dtype!r}", f"allowed: {', '.join(DTYPES)}")
         seen: set[SliceId] = set()
@@ -199,6 +187,56 @@ class Recipe:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise RecipeError(f"seed is {self.seed!r}", "allowed: an integer from 0 to 2^63 - 1")
 
+    def _check_intermediates(self) -> set[str]:
+        """The names of the intermediates that slices may use; `RecipeError` where they contradict this recipe."""
+        models, stages = dict(self.models), dict[str, Recipe]()
+        for name, recipe in self.intermediates:
+            for inner, stage in (*recipe.stages.items(), (name, recipe)):
+                if stages.setdefault(inner, stage) != stage:
+                    raise RecipeError(f"two intermediates are called {inner!r}", "one recipe for a name")
+            for model, ref in recipe.models:
+                if models.get(model) != ref:
+                    raise RecipeError(
+                        f"intermediate {name!r} has a model {model!r} that is not the recipe's own",
+                        "models of the recipe, under the same names",
+                    )
+        names = [name for name, _ in self.intermediates]
+        twice = sorted({*stages} & {*models} | {name for name in names if names.count(name) > 1})
+        if twice:
+            raise RecipeError(f"{twice[0]!r} names an intermediate and something else", "every name once")
+        return set(names)
+
+    @property
+    def stages(self) -> dict[str, Recipe]:
+        """Every intermediate that the result depends on, by name, each after those that it takes itself."""
+        found: dict[str, Recipe] = {}
+        self._collect(found)
+        return found
+
+    def _collect(self, found: dict[str, Recipe]) -> None:
+        for name, recipe in self.intermediates:
+            if name not in found:
+                recipe._collect(found)
+                found[name] = recipe
+
+    def _own(self) -> tuple[object, ...]:
+        """All but the content of the intermediates."""
+        names = tuple(name for name, _ in self.intermediates)
+        return self.models, self.slices, self.dtype, self.config_from, self.seed, self.tokenizer_from, names
+
+    def __eq__(self, other: object) -> bool:
+        # Stage by stage: a lineage shares ancestors, and as a tree it would be exponentially large.
+        if not isinstance(other, Recipe):
+            return NotImplemented
+        if self is other:
+            return True
+        mine, theirs = self.stages, other.stages
+        same = self._own() == other._own() and list(mine) == list(theirs)
+        return same and all(stage is theirs[n] or stage._own() == theirs[n]._own() for n, stage in mine.items())
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
     def ref(self, name: str) -> ModelRef:
         """The reference of one source model."""
         return dict(self.models)[name]
@@ -207,36 +245,19 @@ class Recipe:
     def hash(self) -> str:
         """SHA-256 (hex) of the canonical content: what is merged and how, not where the files lie."""
         if not self._hash:
-            object.__setattr__(self, "_hash", hashlib.sha256(self._canonical().encode()).hexdigest())
+            object.__setattr__(self, "_hash", recipe_hash(self))
         return self._hash
-
-    def _canonical(self) -> str:
-        identity = {name: ref.identity for name, ref in self.models}
-
-        def source(entry: Input, slice_: SliceId) -> list[object]:
-            layer = slice_.layer if entry.layer is None else entry.layer
-            return [identity[entry.model], layer, _canonical_parameters(entry.parameters)]
-
-        content = {
-            "dtype": self.dtype,
-            "seed": self.seed,
-            "config_from": identity[self.config_from],
-            "slices": [
-                [
-                    str(s.slice),
-                    s.method,
-                    [source(i, s.slice) for i in s.inputs],
-                    _canonical_parameters(s.parameters),
-                    source(s.base, s.slice) if s.base else None,
-                    None if s.scale is None else _canonical_scalar(s.scale),
-                ]
-                for s in self.slices
-            ],
-        }
-        return json.dumps(content, separators=(",", ":"), sort_keys=True)
 
     def check(self, methods: Mapping[str, MethodSpec]) -> None:
         """Raise `RecipeError` for an unknown method, parameter, value or number of inputs."""
+        for name, recipe in self.stages.items():
+            try:
+                recipe._check_slices(methods)
+            except RecipeError as error:
+                raise RecipeError(f"intermediate {name}: {error.given}", error.allowed, error.do) from None
+        self._check_slices(methods)
+
+    def _check_slices(self, methods: Mapping[str, MethodSpec]) -> None:
         for entry in self.slices:
             where = f"slice {entry.slice}"
             method = find_method(entry.method, methods, where)

@@ -7,6 +7,8 @@
     models:
       base: {location: pool/base, fingerprint: 'sha256:...'}
       math: {location: org/math, revision: 1a2b...}
+    intermediates:
+      both: {slices: [...]}
     slices:
     - slices: [embed, layers.0-5.attn+mlp]
       method: task_arithmetic
@@ -18,12 +20,15 @@
 Slices with identical entries share one, whatever their order in the file: a recipe keeps model order. A parameter
 may have a value by tensor: ``weight: [{filter: q_proj, value: 0.3}, {value: 0.5}]``, the first filter that is part of
 the tensor's name deciding.
+
+Intermediates are recipes of their own, which slices and later intermediates name as they name models. What they leave
+out of `dtype`, `config_from`, `seed` and `models` (a list of names) is as in the recipe.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -34,7 +39,6 @@ from evomerge.method import ByTensor, Scalar, Value
 from evomerge.recipe import (
     DTYPES,
     LAYER_COMPONENTS,
-    Component,
     Input,
     ModelRef,
     Parameters,
@@ -43,8 +47,8 @@ from evomerge.recipe import (
     SliceRecipe,
     parameters,
 )
+from evomerge.recipe_text import VERSION, RecipeDumper, recipe_content
 
-VERSION = 1
 MAX_SLICES = 100_000
 
 _LAYERS = re.compile(r"layers\.(\d{1,6})(?:-(\d{1,6}))?\.([a-z]+(?:\+[a-z]+)*)")
@@ -56,23 +60,11 @@ def dump_recipe(recipe: Recipe) -> str:
     Raises:
         RecipeError: YAML cannot carry it: a name that is not text, a slice without inputs.
     """
-    grouped: dict[str, list[SliceRecipe]] = {}
-    for entry in recipe.slices:
-        # repr tells 1, 1.0 and True apart, which == does not.
-        key = repr((entry.method, entry.inputs, entry.parameters, entry.base, entry.scale))
-        grouped.setdefault(key, []).append(entry)
-    content = {
-        "evomerge_recipe": VERSION,
-        "dtype": recipe.dtype,
-        "config_from": recipe.config_from,
-        "seed": recipe.seed,
-        "models": {name: _model_out(ref) for name, ref in recipe.models},
-        "slices": [_entry_out(entries) for entries in grouped.values()],
-    }
+    content = recipe_content(recipe)
     problem = ""
     for unicode in (True, False):  # readable first; some line breaks only survive as escapes
         try:
-            body = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=unicode, width=110)
+            body = yaml.dump(content, Dumper=RecipeDumper, sort_keys=False, allow_unicode=unicode, width=110)
             if _recipe_in(safe_yaml.parse(body)) == recipe:
                 return f"# evomerge recipe, sha256 {recipe.hash}\n{body}"
         except (yaml.YAMLError, UnicodeError, RecipeError) as error:
@@ -98,100 +90,15 @@ def load_recipe(text: str, source: str = "recipe") -> Recipe:
         raise RecipeError(f"{source}: {error.given}", error.allowed, error.do) from None
 
 
-# Writing
-
-
-class _Flow(dict[str, Any]):
-    """A mapping written on one line."""
-
-
-class _FlowList(list[str]):
-    """A list written on one line."""
-
-
-class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-safe_yaml.read_exponents(_Dumper)
-_Dumper.add_representer(
-    _Flow, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data, flow_style=True)
-)
-_Dumper.add_representer(
-    _FlowList, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
-)
-
-
-def _model_out(ref: ModelRef) -> _Flow:
-    fields = {"location": ref.location, "revision": ref.revision, "fingerprint": ref.fingerprint}
-    return _Flow({key: value for key, value in fields.items() if value is not None})
-
-
-def _parameters_out(values: Parameters) -> _Flow:
-    return _Flow({name: _value_out(value) for name, value in values})
-
-
-def _value_out(value: Value) -> Any:
-    if isinstance(value, ByTensor):
-        return [
-            _Flow(({} if part is None else {"filter": part}) | {"value": _value_out(scalar)})
-            for part, scalar in value.entries
-        ]
-    return float(value) if isinstance(value, float) else value  # numpy's floats are floats
-
-
-def _input_out(entry: Input) -> _Flow:
-    shown = _Flow(model=entry.model)
-    if entry.layer is not None:
-        shown["layer"] = entry.layer
-    if entry.parameters:
-        shown["parameters"] = _parameters_out(entry.parameters)
-    return shown
-
-
-def _entry_out(entries: Sequence[SliceRecipe]) -> dict[str, Any]:
-    entry = entries[0]
-    shown: dict[str, Any] = {"slices": _FlowList(_compress(e.slice for e in entries)), "method": entry.method}
-    if entry.base is not None:
-        base = _input_out(entry.base)
-        shown["base"] = base if len(base) > 1 else entry.base.model
-    if entry.scale is not None:
-        shown["scale"] = float(entry.scale)
-    if entry.parameters:
-        shown["parameters"] = _parameters_out(entry.parameters)
-    shown["inputs"] = [_input_out(source) for source in entry.inputs]
-    return shown
-
-
-def _compress(slices: Iterable[SliceId]) -> list[str]:
-    """Slices in model order as few words: ``embed``, ``layers.0-5.attn+mlp``, ``head``."""
-    layers: dict[int, list[Component]] = {}
-    before: list[str] = []
-    after: list[str] = []
-    for item in slices:
-        if item.layer is not None:
-            layers.setdefault(item.layer, []).append(item.component)
-        else:
-            (after if layers or item.component != "embed" else before).append(str(item))
-    runs: list[tuple[int, int, str]] = []
-    for layer, components in layers.items():
-        joined = "+".join(components)
-        if runs and runs[-1][1] == layer - 1 and runs[-1][2] == joined:
-            runs[-1] = (runs[-1][0], layer, joined)
-        else:
-            runs.append((layer, layer, joined))
-    words = [f"layers.{first}{'' if first == last else f'-{last}'}.{joined}" for first, last, joined in runs]
-    return before + words + after
-
-
-# Reading
-
-
 def _recipe_in(content: Any) -> Recipe:
     if isinstance(content, dict) and "evomerge_recipe" not in content:
         raise RecipeError("evomerge_recipe is missing", f"a recipe says `evomerge_recipe: {VERSION}`")
-    top = safe_yaml.mapping(content, "", ("evomerge_recipe", "dtype", "config_from", "models", "slices"), ("seed",))
+    top = safe_yaml.mapping(
+        content,
+        "",
+        ("evomerge_recipe", "dtype", "config_from", "models", "slices"),
+        ("seed", "tokenizer_from", "intermediates"),
+    )
     version = top["evomerge_recipe"]
     if version != VERSION or isinstance(version, bool):
         raise RecipeError(
@@ -199,21 +106,59 @@ def _recipe_in(content: Any) -> Recipe:
             f"this evomerge reads version {VERSION}",
             "update evomerge for later ones",
         )
-    dtype = safe_yaml.text(top["dtype"], "dtype")
-    if dtype not in DTYPES:
-        raise RecipeError(f"dtype is {dtype!r}", nearest(dtype, DTYPES))
     models = top["models"]
     if not isinstance(models, dict) or not models:
         raise RecipeError(f"models is {safe_yaml.shown(models)}", "a mapping of names to models")
-    return Recipe(
-        models=tuple(
-            (safe_yaml.text(name, "a name in models"), _model_in(ref, f"models.{name}")) for name, ref in models.items()
-        ),
-        slices=tuple(_slices_in(top["slices"])),
-        dtype=dtype,
-        config_from=safe_yaml.text(top["config_from"], "config_from"),
-        seed=safe_yaml.integer(top.get("seed", 0), "seed"),
-    )
+    refs = {safe_yaml.text(name, "a name in models"): _model_in(ref, f"models.{name}") for name, ref in models.items()}
+    stages: dict[str, Recipe] = {}
+    common = {"dtype": top["dtype"], "config_from": top["config_from"], "seed": top.get("seed", 0), "models": [*refs]}
+    intermediates = top.get("intermediates") or {}
+    if not isinstance(intermediates, dict):
+        raise RecipeError(f"intermediates is {safe_yaml.shown(intermediates)}", "a mapping of names to recipes")
+    room = MAX_SLICES
+    for key, value in intermediates.items():
+        name = safe_yaml.text(key, "a name in intermediates")
+        if name in refs:
+            raise RecipeError(f"intermediates.{name} has the name of a model", "every name once")
+        where = f"intermediates.{name}"
+        own = safe_yaml.mapping(value, where, ("slices",), ("tokenizer_from", *common))
+        stages[name] = _one_in({**common, **own}, f"{where}.", refs, stages, room)
+        room -= len(stages[name].slices)
+    recipe = _one_in({**top, "models": [*refs]}, "", refs, stages, room)
+    idle = sorted(stages.keys() - recipe.stages.keys())
+    if idle:
+        raise RecipeError(f"intermediates.{idle[0]} is not used", "intermediates that a slice takes", "remove it")
+    return recipe
+
+
+def _one_in(
+    fields: dict[str, Any], dot: str, refs: Mapping[str, ModelRef], stages: Mapping[str, Recipe], room: int
+) -> Recipe:
+    """The recipe, or one of its intermediates, from all its fields; `dot` leads their names in messages."""
+    dtype = safe_yaml.text(fields["dtype"], f"{dot}dtype")
+    if dtype not in DTYPES:
+        raise RecipeError(f"{dot}dtype is {dtype!r}", nearest(dtype, DTYPES))
+    models = [safe_yaml.text(name, f"{dot}models") for name in safe_yaml.items(fields["models"], f"{dot}models")]
+    for name in models:
+        if name not in refs:
+            raise RecipeError(f"{dot}models has {name!r}", nearest(name, refs))
+    slices = _slices_in(fields["slices"], f"{dot}slices", room)
+    used = {source.model for s in slices for source in (*s.inputs, *([s.base] if s.base else []))}
+    tokenizer = fields.get("tokenizer_from")
+    try:
+        return Recipe(
+            models=tuple((name, refs[name]) for name in models),
+            slices=tuple(slices),
+            dtype=dtype,
+            config_from=safe_yaml.text(fields["config_from"], f"{dot}config_from"),
+            seed=safe_yaml.integer(fields.get("seed", 0), f"{dot}seed"),
+            intermediates=tuple((name, stage) for name, stage in sorted(stages.items()) if name in used),
+            tokenizer_from=None if tokenizer is None else safe_yaml.text(tokenizer, f"{dot}tokenizer_from"),
+        )
+    except RecipeError as error:
+        if not dot:
+            raise
+        raise RecipeError(f"{dot[:-1]}: {error.given}", error.allowed, error.do) from None
 
 
 def _model_in(content: Any, where: str) -> ModelRef:
@@ -221,15 +166,15 @@ def _model_in(content: Any, where: str) -> ModelRef:
     return ModelRef(**{key: safe_yaml.text(value, f"{where}.{key}") for key, value in fields.items()})
 
 
-def _slices_in(content: Any) -> list[SliceRecipe]:
+def _slices_in(content: Any, key: str, most: int) -> list[SliceRecipe]:
     found: list[SliceRecipe] = []
-    for index, value in enumerate(safe_yaml.items(content, "slices")):
-        where = f"slices[{index}]"
+    for index, value in enumerate(safe_yaml.items(content, key)):
+        where = f"{key}[{index}]"
         fields = safe_yaml.mapping(value, where, ("slices", "method", "inputs"), ("base", "parameters", "scale"))
         words = fields["slices"]
         slices: list[SliceId] = []
         for word in [words] if isinstance(words, str) else safe_yaml.items(words, f"{where}.slices"):
-            room = MAX_SLICES - len(found) - len(slices)
+            room = most - len(found) - len(slices)
             slices += _expand(safe_yaml.text(word, f"{where}.slices"), f"{where}.slices", room)
         method = safe_yaml.text(fields["method"], f"{where}.method")
         inputs = tuple(

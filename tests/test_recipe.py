@@ -145,6 +145,10 @@ def test_check_against_the_methods(entry: SliceRecipe, message: str) -> None:
         recipe(entry).check(METHODS)
 
 
+def test_the_tokenizer_is_part_of_the_content() -> None:
+    assert recipe(tokenizer_from="base").hash == recipe().hash != recipe(tokenizer_from="math").hash
+
+
 def test_a_pool_gives_baselines() -> None:
     info = pool()
     average = info.linear({"math": 0.5, "lang": 0.5})

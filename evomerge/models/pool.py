@@ -103,13 +103,19 @@ def open_pool(
             if other is not None:
                 problems.append(other)
                 continue
-        matches[name] = match = match_names(module, checkpoints[name].tensors)
+        matches[name] = match = match_names(module, checkpoints[name].shapes)
         problems += [PoolError(f"model {name!r}: {p[0]}", *p[1:]) for p in name_problems(match, architecture)]
         problems += compatibility.tied_problems(name, checkpoints[name], match)
     _raise_all(problems)
 
-    layout = layout_from(module, matches[reference])
-    stored = {name: _stored(layout, match) for name, match in matches.items()}
+    layout = layout_from(module, matches[reference], checkpoints[reference].shapes)
+    stored: dict[str, Mapping[str, str]] = {}
+    for name, match in matches.items():
+        try:
+            stored[name] = _stored(layout, match, name, reference)
+        except PoolError as error:
+            problems.append(error)
+    _raise_all(problems)
     for name in models:
         problems += _comparison(name, reference, checkpoints, configs, stored, layout, frozenset(ignore_config))
     _raise_all(problems)
@@ -132,7 +138,8 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
     """
     order = dict(recipe.models)
     # The base gives configuration and tokenizer, so it is the base exactly when slices use it as one.
-    is_base = any(s.base and s.base.model == recipe.config_from for s in recipe.slices) and len(order) > 1
+    entries = [entry for part in (recipe, *recipe.stages.values()) for entry in part.slices]
+    is_base = any(s.base and s.base.model == recipe.config_from for s in entries) and len(order) > 1
     names = [recipe.config_from, *(name for name in order if name != recipe.config_from)]
     locations = {}
     for name in names:
@@ -181,9 +188,29 @@ def _open_all(
     return refs, checkpoints, configs
 
 
-def _stored(layout: Layout, match: NameMatch) -> dict[str, str]:
-    """A model's own tensor names by the layout's names."""
-    return {name: match.stored[place] for name, place in layout.parameters.items() if place in match.stored}
+def _stored(layout: Layout, match: NameMatch, model: str, reference: str) -> dict[str, str]:
+    """A model's own tensor names by the layout's names; `PoolError` for a name that it has no tensor for."""
+    stored: dict[str, str] = {}
+    for join in layout.joins:
+        own = match.joins.get(join.place)
+        if own is not None and own.patterns == join.patterns:
+            stored |= zip(join.names, own.names, strict=True)
+    joined = {name for join in layout.joins for name in join.names}
+    for name, place in layout.parameters.items():
+        if place in match.stored and name not in joined:
+            stored[name] = match.stored[place]
+    for name, place in layout.parameters.items():
+        if name not in stored:
+            other = match.stored.get(place) or next(
+                iter(match.joins[place].names if place in match.joins else ()), None
+            )
+            raise PoolError(
+                f"model {model!r} has no tensor for {name!r} of {reference!r}"
+                + (f", it stores {other!r} in its place" if other else ""),
+                "all models of a pool store their weights in the same pieces",
+                f"load {model!r} with transformers and save it again" if other else "",
+            )
+    return stored
 
 
 def _comparison(
