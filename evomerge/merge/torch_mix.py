@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.merge.masks import drop_
-from evomerge.merge.mix import Cut, Mix
+from evomerge.merge.mix import Cut, Mix, Term
 
 
 def mix_block(
@@ -53,7 +53,7 @@ def _agreeing(mix: Mix, used: Sequence[int], parts: Sequence[torch.Tensor], tota
     """The sum, or mean, of the parts whose sign is that of their total."""
     positive = total >= 0
     mean, divisor = torch.zeros_like(total), torch.zeros_like(total)
-    votes = [_vote(mix, i) for i in used]
+    votes = [vote_of(mix.terms[i]) for i in used]
     for part, vote in zip(parts, votes, strict=True):
         agrees = torch.where(positive, part > 0, part < 0)
         mean.add_(torch.where(agrees, part, 0.0))
@@ -63,8 +63,8 @@ def _agreeing(mix: Mix, used: Sequence[int], parts: Sequence[torch.Tensor], tota
     return mean.div_(divisor.masked_fill_(divisor.abs() <= least_vote(votes), 1.0)) if mix.normalize else mean
 
 
-def _vote(mix: Mix, index: int) -> float:
-    term = mix.terms[index]
+def vote_of(term: Term) -> float:
+    """What an agreeing element of a term adds to the divisor."""
     return term.weight if term.vote is None else term.vote
 
 
@@ -105,6 +105,7 @@ class TensorStatistics:
         self._inputs, self._base, self._keys = inputs, base, keys
         self.shape = shape
         self.count = math.prod(shape)
+        self.has_base = base is not None
 
     def _task(self, index: int) -> torch.Tensor:
         assert self._base is not None, "methods that need a base declare it"

@@ -1,0 +1,87 @@
+"""Mixes on the CPU: threads that run the compiled kernels on parts of a tensor."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from evomerge.merge.kernels.memory import BF16, F16, F32
+from evomerge.merge.kernels.mixing import mix as mix_kernel
+from evomerge.merge.masks import kept_below
+from evomerge.merge.mix import LARGEST, Mix
+from evomerge.merge.torch_mix import least_vote, vote_of
+
+KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
+"""The kernels' codes of dtypes."""
+
+_PART = 1 << 16  # elements: less is not worth another thread
+_STREAM = 1 << 20  # bytes: a smaller result is better left in the cache
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="merge")
+
+
+def in_parts(run: Callable[[int, int], int], count: int) -> list[int]:
+    """Run ``run(begin, end)`` over `count` elements on as many threads as torch uses; the parts' results in order."""
+    threads = min(torch.get_num_threads(), -(-count // _PART))
+    if threads <= 1:
+        return [run(0, count)]
+    step = -(-count // threads // _PART) * _PART
+    bounds = [(begin, min(begin + step, count)) for begin in range(0, count, step)]
+    return list(_threads(threads).map(run, *zip(*bounds, strict=True)))
+
+
+def mix_(
+    out: torch.Tensor, mix: Mix, inputs: Sequence[torch.Tensor], base: torch.Tensor | None, keys: Sequence[int]
+) -> bool:
+    """Carry a mix out into `out`, rounded once; returns whether every element is finite.
+
+    Args:
+        out: flat, contiguous, on the CPU, of a merged dtype.
+        inputs, base: as many elements, contiguous, of any merged dtypes.
+        keys: mask keys of the inputs, where terms have a density.
+    """
+    count = out.numel()
+    used = [i for i, term in enumerate(mix.terms) if term.weight != 0]
+    if not count:
+        return True
+    if not used:
+        out.copy_(base) if mix.differences and base is not None else out.zero_()
+        return True
+    terms = [mix.terms[i] for i in used]
+    votes = [vote_of(term) for term in terms]
+    cuts = np.full((len(used), 4), -1, np.int64)
+    for row, term in zip(cuts, terms, strict=True):
+        if term.cut is not None:
+            # Nothing finite is above the largest: infinities stay, to be found in the result.
+            high = LARGEST + 1 if term.cut.high == LARGEST else term.cut.high
+            row[:] = term.cut.low, term.cut.low_end, high, term.cut.high_start
+    arguments = (
+        np.array([inputs[i].data_ptr() for i in used], np.int64),
+        np.array([KINDS[inputs[i].dtype] for i in used], np.int64),
+        base.data_ptr() if base is not None and mix.differences else 0,
+        KINDS[base.dtype] if base is not None else F32,
+        out.data_ptr(),
+        KINDS[out.dtype],
+    )
+    settings = (
+        np.array([term.weight for term in terms], np.float32),
+        np.array(votes, np.float32),
+        cuts,
+        np.array([keys[i] if mix.terms[i].density is not None else 0 for i in used], np.uint64),
+        np.array([-1 if term.density is None else kept_below(term.density) for term in terms], np.int64),
+        mix.differences,
+        mix.elect,
+        mix.normalize,
+        np.float32(least_vote(votes)),
+        np.float32(mix.divisor),
+        np.float32(mix.scale),
+        out.nbytes >= _STREAM and out.data_ptr() % 32 == 0,
+    )
+    return not any(in_parts(lambda begin, end: mix_kernel(*arguments, begin, end, *settings), count))
