@@ -11,6 +11,7 @@ from evomerge.errors import PoolError, RecipeError
 from evomerge.merge.engine import TORCH_DTYPES, Sources, merge_slice
 from evomerge.merge.plan import Plan, make_plan
 from evomerge.models.compatibility import has_tokenizer
+from evomerge.models.conversion import ModuleTensors
 from evomerge.models.layout import model_class
 from evomerge.models.loaded import LoadedModel
 from evomerge.models.pool import Pool
@@ -62,12 +63,11 @@ class Resident:
             module, _tokenizer(pool), TORCH_DTYPES[self.dtype], module.device, str(pool.folder(pool.info.config_from))
         )
         self._sources = Sources(pool, module.device, budget)
-        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self._tensors = {name: state[place].detach() for name, place in pool.layout.parameters.items()}
+        self._tensors = ModuleTensors(module, pool.layout)
         self._keys: dict[SliceId, str] = {}
         own = make_plan(pool.info.linear({pool.info.config_from: 1.0}), pool)
         for entry in own.slices:
-            if all(self._tensors[name].dtype == self.model.dtype for name in entry.tensors):
+            if all(self._tensors.dtype(name) == self.model.dtype for name in entry.tensors):
                 self._keys[entry.slice] = entry.key
 
     def apply(self, plan: Plan) -> MergeCount:
@@ -89,8 +89,9 @@ class Resident:
             if self._keys.get(entry.slice) == entry.key:
                 continue
             self._keys.pop(entry.slice, None)  # half written, should merging fail
-            out = {name: self._tensors[name] for name in entry.tensors}
+            out = self._tensors.out(entry.tensors)
             merge_slice(entry, self.pool, sources=self._sources, out=out)
+            self._tensors.settle(out)
             self._keys[entry.slice] = entry.key
             computed += 1
             written += sum(tensor.nbytes for tensor in out.values())

@@ -6,7 +6,7 @@ transformers knows its models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from evomerge.errors import PoolError, RecipeError, nearest
+from evomerge.models.conversion import Join
 from evomerge.models.names import NameMatch, match_names
 from evomerge.recipe import LAYER_COMPONENTS, Component, SliceId
 
@@ -29,8 +30,10 @@ class Layout:
         tensors: the checkpoint tensor names of every slice, in the order of the model class. A tensor tied to
             another appears once.
         layers: number of layers.
-        parameters: checkpoint tensor name -> name in the transformers module.
+        parameters: checkpoint tensor name -> name in the transformers module. Tensors that are joined on loading
+            have the same.
         shapes: checkpoint tensor name -> the shape that the class wants.
+        joins: the tensors that transformers joins on loading (experts stored one by one), see `conversion`.
     """
 
     slices: tuple[SliceId, ...]
@@ -38,6 +41,7 @@ class Layout:
     layers: int
     parameters: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
+    joins: tuple[Join, ...] = ()
     _slice_of: Mapping[str, SliceId] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -111,31 +115,23 @@ def skeleton(config: Any, trust_remote_code: bool = False) -> nn.Module:
     return module
 
 
-def layout_of(config: Any, tensor_names: Iterable[str], trust_remote_code: bool = False) -> Layout:
-    """The layout of a checkpoint with `tensor_names` and this transformers configuration.
+def layout_of(config: Any, shapes: Mapping[str, tuple[int, ...]], trust_remote_code: bool = False) -> Layout:
+    """The layout of a checkpoint with tensors of these `shapes` and this transformers configuration.
 
     Raises:
         PoolError: the class cannot be built or sliced, or the checkpoint lacks tensors or has unexpected ones.
     """
     module = skeleton(config, trust_remote_code)
-    match = match_names(module, tensor_names)
+    match = match_names(module, shapes)
     problems = name_problems(match, type(module).__name__)
     if problems:
         raise PoolError(*problems[0])
-    return layout_from(module, match)
+    return layout_from(module, match, shapes)
 
 
 def name_problems(match: NameMatch, architecture: str) -> list[tuple[str, str, str]]:
     """What keeps a checkpoint from filling its class, as the three parts of errors."""
-    problems = []
-    if match.fused:
-        problems.append(
-            (
-                f"tensor {match.fused[0]!r} is joined with others or split when {architecture} loads it",
-                "tensors that the class holds as they are stored",
-                "mixtures of experts stored expert by expert are not supported yet",
-            )
-        )
+    problems = [(text, f"tensors that {architecture} joins on loading fit together", "") for text in match.unjoined[:1]]
     for names, what in ((match.missing, "lacks"), (match.unexpected, "has an unexpected")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -144,36 +140,51 @@ def name_problems(match: NameMatch, architecture: str) -> list[tuple[str, str, s
     return problems
 
 
-def layout_from(module: nn.Module, match: NameMatch) -> Layout:
-    """The layout of a module whose parameters are stored as `match` says."""
+def layout_from(module: nn.Module, match: NameMatch, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """The layout of a module whose parameters are stored as `match` says.
+
+    Args:
+        module: on the meta device.
+        match: of the checkpoint that gives the layout its names.
+        shapes: of that checkpoint's tensors.
+    """
     prefix, layers = find_layers(module)
     embeddings = _parameters_of(module, "get_input_embeddings")
     output = _parameters_of(module, "get_output_embeddings")
     state = module.state_dict()
+    parameters: dict[str, str] = {}
     grouped: dict[SliceId, list[str]] = {}
     passed_layers = False
-    for place, name in match.stored.items():
+    for place in state:
+        join = match.joins.get(place)
+        names = join.names if join else (match.stored[place],) if place in match.stored else ()
+        if not names:
+            continue
         if place.startswith(f"{prefix}."):
             passed_layers = True
             number, _, inner = place.removeprefix(f"{prefix}.").partition(".")
             slice_ = SliceId(_component(layers[int(number)], inner), int(number))
         elif place in embeddings or (not passed_layers and place not in output):
             slice_ = SliceId("embed")
-        elif place not in output and _is_norm(module, place):
+        elif place not in output and _is_final_norm(module, place):
             slice_ = SliceId("final_norm")
         else:
             slice_ = SliceId("head")
-        grouped.setdefault(slice_, []).append(name)
+        grouped.setdefault(slice_, []).extend(names)
+        parameters |= dict.fromkeys(names, place)
     order = [SliceId("embed")]
     order += [SliceId(component, i) for i in range(len(layers)) for component in LAYER_COMPONENTS]
     order += [SliceId("final_norm"), SliceId("head")]
     slices = tuple(slice_ for slice_ in order if slice_ in grouped)
+    joined = {name for join in match.joins.values() for name in join.names}
+    wanted = {name: shapes[name] if name in joined else tuple(state[place].shape) for name, place in parameters.items()}
     return Layout(
         slices,
         MappingProxyType({slice_: tuple(grouped[slice_]) for slice_ in slices}),
         len(layers),
-        MappingProxyType({name: place for place, name in match.stored.items()}),
-        MappingProxyType({name: tuple(state[place].shape) for place, name in match.stored.items()}),
+        MappingProxyType(parameters),
+        MappingProxyType(wanted),
+        tuple(match.joins[place] for place in state if place in match.joins),
     )
 
 
@@ -202,7 +213,11 @@ def find_layers(module: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _component(layer: nn.Module, inner: str) -> Component:
-    """The component of a layer that holds the parameter `inner`, by name and class of the layer's child."""
+    """The component of a layer that holds the parameter `inner`, by name and class of the layer's child.
+
+    In layers without norms of their own (BERT normalises inside its attention and feed-forward parts), the norms
+    further inside are the layer's.
+    """
     parts = inner.split(".")
     child, name = layer, ""
     for part in parts[:-1]:
@@ -212,12 +227,24 @@ def _component(layer: nn.Module, inner: str) -> Component:
     words = f"{name} {type(child).__name__}".lower() if name else parts[-1].lower()
     if "norm" in words:
         return "norm"
+    if len(parts) > 1 and not any(_is_norm(*own) for own in layer.named_children()):
+        parent = inner.rpartition(".")[0]
+        if _is_norm(parent.rpartition(".")[2], layer.get_submodule(parent)):
+            return "norm"
     return "attn" if "attn" in words or "attention" in words else "mlp"
 
 
-def _is_norm(module: nn.Module, place: str) -> bool:
-    parent = module.get_submodule(place.rpartition(".")[0])
-    return "norm" in f"{place} {type(parent).__name__}".lower()
+def _is_norm(name: str, module: nn.Module) -> bool:
+    return "norm" in f"{name} {type(module).__name__}".lower()
+
+
+def _is_final_norm(module: nn.Module, place: str) -> bool:
+    """Whether a parameter after the layers normalises what they give, rather than belonging to a prediction head."""
+    base = getattr(module, "base_model", module)
+    if base is not module and not place.startswith(f"{module.base_model_prefix}."):
+        return False
+    parent = place.rpartition(".")[0]
+    return "norm" in f"{place} {type(module.get_submodule(parent)).__name__}".lower()
 
 
 def _parameters_of(module: nn.Module, getter: str) -> set[str]:

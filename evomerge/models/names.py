@@ -1,7 +1,8 @@
 """Matching a checkpoint's tensor names with the names in the transformers module that loads it.
 
 They differ when a checkpoint was saved from the bare base model (the prefix lacks), when transformers has
-renamed a module since, and where weights are tied. The rules are transformers' own, read from the module.
+renamed a module since, where weights are tied, and where loading joins tensors (`conversion`). The rules are
+transformers' own, read from the module.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 from torch import nn
+
+from evomerge.models.conversion import Join, Renames
 
 
 @dataclass(frozen=True)
@@ -21,19 +24,21 @@ class NameMatch:
     Attributes:
         stored: name in the module -> name in the checkpoint, in the module's order. Of a group of tied
             parameters only the first appears, under whichever of their names the checkpoint has.
+        joins: the checkpoint tensors that are converted on loading, by the first of the places that they fill.
         duplicates: further checkpoint names of a tied parameter -> the one in `stored`.
         ignored: checkpoint tensors that the class does not load and says so (old buffers).
         missing: module parameters for which the checkpoint has nothing.
         unexpected: checkpoint tensors for which the module has no place.
-        fused: checkpoint tensors that transformers joins or splits on loading.
+        unjoined: what keeps checkpoint tensors from being joined, a sentence each.
     """
 
     stored: Mapping[str, str]
+    joins: Mapping[str, Join]
     duplicates: Mapping[str, str]
     ignored: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    fused: tuple[str, ...]
+    unjoined: tuple[str, ...]
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:
@@ -53,42 +58,85 @@ def tied_names(module: nn.Module) -> dict[str, str]:
     return tied
 
 
-def match_names(module: nn.Module, names: Iterable[str]) -> NameMatch:
-    """Match checkpoint tensor `names` with the parameters and persistent buffers of `module`."""
-    names = sorted(names)
-    places = dict.fromkeys(module.state_dict())
+def match_names(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> NameMatch:
+    """Match checkpoint tensors with the parameters and persistent buffers of `module`.
+
+    Args:
+        module: a transformers module, on the meta device.
+        shapes: the checkpoint's tensors by name.
+    """
+    from transformers.core_model_loading import dot_natural_key
+
+    state = module.state_dict()
     tied = tied_names(module)
-    rename = _renamer(module)
+    renames = Renames(module)
     found: dict[str, list[str]] = {}
-    fused, unexpected = [], []
-    for name in names:
-        place, is_fused = rename(name)
-        if is_fused:
-            fused.append(name)
-        elif place in places:
-            found.setdefault(tied.get(place, place), []).append(name)
-        else:
+    own_place: dict[str, str] = {}
+    parts: dict[str, list[tuple[str, str]]] = {}
+    unexpected = []
+    for name in sorted(shapes, key=dot_natural_key):  # the order in which transformers goes through them
+        place, pattern = renames.place(name)
+        if place not in state:
             unexpected.append(name)
+        elif pattern is not None:
+            parts.setdefault(place, []).append((pattern, name))
+        else:
+            own_place[name] = place
+            found.setdefault(tied.get(place, place), []).append(name)
+    joins, filled, unjoined = _joins(module, shapes, parts, renames)
+    for place in filled:
+        unexpected += found.pop(place, ())
     stored: dict[str, str] = {}
     duplicates: dict[str, str] = {}
-    for place in places:
+    for place in state:
         if place in found:
             # The name of the parameter itself before those that are tied to it.
-            chosen = min(found[place], key=lambda name: rename(name)[0] != place)
+            chosen = min(found[place], key=lambda name: (own_place[name] != place, name))
             stored[place] = chosen
             duplicates |= {name: chosen for name in found[place] if name != chosen}
     skip = _patterns(getattr(module, "_keys_to_ignore_on_load_missing", None))
-    needed = [name for name, _ in module.named_parameters() if name not in tied]
+    needed = [name for name, _ in module.named_parameters() if name not in tied and name not in filled]
     missing = [name for name in needed if name not in stored and not (skip and skip.search(name))]
     ignore = _patterns(_ignorable(module))
     return NameMatch(
         stored,
+        joins,
         duplicates,
         tuple(name for name in unexpected if ignore and ignore.search(name)),
-        () if fused else tuple(missing),
+        tuple(missing),
         tuple(name for name in unexpected if not (ignore and ignore.search(name))),
-        tuple(fused),
+        tuple(unjoined),
     )
+
+
+def _joins(
+    module: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    parts: Mapping[str, list[tuple[str, str]]],
+    renames: Renames,
+) -> tuple[dict[str, Join], set[str], list[str]]:
+    """The joins of a checkpoint, the places that they fill, and what is wrong with them."""
+    state = module.state_dict()
+    joins, filled, problems = {}, set(), []
+    for place, collected in parts.items():
+        join = Join(place, tuple(collected), renames.by_pattern[collected[0][0]])
+        joins[place] = join
+        filled.add(place)
+        more = f" and {len(join.names) - 1} more" if len(join.names) > 1 else ""
+        what = f"tensor {join.names[0]!r}{more} cannot be joined to {place!r}"
+        try:
+            made = join.join({name: torch.empty(shapes[name], device="meta") for name in join.names}, module)
+        except Exception as error:  # converters raise whatever torch does
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            problems.append(f"{what} ({reason})")
+            continue
+        filled |= made.keys()
+        for target, tensor in made.items():
+            wanted = state.get(target)
+            if wanted is None or wanted.shape != tensor.shape:
+                needed = "has no such tensor" if wanted is None else f"has {tuple(wanted.shape)}"
+                problems.append(f"{what}: they make {tuple(tensor.shape)}, {type(module).__name__} {needed}")
+    return joins, filled, problems
 
 
 def _ignorable(module: nn.Module) -> list[str]:
@@ -105,32 +153,3 @@ def _ignorable(module: nn.Module) -> list[str]:
 def _patterns(patterns: Iterable[str] | None) -> re.Pattern[str] | None:
     listed = list(patterns or ())
     return re.compile("|".join(f"({pattern})" for pattern in listed)) if listed else None
-
-
-def _renamer(module: nn.Module) -> Any:
-    """A function from checkpoint name to (module name, whether loading joins or splits tensors)."""
-    places = module.state_dict()
-    prefix = getattr(module, "base_model_prefix", "") or ""
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-    except ImportError:  # an older or newer transformers: names as they are, with or without the prefix
-        return lambda name: (_with_prefix(name, prefix, places), False)
-    transforms = get_model_conversion_mapping(module)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-
-    def rename(name: str) -> tuple[str, bool]:
-        renamed, converter = rename_source_key(name, renamings, converters, prefix, places)
-        if renamed not in places and name in places:
-            return name, False
-        return renamed, converter is not None
-
-    return rename
-
-
-def _with_prefix(name: str, prefix: str, places: Mapping[str, Any]) -> str:
-    if name in places or not prefix:
-        return name
-    bare = name.removeprefix(f"{prefix}.")
-    return bare if bare in places else f"{prefix}.{name}"

@@ -112,6 +112,11 @@ class Checkpoint:
             raise PoolError(f"{info.file}: tensor {name!r} cannot be read ({error.strerror})") from error
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor by name."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
+    @property
     def nbytes(self) -> int:
         """Size of all tensors in bytes."""
         return sum(info.nbytes for info in self.tensors.values())

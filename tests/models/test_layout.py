@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, tiny_config
@@ -62,9 +64,12 @@ EXPECTED = {
 }
 
 
-def names_of(kind: str) -> list[str]:
-    """Names of the module's own parameters, tied ones once."""
-    return [name for name, _ in skeleton(tiny_config(kind)).named_parameters()]
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_of(kind: str) -> Shapes:
+    """Shapes of the module's own parameters, tied ones once."""
+    return {name: tuple(parameter.shape) for name, parameter in skeleton(tiny_config(kind)).named_parameters()}
 
 
 def test_every_architecture_has_its_expectation() -> None:
@@ -74,7 +79,7 @@ def test_every_architecture_has_its_expectation() -> None:
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_slices_and_their_tensors(kind: str) -> None:
     prefix, layer, outer = EXPECTED[kind]
-    layout = layout_of(tiny_config(kind), names_of(kind))
+    layout = layout_of(tiny_config(kind), shapes_of(kind))
     assert layout.layers == 2
     inner = [f"layers.{i}.{c}" for i in range(2) for c in ("attn", "mlp", "norm")]
     assert [str(s) for s in layout.slices] == ["embed", *inner, *(c for c in ("final_norm", "head") if c in outer)]
@@ -88,15 +93,15 @@ def test_slices_and_their_tensors(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_shapes_are_those_of_the_class(kind: str) -> None:
-    layout = layout_of(tiny_config(kind), names_of(kind))
+    layout = layout_of(tiny_config(kind), shapes_of(kind))
     module = skeleton(tiny_config(kind))
     assert all(parameter.device == torch.device("meta") for parameter in module.parameters())
     assert layout.shapes == {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
 def test_names_without_the_base_prefix_and_with_it() -> None:
-    config, names = tiny_config("gpt2"), names_of("gpt2")
-    bare = [name.removeprefix("transformer.") for name in names]
+    config, shapes = tiny_config("gpt2"), shapes_of("gpt2")
+    bare = {name.removeprefix("transformer."): shape for name, shape in shapes.items()}
     layout = layout_of(config, bare)
     assert layout.tensors[SliceId("embed")] == ("wte.weight", "wpe.weight")
     assert layout.parameters["h.1.ln_1.weight"] == "transformer.h.1.ln_1.weight"
@@ -105,49 +110,95 @@ def test_names_without_the_base_prefix_and_with_it() -> None:
 
 
 def test_renamed_modules_are_followed() -> None:
-    names = [name.replace("lm_head", "embed_out") for name in names_of("gpt_neox")]
-    layout = layout_of(tiny_config("gpt_neox"), names)
+    shapes = {name.replace("lm_head", "embed_out"): shape for name, shape in shapes_of("gpt_neox").items()}
+    layout = layout_of(tiny_config("gpt_neox"), shapes)
     assert layout.tensors[SliceId("head")] == ("embed_out.weight",)
     assert layout.parameters["embed_out.weight"] == "lm_head.weight"
 
 
 def test_tied_head_may_be_stored_too_or_instead() -> None:
-    config, names = tiny_config("llama_tied"), names_of("llama_tied")
+    config, shapes = tiny_config("llama_tied"), shapes_of("llama_tied")
     module = skeleton(config)
     assert tied_names(module) == {"lm_head.weight": "model.embed_tokens.weight"}
-    twice = match_names(module, [*names, "lm_head.weight"])
+    head = {"lm_head.weight": shapes["model.embed_tokens.weight"]}
+    twice = match_names(module, shapes | head)
     assert twice.duplicates == {"lm_head.weight": "model.embed_tokens.weight"}
-    assert layout_of(config, [*names, "lm_head.weight"]) == layout_of(config, names)
-    instead = ["lm_head.weight" if name == "model.embed_tokens.weight" else name for name in names]
-    assert layout_of(config, instead).tensors[SliceId("embed")] == ("lm_head.weight",)
+    assert layout_of(config, shapes | head) == layout_of(config, shapes)
+    del shapes["model.embed_tokens.weight"]
+    assert layout_of(config, shapes | head).tensors[SliceId("embed")] == ("lm_head.weight",)
 
 
 def test_old_buffers_are_ignored() -> None:
-    config, names = tiny_config("gpt2"), names_of("gpt2")
-    match = match_names(skeleton(config), [*names, "transformer.h.0.attn.bias"])
+    config, shapes = tiny_config("gpt2"), shapes_of("gpt2")
+    match = match_names(skeleton(config), shapes | {"transformer.h.0.attn.bias": (1, 1, 32, 32)})
     assert match.ignored == ("transformer.h.0.attn.bias",)
     assert match.unexpected == ()
-    llama = match_names(skeleton(tiny_config("llama")), ["model.layers.0.self_attn.rotary_emb.inv_freq"])
+    llama = match_names(skeleton(tiny_config("llama")), {"model.layers.0.self_attn.rotary_emb.inv_freq": (2,)})
     assert llama.ignored == ("model.layers.0.self_attn.rotary_emb.inv_freq",)
 
 
 def test_missing_and_unexpected_tensors_are_named() -> None:
-    config, names = tiny_config("llama"), names_of("llama")
+    config, shapes = tiny_config("llama"), shapes_of("llama")
     with pytest.raises(PoolError, match=r"lacks tensor 'model\.norm\.weight'; LlamaForCausalLM needs it"):
-        layout_of(config, [name for name in names if name != "model.norm.weight"])
+        layout_of(config, {name: shape for name, shape in shapes.items() if name != "model.norm.weight"})
     with pytest.raises(PoolError, match=r"unexpected tensor 'model\.layers\.7\.mlp\.up_proj\.weight'"):
-        layout_of(config, [*names, "model.layers.7.mlp.up_proj.weight"])
+        layout_of(config, shapes | {"model.layers.7.mlp.up_proj.weight": (24, 16)})
 
 
-def test_fused_experts_are_refused_for_now() -> None:
-    names = ["model.layers.0.block_sparse_moe.experts.0.w1.weight"]
+def mixtral() -> tuple[Any, Shapes, Shapes]:
+    """A configuration with three experts, the shapes of its module, and those of its experts one by one."""
     import transformers
 
     config = transformers.MixtralConfig(
-        hidden_size=16, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=1, vocab_size=8
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+        vocab_size=8,
+        num_local_experts=3,
+        architectures=["MixtralForCausalLM"],
     )
-    with pytest.raises(PoolError, match=r"experts\.0\.w1\.weight' is joined with others"):
-        layout_of(config, names)
+    joined = {name: tuple(parameter.shape) for name, parameter in skeleton(config).named_parameters()}
+    weights = {"w1": (24, 16), "w2": (16, 24), "w3": (24, 16)}
+    prefixes = [f"model.layers.{i}.block_sparse_moe.experts.{j}" for i in range(2) for j in range(3)]
+    return config, joined, {f"{p}.{w}.weight": shape for p in prefixes for w, shape in weights.items()}
+
+
+def test_experts_stored_one_by_one_belong_to_the_layer_that_joins_them() -> None:
+    config, joined, experts = mixtral()
+    shapes = {name: shape for name, shape in joined.items() if ".experts." not in name}
+    layout = layout_of(config, shapes | experts)
+    mlp = layout.tensors[SliceId("mlp", 1)]
+    assert set(mlp) == {name for name in experts if ".layers.1." in name} | {"model.layers.1.mlp.gate.weight"}
+    assert {name: layout.shapes[name] for name in experts} == experts
+    name = "model.layers.1.block_sparse_moe.experts.0.w3.weight"
+    assert layout.parameters[name] == "model.layers.1.mlp.experts.gate_up_proj"
+    assert layout.at_layer(name, 0) == "model.layers.0.block_sparse_moe.experts.0.w3.weight"
+    together = layout_of(config, joined)
+    assert together.slices == layout.slices
+    assert together.joins == ()
+    assert together.shapes == joined
+
+
+def test_experts_that_do_not_fit_together() -> None:
+    config, joined, experts = mixtral()
+    shapes = {name: shape for name, shape in joined.items() if ".experts." not in name}
+
+    def without(*parts: str) -> Shapes:
+        return shapes | {name: shape for name, shape in experts.items() if not any(part in name for part in parts)}
+
+    first = r"tensor 'model\.layers\.0\.block_sparse_moe\.experts\.0\.w1\.weight'"
+    gate_up = r"'model\.layers\.0\.mlp\.experts\.gate_up_proj'"
+    with pytest.raises(PoolError, match=f"{first} and 4 more cannot be joined to {gate_up}"):
+        layout_of(config, without("layers.0.block_sparse_moe.experts.1.w3."))
+    with pytest.raises(PoolError, match=rf"{gate_up}: they make \(2, 48, 16\), MixtralForCausalLM has \(3, 48, 16\)"):
+        layout_of(config, without(".experts.2.w1.", ".experts.2.w3."))
+    with pytest.raises(PoolError, match=r"lacks tensor 'model\.layers\.0\.mlp\.experts\.down_proj' and 1 more"):
+        layout_of(config, without(".w2."))
+    twice = shapes | experts | {gate_up.replace("\\", "").strip("'"): (3, 48, 16)}
+    with pytest.raises(PoolError, match=f"unexpected tensor {gate_up}"):
+        layout_of(config, twice)
 
 
 def test_encoder_decoders_are_refused() -> None:
@@ -155,11 +206,11 @@ def test_encoder_decoders_are_refused() -> None:
 
     config = transformers.T5Config(d_model=8, num_layers=1, vocab_size=8, architectures=["T5ForConditionalGeneration"])
     with pytest.raises(PoolError, match="'t5' is an encoder-decoder"):
-        layout_of(config, [])
+        layout_of(config, {})
 
 
 def test_moving_names_between_layers() -> None:
-    layout = layout_of(tiny_config("llama"), names_of("llama"))
+    layout = layout_of(tiny_config("llama"), shapes_of("llama"))
     name = "model.layers.1.mlp.up_proj.weight"
     assert layout.at_layer(name, 0) == "model.layers.0.mlp.up_proj.weight"
     assert layout.at_layer("model.norm.weight", 5) == "model.norm.weight"
@@ -172,6 +223,6 @@ def test_moving_names_between_layers() -> None:
 
 
 def test_slices_that_do_not_exist() -> None:
-    layout = layout_of(tiny_config("llama_tied"), names_of("llama_tied"))
+    layout = layout_of(tiny_config("llama_tied"), shapes_of("llama_tied"))
     with pytest.raises(RecipeError, match="slice head does not exist"):
         layout.of_slice(SliceId("head"))

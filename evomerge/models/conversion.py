@@ -1,0 +1,198 @@
+"""Tensors that transformers joins, splits or turns when it loads a checkpoint, by its own converters.
+
+A checkpoint stores the experts of a mixture one by one; the module holds them in one parameter. Models are merged
+in the checkpoint's tensors, which are what a file takes. A model in memory takes them through `ModuleTensors`:
+
+    tensors = ModuleTensors(module, layout)
+    out = tensors.out(names)    # all tensors of a slice: where to write what a merge computes
+    ...                         # write into the tensors of `out`
+    tensors.settle(out)         # joins what could not be written in place; mostly nothing
+
+`out` gives views into joined parameters wherever there are such, so that merging into memory copies nothing twice.
+They may be strided: check `is_contiguous` before flattening them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from evomerge.models.layout import Layout
+
+
+class Renames:
+    """Where transformers puts a checkpoint's tensors in a module: its renaming, prefix and conversion rules.
+
+    Args:
+        module: a transformers module; its weights are not read.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        transforms = get_model_conversion_mapping(module)
+        self._renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+        self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
+        self._prefix = getattr(module, "base_model_prefix", "") or ""
+        self._places = module.state_dict()
+        self.by_pattern = {p: converter for converter in self._converters for p in converter.source_patterns}
+
+    def place(self, name: str) -> tuple[str, str | None]:
+        """The name in the module and, where the tensor is converted, the converter's pattern (see `by_pattern`)."""
+        from transformers.core_model_loading import rename_source_key
+
+        place, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self._places)
+        if place not in self._places and name in self._places:
+            return name, None
+        return place, pattern
+
+
+@dataclass(frozen=True)
+class Join:
+    """Checkpoint tensors that one converter makes one or several module tensors of.
+
+    Attributes:
+        place: the (first) module tensor.
+        parts: for every checkpoint tensor, in the order in which transformers collects them: the converter's
+            pattern that it matches, and its name.
+        converter: the `WeightConverter`.
+    """
+
+    place: str
+    parts: tuple[tuple[str, str], ...]
+    converter: Any = field(compare=False, repr=False)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The checkpoint tensors."""
+        return tuple(name for _, name in self.parts)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The pattern of every part: joins of two checkpoints agree in them, whatever their names."""
+        return tuple(pattern for pattern, _ in self.parts)
+
+    def join(self, tensors: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:
+        """The module's tensors by name, made of the checkpoint's.
+
+        Args:
+            tensors: by checkpoint name; also on the meta device, for shapes alone.
+            module: the transformers module, for converters that look at its configuration or shapes.
+
+        Raises:
+            Exception: whatever the converter raises for tensors that do not fit together.
+        """
+        converter = deepcopy(self.converter)
+        for pattern, name in self.parts:
+            converter.add_tensor(self.place, name, pattern, tensors[name])
+        made = converter.convert(self.place, model=module, config=module.config)
+        if isinstance(made, tuple):  # transformers 5.0 returns errors beside the tensors
+            made = made[0]
+        return {place: value[0] if isinstance(value, list) else value for place, value in made.items()}
+
+    def views(self, target: torch.Tensor, module: nn.Module) -> dict[str, torch.Tensor] | None:
+        """Views into `target`, the module's tensor, that hold the checkpoint's tensors; ``None`` if there are none.
+
+        They come from the converter's inverse, with which transformers saves models.
+        """
+        try:
+            inverse = self.converter.reverse_transform()
+            tensors: Any = {inverse.source_patterns[0]: [target]}
+            with torch.no_grad(), _WithoutCopies():
+                for operation in inverse.operations:
+                    tensors = operation.convert(
+                        tensors,
+                        source_patterns=inverse.source_patterns,
+                        target_patterns=inverse.target_patterns,
+                        full_layer_name=self.place,
+                        model=module,
+                        config=module.config,
+                    )
+            order = dict(zip(self.converter.source_patterns, inverse.target_patterns, strict=True))
+            counts = dict.fromkeys(order, 0)
+            views = {}
+            for pattern, name in self.parts:
+                found = tensors.pop(order[pattern].replace("*", str(counts[pattern])))
+                views[name] = found[0] if isinstance(found, list) else found
+                counts[pattern] += 1
+        except Exception:  # converters without an inverse raise what they like
+            return None
+        shared = all(
+            view.untyped_storage().data_ptr() == target.untyped_storage().data_ptr() for view in views.values()
+        )
+        return views if shared and not tensors and sum(v.numel() for v in views.values()) == target.numel() else None
+
+
+class _WithoutCopies(TorchFunctionMode):
+    """Converters end in `contiguous`, which would copy what is wanted as a view."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is torch.Tensor.contiguous else func(*args, **(kwargs or {}))
+
+
+class ModuleTensors:
+    """A module's parameters and buffers under the checkpoint's names, to write merged tensors into.
+
+    Args:
+        module: as `from_pretrained` loaded it; its tensors must stay where they are.
+        layout: of the pool.
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout) -> None:
+        self._module = module
+        self._shapes = layout.shapes
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self._state = {place: tensor.detach() for place, tensor in state.items()}
+        self._places = layout.parameters
+        self._written: dict[str, torch.Tensor] = {}
+        self._staged: dict[str, Join] = {}
+        proven: dict[tuple[object, ...], bool] = {}
+        for join in layout.joins:
+            target = self._state[join.place]
+            views = join.views(target, module)
+            if views is not None:
+                kind = (join.patterns, target.shape, tuple(layout.shapes[name] for name in join.names))
+                if kind not in proven:
+                    made = join.join(views, module)
+                    proven[kind] = made.keys() == {join.place} and torch.equal(made[join.place], target)
+                if proven[kind]:
+                    self._written |= views
+                    continue
+            self._staged |= dict.fromkeys(join.names, join)
+        for name, place in layout.parameters.items():
+            if name not in self._staged:
+                self._written.setdefault(name, self._state[place])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype in which the module keeps a checkpoint tensor."""
+        return self._state[self._places[name]].dtype
+
+    def out(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Tensors to write into, by checkpoint name; all of a slice together.
+
+        Those of a slice that is joined by copying are new and hold nothing until they are written.
+        """
+        out = {}
+        for name in names:
+            if name in self._written:
+                out[name] = self._written[name]
+            else:
+                own = self._state[self._places[name]]
+                out[name] = torch.empty(self._shapes[name], dtype=own.dtype, device=own.device)
+        return out
+
+    @torch.no_grad()
+    def settle(self, out: Mapping[str, torch.Tensor]) -> None:
+        """Put what was written into the tensors of `out` where the module has it."""
+        for join in {self._staged[name].place: self._staged[name] for name in out if name in self._staged}.values():
+            for place, tensor in join.join(out, self._module).items():
+                self._state[place].copy_(tensor)
