@@ -1,36 +1,42 @@
-"""The parameter space: one merge method whose parameters vary by layer group and component.
+"""The parameter space: merge methods, and their parameters, by layer group and component.
 
-The parameter-space merging of EvoLLM (arXiv 2403.13187, section 3.1), for any method that declares its
+The parameter-space merging of EvoLLM (arXiv 2403.13187, section 3.1), for any methods that declare their
 parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from evomerge.errors import ConfigError, InfeasibleError, nearest
 from evomerge.genome import Gene, Genome, GenomeSpec
 from evomerge.method import MethodSpec, Scalar
 from evomerge.recipe import Input, PoolInfo, Recipe, SliceId, SliceRecipe, parameters
-from search_spaces.groups import component_lists, layer_anchors, layer_groups
-from search_spaces.ranges import SMALLEST_SUM, Option, Range, parameter_ranges
+from search_spaces.groups import Shares, component_lists, layer_anchors, layer_groups
+from search_spaces.methods import MethodChoice, gene_prefixes, method_choices
+from search_spaces.ranges import SMALLEST_SUM, Choice, Range
 
 KEY = "search_space"
 
 
 class ParameterSpace:
-    """Genes for a method's parameters, shared by groups of slices; implements `protocols.SearchSpace`.
+    """Genes for methods and their parameters, shared by groups of slices; implements `protocols.SearchSpace`.
 
     A gene group (say, the attention of layers 0 to 3) has a gene for every searched parameter: one per
     input for ``weight`` and its like, one in all for ``t``. Genes are called ``layers.0-3.attn/math/weight``
     or ``layers.2/t``, and come group by group in model order.
 
+    With a list of methods every group begins with a gene that chooses its method, ``layers.0-3.attn/method``.
+    Methods share the genes of parameters that they declare alike and of which the search explores the same
+    (``layers.2/math/weight``); the others' names begin with the method (``layers.2/slerp/t``), see
+    `gene_prefixes`. Genes that the chosen method does not have are silent: the recipe does not depend on them.
+
     Args:
         pool: what recipes are made of. The inputs of every slice are the sources in order; for a method of
             two inputs and a pool of one source, the base and the source.
         methods: declarations by name.
-        method: the merge method.
+        method: the merge method, or a list of methods to choose from.
         layer_group: how many layers share genes, ``layer`` (each its own) or ``all``; the last group may
             be shorter.
         components: lists of ``attn mlp norm embed final_norm head`` that share genes within a layer group
@@ -38,14 +44,18 @@ class ParameterSpace:
             that the pool has no slice for are passed over. With ``layer_group=all`` a list may mix
             components of layers with others.
         interpolation: ``linear`` puts genes at `anchors` evenly spaced depths and interpolates the layers
-            between them; ``layer_group`` is then left at ``layer``.
+            between them; ``layer_group`` is then left at ``layer``. Methods and words are those of the nearer
+            anchor, the earlier of two that are equally near; between anchors of different methods, numbers too.
         anchors: how many depths; from 2 to the number of layers.
-        parameters: by parameter, a fixed value, or ``{low, high, initial, resolution}`` (any of them).
-            ``weight``, ``density`` and ``t`` are searched unless fixed; others are fixed at their defaults
-            unless given a range.
+        parameters: by parameter, a fixed value; or ``{low, high, initial, resolution}`` (any of them) to
+            search a range, whole numbers where the parameter is one; or a list of words, or of true and false,
+            to choose from. Options under a method's name are for that method alone: ``{weight: {high: 1.5},
+            ties: {density: 0.3}}``. What is not given is searched where its declaration says so (``weight``,
+            ``density``, ``t``), else fixed at its default.
         negative_weights: lets weights go as far below zero as above.
-        normalize: the method's ``normalize``; its default for ``None``.
-        resolution: grid step for all genes that have none of their own; interpolated values are snapped too.
+        normalize: the methods' ``normalize``; their defaults for ``None``.
+        resolution: grid step for all genes of real numbers that have none of their own; interpolated values are
+            snapped too.
         mask_seed: seed of the recipes, for methods that drop weights at random.
 
     Raises:
@@ -57,26 +67,32 @@ class ParameterSpace:
         pool: PoolInfo,
         methods: Mapping[str, MethodSpec],
         *,
-        method: str = "task_arithmetic",
+        method: str | list[str] = "task_arithmetic",
         layer_group: int | str = "layer",
         components: str | list[list[str]] = "each",
         interpolation: Literal["none", "linear"] = "none",
         anchors: int = 3,
-        parameters: dict[str, Option] | None = None,
+        parameters: dict[str, Any] | None = None,
         negative_weights: bool = False,
         normalize: bool | None = None,
         resolution: float | None = None,
         mask_seed: int = 0,
     ) -> None:
-        if method not in methods:
-            raise ConfigError(f"{KEY}.method is {method!r}", nearest(method, methods))
         if not 0 <= mask_seed < 2**63:
             raise ConfigError(f"{KEY}.mask_seed is {mask_seed}", "an integer from 0 to 2^63 - 1")
         self._pool = pool
-        self._method = methods[method]
-        self._inputs = _inputs(pool, self._method)
-        self._base = _base(pool, self._method)
         self._seed = mask_seed
+        self._choices = method_choices(
+            pool,
+            methods,
+            method,
+            parameters or {},
+            negative_weights=negative_weights,
+            normalize=normalize,
+            resolution=resolution,
+            key=KEY,
+        )
+        self._by_name = {choice.name: choice for choice in self._choices}
         lists = component_lists(components, f"{KEY}.components")
         if interpolation == "linear":
             if layer_group != "layer":
@@ -90,22 +106,9 @@ class ParameterSpace:
             self._sharing = layer_groups(pool, layer_group, lists, f"{KEY}.layer_group")
         else:
             raise ConfigError(f"{KEY}.interpolation is {interpolation!r}", nearest(interpolation, ("none", "linear")))
-        self._ranges = parameter_ranges(
-            self._method,
-            parameters or {},
-            len(self._inputs),
-            negative_weights=negative_weights,
-            normalize=normalize,
-            resolution=resolution,
-            key=KEY,
-        )
-        genes: list[Gene] = []
-        self._index: dict[tuple[int, str, str], int] = {}
-        for number, group in enumerate(self._sharing.names):
-            for source, name, found in self._searched():
-                self._index[number, source, name] = len(genes)
-                genes.append(found.gene("/".join(part for part in (group, source, name) if part)))
-        self._spec = GenomeSpec(tuple(genes))
+        self._prefixes = gene_prefixes(self._choices)
+        self._index: dict[tuple[int, str, str, str], int] = {}
+        self._spec = GenomeSpec(tuple(self._genes()))
 
     @property
     def spec(self) -> GenomeSpec:
@@ -122,70 +125,68 @@ class ParameterSpace:
         self._spec.check(genome)
         return self._pool.recipe((self._slice(slice_, genome) for slice_ in self._pool.slices), self._seed)
 
-    def _searched(self) -> list[tuple[str, str, Range]]:
-        """Input (empty for parameters of the slice), parameter and range of a group's genes, in order."""
-        found: list[tuple[str, str, Range]] = []
-        for source in (*self._inputs, ""):
-            for spec in self._method.parameters:
-                value = self._ranges[spec.name]
-                if isinstance(value, Range) and spec.per_input == bool(source):
-                    found.append((source, spec.name, value))
-        return found
+    def _genes(self) -> list[Gene]:
+        """The genes, group by group; fills the index of (group, prefix, input, parameter)."""
+        genes: list[Gene] = []
+        sources = dict.fromkeys(name for choice in self._choices for name in choice.inputs)
+        for number, group in enumerate(self._sharing.names):
+            if len(self._choices) > 1:
+                self._index[number, "", "", "method"] = len(genes)
+                genes.append(Gene(f"{group}/method", "categorical", choices=tuple(self._by_name)))
+            for source in (*sources, ""):
+                for choice in self._choices:
+                    if source and source not in choice.inputs:
+                        continue
+                    for parameter in choice.spec.parameters:
+                        found = choice.explored[parameter.name]
+                        key = (number, self._prefixes[choice.name, parameter.name], source, parameter.name)
+                        if parameter.per_input != bool(source) or key in self._index:
+                            continue
+                        if isinstance(found, Range | Choice):
+                            self._index[key] = len(genes)
+                            genes.append(found.gene("/".join(part for part in (group, *key[1:]) if part)))
+        return genes
 
     def _slice(self, slice_: SliceId, genome: Genome) -> SliceRecipe:
-        each = {name: self._values(slice_, name, genome) for name in self._inputs}
-        inputs = tuple(Input(name, None, parameters(own)) for name, own in each.items())
-        values = self._values(slice_, "", genome)
-        if values.get("normalize") is True and self._method.parameter("weight"):
+        choice, shares = self._chosen(self._sharing.shares[slice_], genome)
+        each = {name: self._values(choice, shares, name, genome) for name in choice.inputs}
+        values = self._values(choice, shares, "", genome)
+        if values.get("normalize") is True and choice.spec.parameter("weight"):
             total = sum(float(own["weight"]) for own in each.values())
             if abs(total) < SMALLEST_SUM:
                 raise InfeasibleError(f"the weights of slice {slice_} sum to {total:g}", "they cannot be normalised")
-        return SliceRecipe(slice_, self._method.name, inputs, parameters(values), self._base)
+        inputs = tuple(Input(name, None, parameters(own)) for name, own in each.items())
+        return SliceRecipe(slice_, choice.name, inputs, parameters(values), choice.base)
 
-    def _values(self, slice_: SliceId, source: str, genome: Genome) -> dict[str, Scalar]:
+    def _chosen(self, shares: Shares, genome: Genome) -> tuple[MethodChoice, Shares]:
+        """The method of a slice, and the gene groups that its values come from: those that chose this method."""
+        if len(self._choices) == 1:
+            return self._choices[0], shares
+        methods = [str(genome.values[self._index[group, "", "", "method"]]) for group, _ in shares]
+        nearer = max(range(len(shares)), key=lambda i: shares[i][1])
+        if any(method != methods[nearer] for method in methods):
+            shares = ((shares[nearer][0], 1.0),)
+        return self._by_name[methods[nearer]], shares
+
+    def _values(self, choice: MethodChoice, shares: Shares, source: str, genome: Genome) -> dict[str, Scalar]:
         """Values of one input's parameters, or of the slice's own for the empty name."""
         values: dict[str, Scalar] = {}
-        for spec in self._method.parameters:
+        for spec in choice.spec.parameters:
             if spec.per_input == bool(source):
-                found = self._ranges[spec.name]
-                values[spec.name] = (
-                    self._value(slice_, source, spec.name, genome) if isinstance(found, Range) else found
-                )
+                found = choice.explored[spec.name]
+                if isinstance(found, Range | Choice):
+                    prefix = self._prefixes[choice.name, spec.name]
+                    genes = [self._index[group, prefix, source, spec.name] for group, _ in shares]
+                    values[spec.name] = self._value(genes, shares, genome)
+                else:
+                    values[spec.name] = found
         return values
 
-    def _value(self, slice_: SliceId, source: str, name: str, genome: Genome) -> float:
-        shares = self._sharing.shares[slice_]
-        genes = [self._index[group, source, name] for group, _ in shares]
-        if len(genes) == 1:
-            return float(genome.values[genes[0]])
-        mixed = sum(share * float(genome.values[gene]) for gene, (_, share) in zip(genes, shares, strict=True))
-        return float(self._spec.genes[genes[0]].snap(mixed))
-
-
-def _inputs(pool: PoolInfo, method: MethodSpec) -> tuple[str, ...]:
-    """The models that enter every slice."""
-    sources, most = pool.sources, method.max_inputs
-    if method.min_inputs <= len(sources) and (most is None or len(sources) <= most):
-        return sources
-    if method.base == "none" and method.min_inputs == 2 and len(sources) == 1 and pool.base is not None:
-        return (pool.base, *sources)
-    wanted = f"exactly {most}" if most == method.min_inputs else f"{method.min_inputs} to {most or 'any number of'}"
-    instead = ", or one and a base" if method.base == "none" and method.min_inputs == 2 else ""
-    raise ConfigError(
-        f"{KEY}.method is {method.name!r} and the pool has {len(sources)} source models ({', '.join(sources)})",
-        f"{method.name} takes {wanted} source models{instead}",
-        "choose another method, or change pool.models",
-    )
-
-
-def _base(pool: PoolInfo, method: MethodSpec) -> Input | None:
-    """The model that differences are taken from, for methods that work on differences."""
-    if method.base == "none":
-        return None
-    if pool.base is None:
-        raise ConfigError(
-            f"{KEY}.method is {method.name!r} and the pool has no base",
-            f"{method.name} merges differences from a base model",
-            "name one with pool.base, or choose a method without a base",
-        )
-    return Input(pool.base)
+    def _value(self, genes: list[int], shares: Shares, genome: Genome) -> Scalar:
+        values = [genome.values[gene] for gene in genes]
+        kind = self._spec.genes[genes[0]]
+        if kind.kind in ("categorical", "boolean"):
+            return kind.snap(values[max(range(len(shares)), key=lambda i: shares[i][1])])
+        if len(values) == 1:
+            return int(values[0]) if kind.kind == "integer" else float(values[0])
+        return kind.snap(sum(share * float(value) for value, (_, share) in zip(values, shares, strict=True)))

@@ -1,16 +1,14 @@
-"""What a search explores of each parameter of a merge method: a range, or nothing but one value."""
+"""What a search explores of each parameter of a merge method: a range, a choice, or nothing but one value."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from evomerge.errors import ConfigError, RecipeError, nearest
 from evomerge.genome import Gene
 from evomerge.method import MethodSpec, ParameterSpec, Scalar
-
-Option = float | bool | dict[str, float | None]
-"""How a configuration speaks of a parameter: a fixed value, or changes to its range."""
 
 KEYS = ("low", "high", "initial", "resolution")
 SMALLEST_SUM = 1e-6
@@ -19,91 +17,142 @@ SMALLEST_SUM = 1e-6
 
 @dataclass(frozen=True)
 class Range:
-    """What a search explores of one parameter; fields as in `Gene`."""
+    """The numbers that a search explores of one parameter; fields as in `Gene`."""
 
     low: float
     high: float
     initial: float
     resolution: float | None = None
+    integer: bool = False
 
     def gene(self, name: str) -> Gene:
         """A gene of this range."""
-        return Gene(name, "continuous", self.low, self.high, self.initial, self.resolution)
+        kind = "integer" if self.integer else "continuous"
+        return Gene(name, kind, self.low, self.high, self.initial, self.resolution)  # type: ignore[arg-type]  # two of its words
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The words that a search chooses from, or true and false."""
+
+    values: tuple[str, ...] | tuple[bool, ...]
+    initial: str | bool
+
+    def gene(self, name: str) -> Gene:
+        """A gene of these choices."""
+        words = tuple(value for value in self.values if isinstance(value, str))
+        return Gene(name, "categorical" if words else "boolean", initial=self.initial, choices=words)
+
+
+Explored = Range | Choice
 
 
 def parameter_ranges(
     method: MethodSpec,
-    options: Mapping[str, Option],
+    options: Mapping[str, Any],
     inputs: int,
     *,
     negative_weights: bool,
     normalize: bool | None,
     resolution: float | None,
     key: str,
-) -> dict[str, Range | Scalar]:
-    """A range or a fixed value for every parameter of `method`.
+) -> dict[str, Explored | Scalar]:
+    """A range, a choice or a fixed value for every parameter of `method`.
 
     Args:
         method: whose parameters.
-        options: by parameter, what the configuration says.
+        options: by parameter, what the configuration says: a fixed value, changes to the range, or a list to
+            choose from. Under the method's own name, options that only it follows. Others' are passed over.
         inputs: how many inputs a slice has.
         negative_weights: let weights go as far below zero as above.
         normalize: value of the method's ``normalize``; its default for ``None``.
-        resolution: grid step of every range that does not give its own.
+        resolution: grid step of every range of real numbers that does not give its own.
         key: the search space's configuration key, for messages.
 
     Raises:
-        ConfigError: a parameter or key that does not exist, values out of bounds, or weights that cannot
-            be normalised.
+        ConfigError: a key that does not exist, values out of bounds, or weights that cannot be normalised.
     """
-    names = [p.name for p in method.parameters]
-    for name in options:
-        if name not in names:
-            raise ConfigError(f"{key}.parameters has {name!r}, unknown to method {method.name!r}", nearest(name, names))
-    for name, value in (("weight", negative_weights or None), ("normalize", normalize)):
-        if value is not None and name not in names:
-            given = "negative_weights is true" if name == "weight" else f"normalize is {str(value).lower()}"
-            do = f"remove {key}.{given.split()[0]}"
-            raise ConfigError(f"{key}.{given}", f"method {method.name!r} has no {name}", do)
-    if normalize is not None and "normalize" in options:
+    if normalize is not None and options.get("normalize") is not None:
         raise ConfigError(f"{key}.normalize and {key}.parameters.normalize are both given", "one of them")
-    found: dict[str, Range | Scalar] = {}
+    found: dict[str, Explored | Scalar] = {}
     for spec in method.parameters:
-        option = options.get(spec.name)
-        where = f"{key}.parameters.{spec.name}"
-        if spec.name == "normalize" and normalize is not None:
+        option, where = _option(method.name, spec.name, options, f"{key}.parameters")
+        if option is None and spec.name == "normalize" and normalize is not None:
             found[spec.name] = normalize
+        elif option is None and not spec.searched:
+            found[spec.name] = spec.default
         elif isinstance(option, Mapping):
             found[spec.name] = _range(spec, option, inputs, negative_weights, resolution, where)
+        elif isinstance(option, Sequence) and not isinstance(option, str):
+            found[spec.name] = _choice(spec, option, where)
         elif option is not None:
-            _check(spec, option, where)
-            found[spec.name] = option if isinstance(option, bool) else float(option)
-        elif spec.searched:
-            found[spec.name] = _range(spec, {}, inputs, negative_weights, resolution, where)
+            found[spec.name] = _fixed(spec, option, where)
+        elif spec.kind in ("boolean", "categorical"):
+            found[spec.name] = _choice(spec, (True, False) if spec.kind == "boolean" else spec.choices, where)
         else:
-            found[spec.name] = spec.default
-    _check_weights(found, negative_weights, key)
+            found[spec.name] = _range(spec, {}, inputs, negative_weights, resolution, where)
+    _check_weights(method.name, found, negative_weights, key)
     points = {name: v.low for name, v in found.items() if isinstance(v, Range) and v.low == v.high}
     return found | points
 
 
+def _option(method: str, name: str, options: Mapping[str, Any], key: str) -> tuple[Any, str]:
+    """What the configuration says of one parameter of a method, and where."""
+    section = options.get(method)
+    own = section.get(name) if isinstance(section, Mapping) else None
+    shared = options.get(name)
+    if own is None:
+        return shared, f"{key}.{name}"
+    if isinstance(own, Mapping) and isinstance(shared, Mapping):
+        own = {**shared, **{word: value for word, value in own.items() if value is not None}}
+    return own, f"{key}.{method}.{name}"
+
+
+def _fixed(spec: ParameterSpec, value: Any, where: str) -> Scalar:
+    _check(spec, value, where)
+    if spec.kind == "continuous":
+        return float(value)
+    return int(value) if spec.kind == "integer" else value
+
+
+def _choice(spec: ParameterSpec, values: Sequence[Any], where: str) -> Choice | Scalar:
+    if spec.kind not in ("boolean", "categorical"):
+        do = f"search a range with {where}={{low: ..., high: ...}}"
+        raise ConfigError(f"{where} is a list", f"{spec.name} is a number", do)
+    for value in values:
+        _check(spec, value, where)
+    if not values or len(set(values)) < len(values):
+        words = "true and false" if spec.kind == "boolean" else ", ".join(spec.choices)
+        raise ConfigError(f"{where} is {list(values)}", f"one or more of {words}, each once")
+    start = spec.default if spec.default in values else values[0]
+    return values[0] if len(values) == 1 else Choice(tuple(values), start)  # type: ignore[arg-type]  # checked
+
+
 def _range(
     spec: ParameterSpec,
-    option: Mapping[str, float | None],
+    option: Mapping[str, Any],
     inputs: int,
     negative_weights: bool,
     resolution: float | None,
     where: str,
 ) -> Range:
-    if spec.kind != "continuous":
-        raise ConfigError(f"{where} is a range", f"{spec.name} is true or false", f"set {where}=true or false")
+    if spec.kind in ("boolean", "categorical"):
+        words = "true or false" if spec.kind == "boolean" else f"one of {', '.join(spec.choices)}"
+        raise ConfigError(f"{where} is a range", f"{spec.name} is {words}", "a list of these searches them")
     for name in option:
         if name not in KEYS:
-            raise ConfigError(f"{where} has no key {name!r}", nearest(name, KEYS))
-    given = {name: float(value) for name, value in option.items() if value is not None}
-    for name in ("low", "high", "initial"):
-        if name in given:
-            _check(spec, given[name], f"{where}.{name}")
+            raise ConfigError(f"{where} has no key {name!r}", nearest(str(name), KEYS))
+    whole = spec.kind == "integer"
+    given = {}
+    for name, value in option.items():
+        if value is None:
+            continue
+        if name != "resolution":
+            _check(spec, value, f"{where}.{name}")
+        elif whole or isinstance(value, bool) or not isinstance(value, int | float):
+            allowed = "none: whole numbers have no other grid" if whole else "a number"
+            raise ConfigError(f"{where}.resolution is {value!r}", allowed)
+        given[name] = int(value) if whole else float(value)
     high = given.get("high", spec.high)
     low = given.get("low", -high if negative_weights and spec.name == "weight" else spec.low)
     if low > high:
@@ -112,6 +161,8 @@ def _range(
     initial = given.get("initial", _initial(spec, low, high, inputs))
     if not low <= initial <= high:
         raise ConfigError(f"{where}.initial is {initial}", f"a number in [{low}, {high}]")
+    if whole:
+        return Range(int(low), int(high), int(initial), None, integer=True)
     step = given.get("resolution", resolution)
     found = Range(low, high, initial, step)
     try:
@@ -126,33 +177,36 @@ def _initial(spec: ParameterSpec, low: float, high: float, inputs: int) -> float
     if spec.name == "weight":
         return min(max(1.0 / max(inputs, 2), low), high)
     default = spec.default
+    if spec.kind == "integer":
+        return default if isinstance(default, int) and low <= default <= high else (low + high) // 2
     inside = isinstance(default, (int, float)) and low < default < high
     return float(default) if inside else (low + high) / 2
 
 
-def _check(spec: ParameterSpec, value: Scalar, where: str) -> None:
+def _check(spec: ParameterSpec, value: Any, where: str) -> None:
     try:
         spec.check(value, where)
     except RecipeError as error:
         raise ConfigError(f"{where} is {value!r}", error.allowed) from None
 
 
-def _check_weights(found: Mapping[str, Range | Scalar], negative_weights: bool, key: str) -> None:
-    weight = found.get("weight")
-    if negative_weights and not isinstance(weight, Range):
-        raise ConfigError(f"{key}.negative_weights is true", f"{key}.parameters.weight is fixed at {weight}")
-    if found.get("normalize") is not True or weight is None:
+def _check_weights(method: str, found: Mapping[str, Explored | Scalar], negative_weights: bool, key: str) -> None:
+    weight, normalize = found.get("weight"), found.get("normalize")
+    if negative_weights and weight is not None and not isinstance(weight, Range):
+        raise ConfigError(f"{key}.negative_weights is true", f"the weight of method {method!r} is fixed at {weight}")
+    if weight is None or not (normalize is True or isinstance(normalize, Choice)):
         return
+    assert not isinstance(weight, Choice)  # weights are numbers
     low, high = (weight.low, weight.high) if isinstance(weight, Range) else (float(weight), float(weight))
     if low < 0:
         raise ConfigError(
-            f"{key} normalises weights that may be negative (from {low})",
+            f"{key}: method {method!r} normalises weights that may be negative (from {low})",
             "weights that are normalised must not cancel out",
             f"set {key}.normalize=false, or {key}.parameters.weight.low=0",
         )
     if high < SMALLEST_SUM:
         raise ConfigError(
-            f"{key} normalises weights that are all at most {high}",
+            f"{key}: method {method!r} normalises weights that are all at most {high}",
             "weights that are normalised need a sum above zero",
             f"set {key}.normalize=false, or raise {key}.parameters.weight.high",
         )

@@ -22,6 +22,24 @@ METHODS = method_table(
         MethodSpec("slerp", (ParameterSpec("t", 0.5, minimum=0.0, maximum=1.0, searched=True),), "none", 2, 2),
         MethodSpec("task_arithmetic", (_WEIGHT, _LAMBDA, _normalize(False)), "required"),
         MethodSpec("ties", (_WEIGHT, _DENSITY, _LAMBDA, _normalize(True)), "required"),
+        MethodSpec("nearswap", (ParameterSpec("t", 0.001, 0.0, 0.01, minimum=0.0, searched=True),), "required", 1, 1),
+        MethodSpec(
+            "karcher",
+            (_WEIGHT, ParameterSpec("iterations", 10, 1, 20, kind="integer", minimum=1)),
+            "optional",
+            min_inputs=2,
+        ),
+        MethodSpec(
+            "della",
+            (
+                replace(_WEIGHT, default=0.5),
+                _DENSITY,
+                ParameterSpec("rank", 4, 1, 8, kind="integer", minimum=1, maximum=64, searched=True),
+                ParameterSpec("fusion", "sum", kind="categorical", choices=("sum", "mean", "vote")),
+                ParameterSpec("rescale", True, kind="boolean", searched=True),
+            ),
+            "required",
+        ),
         MethodSpec("dare_ties", (_WEIGHT, _DENSITY, _LAMBDA, _normalize(False)), "required"),
     ]
 )

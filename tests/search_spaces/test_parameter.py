@@ -28,6 +28,25 @@ CASES: dict[str, dict[str, Any]] = {
     "whole model": {"method": "slerp", "layer_group": "all", "components": [["attn", "mlp", "norm", "embed"]]},
     "normalised": {"method": "linear", "components": "all", "layer_group": "all", "resolution": 0.25},
     "negative": {"negative_weights": True, "parameters": {"weight": {"high": 1.5}}},
+    "every kind": {
+        "method": "della",
+        "layer_group": 3,
+        "components": "all",
+        "parameters": {"fusion": ["mean", "vote"], "weight": {"low": 0.1}},
+    },
+    "methods": {
+        "method": ["task_arithmetic", "ties", "slerp"],
+        "layer_group": 3,
+        "components": "all",
+        "parameters": {"weight": {"low": 0.1}, "lambda": {"high": 1.0}},
+    },
+    "methods interpolated": {
+        "method": ["ties", "della"],
+        "interpolation": "linear",
+        "anchors": 3,
+        "components": "all",
+        "parameters": {"weight": {"low": 0.1}},
+    },
 }
 
 
