@@ -94,6 +94,10 @@ class Statistics(Protocol):
     def count(self) -> int:
         """Number of its elements."""
 
+    @property
+    def has_base(self) -> bool:
+        """Whether there is a base: a method whose base is optional asks."""
+
     def gram(self, differences: bool = False) -> NDArray[np.float64]:
         """Inner products of the inputs, or of their task vectors: float64, of shape ``(inputs, inputs)``."""
 

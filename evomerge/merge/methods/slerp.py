@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 from evomerge.merge.methods.registry import Values, mix_method
+from evomerge.merge.methods.sphere import ZERO, finite_gram
 from evomerge.merge.mix import Mix, Statistics, weighted
 from evomerge.method import ParameterSpec
 
 _COLLINEAR = 0.9995  # beyond this cosine the arc is a straight line to float32
-_ZERO = 1e-8
 
 
 def _unchanged(values: Values) -> int | None:
@@ -32,10 +32,10 @@ def slerp(values: Values, statistics: Statistics) -> Mix:
     Tensors that are zero or nearly collinear (|cos O| > 0.9995) are interpolated linearly.
     """
     t = float(values["t"])
-    gram = statistics.gram()
+    gram = finite_gram(statistics)
     norms = math.sqrt(gram[0, 0]), math.sqrt(gram[1, 1])
     straight = weighted((float(np.float32(1) - np.float32(t)), t))
-    if min(norms) <= _ZERO:
+    if min(norms) <= ZERO:
         return straight
     cosine = max(-1.0, min(1.0, gram[0, 1] / (norms[0] * norms[1])))
     if abs(cosine) > _COLLINEAR:

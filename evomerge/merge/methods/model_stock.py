@@ -1,0 +1,86 @@
+"""Model Stock: how far from the base to go, from the angle between fine-tuned models (arXiv 2403.19522)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from evomerge.merge.methods.parameters import READING
+from evomerge.merge.methods.registry import Context, Values, merge_method
+from evomerge.merge.methods.rows import blocks, grams, one_vector, vectors
+from evomerge.merge.methods.sphere import Floats, finite, finite_gram
+from evomerge.merge.mix import Mix, Statistics, weighted
+from evomerge.method import ParameterSpec
+
+_SMALLEST = 1e-6  # of mergekit: a smaller product of norms is read as this, a smaller denominator as none
+
+
+def ratio(gram: Floats, reading: str) -> Floats:
+    """The share ``t`` of the average model (eq. 2).
+
+    ``t = N cos / (1 + (N - 1) cos)``, with the mean cosine between the task vectors of each pair of models; one that
+    is zero is at right angles to the others. The derivation is for angles up to 90 degrees: beyond them `t` would be
+    negative, without bound towards ``cos = -1/(N - 1)``, and is zero here. As mergekit reads it `t` may be negative.
+
+    Args:
+        gram: inner products of the N task vectors, of shape ``(N, N, ...)``.
+        reading: ``paper`` or ``mergekit``.
+
+    Returns:
+        `t`, of the shape of the other dimensions.
+    """
+    count = len(gram)
+    norms = [np.sqrt(gram[i, i]) for i in range(count)]
+    cosines = []
+    for i, j in itertools.combinations(range(count), 2):
+        product = norms[i] * norms[j]
+        if reading == "mergekit":
+            product = np.maximum(product, _SMALLEST)
+        cosines.append(np.clip(gram[i, j] / np.where(product > 0, product, 1.0), -1, 1))
+    mean = np.mean(cosines, axis=0)
+    if reading == "paper":
+        mean = np.maximum(mean, 0.0)
+    denominator = 1 + (count - 1) * mean
+    singular = np.abs(denominator) < _SMALLEST
+    return np.asarray(np.where(singular, 0.0, count * mean / np.where(singular, 1.0, denominator)))
+
+
+def _mix(values: Values, statistics: Statistics) -> Mix | None:
+    if values["filter_wise"] and not one_vector(statistics.shape, -1):
+        return None
+    gram = finite_gram(statistics, differences=True)
+    share = float(ratio(gram, values["reading"])) / len(gram)
+    return weighted([share] * len(gram), differences=True)
+
+
+@merge_method(
+    "model_stock",
+    ParameterSpec("filter_wise", False, kind="boolean", summary="an angle for each row of a tensor, not one for all"),
+    READING,
+    summary="between the base and the average of the models, by the angle between them (arXiv 2403.19522)",
+    base="required",
+    min_inputs=2,
+    mix=_mix,
+)
+def model_stock(
+    inputs: Sequence[torch.Tensor], base: torch.Tensor | None, *, filter_wise: bool, reading: str, context: Context
+) -> torch.Tensor:
+    """``t * mean(theta_i) + (1 - t) theta_0`` with `t` of each row by itself; see `ratio`."""
+    assert base is not None
+    count = len(inputs)
+    result = torch.empty_like(base, memory_format=torch.contiguous_format)
+    out, origin = vectors(result), vectors(base.contiguous())
+    rows = [vectors(x.contiguous()) for x in inputs]
+    for part in blocks(out):
+        tasks = [x[part] - origin[part] for x in rows]
+        share = (
+            torch.from_numpy(ratio(finite(grams(tasks)), reading) / count).to(base.device, torch.float32).unsqueeze(1)
+        )
+        total = tasks[0]
+        for task in tasks[1:]:
+            total += task
+        out[part] = total.mul_(share).add_(origin[part])
+    return result
