@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+from evomerge.merge.masks import kept_below
 from evomerge.merge.methods.parameters import (
     DENSITY,
     LAMBDA,
     NO_NORMALIZE,
+    RESCALE,
+    RESCALE_BY,
     WEIGHT,
     check_normalisable,
-    divisor,
     unchanged_task,
 )
 from evomerge.merge.methods.registry import Values, mix_method
+from evomerge.merge.methods.task_vectors import fused, restorable
 from evomerge.merge.mix import Mix, Statistics, Term
-from evomerge.method import ParameterSpec
-
-RESCALE = ParameterSpec("rescale", True, kind="boolean")
 
 
-def _dropped(values: Values) -> tuple[Term, ...]:
-    """Terms with each element kept with probability ``density``, divided by it when ``rescale`` is set."""
+def _dropped(values: Values, statistics: Statistics) -> tuple[Term, ...]:
+    """Terms with each element kept with probability ``density``, and rescaled when ``rescale`` is set."""
     terms = []
-    for weight, density in zip(values["weight"], values["density"], strict=True):
-        if density >= 1 or weight == 0:
+    for i, (weight, density) in enumerate(zip(values["weight"], values["density"], strict=True)):
+        if weight == 0 or density >= 1:
             terms.append(Term(weight))
-        elif density <= 0:
+            continue
+        if not kept_below(density):
             terms.append(Term(0.0))
-        else:
-            terms.append(Term(weight / density if values["rescale"] else weight, density=density, vote=weight))
+            continue
+        share = 1.0
+        if values["rescale"]:
+            by_probability = values["rescale_by"] == "probability"
+            share = density if by_probability else restorable(statistics.magnitude_kept(i, None, density))
+        terms.append(Term(weight / share, density=density, vote=weight))
     return tuple(terms)
 
 
@@ -38,6 +43,7 @@ def _dropped(values: Values) -> tuple[Term, ...]:
     LAMBDA,
     NO_NORMALIZE,
     RESCALE,
+    RESCALE_BY,
     summary="randomly dropped and rescaled task vectors, summed (arXiv 2311.03099)",
     base="required",
     check=check_normalisable,
@@ -47,9 +53,10 @@ def _dropped(values: Values) -> tuple[Term, ...]:
 def dare_linear(values: Values, statistics: Statistics) -> Mix:
     """``theta_0 + lambda sum w_i m_i tau_i / p_i`` with random masks ``m_i`` of density ``p_i`` (DARE, eq. 3 and 4).
 
-    The survivors are divided by the density, as in the paper; mergekit restores the sum of magnitudes instead.
+    The survivors are divided by the density, as in the paper, or by the share of the sum of magnitudes that they
+    are, as in mergekit.
     """
-    return Mix(_dropped(values), differences=True, divisor=divisor(values), scale=values["lambda_"])
+    return fused(_dropped(values, statistics), values, elect=False)
 
 
 @mix_method(
@@ -59,6 +66,7 @@ def dare_linear(values: Values, statistics: Statistics) -> Mix:
     LAMBDA,
     NO_NORMALIZE,
     RESCALE,
+    RESCALE_BY,
     summary="randomly dropped and rescaled task vectors, merged where their signs agree",
     base="required",
     unchanged=unchanged_task,
@@ -66,5 +74,4 @@ def dare_linear(values: Values, statistics: Statistics) -> Mix:
 )
 def dare_ties(values: Values, statistics: Statistics) -> Mix:
     """DARE in place of the trimming step of TIES."""
-    normalize, scale = values["normalize"], values["lambda_"]
-    return Mix(_dropped(values), differences=True, elect=True, normalize=normalize, scale=scale)
+    return fused(_dropped(values, statistics), values, elect=True)

@@ -17,6 +17,15 @@ DENSITY = ParameterSpec("density", 1.0, low=0.1, high=1.0, per_input=True, minim
 LAMBDA = ParameterSpec("lambda", 1.0, low=0.0, high=2.0)
 NORMALIZE = ParameterSpec("normalize", True, kind="boolean")
 NO_NORMALIZE = ParameterSpec("normalize", False, kind="boolean")
+RESCALE = ParameterSpec("rescale", True, kind="boolean", summary="make up for the elements dropped")
+NO_RESCALE = ParameterSpec("rescale", False, kind="boolean", summary="restore the sum of magnitudes after the trim")
+RESCALE_BY = ParameterSpec(
+    "rescale_by",
+    "probability",
+    kind="categorical",
+    choices=("probability", "magnitude"),
+    summary="divide by the probability of staying (paper), or restore the sum of magnitudes (mergekit)",
+)
 READING = ParameterSpec(
     "reading",
     "paper",

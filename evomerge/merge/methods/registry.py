@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from evomerge.errors import ConfigError
-from evomerge.merge.masks import drop_
+from evomerge.merge.masks import drop_, drop_each_
 from evomerge.merge.mix import Mix, Statistics
 from evomerge.method import MethodSpec, ParameterSpec, Scalar
 
@@ -37,6 +37,17 @@ class Context:
         """Set elements of the block `task` of input `index` to zero in place; each stays with probability `density`."""
         drop_(task, self.keys[index], density, self.offset)
 
+    def drop_each_(self, index: int, bounds: torch.Tensor, task: torch.Tensor, start: int = 0) -> None:
+        """The same where each element has a probability of its own.
+
+        Args:
+            index: of the input.
+            bounds: probabilities as `masks.kept_up_to` gives them, int32 and of the shape of `task`.
+            task: flat, written to.
+            start: index of the first element of `task` in the block.
+        """
+        drop_each_(task, self.keys[index], bounds, self.offset + start)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -52,7 +63,7 @@ class Method:
         elementwise: whether `function` may be given flat blocks of a tensor instead of the whole.
         check: ``check(values)``, raising `InfeasibleError` for values that no tensor can be merged with.
         unchanged: ``unchanged(values) -> int | None``: which input (or `BASE`) the result equals exactly.
-        random: whether elements are dropped at random, by `Term.density` or `Context.drop_`.
+        random: whether elements are dropped at random, by `Term.density`, `Context.drop_` or `Context.drop_each_`.
     """
 
     spec: MethodSpec

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from evomerge.merge.methods.parameters import DENSITY, LAMBDA, NORMALIZE, WEIGHT, unchanged_task
+from evomerge.merge.methods.parameters import DENSITY, LAMBDA, NO_RESCALE, NORMALIZE, WEIGHT, unchanged_task
 from evomerge.merge.methods.registry import Values, mix_method
-from evomerge.merge.mix import Cut, Mix, Statistics, Term
-
-
-def trim(statistics: Statistics, index: int, density: float) -> Cut | None:
-    """What keeps the ``int(density * n)`` largest magnitudes of a task vector, at least one."""
-    return statistics.cut(index, 0, max(1, int(density * statistics.count))) if density < 1 else None
+from evomerge.merge.methods.task_vectors import fused, trimmed
+from evomerge.merge.mix import Mix, Statistics
 
 
 @mix_method(
@@ -18,6 +14,7 @@ def trim(statistics: Statistics, index: int, density: float) -> Cut | None:
     DENSITY,
     LAMBDA,
     NORMALIZE,
+    NO_RESCALE,
     summary="trimmed task vectors, averaged where their signs agree (arXiv 2306.01708)",
     base="required",
     unchanged=unchanged_task,
@@ -26,10 +23,12 @@ def ties(values: Values, statistics: Statistics) -> Mix:
     """TIES-merging: trim to the largest magnitudes per tensor, elect signs, merge those that agree.
 
     The paper trims over the whole model; like mergekit, this trims each tensor by itself, which is what a
-    density per slice means.
+    density per slice means: to the ``int(density * n)`` largest magnitudes, at least one. ``rescale``, which the paper
+    does not have, restores the sum of magnitudes after the trim.
     """
-    terms = tuple(
-        Term(weight if density > 0 else 0.0, trim(statistics, i, density) if weight != 0 and density > 0 else None)
-        for i, (weight, density) in enumerate(zip(values["weight"], values["density"], strict=True))
-    )
-    return Mix(terms, differences=True, elect=True, normalize=values["normalize"], scale=values["lambda_"])
+    count = statistics.count
+
+    def ranks(index: int, density: float) -> tuple[int, int]:
+        return 0, min(count, max(1, int(density * count))) if density > 0 else 0
+
+    return fused(trimmed(values, statistics, ranks), values, elect=True)

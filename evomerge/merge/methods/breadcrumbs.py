@@ -1,0 +1,79 @@
+"""Model Breadcrumbs: task vectors without their outliers and their small perturbations (arXiv 2312.06795)."""
+
+from __future__ import annotations
+
+from evomerge.merge.methods.parameters import (
+    DENSITY,
+    LAMBDA,
+    NO_NORMALIZE,
+    NO_RESCALE,
+    WEIGHT,
+    check_normalisable,
+    unchanged_task,
+)
+from evomerge.merge.methods.registry import Values, mix_method
+from evomerge.merge.methods.task_vectors import fused, trimmed
+from evomerge.merge.mix import Mix, Statistics, Term
+from evomerge.method import ParameterSpec
+
+GAMMA = ParameterSpec(
+    "gamma",
+    0.01,
+    low=0.0,
+    high=0.1,
+    per_input=True,
+    minimum=0.0,
+    maximum=1.0,
+    summary="share of the largest magnitudes that is dropped",
+)
+
+
+def _crumbs(values: Values, statistics: Statistics) -> tuple[Term, ...]:
+    """Terms with the ``int(density * n)`` magnitudes that follow the ``int(gamma * n)`` largest.
+
+    With the paper's percentiles, ``gamma`` is one minus its gamma and ``density`` its gamma minus its beta. Where the
+    two do not fit together, fewer outliers go (as in mergekit), so that a density of one is the whole task vector.
+    """
+    count = statistics.count
+
+    def ranks(index: int, density: float) -> tuple[int, int]:
+        kept = int(density * count)
+        outliers = min(int(values["gamma"][index] * count), count - kept)
+        return outliers, outliers + kept
+
+    return trimmed(values, statistics, ranks)
+
+
+@mix_method(
+    "breadcrumbs",
+    WEIGHT,
+    DENSITY,
+    GAMMA,
+    LAMBDA,
+    NO_NORMALIZE,
+    NO_RESCALE,
+    summary="task vectors without outliers and small perturbations, summed (arXiv 2312.06795)",
+    base="required",
+    check=check_normalisable,
+    unchanged=unchanged_task,
+)
+def breadcrumbs(values: Values, statistics: Statistics) -> Mix:
+    """``theta_0 + lambda sum w_i m_i tau_i`` with masks of the middle magnitudes of each tensor."""
+    return fused(_crumbs(values, statistics), values, elect=False)
+
+
+@mix_method(
+    "breadcrumbs_ties",
+    WEIGHT,
+    DENSITY,
+    GAMMA,
+    LAMBDA,
+    NO_NORMALIZE,
+    NO_RESCALE,
+    summary="task vectors without outliers and small perturbations, merged where their signs agree",
+    base="required",
+    unchanged=unchanged_task,
+)
+def breadcrumbs_ties(values: Values, statistics: Statistics) -> Mix:
+    """Breadcrumbs in place of the trimming step of TIES."""
+    return fused(_crumbs(values, statistics), values, elect=True)

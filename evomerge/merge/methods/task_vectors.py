@@ -1,0 +1,53 @@
+"""What methods that drop elements of task vectors share: cuts, rescaling, and how the rest is summed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from evomerge.merge.methods.parameters import divisor
+from evomerge.merge.methods.registry import Values
+from evomerge.merge.mix import Mix, Statistics, Term
+
+_LEAST_SHARE = 1e-12  # what is less of a task vector is rounding, and no factor brings it back
+
+
+def fused(terms: tuple[Term, ...], values: Values, *, elect: bool) -> Mix:
+    """``theta_0 + lambda sum_i t_i`` of the terms, by ``normalize`` a mean; with `elect` of the elements that agree.
+
+    Args:
+        terms: what is left of the task vectors.
+        values: with ``weight``, ``normalize`` and ``lambda_``.
+        elect: sum only elements of the sign of the weighted sum (TIES); a mean is then one of what agrees.
+    """
+    scale = values["lambda_"]
+    if elect:
+        return Mix(terms, differences=True, elect=True, normalize=values["normalize"], scale=scale)
+    return Mix(terms, differences=True, divisor=divisor(values), scale=scale)
+
+
+def trimmed(values: Values, statistics: Statistics, ranks: Callable[[int, float], tuple[int, int]]) -> tuple[Term, ...]:
+    """Terms with the elements of some ranks of magnitude, and all of a density of one.
+
+    Args:
+        values: with ``weight``, ``density`` and ``rescale``.
+        statistics: of the tensor.
+        ranks: ``ranks(index, density) -> (first, last)``: the ranks ``first <= rank < last`` by falling magnitude stay.
+    """
+    terms = []
+    for i, (weight, density) in enumerate(zip(values["weight"], values["density"], strict=True)):
+        if weight == 0 or density >= 1:
+            terms.append(Term(weight))
+            continue
+        first, last = ranks(i, density)
+        if last <= first:
+            terms.append(Term(0.0))
+            continue
+        cut = statistics.cut(i, first, last)
+        share = restorable(statistics.magnitude_kept(i, cut, None)) if values["rescale"] and cut is not None else 1.0
+        terms.append(Term(weight / share, cut, vote=weight))
+    return tuple(terms)
+
+
+def restorable(share: float) -> float:
+    """What to divide by so that the sum of magnitudes is what it was: the share of it that is left, 1 where none is."""
+    return share if share > _LEAST_SHARE else 1.0
