@@ -33,19 +33,52 @@ def float32(x: Array) -> Array:
     return x.astype(np.float32).astype(np.float64)
 
 
-def splitmix(key: int, element: int) -> int:
-    """The 31-bit number of an element, in Python integers."""
-    z = (key + (element // 2 + 1) * 0x9E3779B97F4A7C15) % 2**64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-    z ^= z >> 31
-    return ((z >> 32) if element % 2 else (z % 2**32)) >> 1
+def mask_number(key: int, element: int) -> int:
+    """The 31-bit number of an element, in Python integers: triple32 with the key's words added."""
+    x = (element + key) % 2**32
+    x = (x ^ (x >> 17)) * 0xED5AD4BB % 2**32
+    x = (x ^ (x >> 11)) * 0xAC4C1B51 % 2**32
+    x = (x + (element >> 32) * 0x9E3779B9 + (key >> 32)) % 2**32
+    x = (x ^ (x >> 15)) * 0x31848BAB % 2**32
+    return (x ^ (x >> 14)) >> 1
 
 
-def dropped(task: Array, key: int, density: float, rescale: bool) -> Array:
-    """A task vector with each element kept with probability `density`."""
-    kept = np.array([splitmix(key, e) < density * 2**31 for e in range(task.size)]).reshape(task.shape)
+def number(key: int, element: int) -> int:
+    """The 31-bit random number of an element, in Python integers: triple32 (C. Wellons, 2018), keyed."""
+    word = 2**32
+    x = (element + key) % word
+    for shift, factor in ((17, 0xED5AD4BB), (11, 0xAC4C1B51)):
+        x = (x ^ (x >> shift)) * factor % word
+    x = (x + (key >> 32) + (element >> 32) * 0x9E3779B9) % word
+    x = (x ^ (x >> 15)) * 0x31848BAB % word
+    return (x ^ (x >> 14)) >> 1
+
+
+def stays(key: int, probability: Array) -> Array:
+    """Which elements of a tensor stay, each with its probability: ones and zeros."""
+    flat = probability.reshape(-1)
+    kept = [mask_number(key, e) < p * 2**31 for e, p in enumerate(flat)]
+    return np.array(kept, dtype=np.float64).reshape(probability.shape)
+
+
+def restored(task: Array, kept: Array) -> Array:
+    """What is kept of a task vector, times what makes its sum of magnitudes that of the whole."""
+    left = np.abs(kept).sum()
+    return kept * (np.abs(task).sum() / left) if left > 0 else kept
+
+
+def dropped(task: Array, key: int, density: float, rescale: bool, rescale_by: str = "probability") -> Array:
+    """A task vector with each element kept with probability `density`, and rescaled."""
+    kept = np.array([mask_number(key, e) < density * 2**31 for e in range(task.size)]).reshape(task.shape)
+    if rescale and rescale_by == "magnitude":
+        return restored(task * kept, task)
     return task * kept / (density if rescale and density > 0 else 1)
+
+
+def restored(rest: Array, task: Array) -> Array:
+    """What is left of a task vector, with the sum of magnitudes that the whole had."""
+    left = float(np.abs(rest).sum())
+    return rest * (float(np.abs(task).sum()) / left) if left > 0 else rest
 
 
 def by_magnitude(task: Array) -> list[int]:
@@ -105,8 +138,13 @@ def task_arithmetic(x: Sequence[Array], base: Array, *, weight: Any, lambda_: fl
 
 
 @paper
-def ties(x: Sequence[Array], base: Array, *, weight: Any, density: Any, lambda_: float, normalize: bool) -> Array:
-    tasks = [trimmed(float32(v - base), d) for v, d in zip(x, density, strict=True)]
+def ties(
+    x: Sequence[Array], base: Array, *, weight: Any, density: Any, lambda_: float, normalize: bool, rescale: bool
+) -> Array:
+    whole = [float32(v - base) for v in x]
+    tasks = [trimmed(task, d) for task, d in zip(whole, density, strict=True)]
+    if rescale:
+        tasks = [restored(rest, task) for rest, task in zip(tasks, whole, strict=True)]
     return base + lambda_ * elected(tasks, weight, normalize)
 
 
@@ -120,9 +158,10 @@ def dare_linear(
     lambda_: float,
     normalize: bool,
     rescale: bool,
+    rescale_by: str,
     keys: Sequence[int],
 ) -> Array:
-    tasks = [dropped(v - base, keys[i], density[i], rescale) for i, v in enumerate(x)]
+    tasks = [dropped(v - base, keys[i], density[i], rescale, rescale_by) for i, v in enumerate(x)]
     return base + lambda_ * weighted(tasks, weight, normalize)
 
 
@@ -136,7 +175,8 @@ def dare_ties(
     lambda_: float,
     normalize: bool,
     rescale: bool,
+    rescale_by: str,
     keys: Sequence[int],
 ) -> Array:
-    tasks = [dropped(v - base, keys[i], density[i], rescale) for i, v in enumerate(x)]
+    tasks = [dropped(v - base, keys[i], density[i], rescale, rescale_by) for i, v in enumerate(x)]
     return base + lambda_ * elected(tasks, weight, normalize)
