@@ -12,8 +12,9 @@ import torch
 from evomerge.errors import ConfigError, PoolError, nearest
 from evomerge.models import compatibility
 from evomerge.models.layout import Layout, layout_from, name_problems, skeleton
+from evomerge.models.location import resolve
 from evomerge.models.names import NameMatch, match_names
-from evomerge.models.reader import FLOAT_DTYPES, Checkpoint, resolve
+from evomerge.models.reader import FLOAT_DTYPES, Checkpoint
 from evomerge.recipe import DTYPES, Dtype, ModelRef, PoolInfo, Recipe
 
 _MOST_LISTED = 10

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -17,71 +15,37 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evomerge.errors import PoolError
-from evomerge.models.location import resolve
+from evomerge.models.headers import FLOAT_DTYPES, TensorInfo, read_header, read_json
 
-__all__ = ["FLOAT_DTYPES", "Checkpoint", "TensorInfo", "resolve"]
-
-FLOAT_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-)
-"""The dtypes that are merged, as safetensors headers write them."""
-
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
-_BYTES |= {"U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8}
+__all__ = ["FLOAT_DTYPES", "Checkpoint", "TensorFiles", "TensorInfo"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_LARGEST_HEADER = 100_000_000  # what the safetensors library accepts
 _SAMPLE = 4096
 
-# Keys of config.json that change from one save to the next without changing the model.
-_VOLATILE_CONFIG = ("_name_or_path", "transformers_version")
 
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor as its file's header describes it.
+class TensorFiles:
+    """A folder with a configuration and tensors in safetensors files, of which the headers have been read.
 
     Attributes:
-        name: as in the checkpoint.
-        dtype: as safetensors writes it: ``F32``, ``BF16``, ``F16``, ``I64``, ...
-        shape: in elements.
-        file: the safetensors file that holds it.
-        nbytes: size in the file.
-        start: offset of its first byte in the file.
+        folder: where the files lie.
+        config: the configuration, as it is stored.
+        tensors: the headers' entries by tensor name.
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    nbytes: int
-    start: int
+    _volatile: Collection[str] = ()  # keys that change from one save to the next without changing the model
+    _kind = "tensors"
 
-    @property
-    def is_float(self) -> bool:
-        """Whether it is of a dtype that is merged."""
-        return self.dtype in FLOAT_DTYPES
-
-
-class Checkpoint:
-    """A folder with ``config.json`` and safetensors, in one file or in shards with an index.
-
-    Opening reads ``config.json`` and the headers only. `read` maps a tensor into memory without copying it.
-
-    Raises:
-        PoolError: a file is missing, truncated or malformed, or a header does not agree with its file; the
-            file is named, and the tensor where there is one.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.config: dict[str, Any] = _read_json(self.folder / "config.json", "the model's configuration")
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_read_headers(self.folder))
+    def __init__(self, folder: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+        self.folder, self.config = folder, config
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
         self._open: dict[Path, Any] = {}
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor in its stored dtype, on the CPU, backed by the mapped file: do not write to it.
+
+        A file that is cut short while its tensors are in use cannot be survived; one that has become shorter
+        since it was opened is refused here.
 
         Raises:
             PoolError: there is no such tensor, or its file cannot be read.
@@ -90,6 +54,13 @@ class Checkpoint:
         if info is None:
             raise PoolError(f"{self.folder} has no tensor {name!r}", f"it has {len(self.tensors)} others")
         try:
+            size, end = os.stat(info.file).st_size, info.start + info.nbytes
+            if size < end:
+                raise PoolError(
+                    f"{info.file} has been truncated: tensor {name!r} ends at byte {end} of {size}",
+                    "",
+                    "download it again",
+                )
             if info.file not in self._open:
                 self._open[info.file] = safe_open(str(info.file), framework="pt", device="cpu")
             tensor: torch.Tensor = self._open[info.file].get_tensor(name)
@@ -97,7 +68,8 @@ class Checkpoint:
             raise PoolError(
                 f"{info.file}: tensor {name!r} cannot be read ({error})", "", "download or save the file again"
             ) from error
-        return tensor
+        # Files need not be aligned, compiled kernels may: the odd tensor is copied.
+        return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
 
     def sample(self, name: str) -> bytes:
         """The first, the middle and the last 4096 bytes of a tensor; all of one up to 12288 bytes."""
@@ -131,8 +103,8 @@ class Checkpoint:
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(b"evomerge checkpoint 1\n")
-        config = {key: value for key, value in self.config.items() if key not in _VOLATILE_CONFIG}
+        digest = hashlib.sha256(f"evomerge {self._kind} 1\n".encode())
+        config = {key: value for key, value in self.config.items() if key not in self._volatile}
         digest.update(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
         for name in sorted(self.tensors):
             info = self.tensors[name]
@@ -141,16 +113,37 @@ class Checkpoint:
         return f"sha256:{digest.hexdigest()}"
 
 
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PoolError(f"{path.parent} has no {path.name}", f"it holds {what}", "name the model's folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PoolError(f"{path} is not JSON ({error})", f"it holds {what}", "download or save it again") from error
-    if not isinstance(content, dict):
-        raise PoolError(f"{path} holds a {type(content).__name__}", "a JSON object", "download or save it again")
-    return content
+class Checkpoint(TensorFiles):
+    """A folder with ``config.json`` and safetensors, in one file or in shards with an index.
+
+    Opening reads ``config.json`` and the headers only. `read` maps a tensor into memory without copying it.
+
+    Raises:
+        PoolError: a file is missing, truncated or malformed, or a header does not agree with its file; the
+            file is named, and the tensor where there is one.
+    """
+
+    _volatile = ("_name_or_path", "transformers_version")
+    _kind = "checkpoint"
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise PoolError(
+                f"{folder} holds an adapter, not a model",
+                "an adapter is folded into its base model",
+                "write the two as base+adapter",
+            )
+        config = read_json(folder / "config.json", "the model's configuration")
+        super().__init__(folder, config, _read_headers(folder))
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that its tensors come to take beyond the mapped files."""
+        return 0
+
+    def release(self) -> None:
+        """Give back the memory of tensors that are not mapped, should there be any."""
 
 
 def _read_headers(folder: Path) -> dict[str, TensorInfo]:
@@ -162,7 +155,7 @@ def _read_headers(folder: Path) -> dict[str, TensorInfo]:
     if (folder / _SINGLE) in files:
         files = [folder / _SINGLE]
     if len(files) == 1:
-        return _read_header(files[0])
+        return read_header(files[0])
     if files:
         raise PoolError(
             f"{folder} has {len(files)} safetensors files and neither {_SINGLE} nor {_INDEX}",
@@ -182,9 +175,11 @@ def _read_headers(folder: Path) -> dict[str, TensorInfo]:
 
 def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
     """The tensors of all shards; every tensor and shard that the index names must be there."""
-    weight_map = _read_json(index, "the shards' index").get("weight_map")
+    weight_map = read_json(index, "the shards' index", unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise PoolError(f"{index} has no weight_map", "tensor names with the shard that holds each")
+    if not weight_map:
+        raise PoolError(f"{index} names no tensors", "tensor names with the shard that holds each", "download it again")
     found: dict[str, TensorInfo] = {}
     headers: dict[str, dict[str, TensorInfo]] = {}
     for name, shard in weight_map.items():
@@ -200,60 +195,19 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
                     f"{len(set(weight_map.values()))} shards",
                     "download the missing shard",
                 )
-            headers[shard] = _read_header(path)
+            headers[shard] = read_header(path)
         if name not in headers[shard]:
             raise PoolError(
                 f"{folder / shard} lacks tensor {name!r}, which {_INDEX} places there", "", "download both again"
             )
         found[name] = headers[shard][name]
-    for header in headers.values():  # transformers loads what the shards hold, listed or not
+    for shard, header in headers.items():  # transformers loads what the shards hold, listed or not
         for name, info in header.items():
-            found.setdefault(name, info)
+            other = found.setdefault(name, info)
+            if other.file != info.file:
+                raise PoolError(
+                    f"{folder} has tensor {name!r} in {other.file.name} and in {shard}",
+                    "every tensor in one shard",
+                    "save the model again with save_pretrained",
+                )
     return found
-
-
-def _read_header(path: Path) -> dict[str, TensorInfo]:
-    """Parse one file's header and check it against the file's size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise PoolError(
-                f"{path} is truncated or not safetensors: {size} bytes, header of {length}", "", "download it again"
-            )
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-    except ValueError:
-        header = None
-    if not isinstance(header, dict):
-        raise PoolError(f"{path}: the safetensors header is not a JSON object", "", "download or save it again")
-    data = 8 + length
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-            begin, end = (int(n) for n in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError):
-            raise PoolError(
-                f"{path}: the header's entry for tensor {name!r} is malformed", "", "save it again"
-            ) from None
-        if dtype not in _BYTES:
-            raise PoolError(f"{path}: tensor {name!r} has dtype {dtype}", f"known: {', '.join(sorted(_BYTES))}")
-        expected = math.prod(shape) * _BYTES[dtype]
-        if end - begin != expected or begin < 0 or min(shape, default=0) < 0:
-            raise PoolError(
-                f"{path}: tensor {name!r} of shape {shape} and dtype {dtype} takes {expected} bytes, "
-                f"but the header gives it bytes {begin} to {end}",
-                "",
-                "download or save it again",
-            )
-        if data + end > size:
-            raise PoolError(
-                f"{path} is truncated: tensor {name!r} ends at byte {data + end} of {size}", "", "download it again"
-            )
-        tensors[name] = TensorInfo(name, dtype, shape, path, end - begin, data + begin)
-    return tensors

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -144,14 +145,54 @@ def test_header_that_lies_is_refused_by_tensor(folder: Path, change: dict[str, o
         Checkpoint(folder)
 
 
-def test_header_that_the_library_refuses_names_the_tensor(folder: Path) -> None:
-    # Offsets that overlap pass the size check; the safetensors library refuses the file when it is opened.
-    info = Checkpoint(folder).tensors
-    length = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
-    begin = info["d.steps"].start - 8 - length
-    rewrite_header(folder, {"shape": [2], "dtype": "I64", "data_offsets": [begin, begin + 16]})
-    with pytest.raises(PoolError, match=r"tensor 'a\.weight' cannot be read"):
-        Checkpoint(folder).read("a.weight")
+@pytest.mark.parametrize("opened", [False, True])
+def test_file_truncated_after_opening_is_refused_when_read(folder: Path, opened: bool) -> None:
+    checkpoint = Checkpoint(folder)
+    last = max(checkpoint.tensors.values(), key=lambda info: info.start)
+    if opened:
+        checkpoint.read(last.name)
+    os.truncate(last.file, last.start + last.nbytes - 1)
+    with pytest.raises(PoolError, match=rf"model\.safetensors has been truncated: tensor '{last.name}' ends"):
+        checkpoint.read(last.name)
+
+
+def test_file_that_is_gone_or_replaced_is_refused_when_read(folder: Path) -> None:
+    checkpoint = Checkpoint(folder)
+    path = folder / "model.safetensors"
+    path.write_bytes(b"\x00" * path.stat().st_size)
+    with pytest.raises(PoolError, match=r"model\.safetensors: tensor 'a\.weight' cannot be read"):
+        checkpoint.read("a.weight")
+    path.unlink()
+    with pytest.raises(PoolError, match=r"model\.safetensors: tensor 'a\.weight' cannot be read"):
+        checkpoint.read("a.weight")
+
+
+def test_index_without_tensors_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(PoolError, match=r"index\.json names no tensors"):
+        Checkpoint(folder)
+
+
+def test_index_that_names_a_tensor_twice_is_refused(folder: Path) -> None:
+    shard(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a.weight": "model-00001-of-00002.safetensors", "a.weight": "x.safetensors"}}')
+    with pytest.raises(PoolError, match=r"index\.json has 'a\.weight' twice"):
+        Checkpoint(folder)
+
+
+def test_tensor_in_two_shards_is_refused(folder: Path) -> None:
+    shard(folder)
+    second = folder / "model-00002-of-00002.safetensors"
+    save_file({**load_file(second), "a.weight": TENSORS["a.weight"] + 1}, second)
+    with pytest.raises(PoolError, match=r"tensor 'a\.weight' in model-00001-of-00002\.safetensors and in model-00002"):
+        Checkpoint(folder)
+
+
+def test_adapter_in_the_place_of_a_model(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(PoolError, match=r"holds an adapter, not a model.*base\+adapter"):
+        Checkpoint(folder)
 
 
 def test_header_that_is_not_json_is_refused(folder: Path) -> None:
