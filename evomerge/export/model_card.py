@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import yaml
 
 from evomerge.errors import RecipeError
-from evomerge.export.mergekit import to_mergekit
+from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.layout import Layout
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.recipe_yaml import dump_recipe
@@ -52,7 +52,7 @@ def model_card(
     name: str,
     *,
     folders: Mapping[str, Path],
-    auto_class: str = "AutoModelForCausalLM",
+    loading: tuple[str, str | None] = ("AutoModelForCausalLM", "AutoTokenizer"),
     scores: Sequence[ScoreLine] = (),
     scores_title: str = "Held-out scores",
 ) -> str:
@@ -63,7 +63,7 @@ def model_card(
         layout: of the pool.
         name: title of the card.
         folders: where the source models lie, for the licences that their own cards declare.
-        auto_class: the transformers class that loads the model.
+        loading: the transformers classes that load the model and what prepares its inputs (see `auto_class`).
         scores: rows of the score table; no table without any.
         scores_title: heading of the score table.
     """
@@ -77,11 +77,19 @@ def model_card(
         "## Recipe",
         _recipe_text(recipe, layout),
         "## Loading",
-        f"```python\nfrom transformers import {auto_class}, AutoTokenizer\n\n"
-        f'model = {auto_class}.from_pretrained("{name}", dtype="auto")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```',
+        _snippet(name, *loading),
     ]
     return _front_matter(recipe, licenses) + "\n\n".join(sections) + "\n"
+
+
+def _snippet(name: str, model: str, processor: str | None) -> str:
+    """Python that loads the model and, where there is one, what prepares its inputs."""
+    lines = [f"from transformers import {', '.join(sorted(filter(None, (model, processor))))}", ""]
+    lines.append(f'model = {model}.from_pretrained("{name}", dtype="auto")')
+    if processor is not None:
+        variable = "tokenizer" if processor == "AutoTokenizer" else "processor"
+        lines.append(f'{variable} = {processor}.from_pretrained("{name}")')
+    return "\n".join(["```python", *lines, "```"])
 
 
 def published_name(ref: ModelRef) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from evomerge.errors import OutputError
+from evomerge.export.auto_class import auto_class, processor_class
 from evomerge.export.config_json import merged_config
 from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
@@ -28,20 +29,20 @@ from evomerge.recipe_yaml import dump_recipe
 RECIPE_FILE = "evomerge_recipe.yaml"
 MAX_SHARD_BYTES = 5 * 10**9
 
-_TOKENIZER_FILES = (
+_INPUTS = (
     "tokenizer*",
     "vocab*",
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
-    "spiece.model",
-    "sentencepiece*.model",
+    "*.model",
+    "bpe.codes",
     "*.tiktoken",
-    "preprocessor_config.json",
+    "*preprocessor_config.json",
     "processor_config.json",
 )
-_COPIED = (*_TOKENIZER_FILES, "generation_config.json", "*.py")  # *.py: code that config.json or a tokenizer refers to
+_COPIED = (*_INPUTS, "generation_config.json", "*.py")  # *.py: code that config.json or a tokenizer refers to
 _COPIED_FOLDERS = ("additional_chat_templates",)
 
 _DTYPES = {written: dtype for dtype, written in DTYPES.items()}
@@ -107,6 +108,7 @@ def write_model(
         pool.layout,
         out.resolve().name,
         folders={name: pool.folder(name) for name, _ in recipe.models},
+        loading=(auto_class(pool.config), processor_class(source)),
         scores=scores,
         scores_title=scores_title,
     )

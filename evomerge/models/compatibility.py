@@ -26,7 +26,16 @@ _IMMATERIAL = re.compile(
     re.VERBOSE,
 )
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def architecture_problem(name: str, config: Any, reference: str, reference_config: Any) -> PoolError | None:
