@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
+from numba.extending import intrinsic
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -40,3 +42,20 @@ def _cache_folder() -> str:
     except (OSError, RuntimeError):
         return ""
     return str(folder) if os.access(folder, os.W_OK) else ""
+
+
+def _word_operation(instruction: str) -> Any:
+    """One operation on two uint32 words; numba's own would widen them to 64 bits, and halve what a vector holds."""
+
+    @intrinsic
+    def operation(typing_context: Any, a: Any, b: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(builder, instruction)(arguments[0], arguments[1])
+
+        return types.uint32(types.uint32, types.uint32), build
+
+    return operation
+
+
+add, multiply, xor = _word_operation("add"), _word_operation("mul"), _word_operation("xor")
+both, either, shift_right = _word_operation("and_"), _word_operation("or_"), _word_operation("lshr")

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from evomerge.merge.kernels.compiling import compiled
+from evomerge.merge.kernels.compiling import add, both, compiled, either, shift_right
 
 F32, BF16, F16 = 0, 1, 2
 """Codes of the merged dtypes."""
@@ -18,6 +18,7 @@ _LINE = 64  # bytes
 _U = np.uint32
 _EXPONENT = np.uint32(0x7F800000)
 _SIZE = np.uint32(0x7FFFFFFF)
+_LESS_EXPONENT = np.uint32(2**32 - (112 << 10))
 _F16_SCALE = np.float32(2.0**112)
 _F16_LEAST = np.float32(2.0**-14)
 _F16_SMALL = np.float32(0.5)
@@ -64,6 +65,24 @@ def _stream_32(typing_context: Any, target: Any, source: Any) -> Any:
 
 
 @compiled
+def floats(address: int, count: int) -> Any:
+    """Memory as float32. Views by address cost nothing, where those of arrays are counted."""
+    return carray(pointer(address), (count,), np.float32)
+
+
+@compiled
+def words(address: int, count: int) -> Any:
+    """Memory as uint32."""
+    return carray(pointer(address), (count,), np.uint32)
+
+
+@compiled
+def halves(address: int, count: int) -> Any:
+    """Memory as uint16."""
+    return carray(pointer(address), (count,), np.uint16)
+
+
+@compiled
 def prefetch(address: int, count: int) -> None:
     """Ask for `count` bytes from an address."""
     for byte in range(0, count, _LINE):
@@ -77,89 +96,98 @@ def width(kind: int) -> int:
 
 
 @compiled
-def read(address: int, kind: int, start: int, count: int, scratch: Any) -> Any:
-    """Elements from `start` as float32: the memory itself where it is float32, else `scratch` filled."""
+def read(address: int, kind: int, start: int, count: int, scratch: int) -> int:
+    """Elements from `start` as float32: the address itself where they are float32, else `scratch`, filled."""
     if kind == F32:
-        return carray(pointer(address + 4 * start), (count,), np.float32)
-    half = carray(pointer(address + 2 * start), (count,), np.uint16)
-    bits = scratch.view(np.uint32)
+        return address + 4 * start
+    half, bits = halves(address + 2 * start, count), words(scratch, count)
     if kind == BF16:
         for e in range(count):
-            bits[e] = np.uint32(half[e]) << np.uint32(16)
-    else:
-        for e in range(count):
-            # The exponent is rebased by a product, which is exact also for subnormals.
-            bits[e] = np.uint32(half[e] & np.uint16(0x7FFF)) << np.uint32(13)
-        for e in range(count):
-            scratch[e] = scratch[e] * _F16_SCALE
-        for e in range(count):
-            word = np.uint32(half[e])
-            infinite = (word & np.uint32(0x7C00)) == np.uint32(0x7C00)
-            bits[e] |= ((word & np.uint32(0x8000)) << np.uint32(16)) | (_EXPONENT if infinite else np.uint32(0))
+            bits[e] = np.uint32(half[e]) << _U(16)
+        return scratch
+    values = floats(scratch, count)
+    for e in range(count):
+        # The exponent is rebased by a product, which is exact also for subnormals.
+        bits[e] = np.uint32(half[e] & np.uint16(0x7FFF)) << _U(13)
+    for e in range(count):
+        values[e] = values[e] * _F16_SCALE
+    for e in range(count):
+        word = np.uint32(half[e])
+        exponent = _EXPONENT if both(word, _U(0x7C00)) == _U(0x7C00) else _U(0)
+        bits[e] = either(bits[e], either(both(word, _U(0x8000)) << _U(16), exponent))
     return scratch
 
 
 @compiled
-def is_infinite(peak: Any) -> int:
+def is_infinite(peak: int, count: int) -> int:
     """Whether `write` has seen a number that is not finite."""
     seen = np.uint32(0)
-    for e in range(peak.shape[0]):
-        seen |= peak[e]
+    for word in words(peak, count):
+        seen |= word
     return np.int64(seen >> np.uint32(31))
 
 
 @compiled
-def write(values: Any, address: int, kind: int, start: int, count: int, stream: bool, scratch: Any, peak: Any) -> None:
-    """Round float32 `values` to the target's dtype and store them.
+def write(source: int, address: int, kind: int, start: int, count: int, stream: bool, scratch: int, peak: int) -> None:
+    """Round float32 numbers to the target's dtype and store them.
 
     Args:
-        values: float32, of at least `count` elements.
+        source: address of the numbers.
         address, kind, start: of the target.
         count: elements.
         stream: write whole vectors past the cache; asks for a target and start that are multiples of 32 bytes.
-        scratch: float32, overwritten.
-        peak: uint32; the highest bit of an element is set when one stored from there is not finite (`is_infinite`).
+        scratch: address of `count` float32 that are overwritten.
+        peak: of uint32; the highest bit of an element is set when one stored from there is not finite (`is_infinite`).
     """
-    bits = values.view(np.uint32)
+    bits, peaks = words(source, count), words(peak, count)
     if kind == F32:
-        for e in range(count):
-            peak[e] = _U(peak[e] | _U(_U(bits[e] & _SIZE) + _U(0x00800000)))
-        done = 0
+        target = words(address + 4 * start, count)
         if stream:
+            for e in range(count):
+                peaks[e] = either(peaks[e], add(both(bits[e], _SIZE), _U(0x00800000)))
             done = count // 8 * 8
             for e in range(0, done, 8):
-                _stream_32(address + 4 * (start + e), values.ctypes.data + 4 * e)
-        target = carray(pointer(address + 4 * start), (count,), np.float32)
-        for e in range(done, count):
-            target[e] = values[e]
+                _stream_32(address + 4 * (start + e), source + 4 * e)
+            for e in range(done, count):
+                target[e] = bits[e]
+        else:
+            for e in range(count):
+                peaks[e] = either(peaks[e], add(both(bits[e], _SIZE), _U(0x00800000)))
+                target[e] = bits[e]
         return
-    half = scratch.view(np.uint16)
+    half = halves(scratch if stream else address + 2 * start, count)
     if kind == BF16:
         for e in range(count):
             word = bits[e]
-            rounded = _U(_U(word + _U(0x7FFF) + _U(_U(word >> _U(16)) & _U(1))) >> _U(16))
+            rounded = shift_right(add(word, add(_U(0x7FFF), both(shift_right(word, _U(16)), _U(1)))), _U(16))
             half[e] = np.uint16(rounded)
-            peak[e] = _U(peak[e] | _U(_U(_U(rounded & _U(0x7FFF)) + _U(0x80)) << _U(16)))
+            peaks[e] = either(peaks[e], add(both(rounded, _U(0x7FFF)), _U(0x7FFF8080)))
     else:
-        for e in range(count):
-            size = _U(bits[e] & _SIZE)
-            # Round to nearest even at bit 13 and rebase the exponent; subnormals follow below.
-            rounded = _U(size + _U(0xFFF) + _U(_U(size >> _U(13)) & _U(1)))
-            over = rounded >= _U(143 << 23)
-            normal = _U(0x7C00) if over else _U(_U(rounded >> _U(13)) - _U(112 << 10))
-            half[e] = np.uint16(_U(_U(_U(bits[e] >> _U(16)) & _U(0x8000)) | _U(normal & _U(0x7FFF))))
-            peak[e] = _U(peak[e] | (_U(0x80000000) if over else _U(0)))
-        for e in range(count):
-            size_of = abs(values[e])
-            if size_of < _F16_LEAST:
-                # Adding one half rounds to a multiple of 2^-24, the spacing of float16's subnormals.
-                small = (size_of + _F16_SMALL) - _F16_SMALL
-                half[e] = np.uint16(_U(_U(_U(bits[e] >> _U(16)) & _U(0x8000)) | _U(small * np.float32(2.0**24))))
-    done = 0
+        _to_float16(source, half, peaks, count)
     if stream:
         done = count // 16 * 16
         for e in range(0, done, 16):
-            _stream_32(address + 2 * (start + e), scratch.ctypes.data + 2 * e)
-    target16 = carray(pointer(address + 2 * start), (count,), np.uint16)
-    for e in range(done, count):
-        target16[e] = half[e]
+            _stream_32(address + 2 * (start + e), scratch + 2 * e)
+        rest = halves(address + 2 * start, count)
+        for e in range(done, count):
+            rest[e] = half[e]
+
+
+@compiled
+def _to_float16(source: int, half: Any, peaks: Any, count: int) -> None:
+    values, bits = floats(source, count), words(source, count)
+    for e in range(count):
+        size = both(bits[e], _SIZE)
+        # Round to nearest even at bit 13 and rebase the exponent; subnormals follow below.
+        rounded = add(size, add(_U(0xFFF), both(shift_right(size, _U(13)), _U(1))))
+        over = rounded >= _U(143 << 23)
+        normal = _U(0x7C00) if over else add(shift_right(rounded, _U(13)), _LESS_EXPONENT)
+        half[e] = np.uint16(either(both(shift_right(bits[e], _U(16)), _U(0x8000)), both(normal, _U(0x7FFF))))
+        peaks[e] = either(peaks[e], _U(0x80000000) if over else _U(0))
+    for e in range(count):
+        distance = abs(values[e])
+        if distance < _F16_LEAST:
+            # Adding one half rounds to a multiple of 2^-24, the spacing of float16's subnormals.
+            small = (distance + _F16_SMALL) - _F16_SMALL
+            sign = both(shift_right(bits[e], _U(16)), _U(0x8000))
+            half[e] = np.uint16(either(sign, _U(small * np.float32(2.0**24))))

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.merge.kernels.compiling import compiled
-from evomerge.merge.kernels.memory import is_infinite, prefetch, read, width, write
+from evomerge.merge.kernels.compiling import add, compiled, multiply, shift_right, xor
+from evomerge.merge.kernels.memory import floats, is_infinite, prefetch, read, width, write
 from evomerge.merge.masks import ROUNDS, WRAP
 
 BLOCK = 512
@@ -22,72 +22,129 @@ _SHIFT_4, _WRAP = np.uint32(14), np.uint32(WRAP)
 
 
 @compiled
-def _keep(values: Any, low: Any, high: Any, kept: Any, count: int) -> None:
-    """Copy what is neither below `low` nor above `high` in magnitude (a NaN is kept), zero elsewhere."""
-    for e in range(count):
-        size = abs(values[e])
-        kept[e] = np.float32(0) if (size < low) | (size > high) else values[e]
+def _keep(source: int, base: int, low: Any, high: Any, target: int, count: int) -> None:
+    """What of the source, less the base where one is given, is neither below `low` nor above `high` in magnitude.
+
+    Zero elsewhere; a NaN is kept.
+    """
+    values, kept = floats(source, count), floats(target, count)
+    if base:
+        origin = floats(base, count)
+        for e in range(count):
+            task = values[e] - origin[e]
+            size = abs(task)
+            kept[e] = np.float32(0) if (size < low) | (size > high) else task
+    else:
+        for e in range(count):
+            size = abs(values[e])
+            kept[e] = np.float32(0) if (size < low) | (size > high) else values[e]
 
 
 @compiled
-def _drop(values: Any, key: Any, bound: Any, start: int, kept: Any, count: int) -> None:
+def _drop(source: int, key: Any, bound: Any, start: int, target: int, count: int) -> None:
     """Copy the elements whose random number (see `masks`) lies below `bound`, zero elsewhere."""
-    # Every step is cut to 32 bits again: numba would widen it, and halve what a vector holds.
-    first = _U(_U(start) + _U(key))
-    upper = _U(_U(key >> np.uint64(32)) + _U(_U(start >> 32) * _WRAP))
+    values, kept = floats(source, count), floats(target, count)
+    first = add(_U(start), _U(key))
+    upper = add(_U(key >> np.uint64(32)), multiply(_U(start >> 32), _WRAP))
     for e in range(count):
-        x = _U(first + _U(e))
-        x = _U(_U(x ^ _U(x >> _SHIFT_1)) * _FACTOR_1)
-        x = _U(_U(x ^ _U(x >> _SHIFT_2)) * _FACTOR_2)
-        x = _U(x + upper)
-        x = _U(_U(x ^ _U(x >> _SHIFT_3)) * _FACTOR_3)
-        x = _U(x ^ _U(x >> _SHIFT_4))
-        kept[e] = values[e] if _U(x >> _U(1)) < bound else np.float32(0)
+        x = add(first, _U(e))
+        x = multiply(xor(x, shift_right(x, _SHIFT_1)), _FACTOR_1)
+        x = multiply(xor(x, shift_right(x, _SHIFT_2)), _FACTOR_2)
+        x = add(x, upper)
+        x = multiply(xor(x, shift_right(x, _SHIFT_3)), _FACTOR_3)
+        x = xor(x, shift_right(x, _SHIFT_4))
+        kept[e] = values[e] if shift_right(x, _U(1)) < bound else np.float32(0)
 
 
 @compiled
-def _minus(values: Any, base: Any, result: Any, count: int) -> None:
+def _minus(source: int, base: int, target: int, count: int) -> None:
+    values, origin, result = floats(source, count), floats(base, count), floats(target, count)
     for e in range(count):
-        result[e] = values[e] - base[e]
+        result[e] = values[e] - origin[e]
 
 
 @compiled
-def _times(values: Any, weight: Any, total: Any, count: int) -> None:
-    for e in range(count):
-        total[e] = values[e] * weight
+def _times(source: int, weight: Any, target: int, count: int, more: bool) -> None:
+    """Weight times the source; with `more`, added to the target."""
+    values, total = floats(source, count), floats(target, count)
+    if more:
+        for e in range(count):
+            total[e] = total[e] + values[e] * weight
+    else:
+        for e in range(count):
+            total[e] = values[e] * weight
 
 
 @compiled
-def _plus(values: Any, weight: Any, total: Any, count: int) -> None:
-    for e in range(count):
-        total[e] = total[e] + values[e] * weight
+def _times_difference(source: int, base: int, weight: Any, target: int, count: int, more: bool) -> None:
+    """Weight times the difference; with `more`, added to the target."""
+    values, origin, total = floats(source, count), floats(base, count), floats(target, count)
+    if more:
+        for e in range(count):
+            total[e] = total[e] + (values[e] - origin[e]) * weight
+    else:
+        for e in range(count):
+            total[e] = (values[e] - origin[e]) * weight
 
 
 @compiled
-def _times_difference(values: Any, base: Any, weight: Any, total: Any, count: int) -> None:
-    for e in range(count):
-        total[e] = (values[e] - base[e]) * weight
+def _times_elect(source: int, weight: Any, target: int, sum_: int, count: int, more: bool) -> None:
+    """Weight times the source, kept and added to the sum that elects the sign."""
+    values, part, elected = floats(source, count), floats(target, count), floats(sum_, count)
+    if more:
+        for e in range(count):
+            part[e] = values[e] * weight
+            elected[e] = elected[e] + part[e]
+    else:
+        for e in range(count):
+            part[e] = values[e] * weight
+            elected[e] = part[e]
 
 
 @compiled
-def _plus_difference(values: Any, base: Any, weight: Any, total: Any, count: int) -> None:
-    for e in range(count):
-        total[e] = total[e] + (values[e] - base[e]) * weight
-
-
-@compiled
-def _vote(part: Any, elected: Any, vote: Any, mean: Any, divisor: Any, count: int) -> None:
-    """Add the elements of the elected sign to the sum, and their vote to the divisor."""
+def _agreeing(source: int, sum_: int, target: int, count: int, more: bool) -> None:
+    """Add the elements of the elected sign to the target."""
+    part, elected, total = floats(source, count), floats(sum_, count), floats(target, count)
     for e in range(count):
         agrees = part[e] > 0 if elected[e] >= 0 else part[e] < 0
-        mean[e] = mean[e] + (part[e] if agrees else np.float32(0))
-        divisor[e] = divisor[e] + (vote if agrees else np.float32(0))
+        total[e] = (total[e] if more else np.float32(0)) + (part[e] if agrees else np.float32(0))
 
 
 @compiled
-def _add(values: Any, other: Any, count: int) -> None:
-    for e in range(count):
-        values[e] = values[e] + other[e]
+def _voting(source: int, sum_: int, vote: Any, target: int, votes: int, count: int, more: bool) -> None:
+    """Add the elements of the elected sign to the target, and their vote to the divisor."""
+    part, elected = floats(source, count), floats(sum_, count)
+    total, divisor = floats(target, count), floats(votes, count)
+    if more:
+        for e in range(count):
+            agrees = part[e] > 0 if elected[e] >= 0 else part[e] < 0
+            total[e] = total[e] + (part[e] if agrees else np.float32(0))
+            divisor[e] = divisor[e] + (vote if agrees else np.float32(0))
+    else:
+        for e in range(count):
+            agrees = part[e] > 0 if elected[e] >= 0 else part[e] < 0
+            total[e] = np.float32(0) + (part[e] if agrees else np.float32(0))
+            divisor[e] = vote if agrees else np.float32(0)
+
+
+@compiled
+def _finish(target: int, base: int, votes: int, least: Any, divisor: Any, scale: Any, count: int) -> None:
+    """Divide by the votes (where an address is given) or the divisor, scale, and add the base (where given)."""
+    total = floats(target, count)
+    if votes:
+        by = floats(votes, count)
+        for e in range(count):
+            total[e] = total[e] / (np.float32(1) if abs(by[e]) <= least else by[e])
+    elif divisor != 1:
+        for e in range(count):
+            total[e] = total[e] / divisor
+    if base:
+        origin = floats(base, count)
+        for e in range(count):
+            total[e] = total[e] * scale + origin[e]
+    elif scale != 1:
+        for e in range(count):
+            total[e] = total[e] * scale
 
 
 @compiled
@@ -126,77 +183,53 @@ def mix(
         stream: whether `out` is 32-byte aligned and worth writing past the cache.
     """
     count = inputs.shape[0]
-    parts = np.empty((count, BLOCK), np.float32)
-    scratch = np.empty((7, BLOCK), np.float32)
-    peak = np.zeros(BLOCK, np.uint32)
-    total, elected, votes_of, converted, first, second, origin_scratch = (
-        scratch[0], scratch[1], scratch[2], scratch[3], scratch[4], scratch[5], scratch[6],
-    )  # fmt: skip
+    memory = np.zeros((count + 8) * BLOCK, np.float32)
+    row = 4 * BLOCK
+    total = (memory.ctypes.data + 63) // 64 * 64
+    elected, divisors, converted = total + row, total + 2 * row, total + 3 * row
+    task, origin_scratch, peak, parts = total + 4 * row, total + 5 * row, total + 6 * row, total + 7 * row
     edge = np.empty(2, np.int32)
     edges = edge.view(np.float32)
     start = begin
     while start < end:
         size = min(BLOCK, end - start, 4294967296 - start % 4294967296)  # masks begin anew there
         for i in range(count):
-            for at in (cuts[i, 1], cuts[i, 3]):  # on either side of where ties are cut the bounds differ
-                if cuts[i, 0] >= 0 and start < at < start + size:
-                    size = at - start
-        origin = origin_scratch
+            if cuts[i, 0] >= 0:  # on either side of where ties are cut the bounds differ
+                for at in (cuts[i, 1], cuts[i, 3]):
+                    if start < at < start + size:
+                        size = at - start
+        origin = 0
         if differences:
             origin = read(base, base_kind, start, size, origin_scratch)
             prefetch(base + start * width(base_kind) + _AHEAD, size * width(base_kind))
         for i in range(count):
             values = read(inputs[i], kinds[i], start, size, converted)
             prefetch(inputs[i] + start * width(kinds[i]) + _AHEAD, size * width(kinds[i]))
-            plain = cuts[i, 0] < 0 and bounds[i] < 0
-            if plain and not elect:
-                if differences and i == 0:
-                    _times_difference(values, origin, weights[i], total, size)
-                elif differences:
-                    _plus_difference(values, origin, weights[i], total, size)
-                elif i == 0:
-                    _times(values, weights[i], total, size)
-                else:
-                    _plus(values, weights[i], total, size)
-                continue
-            if differences:
-                _minus(values, origin, first, size)
-                values = first
             if cuts[i, 0] >= 0:
                 edge[0] = cuts[i, 0] + (1 if start >= cuts[i, 1] else 0)
                 edge[1] = cuts[i, 2] - (1 if start < cuts[i, 3] else 0)
-                _keep(values, edges[0], edges[1], second, size)
-                values = second
-            if bounds[i] >= 0:
-                _drop(values, keys[i], np.uint32(bounds[i]), start, parts[i], size)
-                values = parts[i]
-            if not elect:
-                if i == 0:
-                    _times(values, weights[i], total, size)
-                else:
-                    _plus(values, weights[i], total, size)
+                _keep(values, origin, edges[0], edges[1], task, size)
+                values = task
+            elif differences and (elect or bounds[i] >= 0):
+                _minus(values, origin, task, size)
+                values = task
+            elif differences:
+                _times_difference(values, origin, weights[i], total, size, i > 0)
                 continue
-            _times(values, weights[i], parts[i], size)
-            if i == 0:
-                elected[:size] = parts[i][:size]
+            if bounds[i] >= 0:
+                _drop(values, keys[i], np.uint32(bounds[i]), start, converted, size)
+                values = converted
+            if elect:
+                _times_elect(values, weights[i], parts + i * row, elected, size, i > 0)
             else:
-                _add(elected, parts[i], size)
+                _times(values, weights[i], total, size, i > 0)
         if elect:
-            total[:size] = 0
-            votes_of[:size] = 0
             for i in range(count):
-                _vote(parts[i], elected, votes[i], total, votes_of, size)
-            if normalize:
-                for e in range(size):
-                    total[e] = total[e] / (np.float32(1) if abs(votes_of[e]) <= least_vote else votes_of[e])
-        elif divisor != 1:
-            for e in range(size):
-                total[e] = total[e] / divisor
-        if scale != 1:
-            for e in range(size):
-                total[e] = total[e] * scale
-        if differences:
-            _add(total, origin, size)
+                if normalize:
+                    _voting(parts + i * row, elected, votes[i], total, divisors, size, i > 0)
+                else:
+                    _agreeing(parts + i * row, elected, total, size, i > 0)
+        _finish(total, origin, divisors if elect and normalize else 0, least_vote, divisor, scale, size)
         write(total, out, out_kind, start, size, stream and start % 16 == 0, converted, peak)
         start += size
-    return is_infinite(peak)
+    return is_infinite(peak, BLOCK)
