@@ -79,16 +79,25 @@ class ModelRef:
         location: a local folder or a hub id (``org/name``).
         revision: the hub commit, for hub ids.
         fingerprint: hash of the checkpoint's content, for local folders.
+        adapter: the LoRA adapter that is folded into the model, itself a local folder or a hub id.
     """
 
     location: str
     revision: str | None = None
     fingerprint: str | None = None
+    adapter: ModelRef | None = None
 
     @property
     def identity(self) -> str:
         """What enters hashes: the content where it is known, the location only where nothing pins it."""
-        return self.fingerprint or (f"{self.location}@{self.revision}" if self.revision else self.location)
+        own = self.fingerprint or (f"{self.location}@{self.revision}" if self.revision else self.location)
+        return f"{own}+{self.adapter.identity}" if self.adapter else own
+
+    @property
+    def address(self) -> str:
+        """As people write it, with the commits of hub ids: ``org/name@commit+org/adapter@commit``."""
+        own = f"{self.location}@{self.revision}" if self.revision else self.location
+        return f"{own}+{self.adapter.address}" if self.adapter else own
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ RecipeDumper.add_representer(
 
 
 def _model_out(ref: ModelRef) -> _Flow:
-    fields = {"location": ref.location, "revision": ref.revision, "fingerprint": ref.fingerprint}
+    fields: dict[str, Any] = {"location": ref.location, "revision": ref.revision, "fingerprint": ref.fingerprint}
+    fields["adapter"] = None if ref.adapter is None else _model_out(ref.adapter)
     return _Flow({key: value for key, value in fields.items() if value is not None})
 
 

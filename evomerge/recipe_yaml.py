@@ -7,6 +7,7 @@
     models:
       base: {location: pool/base, fingerprint: 'sha256:...'}
       math: {location: org/math, revision: 1a2b...}
+      code: {location: pool/base, fingerprint: 'sha256:...', adapter: {location: org/code-lora, revision: 3c4d...}}
     intermediates:
       both: {slices: [...]}
     slices:
@@ -162,8 +163,14 @@ def _one_in(
 
 
 def _model_in(content: Any, where: str) -> ModelRef:
-    fields = safe_yaml.mapping(content, where, ("location",), ("revision", "fingerprint"))
-    return ModelRef(**{key: safe_yaml.text(value, f"{where}.{key}") for key, value in fields.items()})
+    fields = dict(safe_yaml.mapping(content, where, ("location",), ("revision", "fingerprint", "adapter")))
+    adapter = fields.pop("adapter", None)
+    if isinstance(adapter, dict) and "adapter" in adapter:
+        raise RecipeError(f"{where}.adapter has an adapter", "one adapter on a model", "fold the others first")
+    return ModelRef(
+        **{key: safe_yaml.text(value, f"{where}.{key}") for key, value in fields.items()},
+        adapter=None if adapter is None else _model_in(adapter, f"{where}.adapter"),
+    )
 
 
 def _slices_in(content: Any, key: str, most: int) -> list[SliceRecipe]:

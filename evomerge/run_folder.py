@@ -144,7 +144,7 @@ class RunFolder:
 def _pool_info(content: Any) -> PoolInfo:
     if content["evomerge_pool"] != 1:
         raise ValueError(f"format {content['evomerge_pool']!r}, this version reads 1")
-    refs = tuple((name, ModelRef(**ref)) for name, ref in content["models"].items())
+    refs = tuple((name, _model_ref(ref)) for name, ref in content["models"].items())
     names = {name for name, _ in refs}
     sources, base = tuple(content["sources"]), content["base"]
     unknown = {*sources, *([base] if base is not None else [])} - names
@@ -154,3 +154,8 @@ def _pool_info(content: Any) -> PoolInfo:
         raise ValueError(f"dtype {content['dtype']!r}")
     slices = tuple(SliceId.parse(text) for text in content["slices"])
     return PoolInfo(refs, cast(tuple[str, ...], sources), base, slices, int(content["layers"]), content["dtype"])
+
+
+def _model_ref(content: Any) -> ModelRef:
+    adapter = content.get("adapter")
+    return ModelRef(**{**content, "adapter": None if adapter is None else ModelRef(**adapter)})

@@ -80,6 +80,7 @@ def test_the_hash_does_not_depend_on_names_or_places() -> None:
         recipe(weighted(EMBED, parameters=(("normalize", True),)), weighted(ATTN), weighted(HEAD)),
         recipe(models=(("base", ModelRef("pool/base", None, "sha256:c")), MODELS[1])),
         recipe(models=(MODELS[0], ("math", ModelRef("org/math", "2b")))),
+        recipe(models=(MODELS[0], ("math", ModelRef("org/math", "1a2b", adapter=ModelRef("org/lora", "1a2b"))))),
     ],
 )
 def test_the_hash_changes_with_the_content(other: Recipe) -> None:
@@ -160,3 +161,8 @@ def test_a_pool_gives_baselines() -> None:
     )
     assert average.config_from == "base"
     assert average.ref("lang") == ModelRef("pool/lang", None, "sha256:lang")
+
+
+def test_a_model_and_its_adapter_are_each_pinned() -> None:
+    ref = ModelRef("org/base", "1a", adapter=ModelRef("lora", None, "sha256:c"))
+    assert (ref.identity, ref.address) == ("org/base@1a+sha256:c", "org/base@1a+lora")

@@ -91,7 +91,8 @@ values = st.dictionaries(names, numbers | names | by_tensor, max_size=3).map(par
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     text = st.none() | names
-    models = draw(st.dictionaries(names, st.builds(ModelRef, names, text, text), min_size=1, max_size=3))
+    adapters = st.one_of(st.none(), st.builds(ModelRef, names, text, text))
+    models = draw(st.dictionaries(names, st.builds(ModelRef, names, text, text, adapters), min_size=1, max_size=3))
     inputs = st.builds(Input, st.sampled_from(list(models)), st.none() | st.integers(0, 99), values)
     entries = st.tuples(
         names,
@@ -200,6 +201,15 @@ MALFORMED = {
         r"\[1\]\.inputs\[0\]\.lyer; did you mean 'layer'",
     ),
     "twice": (replaced("seed: 7", "seed: 7\nseed: 8"), "'seed' on line 5 is given twice"),
+    "adapter": (
+        replaced("revision: 1a2b", "adapter: {locatoin: x}"),
+        r"models\.math\.adapter\.locatoin; did you mean 'location'",
+    ),
+    "adapter as text": (replaced("revision: 1a2b", "adapter: x"), r"models\.math\.adapter is 'x'; a mapping"),
+    "two adapters": (
+        replaced("revision: 1a2b", "adapter: {location: x, adapter: {location: y}}"),
+        r"models\.math\.adapter has an adapter; one adapter",
+    ),
     "twice within": (replaced("weight: 0.5", "weight: 0.5, weight: 1"), "'weight' on line 14 is given twice"),
     "seed": (replaced("seed: 7", "seed: x"), "seed is 'x'; an integer"),
     "negative seed": (replaced("seed: 7", "seed: -1"), "seed is -1"),

@@ -10,7 +10,10 @@ from evomerge.ledger import Ledger, LedgerError, RunFolder
 from evomerge.recipe import ModelRef, PoolInfo, SliceId
 
 INFO = PoolInfo(
-    (("math", ModelRef("models/math", None, "sha256:1")), ("base", ModelRef("org/base", "abc123"))),
+    (
+        ("math", ModelRef("models/math", None, "sha256:1", ModelRef("org/lora", "def456"))),
+        ("base", ModelRef("org/base", "abc123")),
+    ),
     ("math",),
     "base",
     (SliceId("embed"), SliceId("attn", 0), SliceId("mlp", 0)),
