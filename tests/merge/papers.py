@@ -43,28 +43,11 @@ def mask_number(key: int, element: int) -> int:
     return (x ^ (x >> 14)) >> 1
 
 
-def number(key: int, element: int) -> int:
-    """The 31-bit random number of an element, in Python integers: triple32 (C. Wellons, 2018), keyed."""
-    word = 2**32
-    x = (element + key) % word
-    for shift, factor in ((17, 0xED5AD4BB), (11, 0xAC4C1B51)):
-        x = (x ^ (x >> shift)) * factor % word
-    x = (x + (key >> 32) + (element >> 32) * 0x9E3779B9) % word
-    x = (x ^ (x >> 15)) * 0x31848BAB % word
-    return (x ^ (x >> 14)) >> 1
-
-
 def stays(key: int, probability: Array) -> Array:
     """Which elements of a tensor stay, each with its probability: ones and zeros."""
     flat = probability.reshape(-1)
     kept = [mask_number(key, e) < p * 2**31 for e, p in enumerate(flat)]
     return np.array(kept, dtype=np.float64).reshape(probability.shape)
-
-
-def restored(task: Array, kept: Array) -> Array:
-    """What is kept of a task vector, times what makes its sum of magnitudes that of the whole."""
-    left = np.abs(kept).sum()
-    return kept * (np.abs(task).sum() / left) if left > 0 else kept
 
 
 def dropped(task: Array, key: int, density: float, rescale: bool, rescale_by: str = "probability") -> Array:

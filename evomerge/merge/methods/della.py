@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,7 +133,7 @@ def _share(pruning: _Pruning, rows: torch.Tensor, base: torch.Tensor, context: C
     for block in blocks(len(rows), base.device, width):
         whole += sum_of_magnitudes(rows[block] - base[block])
         left += sum_of_magnitudes(pruning.kept(rows[block], base[block], context, block.start * width))
-    return restorable(left / whole) if whole else 1.0
+    return restorable(left / whole if math.isfinite(whole) else math.nan) if whole else 1.0
 
 
 @merge_method(

@@ -10,6 +10,7 @@ import torch
 from evomerge.merge.methods.blocks import blocks, sum_of_squares
 from evomerge.merge.methods.parameters import READING
 from evomerge.merge.methods.registry import Context, merge_method
+from evomerge.merge.methods.sphere import finite
 from evomerge.method import ParameterSpec
 
 _MERGEKITS_ZERO = 1e-6
@@ -75,7 +76,11 @@ def _tasks(
 
 
 def _selected(flat: Sequence[torch.Tensor], base: torch.Tensor, share: float) -> torch.Tensor:
-    """Which elements have the largest variance: bool, flat."""
+    """Which elements have the largest variance: bool, flat.
+
+    Raises:
+        PoolError: inputs have values that are not finite.
+    """
     variance = torch.empty_like(base)
     for block in blocks(len(base), base.device):
         tasks = [(x[block] - base[block]).double() for x in flat]
@@ -86,6 +91,8 @@ def _selected(flat: Sequence[torch.Tensor], base: torch.Tensor, share: float) ->
         for task in tasks:
             squares.add_(task.sub_(mean).square_())
         variance[block] = squares.div_(len(tasks))
+        if not torch.isfinite(squares.sum()):
+            finite(np.diag([sum_of_squares(x[block] - base[block]) for x in flat]))
     return largest(variance, int(share * int(torch.count_nonzero(variance))))
 
 
@@ -106,10 +113,15 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _weights(flat: Sequence[torch.Tensor], base: torch.Tensor, chosen: torch.Tensor | None, zero: float) -> list[float]:
-    """Mean squares of the chosen elements over their sum; equal weights where that is below or equal to `zero`."""
+    """Mean squares of the chosen elements over their sum; equal weights where that is below or equal to `zero`.
+
+    Raises:
+        PoolError: inputs have values that are not finite.
+    """
     squares = [0.0] * len(flat)
     for block in blocks(len(base), base.device):
         for i, task in enumerate(_tasks(flat, base, chosen, block)):
             squares[i] += sum_of_squares(task) / len(base)
+    finite(np.diag(squares))
     total = sum(squares)
     return [square / total for square in squares] if total > zero else [1 / len(flat)] * len(flat)

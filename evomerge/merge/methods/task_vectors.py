@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+from evomerge.errors import PoolError
 from evomerge.merge.methods.parameters import divisor
 from evomerge.merge.methods.registry import Values
 from evomerge.merge.mix import Mix, Statistics, Term
@@ -49,5 +51,15 @@ def trimmed(values: Values, statistics: Statistics, ranks: Callable[[int, float]
 
 
 def restorable(share: float) -> float:
-    """What to divide by so that the sum of magnitudes is what it was: the share of it that is left, 1 where none is."""
+    """What to divide by so that the sum of magnitudes is what it was: the share of it that is left, 1 where none is.
+
+    Raises:
+        PoolError: it is not a number, as the task vector has values that are not finite.
+    """
+    if not math.isfinite(share):
+        raise PoolError(
+            "an input of the merge, or its base, has values that are NaN or infinite",
+            "a sum of magnitudes needs finite values",
+            "repair the model, leave it out or set rescale to false",
+        )
     return share if share > _LEAST_SHARE else 1.0
