@@ -66,6 +66,19 @@ def config_problems(
             )
 
 
+def label_problem(name: str, config: Any, reference: str, reference_config: Any) -> PoolError | None:
+    """The error for a classifier that gives the reference's labels other numbers: its head has other rows."""
+    own, wanted = getattr(config, "id2label", None) or {}, getattr(reference_config, "id2label", None) or {}
+    if own == wanted or sorted(map(str, own.values())) != sorted(map(str, wanted.values())):
+        return None
+    number = {label: i for i, label in own.items()}
+    i, label = next((i, label) for i, label in wanted.items() if own.get(i) != label)
+    return PoolError(
+        f"label {label!r} is number {number[label]} in model {name!r} and {i} in {reference!r}",
+        "all classifiers of a pool number their labels alike",
+    )
+
+
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted keys."""
     flat: dict[str, Any] = {}

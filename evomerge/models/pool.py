@@ -242,6 +242,8 @@ def _comparison(
     problems += tensors
     if name != reference:
         problems += compatibility.config_problems(name, configs[name], reference, configs[reference], ignored)
+        labels = compatibility.label_problem(name, configs[name], reference, configs[reference])
+        problems += [labels] if labels and "id2label" not in ignored else []
         folders = checkpoints[name].folder, checkpoints[reference].folder
         try:
             tokenizer = compatibility.vocabulary_problem(name, folders[0], reference, folders[1])

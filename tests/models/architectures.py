@@ -25,7 +25,7 @@ _SIZES: dict[str, Any] = {
 _TEXT = _SIZES | {"vocab_size": 40, "max_position_embeddings": 32, "pad_token_id": 0, "num_labels": 3}
 _DECODER = _TEXT | {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
 _HEAD = {"head_dim": 4}
-_EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+_EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _IMAGES = _SIZES | {"image_size": 8, "patch_size": 4, "num_labels": 3}
 
 
@@ -90,6 +90,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         _IMAGES | {"use_swiglu_ffn": True, "mlp_ratio": 2},
         True,
     ),
+    "mobilenet": Architecture(
+        "MobileNetV1ForImageClassification",
+        "MobileNetV1Config",
+        "AutoModelForImageClassification",
+        {"depth_multiplier": 0.125, "image_size": 8, "num_labels": 3},
+        True,
+    ),
 }
 
 
@@ -134,17 +141,20 @@ def save_pool(
         for key, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator) * (0.05 if seed else 0)
             parameter.data = (origin[key] + noise).to(getattr(torch, dtype))
+        for tensor in module.state_dict().values():
+            if not tensor.is_floating_point():  # counters of batch norms
+                tensor.fill_(10 + seed)
         module.config.dtype = getattr(torch, dtype)
         folders[name] = root / name
         module.save_pretrained(folders[name], **(save or {}))
     return folders
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path, cls: str | None = None) -> Any:
     """The model as plain transformers loads it, by the class that its configuration names; nothing may be missing."""
     import transformers
 
-    name = transformers.AutoConfig.from_pretrained(folder).architectures[0]
+    name = cls or transformers.AutoConfig.from_pretrained(folder).architectures[0]
     module, info = getattr(transformers, name).from_pretrained(folder, dtype="auto", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     return module

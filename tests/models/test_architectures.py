@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 import transformers
 from models.architectures import ARCHITECTURES, inputs, load, save_pool
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from evomerge.errors import PoolError
 from evomerge.export.writer import write_model
 from evomerge.merge.assemble import Resident
 from evomerge.merge.plan import make_plan
+from evomerge.models.conversion import Join, ModuleTensors
 from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
 
@@ -44,13 +48,27 @@ def task_arithmetic(pool: Pool, only: SliceId | None = None) -> Recipe:
 
 
 def computed(folders: dict[str, Path]) -> dict[str, torch.Tensor]:
-    """The same merge of the state dictionaries that transformers loads, in float64."""
+    """The same merge of the state dictionaries that transformers loads, in float64; the base's integers."""
     states = {name: load(folder).state_dict() for name, folder in folders.items()}
-    merged = {}
-    for key, tensor in states["base"].items():
-        base = tensor.double()
-        merged[key] = base + sum(w * (states[m][key].double() - base) for m, w in WEIGHTS.items())
+    merged = dict(states["base"])
+    for key, tensor in merged.items():
+        if tensor.is_floating_point():
+            base = tensor.double()
+            merged[key] = base + sum(w * (states[m][key].double() - base) for m, w in WEIGHTS.items())
     return merged
+
+
+def assert_close(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float, atol: float) -> None:
+    assert state.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(state[key], tensor.to(state[key].dtype), rtol=rtol, atol=atol, msg=key)
+
+
+def different(module: Any, state: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the tensors of a module that are not those of `state`, bit for bit."""
+    own = module.state_dict()
+    assert own.keys() == state.keys()
+    return {key for key, tensor in state.items() if own[key].dtype != tensor.dtype or not torch.equal(own[key], tensor)}
 
 
 def tensor_names(folder: Path) -> set[str]:
@@ -63,6 +81,14 @@ def output(kind: str, module: Any) -> torch.Tensor:
         return module(**inputs(kind)).logits
 
 
+def rename(folder: Path, *prefixes: str) -> None:
+    """Take prefixes off the names of a checkpoint's tensors."""
+    tensors = load_file(folder / "model.safetensors")
+    for prefix in prefixes:
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_merged_written_loaded_and_in_memory(kind: str, tmp_path: Path) -> None:
     folders = save_pool(kind, tmp_path)
@@ -71,20 +97,239 @@ def test_merged_written_loaded_and_in_memory(kind: str, tmp_path: Path) -> None:
     recipe = task_arithmetic(pool)
     out = write_model(recipe, pool, tmp_path / "merged")
     assert tensor_names(out) == tensor_names(folders["base"])
+    assert f"from transformers import {ARCHITECTURES[kind].auto}\n" in (out / "README.md").read_text()
 
-    loaded = load(out)
-    state = loaded.state_dict()
+    loaded = load(out, ARCHITECTURES[kind].auto)
     assert type(loaded).__name__ == ARCHITECTURES[kind].cls
-    assert type(getattr(transformers, ARCHITECTURES[kind].auto).from_pretrained(out)) is type(loaded)
-    assert state.keys() == expected.keys()
-    for key, tensor in expected.items():
-        torch.testing.assert_close(state[key], tensor.float(), rtol=2e-6, atol=2e-7, msg=key)
+    assert_close(loaded.state_dict(), expected, rtol=2e-6, atol=2e-7)
 
     resident = Resident(pool)
+    before = output(kind, resident.model.module)
     resident.apply(make_plan(recipe, pool))
-    own = resident.model.module.state_dict()
-    assert own.keys() == state.keys()
-    assert [key for key, tensor in state.items() if not torch.equal(own[key], tensor)] == []
-    assert torch.equal(output(kind, resident.model.module), output(kind, loaded))
-    assert not torch.allclose(output(kind, loaded), output(kind, load(folders["base"])), atol=1e-3)
-    assert f"from transformers import {ARCHITECTURES[kind].auto}" in (out / "README.md").read_text()
+    assert different(resident.model.module, loaded.state_dict()) == set()
+    after = output(kind, resident.model.module)
+    assert torch.equal(after, output(kind, loaded))
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
+# What the slices of the last layer and those outside the layers hold: modules in the checkpoint's names.
+BERT = {
+    "attn": {f"attention.{part}" for part in ("self.query", "self.key", "self.value", "output.dense")},
+    "mlp": {"intermediate.dense", "output.dense"},
+    "norm": {"attention.output.LayerNorm", "output.LayerNorm"},
+}
+BERT_EMBED = {f"embeddings.{part}_embeddings" for part in ("word", "position", "token_type")} | {"embeddings.LayerNorm"}
+EXPERTS = {f"mlp.experts.{i}.{part}_proj" for i in range(3) for part in ("gate", "up", "down")} | {"mlp.gate"}
+SLICES: dict[str, tuple[str, dict[str, set[str]]]] = {
+    "bert_classifier": ("encoder.layer.1", {**BERT, "embed": BERT_EMBED, "head": {"pooler.dense", "classifier"}}),
+    "bert_masked": (
+        "encoder.layer.1",
+        {
+            **BERT,
+            "embed": BERT_EMBED,
+            "head": {"cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"},
+        },
+    ),
+    "roberta_classifier": ("encoder.layer.1", {**BERT, "head": {"classifier.dense", "classifier.out_proj"}}),
+    "roberta_masked": ("encoder.layer.1", {**BERT, "head": {"lm_head", "lm_head.dense", "lm_head.layer_norm"}}),
+    "vit": (
+        "encoder.layer.1",
+        {
+            "attn": {f"attention.{p}" for p in ("attention.query", "attention.key", "attention.value", "output.dense")},
+            "mlp": {"intermediate.dense", "output.dense"},
+            "norm": {"layernorm_before", "layernorm_after"},
+            "embed": {"embeddings", "embeddings.patch_embeddings.projection"},
+            "final_norm": {"layernorm"},
+            "head": {"classifier"},
+        },
+    ),
+    "llama_classifier": ("layers.1", {"final_norm": {"norm"}, "head": {"score"}}),
+    "mixtral": (
+        "layers.1",
+        {
+            "mlp": {f"block_sparse_moe.experts.{i}.w{j}" for i in range(3) for j in (1, 2, 3)}
+            | {"block_sparse_moe.gate"},
+            "norm": {"input_layernorm", "post_attention_layernorm"},
+        },
+    ),
+    "qwen2_moe": (
+        "layers.1",
+        {
+            "mlp": EXPERTS
+            | {f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down")}
+            | {"mlp.shared_expert_gate"}
+        },
+    ),
+    "qwen3_moe": ("layers.1", {"mlp": EXPERTS}),
+    "olmo2": ("layers.1", {"norm": {"post_attention_layernorm", "post_feedforward_layernorm"}}),
+}
+
+
+@pytest.mark.parametrize("kind", SLICES)
+def test_slices(kind: str, tmp_path: Path) -> None:
+    layer, wanted = SLICES[kind]
+    layout = opened(save_pool(kind, tmp_path, names=("base", "a"))).layout
+    for component, modules in wanted.items():
+        inner = component in ("attn", "mlp", "norm")
+        names = layout.tensors[SliceId(component, 1 if inner else None)]  # type: ignore[arg-type]
+        own = {name.rpartition(".")[0] for name in names}
+        prefixes = (f"{layer}.",) if inner else ()
+        for prefix in ("bert.", "roberta.", "vit.", "model.", *prefixes):
+            own = {name.removeprefix(prefix) for name in own}
+        assert own == modules
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        (
+            "mixtral",
+            {f"model.layers.1.mlp.{name}" for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")},
+        ),
+        (
+            "dinov2",
+            {f"mlp.{part}_proj.{name}" for part in ("gate", "up", "down") for name in ("weight", "bias")}
+            | {"layer_scale1.lambda1", "layer_scale2.lambda1"},
+        ),
+    ],
+)
+def test_one_slice_changes_its_own_tensors_alone(kind: str, changed: set[str], tmp_path: Path) -> None:
+    folders = save_pool(kind, tmp_path)
+    base, expected = load(folders["base"]).state_dict(), computed(folders)
+    pool = opened(folders)
+    resident = Resident(pool)
+    assert resident.apply(make_plan(task_arithmetic(pool, SliceId("mlp", 1)), pool)).computed == 1
+    found = different(resident.model.module, base)
+    assert {name.removeprefix("dinov2.encoder.layer.1.").removeprefix("dinov2.layers.1.") for name in found} == changed
+    state = resident.model.module.state_dict()
+    assert_close({key: state[key] for key in found}, {key: expected[key] for key in found}, 2e-6, 2e-7)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "bert_masked", "vit"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_checkpoints(kind: str, dtype: str, tmp_path: Path) -> None:
+    folders = save_pool(kind, tmp_path, dtype=dtype)
+    expected = computed(folders)
+    pool = opened(folders)
+    assert pool.info.dtype == dtype
+    out = write_model(task_arithmetic(pool), pool, tmp_path / "merged")
+    loaded = load(out)
+    assert {str(tensor.dtype) for tensor in load_file(out / "model.safetensors").values()} == {f"torch.{dtype}"}
+    one_unit = 2**-10 if dtype == "float16" else 2**-7
+    assert_close(loaded.state_dict(), expected, rtol=one_unit, atol=1e-7)
+    resident = Resident(pool)
+    resident.apply(make_plan(task_arithmetic(pool), pool))
+    assert different(resident.model.module, loaded.state_dict()) == set()
+    assert torch.equal(*(output(kind, m) for m in (resident.model.module, loaded))) or kind == "vit"
+
+
+@pytest.mark.parametrize("bare", ["base", "a"])
+@pytest.mark.parametrize(("kind", "prefix"), [("mixtral", "model."), ("bert_classifier", "bert."), ("vit", "vit.")])
+def test_names_without_the_base_models_prefix(kind: str, prefix: str, bare: str, tmp_path: Path) -> None:
+    folders = save_pool(kind, tmp_path)
+    expected = computed(folders)
+    rename(folders[bare], prefix)
+    pool = opened(folders)
+    out = write_model(task_arithmetic(pool), pool, tmp_path / "merged")
+    assert tensor_names(out) == tensor_names(folders["base"])
+    assert_close(load(out).state_dict(), expected, rtol=2e-6, atol=2e-7)
+    resident = Resident(pool)
+    resident.apply(make_plan(task_arithmetic(pool), pool))
+    assert_close(resident.model.module.state_dict(), expected, rtol=2e-6, atol=2e-7)
+
+
+def test_experts_are_written_in_place(tmp_path: Path) -> None:
+    pool = opened(save_pool("mixtral", tmp_path, names=("base", "a")))
+    module = Resident(pool).model.module
+    tensors = ModuleTensors(module, pool.layout)
+    names = pool.layout.tensors[SliceId("mlp", 1)]
+    own = module.model.layers[1].mlp.experts
+    storages = {own.gate_up_proj.data_ptr(): own.gate_up_proj, own.down_proj.data_ptr(): own.down_proj}
+    for name, tensor in tensors.out(names).items():
+        if ".experts." in name:
+            assert tensor.untyped_storage().data_ptr() in storages
+            assert tensor.is_contiguous()
+            assert torch.equal(tensor, pool.read("base", name))
+    prefix = "model.layers.1.block_sparse_moe.experts.2"
+    tensors.out(names)[f"{prefix}.w3.weight"].fill_(3)
+    assert torch.equal(own.gate_up_proj[2, 24:], torch.full((24, 16), 3.0))
+    assert not (own.gate_up_proj[2, :24] == 3).any()
+
+
+def test_experts_that_cannot_be_written_in_place_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = save_pool("mixtral", tmp_path)
+    pool = opened(folders)
+    plan = make_plan(task_arithmetic(pool), pool)
+    direct = Resident(pool)
+    direct.apply(plan)
+    for views in (lambda *_: None, lambda self, target, module: dict.fromkeys(self.names, target[0, :24])):
+        monkeypatch.setattr(Join, "views", views)
+        joined = Resident(pool)
+        joined.apply(plan)
+        assert different(joined.model.module, direct.model.module.state_dict()) == set()
+
+
+def test_checkpoints_with_experts_joined(tmp_path: Path) -> None:
+    folders = save_pool("mixtral", tmp_path, save={"save_original_format": False})
+    expected = computed(folders)
+    assert "model.layers.0.mlp.experts.gate_up_proj" in tensor_names(folders["a"])
+    pool = opened(folders)
+    assert pool.layout.joins == ()
+    out = write_model(task_arithmetic(pool), pool, tmp_path / "merged")
+    assert_close(load(out).state_dict(), expected, rtol=2e-6, atol=2e-7)
+
+
+def test_experts_joined_in_some_models_only(tmp_path: Path) -> None:
+    one_by_one = save_pool("mixtral", tmp_path / "one", names=("base", "a"))
+    joined = save_pool("mixtral", tmp_path / "joined", names=("b",), save={"save_original_format": False})
+    with pytest.raises(
+        PoolError, match=r"'b' has no tensor for '.*experts\.0\.w1\.weight' of 'base', it stores '.*gate"
+    ):
+        opened(one_by_one | joined)
+    with pytest.raises(PoolError, match=r"'a' has no tensor for '.*gate_up_proj' of 'base', it stores '.*w1\.weight'"):
+        opened({"base": joined["b"], "a": one_by_one["a"]})
+
+
+def test_other_experts(tmp_path: Path) -> None:
+    folders = save_pool("mixtral", tmp_path / "three", names=("base", "a"))
+    for count, changes in ((2, {"num_local_experts": 2}), (3, {"intermediate_size": 32})):
+        other = save_pool("mixtral", tmp_path / str(changes), names=("b",), **changes)
+        made = rf"\({count}, {2 * changes.get('intermediate_size', 24)}, 16\)"
+        with pytest.raises(PoolError, match=rf"model 'b': .*they make {made}, MixtralForCausalLM has \(3, 48, 16\)"):
+            opened(folders | other)
+
+
+def test_image_processors_are_copied(tmp_path: Path) -> None:
+    folders = save_pool("vit", tmp_path, names=("base", "a"))
+    content = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "image_mean": [0.1] * 3}
+    (folders["base"] / "preprocessor_config.json").write_text(json.dumps(content))
+    pool = opened(folders)
+    out = write_model(pool.info.linear({"base": 0.5, "a": 0.5}), pool, tmp_path / "merged")
+    assert json.loads((out / "preprocessor_config.json").read_text()) == content
+    card = (out / "README.md").read_text()
+    assert "from transformers import AutoImageProcessor, AutoModelForImageClassification\n" in card
+    assert 'processor = AutoImageProcessor.from_pretrained("merged")' in card
+    assert "okenizer" not in card.split("## Loading")[1]
+    assert Resident(pool).model.tokenizer is None
+
+
+def test_labels_in_another_order(tmp_path: Path) -> None:
+    folders = save_pool("bert_classifier", tmp_path, names=("base", "a"))
+    labels = ["bad", "fair", "good"]
+    for name, order in (("base", labels), ("a", labels[::-1])):
+        config = json.loads((folders[name] / "config.json").read_text())
+        config |= {"id2label": dict(enumerate(order)), "label2id": {label: i for i, label in enumerate(order)}}
+        (folders[name] / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PoolError, match="label 'bad' is number 2 in model 'a' and 0 in 'base'"):
+        opened(folders)
+
+
+def test_old_integer_buffers_are_not_merged(tmp_path: Path) -> None:
+    folders = save_pool("bert_masked", tmp_path)
+    expected = computed(folders)
+    tensors = load_file(folders["a"] / "model.safetensors")
+    tensors["bert.embeddings.position_ids"] = torch.arange(32)[None]
+    save_file(tensors, folders["a"] / "model.safetensors", {"format": "pt"})
+    pool = opened(folders)
+    out = write_model(task_arithmetic(pool), pool, tmp_path / "merged")
+    assert_close(load(out).state_dict(), expected, rtol=2e-6, atol=2e-7)
