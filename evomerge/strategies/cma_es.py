@@ -18,6 +18,8 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.genome import Genome, GenomeSpec
 from evomerge.protocols import Objective, Proposal
+from evomerge.strategies.categorical import Categorical
+from evomerge.strategies.coordinates import Coordinates
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns when matplotlib, which nothing here needs, is not installed
@@ -31,27 +33,31 @@ SMALLEST_STD = 1e-7
 weights are rounded, and pycma runs into underflow long after a search has converged."""
 
 GRID_STD = 0.2
-"""The same for genes on a grid, in steps: below, all candidates of a generation would be one. pycma's own
-floor for integer variables."""
+"""The same for genes on a grid and for whole numbers, in steps: below, all candidates of a generation would be one.
+pycma's own floor for integer variables; what CMA-ES with margin (arXiv 2205.13482) achieves by moving the mean."""
 
 
 class CmaEs:
-    """Single-objective CMA-ES over continuous genes; implements `protocols.Strategy`.
+    """Single-objective CMA-ES over genes of every kind; implements `protocols.Strategy`.
 
     A generation is sampled at once and handed out by `ask` in any portions; when all of it has been told,
     in any order, the distribution moves. Until then `ask` returns nothing more.
 
     pycma works on the unit cube (every gene's range scaled to 0..1) and keeps to it by its bound transform,
-    which is smooth and maps what falls outside back inside near the edge. Genes on a grid are rounded in
-    the proposals only; pycma learns from the points it drew. pycma sees ranks, not values: equal scores
-    keep the order in which they were asked; evaluations that are not ``ok`` and scores that are not finite
-    rank behind all others; a generation in which nothing is ok is drawn anew from the same distribution.
+    which is smooth and maps what falls outside back inside near the edge. Genes on a grid and integer genes are
+    rounded in the proposals only (`Coordinates`); pycma learns from the points it drew. Categorical and boolean genes
+    have probabilities of their own, which learn from the same ranks (`Categorical`: together, CatCMA). All choices
+    are equally likely at first, and none is ever given up.
+
+    pycma sees ranks, not values: equal scores keep the order in which they were asked; evaluations that are not
+    ``ok`` and scores that are not finite rank behind all others; a generation in which nothing is ok is drawn anew
+    from the same distribution.
 
     Candidates that it did not propose (baselines) and candidates told a second time are ignored. Two equal
     proposals of a generation are told in the order in which they were asked.
 
     Args:
-        spec: the genes: continuous; those with equal bounds keep their value.
+        spec: the genes; those of one value keep it.
         objectives: one.
         seed: of all that is random here. The state of `numpy.random` is neither read nor changed.
         sigma0: initial standard deviation, in units of a gene's range.
@@ -59,12 +65,13 @@ class CmaEs:
         separable: learn variances only, no covariances: for hundreds of genes and more.
 
     Raises:
-        ConfigError: other kinds of genes, no free gene, several objectives, or arguments out of range.
+        ConfigError: no free gene, several objectives, or arguments out of range.
     """
 
     _history: list[Array]  # of all generations told, their gains
     _drawn: list[Array]  # the present generation as pycma drew it
     _points: list[Array]  # the same without the padding
+    _choices: NDArray[np.int64]  # numbers of choices, a row for each of them
     _genomes: list[Genome]
     _asked: int  # how many of them were handed out
     _gains: Array
@@ -88,28 +95,19 @@ class CmaEs:
                 "it optimises one",
                 "give the fitness one objective, or choose another strategy",
             )
-        for gene in spec:
-            if gene.kind != "continuous":
-                raise ConfigError(
-                    f"strategy CMA-ES was given the {gene.kind} gene {gene.name!r}",
-                    "it varies continuous genes",
-                    "fix that gene in the search space, or choose another strategy (random)",
-                )
         if not (math.isfinite(sigma0) and 0 < sigma0 <= 1):
             raise ConfigError(f"strategy.sigma0 is {sigma0}", "above 0 and at most 1, in units of a gene's range")
         if popsize is not None and popsize < 3:
             raise ConfigError(f"strategy.popsize is {popsize}", "at least 3, or null for 4 + 3 ln(genes)")
         if seed < 0:
             raise ConfigError(f"search.seed is {seed}", "0 or more")
-        low, high = spec.bounds
-        self._free = np.flatnonzero(low < high)
-        if len(self._free) == 0:
-            raise ConfigError("strategy CMA-ES was given no free gene", "every gene has low equal to high")
         self._spec = spec
-        self._initial = np.array(spec.initial.values, dtype=np.float64)
+        self._coordinates = Coordinates(spec)
+        free = len(self._coordinates.names)
+        if free == 0:
+            raise ConfigError("strategy CMA-ES was given no free gene", "every gene has low equal to high")
         self._objective = objectives[0]
-        self._low, self._span = low[self._free], (high - low)[self._free]
-        self._popsize = popsize or 4 + int(3 * math.log(len(self._free)))
+        self._popsize = popsize or 4 + int(3 * math.log(free))
         self._sigma0 = float(sigma0)
         self._separable = separable
         self._start(seed)
@@ -155,7 +153,8 @@ class CmaEs:
             "asked": self._asked,
             "gains": self._gains.copy(),
             "told": self._told.copy(),
-            "points": np.array(self._points, dtype=np.float64).reshape(-1, len(self._free)),
+            "points": np.array(self._points, dtype=np.float64).reshape(-1, len(self._coordinates.start)),
+            "choices": self._choices.copy(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -182,14 +181,15 @@ class CmaEs:
             return
         self._sample()
         saved = np.asarray(state["points"], dtype=np.float64)
-        if not np.array_equal(saved, np.array(self._points)):
+        choices = np.array(state["choices"], dtype=np.int64)
+        if not (np.array_equal(saved, np.array(self._points)) and np.array_equal(choices, self._choices)):
             warnings.warn(
                 "this machine does not repeat the saved CMA-ES bit for bit (another numpy, processor or thread count); "
                 "the search goes on from the saved generation",
                 stacklevel=2,
             )
-            self._points = list(saved)
-            self._genomes = [self._genome(point) for point in saved]
+            self._points, self._choices = list(saved), choices
+            self._genomes = self._decoded()
         self._asked = int(state["asked"])
         self._gains = np.array(state["gains"], dtype=np.float64)
         self._told = np.array(state["told"], dtype=np.bool_)
@@ -202,19 +202,22 @@ class CmaEs:
             "sigma0": self._sigma0,
             "popsize": self._popsize,
             "separable": self._separable,
-            "genes": [[gene.name, gene.low, gene.high, gene.start, gene.resolution] for gene in self._spec],
+            "genes": [
+                [gene.name, gene.kind, gene.low, gene.high, gene.start, gene.resolution, list(gene.choices)]
+                for gene in self._spec
+            ],
             "objective": [self._objective.name, self._objective.direction],
         }
 
     def _start(self, seed: int) -> None:
         """Begin from nothing."""
         rng = np.random.default_rng(seed)
-        genes = [self._spec.genes[i] for i in self._free]
-        x0 = np.clip((np.array([float(gene.start) for gene in genes]) - self._low) / self._span, 0.0, 1.0)
-        steps = np.array([gene.resolution or 0.0 for gene in genes]) / self._span
-        smallest = np.maximum(GRID_STD * steps, SMALLEST_STD)
-        if len(x0) == 1:  # pycma refuses one dimension; a second one that nothing depends on does no harm
-            x0, smallest = np.append(x0, 0.5), np.append(smallest, SMALLEST_STD)
+        start = self._coordinates.start
+        smallest = np.maximum(GRID_STD * self._coordinates.steps, SMALLEST_STD)
+        missing = max(
+            2 - len(start), 0
+        )  # pycma refuses less than two dimensions; ones that nothing depends on do no harm
+        x0, smallest = np.append(start, missing * [0.5]), np.append(smallest, missing * [SMALLEST_STD])
         options = {
             "bounds": [0, 1],
             "popsize": self._popsize,
@@ -232,12 +235,15 @@ class CmaEs:
         }
         self._seed = seed
         self._cma = cma.CMAEvolutionStrategy(x0, self._sigma0, options)
+        self._choice_rng = np.random.default_rng([seed, 1])
+        self._categorical = Categorical(self._coordinates.counts)
         self._history = []
         self._clear()
 
     def _clear(self) -> None:
         """Forget the present generation."""
         self._drawn, self._points, self._genomes = [], [], []
+        self._choices = np.empty((0, len(self._coordinates.counts)), dtype=np.int64)
         self._asked = 0
         self._gains = np.full(self._popsize, np.nan)
         self._told = np.zeros(self._popsize, dtype=np.bool_)
@@ -246,13 +252,14 @@ class CmaEs:
     def _sample(self) -> None:
         """Draw a generation."""
         self._drawn = list(self._cma.ask())
-        self._points = [np.array(point[: len(self._free)]) for point in self._drawn]
-        self._genomes = [self._genome(point) for point in self._points]
+        self._points = [np.array(point[: len(self._coordinates.start)]) for point in self._drawn]
+        self._choices = self._categorical.sample(self._choice_rng, self._popsize)
+        self._genomes = self._decoded()
 
-    def _genome(self, point: Array) -> Genome:
-        values = self._initial.copy()
-        values[self._free] = self._low + self._span * point
-        return self._spec.genome(values)
+    def _decoded(self) -> list[Genome]:
+        """The genomes of the present generation."""
+        pairs = zip(self._points, self._choices, strict=True)
+        return [self._coordinates.genome(point, choices) for point, choices in pairs]
 
     def _gain(self, evaluation: Evaluation) -> float:
         """The objective, larger is better, or NaN when there is nothing to learn from it."""
@@ -274,5 +281,9 @@ class CmaEs:
             ranks = np.empty(len(order))
             ranks[order] = np.arange(len(order))
             self._cma.tell(self._drawn, ranks.tolist())
+            if self._coordinates.counts:
+                best = order[: min(self._popsize // 2, int(np.isfinite(gains).sum()))]
+                weights = math.log((self._popsize + 1) / 2) - np.log(np.arange(1, len(best) + 1))
+                self._categorical.learn(self._choices[best], weights / weights.sum())
         self._history.append(np.array(gains))
         self._clear()

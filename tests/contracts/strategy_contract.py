@@ -32,6 +32,19 @@ CONTINUOUS = GenomeSpec(
         Gene("head/a/weight", initial=0.0),
     )
 )
+# Every kind of gene, one of a single value among them.
+MIXED = GenomeSpec(
+    (
+        Gene("embed/method", "categorical", choices=("linear", "ties", "slerp")),
+        Gene("embed/a/weight", low=-2.0, high=2.0, initial=1.0),
+        Gene("embed/rank", "integer", low=1, high=6),
+        Gene("layers.0/method", "categorical", choices=("ties",)),
+        Gene("layers.0/a/weight", resolution=0.05),
+        Gene("layers.0/rescale", "boolean", initial=True),
+        Gene("layers.1/rank", "integer", low=3, high=3),
+        Gene("head/a/weight", initial=0.0),
+    )
+)
 MAXIMISE = (Objective("score", "maximize"),)
 MINIMISE = (Objective("score", "minimize"),)
 
@@ -264,7 +277,7 @@ class StrategyContract:
     def test_baselines_and_repeats_are_harmless(self, make: Make) -> None:
         plain, disturbed = (Player(make(self.spec, MAXIMISE, seed=4), self.spec) for _ in range(2))
         disturbed.strategy.tell(Candidate(0, None, None, name="base"), outcome(0, 0.0))
-        foreign = Candidate(90, None, self.spec.genome([0.123, 0.5, 0.3, 0.4, 0.77]))
+        foreign = Candidate(90, None, self.spec.sample(np.random.default_rng(99)))
         disturbed.strategy.tell(foreign, outcome(90, 0.0))
         for _ in range(5):
             plain.ask(6)

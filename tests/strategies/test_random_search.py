@@ -4,14 +4,29 @@ from functools import partial
 
 import numpy as np
 import pytest
-from contracts.strategy_contract import MAXIMISE, Make, StrategyContract
+from contracts.strategy_contract import MAXIMISE, MIXED, Make, StrategyContract
 
 from evomerge.errors import ConfigError
 from evomerge.genome import Gene, GenomeSpec
 from evomerge.protocols import Objective
 from evomerge.strategies.random_search import RandomSearch
 
-MIXED = GenomeSpec(
+
+class TestRandomSearch(StrategyContract):
+    @pytest.fixture
+    def make(self) -> Make:
+        return partial(RandomSearch, batch=6)
+
+
+class TestMixedRandomSearch(StrategyContract):
+    spec = MIXED
+
+    @pytest.fixture
+    def make(self) -> Make:
+        return partial(RandomSearch, batch=6)
+
+
+KINDS = GenomeSpec(
     (
         Gene("weight", low=-1.0, high=3.0),
         Gene("layers", "integer", low=1, high=4),
@@ -21,14 +36,8 @@ MIXED = GenomeSpec(
 )
 
 
-class TestRandomSearch(StrategyContract):
-    @pytest.fixture
-    def make(self) -> Make:
-        return partial(RandomSearch, batch=6)
-
-
 def test_every_kind_of_gene_is_covered_evenly() -> None:
-    strategy = RandomSearch(MIXED, MAXIMISE, seed=0)
+    strategy = RandomSearch(KINDS, MAXIMISE, seed=0)
     columns = list(zip(*(proposal.genome.values for proposal in strategy.ask(4000)), strict=True))
     weights = np.array(columns[0])
     # Means of 4000 uniform draws have standard errors below 0.02; the bounds are five of them.

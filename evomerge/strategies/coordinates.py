@@ -1,0 +1,63 @@
+"""Genomes as points of the unit cube, for their numbers, and numbers of choices, for the rest."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.genome import Genome, GenomeSpec, Value
+
+Array = NDArray[np.float64]
+
+
+class Coordinates:
+    """What of a genome is free, as a strategy over real numbers and probabilities sees it.
+
+    Every continuous or integer gene with more than one value is a coordinate from 0 to 1: continuous genes by their
+    range, integer genes by intervals of equal length, one for each of their values. Categorical and boolean genes
+    with more than one value are variables whose choices are numbered. All other genes keep their value.
+
+    Attributes:
+        names: of the free genes.
+        start: coordinates of the spec's start.
+        steps: the width in which a coordinate is one value: of a grid, or of a whole number; 0 where it is neither.
+        counts: how many choices each variable has.
+    """
+
+    def __init__(self, spec: GenomeSpec) -> None:
+        self._spec = spec
+        self._initial = spec.initial.values
+        low, high = spec.bounds
+        whole = [i for i, gene in enumerate(spec) if gene.kind == "integer"]
+        low[whole], high[whole] = np.ceil(low[whole]), np.floor(high[whole])
+        genes = spec.genes
+        self._free = np.array(
+            [i for i in np.flatnonzero(low < high) if genes[i].kind in ("continuous", "integer")], int
+        )
+        self._chosen = [i for i in np.flatnonzero(low < high) if genes[i].kind in ("categorical", "boolean")]
+        self._low, self._span = low[self._free], (high - low)[self._free]
+        self._whole = np.array([genes[i].kind == "integer" for i in self._free], bool)
+        self._vector = all(gene.kind == "continuous" for gene in spec)
+        self.names = tuple(gene.name for gene, lo, hi in zip(spec, low, high, strict=True) if lo < hi)
+        self.counts = [len(genes[i].choices) or 2 for i in self._chosen]
+        widths = np.where(self._whole, 1.0, [genes[i].resolution or 0.0 for i in self._free])
+        scale = np.where(self._whole, self._span + 1, self._span)  # as many whole numbers as their difference and one
+        self.steps: Array = widths / scale
+        values = np.array([float(self._initial[i]) for i in self._free])
+        self.start: Array = np.clip((values - self._low + 0.5 * self._whole) / scale, 0.0, 1.0)
+
+    def genome(self, point: Array, choices: NDArray[np.int64]) -> Genome:
+        """The genome of coordinates and of numbers of choices."""
+        if self._vector:
+            vector = np.array(self._initial, dtype=np.float64)
+            vector[self._free] = self._low + self._span * point
+            return self._spec.genome(vector)
+        values: list[Value] = list(self._initial)
+        for i, low, span, whole, at in zip(self._free, self._low, self._span, self._whole, point, strict=True):
+            values[i] = float(low + min(math.floor(at * (span + 1)), span) if whole else low + span * at)
+        for i, number in zip(self._chosen, choices, strict=True):
+            gene = self._spec.genes[i]
+            values[i] = gene.choices[number] if gene.choices else bool(number)
+        return self._spec.genome(values)
