@@ -183,20 +183,19 @@ class MergeMethodContract:
         for block in (1, 7, 64, 300):
             assert torch.equal(carry_out(case.method, inputs, base, each, shared, block=block), whole)
 
-    @pytest.mark.parametrize("shape", [(200_000,), (3, 70_001), (2000, 101)], ids=str)
+    @pytest.mark.parametrize("shape", [(70_000,), (2, 40_001), (900, 101)], ids=str)
     def test_same_bits_for_every_thread_count(self, case: Case, shape: tuple[int, ...]) -> None:
         base, inputs = case.models(shape)
         each, shared = case.settings(seed=5)
         threads = torch.get_num_threads()
         try:
             results = []
-            for count in (1, 2, 3):
+            for count in (1, 3):
                 torch.set_num_threads(count)
                 results.append(carry_out(case.method, inputs, base, each, shared))
         finally:
             torch.set_num_threads(threads)
-        assert torch.equal(results[0], results[1])
-        assert torch.equal(results[0], results[2])
+        assert torch.equal(*results)
 
     def test_arguments_are_not_written_to(self, case: Case) -> None:
         base, inputs = case.models()
@@ -223,11 +222,10 @@ class MergeMethodContract:
             assert torch.isfinite(result).all()
 
     def test_equal_models_give_themselves(self, case: Case) -> None:
-        base, (same, *_) = case.models()
-        each, shared = [{} for _ in range(case.count)], {"normalize": True}
-        below = same if case.based else None
-        known = {name: value for name, value in shared.items() if case.method.spec.parameter(name)}
-        torch.testing.assert_close(carry_out(case.method, [same] * case.count, below, each, known), same)
+        same = case.models()[1][0]
+        shared: dict[str, Scalar] = {"normalize": True} if case.method.spec.parameter("normalize") else {}
+        result = carry_out(case.method, [same] * case.count, same if case.based else None, None, shared)
+        torch.testing.assert_close(result, same)
 
     def test_opposite_tensors_stay_finite(self, case: Case) -> None:
         base, (same, *_) = case.models()
