@@ -18,10 +18,10 @@ from evomerge.candidate import Split
 from evomerge.config import Config, to_yaml
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.evaluation.worker import Worker, WorkerBuilder
-from evomerge.export.mergekit import to_mergekit
 from evomerge.files import write_text_atomic
 from evomerge.ledger import Ledger, RunFolder
 from evomerge.merge.methods import specs
+from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool, open_pool
 from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
 from evomerge.recipe import Recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,24 @@ def tiny_model(tmp_path: Path) -> TinyModel:
         return folder
 
     return build
+
+
+@pytest.fixture(scope="session")
+def llamas(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Path]]:
+    """Folders of related models (base, a, b, c), made once per kind: number of layers, dtype, tied embeddings."""
+    import torch
+    from tiny_llama import save_llama
+
+    made: dict[tuple[int, torch.dtype, bool], dict[str, Path]] = {}
+
+    def make(layers: int = 3, dtype: torch.dtype = torch.float32, tied: bool = False) -> dict[str, Path]:
+        key = (layers, dtype, tied)
+        if key not in made:
+            root = tmp_path_factory.mktemp(f"llamas-{layers}-{str(dtype).removeprefix('torch.')}-{tied}")
+            made[key] = {
+                name: save_llama(root / name, seed, layers=layers, dtype=dtype, tied=tied)
+                for seed, name in enumerate(("base", "a", "b", "c"))
+            }
+        return made[key]
+
+    return make

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evomerge.cli.main import verb_parser
+from evomerge.cli.sources import add_import_option
+from evomerge.imports import import_modules
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -15,7 +17,10 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("recipe", metavar="RUN|RECIPE", help="a run folder (its best recipe) or a recipe file")
     parser.add_argument("--format", choices=("evomerge", "mergekit"), default="evomerge")
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
+    add_import_option(parser)
     options = parser.parse_intermixed_args(list(arguments))
+
+    import_modules(options.imports, "--import")
 
     from evomerge.cli.sources import load_recipe_or_run
     from evomerge.files import write_text_atomic
@@ -23,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
 
     recipe = load_recipe_or_run(options.recipe)
     if options.format == "mergekit":
-        from evomerge.export.mergekit import to_mergekit
+        from evomerge.mergekit.writer import to_mergekit
         from evomerge.models.pool import pool_of_recipe
 
         text = to_mergekit(recipe, pool_of_recipe(recipe).layout)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from evomerge.export.mergekit import to_mergekit
 from evomerge.export.model_card import ScoreRow, card_license, model_card, score_table
+from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe
 from evomerge.recipe_yaml import load_recipe

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-Number = float | int | bool
+from evomerge.mergekit.forms import Number
+
 Value = Number | tuple[Number, ...]
 """One value, or one per layer (mergekit calls such a list a gradient)."""
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.export.filters import Entry, Value, filter_entries, gradient_is_exact
+from evomerge.mergekit.filters import Entry, Value, filter_entries, gradient_is_exact
 
 LLAMA = [
     "model.embed_tokens.weight",

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from evomerge.export.mergekit import to_mergekit
 from evomerge.export.writer import write_model
 from evomerge.merge.methods import specs
+from evomerge.mergekit.forms import FORMS
+from evomerge.mergekit.writer import to_mergekit
 from evomerge.method import Scalar
 from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
@@ -38,13 +39,14 @@ def random_recipe(pool: Pool, method: str, rng: random.Random) -> Recipe:
 
         def value(name: str, kind: str) -> Scalar:
             if kind == "boolean":
-                return rng.random() < 0.5
+                return name != "rescale" and rng.random() < 0.5
             if name == "density" and method.startswith("dare"):
                 return 1.0
             return rng.uniform(0.0 if name == "t" else 0.2, 1.0)
 
         def draw(*, per_input: bool) -> Mapping[str, Scalar]:
-            return {p.name: value(p.name, p.kind) for p in spec.parameters if p.per_input == per_input}
+            own = {p.name: value(p.name, p.kind) for p in spec.parameters if p.per_input == per_input}
+            return {**own, **({} if per_input else FORMS[method].readings)}
 
         inputs = tuple(Input(name, None, parameters(draw(per_input=True))) for name in names)
         base = Input("base") if spec.base == "required" else None

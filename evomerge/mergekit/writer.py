@@ -1,7 +1,8 @@
-"""Recipes as mergekit YAML: the file with which ``mergekit-yaml`` writes the model that evomerge merges."""
+"""Recipes as mergekit YAML: the file with which mergekit writes the model that evomerge merges."""
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
@@ -10,66 +11,112 @@ from typing import Any
 import yaml
 
 from evomerge.errors import RecipeError
-from evomerge.export.blocks import FORMS, Block, blocks_of
-from evomerge.export.filters import Number, Value, filter_entries, gradient_is_exact
 from evomerge.merge.methods import specs
+from evomerge.mergekit.blocks import Block, blocks_of, depth_of
+from evomerge.mergekit.filters import Value, filter_entries, gradient_is_exact
+from evomerge.mergekit.forms import FORMS, Number
 from evomerge.models.layout import Layout
-from evomerge.recipe import ModelRef, Recipe
+from evomerge.recipe import DTYPES, ModelRef, Recipe
 
 _NOTES = {
-    "dare": "The elements that DARE drops are drawn at random: mergekit and evomerge draw them from different "
-    "generators, so tensors with a density below 1 agree in distribution, not element by element; and where evomerge "
-    "divides what is left by the density, mergekit restores the sum of magnitudes.",
-    "ties": "Of the elements whose magnitude is just that at which trimming stops, evomerge keeps the first and "
+    "random": "The elements that are dropped are drawn at random: mergekit and evomerge draw them from different "
+    "generators, so tensors with a density below 1 agree in distribution, not element by element.",
+    "trimmed": "Of the elements whose magnitude is just that at which trimming stops, evomerge keeps the first and "
     "mergekit an arbitrary choice; there are several where sources are stored in 16 bits.",
 }
 """What a reader of the file should know of methods that drop elements."""
+
+_NOTE_OF = {
+    **dict.fromkeys(("dare_linear", "dare_ties", "della", "della_linear"), "random"),
+    **dict.fromkeys(("ties", "breadcrumbs", "breadcrumbs_ties"), "trimmed"),
+}
 
 
 def to_mergekit(recipe: Recipe, layout: Layout, *, locations: Mapping[str, str] | None = None) -> str:
     """The mergekit YAML of a recipe: float32 arithmetic, one rounding to the recipe's dtype.
 
     Values are exact (17 digits). A value per layer is written as mergekit's gradient where mergekit reads
-    each layer's own value back from it, equal neighbouring layers as `slices` with a `layer_range`, a value per
-    component as a `filter` list.
+    each layer's own value back from it, equal neighbouring layers as `slices` with a `layer_range`, values by
+    tensor as `filter` lists. Intermediates come first, as documents with a `name` that later ones take as a model:
+    such a file is one for ``mergekit-multi``, any other for ``mergekit-yaml``. The recipe's seed has no place in it.
 
     Args:
-        recipe: linear, slerp, task arithmetic, TIES or DARE on every slice; plain copies may be mixed in.
+        recipe: one method of mergekit's on every slice; plain copies may be mixed in where the method has weights.
         layout: of the pool's models.
         locations: how to write a model's location, by its name in the recipe; its own location otherwise.
 
     Raises:
         RecipeError: mergekit has no way to say the same; names the slice and the reason.
     """
-    methods = specs()
+    recipe.check(specs())
     places = {name: _place(ref, (locations or {}).get(name)) for name, ref in recipe.models}
     references = {places[name]: _reference(ref, places[name]) for name, ref in recipe.models}
+    stages = _stage_names(recipe, references)
+    parts = []
+    for name, stage in recipe.stages.items():
+        try:
+            written, notes = _document(stage, layout, places | stages, references)
+        except RecipeError as error:
+            raise RecipeError(f"intermediate {name}: {error.given}", error.allowed, error.do) from None
+        parts.append(notes + _dump({"name": stages[name], **written}))
+    written, notes = _document(recipe, layout, places | stages, references)
+    command = "mergekit-multi FILE --intermediate-dir DIR --out-path OUT" if parts else "mergekit-yaml FILE OUT"
+    head = f"# evomerge recipe {recipe.hash[:16]}. Carry it out with: {command}\n"
+    return head + "---\n".join([*parts, notes + _dump(written)])
+
+
+def _document(
+    recipe: Recipe, layout: Layout, places: Mapping[str, str], references: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """One recipe without its intermediates as a document, and the comment above it."""
+    methods = specs()
     method, blocks = blocks_of(recipe, layout, methods, places)
-    declared = methods[method]
-    defaults = {p.name: p.default for p in declared.parameters if isinstance(p.default, (bool, float, int))}
+    defaults = {p.name: p.default for p in methods[method].parameters if isinstance(p.default, (bool, float, int))}
     config_from = places[recipe.config_from]
+    # mergekit insists that a base model, where a method may have one, is among the sources of every slice.
+    named = FORMS[method].base != "optional" or all(block.base is not None for block in blocks)
+    top_base = config_from if named else None
     pieces = _pieces(blocks)
     writer = _Writer(method, references, defaults)
-    document: dict[str, Any] = {
-        "merge_method": method,
-        "base_model": references[config_from],
-        "dtype": "float32",
-        "out_dtype": recipe.dtype,
-    }
-    if len(pieces) == 1 and _whole(pieces[0], layout, config_from):
-        document["parameters"] = writer.shared(pieces[0])
+    document: dict[str, Any] = {"merge_method": method}
+    if top_base is not None:
+        document["base_model"] = writer.reference(top_base)
+    if recipe.tokenizer_from not in (None, recipe.config_from if named else None):
+        assert recipe.tokenizer_from is not None
+        document["tokenizer_source"] = writer.reference(places[recipe.tokenizer_from])
+    document |= {"dtype": "float32", "out_dtype": recipe.dtype}
+    depths = dict.fromkeys(places.values(), layout.layers)
+    depths |= {places[name]: depth_of(stage) for name, stage in recipe.intermediates}
+    if len(pieces) == 1 and _whole(pieces[0], depths, top_base):
+        shared = writer.shared(pieces[0])
+        if shared:
+            document["parameters"] = shared
         document["models"] = [
-            {"model": references[place], **writer.per_input(pieces[0], place)} for place in pieces[0][0].sources
+            {"model": writer.reference(place), **writer.per_input(pieces[0], place)} for place in pieces[0][0].sources
         ]
     else:
-        shared = [writer.shared(piece) for piece in pieces]
-        common = {name: value for name, value in shared[0].items() if all(s[name] == value for s in shared)}
-        document["parameters"] = common
+        each = [writer.shared(piece) for piece in pieces]
+        common = {name: value for name, value in each[0].items() if all(own[name] == value for own in each)}
+        if common:
+            document["parameters"] = common
         document["slices"] = [
-            writer.slice(piece, {name: value for name, value in own.items() if name not in common}, config_from)
-            for piece, own in zip(pieces, shared, strict=True)
+            writer.slice(piece, {name: value for name, value in own.items() if name not in common}, top_base)
+            for piece, own in zip(pieces, each, strict=True)
         ]
-    return _comment(recipe, method, blocks) + _dump(document)
+    return document, _notes(method, blocks)
+
+
+def _stage_names(recipe: Recipe, references: Mapping[str, Any]) -> dict[str, str]:
+    """Names for intermediates that mergekit mistakes for nothing else: it replaces them wherever they stand alone."""
+    taken = {*FORMS, *DTYPES, *references} | {model for model, _ in recipe.models}
+    names: dict[str, str] = {}
+    for number, name in enumerate(recipe.stages, 1):
+        plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and re.search("[A-Za-z]", name)
+        names[name] = name if plain and name not in taken else f"stage-{number}"
+        while names[name] in taken:
+            names[name] += "-"
+        taken.add(names[name])
+    return names
 
 
 def _place(ref: ModelRef, location: str | None) -> str:
@@ -108,12 +155,12 @@ def _tensors(block: Block) -> dict[Any, frozenset[str]]:
     return {key: frozenset(values) for key, values in block.values.items()}
 
 
-def _whole(piece: Sequence[Block], layout: Layout, config_from: str) -> bool:
+def _whole(piece: Sequence[Block], depths: Mapping[str, int], top_base: str | None) -> bool:
     """Whether `models:` says it: every layer in its own place, and a base that mergekit need not be told twice."""
     first = piece[0]
-    in_place = all(offset == 0 for _, offset in first.offsets) and len(piece) == layout.layers
+    in_place = all(offset == 0 and depths[source] == len(piece) for source, offset in first.offsets)
     # mergekit adds a base model that is not among the inputs, which the linear method would then want a weight for.
-    return in_place and (first.base == config_from if first.base else config_from in first.sources)
+    return in_place and (first.base == top_base if first.base or top_base is None else top_base in first.sources)
 
 
 class _Writer:
@@ -121,6 +168,10 @@ class _Writer:
 
     def __init__(self, method: str, references: Mapping[str, Any], defaults: Mapping[str, Number]) -> None:
         self.form, self.references, self.defaults = FORMS[method], references, defaults
+
+    def reference(self, place: str) -> Any:
+        """A location as mergekit is to read it; intermediates go by their names."""
+        return self.references.get(place, place)
 
     def shared(self, piece: Sequence[Block]) -> dict[str, Any]:
         """The settings that are not per model."""
@@ -130,18 +181,21 @@ class _Writer:
         """The settings of one model, as a mapping with `parameters`, or nothing for a base."""
         if place == piece[0].base or not self.form.per_input:
             return {}
-        return {"parameters": {name: self._setting(piece, place, name) for name in self.form.per_input}}
+        settings = {name: self._setting(piece, place, name) for name in self.form.per_input}
+        if settings == {"scale": 1.0}:
+            return {}
+        return {"parameters": settings}
 
-    def slice(self, piece: Sequence[Block], parameters: Mapping[str, Any], config_from: str) -> dict[str, Any]:
+    def slice(self, piece: Sequence[Block], parameters: Mapping[str, Any], top_base: str | None) -> dict[str, Any]:
         """One entry of `slices`."""
         first = piece[0]
         entry: dict[str, Any] = {}
-        if first.base is not None and first.base != config_from:
-            entry["base_model"] = self.references[first.base]
+        if first.base is not None and first.base != top_base:
+            entry["base_model"] = self.reference(first.base)
         if parameters:
             entry["parameters"] = dict(parameters)
         entry["sources"] = [
-            {"model": self.references[place], "layer_range": [at, at + len(piece)], **self.per_input(piece, place)}
+            {"model": self.reference(place), "layer_range": [at, at + len(piece)], **self.per_input(piece, place)}
             for place, at in first.sources.items()
         ]
         return entry
@@ -186,9 +240,8 @@ def _plain(value: Value) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _comment(recipe: Recipe, method: str, blocks: Sequence[Block]) -> str:
-    """The lines above the document."""
-    lines = [f"evomerge recipe {recipe.hash[:16]}. Carry it out with: mergekit-yaml FILE OUT"]
+def _notes(method: str, blocks: Sequence[Block]) -> str:
+    """The comment above a document: what its method drops."""
     drops = any(
         value is not None and value < 1
         for block in blocks
@@ -197,17 +250,20 @@ def _comment(recipe: Recipe, method: str, blocks: Sequence[Block]) -> str:
         if name == "density"
         for value in tensors.values()
     )
-    note = _NOTES.get(method.partition("_")[0])
-    if note and drops:
-        lines += textwrap.wrap(note, 108)
-    return "".join(f"# {line}\n" for line in lines)
+    note = _NOTES[_NOTE_OF[method]] if drops and method in _NOTE_OF else ""
+    return "".join(f"# {line}\n" for line in textwrap.wrap(note, 108))
 
 
 class _Dumper(yaml.SafeDumper):
     """Lists of numbers on one line, sequences indented."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        """Indent sequences within mappings."""
         super().increase_indent(flow, False)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No aliases: the same reference or list may occur twice."""
+        return True
 
 
 def _represent_list(dumper: _Dumper, data: list[Any]) -> yaml.Node:
@@ -219,6 +275,4 @@ _Dumper.add_representer(list, _represent_list)
 
 
 def _dump(document: Mapping[str, Any]) -> str:
-    # Without aliases: the same reference or list may occur twice.
-    _Dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
     return yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""Recipes as mergekit YAML, written and read; `mergekit-evolve` configurations as experiments."""
