@@ -12,7 +12,7 @@ import torch
 from evomerge.merge.kernels.memory import BF16, F16, F32
 from evomerge.merge.kernels.mixing import mix as mix_kernel
 from evomerge.merge.masks import kept_below
-from evomerge.merge.mix import LARGEST, Mix
+from evomerge.merge.mix import LARGEST, Cut, Mix
 from evomerge.merge.torch_mix import least_vote, vote_of
 
 KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
@@ -56,12 +56,6 @@ def mix_(
         return True
     terms = [mix.terms[i] for i in used]
     votes = [vote_of(term) for term in terms]
-    cuts = np.full((len(used), 4), -1, np.int64)
-    for row, term in zip(cuts, terms, strict=True):
-        if term.cut is not None:
-            # Nothing finite is above the largest: infinities stay, to be found in the result.
-            high = LARGEST + 1 if term.cut.high == LARGEST else term.cut.high
-            row[:] = term.cut.low, term.cut.low_end, high, term.cut.high_start
     arguments = (
         np.array([inputs[i].data_ptr() for i in used], np.int64),
         np.array([KINDS[inputs[i].dtype] for i in used], np.int64),
@@ -73,7 +67,7 @@ def mix_(
     settings = (
         np.array([term.weight for term in terms], np.float32),
         np.array(votes, np.float32),
-        cuts,
+        np.array([cut_row(term.cut) for term in terms], np.int64),
         np.array([keys[i] if mix.terms[i].density is not None else 0 for i in used], np.uint64),
         np.array([-1 if term.density is None else kept_below(term.density) for term in terms], np.int64),
         mix.differences,
@@ -85,3 +79,11 @@ def mix_(
         out.nbytes >= _STREAM and out.data_ptr() % 32 == 0,
     )
     return not any(in_parts(lambda begin, end: mix_kernel(*arguments, begin, end, *settings), count))
+
+
+def cut_row(cut: Cut | None) -> tuple[int, int, int, int]:
+    """A cut as the kernels take it; -1 first for none."""
+    if cut is None:
+        return -1, 0, 0, 0
+    # Nothing finite is above the largest: infinities stay, to be found in the result.
+    return cut.low, cut.low_end, LARGEST + 1 if cut.high == LARGEST else cut.high, cut.high_start

@@ -126,16 +126,17 @@ class TensorStatistics:
         last = min(last, self.count)
         assert 0 <= first < last, "a cut keeps something"
         ordered = torch.sort(bits).values
-        low = int(ordered[self.count - last])
-        high = int(ordered[self.count - 1 - first])
-        # Of the elements of magnitude `low` so many stay, and of those of magnitude `high` so many of the first go.
-        staying = last - int(torch.count_nonzero(bits > low))
-        going = first - int(torch.count_nonzero(bits > high))
-        low_at, high_at = torch.nonzero(bits == low).view(-1), torch.nonzero(bits == high).view(-1)
-        low_end = int(low_at[staying - 1]) + 1 if staying < len(low_at) else self.count
+
+        def at(rank: int) -> tuple[int, int]:
+            """The magnitude bits of a rank, and one more than the index of its element."""
+            value = int(ordered[self.count - 1 - rank])
+            equal = torch.nonzero(bits == value).view(-1)
+            return value, int(equal[rank - int(torch.count_nonzero(bits > value))]) + 1
+
+        low, low_end = at(last - 1) if last < self.count else (0, self.count)
         if first == 0:
-            return Cut(low, low_end) if low > 0 and last < self.count else None
-        return Cut(low, low_end, high, int(high_at[going]) if going else 0)
+            return Cut(low, low_end) if low > 0 else None
+        return Cut(low, low_end, *at(first - 1))
 
     def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
         """The share of the sum of magnitudes that a cut and a random mask leave."""

@@ -57,6 +57,16 @@ def _drop(source: int, key: Any, bound: Any, start: int, target: int, count: int
 
 
 @compiled
+def limits(cut: Any, start: int) -> Any:
+    """The least and the largest magnitude that a cut keeps from `start` on, up to where either changes."""
+    bits = np.empty(2, np.int32)
+    bits[0] = cut[0] + (1 if start >= cut[1] else 0)
+    bits[1] = cut[2] - (1 if start < cut[3] else 0)
+    numbers = bits.view(np.float32)
+    return numbers[0], (np.float32(-1) if bits[1] < 0 else numbers[1])
+
+
+@compiled
 def _minus(source: int, base: int, target: int, count: int) -> None:
     values, origin, result = floats(source, count), floats(base, count), floats(target, count)
     for e in range(count):
@@ -188,8 +198,6 @@ def mix(
     total = (memory.ctypes.data + 63) // 64 * 64
     elected, divisors, converted = total + row, total + 2 * row, total + 3 * row
     task, origin_scratch, peak, parts = total + 4 * row, total + 5 * row, total + 6 * row, total + 7 * row
-    edge = np.empty(2, np.int32)
-    edges = edge.view(np.float32)
     start = begin
     while start < end:
         size = min(BLOCK, end - start, 4294967296 - start % 4294967296)  # masks begin anew there
@@ -206,9 +214,8 @@ def mix(
             values = read(inputs[i], kinds[i], start, size, converted)
             prefetch(inputs[i] + start * width(kinds[i]) + _AHEAD, size * width(kinds[i]))
             if cuts[i, 0] >= 0:
-                edge[0] = cuts[i, 0] + (1 if start >= cuts[i, 1] else 0)
-                edge[1] = cuts[i, 2] - (1 if start < cuts[i, 3] else 0)
-                _keep(values, origin, edges[0], edges[1], task, size)
+                low, high = limits(cuts[i], start)
+                _keep(values, origin, low, high, task, size)
                 values = task
             elif differences and (elect or bounds[i] >= 0):
                 _minus(values, origin, task, size)
