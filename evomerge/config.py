@@ -51,10 +51,19 @@ class SearchConfig:
 
 @dataclass
 class Config:
-    """A whole experiment."""
+    """A whole experiment.
+
+    Attributes:
+        name: of the run.
+        run_dir: the run folder.
+        imports: modules with merge methods of one's own, imported before anything is built.
+        pool, search: the source models; the budget and the order of the search.
+        search_space, strategy, fitness, held_out, evaluator: nodes with a `_target_`.
+    """
 
     name: str = MISSING
     run_dir: str = MISSING
+    imports: list[str] = field(default_factory=list)
     pool: PoolConfig = field(default_factory=PoolConfig)
     search_space: Any = MISSING
     strategy: Any = MISSING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -19,12 +20,13 @@ from evomerge.config import Config, to_yaml
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.evaluation.worker import Worker, WorkerBuilder
 from evomerge.files import write_text_atomic
+from evomerge.imports import import_modules
 from evomerge.ledger import Ledger, RunFolder
 from evomerge.merge.methods import specs
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool, open_pool
 from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
-from evomerge.recipe import Recipe
+from evomerge.recipe import ModelRef, Recipe
 from evomerge.recipe_yaml import dump_recipe
 from evomerge.search import Observer, Search, silent
 
@@ -156,6 +158,7 @@ class Parts:
 
 def build_parts(config: Config) -> Parts:
     """Build and check every part; the order is that of cost, so that errors come early."""
+    import_modules(config.imports, "imports")
     if config.search.evaluations < 1:
         raise ConfigError(f"search.evaluations is {config.search.evaluations}", "at least 1")
     pool = pool_from_config(config)
@@ -171,18 +174,20 @@ def build_parts(config: Config) -> Parts:
             fitnesses["held_out"] = held_out
         worker = functools.partial(Worker, pool, fitnesses)
     else:  # travels to other processes, which build their own
-        worker = functools.partial(remote_worker, _plain(config), dict(pool.info.refs))
+        worker = functools.partial(remote_worker, _plain(config), dict(pool.info.refs), os.getcwd())
     evaluator = build(config.evaluator, "evaluator", worker)
     return Parts(pool, space, strategy, evaluator, fitness, held_out)
 
 
-def remote_worker(plain: dict[str, Any], refs: Mapping[str, Any], *, device: str, threads: int | None) -> Worker:
-    """Build a worker in another process from the plain configuration and the pinned models."""
+def remote_worker(
+    plain: dict[str, Any], refs: Mapping[str, ModelRef], folder: str, *, device: str, threads: int | None
+) -> Worker:
+    """Build a worker in another process from the plain configuration, the pinned models and the folder of imports."""
     config = cast(Config, OmegaConf.create(plain))
-    pinned = {name: f"{ref.location}@{ref.revision}" if ref.revision else ref.location for name, ref in refs.items()}
+    import_modules(config.imports, "imports", folder)
     settings = config.pool
     pool = open_pool(
-        pinned,
+        refs,
         base=settings.base,
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,

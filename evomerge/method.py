@@ -148,7 +148,8 @@ def find_method(name: str, methods: Mapping[str, MethodSpec], where: str = "") -
     """The declaration called `name`; `RecipeError` with the nearest names when there is none."""
     if name not in methods:
         prefix = f"{where}: " if where else ""
-        raise RecipeError(f"{prefix}unknown merge method {name!r}", nearest(name, methods))
+        given = f"{prefix}unknown merge method {name!r}"
+        raise RecipeError(given, nearest(name, methods), "a method of your own needs --import ITS_MODULE")
     return methods[name]
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from evomerge.cli.main import verb_parser
+from evomerge.cli.options import add_import_option
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.imports import import_modules
 
 if TYPE_CHECKING:
     from evomerge.candidate import Split
@@ -28,11 +30,14 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--held-out", action="store_true", help="use the held-out fitness")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_import_option(parser)
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     options = parser.parse_intermixed_args(list(arguments))
 
     _check_target(options.target)
     config = _config(options.target, options.overrides)
+    import_modules(config.imports, "imports")
+    import_modules(options.imports, "--import")
     key = "held_out" if options.held_out else "fitness"
     split: Split = "held_out" if options.held_out else "search"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evomerge.cli.main import verb_parser
-from evomerge.cli.sources import add_import_option
+from evomerge.cli.options import add_import_option
 from evomerge.imports import import_modules
 
 
@@ -20,12 +20,11 @@ def run(arguments: Sequence[str]) -> int:
     add_import_option(parser)
     options = parser.parse_intermixed_args(list(arguments))
 
-    import_modules(options.imports, "--import")
-
     from evomerge.cli.sources import load_recipe_or_run
     from evomerge.files import write_text_atomic
     from evomerge.recipe_yaml import dump_recipe
 
+    import_modules(options.imports, "--import")
     recipe = load_recipe_or_run(options.recipe)
     if options.format == "mergekit":
         from evomerge.mergekit.writer import to_mergekit

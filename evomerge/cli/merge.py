@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from evomerge.cli.main import verb_parser
+from evomerge.cli.options import add_import_option
 from evomerge.errors import ConfigError
+from evomerge.imports import import_modules
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -20,6 +22,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must be new or empty")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the recipe's")
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
+    add_import_option(parser)
     options = parser.parse_intermixed_args(list(arguments))
     shard = byte_count(options.max_shard_size, "--max-shard-size")
 
@@ -28,6 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.export.writer import check_output, write_model
     from evomerge.models.pool import pool_of_recipe
 
+    import_modules(options.imports, "--import")
     check_output(options.out)
     recipe = load_recipe_or_run(options.recipe)
     if options.dtype:

@@ -1,0 +1,61 @@
+"""Modules of a user's own, imported for what they register: merge methods."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+from evomerge.errors import ConfigError, EvomergeError, nearest
+
+
+def import_modules(names: Iterable[str], key: str, folder: str | Path | None = None) -> None:
+    """Import modules by name: installed ones, else files or packages of `folder`.
+
+    Args:
+        names: as in Python's own ``import``.
+        key: the configuration key or option that gave the names, for messages.
+        folder: looked through last; the current folder for ``None``.
+
+    Raises:
+        ConfigError: no such module, or an error in it.
+    """
+    for name in names:
+        here = Path(folder or Path.cwd()).resolve()
+        if str(here) not in sys.path:
+            sys.path.append(str(here))  # last: a file of one's own must not stand in for an installed module
+        importlib.invalidate_caches()  # the file may be younger than the listing that Python remembers
+        _import(name, key, here)
+
+
+def _import(name: str, key: str, here: Path) -> None:
+    if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
+        raise ConfigError(f"{key}: {name!r} is not the name of a module", "as in Python's import: no path, no .py")
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _broken(name, key, error) from error
+        beside = [file.stem for file in here.glob("*.py")] + [file.parent.name for file in here.glob("*/__init__.py")]
+        raise ConfigError(
+            f"{key}: there is no module {name!r}",
+            "an installed module or one of the current folder" + (f": {nearest(name, beside)}" if beside else ""),
+            f"run evomerge where {name.split('.')[0]}.py is",
+        ) from error
+    except Exception as error:
+        raise _broken(name, key, error) from error
+
+
+def _broken(name: str, key: str, error: Exception) -> ConfigError:
+    """An error inside the module, with its place in it."""
+    given = f"{key}: the module {name!r} cannot be imported"
+    if isinstance(error, EvomergeError):
+        return ConfigError(f"{given}: {error.given}", error.allowed, error.do)
+    if isinstance(error, SyntaxError):
+        place = f"{Path(error.filename or name).name}:{error.lineno}"
+        return ConfigError(given, f"SyntaxError: {error.msg} ({place})")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return ConfigError(given, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}")
