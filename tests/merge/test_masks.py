@@ -1,42 +1,50 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from merge.papers import mask_number
 
-from evomerge.merge.masks import drop_, mask_key, uniform_numpy, uniform_torch
+from evomerge.merge.masks import drop_, drop_each_, kept_below, kept_up_to, mask_key, uniform
 
 CPU = torch.device("cpu")
 KEY = mask_key(0, "sha256:abc", "model.norm.weight")
 
 
-def splitmix(state: int) -> int:
-    z = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return z ^ (z >> 31)
+def masks_of(densities: dict[int, float], count: int) -> list[np.ndarray]:
+    """Masks of ones and zeros, by key."""
+    masks = []
+    for key, density in densities.items():
+        task = torch.ones(count)
+        drop_(task, key, density, 0)
+        masks.append(task.numpy())
+    return masks
 
 
-def test_published_values_of_splitmix64() -> None:
-    # The first outputs for seed 1234567, from the reference implementation's test vectors.
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    golden = 0x9E3779B97F4A7C15
-    assert [splitmix((1234567 + (i + 1) * golden) % 2**64) for i in range(4)] == published
-    halves = [half >> 1 for number in published for half in (number % 2**32, number >> 32)]
-    assert uniform_numpy(1234567, 0, 8).tolist() == halves
+@pytest.mark.parametrize("key", [0, 1, 2**31, 2**32 - 1, 2**32, 2**63, 2**64 - 1, KEY])
+@pytest.mark.parametrize("start", [0, 65_535, 2**31 - 7, 2**32 - 7, 2**33 + 5])
+def test_the_documented_hash(key: int, start: int) -> None:
+    numbers = uniform(key, start, 20, CPU)
+    assert numbers.tolist() == [mask_number(key, start + e) for e in range(20)]
+    assert numbers.dtype == torch.int32
 
 
-@pytest.mark.parametrize("key", [0, 1, 2**63, 2**64 - 1, KEY])
-@pytest.mark.parametrize("start", [0, 1, 65535, 65536, 2**33 + 5])
-def test_numpy_and_torch_give_the_same_numbers(key: int, start: int) -> None:
-    ours = uniform_numpy(key, start, 1001)
-    assert np.array_equal(ours, uniform_torch(key, start, 1001, CPU).numpy())
-    assert int(ours.max()) < 2**31
+def test_triple32_without_a_key() -> None:
+    # Written as its author does: shifts, then products modulo 2**32.
+    x = np.arange(1000, dtype=np.uint32)
+    for shift, factor in ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB)):
+        x ^= x >> np.uint32(shift)
+        x *= np.uint32(factor)
+    x ^= x >> np.uint32(14)
+    assert np.array_equal(uniform(0, 0, 1000, CPU).numpy(), (x >> np.uint32(1)).astype(np.int32))
 
 
 def test_numbers_do_not_depend_on_where_a_block_starts() -> None:
-    whole = uniform_numpy(KEY, 0, 200_000)  # more than one chunk
+    whole = uniform(KEY, 0, 200_000, CPU)
     for start, count in ((1, 10), (65_535, 3), (99_999, 100_001)):
-        assert np.array_equal(uniform_numpy(KEY, start, count), whole[start : start + count])
+        assert torch.equal(uniform(KEY, start, count, CPU), whole[start : start + count])
 
 
 def test_keys_depend_on_seed_model_and_tensor() -> None:
@@ -48,26 +56,44 @@ def test_keys_depend_on_seed_model_and_tensor() -> None:
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
 def test_density_and_independence(density: float) -> None:
     n = 400_000
-    masks = []
-    for tensor in ("a", "b"):
-        task = torch.ones(n)
-        drop_(task, mask_key(0, "model", tensor), density, 0)
-        masks.append(task.numpy())
+    masks = masks_of({mask_key(0, "model", tensor): density for tensor in ("a", "b")}, n)
     deviation = (density * (1 - density) / n) ** 0.5
     for mask in masks:
         assert abs(mask.mean() - density) < 4 * deviation
-        lag = np.corrcoef(mask[:-1], mask[1:])[0, 1]
-        assert abs(lag) < 4 / n**0.5
+        for distance in (1, 2, 64, 4096):
+            lag = np.corrcoef(mask[:-distance], mask[distance:])[0, 1]
+            assert abs(lag) < 4 / n**0.5
     assert abs(np.corrcoef(*masks)[0, 1]) < 4 / n**0.5
+
+
+def test_masks_of_other_seeds_and_of_neighbouring_keys_are_unrelated() -> None:
+    n = 200_000
+    keys = [*(mask_key(seed, "model", "tensor") for seed in range(6)), KEY, KEY + 1, KEY + 2]
+    masks = masks_of(dict.fromkeys(keys, 0.5), n)
+    for i, a in enumerate(masks):
+        for b in masks[:i]:
+            assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / n**0.5
+
+
+def test_numbers_are_uniform() -> None:
+    n, bins = 1_000_000, 256
+    counts = np.bincount(uniform(KEY, 0, n, CPU).numpy() >> 23, minlength=bins)
+    chi_squared = float(((counts - n / bins) ** 2 / (n / bins)).sum())
+    assert abs(chi_squared - (bins - 1)) < 4 * math.sqrt(2 * (bins - 1))
 
 
 def test_kept_values_are_untouched_and_the_others_zero() -> None:
     values = torch.tensor([1.5, -2.0, float("inf"), -0.0, 3e-40] * 20)
-    task = values.clone()
-    drop_(task, KEY, 0.5, 10)
-    kept = torch.from_numpy(uniform_numpy(KEY, 10, 100) < 2**30)
+    kept = uniform(KEY, 10, 100, CPU) < 2**30
     assert 20 < int(kept.sum()) < 80
-    assert torch.equal(task, torch.where(kept, values, torch.zeros(())))
+    expected = torch.where(kept, values, torch.zeros(()))
+    for drop in (
+        lambda task: drop_(task, KEY, 0.5, 10),
+        lambda task: drop_each_(task, KEY, torch.full((100,), 2**30 - 1, dtype=torch.int32), 10),
+    ):
+        task = values.clone()
+        drop(task)
+        assert torch.equal(task, expected)
 
 
 def test_densities_at_the_ends() -> None:
@@ -81,9 +107,46 @@ def test_densities_at_the_ends() -> None:
     assert int(task.sum()) == 1000
 
 
+def test_bounds_of_probabilities() -> None:
+    given = np.array([-0.5, 0.0, 2.0**-32, 2.0**-31, 0.25, 0.5, 1 - 2.0**-31, 1 - 2.0**-40, 1.0, 1.5])
+    bounds = kept_up_to(given)
+    assert bounds.dtype == np.int32
+    most = 2**31 - 1
+    assert bounds.tolist() == [-1, -1, -1, 0, 2**29 - 1, 2**30 - 1, most - 1, most - 1, most, most]
+    for density in (1e-9, 0.1, 0.3, 1 / 3, 0.9999):
+        assert kept_up_to(np.array([density])).tolist() == [kept_below(density) - 1]
+
+
+def test_each_element_has_its_own_probability() -> None:
+    n = 300_000
+    chances = np.tile([0.0, 0.2, 0.7, 1.0], n // 4)
+    task = torch.ones(n)
+    drop_each_(task, KEY, torch.from_numpy(kept_up_to(chances)), 0)
+    shares = task.view(-1, 4).mean(0)
+    assert shares[0] == 0
+    assert shares[3] == 1
+    for share, chance in zip(shares[1:3].tolist(), (0.2, 0.7), strict=True):
+        assert abs(share - chance) < 4 * math.sqrt(chance * (1 - chance) / (n / 4))
+
+
+def test_each_element_does_not_depend_on_blocks() -> None:
+    bounds = torch.from_numpy(kept_up_to(np.linspace(0, 1, 10_000)))
+    whole = torch.ones(10_000)
+    drop_each_(whole, KEY, bounds, 0)
+    for start, stop in ((0, 1), (1, 4000), (4000, 9999), (9999, 10_000)):
+        part = torch.ones(stop - start)
+        drop_each_(part, KEY, bounds[start:stop], start)
+        assert torch.equal(part, whole[start:stop])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_same_mask_on_a_gpu() -> None:
     tasks = [torch.ones(100_001, device=device) for device in ("cpu", "cuda")]
     for task in tasks:
-        drop_(task, KEY, 0.3, 7)
+        drop_(task, KEY, 0.3, 2**32 - 50_000)
+    assert torch.equal(tasks[0], tasks[1].cpu())
+    bounds = torch.from_numpy(kept_up_to(np.linspace(0, 1, 100_001)))
+    tasks = [torch.ones(100_001, device=device) for device in ("cpu", "cuda")]
+    for task in tasks:
+        drop_each_(task, KEY, bounds.to(task.device), 7)
     assert torch.equal(tasks[0], tasks[1].cpu())
