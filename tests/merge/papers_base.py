@@ -48,21 +48,25 @@ def nearswap(x: Sequence[Array], base: Array, *, t: float) -> Array:
     return base + np.sign(x[0] - base) * np.minimum(np.abs(x[0] - base), t)
 
 
-@paper
-def arcee_fusion(x: Sequence[Array], base: Array) -> Array:
-    if not base.size:
-        return base
-    model = x[0]
+def fusion_importance(model: Array, base: Array) -> tuple[Array, float]:
+    """The importance of each element as float32, and the threshold of what is taken."""
 
     def softmax(v: Array) -> Array:
         e = np.exp(v - v.max(axis=-1, keepdims=True))
-        return e / e.sum(axis=-1, keepdims=True)
+        return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
     rows, origin = np.atleast_1d(model), np.atleast_1d(base)
     p, q = softmax(rows), softmax(origin)
     divergence = (p * np.log(p / q)).sum(axis=-1, keepdims=True)
-    importance = float32(np.abs(float32(rows - origin)) * np.maximum(divergence, 0.0))
+    importance = float32(np.abs(float32(rows - origin)) * np.maximum(divergence, 0.0)).reshape(base.shape)
     ordered = np.sort(importance.reshape(-1))
     first, median, third = (ordered[int(q * (ordered.size - 1))] for q in (0.25, 0.5, 0.75))
-    taken = importance >= float32(np.asarray(median + 1.5 * (third - first)))
-    return np.where(taken, rows, origin).reshape(base.shape)
+    return importance, float(np.float32(median + 1.5 * (third - first)))
+
+
+@paper
+def arcee_fusion(x: Sequence[Array], base: Array) -> Array:
+    if not base.size:
+        return base
+    importance, threshold = fusion_importance(x[0], base)
+    return np.where(importance >= threshold, x[0], base)
