@@ -1,8 +1,9 @@
-"""Where a model lies: a local folder, or a hub id pinned to the commit it resolves to."""
+"""Where a model lies: a local folder, or a hub id pinned to the commit it resolves to; with an adapter or without."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.errors import PoolError, nearest
@@ -16,14 +17,73 @@ _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.
 _UNWANTED = ["consolidated*", "original/*", "onnx/*", "*/*.safetensors"]
 
 
-def resolve(location: str, root: str | Path | None = None, revision: str | None = None) -> tuple[Path, ModelRef]:
-    """Find the folder of a model.
+@dataclass(frozen=True)
+class Located:
+    """A source model's files.
+
+    Attributes:
+        folder: the model's.
+        adapter: the folder of the adapter that is folded into it, or ``None``.
+        ref: where they come from, pinned where a hub commit pins them.
+    """
+
+    folder: Path
+    adapter: Path | None
+    ref: ModelRef
+
+
+def locate(source: str | ModelRef, root: str | Path | None = None) -> Located:
+    """Find the folder of a model and, where `source` names one, that of its adapter.
+
+    Args:
+        source: ``model`` or ``model+adapter``, each a local folder or a hub id as `resolve` takes them; or a
+            reference, whose parts need not be told apart. A folder with a ``+`` in its name that exists is always
+            taken before a model and an adapter.
+        root: folder that relative locations are looked up in first.
+
+    Raises:
+        PoolError: a part is not found.
+    """
+    if isinstance(source, str):
+        model, adapter = _split(source, root)
+        parts = ModelRef(model), None if adapter is None else ModelRef(adapter)
+    elif source.adapter is None and source.revision is None:
+        return locate(source.location, root)
+    else:
+        parts = source, source.adapter
+    folder, ref = resolve(parts[0].location, root, parts[0].revision)
+    if parts[1] is None:
+        return Located(folder, None, ref)
+    own, adapter_ref = resolve(parts[1].location, root, parts[1].revision, "an adapter's")
+    return Located(folder, own, replace(ref, adapter=adapter_ref))
+
+
+def _split(location: str, root: str | Path | None) -> tuple[str, str | None]:
+    """A model and its adapter, at that ``+`` of `location` which leaves the most likely two."""
+
+    def likely(place: str) -> int:
+        if any(folder.is_dir() for folder in _local_candidates(place, root)):
+            return 2
+        return int(_HUB_ID.fullmatch(place) is not None and not place.startswith("."))
+
+    cuts = [at for at, char in enumerate(location) if char == "+"]
+    if not cuts or likely(location) == 2:
+        return location, None
+    pairs = [(location[:at], location[at + 1 :]) for at in cuts]
+    return max(pairs, key=lambda pair: (min(map(likely, pair)), sum(map(likely, pair))))
+
+
+def resolve(
+    location: str, root: str | Path | None = None, revision: str | None = None, whose: str = "a model's"
+) -> tuple[Path, ModelRef]:
+    """Find the folder of a model or of an adapter.
 
     Args:
         location: a local folder (absolute, or relative to `root` or to the current directory), or a hub id
             ``org/name`` or ``org/name@revision``. A folder that exists is always taken before the hub.
         root: folder that relative locations are looked up in first.
         revision: branch, tag or commit of a hub id; overrides the one in `location`.
+        whose: what is looked for, for messages.
 
     Returns:
         The folder with the files, and a reference: the absolute path for a local folder (without a
@@ -33,7 +93,7 @@ def resolve(location: str, root: str | Path | None = None, revision: str | None 
         PoolError: nothing is found there; the hub cannot be reached or does not know the id or revision.
     """
     if not location:
-        raise PoolError("a model's location is empty", "a local folder, or a hub id such as org/name@revision")
+        raise PoolError(f"{whose} location is empty", "a local folder, or a hub id such as org/name@revision")
     tried = _local_candidates(location, root)
     for folder in tried:
         if folder.is_dir():

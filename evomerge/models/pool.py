@@ -11,9 +11,12 @@ import torch
 
 from evomerge.errors import ConfigError, PoolError, nearest
 from evomerge.models import compatibility
+from evomerge.models.adapter import Adapter
+from evomerge.models.folding import FoldedCheckpoint, warn_of_another_base
 from evomerge.models.layout import Layout, layout_from, name_problems, skeleton
-from evomerge.models.location import resolve
+from evomerge.models.location import locate
 from evomerge.models.names import NameMatch, match_names
+from evomerge.models.pins import changed_since, with_fingerprints
 from evomerge.models.reader import FLOAT_DTYPES, Checkpoint
 from evomerge.recipe import DTYPES, Dtype, ModelRef, PoolInfo, Recipe
 
@@ -55,7 +58,7 @@ class Pool:
 
 
 def open_pool(
-    models: Mapping[str, str],
+    models: Mapping[str, str] | Mapping[str, ModelRef],
     base: str | None = None,
     root: str | Path | None = None,
     dtype: str = "auto",
@@ -66,7 +69,8 @@ def open_pool(
     """Open models and check from configurations, headers and tokenizers that they can be merged.
 
     Args:
-        models: locations by name (see `reader.resolve`), the base included.
+        models: locations or references by name (see `location.locate`), the base included; ``model+adapter`` is a
+            model with a LoRA adapter folded in.
         base: which of `models` is the base that task vectors are taken from; it gives configuration and
             tokenizer. Without one, the first model gives them.
         root: folder that relative locations are looked up in first.
@@ -92,7 +96,7 @@ def open_pool(
         )
     reference = base or sources[0]
     problems: list[PoolError] = []
-    refs, checkpoints, configs = _open_all(models, root, trust_remote_code, problems)
+    refs, checkpoints, adapters, configs = _open_all(models, root, trust_remote_code, problems)
     _raise_all(problems)
 
     module = skeleton(configs[reference], trust_remote_code)
@@ -108,6 +112,13 @@ def open_pool(
         problems += [PoolError(f"model {name!r}: {p[0]}", *p[1:]) for p in name_problems(match, architecture)]
         problems += compatibility.tied_problems(name, checkpoints[name], match)
     _raise_all(problems)
+    for name, adapter in adapters.items():
+        warn_of_another_base(name, adapter, checkpoints[name], refs[name].location)
+        try:
+            checkpoints[name] = FoldedCheckpoint(checkpoints[name], adapter, module, matches[name])
+        except PoolError as error:
+            problems.append(_of_model(name, error))
+    _raise_all(problems)
 
     layout = layout_from(module, matches[reference], checkpoints[reference].shapes)
     stored: dict[str, Mapping[str, str]] = {}
@@ -122,10 +133,7 @@ def open_pool(
     _raise_all(problems)
 
     if fingerprints:
-        refs = {
-            name: ref if ref.revision else replace(ref, fingerprint=checkpoints[name].fingerprint())
-            for name, ref in refs.items()
-        }
+        refs = {name: with_fingerprints(ref, checkpoints[name]) for name, ref in refs.items()}
     result = dtype if dtype != "auto" else _dtype_of(configs[reference], checkpoints[reference])
     info = PoolInfo(tuple(refs.items()), sources, base, layout.slices, layout.layers, result)  # type: ignore[arg-type]
     return Pool(info, layout, checkpoints, configs[reference], stored, trust_remote_code)
@@ -142,41 +150,42 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
     entries = [entry for part in (recipe, *recipe.stages.values()) for entry in part.slices]
     is_base = any(s.base and s.base.model == recipe.config_from for s in entries) and len(order) > 1
     names = [recipe.config_from, *(name for name in order if name != recipe.config_from)]
-    locations = {}
-    for name in names:
-        ref = order[name]
-        locations[name] = f"{ref.location}@{ref.revision}" if ref.revision else ref.location
     pool = open_pool(
-        locations, recipe.config_from if is_base else None, root, recipe.dtype, trust_remote_code, fingerprints=False
+        {name: order[name] for name in names},
+        recipe.config_from if is_base else None,
+        root,
+        recipe.dtype,
+        trust_remote_code,
+        fingerprints=False,
     )
-    problems = []
-    for name, ref in order.items():
-        if ref.fingerprint and pool.checkpoints[name].fingerprint() != ref.fingerprint:
-            problems.append(
-                PoolError(
-                    f"model {name!r} in {pool.folder(name)} is not the one that the recipe was made from "
-                    f"({pool.checkpoints[name].fingerprint()[:19]} instead of {ref.fingerprint[:19]})",
-                    "",
-                    "restore the model, or run the search again",
-                )
-            )
+    problems = [problem for name, ref in order.items() for problem in changed_since(name, ref, pool.checkpoints[name])]
     _raise_all(problems)
     return replace(pool, info=replace(pool.info, refs=tuple((name, order[name]) for name in names)))
 
 
 def _open_all(
-    models: Mapping[str, str], root: str | Path | None, trust_remote_code: bool, problems: list[PoolError]
-) -> tuple[dict[str, ModelRef], dict[str, Checkpoint], dict[str, Any]]:
+    models: Mapping[str, str] | Mapping[str, ModelRef],
+    root: str | Path | None,
+    trust_remote_code: bool,
+    problems: list[PoolError],
+) -> tuple[dict[str, ModelRef], dict[str, Checkpoint], dict[str, Adapter], dict[str, Any]]:
     """Resolve and open every model; what fails is added to `problems`."""
     from transformers import AutoConfig
 
     refs: dict[str, ModelRef] = {}
     checkpoints: dict[str, Checkpoint] = {}
+    adapters: dict[str, Adapter] = {}
     configs: dict[str, Any] = {}
+    opened: dict[Path, Checkpoint] = {}
     for name, location in models.items():
         try:
-            folder, refs[name] = resolve(location, root)
-            checkpoints[name] = checkpoint = Checkpoint(folder)
+            found = locate(location, root)
+            folder, refs[name] = found.folder, found.ref
+            if folder not in opened:  # adapters often share a base
+                opened[folder] = Checkpoint(folder)
+            checkpoints[name] = checkpoint = opened[folder]
+            if found.adapter is not None:
+                adapters[name] = Adapter(found.adapter)
             if "quantization_config" in checkpoint.config:
                 raise PoolError("its weights are quantised", "float32, bfloat16 or float16", "dequantise it first")
             try:
@@ -185,8 +194,12 @@ def _open_all(
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise PoolError(f"transformers refuses {folder / 'config.json'} ({reason})") from error
         except PoolError as error:
-            problems.append(PoolError(f"model {name!r}: {error.given}", error.allowed, error.do))
-    return refs, checkpoints, configs
+            problems.append(_of_model(name, error))
+    return refs, checkpoints, adapters, configs
+
+
+def _of_model(name: str, error: PoolError) -> PoolError:
+    return PoolError(f"model {name!r}: {error.given}", error.allowed, error.do)
 
 
 def _stored(layout: Layout, match: NameMatch, model: str, reference: str) -> dict[str, str]:

@@ -138,6 +138,11 @@ class Checkpoint(TensorFiles):
         super().__init__(folder, config, _read_headers(folder))
 
     @property
+    def changed(self) -> frozenset[str]:
+        """The tensors that are read otherwise than the files hold them."""
+        return frozenset()
+
+    @property
     def memory(self) -> int:
         """Bytes of memory that its tensors come to take beyond the mapped files."""
         return 0

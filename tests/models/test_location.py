@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import PoolError
-from evomerge.models.location import resolve
+from evomerge.models.location import Located, locate, resolve
 from evomerge.recipe import ModelRef
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -95,3 +95,68 @@ def test_hub_id_that_cannot_be_found_offline(hub: Path, location: str, tmp_path:
     assert f"{location} was taken as a hub id" in message
     assert f"no folder {tmp_path / location}" in message
     assert "\n" not in message
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Path:
+    for name in ("base", "lora", "c++/base", "c++/lo+ra", "base+lora2"):
+        (tmp_path / name).mkdir(parents=True)
+    return tmp_path.resolve()
+
+
+@pytest.mark.parametrize(
+    ("location", "model", "adapter"),
+    [
+        ("base", "base", None),
+        ("base+lora", "base", "lora"),
+        ("./base+./lora", "base", "lora"),
+        ("base+lora2", "base+lora2", None),
+        ("c++/base", "c++/base", None),
+        ("c++/base+lora", "c++/base", "lora"),
+        ("c++/base+c++/lo+ra", "c++/base", "c++/lo+ra"),
+        ("base+c++/lo+ra", "base", "c++/lo+ra"),
+        ("base+lora2+lora", "base+lora2", "lora"),
+    ],
+)
+def test_model_and_adapter(places: Path, location: str, model: str, adapter: str | None) -> None:
+    found = locate(location, places)
+    parts = ModelRef(str(places / model)), None if adapter is None else ModelRef(str(places / adapter))
+    reference = ModelRef(parts[0].location, adapter=parts[1])
+    assert found == Located(places / model, None if adapter is None else places / adapter, reference)
+    assert locate(reference) == found
+    assert locate(reference.address) == found
+
+
+@pytest.mark.parametrize(
+    ("location", "reference"),
+    [
+        ("org/tiny+lora", ModelRef("org/tiny", COMMIT, adapter=ModelRef("{}/lora"))),
+        ("base+org/tiny@main", ModelRef("{}/base", adapter=ModelRef("org/tiny", COMMIT))),
+        ("org/tiny+org/tiny@main", ModelRef("org/tiny", COMMIT, adapter=ModelRef("org/tiny", COMMIT))),
+        (f"org/tiny@{COMMIT}+org/tiny", ModelRef("org/tiny", COMMIT, adapter=ModelRef("org/tiny", COMMIT))),
+    ],
+)
+def test_model_and_adapter_are_pinned_each(hub: Path, places: Path, location: str, reference: ModelRef) -> None:
+    found = locate(location, places).ref
+    assert found.address.replace(str(places), "{}") == reference.address
+    assert locate(found).ref == found
+    assert found.adapter is not None
+    assert (found.revision, found.adapter.revision) == (
+        reference.revision,
+        reference.adapter.revision if reference.adapter else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("base+lara", "no folder lara .*did you mean 'lora'"),
+        ("bose+lora", "no folder bose .*did you mean 'base'"),
+        ("base+", "an adapter's location is empty"),
+        ("+lora", "a model's location is empty"),
+        ("base+org/none", "so org/none was taken as a hub id"),
+    ],
+)
+def test_a_part_that_is_not_found_is_named(hub: Path, places: Path, location: str, message: str) -> None:
+    with pytest.raises(PoolError, match=message):
+        locate(location, places)
