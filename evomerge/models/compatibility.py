@@ -116,7 +116,7 @@ def tensor_problems(
                     f"tensor {own!r} has shape {info.shape} in model {name!r} and {wanted} in {reference!r}",
                     "all models of a pool have the same shapes",
                 )
-        if info.dtype in ("F64", "F8_E4M3", "F8_E5M2", "C64"):
+        if not info.is_float and canonical not in layout.integers:
             yield PoolError(
                 f"model {name!r}: tensor {own!r} is stored as {info.dtype}",
                 f"weights are merged from {', '.join(FLOAT_DTYPES)}",

@@ -34,6 +34,7 @@ class Layout:
             have the same.
         shapes: checkpoint tensor name -> the shape that the class wants.
         joins: the tensors that transformers joins on loading (experts stored one by one), see `conversion`.
+        integers: the tensors that the class holds as integers or truth values: they are copied, never merged.
     """
 
     slices: tuple[SliceId, ...]
@@ -42,6 +43,7 @@ class Layout:
     parameters: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     joins: tuple[Join, ...] = ()
+    integers: frozenset[str] = frozenset()
     _slice_of: Mapping[str, SliceId] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -185,6 +187,7 @@ def layout_from(module: nn.Module, match: NameMatch, shapes: Mapping[str, tuple[
         MappingProxyType(parameters),
         MappingProxyType(wanted),
         tuple(match.joins[place] for place in state if place in match.joins),
+        frozenset(name for name, place in parameters.items() if not state[place].is_floating_point()),
     )
 
 

@@ -68,6 +68,19 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": _decoder("Qwen3", **_HEAD),
     "gemma2": _decoder("Gemma2", **_HEAD, query_pre_attn_scalar=4, sliding_window=8),
     "gemma3": _decoder("Gemma3", config="Gemma3TextConfig", **_HEAD, query_pre_attn_scalar=4, sliding_window=8),
+    "gemma3_multimodal": Architecture(
+        "Gemma3ForConditionalGeneration",
+        "Gemma3Config",
+        "AutoModelForCausalLM",
+        {
+            "text_config": _DECODER | _HEAD | {"query_pre_attn_scalar": 4, "sliding_window": 8},
+            "vision_config": _IMAGES,
+            "mm_tokens_per_image": 1,
+            "image_token_index": 39,
+            "boi_token_index": 38,
+            "eoi_token_index": 37,
+        },
+    ),
     "phi3": _decoder("Phi3"),
     "olmo2": _decoder("Olmo2"),
     "gpt2": _decoder(
