@@ -103,10 +103,10 @@ def _merged(
 ) -> torch.Tensor:
     """Prune, then merge as DARE or TIES do; rows at a time, so that their ranks stay in the cache."""
     width = base[0].numel() if base.dim() > 1 and len(base) else base.numel()
-    result = torch.empty_like(base)
     if not base.numel():
-        return result
-    rows, origin, out = [x.reshape(-1, width) for x in inputs], base.reshape(-1, width), result.view(-1, width)
+        return base
+    rows, origin = [x.reshape(-1, width) for x in inputs], base.reshape(-1, width)
+    result = base.new_empty(origin.shape)
     used = {i: _Pruning(values, i, width, base.device) for i, w in enumerate(values["weight"]) if w != 0}
     shares = dict.fromkeys(used, 1.0)
     if values["rescale"] and values["rescale_by"] == "magnitude":
@@ -116,14 +116,14 @@ def _merged(
         Term(weight / shares[i], vote=weight) if i in used else Term(0.0) for i, weight in enumerate(values["weight"])
     )
     mix = dataclasses.replace(fused(terms, values, elect=elect), differences=False)
-    for block in blocks(len(out), base.device, width):
+    for block in blocks(len(result), base.device, width):
         below = origin[block]
         left = [
             used[i].kept(x[block], below, context, block.start * width).view(-1) if i in used else below.view(-1)
             for i, x in enumerate(rows)
         ]
-        torch.add(mix_block(mix, left, None, (), 0).view_as(below), below, out=out[block])
-    return result
+        torch.add(mix_block(mix, left, None, (), 0).view_as(below), below, out=result[block])
+    return result.view(base.shape)
 
 
 def _share(pruning: _Pruning, rows: torch.Tensor, base: torch.Tensor, context: Context) -> float:

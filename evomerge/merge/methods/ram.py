@@ -70,7 +70,7 @@ def ramplus_tl(
     """
     if len(inputs) == 1:
         return ram(inputs, base, context=context, epsilon=epsilon)
-    flat, origin, result = [x.reshape(-1) for x in inputs], base.reshape(-1), torch.empty_like(base)
+    flat, origin, result = [x.reshape(-1) for x in inputs], base.reshape(-1), base.new_empty(base.numel())
     shared, unique = [0] * len(inputs), [0] * len(inputs)
     for block in blocks(base.numel(), base.device):
         tasks, count = _changes([x[block] for x in flat], origin[block], epsilon)
@@ -84,5 +84,5 @@ def ramplus_tl(
         tasks, count = _changes([x[block] for x in flat], origin[block], epsilon)
         mean = _summed(tasks).div_(count.clamp(min=1))
         rescaled = _summed([task.mul_(factor) for task, factor in zip(tasks, factors, strict=True)])
-        result.view(-1)[block] = torch.where(count == 1, rescaled, mean).add_(origin[block])
-    return result
+        torch.add(torch.where(count == 1, rescaled, mean), origin[block], out=result[block])
+    return result.view(base.shape)

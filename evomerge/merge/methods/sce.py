@@ -47,24 +47,24 @@ def sce(
     """
     if len(inputs) == 1 and select_topk >= 1:
         return inputs[0]
-    flat, origin, result = [x.reshape(-1) for x in inputs], base.reshape(-1), torch.empty_like(base)
+    flat, origin, result = [x.reshape(-1) for x in inputs], base.reshape(-1), base.new_empty(base.numel())
     chosen = _selected(flat, origin, select_topk) if select_topk < 1 else None
-    weights = _weights(flat, origin, chosen, _MERGEKITS_ZERO if reading == "mergekit" else 0.0)
     least = _MERGEKITS_ZERO if reading == "mergekit" else 0.0
+    weights = _weights(flat, origin, chosen, least)
     for block in blocks(base.numel(), base.device):
         tasks = _tasks(flat, origin, chosen, block)
         total = torch.zeros_like(tasks[0])
         for task in tasks:
             total.add_(task)
-        positive = total >= 0
+        sign = (total >= 0).float().mul_(2).sub_(1)
         mean, divisor = total.zero_(), torch.zeros_like(total)
         for task, weight in zip(tasks, weights, strict=True):
-            agrees = torch.where(positive, task > 0, task < 0)
+            agrees = (task * sign) > 0
             mean.add_(task.mul_(weight).mul_(agrees))
             divisor.add_(agrees, alpha=weight)
         divisor = divisor.clamp_min_(least) if least else divisor.masked_fill_(divisor == 0, 1)
-        result.view(-1)[block] = mean.div_(divisor).add_(origin[block])
-    return result
+        torch.add(mean.div_(divisor), origin[block], out=result[block])
+    return result.view(base.shape)
 
 
 def _tasks(
