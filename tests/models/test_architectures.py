@@ -10,70 +10,19 @@ import pytest
 import torch
 import transformers
 from models.architectures import ARCHITECTURES, inputs, load, save_pool
-from safetensors import safe_open
+from models.merges import assert_close, computed, different, opened, task_arithmetic, tensor_names
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import PoolError
 from evomerge.export.writer import write_model
 from evomerge.merge.assemble import Resident
 from evomerge.merge.plan import make_plan
-from evomerge.models.conversion import Join, ModuleTensors
-from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
-
-WEIGHTS = {"a": 0.7, "b": 0.4}
+from evomerge.recipe import SliceId
 
 
 @pytest.fixture(autouse=True)
 def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
-
-
-def opened(folders: dict[str, Path]) -> Pool:
-    return open_pool({name: str(folder) for name, folder in folders.items()}, base="base")
-
-
-def task_arithmetic(pool: Pool, only: SliceId | None = None) -> Recipe:
-    """The base plus both task vectors, on every slice or on one."""
-    return pool.info.recipe(
-        SliceRecipe(
-            s,
-            "task_arithmetic",
-            tuple(Input(m, None, parameters({"weight": w if only in (None, s) else 0.0})) for m, w in WEIGHTS.items()),
-            (),
-            Input("base"),
-        )
-        for s in pool.info.slices
-    )
-
-
-def computed(folders: dict[str, Path]) -> dict[str, torch.Tensor]:
-    """The same merge of the state dictionaries that transformers loads, in float64; the base's integers."""
-    states = {name: load(folder).state_dict() for name, folder in folders.items()}
-    merged = dict(states["base"])
-    for key, tensor in merged.items():
-        if tensor.is_floating_point():
-            base = tensor.double()
-            merged[key] = base + sum(w * (states[m][key].double() - base) for m, w in WEIGHTS.items())
-    return merged
-
-
-def assert_close(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float, atol: float) -> None:
-    assert state.keys() == expected.keys()
-    for key, tensor in expected.items():
-        torch.testing.assert_close(state[key], tensor.to(state[key].dtype), rtol=rtol, atol=atol, msg=key)
-
-
-def different(module: Any, state: dict[str, torch.Tensor]) -> set[str]:
-    """Names of the tensors of a module that are not those of `state`, bit for bit."""
-    own = module.state_dict()
-    assert own.keys() == state.keys()
-    return {key for key, tensor in state.items() if own[key].dtype != tensor.dtype or not torch.equal(own[key], tensor)}
-
-
-def tensor_names(folder: Path) -> set[str]:
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        return set(file.keys())
 
 
 def output(kind: str, module: Any) -> torch.Tensor:
@@ -238,67 +187,6 @@ def test_names_without_the_base_models_prefix(kind: str, prefix: str, bare: str,
     resident = Resident(pool)
     resident.apply(make_plan(task_arithmetic(pool), pool))
     assert_close(resident.model.module.state_dict(), expected, rtol=2e-6, atol=2e-7)
-
-
-def test_experts_are_written_in_place(tmp_path: Path) -> None:
-    pool = opened(save_pool("mixtral", tmp_path, names=("base", "a")))
-    module = Resident(pool).model.module
-    tensors = ModuleTensors(module, pool.layout)
-    names = pool.layout.tensors[SliceId("mlp", 1)]
-    own = module.model.layers[1].mlp.experts
-    storages = {own.gate_up_proj.data_ptr(): own.gate_up_proj, own.down_proj.data_ptr(): own.down_proj}
-    for name, tensor in tensors.out(names).items():
-        if ".experts." in name:
-            assert tensor.untyped_storage().data_ptr() in storages
-            assert tensor.is_contiguous()
-            assert torch.equal(tensor, pool.read("base", name))
-    prefix = "model.layers.1.block_sparse_moe.experts.2"
-    tensors.out(names)[f"{prefix}.w3.weight"].fill_(3)
-    assert torch.equal(own.gate_up_proj[2, 24:], torch.full((24, 16), 3.0))
-    assert not (own.gate_up_proj[2, :24] == 3).any()
-
-
-def test_experts_that_cannot_be_written_in_place_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = save_pool("mixtral", tmp_path)
-    pool = opened(folders)
-    plan = make_plan(task_arithmetic(pool), pool)
-    direct = Resident(pool)
-    direct.apply(plan)
-    for views in (lambda *_: None, lambda self, target, module: dict.fromkeys(self.names, target[0, :24])):
-        monkeypatch.setattr(Join, "views", views)
-        joined = Resident(pool)
-        joined.apply(plan)
-        assert different(joined.model.module, direct.model.module.state_dict()) == set()
-
-
-def test_checkpoints_with_experts_joined(tmp_path: Path) -> None:
-    folders = save_pool("mixtral", tmp_path, save={"save_original_format": False})
-    expected = computed(folders)
-    assert "model.layers.0.mlp.experts.gate_up_proj" in tensor_names(folders["a"])
-    pool = opened(folders)
-    assert pool.layout.joins == ()
-    out = write_model(task_arithmetic(pool), pool, tmp_path / "merged")
-    assert_close(load(out).state_dict(), expected, rtol=2e-6, atol=2e-7)
-
-
-def test_experts_joined_in_some_models_only(tmp_path: Path) -> None:
-    one_by_one = save_pool("mixtral", tmp_path / "one", names=("base", "a"))
-    joined = save_pool("mixtral", tmp_path / "joined", names=("b",), save={"save_original_format": False})
-    with pytest.raises(
-        PoolError, match=r"'b' has no tensor for '.*experts\.0\.w1\.weight' of 'base', it stores '.*gate"
-    ):
-        opened(one_by_one | joined)
-    with pytest.raises(PoolError, match=r"'a' has no tensor for '.*gate_up_proj' of 'base', it stores '.*w1\.weight'"):
-        opened({"base": joined["b"], "a": one_by_one["a"]})
-
-
-def test_other_experts(tmp_path: Path) -> None:
-    folders = save_pool("mixtral", tmp_path / "three", names=("base", "a"))
-    for count, changes in ((2, {"num_local_experts": 2}), (3, {"intermediate_size": 32})):
-        other = save_pool("mixtral", tmp_path / str(changes), names=("b",), **changes)
-        made = rf"\({count}, {2 * changes.get('intermediate_size', 24)}, 16\)"
-        with pytest.raises(PoolError, match=rf"model 'b': .*they make {made}, MixtralForCausalLM has \(3, 48, 16\)"):
-            opened(folders | other)
 
 
 def test_image_processors_are_copied(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models.architectures import load, save_pool
+from models.merges import assert_close, computed, different, opened, task_arithmetic, tensor_names
+
+from evomerge.errors import PoolError
+from evomerge.export.writer import write_model
+from evomerge.merge.assemble import Resident
+from evomerge.merge.plan import make_plan
+from evomerge.models.conversion import Join, ModuleTensors
+from evomerge.recipe import SliceId
+
+
+def test_experts_are_written_in_place(tmp_path: Path) -> None:
+    pool = opened(save_pool("mixtral", tmp_path, names=("base", "a")))
+    module = Resident(pool).model.module
+    tensors = ModuleTensors(module, pool.layout)
+    names = pool.layout.tensors[SliceId("mlp", 1)]
+    own = module.model.layers[1].mlp.experts
+    storages = {own.gate_up_proj.data_ptr(): own.gate_up_proj, own.down_proj.data_ptr(): own.down_proj}
+    for name, tensor in tensors.out(names).items():
+        if ".experts." in name:
+            assert tensor.untyped_storage().data_ptr() in storages
+            assert tensor.is_contiguous()
+            assert torch.equal(tensor, pool.read("base", name))
+    prefix = "model.layers.1.block_sparse_moe.experts.2"
+    tensors.out(names)[f"{prefix}.w3.weight"].fill_(3)
+    assert torch.equal(own.gate_up_proj[2, 24:], torch.full((24, 16), 3.0))
+    assert not (own.gate_up_proj[2, :24] == 3).any()
+
+
+def test_experts_that_cannot_be_written_in_place_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = save_pool("mixtral", tmp_path)
+    pool = opened(folders)
+    plan = make_plan(task_arithmetic(pool), pool)
+    direct = Resident(pool)
+    direct.apply(plan)
+    for views in (lambda *_: None, lambda self, target, module: dict.fromkeys(self.names, target[0, :24])):
+        monkeypatch.setattr(Join, "views", views)
+        joined = Resident(pool)
+        joined.apply(plan)
+        assert different(joined.model.module, direct.model.module.state_dict()) == set()
+
+
+def test_checkpoints_with_experts_joined(tmp_path: Path) -> None:
+    folders = save_pool("mixtral", tmp_path, save={"save_original_format": False})
+    expected = computed(folders)
+    assert "model.layers.0.mlp.experts.gate_up_proj" in tensor_names(folders["a"])
+    pool = opened(folders)
+    assert pool.layout.joins == ()
+    out = write_model(task_arithmetic(pool), pool, tmp_path / "merged")
+    assert_close(load(out).state_dict(), expected, rtol=2e-6, atol=2e-7)
+
+
+def test_experts_joined_in_some_models_only(tmp_path: Path) -> None:
+    one_by_one = save_pool("mixtral", tmp_path / "one", names=("base", "a"))
+    joined = save_pool("mixtral", tmp_path / "joined", names=("b",), save={"save_original_format": False})
+    with pytest.raises(
+        PoolError, match=r"'b' has no tensor for '.*experts\.0\.w1\.weight' of 'base', it stores '.*gate"
+    ):
+        opened(one_by_one | joined)
+    with pytest.raises(PoolError, match=r"'a' has no tensor for '.*gate_up_proj' of 'base', it stores '.*w1\.weight'"):
+        opened({"base": joined["b"], "a": one_by_one["a"]})
+
+
+def test_other_experts(tmp_path: Path) -> None:
+    folders = save_pool("mixtral", tmp_path / "three", names=("base", "a"))
+    for count, changes in ((2, {"num_local_experts": 2}), (3, {"intermediate_size": 32})):
+        other = save_pool("mixtral", tmp_path / str(changes), names=("b",), **changes)
+        made = rf"\({count}, {2 * changes.get('intermediate_size', 24)}, 16\)"
+        with pytest.raises(PoolError, match=rf"model 'b': .*they make {made}, MixtralForCausalLM has \(3, 48, 16\)"):
+            opened(folders | other)
