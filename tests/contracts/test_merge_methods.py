@@ -197,6 +197,15 @@ class MergeMethodContract:
             torch.set_num_threads(threads)
         assert torch.equal(*results)
 
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    def test_a_gpu_differs_by_rounding_only(self, case: Case) -> None:
+        for shape in ((7, 43), (300, 4001)):
+            base, inputs = case.models(shape)
+            each, shared = case.settings(seed=5)
+            there = base.cuda() if base is not None else None
+            result = carry_out(case.method, [x.cuda() for x in inputs], there, each, shared).cpu()
+            torch.testing.assert_close(result, carry_out(case.method, inputs, base, each, shared), rtol=1e-5, atol=2e-6)
+
     def test_arguments_are_not_written_to(self, case: Case) -> None:
         base, inputs = case.models()
         tensors = [*inputs, base] if base is not None else inputs

@@ -52,10 +52,10 @@ def stays(key: int, probability: Array) -> Array:
 
 def dropped(task: Array, key: int, density: float, rescale: bool, rescale_by: str = "probability") -> Array:
     """A task vector with each element kept with probability `density`, and rescaled."""
-    kept = np.array([mask_number(key, e) < density * 2**31 for e in range(task.size)]).reshape(task.shape)
+    kept = task * stays(key, np.full(task.shape, density))
     if rescale and rescale_by == "magnitude":
-        return restored(task * kept, task)
-    return task * kept / (density if rescale and density > 0 else 1)
+        return restored(kept, task)
+    return kept / (density if rescale and density > 0 else 1)
 
 
 def restored(rest: Array, task: Array) -> Array:

@@ -47,6 +47,7 @@ class Case:
 
 MERGEKIT = {"reading": "mergekit"}
 WEIGHTS: list[dict[str, Any]] = [{"weight": 0.3}, {"weight": 0.9}]
+THINNED: list[dict[str, Any]] = [{"weight": 0.6, "density": 0.53}, {"weight": 0.3, "density": 0.81}]
 CASES: Mapping[str, Case] = {
     "linear": Case("linear", WEIGHTS),
     "linear as given": Case("linear", [{"weight": -0.4}, {"weight": 1.1}], {"normalize": False}),
@@ -80,6 +81,14 @@ CASES: Mapping[str, Case] = {
     "model stock of rows": Case("model_stock", [{}, {}], {"filter_wise": True}, MERGEKIT, base=True),
     "nearswap": Case("nearswap", [{}], {"t": 0.003}, base=True),
     "arcee fusion": Case("arcee_fusion", [{}], base=True),
+    "ties, rescaled": Case("ties", THINNED, {"rescale": True}, base=True),
+    "breadcrumbs": Case("breadcrumbs", THINNED, base=True),
+    "breadcrumbs with ties": Case("breadcrumbs_ties", THINNED, {"normalize": True}, base=True),
+    "ram": Case("ram", [{}, {}], base=True),
+    "ram of large changes": Case("ram", [{}, {}], {"epsilon": 5e-4}, base=True),
+    "ramplus": Case("ramplus_tl", [{}, {}], {"epsilon": 5e-4, "r": 0.5, "alpha": 1.5}, base=True),
+    "sce": Case("sce", [{}, {}], ours=MERGEKIT, base=True),
+    "sce of what differs most": Case("sce", [{}, {}], {"select_topk": 0.4}, MERGEKIT, base=True),
 }
 
 
@@ -169,28 +178,37 @@ def fine_tunes(tiny_model: TinyModel, stored: str) -> dict[str, str]:
 def certain(case: Case, pool: Pool, name: str) -> torch.Tensor:
     """The elements whose fate does not hang on rounding.
 
-    Of equal magnitudes TIES could as well keep others: which ones mergekit keeps is up to a sort that is not stable
-    and differs from one processor to another. Arcee Fusion's divergences are tiny differences, which float32 gives to
+    Of equal magnitudes TIES could as well keep others, and so could Breadcrumbs and, of equal variances, SCE: which
+    ones mergekit keeps is up to a sort that is not stable and differs from one processor to another. Arcee Fusion's divergences are tiny differences, which float32 gives to
     a percent or so.
     """
     sure = torch.ones(pool.layout.shapes[name], dtype=torch.bool)
     base = pool.read("base", name)
     for model, given in zip("ab", case.each, strict=False):
         own = pool.read(model, name)
-        if case.method == "ties":
+        if case.method in ("ties", "breadcrumbs", "breadcrumbs_ties"):
             count = own.numel()
             keep = max(1, int(given.get("density", 1.0) * count))
-            cut = TensorStatistics([own.view(-1)], base.view(-1), (count,)).cut(0, 0, keep)
-            if cut is not None and cut.low_end < count:
-                sure &= (own.float() - base.float()).view(torch.int32).bitwise_and(0x7FFFFFFF) != cut.low
+            first = 0 if case.method == "ties" else min(int(0.01 * count), count - keep)
+            cut = TensorStatistics([own.view(-1)], base.view(-1), (count,)).cut(0, first, first + keep)
+            if cut is not None:
+                bits = (own.float() - base.float()).view(torch.int32).bitwise_and(0x7FFFFFFF)
+                sure &= (bits != cut.low) | (cut.low_end >= count)
+                sure &= (bits != cut.high) | (cut.high_start <= 0)
         elif case.method == "arcee_fusion":
             importance, threshold = fusion_importance(own.double().numpy(), base.double().numpy())
             sure &= torch.from_numpy(abs(importance - threshold) > 0.05 * threshold)
+    if "select_topk" in case.shared:
+        variance = torch.stack([pool.read(model, name).double() - base.double() for model in "ab"]).var(0)
+        keep = int(case.shared["select_topk"] * int((variance > 0).sum()))
+        least = variance.view(-1).sort(descending=True).values[max(0, keep - 1)]
+        sure &= (variance - least).abs() > 1e-6 * least
     return sure
 
 
 TENSORS: Mapping[str, Case] = {
     **{name: case for name, case in CASES.items() if case.method not in ("ties", "arcee_fusion")},
+    "breadcrumbs of three": Case("breadcrumbs", [{**given, "gamma": 0.2} for given in (*THINNED, *WEIGHTS)], base=True),
     "linear of three": Case("linear", [*WEIGHTS, {"weight": 0.5}]),
     "ties of three": Case(
         "ties", [{"weight": w, "density": d} for w, d in ((0.6, 0.4), (1, 0.7), (0.3, 1))], base=True

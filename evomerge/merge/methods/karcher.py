@@ -58,14 +58,16 @@ def karcher(values: Values, statistics: Statistics) -> Mix:
     weights = np.where(sphere.directed, shares, 0.0)
     weights = weights / weights.sum() if weights.any() else weights
     point = sphere.mean(weights)
+    if point is None:
+        return weighted(list(shares))
     for _ in range(int(values["max_iter"])):
-        tangent = sphere.tangent(point, weights) if point is not None else None
-        if tangent is None or point is None:
+        tangent = sphere.tangent(point, weights)
+        if tangent is None:
             return weighted(list(shares))
         if sphere.length(tangent) < values["tol"]:
             break
         point = sphere.step(point, tangent)
-    return weighted(sphere.factors(point, float(shares @ sphere.norms)) if point is not None else list(shares))
+    return weighted(sphere.factors(point, float(shares @ sphere.norms)))
 
 
 @mix_method(

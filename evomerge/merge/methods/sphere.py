@@ -75,10 +75,9 @@ class Sphere:
 
     def __init__(self, gram: Floats, zero: float = ZERO) -> None:
         self.norms: Floats = np.sqrt(np.maximum(np.diagonal(gram), 0.0))
-        self.directed = self.norms > max(zero, 0.0)
-        inverse = np.where(self.directed, 1 / np.where(self.directed, self.norms, 1.0), 0.0)
-        self.inverse: Floats = inverse
-        self.cosines: Floats = np.clip(gram * np.outer(inverse, inverse), -1.0, 1.0)
+        self.directed = self.norms > zero
+        self._inverse: Floats = np.where(self.directed, 1 / np.where(self.directed, self.norms, 1.0), 0.0)
+        self.cosines: Floats = np.clip(gram * np.outer(self._inverse, self._inverse), -1.0, 1.0)
         np.fill_diagonal(self.cosines, self.directed)
 
     def length(self, point: Floats) -> float:
@@ -115,4 +114,4 @@ class Sphere:
 
     def factors(self, point: Floats, norm: float) -> Sequence[float]:
         """Factors on the inputs of the vector of length `norm` in the direction of `point`."""
-        return [float(factor) for factor in norm * point * self.inverse]
+        return [float(factor) for factor in norm * point * self._inverse]
