@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -32,15 +32,32 @@ read_exponents(_Loader)
 
 def parse(text: str) -> Any:
     """The plain values of a YAML document; `RecipeError` when it is not one, or is too large or too deep."""
+    return _read(text, lambda loader: [loader.get_single_node()])[0]
+
+
+def parse_all(text: str) -> list[Any]:
+    """The plain values of every document of a YAML file; `RecipeError` as for `parse`."""
+
+    def nodes(loader: Any) -> Iterator[yaml.Node]:
+        while loader.check_node():
+            yield loader.get_node()
+
+    return _read(text, nodes)
+
+
+def _read(text: str, nodes: Callable[[Any], Iterable[yaml.Node | None]]) -> list[Any]:
+    """The values of the nodes that `nodes` gets from a loader, after all checks."""
     if len(text) > MAX_CHARACTERS:
         raise RecipeError(f"the file has {len(text):,} characters", f"a recipe has at most {MAX_CHARACTERS:,}")
     try:
         _check_events(text)
         loader = _Loader(text)
         try:
-            node = loader.get_single_node()
-            _check_keys(node)
-            return None if node is None else loader.construct_document(node)
+            values = []
+            for node in nodes(loader):
+                _check_keys(node)
+                values.append(None if node is None else loader.construct_document(node))
+            return values
         finally:
             loader.dispose()
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or date that Python refuses
@@ -100,7 +117,7 @@ def mapping(content: Any, where: str, required: Sequence[str], optional: Sequenc
 def optional(fields: dict[str, Any], key: str, where: str, read: Callable[[Any, str], T]) -> T | None:
     """`read` applied to a field that may be missing or null."""
     value = fields.get(key)
-    return None if value is None else read(value, f"{where}.{key}")
+    return None if value is None else read(value, f"{where}.{key}" if where else key)
 
 
 def items(content: Any, where: str) -> list[Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from evomerge.errors import RecipeError
 from evomerge.mergekit.forms import FORMS, Number
+from evomerge.mergekit.layers import depth_of, template
 from evomerge.mergekit.slice_values import Given, SliceValues, copied_model, refuse
 from evomerge.method import ByTensor, MethodSpec, Value
 from evomerge.models.layout import Layout
@@ -46,11 +47,6 @@ class Block:
     def offsets(self) -> tuple[tuple[str, int], ...]:
         """Sources with the distance of their layer from the output layer."""
         return tuple((source, layer - self.layer) for source, layer in self.sources.items())
-
-
-def depth_of(recipe: Recipe) -> int:
-    """How many layers the result of a recipe has."""
-    return 1 + max((e.slice.layer for e in recipe.slices if e.slice.layer is not None), default=-1)
 
 
 def blocks_of(
@@ -144,18 +140,11 @@ class _Builder:
         for entry in entries:
             at = entry.inputs[0].layer if entry.inputs[0].layer is not None else layer
             names = self.layout.tensors[SliceId(entry.slice.component, min(at, self.layout.layers - 1))]
-            tensors = {self._template(name): self.layout.at_layer(name, layer) for name in names}
+            tensors = {template(self.layout, name): self.layout.at_layer(name, layer) for name in names}
             _fill(block.values, values.of(entry), tensors)
         for entry in outer:
             _fill(block.outer, values.of(entry), {name: name for name in self.layout.tensors[entry.slice]})
         return block
-
-    def _template(self, name: str) -> str:
-        """`name` with ``*`` where a tensor of another layer has another number."""
-        own = self.layout.slice_of(name).layer
-        assert own is not None, f"{name} is of a layer"
-        other = self.layout.at_layer(name, own + 1).split(".")
-        return ".".join(mine if mine == theirs else "*" for mine, theirs in zip(name.split("."), other, strict=True))
 
     def _taken(self, entry: SliceRecipe) -> list[tuple[str, int | None]]:
         """Location and layer of everything that a slice reads."""

@@ -12,9 +12,10 @@ import yaml
 
 from evomerge.errors import RecipeError
 from evomerge.merge.methods import specs
-from evomerge.mergekit.blocks import Block, blocks_of, depth_of
+from evomerge.mergekit.blocks import Block, blocks_of
 from evomerge.mergekit.filters import Value, filter_entries, gradient_is_exact
 from evomerge.mergekit.forms import FORMS, Number
+from evomerge.mergekit.layers import depth_of
 from evomerge.models.layout import Layout
 from evomerge.recipe import DTYPES, ModelRef, Recipe
 

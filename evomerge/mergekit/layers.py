@@ -1,0 +1,20 @@
+"""Depth of recipes, and names of tensors whatever their layer."""
+
+from __future__ import annotations
+
+from evomerge.models.layout import Layout
+from evomerge.recipe import Recipe
+
+
+def depth_of(recipe: Recipe) -> int:
+    """How many layers the result of a recipe has."""
+    return 1 + max((e.slice.layer for e in recipe.slices if e.slice.layer is not None), default=-1)
+
+
+def template(layout: Layout, name: str) -> str:
+    """The name of one of the layout's tensors with ``*`` for the number of its layer, where it has one."""
+    own = layout.slice_of(name).layer
+    if own is None:
+        return name
+    other = layout.at_layer(name, own + 1).split(".")
+    return ".".join(mine if mine == theirs else "*" for mine, theirs in zip(name.split("."), other, strict=True))

@@ -1,0 +1,197 @@
+"""Recipes from mergekit YAML: what ``mergekit-yaml`` or ``mergekit-multi`` would merge, as an evomerge recipe.
+
+Merging is in float32 whatever the file's `dtype` says, and rounds once, to `out_dtype` or else to `dtype`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomerge.errors import RecipeError
+from evomerge.merge.methods import specs
+from evomerge.mergekit.document import Document, read_documents
+from evomerge.mergekit.forms import FORMS
+from evomerge.mergekit.references import Reference, name_models
+from evomerge.mergekit.slices import SliceReader
+from evomerge.models.pool import Pool
+from evomerge.recipe import DTYPES, Dtype, Recipe
+
+
+@dataclass(frozen=True)
+class MergekitFile:
+    """A mergekit file that was read and not yet matched with its models.
+
+    Attributes:
+        models: location by name of every model that it names; the one that gives the configuration comes first.
+        base: which of them is the base of the pool, or ``None``.
+        dtype: of the result; ``auto`` where the file leaves it to the models.
+        notes: what the file says and mergekit does not heed, a line each.
+    """
+
+    models: Mapping[str, str]
+    base: str | None
+    dtype: str
+    notes: tuple[str, ...]
+    _result: Document
+    _stages: Mapping[str, Document]
+    _names: Mapping[Reference, str]
+
+    def recipe(self, pool: Pool) -> Recipe:
+        """The recipe over a pool of this file's models, every parameter written out.
+
+        Raises:
+            RecipeError: layers that do not exist, a base that is missing or a value that a method does not accept.
+        """
+        made: dict[str, Recipe] = {}
+        for name, document in self._stages.items():  # each after those that it takes
+            try:
+                made[name] = self._recipe(document, pool, made)
+            except RecipeError as error:
+                raise RecipeError(f"stage {name}: {error.given}", error.allowed, error.do) from None
+        return self._recipe(self._result, pool, made)
+
+    def _recipe(self, document: Document, pool: Pool, made: Mapping[str, Recipe]) -> Recipe:
+        stages = {name: made[name] for name in _taken(document, self._stages)}
+        reader = SliceReader(document, pool.layout, self._names, stages)
+        slices = reader.slices()
+        used = {source.model for s in slices for source in (*s.inputs, *([s.base] if s.base else []))}
+        config_from, tokenizer_from = self._donors(document, stages)
+        recipe = Recipe(
+            models=pool.info.refs,
+            slices=tuple(slices),
+            dtype=_dtype(document.dtype, pool),
+            config_from=config_from,
+            intermediates=tuple((name, stage) for name, stage in stages.items() if name in used),
+            tokenizer_from=tokenizer_from if tokenizer_from != config_from else None,
+        )
+        recipe.check(specs())
+        return recipe
+
+    def _donors(self, document: Document, stages: Mapping[str, Recipe]) -> tuple[str, str]:
+        """The models that configuration and tokenizer come from: those of an intermediate are its own donors."""
+        base = _donor(document)
+        stage = stages.get(base.path)
+        config = stage.config_from if stage else self._names[base]
+        tokenizer = document.tokenizer if isinstance(document.tokenizer, Reference) else base
+        stage = stages.get(tokenizer.path)
+        return config, (stage.tokenizer_from or stage.config_from) if stage else self._names[tokenizer]
+
+
+def read_mergekit(text: str, source: str = "mergekit file", folder: Path | None = None) -> MergekitFile:
+    """Read a mergekit file: one merge, or several stages of which one is the result.
+
+    The result is the stage without a name, or the only one that no other takes.
+
+    Args:
+        text: YAML.
+        source: the file's name, for messages.
+        folder: where the file lies: relative models that are not found from the current directory are looked for there.
+
+    Raises:
+        RecipeError: the text is not such a file, or asks for what evomerge does not do; names the key and the reason.
+    """
+    try:
+        return _file(read_documents(text), folder)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error.given}", error.allowed, error.do) from None
+
+
+def _file(documents: list[Document], folder: Path | None) -> MergekitFile:
+    named: dict[str, Document] = {}
+    for document in documents:
+        if document.name is not None:
+            if document.name in named:
+                raise RecipeError(f"two stages are called {document.name!r}", "every name once")
+            named[document.name] = document
+    result, stages = _result(documents, named)
+    notes = [f"stage {name} is left out: the result does not take it" for name in named if name not in stages]
+    if result.name is not None:
+        notes = [note for note in notes if not note.startswith(f"stage {result.name} ")]
+    used = [*stages.values(), result]
+    first = _first_model(result, stages)
+    references = dict.fromkeys([first, *(r for d in used for r in d.references() if r.path not in stages)])
+    names = name_models(references, taken=stages)
+    for document in used:
+        notes += _ignored(document)
+    return MergekitFile(
+        models={names[reference]: reference.location(folder) for reference in references},
+        base=names[first] if result.base is not None and len(names) > 1 else None,
+        dtype=result.dtype or "auto",
+        notes=tuple(dict.fromkeys(notes)),
+        _result=result,
+        _stages=stages,
+        _names=names,
+    )
+
+
+def _result(documents: list[Document], named: Mapping[str, Document]) -> tuple[Document, dict[str, Document]]:
+    """The document of the result, and the stages that it depends on, each after those that it takes."""
+    unnamed = [document for document in documents if document.name is None]
+    if len(unnamed) > 1:
+        raise RecipeError(f"{len(unnamed)} stages have no name", "one, the result", "name the others")
+    taken = {name for document in documents for name in _taken(document, named)}
+    last = [name for name in named if name not in taken]
+    if not unnamed and len(last) != 1:
+        what = f"stages {', '.join(last)} are taken by no other" if last else "every stage is taken by another"
+        raise RecipeError(what, "one result", "leave its name out")
+    result = unnamed[0] if unnamed else named[last[0]]
+    stages: dict[str, Document] = {}
+    _collect(result, named, stages, ())
+    return result, stages
+
+
+def _collect(
+    document: Document, named: Mapping[str, Document], found: dict[str, Document], path: tuple[str, ...]
+) -> None:
+    for name in _taken(document, named):
+        if name in path or name == document.name:
+            raise RecipeError(f"stage {name} takes itself", "stages that depend on others without a circle")
+        if name not in found:
+            _collect(named[name], named, found, (*path, name))
+            found[name] = named[name]
+
+
+def _taken(document: Document, named: Mapping[str, object]) -> list[str]:
+    """The stages that a document takes as models."""
+    found = dict.fromkeys(reference.path for reference in document.references() if reference.path in named)
+    for reference in document.references():
+        if reference.path in found and reference != Reference(reference.path):
+            raise RecipeError(f"stage {reference.path} has a revision or an adapter", "a stage, or a model with either")
+    return list(found)
+
+
+def _donor(document: Document) -> Reference:
+    """What gives the configuration: the base model, else the first that is listed (mergekit: any)."""
+    return document.base or document.slices[0].sources[0].model
+
+
+def _first_model(document: Document, stages: Mapping[str, Document]) -> Reference:
+    """The model that the configuration of the result comes from, through stages."""
+    donor = _donor(document)
+    return _first_model(stages[donor.path], stages) if donor.path in stages else donor
+
+
+def _ignored(document: Document) -> list[str]:
+    """Parameters that the method does not have, or not per model: mergekit passes them over, and so does evomerge."""
+    form = FORMS[document.method]
+    shared = {*form.shared, *form.constants, "int8_mask"}
+    wide = [document.top, document.module, *(slice_.settings for slice_ in document.slices)]
+    lines = []
+    for settings, own in [
+        *((settings, {*shared, *form.per_input}) for settings in wide),
+        *((source.settings, {*form.per_input, "int8_mask"}) for s in document.slices for source in s.sources),
+    ]:
+        for name, setting in settings.items():
+            if name not in own:
+                why = "is not given for a model" if name in shared else f"is no parameter of {document.method}"
+                lines.append(f"{setting.where} {why}: ignored, as mergekit does")
+    return lines
+
+
+def _dtype(given: str | None, pool: Pool) -> Dtype:
+    """The file's dtype, or that of the model which gives the configuration."""
+    reference = pool.checkpoints[pool.info.config_from].config
+    declared = given or reference.get("dtype") or reference.get("torch_dtype")
+    return next((dtype for dtype in DTYPES if dtype == declared), pool.info.dtype)
