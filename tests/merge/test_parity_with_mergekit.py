@@ -88,7 +88,6 @@ CASES: Mapping[str, Case] = {
     "ram of large changes": Case("ram", [{}, {}], {"epsilon": 5e-4}, base=True),
     "ramplus": Case("ramplus_tl", [{}, {}], {"epsilon": 5e-4, "r": 0.5, "alpha": 1.5}, base=True),
     "sce": Case("sce", [{}, {}], ours=MERGEKIT, base=True),
-    "sce of what differs most": Case("sce", [{}, {}], {"select_topk": 0.4}, MERGEKIT, base=True),
 }
 
 
@@ -178,9 +177,9 @@ def fine_tunes(tiny_model: TinyModel, stored: str) -> dict[str, str]:
 def certain(case: Case, pool: Pool, name: str) -> torch.Tensor:
     """The elements whose fate does not hang on rounding.
 
-    Of equal magnitudes TIES could as well keep others, and so could Breadcrumbs and, of equal variances, SCE: which
-    ones mergekit keeps is up to a sort that is not stable and differs from one processor to another. Arcee Fusion's divergences are tiny differences, which float32 gives to
-    a percent or so.
+    Of equal magnitudes TIES and Breadcrumbs could as well keep others: which ones mergekit keeps is up to a sort that
+    is not stable and differs from one processor to another. Arcee Fusion's divergences are tiny differences, which
+    float32 gives to a percent or so.
     """
     sure = torch.ones(pool.layout.shapes[name], dtype=torch.bool)
     base = pool.read("base", name)
@@ -198,17 +197,15 @@ def certain(case: Case, pool: Pool, name: str) -> torch.Tensor:
         elif case.method == "arcee_fusion":
             importance, threshold = fusion_importance(own.double().numpy(), base.double().numpy())
             sure &= torch.from_numpy(abs(importance - threshold) > 0.05 * threshold)
-    if "select_topk" in case.shared:
-        variance = torch.stack([pool.read(model, name).double() - base.double() for model in "ab"]).var(0)
-        keep = int(case.shared["select_topk"] * int((variance > 0).sum()))
-        least = variance.view(-1).sort(descending=True).values[max(0, keep - 1)]
-        sure &= (variance - least).abs() > 1e-6 * least
     return sure
 
 
 TENSORS: Mapping[str, Case] = {
     **{name: case for name, case in CASES.items() if case.method not in ("ties", "arcee_fusion")},
-    "breadcrumbs of three": Case("breadcrumbs", [{**given, "gamma": 0.2} for given in (*THINNED, *WEIGHTS)], base=True),
+    "breadcrumbs of three": Case(
+        "breadcrumbs", [{**given, "gamma": 0.2} for given in (*THINNED, {"weight": -0.2, "density": 0.7})], base=True
+    ),
+    "sce of what differs most": Case("sce", [{}, {}, {}], {"select_topk": 0.4}, MERGEKIT, base=True),
     "linear of three": Case("linear", [*WEIGHTS, {"weight": 0.5}]),
     "ties of three": Case(
         "ties", [{"weight": w, "density": d} for w, d in ((0.6, 0.4), (1, 0.7), (0.3, 1))], base=True
