@@ -83,7 +83,7 @@ class Document:
 
 
 def looks_like_mergekit(text: str) -> bool:
-    """Whether a file is mergekit's rather than an evomerge recipe: `merge_method` is a key of it, `evomerge_recipe` none."""
+    """Whether a file is mergekit's, not an evomerge recipe: `merge_method` is a key of it, `evomerge_recipe` none."""
     keys = {found[1] for found in re.finditer(r"^[{ ]{0,2}(?:.*[{,] *)?(merge_method|evomerge_recipe) *:", text, re.M)}
     return keys == {"merge_method"}
 
@@ -137,6 +137,9 @@ def _document(content: Any) -> Document:
         slices, whole, module = _module(fields["modules"])
     name = safe_yaml.optional(fields, "name", "", safe_yaml.text)
     base = safe_yaml.optional(fields, "base_model", "", read_reference)
+    tokenizer = _tokenizer(fields)
+    if tokenizer == "base" and base is None:
+        raise RecipeError("tokenizer_source is base and there is no base_model", "base_model, or the tokenizer's model")
     return Document(
         name,
         method,
@@ -146,7 +149,7 @@ def _document(content: Any) -> Document:
         module,
         read_settings(fields.get("parameters"), "parameters"),
         _dtype(fields),
-        _tokenizer(fields),
+        tokenizer,
     )
 
 

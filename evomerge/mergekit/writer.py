@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -50,8 +51,9 @@ def to_mergekit(recipe: Recipe, layout: Layout, *, locations: Mapping[str, str] 
         RecipeError: mergekit has no way to say the same; names the slice and the reason.
     """
     recipe.check(specs())
-    places = {name: _place(ref, (locations or {}).get(name)) for name, ref in recipe.models}
-    references = {places[name]: _reference(ref, places[name]) for name, ref in recipe.models}
+    refs = {name: replace(ref, location=(locations or {}).get(name) or ref.location) for name, ref in recipe.models}
+    places = {name: ref.address for name, ref in refs.items()}
+    references = {ref.address: _reference(ref) for ref in refs.values()}
     stages = _stage_names(recipe, references)
     parts = []
     for name, stage in recipe.stages.items():
@@ -120,15 +122,16 @@ def _stage_names(recipe: Recipe, references: Mapping[str, Any]) -> dict[str, str
     return names
 
 
-def _place(ref: ModelRef, location: str | None) -> str:
-    """A location as mergekit parses it: ``org/name@commit`` for hub ids."""
-    place = location or ref.location
-    return f"{place}@{ref.revision}" if ref.revision else place
-
-
-def _reference(ref: ModelRef, place: str) -> Any:
-    """A model reference; a folder whose name mergekit would take apart at ``@`` or ``+`` is spelt out."""
-    return {"model": {"path": place}} if ref.revision is None and ("@" in place or "+" in place) else place
+def _reference(ref: ModelRef) -> Any:
+    """A model as mergekit parses it, ``org/name@commit+org/adapter@commit``; spelt out where a folder has @ or +."""
+    parts = [ref] if ref.adapter is None else [ref, ref.adapter]
+    if not any(mark in part.location for part in parts for mark in "@+"):
+        return ref.address
+    paths = [
+        {"path": part.location} if part.revision is None else {"path": part.location, "revision": part.revision}
+        for part in parts
+    ]
+    return dict(zip(("model", "lora"), paths, strict=False))
 
 
 def _pieces(blocks: Sequence[Block]) -> list[list[Block]]:

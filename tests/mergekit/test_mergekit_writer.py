@@ -6,16 +6,14 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from mergekit.architecture import get_architecture_info
 from mergekit.config import MergeConfiguration
-from mergekit.merge import _model_out_config
-from mergekit.options import MergeOptions
-from mergekit.plan import MergePlanner
+from mergekit_plan import mergekit_reads
 from tiny_llama import save_llama
 
 from evomerge.errors import RecipeError
@@ -26,7 +24,6 @@ from evomerge.models.layout import Layout
 from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe, parameters
 
-Meaning = dict[str, tuple[Any, ...]]
 READINGS = {m: {k: v for k, v in form.readings.items() if k != "weight"} for m, form in FORMS.items()}
 DIFFERENCES = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
 
@@ -42,22 +39,6 @@ def deep_pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     return open_pool(
         {name: str(save_llama(root / name, i, layers=12)) for i, name in enumerate(("base", "a", "c"))}, "base"
     )
-
-
-def mergekit_reads(text: str) -> Meaning:
-    """What mergekit will compute: tensor -> method, base, settings, and (model, tensor, settings) of each input."""
-    config = MergeConfiguration.model_validate(yaml.safe_load(text))
-    options = MergeOptions()
-    architecture = get_architecture_info(config, options)
-    planner = MergePlanner(config, architecture, options, _model_out_config(config, architecture))
-    planner._plan()
-    meaning: Meaning = {}
-    for weight, task in planner._tensors:
-        names = task.gather_tensors.weight_info
-        inputs = tuple((m.model.path, names[m].name, dict(task.input_parameters[m].items())) for m in task.model_order)
-        base = task.base_model.model.path if task.base_model else None
-        meaning[weight.name] = (task.method_name, base, dict(task.parameters.items()), inputs)
-    return meaning
 
 
 def assert_same_meaning(text: str, recipe: Recipe, layout: Layout) -> None:
@@ -292,6 +273,14 @@ def test_hub_models_are_pinned_and_odd_folder_names_survive(pool: Pool) -> None:
     assert config.models is not None
     assert config.models[0].model.lora is None
     assert config.out_dtype == "bfloat16"
+    adapted = replace(refs[0][1], adapter=ModelRef("org/lora", "4567def"))
+    folded = Recipe((("base", adapted), refs[1]), recipe.slices, "bfloat16", "base")
+    assert document(to_mergekit(folded, pool.layout))["base_model"] == "org/base@0123abc+org/lora@4567def"
+    odd = replace(adapted, adapter=ModelRef("/data/a+b", fingerprint="sha256:2"))
+    config = MergeConfiguration.model_validate(
+        document(to_mergekit(replace(folded, models=(("base", odd), refs[1])), pool.layout))
+    )
+    assert config.base_model.lora.path == "/data/a+b"
     elsewhere = document(to_mergekit(recipe, pool.layout, locations={"a": "sources/a"}))
     assert elsewhere["models"][0]["model"] == "sources/a"
 
