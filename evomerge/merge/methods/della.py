@@ -153,8 +153,9 @@ def _share(pruning: _Pruning, rows: torch.Tensor, base: torch.Tensor, context: C
 def della(inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Context, **values: Any) -> torch.Tensor:
     """Drop by MagPrune, elect signs, fuse what agrees.
 
-    The paper's drop rates span a window of its epsilon; its code and mergekit's one of twice theirs, as here. Where
-    mergekit refuses a density within epsilon of zero or one, epsilon is reduced.
+    Epsilon is that of the authors' code and of mergekit, so that probabilities span twice its width. Where mergekit
+    refuses a density within epsilon of zero or one, epsilon is reduced. Survivors are divided by their own
+    probability, as in the paper, or by the share of the sum of magnitudes that they are, as in mergekit.
     """
     return _merged(inputs, base, context, values, elect=True)
 
