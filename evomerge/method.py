@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from evomerge.errors import RecipeError, nearest
+from evomerge.errors import ConfigError, RecipeError, nearest
 
 Scalar = float | int | str | bool
 
@@ -66,6 +66,9 @@ class ParameterSpec:
         choices: the words that a categorical parameter can be.
         searched: whether a search varies it unless told otherwise; the others keep their defaults.
         summary: one line for the documentation, where the name does not say it.
+
+    Raises:
+        ConfigError: a default or a bound that the method itself does not accept.
     """
 
     name: str
@@ -79,6 +82,20 @@ class ParameterSpec:
     choices: tuple[str, ...] = ()
     searched: bool = False
     summary: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind == "categorical" and len(set(self.choices)) < max(len(self.choices), 1):
+            raise ConfigError(f"parameter {self.name!r} has choices {self.choices}", "one or more words, each once")
+        numbers = () if self.kind in ("boolean", "categorical") else (self.low, self.high)
+        for key, value in (("default", self.default), *zip(("low", "high"), numbers, strict=False)):
+            try:
+                self.check(value, key)
+            except RecipeError as error:
+                raise ConfigError(f"parameter {self.name!r} declares {key} {value!r}", error.allowed) from None
+        if numbers and self.low > self.high:
+            raise ConfigError(
+                f"parameter {self.name!r} goes from {self.low} to {self.high}", "low must not exceed high"
+            )
 
     def check(self, value: Scalar, where: str) -> None:
         """Raise `RecipeError` naming `where` when the method does not accept `value`."""
@@ -114,6 +131,9 @@ class MethodSpec:
             given one (``optional``), or never (``none``: a base, when the pool has one, is not used).
         min_inputs, max_inputs: how many inputs a slice may have.
         summary: one line for the documentation.
+
+    Raises:
+        ConfigError: a parameter declared twice, or numbers of inputs that no slice can have.
     """
 
     name: str
@@ -122,6 +142,16 @@ class MethodSpec:
     min_inputs: int = 1
     max_inputs: int | None = None
     summary: str = ""
+
+    def __post_init__(self) -> None:
+        names = [p.name for p in self.parameters]
+        for name in names:
+            if names.count(name) > 1 or not name.isidentifier():
+                raise ConfigError(f"method {self.name!r} has a parameter {name!r}", "names of letters, each once")
+        if not 1 <= self.min_inputs <= (self.max_inputs or self.min_inputs):
+            raise ConfigError(
+                f"method {self.name!r} takes {self.min_inputs} to {self.max_inputs} inputs", "1 or more, in this order"
+            )
 
     def parameter(self, name: str) -> ParameterSpec | None:
         """The declaration of one parameter, or ``None``."""

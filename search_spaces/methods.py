@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import ConfigError, nearest
@@ -98,7 +98,8 @@ def gene_prefixes(choices: Sequence[MethodChoice]) -> dict[tuple[str, str], str]
     kinds: dict[str, list[tuple[Any, list[str]]]] = {}
     for choice in choices:
         for parameter in choice.spec.parameters:
-            alike = (replace(parameter, default=0.0), choice.explored[parameter.name])
+            declared = {key: value for key, value in vars(parameter).items() if key != "default"}
+            alike = (declared, choice.explored[parameter.name])
             known = kinds.setdefault(parameter.name, [])
             users = next((users for kind, users in known if kind == alike), None)
             if users is None:
@@ -181,7 +182,8 @@ def _check_options(
             raise ConfigError(f"{key}.parameters has {name!r}, a method that {key}.method does not list", who)
         elif name not in every:
             allowed = nearest(name, every if len(specs) == 1 else [*every, *listed])
-            raise ConfigError(f"{key}.parameters has {name!r}, unknown to {who}", allowed)
+            do = "search_space=parameter brings no parameters of its own" if key == "search_space" else ""
+            raise ConfigError(f"{key}.parameters has {name!r}, unknown to {who}", allowed, do)
     for name, value in (("weight", negative_weights or None), ("normalize", normalize)):
         if value is not None and name not in every:
             given = "negative_weights is true" if name == "weight" else f"normalize is {str(value).lower()}"

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 
-from evomerge.errors import RecipeError
+from evomerge.errors import ConfigError, RecipeError
 from evomerge.method import ByTensor, MethodSpec, ParameterSpec, Scalar, find_method, method_table
 
 TIES = MethodSpec(
@@ -83,3 +84,24 @@ def test_every_value_by_tensor_is_checked() -> None:
     TIES.check_parameters({"density": ByTensor((("q", 0.5), (None, 1.0)))}, "here", per_input=True)
     with pytest.raises(RecipeError, match=r"here: density is 1\.5; allowed"):
         TIES.check_parameters({"density": ByTensor((("q", 1.5), (None, 1.0)))}, "here", per_input=True)
+
+
+@pytest.mark.parametrize(
+    ("declare", "message"),
+    [
+        (lambda: ParameterSpec("t", 2.0, maximum=1.0), r"'t' declares default 2\.0; allowed: a number in \[-inf, 1"),
+        (lambda: ParameterSpec("t", 0.5, low=-1.0, minimum=0.0), r"'t' declares low -1\.0"),
+        (lambda: ParameterSpec("t", 0.5, high=float("nan")), r"'t' declares high nan"),
+        (lambda: ParameterSpec("t", 0.5, low=2.0, high=1.0), r"'t' goes from 2\.0 to 1\.0"),
+        (lambda: ParameterSpec("k", 1.5, kind="integer"), r"'k' declares default 1\.5; allowed: a finite whole"),
+        (lambda: ParameterSpec("on", 1, kind="boolean"), r"'on' declares default 1; allowed: true or false"),
+        (lambda: ParameterSpec("how", "sum", kind="categorical"), r"'how' has choices \(\)"),
+        (lambda: ParameterSpec("how", "max", kind="categorical", choices=("sum",)), r"'how' declares default 'max'"),
+        (lambda: MethodSpec("m", (ParameterSpec("t", 0.5),) * 2), r"method 'm' has a parameter 't'; .*each once"),
+        (lambda: MethodSpec("m", (ParameterSpec("a b", 0.5),)), r"method 'm' has a parameter 'a b'"),
+        (lambda: MethodSpec("m", (), "none", 3, 2), r"method 'm' takes 3 to 2 inputs"),
+    ],
+)
+def test_declarations_that_cannot_be(declare: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        declare()

@@ -19,6 +19,7 @@ VERBS = {
     "export": "write a recipe as evomerge or mergekit YAML",
     "merge": "write the model of a recipe: safetensors, tokenizer, model card",
     "evaluate": "score a recipe or a model with a fitness",
+    "methods": "list the merge methods and their parameters",
 }
 _HELP = """evomerge finds model-merging recipes by evolution.
 

@@ -1,0 +1,165 @@
+"""The declarations of merge methods as tables for the terminal and as a page of Markdown."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.merge.methods import Method
+from evomerge.method import MethodSpec, ParameterSpec, Scalar
+
+_BASES = {"none": "-", "optional": "optional", "required": "required"}
+_COLUMNS = ("parameter", "of", "default", "searched", "accepts", "")
+_PAGE = """# Merge methods
+
+This page is made from the methods' declarations: `evomerge methods --markdown > docs/methods.md`.
+
+A method merges one slice at a time (`attn`, `mlp` and `norm` of a layer, the embeddings, the head), tensor by tensor,
+in float32, and the result is rounded once. *Base* says whether a method works on the differences from a base model
+(`pool.base`); an optional one is used when the pool has it. *Inputs* is how many source models a slice takes.
+
+A parameter has a value for every *input*, or one for the *slice*. A search varies those marked *yes*, within this
+range, unless it is told otherwise; the others keep their default until a configuration gives them a value, a range or a
+list of choices (`search_space.parameters`). Several methods in `search_space.method` make the method of every layer
+group a choice too: `search_space.method=[task_arithmetic,ties]`.
+
+A method of your own is a function with the decorator `evomerge.merge.methods.merge_method`, in a module that the
+configuration names in `imports`, and `evomerge merge`, `export` and `evaluate` with `--import`.
+"""
+
+
+def overview(methods: Iterable[Method]) -> Group:
+    """All methods, for the terminal."""
+    table = _plain_table(1)
+    table.add_column("method", no_wrap=True, style="bold")
+    table.add_column("base", no_wrap=True)
+    table.add_column("inputs", no_wrap=True)
+    table.add_column("what it does, and its parameters", ratio=1)
+    for method in methods:
+        spec = method.spec
+        text = Text(spec.summary)
+        for word, chosen in (("searched", True), ("fixed", False)):
+            found = [_brief(p) for p in spec.parameters if p.searched == chosen]
+            if found:
+                text.append(f"\n{word}: {', '.join(found)}", style="" if chosen else "dim")
+        table.add_row(spec.name, _BASES[spec.base], inputs(spec).replace(" or more", "+"), text, end_section=True)
+    legend = (
+        "\n* a value for every input. In brackets is what a search explores, of the fixed ones when it is told to by "
+        "search_space.parameters. The first of several words is the default. `evomerge methods NAME` tells more."
+    )
+    return Group(table, Text(legend, style="dim"))
+
+
+def detail(method: Method) -> Group:
+    """One method, for the terminal."""
+    spec = method.spec
+    head = Text.from_markup(f"[bold]{escape(spec.name)}[/]: {escape(spec.summary)}\n")
+    head.append(f"base: {spec.base}; inputs: {inputs(spec)}{'; random masks' * method.random}\n")
+    table = _plain_table(2)
+    table.add_column("parameter", no_wrap=True, style="bold")
+    table.add_column("default", no_wrap=True)
+    for column in _COLUMNS[3:]:
+        table.add_column(column)
+    for parameter in spec.parameters:
+        name, of, *cells = _cells(parameter)
+        table.add_row(*(Text(cell) for cell in (name + "*" * (of == "input"), *cells)))
+    parts: list[Table | Text] = [head, table if spec.parameters else Text("It has no parameters.")]
+    if any(parameter.per_input for parameter in spec.parameters):
+        parts.append(Text("* a value for every input", style="dim"))
+    words = documentation(method)
+    return Group(*parts, *([Text(f"\n{words}")] if words else []))
+
+
+def _plain_table(gap: int) -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False, pad_edge=False)
+
+
+def markdown(methods: Sequence[Method]) -> str:
+    """The page of all methods."""
+    rows = [
+        (f"[{m.spec.name}](#{m.spec.name})", m.spec.summary, _BASES[m.spec.base], inputs(m.spec), _names(m.spec))
+        for m in methods
+    ]
+    parts = [_PAGE, _markdown_table(("method", "", "base", "inputs", "parameters"), rows)]
+    for method in methods:
+        spec = method.spec
+        about = f"Base: {spec.base}. Inputs: {inputs(spec)}." + (" Elements are dropped at random." * method.random)
+        parts.append(f"\n## {spec.name}\n\n{_sentence(spec.summary)} {about}\n")
+        if spec.parameters:
+            parts.append(_markdown_table(_COLUMNS, [_cells(p) for p in spec.parameters]))
+        words = documentation(method)
+        if words:
+            parts.append(f"\n{words}\n")
+    return "\n".join(parts).replace("\n\n\n", "\n\n")
+
+
+def documentation(method: Method) -> str:
+    """The docstring of a method's function: paragraphs of one line each, code in single backquotes."""
+    words = next((f.__doc__ for f in (method.mix, method.function) if f is not None and f.__doc__), "")
+    paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(words).replace("``", "`").split("\n\n")]
+    return "\n\n".join(part for part in paragraphs if not part.startswith(("Args:", "Returns:", "Raises:")))
+
+
+def inputs(spec: MethodSpec) -> str:
+    """How many inputs a slice has."""
+    few, most = spec.min_inputs, spec.max_inputs
+    return f"{few}" if few == most else f"{few} or more" if most is None else f"{few} to {most}"
+
+
+def _brief(parameter: ParameterSpec) -> str:
+    """Without spaces, so that lines do not break within."""
+    name = f"{parameter.name}{'*' * parameter.per_input}"
+    if parameter.kind == "categorical":  # its default first
+        return f"{name}={'|'.join(sorted(parameter.choices, key=lambda word: word != parameter.default))}"
+    if not parameter.searched:
+        name += f"={shown(parameter.default)}"
+    return name if parameter.kind == "boolean" else f"{name}[{shown(parameter.low)}..{shown(parameter.high)}]"
+
+
+def _cells(parameter: ParameterSpec) -> tuple[str, ...]:
+    """A row of `_COLUMNS`."""
+    explored = ""
+    if parameter.kind in ("continuous", "integer"):
+        explored = f"{shown(parameter.low)} to {shown(parameter.high)}"
+    if parameter.searched:
+        searched = f"yes, {explored}" if explored else "yes"
+    else:
+        searched = f"no ({explored})" if explored else "no"
+    of = "input" if parameter.per_input else "slice"
+    return parameter.name, of, shown(parameter.default), searched, _accepted(parameter), parameter.summary
+
+
+def _accepted(parameter: ParameterSpec) -> str:
+    if parameter.kind in ("boolean", "categorical"):
+        return ", ".join(parameter.choices) or "true, false"
+    low, high = parameter.minimum, parameter.maximum
+    if math.isfinite(low) and math.isfinite(high):
+        found = f"{shown(low)} to {shown(high)}"
+    else:
+        found = f"from {shown(low)}" if math.isfinite(low) else f"up to {shown(high)}" if math.isfinite(high) else "any"
+    return f"{found}, whole" if parameter.kind == "integer" else found
+
+
+def shown(value: Scalar) -> str:
+    """A value as a configuration has it."""
+    return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else f"{value:g}"
+
+
+def _names(spec: MethodSpec) -> str:
+    return ", ".join(f"**{p.name}**" if p.searched else p.name for p in spec.parameters)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith('.') else '.'}"
+
+
+def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

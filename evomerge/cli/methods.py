@@ -1,0 +1,34 @@
+"""``evomerge methods``: the merge methods and their parameters, as declared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evomerge.cli.main import verb_parser
+from evomerge.cli.options import add_import_option
+from evomerge.imports import import_modules
+from evomerge.method import find_method
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print all methods, or one."""
+    parser = verb_parser("methods")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="tell more of this method")
+    parser.add_argument("--markdown", action="store_true", help="print the page docs/methods.md")
+    add_import_option(parser)
+    options = parser.parse_intermixed_args(list(arguments))
+    import_modules(options.imports, "--import")
+
+    from evomerge.cli.console import console
+    from evomerge.cli.method_tables import detail, markdown, overview
+    from evomerge.merge.methods import METHODS, specs
+
+    if options.name:
+        methods = [METHODS[find_method(options.name, specs()).name]]
+    else:
+        methods = [METHODS[name] for name in sorted(METHODS)]
+    if options.markdown:
+        print(markdown(methods), end="")
+    else:
+        console.print(detail(methods[0]) if options.name else overview(methods))
+    return 0

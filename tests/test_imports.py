@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evomerge.errors import ConfigError
+from evomerge.imports import import_modules
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_modules_of_the_current_folder(folder: Path) -> None:
+    (folder / "evomerge_one.py").write_text("ANSWER = 1")
+    (folder / "evomerge_two").mkdir()
+    (folder / "evomerge_two" / "__init__.py").touch()
+    (folder / "evomerge_two" / "part.py").write_text("ANSWER = 2")
+    import_modules(["evomerge_one", "evomerge_two.part"], "imports")
+    assert sys.modules["evomerge_one"].ANSWER == 1
+    assert sys.modules["evomerge_two.part"].ANSWER == 2
+
+
+def test_another_folder_may_be_named(folder: Path) -> None:
+    (folder / "far").mkdir()
+    (folder / "far" / "evomerge_far.py").write_text("ANSWER = 3")
+    import_modules(["evomerge_far"], "imports", folder / "far")
+    assert sys.modules["evomerge_far"].ANSWER == 3
+
+
+def test_installed_modules_come_first(folder: Path) -> None:
+    (folder / "colorsys.py").write_text("raise RuntimeError")
+    sys.modules.pop("colorsys", None)
+    import_modules(["colorsys"], "imports")
+    assert hasattr(sys.modules["colorsys"], "rgb_to_hsv")
+
+
+def test_nothing_to_import_changes_nothing(folder: Path) -> None:
+    before = list(sys.path)
+    import_modules([], "imports")
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("evomerge_min", None, r"imports: there is no module 'evomerge_min'; .*did you mean 'evomerge_mine'"),
+        ("evomerge_mine.part", "", r"imports: there is no module 'evomerge_mine\.part'"),
+        ("evomerge_mine.py", "", r"imports: 'evomerge_mine\.py' is not the name of a module; .*no \.py"),
+        ("./evomerge_mine", "", r"'\./evomerge_mine' is not the name of a module"),
+        ("", "", r"imports: '' is not the name of a module"),
+        (
+            "evomerge_mine",
+            "import evomerge_missing",
+            r"'evomerge_mine' cannot be imported; ModuleNotFoundError: No module",
+        ),
+        (
+            "evomerge_mine",
+            "\n1 / 0",
+            r"cannot be imported; ZeroDivisionError: division by zero \(evomerge_mine\.py:2\)",
+        ),
+        ("evomerge_mine", "x = (", r"cannot be imported; SyntaxError: .* \(evomerge_mine\.py:1\)"),
+        (
+            "evomerge_mine",
+            "from evomerge.method import ParameterSpec\nParameterSpec('t', 'x')",
+            r"cannot be imported: parameter 't' declares default 'x'; allowed: a finite number",
+        ),
+    ],
+)
+def test_what_goes_wrong_is_one_line(folder: Path, name: str, content: str | None, message: str) -> None:
+    (folder / "evomerge_mine.py").write_text(content or "")
+    with pytest.raises(ConfigError, match=message) as raised:
+        import_modules([name], "imports")
+    assert "\n" not in str(raised.value)
