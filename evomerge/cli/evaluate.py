@@ -89,12 +89,11 @@ def _config(target: str, overrides: Sequence[str]) -> Config:
 
 def _recipe(target: str) -> tuple[Recipe, Pool]:
     """The recipe and the pool of what is to be scored: a model is the recipe that takes it whole."""
-    from evomerge.cli.sources import LEDGER, load_recipe_or_run
-    from evomerge.models.pool import open_pool, pool_of_recipe
+    from evomerge.cli.sources import LEDGER, open_recipe
+    from evomerge.models.pool import open_pool
 
     path = Path(target)
     if path.is_file() or (path / LEDGER).is_file():
-        recipe = load_recipe_or_run(target)
-        return recipe, pool_of_recipe(recipe)
+        return open_recipe(target)
     pool = open_pool({"model": target})
     return pool.info.linear({"model": 1.0}), pool

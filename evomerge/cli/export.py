@@ -14,25 +14,26 @@ from evomerge.imports import import_modules
 def run(arguments: Sequence[str]) -> int:
     """Print or write the recipe."""
     parser = verb_parser("export")
-    parser.add_argument("recipe", metavar="RUN|RECIPE", help="a run folder (its best recipe) or a recipe file")
+    parser.add_argument(
+        "recipe", metavar="RUN|RECIPE", help="a run folder (its best recipe) or a recipe file, evomerge's or mergekit's"
+    )
     parser.add_argument("--format", choices=("evomerge", "mergekit"), default="evomerge")
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
     add_import_option(parser)
     options = parser.parse_intermixed_args(list(arguments))
 
-    from evomerge.cli.sources import load_recipe_or_run
+    from evomerge.cli.sources import open_recipe, read_recipe
     from evomerge.files import write_text_atomic
     from evomerge.recipe_yaml import dump_recipe
 
     import_modules(options.imports, "--import")
-    recipe = load_recipe_or_run(options.recipe)
     if options.format == "mergekit":
         from evomerge.mergekit.writer import to_mergekit
-        from evomerge.models.pool import pool_of_recipe
 
-        text = to_mergekit(recipe, pool_of_recipe(recipe).layout)
+        recipe, pool = open_recipe(options.recipe)
+        text = to_mergekit(recipe, pool.layout)
     else:
-        text = dump_recipe(recipe)
+        text = dump_recipe(read_recipe(options.recipe))
     if options.output:
         write_text_atomic(options.output, text)
     else:

@@ -18,7 +18,9 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 def run(arguments: Sequence[str]) -> int:
     """Write the model."""
     parser = verb_parser("merge")
-    parser.add_argument("recipe", metavar="RUN|RECIPE", help="a run folder (its best recipe) or a recipe file")
+    parser.add_argument(
+        "recipe", metavar="RUN|RECIPE", help="a run folder (its best recipe) or a recipe file, evomerge's or mergekit's"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must be new or empty")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the recipe's")
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
@@ -27,16 +29,14 @@ def run(arguments: Sequence[str]) -> int:
     shard = byte_count(options.max_shard_size, "--max-shard-size")
 
     from evomerge.cli.console import merge_progress
-    from evomerge.cli.sources import held_out_scores, load_recipe_or_run
+    from evomerge.cli.sources import held_out_scores, open_recipe
     from evomerge.export.writer import check_output, write_model
-    from evomerge.models.pool import pool_of_recipe
 
     import_modules(options.imports, "--import")
     check_output(options.out)
-    recipe = load_recipe_or_run(options.recipe)
+    recipe, pool = open_recipe(options.recipe)
     if options.dtype:
         recipe = replace(recipe, dtype=options.dtype)
-    pool = pool_of_recipe(recipe)
     scores = held_out_scores(options.recipe, recipe)
     with merge_progress() as progress:
         write_model(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress)

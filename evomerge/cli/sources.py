@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from evomerge.recipe_yaml import load_recipe
 
 if TYPE_CHECKING:
     from evomerge.export.model_card import ScoreRow
+    from evomerge.models.pool import Pool
 
 BEST_RECIPE = Path("best") / "recipe.yaml"
 LEDGER = "ledger.jsonl"
@@ -25,11 +27,53 @@ def run_folder(path: str | Path) -> Path | None:
     return None
 
 
-def load_recipe_or_run(path: str) -> Recipe:
-    """Read a recipe file, or the best recipe of a run folder.
+def open_recipe(path: str) -> tuple[Recipe, Pool]:
+    """Read a recipe file, evomerge's or mergekit's, or the best recipe of a run folder, and open its models.
+
+    What a mergekit file says in vain is noted on standard error.
 
     Raises:
-        RecipeError: there is no such file, or a run without a best recipe.
+        RecipeError, PoolError: there is no such file, it is malformed, or its models cannot be merged.
+    """
+    from evomerge.mergekit.document import looks_like_mergekit
+    from evomerge.models.pool import open_pool, pool_of_recipe
+
+    file = _recipe_file(path)
+    text = _read(file)
+    if not looks_like_mergekit(text):
+        recipe = load_recipe(text, str(file))
+        return recipe, pool_of_recipe(recipe)
+
+    from evomerge.mergekit.reader import read_mergekit
+
+    read = read_mergekit(text, str(file), file.parent)
+    for note in read.notes:
+        print(f"note: {file}: {note}", file=sys.stderr)
+    pool = open_pool(read.models, read.base, dtype=read.dtype)
+    return read.recipe(pool), pool
+
+
+def read_recipe(path: str) -> Recipe:
+    """As `open_recipe`; the models of an evomerge recipe need not be there."""
+    from evomerge.mergekit.document import looks_like_mergekit
+
+    file = _recipe_file(path)
+    text = _read(file)
+    return open_recipe(path)[0] if looks_like_mergekit(text) else load_recipe(text, str(file))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RecipeError(f"{file} is not text", "a recipe in YAML, evomerge's or mergekit's") from None
+
+
+def _recipe_file(path: str) -> Path:
+    """The file that RUN or RECIPE means.
+
+    Raises:
+        RecipeError: there is none, or the run has no best recipe.
     """
     file = Path(path)
     if file.is_dir():
@@ -40,7 +84,7 @@ def load_recipe_or_run(path: str) -> Recipe:
             raise RecipeError(f"the run {path} has no best recipe yet", "a run with at least one scored candidate")
     if not file.is_file():
         raise RecipeError(f"there is no file or folder {path}", "a run folder or a recipe file", _hint(file))
-    return load_recipe(file.read_text(encoding="utf-8"), str(file))
+    return file
 
 
 def held_out_scores(path: str, recipe: Recipe) -> list[ScoreRow]:
