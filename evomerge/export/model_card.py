@@ -5,7 +5,8 @@ A card is meant to be published, so it holds no paths: local sources appear unde
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Protocol
@@ -51,7 +52,7 @@ def model_card(
     layout: Layout,
     name: str,
     *,
-    folders: Mapping[str, Path],
+    folders: Mapping[str, Sequence[Path]],
     loading: tuple[str, str | None] = ("AutoModelForCausalLM", "AutoTokenizer"),
     scores: Sequence[ScoreLine] = (),
     scores_title: str = "Held-out scores",
@@ -62,12 +63,12 @@ def model_card(
         recipe: of the model.
         layout: of the pool.
         name: title of the card.
-        folders: where the source models lie, for the licences that their own cards declare.
+        folders: where each source model and its adapter lie, for the licences that their own cards declare.
         loading: the transformers classes that load the model and what prepares its inputs (see `auto_class`).
         scores: rows of the score table; no table without any.
         scores_title: heading of the score table.
     """
-    licenses = {source: card_license(folders[source]) for source, _ in recipe.models if source in folders}
+    licenses = {source: [card_license(folder) for folder in folders.get(source, ())] for source, _ in recipe.models}
     sections = [
         f"# {name}",
         f"A merge of {_count(recipe)} made with evomerge. It loads like any other model of its architecture.",
@@ -126,50 +127,73 @@ def score_table(rows: Sequence[ScoreLine]) -> str:
     return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
 
 
-def _front_matter(recipe: Recipe, licenses: Mapping[str, Mapping[str, str]]) -> str:
+def _front_matter(recipe: Recipe, licenses: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
     matter: dict[str, Any] = {}
-    hub = [ref.location for _, ref in recipe.models if is_on_hub(ref)]
+    hub = [part.location for _, ref in recipe.models for part in _parts(ref) if is_on_hub(part)]
     if hub:
         matter["base_model"] = list(dict.fromkeys(hub))
         matter["base_model_relation"] = "merge"
     matter["library_name"] = "transformers"
     matter["tags"] = ["merge", "evomerge"]
     # A licence is stated for the merge only when every source states that same one.
-    stated = [licenses.get(name, {}) for name, _ in recipe.models]
+    stated = [entry for name, _ in recipe.models for entry in licenses[name] or ({},)]
     if stated[0] and all(entry == stated[0] for entry in stated):
         matter |= stated[0]
     return f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
-def _sources(recipe: Recipe, licenses: Mapping[str, Mapping[str, str]]) -> str:
+def _parts(ref: ModelRef) -> tuple[ModelRef, ...]:
+    """A model and, where it has one, its adapter."""
+    return (ref,) if ref.adapter is None else (ref, ref.adapter)
+
+
+def _sources(recipe: Recipe, licenses: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
     lines = [["name", "model", "revision or fingerprint", "licence"], ["---"] * 4]
     for name, ref in recipe.models:
-        shown = published_name(ref)
-        where = f"[{shown}](https://huggingface.co/{shown})" if is_on_hub(ref) else f"local folder `{shown}`"
-        licence = licenses.get(name, {})
-        lines.append(
-            [name, where, f"`{ref.revision or ref.fingerprint or '-'}`", ", ".join(licence.values()) or "not stated"]
-        )
+        parts = _parts(ref)
+        pins = " + ".join(f"`{part.revision or part.fingerprint or '-'}`" for part in parts)
+        stated = [", ".join(entry.values()) or "not stated" for entry in licenses[name] or ({},)]
+        lines.append([name, " with the adapter ".join(map(_link, parts)), pins, " + ".join(stated)])
     table = "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
     note = "The licences are those that the sources' own cards state; all of them apply to the merge."
     configured = f"Configuration and tokenizer are those of {recipe.config_from}."
-    return f"{table}\n\n{configured}" + (f" {note}" if any(licenses.values()) else "")
+    return f"{table}\n\n{configured}" + (f" {note}" if any(map(any, licenses.values())) else "")
+
+
+def _link(part: ModelRef) -> str:
+    shown = published_name(part)
+    return f"[{shown}](https://huggingface.co/{shown})" if is_on_hub(part) else f"local folder `{shown}`"
 
 
 def _recipe_text(recipe: Recipe, layout: Layout) -> str:
     """The recipe as mergekit YAML where that says it all, as evomerge's own otherwise; without paths."""
-    shown = [published_name(ref) for _, ref in recipe.models]
+    parts = {part.location: published_name(part) for _, ref in recipe.models for part in _parts(ref)}
     # Two folders of one name would read as one model: then the recipe's own names are used.
-    names = {name: name if shown.count(s) > 1 else s for (name, _), s in zip(recipe.models, shown, strict=True)}
+    alike = {shown for shown, count in Counter(parts.values()).items() if count > 1}
+    public = _published(recipe, {name: _published_ref(ref, name, alike) for name, ref in recipe.models})
     exact = "`evomerge_recipe.yaml` beside this file holds the exact recipe."
     try:
-        text = to_mergekit(recipe, layout, locations=names)
+        text = to_mergekit(public, layout)
     except RecipeError as error:
-        public = tuple((name, replace(ref, location=names[name])) for name, ref in recipe.models)
-        text, why = dump_recipe(replace(recipe, models=public)), f"As an evomerge recipe ({error.given})."
+        text, why = dump_recipe(public), f"As an evomerge recipe ({error.given})."
     else:
         why = "As mergekit YAML, with folder names for local sources."
     return f"{why} {exact}\n\n```yaml\n{text.rstrip()}\n```"
+
+
+def _published_ref(ref: ModelRef, name: str, alike: Collection[str]) -> ModelRef:
+    shown = published_name(ref)
+    adapter = None if ref.adapter is None else _published_ref(ref.adapter, f"{name}-adapter", alike)
+    return replace(ref, location=name if shown in alike else shown, adapter=adapter)
+
+
+def _published(recipe: Recipe, refs: Mapping[str, ModelRef]) -> Recipe:
+    """`recipe` over other references of its models, intermediates included."""
+    return replace(
+        recipe,
+        models=tuple((name, refs[name]) for name, _ in recipe.models),
+        intermediates=tuple((name, _published(stage, refs)) for name, stage in recipe.intermediates),
+    )
 
 
 def _count(recipe: Recipe) -> str:

@@ -107,7 +107,7 @@ def write_model(
         recipe,
         pool.layout,
         out.resolve().name,
-        folders={name: pool.folder(name) for name, _ in recipe.models},
+        folders={name: pool.checkpoints[name].folders for name, _ in recipe.models},
         loading=(auto_class(pool.config), processor_class(source)),
         scores=scores,
         scores_title=scores_title,
@@ -151,6 +151,7 @@ def _write_weights(
         for name, tensor in merge_slice(entry, pool, sources=sources).items():
             shards.write(name, tensor)
             done += tensor.nbytes
+        pool.release()
         if progress is not None:
             progress(done, total)
     shards.finish()

@@ -66,8 +66,10 @@ class Resident:
         self._tensors = ModuleTensors(module, pool.layout)
         self._keys: dict[SliceId, str] = {}
         own = make_plan(pool.info.linear({pool.info.config_from: 1.0}), pool)
+        given, stored = pool.checkpoints[pool.info.config_from], pool.stored[pool.info.config_from]
         for entry in own.slices:
-            if all(self._tensors.dtype(name) == self.model.dtype for name in entry.tensors):
+            as_read = not any(stored[name] in given.changed for name in entry.tensors)  # loaded without its adapter
+            if as_read and all(self._tensors.dtype(name) == self.model.dtype for name in entry.tensors):
                 self._keys[entry.slice] = entry.key
 
     def apply(self, plan: Plan) -> MergeCount:

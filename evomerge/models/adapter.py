@@ -104,7 +104,7 @@ class Adapter(TensorFiles):
 
     def is_saved(self, module: str) -> bool:
         """Whether `module` was trained and saved whole, apart from what is tied to it (``modules_to_save``)."""
-        return any(f".{module}".endswith(f".{name}") for name in self.config.get("modules_to_save") or ())
+        return any(module.endswith(str(name)) for name in self.config.get("modules_to_save") or ())
 
     @cached_property
     def changes(self) -> dict[str, Change]:

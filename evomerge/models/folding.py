@@ -11,7 +11,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import torch
 from torch import nn
@@ -46,6 +46,11 @@ class FoldedCheckpoint(Checkpoint):
         self.base, self.adapter = base, adapter
         self._changes = {target: (change, turned) for target, change, turned in _targets(base, adapter, module, match)}
         self._folded: dict[str, torch.Tensor] = {}
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The model's and the adapter's."""
+        return self.base.folder, self.adapter.folder
 
     @property
     def changed(self) -> frozenset[str]:

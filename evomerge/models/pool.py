@@ -51,6 +51,11 @@ class Pool:
         """A model's tensor by its name in the layout, in the stored dtype, mapped from its file."""
         return self.checkpoints[model].read(self.stored[model][name])
 
+    def release(self) -> None:
+        """Give back the memory of tensors with an adapter folded in; they are folded again when they are read."""
+        for checkpoint in self.checkpoints.values():
+            checkpoint.release()
+
     def is_merged(self, name: str) -> bool:
         """Whether a tensor of the layout is a float that is merged, rather than an integer buffer."""
         reference = self.info.config_from

@@ -138,6 +138,11 @@ class Checkpoint(TensorFiles):
         super().__init__(folder, config, _read_headers(folder))
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """All folders that it is read from: its own and, with an adapter, the adapter's."""
+        return (self.folder,)
+
+    @property
     def changed(self) -> frozenset[str]:
         """The tensors that are read otherwise than the files hold them."""
         return frozenset()

@@ -80,20 +80,40 @@ def test_a_recipe_beyond_mergekit_is_shown_as_it_is(pool: Pool, llamas: Callable
 
 def test_licences_of_the_sources_are_listed_and_stated_where_they_agree(pool: Pool, tmp_path: Path) -> None:
     recipe = pool.info.linear({"a": 0.5, "b": 0.5})
-    folders = {name: tmp_path / name for name, _ in recipe.models}
-    for folder in folders.values():
+    folders = {name: (tmp_path / name,) for name, _ in recipe.models}
+    for (folder,) in folders.values():
         folder.mkdir()
         (folder / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# A model\n")
     matter, text = card_of(recipe, pool, folders=folders)
     assert matter["license"] == "apache-2.0"
-    (folders["a"] / "README.md").write_text("---\nlicense: other\nlicense_name: research\n---\n")
-    (folders["b"] / "README.md").write_text("# No front matter\n")
+    (tmp_path / "a" / "README.md").write_text("---\nlicense: other\nlicense_name: research\n---\n")
+    (tmp_path / "b" / "README.md").write_text("# No front matter\n")
     matter, text = card_of(recipe, pool, folders=folders)
     assert "license" not in matter
     fingerprint = recipe.ref("a").fingerprint
     assert f"| a | local folder `a` | `{fingerprint}` | other, research |" in text
     assert "| apache-2.0 |" in text
     assert "The licences are those that the sources' own cards state" in text
+
+
+def test_adapters_are_sources_of_their_own(pool: Pool, tmp_path: Path) -> None:
+    average = pool.info.linear({"a": 0.5, "b": 0.5})
+    on_hub = ModelRef("org/a", REVISION, adapter=ModelRef("org/lora", REVISION))
+    local = ModelRef("/models/b", None, "sha256:b", ModelRef("/adapters/b", None, "sha256:c"))
+    recipe = replace(average, models=tuple({**dict(average.models), "a": on_hub, "b": local}.items()))
+    folders = {"b": (tmp_path / "b", tmp_path / "c")}
+    for folder, stated in zip(folders["b"], ("mit", "gpl-3.0"), strict=True):
+        folder.mkdir()
+        (folder / "README.md").write_text(f"---\nlicense: {stated}\n---\n")
+    matter, text = card_of(recipe, pool, folders=folders)
+    assert matter["base_model"] == ["org/a", "org/lora"]
+    links = [f"[org/{name}](https://huggingface.co/org/{name})" for name in ("a", "lora")]
+    assert f"| a | {links[0]} with the adapter {links[1]} | `{REVISION}` + `{REVISION}` | not stated |" in text
+    assert (
+        "| b | local folder `b` with the adapter local folder `b` | `sha256:b` + `sha256:c` | mit + gpl-3.0 |" in text
+    )
+    assert "/models" not in text
+    assert "/adapters" not in text
 
 
 @pytest.mark.parametrize("content", ["", "---\n", "---\n[:\n---\n", "---\n- a\n---\n", "---\nlicense: {a: 1}\n---\n"])
