@@ -61,15 +61,22 @@ class Join:
     """Checkpoint tensors that one converter makes one or several module tensors of.
 
     Attributes:
-        place: the (first) module tensor.
+        places: the module tensors; mostly one.
         parts: for every checkpoint tensor, in the order in which transformers collects them: the converter's
             pattern that it matches, and its name.
+        shapes: of the checkpoint tensors, in the same order.
         converter: the `WeightConverter`.
     """
 
-    place: str
+    places: tuple[str, ...]
     parts: tuple[tuple[str, str], ...]
+    shapes: tuple[tuple[int, ...], ...]
     converter: Any = field(compare=False, repr=False)
+
+    @property
+    def place(self) -> str:
+        """The first of the module tensors, under which the join is known."""
+        return self.places[0]
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -103,7 +110,13 @@ class Join:
         """Views into `target`, the module's tensor, that hold the checkpoint's tensors; ``None`` if there are none.
 
         They come from the converter's inverse, with which transformers saves models.
+
+        Args:
+            target: in the shape of the module's tensor; its content does not matter.
+            module: the transformers module.
         """
+        if len(self.places) > 1:
+            return None
         try:
             inverse = self.converter.reverse_transform()
             tensors: Any = {inverse.source_patterns[0]: [target]}
@@ -126,10 +139,11 @@ class Join:
                 counts[pattern] += 1
         except Exception:  # converters without an inverse raise what they like
             return None
-        shared = all(
-            view.untyped_storage().data_ptr() == target.untyped_storage().data_ptr() for view in views.values()
-        )
-        return views if shared and not tensors and sum(v.numel() for v in views.values()) == target.numel() else None
+        if tensors or tuple(tuple(view.shape) for view in views.values()) != self.shapes:
+            return None
+        own = target.untyped_storage().data_ptr()
+        shared = all(view.untyped_storage().data_ptr() == own for view in views.values())
+        return views if shared and sum(view.numel() for view in views.values()) == target.numel() else None
 
 
 class _WithoutCopies(TorchFunctionMode):
@@ -160,7 +174,7 @@ class ModuleTensors:
             target = self._state[join.place]
             views = join.views(target, module)
             if views is not None:
-                kind = (join.patterns, target.shape, tuple(layout.shapes[name] for name in join.names))
+                kind = (join.patterns, join.shapes)  # tried out once for all that are alike
                 if kind not in proven:
                     made = join.join(views, module)
                     proven[kind] = made.keys() == {join.place} and torch.equal(made[join.place], target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -119,8 +119,8 @@ def _joins(
     state = module.state_dict()
     joins, filled, problems = {}, set(), []
     for place, collected in parts.items():
-        join = Join(place, tuple(collected), renames.by_pattern[collected[0][0]])
-        joins[place] = join
+        own = tuple(tuple(shapes[name]) for _, name in collected)
+        join = joins[place] = Join((place,), tuple(collected), own, renames.by_pattern[collected[0][0]])
         filled.add(place)
         more = f" and {len(join.names) - 1} more" if len(join.names) > 1 else ""
         what = f"tensor {join.names[0]!r}{more} cannot be joined to {place!r}"
@@ -130,6 +130,7 @@ def _joins(
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             problems.append(f"{what} ({reason})")
             continue
+        joins[place] = replace(join, places=(place, *(other for other in made if other != place)))
         filled |= made.keys()
         for target, tensor in made.items():
             wanted = state.get(target)

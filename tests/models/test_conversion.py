@@ -74,3 +74,11 @@ def test_other_experts(tmp_path: Path) -> None:
         made = rf"\({count}, {2 * changes.get('intermediate_size', 24)}, 16\)"
         with pytest.raises(PoolError, match=rf"model 'b': .*they make {made}, MixtralForCausalLM has \(3, 48, 16\)"):
             opened(folders | other)
+
+
+def test_one_tensor_that_fills_two_places(tmp_path: Path) -> None:
+    layout = opened(save_pool("dinov2", tmp_path, names=("base", "a"))).layout
+    join = next(join for join in layout.joins if join.names == ("dinov2.encoder.layer.1.mlp.weights_in.weight",))
+    assert [".".join(place.split(".")[-3:]) for place in join.places] == ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
+    assert layout.parameters[join.names[0]] == join.place == join.places[0]
+    assert layout.shapes[join.names[0]] == join.shapes[0] == (48, 16)
