@@ -20,8 +20,9 @@ from evomerge.export.config_json import merged_config
 from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.files import sync_folder
-from evomerge.merge.engine import TORCH_DTYPES, Sources, merge_slice
+from evomerge.merge.engine import TORCH_DTYPES, merge_slice
 from evomerge.merge.plan import Plan, make_plan
+from evomerge.merge.sources import Placement, Sources
 from evomerge.models.pool import Pool
 from evomerge.recipe import Recipe
 from evomerge.recipe_yaml import dump_recipe
@@ -42,8 +43,8 @@ _INPUTS = (
     "*preprocessor_config.json",
     "processor_config.json",
 )
-_COPIED = (*_INPUTS, "generation_config.json", "*.py")  # *.py: code that config.json or a tokenizer refers to
-_COPIED_FOLDERS = ("additional_chat_templates",)
+_CODE = "*.py"  # what config.json or a tokenizer refers to
+_INPUT_FOLDERS = ("additional_chat_templates",)
 
 _DTYPES = {written: dtype for dtype, written in DTYPES.items()}
 
@@ -77,9 +78,10 @@ def write_model(
 ) -> Path:
     """Merge a recipe slice by slice and write the model's folder.
 
-    The folder holds the weights (safetensors, sharded beyond `max_shard_bytes`), the configuration,
-    generation configuration and tokenizer of `recipe.config_from`, a model card and the recipe. It is built beside
-    `out` and takes its name in one step at the end. Memory stays at the sources and the result of one slice.
+    The folder holds the weights (safetensors, sharded beyond `max_shard_bytes`), the configuration and generation
+    configuration of `recipe.config_from`, the tokenizer of `recipe.tokenizer_from` or else of the same model, a model
+    card and the recipe. It is built beside `out` and takes its name in one step at the end. Memory stays at the
+    sources and the result of one slice.
 
     Args:
         recipe: what to merge.
@@ -102,22 +104,22 @@ def write_model(
     check_output(out)
     plan = make_plan(recipe, pool)
     declared = declared_tensors(plan, pool, recipe)
-    source = pool.folder(recipe.config_from)
+    source, inputs = pool.folder(recipe.config_from), pool.folder(recipe.tokenizer_from or recipe.config_from)
     card = model_card(
         recipe,
         pool.layout,
         out.resolve().name,
         folders={name: pool.checkpoints[name].folders for name, _ in recipe.models},
-        loading=(auto_class(pool.config), processor_class(source)),
+        loading=(auto_class(pool.config), processor_class(inputs)),
         scores=scores,
         scores_title=scores_title,
     )
     with _new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes) as shards:
-        copied = _files_to_copy(source)
-        _check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied))
+        copied = _files_to_copy(source, inputs)
+        _check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied.values()))
         _write_weights(plan, pool, shards, progress, torch.device(device))
-        for file in copied:
-            target = folder / file.relative_to(source)
+        for name, file in copied.items():
+            target = folder / name
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
         config = merged_config(recipe, pool)
@@ -134,10 +136,10 @@ def declared_tensors(plan: Plan, pool: Pool, recipe: Recipe) -> list[Declared]:
     dtype = TORCH_DTYPES[recipe.dtype]
     tensors = []
     for entry in plan.slices:
-        for name, source in zip(entry.tensors, entry.sources[0].tensors, strict=True):
+        for name, like in zip(entry.tensors, entry.like, strict=True):
             # Buffers of integers are copied, not merged.
-            kept = dtype if pool.is_merged(source) else _DTYPES[reference[stored[source]].dtype]
-            tensors.append(Declared(name, kept, tuple(pool.layout.shapes[source])))
+            kept = dtype if pool.is_merged(like) else _DTYPES[reference[stored[like]].dtype]
+            tensors.append(Declared(name, kept, tuple(pool.layout.shapes[like])))
     return tensors
 
 
@@ -146,7 +148,7 @@ def _write_weights(
 ) -> None:
     done = 0
     total = shards.tensor_bytes
-    sources = Sources(pool, device, budget=0)  # every tensor is read once: none is worth keeping
+    sources = Sources(pool, device, Placement(0, 0, 0))  # every tensor is read once: none is worth keeping
     for entry in plan.slices:
         for name, tensor in merge_slice(entry, pool, sources=sources).items():
             shards.write(name, tensor)
@@ -157,11 +159,24 @@ def _write_weights(
     shards.finish()
 
 
-def _files_to_copy(source: Path) -> list[Path]:
-    """The tokenizer, the generation configuration and code of a source model's folder."""
-    files = [file for file in sorted(source.iterdir()) if any(fnmatch(file.name, pattern) for pattern in _COPIED)]
-    files += [file for name in _COPIED_FOLDERS for file in sorted((source / name).glob("*"))]
-    return [file for file in files if file.is_file()]
+def _files_to_copy(source: Path, inputs: Path) -> dict[Path, Path]:
+    """Files by their name in the result.
+
+    Args:
+        source: folder of the model that gives the configuration: its generation configuration and code.
+        inputs: folder of the model that gives the tokenizer, or what else prepares inputs, and its code.
+    """
+    files = [
+        *_matching(inputs, (*_INPUTS, _CODE)),
+        *(f for n in _INPUT_FOLDERS for f in sorted((inputs / n).glob("*"))),
+    ]
+    found = {file.relative_to(inputs): file for file in files}
+    found |= {Path(file.name): file for file in _matching(source, ("generation_config.json", _CODE))}
+    return {name: file for name, file in found.items() if file.is_file()}
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if any(fnmatch(file.name, pattern) for pattern in patterns)]
 
 
 def _check_space(folder: Path, out: Path, needed: int) -> None:

@@ -2,48 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from evomerge.errors import PoolError, RecipeError
-from evomerge.merge.engine import TORCH_DTYPES, Sources, merge_slice
-from evomerge.merge.plan import Plan, make_plan
+from evomerge.merge.engine import TORCH_DTYPES, merge_slice
+from evomerge.merge.memory_cache import MemoryCache
+from evomerge.merge.merged import Merged
+from evomerge.merge.module_slices import ModuleSlices
+from evomerge.merge.plan import Plan, SlicePlan, make_plan
+from evomerge.merge.shared_cache import SharedCache
+from evomerge.merge.sources import Placement, Sources, free_memory
 from evomerge.models.compatibility import has_tokenizer
-from evomerge.models.conversion import ModuleTensors
 from evomerge.models.layout import model_class
 from evomerge.models.loaded import LoadedModel
 from evomerge.models.pool import Pool
 from evomerge.recipe import SliceId
 
+CACHE_SHARE = 0.25
+"""Of the memory that is free when the model has been loaded: what merged slices may take, unless told otherwise."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class MergeCount:
-    """What moving the resident model to a plan took.
+    """What moving the resident model to a plan took: numbers of slices by where they came from.
 
     Attributes:
-        computed: slices that were written.
-        kept: slices that were right already.
-        bytes: size of the written tensors.
+        kept: were in the model already.
+        referenced: are a source's own, used where they lie.
+        memory: came from the worker's own cache.
+        shared: came from the cache that the node's workers share.
+        computed: were merged.
+        bytes: size of all slices.
+        computed_bytes: size of those that were merged.
+        seconds: that it took.
+        saved: seconds that computing the kept and cached ones took when they were computed.
     """
 
-    computed: int
-    kept: int
-    bytes: int
+    kept: int = 0
+    referenced: int = 0
+    memory: int = 0
+    shared: int = 0
+    computed: int = 0
+    bytes: int = 0
+    computed_bytes: int = 0
+    seconds: float = 0.0
+    saved: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """The numbers by name."""
+        return asdict(self)
 
 
 class Resident:
-    """One transformers model in memory that plans are applied to in place.
+    """One transformers model in memory that is moved from plan to plan.
 
     It is loaded by `from_pretrained` from the model that gives the pool's configuration, so that buffers,
-    attention implementation and generation settings are those of an ordinary load.
+    attention implementation and generation settings are those of an ordinary load. Slices are never written in place:
+    a changed slice gets memory of its own and what it replaces goes into the cache, so that neither keeping nor
+    fetching a slice moves a byte.
 
     Args:
         pool: the source models.
         device: where the model lives and merging happens.
         attn_implementation: as in `from_pretrained`; ``None`` leaves the choice to transformers.
-        budget: bytes of source tensors to keep on the device (see `engine.Sources`).
+        placement: how much of the sources to keep where (see `sources.Sources`); measured by default.
+        cache: bytes of merged slices to keep besides those in the model; a quarter of what is free by default.
+        shared: the cache that the node's workers share, or ``None``.
 
     Raises:
         PoolError: transformers cannot load the model.
@@ -54,7 +83,9 @@ class Resident:
         pool: Pool,
         device: str | torch.device = "cpu",
         attn_implementation: str | None = None,
-        budget: int | None = None,
+        placement: Placement | None = None,
+        cache: int | None = None,
+        shared: SharedCache | None = None,
     ) -> None:
         self.pool = pool
         self.dtype = pool.info.dtype
@@ -62,21 +93,27 @@ class Resident:
         self.model = LoadedModel(
             module, _tokenizer(pool), TORCH_DTYPES[self.dtype], module.device, str(pool.folder(pool.info.config_from))
         )
-        self._sources = Sources(pool, module.device, budget)
-        self._tensors = ModuleTensors(module, pool.layout)
-        self._keys: dict[SliceId, str] = {}
+        self.sources = Sources(pool, module.device, placement)
+        self._slices = ModuleSlices(module, pool.layout)
+        self._memory = MemoryCache(int(free_memory(module.device) * CACHE_SHARE) if cache is None else cache)
+        self._shared = shared
+        self._held: dict[SliceId, tuple[str, Merged]] = {}
         own = make_plan(pool.info.linear({pool.info.config_from: 1.0}), pool)
         given, stored = pool.checkpoints[pool.info.config_from], pool.stored[pool.info.config_from]
         for entry in own.slices:
-            as_read = not any(stored[name] in given.changed for name in entry.tensors)  # loaded without its adapter
-            if as_read and all(self._tensors.dtype(name) == self.model.dtype for name in entry.tensors):
-                self._keys[entry.slice] = entry.key
+            held = Merged(self._slices.held(entry.slice))
+            # A tensor that the module keeps in another dtype is not what merging the same model would give it; nor is
+            # one that an adapter changes, which the module was loaded without.
+            same = all(tensor.dtype == self.model.dtype for tensor in held.tensors)
+            same = same and not any(stored[name] in given.changed for name in entry.tensors)
+            self._held[entry.slice] = entry.key if same else "", held
 
     def apply(self, plan: Plan) -> MergeCount:
-        """Make the model the one that `plan` describes, writing only slices whose content key differs.
+        """Make the model the one that `plan` describes, computing only slices that are nowhere to be had.
 
         Raises:
             RecipeError: the plan's dtype or slices are not the model's.
+            EvomergeError: a slice cannot be merged; the model is then a mixture of two.
         """
         if plan.dtype != self.dtype:
             raise RecipeError(f"the recipe's dtype is {plan.dtype}", f"the resident model is in {self.dtype}")
@@ -86,18 +123,84 @@ class Resident:
                 f"the resident model has the {len(self.pool.layout.slices)} of its {self.pool.layout.layers} layers",
                 "recipes that change the depth are written out with `evomerge merge`",
             )
-        computed = written = 0
+        count, start = MergeCount(), time.perf_counter()
         for entry in plan.slices:
-            if self._keys.get(entry.slice) == entry.key:
-                continue
-            self._keys.pop(entry.slice, None)  # half written, should merging fail
-            out = self._tensors.out(entry.tensors)
-            merge_slice(entry, self.pool, sources=self._sources, out=out)
-            self._tensors.settle(out)
-            self._keys[entry.slice] = entry.key
-            computed += 1
-            written += sum(tensor.nbytes for tensor in out.values())
-        return MergeCount(computed, len(plan.slices) - computed, written)
+            key, held = self._held[entry.slice]
+            if key == entry.key:
+                count.kept += 1
+                count.saved += held.cost
+            else:
+                new = self._find(entry, count)
+                self._slices.swap(entry.slice, new.tensors)
+                self._held[entry.slice] = entry.key, new
+                self._memory.put(key, held)
+            count.bytes += self._slices.nbytes(entry.slice)
+        count.seconds = time.perf_counter() - start
+        return count
+
+    def _find(self, entry: SlicePlan, count: MergeCount) -> Merged:
+        """The slice from the nearest place that has it."""
+        own = self._reference(entry)
+        if own is not None:
+            count.referenced += 1
+            return own
+        found = self._memory.take(entry.key)
+        if found is not None:
+            count.memory += 1
+            count.saved += found.cost
+            return found
+        found = self._shared.get(entry.key) if self._shared is not None else None
+        if found is not None:
+            count.shared += 1
+            count.saved += found.cost
+            return found
+        merged = self._compute(entry)
+        count.computed += 1
+        count.computed_bytes += merged.nbytes
+        if self._shared is not None:
+            self._shared.offer(entry.key, merged)
+        return merged
+
+    def _reference(self, entry: SlicePlan) -> Merged | None:
+        """A slice that is a source's own, where it lies; ``None`` where it must be copied."""
+        source = entry.unchanged
+        if source is None or source.made is not None or not self._slices.is_direct(entry.slice):
+            return None
+        tensors = []
+        for name, (shape, dtype) in zip(source.tensors, self._slices.shapes(entry.slice), strict=True):
+            if not self.pool.is_merged(name):
+                return None
+            tensor = self.sources.aligned(source.model, name)
+            if tensor is None or tensor.dtype != dtype or dtype != self.model.dtype:
+                return None
+            tensors.append(tensor.view(shape))
+        return Merged(tuple(tensors), owned=False)
+
+    def _compute(self, entry: SlicePlan) -> Merged:
+        """Merge a slice into memory of its own."""
+        start = time.perf_counter()
+        memory = self._memory.empty(self._slices.shapes(entry.slice), self.model.device)
+        out = self._slices.out(entry.slice, memory)
+        try:
+            merge_slice(entry, self.pool, sources=self.sources, out=out, made=self._made)
+            self._slices.settle(entry.slice, out, memory)
+        except BaseException:
+            self._memory.recycle(Merged(memory))
+            raise
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return Merged(memory, time.perf_counter() - start)
+
+    def _made(self, entry: SlicePlan) -> Mapping[str, torch.Tensor]:
+        """The tensors of an intermediate's slice, which the next candidates of a lineage will ask for again."""
+        key = f"intermediate {entry.key}"
+        merged = self._memory.take(key)
+        if merged is None:
+            start = time.perf_counter()
+            tensors = merge_slice(entry, self.pool, sources=self.sources, made=self._made)
+            merged = Merged(tuple(tensors.values()), time.perf_counter() - start)
+        self._memory.put(key, merged)
+        return dict(zip(entry.tensors, merged.tensors, strict=True))
 
 
 def _load(pool: Pool, attn_implementation: str | None) -> Any:

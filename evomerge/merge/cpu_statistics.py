@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from evomerge.errors import EvomergeError
 from evomerge.merge.cpu_mix import KINDS, cut_row, in_parts
-from evomerge.merge.kernels.selection import BINS, SHIFT, gather, histogram
+from evomerge.merge.kernels.selection import BINS, SHIFT, gather, histogram, order
 from evomerge.merge.kernels.sums import CHUNK, gram, magnitudes
 from evomerge.merge.masks import kept_below
-from evomerge.merge.mix import Cut
+from evomerge.merge.mix import LARGEST, Cut
 
 _INFINITE_BIN = 0x7F800000 >> SHIFT
 
@@ -71,7 +71,7 @@ class CpuStatistics:
         chunks = np.zeros((-(-self.count // CHUNK), n * (n + 1) // 2))
         in_parts(lambda begin, end: gram(addresses, kinds, base, kind, begin, end, chunks), self.count)
         products = np.zeros((n, n))
-        for pair, (i, j) in enumerate((i, j) for i in range(n) for j in range(i + 1)):
+        for pair, (i, j) in enumerate((row, column) for row in range(n) for column in range(row + 1)):
             products[i, j] = products[j, i] = exact_sum(chunks[:, pair])
         return products
 
@@ -136,6 +136,41 @@ class CpuStatistics:
         value = int(np.partition(bits, size - 1 - within)[size - 1 - within])
         equal = places[bits == value]
         return value, int(equal[within - int(np.count_nonzero(bits > value))]) + 1
+
+    def order(self, index: int) -> NDArray[np.uint32] | None:
+        """The indexes of a task vector's elements by falling magnitude: 4 bytes each, found at 15 ns each.
+
+        ``None`` for tensors of 2**32 elements and more.
+
+        Raises:
+            EvomergeError: an element is not finite.
+        """
+        if self.count >= 1 << 32:
+            return None
+        base, base_kind = self._origin()
+        task = self._inputs[index]
+        result = np.empty(self.count, np.uint32)
+        order(task.data_ptr(), KINDS[task.dtype], base, base_kind, self.count, result)
+        if self.count and self._bits(index, int(result[0])) > LARGEST:
+            raise not_finite()
+        return result
+
+    def cut_from_order(self, order: NDArray[np.uint32], index: int, first: int, last: int) -> Cut | None:
+        """The same as `cut` by looking up where ranks begin and end."""
+        last = min(last, self.count)
+        assert 0 <= first < last, "a cut keeps something"
+        low, low_end = 0, self.count
+        if last < self.count:
+            low, low_end = self._bits(index, int(order[last - 1])), int(order[last - 1]) + 1
+        if first == 0:
+            return Cut(low, low_end) if low > 0 else None
+        return Cut(low, low_end, self._bits(index, int(order[first - 1])), int(order[first - 1]) + 1)
+
+    def _bits(self, index: int, element: int) -> int:
+        """The magnitude bits of one element of a task vector."""
+        assert self._base is not None
+        task = self._inputs[index][element].float() - self._base[element].float()
+        return int(task.view(torch.int32)) & 0x7FFFFFFF
 
     def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
         """The share of the sum of magnitudes that a cut and a random mask leave.

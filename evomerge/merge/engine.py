@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from evomerge.errors import EvomergeError
+from evomerge.merge.cpu_mix import KINDS, mix_
 from evomerge.merge.masks import mask_key
 from evomerge.merge.methods import METHODS, Context, Method
-from evomerge.merge.plan import SlicePlan
-from evomerge.merge.torch_mix import TensorStatistics, mix_block
+from evomerge.merge.mix import Mix, Statistics
+from evomerge.merge.noted_statistics import NotedStatistics
+from evomerge.merge.plan import Part, SlicePlan, Source
+from evomerge.merge.sources import Notes, Placement, Sources
+from evomerge.merge.torch_mix import mix_block
 from evomerge.models.pool import Pool
 from evomerge.models.reader import FLOAT_DTYPES
 
@@ -21,59 +24,9 @@ TORCH_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYP
 
 _CPU_BLOCK = 1 << 16  # elements: a handful of float32 temporaries of a block stay in the second-level cache
 _DEVICE_BLOCK = 1 << 26  # few large kernels
-_SHARE_OF_MEMORY = 0.25
 
-
-class Sources:
-    """The pool's tensors on a device, kept as float32 while they fit in a budget of bytes.
-
-    What is kept changes the time that a merge takes and never its result.
-
-    Args:
-        pool: the source models.
-        device: where merging happens.
-        budget: bytes to keep; by default a quarter of what is free on the device when first used. Tensors
-            that are float32 in a file on the CPU are mapped and cost none.
-    """
-
-    def __init__(self, pool: Pool, device: str | torch.device = "cpu", budget: int | None = None) -> None:
-        self.pool = pool
-        self.device = torch.device(device)
-        self.budget = int(free_memory(self.device) * _SHARE_OF_MEMORY) if budget is None else budget
-        self.kept_bytes = 0
-        self._kept: dict[tuple[str, str], torch.Tensor] = {}
-
-    def flat(self, model: str, name: str) -> torch.Tensor:
-        """A tensor of a model as one dimension on the device, in float32 when kept, else in its stored dtype."""
-        kept = self._kept.get((model, name))
-        if kept is not None:
-            return kept
-        tensor = self.pool.read(model, name).view(-1)
-        mapped = self.device.type == "cpu" and tensor.dtype == torch.float32
-        cost = 0 if mapped else 4 * tensor.numel()
-        if cost > self.budget - self.kept_bytes:
-            return tensor.to(self.device)
-        tensor = tensor.to(self.device, torch.float32)
-        self.kept_bytes += cost
-        self._kept[model, name] = tensor
-        return tensor
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on a device (for the CPU: in main memory)."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (ValueError, OSError, AttributeError):
-        return 0
+Made = Callable[[SlicePlan], Mapping[str, torch.Tensor]]
+"""Gives the tensors of an intermediate's slice."""
 
 
 def merge_tensor(
@@ -81,9 +34,10 @@ def merge_tensor(
     inputs: Sequence[torch.Tensor],
     base: torch.Tensor | None,
     values: Mapping[str, Any],
-    keys: tuple[int, ...] = (),
+    keys: Sequence[int] = (),
     *,
     out: torch.Tensor,
+    statistics: Statistics | None = None,
     block: int | None = None,
 ) -> None:
     """Merge one tensor into `out`.
@@ -94,19 +48,59 @@ def merge_tensor(
         values: the method's arguments by name (`methods.call_values`).
         keys: mask keys of the inputs, for methods that drop at random.
         out: receives the result, computed in float32 and rounded once to its dtype; contiguous.
-        block: elements merged at a time; the result does not depend on it.
+        statistics: of the inputs; computed when asked by default.
+        block: elements merged at a time by torch operations; the result does not depend on it.
+
+    Raises:
+        EvomergeError: the result would not be finite.
     """
     flat, origin = [tensor.view(-1) for tensor in inputs], base.view(-1) if base is not None else None
-    mix = method.mix(values, TensorStatistics(flat, origin, tuple(out.shape), keys)) if method.mix else None
-    target = out.view(-1)
-    count = target.numel()
-    if mix is None:
+    target, mix = out.view(-1), None
+    if method.mix is not None:
+        if statistics is None:
+            names: list[Hashable] = list(range(len(flat) + (origin is not None)))
+            statistics = NotedStatistics(flat, origin, tuple(out.shape), keys, names, Notes(0))
+        mix = method.mix(values, statistics)
+    if mix is not None and _compiled(target, flat):
+        finite = mix_(target, mix, flat, origin if mix.differences else None, keys)
+    else:
+        finite = _merge_by_torch(method, mix, flat, origin, values, keys, out, block)
+    if not finite:
+        raise EvomergeError(
+            f"merging by {method.spec.name} gives numbers that are NaN or beyond the range of {_name(out.dtype)}",
+            "finite numbers",
+            "check the sources' weights and the parameters, or merge to another dtype",
+        )
+
+
+def _compiled(target: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
+    """Whether the CPU's kernels can do it."""
+    return target.device.type == "cpu" and target.dtype in KINDS and all(x.dtype in KINDS for x in inputs)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _merge_by_torch(
+    method: Method,
+    mix: Mix | None,
+    flat: Sequence[torch.Tensor],
+    origin: torch.Tensor | None,
+    values: Mapping[str, Any],
+    keys: Sequence[int],
+    out: torch.Tensor,
+    block: int | None,
+) -> bool:
+    """The mix or the method's function by torch operations; returns whether all of it is finite."""
+    if mix is None and not method.elementwise:
         assert method.function is not None, "a method has a mix or a function"
-        if not method.elementwise:
-            shaped = [tensor.float().view(out.shape) for tensor in inputs]
-            below = base.float().view(out.shape) if base is not None else None
-            out.copy_(method.function(shaped, below, context=Context(0, keys), **values))
-            return
+        shaped = [tensor.float().view(out.shape) for tensor in flat]
+        below = origin.float().view(out.shape) if origin is not None else None
+        out.copy_(method.function(shaped, below, context=Context(0, tuple(keys)), **values))
+        return bool(torch.isfinite(out).all())
+    target = out.view(-1)
+    count, finite = target.numel(), torch.ones((), dtype=torch.bool, device=target.device)
     size = block or (_CPU_BLOCK if target.device.type == "cpu" else _DEVICE_BLOCK)
     for start in range(0, count, size):
         stop = min(start + size, count)
@@ -115,11 +109,13 @@ def merge_tensor(
         if mix is not None:
             result = mix_block(mix, parts, below, keys, start)
         else:
-            assert method.function is not None
+            assert method.function is not None, "a method has a mix or a function"
             floats = [part.float() for part in parts]
             bottom = below.float() if below is not None else None
-            result = method.function(floats, bottom, context=Context(start, keys), **values)
+            result = method.function(floats, bottom, context=Context(start, tuple(keys)), **values)
         target[start:stop].copy_(result)
+        finite &= torch.isfinite(target[start:stop]).all()
+    return bool(finite)
 
 
 @torch.no_grad()
@@ -129,6 +125,7 @@ def merge_slice(
     device: str | torch.device = "cpu",
     sources: Sources | None = None,
     out: Mapping[str, torch.Tensor] | None = None,
+    made: Made | None = None,
 ) -> dict[str, torch.Tensor]:
     """The tensors of one output slice, by output name.
 
@@ -141,39 +138,74 @@ def merge_slice(
         device: where to merge, when `sources` is not given.
         sources: the pool's tensors on a device, kept between calls.
         out: tensors to write into, by output name; new ones of the plan's dtype otherwise.
+        made: gives the tensors of intermediates' slices; they are merged here otherwise.
 
     Raises:
         EvomergeError: a tensor cannot be read or merged; it is named.
     """
-    sources = sources or Sources(pool, device)
-    dtype = TORCH_DTYPES[plan.dtype]
-    identities = {name: ref.identity for name, ref in pool.info.refs}
-    values, results = dict(plan.values), {}
-    for index, name in enumerate(plan.tensors):
-        stored = [source.tensors[index] for source in plan.sources]
-        shape = pool.layout.shapes[stored[0]]
-        given = out[name] if out is not None else None
-        if not pool.is_merged(stored[0]):
-            copy = pool.read(pool.info.config_from, stored[0])
-            results[name] = given.copy_(copy) if given is not None else copy.to(sources.device, copy=True)
-            continue
+    return _SliceMerge(plan, pool, sources or Sources(pool, device, Placement(0, 0, 0)), made).run(out)
+
+
+class _SliceMerge:
+    """Merges one slice."""
+
+    def __init__(self, plan: SlicePlan, pool: Pool, sources: Sources, made: Made | None) -> None:
+        self.plan, self.pool, self.sources = plan, pool, sources
+        self.dtype = TORCH_DTYPES[plan.dtype]
+        self._made = made or (lambda inner: merge_slice(inner, pool, sources=sources))
+        self._stages: dict[str, Mapping[str, torch.Tensor]] = {}
+
+    def run(self, out: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+        """All tensors."""
+        results = {}
+        for part in self.plan.parts:
+            for index in part.tensors:
+                name = self.plan.tensors[index]
+                results[name] = self.tensor(part, index, out[name] if out is not None else None)
+        return {name: results[name] for name in self.plan.tensors}
+
+    def tensor(self, part: Part, index: int, given: torch.Tensor | None) -> torch.Tensor:
+        """One tensor, written into `given` where there is one."""
+        reference = self.plan.like[index]
+        if not self.pool.is_merged(reference):
+            copy = self.pool.read(self.pool.info.config_from, reference)
+            return given.copy_(copy) if given is not None else copy.to(self.sources.device, copy=True)
         # A tensor that the module keeps in another dtype holds what a file in the plan's dtype would give it.
-        direct = given is not None and given.dtype == dtype and given.is_contiguous()
-        target = given if direct else torch.empty(shape, dtype=dtype, device=sources.device)
+        direct = given is not None and given.dtype == self.dtype and given.is_contiguous()
+        shape = self.pool.layout.shapes[reference]
+        target = given if direct else torch.empty(shape, dtype=self.dtype, device=self.sources.device)
         assert target is not None
-        inputs = [sources.flat(s.model, own) for s, own in zip(plan.sources, stored, strict=True)]
-        if plan.method is None:
+        inputs = [self.flat(source, index) for source in part.sources]
+        if part.method is None:
             target.view(-1).copy_(inputs[0])
         else:
-            method = METHODS[plan.method]
-            keys: tuple[int, ...] = ()
-            if method.random:
-                used = zip(plan.sources, stored, strict=True)
-                keys = tuple(mask_key(plan.seed, identities[s.model], own) for s, own in used)
-            base = sources.flat(plan.base.model, plan.base.tensors[index]) if plan.base else None
-            try:
-                merge_tensor(method, inputs, base, values, keys, out=target)
-            except EvomergeError as error:
-                raise type(error)(f"tensor {name!r}: {error.given}", error.allowed, error.do) from error
-        results[name] = target if given is None or direct else given.copy_(target)
-    return results
+            self.merge(part, index, inputs, target)
+        return target if given is None or direct else given.copy_(target)
+
+    def merge(self, part: Part, index: int, inputs: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        """Merge one tensor by the part's method."""
+        assert part.method is not None
+        method = METHODS[part.method]
+        keys: tuple[int, ...] = ()
+        if method.random:
+            keys = tuple(mask_key(part.seed, source.identity, source.tensors[index]) for source in part.sources)
+        base = self.flat(part.base, index) if part.base else None
+        every = (*part.sources, *([part.base] if part.base else []))
+        # Intermediates come and go with their candidates; notes are kept of models.
+        lasting = not any(source.made for source in every)
+        names = [(source.model, source.tensors[index]) for source in every]
+        notes = self.sources.notes if lasting else Notes(0)
+        statistics = NotedStatistics(inputs, base, tuple(target.shape), keys, names, notes)
+        try:
+            merge_tensor(method, inputs, base, dict(part.values), keys, out=target, statistics=statistics)
+        except EvomergeError as error:
+            name = self.plan.tensors[index]
+            raise type(error)(f"tensor {name!r}: {error.given}", error.allowed, error.do) from error
+
+    def flat(self, source: Source, index: int) -> torch.Tensor:
+        """A source's tensor as one dimension on the device."""
+        if source.made is None:
+            return self.sources.flat(source.model, source.tensors[index])
+        if source.identity not in self._stages:
+            self._stages[source.identity] = self._made(source.made)
+        return self._stages[source.identity][source.tensors[index]].view(-1)

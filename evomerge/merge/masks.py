@@ -1,10 +1,10 @@
 """Random masks that are the same bits on every device: a counter-based generator.
 
-The number of element ``e`` of a tensor is a keyed hash of ``e``: the 32-bit finaliser triple32 (C. Wellons, "Prospecting
-for Hash Functions", 2018) of ``e`` plus the key's lower word, the upper word added before the last round, and of the result
-the upper 31 bits. 32-bit words are twice as fast as SplitMix64 where processors multiply eight of them at a time. The key is a
-hash of the recipe's seed, the model's identity and the tensor's name, so that a mask depends on nothing else: not on
-the device, the block size, the order of merging, nor on other tensors.
+The number of element ``e`` of a tensor is a keyed hash of ``e``: the 32-bit finaliser triple32 (C. Wellons,
+"Prospecting for Hash Functions", 2018) of ``e`` plus the key's lower word, the upper word added before the last round;
+of the result, the upper 31 bits. Of 32-bit words a vector holds twice as many as SplitMix64 needs. The key is a hash of
+the recipe's seed, the model's identity and the tensor's name, so that a mask depends on nothing else: not on the
+device, the block size, the order of merging, nor on other tensors.
 """
 
 from __future__ import annotations

@@ -4,32 +4,59 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from evomerge.errors import InfeasibleError, RecipeError
-from evomerge.merge.methods import BASE, METHODS, Method, call_values, specs
+from evomerge.merge.methods import BASE, METHODS, Method, call_values, code_of, specs
+from evomerge.method import ByTensor, Scalar
 from evomerge.models.layout import Layout
 from evomerge.models.pool import Pool
-from evomerge.recipe import Dtype, Input, Recipe, SliceId, SliceRecipe
+from evomerge.recipe import Dtype, Input, Parameters, Recipe, SliceId, SliceRecipe
 
-_KEY_VERSION = 1  # raised when a method's result changes for the same parameters
+_KEY_VERSION = 2  # raised when a method's result changes for the same parameters
 
 
 @dataclass(frozen=True)
 class Source:
-    """A slice of a source model.
+    """A slice of a source model, or of an intermediate.
 
     Attributes:
-        model: name of the model.
+        model: name of the model or intermediate.
         layer: its layer, or ``None`` outside the layers.
         tensors: names in the pool's layout, in the order of the output's tensors.
+        identity: what pins the content: of the model, or the key of the intermediate's slice.
+        made: the plan of an intermediate's slice; ``None`` for a model's.
     """
 
     model: str
     layer: int | None
     tensors: tuple[str, ...]
+    identity: str
+    made: SlicePlan | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors of a slice that are merged with the same parameters.
+
+    Attributes:
+        tensors: their numbers within the slice.
+        method: name of the merge method; ``None`` where they are those of the only source, unchanged.
+        sources: the inputs that contribute, in order.
+        base: the base, for methods that work on differences.
+        values: the method's arguments (`methods.call_values`), as pairs.
+        seed: keys random masks.
+    """
+
+    tensors: tuple[int, ...]
+    method: str | None
+    sources: tuple[Source, ...]
+    base: Source | None
+    values: tuple[tuple[str, Any], ...]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -40,23 +67,31 @@ class SlicePlan:
         slice: the output slice.
         key: hash of all that its content depends on: equal keys, equal bits.
         tensors: names of the output tensors.
-        method: name of the merge method; ``None`` where the slice is that of its only source, unchanged.
-        sources: the inputs that contribute, in order.
-        base: the base, for methods that need one.
-        values: the method's arguments (`methods.call_values`), as pairs.
+        like: for each, the pool's tensor of its shape and dtype: itself, or its first layer's for a layer beyond.
+        parts: how; one part where no parameter differs between tensors. Together they are all tensors.
         dtype: dtype of the result.
-        seed: keys random masks.
     """
 
     slice: SliceId
     key: str
     tensors: tuple[str, ...]
-    method: str | None
-    sources: tuple[Source, ...]
-    base: Source | None
-    values: tuple[tuple[str, Any], ...]
+    like: tuple[str, ...]
+    parts: tuple[Part, ...]
     dtype: Dtype
-    seed: int
+
+    @property
+    def unchanged(self) -> Source | None:
+        """The only source, where the slice is that and nothing else."""
+        return self.parts[0].sources[0] if len(self.parts) == 1 and self.parts[0].method is None else None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the source models that are read, intermediates resolved."""
+        found: dict[str, None] = {}
+        for part in self.parts:
+            for source in (*part.sources, *([part.base] if part.base else [])):
+                found |= dict.fromkeys(source.made.models if source.made else (source.model,))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -65,6 +100,11 @@ class Plan:
 
     slices: tuple[SlicePlan, ...]
     dtype: Dtype
+
+    @cached_property
+    def by_slice(self) -> Mapping[SliceId, SlicePlan]:
+        """The slices by what they are."""
+        return {entry.slice: entry for entry in self.slices}
 
 
 def make_plan(recipe: Recipe, pool: Pool) -> Plan:
@@ -76,8 +116,10 @@ def make_plan(recipe: Recipe, pool: Pool) -> Plan:
     """
     recipe.check(specs())
     identities = _identities(recipe, pool)
-    _check_slices(recipe, pool.layout)
-    return Plan(tuple(_slice_plan(entry, recipe, pool.layout, identities) for entry in recipe.slices), recipe.dtype)
+    stages: dict[str, Plan] = {}
+    for name, stage in recipe.stages.items():  # each comes after those that it takes itself
+        stages[name] = _Planner(stage, pool.layout, identities, stages).plan(f"intermediate {name}: ")
+    return _Planner(recipe, pool.layout, identities, stages).plan()
 
 
 def _identities(recipe: Recipe, pool: Pool) -> dict[str, str]:
@@ -113,75 +155,126 @@ def _check_slices(recipe: Recipe, layout: Layout) -> None:
         )
 
 
-def _slice_plan(entry: SliceRecipe, recipe: Recipe, layout: Layout, identities: Mapping[str, str]) -> SlicePlan:
-    where = f"slice {entry.slice}"
-    if entry.scale is not None and entry.scale != 1:
-        raise RecipeError(f"{where} has scale {entry.scale}", "scaled residual outputs are not supported yet")
-    method = METHODS[entry.method]
-    inputs, base = entry.inputs, entry.base if method.spec.base != "none" else None
-    each = [dict(i.parameters) for i in inputs]
-    shared = dict(entry.parameters)
-    values = call_values(method.spec, each, shared)
-    if method.check is not None:
+class _Planner:
+    """Plans the slices of one recipe."""
+
+    def __init__(
+        self, recipe: Recipe, layout: Layout, identities: Mapping[str, str], stages: Mapping[str, Plan]
+    ) -> None:
+        self.recipe, self.layout, self.identities, self.stages = recipe, layout, identities, stages
+
+    def plan(self, where: str = "") -> Plan:
+        """All slices."""
         try:
-            method.check(values)
-        except InfeasibleError as error:
-            raise InfeasibleError(f"{where}: {error.given}", error.allowed, error.do) from error
-    name: str | None = entry.method
-    same = method.unchanged(values) if method.unchanged is not None else None
-    if same is not None:
-        only = base if same == BASE else inputs[same]
-        assert only is not None  # BASE is returned by methods that require one
-        name, inputs, base, values = None, (only,), None, {}
-    elif any(values.get("weight", ())):
-        # An input of weight zero is one that is not there: it need not be read, nor enter the key.
-        inputs = tuple(i for i, w in zip(inputs, values["weight"], strict=True) if w != 0)
-        values = call_values(method.spec, [dict(i.parameters) for i in inputs], shared)
-    sources = tuple(_source(i, entry.slice, layout) for i in inputs)
-    base_source = _source(base, entry.slice, layout) if base is not None else None
-    seed = recipe.seed if name is not None and method.random else 0
-    tensors = layout.of_slice(entry.slice)
-    key = _key(entry.slice, name, method, values, sources, base_source, recipe.dtype, seed, identities)
-    return SlicePlan(entry.slice, key, tensors, name, sources, base_source, tuple(values.items()), recipe.dtype, seed)
+            _check_slices(self.recipe, self.layout)
+            return Plan(tuple(self.slice(entry) for entry in self.recipe.slices), self.recipe.dtype)
+        except (RecipeError, InfeasibleError) as error:
+            raise type(error)(f"{where}{error.given}", error.allowed, error.do) from error
+
+    def slice(self, entry: SliceRecipe) -> SlicePlan:
+        """One slice: its tensors in parts of equal parameters."""
+        where = f"slice {entry.slice}"
+        if entry.scale is not None and entry.scale != 1:
+            raise RecipeError(f"{where} has scale {entry.scale}", "scaled residual outputs are not supported yet")
+        tensors = self.layout.of_slice(entry.slice)
+        given = (entry.parameters, *(i.parameters for i in entry.inputs))
+        if any(isinstance(value, ByTensor) for values in given for _, value in values):
+            groups: dict[Any, list[int]] = {}
+            for number, name in enumerate(tensors):
+                groups.setdefault(tuple(_at(values, name) for values in given), []).append(number)
+        else:
+            groups = {given: list(range(len(tensors)))}
+        parts = tuple(self.part(entry, shared, each, tuple(n)) for (shared, *each), n in groups.items())
+        known = entry.slice if entry.slice in self.layout.tensors else SliceId(entry.slice.component, 0)
+        like = self.layout.tensors[known]
+        return SlicePlan(entry.slice, self.key(entry.slice, parts), tensors, like, parts, self.recipe.dtype)
+
+    def part(
+        self, entry: SliceRecipe, shared: Parameters, each: Sequence[Parameters], tensors: tuple[int, ...]
+    ) -> Part:
+        """Tensors with one set of parameters, what has no influence left out."""
+        method = METHODS[entry.method]
+        inputs, base = entry.inputs, entry.base if method.spec.base != "none" else None
+        values = _arguments(method, each, shared)
+        if method.check is not None:
+            try:
+                method.check(values)
+            except InfeasibleError as error:
+                raise InfeasibleError(f"slice {entry.slice}: {error.given}", error.allowed, error.do) from error
+        name: str | None = entry.method
+        same = method.unchanged(values) if method.unchanged is not None else None
+        if same is not None:
+            only = base if same == BASE else inputs[same]
+            assert only is not None  # BASE is returned by methods that require one
+            name, inputs, base, values = None, (only,), None, {}
+        elif any(values.get("weight", ())) and len(inputs) > method.spec.min_inputs:
+            # An input of weight zero is one that is not there: it need not be read, nor enter the key.
+            kept = [i for i, weight in enumerate(values["weight"]) if weight != 0]
+            if len(kept) >= method.spec.min_inputs:
+                inputs = tuple(inputs[i] for i in kept)
+                values = _arguments(method, [each[i] for i in kept], shared)
+        sources = tuple(self.source(i, entry.slice) for i in inputs)
+        base_source = self.source(base, entry.slice) if base is not None else None
+        seed = self.recipe.seed if name is not None and method.random else 0
+        return Part(tensors, name, sources, base_source, tuple(values.items()), seed)
+
+    def source(self, entry: Input, slice_: SliceId) -> Source:
+        """The source slice of an input: the same component, in its own layer."""
+        stage = self.stages.get(entry.model) if entry.model not in self.identities else None
+        if slice_.layer is None:
+            if entry.layer is not None:
+                raise RecipeError(
+                    f"slice {slice_} takes layer {entry.layer} of {entry.model}", "it belongs to no layer"
+                )
+            return self._found(entry.model, None, slice_, self.layout.of_slice(slice_))
+        layer = slice_.layer if entry.layer is None else entry.layer
+        where = f"slice {slice_} takes layer {layer} of {entry.model}"
+        wanted = SliceId(slice_.component, layer)
+        if stage is not None:
+            if layer < 0 or wanted not in stage.by_slice:
+                depth = 1 + max(s.layer for s in stage.by_slice if s.layer is not None)
+                raise RecipeError(where, f"that intermediate has layers 0 to {depth - 1}")
+        elif not 0 <= layer < self.layout.layers:
+            raise RecipeError(where, f"the pool's models have layers 0 to {self.layout.layers - 1}")
+        tensors = self.layout.of_slice(wanted)
+        moved = tuple(self.layout.at_layer(n, slice_.layer) for n in tensors) if layer < self.layout.layers else tensors
+        if layer != slice_.layer and layer < self.layout.layers and moved != self.layout.of_slice(slice_):
+            raise RecipeError(
+                where, f"that layer's {slice_.component} has other tensors", "take a layer of the same kind"
+            )
+        return self._found(entry.model, layer, wanted, tensors)
+
+    def _found(self, model: str, layer: int | None, slice_: SliceId, tensors: tuple[str, ...]) -> Source:
+        if model in self.identities:
+            return Source(model, layer, tensors, self.identities[model])
+        made = self.stages[model].by_slice[slice_]
+        return Source(model, layer, tensors, made.key, made)
+
+    def key(self, slice_: SliceId, parts: tuple[Part, ...]) -> str:
+        """The content key. The output's layer is not part of it: a repeated layer is computed once."""
+        content: list[Any] = [_KEY_VERSION, slice_.component, self.recipe.dtype]
+        for part in parts:
+            base = part.base
+            content += [
+                part.tensors if len(parts) > 1 else None,
+                part.method,
+                code_of(METHODS[part.method]) if part.method else None,
+                sorted(part.values),
+                [[s.identity, s.layer] for s in part.sources],
+                [base.identity, base.layer] if base else None,
+                # Masks are keyed by seed, model and source tensor; the latter two are given above.
+                part.seed,
+            ]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
-def _source(entry: Input, slice_: SliceId, layout: Layout) -> Source:
-    """The source slice of an input: the same component, in its own layer."""
-    if slice_.layer is None:
-        if entry.layer is not None:
-            raise RecipeError(f"slice {slice_} takes layer {entry.layer} of {entry.model}", "it belongs to no layer")
-        return Source(entry.model, None, layout.of_slice(slice_))
-    layer = slice_.layer if entry.layer is None else entry.layer
-    where = f"slice {slice_} takes layer {layer} of {entry.model}"
-    if not 0 <= layer < layout.layers:
-        raise RecipeError(where, f"the pool's models have layers 0 to {layout.layers - 1}")
-    tensors = layout.tensors.get(SliceId(slice_.component, layer), ())
-    if layer != slice_.layer and tuple(layout.at_layer(n, slice_.layer) for n in tensors) != layout.of_slice(slice_):
-        raise RecipeError(where, f"that layer's {slice_.component} has other tensors", "take a layer of the same kind")
-    return Source(entry.model, layer, tensors)
+def _at(values: Parameters, tensor: str) -> Parameters:
+    """Parameters with the values of one tensor."""
+    return tuple((name, value.at(tensor) if isinstance(value, ByTensor) else value) for name, value in values)
 
 
-def _key(
-    slice_: SliceId,
-    name: str | None,
-    method: Method,
-    values: Mapping[str, Any],
-    sources: tuple[Source, ...],
-    base: Source | None,
-    dtype: Dtype,
-    seed: int,
-    identities: Mapping[str, str],
-) -> str:
-    """The content key. The output's layer is not part of it: a repeated layer is computed once."""
-    content = [
-        _KEY_VERSION,
-        slice_.component,
-        name,
-        sorted(values.items()),
-        [[identities[s.model], s.layer] for s in sources],
-        [identities[base.model], base.layer] if base else None,
-        dtype,
-        # Masks are keyed by seed, model and source tensor; the latter two are given above.
-        seed if name is not None and method.random else None,
+def _arguments(method: Method, each: Sequence[Parameters], shared: Parameters) -> dict[str, Any]:
+    plain: list[dict[str, Scalar]] = [
+        {name: value for name, value in values if not isinstance(value, ByTensor)} for values in (shared, *each)
     ]
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+    return call_values(method.spec, plain[1:], plain[0])

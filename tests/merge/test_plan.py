@@ -47,8 +47,9 @@ def test_slices_tensors_and_sources(pool: Pool) -> None:
     plan = make_plan(changed(pool, ties(MLP1, weighted("a", 0.5, density=0.3), weighted("b", 0.2))), pool)
     assert [entry.slice for entry in plan.slices] == list(pool.info.slices)
     assert all(entry.tensors == pool.layout.tensors[entry.slice] for entry in plan.slices)
-    entry = of(plan, MLP1)
-    assert (entry.method, entry.dtype, entry.seed) == ("ties", "float32", 0)
+    assert of(plan, MLP1).dtype == "float32"
+    (entry,) = of(plan, MLP1).parts
+    assert (entry.method, entry.seed, entry.tensors) == ("ties", 0, tuple(range(len(pool.layout.tensors[MLP1]))))
     assert [(s.model, s.layer) for s in entry.sources] == [("a", 1), ("b", 1)]
     assert entry.base is not None
     assert (entry.base.model, entry.base.tensors) == ("base", pool.layout.tensors[MLP1])
@@ -96,7 +97,7 @@ def test_inputs_of_weight_zero_are_left_out(pool: Pool) -> None:
     both = ties(MLP0, weighted("a", 0.5, density=0.5), weighted("b", 0.0))
     alone = ties(MLP0, weighted("a", 0.5, density=0.5))
     assert key(pool, both) == key(pool, alone)
-    assert [s.model for s in of(make_plan(changed(pool, both), pool), MLP0).sources] == ["a"]
+    assert [s.model for s in of(make_plan(changed(pool, both), pool), MLP0).parts[0].sources] == ["a"]
 
 
 def test_slices_of_a_source_are_recognised_whatever_the_method(pool: Pool) -> None:
@@ -108,7 +109,7 @@ def test_slices_of_a_source_are_recognised_whatever_the_method(pool: Pool) -> No
         of_recipe(pool, "a", MLP0),
     ]
     assert len({key(pool, entry) for entry in same}) == 1
-    entry = of(make_plan(changed(pool, same[0]), pool), MLP0)
+    (entry,) = of(make_plan(changed(pool, same[0]), pool), MLP0).parts
     assert (entry.method, entry.values, entry.base) == (None, (), None)
     base = ties(MLP0, weighted("a", 0.0), weighted("b", 0.0), method="task_arithmetic")
     assert key(pool, base) == key(pool, of_recipe(pool, "base", MLP0))
@@ -124,7 +125,7 @@ def test_a_repeated_layer_has_one_key(pool: Pool) -> None:
     plan = make_plan(changed(pool, first, second), pool)
     assert of(plan, MLP0).key == of(plan, MLP1).key
     assert of(plan, MLP0).tensors == pool.layout.tensors[MLP0]
-    assert of(plan, MLP0).sources[0].tensors == pool.layout.tensors[MLP1]
+    assert of(plan, MLP0).parts[0].sources[0].tensors == pool.layout.tensors[MLP1]
 
 
 def deeper(pool: Pool) -> Recipe:
@@ -144,7 +145,7 @@ def test_recipes_may_be_deeper_than_their_models(pool: Pool) -> None:
     third, first = of(plan, SliceId("attn", 2)), of(plan, SliceId("attn", 0))
     assert third.key == first.key
     assert third.tensors[0] == "model.layers.2.self_attn.q_proj.weight"
-    assert third.sources == first.sources
+    assert third.parts == first.parts
 
 
 def test_weights_that_cannot_be_normalised_name_the_slice(pool: Pool) -> None:

@@ -1,4 +1,4 @@
-"""What all kernels read and write with: memory at an address, in any of the merged dtypes, past the cache where it pays."""
+"""What all kernels read and write with: memory at an address, in any merged dtype, past the cache where it pays."""
 
 from __future__ import annotations
 

@@ -118,7 +118,16 @@ def _magnitudes(source: int, target: int, count: int) -> None:
 
 @compiled
 def magnitudes(
-    address: int, kind: int, base: int, base_kind: int, begin: int, end: int, cut: Any, key: Any, bound: int, result: Any
+    address: int,
+    kind: int,
+    base: int,
+    base_kind: int,
+    begin: int,
+    end: int,
+    cut: Any,
+    key: Any,
+    bound: int,
+    result: Any,
 ) -> int:
     """Sums of the magnitudes of a task vector, before and after a cut and a mask.
 

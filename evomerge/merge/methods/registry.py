@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -158,3 +161,16 @@ def call_values(spec: MethodSpec, each: Sequence[Mapping[str, Scalar]], shared: 
         else:
             values[keyword(name)] = shared.get(name, default)
     return values
+
+
+@functools.cache
+def code_of(method: Method) -> str | None:
+    """What tells two versions of a method of one's own apart: a hash of its module; ``None`` for evomerge's methods."""
+    function = method.mix or method.function
+    module = inspect.getmodule(function)
+    if module is None or module.__name__.startswith("evomerge."):
+        return None
+    try:
+        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:16]
+    except (OSError, TypeError):  # typed into an interpreter
+        return "unknown"

@@ -1,0 +1,74 @@
+"""The worker's own tier of the layer cache."""
+
+from __future__ import annotations
+
+import heapq
+
+import torch
+
+from evomerge.merge.merged import Merged, Shapes, allocate
+
+_MOST_SPARE = 2  # of one shape
+
+
+class MemoryCache:
+    """Merged slices in the worker's memory, within a budget.
+
+    Evicts by GreedyDual-Size (Cao and Irani, 1997): first what costs the least seconds per byte to compute again, aged
+    by what was evicted before. Tensors are handed over, not copied, and the memory of what is evicted is used again.
+
+    Args:
+        budget: bytes.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.used = 0
+        self._held: dict[str, tuple[float, Merged]] = {}
+        self._queue: list[tuple[float, str]] = []  # of priorities, with those that were taken since
+        self._age = 0.0
+        self._spare: dict[Shapes, list[tuple[torch.Tensor, ...]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def take(self, key: str) -> Merged | None:
+        """The slice of a key, which leaves the cache; ``None`` when it is not there."""
+        found = self._held.pop(key, None)
+        if found is None:
+            return None
+        self.used -= found[1].nbytes
+        return found[1]
+
+    def put(self, key: str, merged: Merged) -> None:
+        """Hand a slice over; what there is no room for, and what costs nothing to have again, is not kept."""
+        size = merged.nbytes
+        if key in self._held or not merged.owned or merged.cost <= 0 or size > self.budget:
+            self.recycle(merged)
+            return
+        while self.used + size > self.budget:
+            self._evict()
+        value = self._age + merged.cost / max(size, 1)
+        self._held[key] = value, merged
+        self.used += size
+        heapq.heappush(self._queue, (value, key))
+
+    def _evict(self) -> None:
+        value, key = heapq.heappop(self._queue)
+        if key not in self._held or self._held[key][0] != value:
+            return  # taken since it was queued
+        merged = self._held.pop(key)[1]
+        self._age = value
+        self.used -= merged.nbytes
+        self.recycle(merged)
+
+    def recycle(self, merged: Merged) -> None:
+        """Keep the memory of a slice for the next one of its shapes."""
+        spare = self._spare.setdefault(merged.shapes, [])
+        if merged.owned and len(spare) < _MOST_SPARE:
+            spare.append(merged.tensors)
+
+    def empty(self, shapes: Shapes, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Memory for a slice, that of a former one where there is one: new pages cost as much as a merge."""
+        spare = self._spare.get(shapes)
+        return spare.pop() if spare else allocate(shapes, device)

@@ -1,0 +1,51 @@
+"""A merged slice in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
+"""Shape and dtype of every tensor of a slice."""
+
+ALIGNMENT = 64
+"""Bytes that the addresses of tensors are multiples of, as torch allocates them: what reads them may round by it."""
+
+
+@dataclass
+class Merged:
+    """The tensors of a slice, and what they took.
+
+    Attributes:
+        tensors: in the slice's order, without names: a slice may serve another layer.
+        cost: seconds that computing them took; 0 for what need not be computed.
+        owned: whether the memory is the worker's own, to be used again; mapped files and sources are not.
+    """
+
+    tensors: tuple[torch.Tensor, ...]
+    cost: float = 0.0
+    owned: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes and dtypes of the tensors."""
+        return tuple((tuple(tensor.shape), tensor.dtype) for tensor in self.tensors)
+
+
+def allocate(shapes: Shapes, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Tensors in one piece of memory."""
+    starts, end = [], 0
+    for shape, dtype in shapes:
+        starts.append(end)
+        end += -(-torch.Size(shape).numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    memory = torch.empty(end, dtype=torch.uint8, device=device)
+    return tuple(
+        memory[start : start + torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape)
+        for start, (shape, dtype) in zip(starts, shapes, strict=True)
+    )

@@ -1,0 +1,69 @@
+"""Statistics that are computed once per pool: the candidates of a search share their sources."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evomerge.merge.cpu_statistics import CpuStatistics
+from evomerge.merge.mix import Cut
+from evomerge.merge.sources import Notes
+from evomerge.merge.torch_mix import TensorStatistics
+
+
+class NotedStatistics:
+    """`mix.Statistics` of a tensor, looked up in notes before they are computed.
+
+    Args:
+        inputs, base: flat tensors on one device.
+        shape: of the tensor.
+        keys: mask keys of the inputs.
+        names: what the inputs and, last, the base are called in the notes.
+        notes: of the pool.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[torch.Tensor],
+        base: torch.Tensor | None,
+        shape: tuple[int, ...],
+        keys: Sequence[int],
+        names: Sequence[Hashable],
+        notes: Notes,
+    ) -> None:
+        on_cpu = inputs[0].device.type == "cpu"
+        self._found: CpuStatistics | TensorStatistics = (CpuStatistics if on_cpu else TensorStatistics)(
+            inputs, base, shape, keys
+        )
+        self._names, self._base = tuple(names[: len(inputs)]), tuple(names[len(inputs) :])
+        self._keys, self._notes = keys, notes
+        self.shape, self.count, self.has_base = shape, self._found.count, base is not None
+
+    def gram(self, differences: bool = False) -> NDArray[np.float64]:
+        """Inner products of the inputs, or of their task vectors."""
+        base = self._base if differences else ()
+        return self._notes.small(("gram", *self._names, base), lambda: self._found.gram(differences))
+
+    def cut(self, index: int, first: int, last: int) -> Cut | None:
+        """What keeps the ranks from `first` to `last`."""
+        name = (self._names[index], *self._base)
+        return self._notes.small(("cut", name, first, last), lambda: self._cut(name, index, first, last))
+
+    def _cut(self, name: tuple[Hashable, ...], index: int, first: int, last: int) -> Cut | None:
+        found = self._found
+        if not isinstance(found, CpuStatistics):
+            return found.cut(index, first, last)
+        order = self._notes.large(("order", name), 4 * self.count, lambda: found.order(index))
+        if order is not None:
+            return found.cut_from_order(order, index, first, last)
+        ranks = self._notes.small(("ranks", name), lambda: found.ranks(index))
+        return found.cut_from(ranks, index, first, last)
+
+    def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
+        """The share of the sum of magnitudes that a cut and a random mask leave."""
+        key = self._keys[index] if density is not None else None
+        name = ("kept", self._names[index], self._base, cut, density, key)
+        return self._notes.small(name, lambda: self._found.magnitude_kept(index, cut, density))
