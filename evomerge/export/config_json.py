@@ -14,14 +14,22 @@ def merged_config(recipe: Recipe, pool: Pool) -> dict[str, Any]:
     depth = 1 + max(entry.slice.layer for entry in recipe.slices if entry.slice.layer is not None)
     if depth == pool.layout.layers:
         return config
-    origins: dict[int, int] = {}
-    for entry in recipe.slices:
-        if entry.slice.layer is not None:
-            own = entry.inputs[0].layer
-            origins.setdefault(entry.slice.layer, entry.slice.layer if own is None else own)
+    origins = _origins(recipe)
     text = pool.config.get_text_config()
     key = type(text).attribute_map.get("num_hidden_layers", "num_hidden_layers")
     return with_layers(config, key, [origins[layer] for layer in range(depth)], pool.layout.layers)
+
+
+def _origins(recipe: Recipe) -> dict[int, int]:
+    """For every output layer, the layer of the pool's models that it starts from, through intermediates."""
+    stages, origins = dict(recipe.intermediates), dict[int, int]()
+    for entry in recipe.slices:
+        layer = entry.slice.layer
+        if layer is not None and layer not in origins:
+            first = entry.inputs[0]
+            at = layer if first.layer is None else first.layer
+            origins[layer] = _origins(stages[first.model])[at] if first.model in stages else at
+    return origins
 
 
 def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

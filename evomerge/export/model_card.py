@@ -157,6 +157,10 @@ def _sources(recipe: Recipe, licenses: Mapping[str, Sequence[Mapping[str, str]]]
     table = "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
     note = "The licences are those that the sources' own cards state; all of them apply to the merge."
     configured = f"Configuration and tokenizer are those of {recipe.config_from}."
+    if recipe.tokenizer_from not in (None, recipe.config_from):
+        configured = (
+            f"The configuration is that of {recipe.config_from}, the tokenizer that of {recipe.tokenizer_from}."
+        )
     return f"{table}\n\n{configured}" + (f" {note}" if any(map(any, licenses.values())) else "")
 
 
@@ -197,8 +201,9 @@ def _published(recipe: Recipe, refs: Mapping[str, ModelRef]) -> Recipe:
 
 
 def _count(recipe: Recipe) -> str:
-    used = {source.model for entry in recipe.slices for source in entry.inputs}
-    used |= {entry.base.model for entry in recipe.slices if entry.base}
+    entries = [entry for part in (recipe, *recipe.stages.values()) for entry in part.slices]
+    used = {source.model for entry in entries for source in (*entry.inputs, *([entry.base] if entry.base else []))}
+    used -= recipe.stages.keys()
     return f"{len(used)} models" if len(used) != 1 else "one model"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from evomerge.export.config_json import with_dtype, with_layers
+from typing import Any
+
+from evomerge.export.config_json import _origins, with_dtype, with_layers
+from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe
 
 
 def test_the_dtype_is_said_where_it_was() -> None:
@@ -35,3 +38,12 @@ def test_the_depth_may_lie_in_a_part() -> None:
         "text_config": {"num_hidden_layers": 1, "x": 1},
         "vision_config": {"hidden": 4},
     }
+
+
+def test_layers_are_followed_through_intermediates() -> None:
+    def stack(model: str, layers: list[int], **more: Any) -> Recipe:
+        slices = [SliceRecipe(SliceId("attn", i), "passthrough", (Input(model, at),)) for i, at in enumerate(layers)]
+        return Recipe((("a", ModelRef("a")),), tuple(slices), "float32", "a", **more)
+
+    tall = stack("a", [0, 1, 1, 2])
+    assert _origins(stack("tall", [3, 3, 1, 0], intermediates=(("tall", tall),))) == {0: 2, 1: 2, 2: 1, 3: 0}

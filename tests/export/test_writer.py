@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +51,12 @@ def ties(info: PoolInfo) -> Recipe:
 
 def written_tensors(out: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in out.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    mine, theirs = written_tensors(one), written_tensors(other)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
 
 
 def assert_loads_as(out: Path, recipe: Recipe, pool: Pool) -> None:
@@ -164,6 +171,46 @@ def test_only_what_a_model_needs_is_copied(tmp_path: Path, llamas: Llamas) -> No
         "additional_chat_templates",
         "additional_chat_templates/tool.jinja",
     }
+
+
+def test_the_tokenizer_may_be_another_model_s(tmp_path: Path, llamas: Llamas) -> None:
+    folders = {name: tmp_path / "sources" / name for name in ("base", "a")}
+    for name, folder in folders.items():
+        shutil.copytree(llamas()[name], folder)
+        for file in ("chat_template.jinja", "tokenization_own.py", "generation_config.json"):
+            (folder / file).write_text(f'{{"of": "{name}"}}')
+    (folders["base"] / "added_tokens.json").write_text("{}")
+    (folders["a"] / "modeling_own.py").write_text("# of a")
+    pool = pool_of(folders)
+    recipe = replace(pool.info.linear({"a": 0.5, "base": 0.5}), tokenizer_from="a")
+    out = write_model(recipe, pool, tmp_path / "merged")
+    assert (out / "chat_template.jinja").read_text() == '{"of": "a"}'
+    # Code may be of either; where both have a file, the configuration's counts.
+    assert {f: (out / f).read_text() for f in ("generation_config.json", "tokenization_own.py", "modeling_own.py")} == {
+        "generation_config.json": '{"of": "base"}',
+        "tokenization_own.py": '{"of": "base"}',
+        "modeling_own.py": "# of a",
+    }
+    assert not (out / "added_tokens.json").exists()
+    assert "The configuration is that of base, the tokenizer that of a." in (out / "README.md").read_text()
+    assert pool_of_recipe(load_recipe((out / "evomerge_recipe.yaml").read_text())).info.config_from == "base"
+
+
+def test_intermediates_are_written_as_if_they_had_been_written_and_read(tmp_path: Path, llamas: Llamas) -> None:
+    pool = pool_of(llamas(), "bfloat16")
+    first = ties(pool.info)
+    inputs = (Input("first", None, (("weight", 0.25),)), Input("c", None, (("weight", 0.75),)))
+    slices = tuple(SliceRecipe(slice_, "linear", inputs, (("normalize", False),)) for slice_ in pool.info.slices)
+    last = replace(first, slices=slices, intermediates=(("first", first),))
+    written = write_model(last, pool, tmp_path / "last")
+    between = write_model(first, pool, tmp_path / "first")
+    folders = {name: str(pool.folder(name)) for name in ("base", "c")} | {"first": str(between)}
+    again = open_pool(folders, "base", dtype="bfloat16")
+    assert_same_tensors(
+        written, write_model(replace(last, models=again.info.refs, intermediates=()), again, tmp_path / "o")
+    )
+    assert "3 models" not in (written / "README.md").read_text()
+    assert "A merge of 4 models" in (written / "README.md").read_text()
 
 
 def test_the_card_has_the_scores_and_no_paths(tmp_path: Path, llamas: Llamas) -> None:
