@@ -115,8 +115,11 @@ def print_plan(config: Config, parts: Parts) -> None:
     table.add_row("objectives", ", ".join(f"{o.name} ({o.direction})" for o in parts.fitness.objectives))
     table.add_row("evaluations", f"{config.search.evaluations}, {parts.evaluator.slots} at a time")
     resident = max(nbytes.values())
+    folded = sum(checkpoint.memory for checkpoint in pool.checkpoints.values())
     table.add_row(
-        "memory", f"{_size(sum(nbytes.values()))} of sources, mapped; {_size(resident)} for each resident model"
+        "memory",
+        f"{_size(sum(nbytes.values()))} of sources, mapped; {_size(resident)} for each resident model"
+        + (f"; {_size(folded)} for tensors with adapters folded in" if folded else ""),
     )
     table.add_row("disk", f"{_size(resident)} to write the winner with `evomerge merge`")
     console.print(table)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import architectures
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,16 +23,10 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def load(folder: Path, dtype: str = "auto") -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-
-
 def make_adapter(base: Path, folder: Path, dtype: str = "float32", seed: int = 0, **settings: Any) -> Path:
     """A random adapter for the model in `base`; factors of which one starts as zeros are random too."""
-    config = peft.LoraConfig(**{"r": 3, "lora_alpha": 5, "task_type": "CAUSAL_LM"} | settings)
-    model = peft.get_peft_model(load(base, "float32"), config)
+    config = peft.LoraConfig(**{"r": 3, "lora_alpha": 5} | settings)
+    model = peft.get_peft_model(architectures.load(base).float(), config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -45,7 +40,7 @@ def make_adapter(base: Path, folder: Path, dtype: str = "float32", seed: int = 0
 
 def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     """The model's tensors as PEFT merges them, in float32."""
-    model = peft.PeftModel.from_pretrained(load(base, "float32"), str(adapter)).merge_and_unload()
+    model = peft.PeftModel.from_pretrained(architectures.load(base).float(), str(adapter)).merge_and_unload()
     return {name: tensor.detach().float() for name, tensor in model.state_dict().items()}
 
 
@@ -98,6 +93,47 @@ def test_every_tensor_is_that_of_peft(case: str, tiny_model: TinyModel, tmp_path
             assert (got - before[name]).abs().max() > 0.01
     assert changed
     assert changed == checkpoint.changed
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("bert_classifier", {"target_modules": ["query", "value"], "modules_to_save": ["classifier"]}),
+        ("bert_masked", {"target_modules": ["query", "dense"], "bias": "lora_only"}),
+        ("llama_classifier", {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}),  # which saves the score too
+        ("vit", {"target_modules": "all-linear", "modules_to_save": ["classifier"]}),
+        ("mixtral", {"target_modules": ["q_proj", "o_proj"]}),
+        ("gpt_neox", {"target_modules": ["query_key_value", "embed_out"]}),
+    ],
+)
+def test_architectures_beyond_decoders(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    base = architectures.save_pool(kind, tmp_path, ("base",))["base"]
+    adapter = make_adapter(base, tmp_path / "adapter", **settings)
+    pool, checkpoint = folded(base, adapter)
+    assert checkpoint.changed
+    expected, joined = merged_by_peft(base, adapter), {name for join in pool.layout.joins for name in join.names}
+    for name, place in pool.layout.parameters.items():
+        if name not in joined:
+            torch.testing.assert_close(pool.read("a", name), expected[place], rtol=1e-6, atol=1e-6)
+
+
+def test_an_adapter_of_single_experts_fits_a_checkpoint_of_single_experts(tmp_path: Path) -> None:
+    # transformers joins the experts on loading; adapters trained before it did name them one by one.
+    base = architectures.save_pool("mixtral", tmp_path, ("base",))["base"]
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    name = next(
+        n for n in load_file(base / "model.safetensors") if n.endswith("layers.1.block_sparse_moe.experts.2.w1.weight")
+    )
+    before = load_file(base / "model.safetensors")[name]
+    a, b = torch.randn(3, before.shape[1]), torch.randn(before.shape[0], 3)
+    own = "base_model.model." + name.removesuffix(".weight")
+    save_file({f"{own}.lora_A.weight": a, f"{own}.lora_B.weight": b}, adapter / "adapter_model.safetensors")
+    pool, checkpoint = folded(base, adapter)
+    assert checkpoint.changed == {name}
+    torch.testing.assert_close(pool.read("a", name), before + 5 / 3 * (b @ a))
+    save_file({f"{own.replace('experts.2', 'experts.9')}.lora_A.weight": a}, adapter / "adapter_model.safetensors")
+    with pytest.raises(PoolError, match="has no lora_B"):
+        folded(base, adapter)
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16"])
@@ -305,12 +341,12 @@ def test_tied_embeddings_that_were_trained_as_one_compute_what_peft_does(tiny_mo
     base = tiny_model("base", "llama_tied")
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens"], ensure_weight_tying=True)
     pool, _ = folded(base, adapter)
-    plain = load(base)
+    plain = architectures.load(base)
     embeddings = pool.read("a", "model.embed_tokens.weight")
     assert (embeddings - plain.model.embed_tokens.weight).abs().max() > 0.1
     plain.load_state_dict({"model.embed_tokens.weight": embeddings}, strict=False)
     tokens = torch.arange(20)[None]
-    expected = peft.PeftModel.from_pretrained(load(base), str(adapter))(tokens).logits
+    expected = peft.PeftModel.from_pretrained(architectures.load(base), str(adapter))(tokens).logits
     torch.testing.assert_close(plain(tokens).logits, expected, rtol=1e-5, atol=1e-5)
 
 
