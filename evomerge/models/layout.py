@@ -166,12 +166,8 @@ def layout_from(module: nn.Module, match: NameMatch, shapes: Mapping[str, tuple[
             passed_layers = True
             number, _, inner = place.removeprefix(f"{prefix}.").partition(".")
             slice_ = SliceId(_component(layers[int(number)], inner), int(number))
-        elif place in embeddings or (not passed_layers and place not in output):
-            slice_ = SliceId("embed")
-        elif place not in output and _is_final_norm(module, place):
-            slice_ = SliceId("final_norm")
         else:
-            slice_ = SliceId("head")
+            slice_ = SliceId("embed" if place in embeddings else _outer(module, place, output, passed_layers))
         grouped.setdefault(slice_, []).extend(names)
         parameters |= dict.fromkeys(names, place)
     order = [SliceId("embed")]
@@ -241,13 +237,20 @@ def _is_norm(name: str, module: nn.Module) -> bool:
     return "norm" in f"{name} {type(module).__name__}".lower()
 
 
-def _is_final_norm(module: nn.Module, place: str) -> bool:
-    """Whether a parameter after the layers normalises what they give, rather than belonging to a prediction head."""
+def _outer(module: nn.Module, place: str, output: set[str], after_layers: bool) -> Component:
+    """The slice of a parameter outside the layers.
+
+    Of the base model, what comes before the layers and all embeddings are ``embed``, and the norm of what the layers
+    give is ``final_norm``. All else belongs to the head of a task: also its own norms, wherever it is registered.
+    """
     base = getattr(module, "base_model", module)
-    if base is not module and not place.startswith(f"{module.base_model_prefix}."):
-        return False
-    parent = place.rpartition(".")[0]
-    return "norm" in f"{place} {type(module.get_submodule(parent)).__name__}".lower()
+    if place in output or (base is not module and not place.startswith(f"{module.base_model_prefix}.")):
+        return "head"
+    path = place.rpartition(".")[0]
+    parent = module.get_submodule(path)
+    if _is_norm(place, parent) and (after_layers or "final" in place):  # OPT registers its final norm first
+        return "final_norm"
+    return "embed" if not after_layers or isinstance(parent, nn.Embedding) else "head"
 
 
 def _parameters_of(module: nn.Module, getter: str) -> set[str]:

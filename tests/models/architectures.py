@@ -86,6 +86,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _decoder(
         "GPT2", {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 40, "initializer_range": 0.2}
     ),
+    "opt": _decoder("OPT", _TEXT, ffn_dim=24, word_embed_proj_dim=16),
     "gpt_neox": _decoder("GPTNeoX", _TEXT),
     "mixtral": _decoder("Mixtral", num_local_experts=3, num_experts_per_tok=2),
     "qwen2_moe": _decoder("Qwen2Moe", **_EXPERTS, shared_expert_intermediate_size=20),
@@ -95,6 +96,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bert_masked": _encoder("Bert", "MaskedLM"),
     "roberta_classifier": _encoder("Roberta", "SequenceClassification"),
     "roberta_masked": _encoder("Roberta", "MaskedLM"),
+    "roberta_tokens": _encoder("Roberta", "TokenClassification"),
+    "deberta_classifier": _encoder(
+        "DebertaV2", "SequenceClassification", relative_attention=True, pos_att_type=["p2c", "c2p"]
+    ),
     "vit": Architecture("ViTForImageClassification", "ViTConfig", "AutoModelForImageClassification", _IMAGES, True),
     "dinov2": Architecture(
         "Dinov2ForImageClassification",

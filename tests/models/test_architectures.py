@@ -84,6 +84,24 @@ SLICES: dict[str, tuple[str, dict[str, set[str]]]] = {
     ),
     "roberta_classifier": ("encoder.layer.1", {**BERT, "head": {"classifier.dense", "classifier.out_proj"}}),
     "roberta_masked": ("encoder.layer.1", {**BERT, "head": {"lm_head", "lm_head.dense", "lm_head.layer_norm"}}),
+    "roberta_tokens": ("encoder.layer.1", {"embed": BERT_EMBED, "head": {"classifier"}}),
+    "deberta_classifier": (
+        "encoder.layer.1",
+        {
+            "norm": BERT["norm"],
+            "embed": {f"embeddings.{p}" for p in ("word_embeddings", "position_embeddings", "LayerNorm")}
+            | {"encoder.rel_embeddings"},
+            "head": {"pooler.dense", "classifier"},
+        },
+    ),
+    "opt": (
+        "decoder.layers.1",
+        {
+            "norm": {"self_attn_layer_norm", "final_layer_norm"},
+            "embed": {"decoder.embed_tokens", "decoder.embed_positions"},
+            "final_norm": {"decoder.final_layer_norm"},
+        },
+    ),
     "vit": (
         "encoder.layer.1",
         {
@@ -126,7 +144,7 @@ def test_slices(kind: str, tmp_path: Path) -> None:
         names = layout.tensors[SliceId(component, 1 if inner else None)]  # type: ignore[arg-type]
         own = {name.rpartition(".")[0] for name in names}
         prefixes = (f"{layer}.",) if inner else ()
-        for prefix in ("bert.", "roberta.", "vit.", "model.", *prefixes):
+        for prefix in ("bert.", "roberta.", "deberta.", "vit.", "model.", *prefixes):
             own = {name.removeprefix(prefix) for name in own}
         assert own == modules
 
