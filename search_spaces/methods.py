@@ -142,7 +142,7 @@ def _entering(
         or_base = ", or one and a base" if spec.base != "required" and few == 2 else ""
         raise ConfigError(
             f"{key} has {spec.name!r} and the pool has {len(sources)} source models ({', '.join(sources)})",
-            f"{spec.name} takes {wanted} source models{or_base}",
+            f"{spec.name} takes {wanted} source model{'s' * (most != 1)}{or_base}",
             instead,
         )
     base = Input(pool.base) if pool.base is not None and spec.base != "none" and pool.base not in inputs else None
@@ -182,7 +182,7 @@ def _check_options(
             raise ConfigError(f"{key}.parameters has {name!r}, a method that {key}.method does not list", who)
         elif name not in every:
             allowed = nearest(name, every if len(specs) == 1 else [*every, *listed])
-            do = "search_space=parameter brings no parameters of its own" if key == "search_space" else ""
+            do = "search_space=parameter sets none" if key == "search_space" else ""
             raise ConfigError(f"{key}.parameters has {name!r}, unknown to {who}", allowed, do)
     for name, value in (("weight", negative_weights or None), ("normalize", normalize)):
         if value is not None and name not in every:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -133,13 +133,14 @@ def print_scores(title: str, evaluation: Evaluation) -> None:
     console.print(table)
 
 
-def print_result(run: Path) -> None:
-    """The final table of a run, and what to do next."""
+def print_result(run: Path, imports: Sequence[str] = ()) -> None:
+    """The final table of a run, and what to do next; its merge methods may need `imports`."""
     from evomerge.report.table import render, summarize
 
+    needed = "".join(f" --import {module}" for module in imports)
     console.print(render(summarize(run)))
-    console.print(f"\nThe recipe for mergekit:   evomerge export {run} --format mergekit", soft_wrap=True)
-    console.print(f"The model, ready to load:  evomerge merge {run} OUT", soft_wrap=True)
+    console.print(f"\nThe recipe for mergekit:   evomerge export {run} --format mergekit{needed}", soft_wrap=True)
+    console.print(f"The model, ready to load:  evomerge merge {run} OUT{needed}", soft_wrap=True)
 
 
 def _size(nbytes: int) -> str:

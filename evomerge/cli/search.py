@@ -24,4 +24,4 @@ def search(config: Config) -> None:
     warn_settings(config, parts)
     with Progress(config, parts) as progress:
         folder = run_search(config, parts, progress.observe)
-    print_result(folder.path)
+    print_result(folder.path, config.imports)

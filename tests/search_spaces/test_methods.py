@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from contracts.space_samples import METHODS, pool, with_sources
 
 from evomerge.errors import ConfigError
 from evomerge.genome import Gene, Genome
+from evomerge.merge.methods import specs
 from evomerge.recipe import Input, PoolInfo, Recipe, SliceId, SliceRecipe
 from search_spaces.methods import fitting
 from search_spaces.parameter import ParameterSpace
@@ -219,6 +221,29 @@ def test_optional_bases_are_used_when_there_is_one() -> None:
 def test_the_methods_that_fit_a_pool() -> None:
     assert fitting(pool(), METHODS) == sorted(set(METHODS) - {"nearswap"})
     assert fitting(with_sources(pool(), "a", "b", "c", base=None), METHODS) == ["karcher", "linear"]
+
+
+@pytest.mark.parametrize("name", sorted(set(specs()) - {"linear"}))
+def test_every_registered_method_makes_a_space(name: str) -> None:
+    """Alone where something of it is searched, and beside another; with all that can be searched searched."""
+    methods = specs()
+    spec = methods[name]
+    info = with_sources(pool(), *"ab"[: min(spec.max_inputs or 2, 2)])
+    options: dict[str, Any] = {}
+    for parameter in spec.parameters:
+        if parameter.kind in ("boolean", "categorical") and parameter.name != "normalize":
+            options[parameter.name] = list(parameter.choices) or [True, False]
+        elif parameter.kind in ("continuous", "integer"):
+            options[parameter.name] = {}
+    rng = np.random.default_rng(0)
+    for chosen in ([name], ["linear", name]) if options else (["linear", name],):
+        made = ParameterSpace(info, methods, method=chosen, layer_group=3, components="all", parameters={name: options})
+        made.decode(made.spec.initial).check(methods)
+        found = [made.decode(made.spec.sample(rng)) for _ in range(10)]
+        for recipe in found:
+            recipe.check(methods)
+        assert {entry.method for recipe in found for entry in recipe.slices} == set(chosen)
+        assert len({recipe.hash for recipe in found}) > 1
 
 
 @pytest.mark.parametrize(
