@@ -54,21 +54,16 @@ class ModuleSlices:
                 if join is None:
                     direct[name] = places.setdefault(layout.parameters[name], len(places))
                 elif join.place not in found:
-                    made = {place: places.setdefault(place, len(places)) for place in self._made(join)}
+                    made = {place: places.setdefault(place, len(places)) for place in join.places}
                     found[join.place] = join, made, self._has_views(join, made, proven)
             self._slices[slice_] = _Slice(tuple(places), direct, tuple(found.values()))
-
-    def _made(self, join: Join) -> list[str]:
-        """The module tensors that a join makes."""
-        meta = {name: torch.empty(self._layout.shapes[name], device="meta") for name in join.names}
-        return list(join.join(meta, self._module))
 
     def _has_views(self, join: Join, made: Mapping[str, int], proven: dict[tuple[object, ...], bool]) -> bool:
         """Whether a join's checkpoint tensors are views of the module's: tried out, once for all that are alike."""
         if len(made) > 1:
             return False
         target = self._state[join.place].detach()
-        kind = (join.patterns, target.shape, tuple(self._layout.shapes[name] for name in join.names))
+        kind = (join.patterns, join.shapes)
         if kind not in proven:
             views = join.views(target, self._module)
             again = join.join(views, self._module) if views is not None else {}

@@ -1,31 +1,23 @@
 """Tensors that transformers joins, splits or turns when it loads a checkpoint, by its own converters.
 
 A checkpoint stores the experts of a mixture one by one; the module holds them in one parameter. Models are merged
-in the checkpoint's tensors, which are what a file takes. A model in memory takes them through `ModuleTensors`:
-
-    tensors = ModuleTensors(module, layout)
-    out = tensors.out(names)    # all tensors of a slice: where to write what a merge computes
-    ...                         # write into the tensors of `out`
-    tensors.settle(out)         # joins what could not be written in place; mostly nothing
-
-`out` gives views into joined parameters wherever there are such, so that merging into memory copies nothing twice.
-They may be strided: check `is_contiguous` before flattening them.
+in the checkpoint's tensors, which are what a file takes. A model in memory gets them through the `Join` of its
+layout: written straight into `Join.views` of the module's tensor where there are such, so that nothing is copied
+twice, or into tensors of their own that `Join.join` then makes the module's of. Views may be strided: check
+`is_contiguous` before flattening them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-
-if TYPE_CHECKING:
-    from evomerge.models.layout import Layout
 
 
 class Renames:
@@ -151,62 +143,3 @@ class _WithoutCopies(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func is torch.Tensor.contiguous else func(*args, **(kwargs or {}))
-
-
-class ModuleTensors:
-    """A module's parameters and buffers under the checkpoint's names, to write merged tensors into.
-
-    Args:
-        module: as `from_pretrained` loaded it; its tensors must stay where they are.
-        layout: of the pool.
-    """
-
-    def __init__(self, module: nn.Module, layout: Layout) -> None:
-        self._module = module
-        self._shapes = layout.shapes
-        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self._state = {place: tensor.detach() for place, tensor in state.items()}
-        self._places = layout.parameters
-        self._written: dict[str, torch.Tensor] = {}
-        self._staged: dict[str, Join] = {}
-        proven: dict[tuple[object, ...], bool] = {}
-        for join in layout.joins:
-            target = self._state[join.place]
-            views = join.views(target, module)
-            if views is not None:
-                kind = (join.patterns, join.shapes)  # tried out once for all that are alike
-                if kind not in proven:
-                    made = join.join(views, module)
-                    proven[kind] = made.keys() == {join.place} and torch.equal(made[join.place], target)
-                if proven[kind]:
-                    self._written |= views
-                    continue
-            self._staged |= dict.fromkeys(join.names, join)
-        for name, place in layout.parameters.items():
-            if name not in self._staged:
-                self._written.setdefault(name, self._state[place])
-
-    def dtype(self, name: str) -> torch.dtype:
-        """The dtype in which the module keeps a checkpoint tensor."""
-        return self._state[self._places[name]].dtype
-
-    def out(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Tensors to write into, by checkpoint name; all of a slice together.
-
-        Those of a slice that is joined by copying are new and hold nothing until they are written.
-        """
-        out = {}
-        for name in names:
-            if name in self._written:
-                out[name] = self._written[name]
-            else:
-                own = self._state[self._places[name]]
-                out[name] = torch.empty(self._shapes[name], dtype=own.dtype, device=own.device)
-        return out
-
-    @torch.no_grad()
-    def settle(self, out: Mapping[str, torch.Tensor]) -> None:
-        """Put what was written into the tensors of `out` where the module has it."""
-        for join in {self._staged[name].place: self._staged[name] for name in out if name in self._staged}.values():
-            for place, tensor in join.join(out, self._module).items():
-                self._state[place].copy_(tensor)

@@ -11,26 +11,28 @@ from evomerge.errors import PoolError
 from evomerge.export.writer import write_model
 from evomerge.merge.assemble import Resident
 from evomerge.merge.plan import make_plan
-from evomerge.models.conversion import Join, ModuleTensors
-from evomerge.recipe import SliceId
+from evomerge.models.conversion import Join
 
 
-def test_experts_are_written_in_place(tmp_path: Path) -> None:
+def test_experts_are_views_of_what_the_module_holds(tmp_path: Path) -> None:
     pool = opened(save_pool("mixtral", tmp_path, names=("base", "a")))
-    module = Resident(pool).model.module
-    tensors = ModuleTensors(module, pool.layout)
-    names = pool.layout.tensors[SliceId("mlp", 1)]
-    own = module.model.layers[1].mlp.experts
-    storages = {own.gate_up_proj.data_ptr(): own.gate_up_proj, own.down_proj.data_ptr(): own.down_proj}
-    for name, tensor in tensors.out(names).items():
-        if ".experts." in name:
-            assert tensor.untyped_storage().data_ptr() in storages
-            assert tensor.is_contiguous()
-            assert torch.equal(tensor, pool.read("base", name))
-    prefix = "model.layers.1.block_sparse_moe.experts.2"
-    tensors.out(names)[f"{prefix}.w3.weight"].fill_(3)
-    assert torch.equal(own.gate_up_proj[2, 24:], torch.full((24, 16), 3.0))
-    assert not (own.gate_up_proj[2, :24] == 3).any()
+    module = load(pool.folder("base"))
+    state = dict(module.named_parameters())
+    assert len(pool.layout.joins) == 4
+    for join in pool.layout.joins:
+        target = state[join.place].detach()
+        views = join.views(target, module)
+        assert views is not None
+        for name, view in views.items():
+            assert view.untyped_storage().data_ptr() == target.untyped_storage().data_ptr()
+            assert view.is_contiguous()
+            assert torch.equal(view, pool.read("base", name))
+        assert torch.equal(join.join(views, module)[join.place], target)
+        prefix = join.names[0].partition(".experts.")[0]
+        if (w3 := views.get(f"{prefix}.experts.2.w3.weight")) is not None:
+            w3.fill_(3)
+            assert torch.equal(target[2, 24:], torch.full((24, 16), 3.0))
+            assert not (target[2, :24] == 3).any()
 
 
 def test_experts_that_cannot_be_written_in_place_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
