@@ -227,7 +227,7 @@ def _stored(layout: Layout, match: NameMatch, model: str, reference: str) -> dic
                 f"model {model!r} has no tensor for {name!r} of {reference!r}"
                 + (f", it stores {other!r} in its place" if other else ""),
                 "all models of a pool store their weights in the same pieces",
-                f"load {model!r} with transformers and save it again" if other else "",
+                "load both and save them by save_pretrained(save_original_format=False)" if other else "",
             )
     return stored
 

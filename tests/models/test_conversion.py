@@ -67,6 +67,8 @@ def test_experts_joined_in_some_models_only(tmp_path: Path) -> None:
         opened(one_by_one | joined)
     with pytest.raises(PoolError, match=r"'a' has no tensor for '.*gate_up_proj' of 'base', it stores '.*w1\.weight'"):
         opened({"base": joined["b"], "a": one_by_one["a"]})
+    load(one_by_one["a"]).save_pretrained(tmp_path / "again", save_original_format=False)  # what the error advises
+    assert opened({"base": joined["b"], "a": tmp_path / "again"}).layout.joins == ()
 
 
 def test_other_experts(tmp_path: Path) -> None:
