@@ -47,6 +47,7 @@ class Evaluation:
         metrics: every reported metric as ``task/metric``, as lm-eval prints it.
         items: per-item values as ``task/metric``, float64 in document order.
         seconds: by stage: ``merge``, ``model`` (forwards and generation), ``other``.
+        merge: what merging took: slices by where they came from, bytes, seconds saved (`merge.assemble.MergeCount`).
         error: one line saying why, unless ``ok``.
     """
 
@@ -57,6 +58,7 @@ class Evaluation:
     metrics: Mapping[str, float] = field(default_factory=dict)
     items: Items = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    merge: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
 
     @property

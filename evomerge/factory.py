@@ -18,6 +18,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from evomerge.candidate import Split
 from evomerge.config import Config, to_yaml
 from evomerge.errors import ConfigError, EvomergeError, nearest
+from evomerge.evaluation.caching import CacheSettings
 from evomerge.evaluation.worker import Worker, WorkerBuilder
 from evomerge.files import write_text_atomic
 from evomerge.imports import import_modules
@@ -180,7 +181,13 @@ def build_parts(config: Config) -> Parts:
 
 
 def remote_worker(
-    plain: dict[str, Any], refs: Mapping[str, ModelRef], folder: str, *, device: str, threads: int | None
+    plain: dict[str, Any],
+    refs: Mapping[str, ModelRef],
+    folder: str,
+    *,
+    device: str,
+    threads: int | None,
+    cache: CacheSettings,
 ) -> Worker:
     """Build a worker in another process from the plain configuration, the pinned models and the folder of imports."""
     config = cast(Config, OmegaConf.create(plain))
@@ -196,7 +203,7 @@ def remote_worker(
     fitnesses: dict[Split, Fitness] = {"search": fitness_from_config(config, "fitness")}
     if config.held_out is not None:
         fitnesses["held_out"] = fitness_from_config(config, "held_out")
-    return Worker(pool, fitnesses, device=device, threads=threads)
+    return Worker(pool, fitnesses, device=device, threads=threads, cache=cache)
 
 
 def keep_best(folder: RunFolder, pool: Pool) -> Callable[[Recipe], None]:

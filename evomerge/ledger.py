@@ -5,7 +5,8 @@ One event per line (`evomerge.ledger_file` says how lines are written). Every ev
 
 - ``started``: `schema`, `version`, and what the run was started with: `seed`, `objectives` (name to direction), ...
 - ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or null), `parents`, `recipe_hash`.
-- ``told``: `candidate`, `split`, `status`, `objectives`, `metrics`, `seconds` by stage, `error`, and
+- ``told``: `candidate`, `split`, `status`, `objectives`, `metrics`, `seconds` by stage, `merge` (what the layer
+  cache did), `error`, and
   `items`, `items_hash`: file name and SHA-256 of the per-item scores in the folder ``items``.
 - ``improved``: `candidate`, `objective` (the value), `recipe_hash`.
 - ``stopped``: `reason` and counts.
@@ -50,7 +51,7 @@ __all__ = [
 
 SCHEMA = 1
 SESSION_EVENTS = ("interrupted", "resumed")
-_NOT_CONTENT = ("seq", "time", "crc32", "seconds", "items")
+_NOT_CONTENT = ("seq", "time", "crc32", "seconds", "merge", "items")
 _SPLITS = get_args(Split)
 _EXACT_DTYPES = (np.uint8, np.int16, np.float16, np.float32)
 
@@ -154,6 +155,7 @@ class Ledger:
             objectives=evaluation.objectives,
             metrics=evaluation.metrics,
             seconds=evaluation.seconds,
+            merge=evaluation.merge,
             error=evaluation.error,
             items=file,
             items_hash=digest,
@@ -236,6 +238,7 @@ def evaluation_of(told: Event, items: Items | None = None) -> Evaluation:
             metrics=_numbers(told["metrics"]),
             items={} if items is None else items,
             seconds=_numbers(told["seconds"]),
+            merge=_numbers(told.get("merge", {})),
             error=str(told["error"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

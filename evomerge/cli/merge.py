@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
-from evomerge.errors import ConfigError
 from evomerge.imports import import_modules
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+from evomerge.sizes import byte_count
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -42,13 +39,3 @@ def run(arguments: Sequence[str]) -> int:
         write_model(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress)
     print(f"wrote {options.out}")
     return 0
-
-
-def byte_count(text: str, key: str) -> int:
-    """Read ``5GB``, ``500MB`` or a number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.strip().upper())
-    unit = match[2] if match else ""
-    unit = unit if unit.endswith("B") and len(unit) == 2 else f"{unit.rstrip('B')}B" if unit.rstrip("B") else ""
-    if match is None or int(float(match[1]) * _UNITS[unit]) < 1:
-        raise ConfigError(f"{key} is {text!r}", "a size such as 5GB or 500MB")
-    return int(float(match[1]) * _UNITS[unit])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.evaluation.caching import CacheSettings
 from evomerge.evaluation.worker import Worker, WorkerBuilder
 
 
@@ -15,10 +16,23 @@ class LocalEvaluator:
         build: makes the worker, when the first candidate arrives.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         threads: CPU threads of torch; ``None`` leaves torch's own choice.
+        cache: bytes of merged slices to keep (``2GB``); ``auto`` for a quarter of what is free.
+        shared_cache: ``off`` (and ``auto``), ``memory``, ``disk``, or a folder that outlives the run.
+        shared_cache_size: its bytes.
     """
 
-    def __init__(self, build: WorkerBuilder, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        build: WorkerBuilder,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        cache: str | int = "auto",
+        shared_cache: str = "auto",
+        shared_cache_size: str | int = "auto",
+    ) -> None:
         self._build = build
+        self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size)
         self._device, self._threads = device, threads
         self._worker: Worker | None = None
         self._queue: deque[tuple[Candidate, Split]] = deque()
@@ -32,7 +46,7 @@ class LocalEvaluator:
     def worker(self) -> Worker:
         """The worker, built at first use."""
         if self._worker is None:
-            self._worker = self._build(device=self._device, threads=self._threads)
+            self._worker = self._build(device=self._device, threads=self._threads, cache=self._cache)
         return self._worker
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
@@ -48,5 +62,7 @@ class LocalEvaluator:
         return self.worker.fitness(split).fingerprint()
 
     def close(self) -> None:
-        """Let the resident model go."""
+        """Let the resident model and the caches go."""
+        if self._worker is not None:
+            self._worker.close()
         self._worker = None

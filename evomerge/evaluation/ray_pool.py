@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import deque
@@ -13,16 +14,18 @@ from ray.exceptions import RayActorError, RayError
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.evaluation.caching import CacheSettings, sweep
 from evomerge.evaluation.worker import Worker, WorkerBuilder
 
 _TRIES = 2  # a candidate whose worker dies is tried once more on a new worker, then recorded as failed
+_CLOSING = 10  # seconds
 
 
 class _Actor:
     """What runs in the worker process."""
 
-    def __init__(self, build: WorkerBuilder, device: str, threads: int | None) -> None:
-        self._build = partial(build, device=device, threads=threads)
+    def __init__(self, build: WorkerBuilder, device: str, threads: int | None, cache: CacheSettings) -> None:
+        self._build = partial(build, device=device, threads=threads, cache=cache)
         self._built: Worker | None = None
 
     def evaluate(self, candidate: Candidate, split: Split) -> Evaluation:
@@ -30,6 +33,10 @@ class _Actor:
 
     def fingerprint(self, split: Split) -> str:
         return self._worker().fitness(split).fingerprint()
+
+    def close(self) -> None:
+        if self._built is not None:
+            self._built.close()
 
     def _worker(self) -> Worker:
         # Built by the first call and not by the constructor: what a constructor raises reaches the
@@ -51,6 +58,10 @@ class RayEvaluator:
         address: of a running cluster; ``None`` starts Ray on this machine for this run.
         device: as in the local evaluator.
         threads: CPU threads of torch in each worker; ``None`` is `cpus_per_worker`.
+        cache: bytes of merged slices that each worker keeps (``2GB``); ``auto`` for a quarter of what is free, divided.
+        shared_cache: of the workers of a machine: ``memory`` (``auto`` with several workers), ``disk``, ``off``, or a
+            folder that outlives the run.
+        shared_cache_size: its bytes.
     """
 
     def __init__(
@@ -63,6 +74,9 @@ class RayEvaluator:
         address: str | None = None,
         device: str = "auto",
         threads: int | None = None,
+        cache: str | int = "auto",
+        shared_cache: str = "auto",
+        shared_cache_size: str | int = "auto",
     ) -> None:
         if workers < 1 or cpus_per_worker < 1 or gpus_per_worker < 0:
             raise ConfigError(
@@ -70,7 +84,8 @@ class RayEvaluator:
                 "at least one worker, one CPU each, and no negative GPUs",
             )
         self._build, self._workers, self._address = build, workers, address
-        self._arguments = (device, cpus_per_worker if threads is None else threads)
+        settings = CacheSettings.of(cache, shared_cache, shared_cache_size, workers)
+        self._arguments = (device, cpus_per_worker if threads is None else threads, settings)
         self._resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
         self._queue: deque[tuple[Candidate, Split, int]] = deque()
         self._running: dict[Any, tuple[Any, Candidate, Split, int]] = {}
@@ -122,8 +137,11 @@ class RayEvaluator:
     def close(self) -> None:
         """End the workers, and Ray where this evaluator started it."""
         if self._started:
+            with contextlib.suppress(RayError):  # a worker that died has nothing to close
+                ray.get([actor.close.remote() for actor in self._idle], timeout=_CLOSING)
             for actor in [*self._idle, *(actor for actor, *_ in self._running.values())]:
                 ray.kill(actor)
+            sweep()  # what killed workers left behind
         if self._ours:
             ray.shutdown()
             self._ours = False

@@ -13,6 +13,7 @@ import torch
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, EvomergeError, FitnessError, InfeasibleError
+from evomerge.evaluation.caching import CacheSettings, open_shared
 from evomerge.merge.assemble import Resident
 from evomerge.merge.plan import make_plan
 from evomerge.models.pool import Pool
@@ -47,16 +48,28 @@ class Worker:
         fitnesses: by split; one that is never asked for is never prepared.
         device: where the resident model lives; ``auto`` chooses.
         threads: CPU threads of torch, process-wide; ``None`` leaves them.
+        cache: what to keep of merged slices.
     """
 
     def __init__(
-        self, pool: Pool, fitnesses: Mapping[Split, Fitness], *, device: str = "auto", threads: int | None = None
+        self,
+        pool: Pool,
+        fitnesses: Mapping[Split, Fitness],
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        cache: CacheSettings | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self._pool = pool
         self._fitnesses = dict(fitnesses)
-        self._resident = Resident(pool, choose_device(device))
+        settings, device = cache or CacheSettings(), choose_device(device)
+        self._shared = open_shared(settings, pool, device)
+        self._resident = Resident(pool, device, shared=self._shared)
+        # What is free is known when the model has its place.
+        place = self._resident.model.device
+        self._resident.keep(settings.placement(place), settings.budget(place))
         self._prepared: set[Split] = set()
 
     def fitness(self, split: Split) -> Fitness:
@@ -74,7 +87,7 @@ class Worker:
             return replace(outcome, status="infeasible", error="the genome has no recipe")
         start = time.perf_counter()
         try:
-            self._resident.apply(make_plan(candidate.recipe, self._pool))
+            count = self._resident.apply(make_plan(candidate.recipe, self._pool))
             merged = time.perf_counter()
             scores = fitness.run(self._resident.model)
             _require_finite(scores)
@@ -91,13 +104,19 @@ class Worker:
             metrics=scores.metrics,
             items=scores.items,
             seconds=seconds,
+            merge=count.as_dict(),
         )
+
+    def close(self) -> None:
+        """Leave the shared cache."""
+        if self._shared is not None:
+            self._shared.close()
 
 
 class WorkerBuilder(Protocol):
     """Builds a worker where it will live; picklable when it is to travel."""
 
-    def __call__(self, *, device: str, threads: int | None) -> Worker:
+    def __call__(self, *, device: str, threads: int | None, cache: CacheSettings) -> Worker:
         """Open the pool and build the worker."""
 
 

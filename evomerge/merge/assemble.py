@@ -108,6 +108,11 @@ class Resident:
             same = same and not any(stored[name] in given.changed for name in entry.tensors)
             self._held[entry.slice] = entry.key if same else "", held
 
+    def keep(self, placement: Placement, cache: int) -> None:
+        """Set how much to keep of sources and of merged slices; what was kept before is dropped."""
+        self.sources = Sources(self.pool, self.model.device, placement)
+        self._memory = MemoryCache(cache)
+
     def apply(self, plan: Plan) -> MergeCount:
         """Make the model the one that `plan` describes, computing only slices that are nowhere to be had.
 

@@ -1,9 +1,9 @@
 """Random masks that are the same bits on every device: a counter-based generator.
 
 The number of element ``e`` of a tensor is a keyed hash of ``e``: the 32-bit finaliser triple32 (C. Wellons,
-"Prospecting for Hash Functions", 2018) of ``e`` plus the key's lower word, the upper word added before the last round;
-of the result, the upper 31 bits. Of 32-bit words a vector holds twice as many as SplitMix64 needs. The key is a hash of
-the recipe's seed, the model's identity and the tensor's name, so that a mask depends on nothing else: not on the
+"Prospecting for Hash Functions", 2018) of ``e`` plus the key's lower word, the upper word added before the second
+round; of the result, the upper 31 bits. Of 32-bit words a vector holds twice as many as
+of SplitMix64's. The key is a hash of the recipe's seed, the model's identity and the tensor's name, so that a mask depends on nothing else: not on the
 device, the block size, the order of merging, nor on other tensors.
 """
 
@@ -75,7 +75,7 @@ def uniform(key: int, start: int, count: int, device: torch.device) -> torch.Ten
     upper = (index >> 32).mul_(WRAP).add_(key >> 32)
     x = _word(index.add_(key & _MASK32))
     for number, (shift, factor) in enumerate(ROUNDS):
-        if number == 2:
+        if number == 1:
             x.add_(_word(upper))
         _fold_(x, shift).mul_(_signed(factor))
     _fold_(x, 14)

@@ -142,6 +142,8 @@ class TensorStatistics:
         """The share of the sum of magnitudes that a cut and a random mask leave."""
         task = self._task(index)
         whole = float(task.abs().sum(dtype=torch.float64))
+        if not math.isfinite(whole):
+            return math.nan
         if cut is not None:
             cut_(task, cut, 0)
         if density is not None:

@@ -111,6 +111,7 @@ def test_a_search_for_methods_and_their_parameters(
 ) -> None:
     space = ["imports=[own_methods]", "search_space.method=[task_arithmetic,blend]", "search_space.components=all"]
     assert main(["search", *quick_search, *space, "search.evaluations=4", "run_dir=run"]) == 0, capsys.readouterr().err
+    assert "evomerge merge run OUT --import own_methods" in capsys.readouterr().out
     found = load_recipe((own / "run" / "best" / "recipe.yaml").read_text())
     assert {entry.method for entry in found.slices} <= {"task_arithmetic", "blend"}
     assert "imports:\n- own_methods\n" in (own / "run" / "config.yaml").read_text()
@@ -120,7 +121,8 @@ def test_a_search_for_methods_and_their_parameters(
 
 def test_workers_import_the_modules_too(own: Path, quick_search: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from evomerge.cli.composed import compose_config
-    from evomerge.factory import build_parts
+    from evomerge.evaluation.caching import CacheSettings
+from evomerge.factory import build_parts
 
     overrides = [
         *quick_search,
@@ -134,5 +136,5 @@ def test_workers_import_the_modules_too(own: Path, quick_search: list[str], monk
     registry._METHODS.pop("blend")
     sys.modules.pop("own_methods")
     monkeypatch.chdir("/")
-    build(device="cpu", threads=None)
+    build(device="cpu", threads=None, cache=CacheSettings())
     assert METHODS["blend"].spec.parameter("share") is not None

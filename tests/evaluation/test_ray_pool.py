@@ -11,6 +11,7 @@ import ray
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, PoolError
+from evomerge.evaluation.caching import CacheSettings
 from evomerge.evaluation.ray_pool import RayEvaluator
 
 pytestmark = pytest.mark.slow
@@ -35,7 +36,7 @@ class Build:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, *, device: str, threads: int | None) -> Any:
+    def __call__(self, *, device: str, threads: int | None, cache: CacheSettings) -> Any:
         if device == "broken":
             raise PoolError("no folder math", "", "look again")
         return Worker(self.folder)

@@ -8,6 +8,7 @@ import torch
 
 from evomerge.candidate import Candidate
 from evomerge.errors import ConfigError, FitnessError
+from evomerge.evaluation.caching import CacheSettings
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.worker import Worker, choose_device
 from evomerge.models.pool import Pool, open_pool
@@ -106,17 +107,17 @@ def test_seconds_are_told_by_stage(pool: Pool) -> None:
 def test_local_evaluates_in_the_order_of_submission(pool: Pool) -> None:
     built = []
 
-    def build(*, device: str, threads: int | None) -> Worker:
-        built.append((device, threads))
-        return Worker(pool, {"search": Norm()}, device=device, threads=threads)
+    def build(*, device: str, threads: int | None, cache: CacheSettings) -> Worker:
+        built.append((device, threads, cache.memory, cache.shared))
+        return Worker(pool, {"search": Norm()}, device=device, threads=threads, cache=cache)
 
     threads = torch.get_num_threads()
-    evaluator = LocalEvaluator(build, device="cpu", threads=threads)
+    evaluator = LocalEvaluator(build, device="cpu", threads=threads, cache="1MB")
     for number in (4, 2, 7):
         evaluator.submit(Candidate(number, pool.info.linear({"a": 1.0})))
     assert [evaluator.collect().candidate for _ in range(3)] == [4, 2, 7]
     assert evaluator.fingerprint("search") == "sha256:norm"
-    assert built == [("cpu", threads)]
+    assert built == [("cpu", threads, 10**6, "off")]
 
 
 def test_an_unknown_device_is_named() -> None:

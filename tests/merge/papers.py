@@ -37,8 +37,8 @@ def mask_number(key: int, element: int) -> int:
     """The 31-bit number of an element, in Python integers: triple32 with the key's words added."""
     x = (element + key) % 2**32
     x = (x ^ (x >> 17)) * 0xED5AD4BB % 2**32
-    x = (x ^ (x >> 11)) * 0xAC4C1B51 % 2**32
     x = (x + (element >> 32) * 0x9E3779B9 + (key >> 32)) % 2**32
+    x = (x ^ (x >> 11)) * 0xAC4C1B51 % 2**32
     x = (x ^ (x >> 15)) * 0x31848BAB % 2**32
     return (x ^ (x >> 14)) >> 1
 

@@ -49,8 +49,8 @@ def _drop(source: int, key: Any, bound: Any, start: int, target: int, count: int
     for e in range(count):
         x = add(first, _U(e))
         x = multiply(xor(x, shift_right(x, _SHIFT_1)), _FACTOR_1)
-        x = multiply(xor(x, shift_right(x, _SHIFT_2)), _FACTOR_2)
         x = add(x, upper)
+        x = multiply(xor(x, shift_right(x, _SHIFT_2)), _FACTOR_2)
         x = multiply(xor(x, shift_right(x, _SHIFT_3)), _FACTOR_3)
         x = xor(x, shift_right(x, _SHIFT_4))
         kept[e] = values[e] if shift_right(x, _U(1)) < bound else np.float32(0)

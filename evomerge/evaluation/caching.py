@@ -1,0 +1,130 @@
+"""How a worker's share of the layer cache is set up."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import evomerge.merge
+from evomerge.errors import ConfigError
+from evomerge.merge.assemble import CACHE_SHARE
+from evomerge.merge.shared_cache import SharedCache, remove_if_unused
+from evomerge.merge.sources import Placement, free_memory
+from evomerge.models.pool import Pool
+from evomerge.sizes import byte_count
+
+_LOG = logging.getLogger(__name__)
+_SHARED_MEMORY = Path("/dev/shm")
+_WORDS = ("auto", "off", "memory", "disk")
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What workers keep of merged slices.
+
+    Attributes:
+        memory: bytes in each worker; ``None`` for a quarter of what is free, divided among the workers.
+        shared: ``off``; ``memory`` or ``disk``, for as long as the run lasts; or a folder, which stays.
+        shared_size: bytes of the shared cache; ``None`` for a part of what is free.
+        workers: how many of them one machine may hold.
+        run: tells the temporary folders of runs apart.
+    """
+
+    memory: int | None = None
+    shared: str = "off"
+    shared_size: int | None = None
+    workers: int = 1
+    run: str = ""
+
+    @classmethod
+    def of(cls, cache: str | int, shared_cache: str, shared_cache_size: str | int, workers: int = 1) -> CacheSettings:
+        """From an evaluator's configuration: ``auto`` shares in memory between several workers.
+
+        Raises:
+            ConfigError: a size or a word that cannot be read.
+        """
+        memory = None if cache == "auto" else byte_count(cache, "evaluator.cache", least=0)
+        size = None if shared_cache_size == "auto" else byte_count(shared_cache_size, "evaluator.shared_cache_size")
+        shared = ("memory" if workers > 1 else "off") if shared_cache == "auto" else shared_cache
+        if shared not in _WORDS and os.sep not in shared:
+            raise ConfigError(f"evaluator.shared_cache is {shared_cache!r}", f"{', '.join(_WORDS)}, or a folder's path")
+        return cls(memory, shared, size, workers, secrets.token_hex(4))
+
+    def budget(self, device: torch.device) -> int:
+        """Bytes of a worker's own cache."""
+        return int(free_memory(device) * CACHE_SHARE / self.workers) if self.memory is None else self.memory
+
+    def placement(self, device: torch.device) -> Placement:
+        """Where a worker keeps sources."""
+        return Placement.measured(device, self.workers)
+
+
+def open_shared(settings: CacheSettings, pool: Pool, device: str) -> SharedCache | None:
+    """Open the shared cache, on disk where shared memory is too small; ``None`` where there is none.
+
+    Raises:
+        ConfigError: the folder cannot be used.
+    """
+    if settings.shared == "off":
+        return None
+    if any(not (ref.fingerprint or ref.revision) for _, ref in pool.info.refs):
+        _LOG.warning("no shared cache: nothing pins the pool's models, so merged slices could be of others")
+        return None
+    content = f"{_code()}-{torch.device(device).type}"
+    if settings.shared not in ("memory", "disk"):
+        folder = Path(settings.shared).expanduser() / content
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            size = settings.shared_size or shutil.disk_usage(folder).free // 4
+            return SharedCache(folder, size, temporary=False)
+        except OSError as error:
+            raise ConfigError(
+                f"evaluator.shared_cache is {settings.shared!r}, which cannot be written ({error.strerror})",
+                "a folder that can",
+                "name another, or set evaluator.shared_cache=off",
+            ) from error
+    model = sum(pool.checkpoints[pool.info.config_from].tensors[n].nbytes for n in _stored(pool))
+    places = [(_SHARED_MEMORY, 2)] if settings.shared == "memory" else []
+    for root, part in (*places, (Path(tempfile.gettempdir()), 4)):
+        sweep(root)
+        try:
+            size = settings.shared_size or shutil.disk_usage(root).free // part
+            if root == _SHARED_MEMORY:
+                size = min(size, free_memory(torch.device("cpu")) // 4)
+            if size < model or size > shutil.disk_usage(root).free:
+                raise OSError(f"{size / 1e6:.0f} MB of room, a model has {model / 1e6:.0f} MB")
+            return SharedCache(root / f"{_prefix()}{settings.run}-{content}", size)
+        except OSError as error:
+            then = "; trying a disk" if root == _SHARED_MEMORY else ""
+            _LOG.warning("no shared cache in %s (%s)%s", root, error, then)
+    return None
+
+
+def sweep(root: Path = _SHARED_MEMORY) -> None:
+    """Remove the folders of runs that nobody works on any more: their workers may have been killed."""
+    for folder in root.glob(f"{_prefix()}*"):
+        remove_if_unused(folder)
+
+
+def _prefix() -> str:
+    return f"evomerge-{os.getuid()}-"
+
+
+def _stored(pool: Pool) -> list[str]:
+    return list(pool.stored[pool.info.config_from].values())
+
+
+def _code() -> str:
+    """What the bits of a merge depend on besides its content key: the code that computes it."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for file in sorted(Path(evomerge.merge.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
