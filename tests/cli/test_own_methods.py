@@ -98,12 +98,12 @@ def test_a_module_that_is_not_there(own: Path, arguments: list[str], capsys: pyt
     assert "\n" not in error
 
 
-def test_validate_from_the_command_line(own: Path, quick_search: list[str]) -> None:
+def test_validate(own: Path, quick_search: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     space = ["imports=[own_methods]", "search_space.method=[task_arithmetic,blend]", "search_space.components=all"]
-    done = evomerge("validate", *quick_search, *space, "search_space.parameters.blend.share.high=0.7")
-    assert done.returncode == 0, done.stderr
+    assert main(["validate", *quick_search, *space, "search_space.parameters.blend.share.high=0.7"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "genes" in line)
     # Embeddings with the final norm, and each of 6 layers: a method, two weights and a share.
-    assert next(line for line in done.stdout.splitlines() if "genes" in line).split()[-2] == str(7 * 4)
+    assert line.split()[-2] == str(7 * 4)
 
 
 def test_a_search_for_methods_and_their_parameters(
@@ -122,7 +122,7 @@ def test_a_search_for_methods_and_their_parameters(
 def test_workers_import_the_modules_too(own: Path, quick_search: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from evomerge.cli.composed import compose_config
     from evomerge.evaluation.caching import CacheSettings
-from evomerge.factory import build_parts
+    from evomerge.factory import build_parts
 
     overrides = [
         *quick_search,
