@@ -2,8 +2,8 @@
 
 The number of element ``e`` of a tensor is a keyed hash of ``e``: the 32-bit finaliser triple32 (C. Wellons,
 "Prospecting for Hash Functions", 2018) of ``e`` plus the key's lower word, the upper word added before the second
-round; of the result, the upper 31 bits. Of 32-bit words a vector holds twice as many as
-of SplitMix64's. The key is a hash of the recipe's seed, the model's identity and the tensor's name, so that a mask depends on nothing else: not on the
+round; of the result, the upper 31 bits. Of its words a vector holds twice as many as of SplitMix64's. The key is a hash
+of the recipe's seed, the model's identity and the tensor's name, so that a mask depends on nothing else: not on the
 device, the block size, the order of merging, nor on other tensors.
 """
 
