@@ -153,7 +153,7 @@ def _sources(recipe: Recipe, licenses: Mapping[str, Sequence[Mapping[str, str]]]
         parts = _parts(ref)
         pins = " + ".join(f"`{part.revision or part.fingerprint or '-'}`" for part in parts)
         stated = [", ".join(entry.values()) or "not stated" for entry in licenses[name] or ({},)]
-        lines.append([name, " with the adapter ".join(map(_link, parts)), pins, " + ".join(stated)])
+        lines.append([name, " with the adapter ".join(map(_link, parts)), pins, " + ".join(dict.fromkeys(stated))])
     table = "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
     note = "The licences are those that the sources' own cards state; all of them apply to the merge."
     configured = f"Configuration and tokenizer are those of {recipe.config_from}."

@@ -148,8 +148,9 @@ def _write_weights(
 ) -> None:
     done = 0
     total = shards.tensor_bytes
-    sources = Sources(pool, device, Placement(0, 0, 0))  # every tensor is read once: none is worth keeping
     for entry in plan.slices:
+        # Every tensor is read once: none is worth keeping longer than its slice.
+        sources = Sources(pool, device, Placement(0, 0, 0))
         for name, tensor in merge_slice(entry, pool, sources=sources).items():
             shards.write(name, tensor)
             done += tensor.nbytes

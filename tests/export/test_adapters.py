@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from evomerge.export.writer import write_model
 from evomerge.merge.assemble import Resident
 from evomerge.merge.plan import make_plan
+from evomerge.models.folding import FoldedCheckpoint
 from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, Recipe, SliceRecipe, parameters
 
@@ -71,11 +73,24 @@ def test_written_models_are_sums_of_adapters(pool: Pool, weights: dict[str, floa
     assert str(tmp_path) not in (out / "README.md").read_text()
 
 
-def test_writing_keeps_no_folded_tensors(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    released = []
-    monkeypatch.setattr(type(pool), "release", lambda self: released.append(self))
-    write_model(task_arithmetic(pool, {"math": 1.0}), pool, tmp_path / "out")
-    assert released == [pool] * len(pool.info.slices)
+def test_writing_keeps_the_folded_tensors_of_one_slice(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded: list[weakref.ref[torch.Tensor]] = []
+    alive = []
+    read = FoldedCheckpoint.read
+
+    def watched(self: FoldedCheckpoint, name: str) -> torch.Tensor:
+        tensor = read(self, name)
+        if name in self.changed:
+            folded.append(weakref.ref(tensor))
+            alive.append(sum(ref() is not None for ref in folded))
+        return tensor
+
+    monkeypatch.setattr(FoldedCheckpoint, "read", watched)
+    write_model(task_arithmetic(pool, {"math": 1.0, "code": 1.0}), pool, tmp_path / "out")
+    assert len(folded) == 2 * 9  # q_proj, down_proj and two norms of two layers, and the final norm, of two models
+    assert max(alive) == 4  # the norms of a layer
 
 
 def test_resident_model_of_a_pool_whose_configuration_comes_from_an_adapted_model(pool: Pool) -> None:
