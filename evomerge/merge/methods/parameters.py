@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,11 +13,21 @@ from evomerge.errors import InfeasibleError
 from evomerge.merge.methods.registry import BASE, Values
 from evomerge.method import ParameterSpec
 
-WEIGHT = ParameterSpec("weight", 1.0, low=0.0, high=1.0, per_input=True, searched=True)
-DENSITY = ParameterSpec("density", 1.0, low=0.1, high=1.0, per_input=True, minimum=0.0, maximum=1.0, searched=True)
-LAMBDA = ParameterSpec("lambda", 1.0, low=0.0, high=2.0)
-NORMALIZE = ParameterSpec("normalize", True, kind="boolean")
-NO_NORMALIZE = ParameterSpec("normalize", False, kind="boolean")
+WEIGHT = ParameterSpec("weight", 1.0, low=0.0, high=1.0, per_input=True, searched=True, summary="how much it counts")
+DENSITY = ParameterSpec(
+    "density",
+    1.0,
+    low=0.1,
+    high=1.0,
+    per_input=True,
+    minimum=0.0,
+    maximum=1.0,
+    searched=True,
+    summary="share of its elements that is kept",
+)
+LAMBDA = ParameterSpec("lambda", 1.0, low=0.0, high=2.0, summary="factor on the sum of differences")
+NORMALIZE = ParameterSpec("normalize", True, kind="boolean", summary="divide by the sum of the weights")
+NO_NORMALIZE = replace(NORMALIZE, default=False)
 RESCALE = ParameterSpec("rescale", True, kind="boolean", summary="make up for the elements dropped")
 NO_RESCALE = ParameterSpec("rescale", False, kind="boolean", summary="restore the sum of magnitudes after the trim")
 RESCALE_BY = ParameterSpec(
