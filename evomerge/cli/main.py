@@ -19,6 +19,7 @@ VERBS = {
     "export": "write a recipe as evomerge or mergekit YAML",
     "merge": "write the model of a recipe: safetensors, tokenizer, model card",
     "evaluate": "score a recipe or a model with a fitness",
+    "import": "write a mergekit-evolve configuration as an experiment",
     "methods": "list the merge methods and their parameters",
 }
 _HELP = """evomerge finds model-merging recipes by evolution.
@@ -83,7 +84,8 @@ def _run(arguments: list[str]) -> int:
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is not a verb of evomerge", nearest(verb, VERBS), "see `evomerge --help`")
-    return int(importlib.import_module(f"evomerge.cli.{verb}").run(rest))
+    module = "import_evolve" if verb == "import" else verb
+    return int(importlib.import_module(f"evomerge.cli.{module}").run(rest))
 
 
 def _help() -> str:

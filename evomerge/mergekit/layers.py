@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from evomerge.models.layout import Layout
 from evomerge.recipe import Recipe
 
@@ -18,3 +20,19 @@ def template(layout: Layout, name: str) -> str:
         return name
     other = layout.at_layer(name, own + 1).split(".")
     return ".".join(mine if mine == theirs else "*" for mine, theirs in zip(name.split("."), other, strict=True))
+
+
+def module_names(layout: Layout) -> Mapping[str, str]:
+    """For tensors that transformers holds under another name than the checkpoint: `template` -> that name's.
+
+    mergekit goes by one or the other, as its table of the architecture does.
+    """
+    names = {}
+    for slice_, tensors in layout.tensors.items():
+        for name in tensors:
+            parts = layout.parameters[name].split(".")
+            if slice_.layer is not None:
+                parts[parts.index(str(slice_.layer))] = "*"
+            if layout.parameters[name] != name:
+                names[template(layout, name)] = ".".join(parts)
+    return names

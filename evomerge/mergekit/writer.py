@@ -16,7 +16,7 @@ from evomerge.merge.methods import specs
 from evomerge.mergekit.blocks import Block, blocks_of
 from evomerge.mergekit.filters import Value, filter_entries, gradient_is_exact
 from evomerge.mergekit.forms import FORMS, Number
-from evomerge.mergekit.layers import depth_of
+from evomerge.mergekit.layers import depth_of, module_names
 from evomerge.models.layout import Layout
 from evomerge.recipe import DTYPES, ModelRef, Recipe
 
@@ -80,7 +80,7 @@ def _document(
     named = FORMS[method].base != "optional" or all(block.base is not None for block in blocks)
     top_base = config_from if named else None
     pieces = _pieces(blocks)
-    writer = _Writer(method, references, defaults)
+    writer = _Writer(method, references, defaults, module_names(layout))
     document: dict[str, Any] = {"merge_method": method}
     if top_base is not None:
         document["base_model"] = writer.reference(top_base)
@@ -170,8 +170,14 @@ def _whole(piece: Sequence[Block], depths: Mapping[str, int], top_base: str | No
 class _Writer:
     """Writes the parameters of pieces."""
 
-    def __init__(self, method: str, references: Mapping[str, Any], defaults: Mapping[str, Number]) -> None:
-        self.form, self.references, self.defaults = FORMS[method], references, defaults
+    def __init__(
+        self,
+        method: str,
+        references: Mapping[str, Any],
+        defaults: Mapping[str, Number],
+        others: Mapping[str, str],
+    ) -> None:
+        self.form, self.references, self.defaults, self.others = FORMS[method], references, defaults, others
 
     def reference(self, place: str) -> Any:
         """A location as mergekit is to read it; intermediates go by their names."""
@@ -216,6 +222,10 @@ class _Writer:
             values |= {tensor: value for tensor, value in block.outer.get(key, {}).items() if value is not None}
         if not values:
             return self.defaults[name]
+        for tensor in values.keys() & self.others.keys():
+            other = self.others[tensor]
+            if values.setdefault(other, values[tensor]) != values[tensor]:
+                raise RecipeError(f"mergekit cannot express {name}: it merges {tensor!r} and others as one, {other!r}")
         entries = filter_entries(values)
         if entries is None:
             raise RecipeError(
