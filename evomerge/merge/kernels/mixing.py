@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.merge.kernels.compiling import add, compiled, multiply, shift_right, xor
-from evomerge.merge.kernels.memory import floats, is_infinite, prefetch, read, width, write
+from evomerge.merge.kernels.memory import floats, is_infinite, keep, prefetch, read, width, write
 from evomerge.merge.masks import ROUNDS, WRAP
 
 BLOCK = 512
@@ -239,4 +239,4 @@ def mix(
         _finish(total, origin, divisors if elect and normalize else 0, least_vote, divisor, scale, size)
         write(total, out, out_kind, start, size, stream and start % 16 == 0, converted, peak)
         start += size
-    return is_infinite(peak, BLOCK)
+    return is_infinite(peak, BLOCK) + keep(memory)

@@ -8,7 +8,7 @@ import numpy as np
 from numba import carray
 
 from evomerge.merge.kernels.compiling import both, compiled, shift_right
-from evomerge.merge.kernels.memory import halves, pointer, prefetch, read, width, words
+from evomerge.merge.kernels.memory import halves, keep, pointer, prefetch, read, width, words
 from evomerge.merge.kernels.mixing import BLOCK, _minus
 
 SHIFT = 17
@@ -45,7 +45,7 @@ def histogram(address: int, kind: int, base: int, base_kind: int, begin: int, en
             bins[3, bits[4 * e + 3]] += _U(1)
         for e in range(size // 4 * 4, size):
             bins[0, bits[e]] += _U(1)
-    return 0
+    return keep(memory)
 
 
 @compiled
@@ -85,7 +85,7 @@ def gather(
                         found[many[0]] = both(bits[e], _U(0x7FFFFFFF))
                         places[many[0]] = start + e
                         many[0] += 1
-    return many[0]
+    return many[0] + keep(memory)
 
 
 @compiled
@@ -126,4 +126,4 @@ def order(address: int, kind: int, base: int, base_kind: int, count: int, result
         source_bits, source, target_bits, target = target_bits, target, source_bits, source
     for e in range(count):  # three passes end in the other array
         result[e] = source[e]
-    return 0
+    return keep(memory)

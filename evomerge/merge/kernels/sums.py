@@ -11,7 +11,7 @@ import numpy as np
 from numba import carray
 
 from evomerge.merge.kernels.compiling import compiled
-from evomerge.merge.kernels.memory import floats, pointer, prefetch, read, width
+from evomerge.merge.kernels.memory import floats, keep, pointer, prefetch, read, width
 from evomerge.merge.kernels.mixing import BLOCK, _drop, _keep, _minus, limits
 
 CHUNK = 1 << 16
@@ -106,7 +106,7 @@ def gram(inputs: Any, kinds: Any, base: int, base_kind: int, begin: int, end: in
                 blocks = 0
         for p in range(pairs):
             result[chunk_start // CHUNK, p] = _fold(sums + 2 * p * row)
-    return 0
+    return keep(memory)
 
 
 @compiled
@@ -166,4 +166,4 @@ def magnitudes(
             start += size
         result[chunk_start // CHUNK, 0] = _fold(whole)
         result[chunk_start // CHUNK, 1] = _fold(kept)
-    return 0
+    return keep(memory)
