@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from tiny_models import TinyModel
@@ -16,8 +17,6 @@ from evomerge.merge.plan import make_plan
 from evomerge.models.folding import FoldedCheckpoint
 from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, Recipe, SliceRecipe, parameters
-
-peft = pytest.importorskip("peft")
 
 TOKENS = torch.arange(3, 23)[None]
 

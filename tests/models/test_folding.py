@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import architectures
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,8 +17,6 @@ from evomerge.errors import PoolError
 from evomerge.models.folding import FoldedCheckpoint
 from evomerge.models.pool import Pool, open_pool, pool_of_recipe
 from evomerge.recipe import ModelRef
-
-peft = pytest.importorskip("peft")
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
