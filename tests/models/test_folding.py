@@ -19,7 +19,6 @@ from evomerge.models.pool import Pool, open_pool, pool_of_recipe
 from evomerge.recipe import ModelRef
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def make_adapter(base: Path, folder: Path, dtype: str = "float32", seed: int = 0, **settings: Any) -> Path:
