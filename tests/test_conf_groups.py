@@ -29,7 +29,8 @@ def test_search_spaces(option: str) -> None:
     made = space(f"search_space={option}")
     recipe = made.decode(made.spec.initial)
     recipe.check(specs())
-    assert {entry.method for entry in recipe.slices} == {"task_arithmetic" if option == "parameter" else option}
+    first = "task_arithmetic" if option in ("parameter", "mixed") else option
+    assert {entry.method for entry in recipe.slices} == {first}
 
 
 @pytest.mark.parametrize("option", STRATEGIES)
@@ -53,6 +54,24 @@ def test_keys_are_changed_from_the_command_line() -> None:
         ("layers.0-2/math/weight", 0.0, 1.5, 0.1),
         ("layers.0-2/lang/weight", 0.0, 1.5, 0.1),
         ("layers.0-2/lambda", 0.5, 1.5, 0.1),
+    ]
+
+
+def test_methods_and_their_options_from_the_command_line() -> None:
+    made = space(
+        "search_space=mixed",
+        "search_space.layer_group=all",
+        "search_space.method=[task_arithmetic,dare_ties,slerp]",
+        "search_space.parameters.dare_ties.density=0.5",
+        "search_space.parameters.dare_ties.rescale_by=[probability,magnitude]",
+        "search_space.parameters.slerp={t: {low: 0.25}}",
+    )
+    assert [(g.name, g.low, g.choices) for g in made.spec][-5:] == [
+        ("layers.0-5/method", 0.0, ("task_arithmetic", "dare_ties", "slerp")),
+        ("layers.0-5/math/weight", 0.0, ()),
+        ("layers.0-5/lang/weight", 0.0, ()),
+        ("layers.0-5/dare_ties/rescale_by", 0.0, ("probability", "magnitude")),
+        ("layers.0-5/slerp/t", 0.25, ()),
     ]
 
 
