@@ -222,7 +222,7 @@ class _Writer:
             values |= {tensor: value for tensor, value in block.outer.get(key, {}).items() if value is not None}
         if not values:
             return self.defaults[name]
-        for tensor in values.keys() & self.others.keys():
+        for tensor in [tensor for tensor in values if tensor in self.others]:
             other = self.others[tensor]
             if values.setdefault(other, values[tensor]) != values[tensor]:
                 raise RecipeError(f"mergekit cannot express {name}: it merges {tensor!r} and others as one, {other!r}")
