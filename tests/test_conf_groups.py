@@ -87,7 +87,10 @@ def test_the_demo_searches_sixteen_weights() -> None:
         ("search_space.method=tise", r"search_space\.method is 'tise'; did you mean 'ties'"),
         ("search_space.layer_group=13", r"search_space\.layer_group is 13; 1 to 6"),
         ("search_space.layer_group=1.5", r"search_space\.layer_group is 1\.5"),
-        ("search_space.parameters.weight.high=abc", r"search_space\.parameters\.weight\.high is 'abc'; allowed: a finite number"),
+        (
+            "search_space.parameters.weight.high=abc",
+            r"search_space\.parameters\.weight\.high is 'abc'; allowed: a finite number",
+        ),
         ("search_space.components=[attn]", r"search_space\.components is \['attn'\]"),
         ("search_space.anchors=x", r"search_space\.anchors is 'x'"),
         ("+search_space.layer_groups=2", r"search_space has no key 'layer_groups'; did you mean 'layer_group'"),
