@@ -51,16 +51,17 @@ def mix_(
     used = [i for i, term in enumerate(mix.terms) if term.weight != 0]
     if not count:
         return True
+    origin = base if mix.differences else None
     if not used:
-        out.copy_(base) if mix.differences and base is not None else out.zero_()
-        return True
+        out.copy_(origin) if origin is not None else out.zero_()
+        return bool(torch.isfinite(out).all())
     terms = [mix.terms[i] for i in used]
     votes = [vote_of(term) for term in terms]
     arguments = (
         np.array([inputs[i].data_ptr() for i in used], np.int64),
         np.array([KINDS[inputs[i].dtype] for i in used], np.int64),
-        base.data_ptr() if base is not None and mix.differences else 0,
-        KINDS[base.dtype] if base is not None else F32,
+        origin.data_ptr() if origin is not None else 0,
+        KINDS[origin.dtype] if origin is not None else F32,
         out.data_ptr(),
         KINDS[out.dtype],
     )
@@ -69,16 +70,21 @@ def mix_(
         np.array(votes, np.float32),
         np.array([cut_row(term.cut) for term in terms], np.int64),
         np.array([keys[i] if mix.terms[i].density is not None else 0 for i in used], np.uint64),
-        np.array([-1 if term.density is None else kept_below(term.density) for term in terms], np.int64),
-        mix.differences,
+        np.array([mask_bound(term.density) for term in terms], np.int64),
+        origin is not None,
         mix.elect,
         mix.normalize,
         np.float32(least_vote(votes)),
-        np.float32(mix.divisor),
+        np.float32(1 if mix.elect else mix.divisor),
         np.float32(mix.scale),
         out.nbytes >= _STREAM and out.data_ptr() % 32 == 0,
     )
     return not any(in_parts(lambda begin, end: mix_kernel(*arguments, begin, end, *settings), count))
+
+
+def mask_bound(density: float | None) -> int:
+    """What random numbers must lie below; -1 where every element stays."""
+    return -1 if density is None or density >= 1 else kept_below(density)
 
 
 def cut_row(cut: Cut | None) -> tuple[int, int, int, int]:

@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.errors import EvomergeError
-from evomerge.merge.cpu_mix import KINDS, cut_row, in_parts
+from evomerge.merge.cpu_mix import KINDS, cut_row, in_parts, mask_bound
 from evomerge.merge.kernels.selection import BINS, SHIFT, gather, histogram, order
 from evomerge.merge.kernels.sums import CHUNK, gram, magnitudes
-from evomerge.merge.masks import kept_below
 from evomerge.merge.mix import LARGEST, Cut
 
 _INFINITE_BIN = 0x7F800000 >> SHIFT
@@ -182,9 +181,7 @@ class CpuStatistics:
         task = self._inputs[index]
         address, kind = task.data_ptr(), KINDS[task.dtype]
         limits = np.array(cut_row(cut), np.int64)
-        key, bound = np.uint64(0), -1
-        if density is not None and density < 1:
-            key, bound = np.uint64(self._keys[index]), kept_below(density)
+        key, bound = np.uint64(self._keys[index] if density is not None else 0), mask_bound(density)
         chunks = np.zeros((-(-self.count // CHUNK), 2))
         in_parts(
             lambda begin, end: magnitudes(address, kind, base, base_kind, begin, end, limits, key, bound, chunks),

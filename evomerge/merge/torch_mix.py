@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.merge.masks import drop_
-from evomerge.merge.mix import Cut, Mix, Term
+from evomerge.merge.mix import LARGEST, Cut, Mix, Term
 
 
 def mix_block(
@@ -55,7 +55,8 @@ def _agreeing(mix: Mix, used: Sequence[int], parts: Sequence[torch.Tensor], tota
     mean, divisor = torch.zeros_like(total), torch.zeros_like(total)
     votes = [vote_of(mix.terms[i]) for i in used]
     for part, vote in zip(parts, votes, strict=True):
-        agrees = torch.where(positive, part > 0, part < 0)
+        # A NaN agrees with either sign: it is found in the result.
+        agrees = torch.where(positive, part <= 0, part >= 0).logical_not_()
         mean.add_(torch.where(agrees, part, 0.0))
         if mix.normalize:
             divisor.add_(torch.where(agrees, vote, 0.0))
@@ -76,7 +77,9 @@ def least_vote(votes: Sequence[float]) -> float:
 def cut_(task: torch.Tensor, cut: Cut, offset: int) -> None:
     """Set the elements of a flat float32 block that a cut drops to zero, in place."""
     bits = task.view(torch.int32).bitwise_and(0x7FFFFFFF)
-    dropped = (bits < cut.low) | (bits > cut.high)
+    dropped = bits < cut.low
+    if cut.high < LARGEST:  # else infinities and NaN stay, to be found in the result
+        dropped |= bits > cut.high
     if cut.low_end < offset + task.numel():
         at = max(0, cut.low_end - offset)
         dropped[at:] |= bits[at:] == cut.low
