@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -83,3 +86,10 @@ def at_layer(name: str, entry: SliceRecipe, source: Input) -> str:
     if entry.slice.layer is None or source.layer is None:
         return name
     return name.replace(f"layers.{entry.slice.layer}.", f"layers.{source.layer}.")
+
+
+def filled(text: str, folders: Mapping[str, Path]) -> str:
+    """A mergekit file with the folders of models in place of BASE, A, B and C."""
+    for name, folder in folders.items():
+        text = re.sub(rf"(model|source): {name.upper()}(?=[\n,}}])", rf"\1: {folder}", text)
+    return text

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from mergekit_run import assert_close, run_mergekit
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -55,23 +53,6 @@ def random_recipe(pool: Pool, method: str, rng: random.Random) -> Recipe:
     return pool.info.recipe(entry(slice_) for slice_ in pool.layout.slices)
 
 
-# One process for all files: starting mergekit takes far longer than these merges.
-RUN_ALL = """
-import sys
-from mergekit.scripts.run_yaml import main
-for config, out in zip(sys.argv[1::2], sys.argv[2::2]):
-    main([config, out, "--quiet"], standalone_mode=False)
-"""
-
-
-def mergekit_yaml(runs: Mapping[Path, Path]) -> None:
-    """Run the `mergekit-yaml` command on every file, writing its folder."""
-    command = [sys.executable, "-c", RUN_ALL, *(str(path) for pair in runs.items() for path in pair)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-
-
 def ulps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Distance in units of the last place of two bfloat16 tensors: how many representable numbers lie between."""
 
@@ -97,12 +78,6 @@ def chosen_freely(recipe: Recipe, pool: Pool, name: str) -> torch.Tensor:
     return free
 
 
-def assert_close(mine: torch.Tensor, other: torch.Tensor, name: str) -> None:
-    """Float32: relative 1e-5; where large terms cancel, the rounding of the terms remains (10 ulps of the typical)."""
-    scale = float(mine.square().mean().sqrt())
-    torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6 * scale, msg=lambda text: f"{name}: {text}")
-
-
 CASES = [(method, dtype) for method in ("linear", "slerp", "task_arithmetic", "ties") for dtype in DTYPES]
 CASES += [("dare_linear", "float32"), ("dare_ties", "float32")]  # at density 1: below it their masks are random
 
@@ -122,7 +97,7 @@ def merged(llamas: Llamas, tmp_path_factory: pytest.TempPathFactory) -> dict[tup
         write_model(recipe, pool, folder / "ours")
         (folder / "mergekit.yaml").write_text(to_mergekit(recipe, pool.layout))
         runs[folder / "mergekit.yaml"] = folder / "theirs"
-    mergekit_yaml(runs)
+    run_mergekit(runs)
     return done
 
 

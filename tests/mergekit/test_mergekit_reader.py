@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mergekit_plan import assert_reads_as
+from mergekit_plan import assert_reads_as, filled
 
 from evomerge.mergekit.document import looks_like_mergekit
 from evomerge.mergekit.reader import read_mergekit
@@ -134,17 +134,8 @@ models: [{model: A, parameters: {weight: 0.5, density: 0.9, gamma: 0.02}}]
 
 
 @pytest.fixture(scope="module")
-def folders(llamas: Callable[..., dict[str, Path]]) -> dict[str, str]:
-    return {name.upper(): str(folder) for name, folder in llamas(layers=3).items()}
-
-
-def filled(text: str, folders: dict[str, str]) -> str:
-    """The file with folders in place of BASE, A, B and C."""
-    for name, folder in folders.items():
-        for before in ("model: ", "source: "):
-            for after in ("\n", ",", "}"):
-                text = text.replace(f"{before}{name}{after}", f"{before}{folder}{after}")
-    return text
+def folders(llamas: Callable[..., dict[str, Path]]) -> dict[str, Path]:
+    return llamas(layers=3)
 
 
 def read(text: str) -> tuple[Recipe, Pool]:
@@ -154,14 +145,14 @@ def read(text: str) -> tuple[Recipe, Pool]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_mean_what_mergekit_plans(folders: dict[str, str], name: str) -> None:
+def test_files_mean_what_mergekit_plans(folders: dict[str, Path], name: str) -> None:
     text = filled(FILES[name], folders)
     recipe, pool = read(text)
     assert_reads_as(recipe, pool.layout, text)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_was_read_is_written_and_read_the_same(folders: dict[str, str], name: str) -> None:
+def test_what_was_read_is_written_and_read_the_same(folders: dict[str, Path], name: str) -> None:
     recipe, pool = read(filled(FILES[name], folders))
     again, _ = read(to_mergekit(recipe, pool.layout))
     assert again.hash == recipe.hash
@@ -195,7 +186,7 @@ tokenizer_source: B
 """
 
 
-def test_stages_are_intermediates(folders: dict[str, str]) -> None:
+def test_stages_are_intermediates(folders: dict[str, Path]) -> None:
     file = read_mergekit(filled(STAGES, folders))
     assert list(file.models) == ["base", "a", "b", "c"]
     assert (file.base, file.dtype, file.notes) == ("base", "bfloat16", ())
@@ -221,7 +212,7 @@ def test_stages_are_intermediates(folders: dict[str, str]) -> None:
     assert load_recipe(dump_recipe(recipe)) == recipe
 
 
-def test_the_result_is_what_no_other_takes(folders: dict[str, str]) -> None:
+def test_the_result_is_what_no_other_takes(folders: dict[str, Path]) -> None:
     named = filled(STAGES.replace("merge_method: slerp", "name: last\nmerge_method: slerp"), folders)
     assert read(named)[0].hash == read(filled(STAGES, folders))[0].hash
     spare = STAGES + "name: spare\nmerge_method: linear\nmodels: [{model: D, parameters: {weight: 1}}]\n"
@@ -230,7 +221,7 @@ def test_the_result_is_what_no_other_takes(folders: dict[str, str]) -> None:
     assert "D" not in file.models.values()
 
 
-def test_what_mergekit_passes_over_is_noted(folders: dict[str, str]) -> None:
+def test_what_mergekit_passes_over_is_noted(folders: dict[str, Path]) -> None:
     text = """
 merge_method: slerp
 base_model: BASE
@@ -244,7 +235,7 @@ parameters: {t: 0.5, normalize: true, int8_mask: true}
     )
 
 
-def test_the_tokenizer_of_a_model(folders: dict[str, str]) -> None:
+def test_the_tokenizer_of_a_model(folders: dict[str, Path]) -> None:
     text = "{merge_method: linear, base_model: BASE, parameters: {weight: 1}, models: [{model: A}, {model: B}]%s}"
     none, base, own, other = (
         read(filled(text % more, folders))[0]
@@ -284,7 +275,7 @@ def test_references(content: object, location: str) -> None:
 
 
 def test_folders_are_found_from_here_first_then_beside_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here / "a", there / "a", there / "b", there / "c"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mergekit_plan import filled
 
 from evomerge.errors import RecipeError
 from evomerge.mergekit.reader import read_mergekit
@@ -163,9 +163,7 @@ UNFIT = {
 @pytest.mark.parametrize("name", UNFIT)
 def test_what_does_not_fit_the_models_is_refused(llamas: Callable[..., dict[str, Path]], name: str) -> None:
     text, message = UNFIT[name]
-    for model, folder in llamas().items():
-        text = re.sub(rf"model: {model.upper()}\b", f"model: {folder}", text)
-    read = read_mergekit(text)
+    read = read_mergekit(filled(text, llamas()))
     pool = open_pool(read.models, read.base)
     with pytest.raises(RecipeError, match=message) as raised:
         read.recipe(pool)
