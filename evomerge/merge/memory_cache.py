@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 
 import torch
 
 from evomerge.merge.merged import Merged, Shapes, allocate
 
 _MOST_SPARE = 2  # of one shape
+_MOST_DROPPED = 1 << 16  # keys to know again
+_MOST_STALE = 1000  # entries of the queue
 
 
 class MemoryCache:
@@ -19,10 +22,14 @@ class MemoryCache:
 
     Args:
         budget: bytes.
+        start: bytes to begin with. Each slice that comes back after it was dropped is a reason to keep more, up to the
+            budget: a search that never repeats itself is not made to touch memory it has no use for.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, start: int | None = None) -> None:
         self.budget = budget
+        self.allowed = budget if start is None else min(start, budget)
+        self._dropped: OrderedDict[str, None] = OrderedDict()
         self.used = 0
         self._held: dict[str, tuple[float, Merged]] = {}
         self._queue: list[tuple[float, str]] = []  # of priorities, with those that were taken since
@@ -36,6 +43,9 @@ class MemoryCache:
         """The slice of a key, which leaves the cache; ``None`` when it is not there."""
         found = self._held.pop(key, None)
         if found is None:
+            if key in self._dropped:
+                del self._dropped[key]
+                self.allowed = min(self.budget, self.allowed + self.allowed // 16)
             return None
         self.used -= found[1].nbytes
         return found[1]
@@ -43,15 +53,18 @@ class MemoryCache:
     def put(self, key: str, merged: Merged) -> None:
         """Hand a slice over; what there is no room for, and what costs nothing to have again, is not kept."""
         size = merged.nbytes
-        if key in self._held or not merged.owned or merged.cost <= 0 or size > self.budget:
+        if key in self._held or not merged.owned or merged.cost <= 0 or size > self.allowed:
             self.recycle(merged)
             return
-        while self.used + size > self.budget:
+        while self.used + size > self.allowed:
             self._evict()
         value = self._age + merged.cost / max(size, 1)
         self._held[key] = value, merged
         self.used += size
         heapq.heappush(self._queue, (value, key))
+        if len(self._queue) > 2 * len(self._held) + _MOST_STALE:
+            self._queue = [(value, key) for key, (value, _) in self._held.items()]
+            heapq.heapify(self._queue)
 
     def _evict(self) -> None:
         value, key = heapq.heappop(self._queue)
@@ -60,6 +73,9 @@ class MemoryCache:
         merged = self._held.pop(key)[1]
         self._age = value
         self.used -= merged.nbytes
+        self._dropped[key] = None
+        if len(self._dropped) > _MOST_DROPPED:
+            self._dropped.popitem(last=False)
         self.recycle(merged)
 
     def recycle(self, merged: Merged) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import secrets
 import shutil
+import time
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -18,8 +22,24 @@ from safetensors import SafetensorError, safe_open
 from evomerge.merge.merged import ALIGNMENT, Merged
 
 _SUFFIX = ".safetensors"
-_SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_SAFETENSORS = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _SEEN = 1 << 20  # bytes of the table of keys that were computed once
+_UNCOUNTED = 64  # part of the budget that a worker writes before it counts all files again
+_UNFINISHED = 3600  # seconds
+_TRIES = 100
+_MEMORY = 32  # how many slices "of late" is
+_SLOW = 1e-9  # a guess to begin with
 _UNIT = 1 << 40  # priorities (seconds per byte) as the nanoseconds of a file's time
 
 
@@ -27,7 +47,8 @@ class SharedCache:
     """Merged slices as safetensors files that every worker of a node maps; safe for any number of processes.
 
     A file appears whole, by atomic rename, and stays readable for those who have it mapped when it is evicted. Slices
-    are published when somebody computes them a second time, so that a search which never repeats itself writes nothing.
+    are published when they have been computed before, or when most are: a search which never repeats itself writes
+    nothing.
     Evicts by GreedyDual-Size (Cao and Irani, 1997); a file's modification time is its priority, that of ``age`` the
     priority evicted last, so that all there is to know lies in the folder.
 
@@ -42,17 +63,17 @@ class SharedCache:
 
     def __init__(self, folder: Path, budget: int, *, temporary: bool = True) -> None:
         self.folder, self.budget, self._temporary = folder, budget, temporary
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = open(folder / "users", "a")  # noqa: SIM115  held as long as the cache is used
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self._lock = _used(folder)
         table = folder / "seen"
         with table.open("a+b") as file:
-            file.truncate(_SEEN)
+            os.posix_fallocate(file.fileno(), 0, _SEEN)  # a write to a page that finds no room is a crash
         self._seen = np.memmap(table, np.uint8, "r+", shape=(_SEEN,))
         with contextlib.suppress(FileExistsError), (folder / "age").open("x"):
             os.utime(folder / "age", ns=(0, 0))
         self._marked = 0
         self._written = budget  # since the files were last counted: count first
+        self._repeats = 0.0  # of late, the share of computed slices that somebody had computed before
+        self._rate = _SLOW  # of late, seconds that publishing a byte takes
 
     def get(self, key: str) -> Merged | None:
         """The slice of a key, mapped; ``None`` when it is not there."""
@@ -64,7 +85,7 @@ class SharedCache:
             self._touch(path, cost, sum(tensor.nbytes for tensor in tensors))
         except (FileNotFoundError, OSError):
             return None
-        except (SafetensorError, KeyError, ValueError):  # not ours, or of a disk that failed
+        except (SafetensorError, KeyError, TypeError, ValueError):  # not ours, or of a disk that failed
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -82,18 +103,16 @@ class SharedCache:
                 self._marked = 0
             self._seen[place] = 1
             return False
-        size = merged.nbytes
-        if size > self.budget // 4:
+        path = self.folder / f"{key}{_SUFFIX}"
+        if merged.nbytes > self.budget // 4 or any(tensor.dtype not in _SAFETENSORS for tensor in merged.tensors):
             return False
         try:
-            self._make_room(size)
-            self._write(key, merged)
+            return not path.exists() and self._write(path, merged)
         except OSError:  # full, or gone: a cache may be
             return False
-        self._written += size
-        return True
 
-    def _write(self, key: str, merged: Merged) -> None:
+    def _write(self, path: Path, merged: Merged) -> bool:
+        """Write a file beside its place, and put it there if there is room."""
         header: dict[str, object] = {"__metadata__": {"cost": repr(merged.cost)}}
         end = 0
         for i, tensor in enumerate(merged.tensors):
@@ -105,44 +124,65 @@ class SharedCache:
             }
         text = json.dumps(header).encode()
         text += b" " * (-(8 + len(text)) % ALIGNMENT)
-        temporary = self.folder / f"{key}.{secrets.token_hex(4)}"
+        size = 8 + len(text) + end
+        temporary = self.folder / f"{path.stem}.{secrets.token_hex(4)}"
         try:
             with temporary.open("xb") as file:
+                file.truncate(size)  # what others count
+                if not self._make_room(size):
+                    return False
                 file.write(len(text).to_bytes(8, "little") + text)
                 for tensor in merged.tensors:
                     file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-            path = self.folder / f"{key}{_SUFFIX}"
             self._touch(temporary, merged.cost, merged.nbytes)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+        return True
 
     def _touch(self, path: Path, cost: float, size: int) -> None:
         """Give a file the priority of one that is used now."""
         value = os.stat(self.folder / "age").st_mtime_ns + int(cost / max(size, 1) * _UNIT)
         os.utime(path, ns=(value, value))
 
-    def _make_room(self, size: int) -> None:
-        """Evict until `size` bytes more fit; whoever comes while another evicts leaves it to him."""
-        if self._written + size < self.budget // 16:
-            return
+    def _make_room(self, size: int) -> bool:
+        """Evict until all files fit, those that are being written too; whether a file of `size` bytes may be written.
+
+        Files are counted once in a while, with some room for what others write meanwhile. Who comes while another
+        counts does not write.
+        """
+        self._written += size
+        if self._written < self.budget // _UNCOUNTED:
+            return True
         with _exclusive(self.folder / "evicting") as mine:
             if not mine:
-                return
-            files = sorted((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path) for entry in self._files())
-            used = sum(length for _, length, _ in files)
+                return False
+            files, used = self._files()
+            room = self.budget - self.budget // 8
             for value, length, path in files:
-                if used + size <= self.budget:
+                if used <= room:
                     break
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
                 used -= length
                 os.utime(self.folder / "age", ns=(value, value))
             self._written = 0
+            return used <= room
 
-    def _files(self) -> Iterator[os.DirEntry[str]]:
+    def _files(self) -> tuple[list[tuple[int, int, str]], int]:
+        """Priority, size and path of all files that may be evicted, the first one first, and the size of all."""
+        files, used = [], 0
         with os.scandir(self.folder) as entries:
-            yield from (entry for entry in entries if entry.name.endswith(_SUFFIX))
+            for entry in entries:
+                if "." not in entry.name:  # the cache's own
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    found = entry.stat()
+                    used += found.st_size
+                    # A file that nobody finishes is one of a worker that was killed.
+                    if entry.name.endswith(_SUFFIX) or time.time() - found.st_ctime > _UNFINISHED:
+                        files.append((found.st_mtime_ns, found.st_size, entry.path))
+        return sorted(files), used
 
     def close(self) -> None:
         """Stop using the folder; the last one removes it where it is temporary."""
@@ -157,19 +197,46 @@ def remove_if_unused(folder: Path) -> None:
     """Remove a cache's folder unless a worker uses it."""
     with _exclusive(folder / "users") as mine:
         if mine:
+            # Whoever opens it meanwhile is to find all of it or nothing.
+            away = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+            with contextlib.suppress(OSError):
+                folder = folder.rename(away)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _used(folder: Path) -> IO[str]:
+    """Make a folder and lock its file of users; removing it takes the same lock.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    for _ in range(_TRIES):
+        lock = None
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = open(folder / "users", "a")  # noqa: SIM115  held as long as the cache is used
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if os.fstat(lock.fileno()).st_nlink:
+                return lock
+        except FileNotFoundError:  # removed by the last of its users just now
+            pass
+        if lock is not None:
+            lock.close()
+    raise OSError(errno.EBUSY, "is being removed again and again", str(folder))
 
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[bool]:
     """Hold a lock on a file if nobody else does; says whether."""
     try:
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            yield True
+        file = path.open("a")
     except FileNotFoundError:
         yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = True
+        except OSError:
+            mine = False
+        yield mine

@@ -80,7 +80,7 @@ class Sources:
             return tensor if self._kept[model, name].device == self.device else None
         if tensor.data_ptr() % ALIGNMENT == 0:
             return tensor
-        return self.notes.large(("aligned", model, name), tensor.nbytes, tensor.clone)
+        return self.notes.large(("aligned", model, name), tensor.nbytes, tensor.clone, at_once=True)
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device or pinned, while there is room; else as it is, mapped from its file."""
@@ -105,7 +105,8 @@ class Notes:
     budget: int
     used: int = 0
     _small: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-    _asked: dict[Hashable, int] = field(default_factory=dict, repr=False)
+    _large: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _asked: set[Hashable] = field(default_factory=set, repr=False)
 
     def small(self, key: Hashable, find: Callable[[], T]) -> T:
         """What `find` returned when `key` was first asked for."""
@@ -116,20 +117,20 @@ class Notes:
         found: T = self._small[key]
         return found
 
-    def large(self, key: Hashable, cost: int, find: Callable[[], T]) -> T | None:
-        """The same for what takes `cost` bytes to keep; ``None`` the first times, and where there is no room."""
-        kept: T | None = self._small.get(("large", key))
-        if kept is not None:
-            return kept
-        self._asked[key] = self._asked.get(key, 0) + 1
-        if self._asked[key] <= _ASKED_BEFORE or cost > self.budget - self.used:
-            return None
-        self.used += cost
-        return self.small(("large", key), find)
+    def large(self, key: Hashable, cost: int, find: Callable[[], T], *, at_once: bool = False) -> T | None:
+        """The same for what takes `cost` bytes to keep; ``None`` where there is no room, and the first time that it is
+        asked for, unless `at_once`: what takes long to find is found when it is wanted again."""
+        if key not in self._large:
+            self._asked[key] = self._asked.get(key, 0) + 1
+            if self._asked[key] <= _ASKED_BEFORE or cost > self.budget - self.used:
+                return None
+            self._large[key] = find()
+            self.used += cost
+        kept: T | None = self._large[key]
+        return kept
 
 
 _MOST_NOTES = 1 << 18
-_ASKED_BEFORE = 1  # a note that takes long to make is made when it is wanted again
 
 
 def free_memory(device: torch.device) -> int:
