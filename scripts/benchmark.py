@@ -1,122 +1,12 @@
-"""Benchmarks that print ratios measured in one run: ``python scripts/benchmark.py overhead``."""
+"""Benchmarks that print ratios measured in one run: ``python scripts/benchmark.py merge``."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import tempfile
-import time
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from evomerge.candidate import Candidate
-from evomerge.cli.composed import compose_config
-from evomerge.evaluation.worker import Worker
-from evomerge.factory import build_parts
-
-console = Console()
-os.environ["TQDM_DISABLE"] = "1"  # the stock evaluation's progress bars
-
-
-class Recorder:
-    """Records the arguments of every forward of a module, to run the same forwards again alone."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._hook = module.register_forward_pre_hook(self._record, with_kwargs=True)
-
-    def _record(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.calls.append((args, kwargs))
-
-    def stop(self) -> None:
-        """Record no more."""
-        self._hook.remove()
-
-
-def overhead(folder: Path, seed: int, candidates: int, threads: int | None, overrides: list[str]) -> None:
-    """What a candidate of the demo costs beyond its model calls.
-
-    Three ways to score the same random candidates, alternating: evomerge's worker; the same forwards alone; a stock
-    `lm_eval.simple_evaluate` of the saved model, its task index already built.
-    """
-    from evomerge.demo.pool import make_demo_pool
-
-    root = folder / f"seed{seed}"
-    make_demo_pool(root, seed)
-    config = compose_config(["experiment=demo", f"pool.root='{root}'", *overrides])
-    parts = build_parts(config)
-    worker = Worker(parts.pool, {"search": parts.fitness}, device="cpu", threads=threads)
-    module = worker._resident.model.module
-    rng = np.random.default_rng(seed)
-    recipes = [parts.space.decode(parts.space.spec.sample(rng)) for _ in range(candidates + 1)]
-
-    worker.evaluate(Candidate(0, recipes[0]))  # the warm-up: items are built, caches are filled
-    recorder = Recorder(module)
-    worker.evaluate(Candidate(0, recipes[0]))
-    recorder.stop()
-    ours, alone, stages = [], [], []
-    with torch.inference_mode():
-        for index, recipe in enumerate(recipes[1:]):
-            start = time.perf_counter()
-            evaluation = worker.evaluate(Candidate(index, recipe))
-            ours.append(time.perf_counter() - start)
-            stages.append(dict(evaluation.seconds))
-            start = time.perf_counter()
-            for args, kwargs in recorder.calls:
-                module(*args, **kwargs)
-            alone.append(time.perf_counter() - start)
-    stock = [_stock(recipe, parts.pool, config) for recipe in recipes[1:4]]
-
-    floor = statistics.median(alone)
-    method = recipes[0].slices[0].method
-    table = Table(title=f"Seconds per candidate ({method}), medians of {candidates}, {torch.get_num_threads()} threads")
-    for heading in ("", "seconds", "of the forwards"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    paired = statistics.median(mine / bare for mine, bare in zip(ours, alone, strict=True))
-    rows = {
-        "forwards alone": floor,
-        "evomerge": paired * floor,  # the ratio of neighbours in time: the machine's speed drifts
-        "  merge": statistics.median(s["merge"] for s in stages),
-        "  model calls": statistics.median(s["model"] for s in stages),
-        "  other": statistics.median(s["other"] for s in stages),
-        "stock simple_evaluate": statistics.median(stock),
-    }
-    for name, seconds in rows.items():
-        table.add_row(name, f"{seconds:.4f}", f"{seconds / floor:.3f}")
-    console.print(table)
-    beyond = statistics.median((s["merge"] + s["other"]) / s["model"] for s in stages)
-    console.print(f"beyond model calls (merge + other): {beyond:.1%} of the model calls")
-
-
-def _stock(recipe: Any, pool: Any, config: Any) -> float:
-    """Seconds of the stock evaluation of one candidate: write the model, load it, score it."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    from evomerge.export.writer import write_model
-
-    tasks = [term["task"] for term in config.fitness.tasks]
-    manager = TaskManager(include_path=config.fitness.include_path, include_defaults=False)
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "model"
-        start = time.perf_counter()
-        write_model(recipe, pool, out)
-        lm_eval.simple_evaluate(
-            model="hf",
-            model_args=f"pretrained={out},dtype={pool.info.dtype}",
-            tasks=tasks,
-            batch_size=config.fitness.batch_size,
-            device="cpu",
-            task_manager=manager,
-            bootstrap_iters=0,
-        )
-        return time.perf_counter() - start
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main() -> None:
@@ -129,8 +19,30 @@ def main() -> None:
     one.add_argument("--candidates", type=int, default=30)
     one.add_argument("--threads", type=int)
     one.add_argument("overrides", nargs="*", help="of the demo's configuration: search_space=ties")
+    two = benchmarks.add_parser("merge", help="bytes moved per second against a plain copy; seconds against mergekit")
+    two.add_argument("--sizes", nargs="+", default=["40M", "500M"], choices=("40M", "500M"))
+    two.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16", "float16"))
+    two.add_argument("--device", default="cpu")
+    two.add_argument("--threads", type=int)
+    two.add_argument("--repeats", type=int, default=15)
+    two.add_argument("--mergekit", action="store_true", help="also run mergekit-yaml, where it is installed")
+    three = benchmarks.add_parser("cache", help="seconds per candidate with and without each tier of the layer cache")
+    three.add_argument("--candidates", type=int, default=40)
+    three.add_argument("--threads", type=int)
+    three.add_argument("--method", default="ties")
     options = parser.parse_args()
-    overhead(options.folder, options.seed, options.candidates, options.threads, options.overrides)
+    if options.benchmark == "overhead":
+        from scripts.benchmark_overhead import overhead
+
+        overhead(options.folder, options.seed, options.candidates, options.threads, options.overrides)
+    elif options.benchmark == "merge":
+        from scripts.benchmark_merge import merge
+
+        merge(options.sizes, options.dtypes, options.device, options.threads, options.repeats, options.mergekit)
+    else:
+        from scripts.benchmark_cache import cache
+
+        cache(options.candidates, options.threads, options.method)
 
 
 if __name__ == "__main__":

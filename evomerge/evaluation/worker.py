@@ -65,8 +65,7 @@ class Worker:
         self._pool = pool
         self._fitnesses = dict(fitnesses)
         settings, device = cache or CacheSettings(), choose_device(device)
-        self._shared = open_shared(settings, pool, device)
-        self._resident = Resident(pool, device, shared=self._shared)
+        self._resident = Resident(pool, device, shared=open_shared(settings, pool, device))
         # What is free is known when the model has its place.
         place = self._resident.model.device
         self._resident.keep(settings.placement(place), settings.budget(place))
@@ -109,8 +108,7 @@ class Worker:
 
     def close(self) -> None:
         """Leave the shared cache."""
-        if self._shared is not None:
-            self._shared.close()
+        self._resident.close()
 
 
 class WorkerBuilder(Protocol):

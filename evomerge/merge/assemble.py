@@ -95,8 +95,8 @@ class Resident:
         )
         self.sources = Sources(pool, module.device, placement)
         self._slices = ModuleSlices(module, pool.layout)
-        self._memory = MemoryCache(int(free_memory(module.device) * CACHE_SHARE) if cache is None else cache)
         self._shared = shared
+        self.keep(self.sources.placement, int(free_memory(module.device) * CACHE_SHARE) if cache is None else cache)
         self._held: dict[SliceId, tuple[str, Merged]] = {}
         own = make_plan(pool.info.linear({pool.info.config_from: 1.0}), pool)
         given, stored = pool.checkpoints[pool.info.config_from], pool.stored[pool.info.config_from]
@@ -111,7 +111,16 @@ class Resident:
     def keep(self, placement: Placement, cache: int) -> None:
         """Set how much to keep of sources and of merged slices; what was kept before is dropped."""
         self.sources = Sources(self.pool, self.model.device, placement)
-        self._memory = MemoryCache(cache)
+        self._memory = MemoryCache(cache, start=2 * sum(self._slices.nbytes(s) for s in self.pool.layout.slices))
+
+    def forget(self) -> None:
+        """Take the model's slices for none that is known: the next plan is computed whole."""
+        self._held = {slice_: ("", held) for slice_, (_, held) in self._held.items()}
+
+    def close(self) -> None:
+        """Leave the shared cache."""
+        if self._shared is not None:
+            self._shared.close()
 
     def apply(self, plan: Plan) -> MergeCount:
         """Make the model the one that `plan` describes, computing only slices that are nowhere to be had.

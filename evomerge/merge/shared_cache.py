@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import time
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -48,9 +47,8 @@ class SharedCache:
 
     A file appears whole, by atomic rename, and stays readable for those who have it mapped when it is evicted. Slices
     are published when they have been computed before, or when most are: a search which never repeats itself writes
-    nothing.
-    Evicts by GreedyDual-Size (Cao and Irani, 1997); a file's modification time is its priority, that of ``age`` the
-    priority evicted last, so that all there is to know lies in the folder.
+    nothing. Evicts by GreedyDual-Size (Cao and Irani, 1997); a file's modification time is its priority, that of
+    ``age`` the priority evicted last, so that all there is to know lies in the folder.
 
     Args:
         folder: made when it is not there.
@@ -94,22 +92,36 @@ class SharedCache:
         return Merged(tensors, cost, owned=False)
 
     def offer(self, key: str, merged: Merged) -> bool:
-        """Publish a slice that was just computed, if it was computed before by anyone; returns whether."""
-        place = int(key[:8], 16) % _SEEN
-        if not self._seen[place]:
-            self._marked += 1
-            if self._marked > _SEEN // 4:  # too full to tell keys apart
-                self._seen[:] = 0
-                self._marked = 0
-            self._seen[place] = 1
+        """Publish a slice that was just computed, if it is likely to be wanted again; returns whether.
+
+        It is when anyone computed it before, or when so much of what is computed was that publishing at once pays.
+        """
+        again, size = self._mark(key), merged.nbytes
+        self._repeats += (again - self._repeats) / _MEMORY
+        if not again and self._repeats * merged.cost <= self._rate * size:
             return False
         path = self.folder / f"{key}{_SUFFIX}"
-        if merged.nbytes > self.budget // 4 or any(tensor.dtype not in _SAFETENSORS for tensor in merged.tensors):
+        if size > self.budget // 4 or any(tensor.dtype not in _SAFETENSORS for tensor in merged.tensors):
             return False
+        start = time.perf_counter()
         try:
-            return not path.exists() and self._write(path, merged)
+            published = not path.exists() and self._write(path, merged)
         except OSError:  # full, or gone: a cache may be
             return False
+        self._rate += ((time.perf_counter() - start) / max(size, 1) - self._rate) / _MEMORY
+        return published
+
+    def _mark(self, key: str) -> bool:
+        """Whether anyone computed a key before; from now on someone did."""
+        place = int(key[:8], 16) % _SEEN
+        if self._seen[place]:
+            return True
+        self._marked += 1
+        if self._marked > _SEEN // 4:  # too full to tell keys apart
+            self._seen[:] = 0
+            self._marked = 0
+        self._seen[place] = 1
+        return False
 
     def _write(self, path: Path, merged: Merged) -> bool:
         """Write a file beside its place, and put it there if there is room."""

@@ -121,8 +121,10 @@ class Notes:
         """The same for what takes `cost` bytes to keep; ``None`` where there is no room, and the first time that it is
         asked for, unless `at_once`: what takes long to find is found when it is wanted again."""
         if key not in self._large:
-            self._asked[key] = self._asked.get(key, 0) + 1
-            if self._asked[key] <= _ASKED_BEFORE or cost > self.budget - self.used:
+            if cost > self.budget - self.used:
+                return None
+            if not at_once and key not in self._asked:
+                self._asked.add(key)
                 return None
             self._large[key] = find()
             self.used += cost

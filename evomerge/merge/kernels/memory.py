@@ -64,6 +64,22 @@ def _stream_32(typing_context: Any, target: Any, source: Any) -> Any:
     return types.void(target, source), build
 
 
+@intrinsic
+def _as_float(typing_context: Any, word: Any) -> Any:
+    """The float32 of 32 bits."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), build
+
+
+@compiled
+def widened(half: Any) -> Any:
+    """A bfloat16, given as uint16, as float32."""
+    return _as_float(np.uint32(half) << _U(16))
+
+
 @compiled
 def floats(address: int, count: int) -> Any:
     """Memory as float32. Views by address cost nothing, where those of arrays are counted."""
@@ -125,16 +141,15 @@ def read(address: int, kind: int, start: int, count: int, scratch: int) -> int:
 
 
 @compiled
-def is_infinite(peak: int, count: int) -> int:
-    """Whether `write` has seen a number that is not finite."""
-    seen = np.uint32(0)
-    for word in words(peak, count):
-        seen |= word
-    return np.int64(seen >> np.uint32(31))
+def infinite_from(kind: int) -> int:
+    """The least float32 magnitude, as bits, that is infinite when rounded to a dtype."""
+    if kind == F32:
+        return 0x7F800000
+    return 0x7F7F8000 if kind == BF16 else 0x477FF000
 
 
 @compiled
-def write(source: int, address: int, kind: int, start: int, count: int, stream: bool, scratch: int, peak: int) -> None:
+def write(source: int, address: int, kind: int, start: int, count: int, stream: bool, scratch: int) -> None:
     """Round float32 numbers to the target's dtype and store them.
 
     Args:
@@ -143,33 +158,26 @@ def write(source: int, address: int, kind: int, start: int, count: int, stream: 
         count: elements.
         stream: write whole vectors past the cache; asks for a target and start that are multiples of 32 bytes.
         scratch: address of `count` float32 that are overwritten.
-        peak: of uint32; the highest bit of an element is set when one stored from there is not finite (`is_infinite`).
     """
-    bits, peaks = words(source, count), words(peak, count)
+    bits = words(source, count)
     if kind == F32:
         target = words(address + 4 * start, count)
+        done = 0
         if stream:
-            for e in range(count):
-                peaks[e] = either(peaks[e], add(both(bits[e], _SIZE), _U(0x00800000)))
             done = count // 8 * 8
             for e in range(0, done, 8):
                 _stream_32(address + 4 * (start + e), source + 4 * e)
-            for e in range(done, count):
-                target[e] = bits[e]
-        else:
-            for e in range(count):
-                peaks[e] = either(peaks[e], add(both(bits[e], _SIZE), _U(0x00800000)))
-                target[e] = bits[e]
+        for e in range(done, count):
+            target[e] = bits[e]
         return
     half = halves(scratch if stream else address + 2 * start, count)
     if kind == BF16:
         for e in range(count):
             word = bits[e]
-            rounded = shift_right(add(word, add(_U(0x7FFF), both(shift_right(word, _U(16)), _U(1)))), _U(16))
-            half[e] = np.uint16(rounded)
-            peaks[e] = either(peaks[e], add(both(rounded, _U(0x7FFF)), _U(0x7FFF8080)))
+            even = both(shift_right(word, _U(16)), _U(1))
+            half[e] = np.uint16(shift_right(add(word, add(_U(0x7FFF), even)), _U(16)))
     else:
-        _to_float16(source, half, peaks, count)
+        _to_float16(source, half, count)
     if stream:
         done = count // 16 * 16
         for e in range(0, done, 16):
@@ -180,7 +188,7 @@ def write(source: int, address: int, kind: int, start: int, count: int, stream: 
 
 
 @compiled
-def _to_float16(source: int, half: Any, peaks: Any, count: int) -> None:
+def _to_float16(source: int, half: Any, count: int) -> None:
     values, bits = floats(source, count), words(source, count)
     for e in range(count):
         size = both(bits[e], _SIZE)
@@ -189,7 +197,6 @@ def _to_float16(source: int, half: Any, peaks: Any, count: int) -> None:
         over = rounded >= _U(143 << 23)
         normal = _U(0x7C00) if over else add(shift_right(rounded, _U(13)), _LESS_EXPONENT)
         half[e] = np.uint16(either(both(shift_right(bits[e], _U(16)), _U(0x8000)), both(normal, _U(0x7FFF))))
-        peaks[e] = either(peaks[e], _U(0x80000000) if over else _U(0))
     for e in range(count):
         distance = abs(values[e])
         if distance < _F16_LEAST:

@@ -6,8 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.merge.kernels.compiling import add, compiled, multiply, shift_right, xor
-from evomerge.merge.kernels.memory import floats, is_infinite, keep, prefetch, read, width, write
+from evomerge.merge.kernels.compiling import add, both, compiled, either, multiply, shift_right, xor
+from evomerge.merge.kernels.memory import (
+    BF16,
+    F16,
+    F32,
+    floats,
+    halves,
+    infinite_from,
+    keep,
+    prefetch,
+    read,
+    widened,
+    width,
+    words,
+    write,
+)
 from evomerge.merge.masks import ROUNDS, WRAP
 
 BLOCK = 512
@@ -74,10 +88,17 @@ def _minus(source: int, base: int, target: int, count: int) -> None:
 
 
 @compiled
-def _times(source: int, weight: Any, target: int, count: int, more: bool) -> None:
-    """Weight times the source; with `more`, added to the target."""
-    values, total = floats(source, count), floats(target, count)
-    if more:
+def _times(source: int, kind: int, weight: Any, target: int, count: int, more: bool) -> None:
+    """Weight times the source, float32 or bfloat16; with `more`, added to the target."""
+    values, half, total = floats(source, count), halves(source, count), floats(target, count)
+    if kind == BF16:
+        if more:
+            for e in range(count):
+                total[e] = total[e] + widened(half[e]) * weight
+        else:
+            for e in range(count):
+                total[e] = widened(half[e]) * weight
+    elif more:
         for e in range(count):
             total[e] = total[e] + values[e] * weight
     else:
@@ -86,10 +107,18 @@ def _times(source: int, weight: Any, target: int, count: int, more: bool) -> Non
 
 
 @compiled
-def _times_difference(source: int, base: int, weight: Any, target: int, count: int, more: bool) -> None:
-    """Weight times the difference; with `more`, added to the target."""
-    values, origin, total = floats(source, count), floats(base, count), floats(target, count)
-    if more:
+def _times_difference(source: int, kind: int, base: int, weight: Any, target: int, count: int, more: bool) -> None:
+    """Weight times the difference from the base of the source, float32 or bfloat16; with `more`, added."""
+    values, half, total = floats(source, count), halves(source, count), floats(target, count)
+    origin = floats(base, count)
+    if kind == BF16:
+        if more:
+            for e in range(count):
+                total[e] = total[e] + (widened(half[e]) - origin[e]) * weight
+        else:
+            for e in range(count):
+                total[e] = (widened(half[e]) - origin[e]) * weight
+    elif more:
         for e in range(count):
             total[e] = total[e] + (values[e] - origin[e]) * weight
     else:
@@ -113,10 +142,10 @@ def _times_elect(source: int, weight: Any, target: int, sum_: int, count: int, m
 
 @compiled
 def _agreeing(source: int, sum_: int, target: int, count: int, more: bool) -> None:
-    """Add the elements of the elected sign to the target."""
+    """Add the elements of the elected sign to the target; a NaN is of either."""
     part, elected, total = floats(source, count), floats(sum_, count), floats(target, count)
     for e in range(count):
-        agrees = part[e] > 0 if elected[e] >= 0 else part[e] < 0
+        agrees = not (part[e] <= 0 if elected[e] >= 0 else part[e] >= 0)
         total[e] = (total[e] if more else np.float32(0)) + (part[e] if agrees else np.float32(0))
 
 
@@ -127,20 +156,26 @@ def _voting(source: int, sum_: int, vote: Any, target: int, votes: int, count: i
     total, divisor = floats(target, count), floats(votes, count)
     if more:
         for e in range(count):
-            agrees = part[e] > 0 if elected[e] >= 0 else part[e] < 0
+            agrees = not (part[e] <= 0 if elected[e] >= 0 else part[e] >= 0)
             total[e] = total[e] + (part[e] if agrees else np.float32(0))
             divisor[e] = divisor[e] + (vote if agrees else np.float32(0))
     else:
         for e in range(count):
-            agrees = part[e] > 0 if elected[e] >= 0 else part[e] < 0
+            agrees = not (part[e] <= 0 if elected[e] >= 0 else part[e] >= 0)
             total[e] = np.float32(0) + (part[e] if agrees else np.float32(0))
             divisor[e] = vote if agrees else np.float32(0)
 
 
 @compiled
-def _finish(target: int, base: int, votes: int, least: Any, divisor: Any, scale: Any, count: int) -> None:
-    """Divide by the votes (where an address is given) or the divisor, scale, and add the base (where given)."""
-    total = floats(target, count)
+def _finish(
+    target: int, base: int, votes: int, least: Any, divisor: Any, scale: Any, peak: int, over: Any, count: int
+) -> None:
+    """Divide by the votes (where an address is given) or the divisor, scale, and add the base (where given).
+
+    The highest bit of an element of `peak` is set when one that is stored from there is infinite: when adding `over`
+    to the bits of its magnitude carries into that bit.
+    """
+    total, peaks, bits = floats(target, count), words(peak, count), words(target, count)
     if votes:
         by = floats(votes, count)
         for e in range(count):
@@ -150,11 +185,25 @@ def _finish(target: int, base: int, votes: int, least: Any, divisor: Any, scale:
             total[e] = total[e] / divisor
     if base:
         origin = floats(base, count)
+        if scale != 1:
+            for e in range(count):
+                total[e] = total[e] * scale
         for e in range(count):
-            total[e] = total[e] * scale + origin[e]
+            total[e] = total[e] + origin[e]
     elif scale != 1:
         for e in range(count):
             total[e] = total[e] * scale
+    for e in range(count):
+        peaks[e] = either(peaks[e], add(both(bits[e], _U(0x7FFFFFFF)), over))
+
+
+@compiled
+def _is_infinite(peak: int) -> int:
+    """Whether `_finish` has seen a number that is stored as infinite, or a NaN."""
+    seen = _U(0)
+    for word in words(peak, BLOCK):
+        seen |= word
+    return np.int64(seen >> _U(31))
 
 
 @compiled
@@ -198,6 +247,7 @@ def mix(
     total = (memory.ctypes.data + 63) // 64 * 64
     elected, divisors, converted = total + row, total + 2 * row, total + 3 * row
     task, origin_scratch, peak, parts = total + 4 * row, total + 5 * row, total + 6 * row, total + 7 * row
+    over = _U(0x80000000 - infinite_from(out_kind))
     start = begin
     while start < end:
         size = min(BLOCK, end - start, 4294967296 - start % 4294967296)  # masks begin anew there
@@ -211,32 +261,37 @@ def mix(
             origin = read(base, base_kind, start, size, origin_scratch)
             prefetch(base + start * width(base_kind) + _AHEAD, size * width(base_kind))
         for i in range(count):
-            values = read(inputs[i], kinds[i], start, size, converted)
             prefetch(inputs[i] + start * width(kinds[i]) + _AHEAD, size * width(kinds[i]))
+            if not elect and cuts[i, 0] < 0 and bounds[i] < 0 and kinds[i] != F16:
+                values = inputs[i] + start * width(kinds[i])
+                if differences:
+                    _times_difference(values, kinds[i], origin, weights[i], total, size, i > 0)
+                else:
+                    _times(values, kinds[i], weights[i], total, size, i > 0)
+                continue
+            values = read(inputs[i], kinds[i], start, size, converted)
             if cuts[i, 0] >= 0:
                 low, high = limits(cuts[i], start)
                 _keep(values, origin, low, high, task, size)
                 values = task
-            elif differences and (elect or bounds[i] >= 0):
+            elif differences:
                 _minus(values, origin, task, size)
                 values = task
-            elif differences:
-                _times_difference(values, origin, weights[i], total, size, i > 0)
-                continue
             if bounds[i] >= 0:
                 _drop(values, keys[i], np.uint32(bounds[i]), start, converted, size)
                 values = converted
             if elect:
                 _times_elect(values, weights[i], parts + i * row, elected, size, i > 0)
             else:
-                _times(values, weights[i], total, size, i > 0)
+                _times(values, F32, weights[i], total, size, i > 0)
         if elect:
             for i in range(count):
                 if normalize:
                     _voting(parts + i * row, elected, votes[i], total, divisors, size, i > 0)
                 else:
                     _agreeing(parts + i * row, elected, total, size, i > 0)
-        _finish(total, origin, divisors if elect and normalize else 0, least_vote, divisor, scale, size)
-        write(total, out, out_kind, start, size, stream and start % 16 == 0, converted, peak)
+        votes_of = divisors if elect and normalize else 0
+        _finish(total, origin, votes_of, least_vote, divisor, scale, peak, over, size)
+        write(total, out, out_kind, start, size, stream and start % 16 == 0, converted)
         start += size
-    return is_infinite(peak, BLOCK) + keep(memory)
+    return _is_infinite(peak) + keep(memory)
