@@ -47,7 +47,8 @@ def _huge(count: int) -> torch.Tensor | None:
     """Memory in large pages, where the system has them: small ones take longer to get than a merge to fill."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
-    pages = mmap.mmap(-1, (count // _HUGE + 2) * _HUGE)
+    # Shared memory, which is what Python maps unless told otherwise, has no large pages on most systems.
+    pages = mmap.mmap(-1, (count // _HUGE + 2) * _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):
         pages.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(pages, dtype=torch.uint8)
