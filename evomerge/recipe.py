@@ -219,14 +219,15 @@ class Recipe:
     def stages(self) -> dict[str, Recipe]:
         """Every intermediate that the result depends on, by name, each after those that it takes itself."""
         found: dict[str, Recipe] = {}
-        self._collect(found)
-        return found
-
-    def _collect(self, found: dict[str, Recipe]) -> None:
-        for name, recipe in self.intermediates:
-            if name not in found:
-                recipe._collect(found)
+        todo = [(name, recipe, False) for name, recipe in reversed(self.intermediates)]
+        while todo:  # a lineage may be deeper than Python's stack
+            name, recipe, complete = todo.pop()
+            if complete:
                 found[name] = recipe
+            elif name not in found:
+                todo.append((name, recipe, True))
+                todo += [(n, r, False) for n, r in reversed(recipe.intermediates) if n not in found]
+        return found
 
     def _own(self) -> tuple[object, ...]:
         """All but the content of the intermediates."""
@@ -249,6 +250,11 @@ class Recipe:
     def ref(self, name: str) -> ModelRef:
         """The reference of one source model."""
         return dict(self.models)[name]
+
+    @property
+    def hashed(self) -> bool:
+        """Whether `hash` was asked for before."""
+        return bool(self._hash)
 
     @property
     def hash(self) -> str:

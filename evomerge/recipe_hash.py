@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 (hex) of what is merged and how: models by their content, intermediates by their own hash."""
+    if not all(stage.hashed for _, stage in recipe.intermediates):
+        for stage in recipe.stages.values():
+            assert stage.hash  # made now, in order: a lineage may be deeper than Python's stack
     identity = {name: ref.identity for name, ref in recipe.models}
     identity |= {name: f"recipe {stage.hash}" for name, stage in recipe.intermediates}
 

@@ -70,6 +70,20 @@ def test_a_long_lineage_is_no_tree() -> None:
     one.check(METHODS)
 
 
+def test_a_lineage_may_be_deep() -> None:
+    def lineage() -> Recipe:
+        last = stage("base", "math")
+        for i in range(1050):
+            last = stage(f"g{i}", "math", intermediates=((f"g{i}", last),))
+        return last
+
+    one, other = lineage(), lineage()
+    assert list(one.stages) == [f"g{i}" for i in range(1050)]
+    assert one == other
+    assert one.hash == other.hash
+    assert dump_recipe(one)  # which reads it back
+
+
 INNER = stage("base", "math")
 OTHER = (("base", ModelRef("elsewhere")), MODELS[1])
 

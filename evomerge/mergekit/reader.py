@@ -18,6 +18,8 @@ from evomerge.mergekit.slices import SliceReader
 from evomerge.models.pool import Pool
 from evomerge.recipe import DTYPES, Dtype, Recipe
 
+MAX_DEPTH = 200
+
 
 @dataclass(frozen=True)
 class MergekitFile:
@@ -148,6 +150,10 @@ def _collect(
     for name in _taken(document, named):
         if name in path or name == document.name:
             raise RecipeError(f"stage {name} takes itself", "stages that depend on others without a circle")
+        if len(path) >= MAX_DEPTH:
+            raise RecipeError(
+                f"stage {path[0]} takes stages that take others, {len(path)} deep", f"{MAX_DEPTH} at most"
+            )
         if name not in found:
             _collect(named[name], named, found, (*path, name))
             found[name] = named[name]

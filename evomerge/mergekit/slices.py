@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from evomerge.errors import RecipeError
 from evomerge.merge.methods import specs
-from evomerge.mergekit.document import Document, Slice, Source
+from evomerge.mergekit.document import MAX_LAYERS, Document, Slice, Source
 from evomerge.mergekit.filters import filter_entries
 from evomerge.mergekit.forms import FORMS
 from evomerge.mergekit.layers import depth_of, template
@@ -36,6 +36,9 @@ class SliceReader:
         self.document, self.layout, self.names, self.stages = document, layout, names, stages
         self.form, self.spec = FORMS[document.method], specs()[document.method]
         self._runs = [self._complete(slice_) for slice_ in document.slices]
+        depth = sum(count for _, count in self._runs)
+        if depth > MAX_LAYERS:
+            raise RecipeError(f"the result has {depth:,} layers", f"{MAX_LAYERS:,} at most")
 
     def slices(self) -> list[SliceRecipe]:
         """Every slice of the result."""

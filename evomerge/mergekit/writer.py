@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -34,7 +33,7 @@ _NOTE_OF = {
 }
 
 
-def to_mergekit(recipe: Recipe, layout: Layout, *, locations: Mapping[str, str] | None = None) -> str:
+def to_mergekit(recipe: Recipe, layout: Layout) -> str:
     """The mergekit YAML of a recipe: float32 arithmetic, one rounding to the recipe's dtype.
 
     Values are exact (17 digits). A value per layer is written as mergekit's gradient where mergekit reads
@@ -45,15 +44,13 @@ def to_mergekit(recipe: Recipe, layout: Layout, *, locations: Mapping[str, str] 
     Args:
         recipe: one method of mergekit's on every slice; plain copies may be mixed in where the method has weights.
         layout: of the pool's models.
-        locations: how to write a model's location, by its name in the recipe; its own location otherwise.
 
     Raises:
         RecipeError: mergekit has no way to say the same; names the slice and the reason.
     """
     recipe.check(specs())
-    refs = {name: replace(ref, location=(locations or {}).get(name) or ref.location) for name, ref in recipe.models}
-    places = {name: ref.address for name, ref in refs.items()}
-    references = {ref.address: _reference(ref) for ref in refs.values()}
+    places = {name: ref.address for name, ref in recipe.models}
+    references = {ref.address: _reference(ref) for _, ref in recipe.models}
     stages = _stage_names(recipe, references)
     parts = []
     for name, stage in recipe.stages.items():

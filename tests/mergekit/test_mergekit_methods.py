@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +20,6 @@ from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
 
 THEIRS = {method.spec.name: method.spec for method in registry.registered_methods()}
-
-
-@pytest.fixture(scope="module")
-def pool(llamas: Callable[..., dict[str, Path]]) -> Pool:
-    return open_pool({name: str(folder) for name, folder in llamas(layers=3).items()}, "base")
 
 
 def test_every_method_of_mergekit_s_is_known() -> None:

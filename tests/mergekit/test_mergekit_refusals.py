@@ -120,7 +120,19 @@ def test_malformed_files_are_refused_in_one_line(name: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def twice(name: str, model: str, layers: int) -> str:
+    """A stage with the layers of a model twice."""
+    source = f"{{sources: [{{model: {model}, layer_range: [0, {layers}]}}]}}"
+    return f"{{name: {name}, merge_method: passthrough, slices: [{source}, {source}]}}"
+
+
+TALL = [twice("s0", "A", 3), *(twice(f"s{i}", f"s{i - 1}", 3 * 2**i) for i in range(1, 12)), twice("s12", "s11", 1)]
+DEEP = "\n---\n".join(
+    f"{{name: s{i}, merge_method: passthrough, models: [{{model: {f's{i - 1}' if i else 'A'}}}]}}" for i in range(300)
+)
+MALFORMED["a deep chain"] = (DEEP, "takes stages that take others, 200 deep; 200 at most")
 UNFIT = {
+    "a tower": ("\n---\n".join(TALL), r"stage s11: the result has 12,288 layers; 10,000 at most"),
     "beyond the last layer": (changed("[0, 2]", "[2, 4]"), r"layer_range is \[2, 4\]; .* has 3 layers"),
     "other numbers of layers": (changed("[0, 2]", "[0, 3]"), r"slices\[0\] takes 3 and 2 layers; as many layers"),
     "the base is no source": (

@@ -5,32 +5,24 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from mergekit.config import MergeConfiguration
+from mergekit.scripts.multimerge import load_config
 from mergekit_plan import mergekit_reads
+from mergekit_recipes import READINGS, document, recipe_of
 from tiny_llama import save_llama
 
-from evomerge.errors import RecipeError
 from evomerge.merge.methods import specs
-from evomerge.mergekit.forms import FORMS
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.layout import Layout
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe
 
-READINGS = {m: {k: v for k, v in form.readings.items() if k != "weight"} for m, form in FORMS.items()}
 DIFFERENCES = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
-
-
-@pytest.fixture(scope="module")
-def pool(llamas: Callable[..., dict[str, Path]]) -> Pool:
-    return open_pool({name: str(folder) for name, folder in llamas(layers=3).items()}, "base")
 
 
 @pytest.fixture(scope="module")
@@ -86,33 +78,6 @@ def assert_same_meaning(text: str, recipe: Recipe, layout: Layout) -> None:
 def at_layer(name: str, own: int | None, layer: int | None) -> str:
     """The Llama tensor of another layer."""
     return name if own is None or layer is None else name.replace(f"layers.{own}.", f"layers.{layer}.")
-
-
-def recipe_of(
-    pool: Pool,
-    method: str,
-    names: Iterable[str],
-    value: Callable[[SliceId, str, str], float],
-    shared: Callable[[SliceId], Mapping[str, Any]] = lambda slice_: {},
-) -> Recipe:
-    """`method` on every slice; `value` gives each input's parameters, `shared` the others."""
-    spec, names = specs()[method], tuple(names)
-    per_input = [p.name for p in spec.parameters if p.per_input]
-    return pool.info.recipe(
-        SliceRecipe(
-            slice_,
-            method,
-            tuple(Input(n, None, parameters({p: value(slice_, n, p) for p in per_input})) for n in names),
-            parameters({**READINGS.get(method, {}), **shared(slice_)}),
-            Input("base") if spec.base == "required" else None,
-        )
-        for slice_ in pool.layout.slices
-    )
-
-
-def document(text: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(text)
-    return loaded
 
 
 def test_equal_values_are_scalars(pool: Pool) -> None:
@@ -281,8 +246,33 @@ def test_hub_models_are_pinned_and_odd_folder_names_survive(pool: Pool) -> None:
         document(to_mergekit(replace(folded, models=(("base", odd), refs[1])), pool.layout))
     )
     assert config.base_model.lora.path == "/data/a+b"
-    elsewhere = document(to_mergekit(recipe, pool.layout, locations={"a": "sources/a"}))
-    assert elsewhere["models"][0]["model"] == "sources/a"
+
+
+def test_tokenizers_of_other_models_are_named(pool: Pool) -> None:
+    recipe = pool.info.linear({"a": 0.5, "base": 0.5})
+    assert "tokenizer_source" not in document(to_mergekit(replace(recipe, tokenizer_from="base"), pool.layout))
+    other = document(to_mergekit(replace(recipe, tokenizer_from="b"), pool.layout))
+    assert other["tokenizer_source"] == recipe.ref("b").location
+
+
+def test_intermediates_are_documents_that_mergekit_finds(pool: Pool, tmp_path: Path) -> None:
+    first = pool.info.linear({"a": 0.5, "b": 0.5})
+
+    def of(*names: str, **stages: Recipe) -> Recipe:
+        inputs = tuple(Input(name, None, (("weight", 0.5),)) for name in names)
+        slices = tuple(SliceRecipe(s, "linear", inputs) for s in pool.info.slices)
+        return replace(first, slices=slices, intermediates=tuple(stages.items()))
+
+    # Names that mergekit would mistake for a method, a dtype, a model with an adapter, or a number.
+    second = of("linear", "c", linear=first)
+    third = of("float32", "1", "a+b", **{"float32": second, "1": of("c"), "a+b": first})
+    text = to_mergekit(third, pool.layout)
+    configs, needed = load_config(text, str(tmp_path))
+    assert set(configs) == {None, "stage-1", "stage-2", "stage-3", "stage-4"}
+    assert needed[None] == {"stage-1", "stage-2", "stage-4"}
+    assert sorted(map(sorted, needed.values())) == [[], [], [], ["stage-1", "stage-2", "stage-4"], ["stage-3"]]
+    assert all(config.merge_method == "linear" and config.out_dtype == "float32" for config in configs.values())
+    assert text.splitlines()[0].endswith("mergekit-multi FILE --intermediate-dir DIR --out-path OUT")
 
 
 @pytest.mark.parametrize(("method", "note"), [("dare_ties", "drawn at random"), ("ties", "arbitrary choice")])
@@ -292,58 +282,3 @@ def test_it_says_where_dropping_differs_only_where_something_is_dropped(pool: Po
         text = to_mergekit(recipe_of(pool, method, "ab", lambda s, n, p, v=value: v[p]), pool.layout)
         comment = "".join(line for line in text.splitlines() if line.startswith("#"))
         assert bool(re.search(note, comment)) == said
-
-
-def replaced(recipe: Recipe, **entries: SliceRecipe) -> Recipe:
-    """The recipe with some slices replaced; ``layers_1_mlp`` stands for ``layers.1.mlp``."""
-    changed = {e.slice: e for e in entries.values()}
-    return Recipe(
-        recipe.models, tuple(changed.get(e.slice, e) for e in recipe.slices), recipe.dtype, recipe.config_from
-    )
-
-
-MLP = SliceId("mlp", 1)
-TWO = (Input("a", None, (("weight", 0.5),)), Input("b", None, (("weight", 0.5),)))
-
-
-@pytest.mark.parametrize(
-    ("entry", "reason"),
-    [
-        (SliceRecipe(MLP, "linear", TWO), "its method is linear, embed has task_arithmetic"),
-        (SliceRecipe(MLP, "task_arithmetic", TWO, base=Input("c")), "its base is .*c, layers.1.attn has .*base"),
-        (SliceRecipe(MLP, "task_arithmetic", TWO, base=Input("base"), scale=0.5), "scaled by 0.5"),
-        (
-            SliceRecipe(MLP, "task_arithmetic", (Input("a", 2), TWO[1]), base=Input("base")),
-            "it takes layer 2 of .*a, but layers.1.attn takes layer 1",
-        ),
-        (
-            SliceRecipe(MLP, "task_arithmetic", (Input("a"), Input("a")), base=Input("base")),
-            "a is an input twice",
-        ),
-        (
-            SliceRecipe(
-                MLP, "task_arithmetic", (*TWO, Input("base")), parameters({"normalize": True}), base=Input("base")
-            ),
-            "its base is also an input",
-        ),
-    ],
-)
-def test_what_mergekit_cannot_say_is_refused_by_slice(pool: Pool, entry: SliceRecipe, reason: str) -> None:
-    recipe = replaced(recipe_of(pool, "task_arithmetic", "ab", lambda s, n, p: 0.5), entry=entry)
-    with pytest.raises(RecipeError, match=f"slice layers.1.mlp: .*{reason}"):
-        to_mergekit(recipe, pool.layout)
-
-
-def test_a_third_model_in_a_slerp_layer_is_refused(pool: Pool) -> None:
-    recipe = recipe_of(pool, "slerp", "ab", lambda s, n, p: 0.5)
-    entry = SliceRecipe(MLP, "slerp", (Input("a"), Input("c")))
-    with pytest.raises(RecipeError, match=r"slice layers\.1\.mlp: slerp takes two models"):
-        to_mergekit(replaced(recipe, entry=entry), pool.layout)
-
-
-def test_a_missing_slice_is_refused(pool: Pool) -> None:
-    whole = recipe_of(pool, "linear", "ab", lambda s, n, p: 0.5)
-    for missing in (SliceId("head"), SliceId("norm", 1)):
-        rest = tuple(e for e in whole.slices if e.slice != missing)
-        with pytest.raises(RecipeError, match=f"slice {missing}: the recipe leaves it out"):
-            to_mergekit(Recipe(whole.models, rest, "float32", "base"), pool.layout)
