@@ -53,7 +53,7 @@ def write_bytes_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
         raise
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write every byte: a single ``write`` may stop early, when the disk fills or a signal arrives."""
     view = memoryview(data)
     while view:

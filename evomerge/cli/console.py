@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from evomerge.candidate import Candidate, Evaluation
-from evomerge.config import Config
-from evomerge.factory import Parts
+if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
+    from evomerge.candidate import Candidate, Evaluation
+    from evomerge.config import Config
+    from evomerge.factory import Parts
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)

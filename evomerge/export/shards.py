@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import torch
+
+from evomerge.files import write_all
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -51,8 +53,8 @@ class _Shard:
     path: Path
     header: bytes
     offsets: dict[str, int]
-    missing: set[str]
-    file: BinaryIO | None = None
+    missing: dict[str, int]  # bytes of each tensor that are still to come
+    file: FileIO | None = None
     expected: dict[str, Declared] = field(default_factory=dict)
 
 
@@ -90,20 +92,26 @@ class ShardWriter:
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write one tensor at its place; it must have the declared dtype and shape."""
+        declared = self._owner[name].expected[name]
+        assert tuple(tensor.shape) == declared.shape, f"{name} is {tuple(tensor.shape)}, declared {declared.shape}"
+        self.write_piece(name, 0, tensor)
+
+    def write_piece(self, name: str, begin: int, piece: torch.Tensor) -> None:
+        """Write elements of a tensor from `begin` on; they must have the declared dtype, and each come once."""
         shard = self._owner[name]
         declared = shard.expected[name]
-        assert (tensor.dtype, tuple(tensor.shape)) == (declared.dtype, declared.shape), (
-            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, declared {declared.dtype} {declared.shape}"
-        )
-        assert name in shard.missing, f"{name} is written twice"
+        assert piece.dtype == declared.dtype, f"{name} is {piece.dtype}, declared {declared.dtype}"
+        assert piece.nbytes <= shard.missing.get(name, -1), f"{name} is written twice"
         if shard.file is None:
-            shard.file = shard.path.open("xb")
-            shard.file.write(shard.header)
-        shard.file.seek(shard.offsets[name])
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+            shard.file = shard.path.open("xb", buffering=0)
+            write_all(shard.file.fileno(), shard.header)
+        flat = piece.detach().to("cpu").contiguous().reshape(-1)
         if flat.numel():
-            shard.file.write(flat.view(torch.uint8).numpy().data)
-        shard.missing.remove(name)
+            shard.file.seek(shard.offsets[name] + begin * declared.dtype.itemsize)
+            write_all(shard.file.fileno(), flat.view(torch.uint8).numpy().data)
+        shard.missing[name] -= piece.nbytes
+        if not shard.missing[name]:
+            del shard.missing[name]
         if not shard.missing:
             shard.file.close()
 
@@ -169,6 +177,6 @@ def _shard(path: Path, tensors: Sequence[Declared]) -> _Shard:
         path,
         prefix,
         {name: len(prefix) + start for name, start in starts.items()},
-        set(starts),
+        {tensor.name: tensor.nbytes for tensor in tensors},
         expected={tensor.name: tensor for tensor in tensors},
     )

@@ -20,9 +20,9 @@ from evomerge.export.config_json import merged_config
 from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.files import sync_folder
-from evomerge.merge.engine import TORCH_DTYPES, merge_slice
+from evomerge.merge.engine import TORCH_DTYPES
 from evomerge.merge.plan import Plan, make_plan
-from evomerge.merge.sources import Placement, Sources
+from evomerge.merge.streaming import stream_slice
 from evomerge.models.pool import Pool
 from evomerge.recipe import Recipe
 from evomerge.recipe_yaml import dump_recipe
@@ -80,8 +80,8 @@ def write_model(
 
     The folder holds the weights (safetensors, sharded beyond `max_shard_bytes`), the configuration and generation
     configuration of `recipe.config_from`, the tokenizer of `recipe.tokenizer_from` or else of the same model, a model
-    card and the recipe. It is built beside `out` and takes its name in one step at the end. Memory stays at the
-    sources and the result of one slice.
+    card and the recipe. It is built beside `out` and takes its name in one step at the end. Memory does not grow with
+    the model (see `streaming.stream_slice` for exceptions).
 
     Args:
         recipe: what to merge.
@@ -149,12 +149,9 @@ def _write_weights(
     done = 0
     total = shards.tensor_bytes
     for entry in plan.slices:
-        # Every tensor is read once: none is worth keeping longer than its slice.
-        sources = Sources(pool, device, Placement(0, 0, 0))
-        for name, tensor in merge_slice(entry, pool, sources=sources).items():
-            shards.write(name, tensor)
-            done += tensor.nbytes
-        pool.release()
+        for name, begin, piece in stream_slice(entry, pool, device):
+            shards.write_piece(name, begin, piece)
+            done += piece.nbytes
         if progress is not None:
             progress(done, total)
     shards.finish()

@@ -38,14 +38,20 @@ def in_parts(run: Callable[[int, int], int], count: int) -> list[int]:
 
 
 def mix_(
-    out: torch.Tensor, mix: Mix, inputs: Sequence[torch.Tensor], base: torch.Tensor | None, keys: Sequence[int]
+    out: torch.Tensor,
+    mix: Mix,
+    inputs: Sequence[torch.Tensor],
+    base: torch.Tensor | None,
+    keys: Sequence[int],
+    begin: int = 0,
 ) -> bool:
     """Carry a mix out into `out`, rounded once; returns whether every element is finite.
 
     Args:
-        out: flat, contiguous, on the CPU, of a merged dtype.
-        inputs, base: as many elements, contiguous, of any merged dtypes.
+        out: flat, contiguous, on the CPU, of a merged dtype: the tensor, or its elements from `begin` on.
+        inputs, base: the whole tensors, contiguous, of any merged dtypes.
         keys: mask keys of the inputs, where terms have a density.
+        begin: where in the tensor `out` begins.
     """
     count = out.numel()
     used = [i for i, term in enumerate(mix.terms) if term.weight != 0]
@@ -53,8 +59,9 @@ def mix_(
         return True
     origin = base if mix.differences else None
     if not used:
-        out.copy_(origin) if origin is not None else out.zero_()
+        out.copy_(origin[begin : begin + count]) if origin is not None else out.zero_()
         return bool(torch.isfinite(out).all())
+    first = out.data_ptr() - begin * out.dtype.itemsize  # where the whole tensor would lie
     terms = [mix.terms[i] for i in used]
     votes = [vote_of(term) for term in terms]
     arguments = (
@@ -62,7 +69,7 @@ def mix_(
         np.array([KINDS[inputs[i].dtype] for i in used], np.int64),
         origin.data_ptr() if origin is not None else 0,
         KINDS[origin.dtype] if origin is not None else F32,
-        out.data_ptr(),
+        first,
         KINDS[out.dtype],
     )
     settings = (
@@ -77,9 +84,9 @@ def mix_(
         np.float32(least_vote(votes)),
         np.float32(1 if mix.elect else mix.divisor),
         np.float32(mix.scale),
-        out.nbytes >= _STREAM and out.data_ptr() % 32 == 0,
+        out.nbytes >= _STREAM and first % 32 == 0,
     )
-    return not any(in_parts(lambda begin, end: mix_kernel(*arguments, begin, end, *settings), count))
+    return not any(in_parts(lambda a, b: mix_kernel(*arguments, begin + a, begin + b, *settings), count))
 
 
 def mask_bound(density: float | None) -> int:

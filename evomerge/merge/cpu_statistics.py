@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,20 @@ from evomerge.merge.cpu_mix import KINDS, cut_row, in_parts, mask_bound
 from evomerge.merge.kernels.selection import BINS, SHIFT, gather, histogram, order
 from evomerge.merge.kernels.sums import CHUNK, gram, magnitudes
 from evomerge.merge.mix import LARGEST, Cut
+
+
+@dataclass(frozen=True)
+class Window:
+    """How much of mapped tensors may take memory at a time.
+
+    Attributes:
+        elements: of each tensor, a multiple of `sums.CHUNK`.
+        passed: called when that many have been gone through.
+    """
+
+    elements: int
+    passed: Callable[[], None]
+
 
 _INFINITE_BIN = 0x7F800000 >> SHIFT
 
@@ -39,6 +54,7 @@ class CpuStatistics:
         inputs, base: flat and contiguous, of any merged dtypes.
         shape: of the tensor.
         keys: mask keys of the inputs.
+        window: tells how much of the tensors may take memory at a time; all of them for ``None``.
     """
 
     def __init__(
@@ -47,8 +63,10 @@ class CpuStatistics:
         base: torch.Tensor | None,
         shape: tuple[int, ...],
         keys: Sequence[int] = (),
+        window: Window | None = None,
     ) -> None:
         self._inputs, self._base, self._keys = inputs, base, keys
+        self._window = window
         self.shape = shape
         self.count = math.prod(shape)
         self.has_base = base is not None
@@ -56,6 +74,15 @@ class CpuStatistics:
     def _origin(self) -> tuple[int, int]:
         assert self._base is not None, "methods that need a base declare it"
         return self._base.data_ptr(), KINDS[self._base.dtype]
+
+    def _pass(self, run: Callable[[int, int], int]) -> None:
+        """Go through the tensors once, window by window."""
+        size = min(self._window.elements, self.count) if self._window is not None else self.count
+        for start in range(0, self.count, max(size, 1)):
+            count = min(size, self.count - start)
+            in_parts(functools.partial(_shifted, run, start), count)
+            if self._window is not None and size < self.count:
+                self._window.passed()
 
     def gram(self, differences: bool = False) -> NDArray[np.float64]:
         """Inner products of the inputs, or of their task vectors.
@@ -68,7 +95,7 @@ class CpuStatistics:
         kinds = np.array([KINDS[x.dtype] for x in self._inputs], np.int64)
         base, kind = self._origin() if differences else (0, 0)
         chunks = np.zeros((-(-self.count // CHUNK), n * (n + 1) // 2))
-        in_parts(lambda begin, end: gram(addresses, kinds, base, kind, begin, end, chunks), self.count)
+        self._pass(lambda begin, end: gram(addresses, kinds, base, kind, begin, end, chunks))
         products = np.zeros((n, n))
         for pair, (i, j) in enumerate((row, column) for row in range(n) for column in range(row + 1)):
             products[i, j] = products[j, i] = exact_sum(chunks[:, pair])
@@ -91,7 +118,7 @@ class CpuStatistics:
             counted.append(bins)
             return 0
 
-        in_parts(count, self.count)
+        self._pass(count)
         bins = np.sum([part.sum(0, dtype=np.int64) for part in counted], axis=0)
         if bins[_INFINITE_BIN:].any():
             raise not_finite()
@@ -128,7 +155,7 @@ class CpuStatistics:
             parts[begin] = bits[:many], places[:many]
             return 0
 
-        in_parts(collect, self.count)
+        self._pass(collect)
         bits = np.concatenate([parts[begin][0] for begin in sorted(parts)])
         places = np.concatenate([parts[begin][1] for begin in sorted(parts)])
         within = rank - int(ranks.above[number])
@@ -183,12 +210,15 @@ class CpuStatistics:
         limits = np.array(cut_row(cut), np.int64)
         key, bound = np.uint64(self._keys[index] if density is not None else 0), mask_bound(density)
         chunks = np.zeros((-(-self.count // CHUNK), 2))
-        in_parts(
-            lambda begin, end: magnitudes(address, kind, base, base_kind, begin, end, limits, key, bound, chunks),
-            self.count,
+        self._pass(
+            lambda begin, end: magnitudes(address, kind, base, base_kind, begin, end, limits, key, bound, chunks)
         )
         whole, kept = exact_sum(chunks[:, 0]), exact_sum(chunks[:, 1])
         return kept / whole if whole else 1.0
+
+
+def _shifted(run: Callable[[int, int], int], start: int, begin: int, end: int) -> int:
+    return run(start + begin, start + end)
 
 
 def exact_sum(parts: NDArray[np.float64]) -> float:

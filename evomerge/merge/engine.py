@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from evomerge.errors import EvomergeError
 from evomerge.merge.cpu_mix import KINDS, mix_
+from evomerge.merge.cpu_statistics import Window
+from evomerge.merge.kernels.sums import CHUNK
 from evomerge.merge.masks import mask_key
 from evomerge.merge.methods import METHODS, Context, Method
 from evomerge.merge.mix import Mix, Statistics
@@ -54,23 +57,89 @@ def merge_tensor(
     Raises:
         EvomergeError: the result would not be finite.
     """
-    flat, origin = [tensor.view(-1) for tensor in inputs], base.view(-1) if base is not None else None
-    target, mix = out.view(-1), None
-    if method.mix is not None:
-        if statistics is None:
-            names: list[Hashable] = list(range(len(flat) + (origin is not None)))
-            statistics = NotedStatistics(flat, origin, tuple(out.shape), keys, names, Notes(0))
-        mix = method.mix(values, statistics)
-    if mix is not None and _compiled(target, flat):
-        finite = mix_(target, mix, flat, origin if mix.differences else None, keys)
-    else:
-        finite = _merge_by_torch(method, mix, flat, origin, values, keys, out, block)
-    if not finite:
-        raise EvomergeError(
-            f"merging by {method.spec.name} gives numbers that are NaN or beyond the range of {_name(out.dtype)}",
-            "finite numbers",
-            "check the sources' weights and the parameters, or merge to another dtype",
-        )
+    TensorMerge(method, inputs, base, values, keys, tuple(out.shape), statistics).run(out.view(-1), block=block)
+
+
+class TensorMerge:
+    """One tensor's merge, to be carried out at once or in pieces.
+
+    Args:
+        method, inputs, base, values, keys, statistics: as for `merge_tensor`.
+        shape: of the tensor.
+
+    Attributes:
+        divisible: whether `run` can give a part of the tensor.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        inputs: Sequence[torch.Tensor],
+        base: torch.Tensor | None,
+        values: Mapping[str, Any],
+        keys: Sequence[int],
+        shape: tuple[int, ...],
+        statistics: Statistics | None = None,
+    ) -> None:
+        self._method, self._values, self._keys, self._shape = method, values, tuple(keys), shape
+        self._inputs, self._base = [tensor.view(-1) for tensor in inputs], base.view(-1) if base is not None else None
+        self._mix: Mix | None = None
+        if method.mix is not None:
+            if statistics is None:
+                names: list[Hashable] = list(range(len(self._inputs) + (base is not None)))
+                statistics = NotedStatistics(self._inputs, self._base, shape, keys, names, Notes(0))
+            self._mix = method.mix(values, statistics)
+        self.divisible = self._mix is not None or method.elementwise
+
+    def run(self, out: torch.Tensor, begin: int = 0, block: int | None = None) -> None:
+        """Merge into `out`, flat: the whole tensor, or its elements from `begin` on.
+
+        Raises:
+            EvomergeError: the result would not be finite.
+        """
+        mix = self._mix
+        if mix is not None and _compiled(out, self._inputs):
+            finite = mix_(out, mix, self._inputs, self._base if mix.differences else None, self._keys, begin)
+        elif self.divisible:
+            finite = self._by_blocks(out, begin, block)
+        else:
+            finite = self._whole(out)
+        if not finite:
+            raise EvomergeError(
+                f"merging by {self._method.spec.name} gives numbers that are NaN "
+                f"or beyond the range of {_name(out.dtype)}",
+                "finite numbers",
+                "check the sources' weights and the parameters, or merge to another dtype",
+            )
+
+    def _whole(self, out: torch.Tensor) -> bool:
+        """The method's function on whole tensors; returns whether all of it is finite."""
+        assert self._method.function is not None, "a method has a mix or a function"
+        shaped = [tensor.float().view(self._shape) for tensor in self._inputs]
+        below = self._base.float().view(self._shape) if self._base is not None else None
+        result = self._method.function(shaped, below, context=Context(0, self._keys), **self._values)
+        out.copy_(result.reshape(-1))
+        return bool(torch.isfinite(out).all())
+
+    def _by_blocks(self, out: torch.Tensor, begin: int, block: int | None) -> bool:
+        """The mix or the method's function by torch operations; returns whether all of it is finite."""
+        count, finite = out.numel(), torch.ones((), dtype=torch.bool, device=out.device)
+        size = block or (_CPU_BLOCK if out.device.type == "cpu" else _DEVICE_BLOCK)
+        for start in range(0, count, size):
+            target = out[start : start + size]
+            at = slice(begin + start, begin + start + target.numel())
+            parts = [tensor[at] for tensor in self._inputs]
+            below = self._base[at] if self._base is not None else None
+            if self._mix is not None:
+                result = mix_block(self._mix, parts, below, self._keys, at.start)
+            else:
+                assert self._method.function is not None, "a method has a mix or a function"
+                floats = [part.float() for part in parts]
+                bottom = below.float() if below is not None else None
+                result = self._method.function(floats, bottom, context=Context(at.start, self._keys), **self._values)
+            target.copy_(result)
+            finite &= torch.isfinite(target).all()
+        return bool(finite)
 
 
 def _compiled(target: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
@@ -80,42 +149,6 @@ def _compiled(target: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _merge_by_torch(
-    method: Method,
-    mix: Mix | None,
-    flat: Sequence[torch.Tensor],
-    origin: torch.Tensor | None,
-    values: Mapping[str, Any],
-    keys: Sequence[int],
-    out: torch.Tensor,
-    block: int | None,
-) -> bool:
-    """The mix or the method's function by torch operations; returns whether all of it is finite."""
-    if mix is None and not method.elementwise:
-        assert method.function is not None, "a method has a mix or a function"
-        shaped = [tensor.float().view(out.shape) for tensor in flat]
-        below = origin.float().view(out.shape) if origin is not None else None
-        out.copy_(method.function(shaped, below, context=Context(0, tuple(keys)), **values))
-        return bool(torch.isfinite(out).all())
-    target = out.view(-1)
-    count, finite = target.numel(), torch.ones((), dtype=torch.bool, device=target.device)
-    size = block or (_CPU_BLOCK if target.device.type == "cpu" else _DEVICE_BLOCK)
-    for start in range(0, count, size):
-        stop = min(start + size, count)
-        parts = [tensor[start:stop] for tensor in flat]
-        below = origin[start:stop] if origin is not None else None
-        if mix is not None:
-            result = mix_block(mix, parts, below, keys, start)
-        else:
-            assert method.function is not None, "a method has a mix or a function"
-            floats = [part.float() for part in parts]
-            bottom = below.float() if below is not None else None
-            result = method.function(floats, bottom, context=Context(start, tuple(keys)), **values)
-        target[start:stop].copy_(result)
-        finite &= torch.isfinite(target[start:stop]).all()
-    return bool(finite)
 
 
 @torch.no_grad()
@@ -143,17 +176,25 @@ def merge_slice(
     Raises:
         EvomergeError: a tensor cannot be read or merged; it is named.
     """
-    return _SliceMerge(plan, pool, sources or Sources(pool, device, Placement(0, 0, 0)), made).run(out)
+    return SliceMerge(plan, pool, sources or Sources(pool, device, Placement(0, 0, 0)), made).run(out)
 
 
-class _SliceMerge:
-    """Merges one slice."""
+class SliceMerge:
+    """Merges one slice.
 
-    def __init__(self, plan: SlicePlan, pool: Pool, sources: Sources, made: Made | None) -> None:
+    Args:
+        plan, pool, sources, made: as for `merge_slice`.
+        window_bytes: how much of mapped sources may take memory at a time; all for ``None``.
+    """
+
+    def __init__(
+        self, plan: SlicePlan, pool: Pool, sources: Sources, made: Made | None = None, window_bytes: int | None = None
+    ) -> None:
         self.plan, self.pool, self.sources = plan, pool, sources
         self.dtype = TORCH_DTYPES[plan.dtype]
         self._made = made or (lambda inner: merge_slice(inner, pool, sources=sources))
-        self._stages: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._stages: dict[str, tuple[torch.Tensor, ...]] = {}
+        self._window_bytes = window_bytes
 
     def run(self, out: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
         """All tensors."""
@@ -166,38 +207,54 @@ class _SliceMerge:
 
     def tensor(self, part: Part, index: int, given: torch.Tensor | None) -> torch.Tensor:
         """One tensor, written into `given` where there is one."""
-        reference = self.plan.like[index]
-        if not self.pool.is_merged(reference):
-            copy = self.pool.read(self.pool.info.config_from, reference)
+        copy = self.copied(index)
+        if copy is not None:
             return given.copy_(copy) if given is not None else copy.to(self.sources.device, copy=True)
         # A tensor that the module keeps in another dtype holds what a file in the plan's dtype would give it.
         direct = given is not None and given.dtype == self.dtype and given.is_contiguous()
-        shape = self.pool.layout.shapes[reference]
+        shape = self.pool.layout.shapes[self.plan.like[index]]
         target = given if direct else torch.empty(shape, dtype=self.dtype, device=self.sources.device)
         assert target is not None
-        inputs = [self.flat(source, index) for source in part.sources]
-        if part.method is None:
-            target.view(-1).copy_(inputs[0])
-        else:
-            self.merge(part, index, inputs, target)
+        with self.naming(index):
+            self.merge(part, index).run(target.view(-1))
         return target if given is None or direct else given.copy_(target)
 
-    def merge(self, part: Part, index: int, inputs: Sequence[torch.Tensor], target: torch.Tensor) -> None:
-        """Merge one tensor by the part's method."""
-        assert part.method is not None
-        method = METHODS[part.method]
+    def copied(self, index: int) -> torch.Tensor | None:
+        """The tensor itself where it is no float that is merged, ``None`` otherwise."""
+        reference = self.plan.like[index]
+        return None if self.pool.is_merged(reference) else self.pool.read(self.pool.info.config_from, reference)
+
+    def merge(self, part: Part, index: int) -> TensorMerge:
+        """What merges one tensor by the part's method."""
+        method = METHODS[part.method or "passthrough"]  # which also finds what is not finite
         keys: tuple[int, ...] = ()
         if method.random:
             keys = tuple(mask_key(part.seed, source.identity, source.tensors[index]) for source in part.sources)
+        inputs = [self.flat(source, index) for source in part.sources]
         base = self.flat(part.base, index) if part.base else None
         every = (*part.sources, *([part.base] if part.base else []))
         # Intermediates come and go with their candidates; notes are kept of models.
         lasting = not any(source.made for source in every)
         names = [(source.model, source.tensors[index]) for source in every]
         notes = self.sources.notes if lasting else Notes(0)
-        statistics = NotedStatistics(inputs, base, tuple(target.shape), keys, names, notes)
+        shape = tuple(self.pool.layout.shapes[self.plan.like[index]])
+        window = self.window([*inputs, *([base] if base is not None else [])])
+        statistics = NotedStatistics(inputs, base, shape, keys, names, notes, window)
+        values = dict(part.values) if part.method is not None else {"scale": (1.0,)}
+        return TensorMerge(method, inputs, base, values, keys, shape, statistics)
+
+    def window(self, tensors: Sequence[torch.Tensor]) -> Window | None:
+        """How much of these tensors may take memory at a time."""
+        if self._window_bytes is None:
+            return None
+        width = sum(tensor.element_size() for tensor in tensors)
+        return Window(max(self._window_bytes // width // CHUNK, 1) * CHUNK, self.pool.unmap)
+
+    @contextmanager
+    def naming(self, index: int) -> Iterator[None]:
+        """Name the tensor in errors."""
         try:
-            merge_tensor(method, inputs, base, dict(part.values), keys, out=target, statistics=statistics)
+            yield
         except EvomergeError as error:
             name = self.plan.tensors[index]
             raise type(error)(f"tensor {name!r}: {error.given}", error.allowed, error.do) from error
@@ -206,6 +263,8 @@ class _SliceMerge:
         """A source's tensor as one dimension on the device."""
         if source.made is None:
             return self.sources.flat(source.model, source.tensors[index])
+        # By number: slices of two layers may be one and the same, under the names of either.
         if source.identity not in self._stages:
-            self._stages[source.identity] = self._made(source.made)
-        return self._stages[source.identity][source.tensors[index]].view(-1)
+            made = self._made(source.made)
+            self._stages[source.identity] = tuple(made[name] for name in source.made.tensors)
+        return self._stages[source.identity][index].view(-1)

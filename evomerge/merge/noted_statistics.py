@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.merge.cpu_statistics import CpuStatistics
+from evomerge.merge.cpu_statistics import CpuStatistics, Window
 from evomerge.merge.mix import Cut
 from evomerge.merge.sources import Notes
 from evomerge.merge.torch_mix import TensorStatistics
@@ -23,6 +23,7 @@ class NotedStatistics:
         keys: mask keys of the inputs.
         names: what the inputs and, last, the base are called in the notes.
         notes: of the pool.
+        window: how much of mapped tensors on the CPU may take memory at a time.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class NotedStatistics:
         keys: Sequence[int],
         names: Sequence[Hashable],
         notes: Notes,
+        window: Window | None = None,
     ) -> None:
-        on_cpu = inputs[0].device.type == "cpu"
-        self._found: CpuStatistics | TensorStatistics = (CpuStatistics if on_cpu else TensorStatistics)(
-            inputs, base, shape, keys
-        )
+        self._found: CpuStatistics | TensorStatistics
+        if inputs[0].device.type == "cpu":
+            self._found = CpuStatistics(inputs, base, shape, keys, window)
+        else:
+            self._found = TensorStatistics(inputs, base, shape, keys)
         self._names, self._base = tuple(names[: len(inputs)]), tuple(names[len(inputs) :])
         self._keys, self._notes = keys, notes
         self.shape, self.count, self.has_base = shape, self._found.count, base is not None

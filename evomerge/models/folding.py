@@ -70,6 +70,11 @@ class FoldedCheckpoint(Checkpoint):
             self._folded.setdefault(name, self._fold(name))
         return self._folded[name]
 
+    def unmap(self) -> None:
+        """Give back the memory that the mapped files take."""
+        self.base.unmap()
+        self.adapter.unmap()
+
     def release(self) -> None:
         """Give back the memory of folded tensors; they are folded again when they are read."""
         self._folded.clear()

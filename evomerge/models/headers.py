@@ -22,8 +22,26 @@ FLOAT_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 )
 """The dtypes that are merged, as safetensors headers write them."""
 
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
-_BYTES |= {"U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8}
+STORED_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {
+        **FLOAT_DTYPES,
+        "F64": torch.float64,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U64": torch.uint64,
+        "U32": torch.uint32,
+        "U16": torch.uint16,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+        "C64": torch.complex64,
+    }
+)
+"""All dtypes that a checkpoint may store."""
+
 
 _LARGEST_HEADER = 100_000_000  # what the safetensors library accepts
 _MOST_BYTES = 2**62  # more than any file has
@@ -137,9 +155,9 @@ def _info(path: Path, name: str, entry: Any, data: int, size: int) -> TensorInfo
         dtype, shape, begin, end = None, (), None, None
     if not isinstance(dtype, str) or any(type(n) is not int for n in (*shape, begin, end)):
         raise PoolError(f"{path}: the header's entry for tensor {name!r} is malformed", "", _AGAIN)
-    if dtype not in _BYTES:
-        raise PoolError(f"{path}: tensor {name!r} has dtype {dtype}", f"known: {', '.join(sorted(_BYTES))}")
-    expected = _BYTES[dtype] * (0 not in shape)
+    if dtype not in STORED_DTYPES:
+        raise PoolError(f"{path}: tensor {name!r} has dtype {dtype}", f"known: {', '.join(sorted(STORED_DTYPES))}")
+    expected = STORED_DTYPES[dtype].itemsize * (0 not in shape)
     for length in shape:
         expected *= length
         if expected > _MOST_BYTES:  # the product of thousands of such lies would take long

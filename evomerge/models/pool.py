@@ -56,6 +56,11 @@ class Pool:
         for checkpoint in self.checkpoints.values():
             checkpoint.release()
 
+    def unmap(self) -> None:
+        """Give back the memory that mapped files take; they are read again when their tensors are."""
+        for checkpoint in self.checkpoints.values():
+            checkpoint.unmap()
+
     def is_merged(self, name: str) -> bool:
         """Whether a tensor of the layout is a float that is merged, rather than an integer buffer."""
         reference = self.info.config_from

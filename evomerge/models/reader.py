@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Collection, Mapping
 from functools import cached_property
@@ -12,10 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from evomerge.errors import PoolError
-from evomerge.models.headers import FLOAT_DTYPES, TensorInfo, read_header, read_json
+from evomerge.models.headers import FLOAT_DTYPES, STORED_DTYPES, TensorInfo, read_header, read_json
 
 __all__ = ["FLOAT_DTYPES", "Checkpoint", "TensorFiles", "TensorInfo"]
 
@@ -39,7 +39,7 @@ class TensorFiles:
     def __init__(self, folder: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
         self.folder, self.config = folder, config
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
-        self._open: dict[Path, Any] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor in its stored dtype, on the CPU, backed by the mapped file: do not write to it.
@@ -53,23 +53,30 @@ class TensorFiles:
         info = self.tensors.get(name)
         if info is None:
             raise PoolError(f"{self.folder} has no tensor {name!r}", f"it has {len(self.tensors)} others")
+        end = info.start + info.nbytes
         try:
-            size, end = os.stat(info.file).st_size, info.start + info.nbytes
-            if size < end:
-                raise PoolError(
-                    f"{info.file} has been truncated: tensor {name!r} ends at byte {end} of {size}",
-                    "",
-                    "download it again",
-                )
-            if info.file not in self._open:
-                self._open[info.file] = safe_open(str(info.file), framework="pt", device="cpu")
-            tensor: torch.Tensor = self._open[info.file].get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError) as error:
+            size = os.stat(info.file).st_size
+            if size >= end and info.file not in self._maps:
+                if read_header(info.file).get(name) != info:
+                    raise PoolError("its file has another header than when it was opened")
+                self._maps[info.file] = mapped(info.file)
+            tensor = _tensor(self._maps[info.file], info) if size >= end else None
+        except (OSError, ValueError, RuntimeError, PoolError) as error:
+            reason = error.given if isinstance(error, PoolError) else str(error)
             raise PoolError(
-                f"{info.file}: tensor {name!r} cannot be read ({error})", "", "download or save the file again"
+                f"{info.file}: tensor {name!r} cannot be read ({reason})", "", "download or save the file again"
             ) from error
-        # Files need not be aligned, compiled kernels may: the odd tensor is copied.
-        return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
+        if tensor is None:
+            raise PoolError(
+                f"{info.file} has been truncated: tensor {name!r} ends at byte {end} of {size}", "", "download it again"
+            )
+        return tensor
+
+    def unmap(self) -> None:
+        """Give back the memory that the mapped files take: what is read of them again comes from the disk's cache."""
+        for content in self._maps.values():
+            if hasattr(mmap, "MADV_DONTNEED"):
+                content.madvise(mmap.MADV_DONTNEED)
 
     def sample(self, name: str) -> bytes:
         """The first, the middle and the last 4096 bytes of a tensor; all of one up to 12288 bytes."""
@@ -154,6 +161,23 @@ class Checkpoint(TensorFiles):
 
     def release(self) -> None:
         """Give back the memory of tensors that are not mapped, should there be any."""
+
+
+def mapped(file: Path) -> mmap.mmap:
+    """A file in memory: private, so that torch takes it for writable, and never written to."""
+    with file.open("rb") as opened:
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def _tensor(content: mmap.mmap, info: TensorInfo) -> torch.Tensor:
+    """A tensor where it lies in its mapped file."""
+    dtype = STORED_DTYPES[info.dtype]
+    if not info.nbytes:
+        return torch.empty(info.shape, dtype=dtype)
+    raw = torch.frombuffer(content, dtype=torch.uint8, count=info.nbytes, offset=info.start)
+    if info.start % dtype.itemsize:  # files need not be aligned, compiled kernels may: the odd tensor is copied
+        raw = raw.clone()
+    return raw.view(dtype).view(info.shape)
 
 
 def _read_headers(folder: Path) -> dict[str, TensorInfo]:

@@ -263,7 +263,7 @@ def test_a_small_disk_is_refused_before_the_first_byte(
 ) -> None:
     pool = pool_of(llamas())
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    monkeypatch.setattr(writer, "merge_slice", lambda *_, **__: pytest.fail("merged all the same"))
+    monkeypatch.setattr(writer, "stream_slice", lambda *_, **__: pytest.fail("merged all the same"))
     with pytest.raises(OutputError, match=r"writing .*merged needs \d+ bytes, its disk has 1000 bytes free"):
         write_model(pool.info.linear({"a": 1.0}), pool, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
@@ -274,14 +274,14 @@ def test_a_failed_merge_leaves_nothing(
     tmp_path: Path, llamas: Llamas, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     pool = pool_of(llamas())
-    real, calls = writer.merge_slice, iter(range(100))
+    real, calls = writer.stream_slice, iter(range(100))
 
     def fails(*args: object, **options: object) -> object:
         if next(calls) == 4:
             raise error
         return real(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(writer, "merge_slice", fails)
+    monkeypatch.setattr(writer, "stream_slice", fails)
     expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         write_model(pool.info.linear({"a": 1.0}), pool, tmp_path / "merged")

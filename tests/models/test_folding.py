@@ -197,7 +197,7 @@ def test_opening_reads_headers_alone(tiny_model: TinyModel, tmp_path: Path, monk
     def no_reading(*_: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(reader, "safe_open", no_reading)
+    monkeypatch.setattr(reader, "mapped", no_reading)
     pool, checkpoint = folded(base, adapter)
     assert all(pool.is_merged(name) for name in pool.layout.parameters)
     assert checkpoint.shapes == checkpoint.base.shapes

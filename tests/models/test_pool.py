@@ -30,7 +30,7 @@ def test_opens_every_architecture_from_headers_alone(
     def no_reading(*_: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(reader, "safe_open", no_reading)
+    monkeypatch.setattr(reader, "mapped", no_reading)
     pool = open_pool(folders, base="base")
     assert pool.info.sources == ("a", "b")
     assert pool.info.base == pool.info.config_from == "base"
