@@ -81,7 +81,7 @@ class SharedCache:
                 cost = float(file.metadata()["cost"])
                 tensors = tuple(file.get_tensor(str(i)) for i in range(len(file.keys())))
             self._touch(path, cost, sum(tensor.nbytes for tensor in tensors))
-        except (FileNotFoundError, OSError):
+        except (OSError, RuntimeError):  # not there, or evicted between the header and the tensors
             return None
         except (SafetensorError, KeyError, TypeError, ValueError):  # not ours, or of a disk that failed
             with contextlib.suppress(OSError):
@@ -125,7 +125,8 @@ class SharedCache:
 
     def _write(self, path: Path, merged: Merged) -> bool:
         """Write a file beside its place, and put it there if there is room."""
-        header: dict[str, object] = {"__metadata__": {"cost": repr(merged.cost)}}
+        # Of one length: readers open the file twice, and may find another of the same slice the second time.
+        header: dict[str, object] = {"__metadata__": {"cost": f"{merged.cost:.12e}"}}
         end = 0
         for i, tensor in enumerate(merged.tensors):
             start, end = end, end + tensor.nbytes
@@ -177,7 +178,8 @@ class SharedCache:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
                 used -= length
-                os.utime(self.folder / "age", ns=(value, value))
+                if value:
+                    os.utime(self.folder / "age", ns=(value, value))
             self._written = 0
             return used <= room
 
@@ -191,9 +193,10 @@ class SharedCache:
                 with contextlib.suppress(FileNotFoundError):
                     found = entry.stat()
                     used += found.st_size
-                    # A file that nobody finishes is one of a worker that was killed.
-                    if entry.name.endswith(_SUFFIX) or time.time() - found.st_ctime > _UNFINISHED:
+                    if entry.name.endswith(_SUFFIX):
                         files.append((found.st_mtime_ns, found.st_size, entry.path))
+                    elif time.time() - found.st_ctime > _UNFINISHED:  # of a worker that was killed
+                        files.append((0, found.st_size, entry.path))
         return sorted(files), used
 
     def close(self) -> None:
@@ -230,8 +233,9 @@ def _used(folder: Path) -> IO[str]:
             fcntl.flock(lock, fcntl.LOCK_SH)
             if os.fstat(lock.fileno()).st_nlink:
                 return lock
-        except FileNotFoundError:  # removed by the last of its users just now
-            pass
+        except (FileNotFoundError, FileExistsError):  # removed by the last of its users just now
+            if folder.exists() and not folder.is_dir():
+                raise
         if lock is not None:
             lock.close()
     raise OSError(errno.EBUSY, "is being removed again and again", str(folder))
