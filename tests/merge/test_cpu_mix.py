@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -77,6 +78,22 @@ def test_the_same_bits_however_the_work_is_split(seed: int, count: int, ends: li
     assert torch.equal(out, by_torch(case))
 
 
+@MANY
+@given(seed=st.integers(0, 2**32), size=st.integers(1, 3 * BLOCK), stream=st.booleans())
+def test_the_same_bits_in_pieces(seed: int, size: int, stream: bool) -> None:
+    count = 3 * BLOCK + 7
+    case = random_case(np.random.default_rng(seed), count)
+    whole = by_torch(case)
+    memory = torch.empty(size, dtype=case.dtype)
+    base = case.base if case.mix.differences else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_mix, "_STREAM", 0 if stream else 1 << 40)
+        for begin in range(0, count, size):
+            piece = memory[: min(size, count - begin)]
+            assert mix_(piece, case.mix, case.inputs, base, KEYS, begin)
+            assert torch.equal(piece, whole[begin : begin + size])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_same_bits_on_any_number_of_threads(dtype: torch.dtype) -> None:
     for seed in range(3):
@@ -91,11 +108,16 @@ def test_the_same_bits_on_any_number_of_threads(dtype: torch.dtype) -> None:
             assert torch.equal(out, results[0][1])
 
 
+def recorded(parts: list[tuple[int, int]], begin: int, end: int) -> int:
+    parts.append((begin, end))
+    return 0
+
+
 def test_threads_share_all_of_a_tensor() -> None:
     for count, number in itertools.product((1, 65_536, 65_537, 200_000, 10**6), (1, 2, 3, 5, 64)):
         torch.set_num_threads(number)
         parts: list[tuple[int, int]] = []
-        cpu_mix.in_parts(lambda begin, end: parts.append((begin, end)) or 0, count)
+        cpu_mix.in_parts(functools.partial(recorded, parts), count)
         parts.sort()
         assert len(parts) <= number
         assert (parts[0][0], parts[-1][1]) == (0, count)
@@ -223,13 +245,6 @@ class Shifted:
     def dtype(self) -> torch.dtype:
         return self.tensor.dtype
 
-    @property
-    def nbytes(self) -> int:
-        return self.tensor.nbytes
-
-    def numel(self) -> int:
-        return self.tensor.numel()
-
     def data_ptr(self) -> int:
         return self.tensor.data_ptr() - self.start * self.tensor.itemsize
 
@@ -245,9 +260,7 @@ def beyond(case: Case, start: int) -> Case:
 
 
 @pytest.mark.parametrize("start", [2**31 - 300, 2**32 - 700, 2**32, 3 * 2**32 - 1])
-def test_elements_beyond_two_to_the_32(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_mix, "in_parts", lambda run, count: [run(start, start + count)])
-    monkeypatch.setattr(cpu_mix, "_STREAM", 1 << 40)
+def test_elements_beyond_two_to_the_32(start: int) -> None:
     for seed in range(25):
         case = beyond(random_case(np.random.default_rng(seed), 2 * BLOCK + 3), start)
         if not any(term.weight for term in case.mix.terms):
@@ -255,7 +268,7 @@ def test_elements_beyond_two_to_the_32(start: int, monkeypatch: pytest.MonkeyPat
         out = torch.empty(case.base.numel(), dtype=case.dtype)
         base = Shifted(case.base, start) if case.mix.differences else None
         inputs: Sequence[object] = [Shifted(x, start) for x in case.inputs]
-        assert mix_(Shifted(out, start), case.mix, inputs, base, KEYS)  # type: ignore[arg-type]
+        assert mix_(out, case.mix, inputs, base, KEYS, start)  # type: ignore[arg-type]
         assert torch.equal(out, by_torch(case, start))
 
 
