@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,8 @@ def open_recipe(path: str) -> tuple[Recipe, Pool]:
     for note in read.notes:
         print(f"note: {file}: {note}", file=sys.stderr)
     pool = open_pool(read.models, read.base, dtype=read.dtype)
-    return read.recipe(pool), pool
+    recipe = read.recipe(pool)
+    return recipe, replace(pool, tokenizer_from=recipe.tokenizer_from)
 
 
 def read_recipe(path: str) -> Recipe:

@@ -245,7 +245,7 @@ def _load(pool: Pool, attn_implementation: str | None) -> Any:
 def _tokenizer(pool: Pool) -> Any:
     from transformers import AutoTokenizer
 
-    folder = pool.folder(pool.info.config_from)
+    folder = pool.folder(pool.tokenizer_from or pool.info.config_from)
     if not has_tokenizer(folder):
         return None
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=pool.trust_remote_code)

@@ -34,6 +34,7 @@ class Pool:
         config: the transformers configuration of ``info.config_from``.
         stored: for every model: layout tensor name -> the name in its own checkpoint.
         trust_remote_code: whether code from the models' folders may run.
+        tokenizer_from: the model whose tokenizer is used, ``None`` for ``info.config_from``.
     """
 
     info: PoolInfo
@@ -42,6 +43,7 @@ class Pool:
     config: Any
     stored: Mapping[str, Mapping[str, str]]
     trust_remote_code: bool = False
+    tokenizer_from: str | None = None
 
     def folder(self, name: str) -> Path:
         """The folder of one model."""
@@ -170,7 +172,8 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
     )
     problems = [problem for name, ref in order.items() for problem in changed_since(name, ref, pool.checkpoints[name])]
     _raise_all(problems)
-    return replace(pool, info=replace(pool.info, refs=tuple((name, order[name]) for name in names)))
+    info = replace(pool.info, refs=tuple((name, order[name]) for name in names))
+    return replace(pool, info=info, tokenizer_from=recipe.tokenizer_from)
 
 
 def _open_all(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from evomerge.merge.assemble import Resident
 from evomerge.merge.engine import merge_slice
 from evomerge.merge.plan import Plan, make_plan
 from evomerge.merge.sources import Placement
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.pool import Pool, open_pool, pool_of_recipe
 from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
 
 IDS = torch.arange(3, 35).view(2, 16)
@@ -173,6 +174,17 @@ def test_generation_config_tokenizer_and_attention(tiny_model: TinyModel) -> Non
     assert model.module.config._attn_implementation == "sdpa"
     eager = Resident(pool, attn_implementation="eager").model
     assert eager.module.config._attn_implementation == "eager"
+
+
+def test_the_tokenizer_may_be_another_model_s(tiny_model: TinyModel) -> None:
+    folders = {name: tiny_model(name) for name in ("a", "b")}
+    (folders["b"] / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    pool = open_pool({name: str(folder) for name, folder in folders.items()})
+    recipe = replace(pool.info.linear({"a": 0.5, "b": 0.5}), tokenizer_from="b")
+    turns = [{"role": "user", "content": "w7"}]
+    tokenizer = Resident(pool_of_recipe(recipe)).model.tokenizer
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == "w7!"
+    assert Resident(pool).model.tokenizer.chat_template is None
 
 
 def test_pool_without_tokenizer(tiny_model: TinyModel) -> None:
