@@ -228,6 +228,7 @@ def run(config: Config, parts: Parts, observe: Observer = silent) -> RunFolder:
         ledger.append(
             "started",
             seed=config.search.seed,
+            evaluations=config.search.evaluations,
             genes=[gene.name for gene in parts.space.spec],
             objectives={o.name: o.direction for o in parts.fitness.objectives},
             fitness=parts.evaluator.fingerprint("search"),

@@ -3,7 +3,8 @@
 One event per line (`evomerge.ledger_file` says how lines are written). Every event has `seq`, `event` and
 `time` (UTC). The events and their fields:
 
-- ``started``: `schema`, `version`, and what the run was started with: `seed`, `objectives` (name to direction), ...
+- ``started``: `schema`, `version`, and what the run was started with: `seed`, `evaluations` (the budget),
+  `objectives` (name to direction), ...
 - ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or null), `parents`, `recipe_hash`.
 - ``told``: `candidate`, `split`, `status`, `objectives`, `metrics`, `seconds` by stage, `merge` (what the layer
   cache did), `error`, and

@@ -157,6 +157,25 @@ class Lock:
         os.close(self._descriptor)
 
 
+def lock_holder(path: Path) -> str | None:
+    """The process that holds a `Lock`; ``None`` for nobody, and ``""`` where the file system has no locks."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+
+
 class LineFile:
     """Appends lines to the ledger's file. Checks the lines that are there and drops a torn last one.
 

@@ -14,6 +14,7 @@ from evomerge.errors import ConfigError, EvomergeError, nearest
 
 VERBS = {
     "search": "search for a merge recipe",
+    "status": "show how far a run is, also while it goes on",
     "validate": "check an experiment without loading a model",
     "demo": "make the demo's models and tasks, then search on them",
     "export": "write a recipe as evomerge or mergekit YAML",

@@ -1,0 +1,29 @@
+"""``evomerge status``: the progress of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from evomerge.cli.main import verb_parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print how far a run is; from another terminal while it goes on."""
+    parser = verb_parser("status")
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(list(arguments))
+
+    from evomerge.report.status import read_status
+
+    status = read_status(options.run)
+    if options.json:
+        print(json.dumps(status.as_dict(), indent=2))
+        return 0
+
+    from evomerge.cli.console import console
+    from evomerge.report.status_table import render_status
+
+    console.print(render_status(status))
+    return 0

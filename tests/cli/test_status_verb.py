@@ -1,0 +1,39 @@
+"""``evomerge status`` on a real run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evomerge.cli.main import main
+from evomerge.report.summary import summarize
+
+
+def test_a_finished_run(
+    finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["status", str(finished_run), "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["state"], status["told"], status["evaluations"]) == ("ended", 12, 12)
+    assert status["counts"] == summarize(finished_run).counts
+    assert len(status["baselines"]) == 4
+    assert status["stages"].keys() == {"merge", "model", "other"}
+    cache = status["cache"]
+    evaluations = 12 + 2 * 4 + 1  # baselines are scored on both splits, the winner is on the held-out items
+    assert sum(cache["slices"].values()) % evaluations == 0
+    assert cache["slices"]["computed"] > 0
+    assert 0 < cache["byte_hits"] < 1
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["status", str(finished_run)]) == 0
+    text = capsys.readouterr().out
+    assert "ended, budget" in text
+    assert "12 of 12 (100 %)" in text
+
+
+def test_a_wrong_path_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.startswith(f"evomerge: error: run folder {tmp_path / 'nowhere'} does not exist")
+    assert main(["status"]) == 2
+    assert "RUN" in capsys.readouterr().err

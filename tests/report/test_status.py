@@ -1,0 +1,208 @@
+"""The progress of a run: from hand-written ledgers whose times and counts are known."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from evomerge.ledger import LedgerError
+from evomerge.ledger_file import Lock, encode
+from evomerge.report.status import read_status
+from evomerge.report.status_table import render_status
+
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+MERGE = {"kept": 60, "referenced": 10, "memory": 15, "shared": 5, "computed": 10, "bytes": 1000, "computed_bytes": 50}
+
+
+class Written:
+    """A run folder whose ledger is written line by line at given seconds."""
+
+    def __init__(self, folder: Path, **started: Any) -> None:
+        self.folder, self.count = folder, 0
+        folder.mkdir()
+        first = {"schema": 1, "version": "0", "objectives": {"score": "maximize"}, "evaluations": 8}
+        self.add(0, "started", **{**first, **started})
+
+    def add(self, second: float, event: str, **fields: Any) -> None:
+        time = (START + timedelta(seconds=second)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = encode({"seq": self.count, "event": event, "time": time, **fields})
+        with (self.folder / "ledger.jsonl").open("ab") as file:
+            file.write(line)
+        self.count += 1
+
+    def asked(self, second: float, candidate: int, name: str | None = None, split: str = "search") -> None:
+        self.add(second, "asked", candidate=candidate, split=split, name=name)
+
+    def told(
+        self, second: float, candidate: int, value: float | None = None, split: str = "search", **fields: Any
+    ) -> None:
+        status = "failed" if value is None else "ok"
+        objectives = {} if value is None else {"score": value}
+        seconds = {"merge": 0.1 * candidate, "model": 2.0, "other": 0.01}
+        self.add(
+            second,
+            "told",
+            candidate=candidate,
+            split=split,
+            **{"status": status, "objectives": objectives, "seconds": seconds, "merge": {}, "error": "", **fields},
+        )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Written:
+    """Two baselines, then a generation of four of which one failed, then two asked."""
+    written = Written(tmp_path / "run")
+    for candidate, (name, value) in enumerate((("math", 0.25), ("code", 0.5))):
+        written.asked(1, candidate, name)
+        written.told(10, candidate, value, merge={**MERGE, "saved": 1.5})
+    for candidate in range(2, 6):
+        written.asked(20, candidate)
+    written.told(30, 2, 0.4, merge={**MERGE, "saved": 2.0})
+    written.add(30, "improved", candidate=2, objective=0.4)
+    written.told(40, 3, error="the merge is NaN")
+    written.told(50, 4, 0.75)
+    written.add(50, "improved", candidate=4, objective=0.75)
+    written.told(60, 5, 0.6)
+    written.asked(61, 6)
+    written.asked(61, 7)
+    return written
+
+
+def test_counts_best_and_baselines(run: Written) -> None:
+    status = read_status(run.folder, START + timedelta(seconds=71))
+    assert status.counts == {"failed": 1, "ok": 3}
+    assert (status.told, status.evaluations) == (4, 8)
+    assert (status.objective, status.best, status.best_candidate) == ("score", 0.75, 4)
+    assert status.baselines == {"math": 0.25, "code": 0.5}
+    assert (status.best_baseline, status.gain) == ("code", 0.25)
+    assert status.error == "the merge is NaN"
+    assert status.idle == 10
+    assert status.held_out == 0
+
+
+def test_speed_counts_the_search_alone(run: Written) -> None:
+    status = read_status(run.folder)
+    assert status.seconds == pytest.approx(40)  # from the first candidate asked to the last told
+    assert status.per_minute == pytest.approx(4 * 60 / 40)
+    assert status.stages == pytest.approx({"merge": 0.4, "model": 2.0, "other": 0.01})  # of candidates 2, 4 and 5
+
+
+def test_interruptions_are_not_time_of_search(run: Written) -> None:
+    run.add(62, "interrupted")
+    run.add(10_000, "resumed")
+    run.asked(10_001, 6)
+    run.told(10_011, 6, 0.1)
+    status = read_status(run.folder)
+    assert status.seconds == pytest.approx(40 + 2 + 11)
+    assert status.told == 5
+
+
+def test_layer_cache_adds_up_every_evaluation(run: Written) -> None:
+    cache = read_status(run.folder).cache
+    assert cache.slices == {"kept": 180, "referenced": 30, "memory": 45, "shared": 15, "computed": 30}
+    assert (cache.bytes, cache.computed_bytes, cache.saved) == (3000, 150, 5.0)
+    assert cache.slice_hits == pytest.approx(0.9)
+    assert cache.byte_hits == pytest.approx(0.95)
+
+
+def test_smaller_objectives_can_be_better(tmp_path: Path) -> None:
+    run = Written(tmp_path / "run", objectives={"score": "minimize"})
+    for candidate, value in enumerate((3.0, 2.0)):
+        run.asked(1, candidate, f"m{candidate}")
+        run.told(1, candidate, value)
+    run.asked(2, 2)
+    run.told(3, 2, 1.5)
+    run.add(3, "improved", candidate=2, objective=1.5)
+    status = read_status(run.folder)
+    assert (status.best_baseline, status.gain) == ("m1", 0.5)
+
+
+def test_a_torn_last_line_is_left_out(run: Written) -> None:
+    before = read_status(run.folder, START)
+    with (run.folder / "ledger.jsonl").open("ab") as file:
+        file.write(b'{"seq":18,"event":"told","ti')
+    assert read_status(run.folder, START) == before
+
+
+def test_states(run: Written) -> None:
+    assert read_status(run.folder).state == "dead"
+    lock = Lock(run.folder / "ledger.lock")
+    try:
+        status = read_status(run.folder)
+        assert status.state == "running"
+        assert status.detail.startswith("process ")
+        assert status.in_flight == 2
+        assert status.left == pytest.approx(4 * 10)
+    finally:
+        lock.release()
+    status = read_status(run.folder)
+    assert (status.state, status.in_flight, status.left) == ("dead", 0, None)
+    run.add(70, "stopped", reason="budget")
+    status = read_status(run.folder)
+    assert (status.state, status.detail) == ("ended", "budget")
+
+
+def test_looking_does_not_disturb_the_writer(run: Written) -> None:
+    lock = Lock(run.folder / "ledger.lock")
+    read_status(run.folder)
+    lock.release()
+    read_status(run.folder)
+    Lock(run.folder / "ledger.lock").release()  # refused if reading had kept a lock
+
+
+def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
+    run = Written(tmp_path / "run")
+    status = read_status(run.folder)
+    assert (status.told, status.best, status.gain, status.per_minute) == (0, None, None, None)
+    assert (status.cache.slice_hits, status.cache.byte_hits) == (None, None)
+    text = shown(run.folder)
+    assert "0 of 8 (0 %)" in text
+    assert "none yet" in text
+
+
+def shown(folder: Path) -> str:
+    console = Console(width=80, force_terminal=False, highlight=False)
+    with console.capture() as capture:
+        console.print(render_status(read_status(folder, START + timedelta(seconds=71))))
+    return capture.get()
+
+
+def test_table_in_80_columns(run: Written) -> None:
+    run.asked(62, 4, "best", "held_out")
+    run.told(63, 4, 0.7, "held_out")
+    text = shown(run.folder)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    flat = " ".join(text.split())
+    assert "dead, no process writes it and it has not ended; last event 8.0 s ago" in flat
+    assert "4 of 8 (50 %): 1 failed, 3 ok" in flat
+    assert "last failure the merge is NaN" in flat
+    assert "best score 0.7500, candidate 4, +0.2500 on the best baseline" in flat
+    assert "code 0.5000 (the best baseline)" in flat
+    assert "held-out 1 model scored" in flat
+    assert "6 candidates a minute over 40 s; median: merge 400 ms, model 2.0 s, other 10 ms" in flat
+    assert "90.0 % of slices and 95.0 % of bytes not merged again; 5.0 s saved" in flat
+    assert "merged 10.0 %" in flat
+
+
+def test_as_json(run: Written) -> None:
+    content = json.loads(json.dumps(read_status(run.folder).as_dict()))
+    assert content["run"] == str(run.folder)
+    assert (content["told"], content["gain"], content["best_baseline"]) == (4, 0.25, "code")
+    assert content["cache"]["slices"]["kept"] == 180
+    assert content["cache"]["slice_hits"] == pytest.approx(0.9)
+
+
+def test_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="does not exist"):
+        read_status(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LedgerError, match=r"has no ledger\.jsonl"):
+        read_status(tmp_path / "empty")
+    (tmp_path / "empty" / "ledger.jsonl").touch()
+    with pytest.raises(LedgerError, match="has no started event"):
+        read_status(tmp_path / "empty")
