@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mergekit_plan import filled
 
 from evomerge.errors import RecipeError
@@ -118,6 +120,22 @@ def test_malformed_files_are_refused_in_one_line(name: str) -> None:
         read_mergekit(text, "merge.yaml")
     assert str(raised.value).startswith("merge.yaml: ")
     assert "\n" not in str(raised.value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damaged_files_are_refused_or_read_never_worse(data: st.DataObject) -> None:
+    """Cut a piece out, or put one in: a file that is read or a `RecipeError`, nothing else."""
+    text = data.draw(st.sampled_from([FILE, STAGES]))
+    at = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(at, min(at + 12, len(text))))
+    extra = data.draw(
+        st.sampled_from(["", " ", "\n", "- ", ": ", "[", "{", "'", "&a ", "*a", "!!int ", "null", "1e999", "\x00", "3"])
+    )
+    try:
+        read_mergekit(text[:at] + extra + text[end:])
+    except RecipeError as error:
+        assert "\n" not in str(error)  # noqa: PT017
 
 
 def twice(name: str, model: str, layers: int) -> str:
