@@ -29,8 +29,8 @@ def stream_slice(
     """The tensors of one output slice in pieces, one after the other; the same bits as `engine.merge_slice` gives.
 
     On the CPU, no more than `window` bytes of the sources and a piece of the result are in memory. Exceptions: methods
-    that only work on whole tensors, neither mixes nor elementwise, take a few times the largest tensor as float32;
-    slices of intermediates and tensors with an adapter folded in are made whole.
+    that only work on whole tensors, neither mixes nor elementwise, take a few times the largest tensor as float32; what
+    is no mapped file is whole in memory: intermediates, tensors with an adapter folded in or not aligned in their file.
 
     Args:
         plan: the slice's plan.
@@ -55,6 +55,9 @@ def stream_slice(
                 yield name, 0, copy.reshape(-1)
                 continue
             count = math.prod(pool.layout.shapes[plan.like[index]])
+            if touched + count * width > window:  # statistics pass over the whole tensor before its first piece
+                pool.unmap()
+                touched = 0
             with merge.naming(index):
                 job = merge.merge(part, index)
                 if not job.divisible or sources.device.type != "cpu":
