@@ -147,7 +147,10 @@ class Resident:
                 new = self._find(entry, count)
                 self._slices.swap(entry.slice, new.tensors)
                 self._held[entry.slice] = entry.key, new
-                self._memory.put(key, held)
+                if key:
+                    self._memory.put(key, held)
+                else:
+                    self._memory.recycle(held)
             count.bytes += self._slices.nbytes(entry.slice)
         count.seconds = time.perf_counter() - start
         return count
@@ -167,7 +170,9 @@ class Resident:
         if found is not None:
             count.shared += 1
             count.saved += found.cost
-            return found
+            if self.model.device.type == "cpu":
+                return found
+            return Merged(tuple(tensor.to(self.model.device) for tensor in found.tensors), found.cost)
         merged = self._compute(entry)
         count.computed += 1
         count.computed_bytes += merged.nbytes

@@ -114,6 +114,20 @@ def test_a_long_run_of_hits_leaves_nothing_behind() -> None:
     assert len(cache) == 1
 
 
+def test_room_grows_with_what_comes_back() -> None:
+    cache = MemoryCache(1000, start=100)
+    for number in range(200):
+        cache.put(str(number), slice_of(50, 1.0))  # none comes back
+        assert cache.used <= 100
+    for number in range(2000):
+        key = str(number % 15)
+        cache.take(key)
+        cache.put(key, slice_of(50, 1.0))
+        assert cache.used <= cache.allowed <= 1000
+    assert cache.allowed >= 15 * 50
+    assert all(cache.take(str(number)) is not None for number in range(15))
+
+
 SHAPES: tuple[Shapes, ...] = (
     (((3, 5), torch.float32), ((7,), torch.bfloat16)),
     (((7,), torch.bfloat16), ((3, 5), torch.float32)),
