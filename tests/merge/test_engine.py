@@ -14,6 +14,7 @@ from evomerge.merge.engine import merge_slice
 from evomerge.merge.methods import METHODS, registry
 from evomerge.merge.plan import Plan, make_plan
 from evomerge.merge.sources import Placement, Sources, free_memory
+from evomerge.merge.streaming import stream_slice
 from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
 
@@ -149,9 +150,12 @@ def test_integer_buffers_come_from_the_configuration_model(
         save_file({**load_file(path), "steps": torch.tensor([seed, 7])}, path)
     pool = open_pool({name: str(folder) for name, folder in folders.items()}, base="base")
     assert not pool.is_merged("steps")
-    merged = tensors(make_plan(recipe_of(pool, "linear"), pool), pool)
+    plan = make_plan(recipe_of(pool, "linear"), pool)
+    merged = tensors(plan, pool)
     assert merged["steps"].tolist() == [0, 7]
     assert merged["steps"].dtype == torch.int64
+    pieces = {name: piece for entry in plan.slices for name, _, piece in stream_slice(entry, pool)}
+    assert torch.equal(pieces["steps"], merged["steps"])
 
 
 def test_a_tensor_that_cannot_be_merged_is_named(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
