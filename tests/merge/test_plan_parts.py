@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -283,42 +280,3 @@ def test_the_name_of_an_intermediate_does_not_matter(pool: Pool) -> None:
     stage = arithmetic(pool)
     one, other = (make_plan(staged(pool, {name: stage}), pool) for name in ("stage", "other"))
     assert [entry.key for entry in one.slices] == [entry.key for entry in other.slices]
-
-
-# Methods of one's own
-
-MODULE = """
-from evomerge.merge.methods import merge_method
-
-
-@merge_method("lopsided", summary="more of the first", min_inputs=2, max_inputs=2, elementwise=True)
-def lopsided(inputs, base, *, context):
-    return inputs[0] * {share} + inputs[1]
-"""
-
-
-@pytest.fixture
-def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield tmp_path / "lopsided_methods.py"
-    registry._METHODS.pop("lopsided", None)
-    sys.modules.pop("lopsided_methods", None)
-
-
-def test_keys_hold_the_code_of_ones_own_methods(pool: Pool, own_module: Path) -> None:
-    keys, values = [], []
-    for share in ("0.5", "0.25", "0.125 * 2", "0.5"):
-        registry._METHODS.pop("lopsided", None)
-        sys.modules.pop("lopsided_methods", None)
-        own_module.write_text(MODULE.format(share=share))
-        importlib.invalidate_caches()
-        importlib.import_module("lopsided_methods")
-        plan = planned(pool, SliceRecipe(NORM0, "lopsided", (Input("a"), Input("b"))))
-        keys.append(plan.key)
-        values.append(merge_slice(plan, pool)[plan.tensors[0]])
-    assert len(set(keys)) == 3
-    assert keys[0] == keys[3]
-    assert torch.equal(values[0], values[3])
-    assert not torch.equal(values[0], values[1])
-    assert torch.equal(values[1], values[2])

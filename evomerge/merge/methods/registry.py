@@ -165,8 +165,12 @@ def call_values(spec: MethodSpec, each: Sequence[Mapping[str, Scalar]], shared: 
 
 @functools.cache
 def code_of(method: Method) -> str | None:
-    """What tells two versions of a method of one's own apart: a hash of its module; ``None`` for evomerge's methods."""
-    function = method.mix or method.function
+    """What tells versions of a method of one's own apart: hashes of its modules; ``None`` for evomerge's methods."""
+    codes = [_code_of_module(function) for function in (method.mix, method.function) if function is not None]
+    return "+".join(dict.fromkeys(code for code in codes if code)) or None
+
+
+def _code_of_module(function: Callable[..., Any]) -> str | None:
     module = inspect.getmodule(function)
     if module is None or module.__name__.startswith("evomerge."):
         return None
