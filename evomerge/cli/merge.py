@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
-from evomerge.imports import import_modules
+from evomerge.imports import import_modules, without_collector
 from evomerge.sizes import byte_count
 
 
@@ -25,13 +25,14 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(arguments))
     shard = byte_count(options.max_shard_size, "--max-shard-size")
 
-    from evomerge.cli.console import merge_progress
-    from evomerge.cli.sources import held_out_scores, open_recipe
-    from evomerge.export.writer import check_output, write_model
+    with without_collector():
+        from evomerge.cli.console import merge_progress
+        from evomerge.cli.sources import held_out_scores, open_recipe
+        from evomerge.export.writer import check_output, write_model
 
-    import_modules(options.imports, "--import")
-    check_output(options.out)
-    recipe, pool = open_recipe(options.recipe)
+        import_modules(options.imports, "--import")
+        check_output(options.out)
+        recipe, pool = open_recipe(options.recipe)
     if options.dtype:
         recipe = replace(recipe, dtype=options.dtype)
     scores = held_out_scores(options.recipe, recipe)

@@ -91,14 +91,14 @@ def _recipe_file(path: str) -> Path:
 
 def held_out_scores(path: str, recipe: Recipe) -> list[ScoreRow]:
     """The rows of a model card's table, when `path` belongs to a run whose winner is this very recipe."""
-    from evomerge.export.model_card import ScoreRow
-    from evomerge.report.summary import summarize
-
     folder = run_folder(path)
     if folder is None or not (folder / BEST_RECIPE).is_file():
         return []
     if load_recipe((folder / BEST_RECIPE).read_text(encoding="utf-8")) != recipe:
         return []
+    from evomerge.export.model_card import ScoreRow
+    from evomerge.report.summary import summarize
+
     summary = summarize(folder)
     if summary.split != "held_out":
         return []
