@@ -14,7 +14,7 @@ from merge.random_mixes import DTYPES, KEYS, Case, random_case, unaligned
 
 from evomerge.merge import cpu_mix
 from evomerge.merge.cpu_mix import mix_
-from evomerge.merge.kernels.mixing import BLOCK, _drop
+from evomerge.merge.kernels.mixing import BLOCK
 from evomerge.merge.masks import ROUNDS, uniform
 from evomerge.merge.mix import Cut, Mix, Term, copy_of
 from evomerge.merge.torch_mix import mix_block
@@ -278,8 +278,8 @@ def test_masks_of_the_kernel_are_those_of_torch(start: int) -> None:
     for key in KEYS:
         numbers = uniform(key, start, count, torch.device("cpu"))
         for bound in (0, 1, 2**29, 2**30 + 1, 2**31 - 1, int(numbers[17]), int(numbers[17]) + 1):
-            kept = torch.empty(count)
-            _drop(values.data_ptr(), np.uint64(key), np.uint32(bound), start, kept.data_ptr(), count)
+            kept, mix = torch.empty(count), Mix((Term(1.0, density=bound / 2**31),))
+            assert mix_(kept, mix, [Shifted(values, start)], None, [key], start)  # type: ignore[list-item]
             assert torch.equal(kept, torch.where(numbers < bound, values, 0.0)), (key, bound)
 
 
