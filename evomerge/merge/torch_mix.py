@@ -61,7 +61,9 @@ def _agreeing(mix: Mix, used: Sequence[int], parts: Sequence[torch.Tensor], tota
         if mix.normalize:
             divisor.add_(torch.where(agrees, vote, 0.0))
     # Votes of both signs can cancel; what is left of them is rounding, not a divisor.
-    return mean.div_(divisor.masked_fill_(divisor.abs() <= least_vote(votes), 1.0)) if mix.normalize else mean
+    if not mix.normalize:
+        return mean
+    return mean.mul_(divisor.masked_fill_(divisor.abs() <= least_vote(votes), 1.0).reciprocal_())
 
 
 def vote_of(term: Term) -> float:

@@ -65,7 +65,7 @@ def _stream_32(typing_context: Any, target: Any, source: Any) -> Any:
 
 
 @intrinsic
-def _as_float(typing_context: Any, word: Any) -> Any:
+def as_float(typing_context: Any, word: Any) -> Any:
     """The float32 of 32 bits."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -74,10 +74,20 @@ def _as_float(typing_context: Any, word: Any) -> Any:
     return types.float32(types.uint32), build
 
 
+@intrinsic
+def bits_of(typing_context: Any, number: Any) -> Any:
+    """The 32 bits of a float32."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), build
+
+
 @compiled
 def widened(half: Any) -> Any:
     """A bfloat16, given as uint16, as float32."""
-    return _as_float(np.uint32(half) << _U(16))
+    return as_float(np.uint32(half) << _U(16))
 
 
 @compiled
@@ -162,13 +172,15 @@ def write(source: int, address: int, kind: int, start: int, count: int, stream: 
     bits = words(source, count)
     if kind == F32:
         target = words(address + 4 * start, count)
-        done = 0
         if stream:
             done = count // 8 * 8
             for e in range(0, done, 8):
                 _stream_32(address + 4 * (start + e), source + 4 * e)
-        for e in range(done, count):
-            target[e] = bits[e]
+            for e in range(done, count):
+                target[e] = bits[e]
+        else:
+            for e in range(count):
+                target[e] = bits[e]
         return
     half = halves(scratch if stream else address + 2 * start, count)
     if kind == BF16:

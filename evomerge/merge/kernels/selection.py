@@ -9,7 +9,8 @@ from numba import carray
 
 from evomerge.merge.kernels.compiling import both, compiled, shift_right
 from evomerge.merge.kernels.memory import halves, keep, pointer, prefetch, read, width, words
-from evomerge.merge.kernels.mixing import BLOCK, _minus
+from evomerge.merge.kernels.mixing import BLOCK
+from evomerge.merge.kernels.passes import minus
 
 SHIFT = 17
 """Bits of a float32 below those that choose its bin: 64 bins from one power of two to the next."""
@@ -34,7 +35,7 @@ def histogram(address: int, kind: int, base: int, base_kind: int, begin: int, en
         size = min(BLOCK, end - start)
         prefetch(base + start * width(base_kind) + _AHEAD, size * width(base_kind))
         prefetch(address + start * width(kind) + _AHEAD, size * width(kind))
-        _minus(read(address, kind, start, size, second), read(base, base_kind, start, size, first), third, size)
+        minus(read(address, kind, start, size, second), read(base, base_kind, start, size, first), third, size)
         bits = words(third, size)
         for e in range(size):
             bits[e] = shift_right(both(bits[e], _U(0x7FFFFFFF)), _U(SHIFT))
@@ -74,7 +75,7 @@ def gather(
         size = min(BLOCK, end - start)
         prefetch(base + start * width(base_kind) + _AHEAD, size * width(base_kind))
         prefetch(address + start * width(kind) + _AHEAD, size * width(kind))
-        _minus(read(address, kind, start, size, second), read(base, base_kind, start, size, first), third, size)
+        minus(read(address, kind, start, size, second), read(base, base_kind, start, size, first), third, size)
         _flag(third, word, flags, size)
         bits = words(third, size)
         four = carray(pointer(flags), ((size + 3) // 4,), np.uint64)
@@ -101,7 +102,7 @@ def order(address: int, kind: int, base: int, base_kind: int, count: int, result
     bits = np.empty(count, np.uint32)
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
-        _minus(read(address, kind, start, size, second), read(base, base_kind, start, size, first), third, size)
+        minus(read(address, kind, start, size, second), read(base, base_kind, start, size, first), third, size)
         task = words(third, size)
         for e in range(size):
             bits[start + e] = _U(0x7FFFFFFF) - both(task[e], _U(0x7FFFFFFF))

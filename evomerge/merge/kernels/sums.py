@@ -12,7 +12,8 @@ from numba import carray
 
 from evomerge.merge.kernels.compiling import compiled
 from evomerge.merge.kernels.memory import floats, keep, pointer, prefetch, read, width
-from evomerge.merge.kernels.mixing import BLOCK, _drop, _keep, _minus, limits
+from evomerge.merge.kernels.mixing import BLOCK
+from evomerge.merge.kernels.passes import drop, keep_between, limits, minus
 
 CHUNK = 1 << 16
 """Elements of a partial sum."""
@@ -92,7 +93,7 @@ def gram(inputs: Any, kinds: Any, base: int, base_kind: int, begin: int, end: in
                 places[i] = read(inputs[i], kinds[i], start, size, converted + i * row)
                 prefetch(inputs[i] + start * width(kinds[i]) + _AHEAD, size * width(kinds[i]))
                 if base:
-                    _minus(places[i], origin, tasks + i * row, size)
+                    minus(places[i], origin, tasks + i * row, size)
                     places[i] = tasks + i * row
             pair = 0
             for i in range(count):
@@ -152,15 +153,15 @@ def magnitudes(
                         size = at - start
             origin = read(base, base_kind, start, size, first)
             values = read(address, kind, start, size, second)
-            _minus(values, origin, third, size)
+            minus(values, origin, third, size)
             _magnitudes(third, whole, size)
             values = third
             if cut[0] >= 0:
                 low, high = limits(cut, start)
-                _keep(third, 0, low, high, first, size)
+                keep_between(third, 0, low, high, first, size)
                 values = first
             if bound >= 0:
-                _drop(values, key, np.uint32(bound), start, second, size)
+                drop(values, 0, key, np.uint32(bound), start, second, size)
                 values = second
             _magnitudes(values, kept, size)
             start += size
