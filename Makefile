@@ -39,7 +39,7 @@ demo: $(VENV)/.user
 	$(BIN)/evomerge demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: lint test
 

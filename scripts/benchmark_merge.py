@@ -19,6 +19,7 @@ from rich.table import Table
 
 from evomerge.export.writer import write_model
 from evomerge.merge.engine import merge_slice
+from evomerge.merge.parallel import merge_slices
 from evomerge.merge.plan import Plan, make_plan
 from evomerge.merge.sources import Sources
 from evomerge.mergekit.writer import to_mergekit
@@ -107,8 +108,7 @@ def _speed(pool: Pool, method: str, device: torch.device, repeats: int) -> list[
     out = [merge_slice(entry, pool, sources=sources) for entry in plans[0].slices]
 
     def run(plan: Plan) -> None:
-        for entry, tensors in zip(plan.slices, out, strict=True):
-            merge_slice(entry, pool, sources=sources, out=tensors)
+        merge_slices(plan.slices, sources, out)
 
     volume = moved(plans[0], pool)
     half = volume // 2
@@ -149,9 +149,10 @@ def _against_mergekit() -> None:
         sources, plan = Sources(pool), make_plan(recipe, pool)
         ours = [sys.executable, "-m", "evomerge", "merge", str(folder / "recipe.yaml")]
 
+        out = [merge_slice(entry, pool, sources=Sources(pool)) for entry in plan.slices]
+
         def in_memory() -> None:
-            for entry in plan.slices:
-                merge_slice(entry, pool, sources=sources)
+            merge_slices(plan.slices, sources, out)
 
         cpu = torch.device("cpu")
         theirs = [command, str(folder / "mergekit.yaml"), str(folder / "theirs")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from evomerge.merge.engine import TORCH_DTYPES, merge_slice
 from evomerge.merge.memory_cache import MemoryCache
 from evomerge.merge.merged import Merged
 from evomerge.merge.module_slices import ModuleSlices
+from evomerge.merge.parallel import merge_slices
 from evomerge.merge.plan import Plan, SlicePlan, make_plan
 from evomerge.merge.shared_cache import SharedCache
 from evomerge.merge.sources import Placement, Sources, free_memory
@@ -25,6 +26,9 @@ from evomerge.recipe import SliceId
 
 CACHE_SHARE = 0.25
 """Of the memory that is free when the model has been loaded: what merged slices may take, unless told otherwise."""
+
+BATCH = 1 << 26
+"""Bytes of slices that are merged at a time: what they replace is used again for the next."""
 
 
 @dataclass
@@ -138,47 +142,78 @@ class Resident:
                 "recipes that change the depth are written out with `evomerge merge`",
             )
         count, start = MergeCount(), time.perf_counter()
+        changed = []
         for entry in plan.slices:
             key, held = self._held[entry.slice]
+            count.bytes += self._slices.nbytes(entry.slice)
             if key == entry.key:
                 count.kept += 1
                 count.saved += held.cost
             else:
-                new = self._find(entry, count)
-                self._slices.swap(entry.slice, new.tensors)
-                self._held[entry.slice] = entry.key, new
-                if key:
-                    self._memory.put(key, held)
-                else:
-                    self._memory.recycle(held)
-            count.bytes += self._slices.nbytes(entry.slice)
+                changed.append((entry, self._find(entry, count), key, held))
+        # What is replaced goes into the cache before the rest is looked for there: slices may have changed places. The
+        # model has its tensors until it gets others; should merging fail, they are known to be nobody's.
+        for entry, _, key, held in changed:
+            self._held[entry.slice] = "", Merged(held.tensors, owned=False)
+            if key:
+                self._memory.put(key, held)
+            else:
+                self._memory.recycle(held)
+        missing = []
+        for entry, found, _, _ in changed:
+            found = found or self._cached(entry, count)
+            if found is not None:
+                self._take(entry, found)
+            else:
+                missing.append(entry)
+        for batch in self._batches(missing):
+            self._compute(batch, count)
         count.seconds = time.perf_counter() - start
         return count
 
-    def _find(self, entry: SlicePlan, count: MergeCount) -> Merged:
+    def _take(self, entry: SlicePlan, merged: Merged) -> None:
+        """Make a merged slice the model's."""
+        self._slices.swap(entry.slice, merged.tensors)
+        self._held[entry.slice] = entry.key, merged
+
+    def _find(self, entry: SlicePlan, count: MergeCount) -> Merged | None:
         """The slice from the nearest place that has it."""
         own = self._reference(entry)
         if own is not None:
             count.referenced += 1
             return own
+        found = self._cached(entry, count)
+        if found is not None:
+            return found
+        found = self._shared.get(entry.key) if self._shared is not None else None
+        if found is None:
+            return None
+        count.shared += 1
+        count.saved += found.cost
+        if self.model.device.type == "cpu":
+            return found
+        return Merged(tuple(tensor.to(self.model.device) for tensor in found.tensors), found.cost)
+
+    def _cached(self, entry: SlicePlan, count: MergeCount) -> Merged | None:
+        """The slice from the worker's own cache."""
         found = self._memory.take(entry.key)
         if found is not None:
             count.memory += 1
             count.saved += found.cost
-            return found
-        found = self._shared.get(entry.key) if self._shared is not None else None
-        if found is not None:
-            count.shared += 1
-            count.saved += found.cost
-            if self.model.device.type == "cpu":
-                return found
-            return Merged(tuple(tensor.to(self.model.device) for tensor in found.tensors), found.cost)
-        merged = self._compute(entry)
-        count.computed += 1
-        count.computed_bytes += merged.nbytes
-        if self._shared is not None:
-            self._shared.offer(entry.key, merged)
-        return merged
+        return found
+
+    def _batches(self, entries: Sequence[SlicePlan]) -> Iterator[list[SlicePlan]]:
+        """Slices to merge at a time: on the CPU enough for every thread, elsewhere one."""
+        batch: list[SlicePlan] = []
+        size = 0
+        for entry in entries:
+            batch.append(entry)
+            size += self._slices.nbytes(entry.slice)
+            if size >= BATCH or self.model.device.type != "cpu":
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
 
     def _reference(self, entry: SlicePlan) -> Merged | None:
         """A slice that is a source's own, where it lies; ``None`` where it must be copied."""
@@ -195,20 +230,29 @@ class Resident:
             tensors.append(tensor.view(shape))
         return Merged(tuple(tensors), owned=False)
 
-    def _compute(self, entry: SlicePlan) -> Merged:
-        """Merge a slice into memory of its own."""
+    def _compute(self, entries: Sequence[SlicePlan], count: MergeCount) -> None:
+        """Merge slices, each into memory of its own."""
         start = time.perf_counter()
-        memory = self._memory.empty(self._slices.shapes(entry.slice), self.model.device)
-        out = self._slices.out(entry.slice, memory)
+        memories = [self._memory.empty(self._slices.shapes(entry.slice), self.model.device) for entry in entries]
+        outs = [self._slices.out(entry.slice, memory) for entry, memory in zip(entries, memories, strict=True)]
         try:
-            merge_slice(entry, self.pool, sources=self.sources, out=out, made=self._made)
-            self._slices.settle(entry.slice, out, memory)
+            seconds = merge_slices(entries, self.sources, outs, self._made)
+            for entry, out, memory in zip(entries, outs, memories, strict=True):
+                self._slices.settle(entry.slice, out, memory)
         except BaseException:
-            self._memory.recycle(Merged(memory))
+            for memory in memories:
+                self._memory.recycle(Merged(memory))
             raise
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
-        return Merged(memory, time.perf_counter() - start)
+            seconds = [time.perf_counter() - start]
+        for entry, memory, cost in zip(entries, memories, seconds, strict=True):
+            merged = Merged(memory, cost)
+            self._take(entry, merged)
+            count.computed += 1
+            count.computed_bytes += merged.nbytes
+            if self._shared is not None:
+                self._shared.offer(entry.key, merged)
 
     def _made(self, entry: SlicePlan) -> Mapping[str, torch.Tensor]:
         """The tensors of an intermediate's slice, which the next candidates of a lineage will ask for again."""

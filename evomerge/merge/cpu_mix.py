@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,9 @@ from evomerge.merge.torch_mix import least_vote, vote_of
 KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 """The kernels' codes of dtypes."""
 
-_PART = 1 << 16  # elements: less is not worth another thread
+PART = 1 << 16
+"""Elements; less is not worth another thread."""
+
 _STREAM = 1 << 20  # bytes: a smaller result is better left in the cache
 
 
@@ -29,12 +33,33 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 def in_parts(run: Callable[[int, int], int], count: int) -> list[int]:
     """Run ``run(begin, end)`` over `count` elements on as many threads as torch uses; the parts' results in order."""
-    threads = min(torch.get_num_threads(), -(-count // _PART))
+    threads = min(torch.get_num_threads(), -(-count // PART))
     if threads <= 1:
         return [run(0, count)]
-    step = -(-count // threads // _PART) * _PART
+    step = -(-count // threads // PART) * PART
     bounds = [(begin, min(begin + step, count)) for begin in range(0, count, step)]
     return list(_threads(threads).map(run, *zip(*bounds, strict=True)))
+
+
+@dataclass(frozen=True)
+class MixCall:
+    """A mix ready to be carried out, by any thread and in any parts.
+
+    Attributes:
+        count: elements.
+        begin: where in the tensor they begin.
+        arguments, settings: of the kernel, before and after the range.
+    """
+
+    count: int
+    begin: int
+    arguments: tuple[Any, ...]
+    settings: tuple[Any, ...]
+
+    def __call__(self, begin: int, end: int) -> int:
+        """Carry out elements `begin` to `end` of `count`; returns whether one is not finite."""
+        bad: int = mix_kernel(*self.arguments, self.begin + begin, self.begin + end, *self.settings)
+        return bad
 
 
 def mix_(
@@ -54,13 +79,31 @@ def mix_(
         begin: where in the tensor `out` begins.
     """
     count = out.numel()
-    used = [i for i, term in enumerate(mix.terms) if term.weight != 0]
     if not count:
         return True
-    origin = base if mix.differences else None
+    call = mix_call(out, mix, inputs, base, keys, begin)
+    if call is not None:
+        return not any(in_parts(call, count))
+    if base is not None and mix.differences:
+        out.copy_(base[begin : begin + count])
+    else:
+        out.zero_()
+    return bool(torch.isfinite(out).all())
+
+
+def mix_call(
+    out: torch.Tensor,
+    mix: Mix,
+    inputs: Sequence[torch.Tensor],
+    base: torch.Tensor | None,
+    keys: Sequence[int],
+    begin: int = 0,
+) -> MixCall | None:
+    """What `mix_` does, ready to be done; ``None`` where no input has a weight. The tensors must outlive it."""
+    used = [i for i, term in enumerate(mix.terms) if term.weight != 0]
     if not used:
-        out.copy_(origin[begin : begin + count]) if origin is not None else out.zero_()
-        return bool(torch.isfinite(out).all())
+        return None
+    origin = base if mix.differences else None
     first = out.data_ptr() - begin * out.dtype.itemsize  # where the whole tensor would lie
     terms = [mix.terms[i] for i in used]
     votes = [vote_of(term) for term in terms]
@@ -86,7 +129,7 @@ def mix_(
         np.float32(mix.scale),
         out.nbytes >= _STREAM and first % 32 == 0,
     )
-    return not any(in_parts(lambda a, b: mix_kernel(*arguments, begin + a, begin + b, *settings), count))
+    return MixCall(out.numel(), begin, arguments, settings)
 
 
 def mask_bound(density: float | None) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import EvomergeError
 from evomerge.merge.cpu_mix import KINDS, cut_row, in_parts, mask_bound
-from evomerge.merge.kernels.selection import BINS, SHIFT, gather, histogram, order
+from evomerge.merge.kernels.selection import BINS, SHIFT, gather, histogram, magnitude_bits, order
 from evomerge.merge.kernels.sums import CHUNK, gram, magnitudes
 from evomerge.merge.mix import LARGEST, Cut
 
@@ -194,9 +194,8 @@ class CpuStatistics:
 
     def _bits(self, index: int, element: int) -> int:
         """The magnitude bits of one element of a task vector."""
-        assert self._base is not None
-        task = self._inputs[index][element].float() - self._base[element].float()
-        return int(task.view(torch.int32)) & 0x7FFFFFFF
+        task = self._inputs[index]
+        return int(magnitude_bits(task.data_ptr(), KINDS[task.dtype], *self._origin(), element))
 
     def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
         """The share of the sum of magnitudes that a cut and a random mask leave.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import EvomergeError
-from evomerge.merge.cpu_mix import KINDS, mix_
+from evomerge.merge.cpu_mix import KINDS, MixCall, mix_, mix_call
 from evomerge.merge.cpu_statistics import Window
 from evomerge.merge.kernels.sums import CHUNK
 from evomerge.merge.masks import mask_key
@@ -82,7 +82,7 @@ class TensorMerge:
         statistics: Statistics | None = None,
     ) -> None:
         self._method, self._values, self._keys, self._shape = method, values, tuple(keys), shape
-        self._inputs, self._base = [tensor.view(-1) for tensor in inputs], base.view(-1) if base is not None else None
+        self._inputs, self._base = [_flat(tensor) for tensor in inputs], _flat(base) if base is not None else None
         self._mix: Mix | None = None
         if method.mix is not None:
             if statistics is None:
@@ -105,12 +105,21 @@ class TensorMerge:
         else:
             finite = self._whole(out)
         if not finite:
-            raise EvomergeError(
-                f"merging by {self._method.spec.name} gives numbers that are NaN "
-                f"or beyond the range of {_name(out.dtype)}",
-                "finite numbers",
-                "check the sources' weights and the parameters, or merge to another dtype",
-            )
+            raise self.not_finite(out.dtype)
+
+    def call(self, out: torch.Tensor) -> MixCall | None:
+        """The whole tensor's merge into `out`, flat, ready for any thread; ``None`` where that is not to be had."""
+        if self._mix is None or not out.numel() or not _compiled(out, self._inputs):
+            return None
+        return mix_call(out, self._mix, self._inputs, self._base if self._mix.differences else None, self._keys)
+
+    def not_finite(self, dtype: torch.dtype) -> EvomergeError:
+        """The error for a result that is not finite."""
+        return EvomergeError(
+            f"merging by {self._method.spec.name} gives numbers that are NaN or beyond the range of {_name(dtype)}",
+            "finite numbers",
+            "check the sources' weights and the parameters, or merge to another dtype",
+        )
 
     def _whole(self, out: torch.Tensor) -> bool:
         """The method's function on whole tensors; returns whether all of it is finite."""
@@ -140,6 +149,10 @@ class TensorMerge:
             target.copy_(result)
             finite &= torch.isfinite(target).all()
         return bool(finite)
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dim() == 1 else tensor.view(-1)
 
 
 def _compiled(target: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
@@ -218,6 +231,16 @@ class SliceMerge:
         with self.naming(index):
             self.merge(part, index).run(target.view(-1))
         return target if given is None or direct else given.copy_(target)
+
+    def prepared(self, part: Part, index: int, given: torch.Tensor) -> tuple[TensorMerge, MixCall] | None:
+        """One tensor's merge into `given`, ready for any thread; ``None`` where that is not to be had."""
+        merged = self.pool.is_merged(self.plan.like[index])
+        if not merged or given.dtype != self.dtype or not given.is_contiguous():
+            return None
+        with self.naming(index):
+            job = self.merge(part, index)
+            call = job.call(given.view(-1))
+        return (job, call) if call is not None else None
 
     def copied(self, index: int) -> torch.Tensor | None:
         """The tensor itself where it is no float that is merged, ``None`` otherwise."""

@@ -9,7 +9,9 @@ import torch
 
 from evomerge.merge.merged import Merged, Shapes, allocate
 
-_MOST_SPARE = 2  # of one shape
+SPARE = 1 << 27
+"""Bytes kept to be used again, besides a slice of every shape."""
+
 _MOST_DROPPED = 1 << 16  # keys to know again
 _MOST_STALE = 1000  # entries of the queue
 
@@ -34,6 +36,7 @@ class MemoryCache:
         self._held: dict[str, tuple[float, Merged]] = {}
         self._queue: list[tuple[float, str]] = []  # of priorities, with those that were taken since
         self._age = 0.0
+        self._spare_bytes = 0
         self._spare: dict[Shapes, list[tuple[torch.Tensor, ...]]] = {}
 
     def __len__(self) -> int:
@@ -80,11 +83,16 @@ class MemoryCache:
 
     def recycle(self, merged: Merged) -> None:
         """Keep the memory of a slice for the next one of its shapes."""
-        spare = self._spare.setdefault(merged.shapes, [])
-        if merged.owned and len(spare) < _MOST_SPARE:
+        spare, size = self._spare.setdefault(merged.shapes, []), merged.nbytes
+        if merged.owned and (not spare or self._spare_bytes + size <= SPARE):
             spare.append(merged.tensors)
+            self._spare_bytes += size
 
     def empty(self, shapes: Shapes, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Memory for a slice, that of a former one where there is one: new pages cost as much as a merge."""
         spare = self._spare.get(shapes)
-        return spare.pop() if spare else allocate(shapes, device)
+        if not spare:
+            return allocate(shapes, device)
+        tensors = spare.pop()
+        self._spare_bytes -= sum(tensor.nbytes for tensor in tensors)
+        return tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -107,14 +108,18 @@ class Notes:
     _small: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _large: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _asked: set[Hashable] = field(default_factory=set, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def small(self, key: Hashable, find: Callable[[], T]) -> T:
         """What `find` returned when `key` was first asked for."""
-        if key not in self._small:
-            if len(self._small) >= _MOST_NOTES:  # of continuous parameters, say: those of old candidates
-                del self._small[next(iter(self._small))]
-            self._small[key] = find()
-        found: T = self._small[key]
+        try:
+            found: T = self._small[key]
+        except KeyError:
+            found = find()
+            with self._lock:
+                if len(self._small) >= _MOST_NOTES:  # of continuous parameters, say: those of old candidates
+                    del self._small[next(iter(self._small))]
+                self._small[key] = found
         return found
 
     def large(self, key: Hashable, cost: int, find: Callable[[], T], *, at_once: bool = False) -> T | None:
@@ -126,8 +131,10 @@ class Notes:
             if not at_once and key not in self._asked:
                 self._asked.add(key)
                 return None
-            self._large[key] = find()
-            self.used += cost
+            found = find()
+            with self._lock:  # another thread may have been as fast
+                self.used += cost if key not in self._large else 0
+                self._large[key] = found
         kept: T | None = self._large[key]
         return kept
 

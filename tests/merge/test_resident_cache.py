@@ -16,6 +16,7 @@ from evomerge.errors import PoolError
 from evomerge.merge import assemble
 from evomerge.merge.assemble import MergeCount, Resident
 from evomerge.merge.engine import merge_slice
+from evomerge.merge.parallel import merge_slices
 from evomerge.merge.plan import Plan, make_plan
 from evomerge.merge.shared_cache import SharedCache
 from evomerge.merge.sources import Placement
@@ -132,10 +133,10 @@ def test_merges_that_fail_midway(tmp_path: Path, kind: str, monkeypatch: pytest.
     rng = np.random.default_rng(1)
     failed = 0
 
-    def fails(entry: Any, *args: Any, **options: Any) -> Any:
-        result = merge_slice(entry, *args, **options)
-        if rng.random() < 0.2:
-            for tensor in result.values():
+    def fails(plans: Any, sources: Any, outs: Any, made: Any) -> Any:
+        result = merge_slices(plans, sources, outs, made)
+        if rng.random() < 0.5:
+            for tensor in (tensor for out in outs for tensor in out.values()):
                 tensor.fill_(torch.nan)
             raise PoolError("the disk went away")
         return result
@@ -146,7 +147,7 @@ def test_merges_that_fail_midway(tmp_path: Path, kind: str, monkeypatch: pytest.
         direct.apply(plan)
         for name, resident in walking.items():
             with monkeypatch.context() as patch:
-                patch.setattr(assemble, "merge_slice", fails)
+                patch.setattr(assemble, "merge_slices", fails)
                 try:
                     resident.apply(plan)
                 except PoolError:

@@ -116,16 +116,14 @@ def mix(
                 for i in range(count):
                     elect_more(parts + i * row, elected, votes[i], total, divisors, size, i > 0)
                 if normalize:
-                    divide(total, divisors, least_vote, divisor, size)
+                    divide(total, divisors, least_vote, size)
             elif count > 1:
                 times_two(parts, parts + row, F32, 0, weights[0], weights[1], total, size)
                 for i in range(2, count):
                     times(parts + i * row, F32, 0, weights[i], total, size, True)
             else:
                 times(parts, F32, 0, weights[0], total, size, False)
-        if not elect and divisor != 1:
-            divide(total, 0, least_vote, divisor, size)
-        finish(total, origin, scale, peak, over, size)
+        finish(total, origin, divisor, scale, peak, over, size)
         write(total, out, out_kind, start, size, stream and start % 16 == 0, converted)
         start += size
     return is_infinite(peak, BLOCK) + keep(memory)

@@ -177,33 +177,31 @@ def elect_more(source: int, sum_: int, vote: Any, target: int, votes: int, count
 
 
 @compiled
-def divide(target: int, votes: int, least: Any, divisor: Any, count: int) -> None:
-    """Divide by the votes, where an address is given, or by the divisor."""
+def divide(target: int, votes: int, least: Any, count: int) -> None:
+    """Divide by the votes."""
     total, by = floats(target, count), floats(votes, count)
-    if votes:
-        for e in range(count):
-            total[e] = total[e] * _inverse(by[e], least)
-    else:
-        for e in range(count):
-            total[e] = total[e] / divisor
+    for e in range(count):
+        total[e] = total[e] * _inverse(by[e], least)
 
 
 @compiled
-def finish(target: int, base: int, scale: Any, peak: int, over: Any, count: int) -> None:
-    """Scale, and add the base where one is given.
+def finish(target: int, base: int, divisor: Any, scale: Any, peak: int, over: Any, count: int) -> None:
+    """Divide, scale, and add the base where one is given.
 
     The highest bit of an element of `peak` is set when one that is stored from there is infinite: when adding `over`
     to the bits of its magnitude carries into that bit.
     """
     total, origin, peaks = floats(target, count), floats(base, count), words(peak, count)
-    if base:
+    if divisor != 1:
         for e in range(count):
-            number = total[e] * scale + origin[e]
+            number = total[e] / divisor * scale
+            number = number + origin[e] if base else number
             total[e] = number
             peaks[e] = either(peaks[e], add(both(bits_of(number), _SIZE), over))
     else:
         for e in range(count):
             number = total[e] * scale
+            number = number + origin[e] if base else number
             total[e] = number
             peaks[e] = either(peaks[e], add(both(bits_of(number), _SIZE), over))
 

@@ -90,6 +90,15 @@ def gather(
 
 
 @compiled
+def magnitude_bits(address: int, kind: int, base: int, base_kind: int, element: int) -> int:
+    """The bits of the magnitude of one element of a task vector."""
+    memory = np.zeros(16, np.float32)
+    first = np.int64(memory.ctypes.data)
+    minus(read(address, kind, element, 1, first), read(base, base_kind, element, 1, first + 16), first + 32, 1)
+    return np.int64(words(first + 32, 1)[0] & _U(0x7FFFFFFF)) + keep(memory)
+
+
+@compiled
 def order(address: int, kind: int, base: int, base_kind: int, count: int, result: Any) -> int:
     """The indexes of a task vector's elements by falling magnitude, of equals the first ones first.
 
