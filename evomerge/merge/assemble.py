@@ -115,7 +115,8 @@ class Resident:
     def keep(self, placement: Placement, cache: int) -> None:
         """Set how much to keep of sources and of merged slices; what was kept before is dropped."""
         self.sources = Sources(self.pool, self.model.device, placement)
-        self._memory = MemoryCache(cache, start=2 * sum(self._slices.nbytes(s) for s in self.pool.layout.slices))
+        model = sum(self._slices.nbytes(slice_) for slice_ in self.pool.layout.slices)
+        self._memory = MemoryCache(cache, start=model // 4)
 
     def forget(self) -> None:
         """Take the model's slices for none that is known: the next plan is computed whole."""
