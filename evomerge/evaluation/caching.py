@@ -15,9 +15,8 @@ import torch
 
 import evomerge.merge
 from evomerge.errors import ConfigError
-from evomerge.merge.assemble import CACHE_SHARE
 from evomerge.merge.shared_cache import SharedCache, remove_if_unused
-from evomerge.merge.sources import Placement, free_memory
+from evomerge.merge.sources import free_memory
 from evomerge.models.pool import Pool
 from evomerge.sizes import byte_count
 
@@ -58,14 +57,6 @@ class CacheSettings:
             raise ConfigError(f"evaluator.shared_cache is {shared_cache!r}", f"{', '.join(_WORDS)}, or a folder's path")
         return cls(memory, shared, size, workers, secrets.token_hex(4))
 
-    def budget(self, device: torch.device) -> int:
-        """Bytes of a worker's own cache."""
-        return int(free_memory(device) * CACHE_SHARE / self.workers) if self.memory is None else self.memory
-
-    def placement(self, device: torch.device) -> Placement:
-        """Where a worker keeps sources."""
-        return Placement.measured(device, self.workers)
-
 
 def open_shared(settings: CacheSettings, pool: Pool, device: str) -> SharedCache | None:
     """Open the shared cache, on disk where shared memory is too small; ``None`` where there is none.
@@ -91,7 +82,7 @@ def open_shared(settings: CacheSettings, pool: Pool, device: str) -> SharedCache
                 "a folder that can",
                 "name another, or set evaluator.shared_cache=off",
             ) from error
-    model = sum(pool.checkpoints[pool.info.config_from].tensors[n].nbytes for n in _stored(pool))
+    model = pool.checkpoints[pool.info.config_from].nbytes
     places = [(_SHARED_MEMORY, 2)] if settings.shared == "memory" else []
     for root, part in (*places, (Path(tempfile.gettempdir()), 4)):
         sweep(root)
@@ -116,10 +107,6 @@ def sweep(root: Path = _SHARED_MEMORY) -> None:
 
 def _prefix() -> str:
     return f"evomerge-{os.getuid()}-"
-
-
-def _stored(pool: Pool) -> list[str]:
-    return list(pool.stored[pool.info.config_from].values())
 
 
 def _code() -> str:

@@ -65,10 +65,8 @@ class Worker:
         self._pool = pool
         self._fitnesses = dict(fitnesses)
         settings, device = cache or CacheSettings(), choose_device(device)
-        self._resident = Resident(pool, device, shared=open_shared(settings, pool, device))
-        # What is free is known when the model has its place.
-        place = self._resident.model.device
-        self._resident.keep(settings.placement(place), settings.budget(place))
+        shared = open_shared(settings, pool, device)
+        self._resident = Resident(pool, device, cache=settings.memory, shared=shared, workers=settings.workers)
         self._prepared: set[Split] = set()
 
     def fitness(self, split: Split) -> Fitness:

@@ -77,6 +77,7 @@ class Resident:
         placement: how much of the sources to keep where (see `sources.Sources`); measured by default.
         cache: bytes of merged slices to keep besides those in the model; a quarter of what is free by default.
         shared: the cache that the node's workers share, or ``None``.
+        workers: among how many what is free is divided, where `placement` or `cache` are not given.
 
     Raises:
         PoolError: transformers cannot load the model.
@@ -90,6 +91,7 @@ class Resident:
         placement: Placement | None = None,
         cache: int | None = None,
         shared: SharedCache | None = None,
+        workers: int = 1,
     ) -> None:
         self.pool = pool
         self.dtype = pool.info.dtype
@@ -97,10 +99,13 @@ class Resident:
         self.model = LoadedModel(
             module, _tokenizer(pool), TORCH_DTYPES[self.dtype], module.device, str(pool.folder(pool.info.config_from))
         )
-        self.sources = Sources(pool, module.device, placement)
+        self.sources = Sources(pool, module.device, placement or Placement.measured(module.device, workers))
         self._slices = ModuleSlices(module, pool.layout)
         self._shared = shared
-        self.keep(self.sources.placement, int(free_memory(module.device) * CACHE_SHARE) if cache is None else cache)
+        if cache is None:
+            cache = int(free_memory(module.device) * CACHE_SHARE / workers)
+        model = sum(self._slices.nbytes(slice_) for slice_ in pool.layout.slices)
+        self._memory = MemoryCache(cache, start=model // 4)
         self._held: dict[SliceId, tuple[str, Merged]] = {}
         own = make_plan(pool.info.linear({pool.info.config_from: 1.0}), pool)
         given, stored = pool.checkpoints[pool.info.config_from], pool.stored[pool.info.config_from]
@@ -111,12 +116,6 @@ class Resident:
             same = all(tensor.dtype == self.model.dtype for tensor in held.tensors)
             same = same and not any(stored[name] in given.changed for name in entry.tensors)
             self._held[entry.slice] = entry.key if same else "", held
-
-    def keep(self, placement: Placement, cache: int) -> None:
-        """Set how much to keep of sources and of merged slices; what was kept before is dropped."""
-        self.sources = Sources(self.pool, self.model.device, placement)
-        model = sum(self._slices.nbytes(slice_) for slice_ in self.pool.layout.slices)
-        self._memory = MemoryCache(cache, start=model // 4)
 
     def forget(self) -> None:
         """Take the model's slices for none that is known: the next plan is computed whole."""

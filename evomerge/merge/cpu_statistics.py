@@ -15,7 +15,7 @@ from evomerge.errors import EvomergeError
 from evomerge.merge.cpu_mix import KINDS, cut_row, in_parts, mask_bound
 from evomerge.merge.kernels.selection import BINS, SHIFT, gather, histogram, magnitude_bits, order
 from evomerge.merge.kernels.sums import CHUNK, gram, magnitudes
-from evomerge.merge.mix import LARGEST, Cut
+from evomerge.merge.mix import LARGEST, Cut, cut_between
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,7 @@ class CpuStatistics:
 
     def cut_from(self, ranks: Ranks, index: int, first: int, last: int) -> Cut | None:
         """The same from the histogram: one pass over the task vector for each end that lies inside it."""
-        last = min(last, self.count)
-        assert 0 <= first < last, "a cut keeps something"
-        low, low_end = self._at(ranks, index, last - 1) if last < self.count else (0, self.count)
-        if first == 0:
-            return Cut(low, low_end) if low > 0 else None
-        high, before = self._at(ranks, index, first - 1)
-        return Cut(low, low_end, high, before)
+        return cut_between(first, last, self.count, lambda rank: self._at(ranks, index, rank))
 
     def _at(self, ranks: Ranks, index: int, rank: int) -> tuple[int, int]:
         """The magnitude bits of a rank, and one more than the index of its element."""
@@ -183,14 +177,12 @@ class CpuStatistics:
 
     def cut_from_order(self, order: NDArray[np.uint32], index: int, first: int, last: int) -> Cut | None:
         """The same as `cut` by looking up where ranks begin and end."""
-        last = min(last, self.count)
-        assert 0 <= first < last, "a cut keeps something"
-        low, low_end = 0, self.count
-        if last < self.count:
-            low, low_end = self._bits(index, int(order[last - 1])), int(order[last - 1]) + 1
-        if first == 0:
-            return Cut(low, low_end) if low > 0 else None
-        return Cut(low, low_end, self._bits(index, int(order[first - 1])), int(order[first - 1]) + 1)
+
+        def at(rank: int) -> tuple[int, int]:
+            element = int(order[rank])
+            return self._bits(index, element), element + 1
+
+        return cut_between(first, last, self.count, at)
 
     def _bits(self, index: int, element: int) -> int:
         """The magnitude bits of one element of a task vector."""

@@ -99,7 +99,7 @@ class TensorMerge:
         """
         mix = self._mix
         if mix is not None and _compiled(out, self._inputs):
-            finite = mix_(out, mix, self._inputs, self._base if mix.differences else None, self._keys, begin)
+            finite = mix_(out, mix, self._inputs, self._base, self._keys, begin)
         elif self.divisible:
             finite = self._by_blocks(out, begin, block)
         else:
@@ -111,7 +111,7 @@ class TensorMerge:
         """The whole tensor's merge into `out`, flat, ready for any thread; ``None`` where that is not to be had."""
         if self._mix is None or not out.numel() or not _compiled(out, self._inputs):
             return None
-        return mix_call(out, self._mix, self._inputs, self._base if self._mix.differences else None, self._keys)
+        return mix_call(out, self._mix, self._inputs, self._base, self._keys)
 
     def not_finite(self, dtype: torch.dtype) -> EvomergeError:
         """The error for a result that is not finite."""

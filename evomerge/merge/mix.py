@@ -6,7 +6,7 @@ with fused kernels on the CPU (`cpu_kernels`) and with torch operations elsewher
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,19 @@ class Cut:
     low_end: int
     high: int = LARGEST
     high_start: int = 0
+
+
+def cut_between(first: int, last: int, count: int, at: Callable[[int], tuple[int, int]]) -> Cut | None:
+    """The cut that keeps the ranks ``first <= rank < last`` of `count`; ``None`` where that is all but zeros.
+
+    `at` gives the magnitude bits of a rank, and one more than the index of its element.
+    """
+    last = min(last, count)
+    assert 0 <= first < last, "a cut keeps something"
+    low, low_end = at(last - 1) if last < count else (0, count)
+    if first == 0:
+        return Cut(low, low_end) if low > 0 else None
+    return Cut(low, low_end, *at(first - 1))
 
 
 @dataclass(frozen=True)

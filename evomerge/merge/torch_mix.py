@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.merge.masks import drop_
-from evomerge.merge.mix import LARGEST, Cut, Mix, Term
+from evomerge.merge.mix import LARGEST, Cut, Mix, Term, cut_between
 
 
 def mix_block(
@@ -128,8 +128,6 @@ class TensorStatistics:
     def cut(self, index: int, first: int, last: int) -> Cut | None:
         """The cut that keeps the ranks from `first` to `last`; ``None`` where that is all but zeros."""
         bits = self._task(index).view(torch.int32).bitwise_and_(0x7FFFFFFF)
-        last = min(last, self.count)
-        assert 0 <= first < last, "a cut keeps something"
         ordered = torch.sort(bits).values
 
         def at(rank: int) -> tuple[int, int]:
@@ -138,10 +136,7 @@ class TensorStatistics:
             equal = torch.nonzero(bits == value).view(-1)
             return value, int(equal[rank - int(torch.count_nonzero(bits > value))]) + 1
 
-        low, low_end = at(last - 1) if last < self.count else (0, self.count)
-        if first == 0:
-            return Cut(low, low_end) if low > 0 else None
-        return Cut(low, low_end, *at(first - 1))
+        return cut_between(first, last, self.count, at)
 
     def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
         """The share of the sum of magnitudes that a cut and a random mask leave."""
