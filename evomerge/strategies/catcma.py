@@ -1,0 +1,182 @@
+"""CatCMA with margin through the package `cmaes`: one distribution over numbers, whole numbers and choices.
+
+Hamano et al., "CatCMA with Margin for Single- and Multi-Objective Mixed-Variable Black-Box Optimization"
+(arXiv 2504.07884).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from cmaes import CatCMAwM
+from numpy.typing import NDArray
+
+from evomerge.errors import ConfigError
+from evomerge.genome import Gene, Genome, GenomeSpec, Value
+from evomerge.protocols import Objective
+from evomerge.strategies.generations import Array, Generations, ranks_of
+
+GRID = 100
+"""Numbers on a grid of at most so many values have a margin of their own; finer grids are rounded in proposals only."""
+
+
+class CatCma(Generations):
+    """CatCMA with margin over genes of every kind; implements `protocols.Strategy`.
+
+    Numbers have a Gaussian, whole numbers and numbers on a coarse grid (`GRID` values or fewer) the same Gaussian,
+    whose margin keeps every value within reach; categorical and boolean genes have probabilities with a margin. All
+    learn from the ranks of one generation: scores that are not finite and evaluations that are not ``ok`` rank
+    behind all others, equal scores keep the order in which they were asked.
+
+    Memory and time grow with the square and the cube of the genes that are numbers (not of the choices): for many
+    hundreds of them `CmaEs` with ``separable`` is the strategy to take.
+
+    Args:
+        spec: the genes; those of one value keep it.
+        objectives: one.
+        seed: of all that is random here. The state of `numpy.random` is neither read nor changed.
+        sigma0: initial standard deviation, in units of a gene's range.
+        popsize: candidates per generation; 4 + 3 ln(free genes), rounded down, for ``None``.
+        start: the probability of a choice that the space starts from (the `initial` of a categorical or boolean
+            gene), at first; ``None`` ignores it. Genes without `initial` begin with equal probabilities.
+
+    Raises:
+        ConfigError: no free gene, several objectives, or arguments out of range.
+    """
+
+    title = "CatCMA"
+    kinds = frozenset({"continuous", "integer", "categorical", "boolean"})
+
+    def __init__(
+        self,
+        spec: GenomeSpec,
+        objectives: Sequence[Objective],
+        *,
+        seed: int,
+        sigma0: float = 0.25,
+        popsize: int | None = None,
+        start: float | None = 0.8,
+    ) -> None:
+        if not (math.isfinite(sigma0) and 0 < sigma0 <= 1):
+            raise ConfigError(f"strategy.sigma0 is {sigma0}", "above 0 and at most 1, in units of a gene's range")
+        if popsize is not None and popsize < 4:
+            raise ConfigError(f"strategy.popsize is {popsize}", "at least 4, or null for 4 + 3 ln(genes)")
+        if start is not None and not 0 < start < 1:
+            raise ConfigError(f"strategy.start is {start}", "a probability between 0 and 1, or null")
+        self._sigma0, self._initial_share = float(sigma0), start
+        values = [_values(gene) for gene in spec]
+        self._real = [i for i, found in enumerate(values) if found is None]
+        self._whole = {i: found for i, found in enumerate(values) if found is not None and len(found) > 1}
+        choices = [_choices(gene) for gene in spec]
+        self._chosen = {i: found for i, found in enumerate(choices) if len(found) > 1}
+        if not (self._real or self._whole or self._chosen):
+            raise ConfigError("strategy CatCMA was given no free gene", "every gene has low equal to high")
+        free = len(self._real) + len(self._whole) + len(self._chosen)
+        super().__init__(spec, objectives, seed=seed, popsize=popsize or 4 + int(3 * math.log(free)))
+
+    def _settings(self) -> dict[str, Any]:
+        return {"sigma0": self._sigma0, "start": self._initial_share}
+
+    def _start(self, seed: int) -> None:
+        genes, initial = self._spec.genes, self._spec.initial.values
+        # The Gaussian lives on the unit cube.
+        units = [found / found[-1] for found in map(np.arange, map(len, self._whole.values()))]
+        mean = [(float(initial[i]) - genes[i].low) / (genes[i].high - genes[i].low) for i in self._real]
+        mean += [float(unit[np.abs(found - float(initial[i])).argmin()]) for unit, (i, found) in self._pairs(units)]
+        deviation = np.full(len(mean), self._sigma0)
+        self._model = CatCMAwM(
+            x_space=[[0.0, 1.0]] * len(self._real) or None,
+            z_space=[unit.tolist() for unit in units] or None,
+            c_space=[len(found) for found in self._chosen.values()] or None,
+            population_size=self._popsize,
+            mean=np.array(mean),
+            sigma=1.0,
+            cov=np.diag(deviation**2),
+            cat_param=self._probabilities() if self._chosen else None,
+            seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
+        )
+        self._solutions: list[CatCMAwM.Solution] = []
+
+    def _pairs(self, units: list[Array]) -> list[tuple[Array, tuple[int, Array]]]:
+        return list(zip(units, self._whole.items(), strict=True))
+
+    def _probabilities(self) -> Array:
+        """Of every choice at first, shape ``(variables, most choices)``, 0 where a variable has no such choice."""
+        found = np.zeros((len(self._chosen), max(map(len, self._chosen.values()))))
+        # The margin of the paper holds from the first generation on.
+        least = 1 - 0.73 ** (1 / (len(self._chosen) + len(self._whole)))
+        for row, (i, choices) in zip(found, self._chosen.items(), strict=True):
+            count, initial = len(choices), self._spec.genes[i].initial
+            if initial is None or self._initial_share is None:
+                row[:count] = 1 / count
+            else:
+                share = min(max(self._initial_share, least / (count - 1)), 1 - least)
+                row[:count] = (1 - share) / (count - 1)
+                row[choices.index(initial)] = share
+        return found
+
+    def _draw(self) -> list[Genome]:
+        self._solutions = [self._model.ask() for _ in range(self._popsize)]
+        return [self._genome(solution) for solution in self._solutions]
+
+    def _genome(self, solution: CatCMAwM.Solution) -> Genome:
+        values: list[Value] = list(self._spec.initial.values)
+        if solution.x is not None:
+            for i, x in zip(self._real, solution.x, strict=True):
+                gene = self._spec.genes[i]
+                values[i] = float(gene.low + (gene.high - gene.low) * x)
+        if solution.z is not None:
+            for (i, allowed), z in zip(self._whole.items(), solution.z, strict=True):
+                values[i] = float(allowed[round(z * (len(allowed) - 1))])
+        if solution.c is not None:
+            for (i, choices), one_hot in zip(self._chosen.items(), solution.c, strict=True):
+                values[i] = choices[int(one_hot.argmax())]
+        return self._spec.genome(values)
+
+    def _move(self, gains: Array) -> None:
+        self._model.tell(list(zip(self._solutions, ranks_of(gains).astype(float).tolist(), strict=True)))
+        self._solutions = []
+
+    def _drawn(self) -> dict[str, Any]:
+        count = len(self._solutions) if self._genomes else 0
+        return {name: _rows(self._solutions[:count], field) for name, field in _FIELDS.items()}
+
+    def _take(self, drawn: Mapping[str, Any]) -> list[Genome]:
+        columns = {field: np.array(drawn[name]) for name, field in _FIELDS.items()}
+        columns["c"] = columns["c"].astype(bool)
+        self._solutions = [
+            CatCMAwM.Solution(**{field: rows[i] if rows.shape[1] else None for field, rows in columns.items()})
+            for i in range(self._popsize)
+        ]
+        return [self._genome(solution) for solution in self._solutions]
+
+
+_FIELDS = {"points": "_v_raw", "numbers": "x", "wholes": "z", "choices": "c"}
+
+
+def _rows(solutions: list[CatCMAwM.Solution], field: str) -> NDArray[Any]:
+    """One field of all solutions, flattened, shape ``(solutions, ...)``; nothing where the space has no such genes."""
+    rows = [getattr(solution, field) for solution in solutions]
+    if not rows or rows[0] is None:
+        return np.empty((len(rows), 0))
+    return np.array(rows)
+
+
+def _values(gene: Gene) -> Array | None:
+    """The values of a gene that is a whole number or on a coarse grid; ``None`` for other numbers; one for choices."""
+    if gene.kind in ("categorical", "boolean") or gene.low == gene.high:
+        return np.zeros(1)
+    if gene.kind == "integer":
+        return np.arange(math.ceil(gene.low), math.floor(gene.high) + 1, dtype=np.float64)
+    if gene.resolution is None or (gene.high - gene.low) / gene.resolution > GRID - 1:
+        return None
+    steps = math.floor((gene.high - gene.low) / gene.resolution + 1e-9)
+    return gene.low + gene.resolution * np.arange(steps + 1)
+
+
+def _choices(gene: Gene) -> tuple[Value, ...]:
+    """The choices of a categorical or boolean gene, none for numbers."""
+    return gene.choices if gene.kind == "categorical" else (False, True) if gene.kind == "boolean" else ()
