@@ -9,7 +9,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.genome import Genome, GenomeSpec
 from evomerge.protocols import Objective, Proposal
+from evomerge.strategies.capabilities import KINDS
 from evomerge.strategies.categorical import Categorical
 from evomerge.strategies.coordinates import Coordinates
 
@@ -67,6 +68,10 @@ class CmaEs:
     Raises:
         ConfigError: no free gene, several objectives, or arguments out of range.
     """
+
+    asynchronous: ClassVar[bool] = False
+    multi_objective: ClassVar[bool] = False
+    kinds: ClassVar[frozenset[str]] = KINDS
 
     _history: list[Array]  # of all generations told, their gains
     _drawn: list[Array]  # the present generation as pycma drew it

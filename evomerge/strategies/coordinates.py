@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.array_genome import numbers
 from evomerge.genome import Genome, GenomeSpec, Value
 
 Array = NDArray[np.float64]
@@ -40,6 +41,7 @@ class Coordinates:
         self._low, self._span = low[self._free], (high - low)[self._free]
         self._whole = np.array([genes[i].kind == "integer" for i in self._free], bool)
         self._vector = all(gene.kind == "continuous" for gene in spec)
+        self._fixed = np.array(self._initial if self._vector else (), dtype=np.float64)
         self.names = tuple(gene.name for gene, lo, hi in zip(spec, low, high, strict=True) if lo < hi)
         self.counts = [len(genes[i].choices) or 2 for i in self._chosen]
         widths = np.where(self._whole, 1.0, [genes[i].resolution or 0.0 for i in self._free])
@@ -51,7 +53,7 @@ class Coordinates:
     def genome(self, point: Array, choices: NDArray[np.int64]) -> Genome:
         """The genome of coordinates and of numbers of choices."""
         if self._vector:
-            vector = np.array(self._initial, dtype=np.float64)
+            vector = self._fixed.copy()
             vector[self._free] = self._low + self._span * point
             return self._spec.genome(vector)
         values: list[Value] = list(self._initial)
@@ -61,3 +63,31 @@ class Coordinates:
             gene = self._spec.genes[i]
             values[i] = gene.choices[number] if gene.choices else bool(number)
         return self._spec.genome(values)
+
+    def point(self, genome: Genome) -> tuple[Array, NDArray[np.int64]]:
+        """Coordinates and numbers of choices of a genome: what `genome` makes it from, but for rounding.
+
+        A whole number is put in the middle of its interval.
+        """
+        if self._vector:
+            values = np.array(numbers(genome)[self._free], dtype=np.float64)
+        else:
+            values = np.array([float(genome.values[i]) for i in self._free])
+        scale = np.where(self._whole, self._span + 1, self._span)
+        chosen = []
+        for i in self._chosen:
+            choices, value = self._spec.genes[i].choices, genome.values[i]
+            chosen.append(choices.index(str(value)) if choices else int(bool(value)))
+        return np.clip((values - self._low + 0.5 * self._whole) / scale, 0.0, 1.0), np.array(chosen, dtype=np.int64)
+
+    def sample(self, rng: np.random.Generator, spread: float | None = None) -> tuple[Array, NDArray[np.int64]]:
+        """Coordinates and numbers of choices drawn at random.
+
+        Choices are drawn uniformly, and so are coordinates for ``None``; otherwise around the start, with `spread`
+        as the standard deviation, clipped to the unit cube.
+        """
+        if spread is None:
+            point = rng.random(len(self.start))
+        else:
+            point = np.clip(self.start + spread * rng.standard_normal(len(self.start)), 0.0, 1.0)
+        return point, rng.integers(0, np.array(self.counts, dtype=np.int64))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
 from evomerge.genome import GenomeSpec
 from evomerge.protocols import Objective, Proposal
+from evomerge.strategies.capabilities import KINDS
 
 
 class RandomSearch:
@@ -25,6 +26,10 @@ class RandomSearch:
         seed: of the genomes.
         batch: how many ``ask(None)`` proposes.
     """
+
+    asynchronous: ClassVar[bool] = True
+    multi_objective: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[str]] = KINDS
 
     def __init__(self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int, batch: int = 16) -> None:
         if batch < 1:

@@ -1,0 +1,82 @@
+"""What strategies can do, declared as class attributes, and the checks that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, get_args
+
+from evomerge.candidate import Candidate, Evaluation
+from evomerge.errors import ConfigError, nearest
+from evomerge.genome import GenomeSpec, Kind
+from evomerge.protocols import Objective
+
+KINDS: frozenset[str] = frozenset(get_args(Kind))
+"""Every kind of gene."""
+
+
+class Capable(Protocol):
+    """What a strategy says of itself.
+
+    Attributes:
+        asynchronous: `ask` never waits for evaluations: it proposes as many as are wanted at any time.
+        multi_objective: it takes more than one objective.
+        kinds: the kinds of genes that it handles.
+    """
+
+    asynchronous: bool
+    multi_objective: bool
+    kinds: frozenset[str]
+
+
+class Injectable(Protocol):
+    """A strategy that takes in candidates which it did not propose: migrants, recipes by name, an earlier run's.
+
+    `tell` ignores candidates that were not proposed, so that a baseline never disturbs a search; who wants them to
+    count says so with `inject`.
+    """
+
+    def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Learn from a candidate as if it had been proposed; one without a genome or a score is ignored."""
+
+
+def require(strategy: type[Capable], name: str, spec: GenomeSpec, objectives: Sequence[Objective], seed: int) -> None:
+    """Refuse a seed, genes or objectives that a strategy does not handle.
+
+    Args:
+        strategy: its class, which declares what it handles.
+        name: what messages call it.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if seed < 0:
+        raise ConfigError(f"search.seed is {seed}", "0 or more")
+    names = ", ".join(objective.name for objective in objectives)
+    if not objectives or (len(objectives) > 1 and not strategy.multi_objective):
+        raise ConfigError(
+            f"strategy {name} was given {len(objectives)} objectives ({names})",
+            "it optimises one",
+            "give the fitness one objective, or choose another strategy",
+        )
+    for gene in spec:
+        if gene.kind not in strategy.kinds:
+            raise ConfigError(
+                f"gene {gene.name!r} is {gene.kind}",
+                f"strategy {name} handles {', '.join(sorted(strategy.kinds))} genes",
+                "choose another strategy, or fix this gene in the search space",
+            )
+    low, high = spec.bounds
+    if (low >= high).all():
+        raise ConfigError(f"strategy {name} was given no free gene", "every gene has low equal to high")
+
+
+def objective_named(objectives: Sequence[Objective], name: str | None, key: str) -> Objective:
+    """The objective of this name, the first for ``None``.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    for objective in objectives:
+        if name is None or objective.name == name:
+            return objective
+    raise ConfigError(f"{key} is {name!r}", nearest(str(name), [objective.name for objective in objectives]))
