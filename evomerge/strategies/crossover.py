@@ -1,0 +1,92 @@
+"""Children of two arrays of numbers: a mix and a split, as M2N2 makes them, and mutation.
+
+Abrantes, Lange, Tang, "Competition and Attraction Improve Model Fusion" (arXiv 2508.16204), section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[Any]
+"""An array of float32 or float64."""
+
+Path = Literal["slerp", "linear"]
+Angle = Literal["segment", "whole"]
+
+_STRAIGHT = 0.9995  # beyond this cosine the arc is a straight line to float32, as for the merge method slerp
+_ZERO = 1e-8  # an array whose norm is no larger has no direction
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How one chromosome of a child is made of its parents'.
+
+    Attributes:
+        begin, end: the chromosome's elements.
+        at: the split: where, of these, the roles of the parents change; `begin` or `end` for no split.
+        mix: w of the paper: elements before the split are at `mix` from A to B, those after it at ``1 - mix``.
+    """
+
+    begin: int
+    end: int
+    at: int
+    mix: float
+
+
+def child_of(
+    a: Floats, b: Floats, cuts: Sequence[Cut], path: Path = "slerp", angle: Angle = "segment", out: Floats | None = None
+) -> Floats:
+    """``concat[P_w(A_<, B_<), P_{1-w}(A_>=, B_>=)]`` for every chromosome, P the arc or the line (section 3.1).
+
+    Args:
+        a, b: the parents, one-dimensional, of one floating dtype; not written to.
+        cuts: of chromosomes that cover the array; elements outside of all are A's.
+        path: ``slerp`` follows the arc between the two (Shoemake, 1985), ``linear`` the line.
+        angle: of each segment (equation 2 of the paper), or once of the whole array, as the paper's public code has it.
+        out: receives the child; a new array for ``None``.
+
+    Returns:
+        The child, of the parents' dtype.
+    """
+    child = np.empty_like(a) if out is None else out
+    if out is not a:
+        child[:] = a
+    whole = _omega(a, b) if path == "slerp" and angle == "whole" else None
+    for cut in cuts:
+        for begin, end, mix in ((cut.begin, cut.at, cut.mix), (cut.at, cut.end, 1.0 - cut.mix)):
+            if begin < end:
+                omega = whole if path == "linear" or angle == "whole" else _omega(a[begin:end], b[begin:end])
+                first, second = _factors(mix, omega)
+                np.multiply(a[begin:end], a.dtype.type(first), out=child[begin:end])
+                child[begin:end] += b[begin:end] * b.dtype.type(second)
+    return child
+
+
+def mutate_(array: Floats, sigma: float, rng: np.random.Generator) -> None:
+    """Add Gaussian noise of standard deviation `sigma` to every element, in place."""
+    if array.dtype == np.float32:
+        array += rng.standard_normal(array.shape, dtype=np.float32) * np.float32(sigma)
+    else:
+        array += rng.standard_normal(array.shape) * sigma
+
+
+def _omega(a: Floats, b: Floats) -> float | None:
+    """The angle between two arrays; ``None`` where they are zero, nearly parallel or opposite: the path is the line."""
+    aa, bb, ab = float(np.dot(a, a)), float(np.dot(b, b)), float(np.dot(a, b))
+    norms = math.sqrt(aa) * math.sqrt(bb)
+    if not (math.isfinite(norms) and math.sqrt(min(aa, bb)) > _ZERO):
+        return None
+    cosine = ab / norms
+    return None if abs(cosine) > _STRAIGHT else math.acos(cosine)
+
+
+def _factors(mix: float, omega: float | None) -> tuple[float, float]:
+    if omega is None:
+        return 1.0 - mix, mix
+    return math.sin((1.0 - mix) * omega) / math.sin(omega), math.sin(mix * omega) / math.sin(omega)
