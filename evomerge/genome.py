@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError
 
-Kind = Literal["continuous", "integer", "categorical", "boolean"]
+Kind = Literal["continuous", "integer", "categorical", "boolean", "lineage"]
 Value = float | int | str | bool
 
 
@@ -23,7 +23,8 @@ class Gene:
 
     Attributes:
         name: unique within the spec, e.g. ``"layers.0-3.attn/math/weight"``.
-        kind: which values it takes.
+        kind: which values it takes; ``lineage`` stands for whole genomes that are merges of genomes
+            (`evomerge.lineage_genome`).
         low, high: inclusive bounds (continuous and integer genes).
         initial: where a search without prior knowledge starts; the middle by default.
         resolution: continuous values are snapped to ``low + k * resolution``, so that nearby

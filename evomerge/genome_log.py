@@ -1,0 +1,75 @@
+"""Genomes as a ledger keeps them: gene values, and lineages by the candidates they descend from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evomerge.errors import ConfigError
+from evomerge.genome import Genome
+from evomerge.lineage_genome import LineageGenome
+
+
+class GenomeLog:
+    """Genomes as a ledger keeps them: gene values; parents of lineages by candidate.
+
+    Every lineage genome that is written or read is known by its candidate from then on, and its children are written
+    as their own values and those numbers. Where a parent is not known (an ancestor that was never a candidate), all
+    that is missing is written with it.
+    """
+
+    def __init__(self) -> None:
+        self._candidates: dict[str, int] = {}
+        self._genomes: dict[int, LineageGenome] = {}
+
+    def write(self, candidate: int, genome: Genome | None) -> Any:
+        """The genome of a candidate as JSON values; ``None`` for none."""
+        if not isinstance(genome, LineageGenome):
+            return None if genome is None else genome.values
+        known: dict[str, int] = {}
+        new: list[LineageGenome] = []
+        todo = [(genome, False)]
+        while todo:
+            each, complete = todo.pop()
+            if each.digest in known:
+                continue
+            if not complete and each is not genome and each.digest in self._candidates:
+                known[each.digest] = -1 - self._candidates[each.digest]
+            elif complete or not each.parents:
+                known[each.digest] = len(new)
+                new.append(each)
+            else:
+                todo.append((each, True))
+                todo += [(parent, False) for parent in reversed(each.parents)]
+        self._know(candidate, genome)
+        # Places in this list count from 0; candidates are told apart by being negative: -1 is candidate 0.
+        steps = [[list(each.values), [known[parent.digest] for parent in each.parents]] for each in new]
+        return {"lineage": steps}
+
+    def read(self, candidate: int, written: Any) -> Genome | None:
+        """The genome that `write` wrote for a candidate, after those before it were read.
+
+        Raises:
+            ConfigError: it is malformed, or names a candidate that was not read.
+        """
+        if written is None:
+            return None
+        if not isinstance(written, Mapping):
+            return Genome(tuple(written))
+        found: list[LineageGenome] = []
+        try:
+            for values, parents in written["lineage"]:
+                of = [self._genomes[-1 - place] if place < 0 else found[place] for place in parents]
+                found.append(LineageGenome(tuple(values), of))
+            genome = found[-1]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(
+                f"the lineage of candidate {candidate} is malformed ({reason})", "as it was written"
+            ) from None
+        self._know(candidate, genome)
+        return genome
+
+    def _know(self, candidate: int, genome: LineageGenome) -> None:
+        self._candidates.setdefault(genome.digest, candidate)
+        self._genomes.setdefault(candidate, genome)
