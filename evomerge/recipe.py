@@ -302,8 +302,12 @@ class PoolInfo:
         sources: names of the source models (the base is not one), in order.
         base: name of the base model, or ``None``.
         slices: every slice of the architecture, in order.
-        layers: number of layers.
+        layers: number of layers of `config_from`.
         dtype: dtype of the results.
+        depths: layers of the models that have another number than `layers`, as pairs.
+        unscalable: why the residual outputs of this architecture cannot be scaled; empty where they can.
+        unflippable: why they cannot be scaled by negative numbers; empty where they can.
+        sizes: numbers of parameters of `slices`, in their order; empty where they are not known.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -312,6 +316,22 @@ class PoolInfo:
     slices: tuple[SliceId, ...]
     layers: int
     dtype: Dtype
+    depths: tuple[tuple[str, int], ...] = ()
+    unscalable: str = ""
+    unflippable: str = ""
+    sizes: tuple[int, ...] = ()
+
+    def depth(self, name: str) -> int:
+        """The number of layers of one model."""
+        return dict(self.depths).get(name, self.layers)
+
+    @property
+    def uneven(self) -> str:
+        """Names the models that differ in depth, for whoever merges them layer by layer; empty where none does."""
+        if not self.depths:
+            return ""
+        listed = ", ".join(f"{name} has {self.depth(name)}" for name, _ in self.refs)
+        return f"the models of the pool differ in their number of layers: {listed}"
 
     @property
     def config_from(self) -> str:

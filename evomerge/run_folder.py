@@ -64,6 +64,16 @@ class RunFolder:
         """The best recipe so far, as a mergekit configuration."""
         return self.path / "best" / "mergekit.yaml"
 
+    @property
+    def pareto(self) -> Path:
+        """The list of the Pareto front, of a run with several objectives."""
+        return self.path / "best" / "pareto.yaml"
+
+    @property
+    def pareto_recipes(self) -> Path:
+        """Folder of the recipes of the Pareto front."""
+        return self.path / "best" / "pareto"
+
     def items_file(self, candidate: int, split: Split) -> Path:
         """The per-item scores of one evaluation."""
         return self.items / f"{split}-{candidate}.safetensors"
@@ -122,7 +132,10 @@ class RunFolder:
             "base": info.base,
             "dtype": info.dtype,
             "layers": info.layers,
+            "depths": dict(info.depths),
             "slices": [str(entry) for entry in info.slices],
+            "unscalable": info.unscalable,
+            "unflippable": info.unflippable,
         }
         write_text_atomic(self.pool, json.dumps(content, indent=2) + "\n")
 
@@ -153,7 +166,9 @@ def _pool_info(content: Any) -> PoolInfo:
     if content["dtype"] not in DTYPES:
         raise ValueError(f"dtype {content['dtype']!r}")
     slices = tuple(SliceId.parse(text) for text in content["slices"])
-    return PoolInfo(refs, cast(tuple[str, ...], sources), base, slices, int(content["layers"]), content["dtype"])
+    depths = tuple((name, int(depth)) for name, depth in content.get("depths", {}).items())
+    layers, why = int(content["layers"]), (str(content.get(key, "")) for key in ("unscalable", "unflippable"))
+    return PoolInfo(refs, cast(tuple[str, ...], sources), base, slices, layers, content["dtype"], depths, *why)
 
 
 def _model_ref(content: Any) -> ModelRef:

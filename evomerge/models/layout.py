@@ -165,7 +165,7 @@ def layout_from(module: nn.Module, match: NameMatch, shapes: Mapping[str, tuple[
         if place.startswith(f"{prefix}."):
             passed_layers = True
             number, _, inner = place.removeprefix(f"{prefix}.").partition(".")
-            slice_ = SliceId(_component(layers[int(number)], inner), int(number))
+            slice_ = SliceId(component_of(layers[int(number)], inner), int(number))
         else:
             slice_ = SliceId("embed" if place in embeddings else _outer(module, place, output, passed_layers))
         grouped.setdefault(slice_, []).extend(names)
@@ -211,7 +211,7 @@ def find_layers(module: nn.Module) -> tuple[str, nn.ModuleList]:
     return best, lists[best]
 
 
-def _component(layer: nn.Module, inner: str) -> Component:
+def component_of(layer: nn.Module, inner: str) -> Component:
     """The component of a layer that holds the parameter `inner`, by name and class of the layer's child.
 
     In layers without norms of their own (BERT normalises inside its attention and feed-forward parts), the norms
