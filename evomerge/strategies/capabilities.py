@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Protocol, get_args
+from typing import ClassVar, Protocol, get_args
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, nearest
 from evomerge.genome import GenomeSpec, Kind
 from evomerge.protocols import Objective
 
-KINDS: frozenset[str] = frozenset(get_args(Kind))
-"""Every kind of gene."""
+KINDS: frozenset[str] = frozenset(get_args(Kind)) - {"lineage"}
+"""Every kind of gene that has a value; whole genomes that descend from others (``lineage``) are for those who say so."""
 
 
 class Capable(Protocol):
@@ -23,9 +24,9 @@ class Capable(Protocol):
         kinds: the kinds of genes that it handles.
     """
 
-    asynchronous: bool
-    multi_objective: bool
-    kinds: frozenset[str]
+    asynchronous: ClassVar[bool]
+    multi_objective: ClassVar[bool]
+    kinds: ClassVar[frozenset[str]]
 
 
 class Injectable(Protocol):
@@ -80,3 +81,11 @@ def objective_named(objectives: Sequence[Objective], name: str | None, key: str)
         if name is None or objective.name == name:
             return objective
     raise ConfigError(f"{key} is {name!r}", nearest(str(name), [objective.name for objective in objectives]))
+
+
+def check_range(key: str, value: float, low: float, high: float) -> None:
+    """Raise `ConfigError` when ``strategy.<key>`` is out of bounds (inclusive), or NaN."""
+    if not low <= value <= high:
+        raise ConfigError(
+            f"strategy.{key} is {value}", f"{low} to {high}" if math.isfinite(high) else f"at least {low}"
+        )

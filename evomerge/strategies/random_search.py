@@ -29,7 +29,7 @@ class RandomSearch:
 
     asynchronous: ClassVar[bool] = True
     multi_objective: ClassVar[bool] = True
-    kinds: ClassVar[frozenset[str]] = KINDS
+    kinds: ClassVar[frozenset[str]] = KINDS | {"lineage"}
 
     def __init__(self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int, batch: int = 16) -> None:
         if batch < 1:
