@@ -1,0 +1,126 @@
+"""The digits of scikit-learn as a fitness for the raw weights of a small perceptron."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from typing import Literal
+
+import numpy as np
+import sklearn
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+
+from evomerge.errors import ConfigError, FitnessError
+from evomerge.protocols import Objective, Scores
+
+Array = NDArray[np.float32]
+Part = Literal["train", "test"]
+
+PIXELS = 64
+CLASSES = 10
+SHARE = 0.8
+"""Of the images that are for training: the first ones, unshuffled, as in the public code of M2N2."""
+
+ITEMS = "digits/acc"
+"""Name of the metric and of its per-item values: 1 where the image's digit was named, else 0."""
+
+
+class DigitsFitness:
+    """Share of images whose digit a perceptron of flat weights names; scores arrays, not models.
+
+    The network is ``relu(x W1 + b1) W2 + b2`` on 8 x 8 images with values 0 to 16, unscaled; its weights are W1 (64 x
+    hidden, row by row), b1, W2 (hidden x 10) and b2, one after the other: 19,210 numbers with 256 hidden units. All is
+    computed in float32, in one batch. This is the first experiment of "Competition and Attraction Improve Model Fusion"
+    (arXiv 2508.16204, section 4.1; the paper speaks of MNIST, its public code has these images).
+
+    Per-item values: ``digits/acc``. Metrics: the same on average, and ``digits/odd`` and ``digits/even``, the
+    accuracies on odd and on even digits, which MAP-Elites uses as descriptors.
+
+    Args:
+        part: ``train``, the first 1,437 images, or ``test``, the other 360.
+        hidden: units of the hidden layer.
+
+    Raises:
+        ConfigError: no hidden unit.
+    """
+
+    def __init__(self, *, part: Part = "train", hidden: int = 256) -> None:
+        if hidden < 1:
+            raise ConfigError(f"fitness.hidden is {hidden}", "at least 1")
+        self._part, self._hidden = part, hidden
+        images, self._labels = load_images(part)
+        # The row of ones meets the biases, which follow their matrix in the flat weights.
+        self._images = np.concatenate([images, np.ones((len(images), 1), np.float32)], axis=1)
+        self._units = np.empty((len(images), hidden), np.float32)
+        self._logits = np.empty((len(images), CLASSES), np.float32)
+        odd = self._labels % 2 == 1
+        self._odd, self._even = (np.asarray(m / m.sum(), np.float64) for m in (odd, ~odd))
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """``accuracy``, to be maximised."""
+        return (Objective("accuracy"),)
+
+    @property
+    def size(self) -> int:
+        """How many weights the network has."""
+        return weight_count(self._hidden)
+
+    def check(self) -> None:
+        """Nothing can be wrong that the constructor did not see."""
+
+    def fingerprint(self) -> str:
+        """Hash of the images, the labels, the network's shape and the version of scikit-learn."""
+        digest = hashlib.sha256(f"{sklearn.__version__} {self._part} {self._hidden}".encode())
+        digest.update(self._images.tobytes())
+        digest.update(self._labels.tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+    def forward(self, weights: Array) -> Array:
+        """Logits of shape ``(images, 10)``, float32; the array is overwritten by the next call."""
+        split = (PIXELS + 1) * self._hidden
+        np.matmul(self._images, weights[:split].reshape(PIXELS + 1, self._hidden), out=self._units)
+        np.maximum(self._units, 0, out=self._units)
+        np.matmul(self._units, weights[split:-CLASSES].reshape(self._hidden, CLASSES), out=self._logits)
+        self._logits += weights[-CLASSES:]
+        return self._logits
+
+    def score(self, weights: Array) -> Scores:
+        """Score flat weights, float32 of shape ``(size,)``.
+
+        Raises:
+            FitnessError: another number of weights, or weights that are not finite.
+        """
+        started = time.perf_counter()
+        if weights.shape != (self.size,):
+            raise FitnessError(f"weights of shape {weights.shape} were given", f"the network has {self.size}")
+        if not math.isfinite(float(weights.sum())):
+            raise FitnessError("the weights or their sum are not finite", "finite float32 weights")
+        forward_at = time.perf_counter()
+        right = (self.forward(weights).argmax(axis=1) == self._labels).astype(np.float64)
+        seconds = time.perf_counter() - forward_at
+        accuracy = float(right.sum()) / len(right)
+        metrics = {ITEMS: accuracy, "digits/odd": float(self._odd @ right), "digits/even": float(self._even @ right)}
+        other = time.perf_counter() - started - seconds
+        return Scores({"accuracy": accuracy}, metrics, {ITEMS: right}, {"model": seconds, "other": other})
+
+
+def weight_count(hidden: int) -> int:
+    """How many weights a network with `hidden` units has."""
+    return (PIXELS + 1) * hidden + (hidden + 1) * CLASSES
+
+
+def load_images(part: Part) -> tuple[Array, NDArray[np.int64]]:
+    """Images of shape ``(images, 64)``, float32 from 0 to 16, and their digits, in scikit-learn's order.
+
+    Raises:
+        ConfigError: no such part.
+    """
+    if part not in ("train", "test"):
+        raise ConfigError(f"fitness.part is {part!r}", "train or test")
+    images, labels = load_digits(return_X_y=True)
+    count = int(len(images) * SHARE)
+    chosen = slice(None, count) if part == "train" else slice(count, None)
+    return np.ascontiguousarray(images[chosen], np.float32), np.ascontiguousarray(labels[chosen], np.int64)
