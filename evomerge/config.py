@@ -42,11 +42,31 @@ class SearchConfig:
         evaluations: how many candidates are evaluated, baselines not counted.
         seed: of the strategy.
         baselines: score every source, the base and the uniform average first.
+        ordered: tell evaluations in the order asked, so that the result does not depend on the number of workers;
+            otherwise as they arrive, which keeps every worker busy.
+        in_flight: how many candidates are asked and not told at the same time. ``None``: ordered, a generation of the
+            strategy; otherwise the workers and an eighth more.
+        best: with several objectives, which one of the Pareto front wins: an objective's name (the first by
+            default), ``knee``, ``weighted`` or ``tchebycheff``.
+        scalarise: with several objectives, show strategies one number: ``weighted`` or ``tchebycheff``.
+        weights: of the objectives in that number.
+        warm_start: run folders and recipe files to begin with.
+        warm_start_evaluations: how many of the earlier runs' best genomes are evaluated again where their scores do
+            not count here.
+        sync: when the ledger reaches the disk: ``every`` event, or once a second (``interval``).
     """
 
     evaluations: int = 200
     seed: int = 0
     baselines: bool = True
+    ordered: bool = True
+    in_flight: int | None = None
+    best: str | None = None
+    scalarise: str | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    warm_start: list[str] = field(default_factory=list)
+    warm_start_evaluations: int = 10
+    sync: str = "every"
 
 
 @dataclass
@@ -59,6 +79,8 @@ class Config:
         imports: modules with merge methods of one's own, imported before anything is built.
         pool, search: the source models; the budget and the order of the search.
         search_space, strategy, fitness, held_out, evaluator: nodes with a `_target_`.
+        phases: name -> search_space, strategy and evaluations of a part of the search, one after the other; what a
+            phase leaves out is that of all. ``None`` for one phase.
     """
 
     name: str = MISSING
@@ -71,6 +93,7 @@ class Config:
     held_out: Any = None
     evaluator: Any = MISSING
     search: SearchConfig = field(default_factory=SearchConfig)
+    phases: Any = None
 
 
 def register() -> None:

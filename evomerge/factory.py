@@ -3,122 +3,38 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import os
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from evomerge.best_folder import BestFolder
 from evomerge.candidate import Split
 from evomerge.config import Config, to_yaml
-from evomerge.errors import ConfigError, EvomergeError, nearest
+from evomerge.construct import TARGET, build, check_arguments, locate, plain
+from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.caching import CacheSettings
 from evomerge.evaluation.worker import Worker, WorkerBuilder
 from evomerge.files import write_text_atomic
+from evomerge.genome import GenomeSpec
 from evomerge.imports import import_modules
+from evomerge.incumbent import Incumbent, check_choice
 from evomerge.ledger import Ledger, RunFolder
 from evomerge.merge.methods import specs
-from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool, open_pool
-from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
-from evomerge.recipe import ModelRef, Recipe
-from evomerge.recipe_yaml import dump_recipe
+from evomerge.phases import Baselines, Phase, split_budget
+from evomerge.protocols import Evaluator, Fitness, Objective, SearchSpace, Strategy
+from evomerge.recipe import ModelRef, PoolInfo, Recipe
+from evomerge.scalarise import METHODS, Scalarisation
 from evomerge.search import Observer, Search, silent
+from evomerge.strategies.scalarised import SCALAR, Scalarised
+from evomerge.warm_start import WarmStart
 
-TARGET = "_target_"
-
-
-def build(node: Any, key: str, *args: Any, **injected: Any) -> Any:
-    """Construct what a configuration node describes.
-
-    Args:
-        node: a mapping with `_target_`, a dotted name, and keyword arguments; nested nodes are built first.
-        key: where the node stands in the configuration, for messages.
-        args, injected: arguments that come from the program, not from the user.
-
-    Raises:
-        ConfigError: no such target, an argument it does not have or lacks, or a value of the wrong type.
-    """
-    values = _plain(node)
-    if not isinstance(values, Mapping) or TARGET not in values:
-        raise ConfigError(f"{key} is {node}", f"a group choice or a mapping with {TARGET}", f"see conf/{key}")
-    target = _locate(str(values[TARGET]), f"{key}.{TARGET}")
-    given = {name: _nested(value, f"{key}.{name}") for name, value in values.items() if name != TARGET}
-    return target(*args, **injected, **check_arguments(target, given, key, len(args), set(injected)))
-
-
-def _plain(node: Any) -> Any:
-    """A configuration node as plain values, interpolations resolved."""
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-def check_arguments(
-    target: Callable[..., Any],
-    given: Mapping[str, Any],
-    key: str,
-    positional: int = 0,
-    injected: set[str] | None = None,
-) -> dict[str, Any]:
-    """Check a user's arguments against the signature and annotations of `target`; returns them converted."""
-    parameters = list(inspect.signature(target).parameters.values())[positional:]
-    allowed = {p.name: p for p in parameters if p.name not in (injected or set())}
-    function = target.__init__ if inspect.isclass(target) else target
-    hints = typing.get_type_hints(function)
-    converted: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in allowed:
-            raise ConfigError(f"{key} has no key {name!r}", nearest(name, allowed))
-        converted[name] = _convert(value, hints.get(name, Any), f"{key}.{name}")
-    for name, parameter in allowed.items():
-        if name not in given and parameter.default is parameter.empty:
-            raise ConfigError(f"{key}.{name} is missing", f"{key} needs it", f"set it with {key}.{name}=...")
-    return converted
-
-
-def _convert(value: Any, annotation: Any, key: str) -> Any:
-    if not isinstance(value, str | int | float | list | dict | None):
-        return value  # an object that a nested node described
-    try:
-        return _adapter(annotation).validate_python(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[")))
-        message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        raise ConfigError(
-            f"{key} is {value!r}", f"it should be {message}" + (f" (at {place})" if place else "")
-        ) from error
-
-
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    try:
-        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # dataclasses and models bring a configuration of their own
-        return TypeAdapter(annotation)
-
-
-def _nested(value: Any, key: str) -> Any:
-    return build(value, key) if isinstance(value, Mapping) and TARGET in value else value
-
-
-def _locate(path: str, key: str) -> Callable[..., Any]:
-    module_name, _, name = path.rpartition(".")
-    try:
-        module = importlib.import_module(module_name) if module_name else None
-    except ImportError as error:
-        raise ConfigError(f"{key} is {path!r}", f"it cannot be imported: {error}") from error
-    target = getattr(module, name, None) if module else None
-    if not callable(target):
-        known = (
-            [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module_name] if module else []
-        )
-        raise ConfigError(f"{key} is {path!r}", f"{module_name or path} has no such class: {nearest(name, known)}")
-    return cast(Callable[..., Any], target)
+__all__ = ["TARGET", "Parts", "build", "build_parts", "check_arguments", "fitness_from_config", "remote_worker", "run"]
 
 
 def pool_from_config(config: Config) -> Pool:
@@ -147,37 +63,154 @@ def fitness_from_config(config: Config, key: str) -> Fitness:
 
 @dataclass
 class Parts:
-    """Everything a run is made of, built and checked, with nothing large loaded yet."""
+    """Everything a run is made of, built and checked, with nothing large loaded yet.
 
-    pool: Pool
+    Attributes:
+        pool: ``None`` where genomes are the models.
+        space, strategy: of the first phase.
+        phases: all of them.
+        warm: what the search begins with.
+    """
+
+    pool: Pool | None
     space: SearchSpace
     strategy: Strategy
     evaluator: Evaluator
     fitness: Fitness
     held_out: Fitness | None
+    phases: Sequence[Phase]
+    warm: WarmStart
 
 
 def build_parts(config: Config) -> Parts:
     """Build and check every part; the order is that of cost, so that errors come early."""
     import_modules(config.imports, "imports")
-    if config.search.evaluations < 1:
-        raise ConfigError(f"search.evaluations is {config.search.evaluations}", "at least 1")
-    pool = pool_from_config(config)
-    space = build(config.search_space, "search_space", pool.info, specs())
+    _check_search(config)
+    target = str((plain(config.evaluator) or {}).get(TARGET, ""))
+    direct = target.startswith("evomerge.evaluation.direct")
+    pool = None if direct and not config.pool.models else pool_from_config(config)
+    phases = phases_from_config(config, pool.info if pool is not None else None)
+    spaces = [phase.space(None) for phase in phases]
     fitness = fitness_from_config(config, "fitness")
     held_out = fitness_from_config(config, "held_out") if config.held_out is not None else None
-    strategy = build(config.strategy, "strategy", space.spec, fitness.objectives, seed=config.search.seed)
-    target = str((_plain(config.evaluator) or {}).get(TARGET, ""))
-    worker: WorkerBuilder
-    if target.startswith("evomerge.evaluation.local"):
-        fitnesses: dict[Split, Fitness] = {"search": fitness}
-        if held_out is not None:
-            fitnesses["held_out"] = held_out
+    objectives = tuple(fitness.objectives)
+    check_choice(config.search.best, objectives, config.search.weights)
+    strategies = []
+    for phase, space in zip(phases, spaces, strict=True):
+        strategy = _strategy(config, phase.name, objectives, space.spec, {})
+        _check_asynchronous(config, phase.name, strategy)
+        strategies.append(strategy)
+    warm = WarmStart(
+        [str(source) for source in config.search.warm_start], config.search.warm_start_evaluations, objectives
+    )
+    warm.check(spaces)
+    phases = [_bound(config, phase, objectives) for phase in phases]
+    fitnesses: dict[Split, Fitness] = {"search": fitness}
+    if held_out is not None:
+        fitnesses["held_out"] = held_out
+    worker: WorkerBuilder | Mapping[Split, Fitness]
+    if direct:
+        worker = fitnesses
+    elif target.startswith("evomerge.evaluation.local"):
+        assert pool is not None
         worker = functools.partial(Worker, pool, fitnesses)
     else:  # travels to other processes, which build their own
-        worker = functools.partial(remote_worker, _plain(config), dict(pool.info.refs), os.getcwd())
+        assert pool is not None
+        worker = functools.partial(remote_worker, plain(config), dict(pool.info.refs), os.getcwd())
     evaluator = build(config.evaluator, "evaluator", worker)
-    return Parts(pool, space, strategy, evaluator, fitness, held_out)
+    return Parts(pool, spaces[0], strategies[0], evaluator, fitness, held_out, phases, warm)
+
+
+def _check_search(config: Config) -> None:
+    settings = config.search
+    if settings.evaluations < 1:
+        raise ConfigError(f"search.evaluations is {settings.evaluations}", "at least 1")
+    if settings.in_flight is not None and settings.in_flight < 1:
+        raise ConfigError(f"search.in_flight is {settings.in_flight}", "at least 1, or null")
+    if settings.scalarise is not None and settings.scalarise not in METHODS:
+        raise ConfigError(f"search.scalarise is {settings.scalarise!r}", nearest(settings.scalarise, METHODS))
+    if settings.scalarise == "tchebycheff" and not settings.baselines:
+        raise ConfigError(
+            "search.scalarise is 'tchebycheff' and search.baselines is false",
+            "the distance is measured in units of the baselines' range",
+            "set search.baselines=true, or search.scalarise=weighted",
+        )
+    if settings.sync not in ("every", "interval"):
+        raise ConfigError(f"search.sync is {settings.sync!r}", nearest(settings.sync, ("every", "interval")))
+
+
+def _node(config: Config, phase: str, part: str) -> tuple[Any, str]:
+    """The node of a phase's search space or strategy, and its key: the phase's own, or that of all."""
+    own = config.phases[phase] if config.phases else None
+    node = own.get(part) if own is not None else None
+    return (getattr(config, part), part) if node is None else (node, f"phases.{phase}.{part}")
+
+
+def phases_from_config(config: Config, info: PoolInfo | None) -> list[Phase]:
+    """The phases, with spaces that are checked when they are made; strategies come with `_bound`."""
+    entries = plain(config.phases) if config.phases else {"search": {}}
+    if not isinstance(entries, Mapping):
+        raise ConfigError(f"phases is {entries}", "a mapping of names to phases")
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"phases.{name} is {entry}", "a mapping with search_space, strategy and evaluations")
+        for key in entry:
+            if key not in ("search_space", "strategy", "evaluations"):
+                allowed = nearest(str(key), ("search_space", "strategy", "evaluations"))
+                raise ConfigError(f"phases.{name} has no key {key!r}", allowed)
+    budget = split_budget(
+        config.search.evaluations, {str(name): entry.get("evaluations") for name, entry in entries.items()}
+    )
+    phases = []
+    for number, name in enumerate(budget):
+        node, key = _node(config, name, "search_space")
+        takes = number > 0 and _takes_winner(node, key)
+        space = functools.partial(_space, node, key, info, takes)
+        phases.append(Phase(name, budget[name], space, _unbound, takes))
+    return phases
+
+
+def _space(node: Any, key: str, info: PoolInfo | None, takes: bool, winner: Recipe | None) -> SearchSpace:
+    return cast(SearchSpace, build(node, key, info, specs(), **({"winner": winner} if takes else {})))
+
+
+def _takes_winner(node: Any, key: str) -> bool:
+    target = (plain(node) or {}).get(TARGET) if isinstance(plain(node), Mapping) else None
+    return target is not None and "winner" in inspect.signature(locate(str(target), f"{key}.{TARGET}")).parameters
+
+
+def _unbound(spec: GenomeSpec, baselines: Baselines) -> Strategy:
+    raise AssertionError("phases are given their strategies once the objectives are known")
+
+
+def _bound(config: Config, phase: Phase, objectives: Sequence[Objective]) -> Phase:
+    strategy = functools.partial(_strategy, config, phase.name, objectives)
+    return Phase(phase.name, phase.evaluations, phase.space, strategy, phase.takes_winner)
+
+
+def _strategy(
+    config: Config, phase: str, objectives: Sequence[Objective], spec: GenomeSpec, baselines: Baselines
+) -> Strategy:
+    """A phase's strategy for these genes, shown one number instead of the objectives when the user asks for that."""
+    node, key = _node(config, phase, "strategy")
+    settings = config.search
+    if settings.scalarise is None or len(objectives) == 1:
+        return cast(Strategy, build(node, key, spec, tuple(objectives), seed=settings.seed))
+    scalarisation = Scalarisation.of(objectives, settings.scalarise, settings.weights, baselines.values())
+    return Scalarised(build(node, key, spec, (SCALAR,), seed=settings.seed), scalarisation)
+
+
+def _check_asynchronous(config: Config, phase: str, strategy: Strategy) -> None:
+    if config.search.ordered or getattr(strategy, "asynchronous", False):
+        return
+    from evomerge.catalogue import asynchronous_strategies
+
+    inner = strategy.inner if isinstance(strategy, Scalarised) else strategy
+    raise ConfigError(
+        f"search.ordered is false and {_node(config, phase, 'strategy')[1]} is {type(inner).__name__}",
+        "it proposes a generation and waits until all of it has been told",
+        f"set search.ordered=true, or choose strategy={', '.join(asynchronous_strategies())}",
+    )
 
 
 def remote_worker(
@@ -206,44 +239,37 @@ def remote_worker(
     return Worker(pool, fitnesses, device=device, threads=threads, cache=cache)
 
 
-def keep_best(folder: RunFolder, pool: Pool) -> Callable[[Recipe], None]:
-    """A function that writes a recipe into the run's ``best`` folder, atomically, both ways."""
-
-    def keep(recipe: Recipe) -> None:
-        write_text_atomic(folder.best_recipe, dump_recipe(recipe))
-        try:
-            write_text_atomic(folder.best_mergekit, to_mergekit(recipe, pool.layout))
-        except EvomergeError as error:  # mergekit cannot express it: the recipe is the result, say why beside it
-            write_text_atomic(folder.best_mergekit, f"# mergekit cannot express this recipe: {error}\n")
-
-    return keep
-
-
 def run(config: Config, parts: Parts, observe: Observer = silent) -> RunFolder:
     """Run a search into its run folder. The parts are closed at the end, whatever happens."""
+    settings = config.search
     folder = RunFolder.create(config.run_dir)
     write_text_atomic(folder.config, to_yaml(cast(DictConfig, config)))
-    folder.write_pool(parts.pool.info)
-    with closing(parts.evaluator), Ledger(folder) as ledger:
+    if parts.pool is not None:
+        folder.write_pool(parts.pool.info)
+    objectives = parts.fitness.objectives
+    sync = "interval" if settings.sync == "interval" else "every"
+    with closing(parts.evaluator), Ledger(folder, sync=sync) as ledger:  # type: ignore[arg-type]  # one of the two
+        fingerprint = parts.evaluator.fingerprint("search")
         ledger.append(
             "started",
-            seed=config.search.seed,
-            evaluations=config.search.evaluations,
-            genes=[gene.name for gene in parts.space.spec],
-            objectives={o.name: o.direction for o in parts.fitness.objectives},
-            fitness=parts.evaluator.fingerprint("search"),
+            seed=settings.seed,
+            evaluations=settings.evaluations,
+            objectives={o.name: o.direction for o in objectives},
+            fitness=fingerprint,
         )
+        incumbent = Incumbent(objectives, settings.best or settings.scalarise, settings.weights)
         Search(
-            pool=parts.pool.info,
-            space=parts.space,
-            strategy=parts.strategy,
+            pool=parts.pool.info if parts.pool is not None else None,
+            phases=parts.phases,
             evaluator=parts.evaluator,
-            objective=parts.fitness.objectives[0],
+            incumbent=incumbent,
             ledger=ledger,
-            keep_best=keep_best(folder, parts.pool),
-            evaluations=config.search.evaluations,
-            baselines=config.search.baselines,
+            keep=BestFolder(folder, parts.pool),
+            baselines=settings.baselines,
             held_out=parts.held_out is not None,
+            ordered=settings.ordered,
+            in_flight=settings.in_flight,
+            warm=lambda space, number: parts.warm(space, fingerprint, number == 0),
             observe=observe,
         ).run()
     return folder

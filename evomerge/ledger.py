@@ -4,7 +4,10 @@ One event per line (`evomerge.ledger_file` says how lines are written). Every ev
 `time` (UTC). The events and their fields:
 
 - ``started``: `schema`, `version`, and what the run was started with: `seed`, `evaluations` (the budget),
-  `objectives` (name to direction), ...
+  `objectives` (name to direction), `fitness` (its fingerprint), ...
+- ``phase``: `phase` (its name), `number` (from 1) of `phases`, `evaluations`, `genes`, `ordered`, `in_flight`, `winner`
+  (the candidate that the search space begins with).
+- ``warm``: a candidate that was not evaluated here: the fields of ``asked`` and ``told``, and `source` (``RUN#ID``).
 - ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or null), `parents`, `recipe_hash`.
 - ``told``: `candidate`, `split`, `status`, `objectives`, `metrics`, `seconds` by stage, `merge` (what the layer
   cache did), `error`, and
@@ -128,18 +131,27 @@ class Ledger:
 
     def log_asked(self, candidate: Candidate, split: Split = "search") -> int:
         """Record that a candidate is about to be evaluated."""
-        return self.append(
-            "asked",
-            candidate=candidate.id,
-            split=split,
-            name=candidate.name,
-            genome=None if candidate.genome is None else candidate.genome.values,
-            parents=candidate.parents,
-            recipe_hash=None if candidate.recipe is None else candidate.recipe.hash,
-        )
+        return self.append("asked", **{**self._asked(candidate), "split": split})
+
+    def _asked(self, candidate: Candidate) -> dict[str, Any]:
+        return {
+            "candidate": candidate.id,
+            "split": "search",
+            "name": candidate.name,
+            "genome": None if candidate.genome is None else candidate.genome.values,
+            "parents": candidate.parents,
+            "recipe_hash": None if candidate.recipe is None else candidate.recipe.hash,
+        }
+
+    def log_warm(self, candidate: Candidate, evaluation: Evaluation, source: str) -> int:
+        """Record a candidate of an earlier run, whose evaluation counts here too."""
+        return self.append("warm", **{**self._asked(candidate), **self._told(evaluation)}, source=source)
 
     def log_told(self, evaluation: Evaluation) -> int:
         """Record an evaluation; its per-item scores are in their file before the event is written."""
+        return self.append("told", **self._told(evaluation))
+
+    def _told(self, evaluation: Evaluation) -> dict[str, Any]:
         file, digest = None, None
         if evaluation.items:
             path = self.folder.items_file(evaluation.candidate, evaluation.split)
@@ -148,19 +160,18 @@ class Ledger:
             if not self._every:
                 self._unsynced_items.append(path)
             file, digest = path.name, hashlib.sha256(data).hexdigest()
-        return self.append(
-            "told",
-            candidate=evaluation.candidate,
-            split=evaluation.split,
-            status=evaluation.status,
-            objectives=evaluation.objectives,
-            metrics=evaluation.metrics,
-            seconds=evaluation.seconds,
-            merge=evaluation.merge,
-            error=evaluation.error,
-            items=file,
-            items_hash=digest,
-        )
+        return {
+            "candidate": evaluation.candidate,
+            "split": evaluation.split,
+            "status": evaluation.status,
+            "objectives": evaluation.objectives,
+            "metrics": evaluation.metrics,
+            "seconds": evaluation.seconds,
+            "merge": evaluation.merge,
+            "error": evaluation.error,
+            "items": file,
+            "items_hash": digest,
+        }
 
     def sync(self) -> None:
         """Wait until everything so far is on the disk: items files first, the events that name them after."""

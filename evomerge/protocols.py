@@ -126,6 +126,13 @@ class Strategy(Protocol):
         """Continue exactly where `state_dict` was taken."""
 
 
+class StrategyBuilder(Protocol):
+    """Builds a strategy that another one is made of: what a nested node of the configuration becomes."""
+
+    def __call__(self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int) -> Strategy:
+        """Build it for these genes and objectives."""
+
+
 class Evaluator(Protocol):
     """Evaluates candidates on workers, as many at a time as it has `slots`."""
 

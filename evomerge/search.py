@@ -1,19 +1,34 @@
-"""The search: baselines, ask and tell until the budget is spent, then the held-out items."""
+"""The search: baselines, phases of ask and tell until the budget is spent, then the held-out items.
+
+The loop has no randomness, reads no clock and keeps little state (`Search.state`). What it does next is a function of
+its configuration and of the evaluations told so far, in the order of the ledger: an evaluator that hands out the
+evaluations of a ledger in the ledger's order makes the same run again, ordered or not.
+
+- *Ordered*: candidates are told in the order in which they were asked. With `in_flight` ``None`` the strategy's own
+  batch (a generation) is asked and told as a whole before the next; with `in_flight` k, candidate ``i + k`` is asked
+  as soon as candidate ``i`` has been told, and not before. Either way the ledger is the same for any number of workers.
+- *Not ordered*: `in_flight` candidates are always on their way, and each is told when it arrives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
+from evomerge.baselines import baseline_recipes
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError, InfeasibleError
+from evomerge.flight import Flight
+from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger
-from evomerge.protocols import Evaluator, Objective, Proposal, SearchSpace, Strategy
+from evomerge.phases import Phase
+from evomerge.protocols import Evaluator, Proposal, SearchSpace, Strategy
 from evomerge.recipe import PoolInfo, Recipe
+from evomerge.warm_start import Warmth
 
 BEST = "best"
-UNIFORM = "uniform average"
 
 
 class Observer(Protocol):
@@ -27,40 +42,72 @@ def silent(candidate: Candidate, evaluation: Evaluation, *, improved: bool) -> N
     """An observer that shows nothing."""
 
 
+class Keeper(Protocol):
+    """Writes down what is best so far."""
+
+    def __call__(self, incumbent: Incumbent) -> None:
+        """Called whenever the winner or the front has changed."""
+
+
+def cold(space: SearchSpace, number: int) -> Warmth:
+    """A warm start from nothing."""
+    return Warmth()
+
+
+def flying(in_flight: int | None, ordered: bool, slots: int) -> int | None:
+    """How many candidates are in flight at once; ``None`` for a generation at a time.
+
+    Not ordered and not given: as many as there are workers, and an eighth more that wait for one, so that no worker
+    waits for the strategy. One worker gets one: what is asked later knows more.
+    """
+    if in_flight is not None or ordered:
+        return in_flight
+    return slots if slots == 1 else slots + -(-slots // 8)
+
+
 @dataclass
 class Search:
     """One run: everything it works with, and `run`.
 
-    Evaluations are told in the order in which they were asked, a batch (a generation) at a time, so that
-    the ledger is the same whatever the number of workers.
-
     Args:
-        pool: what recipes are made of.
-        space, strategy, evaluator: the parts.
-        objective: the one that decides what is best.
+        pool: what recipes are made of; ``None`` where genomes are the models.
+        phases: one after the other.
+        evaluator: where candidates are evaluated.
+        incumbent: keeps the best.
         ledger: open for appending.
-        keep_best: called with every better recipe, to write it down.
-        evaluations: budget, baselines not counted.
-        baselines: whether to score the pool's own models first.
+        keep: writes the best down.
+        baselines: whether to score the pool's own models on the search items first. On held-out items they are always
+            scored: without them the winner's score says nothing.
         held_out: whether the evaluator has a held-out fitness.
+        ordered, in_flight: see above.
+        warm: what a phase's strategy learns before its first proposal.
         observe: told of everything that happens.
     """
 
-    pool: PoolInfo
-    space: SearchSpace
-    strategy: Strategy
+    pool: PoolInfo | None
+    phases: Sequence[Phase]
     evaluator: Evaluator
-    objective: Objective
+    incumbent: Incumbent
     ledger: Ledger
-    keep_best: Callable[[Recipe], None]
-    evaluations: int
+    keep: Keeper
     baselines: bool = True
     held_out: bool = True
+    ordered: bool = True
+    in_flight: int | None = None
+    warm: Callable[[SearchSpace, int], Warmth] = cold
     observe: Observer = silent
-    best: Candidate | None = field(default=None, init=False)
-    best_value: float = field(default=float("nan"), init=False)
     _next_id: int = field(default=0, init=False)
     _counts: dict[str, int] = field(default_factory=dict, init=False)
+
+    @property
+    def best(self) -> Candidate | None:
+        """The winner so far."""
+        return self.incumbent.best
+
+    @property
+    def best_value(self) -> float:
+        """The winner's first objective; NaN before there is one."""
+        return self.incumbent.value
 
     def run(self) -> Candidate | None:
         """Run to the end and return the best candidate, or ``None`` when every one failed.
@@ -68,91 +115,129 @@ class Search:
         Raises:
             EvomergeError: a baseline failed: then the fitness or the pool is broken, not a candidate.
         """
-        baselines = self._baselines() if self.baselines else []
-        for evaluation in self._evaluate(baselines):
-            self._require_ok(evaluation, baselines)
-        asked = 0
-        reason = "budget"
-        while asked < self.evaluations:
-            proposals = list(self.strategy.ask(None))[: self.evaluations - asked]
-            if not proposals:
-                reason = "the strategy has nothing more to propose"
+        models = self._models() if self.baselines else []
+        scores: dict[str, Mapping[str, float]] = {}
+        for candidate, evaluation in self._score(models):
+            self.incumbent.baseline(evaluation)
+            scores[str(candidate.name)] = evaluation.objectives
+        asked, reason = 0, "budget"
+        for number, phase in enumerate(self.phases):
+            if number and phase.takes_winner and self.best is None:
+                reason = f"no candidate could be scored, and phase {phase.name} begins with the winner"
                 break
-            asked += len(proposals)
-            candidates = [self._candidate(proposal) for proposal in proposals]
-            by_id = {candidate.id: candidate for candidate in candidates}
-            for evaluation in self._evaluate(candidates):
-                self.strategy.tell(by_id[evaluation.candidate], evaluation)
+            spent, reason = self._run_phase(number, phase, scores)
+            asked += spent
         if self.held_out and self.best is not None:
-            final = Candidate(self.best.id, self.best.recipe, self.best.genome, self.best.parents, BEST)
-            finalists = [*baselines, final]
-            for evaluation in self._evaluate(finalists, "held_out"):
-                self._require_ok(evaluation, finalists)
+            self._score([*(models or self._models()), replace(self.best, name=BEST)], "held_out")
         self.ledger.append("stopped", reason=reason, evaluations=asked, counts=dict(sorted(self._counts.items())))
         return self.best
 
-    def _baselines(self) -> list[Candidate]:
-        info = self.pool
-        names = [*info.sources, *([info.base] if info.base else [])]
-        recipes = {name: info.linear({name: 1.0}) for name in names}
-        recipes[UNIFORM] = info.linear(dict.fromkeys(info.sources, 1.0 / len(info.sources)))
-        return [Candidate(self._id(), recipe, name=name) for name, recipe in recipes.items()]
+    def _run_phase(self, number: int, phase: Phase, scores: Mapping[str, Mapping[str, float]]) -> tuple[int, str]:
+        """One phase; returns the evaluations spent and why it ended."""
+        winner = self.best
+        space = phase.space(winner.recipe if winner is not None else None)
+        warmth = self.warm(space, number)
+        strategy = phase.strategy(warmth.started(space.spec), scores)
+        limit = flying(self.in_flight, self.ordered, self.evaluator.slots)
+        self.ledger.append(
+            "phase",
+            phase=phase.name,
+            number=number + 1,
+            phases=len(self.phases),
+            evaluations=phase.evaluations,
+            genes=[gene.name for gene in space.spec],
+            ordered=self.ordered,
+            in_flight=limit,
+            winner=winner.id if number and winner is not None else None,
+        )
+        self._learn(warmth, space, strategy)
+        # Candidates of the user's come first; the strategy learns from them when it is able to.
+        first = deque(warmth.again[: phase.evaluations])
+        named: set[int] = set()
+        flight = Flight(self.evaluator, "search", ordered=self.ordered)
+        left = phase.evaluations
+        while True:
+            while left and (limit is None or len(flight) < limit):
+                if first:
+                    proposals: Sequence[Proposal] = [Proposal(first.popleft())]
+                    named.add(self._next_id)
+                elif limit is None and flight:
+                    break
+                else:
+                    proposals = strategy.ask(None if limit is None else min(limit - len(flight), left))[:left]
+                if not proposals:
+                    break
+                left -= len(proposals)
+                for proposal in proposals:
+                    self._launch(proposal, space, flight)
+            if not flight:
+                break
+            candidate, evaluation = flight.land()
+            self._record(candidate, evaluation)
+            tell = strategy.tell if candidate.id not in named else getattr(strategy, "inject", strategy.tell)
+            tell(candidate, evaluation)
+        return phase.evaluations - left, "the strategy has nothing more to propose" if left else "budget"
 
-    def _candidate(self, proposal: Proposal) -> Candidate:
+    def _learn(self, warmth: Warmth, space: SearchSpace, strategy: Strategy) -> None:
+        """Tell a strategy what an earlier run found, without evaluating it again."""
+        for genome, evaluation, source in warmth.told:
+            candidate = Candidate(self._id(), space.decode(genome), genome)
+            known = replace(evaluation, candidate=candidate.id)
+            self.ledger.log_warm(candidate, known, source)
+            self._improve(candidate, known)
+            inject: Callable[[Candidate, Evaluation], None] = getattr(strategy, "inject", strategy.tell)
+            inject(candidate, known)
+
+    def _launch(self, proposal: Proposal, space: SearchSpace, flight: Flight) -> None:
+        recipe: Recipe | None = None
+        refused: str | None = None
         try:
-            recipe = self.space.decode(proposal.genome)
+            recipe = space.decode(proposal.genome)
         except InfeasibleError as error:
-            self._refused[self._next_id] = str(error)
-            recipe = None
-        return Candidate(self._id(), recipe, proposal.genome, proposal.parents)
+            refused = str(error)
+        candidate = Candidate(self._id(), recipe, proposal.genome, proposal.parents)
+        self.ledger.log_asked(candidate)
+        flight.launch(candidate, refused)
+
+    def _models(self) -> list[Candidate]:
+        """The pool's own models, and what else the search has to beat."""
+        recipes = baseline_recipes(self.pool) if self.pool is not None else {}
+        return [Candidate(self._id(), recipe, name=name) for name, recipe in recipes.items()]
 
     def _id(self) -> int:
         self._next_id += 1
         return self._next_id - 1
 
-    def _evaluate(self, candidates: Sequence[Candidate], split: Split = "search") -> Sequence[Evaluation]:
-        """Evaluate a batch; ledger, best and observer follow in the order asked."""
+    def _score(self, candidates: Sequence[Candidate], split: Split = "search") -> list[tuple[Candidate, Evaluation]]:
+        """Evaluate models that must have a score, in order."""
+        flight = Flight(self.evaluator, split, ordered=True)
         for candidate in candidates:
             self.ledger.log_asked(candidate, split)
-        feasible = [candidate for candidate in candidates if candidate.recipe is not None]
-        for candidate in feasible:
-            self.evaluator.submit(candidate, split)
-        arrived: dict[int, Evaluation] = {}
-        told: list[Evaluation] = []
         for candidate in candidates:
-            while candidate.recipe is not None and candidate.id not in arrived:
-                evaluation = self.evaluator.collect()
-                arrived[evaluation.candidate] = evaluation
-            outcome = arrived.pop(candidate.id, None) or Evaluation(
-                candidate.id, "infeasible", split, error=self._refused.pop(candidate.id, "")
-            )
-            told.append(self._record(candidate, outcome))
-        return told
+            flight.launch(candidate)
+        scored = []
+        while flight:
+            candidate, evaluation = flight.land()
+            self.ledger.log_told(evaluation)
+            self.observe(candidate, evaluation, improved=False)
+            if not evaluation.ok:
+                raise EvomergeError(
+                    f"{candidate.name!r} could not be scored on the {split} items: {evaluation.error}",
+                    "every model of the pool must have a score",
+                    "check the fitness with `evomerge evaluate`",
+                )
+            scored.append((candidate, evaluation))
+        return scored
 
-    def _record(self, candidate: Candidate, evaluation: Evaluation) -> Evaluation:
+    def _record(self, candidate: Candidate, evaluation: Evaluation) -> None:
         self.ledger.log_told(evaluation)
-        improved = False
-        if evaluation.split == "search" and candidate.genome is not None:
-            self._counts[evaluation.status] = self._counts.get(evaluation.status, 0) + 1
-            value = evaluation.objectives.get(self.objective.name)
-            if evaluation.ok and value is not None and candidate.recipe is not None:
-                improved = self.best is None or self.objective.gain(value) > self.objective.gain(self.best_value)
-                if improved:
-                    self.best, self.best_value = candidate, value
-                    self.keep_best(candidate.recipe)
-                    self.ledger.append(
-                        "improved", candidate=candidate.id, objective=value, recipe_hash=candidate.recipe.hash
-                    )
-        self.observe(candidate, evaluation, improved=improved)
-        return evaluation
+        self._counts[evaluation.status] = self._counts.get(evaluation.status, 0) + 1
+        self.observe(candidate, evaluation, improved=self._improve(candidate, evaluation))
 
-    def _require_ok(self, evaluation: Evaluation, candidates: Sequence[Candidate]) -> None:
-        if not evaluation.ok:
-            name = next(c.name for c in candidates if c.id == evaluation.candidate)
-            raise EvomergeError(
-                f"{name!r} could not be scored on the {evaluation.split} items: {evaluation.error}",
-                "every model of the pool must have a score",
-                "check the fitness with `evomerge evaluate`",
-            )
-
-    _refused: dict[int, str] = field(default_factory=dict, init=False)
+    def _improve(self, candidate: Candidate, evaluation: Evaluation) -> bool:
+        """Whether the winner or the front has changed; then it is written down."""
+        fields: dict[str, Any] | None = self.incumbent.see(candidate, evaluation)
+        if fields is not None:
+            self.keep(self.incumbent)
+            self.ledger.append("improved", **fields)
+        return fields is not None

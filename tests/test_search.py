@@ -1,17 +1,21 @@
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from evomerge.baselines import UNIFORM
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError, InfeasibleError
 from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder, canonical_events
-from evomerge.protocols import Objective
+from evomerge.phases import Phase
+from evomerge.protocols import Objective, Strategy
 from evomerge.recipe import ModelRef, PoolInfo, Recipe, SliceId
-from evomerge.search import UNIFORM, Search
+from evomerge.search import Search
 from evomerge.strategies.cma_es import CmaEs
 
 POOL = PoolInfo(
@@ -76,18 +80,27 @@ class Evaluator:
         pass
 
 
-def run(folder: Path, evaluator: Evaluator, evaluations: int = 40, kept: list[Recipe] | None = None) -> Search:
+def run(
+    folder: Path,
+    evaluator: Evaluator,
+    evaluations: int = 40,
+    kept: list[Recipe] | None = None,
+    strategy: Strategy | None = None,
+    **options: Any,
+) -> Search:
     space = TwoWeights()
+    strategy = strategy or CmaEs(space.spec, (Objective("score"),), seed=0, popsize=6)
     with Ledger(RunFolder.create(folder)) as ledger:
         search = Search(
-            pool=POOL,
-            space=space,
-            strategy=CmaEs(space.spec, (Objective("score"),), seed=0, popsize=6),
-            evaluator=evaluator,
-            objective=Objective("score"),
-            ledger=ledger,
-            keep_best=([] if kept is None else kept).append,
-            evaluations=evaluations,
+            **{
+                "pool": POOL,
+                "phases": [Phase.of(space, strategy, evaluations)],
+                "evaluator": evaluator,
+                "incumbent": Incumbent((Objective("score"),)),
+                "ledger": ledger,
+                "keep": lambda incumbent: ([] if kept is None else kept).append(incumbent.best.recipe),
+            }
+            | options
         )
         search.run()
     return search

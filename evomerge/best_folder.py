@@ -1,0 +1,85 @@
+"""The run's ``best`` folder: the winner, and with several objectives every recipe of the Pareto front."""
+
+from __future__ import annotations
+
+import numpy as np
+import yaml
+from safetensors import numpy as safetensors
+
+from evomerge.candidate import Candidate
+from evomerge.errors import EvomergeError
+from evomerge.files import write_bytes_atomic, write_text_atomic
+from evomerge.incumbent import Incumbent
+from evomerge.mergekit.writer import to_mergekit
+from evomerge.models.pool import Pool
+from evomerge.recipe_yaml import dump_recipe
+from evomerge.run_folder import RunFolder
+
+
+class BestFolder:
+    """Writes what is best so far, file by file atomically; implements `search.Keeper`.
+
+    ``recipe.yaml`` and ``mergekit.yaml`` are the winner. With several objectives ``pareto.yaml`` lists the front, and
+    ``pareto/ID.yaml`` are its recipes: a recipe is there before the list names it, and goes after it is off the list.
+    Where genomes are the models, ``weights.safetensors`` holds the winner's.
+
+    Args:
+        folder: the run folder.
+        pool: whose layout mergekit's configuration is written for; ``None`` where genomes are the models.
+    """
+
+    def __init__(self, folder: RunFolder, pool: Pool | None) -> None:
+        self._folder = folder
+        self._pool = pool
+        self._written: set[int] = set()
+        self._best: int | None = None
+
+    def __call__(self, incumbent: Incumbent) -> None:
+        """Write the winner and the front, where they have changed."""
+        best = incumbent.best
+        if best is not None and best.id != self._best:
+            self._best = best.id
+            self._write_winner(best)
+        if len(incumbent.objectives) > 1:
+            self._write_front(incumbent)
+
+    def _write_winner(self, best: Candidate) -> None:
+        if best.recipe is None:
+            assert best.genome is not None
+            weights = np.asarray(best.genome.values)
+            write_bytes_atomic(
+                self._folder.best_recipe.with_name("weights.safetensors"), safetensors.save({"weights": weights})
+            )
+            return
+        write_text_atomic(self._folder.best_recipe, dump_recipe(best.recipe))
+        assert self._pool is not None
+        try:
+            text = to_mergekit(best.recipe, self._pool.layout)
+        except EvomergeError as error:  # mergekit cannot express it: the recipe is the result, say why beside it
+            text = f"# mergekit cannot express this recipe: {error}\n"
+        write_text_atomic(self._folder.best_mergekit, text)
+
+    def _write_front(self, incumbent: Incumbent) -> None:
+        folder = self._folder.pareto_recipes
+        folder.mkdir(exist_ok=True)
+        for number, candidate in incumbent.front.items():
+            if number not in self._written and candidate.recipe is not None:
+                write_text_atomic(folder / f"{number}.yaml", dump_recipe(candidate.recipe))
+                self._written.add(number)
+        content = {
+            "evomerge_pareto": 1,
+            "objectives": {o.name: o.direction for o in incumbent.objectives},
+            "winner": incumbent.best.id if incumbent.best is not None else None,
+            "front": [
+                {
+                    "candidate": number,
+                    "objectives": {name: float(value) for name, value in values.items()},
+                    "recipe": f"{folder.name}/{number}.yaml" if number in self._written else None,
+                }
+                for number, values in incumbent.values.items()
+            ],
+        }
+        write_text_atomic(self._folder.pareto, yaml.safe_dump(content, sort_keys=False))
+        for number in self._written - set(incumbent.front):
+            (folder / f"{number}.yaml").unlink(missing_ok=True)
+            self._written.discard(number)

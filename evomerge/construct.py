@@ -1,0 +1,117 @@
+"""Constructs what a configuration node describes, checking every key against the signature of its target."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from evomerge.errors import ConfigError, nearest
+from evomerge.protocols import StrategyBuilder
+
+TARGET = "_target_"
+
+
+def build(node: Any, key: str, *args: Any, **injected: Any) -> Any:
+    """Construct what a configuration node describes.
+
+    Args:
+        node: a mapping with `_target_`, a dotted name, and keyword arguments; nested nodes are built first.
+        key: where the node stands in the configuration, for messages.
+        args, injected: arguments that come from the program, not from the user.
+
+    Raises:
+        ConfigError: no such target, an argument it does not have or lacks, or a value of the wrong type.
+    """
+    values = plain(node)
+    if not isinstance(values, Mapping) or TARGET not in values:
+        raise ConfigError(f"{key} is {node}", f"a group choice or a mapping with {TARGET}", f"see conf/{key}")
+    target = locate(str(values[TARGET]), f"{key}.{TARGET}")
+    hints = _hints(target)
+    given = {n: _nested(v, hints.get(n), f"{key}.{n}") for n, v in values.items() if n != TARGET}
+    return target(*args, **injected, **check_arguments(target, given, key, len(args), set(injected)))
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as plain values, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def check_arguments(
+    target: Callable[..., Any],
+    given: Mapping[str, Any],
+    key: str,
+    positional: int = 0,
+    injected: set[str] | None = None,
+) -> dict[str, Any]:
+    """Check a user's arguments against the signature and annotations of `target`; returns them converted."""
+    parameters = list(inspect.signature(target).parameters.values())[positional:]
+    allowed = {p.name: p for p in parameters if p.name not in (injected or set())}
+    hints = _hints(target)
+    converted: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in allowed:
+            raise ConfigError(f"{key} has no key {name!r}", nearest(name, allowed))
+        converted[name] = _convert(value, hints.get(name, Any), f"{key}.{name}")
+    for name, parameter in allowed.items():
+        if name not in given and parameter.default is parameter.empty:
+            raise ConfigError(f"{key}.{name} is missing", f"{key} needs it", f"set it with {key}.{name}=...")
+    return converted
+
+
+def _convert(value: Any, annotation: Any, key: str) -> Any:
+    if annotation == list[StrategyBuilder]:
+        return value
+    if not isinstance(value, str | int | float | list | dict | None):
+        return value  # an object that a nested node described
+    try:
+        return _adapter(annotation).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[")))
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        raise ConfigError(
+            f"{key} is {value!r}", f"it should be {message}" + (f" (at {place})" if place else "")
+        ) from error
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # dataclasses and models bring a configuration of their own
+        return TypeAdapter(annotation)
+
+
+def _nested(value: Any, annotation: Any, key: str) -> Any:
+    """What a nested node describes, or a builder of it where the target is to build it itself."""
+    if annotation == list[StrategyBuilder] and isinstance(value, list):
+        return [_nested(entry, StrategyBuilder, f"{key}.{place}") for place, entry in enumerate(value)]
+    if not (isinstance(value, Mapping) and TARGET in value):
+        return value
+    return functools.partial(build, value, key) if annotation is StrategyBuilder else build(value, key)
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+
+
+def locate(path: str, key: str) -> Callable[..., Any]:
+    """The class or function of a dotted name; `ConfigError` naming `key` when there is none."""
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name) if module_name else None
+    except ImportError as error:
+        raise ConfigError(f"{key} is {path!r}", f"it cannot be imported: {error}") from error
+    target = getattr(module, name, None) if module else None
+    if not callable(target):
+        known = (
+            [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module_name] if module else []
+        )
+        raise ConfigError(f"{key} is {path!r}", f"{module_name or path} has no such class: {nearest(name, known)}")
+    return cast(Callable[..., Any], target)

@@ -1,0 +1,50 @@
+"""Candidates in flight: asked, and not told yet."""
+
+from __future__ import annotations
+
+from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.protocols import Evaluator
+
+
+class Flight:
+    """Sends candidates to the evaluator and says whose turn it is to be told.
+
+    In order: the oldest, however long it takes, whichever others have arrived. Otherwise: whichever arrives first.
+
+    Args:
+        evaluator: where candidates are evaluated.
+        split: on which items.
+        ordered: see above.
+    """
+
+    def __init__(self, evaluator: Evaluator, split: Split, *, ordered: bool) -> None:
+        self._evaluator, self._split, self._ordered = evaluator, split, ordered
+        self._waiting: dict[int, Candidate] = {}  # in the order asked
+        self._arrived: dict[int, Evaluation] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def launch(self, candidate: Candidate, refused: str | None = None) -> None:
+        """Send a candidate off; one that the search space `refused` comes back at once, as infeasible."""
+        self._waiting[candidate.id] = candidate
+        if refused is not None:
+            self._arrived[candidate.id] = Evaluation(candidate.id, "infeasible", self._split, error=refused)
+        else:
+            self._evaluator.submit(candidate, self._split)
+
+    def land(self) -> tuple[Candidate, Evaluation]:
+        """The next candidate to tell, and its evaluation. There must be one in flight."""
+        if self._ordered:
+            number = next(iter(self._waiting))
+            while number not in self._arrived:
+                self._collect()
+        else:
+            if not self._arrived:
+                self._collect()
+            number = next(iter(self._arrived))
+        return self._waiting.pop(number), self._arrived.pop(number)
+
+    def _collect(self) -> None:
+        evaluation = self._evaluator.collect()
+        self._arrived[evaluation.candidate] = evaluation

@@ -1,0 +1,184 @@
+"""A warm start: what named recipes and earlier runs teach a search before it proposes anything itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from evomerge.candidate import Evaluation, Items
+from evomerge.errors import ConfigError, EvomergeError, InfeasibleError, RecipeError
+from evomerge.genome import Genome, GenomeSpec
+from evomerge.ledger import Event, RunFolder, evaluation_of, read_items, read_ledger
+from evomerge.protocols import Objective, SearchSpace
+from evomerge.recipe_yaml import load_recipe
+
+KEY = "search.warm_start"
+
+
+@dataclass(frozen=True)
+class Warmth:
+    """What one phase begins with.
+
+    Attributes:
+        told: genomes with evaluations that count here as they are, and where each comes from.
+        again: genomes to evaluate before any other, the most promising first.
+        start: the most promising genome of all, ``None`` when there is none.
+    """
+
+    told: Sequence[tuple[Genome, Evaluation, str]] = ()
+    again: Sequence[Genome] = ()
+    start: Genome | None = None
+
+    def started(self, spec: GenomeSpec) -> GenomeSpec:
+        """The genes with `start` as their start: there begin strategies that start from one point."""
+        if self.start is None or type(spec) is not GenomeSpec:
+            return spec
+        pairs = zip(spec, self.start.values, strict=True)
+        return GenomeSpec(tuple(replace(gene, initial=value) for gene, value in pairs))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A genome of an earlier run and what came of it."""
+
+    genome: Any
+    recipe_hash: str | None
+    told: Event
+    genes: tuple[str, ...]
+    run: RunFolder
+
+
+@dataclass
+class WarmStart:
+    """Reads the sources once and says for each phase what fits it.
+
+    A genome of an earlier run fits when its genes have the same names. It is told without being evaluated when it
+    means the same recipe here and the fitness has the same fingerprint; otherwise it is evaluated first, if it is one
+    of the best. Recipes are encoded by the search space, when that has a method ``encode(recipe) -> Genome``.
+
+    Args:
+        sources: run folders and recipe files.
+        again: how many of the earlier runs' genomes are evaluated again, at most.
+        objectives: the first one ranks genomes that are to be evaluated again.
+    """
+
+    sources: Sequence[str]
+    again: int
+    objectives: Sequence[Objective]
+    _known: list[_Known] = field(default_factory=list, init=False)
+    _prints: dict[Path, str | None] = field(default_factory=dict, init=False)
+    _recipes: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.again < 0:
+            raise ConfigError(f"{KEY}_evaluations is {self.again}", "0 or more")
+        for source in self.sources:
+            path = Path(source)
+            if path.is_dir():
+                self._read_run(RunFolder.open(path))
+            elif path.is_file():
+                self._recipes[source] = load_recipe(path.read_text(), source)
+            else:
+                raise ConfigError(f"{KEY} names {source!r}", "a run folder or a recipe file that exists")
+
+    def check(self, spaces: Sequence[SearchSpace]) -> None:
+        """Raise `ConfigError` when a source fits none of the phases' search spaces."""
+        for source, recipe in self._recipes.items():
+            self._encode(spaces[0], source, recipe)
+        fitting = {tuple(gene.name for gene in space.spec) for space in spaces}
+        for source in self.sources:
+            if source in self._recipes:
+                continue
+            found = {known.genes for known in self._known if known.run.path == Path(source)}
+            if not found & fitting:
+                genes = next(iter(found), ())
+                told = f"has {len(genes)} genes: {', '.join(genes[:3])}, ..." if genes else "has no evaluated genomes"
+                wanted = next(iter(fitting))
+                raise ConfigError(
+                    f"{KEY}: run {source} {told}",
+                    f"this search space has {len(wanted)}: {', '.join(wanted[:3])}, ...",
+                    "choose the search space of that run, or leave it out",
+                )
+
+    def __call__(self, space: SearchSpace, fingerprint: str, first: bool = True) -> Warmth:
+        """What a phase of this space begins with.
+
+        Args:
+            fingerprint: of the fitness.
+            first: whether it is the first phase, which the recipes are for.
+        """
+        genes = tuple(gene.name for gene in space.spec)
+        told: list[tuple[Genome, Evaluation, str]] = []
+        stale: list[tuple[float, Genome]] = []
+        for known in self._known:
+            if known.genes != genes or isinstance(known.genome, dict):
+                continue
+            genome, same = self._decode(space, known)
+            if genome is None:
+                continue
+            evaluation = evaluation_of(known.told)
+            if same and self._prints[known.run.path] == fingerprint:
+                told.append(
+                    (genome, replace(evaluation, items=_items(known)), f"{known.run.path}#{evaluation.candidate}")
+                )
+            else:
+                stale.append((self._gain(evaluation), genome))
+        stale.sort(key=lambda pair: -pair[0])
+        again = list(dict.fromkeys(genome for _, genome in stale))[: self.again]
+        if first:
+            again = [self._encode(space, source, recipe) for source, recipe in self._recipes.items()] + again
+        best = max(told, key=lambda entry: self._gain(entry[1]), default=None)
+        return Warmth(told, again, again[0] if again else best[0] if best else None)
+
+    def _read_run(self, run: RunFolder) -> None:
+        genes: tuple[str, ...] = ()
+        asked: dict[int, Event] = {}
+        for event in read_ledger(run):
+            kind = event["event"]
+            if kind == "started":
+                self._prints[run.path] = event.get("fitness")
+            if kind in ("started", "phase") and isinstance(event.get("genes"), list):
+                genes = tuple(map(str, event["genes"]))
+            elif kind == "asked" and event.get("split") == "search" and event.get("genome") is not None:
+                asked[event["candidate"]] = event
+            elif kind == "told" and event.get("split") == "search" and event["candidate"] in asked:
+                own = asked.pop(event["candidate"])
+                self._known.append(_Known(own["genome"], own.get("recipe_hash"), event, genes, run))
+
+    def _decode(self, space: SearchSpace, known: _Known) -> tuple[Genome | None, bool]:
+        """The genome here, and whether it means the recipe that it meant there."""
+        try:
+            genome = space.spec.genome(known.genome)
+            return genome, known.recipe_hash is not None and space.decode(genome).hash == known.recipe_hash
+        except (InfeasibleError, ConfigError, TypeError):
+            return None, False
+
+    def _encode(self, space: SearchSpace, source: str, recipe: Any) -> Genome:
+        encode = getattr(space, "encode", None)
+        if encode is None:
+            raise ConfigError(
+                f"{KEY}: recipe {source}",
+                f"{type(space).__name__} cannot turn recipes into genomes",
+                "warm-start from a run, or from a recipe with a search space that has `encode`",
+            )
+        try:
+            genome: Genome = encode(recipe)
+        except (InfeasibleError, RecipeError, ConfigError) as error:
+            raise ConfigError(f"{KEY}: recipe {source} is not in the search space", str(error)) from error
+        return genome
+
+    def _gain(self, evaluation: Evaluation) -> float:
+        objective = self.objectives[0]
+        value = evaluation.objectives.get(objective.name)
+        return objective.gain(value) if evaluation.ok and value is not None else float("-inf")
+
+
+def _items(known: _Known) -> Items:
+    if known.told.get("items") is None:
+        return {}
+    try:
+        return read_items(known.run, int(known.told["candidate"]), digest=known.told.get("items_hash"))
+    except EvomergeError:  # the scores count without their items
+        return {}
