@@ -308,6 +308,8 @@ class PoolInfo:
         unscalable: why the residual outputs of this architecture cannot be scaled; empty where they can.
         unflippable: why they cannot be scaled by negative numbers; empty where they can.
         sizes: numbers of parameters of `slices`, in their order; empty where they are not known.
+        tensors: names of their tensors with their numbers of parameters, in the same order; empty where they are not
+            known.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -320,6 +322,7 @@ class PoolInfo:
     unscalable: str = ""
     unflippable: str = ""
     sizes: tuple[int, ...] = ()
+    tensors: tuple[tuple[tuple[str, int], ...], ...] = ()
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""

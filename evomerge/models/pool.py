@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from evomerge.models.location import locate
 from evomerge.models.names import NameMatch, match_names
 from evomerge.models.pins import changed_since, with_fingerprints
 from evomerge.models.reader import FLOAT_DTYPES, Checkpoint
-from evomerge.recipe import DTYPES, Dtype, ModelRef, PoolInfo, Recipe
+from evomerge.recipe import DTYPES, Dtype, ModelRef, PoolInfo, Recipe, SliceId
 
 _MOST_LISTED = 10
 
@@ -148,6 +149,7 @@ def open_pool(
         refs = {name: with_fingerprints(ref, checkpoints[name]) for name, ref in refs.items()}
     result = dtype if dtype != "auto" else _dtype_of(configs[reference], checkpoints[reference])
     info = PoolInfo(tuple(refs.items()), sources, base, layout.slices, layout.layers, result)  # type: ignore[arg-type]
+    info = replace(info, tensors=tuple(_counts(layout, slice_) for slice_ in layout.slices))
     return Pool(info, layout, checkpoints, configs[reference], stored, trust_remote_code)
 
 
@@ -209,6 +211,11 @@ def _open_all(
         except PoolError as error:
             problems.append(_of_model(name, error))
     return refs, checkpoints, adapters, configs
+
+
+def _counts(layout: Layout, slice_: SliceId) -> tuple[tuple[str, int], ...]:
+    """Names of a slice's tensors with their numbers of parameters."""
+    return tuple((name, math.prod(layout.shapes[name])) for name in layout.tensors[slice_])
 
 
 def _of_model(name: str, error: PoolError) -> PoolError:
