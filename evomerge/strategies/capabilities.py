@@ -12,7 +12,7 @@ from evomerge.genome import GenomeSpec, Kind
 from evomerge.protocols import Objective
 
 KINDS: frozenset[str] = frozenset(get_args(Kind)) - {"lineage"}
-"""Every kind of gene that has a value; whole genomes that descend from others (``lineage``) are for those who say so."""
+"""Every kind of gene that has a value; genomes that descend from others (``lineage``) are for those who say so."""
 
 
 class Capable(Protocol):
