@@ -6,7 +6,7 @@ parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from evomerge.errors import ConfigError, InfeasibleError, nearest
@@ -123,7 +123,15 @@ class ParameterSpace:
             InfeasibleError: weights to be normalised sum to zero in some slice.
         """
         self._spec.check(genome)
-        return self._pool.recipe((self._slice(slice_, genome) for slice_ in self._pool.slices), self._seed)
+        return self._pool.recipe(self.entries(genome, self._pool.slices), self._seed)
+
+    def entries(self, genome: Genome, slices: Iterable[SliceId]) -> Iterator[SliceRecipe]:
+        """How the genome, one of this space, makes some of the pool's slices.
+
+        Raises:
+            InfeasibleError: weights to be normalised sum to zero in one of these slices.
+        """
+        return (self._slice(slice_, genome) for slice_ in slices)
 
     def _genes(self) -> list[Gene]:
         """The genes, group by group; fills the index of (group, prefix, input, parameter)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -15,17 +15,27 @@ from evomerge.errors import ConfigError, InfeasibleError
 from evomerge.genome import Genome, GenomeSpec, Value
 from evomerge.method import MethodSpec
 from evomerge.protocols import SearchSpace
-from evomerge.recipe import PoolInfo
+from evomerge.recipe import PoolInfo, Recipe, SliceId
 from evomerge.recipe_yaml import dump_recipe, load_recipe
 
 
 @dataclass(frozen=True)
 class SpaceCase:
-    """A search space under test: `build` is picklable and constructs it anew."""
+    """A search space under test: `build` is picklable and constructs it anew.
+
+    Attributes:
+        build, pool, methods: the space, and what it is built of.
+        paths: whether its recipes choose their number of layers themselves.
+        least_feasible: how many of the 63 genomes that are tried are feasible at least.
+        witnesses: more genomes around which changing a gene may matter, where random ones rarely show it.
+    """
 
     build: Callable[[], SearchSpace]
     pool: PoolInfo
     methods: Mapping[str, MethodSpec]
+    paths: bool = False
+    least_feasible: int = 31
+    witnesses: Callable[[GenomeSpec], Iterable[Genome]] = lambda spec: ()
 
 
 def genomes(spec: GenomeSpec, count: int, seed: int = 0) -> Iterator[Genome]:
@@ -78,10 +88,21 @@ class SearchSpaceContract:
             recipe = space.decode(genome)
             feasible += 1
             recipe.check(case.methods)
-            assert [entry.slice for entry in recipe.slices] == sorted(case.pool.slices, key=lambda s: s.order)
+            assert [entry.slice for entry in recipe.slices] == self._slices(case, recipe)
             assert recipe.models == case.pool.refs
             assert recipe.dtype == case.pool.dtype
-        assert feasible > 30
+        assert feasible >= case.least_feasible
+
+    @staticmethod
+    def _slices(case: SpaceCase, recipe: Recipe) -> list[SliceId]:
+        """What the recipe must make: the pool's slices, or as many whole layers as it begins."""
+        wanted = list(case.pool.slices)
+        if case.paths:
+            depth = 1 + max(entry.slice.layer for entry in recipe.slices if entry.slice.layer is not None)
+            inside = [s.component for s in wanted if s.layer == 0]
+            wanted = [s for s in wanted if s.layer is None]
+            wanted += [SliceId(component, layer) for layer in range(depth) for component in inside]
+        return sorted(wanted, key=lambda s: s.order)
 
     def test_the_start_is_feasible_and_within_bounds(self, case: SpaceCase) -> None:
         space = case.build()
@@ -114,11 +135,12 @@ class SearchSpaceContract:
                 assert read.hash == recipe.hash
 
     def test_every_gene_matters(self, case: SpaceCase) -> None:
-        """Changing any one gene changes the recipe: at the start, or where the chosen method has that gene."""
+        """Changing any one gene changes the recipe: at the start, or where the chosen method or path has that gene."""
         space = case.build()
         rng = np.random.default_rng(0)
-        choosing = any(gene.name.endswith("/method") for gene in space.spec)
+        choosing = case.paths or any(gene.name.endswith("/method") for gene in space.spec)
         around = [space.spec.initial, *(space.spec.sample(rng) for _ in range(60 if choosing else 0))]
+        around += case.witnesses(space.spec)
         for index, gene in enumerate(space.spec):
             assert any(self._matters(space, genome, index, rng) for genome in around), gene.name
 
@@ -127,7 +149,10 @@ class SearchSpaceContract:
         values = list(genome.values)
         while values[index] == genome.values[index]:
             values[index] = space.spec.sample(rng).values[index]
-        return space.decode(space.spec.genome(values)).hash != space.decode(genome).hash
+        try:
+            return space.decode(space.spec.genome(values)).hash != space.decode(genome).hash
+        except InfeasibleError:
+            return False
 
     def test_genomes_of_other_spaces_are_refused(self, case: SpaceCase) -> None:
         space = case.build()
