@@ -20,9 +20,17 @@ def recipe_hash(recipe: Recipe) -> str:
     identity = {name: ref.identity for name, ref in recipe.models}
     identity |= {name: f"recipe {stage.hash}" for name, stage in recipe.intermediates}
 
+    made: dict[int, list[tuple[str, object]]] = {}  # by identity: slices of a group share their parameters
+
+    def values(of: Parameters) -> list[tuple[str, object]]:
+        found = made.get(id(of))
+        if found is None:
+            found = made[id(of)] = _parameters(of)
+        return found
+
     def source(entry: Input, slice_: SliceId) -> list[object]:
         layer = slice_.layer if entry.layer is None else entry.layer
-        return [identity[entry.model], layer, _parameters(entry.parameters)]
+        return [identity[entry.model], layer, values(entry.parameters)]
 
     content = {
         "dtype": recipe.dtype,
@@ -33,7 +41,7 @@ def recipe_hash(recipe: Recipe) -> str:
                 str(s.slice),
                 s.method,
                 [source(i, s.slice) for i in s.inputs],
-                _parameters(s.parameters),
+                values(s.parameters),
                 source(s.base, s.slice) if s.base else None,
                 None if s.scale is None else _scalar(s.scale),
             ]

@@ -30,6 +30,12 @@ def main() -> None:
     three.add_argument("--candidates", type=int, default=40)
     three.add_argument("--threads", type=int)
     three.add_argument("--method", default="ties")
+    four = benchmarks.add_parser("loop", help="candidates per second around a fitness that costs nothing")
+    four.add_argument("--evaluations", type=int, default=5000)
+    four.add_argument("--layers", type=int, default=6)
+    four.add_argument("--items", type=int, default=0, help="per-item scores of each evaluation")
+    four.add_argument("--sync", choices=("every", "interval"), default="interval", help="of the ledger")
+    four.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if options.benchmark == "overhead":
         from scripts.benchmark_overhead import overhead
@@ -39,6 +45,10 @@ def main() -> None:
         from scripts.benchmark_merge import merge
 
         merge(options.sizes, options.dtypes, options.device, options.threads, options.repeats, options.mergekit)
+    elif options.benchmark == "loop":
+        from scripts.benchmark_loop import loop
+
+        loop(options.evaluations, options.layers, options.items, options.sync, options.repeats)
     else:
         from scripts.benchmark_cache import cache
 

@@ -131,7 +131,8 @@ class ParameterSpace:
         Raises:
             InfeasibleError: weights to be normalised sum to zero in one of these slices.
         """
-        return (self._slice(slice_, genome) for slice_ in slices)
+        made: dict[Shares, SliceRecipe] = {}  # slices of a group are alike
+        return (self._slice(slice_, genome, made) for slice_ in slices)
 
     def _genes(self) -> list[Gene]:
         """The genes, group by group; fills the index of (group, prefix, input, parameter)."""
@@ -155,8 +156,17 @@ class ParameterSpace:
                             genes.append(found.gene("/".join(part for part in (group, *key[1:]) if part)))
         return genes
 
-    def _slice(self, slice_: SliceId, genome: Genome) -> SliceRecipe:
-        choice, shares = self._chosen(self._sharing.shares[slice_], genome)
+    def _slice(self, slice_: SliceId, genome: Genome, made: dict[Shares, SliceRecipe]) -> SliceRecipe:
+        shares = self._sharing.shares[slice_]
+        alike = made.get(shares)
+        if alike is None:
+            alike = made[shares] = self._first(slice_, shares, genome)
+            return alike
+        return SliceRecipe(slice_, alike.method, alike.inputs, alike.parameters, alike.base)
+
+    def _first(self, slice_: SliceId, shares: Shares, genome: Genome) -> SliceRecipe:
+        """A slice that is the first of its group."""
+        choice, shares = self._chosen(shares, genome)
         each = {name: self._values(choice, shares, name, genome) for name in choice.inputs}
         values = self._values(choice, shares, "", genome)
         if values.get("normalize") is True and choice.spec.parameter("weight"):
