@@ -6,6 +6,7 @@ import numpy as np
 import yaml
 from safetensors import numpy as safetensors
 
+from evomerge.array_genome import numbers
 from evomerge.candidate import Candidate
 from evomerge.errors import EvomergeError
 from evomerge.files import write_bytes_atomic, write_text_atomic
@@ -46,7 +47,7 @@ class BestFolder:
     def _write_winner(self, best: Candidate) -> None:
         if best.recipe is None:
             assert best.genome is not None
-            weights = np.asarray(best.genome.values)
+            weights = np.ascontiguousarray(numbers(best.genome))
             write_bytes_atomic(
                 self._folder.best_recipe.with_name("weights.safetensors"), safetensors.save({"weights": weights})
             )

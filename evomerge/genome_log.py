@@ -1,10 +1,11 @@
-"""Genomes as a ledger keeps them: gene values, and lineages by the candidates they descend from."""
+"""Genomes as a ledger keeps them: gene values, lineages by the candidates they descend from, arrays by their hash."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from evomerge.array_genome import ArrayGenome
 from evomerge.errors import ConfigError
 from evomerge.genome import Genome
 from evomerge.lineage_genome import LineageGenome
@@ -16,6 +17,9 @@ class GenomeLog:
     Every lineage genome that is written or read is known by its candidate from then on, and its children are written
     as their own values and those numbers. Where a parent is not known (an ancestor that was never a candidate), all
     that is missing is written with it.
+
+    Of raw weights, hundreds of kilobytes as text, only the hash is written: the same search proposes them again, and
+    the best are in the run's ``best`` folder.
     """
 
     def __init__(self) -> None:
@@ -24,6 +28,8 @@ class GenomeLog:
 
     def write(self, candidate: int, genome: Genome | None) -> Any:
         """The genome of a candidate as JSON values; ``None`` for none."""
+        if isinstance(genome, ArrayGenome):
+            return {"array": len(genome), "sha256": genome.digest}
         if not isinstance(genome, LineageGenome):
             return None if genome is None else genome.values
         known: dict[str, int] = {}
@@ -47,12 +53,12 @@ class GenomeLog:
         return {"lineage": steps}
 
     def read(self, candidate: int, written: Any) -> Genome | None:
-        """The genome that `write` wrote for a candidate, after those before it were read.
+        """The genome that `write` wrote for a candidate, after those before it were read; ``None`` for raw weights.
 
         Raises:
             ConfigError: it is malformed, or names a candidate that was not read.
         """
-        if written is None:
+        if written is None or (isinstance(written, Mapping) and "array" in written):
             return None
         if not isinstance(written, Mapping):
             return Genome(tuple(written))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from evomerge.array_genome import ArraySpec
 from evomerge.baselines import baseline_recipes
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError, InfeasibleError
@@ -145,7 +146,7 @@ class Search:
             number=number + 1,
             phases=len(self.phases),
             evaluations=phase.evaluations,
-            genes=[gene.name for gene in space.spec],
+            genes=len(space.spec) if isinstance(space.spec, ArraySpec) else [gene.name for gene in space.spec],
             ordered=self.ordered,
             in_flight=limit,
             winner=winner.id if number and winner is not None else None,
