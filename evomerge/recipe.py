@@ -267,12 +267,13 @@ class Recipe:
         """Raise `RecipeError` for an unknown method, parameter, value or number of inputs."""
         for name, recipe in self.stages.items():
             try:
-                recipe._check_slices(methods)
+                recipe.check_own(methods)
             except RecipeError as error:
                 raise RecipeError(f"intermediate {name}: {error.given}", error.allowed, error.do) from None
-        self._check_slices(methods)
+        self.check_own(methods)
 
-    def _check_slices(self, methods: Mapping[str, MethodSpec]) -> None:
+    def check_own(self, methods: Mapping[str, MethodSpec]) -> None:
+        """The same without the intermediates."""
         for entry in self.slices:
             where = f"slice {entry.slice}"
             method = find_method(entry.method, methods, where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from evomerge.merge.parallel import merge_slices
 from evomerge.merge.plan import Plan, SlicePlan, make_plan
 from evomerge.merge.shared_cache import SharedCache
 from evomerge.merge.sources import Placement, Sources, free_memory
+from evomerge.merge.stage_slices import StageSlices
 from evomerge.models.compatibility import has_tokenizer
 from evomerge.models.layout import model_class
 from evomerge.models.loaded import LoadedModel
@@ -256,14 +257,25 @@ class Resident:
 
     def _made(self, entry: SlicePlan) -> Mapping[str, torch.Tensor]:
         """The tensors of an intermediate's slice, which the next candidates of a lineage will ask for again."""
-        key = f"intermediate {entry.key}"
-        merged = self._memory.take(key)
+        kept = self._kept_stage(entry)
+        return kept or self._merge_stage(entry, StageSlices(entry, self._merge_stage, self._kept_stage))
+
+    def _kept_stage(self, entry: SlicePlan) -> Mapping[str, torch.Tensor] | None:
+        """The same where it is in memory, ``None`` elsewhere."""
+        merged = self._memory.take(f"intermediate {entry.key}")
         if merged is None:
-            start = time.perf_counter()
-            tensors = merge_slice(entry, self.pool, sources=self.sources, made=self._made)
-            merged = Merged(tuple(tensors.values()), time.perf_counter() - start)
-        self._memory.put(key, merged)
+            return None
+        self._memory.put(f"intermediate {entry.key}", merged)
         return dict(zip(entry.tensors, merged.tensors, strict=True))
+
+    def _merge_stage(
+        self, entry: SlicePlan, made: Callable[[SlicePlan], Mapping[str, torch.Tensor]]
+    ) -> Mapping[str, torch.Tensor]:
+        """Merge it, and keep it for those who come."""
+        start = time.perf_counter()
+        tensors = merge_slice(entry, self.pool, sources=self.sources, made=made)
+        self._memory.put(f"intermediate {entry.key}", Merged(tuple(tensors.values()), time.perf_counter() - start))
+        return tensors
 
 
 def _load(pool: Pool, attn_implementation: str | None) -> Any:

@@ -18,6 +18,7 @@ from evomerge.merge.mix import Mix, Statistics
 from evomerge.merge.noted_statistics import NotedStatistics
 from evomerge.merge.plan import Part, SlicePlan, Source
 from evomerge.merge.sources import Notes, Placement, Sources
+from evomerge.merge.stage_slices import StageSlices
 from evomerge.merge.torch_mix import mix_block
 from evomerge.models.pool import Pool
 from evomerge.models.reader import FLOAT_DTYPES
@@ -205,7 +206,9 @@ class SliceMerge:
     ) -> None:
         self.plan, self.pool, self.sources = plan, pool, sources
         self.dtype = TORCH_DTYPES[plan.dtype]
-        self._made = made or (lambda inner: merge_slice(inner, pool, sources=sources))
+        self._made = made or StageSlices(
+            plan, lambda inner, own: merge_slice(inner, pool, sources=sources, made=own)
+        )
         self._stages: dict[str, tuple[torch.Tensor, ...]] = {}
         self._window_bytes = window_bytes
 

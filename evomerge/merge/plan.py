@@ -11,6 +11,7 @@ from typing import Any
 
 from evomerge.errors import InfeasibleError, RecipeError
 from evomerge.merge.methods import BASE, METHODS, Method, call_values, code_of, specs
+from evomerge.merge.stage_plans import stage_plans
 from evomerge.method import ByTensor, Scalar
 from evomerge.models.layout import Layout
 from evomerge.models.pool import Pool
@@ -88,9 +89,16 @@ class SlicePlan:
     def models(self) -> tuple[str, ...]:
         """Names of the source models that are read, intermediates resolved."""
         found: dict[str, None] = {}
-        for part in self.parts:
-            for source in (*part.sources, *([part.base] if part.base else [])):
-                found |= dict.fromkeys(source.made.models if source.made else (source.model,))
+        todo, seen = [self], {self.key}
+        while todo:  # each once: a lineage is deep, and as a tree exponentially large
+            plan = todo.pop()
+            for part in plan.parts:
+                for source in (*part.sources, *([part.base] if part.base else [])):
+                    if source.made is None:
+                        found[source.model] = None
+                    elif source.made.key not in seen:
+                        seen.add(source.made.key)
+                        todo.append(source.made)
         return tuple(found)
 
 
@@ -114,11 +122,22 @@ def make_plan(recipe: Recipe, pool: Pool) -> Plan:
         RecipeError: a method, parameter, model, layer or slice that does not exist; a slice that is missing.
         InfeasibleError: parameters that no model can be merged with, naming the slice.
     """
-    recipe.check(specs())
+    methods = specs()
     identities = _identities(recipe, pool)
+    known = stage_plans(pool)
     stages: dict[str, Plan] = {}
     for name, stage in recipe.stages.items():  # each comes after those that it takes itself
-        stages[name] = _Planner(stage, pool.layout, identities, stages).plan(f"intermediate {name}: ")
+        key = stage.hash, stage.models
+        plan = known.get(key)
+        if plan is None:
+            try:
+                stage.check_own(methods)
+            except RecipeError as error:
+                raise RecipeError(f"intermediate {name}: {error.given}", error.allowed, error.do) from error
+            plan = _Planner(stage, pool.layout, identities, stages).plan(f"intermediate {name}: ")
+            known.put(key, plan)
+        stages[name] = plan
+    recipe.check_own(methods)
     return _Planner(recipe, pool.layout, identities, stages).plan()
 
 

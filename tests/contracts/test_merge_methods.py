@@ -32,6 +32,7 @@ SHAPES = [(), (1,), (3, 5), (2, 3, 4), (1, 6), (6, 1), (0,), (3, 0)]
 SELECTS: Mapping[str, Mapping[int, dict[str, Scalar]]] = {
     "slerp": {0: {"t": 0.0}, 1: {"t": 1.0}},
     "nearswap": {0: {"t": 1e9}},
+    "crossover": {0: {"t": 0.0}, 1: {"t": 1.0}},
     "passthrough": {0: {}},
 }
 """By method: the shared parameters that make the result the input of an index."""

@@ -3,6 +3,7 @@
 from evomerge.merge.methods import (
     arcee_fusion,
     breadcrumbs,
+    crossover,
     dare,
     della,
     karcher,
@@ -37,6 +38,7 @@ __all__ = [
     "breadcrumbs",
     "call_values",
     "code_of",
+    "crossover",
     "dare",
     "della",
     "karcher",

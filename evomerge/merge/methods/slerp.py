@@ -31,14 +31,18 @@ def slerp(values: Values, statistics: Statistics) -> Mix:
 
     Tensors that are zero or nearly collinear (|cos O| > 0.9995) are interpolated linearly.
     """
-    t = float(values["t"])
     gram = finite_gram(statistics)
-    norms = math.sqrt(gram[0, 0]), math.sqrt(gram[1, 1])
-    straight = weighted((float(np.float32(1) - np.float32(t)), t))
+    return weighted(arc_factors(gram[0, 0], gram[0, 1], gram[1, 1], float(values["t"])))
+
+
+def arc_factors(aa: float, ab: float, bb: float, t: float) -> tuple[float, float]:
+    """Factors of two vectors at `t` along the arc between them, from their inner products."""
+    norms = math.sqrt(aa), math.sqrt(bb)
+    straight = float(np.float32(1) - np.float32(t)), t
     if min(norms) <= ZERO:
         return straight
-    cosine = max(-1.0, min(1.0, gram[0, 1] / (norms[0] * norms[1])))
+    cosine = max(-1.0, min(1.0, ab / (norms[0] * norms[1])))
     if abs(cosine) > _COLLINEAR:
         return straight
     omega = math.acos(cosine)
-    return weighted((math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)))
+    return math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)

@@ -1,0 +1,43 @@
+"""Plans of intermediates, kept with their pool: the candidates of a lineage share most of them."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Generic, TypeVar
+
+P = TypeVar("P")
+
+KEPT = 1024
+"""Plans that are kept for a pool at most, those used last."""
+
+
+class StagePlans(Generic[P]):
+    """The plans of one pool's intermediates by recipe; not used by two threads at a time."""
+
+    def __init__(self) -> None:
+        self._plans: dict[Any, P] = {}
+
+    def get(self, key: Any) -> P | None:
+        """The plan, which is then the one used last; ``None`` where there is none."""
+        plan = self._plans.pop(key, None)
+        if plan is not None:
+            self._plans[key] = plan
+        return plan
+
+    def put(self, key: Any, plan: P) -> None:
+        """Keep a plan, instead of the one that was not used for longest."""
+        self._plans[key] = plan
+        if len(self._plans) > KEPT:
+            del self._plans[next(iter(self._plans))]
+
+
+_OF: dict[int, StagePlans[Any]] = {}
+
+
+def stage_plans(pool: Any) -> StagePlans[Any]:
+    """Those of a pool, which go when it goes."""
+    found = _OF.get(id(pool))
+    if found is None:
+        found = _OF[id(pool)] = StagePlans()
+        weakref.finalize(pool, _OF.pop, id(pool), None)
+    return found
