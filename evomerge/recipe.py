@@ -122,7 +122,8 @@ class SliceRecipe:
         inputs: the sources, in order.
         parameters: the parameters that are not per input.
         base: the model whose slice the method's differences are taken from, or ``None``.
-        scale: factor on the slice's residual outputs, for data flow recipes; ``None`` is 1.
+        scale: of data flow recipes: on `attn` and `mlp`, a factor on what they add to the residual stream; on `norm`
+            and `final_norm`, -1 turns around the norms that read the stream. ``None`` is 1.
     """
 
     slice: SliceId
@@ -166,13 +167,14 @@ class Recipe:
             raise RecipeError(f"models {', '.join(name for name, _ in self.models)}", "every name once")
         merged = self._check_intermediates()
         known = f"the recipe's models are {', '.join(sorted(names))}"
-        used = {(entry.slice, i.model) for entry in self.slices for i in entry.inputs}
-        used |= {(entry.slice, entry.base.model) for entry in self.slices if entry.base}
-        for where, model in sorted(used, key=str):
-            if model not in names and model not in merged:
-                also = f", its intermediates {', '.join(sorted(merged))}" if merged else ""
-                raise RecipeError(f"slice {where} uses model {model!r}", known + also)
-        idle = sorted(merged - {model for _, model in used})
+        used = set()
+        for entry in self.slices:
+            for source in entry.inputs if entry.base is None else (*entry.inputs, entry.base):
+                if source.model not in names and source.model not in merged:
+                    also = f", its intermediates {', '.join(sorted(merged))}" if merged else ""
+                    raise RecipeError(f"slice {entry.slice} uses model {source.model!r}", known + also)
+                used.add(source.model)
+        idle = sorted(merged - used)
         if idle:
             raise RecipeError(f"intermediate {idle[0]!r} is not used", "intermediates that a slice takes", "remove it")
         if self.config_from not in names:
@@ -181,17 +183,16 @@ class Recipe:
             raise RecipeError(f"tokenizer_from is {self.tokenizer_from!r}", known)
         if self.dtype not in DTYPES:
             raise RecipeError(f"dtype {self.dtype!r}", f"allowed: {', '.join(DTYPES)}")
-        seen: set[SliceId] = set()
+        before: SliceId | None = None
         for entry in self.slices:
-            if entry.slice in seen:
+            if entry.slice == before:  # they are sorted
                 raise RecipeError(f"slice {entry.slice} is given twice", "every output slice once")
-            seen.add(entry.slice)
-            sources = entry.inputs if entry.base is None else (*entry.inputs, entry.base)
-            for name, value in (*entry.parameters, *(pair for source in sources for pair in source.parameters)):
-                for scalar in scalars(value):
-                    if isinstance(scalar, float) and not math.isfinite(scalar):
-                        raise RecipeError(f"slice {entry.slice}: {name} is {scalar}", "a finite number")
-        if not seen:
+            before = entry.slice
+            _check_scale(entry)
+            _require_finite(entry.slice, entry.parameters)
+            for source in entry.inputs if entry.base is None else (*entry.inputs, entry.base):
+                _require_finite(entry.slice, source.parameters)
+        if before is None:
             raise RecipeError("the recipe has no slices", "every slice of the model needs one")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise RecipeError(f"seed is {self.seed!r}", "allowed: an integer from 0 to 2^63 - 1")
@@ -294,6 +295,22 @@ class Recipe:
                 method.check_parameters(dict(source.parameters), f"{where}, model {source.model}", per_input=True)
 
 
+def _check_scale(entry: SliceRecipe) -> None:
+    """Refuse a scale that nothing can have."""
+    scale = entry.scale
+    if scale is None:
+        return
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale) or scale == 0:
+        raise RecipeError(f"slice {entry.slice} has scale {scale}", "a finite number other than 0")
+
+
+def _require_finite(slice_: SliceId, values: Parameters) -> None:
+    for name, value in values:
+        for scalar in (value,) if type(value) is float else scalars(value):
+            if isinstance(scalar, float) and not math.isfinite(scalar):
+                raise RecipeError(f"slice {slice_}: {name} is {scalar}", "a finite number")
+
+
 @dataclass(frozen=True)
 class PoolInfo:
     """What a recipe can be made of: the pool as search spaces and strategies see it, without tensors.
@@ -347,6 +364,23 @@ class PoolInfo:
         return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed)
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:
-        """The same weighted sum on every slice: a source itself (weight one), or the uniform average."""
+        """The same weighted sum on every slice: a source itself (weight one), or the uniform average.
+
+        Raises:
+            RecipeError: the models differ in depth.
+        """
+        depths = {self.depth(name) for name in weights}
+        if len(depths) > 1:
+            raise RecipeError(f"a sum of {', '.join(weights)}", self.uneven)
         inputs = tuple(Input(name, None, (("weight", weight),)) for name, weight in weights.items())
-        return self.recipe(SliceRecipe(s, "linear", inputs, (("normalize", False),)) for s in self.slices)
+        slices = self.slices_at(depths.pop()) if depths else self.slices
+        return self.recipe(SliceRecipe(s, "linear", inputs, (("normalize", False),)) for s in slices)
+
+    def slices_at(self, depth: int) -> tuple[SliceId, ...]:
+        """The slices of a model of this architecture with `depth` layers; those beyond the pool's are as the first."""
+        if depth == self.layers:
+            return self.slices
+        parts = [own.component for own in self.slices if own.layer == 0]
+        beyond = [SliceId(part, layer) for layer in range(self.layers, depth) for part in parts]
+        kept = [own for own in self.slices if own.layer is None or own.layer < depth]
+        return tuple(sorted([*kept, *beyond], key=lambda own: own.order))

@@ -16,7 +16,7 @@ from evomerge.merge.masks import mask_key
 from evomerge.merge.methods import METHODS, Context, Method
 from evomerge.merge.mix import Mix, Statistics
 from evomerge.merge.noted_statistics import NotedStatistics
-from evomerge.merge.plan import Part, SlicePlan, Source
+from evomerge.merge.plan import Factor, Part, SlicePlan, Source
 from evomerge.merge.sources import Notes, Placement, Sources
 from evomerge.merge.stage_slices import StageSlices
 from evomerge.merge.torch_mix import mix_block
@@ -67,6 +67,7 @@ class TensorMerge:
     Args:
         method, inputs, base, values, keys, statistics: as for `merge_tensor`.
         shape: of the tensor.
+        factor: changes the result before it is rounded.
 
     Attributes:
         divisible: whether `run` can give a part of the tensor.
@@ -81,7 +82,9 @@ class TensorMerge:
         keys: Sequence[int],
         shape: tuple[int, ...],
         statistics: Statistics | None = None,
+        factor: Factor | None = None,
     ) -> None:
+        self._factor = factor
         self._method, self._values, self._keys, self._shape = method, values, tuple(keys), shape
         self._inputs, self._base = [_flat(tensor) for tensor in inputs], _flat(base) if base is not None else None
         self._mix: Mix | None = None
@@ -98,19 +101,28 @@ class TensorMerge:
         Raises:
             EvomergeError: the result would not be finite.
         """
-        mix = self._mix
-        if mix is not None and _compiled(out, self._inputs):
-            finite = mix_(out, mix, self._inputs, self._base, self._keys, begin)
-        elif self.divisible:
-            finite = self._by_blocks(out, begin, block)
+        if self._factor is not None:
+            wide = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+            finite = self._merged(wide, begin, block)
+            self._factor(wide)
+            if wide is not out:
+                out.copy_(wide)
+            finite = finite and bool(torch.isfinite(out).all())
         else:
-            finite = self._whole(out)
+            finite = self._merged(out, begin, block)
         if not finite:
             raise self.not_finite(out.dtype)
 
+    def _merged(self, out: torch.Tensor, begin: int, block: int | None) -> bool:
+        """The merge without a factor; returns whether all of it is finite."""
+        mix = self._mix
+        if mix is not None and _compiled(out, self._inputs):
+            return mix_(out, mix, self._inputs, self._base, self._keys, begin)
+        return self._by_blocks(out, begin, block) if self.divisible else self._whole(out)
+
     def call(self, out: torch.Tensor) -> MixCall | None:
         """The whole tensor's merge into `out`, flat, ready for any thread; ``None`` where that is not to be had."""
-        if self._mix is None or not out.numel() or not _compiled(out, self._inputs):
+        if self._mix is None or self._factor is not None or not out.numel() or not _compiled(out, self._inputs):
             return None
         return mix_call(out, self._mix, self._inputs, self._base, self._keys)
 
@@ -206,9 +218,7 @@ class SliceMerge:
     ) -> None:
         self.plan, self.pool, self.sources = plan, pool, sources
         self.dtype = TORCH_DTYPES[plan.dtype]
-        self._made = made or StageSlices(
-            plan, lambda inner, own: merge_slice(inner, pool, sources=sources, made=own)
-        )
+        self._made = made or StageSlices(plan, lambda inner, own: merge_slice(inner, pool, sources=sources, made=own))
         self._stages: dict[str, tuple[torch.Tensor, ...]] = {}
         self._window_bytes = window_bytes
 
@@ -267,7 +277,8 @@ class SliceMerge:
         window = self.window([*inputs, *([base] if base is not None else [])])
         statistics = NotedStatistics(inputs, base, shape, keys, names, notes, window)
         values = dict(part.values) if part.method is not None else {"scale": (1.0,)}
-        return TensorMerge(method, inputs, base, values, keys, shape, statistics)
+        factor = self.plan.factor_of.get(index)
+        return TensorMerge(method, inputs, base, values, keys, shape, statistics, factor)
 
     def window(self, tensors: Sequence[torch.Tensor]) -> Window | None:
         """How much of these tensors may take memory at a time."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
+
+import torch
 
 from evomerge.errors import InfeasibleError, RecipeError
 from evomerge.merge.methods import BASE, METHODS, Method, call_values, code_of, specs
@@ -15,6 +17,7 @@ from evomerge.merge.stage_plans import stage_plans
 from evomerge.method import ByTensor, Scalar
 from evomerge.models.layout import Layout
 from evomerge.models.pool import Pool
+from evomerge.models.residual import Rule
 from evomerge.recipe import Dtype, Input, Parameters, Recipe, SliceId, SliceRecipe
 
 _KEY_VERSION = 2  # raised when a method's result changes for the same parameters
@@ -61,6 +64,25 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Factor:
+    """A tensor w of a slice becomes ``value * (w + offset) - offset``.
+
+    Attributes:
+        tensor: its number within the slice.
+        value: the factor.
+        offset: 1 where the module multiplies by ``1 + w``.
+    """
+
+    tensor: int
+    value: float
+    offset: float
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Apply it in place, to a float32 tensor."""
+        return Rule("norm", self.offset).apply_(tensor, self.value)
+
+
+@dataclass(frozen=True)
 class SlicePlan:
     """How one output slice is computed.
 
@@ -71,6 +93,10 @@ class SlicePlan:
         like: for each, the pool's tensor of its shape and dtype: itself, or its first layer's for a layer beyond.
         parts: how; one part where no parameter differs between tensors. Together they are all tensors.
         dtype: dtype of the result.
+        factors: what tensors are multiplied by before they are rounded: what the slice adds to the residual stream, and
+            the norms of a negative stream.
+        scale: what the component adds to the residual stream, times this; 1 for all but `attn` and `mlp`. Those who
+            scale the outputs themselves merge `unscaled` and multiply what its `residual.Residual.writers` give.
     """
 
     slice: SliceId
@@ -79,11 +105,25 @@ class SlicePlan:
     like: tuple[str, ...]
     parts: tuple[Part, ...]
     dtype: Dtype
+    factors: tuple[Factor, ...] = ()
+    scale: float = 1.0
+    _unscaled: SlicePlan | None = field(default=None, repr=False)
+
+    @property
+    def unscaled(self) -> SlicePlan:
+        """The same slice with residual outputs that are not scaled; norms are turned around all the same."""
+        return self._unscaled or self
+
+    @cached_property
+    def factor_of(self) -> Mapping[int, Factor]:
+        """The factors by the numbers of their tensors."""
+        return {factor.tensor: factor for factor in self.factors}
 
     @property
     def unchanged(self) -> Source | None:
         """The only source, where the slice is that and nothing else."""
-        return self.parts[0].sources[0] if len(self.parts) == 1 and self.parts[0].method is None else None
+        copied = len(self.parts) == 1 and self.parts[0].method is None and not self.factors
+        return self.parts[0].sources[0] if copied else None
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -134,11 +174,11 @@ def make_plan(recipe: Recipe, pool: Pool) -> Plan:
                 stage.check_own(methods)
             except RecipeError as error:
                 raise RecipeError(f"intermediate {name}: {error.given}", error.allowed, error.do) from error
-            plan = _Planner(stage, pool.layout, identities, stages).plan(f"intermediate {name}: ")
+            plan = _Planner(stage, pool, identities, stages).plan(f"intermediate {name}: ")
             known.put(key, plan)
         stages[name] = plan
     recipe.check_own(methods)
-    return _Planner(recipe, pool.layout, identities, stages).plan()
+    return _Planner(recipe, pool, identities, stages).plan()
 
 
 def _identities(recipe: Recipe, pool: Pool) -> dict[str, str]:
@@ -177,10 +217,10 @@ def _check_slices(recipe: Recipe, layout: Layout) -> None:
 class _Planner:
     """Plans the slices of one recipe."""
 
-    def __init__(
-        self, recipe: Recipe, layout: Layout, identities: Mapping[str, str], stages: Mapping[str, Plan]
-    ) -> None:
-        self.recipe, self.layout, self.identities, self.stages = recipe, layout, identities, stages
+    def __init__(self, recipe: Recipe, pool: Pool, identities: Mapping[str, str], stages: Mapping[str, Plan]) -> None:
+        self.recipe, self.pool, self.layout = recipe, pool, pool.layout
+        self.identities, self.stages = identities, stages
+        self.scales = {e.slice: float(e.scale) for e in recipe.slices if e.scale is not None and e.scale != 1}
 
     def plan(self, where: str = "") -> Plan:
         """All slices."""
@@ -192,9 +232,6 @@ class _Planner:
 
     def slice(self, entry: SliceRecipe) -> SlicePlan:
         """One slice: its tensors in parts of equal parameters."""
-        where = f"slice {entry.slice}"
-        if entry.scale is not None and entry.scale != 1:
-            raise RecipeError(f"{where} has scale {entry.scale}", "scaled residual outputs are not supported yet")
         tensors = self.layout.of_slice(entry.slice)
         given = (entry.parameters, *(i.parameters for i in entry.inputs))
         if any(isinstance(value, ByTensor) for values in given for _, value in values):
@@ -206,7 +243,42 @@ class _Planner:
         parts = tuple(self.part(entry, shared, each, tuple(n)) for (shared, *each), n in groups.items())
         known = entry.slice if entry.slice in self.layout.tensors else SliceId(entry.slice.component, 0)
         like = self.layout.tensors[known]
-        return SlicePlan(entry.slice, self.key(entry.slice, parts), tensors, like, parts, self.recipe.dtype)
+        plain = SlicePlan(entry.slice, self.key(entry.slice, parts), tensors, like, parts, self.recipe.dtype)
+        return self.scaled(plain) if self.scales else plain
+
+    def scaled(self, plain: SlicePlan) -> SlicePlan:
+        """A slice with the factors that the recipe's scales give its tensors."""
+        layer, flips, factors = plain.slice.layer, list[Factor](), list[Factor]()
+        scale = self.scales.get(plain.slice, 1.0)
+        if scale != 1.0:
+            self.check_scale(plain.slice, scale)
+        for number, like in enumerate(plain.like):
+            rule = self.pool.residual.rule(self.layout.parameters[like])
+            if rule is None:
+                continue
+            # A post-norm is a norm, and what its attention or feed-forward part adds to the stream.
+            value = self.scales.get(SliceId(rule.component, None if rule.component == "final_norm" else layer), 1.0)
+            if value != 1.0:
+                into = flips if rule.component in ("norm", "final_norm") else factors
+                into.append(Factor(number, value, rule.offset))
+        unscaled = replace(plain, key=_with_factors(plain.key, flips), factors=tuple(flips)) if flips else plain
+        every = (*flips, *factors)
+        key = _with_factors(plain.key, every) if factors else unscaled.key
+        mine = scale if plain.slice.component in ("attn", "mlp") else 1.0
+        return replace(unscaled, key=key, factors=every, scale=mine, _unscaled=unscaled)
+
+    def check_scale(self, slice_: SliceId, scale: float) -> None:
+        """Refuse what this architecture cannot be scaled by."""
+        residual, given, component = self.pool.residual, f"slice {slice_} has scale {scale:g}", slice_.component
+        if component in ("embed", "head"):
+            raise RecipeError(given, "scales belong to attn, mlp, norm and final_norm slices")
+        if component in ("norm", "final_norm") and scale != -1:
+            raise RecipeError(given, "-1 turns its norms around for a negative residual stream, 1 leaves them")
+        why = residual.unscalable or (residual.unflippable if scale < 0 else "")
+        if why:
+            model_type = self.pool.config.model_type
+            can = "it" if residual.unscalable else "it by negative numbers"
+            raise RecipeError(given, f"no {model_type} can have {can}: {why}", "search without scales")
 
     def part(
         self, entry: SliceRecipe, shared: Parameters, each: Sequence[Parameters], tensors: tuple[int, ...]
@@ -253,8 +325,10 @@ class _Planner:
             if layer < 0 or wanted not in stage.by_slice:
                 depth = 1 + max(s.layer for s in stage.by_slice if s.layer is not None)
                 raise RecipeError(where, f"that intermediate has layers 0 to {depth - 1}")
-        elif not 0 <= layer < self.layout.layers:
-            raise RecipeError(where, f"the pool's models have layers 0 to {self.layout.layers - 1}")
+        elif not 0 <= layer < self.pool.info.depth(entry.model):
+            depth = self.pool.info.depth(entry.model)
+            which = entry.model if self.pool.info.depths else "the pool's models"
+            raise RecipeError(where, f"{which} {'has' if which == entry.model else 'have'} layers 0 to {depth - 1}")
         tensors = self.layout.of_slice(wanted)
         moved = tuple(self.layout.at_layer(n, slice_.layer) for n in tensors) if layer < self.layout.layers else tensors
         if layer != slice_.layer and layer < self.layout.layers and moved != self.layout.of_slice(slice_):
@@ -285,6 +359,12 @@ class _Planner:
                 part.seed,
             ]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+def _with_factors(key: str, factors: Sequence[Factor]) -> str:
+    """The content key of a slice with factors on some of its tensors."""
+    content = [key, [[factor.tensor, factor.value, factor.offset] for factor in factors]]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 def _at(values: Parameters, tensor: str) -> Parameters:

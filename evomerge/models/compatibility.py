@@ -53,8 +53,13 @@ def architecture_problem(name: str, config: Any, reference: str, reference_confi
 def config_problems(
     name: str, config: Any, reference: str, reference_config: Any, ignored: frozenset[str] = frozenset()
 ) -> Iterator[PoolError]:
-    """Errors for every configuration key that changes the function and differs from the reference's."""
+    """Errors for every configuration key that changes the function and differs from the reference's.
+
+    Models may differ in depth: then lists with an entry per layer differ as well.
+    """
     own, wanted = _flat(config.to_dict()), _flat(reference_config.to_dict())
+    if _depth(config) != _depth(reference_config):
+        own, wanted = _without_depth(config, own), _without_depth(reference_config, wanted)
     for key in sorted(own.keys() | wanted.keys()):
         leaf, root = key.rpartition(".")[2], key.partition(".")[0]
         if _IMMATERIAL.fullmatch(leaf) or _IMMATERIAL.fullmatch(root) or not ignored.isdisjoint((key, leaf, root)):
@@ -64,6 +69,21 @@ def config_problems(
                 f"model {name!r} has {key} {own.get(key)} in config.json, {reference!r} has {wanted.get(key)}",
                 "models that compute differently from the same weights cannot be merged",
             )
+
+
+def _depth(config: Any) -> Any:
+    return getattr(config.get_text_config(), "num_hidden_layers", None)
+
+
+def _without_depth(config: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat configuration keys without the number of layers and what there is of each."""
+    text, depth = config.get_text_config(), _depth(config)
+    number = type(text).attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    return {
+        key: value
+        for key, value in content.items()
+        if key.rpartition(".")[2] != number and not (isinstance(value, list) and len(value) == depth)
+    }
 
 
 def label_problem(name: str, config: Any, reference: str, reference_config: Any) -> PoolError | None:

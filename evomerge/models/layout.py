@@ -7,7 +7,7 @@ transformers knows its models.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -65,6 +65,43 @@ class Layout:
         parts[parts.index(str(own))] = str(layer)  # the layer's number comes before any other, experts' say
         return ".".join(parts)
 
+    def at_depth(self, depth: int) -> Layout:
+        """The layout of a model of the same architecture with another number of layers, in the same names.
+
+        Layers beyond are like the first.
+        """
+        if depth == self.layers:
+            return self
+        order = [slice_ for slice_ in self.slices if slice_.layer is None or slice_.layer < depth]
+        parts = [slice_.component for slice_ in self.slices if slice_.layer == 0]
+        order += [SliceId(part, layer) for layer in range(self.layers, depth) for part in parts]
+        slices = tuple(sorted(order, key=lambda slice_: slice_.order))
+        tensors = {slice_: self.of_slice(slice_) for slice_ in slices}
+        names = [name for own in tensors.values() for name in own]
+        origin = dict(zip(names, (name for slice_ in slices for name in self._like(slice_)), strict=True))
+        places = {name: _renumbered(self.parameters[like], like, name) for name, like in origin.items()}
+        joins = [join for join in self.joins if join.names[0] in origin]
+        beyond = [join for join in self.joins if self.slice_of(join.names[0]).layer == 0]
+        for layer in range(self.layers, depth):
+            for join in beyond:
+                moved = [self.at_layer(name, layer) for name in join.names]
+                of = dict(zip(join.names, moved, strict=True))
+                made = tuple(_renumbered(place, join.names[0], moved[0]) for place in join.places)
+                joins.append(replace(join, places=made, parts=tuple((p, of[name]) for p, name in join.parts)))
+        return Layout(
+            slices,
+            MappingProxyType(tensors),
+            depth,
+            MappingProxyType(places),
+            MappingProxyType({name: self.shapes[like] for name, like in origin.items()}),
+            tuple(joins),
+            frozenset(name for name, like in origin.items() if like in self.integers),
+        )
+
+    def _like(self, slice_: SliceId) -> tuple[str, ...]:
+        """The tensors that those of a slice, perhaps of a layer beyond, are like."""
+        return self.tensors[slice_ if slice_ in self.tensors else SliceId(slice_.component, 0)]
+
     def of_slice(self, slice_: SliceId) -> tuple[str, ...]:
         """Tensor names of an output slice, also of a layer beyond those of the pool's models.
 
@@ -80,6 +117,16 @@ class Layout:
         raise RecipeError(
             f"slice {slice_} does not exist in this architecture", nearest(str(slice_), map(str, self.slices))
         )
+
+
+def _renumbered(place: str, like: str, name: str) -> str:
+    """The place in the module of the layer of `name`, given that of the tensor in another layer that it is like."""
+    if like == name:
+        return place
+    at = next(i for i, (own, other) in enumerate(zip(like.split("."), name.split("."), strict=True)) if own != other)
+    parts = place.split(".")
+    parts[parts.index(like.split(".")[at])] = name.split(".")[at]
+    return ".".join(parts)
 
 
 def model_class(config: Any, trust_remote_code: bool = False) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from evomerge.models.location import locate
 from evomerge.models.names import NameMatch, match_names
 from evomerge.models.pins import changed_since, with_fingerprints
 from evomerge.models.reader import FLOAT_DTYPES, Checkpoint
+from evomerge.models.residual import Residual, residual_of
 from evomerge.recipe import DTYPES, Dtype, ModelRef, PoolInfo, Recipe, SliceId
 
 _MOST_LISTED = 10
@@ -46,6 +48,11 @@ class Pool:
     trust_remote_code: bool = False
     tokenizer_from: str | None = None
 
+    @cached_property
+    def residual(self) -> Residual:
+        """How the residual stream of the architecture is written and read."""
+        return residual_of(self.config, self.trust_remote_code)
+
     def folder(self, name: str) -> Path:
         """The folder of one model."""
         return self.checkpoints[name].folder
@@ -66,8 +73,7 @@ class Pool:
 
     def is_merged(self, name: str) -> bool:
         """Whether a tensor of the layout is a float that is merged, rather than an integer buffer."""
-        reference = self.info.config_from
-        return self.checkpoints[reference].tensors[self.stored[reference][name]].is_float
+        return name not in self.layout.integers
 
 
 def open_pool(
@@ -112,8 +118,10 @@ def open_pool(
     refs, checkpoints, adapters, configs = _open_all(models, root, trust_remote_code, problems)
     _raise_all(problems)
 
-    module = skeleton(configs[reference], trust_remote_code)
-    architecture = type(module).__name__
+    modules = {reference: skeleton(configs[reference], trust_remote_code)}
+    architecture = type(modules[reference]).__name__
+    depths = {name: getattr(configs[name].get_text_config(), "num_hidden_layers", None) for name in models}
+    by_depth = {depths[reference]: modules[reference]}
     matches: dict[str, NameMatch] = {}
     for name in models:
         if name != reference:
@@ -121,35 +129,53 @@ def open_pool(
             if other is not None:
                 problems.append(other)
                 continue
-        matches[name] = match = match_names(module, checkpoints[name].shapes)
+            if depths[name] not in by_depth:
+                by_depth[depths[name]] = skeleton(configs[name], trust_remote_code)
+            modules[name] = by_depth[depths[name]]
+        matches[name] = match = match_names(modules[name], checkpoints[name].shapes)
         problems += [PoolError(f"model {name!r}: {p[0]}", *p[1:]) for p in name_problems(match, architecture)]
         problems += compatibility.tied_problems(name, checkpoints[name], match)
     _raise_all(problems)
     for name, adapter in adapters.items():
         warn_of_another_base(name, adapter, checkpoints[name], refs[name].location)
         try:
-            checkpoints[name] = FoldedCheckpoint(checkpoints[name], adapter, module, matches[name])
+            checkpoints[name] = FoldedCheckpoint(checkpoints[name], adapter, modules[name], matches[name])
         except PoolError as error:
             problems.append(_of_model(name, error))
     _raise_all(problems)
 
-    layout = layout_from(module, matches[reference], checkpoints[reference].shapes)
+    layout = layout_from(modules[reference], matches[reference], checkpoints[reference].shapes)
+    layouts = {n: layout if m is modules[reference] else layout.at_depth(depths[n]) for n, m in modules.items()}
     stored: dict[str, Mapping[str, str]] = {}
     for name, match in matches.items():
         try:
-            stored[name] = _stored(layout, match, name, reference)
+            stored[name] = _stored(layouts[name], match, name, reference)
         except PoolError as error:
             problems.append(error)
     _raise_all(problems)
     for name in models:
-        problems += _comparison(name, reference, checkpoints, configs, stored, layout, frozenset(ignore_config))
+        problems += _comparison(name, reference, checkpoints, configs, stored, layouts[name], frozenset(ignore_config))
     _raise_all(problems)
 
     if fingerprints:
         refs = {name: with_fingerprints(ref, checkpoints[name]) for name, ref in refs.items()}
     result = dtype if dtype != "auto" else _dtype_of(configs[reference], checkpoints[reference])
-    info = PoolInfo(tuple(refs.items()), sources, base, layout.slices, layout.layers, result)  # type: ignore[arg-type]
-    info = replace(info, tensors=tuple(_counts(layout, slice_) for slice_ in layout.slices))
+    residual = residual_of(configs[reference], trust_remote_code)
+    counts = {name: math.prod(shape) for name, shape in layout.shapes.items()}
+    tensors = tuple(tuple((name, counts[name]) for name in layout.tensors[slice_]) for slice_ in layout.slices)
+    info = PoolInfo(
+        tuple(refs.items()),
+        sources,
+        base,
+        layout.slices,
+        layout.layers,
+        result,  # type: ignore[arg-type]
+        depths=tuple((name, own.layers) for name, own in layouts.items() if own.layers != layout.layers),
+        unscalable=residual.unscalable,
+        unflippable=residual.unflippable,
+        sizes=tuple(sum(count for _, count in own) for own in tensors),
+        tensors=tensors,
+    )
     return Pool(info, layout, checkpoints, configs[reference], stored, trust_remote_code)
 
 

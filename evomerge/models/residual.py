@@ -38,8 +38,13 @@ class Rule:
 
     def __call__(self, tensor: torch.Tensor, factor: float) -> torch.Tensor:
         """The scaled tensor, computed in float32 and rounded once to the tensor's dtype; `tensor` is not changed."""
-        wide = tensor.to(torch.float32, copy=True)
-        return wide.add_(self.offset).mul_(factor).sub_(self.offset).to(tensor.dtype)
+        return self.apply_(tensor.to(torch.float32, copy=True), factor).to(tensor.dtype)
+
+    def apply_(self, tensor: torch.Tensor, factor: float) -> torch.Tensor:
+        """The same in place, of a float32 tensor."""
+        if not self.offset:
+            return tensor.mul_(factor)
+        return tensor.add_(self.offset).mul_(factor).sub_(self.offset)
 
 
 @dataclass(frozen=True)

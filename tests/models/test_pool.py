@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, TinyModel, write_tokenizer
 
-from evomerge.errors import ConfigError, PoolError
+from evomerge.errors import ConfigError, PoolError, RecipeError
 from evomerge.models import reader
 from evomerge.models.pool import open_pool, pool_of_recipe
 from evomerge.recipe import Input, ModelRef, SliceRecipe, parameters
@@ -129,12 +129,21 @@ def test_other_vocabulary_size_is_said_once(tiny_model: TinyModel) -> None:
     )
 
 
-def test_other_depth(tiny_model: TinyModel) -> None:
-    a, b = tiny_model("a"), tiny_model("b", seed=1, num_hidden_layers=3)
-    with pytest.raises(PoolError, match=r"model 'b': it has an unexpected tensor 'model\.layers\.2\."):
-        open_pool({"a": str(a), "b": str(b)})
-    with pytest.raises(PoolError, match=r"model 'a': it lacks tensor 'model\.layers\.2\."):
-        open_pool({"b": str(b), "a": str(a)})
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_other_depth(kind: str, tiny_model: TinyModel) -> None:
+    key = "n_layer" if kind == "gpt2" else "num_hidden_layers"
+    a, b = str(tiny_model("a", kind)), str(tiny_model("b", kind, seed=1, **{key: 3}))
+    pool, deep = open_pool({"a": a, "b": b}), open_pool({"b": b, "a": a})
+    assert (pool.info.layers, pool.info.depth("a"), pool.info.depth("b")) == (2, 2, 3)
+    assert (deep.info.layers, deep.info.depth("a"), deep.info.depth("b")) == (3, 2, 3)
+    assert "a has 2, b has 3" in pool.info.uneven
+    tensors = load_file(Path(b) / "model.safetensors")
+    assert pool.stored["b"].keys() == deep.stored["b"].keys() == tensors.keys()
+    assert all(torch.equal(pool.read("b", name), tensor) for name, tensor in tensors.items())
+    assert deep.stored["a"].keys() == pool.stored["a"].keys() == load_file(Path(a) / "model.safetensors").keys()
+    assert [entry.slice for entry in pool.info.linear({"b": 1.0}).slices] == list(deep.info.slices)
+    with pytest.raises(RecipeError, match="a sum of a, b; the models of the pool differ in their number of layers"):
+        pool.info.linear({"a": 0.5, "b": 0.5})
 
 
 def test_missing_tensor_is_named(tiny_model: TinyModel) -> None:
