@@ -129,17 +129,21 @@ class SlicePlan:
     def models(self) -> tuple[str, ...]:
         """Names of the source models that are read, intermediates resolved."""
         found: dict[str, None] = {}
-        todo, seen = [self], {self.key}
+        seen = {self.key}
+        todo = self._sources[::-1]
         while todo:  # each once: a lineage is deep, and as a tree exponentially large
-            plan = todo.pop()
-            for part in plan.parts:
-                for source in (*part.sources, *([part.base] if part.base else [])):
-                    if source.made is None:
-                        found[source.model] = None
-                    elif source.made.key not in seen:
-                        seen.add(source.made.key)
-                        todo.append(source.made)
+            source = todo.pop()
+            if source.made is None:
+                found[source.model] = None
+            elif source.made.key not in seen:
+                seen.add(source.made.key)
+                todo += source.made._sources[::-1]
         return tuple(found)
+
+    @property
+    def _sources(self) -> list[Source]:
+        """What it takes itself, in order."""
+        return [source for part in self.parts for source in (*part.sources, *([part.base] if part.base else []))]
 
 
 @dataclass(frozen=True)
