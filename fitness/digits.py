@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
@@ -71,6 +72,10 @@ class DigitsFitness:
     def check(self) -> None:
         """Nothing can be wrong that the constructor did not see."""
 
+    def cautions(self) -> list[str]:
+        """None: the test images are others."""
+        return []
+
     def fingerprint(self) -> str:
         """Hash of the images, the labels, the network's shape and the version of scikit-learn."""
         digest = hashlib.sha256(f"{sklearn.__version__} {self._part} {self._hidden}".encode())
@@ -120,7 +125,14 @@ def load_images(part: Part) -> tuple[Array, NDArray[np.int64]]:
     """
     if part not in ("train", "test"):
         raise ConfigError(f"fitness.part is {part!r}", "train or test")
-    images, labels = load_digits(return_X_y=True)
+    images, labels = _all()
     count = int(len(images) * SHARE)
     chosen = slice(None, count) if part == "train" else slice(count, None)
-    return np.ascontiguousarray(images[chosen], np.float32), np.ascontiguousarray(labels[chosen], np.int64)
+    return images[chosen].astype(np.float32), labels[chosen].astype(np.int64)
+
+
+@functools.cache
+def _all() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """All images and digits, read once."""
+    images, labels = load_digits(return_X_y=True)
+    return images, labels

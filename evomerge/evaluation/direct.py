@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,9 @@ class ArrayFitness(Protocol):
 
     def check(self) -> None:
         """Raise `FitnessError` for all that can be seen without an array."""
+
+    def cautions(self) -> Sequence[str]:
+        """What makes a search on these items hard to trust, a line each."""
 
     def score(self, weights: NDArray[np.float32]) -> Scores:
         """Score one array, which stays as it is. `FitnessError` for one that has no score."""

@@ -1,0 +1,60 @@
+"""The evaluator without models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evomerge.array_genome import ArrayGenome
+from evomerge.candidate import Candidate
+from evomerge.errors import ConfigError, FitnessError
+from evomerge.evaluation.direct import DirectEvaluator
+from evomerge.genome import Genome
+from evomerge.protocols import Objective, Scores
+
+
+class Sum:
+    """The sum of the elements; refuses negative ones."""
+
+    objectives = (Objective("sum"),)
+
+    def check(self) -> None: ...
+
+    def cautions(self) -> list[str]:
+        return []
+
+    def fingerprint(self) -> str:
+        return "sum"
+
+    def score(self, weights: np.ndarray) -> Scores:
+        assert weights.dtype == np.float32
+        if (weights < 0).any():
+            raise FitnessError("negative weights", "others")
+        total = float(weights.sum())
+        return Scores({"sum": total}, {"t/m": total}, {"t/m": weights.astype(np.float64)}, {"model": 0.0})
+
+
+def test_candidates_are_scored_in_order() -> None:
+    evaluator = DirectEvaluator({"search": Sum(), "held_out": Sum()})
+    evaluator.submit(Candidate(4, None, ArrayGenome(np.array([1.0, 2.0]))))
+    evaluator.submit(Candidate(5, None, Genome((0.5, 0.25))), "held_out")
+    first, second = evaluator.collect(), evaluator.collect()
+    assert (first.candidate, first.status, first.split, first.objectives) == (4, "ok", "search", {"sum": 3.0})
+    assert first.items["t/m"].tolist() == [1.0, 2.0]
+    assert (second.candidate, second.split, second.objectives) == (5, "held_out", {"sum": 0.75})
+    assert evaluator.fingerprint("held_out") == "sum"
+
+
+def test_a_candidate_s_failure_is_its_own() -> None:
+    evaluator = DirectEvaluator({"search": Sum()})
+    evaluator.submit(Candidate(0, None, ArrayGenome(np.array([-1.0]))))
+    evaluator.submit(Candidate(1, None, None, name="base"))
+    refused, nothing = evaluator.collect(), evaluator.collect()
+    assert refused.status == nothing.status == "failed"
+    assert "negative weights" in refused.error
+    assert "no genome" in nothing.error
+
+
+def test_a_fitness_of_models_is_refused() -> None:
+    with pytest.raises(ConfigError, match="search fitness object scores models"):
+        DirectEvaluator({"search": object()})  # type: ignore[dict-item]
