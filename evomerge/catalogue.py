@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import yaml
 
 from evomerge import conf_dir
 from evomerge.construct import TARGET, locate
-from evomerge.errors import EvomergeError
+from evomerge.errors import ConfigError, EvomergeError, nearest
 
 
 def asynchronous_strategies() -> list[str]:
     """The choices of the group ``strategy`` that never wait for evaluations, by name."""
     found = []
     for path in sorted((conf_dir() / "strategy").glob("*.yaml")):
-        node = yaml.safe_load(path.read_text())
         try:
-            strategy = locate(str(node.get(TARGET)), path.stem) if isinstance(node, dict) else None
+            strategy = locate(str(strategy_node(conf_dir(), path.stem)[TARGET]), path.stem)
         except EvomergeError:  # a strategy whose library is not installed
             continue
         if getattr(strategy, "asynchronous", False) is True:
             found.append(path.stem)
     return found
+
+
+def strategy_node(folder: Path, name: str) -> dict[str, Any]:
+    """The node of one choice of the group ``strategy`` below a folder of groups.
+
+    Raises:
+        ConfigError: there is none of this name, or it is not a node with a target.
+    """
+    files = {path.stem: path for path in (folder / "strategy").glob("*.yaml")}
+    if name not in files:
+        raise ConfigError(f"strategy={name}: there is no such option", nearest(name, sorted(files)))
+    node = yaml.safe_load(files[name].read_text())
+    if not isinstance(node, dict) or TARGET not in node:
+        raise ConfigError(f"strategy={name} has no {TARGET}", "a mapping with a dotted name")
+    return node

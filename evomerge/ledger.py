@@ -5,14 +5,15 @@ One event per line (`evomerge.ledger_file` says how lines are written). Every ev
 
 - ``started``: `schema`, `version`, and what the run was started with: `seed`, `evaluations` (the budget),
   `objectives` (name to direction), `fitness` (its fingerprint), ...
-- ``phase``: `phase` (its name), `number` (from 1) of `phases`, `evaluations`, `genes`, `ordered`, `in_flight`, `winner`
-  (the candidate that the search space begins with).
+- ``phase``: `phase` (its name), `number` (from 1) of `phases`, `evaluations`, `genes` (of raw weights their
+  number), `ordered`, `in_flight`, `winner` (the candidate that the search space begins with).
 - ``warm``: a candidate that was not evaluated here: the fields of ``asked`` and ``told``, and `source` (``RUN#ID``).
-- ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or null), `parents`, `recipe_hash`.
+- ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or see `genome_log`), `parents`,
+  `recipe_hash`.
 - ``told``: `candidate`, `split`, `status`, `objectives`, `metrics`, `seconds` by stage, `merge` (what the layer
-  cache did), `error`, and
-  `items`, `items_hash`: file name and SHA-256 of the per-item scores in the folder ``items``.
-- ``improved``: `candidate`, `objective` (the value), `recipe_hash`.
+  cache did), `error`, and `items`, `items_hash`: file name and SHA-256 of the per-item scores in the folder ``items``.
+- ``improved``: `candidate` (the winner), `objective` (its first), `recipe_hash`; with several objectives also who
+  `entered` the Pareto front and who `left` it, its size `front` and its `hypervolume`.
 - ``stopped``: `reason` and counts.
 - ``interrupted``, ``resumed``: a session ended early, another went on. Not part of the run's content.
 
@@ -37,6 +38,7 @@ from safetensors import numpy as safetensors
 from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Items, Split, Status
 from evomerge.files import sync_file, sync_folder, write_bytes_atomic
+from evomerge.genome_log import GenomeLog
 from evomerge.ledger_file import Event, LedgerError, LineFile, Lock, TornLine, decode, report_torn, scan
 from evomerge.run_folder import RunFolder
 
@@ -99,6 +101,7 @@ class Ledger:
                 "check the folder",
             ) from error
         self.torn = self._file.torn
+        self._genomes = GenomeLog()
         self._synced_at = time.monotonic()
         self._unsynced_items: list[Path] = []
         self._open = True
@@ -138,7 +141,7 @@ class Ledger:
             "candidate": candidate.id,
             "split": "search",
             "name": candidate.name,
-            "genome": None if candidate.genome is None else candidate.genome.values,
+            "genome": self._genomes.write(candidate.id, candidate.genome),
             "parents": candidate.parents,
             "recipe_hash": None if candidate.recipe is None else candidate.recipe.hash,
         }
@@ -160,18 +163,7 @@ class Ledger:
             if not self._every:
                 self._unsynced_items.append(path)
             file, digest = path.name, hashlib.sha256(data).hexdigest()
-        return {
-            "candidate": evaluation.candidate,
-            "split": evaluation.split,
-            "status": evaluation.status,
-            "objectives": evaluation.objectives,
-            "metrics": evaluation.metrics,
-            "seconds": evaluation.seconds,
-            "merge": evaluation.merge,
-            "error": evaluation.error,
-            "items": file,
-            "items_hash": digest,
-        }
+        return {**vars(evaluation), "items": file, "items_hash": digest}
 
     def sync(self) -> None:
         """Wait until everything so far is on the disk: items files first, the events that name them after."""

@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.candidate import Evaluation, Items
 from evomerge.errors import ConfigError, EvomergeError, InfeasibleError, RecipeError
 from evomerge.genome import Genome, GenomeSpec
+from evomerge.genome_log import GenomeLog
 from evomerge.ledger import Event, RunFolder, evaluation_of, read_items, read_ledger
 from evomerge.protocols import Objective, SearchSpace
 from evomerge.recipe_yaml import load_recipe
@@ -43,7 +44,7 @@ class Warmth:
 class _Known:
     """A genome of an earlier run and what came of it."""
 
-    genome: Any
+    genome: Genome
     recipe_hash: str | None
     told: Event
     genes: tuple[str, ...]
@@ -113,7 +114,7 @@ class WarmStart:
         told: list[tuple[Genome, Evaluation, str]] = []
         stale: list[tuple[float, Genome]] = []
         for known in self._known:
-            if known.genes != genes or isinstance(known.genome, dict):
+            if known.genes != genes:
                 continue
             genome, same = self._decode(space, known)
             if genome is None:
@@ -134,7 +135,8 @@ class WarmStart:
 
     def _read_run(self, run: RunFolder) -> None:
         genes: tuple[str, ...] = ()
-        asked: dict[int, Event] = {}
+        asked: dict[int, tuple[Genome, str | None]] = {}
+        log = GenomeLog()
         for event in read_ledger(run):
             kind = event["event"]
             if kind == "started":
@@ -142,15 +144,17 @@ class WarmStart:
             if kind in ("started", "phase") and isinstance(event.get("genes"), list):
                 genes = tuple(map(str, event["genes"]))
             elif kind == "asked" and event.get("split") == "search" and event.get("genome") is not None:
-                asked[event["candidate"]] = event
+                genome = log.read(event["candidate"], event["genome"])
+                if genome is not None:
+                    asked[event["candidate"]] = (genome, event.get("recipe_hash"))
             elif kind == "told" and event.get("split") == "search" and event["candidate"] in asked:
-                own = asked.pop(event["candidate"])
-                self._known.append(_Known(own["genome"], own.get("recipe_hash"), event, genes, run))
+                self._known.append(_Known(*asked.pop(event["candidate"]), event, genes, run))
 
     def _decode(self, space: SearchSpace, known: _Known) -> tuple[Genome | None, bool]:
         """The genome here, and whether it means the recipe that it meant there."""
         try:
-            genome = space.spec.genome(known.genome)
+            plain = type(known.genome) is Genome
+            genome = space.spec.genome(known.genome.values) if plain else known.genome
             return genome, known.recipe_hash is not None and space.decode(genome).hash == known.recipe_hash
         except (InfeasibleError, ConfigError, TypeError):
             return None, False

@@ -93,6 +93,11 @@ class Session:
                 self._scorers[name].collect(of_task, raw.setdefault(name, {}))
         return seconds
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of texts, without special ones."""
+        encoded = self._lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return [len(ids) for ids in encoded]
+
     def _respond(self, kind: str, instances: list[Any], plan: _Plan) -> tuple[list[Any], float]:
         if kind == "generate_until":
             return self._lm.generate(instances)

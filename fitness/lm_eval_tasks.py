@@ -12,6 +12,7 @@ import numpy as np
 
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.protocols import Block, Objective, Scores, Stop
+from fitness._response_length import RESPONSE_LENGTH, generates, response_lengths
 from fitness._lm_eval_terms import check_fewshot, check_limit, parse_terms, plain
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fitness._lm_eval_session import Session
 
 OBJECTIVE = "score"
-"""The name of the one objective."""
+"""The name of the first objective."""
 
 
 @dataclass
@@ -40,7 +41,8 @@ class LmEvalFitness:
     """Scores a model on lm-eval tasks, equal to ``lm_eval --model hf`` to the last digit.
 
     The objective ``score``, to be maximised, is the mean over tasks, by their weights, of the weighted sum of
-    their metrics; metrics for which lower is better count negative.
+    their metrics; metrics for which lower is better count negative. With `response_length`, an objective of that name
+    is minimised beside it: the mean number of tokens of a generated response, over the items of all generative tasks.
 
     Tasks are loaded, prompts built and tokenised, and batches formed once; a candidate costs its forwards and the
     arithmetic of its scores. The scores equal the stock command's for the same tasks in the same order, dtype, batch
@@ -73,6 +75,8 @@ class LmEvalFitness:
         softmax_dtype: ``auto`` is float32 for half precision and the model's own dtype otherwise.
         block_size: documents in a block; None for one block.
         add_bos_token: whether prompts begin with the BOS token; None leaves it to the tokenizer.
+        response_length: measure the tokens of generated responses, as scored: cut at the task's stop strings and
+            before its filters.
 
     Raises:
         ConfigError: an argument out of its range, naming it.
@@ -95,6 +99,7 @@ class LmEvalFitness:
         softmax_dtype: Literal["auto", "model", "float32"] = "auto",
         block_size: int | None = None,
         add_bos_token: bool | None = None,
+        response_length: bool = False,
     ) -> None:
         self._terms = parse_terms(tasks)
         check_limit(limit, "limit")
@@ -118,6 +123,7 @@ class LmEvalFitness:
         self._softmax_dtype = softmax_dtype
         self._block_size = block_size
         self._add_bos_token = add_bos_token
+        self._response_length = response_length
         self._generators: Any = None
         self._tasks: TaskSet | None = None
         self._terms_weighed: list[WeighedTerm] = []
@@ -125,16 +131,24 @@ class LmEvalFitness:
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """The one objective, ``score``."""
-        return (Objective(OBJECTIVE, "maximize"),)
+        """``score``, and ``response_length`` when it is asked for."""
+        length = (Objective(RESPONSE_LENGTH, "minimize"),) if self._response_length else ()
+        return (Objective(OBJECTIVE, "maximize"), *length)
 
     def check(self) -> None:
         """Load the tasks and their documents, once.
 
         Raises:
-            FitnessError: an unknown task or metric, or a YAML or data file that is missing or cannot be read.
+            FitnessError: an unknown task or metric, or a YAML or data file that is missing or cannot be read; no task
+            that generates, where the length of responses is asked for.
         """
-        self._loaded()
+        tasks = self._loaded().tasks
+        if self._response_length and not any(generates(task) for task in tasks.values()):
+            raise FitnessError(
+                f"{RESPONSE_LENGTH} is asked for, and no task generates responses: {', '.join(tasks)}",
+                "tasks with output_type generate_until have a length",
+                "leave fitness.response_length out",
+            )
 
     def cautions(self) -> list[str]:
         """A line for every public benchmark that is scored on another split than its training split."""
@@ -183,7 +197,7 @@ class LmEvalFitness:
             "add_bos_token": self._add_bos_token,
             "grouped": session.grouped,
             "block_size": self._block_size,
-        }
+        } | ({RESPONSE_LENGTH: True} if self._response_length else {})
         self._prepared = _Prepared(
             session,
             scorers,
@@ -231,6 +245,11 @@ class LmEvalFitness:
                     metrics |= group_metrics(self._loaded(), ready.scorers, metrics)
             objectives = {OBJECTIVE: objective(self._terms_weighed, ready.scorers, raw, metrics)}
             metrics = {name: metrics[name] for name in self._weighed_names() if name in metrics} | metrics
+            if self._response_length:
+                lengths = response_lengths(ready.scorers, ready.session.count_tokens)
+                items |= lengths
+                metrics |= {name: float(values.mean()) for name, values in lengths.items()}
+                objectives[RESPONSE_LENGTH] = float(np.concatenate(list(lengths.values())).mean())
         return Scores(objectives, metrics, items, {"model": seconds, "other": time.perf_counter() - start - seconds})
 
     def fingerprint(self) -> str:

@@ -98,6 +98,12 @@ def warn_settings(config: Config, parts: Parts) -> None:
     """Warn of settings that make the result hard to trust."""
     for caution in parts.fitness.cautions():
         errors.print(f"[bold yellow]warning:[/] {escape(caution)}")
+    slots, ordered = parts.evaluator.slots, config.search.ordered
+    if ordered and config.search.in_flight is None and slots > 1 and getattr(parts.strategy, "asynchronous", False):
+        errors.print(
+            f"[yellow]warning:[/] in order, the strategy's own batch is evaluated at a time, which may leave some of "
+            f"{slots} workers idle; set search.in_flight={slots}, or search.ordered=false"
+        )
     if config.held_out is None:
         errors.print(
             "[yellow]warning:[/] there is no held-out fitness: the best score will be that of the items it was "
@@ -108,8 +114,15 @@ def warn_settings(config: Config, parts: Parts) -> None:
 def print_plan(config: Config, parts: Parts) -> None:
     """What a search with this configuration would take."""
     pool = parts.pool
-    nbytes = {name: checkpoint.nbytes for name, checkpoint in pool.checkpoints.items()}
     table = Table(title="The configuration is valid", show_header=False, title_justify="left")
+    several = parts.phases if len(parts.phases) > 1 else ()
+    if several:
+        table.add_row("phases", ", then ".join(f"{phase.name} ({phase.evaluations} evaluations)" for phase in several))
+    if pool is None:
+        table.add_row("genes", str(len(parts.space.spec)))
+        console.print(table)
+        return
+    nbytes = {name: checkpoint.nbytes for name, checkpoint in pool.checkpoints.items()}
     models = ", ".join(f"{name} ({_size(size)})" for name, size in nbytes.items())
     table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
@@ -137,10 +150,14 @@ def print_scores(title: str, evaluation: Evaluation) -> None:
 
 def print_result(run: Path, imports: Sequence[str] = ()) -> None:
     """The final table of a run, and what to do next; its merge methods may need `imports`."""
+    from evomerge.report.run_reader import NoBaselinesError
     from evomerge.report.table import render, summarize
 
     needed = "".join(f" --import {module}" for module in imports)
-    console.print(render(summarize(run)))
+    try:
+        console.print(render(summarize(run)))
+    except NoBaselinesError:
+        console.print("There is no table: without baselines the winner has nothing to be compared with.")
     console.print(f"\nThe recipe for mergekit:   evomerge export {run} --format mergekit{needed}", soft_wrap=True)
     console.print(f"The model, ready to load:  evomerge merge {run} OUT{needed}", soft_wrap=True)
 

@@ -18,8 +18,12 @@ BEST = "best"
 # lm-eval's registry of metrics, and common names of custom ones.
 _LOWER_IS_BETTER = frozenset(
     {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter"}
-    | {"wer", "cer", "loss", "nll", "mse", "mae", "rmse"}
+    | {"wer", "cer", "loss", "nll", "mse", "mae", "rmse", "response_length"}
 )
+
+
+class NoBaselinesError(FitnessError):
+    """A run without baselines: there is nothing to compare its winner with."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class RunRecord:
         best: the winner, or ``None`` when no candidate was ever ok.
         counts: candidates of the search by status, baselines not counted.
         stopped: why the search ended, or ``None`` when it did not end.
+        phases: what the ledger says of each part of the search.
+        improved: its last improvement: with several objectives, of the Pareto front.
     """
 
     folder: RunFolder
@@ -53,6 +59,8 @@ class RunRecord:
     best: Scored | None
     counts: Mapping[str, int]
     stopped: str | None
+    phases: tuple[Event, ...] = ()
+    improved: Event | None = None
 
     def weight(self, task: str) -> float:
         """The weight of a task in means; 1 unless the run was started with `task_weights`."""
@@ -105,7 +113,8 @@ class _Pass:
     names: dict[tuple[Any, Any], list[str]] = field(default_factory=dict)
     told: dict[tuple[Any, Any], Event] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    improved: Any = None
+    improved: Event | None = None
+    phases: list[Event] = field(default_factory=list)
 
     def see(self, event: Event) -> None:
         kind, key = event["event"], (event.get("candidate"), event.get("split"))
@@ -119,7 +128,9 @@ class _Pass:
             status = str(event.get("status"))
             self.counts[status] = self.counts.get(status, 0) + 1
         elif kind == "improved":
-            self.improved = event.get("candidate")
+            self.improved = event
+        elif kind == "phase":
+            self.phases.append(event)
         elif kind == "stopped":
             self.stopped = str(event.get("reason"))
 
@@ -138,7 +149,7 @@ def read_run(run: Path | RunFolder) -> RunRecord:
 
     Raises:
         LedgerError: the folder is not a run's, or its files are missing or damaged.
-        FitnessError: no baseline was scored, so that there is nothing to compare with.
+        NoBaselinesError: no baseline was scored, so that there is nothing to compare with.
     """
     folder = RunFolder.open(run if isinstance(run, Path) else run.path)
     seen = _Pass()
@@ -150,13 +161,13 @@ def read_run(run: Path | RunFolder) -> RunRecord:
     best = next((event for name, event in seen.named(split) if name == BEST), None)
     if best is None:
         split = "search"
-        best = _last_told(folder, seen.improved) if seen.improved is not None else None
+        best = _last_told(folder, seen.improved.get("candidate")) if seen.improved is not None else None
     baselines = [(name, event) for name, event in seen.named(split) if name != BEST]
     if not baselines:
-        raise FitnessError(
+        raise NoBaselinesError(
             f"run {folder.path} has no baselines on the {split.replace('_', '-')} items",
             "a report compares the winner with them",
-            "search with search.baselines=true",
+            "search with search.baselines=true, or with held-out items, on which they are always scored",
         )
     return RunRecord(
         folder=folder,
@@ -167,6 +178,8 @@ def read_run(run: Path | RunFolder) -> RunRecord:
         best=_scored(folder, BEST, best) if best is not None else None,
         counts=dict(sorted(seen.counts.items())),
         stopped=seen.stopped,
+        phases=tuple(seen.phases),
+        improved=seen.improved,
     )
 
 
@@ -174,7 +187,8 @@ def _last_told(folder: RunFolder, candidate: Any) -> Event | None:
     """A search candidate's evaluation, found by a second pass: the first cannot keep them all."""
     found = None
     for event in read_ledger(folder, on_torn=lambda torn: None):
-        if event["event"] == "told" and (event.get("candidate"), event.get("split")) == (candidate, "search"):
+        own = (event.get("candidate"), event.get("split")) == (candidate, "search")
+        if own and event["event"] in ("told", "warm"):
             found = event
     return found
 

@@ -70,6 +70,8 @@ class RunStatus:
         stages: median seconds of an evaluation by stage.
         cache: what the layer cache did.
         error: why the last failed candidate failed.
+        phase: the part of the search that is running, when there are several: ``path (2 of 2)``.
+        front: recipes on the Pareto front, of a search with several objectives.
     """
 
     run: Path
@@ -90,6 +92,8 @@ class RunStatus:
     stages: Mapping[str, float]
     cache: CacheStatus
     error: str
+    phase: str | None = None
+    front: int | None = None
 
     @property
     def told(self) -> int:
@@ -144,6 +148,7 @@ class _Pass:
     stages: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in STAGES})
     merge: dict[str, float] = field(default_factory=dict)
     error: str = ""
+    phase: str | None = None
 
     def see(self, event: Event) -> None:
         kind, candidate, searched = event["event"], event.get("candidate"), event.get("split") == "search"
@@ -159,6 +164,8 @@ class _Pass:
             self._told(event, candidate, searched)
         elif kind == "improved":
             self.best = event
+        elif kind == "phase" and event.get("phases", 1) > 1:
+            self.phase = f"{event.get('phase')} ({event.get('number')} of {event.get('phases')})"
         elif kind == "stopped":
             self.stopped = str(event.get("reason"))
         elif kind == "resumed":
@@ -253,6 +260,8 @@ def read_status(run: Path | str, now: datetime | None = None) -> RunStatus:
         stages={name: statistics.median(values) for name, values in seen.stages.items() if values},
         cache=cache,
         error=seen.error,
+        phase=seen.phase,
+        front=best.get("front"),
     )
 
 

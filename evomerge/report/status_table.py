@@ -32,6 +32,8 @@ def render_status(status: RunStatus) -> Table:
     table.add_column(overflow="fold")
     state = Text(status.state, style=_STATES[status.state]).append(f", {status.detail}", style="not bold")
     table.add_row("state", state.append(f"; last event {_duration(status.idle)} ago", style="not bold"))
+    if status.phase is not None:
+        table.add_row("phase", Text(status.phase))
     table.add_row("candidates", Text(_candidates(status)))
     if status.error and set(status.counts) - {"ok"}:
         table.add_row("last failure", Text(status.error))
@@ -39,6 +41,8 @@ def render_status(status: RunStatus) -> Table:
     for name, value in status.baselines.items():
         best = " (the best baseline)" if name == status.best_baseline and len(status.baselines) > 1 else ""
         table.add_row(f"  {name}", Text(f"{value:.4f}{best}"))
+    if status.front is not None:
+        table.add_row("Pareto front", f"{status.front} recipe{'s' * (status.front != 1)}")
     if status.held_out:
         table.add_row("held-out", f"{status.held_out} model{'s' * (status.held_out != 1)} scored")
     table.add_row("speed", Text(_speed(status)))

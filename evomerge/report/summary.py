@@ -88,6 +88,9 @@ class Summary:
         counts: candidates of the search by status.
         stopped: why the search ended, ``None`` when it did not.
         recipe: the best recipe's file, if it is there.
+        phases: name and evaluations of each part of the search, when there are several.
+        front: number of recipes on the Pareto front and its hypervolume above the worst baselines, of a search with
+            several objectives; the hypervolume is ``None`` without baselines on the search items.
     """
 
     run: Path
@@ -100,6 +103,8 @@ class Summary:
     counts: Mapping[str, int]
     stopped: str | None
     recipe: Path | None
+    phases: tuple[tuple[str, int], ...] = ()
+    front: tuple[int, float | None] | None = None
 
     @property
     def evolved(self) -> Row | None:
@@ -150,7 +155,20 @@ def summarize(run: Path | RunFolder) -> Summary:
         counts=record.counts,
         stopped=record.stopped,
         recipe=record.folder.best_recipe if record.folder.best_recipe.is_file() else None,
+        phases=_phases(record),
+        front=_front(record),
     )
+
+
+def _phases(record: RunRecord) -> tuple[tuple[str, int], ...]:
+    several = len(record.phases) > 1
+    return tuple((str(e.get("phase")), int(e.get("evaluations", 0))) for e in record.phases) if several else ()
+
+
+def _front(record: RunRecord) -> tuple[int, float | None] | None:
+    improved = record.improved or {}
+    size, volume = improved.get("front"), improved.get("hypervolume")
+    return (size, float(volume) if isinstance(volume, int | float) else None) if isinstance(size, int) else None
 
 
 class _Measure:

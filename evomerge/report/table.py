@@ -122,6 +122,13 @@ def _notes(summary: Summary) -> list[str]:
         notes.insert(1, "mean: metrics where lower is better count negatively.")
     if summary.split == "search":
         notes.append("These are the items that the search chose the winner by: its score is optimistic. Set held_out.")
+    if summary.phases:
+        parts = ", then ".join(f"{name} ({count} evaluations)" for name, count in summary.phases)
+        notes.append(f"Phases: {parts}.")
+    if summary.front is not None:
+        size, volume = summary.front
+        above = f"; hypervolume above the worst baselines {volume:.4g}" if volume is not None else ""
+        notes.append(f"Pareto front: {size} recipe{'s' * (size != 1)}, listed in best/pareto.yaml{above}.")
     if summary.stopped is None:
         notes.append("The run has not ended: this is its state so far.")
     if summary.recipe is not None:

@@ -1,0 +1,40 @@
+"""How long generated responses are: an objective beside the score, as in Long-to-Short merging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from fitness._lm_eval_scoring import TaskScorer
+
+RESPONSE_LENGTH = "response_length"
+
+
+def generates(task: Any) -> bool:
+    """Whether an lm-eval task asks for generated responses."""
+    return bool(getattr(task, "OUTPUT_TYPE", None) == "generate_until")
+
+
+def response_lengths(
+    scorers: Mapping[str, TaskScorer], count: Callable[[Sequence[str]], list[int]]
+) -> dict[str, NDArray[np.float64]]:
+    """``task/response_length`` -> mean tokens of each document's responses, in document order.
+
+    Args:
+        scorers: by task, their responses as last generated.
+        count: tokens of texts.
+    """
+    found = {}
+    for name, scorer in scorers.items():
+        if not generates(scorer.task):
+            continue
+        lengths = np.empty(len(scorer.documents))
+        for place, document in enumerate(scorer.documents):
+            responses = [str(response) for instance in document for response in instance.resps]
+            lengths[place] = float(np.mean(count(responses)))
+        found[f"{name}/{RESPONSE_LENGTH}"] = lengths
+    return found

@@ -1,0 +1,218 @@
+"""How busy a cluster's workers are: the real search and strategies, simulated workers and a virtual clock.
+
+    python scripts/simulate_cluster.py --workers 8 64 1000 --strategy random
+
+Evaluation times are log-normal with a heavy tail. What the search itself takes (strategy, ledger, decoding) is measured
+and added to the virtual clock, during which no worker is given work. The share of busy time is taken until the last
+candidate was handed out, as a longer search would go on, and for the whole run with its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.construct import build
+from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.incumbent import Incumbent
+from evomerge.ledger import Ledger, RunFolder
+from evomerge.phases import Phase
+from evomerge.protocols import Objective, Strategy
+from evomerge.recipe import Recipe
+from evomerge.search import Search
+
+OBJECTIVES = (Objective("score"),)
+
+
+class Weights:
+    """Continuous genes and no recipes: genomes are what is scored."""
+
+    def __init__(self, genes: int) -> None:
+        self.spec = GenomeSpec(tuple(Gene(f"layers.{i}/weight") for i in range(genes)))
+
+    def decode(self, genome: Genome) -> Recipe:
+        """There is none."""
+        return None  # type: ignore[return-value]  # as for raw weights
+
+
+def score(genome: Genome) -> tuple[float, np.ndarray]:
+    """A sphere, and sixteen items that are right or wrong."""
+    values = np.array(genome.values, dtype=np.float64)
+    value = 1.0 - float(np.mean((values - 0.7) ** 2))
+    return value, (value > np.linspace(0.3, 1.0, 16)).astype(np.float64)
+
+
+class SimulatedEvaluator:
+    """Workers on a virtual clock; implements `protocols.Evaluator`.
+
+    Args:
+        slots: workers.
+        seconds: mean of an evaluation, in virtual seconds.
+        spread: sigma of the logarithm: 1 makes the slowest of a thousand 14 times as long as the mean.
+        seed: of the times.
+
+    Attributes:
+        now: the virtual time.
+        busy: virtual seconds of all workers together.
+        last_start: when the last candidate was handed to a worker, and `busy_then` what had been used by then.
+        own: real seconds that the search took between its calls.
+    """
+
+    def __init__(self, slots: int, seconds: float, spread: float, seed: int) -> None:
+        self.slots = slots
+        self._mean, self._spread = seconds, spread
+        self._rng = np.random.default_rng(seed)
+        self._idle = slots
+        self._queue: deque[tuple[Candidate, Split]] = deque()
+        self._running: list[tuple[float, int, Candidate, Split]] = []
+        self._starts: list[tuple[float, float]] = []
+        self.now = 0.0
+        self.own = 0.0
+        self._left = time.perf_counter()
+
+    def submit(self, candidate: Candidate, split: Split = "search") -> None:
+        """Start at once when a worker is idle."""
+        self._tick()
+        self._queue.append((candidate, split))
+        self._dispatch()
+        self._left = time.perf_counter()
+
+    def collect(self) -> Evaluation:
+        """Go on to the next evaluation that ends."""
+        self._tick()
+        end, _, candidate, split = heapq.heappop(self._running)
+        # Between two calls workers end and take what is queued: at the time of the end, not of this call.
+        self._idle += 1
+        self._dispatch(end)
+        self.now = max(self.now, end)
+        assert candidate.genome is not None
+        value, items = score(candidate.genome)
+        self._left = time.perf_counter()
+        return Evaluation(candidate.id, "ok", split, {"score": value}, {"t/acc": value}, {"t/acc": items})
+
+    def busy(self, until: float) -> float:
+        """The share of the workers' time that was spent on evaluations until a time."""
+        used = sum(min(start + length, until) - start for start, length in self._starts if start < until)
+        return used / (self.slots * until)
+
+    @property
+    def last_start(self) -> float:
+        """When the last candidate was started."""
+        return max(start for start, _ in self._starts)
+
+    def fingerprint(self, split: Split) -> str:
+        """Nothing is pinned."""
+        return "sha256:simulated"
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _tick(self) -> None:
+        spent = time.perf_counter() - self._left
+        self.own += spent
+        self.now += spent
+
+    def _dispatch(self, at: float | None = None) -> None:
+        while self._idle and self._queue:
+            candidate, split = self._queue.popleft()
+            self._idle -= 1
+            length = self._mean * float(np.exp(self._rng.normal(-(self._spread**2) / 2, self._spread)))
+            start = self.now if at is None else at
+            self._starts.append((start, length))
+            heapq.heappush(self._running, (start + length, candidate.id, candidate, split))
+
+
+def simulate(
+    node: dict[str, Any], workers: int, evaluations: int, *, ordered: bool, in_flight: int | None, options: Any
+) -> tuple[float, float, float]:
+    """Busy share until the last start, busy share of the whole, real seconds of the search for each evaluation."""
+    space = Weights(options.genes)
+    strategy: Strategy = build(node, "strategy", space.spec, OBJECTIVES, seed=options.seed)
+    evaluator = SimulatedEvaluator(workers, options.seconds, options.spread, options.seed)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Ledger(RunFolder.create(Path(folder) / "run"), sync="interval") as log,
+    ):
+        Search(
+            pool=None,
+            phases=[Phase.of(space, strategy, evaluations)],
+            evaluator=evaluator,
+            incumbent=Incumbent(OBJECTIVES),
+            ledger=log,
+            keep=lambda incumbent: None,
+            held_out=False,
+            ordered=ordered,
+            in_flight=in_flight,
+        ).run()
+    return evaluator.busy(evaluator.last_start), evaluator.busy(evaluator.now), evaluator.own / evaluations
+
+
+def cost(node: dict[str, Any], evaluations: int, options: Any, seconds: float) -> tuple[int, float]:
+    """Microseconds of one ask and one tell after so many evaluations (or as many as fit into `seconds`)."""
+    space = Weights(options.genes)
+    strategy: Strategy = build(node, "strategy", space.spec, OBJECTIVES, seed=options.seed)
+    told, recent, start = 0, deque[float](maxlen=2000), time.perf_counter()
+    while told < evaluations and time.perf_counter() - start < seconds:
+        before = time.perf_counter()
+        proposals = strategy.ask(None)
+        spent = time.perf_counter() - before
+        for proposal in proposals:
+            value, items = score(proposal.genome)
+            candidate = Candidate(told, None, proposal.genome, proposal.parents)
+            evaluation = Evaluation(told, "ok", "search", {"score": value}, {}, {"t/acc": items})
+            before = time.perf_counter()
+            strategy.tell(candidate, evaluation)
+            spent += time.perf_counter() - before
+            told += 1
+        recent.append(spent / len(proposals))
+    return told, 1e6 * float(np.mean(recent))
+
+
+def main() -> None:
+    """Print a line for every strategy and number of workers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", nargs="+", type=int, default=[8, 64, 256, 1000])
+    parser.add_argument("--strategy", nargs="+", default=["random"], help="choices of the group strategy")
+    parser.add_argument("--each", type=int, default=20, help="evaluations for each worker")
+    parser.add_argument("--genes", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=60.0, help="mean of an evaluation")
+    parser.add_argument("--spread", type=float, default=1.0, help="sigma of the logarithm of an evaluation's time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cost", type=int, default=0, help="also the cost of ask and tell after this many evaluations")
+    parser.add_argument("--limit", type=float, default=60.0, help="real seconds for --cost, for each strategy")
+    options = parser.parse_args()
+    from evomerge import conf_dir
+    from evomerge.catalogue import strategy_node
+
+    print("strategy          workers  order                 busy  busy with end  ms of search per evaluation")
+    for name in options.strategy:
+        node = strategy_node(conf_dir(), name)
+        for workers in options.workers:
+            modes = [
+                ("generations", True, None),
+                (f"in order, {workers} ahead", True, workers),
+                ("as they arrive", False, None),
+            ]
+            for label, ordered, in_flight in modes:
+                busy, whole, own = simulate(
+                    node, workers, workers * options.each, ordered=ordered, in_flight=in_flight, options=options
+                )
+                print(f"{name:16s} {workers:8d}  {label:20s} {busy:5.1%}  {whole:13.1%}  {1000 * own:.2f}", flush=True)
+        if options.cost:
+            told, micros = cost(node, options.cost, options, options.limit)
+            print(f"{name:16s} ask and tell after {told} evaluations: {micros:.0f} microseconds", flush=True)
+
+
+if __name__ == "__main__":
+    main()
