@@ -36,6 +36,10 @@ def main() -> None:
     four.add_argument("--items", type=int, default=0, help="per-item scores of each evaluation")
     four.add_argument("--sync", choices=("every", "interval"), default="interval", help="of the ledger")
     four.add_argument("--repeats", type=int, default=3)
+    five = benchmarks.add_parser("paths", help="seconds and bytes to move to another data flow path")
+    five.add_argument("--layers", type=int, default=64)
+    five.add_argument("--switches", type=int, default=50)
+    five.add_argument("--threads", type=int)
     options = parser.parse_args()
     if options.benchmark == "overhead":
         from scripts.benchmark_overhead import overhead
@@ -49,6 +53,10 @@ def main() -> None:
         from scripts.benchmark_loop import loop
 
         loop(options.evaluations, options.layers, options.items, options.sync, options.repeats)
+    elif options.benchmark == "paths":
+        from scripts.benchmark_paths import paths
+
+        paths(options.layers, options.switches, options.threads)
     else:
         from scripts.benchmark_cache import cache
 

@@ -15,7 +15,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from evomerge.merge.assemble import MergeCount, Resident
+from evomerge.merge.assemble import Resident
+from evomerge.merge.merge_count import MergeCount
+from evomerge.merge.module_slices import ModuleSlice
 from evomerge.merge.plan import SlicePlan, make_plan
 from evomerge.merge.shared_cache import SharedCache
 from evomerge.models.pool import Pool, open_pool
@@ -74,7 +76,7 @@ def data_flow_stream(pool: Pool, method: str, candidates: int, rng: random.Rando
 class WithoutCache(Resident):
     """Copies what others refer to."""
 
-    def _reference(self, entry: SlicePlan) -> None:
+    def _reference(self, entry: SlicePlan, place: ModuleSlice) -> None:
         return None
 
 

@@ -2,61 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from evomerge.merge.merged import Shapes
+from evomerge.errors import RecipeError
+from evomerge.merge.merged import Merged, Shapes
 from evomerge.models.conversion import Join
 from evomerge.models.layout import Layout
 from evomerge.recipe import SliceId
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """The module tensors of a slice.
+class Form:
+    """How the module tensors of a slice hold the checkpoint's.
 
     Attributes:
-        places: their names in the module.
-        direct: checkpoint name -> number of the place that holds just that tensor.
+        places: names of the module tensors.
+        names: of the checkpoint's tensors, in the layout's order.
+        direct: for each checkpoint tensor that a place holds as it is: number of the tensor -> number of the place.
         joins: what the other places are made by, each with their numbers by name, and whether the checkpoint's tensors
             are views of them.
     """
 
     places: tuple[str, ...]
-    direct: Mapping[str, int]
+    names: tuple[str, ...]
+    direct: Mapping[int, int]
     joins: tuple[tuple[Join, Mapping[str, int], bool], ...]
 
 
+class ModuleSlice:
+    """One slice of a module, whose tensors are replaced all at once: pointers change, nothing is copied.
+
+    Args:
+        form: how they hold the checkpoint's tensors.
+        tensors: the module's own objects by the form's places: giving them other data changes every module that shares
+            them.
+        reference: a module of the same class, for converters that look at its configuration.
+
+    Attributes:
+        shapes: of the module's tensors, with their dtypes.
+        nbytes: size of the module's tensors.
+        key: what the slice holds, as a plan's key; empty where that is not known.
+        held: the tensors that it holds.
+    """
+
+    def __init__(self, form: Form, tensors: Sequence[torch.Tensor], shapes: Shapes, reference: nn.Module) -> None:
+        self._form, self._tensors, self._reference = form, tuple(tensors), reference
+        self.shapes = shapes
+        self.nbytes = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in shapes)
+        self.key = ""
+        self.held = Merged((), owned=False)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the module holds the checkpoint's tensors one for one."""
+        return not self._form.joins
+
+    def own(self) -> tuple[torch.Tensor, ...]:
+        """The module's tensors as they are."""
+        return tuple(tensor.detach() for tensor in self._tensors)
+
+    def out(self, names: Sequence[str], memory: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Where to write the checkpoint tensors `names`, in order, when the module's are to lie in `memory`.
+
+        Raises:
+            RecipeError: the slice has another number of tensors.
+        """
+        form = self._form
+        if len(names) != len(form.names):
+            raise RecipeError(
+                f"{names[0]!r} and {len(names) - 1} more tensors are given for the {len(form.names)} of its layer",
+                "layers of the same kind",
+            )
+        out = {names[number]: memory[place] for number, place in form.direct.items()}
+        given = dict(zip(form.names, names, strict=True))
+        for join, made, has_views in form.joins:
+            target = memory[made[join.place]]
+            found = join.views(target, self._reference) if has_views else None
+            if found is None:
+                shapes = zip(join.names, join.shapes, strict=True)
+                found = {name: target.new_empty(shape) for name, shape in shapes}
+            out |= {given[name]: tensor for name, tensor in found.items()}
+        return {name: out[name] for name in names}
+
+    @torch.no_grad()
+    def settle(self, out: Mapping[str, torch.Tensor], memory: Sequence[torch.Tensor]) -> None:
+        """Join what could not be written in place; `out` is what the method `out` returned, filled."""
+        if all(has_views for *_, has_views in self._form.joins):
+            return
+        given = dict(zip(self._form.names, out.values(), strict=True))
+        for join, made, has_views in self._form.joins:
+            if not has_views:
+                for place, tensor in join.join(given, self._reference).items():
+                    memory[made[place]].copy_(tensor)
+
+    def take(self, key: str, merged: Merged) -> None:
+        """Hold a merged slice from now on."""
+        for own, tensor in zip(self._tensors, merged.tensors, strict=True):
+            own.data = tensor
+        self.key, self.held = key, merged
+
+    def empty(self) -> None:
+        """Hold nothing: the memory can be given back."""
+        for own in self._tensors:
+            own.data = own.new_empty(0)
+        self.key, self.held = "", Merged((), owned=False)
+
+
 class ModuleSlices:
-    """The tensors of a module, replaced a slice at a time: a pointer changes, nothing is copied.
+    """The forms of a module's slices.
 
     Args:
         module: as `from_pretrained` loaded it.
         layout: of the pool.
+        reference: a module of the same class that is not changed; its weights are not read.
+
+    Attributes:
+        forms: how each slice holds the checkpoint's tensors.
+        shapes: of each slice's module tensors, with their dtypes.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout) -> None:
-        self._module, self._layout = module, layout
-        # The module's own objects: giving them other data changes every module that shares them.
+    def __init__(self, module: nn.Module, layout: Layout, reference: nn.Module) -> None:
+        self._reference = reference
+        self._layout = layout
         self._state: dict[str, torch.Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         joins = {name: join for join in layout.joins for name in join.names}
         proven: dict[tuple[object, ...], bool] = {}
-        self._slices: dict[SliceId, _Slice] = {}
+        self.forms: dict[SliceId, Form] = {}
+        self.shapes: dict[SliceId, Shapes] = {}
         for slice_ in layout.slices:
             places: dict[str, int] = {}
-            direct: dict[str, int] = {}
+            direct: dict[int, int] = {}
             found: dict[str, tuple[Join, Mapping[str, int], bool]] = {}
-            for name in layout.tensors[slice_]:
+            for number, name in enumerate(layout.tensors[slice_]):
                 join = joins.get(name)
                 if join is None:
-                    direct[name] = places.setdefault(layout.parameters[name], len(places))
+                    direct[number] = places.setdefault(layout.parameters[name], len(places))
                 elif join.place not in found:
                     made = {place: places.setdefault(place, len(places)) for place in join.places}
                     found[join.place] = join, made, self._has_views(join, made, proven)
-            self._slices[slice_] = _Slice(tuple(places), direct, tuple(found.values()))
+            self.forms[slice_] = Form(tuple(places), layout.tensors[slice_], direct, tuple(found.values()))
+            tensors = [self._state[place] for place in places]
+            self.shapes[slice_] = tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
 
     def _has_views(self, join: Join, made: Mapping[str, int], proven: dict[tuple[object, ...], bool]) -> bool:
         """Whether a join's checkpoint tensors are views of the module's: tried out, once for all that are alike."""
@@ -65,47 +155,25 @@ class ModuleSlices:
         target = self._state[join.place].detach()
         kind = (join.patterns, join.shapes)
         if kind not in proven:
-            views = join.views(target, self._module)
-            again = join.join(views, self._module) if views is not None else {}
+            views = join.views(target, self._reference)
+            again = join.join(views, self._reference) if views is not None else {}
             proven[kind] = again.keys() == {join.place} and torch.equal(again[join.place], target)
         return proven[kind]
 
-    def shapes(self, slice_: SliceId) -> Shapes:
-        """Shapes and dtypes of a slice's module tensors."""
-        tensors = [self._state[place] for place in self._slices[slice_].places]
-        return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+    def of(self, slice_: SliceId) -> ModuleSlice:
+        """A slice of the module itself, holding what was loaded."""
+        form = self.forms[slice_]
+        tensors = [self._state[place] for place in form.places]
+        made = ModuleSlice(form, tensors, self.shapes[slice_], self._reference)
+        made.held = Merged(made.own())
+        return made
 
-    def nbytes(self, slice_: SliceId) -> int:
-        """Size of a slice's module tensors."""
-        return sum(self._state[place].nbytes for place in self._slices[slice_].places)
+    def within(self, slice_: SliceId, tensors: Mapping[str, torch.Tensor]) -> ModuleSlice:
+        """A slice of a copy of one of the module's layers, holding nothing yet.
 
-    def held(self, slice_: SliceId) -> tuple[torch.Tensor, ...]:
-        """The module tensors of a slice as they are."""
-        return tuple(self._state[place].detach() for place in self._slices[slice_].places)
-
-    def is_direct(self, slice_: SliceId) -> bool:
-        """Whether the module holds the checkpoint's tensors one for one."""
-        return not self._slices[slice_].joins
-
-    def out(self, slice_: SliceId, memory: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-        """Where to write the checkpoint tensors of a slice whose module tensors are to lie in `memory`."""
-        own = self._slices[slice_]
-        out = {name: memory[number] for name, number in own.direct.items()}
-        for join, made, has_views in own.joins:
-            target = memory[made[join.place]]
-            views = join.views(target, self._module) if has_views else None
-            out |= views or {name: target.new_empty(self._layout.shapes[name]) for name in join.names}
-        return {name: out[name] for name in self._layout.tensors[slice_]}
-
-    @torch.no_grad()
-    def settle(self, slice_: SliceId, out: Mapping[str, torch.Tensor], memory: tuple[torch.Tensor, ...]) -> None:
-        """Join what could not be written in place."""
-        for join, made, has_views in self._slices[slice_].joins:
-            if not has_views:
-                for place, tensor in join.join(out, self._module).items():
-                    memory[made[place]].copy_(tensor)
-
-    def swap(self, slice_: SliceId, memory: tuple[torch.Tensor, ...]) -> None:
-        """Make `memory` the module's."""
-        for place, tensor in zip(self._slices[slice_].places, memory, strict=True):
-            self._state[place].data = tensor
+        Args:
+            slice_: the slice that it is a copy of.
+            tensors: the copy's own objects by the names of those that they are copies of.
+        """
+        form = self.forms[slice_]
+        return ModuleSlice(form, [tensors[place] for place in form.places], self.shapes[slice_], self._reference)

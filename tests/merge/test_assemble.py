@@ -15,6 +15,7 @@ from evomerge.merge.assemble import Resident
 from evomerge.merge.engine import merge_slice
 from evomerge.merge.plan import Plan, make_plan
 from evomerge.merge.sources import Placement
+from evomerge.models.layout import find_layers
 from evomerge.models.pool import Pool, open_pool, pool_of_recipe
 from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
 
@@ -200,5 +201,8 @@ def test_other_dtype_and_other_depth(tiny_model: TinyModel) -> None:
     with pytest.raises(RecipeError, match="the recipe's dtype is bfloat16; the resident model is in float32"):
         resident.apply(make_plan(narrow.info.linear({"a": 1.0}), narrow))
     shallow = [s for s in pool.info.linear({"a": 1.0}).slices if s.slice.layer != 1]
-    with pytest.raises(RecipeError, match="the recipe makes 6 slices; the resident model has the 9 of its 2 layers"):
-        resident.apply(make_plan(pool.info.recipe(shallow), pool))
+    plan = make_plan(pool.info.recipe(shallow), pool)
+    resident.apply(plan)
+    assert len(find_layers(resident.model.module)[1]) == 1
+    with pytest.raises(RecipeError, match="the recipe makes 5 slices; a resident model with its 1 layers has 6"):
+        resident.apply(replace(plan, slices=plan.slices[:-1]))
