@@ -9,27 +9,45 @@ from evomerge.recipe import Recipe
 
 
 def merged_config(recipe: Recipe, pool: Pool) -> dict[str, Any]:
-    """The configuration of `recipe.config_from` as it was saved, changed only where the merge differs."""
+    """The configuration of `recipe.config_from` as it was saved, changed only where the merge differs.
+
+    Lists with an entry per layer (``layer_types``) follow the layers to where they are put.
+    """
     config = with_dtype(pool.checkpoints[recipe.config_from].config, recipe.dtype)
-    depth = 1 + max(entry.slice.layer for entry in recipe.slices if entry.slice.layer is not None)
-    if depth == pool.layout.layers:
-        return config
-    origins = _origins(recipe)
+    found = origins(recipe)
+    path = [found[layer] for layer in range(len(found))]
     text = pool.config.get_text_config()
+    if [layer for _, layer in path] == list(range(pool.layout.layers)):
+        return config
     key = type(text).attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    return with_layers(config, key, [origins[layer] for layer in range(depth)], pool.layout.layers)
+    own = {model: _lists(recipe, pool, model) for model in {model for model, _ in path}}
+    known = _lists(recipe, pool, recipe.config_from)
+    lists = {k: [own[model].get(k, known[k])[layer] for model, layer in path] for k in known}
+    return with_layers(config, key, lists, len(path))
 
 
-def _origins(recipe: Recipe) -> dict[int, int]:
-    """For every output layer, the layer of the pool's models that it starts from, through intermediates."""
-    stages, origins = dict(recipe.intermediates), dict[int, int]()
+def origins(recipe: Recipe) -> dict[int, tuple[str, int]]:
+    """For every output layer, the model and its layer that it starts from, through intermediates."""
+    stages, found = dict(recipe.intermediates), dict[int, tuple[str, int]]()
     for entry in recipe.slices:
         layer = entry.slice.layer
-        if layer is not None and layer not in origins:
+        if layer is not None and layer not in found:
             first = entry.inputs[0]
             at = layer if first.layer is None else first.layer
-            origins[layer] = _origins(stages[first.model])[at] if first.model in stages else at
-    return origins
+            found[layer] = origins(stages[first.model])[at] if first.model in stages else (first.model, at)
+    return found
+
+
+def _lists(recipe: Recipe, pool: Pool, model: str) -> dict[str, list[Any]]:
+    """What a model's configuration has an entry of per layer, also where its file leaves that to transformers."""
+    config = pool.config
+    if model != pool.info.config_from:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(str(pool.folder(model)), trust_remote_code=pool.trust_remote_code)
+    depth = pool.info.depth(model)
+    values = config.get_text_config().to_dict()
+    return {key: value for key, value in values.items() if isinstance(value, list) and len(value) == depth}
 
 
 def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -44,16 +62,13 @@ def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     return result
 
 
-def with_layers(config: dict[str, Any], key: str, origins: list[int], layers: int) -> dict[str, Any]:
-    """A copy for a model whose layers are `origins` of a model with `layers`; `key` holds the number of layers.
+def with_layers(config: dict[str, Any], key: str, lists: dict[str, list[Any]], layers: int) -> dict[str, Any]:
+    """A copy for a model with `layers`; `key` holds the number of layers, `lists` have an entry for each.
 
-    Lists with one entry per layer (``layer_types``) follow their layers.
+    Lists that the file does not have are added where the layers differ: what transformers makes of their number alone
+    would then be wrong.
     """
     if key not in config:  # in the part that describes the language model
-        return {k: with_layers(v, key, origins, layers) if isinstance(v, dict) else v for k, v in config.items()}
-    result = {
-        k: [v[origin] for origin in origins] if isinstance(v, list) and len(v) == layers else v
-        for k, v in config.items()
-    }
-    result[key] = len(origins)
-    return result
+        return {k: with_layers(v, key, lists, layers) if isinstance(v, dict) else v for k, v in config.items()}
+    differing = {k: v for k, v in lists.items() if k in config or len(set(map(str, v))) > 1}
+    return config | differing | {key: layers}

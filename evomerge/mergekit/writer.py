@@ -16,6 +16,7 @@ from evomerge.mergekit.blocks import Block, blocks_of
 from evomerge.mergekit.filters import Value, filter_entries, gradient_is_exact
 from evomerge.mergekit.forms import FORMS, Number
 from evomerge.mergekit.layers import depth_of, module_names
+from evomerge.mergekit.scales import as_sums, without_scales
 from evomerge.models.layout import Layout
 from evomerge.recipe import DTYPES, ModelRef, Recipe
 
@@ -70,7 +71,13 @@ def _document(
 ) -> tuple[dict[str, Any], str]:
     """One recipe without its intermediates as a document, and the comment above it."""
     methods = specs()
-    method, blocks = blocks_of(recipe, layout, methods, places)
+    plain = without_scales(recipe, layout)
+    try:
+        method, blocks = blocks_of(plain, layout, methods, places)
+    except RecipeError:
+        if plain is recipe:
+            raise
+        method, blocks = blocks_of(as_sums(plain), layout, methods, places)
     defaults = {p.name: p.default for p in methods[method].parameters if isinstance(p.default, (bool, float, int))}
     config_from = places[recipe.config_from]
     # mergekit insists that a base model, where a method may have one, is among the sources of every slice.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from evomerge.errors import PoolError, RecipeError, nearest
 from evomerge.models.conversion import Join
 from evomerge.models.names import NameMatch, match_names
 from evomerge.recipe import LAYER_COMPONENTS, Component, SliceId
+
+if TYPE_CHECKING:
+    from evomerge.models.residual import Residual
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Layout:
         shapes: checkpoint tensor name -> the shape that the class wants.
         joins: the tensors that transformers joins on loading (experts stored one by one), see `conversion`.
         integers: the tensors that the class holds as integers or truth values: they are copied, never merged.
+        residual: how the residual stream is written and read, where that is known.
     """
 
     slices: tuple[SliceId, ...]
@@ -44,6 +48,7 @@ class Layout:
     shapes: Mapping[str, tuple[int, ...]]
     joins: tuple[Join, ...] = ()
     integers: frozenset[str] = frozenset()
+    residual: Residual | None = field(default=None, repr=False, compare=False)
     _slice_of: Mapping[str, SliceId] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +101,7 @@ class Layout:
             MappingProxyType({name: self.shapes[like] for name, like in origin.items()}),
             tuple(joins),
             frozenset(name for name, like in origin.items() if like in self.integers),
+            self.residual,
         )
 
     def _like(self, slice_: SliceId) -> tuple[str, ...]:

@@ -161,6 +161,7 @@ def open_pool(
         refs = {name: with_fingerprints(ref, checkpoints[name]) for name, ref in refs.items()}
     result = dtype if dtype != "auto" else _dtype_of(configs[reference], checkpoints[reference])
     residual = residual_of(configs[reference], trust_remote_code)
+    layout = replace(layout, residual=residual)
     counts = {name: math.prod(shape) for name, shape in layout.shapes.items()}
     tensors = tuple(tuple((name, counts[name]) for name in layout.tensors[slice_]) for slice_ in layout.slices)
     info = PoolInfo(
