@@ -36,7 +36,8 @@ def test_search_spaces(option: str) -> None:
 @pytest.mark.parametrize("option", STRATEGIES)
 def test_strategies(option: str) -> None:
     config: Any = compose_config([f"strategy={option}", "~fitness"])
-    strategy: Strategy = build(config.strategy, "strategy", space().spec, [Objective("score")], seed=1)
+    spec = space("search_space.resolution=0.1").spec  # a grid: brute force goes through all of it
+    strategy: Strategy = build(config.strategy, "strategy", spec, [Objective("score")], seed=1)
     assert len(strategy.ask()) > 3
 
 

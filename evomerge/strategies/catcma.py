@@ -7,6 +7,7 @@ Hamano et al., "CatCMA with Margin for Single- and Multi-Objective Mixed-Variabl
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,16 @@ from evomerge.strategies.generations import Array, Generations, ranks_of
 GRID = 100
 """Numbers on a grid of at most so many values have a margin of their own; finer grids are rounded in proposals only."""
 
+PATIENCE = 10
+"""Generations without anything better, after which a settled distribution begins anew."""
+
+SETTLED = 0.5
+"""The mean share of a generation that makes the same choices, above which these are settled; the margin of the paper
+keeps it below 0.73."""
+
+CLOSE = 1e-5
+"""Numbers are settled when none of them varies by more, as a standard deviation in units of a gene's range."""
+
 
 class CatCma(Generations):
     """CatCMA with margin over genes of every kind; implements `protocols.Strategy`.
@@ -30,6 +41,10 @@ class CatCma(Generations):
     whose margin keeps every value within reach; categorical and boolean genes have probabilities with a margin. All
     learn from the ranks of one generation: scores that are not finite and evaluations that are not ``ok`` rank
     behind all others, equal scores keep the order in which they were asked.
+
+    A distribution that has settled (`SETTLED`) and found nothing better for `PATIENCE` generations proposes the same
+    genomes over and over; then it begins anew from the start. On paths through layers, where good ones differ by many
+    slots, several short searches find more than a long one.
 
     Memory and time grow with the square and the cube of the genes that are numbers (not of the choices): for many
     hundreds of them `CmaEs` with ``separable`` is the strategy to take.
@@ -42,13 +57,13 @@ class CatCma(Generations):
         popsize: candidates per generation; 4 + 3 ln(free genes), rounded down, for ``None``.
         start: the probability of a choice that the space starts from (the `initial` of a categorical or boolean
             gene), at first; ``None`` ignores it. Genes without `initial` begin with equal probabilities.
+        restart: begin anew when settled.
 
     Raises:
         ConfigError: no free gene, several objectives, or arguments out of range.
     """
 
     title = "CatCMA"
-    kinds = frozenset({"continuous", "integer", "categorical", "boolean"})
 
     def __init__(
         self,
@@ -59,6 +74,7 @@ class CatCma(Generations):
         sigma0: float = 0.25,
         popsize: int | None = None,
         start: float | None = 0.8,
+        restart: bool = True,
     ) -> None:
         if not (math.isfinite(sigma0) and 0 < sigma0 <= 1):
             raise ConfigError(f"strategy.sigma0 is {sigma0}", "above 0 and at most 1, in units of a gene's range")
@@ -66,21 +82,24 @@ class CatCma(Generations):
             raise ConfigError(f"strategy.popsize is {popsize}", "at least 4, or null for 4 + 3 ln(genes)")
         if start is not None and not 0 < start < 1:
             raise ConfigError(f"strategy.start is {start}", "a probability between 0 and 1, or null")
-        self._sigma0, self._initial_share = float(sigma0), start
+        self._sigma0, self._initial_share, self._restart = float(sigma0), start, restart
         values = [_values(gene) for gene in spec]
         self._real = [i for i, found in enumerate(values) if found is None]
         self._whole = {i: found for i, found in enumerate(values) if found is not None and len(found) > 1}
         choices = [_choices(gene) for gene in spec]
         self._chosen = {i: found for i, found in enumerate(choices) if len(found) > 1}
-        if not (self._real or self._whole or self._chosen):
-            raise ConfigError("strategy CatCMA was given no free gene", "every gene has low equal to high")
-        free = len(self._real) + len(self._whole) + len(self._chosen)
+        free = max(len(self._real) + len(self._whole) + len(self._chosen), 1)
         super().__init__(spec, objectives, seed=seed, popsize=popsize or 4 + int(3 * math.log(free)))
 
     def _settings(self) -> dict[str, Any]:
-        return {"sigma0": self._sigma0, "start": self._initial_share}
+        return {"sigma0": self._sigma0, "start": self._initial_share, "restart": self._restart}
 
     def _start(self, seed: int) -> None:
+        self._starts = 0
+        self._fresh()
+
+    def _fresh(self) -> None:
+        """Begin from the space's start, with draws of its own for every time that this happens."""
         genes, initial = self._spec.genes, self._spec.initial.values
         # The Gaussian lives on the unit cube.
         units = [found / found[-1] for found in map(np.arange, map(len, self._whole.values()))]
@@ -96,9 +115,11 @@ class CatCma(Generations):
             sigma=1.0,
             cov=np.diag(deviation**2),
             cat_param=self._probabilities() if self._chosen else None,
-            seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
+            seed=int(np.random.SeedSequence([self._seed, self._starts]).generate_state(1)[0]),
         )
+        self._starts += 1
         self._solutions: list[CatCMAwM.Solution] = []
+        self._best, self._likeliest = -math.inf, deque[float](maxlen=PATIENCE)
 
     def _pairs(self, units: list[Array]) -> list[tuple[Array, tuple[int, Array]]]:
         return list(zip(units, self._whole.items(), strict=True))
@@ -138,7 +159,21 @@ class CatCma(Generations):
 
     def _move(self, gains: Array) -> None:
         self._model.tell(list(zip(self._solutions, ranks_of(gains).astype(float).tolist(), strict=True)))
+        if float(np.nanmax(gains)) > self._best:
+            self._best = float(np.nanmax(gains))
+            self._likeliest.clear()
+        self._likeliest.append(self._agreement())
         self._solutions = []
+        if self._restart and len(self._likeliest) == PATIENCE and np.mean(self._likeliest) > SETTLED:
+            self._fresh()
+
+    def _agreement(self) -> float:
+        """The share of the generation that took its most frequent choices; 0 while its numbers still differ."""
+        points, choices = _rows(self._solutions, "_v_raw"), _rows(self._solutions, "c")
+        if points.shape[1] and points.std(axis=0).max() > CLOSE:
+            return 0.0
+        counts = np.unique(choices.reshape(len(choices), -1), axis=0, return_counts=True)[1]
+        return float(counts.max() / len(choices))
 
     def _drawn(self) -> dict[str, Any]:
         count = len(self._solutions) if self._genomes else 0
@@ -174,7 +209,7 @@ def _values(gene: Gene) -> Array | None:
     if gene.resolution is None or (gene.high - gene.low) / gene.resolution > GRID - 1:
         return None
     steps = math.floor((gene.high - gene.low) / gene.resolution + 1e-9)
-    return gene.low + gene.resolution * np.arange(steps + 1)
+    return np.asarray(gene.low + gene.resolution * np.arange(steps + 1), dtype=np.float64)
 
 
 def _choices(gene: Gene) -> tuple[Value, ...]:

@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.genome import Genome, GenomeSpec
 from evomerge.protocols import Objective, Proposal
+from evomerge.strategies.capabilities import KINDS, require
 
 Array = NDArray[np.float64]
 
@@ -56,9 +57,10 @@ class Generations(ABC):
     the distribution in the same way. Sub-classes hold the distribution.
     """
 
-    title = "strategy"
-    asynchronous = False
-    multi_objective = False
+    title: ClassVar[str] = "strategy"
+    asynchronous: ClassVar[bool] = False
+    multi_objective: ClassVar[bool] = False
+    kinds: ClassVar[frozenset[str]] = KINDS
 
     _history: list[Array]  # of all generations told, their gains
     _genomes: list[Genome]  # the present generation
@@ -68,15 +70,7 @@ class Generations(ABC):
     _waiting: dict[Genome, deque[int]]  # handed out and not told: numbers within the generation
 
     def __init__(self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int, popsize: int) -> None:
-        if len(objectives) != 1:
-            names = ", ".join(o.name for o in objectives)
-            raise ConfigError(
-                f"strategy {self.title} was given {len(objectives)} objectives ({names})",
-                "it optimises one",
-                "give the fitness one objective, or choose another strategy",
-            )
-        if seed < 0:
-            raise ConfigError(f"search.seed is {seed}", "0 or more")
+        require(type(self), self.title, spec, objectives, seed)
         self._spec = spec
         self._objective = objectives[0]
         self._popsize = popsize

@@ -1,36 +1,203 @@
 from __future__ import annotations
 
+import logging
+import sys
+import warnings
 from functools import partial
 
+import numpy as np
 import pytest
-from contracts.strategy_contract import MIXED, LearningContract, Make, StrategyContract
+from contracts.strategy_contract import (
+    CONTINUOUS,
+    MAXIMISE,
+    MIXED,
+    Make,
+    Player,
+    StrategyContract,
+    continue_from,
+    elsewhere,
+    outcome,
+    pack,
+    play,
+    unpack,
+)
 
-from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
+from evomerge.candidate import Candidate, Evaluation
+from evomerge.errors import ConfigError, FitnessError
+from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.protocols import Objective
+from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, OptunaStrategy, Tpe
+from evomerge.strategies.random_search import RandomSearch
+
+TWO = (Objective("far", "minimize"), Objective("near", "maximize"))
 
 
-class TestTpe(LearningContract):
-    @pytest.fixture
-    def make(self) -> Make:
-        return Tpe
-
-
-class TestMixedTpe(StrategyContract):
+class TestTpe(StrategyContract):
     spec = MIXED
 
     @pytest.fixture
     def make(self) -> Make:
-        return Tpe
+        return partial(Tpe, candidates=8)
 
 
-class TestNsga2(LearningContract):
-    @pytest.fixture
-    def make(self) -> Make:
-        return partial(Nsga2, popsize=12)
-
-
-class TestMixedNsga3(StrategyContract):
+class TestNsga2(StrategyContract):
     spec = MIXED
 
     @pytest.fixture
     def make(self) -> Make:
-        return partial(Nsga3, popsize=12)
+        return partial(Nsga2, popsize=8)
+
+
+SHORT_GP = partial(Gp, startup=4, batch=3)
+
+
+def test_gp_replays_and_resumes_in_another_process() -> None:
+    """A contract in small: a proposal costs a tenth of a second."""
+    expected = play(SHORT_GP, 1, 12, MIXED)
+    player = Player(SHORT_GP(MIXED, MAXIMISE, seed=1), MIXED)
+    assert player.run(9) == expected[:9]
+    state = pack(player.strategy.state_dict())
+    assert elsewhere(continue_from, SHORT_GP, state, 3, MIXED) == expected[9:]
+    assert len(set(expected)) == 12
+
+
+def test_gp_survives_failures_and_takes_two_objectives() -> None:
+    strategy = SHORT_GP(CONTINUOUS, TWO, seed=0)
+    for i in range(10):
+        genome = strategy.ask(1)[0].genome
+        CONTINUOUS.check(genome)
+        failed = Evaluation(i, "failed", error="x")
+        strategy.tell(Candidate(i, None, genome), failed if i % 3 == 1 else scored(i, genome))
+
+
+def best_of(make: Make, evaluations: int) -> float:
+    """Mean of log10 of the best value on a sphere, over seeds."""
+    spec = GenomeSpec(tuple(Gene(f"g{i}", low=-1.0, high=3.0, initial=-0.5) for i in range(4)))
+    found = []
+    for seed in range(3):
+        player = Player(make(spec, MAXIMISE, seed=seed), spec)
+        player.run(evaluations)
+        found.append(np.log10(player.best))
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize(("make", "evaluations"), [(partial(Tpe, batch=1), 60), (SHORT_GP, 18), (Nsga2, 240)])
+def test_better_than_random_on_a_sphere(make: Make, evaluations: int) -> None:
+    assert best_of(make, evaluations) < best_of(RandomSearch, evaluations) - np.log10(2)
+
+
+PLANE = GenomeSpec((Gene("x"), Gene("y"), Gene("z"), Gene("m", "categorical", choices=("bad", "good"))))
+
+
+def scored(number: int, genome: Genome) -> Evaluation:
+    """Two objectives that disagree about ``x``; the other genes only hurt."""
+    x, y = float(genome.values[0]), float(genome.values[1])
+    loss = (y - 0.5) ** 2 + (len(genome) == 4 and genome.values[3] == "bad") + (float(genome.values[2]) - 0.5) ** 2
+    return Evaluation(number, "ok", objectives={"far": x + loss, "near": x**2 - loss})
+
+
+def hypervolume(strategy: OptunaStrategy | RandomSearch, evaluations: int) -> float:
+    """The area between the front and the point (1, -1), in gains."""
+    points = []
+    while len(points) < evaluations:
+        for proposal in strategy.ask():
+            evaluation = scored(len(points), proposal.genome)
+            strategy.tell(Candidate(len(points), None, proposal.genome), evaluation)
+            points.append((1 - evaluation.objectives["far"], evaluation.objectives["near"] + 1))
+    area = top = 0.0
+    for far, near in sorted(((far, near) for far, near in points if far > 0 and near > 0), reverse=True):
+        area += far * max(near - top, 0.0)
+        top = max(top, near)
+    return area
+
+
+@pytest.mark.parametrize(("kind", "evaluations"), [(Nsga2, 240), (Nsga3, 240), (Tpe, 80)])
+def test_fronts_are_better_than_those_of_random_search(kind: type[OptunaStrategy], evaluations: int) -> None:
+    found = np.mean([hypervolume(kind(PLANE, TWO, seed=seed), evaluations) for seed in range(2)])
+    chance = np.mean([hypervolume(RandomSearch(PLANE, TWO, seed=seed), evaluations) for seed in range(2)])
+    assert found > chance * 1.03
+
+
+def test_nsga3_goes_on_the_same_after_loading() -> None:
+    make = partial(Nsga3, popsize=6)
+    player = Player(make(MIXED, MAXIMISE, seed=2), MIXED)
+    player.run(30)
+    state = pack(player.strategy.state_dict())
+    assert continue_from(make, state, 30, MIXED) == player.run(60)[30:]
+
+
+def test_the_first_proposal_is_the_start() -> None:
+    for kind in (Tpe, Nsga2, Nsga3, Gp):
+        assert kind(MIXED, MAXIMISE, seed=5).ask(1)[0].genome == MIXED.initial
+
+
+def test_tpe_learns_where_candidates_fail() -> None:
+    spec = GenomeSpec((Gene("x"), Gene("y")))
+    strategy = Tpe(spec, MAXIMISE, seed=0)
+    failed = []
+    for i in range(80):
+        genome = strategy.ask(1)[0].genome
+        failed.append(float(genome.values[0]) > 0.5)
+        bad = Evaluation(i, "failed", error="out of memory")
+        strategy.tell(Candidate(i, None, genome), bad if failed[-1] else outcome(i, -float(genome.values[1])))
+    assert sum(failed[10:]) < 20
+
+
+def test_proposals_never_wait() -> None:
+    strategy = Tpe(MIXED, MAXIMISE, seed=0)
+    assert len(strategy.ask(30)) == 30
+    assert len(strategy.ask()) == 8
+
+
+def test_nothing_is_said(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO):
+        warnings.simplefilter("error")
+        for kind in (Tpe, Nsga2, Nsga3):
+            Player(kind(MIXED, MAXIMISE, seed=0), MIXED).run(30)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+def test_torch_is_not_needed_until_a_process_is_fitted() -> None:
+    assert elsewhere(torch_after_tpe) == [False, True]
+
+
+def torch_after_tpe() -> list[bool]:
+    """Whether torch is loaded after TPE, and after GP."""
+    loaded = []
+    for make in (Tpe, SHORT_GP):
+        play(make, 0, 14 if make is Tpe else 6)
+        loaded.append("torch" in sys.modules)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        (Tpe, {"batch": 0}, "strategy.batch is 0"),
+        (Tpe, {"startup": 0}, "strategy.startup is 0"),
+        (Gp, {"startup": 0}, "strategy.startup is 0"),
+        (Tpe, {"seed": -1}, "search.seed is -1"),
+        (Tpe, {"objectives": ()}, "0 objectives"),
+        (Nsga2, {"popsize": 1}, "strategy.popsize is 1"),
+        (Nsga3, {"crossover": 1.5}, "strategy.crossover is 1.5"),
+        (Nsga2, {"mutation": -0.1}, "strategy.mutation is -0.1"),
+        (Tpe, {"spec": GenomeSpec((Gene("a", low=0.4, high=0.4),))}, "no free gene"),
+    ],
+)
+def test_wrong_arguments_are_named(kind: type[OptunaStrategy], given: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        kind(**{"spec": MIXED, "objectives": MAXIMISE, "seed": 0, **given})
+
+
+def test_a_state_of_other_settings_is_refused() -> None:
+    state = unpack(pack(Nsga2(MIXED, MAXIMISE, seed=0, popsize=6).state_dict()))
+    with pytest.raises(ConfigError, match="NSGA-II has popsize 6, this one has 8"):
+        Nsga2(MIXED, MAXIMISE, seed=0, popsize=8).load_state_dict(state)
+
+
+def test_an_evaluation_without_an_objective_is_an_error() -> None:
+    strategy = Tpe(PLANE, TWO, seed=0)
+    genome = strategy.ask(1)[0].genome
+    with pytest.raises(FitnessError, match="candidate 5 has no objective 'near'"):
+        strategy.tell(Candidate(5, None, genome), Evaluation(5, "ok", objectives={"far": 0.5}))
