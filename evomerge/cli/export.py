@@ -1,4 +1,4 @@
-"""``evomerge export``: a recipe as evomerge or mergekit YAML."""
+"""``evomerge export``: a recipe as evomerge or mergekit YAML, or the picture of its path."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
+from evomerge.errors import RecipeError
 from evomerge.imports import import_modules
 
 
@@ -17,7 +18,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "recipe", metavar="RUN|RECIPE", help="a run folder (its best recipe) or a recipe file, evomerge's or mergekit's"
     )
-    parser.add_argument("--format", choices=("evomerge", "mergekit"), default="evomerge")
+    parser.add_argument(
+        "--format", choices=("evomerge", "mergekit", "svg"), default="evomerge", help="svg: a picture, of paths only"
+    )
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
     add_import_option(parser)
     options = parser.parse_intermixed_args(list(arguments))
@@ -32,6 +35,14 @@ def run(arguments: Sequence[str]) -> int:
 
         recipe, pool = open_recipe(options.recipe)
         text = to_mergekit(recipe, pool.layout)
+    elif options.format == "svg":
+        from evomerge.report.path import path_of
+        from evomerge.report.path_svg import path_svg
+
+        path = path_of(read_recipe(options.recipe))
+        if path is None:
+            raise RecipeError(f"{options.recipe} has no path: its layers all are where they were", "a data flow recipe")
+        text = path_svg(path)
     else:
         text = dump_recipe(read_recipe(options.recipe))
     if options.output:

@@ -23,7 +23,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
 
     from evomerge.cli.console import console
+    from evomerge.cli.path import print_path
     from evomerge.report.status_table import render_status
 
     console.print(render_status(status))
+    print_path(options.run)
     return 0

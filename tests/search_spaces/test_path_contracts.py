@@ -58,7 +58,7 @@ CASES: dict[str, Case] = {
     "no scales": (DataFlowSpace, uneven(), {"scales": "none", "input_model": "lang", "models": ["base", "lang"]}, 40),
     "nothing fixed": (DataFlowSpace, uneven(), {"fixed": 0, "max_layers": 5, "min_layers": 2}, 20),
     "limits": (DataFlowSpace, sized(), {"repeats": 2, "max_uses": 1, "max_parameters": 1000 + 12 * 9}, 5),
-    "blocks": (DataFlowSpace, pool(7), {"block": 2, "scales": "hop", "repeats": 2}, 40),
+    "blocks": (DataFlowSpace, pool(5), {"block": 2, "scales": "hop"}, 40),
     "hybrid": (hybrid, pool(4), {"scale_range": {"low": -2.0, "resolution": 0.25}}, 40),
     "permutation": (PermutationSpace, pool(4), {}, 40),
     "permutation in groups": (PermutationSpace, pool(5), {"group": 2, "repeats": 2, "keep": False, "fixed": 0}, 40),

@@ -1,0 +1,20 @@
+"""Shows the path of a run's winner, where it is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def print_path(run: str | Path) -> None:
+    """Print the picture of the best recipe's path; nothing where there is no recipe yet, or none that is a path."""
+    from evomerge.cli.console import console
+    from evomerge.cli.sources import BEST_RECIPE
+    from evomerge.recipe_yaml import load_recipe
+    from evomerge.report.path import path_of
+    from evomerge.report.path_picture import PathPicture
+
+    file = Path(run) / BEST_RECIPE
+    path = path_of(load_recipe(file.read_text(encoding="utf-8"), str(file))) if file.is_file() else None
+    if path is not None:
+        console.print()
+        console.print(PathPicture(path))

@@ -1,0 +1,114 @@
+"""What a recipe's path is: the layers that hidden states pass through, and the scales on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evomerge.recipe import Recipe, SliceRecipe
+
+
+@dataclass(frozen=True)
+class PathLayer:
+    """One layer of a path.
+
+    Attributes:
+        models: where it comes from: one model, or those that it is merged of.
+        layer: its number there.
+        hop: the scale on the way into it; 1 for the first.
+    """
+
+    models: tuple[str, ...]
+    layer: int
+    hop: float
+
+    @property
+    def source(self) -> str:
+        """For people: ``math``, or ``math + lang``."""
+        return " + ".join(self.models)
+
+
+@dataclass(frozen=True)
+class Path:
+    """The path of a recipe.
+
+    Attributes:
+        layers: in order.
+        sources: the `PathLayer.source`s that occur: intermediates, models in the recipe's order, merges of several.
+        ends: where the slices outside the layers come from, by their name.
+    """
+
+    layers: tuple[PathLayer, ...]
+    sources: tuple[str, ...]
+    ends: tuple[tuple[str, str], ...]
+
+    @property
+    def title(self) -> str:
+        """``A path of 12 layers: 8 of math, 4 of lang``."""
+        counts = [f"{sum(layer.source == s for layer in self.layers)} of {s}" for s in self.sources]
+        return f"A path of {len(self.layers)} layers: {', '.join(counts)}"
+
+    @property
+    def note(self) -> str:
+        """Where the rest of the model comes from, and what the scales mean where there are any."""
+        grouped: dict[str, list[str]] = {}
+        for name, source in self.ends:
+            grouped.setdefault(source, []).append(name)
+        ends = "; ".join(f"{' and '.join(names)} of {source}" for source, names in grouped.items())
+        scaled = any(is_scaled(layer.hop) for layer in self.layers)
+        return ends + ("; × is the scale of the hidden states on their way into a layer" if scaled else "")
+
+
+_END_NAMES = {"embed": "embeddings", "final_norm": "final norm", "head": "head"}
+
+
+def path_of(recipe: Recipe) -> Path | None:
+    """The path of a recipe; ``None`` for a merge whose layers all are where they were, of the same models, unscaled."""
+    entries: dict[int, SliceRecipe] = {}
+    for entry in recipe.slices:
+        if entry.slice.layer is not None and (entry.slice.layer not in entries or entry.slice.component == "attn"):
+            entries[entry.slice.layer] = entry
+    if not entries:
+        return None
+    found, before = [], 1.0
+    for place, entry in sorted(entries.items()):
+        numbers = [place if source.layer is None else source.layer for source in entry.inputs]
+        factor = 1.0 if entry.scale is None else entry.scale
+        models = tuple(dict.fromkeys(source.model for source in entry.inputs))
+        found.append(PathLayer(models, numbers[0], before / factor))
+        before = factor
+    moved = any(layer.layer != place or layer.hop != 1 for place, layer in enumerate(found))
+    if not moved and len({layer.models for layer in found}) == 1:
+        return None
+    order = [name for name, _ in (*recipe.intermediates, *recipe.models)]
+    kinds = sorted({layer.models for layer in found}, key=lambda m: (len(m), [order.index(name) for name in m]))
+    ends = tuple(
+        (_END_NAMES[e.slice.component], " + ".join(dict.fromkeys(source.model for source in e.inputs)))
+        for e in recipe.slices
+        if e.slice.layer is None
+    )
+    return Path(tuple(found), tuple(" + ".join(models) for models in kinds), ends)
+
+
+def scale_text(value: float) -> str:
+    """A scale in few characters: ``×0.83``, ``×-1.25``, ``×12.5``, ``×2e-3``."""
+    if 0.01 <= abs(value) < 9999.5:
+        for digits in (2, 1, 0):
+            text = f"{value:.{digits}f}"
+            if len(text.lstrip("-")) <= 4:
+                return f"×{text}"
+    return f"×{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
+
+
+def is_scaled(hop: float) -> bool:
+    """Whether a hop's scale differs from 1 by more than rounding."""
+    return abs(hop - 1.0) > 1e-9
+
+
+COLOURS = ("#3b6fb6", "#d9822b", "#2f8f5b", "#a3488f", "#b8a12e", "#4aa3b5", "#c0504d", "#7a7a7a")
+"""One for each source: readable on light and on dark ground, and apart for most colour-blind readers."""
+
+
+def colour(source: str, sources: Sequence[str]) -> str:
+    """The colour of a source."""
+    return COLOURS[sources.index(source) % len(COLOURS)]
