@@ -13,6 +13,7 @@ from evomerge.genome import Genome, GenomeSpec
 from evomerge.genome_log import GenomeLog
 from evomerge.ledger import Event, RunFolder, evaluation_of, read_items, read_ledger
 from evomerge.protocols import Objective, SearchSpace
+from evomerge.recipe import Recipe
 from evomerge.recipe_yaml import load_recipe
 
 KEY = "search.warm_start"
@@ -155,7 +156,8 @@ class WarmStart:
         try:
             plain = type(known.genome) is Genome
             genome = space.spec.genome(known.genome.values) if plain else known.genome
-            return genome, known.recipe_hash is not None and space.decode(genome).hash == known.recipe_hash
+            recipe: Recipe | None = space.decode(genome)  # none where genomes are the models
+            return genome, (recipe.hash if recipe is not None else None) == known.recipe_hash
         except (InfeasibleError, ConfigError, TypeError):
             return None, False
 

@@ -13,7 +13,7 @@ from evomerge.genome import Gene, Genome, GenomeSpec
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder, canonical_events
 from evomerge.phases import Phase
-from evomerge.protocols import Objective, Strategy
+from evomerge.protocols import Objective, Proposal, SearchSpace, Strategy
 from evomerge.recipe import ModelRef, PoolInfo, Recipe, SliceId
 from evomerge.search import Search
 from evomerge.strategies.cma_es import CmaEs
@@ -90,7 +90,7 @@ def run(
 ) -> Search:
     space = TwoWeights()
     strategy = strategy or CmaEs(space.spec, (Objective("score"),), seed=0, popsize=6)
-    with Ledger(RunFolder.create(folder)) as ledger:
+    with Ledger(RunFolder.create(folder), sync="interval") as ledger:
         search = Search(
             **{
                 "pool": POOL,
@@ -168,3 +168,152 @@ def test_when_every_candidate_fails_there_is_no_best(tmp_path: Path) -> None:
     search = run(tmp_path / "run", Evaluator(fails=frozenset(range(4, 100))), evaluations=12)
     assert search.best is None
     assert not told(canonical_events(tmp_path / "run"), "held_out")
+
+
+class Steady:
+    """A strategy that never waits: what it proposes depends on everything that it was told, and in which order."""
+
+    asynchronous = True
+
+    def __init__(self, seed: int = 0) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._best = (0.5, 0.5)
+        self._sum = 0.0
+        self.injected: list[int] = []
+
+    def ask(self, n: int | None = None) -> list[Proposal]:
+        values = self._rng.uniform(-0.1, 0.1, (1 if n is None else n, 2)) + self._best + 0.01 * (self._sum % 1)
+        return [Proposal(TwoWeights.spec.genome(row)) for row in values]
+
+    def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        value = evaluation.objectives.get("score", 0.0)
+        self._sum = 0.5 * self._sum + value
+        if value > 0.99 * score(POOL.linear(dict(zip("ab", self._best, strict=True)))):
+            assert candidate.genome is not None
+            self._best = tuple(float(v) for v in candidate.genome.values)
+
+    def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        self.injected.append(candidate.id)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
+
+
+class Shuffled(Evaluator):
+    """Finishes in an order drawn at random among the candidates that run."""
+
+    def __init__(self, slots: int, seed: int) -> None:
+        super().__init__(slots)
+        self._rng = np.random.default_rng(seed)
+
+    def collect(self) -> Evaluation:
+        running = min(self.slots, len(self._queue))
+        self._queue.rotate(-int(self._rng.integers(running)))
+        slots, self.slots = self.slots, 1
+        try:
+            return Evaluator.collect(self)
+        finally:
+            self.slots = slots
+
+
+class Replayed(Evaluator):
+    """Hands out evaluations in the order of a ledger."""
+
+    def __init__(self, slots: int, events: Sequence[dict]) -> None:
+        super().__init__(slots)
+        self._order = [e["candidate"] for e in events if e["event"] == "told" and e["status"] != "infeasible"]
+
+    def collect(self) -> Evaluation:
+        number = self._order.pop(0)
+        place = next(i for i, (candidate, _) in enumerate(self._queue) if candidate.id == number)
+        self._queue.rotate(-place)
+        slots, self.slots = self.slots, 1
+        try:
+            return Evaluator.collect(self)
+        finally:
+            self.slots = slots
+
+
+def test_steady_state_in_order_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    for slots in (1, 3, 8):
+        run(tmp_path / f"run{slots}", Shuffled(slots, seed=slots), strategy=Steady(), in_flight=4)
+    one = canonical_events(tmp_path / "run1")
+    assert canonical_events(tmp_path / "run3") == one
+    assert canonical_events(tmp_path / "run8") == one
+    order = [(e["event"], e["candidate"]) for e in one if e["event"] in ("asked", "told")][8:]
+    assert order[:8] == [*(("asked", i) for i in range(4, 8)), ("told", 4), ("asked", 8), ("told", 5), ("asked", 9)]
+
+
+def test_without_order_every_worker_has_work_and_the_ledger_is_that_of_arrival(tmp_path: Path) -> None:
+    search = run(tmp_path / "run", Shuffled(4, seed=3), strategy=Steady(), ordered=False, evaluations=60)
+    events = canonical_events(tmp_path / "run")
+    order = [e["candidate"] for e in told(events, "search")][4:]
+    assert sorted(order) == list(range(4, 64))
+    assert order != sorted(order)
+    flying = 0
+    for event in (
+        e for e in events if e["event"] in ("asked", "told") and e["split"] == "search" and not e.get("name")
+    ):
+        if event["event"] == "asked":
+            flying += 1
+        elif event["candidate"] >= 4:
+            assert flying >= 5 or event["candidate"] > 55  # four workers and one that waits, until the budget ends
+            flying -= 1
+    assert search.best is not None
+
+
+def test_a_run_without_order_replays_exactly_from_its_ledger(tmp_path: Path) -> None:
+    run(tmp_path / "first", Shuffled(4, seed=5), strategy=Steady(), ordered=False, evaluations=50)
+    events = canonical_events(tmp_path / "first")
+    run(tmp_path / "again", Replayed(4, events), strategy=Steady(), ordered=False, evaluations=50)
+    assert canonical_events(tmp_path / "again") == events
+    run(tmp_path / "other", Shuffled(4, seed=6), strategy=Steady(), ordered=False, evaluations=50)
+    assert canonical_events(tmp_path / "other") != events
+
+
+def test_the_next_phase_begins_with_the_winner(tmp_path: Path) -> None:
+    given: list[Recipe | None] = []
+
+    def second(winner: Recipe | None) -> SearchSpace:
+        given.append(winner)
+        return TwoWeights()
+
+    strategy = CmaEs(TwoWeights.spec, (Objective("score"),), seed=0, popsize=6)
+    phases = [
+        Phase.of(TwoWeights(), strategy, 20, "merge"),
+        Phase("path", 15, second, lambda spec, baselines: Steady(len(baselines)), takes_winner=True),
+    ]
+    search = run(tmp_path / "run", Evaluator(), phases=phases)
+    events = canonical_events(tmp_path / "run")
+    first, then = (event for event in events if event["event"] == "phase")
+    assert (first["phase"], first["number"], first["phases"], first["winner"]) == ("merge", 1, 2, None)
+    assert (then["phase"], then["evaluations"], then["genes"]) == ("path", 15, ["a", "b"])
+    before = [e for e in events[: events.index(then)] if e["event"] == "improved"][-1]
+    assert then["winner"] == before["candidate"]
+    assert [recipe.hash for recipe in given if recipe] == [before["recipe_hash"]]
+    assert [e["candidate"] for e in told(events, "search")] == list(range(39))
+    assert events[-1]["evaluations"] == 35
+    assert search.best is not None
+
+
+def test_a_phase_that_needs_a_winner_does_not_run_without_one(tmp_path: Path) -> None:
+    phases = [
+        Phase.of(TwoWeights(), Steady(), 8, "merge"),
+        Phase("path", 8, lambda winner: TwoWeights(), lambda spec, baselines: Steady(), takes_winner=True),
+    ]
+    run(tmp_path / "run", Evaluator(fails=frozenset(range(4, 99))), phases=phases)
+    events = canonical_events(tmp_path / "run")
+    assert events[-1]["reason"].startswith("no candidate could be scored, and phase path")
+    assert events[-1]["evaluations"] == 8
+
+
+def test_without_baselines_they_are_still_scored_on_held_out_items(tmp_path: Path) -> None:
+    search = run(tmp_path / "run", Evaluator(), baselines=False)
+    events = canonical_events(tmp_path / "run")
+    assert [e["candidate"] for e in told(events, "search")] == list(range(40))
+    names = [e["name"] for e in events if e["event"] == "asked" and e["split"] == "held_out"]
+    assert names == ["a", "b", "base", UNIFORM, "best"]
+    assert search.best is not None

@@ -1,0 +1,103 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_search import POOL, Evaluator, Steady, TwoWeights, run, score, told
+
+from evomerge.errors import ConfigError, InfeasibleError
+from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.ledger import canonical_events, read_items, read_ledger
+from evomerge.protocols import Objective
+from evomerge.recipe import Recipe
+from evomerge.recipe_yaml import dump_recipe
+from evomerge.warm_start import WarmStart
+
+SCORE = (Objective("score"),)
+PRINT = "sha256:none"
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A run of 20 evaluations that began with a fingerprint."""
+    run(tmp_path / "earlier", Evaluator(), evaluations=20)
+    return tmp_path / "earlier"
+
+
+def source(folder: Path, fitness: str | None = PRINT, again: int = 3) -> WarmStart:
+    warm = WarmStart([str(folder)], again, SCORE)
+    warm._prints = dict.fromkeys(warm._prints or {folder: None}, fitness)
+    return warm
+
+
+def test_what_was_evaluated_by_the_same_fitness_is_told_and_costs_nothing(earlier: Path, tmp_path: Path) -> None:
+    warm, strategy = source(earlier), Steady()
+    search = run(tmp_path / "run", Evaluator(), 5, strategy=strategy, warm=lambda space, n: warm(space, PRINT, n == 0))
+    events = canonical_events(tmp_path / "run")
+    given = [e for e in events if e["event"] == "warm"]
+    before = [e for e in told(canonical_events(earlier), "search") if e["candidate"] >= 4 and e["status"] == "ok"]
+    assert [e["objectives"] for e in given] == [e["objectives"] for e in before]
+    assert [e["source"] for e in given] == [f"{earlier}#{e['candidate']}" for e in before]
+    assert strategy.injected == [e["candidate"] for e in given]
+    assert len(told(events, "search")) == 4 + 5
+    assert search.best_value >= max(e["objectives"].get("score", 0) for e in before)
+    ok = next(e for e in given if e["status"] == "ok")
+    assert np.array_equal(read_items(tmp_path / "run", ok["candidate"])["task/acc"], [ok["objectives"]["score"], 1.0])
+
+
+def test_another_fitness_evaluates_the_best_again_before_all_others(earlier: Path, tmp_path: Path) -> None:
+    warm, strategy = source(earlier), Steady()
+    run(tmp_path / "run", Evaluator(), 8, strategy=strategy, warm=lambda space, n: warm(space, "sha256:other", n == 0))
+    events = canonical_events(tmp_path / "run")
+    assert not [e for e in events if e["event"] == "warm"]
+    asked = [e for e in events if e["event"] == "asked" and e["genome"] is not None and e["split"] == "search"]
+    values = {tuple(e["genome"]): None for e in read_ledger(earlier) if e["event"] == "asked" and e["genome"]}
+    ranked = sorted(values, key=lambda g: -score(POOL.linear(dict(zip("ab", g, strict=True)))) if sum(g) <= 1.5 else 9)
+    assert [tuple(e["genome"]) for e in asked[:3]] == ranked[:3]
+    assert strategy.injected == [e["candidate"] for e in asked[:3]]
+    assert len(asked) == 8
+
+
+def test_strategies_that_start_from_a_point_start_from_the_best(earlier: Path) -> None:
+    warmth = source(earlier)(TwoWeights(), PRINT)
+    assert warmth.start is not None
+    started = warmth.started(TwoWeights.spec)
+    assert started.initial == warmth.start
+    best = max(e.objectives.get("score", -9) for _, e, _ in warmth.told)
+    assert score(TwoWeights().decode(warmth.start)) == pytest.approx(best)
+
+
+def test_a_run_of_other_genes_is_refused(earlier: Path) -> None:
+    class Other(TwoWeights):
+        spec = GenomeSpec((Gene("c"),))
+
+    with pytest.raises(ConfigError, match=r"has 2 genes: a, b, \.\.\.; this search space has 1: c"):
+        source(earlier).check([Other()])
+
+
+class Encodes(TwoWeights):
+    def encode(self, recipe: Recipe) -> Genome:
+        weights: dict[str, Any] = {i.model: dict(i.parameters)["weight"] for i in recipe.slices[0].inputs}
+        if set(weights) - {"a", "b"}:
+            raise InfeasibleError("it uses the base", "weights of a and b only")
+        return self.spec.genome([float(weights.get("a", 0.0)), float(weights.get("b", 0.0))])
+
+
+def test_a_named_recipe_is_the_first_candidate(tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text(dump_recipe(POOL.linear({"a": 0.7, "b": 0.2})))
+    warm = WarmStart([str(tmp_path / "good.yaml")], 0, SCORE)
+    warm.check([Encodes()])
+    warmth = warm(Encodes(), PRINT)
+    assert [genome.values for genome in warmth.again] == [(0.7, 0.2)]
+    assert not warm(Encodes(), PRINT, first=False).again
+
+
+def test_a_recipe_that_the_space_cannot_encode_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(dump_recipe(POOL.linear({"base": 1.0})))
+    warm = WarmStart([str(tmp_path / "base.yaml")], 0, SCORE)
+    with pytest.raises(ConfigError, match="it uses the base"):
+        warm.check([Encodes()])
+    with pytest.raises(ConfigError, match="TwoWeights cannot turn recipes into genomes"):
+        warm.check([TwoWeights()])
+    with pytest.raises(ConfigError, match="a run folder or a recipe file that exists"):
+        WarmStart([str(tmp_path / "nothing")], 0, SCORE)
