@@ -17,6 +17,7 @@ def run(arguments: Sequence[str]) -> int:
 def search(config: Config) -> None:
     """Build and check the parts, run, and print the result."""
     from evomerge.cli.console import Progress, print_result, warn_settings
+    from evomerge.cli.path import print_path
     from evomerge.factory import build_parts
     from evomerge.factory import run as run_search
 
@@ -25,3 +26,4 @@ def search(config: Config) -> None:
     with Progress(config, parts) as progress:
         folder = run_search(config, parts, progress.observe)
     print_result(folder.path, config.imports)
+    print_path(folder.path)
