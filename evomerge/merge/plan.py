@@ -224,6 +224,7 @@ class _Planner:
     def __init__(self, recipe: Recipe, pool: Pool, identities: Mapping[str, str], stages: Mapping[str, Plan]) -> None:
         self.recipe, self.pool, self.layout = recipe, pool, pool.layout
         self.identities, self.stages = identities, stages
+        self.copies = stage_plans(pool).copies
         self.scales = {e.slice: float(e.scale) for e in recipe.slices if e.scale is not None and e.scale != 1}
 
     def plan(self, where: str = "") -> Plan:
@@ -235,7 +236,45 @@ class _Planner:
             raise type(error)(f"{where}{error.given}", error.allowed, error.do) from error
 
     def slice(self, entry: SliceRecipe) -> SlicePlan:
-        """One slice: its tensors in parts of equal parameters."""
+        """One slice."""
+        plain = self.copied(entry)
+        return self.scaled(plain) if self.scales else plain
+
+    def copied(self, entry: SliceRecipe) -> SlicePlan:
+        """A slice without its factors; those that are a model's as they are, of paths say, are planned once.
+
+        The key of a slice does not depend on its layer, nor do its parts: other layers differ in names only.
+        """
+        only = entry.inputs[0]
+        if (
+            entry.method != "passthrough"
+            or len(entry.inputs) != 1
+            or entry.base is not None
+            or entry.parameters
+            or only.parameters
+            or only.model not in self.identities
+        ):
+            return self.plain(entry)
+        slice_ = entry.slice
+        names = self.copies.get(slice_)
+        if names is None:
+            tensors = self.layout.of_slice(slice_)
+            first = slice_ if slice_.layer is None else SliceId(slice_.component, 0)
+            like = self.layout.tensors[slice_ if slice_ in self.layout.tensors else first]
+            # Layers whose tensors have the same names but for their number are of one form.
+            form = tuple(name.replace(f".{slice_.layer}.", ".*.", 1) for name in tensors)
+            names = self.copies[slice_] = tensors, like, form
+        tensors, like, form = names
+        key = form, only.model, slice_.layer if only.layer is None else only.layer, self.recipe.dtype
+        known: SlicePlan | None = self.copies.get(key)
+        if known is None:
+            known = self.copies[key] = self.plain(entry)
+        if known.slice == slice_:
+            return known
+        return SlicePlan(slice_, known.key, tensors, like, known.parts, known.dtype)
+
+    def plain(self, entry: SliceRecipe) -> SlicePlan:
+        """A slice without its factors: its tensors in parts of equal parameters."""
         tensors = self.layout.of_slice(entry.slice)
         given = (entry.parameters, *(i.parameters for i in entry.inputs))
         if any(isinstance(value, ByTensor) for values in given for _, value in values):
@@ -247,8 +286,7 @@ class _Planner:
         parts = tuple(self.part(entry, shared, each, tuple(n)) for (shared, *each), n in groups.items())
         known = entry.slice if entry.slice in self.layout.tensors else SliceId(entry.slice.component, 0)
         like = self.layout.tensors[known]
-        plain = SlicePlan(entry.slice, self.key(entry.slice, parts), tensors, like, parts, self.recipe.dtype)
-        return self.scaled(plain) if self.scales else plain
+        return SlicePlan(entry.slice, self.key(entry.slice, parts), tensors, like, parts, self.recipe.dtype)
 
     def scaled(self, plain: SlicePlan) -> SlicePlan:
         """A slice with the factors that the recipe's scales give its tensors."""
@@ -256,20 +294,25 @@ class _Planner:
         scale = self.scales.get(plain.slice, 1.0)
         if scale != 1.0:
             self.check_scale(plain.slice, scale)
-        for number, like in enumerate(plain.like):
-            rule = self.pool.residual.rule(self.layout.parameters[like])
-            if rule is None:
-                continue
+        rules = self.copies.get(plain.like)
+        if rules is None:
+            found = [(n, self.pool.residual.rule(self.layout.parameters[like])) for n, like in enumerate(plain.like)]
+            rules = self.copies[plain.like] = [(number, rule) for number, rule in found if rule is not None]
+        for number, rule in rules:
             # A post-norm is a norm, and what its attention or feed-forward part adds to the stream.
             value = self.scales.get(SliceId(rule.component, None if rule.component == "final_norm" else layer), 1.0)
             if value != 1.0:
                 into = flips if rule.component in ("norm", "final_norm") else factors
                 into.append(Factor(number, value, rule.offset))
+        if not (flips or factors or scale != 1.0):
+            return plain
         unscaled = replace(plain, key=_with_factors(plain.key, flips), factors=tuple(flips)) if flips else plain
         every = (*flips, *factors)
         key = _with_factors(plain.key, every) if factors else unscaled.key
         mine = scale if plain.slice.component in ("attn", "mlp") else 1.0
-        return replace(unscaled, key=key, factors=every, scale=mine, _unscaled=unscaled)
+        return SlicePlan(
+            plain.slice, key, plain.tensors, plain.like, plain.parts, plain.dtype, every, mine, _unscaled=unscaled
+        )
 
     def check_scale(self, slice_: SliceId, scale: float) -> None:
         """Refuse what this architecture cannot be scaled by."""
@@ -367,8 +410,8 @@ class _Planner:
 
 def _with_factors(key: str, factors: Sequence[Factor]) -> str:
     """The content key of a slice with factors on some of its tensors."""
-    content = [key, [[factor.tensor, factor.value, factor.offset] for factor in factors]]
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+    content = key + repr([(factor.tensor, factor.value, factor.offset) for factor in factors])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _at(values: Parameters, tensor: str) -> Parameters:

@@ -12,10 +12,15 @@ KEPT = 1024
 
 
 class StagePlans(Generic[P]):
-    """The plans of one pool's intermediates by recipe; not used by two threads at a time."""
+    """The plans of one pool's intermediates by recipe; not used by two threads at a time.
+
+    Attributes:
+        copies: what planning knows of slices that are a model's as they are.
+    """
 
     def __init__(self) -> None:
         self._plans: dict[Any, P] = {}
+        self.copies: dict[Any, Any] = {}
 
     def get(self, key: Any) -> P | None:
         """The plan, which is then the one used last; ``None`` where there is none."""
