@@ -25,7 +25,10 @@ def fitness(rows: np.ndarray, alpha: float, epsilon: float, capacity: np.ndarray
     """The paper's formula, one sum at a time."""
     return np.array(
         [
-            sum(c * s / (sum(row[j] for row in rows) ** alpha + epsilon) for j, (c, s) in enumerate(zip(capacity, own)))
+            sum(
+                c * s / (sum(row[j] for row in rows) ** alpha + epsilon)
+                for j, (c, s) in enumerate(zip(capacity, own, strict=True))
+            )
             for own in rows
         ]
     )
@@ -65,7 +68,9 @@ def test_attraction_is_the_papers_formula(rows: np.ndarray, kind: Any) -> None:
     total = rows.sum(0) ** (2.0 if kind == "alpha" else 1.0)
     for first in range(3):
         wanted = [
-            sum(c * max(b - a, 0) / (z + 0.125) for c, b, a, z in zip(rows.max(0), row, rows[first], total, strict=True))
+            sum(
+                c * max(b - a, 0) / (z + 0.125) for c, b, a, z in zip(rows.max(0), row, rows[first], total, strict=True)
+            )
             for row in rows
         ]
         np.testing.assert_allclose(population.attraction(first), wanted, rtol=1e-12)

@@ -15,6 +15,7 @@ import pytest
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.lineage_genome import LineageGenome, LineageSpec
 from evomerge.protocols import Objective, Proposal, Strategy
 from evomerge.strategies.random_search import RandomSearch
 
@@ -57,8 +58,24 @@ def unit(spec: GenomeSpec, genome: Genome) -> np.ndarray:
     return (np.array(values) - low) / np.where(high > low, high - low, 1.0)
 
 
+def shares(spec: LineageSpec, genome: LineageGenome) -> np.ndarray:
+    """How much of every seed is in the first chromosome of a lineage, were it linear and the split its middle."""
+    found: dict[str, np.ndarray] = {}
+    for each in genome.lineage:
+        if not each.parents:
+            found[each.digest] = np.eye(len(spec.seeds))[spec.seeds.index(each.values[0])]
+            continue
+        mix, split = each.values[:2]
+        t = split * mix + (1 - split) * (1 - mix)
+        found[each.digest] = (1 - t) * found[each.parents[0].digest] + t * found[each.parents[1].digest]
+    return found[genome.digest]
+
+
 def sphere(spec: GenomeSpec, genome: Genome) -> float:
-    """Squared distance to the optimum over the genes that are free."""
+    """Squared distance to the optimum over the genes that are free; of a lineage, over the shares of its seeds."""
+    if isinstance(spec, LineageSpec):
+        assert isinstance(genome, LineageGenome)
+        return float(np.sum((shares(spec, genome) - 1 / len(spec.seeds)) ** 2))
     low, high = spec.bounds
     return float(np.sum((unit(spec, genome) - OPTIMUM)[low < high] ** 2))
 
@@ -234,7 +251,8 @@ class StrategyContract:
     def test_genomes_stay_within_bounds_and_on_their_grids(self, player: Player) -> None:
         for genome in player.run(150):
             self.spec.check(genome)
-            assert self.spec.genome(genome.values) == genome
+            if not isinstance(genome, LineageGenome):  # a child is more than its values
+                assert self.spec.genome(genome.values) == genome
 
     def test_inputs_are_not_changed(self, make: Make) -> None:
         spec, objectives = copy.deepcopy(self.spec), copy.deepcopy(MAXIMISE)
