@@ -175,7 +175,7 @@ class _Builder:
             for place, _ in self._taken(entry):
                 result.setdefault(place, min(layer, self.depths[place] - 1))
         if self.form.weighted:
-            # mergekit reads the head from as many sources of the last layer as the first layer has: those it needs lead.
+            # mergekit reads the head from as many sources of the last layer as the first has: those it needs lead.
             leading = dict.fromkeys(place for entry in outer for place, _ in self._taken(entry))
             result = {place: result[place] for place in (leading | result)}
         if not self.form.weighted and self.form.base != "first":
