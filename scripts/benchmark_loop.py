@@ -44,7 +44,7 @@ class NullWorker:
 def pool_info(layers: int) -> PoolInfo:
     """A pool of a base and two sources with this many layers; there are no files."""
     slices = [SliceId("embed")]
-    slices += [SliceId(part, layer) for layer in range(layers) for part in ("attn", "mlp", "norm")]  # type: ignore[arg-type]
+    slices += [SliceId(part, layer) for layer in range(layers) for part in ("attn", "mlp", "norm")]
     refs = tuple((name, ModelRef(name, fingerprint=f"sha256:{name}")) for name in ("base", "math", "lang"))
     slices += [SliceId("final_norm"), SliceId("head")]
     return PoolInfo(refs, ("math", "lang"), "base", tuple(slices), layers, "float32")
