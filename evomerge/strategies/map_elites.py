@@ -1,0 +1,239 @@
+"""MAP-Elites: the best candidate of every kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.candidate import Candidate, Evaluation
+from evomerge.errors import ConfigError
+from evomerge.genome import Genome, GenomeSpec
+from evomerge.protocols import Objective, Proposal
+from evomerge.strategies.archives import Shape, add, archive_state, cells_of, make_archive, refill
+from evomerge.strategies.capabilities import KINDS, check_range, objective_named, require
+from evomerge.strategies.coordinates import Coordinates
+from evomerge.strategies.descriptors import Descriptors
+from evomerge.strategies.generations import gain_of
+from evomerge.strategies.operators import reset
+from evomerge.strategies.ribs_import import GaussianEmitter, IsoLineEmitter
+from evomerge.strategies.saving import InFlight, check_settings, rng_state, settings_of, starts_of
+
+Array = NDArray[np.float64]
+Choices = NDArray[np.int64]
+
+GRID_STD = 0.5
+"""Standard deviations of grids and whole numbers are at least this many steps, or changes would be rounded away."""
+
+
+@dataclass(frozen=True)
+class Elite:
+    """The best candidate of one cell: its id, genome, gain (larger is better) and descriptors."""
+
+    candidate: int
+    genome: Genome
+    gain: float
+    descriptors: tuple[float, ...]
+
+
+class MapElites:
+    """MAP-Elites (Mouret and Clune 2015, arXiv 1504.04909) with the archives and emitters of `ribs`.
+
+    An archive divides the space of descriptors (`Descriptors`) into cells and keeps the best candidate of each. The
+    first `initial` proposals are the spec's start (and its seeds, if it has any) and random genomes; from then on each
+    varies elites drawn uniformly: along the line to another one (``iso_line``, Vassiliades and Mouret 2018, arXiv
+    1804.03906) or by Gaussian noise (``gaussian``). Both work on the unit cube, clipped to it; categorical and boolean
+    genes are numbers' middles of intervals there, and are drawn anew with a probability of one over the free genes.
+
+    Evaluations that are not ``ok``, and scores or descriptors that are not numbers, are not told to the archive;
+    descriptors out of range belong to the outermost cells. A score equal to an elite's does not replace it.
+    Candidates that were not proposed and candidates told a second time are ignored; `inject` offers the former to
+    the archive. `ask` never waits: while the archive is empty it proposes random genomes.
+
+    Args:
+        spec: the genes, of any kind.
+        objectives: one or several; `objective` is the quality, the others may be descriptors.
+        seed: of all that is random here.
+        objective: name of the quality; the first for ``None``.
+        descriptors, ranges: see `Descriptors`.
+        archive: ``grid``, or ``cvt`` for many descriptors.
+        cells: of a grid for each descriptor, or one number for all; of a tessellation, all.
+        emitter: ``iso_line`` or ``gaussian``.
+        sigma: standard deviation of the noise, in units of a gene's range; for ``None`` 0.01 with ``iso_line`` (its
+            paper's) and 0.1 with ``gaussian``.
+        line_sigma: standard deviation along the line; 0.2 is its paper's.
+        initial: how many random genomes come first.
+        spread: their standard deviation around the start, in units of a gene's range; uniform for ``None``.
+        batch: how many ``ask(None)`` proposes.
+
+    Raises:
+        ConfigError: no free gene, or arguments out of range.
+    """
+
+    asynchronous: ClassVar[bool] = True
+    multi_objective: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[str]] = KINDS
+
+    def __init__(
+        self,
+        spec: GenomeSpec,
+        objectives: Sequence[Objective],
+        *,
+        seed: int,
+        objective: str | None = None,
+        descriptors: list[str] | None = None,
+        ranges: list[list[float] | None] | None = None,
+        archive: Shape = "grid",
+        cells: int | list[int] = 10,
+        emitter: Literal["iso_line", "gaussian"] = "iso_line",
+        sigma: float | None = None,
+        line_sigma: float = 0.2,
+        initial: int = 20,
+        spread: float | None = None,
+        batch: int = 16,
+    ) -> None:
+        require(type(self), "MAP-Elites", spec, objectives, seed)
+        self._objective = objective_named(objectives, objective, "strategy.objective")
+        if emitter not in ("iso_line", "gaussian"):
+            raise ConfigError(f"strategy.emitter is {emitter!r}", "iso_line or gaussian")
+        sigma = sigma if sigma is not None else 0.01 if emitter == "iso_line" else 0.1
+        check_range("sigma", sigma, 0, 1)
+        check_range("line_sigma", line_sigma, 0, 10)
+        check_range("initial", initial, 0, math.inf)
+        check_range("spread", 0 if spread is None else spread, 0, 1)
+        check_range("batch", batch, 1, math.inf)
+        self._descriptors = Descriptors(spec, objectives, descriptors, ranges)
+        self._shape, self._cells = archive, cells_of(archive, cells, len(self._descriptors))
+        self._emitter_name, self._line_sigma = emitter, line_sigma
+        self._initial, self._spread, self._batch = initial, spread, batch
+        self._spec, self._coordinates = spec, Coordinates(spec)
+        self._counts = np.array(self._coordinates.counts, dtype=np.int64)
+        self._sigma = np.concatenate(
+            [np.maximum(sigma, GRID_STD * self._coordinates.steps), np.full(len(self._counts), sigma)]
+        )
+        self._settings = settings_of(
+            spec,
+            [self._objective],
+            descriptors=self._descriptors.names,
+            ranges=[list(ends) for ends in self._descriptors.ranges],
+            archive=archive,
+            cells=self._cells,
+            emitter=emitter,
+            sigma=sigma,
+            line_sigma=line_sigma,
+            initial=initial,
+            spread=spread,
+        )
+        self._rng = np.random.default_rng(seed)
+        self._starts = starts_of(spec, self._coordinates)
+        self._proposed = 0
+        self._flight = InFlight(self._coordinates)
+        self._build(None)
+
+    def ask(self, n: int | None = None) -> list[Proposal]:
+        """`n` proposals, or a batch."""
+        return [self._propose() for _ in range(self._batch if n is None else max(n, 0))]
+
+    def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Offer a scored proposal to the archive.
+
+        Raises:
+            FitnessError: the evaluation is ok and lacks the objective or a descriptor.
+        """
+        row = self._flight.take(candidate.genome)
+        if row is not None:
+            self._offer(row[0], row[1], candidate, evaluation)
+
+    def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Offer a candidate from elsewhere to the archive."""
+        if candidate.genome is not None:
+            self._offer(*self._coordinates.point(candidate.genome), candidate, evaluation)
+
+    def elites(self) -> list[Elite]:
+        """The best candidate of every filled cell, in the order in which the cells were first filled."""
+        data = self._archive.data(["id", "solution", "objective", "measures"])
+        return [
+            Elite(int(i), self._coordinates.genome(*self._split(solution)), float(gain), tuple(measures.tolist()))
+            for i, solution, gain, measures in zip(*data.values(), strict=True)
+        ]
+
+    @property
+    def coverage(self) -> float:
+        """The share of cells that are filled."""
+        return len(self._archive) / int(self._archive.cells)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The elites, what is in flight, and the random generator's state."""
+        return {
+            "settings": dict(self._settings),
+            "rng": rng_state(self._rng),
+            "archive": archive_state(self._archive),
+            "flight": self._flight.state(),
+            "proposed": self._proposed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state` was taken.
+
+        Raises:
+            ConfigError: the state is of a MAP-Elites with other settings or genes.
+        """
+        check_settings("MAP-Elites", self._settings, state["settings"])
+        self._build(np.array(state["archive"]["centroids"], dtype=np.float64))
+        refill(self._archive, state["archive"])
+        self._flight.load(state["flight"])
+        self._proposed = int(state["proposed"])
+        self._rng.bit_generator.state = state["rng"]
+
+    def _build(self, centroids: Array | None) -> None:
+        """An empty archive and its emitter, which share our random generator, so that its state is theirs."""
+        dimension = len(self._sigma)
+        self._archive = make_archive(
+            self._shape, self._cells, self._descriptors.ranges, dimension, self._rng, centroids
+        )
+        options: dict[str, Any] = {
+            "x0": np.full(dimension, 0.5),  # never used: an empty archive does not get here
+            "lower_bounds": np.zeros(dimension),
+            "upper_bounds": np.ones(dimension),
+            "batch_size": 1,
+            "seed": self._rng,
+        }
+        if self._emitter_name == "iso_line":
+            noise: dict[str, Any] = {"iso_sigma": self._sigma, "line_sigma": self._line_sigma}
+            self._emitter: IsoLineEmitter | GaussianEmitter = IsoLineEmitter(self._archive, **noise, **options)
+        else:
+            self._emitter = GaussianEmitter(self._archive, sigma=self._sigma, **options)
+
+    def _propose(self) -> Proposal:
+        """A genome to start from, a random one, or a variation of elites."""
+        self._proposed += 1
+        if self._proposed <= len(self._starts):
+            return Proposal(self._flight.add(*self._starts[self._proposed - 1], 0))
+        if self._proposed <= self._initial or self._archive.empty:
+            return Proposal(self._flight.add(*self._coordinates.sample(self._rng, self._spread), 0))
+        point, choices = self._split(self._emitter.ask()[0])
+        if len(choices):
+            chosen = self._rng.random(len(choices)) < 1 / len(self._sigma)
+            if not len(point):  # nothing else varies
+                chosen[int(self._rng.integers(len(choices)))] = True
+            choices = reset(choices, chosen, self._counts, self._rng)
+        return Proposal(self._flight.add(point, choices, 0), tuple(dict.fromkeys(self._archive.sampled)))
+
+    def _offer(self, point: Array, choices: Choices, candidate: Candidate, evaluation: Evaluation) -> None:
+        gain = gain_of(evaluation, self._objective)
+        if math.isnan(gain) or candidate.genome is None:
+            return
+        measures = self._descriptors.of(candidate.genome, evaluation)
+        if measures is not None:
+            solution = np.concatenate([point, (choices + 0.5) / np.maximum(self._counts, 1)])
+            add(self._archive, solution, gain, measures, candidate.id)
+
+    def _split(self, solution: Array) -> tuple[Array, Choices]:
+        """Coordinates and choices of a solution."""
+        numbers = len(self._coordinates.start)
+        choices = np.minimum((solution[numbers:] * self._counts).astype(np.int64), self._counts - 1)
+        return np.array(solution[:numbers], dtype=np.float64), choices
