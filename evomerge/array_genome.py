@@ -108,9 +108,10 @@ class ArraySpec(GenomeSpec):
                 f"a genome of {len(values)} values was given", f"the search space has {len(self.genes)} genes"
             )
         array = np.array(values, dtype=np.float32)
-        np.clip(array, -self.bound, self.bound, out=array)
-        if np.isnan(array.sum()):
-            raise ConfigError("a genome with NaN was given", f"numbers in [{-self.bound}, {self.bound}]")
+        if not (array.max() <= self.bound and array.min() >= -self.bound):
+            if np.isnan(array).any():
+                raise ConfigError("a genome with NaN was given", f"numbers in [{-self.bound}, {self.bound}]")
+            np.clip(array, -self.bound, self.bound, out=array)
         return _taken(array)
 
     def check(self, genome: Genome) -> None:

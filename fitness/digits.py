@@ -104,8 +104,9 @@ class DigitsFitness:
         if not math.isfinite(float(weights.sum())):
             raise FitnessError("the weights or their sum are not finite", "finite float32 weights")
         forward_at = time.perf_counter()
-        right = (self.forward(weights).argmax(axis=1) == self._labels).astype(np.float64)
+        logits = self.forward(weights)
         seconds = time.perf_counter() - forward_at
+        right = (logits.argmax(axis=1) == self._labels).astype(np.float64)
         accuracy = float(right.sum()) / len(right)
         metrics = {ITEMS: accuracy, "digits/odd": float(self._odd @ right), "digits/even": float(self._even @ right)}
         other = time.perf_counter() - started - seconds

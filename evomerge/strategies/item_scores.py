@@ -38,6 +38,7 @@ class ItemScores:
         self._patterns = patterns
         self._lower = LOWER_IS_BETTER if lower_is_better is None else tuple(lower_is_better)
         self._layout: list[tuple[str, int]] | None = None
+        self._known: dict[str, bool] = {}
 
     def vector(self, evaluation: Evaluation) -> NDArray[np.float64] | None:
         """The scores of all items, one task after the other; ``None`` where there is nothing to learn from.
@@ -88,5 +89,7 @@ class ItemScores:
         return [name for name in names if not self._is_lower(name)] or names
 
     def _is_lower(self, name: str) -> bool:
-        metric = name.rpartition("/")[2]
-        return any(fnmatchcase(metric, pattern) or fnmatchcase(name, pattern) for pattern in self._lower)
+        if name not in self._known:
+            metric = name.rpartition("/")[2]
+            self._known[name] = any(fnmatchcase(metric, p) or fnmatchcase(name, p) for p in self._lower)
+        return self._known[name]
