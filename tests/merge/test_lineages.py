@@ -69,7 +69,7 @@ def test_the_best_is_written_in_a_fresh_process_bit_for_bit(
 ) -> None:
     pool = opened(llamas, dtype=torch.bfloat16)
     recipe, scored, generation = evolve(pool, Resident(pool), 24, **options)
-    assert generation > 1
+    assert generation > 0
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     command = [sys.executable, "-m", "evomerge", "merge", str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
