@@ -139,7 +139,6 @@ def test_choices_are_drawn_anew() -> None:
     spec = GenomeSpec(tuple(Gene(f"m{i}", "categorical", choices=tuple("abcd")) for i in range(5)))
     strategy = MapElites(spec, MAXIMISE, seed=0, descriptors=["length/acc"], initial=3)
     player = Player(strategy, spec, lambda _, g: float(sum(v != "d" for v in g.values)))
-    player.run(3)
     while len(player.asked) < 300:
         player.ask(5)
         player.tell(make=lambda c: scored(c.id, player.score(spec, c.genome), metrics={"length/acc": c.id % 7 / 7}))
