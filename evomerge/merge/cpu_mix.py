@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evomerge.merge.kernels.memory import BF16, F16, F32
 from evomerge.merge.kernels.mixing import mix as mix_kernel
 from evomerge.merge.masks import kept_below
-from evomerge.merge.mix import LARGEST, Cut, Mix
+from evomerge.merge.mix import LARGEST, Cut, Mix, Term
 from evomerge.merge.torch_mix import least_vote, vote_of
 
 KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
@@ -23,6 +23,7 @@ KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 PART = 1 << 16
 """Elements; less is not worth another thread."""
 
+_EVERY = 2**31 - 1  # the largest random number
 _STREAM = 1 << 20  # bytes: a smaller result is better left in the cache
 
 
@@ -41,24 +42,23 @@ def in_parts(run: Callable[[int, int], int], count: int) -> list[int]:
     return list(_threads(threads).map(run, *zip(*bounds, strict=True)))
 
 
-@dataclass(frozen=True)
 class MixCall:
     """A mix ready to be carried out, by any thread and in any parts.
 
-    Attributes:
+    Args:
         count: elements.
         begin: where in the tensor they begin.
-        arguments, settings: of the kernel, before and after the range.
+        settings: of the kernel, before the range.
     """
 
-    count: int
-    begin: int
-    arguments: tuple[Any, ...]
-    settings: tuple[Any, ...]
+    __slots__ = ("_settings", "begin", "count")
+
+    def __init__(self, count: int, begin: int, settings: tuple[Any, ...]) -> None:
+        self.count, self.begin, self._settings = count, begin, settings
 
     def __call__(self, begin: int, end: int) -> int:
         """Carry out elements `begin` to `end` of `count`; returns whether one is not finite."""
-        bad: int = mix_kernel(*self.arguments, self.begin + begin, self.begin + end, *self.settings)
+        bad: int = mix_kernel(*self._settings, self.begin + begin, self.begin + end)
         return bad
 
 
@@ -105,41 +105,50 @@ def mix_call(
         return None
     origin = base if mix.differences else None
     first = out.data_ptr() - begin * out.dtype.itemsize  # where the whole tensor would lie
-    terms = [mix.terms[i] for i in used]
-    votes = [vote_of(term) for term in terms]
-    arguments = (
-        np.array([inputs[i].data_ptr() for i in used], np.int64),
-        np.array([KINDS[inputs[i].dtype] for i in used], np.int64),
-        origin.data_ptr() if origin is not None else 0,
-        KINDS[origin.dtype] if origin is not None else F32,
-        first,
-        KINDS[out.dtype],
-    )
+    terms, kind = [mix.terms[i] for i in used], KINDS[out.dtype]
+    sources = [inputs[i] for i in used]
+    kinds = tuple([KINDS[source.dtype] for source in sources])
+    base_kind = KINDS[origin.dtype] if origin is not None else kind
+    direct = kind != F16 and base_kind == kind and kinds.count(kind) == len(kinds)
+    votes = [vote_of(term) for term in terms] if mix.elect else None
     settings = (
-        np.array([term.weight for term in terms], np.float32),
-        np.array(votes, np.float32),
-        np.array([cut_row(term.cut) for term in terms], np.int64),
-        np.array([keys[i] if mix.terms[i].density is not None else 0 for i in used], np.uint64),
-        np.array([mask_bound(term.density) for term in terms], np.int64),
-        origin is not None,
-        mix.elect,
-        mix.normalize,
-        np.float32(least_vote(votes)),
-        np.float32(1 if mix.elect else mix.divisor),
-        np.float32(mix.scale),
-        out.nbytes >= _STREAM and first % 32 == 0,
+        tuple([source.data_ptr() for source in sources]),
+        kinds,
+        tuple([float(term.weight) for term in terms]),
+        origin.data_ptr() if origin is not None else None,
+        base_kind,
+        True if direct and kind == BF16 else None,
+        np.array([cut_row(term.cut) for term in terms], np.int64) if any(term.cut for term in terms) else None,
+        _masks(terms, [keys[i] for i in used]) if any(term.density is not None for term in terms) else None,
+        np.array(votes, np.float32) if votes else None,
+        least_vote(votes) if votes and mix.normalize else None,
+        float(mix.divisor) if not mix.elect and mix.divisor != 1 else None,
+        float(mix.scale),
+        first,
+        kind,
+        True if direct and out.nbytes >= _STREAM and first % 32 == 0 else None,
+        direct,
     )
-    return MixCall(out.numel(), begin, arguments, settings)
+    return MixCall(out.numel(), begin, settings)
 
 
-def mask_bound(density: float | None) -> int:
-    """What random numbers must lie below; -1 where every element stays."""
-    return -1 if density is None or density >= 1 else kept_below(density)
+def _masks(terms: Sequence[Term], keys: Sequence[int]) -> NDArray[np.uint32]:
+    """Keys and bounds as the kernels take them."""
+    rows = []
+    for term, key in zip(terms, keys, strict=True):
+        last = mask_last(term.density)
+        rows.append((0, 0, last) if last == _EVERY else (key & 0xFFFFFFFF, key >> 32, last & 0xFFFFFFFF))
+    return np.array(rows, np.uint32)
+
+
+def mask_last(density: float | None) -> int:
+    """The largest random number of an element that stays; -1 for none."""
+    return _EVERY if density is None or density >= 1 else kept_below(density) - 1
 
 
 def cut_row(cut: Cut | None) -> tuple[int, int, int, int]:
-    """A cut as the kernels take it; -1 first for none."""
+    """A cut as the kernels take it."""
     if cut is None:
-        return -1, 0, 0, 0
+        return -1, 0, LARGEST + 1, 0
     # Nothing finite is above the largest: infinities stay, to be found in the result.
     return cut.low, cut.low_end, LARGEST + 1 if cut.high == LARGEST else cut.high, cut.high_start

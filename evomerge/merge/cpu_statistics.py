@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.errors import EvomergeError
-from evomerge.merge.cpu_mix import KINDS, cut_row, in_parts, mask_bound
+from evomerge.merge.cpu_mix import KINDS, cut_row, in_parts
 from evomerge.merge.kernels.selection import BINS, SHIFT, gather, histogram, magnitude_bits, order
 from evomerge.merge.kernels.sums import CHUNK, gram, magnitudes
+from evomerge.merge.masks import kept_below
 from evomerge.merge.mix import LARGEST, Cut, cut_between
 
 
@@ -199,7 +200,9 @@ class CpuStatistics:
         task = self._inputs[index]
         address, kind = task.data_ptr(), KINDS[task.dtype]
         limits = np.array(cut_row(cut), np.int64)
-        key, bound = np.uint64(self._keys[index] if density is not None else 0), mask_bound(density)
+        key, bound = np.uint64(0), -1
+        if density is not None and density < 1:
+            key, bound = np.uint64(self._keys[index]), kept_below(density)
         chunks = np.zeros((-(-self.count // CHUNK), 2))
         self._pass(
             lambda begin, end: magnitudes(address, kind, base, base_kind, begin, end, limits, key, bound, chunks)

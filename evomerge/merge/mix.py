@@ -7,8 +7,7 @@ with fused kernels on the CPU (`cpu_kernels`) and with torch operations elsewher
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,7 @@ LARGEST = 0x7F7FFFFF
 """The bits of the largest finite float32."""
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """Which elements of a task vector stay, by the bits of their magnitude as float32.
 
     The bits of nonnegative floats order like the floats. An element of magnitude bits `m` at flat index `e` stays when
@@ -45,8 +43,7 @@ def cut_between(first: int, last: int, count: int, at: Callable[[int], tuple[int
     return Cut(low, low_end, *at(first - 1))
 
 
-@dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):
     """One input of a mix.
 
     Attributes:
@@ -62,8 +59,7 @@ class Term:
     vote: float | None = None
 
 
-@dataclass(frozen=True)
-class Mix:
+class Mix(NamedTuple):
     """``scale * sum_i weight_i x_i / divisor``; with `differences`, of ``x_i - base`` and added to the base.
 
     Attributes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,14 +38,23 @@ class NotedStatistics:
         notes: Notes,
         window: Window | None = None,
     ) -> None:
-        self._found: CpuStatistics | TensorStatistics
-        if inputs[0].device.type == "cpu":
-            self._found = CpuStatistics(inputs, base, shape, keys, window)
-        else:
-            self._found = TensorStatistics(inputs, base, shape, keys)
+        self._tensors = inputs, base
         self._names, self._base = tuple(names[: len(inputs)]), tuple(names[len(inputs) :])
-        self._keys, self._notes = keys, notes
-        self.shape, self.count, self.has_base = shape, self._found.count, base is not None
+        self._keys, self._notes, self._window = keys, notes, window
+        self.shape, self.has_base = shape, base is not None
+
+    @cached_property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @cached_property
+    def _found(self) -> CpuStatistics | TensorStatistics:
+        """What computes them: many methods ask for nothing."""
+        inputs, base = self._tensors
+        if inputs[0].device.type == "cpu":
+            return CpuStatistics(inputs, base, self.shape, self._keys, self._window)
+        return TensorStatistics(inputs, base, self.shape, self._keys)
 
     def gram(self, differences: bool = False) -> NDArray[np.float64]:
         """Inner products of the inputs, or of their task vectors."""

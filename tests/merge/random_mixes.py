@@ -93,5 +93,5 @@ def random_cut(rng: np.random.Generator, task: torch.Tensor) -> Cut:
 
 def with_weights(case: Case, weights: Sequence[float]) -> Case:
     """The same with other weights."""
-    terms = tuple(replace(term, weight=w) for term, w in zip(case.mix.terms, weights, strict=True))
-    return replace(case, mix=replace(case.mix, terms=terms))
+    terms = tuple(term._replace(weight=w) for term, w in zip(case.mix.terms, weights, strict=True))
+    return replace(case, mix=case.mix._replace(terms=terms))

@@ -253,10 +253,10 @@ def beyond(case: Case, start: int) -> Case:
     """The same cuts further on."""
 
     def moved(cut: Cut | None) -> Cut | None:
-        return cut and replace(cut, low_end=cut.low_end + start, high_start=cut.high_start + start)
+        return cut and cut._replace(low_end=cut.low_end + start, high_start=cut.high_start + start)
 
-    terms = tuple(replace(term, cut=moved(term.cut)) for term in case.mix.terms)
-    return replace(case, mix=replace(case.mix, terms=terms))
+    terms = tuple(term._replace(cut=moved(term.cut)) for term in case.mix.terms)
+    return replace(case, mix=case.mix._replace(terms=terms))
 
 
 @pytest.mark.parametrize("start", [2**31 - 300, 2**32 - 700, 2**32, 3 * 2**32 - 1])

@@ -1,4 +1,4 @@
-"""What all kernels read and write with: memory at an address, in any merged dtype, past the cache where it pays."""
+"""What all kernels read and write with: memory at an address, in any merged dtype."""
 
 from __future__ import annotations
 
@@ -46,22 +46,6 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(address), build
-
-
-@intrinsic
-def _stream_32(typing_context: Any, target: Any, source: Any) -> Any:
-    """Copy 32 bytes to an address that is a multiple of 32, past the cache: the line is not read first."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector = ir.VectorType(ir.FloatType(), 8).as_pointer()
-        value = builder.load(builder.inttoptr(arguments[1], vector))
-        value.align = 4
-        store = builder.store(value, builder.inttoptr(arguments[0], vector))
-        store.align = 32
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return types.void(target, source), build
 
 
 @intrinsic
@@ -159,30 +143,21 @@ def infinite_from(kind: int) -> int:
 
 
 @compiled
-def write(source: int, address: int, kind: int, start: int, count: int, stream: bool, scratch: int) -> None:
+def write(source: int, address: int, kind: int, start: int, count: int) -> None:
     """Round float32 numbers to the target's dtype and store them.
 
     Args:
         source: address of the numbers.
         address, kind, start: of the target.
         count: elements.
-        stream: write whole vectors past the cache; asks for a target and start that are multiples of 32 bytes.
-        scratch: address of `count` float32 that are overwritten.
     """
     bits = words(source, count)
     if kind == F32:
         target = words(address + 4 * start, count)
-        if stream:
-            done = count // 8 * 8
-            for e in range(0, done, 8):
-                _stream_32(address + 4 * (start + e), source + 4 * e)
-            for e in range(done, count):
-                target[e] = bits[e]
-        else:
-            for e in range(count):
-                target[e] = bits[e]
+        for e in range(count):
+            target[e] = bits[e]
         return
-    half = halves(scratch if stream else address + 2 * start, count)
+    half = halves(address + 2 * start, count)
     if kind == BF16:
         for e in range(count):
             word = bits[e]
@@ -190,13 +165,6 @@ def write(source: int, address: int, kind: int, start: int, count: int, stream: 
             half[e] = np.uint16(shift_right(add(word, add(_U(0x7FFF), even)), _U(16)))
     else:
         _to_float16(source, half, count)
-    if stream:
-        done = count // 16 * 16
-        for e in range(0, done, 16):
-            _stream_32(address + 2 * (start + e), scratch + 2 * e)
-        rest = halves(address + 2 * start, count)
-        for e in range(done, count):
-            rest[e] = half[e]
 
 
 @compiled

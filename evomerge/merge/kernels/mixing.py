@@ -1,4 +1,4 @@
-"""Mixes in one pass over memory: blocks small enough that every intermediate stays in the first-level cache."""
+"""Mixes over memory, in one pass: in pieces within which masks and cuts follow one rule."""
 
 from __future__ import annotations
 
@@ -7,123 +7,106 @@ from typing import Any
 import numpy as np
 
 from evomerge.merge.kernels.compiling import compiled
-from evomerge.merge.kernels.memory import F16, F32, infinite_from, keep, prefetch, read, width, write
-from evomerge.merge.kernels.passes import (
-    divide,
-    drop,
-    elect_more,
-    elect_start,
-    elect_two,
-    finish,
-    is_infinite,
-    keep_between,
-    limits,
-    times,
-    times_two,
-)
+from evomerge.merge.kernels.lines import STEP, mix_lines, where_given
+from evomerge.merge.kernels.memory import infinite_from, keep, read, width, write
+from evomerge.merge.kernels.passes import limits
 
 BLOCK = 512
-"""Elements at a time; the result does not depend on it."""
+"""Elements that are converted at a time, so that they stay in the first-level cache; results do not depend on it."""
 
-_AHEAD = 4096  # bytes: how far ahead of its use memory is asked for
+_WRAPS = 1 << 32  # elements: masks begin anew there
 _U = np.uint32
-_ONE = np.float32(1)
 
 
 @compiled
 def mix(
     inputs: Any,
     kinds: Any,
-    base: int,
-    base_kind: int,
-    out: int,
-    out_kind: int,
-    begin: int,
-    end: int,
     weights: Any,
-    votes: Any,
+    base: Any,
+    base_kind: int,
+    half: Any,
     cuts: Any,
-    keys: Any,
-    bounds: Any,
-    differences: bool,
-    elect: bool,
-    normalize: bool,
-    least_vote: Any,
+    masks: Any,
+    votes: Any,
+    least: Any,
     divisor: Any,
     scale: Any,
-    stream: bool,
+    out: int,
+    out_kind: int,
+    stream: Any,
+    direct: bool,
+    begin: int,
+    end: int,
 ) -> int:
     """Carry a mix out on elements `begin` to `end`; returns whether a result is not finite.
 
+    Compiled anew for other numbers of inputs and for other arguments that are ``None``.
+
     Args:
-        inputs, base, out: addresses, int64 of shape ``(inputs,)`` for the first.
+        inputs, base, out: addresses, a tuple of them for the first; `base` may be ``None``.
         kinds, base_kind, out_kind: their dtype codes.
-        weights, votes: float32, of shape ``(inputs,)``; weights are not zero.
-        cuts: int64 of shape ``(inputs, 4)``: the fields of `mix.Cut`, with ``low`` -1 for none.
-        keys, bounds: mask keys and what random numbers must lie below, -1 for no mask: uint64 and int64.
-        differences, elect, normalize, divisor, scale: as in `mix.Mix`, the last two float32.
-        least_vote: divisors up to it count as zero.
-        stream: whether `out` is 32-byte aligned and worth writing past the cache.
+        weights: one for each input, to be rounded to float32 like `least`, `divisor` and `scale`.
+        half: ``None`` unless all is bfloat16.
+        cuts: int64 of shape ``(inputs, 4)``: the fields of `mix.Cut`; or ``None``.
+        masks, votes, least, divisor, scale: as for `lines.mix_lines`; the first two as arrays, which the caller keeps.
+        stream: ``None`` to write through the cache; otherwise `out` is a multiple of 32.
+        direct: whether everything is of one dtype that `mix_lines` takes: what is not is converted block by block.
     """
-    count = inputs.shape[0]
-    memory = np.zeros((count + 8) * BLOCK, np.float32)
-    row = 4 * BLOCK
-    total = (memory.ctypes.data + 63) // 64 * 64
-    elected, divisors, converted = total + row, total + 2 * row, total + 3 * row
-    task, origin_scratch, peak, parts = total + 4 * row, total + 5 * row, total + 6 * row, total + 7 * row
+    count = len(weights)
     over = _U(0x80000000 - infinite_from(out_kind))
-    plain = not elect
-    for i in range(count):
-        plain = plain and cuts[i, 0] < 0 and bounds[i] < 0 and kinds[i] != F16
-    in_pairs = plain and count > 1 and kinds[0] == kinds[1]
+    scratch = np.empty((0 if direct else count + 2) * BLOCK + 16, np.float32)
+    first = (scratch.ctypes.data + 63) // 64 * 64
+    row = 4 * BLOCK
+    addresses = np.empty(count, np.int64)
+    bounds = np.empty(2 * count, np.float32)
+    at_masks, at_votes = np.int64(0), np.int64(0)
+    if masks is not None:
+        at_masks = np.int64(masks.ctypes.data)
+    if votes is not None:
+        at_votes = np.int64(votes.ctypes.data)
+    seen = _U(0)
     start = begin
     while start < end:
-        size = min(BLOCK, end - start, 4294967296 - start % 4294967296)  # masks begin anew there
-        for i in range(count):
-            if cuts[i, 0] >= 0:  # on either side of where ties are cut the bounds differ
-                for at in (cuts[i, 1], cuts[i, 3]):
-                    if start < at < start + size:
-                        size = at - start
-        origin = 0
-        if differences:
-            origin = read(base, base_kind, start, size, origin_scratch)
-            prefetch(base + start * width(base_kind) + _AHEAD, size * width(base_kind))
-        for i in range(count):
-            prefetch(inputs[i] + start * width(kinds[i]) + _AHEAD, size * width(kinds[i]))
-        if plain:
-            if in_pairs:
-                one, two = inputs[0] + start * width(kinds[0]), inputs[1] + start * width(kinds[1])
-                times_two(one, two, kinds[0], origin, weights[0], weights[1], total, size)
-            for i in range(2 if in_pairs else 0, count):
-                times(inputs[i] + start * width(kinds[i]), kinds[i], origin, weights[i], total, size, i > 0)
+        size = min(end - start, _WRAPS - start % _WRAPS)
+        if not direct:
+            size = min(size, BLOCK)
+        if cuts is not None:
+            for i in range(count):  # on either side of where ties are cut the bounds differ
+                for place in (cuts[i, 1], cuts[i, 3]):
+                    if start < place < start + size:
+                        size = place - start
+                bounds[i], bounds[count + i] = limits(cuts[i], start)
+        if start % STEP:  # whole lines follow
+            size = min(size, STEP - start % STEP)
+        target, origin = first, np.int64(0)
+        if direct:
+            target = out + start * width(out_kind)
+            for i in range(count):
+                addresses[i] = inputs[i] + start * width(kinds[i])
         else:
             for i in range(count):
-                values, less, part = read(inputs[i], kinds[i], start, size, converted), origin, parts + i * row
-                if cuts[i, 0] >= 0:
-                    low, high = limits(cuts[i], start)
-                    target = task if bounds[i] >= 0 else part
-                    keep_between(values, less, low, high, target, size)
-                    values, less = target, 0
-                if bounds[i] >= 0:
-                    drop(values, less, keys[i], np.uint32(bounds[i]), start, part, size)
-                elif cuts[i, 0] < 0:
-                    times(values, F32, less, _ONE, part, size, False)
-            if elect and count == 2:
-                elect_two(parts, parts + row, weights, votes, normalize, least_vote, total, size)
-            elif elect:
-                for i in range(count):
-                    elect_start(parts + i * row, weights[i], elected, size, i > 0)
-                for i in range(count):
-                    elect_more(parts + i * row, elected, votes[i], total, divisors, size, i > 0)
-                if normalize:
-                    divide(total, divisors, least_vote, size)
-            elif count > 1:
-                times_two(parts, parts + row, F32, 0, weights[0], weights[1], total, size)
-                for i in range(2, count):
-                    times(parts + i * row, F32, 0, weights[i], total, size, True)
-            else:
-                times(parts, F32, 0, weights[0], total, size, False)
-        finish(total, origin, divisor, scale, peak, over, size)
-        write(total, out, out_kind, start, size, stream and start % 16 == 0, converted)
+                addresses[i] = read(inputs[i], kinds[i], start, size, first + (2 + i) * row)
+        if base is not None:
+            origin = base + start * width(base_kind) if direct else read(base, base_kind, start, size, first + row)
+        seen |= mix_lines(
+            np.int64(addresses.ctypes.data),
+            weights,
+            where_given(base, origin),
+            half,
+            where_given(cuts, np.int64(bounds.ctypes.data)),
+            where_given(masks, at_masks),
+            where_given(votes, at_votes),
+            least,
+            divisor,
+            scale,
+            np.int64(start),
+            np.int64(target),
+            stream,
+            over,
+            np.int64(size),
+        )
+        if not direct:
+            write(target, out, out_kind, start, size)
         start += size
-    return is_infinite(peak, BLOCK) + keep(memory)
+    return np.int64(seen >> _U(31)) + keep(scratch) + keep(addresses) + keep(bounds)

@@ -135,7 +135,8 @@ def magnitudes(
     Args:
         address, kind, base, base_kind: the input and the base.
         begin, end: elements; `begin` is a multiple of `CHUNK`.
-        cut, key, bound: as for `mixing.mix`: int64 of shape ``(4,)``, uint64, and -1 for no mask.
+        cut, key, bound: the fields of `mix.Cut`, with ``low`` -1 for none, int64 of shape ``(4,)``; uint64; what random
+            numbers must lie below, -1 for no mask.
         result: float64 of shape ``(chunks, 2)``.
     """
     row = 4 * BLOCK
@@ -158,10 +159,10 @@ def magnitudes(
             values = third
             if cut[0] >= 0:
                 low, high = limits(cut, start)
-                keep_between(third, 0, low, high, first, size)
+                keep_between(third, low, high, first, size)
                 values = first
             if bound >= 0:
-                drop(values, 0, key, np.uint32(bound), start, second, size)
+                drop(values, key, np.uint32(bound), start, second, size)
                 values = second
             _magnitudes(values, kept, size)
             start += size

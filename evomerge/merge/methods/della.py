@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -115,7 +114,7 @@ def _merged(
     terms = tuple(
         Term(weight / shares[i], vote=weight) if i in used else Term(0.0) for i, weight in enumerate(values["weight"])
     )
-    mix = dataclasses.replace(fused(terms, values, elect=elect), differences=False)
+    mix = fused(terms, values, elect=elect)._replace(differences=False)
     for block in blocks(len(result), base.device, width):
         below = origin[block]
         left = [
