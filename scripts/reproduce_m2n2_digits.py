@@ -257,7 +257,8 @@ def speed(passes: int = 4000) -> None:
     weights = 0.05 * np.random.default_rng(0).standard_normal(fitness.size, dtype=np.float32)
     parts = build_parts(compose_config([f"experiment={METHODS[0].experiment}"]))
     passing = _search(parts.strategy, parts.evaluator)
-    floor, loop = [], []
+    floor: list[float] = []
+    loop: list[float] = []
     for number in range(passes):
         for durations, run in ((floor, lambda: fitness.forward(weights)), (loop, lambda: next(passing))):
             started = time.perf_counter()
