@@ -83,13 +83,19 @@ def _noise(count: int, sigma: float, rng: np.random.Generator) -> NDArray[np.flo
     """
     half = (count + 1) // 2
     bits = rng.bit_generator.random_raw(half).view(np.uint32)
-    uniform = ((bits[:half] >> np.uint32(8)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-24)
-    angle = bits[half:].view(np.int32).astype(np.float32) * np.float32(math.pi * 2**-31)
-    radius = np.sqrt(np.log(uniform, out=uniform) * np.float32(-2 * sigma * sigma))
-    noise = np.empty(2 * half, np.float32)
-    np.multiply(np.cos(angle), radius, out=noise[:half])
-    np.multiply(np.sin(angle), radius, out=noise[half:])
-    return noise[:count]
+    radius = (bits[:half] >> np.uint32(8)).astype(np.float32)
+    radius += np.float32(0.5)
+    radius *= np.float32(2**-24)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2 * sigma * sigma)
+    np.sqrt(radius, out=radius)
+    angle = bits[half:].view(np.int32).astype(np.float32)
+    angle *= np.float32(math.pi * 2**-31)
+    noise = np.empty((2, half), np.float32)
+    np.cos(angle, out=noise[0])
+    np.sin(angle, out=noise[1])
+    noise *= radius
+    return noise.reshape(-1)[:count]
 
 
 def _omega(a: Floats, b: Floats) -> float | None:

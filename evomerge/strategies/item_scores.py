@@ -66,7 +66,7 @@ class ItemScores:
                     f"{count}, as the first one had",
                 )
             parts.append(-scores if self._is_lower(name) else scores)
-        return np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def state_dict(self) -> dict[str, Any]:
         """What the first evaluation decided."""
