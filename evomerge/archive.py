@@ -39,7 +39,7 @@ class ParetoArchive:
         gains = self._gain(values)
         if not np.isfinite(gains).all() or (self._gains >= gains).all(axis=1).any():
             return False
-        stays = (self._gains > gains).any(axis=1)
+        stays: NDArray[np.bool_] = np.any(self._gains > gains, axis=1)
         self._ids = [candidate for candidate, kept in zip(self._ids, stays, strict=True) if kept]
         self._ids.append(candidate)
         self._gains = np.vstack([self._gains[stays], gains])

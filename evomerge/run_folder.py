@@ -167,8 +167,17 @@ def _pool_info(content: Any) -> PoolInfo:
         raise ValueError(f"dtype {content['dtype']!r}")
     slices = tuple(SliceId.parse(text) for text in content["slices"])
     depths = tuple((name, int(depth)) for name, depth in content.get("depths", {}).items())
-    layers, why = int(content["layers"]), (str(content.get(key, "")) for key in ("unscalable", "unflippable"))
-    return PoolInfo(refs, cast(tuple[str, ...], sources), base, slices, layers, content["dtype"], depths, *why)
+    return PoolInfo(
+        refs,
+        cast(tuple[str, ...], sources),
+        base,
+        slices,
+        int(content["layers"]),
+        content["dtype"],
+        depths,
+        unscalable=str(content.get("unscalable", "")),
+        unflippable=str(content.get("unflippable", "")),
+    )
 
 
 def _model_ref(content: Any) -> ModelRef:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from evomerge.errors import ConfigError, nearest
 from evomerge.protocols import Objective
 
-Method = Literal["weighted", "tchebycheff"]
-METHODS: tuple[Method, ...] = ("weighted", "tchebycheff")
+METHODS = ("weighted", "tchebycheff")
 
 _UTOPIA = 2.0  # the ideal: as far above the best baseline as the worst lies below it
 _AUGMENTATION = 1e-3
@@ -38,7 +36,7 @@ class Scalarisation:
     """
 
     objectives: tuple[Objective, ...]
-    method: Method
+    method: str
     weights: tuple[float, ...]
     low: tuple[float, ...]
     span: tuple[float, ...]
@@ -79,7 +77,7 @@ class Scalarisation:
             span.append((max(gains) - min(gains) or 1.0) if gains else 1.0)
         total = sum(chosen)
         shares = tuple(value / total for value in chosen)
-        return Scalarisation(tuple(objectives), method, shares, tuple(low), tuple(span))  # type: ignore[arg-type]
+        return Scalarisation(tuple(objectives), method, shares, tuple(low), tuple(span))
 
     def __call__(self, values: Mapping[str, float]) -> float:
         """The number for these values of the objectives, which are in the user's own directions."""

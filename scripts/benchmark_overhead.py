@@ -50,6 +50,7 @@ def overhead(folder: Path, seed: int, candidates: int, threads: int | None, over
     make_demo_pool(root, seed)
     config = compose_config(["experiment=demo", f"pool.root='{root}'", *overrides])
     parts = build_parts(config)
+    assert parts.pool is not None, "the demo merges models"
     worker = Worker(parts.pool, {"search": parts.fitness}, device="cpu", threads=threads)
     module = worker._resident.model.module
     rng = np.random.default_rng(seed)

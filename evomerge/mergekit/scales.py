@@ -16,7 +16,7 @@ def without_scales(recipe: Recipe, layout: Layout) -> Recipe:
     Raises:
         RecipeError: mergekit cannot scale a slice so; names it and the reason.
     """
-    scales = {e.slice: float(e.scale) for e in recipe.slices if e.scale not in (None, 1)}  # type: ignore[arg-type]
+    scales = {e.slice: float(e.scale) for e in recipe.slices if e.scale is not None and e.scale != 1}
     if not scales:
         return recipe
     return replace(recipe, slices=tuple(_plain(entry, scales, layout) for entry in recipe.slices))

@@ -120,7 +120,7 @@ def open_pool(
 
     modules = {reference: skeleton(configs[reference], trust_remote_code)}
     architecture = type(modules[reference]).__name__
-    depths = {name: getattr(configs[name].get_text_config(), "num_hidden_layers", None) for name in models}
+    depths = {name: int(getattr(configs[name].get_text_config(), "num_hidden_layers", 0)) for name in models}
     by_depth = {depths[reference]: modules[reference]}
     matches: dict[str, NameMatch] = {}
     for name in models:

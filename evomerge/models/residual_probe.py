@@ -171,10 +171,10 @@ class Stage:
         self.run(1.0, calls=one)
         self.run(2.0, calls=two)
         for name, call in one.items():
-            inputs, outputs = (call.input, two[name].input), (call.output, two[name].output)
-            if any(found is None for found in (*inputs, *outputs)) or not inputs[0].is_floating_point():
+            taken, twice, given, then = call.input, two[name].input, call.output, two[name].output
+            if taken is None or twice is None or given is None or then is None or not taken.is_floating_point():
                 continue
-            if close(inputs[1], 2.0 * inputs[0]) and not close(outputs[1], outputs[0]):
+            if close(twice, 2.0 * taken) and not close(then, given):
                 return name
         return None
 

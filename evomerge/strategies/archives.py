@@ -20,24 +20,32 @@ SAMPLES = 100
 MOST_CELLS = 1_000_000
 
 
-class _KeepsIds:
+class _Grid(GridArchive):
     """Remembers whom it sampled last: the emitters of `ribs` do not say."""
 
     sampled: tuple[int, ...] = ()
 
-    def sample_elites(self, n: int, replace: bool = True) -> Any:
+    def sample_elites(self, n: int | np.integer[Any], replace: bool = True) -> Any:
         """See `ribs`."""
-        elites = super().sample_elites(n, replace)  # type: ignore[misc]
-        self.sampled = tuple(int(identity) for identity in elites["id"])
+        elites = super().sample_elites(n, replace)
+        self.sampled = _ids(elites)
         return elites
 
 
-class _Grid(_KeepsIds, GridArchive):
-    pass
+class _Cvt(CVTArchive):
+    """The same for a tessellation."""
+
+    sampled: tuple[int, ...] = ()
+
+    def sample_elites(self, n: int | np.integer[Any], replace: bool = True) -> Any:
+        """See `ribs`."""
+        elites = super().sample_elites(n, replace)
+        self.sampled = _ids(elites)
+        return elites
 
 
-class _Cvt(_KeepsIds, CVTArchive):
-    pass
+def _ids(elites: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(int(identity) for identity in elites["id"])
 
 
 Archive = _Grid | _Cvt

@@ -43,6 +43,7 @@ class BruteForce:
         self._spec, self._batch = spec, batch
         self._counts = [_count(gene) for gene in spec]
         self._total = math.prod(self._counts)
+        self._next = 0
         self._begin(seed)
 
     def ask(self, n: int | None = None) -> list[Proposal]:

@@ -181,7 +181,8 @@ class GeneticAlgorithm:
         rng, gains = self._rng, np.array([member.gain for member in self._members])
         a = self._members[operators.tournament(gains, self._tournament, rng)]
         b = self._members[operators.tournament(gains, self._tournament, rng)]
-        point, choices, parents = a.point, a.choices, (a.id,)
+        point, choices = a.point, a.choices
+        parents: tuple[int, ...] = (a.id,)
         if b is not a and rng.random() < self._crossover:
             point = operators.sbx(a.point, b.point, self._crossover_eta, rng)
             choices = operators.uniform(a.choices, b.choices, rng)
