@@ -23,10 +23,10 @@ Hop = tuple[str, int, float]
 """Model, layer, and the factor on the stream on its way into it."""
 
 
-def config_of(kind: str, layers: int) -> Any:
-    """Of a model with `layers`; Gemma's alternate between a short window and full attention."""
+def config_of(kind: str, layers: int, **other: Any) -> Any:
+    """Of a model with `layers` and `other` values; Gemma's alternate between a short window and full attention."""
     if kind == "gpt2":
-        return tiny_config(kind, n_layer=layers)
+        return tiny_config(kind, n_layer=layers, **other)
     if kind == "gemma3":
         own = tiny_config("gemma2").to_dict()
         names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
@@ -38,19 +38,20 @@ def config_of(kind: str, layers: int) -> Any:
             layer_types=types,
             sliding_window=4,
             max_position_embeddings=64,
+            **other,
         )
     more = {"sliding_window": 4} if kind in ("gemma2", "mistral") else {}
-    return tiny_config(kind, num_hidden_layers=layers, **more)
+    return tiny_config(kind, num_hidden_layers=layers, **more, **other)
 
 
-def save_source(folder: Path, kind: str, seed: int, layers: int = LAYERS) -> Path:
+def save_source(folder: Path, kind: str, seed: int, layers: int = LAYERS, **other: Any) -> Path:
     """A random model whose residual stream has its usual size: embeddings of unit variance."""
     name = {"gpt2": "GPT2LMHeadModel", "gemma3": "Gemma3ForCausalLM"}.get(kind)
     cls = getattr(transformers, name or f"{ARCHITECTURES[kind][0]}ForCausalLM")
     transformers.utils.logging.disable_progress_bar()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        model = cls(config_of(kind, layers))
+        model = cls(config_of(kind, layers, **other))
         for parameter in model.parameters():
             if parameter.dim() < 2:
                 parameter.add_(torch.randn(parameter.shape), alpha=0.1)

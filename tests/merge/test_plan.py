@@ -164,7 +164,10 @@ def test_weights_that_cannot_be_normalised_name_the_slice(pool: Pool) -> None:
         (SliceRecipe(MLP0, "linear", (weighted("a", 1, dense=1),)), r"has no parameter 'dense'"),
         (SliceRecipe(MLP0, "linear", (Input("a", 2),)), r"takes layer 2 of a; the pool's models have layers 0 to 1"),
         (SliceRecipe(EMBED, "linear", (Input("a", 1),)), r"slice embed takes layer 1 of a"),
-        (SliceRecipe(SliceId("embed"), "linear", (Input("a"),), scale=0.5), r"slice embed has scale 0\.5; scales belong"),
+        (
+            SliceRecipe(SliceId("embed"), "linear", (Input("a"),), scale=0.5),
+            r"slice embed has scale 0\.5; scales belong",
+        ),
         (SliceRecipe(SliceId("norm", 0), "linear", (Input("a"),), scale=0.5), "norm has scale 0.5; -1 turns its norms"),
         (SliceRecipe(SliceId("final_norm"), "linear", (Input("a"),), scale=2.0), "final_norm has scale 2; -1 turns"),
     ],
