@@ -42,6 +42,11 @@ _SLOW = 1e-9  # a guess to begin with
 _UNIT = 1 << 40  # priorities (seconds per byte) as the nanoseconds of a file's time
 
 
+def _place(key: str) -> int:
+    """Where in the table of keys that were computed once a key has its mark."""
+    return int(key[:8], 16) % _SEEN
+
+
 class SharedCache:
     """Merged slices as safetensors files that every worker of a node maps; safe for any number of processes.
 
@@ -75,6 +80,8 @@ class SharedCache:
 
     def get(self, key: str) -> Merged | None:
         """The slice of a key, mapped; ``None`` when it is not there."""
+        if not self._seen[_place(key)]:  # nobody computed it: no need to ask the file system
+            return None
         path = self.folder / f"{key}{_SUFFIX}"
         try:
             with safe_open(str(path), framework="pt", device="cpu") as file:
@@ -113,7 +120,7 @@ class SharedCache:
 
     def _mark(self, key: str) -> bool:
         """Whether anyone computed a key before; from now on someone did."""
-        place = int(key[:8], 16) % _SEEN
+        place = _place(key)
         if self._seen[place]:
             return True
         self._marked += 1
