@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ SMALL = {
 }
 """Overrides that keep a space small."""
 
+GRID = "parameter with a resolution"
+"""What stands for all spaces whose genes are discrete."""
+
+PORTIONS = (10, 10, 1)
+"""What is asked for in each round: enough for strategies to learn, and little of what `gp` models, which is slow."""
+
 INJECTED = ("self", "spec", "objectives", "seed")
 
 
@@ -50,24 +57,25 @@ def small_pool() -> PoolInfo:
     return PoolInfo(tuple(refs.items()), ("math", "lang"), "base", slices, 4, "bfloat16", sizes=sizes, tensors=tensors)
 
 
-def node(group: str, option: str) -> dict[str, Any]:
+@cache
+def node(group: str, option: str, *overrides: str) -> dict[str, Any]:
     """The composed configuration node of one choice."""
-    config: Any = compose_config([f"{group}={option}", *SMALL.get(option, []), "~fitness"])
+    config: Any = compose_config([f"{group}={option}", *SMALL.get(option, []), *overrides, "~fitness"])
     values: dict[str, Any] = plain(config[group])
     return values
 
 
-def genes(option: str) -> GenomeSpec:
+def genes(option: str, *overrides: str) -> GenomeSpec:
     """The genes of one search space on the small pool."""
-    space: SearchSpace = build(node("search_space", option), "search_space", small_pool(), specs())
+    space: SearchSpace = build(node("search_space", option, *overrides), "search_space", small_pool(), specs())
     return space.spec
 
 
-def play(strategy: Strategy, spec: GenomeSpec, rounds: int = 4) -> int:
+def play(strategy: Strategy, spec: GenomeSpec) -> int:
     """Ask and tell with made-up scores, a failure among them; how many candidates there were."""
     rng, count = np.random.default_rng(0), 0
-    for _ in range(rounds):
-        for proposal in strategy.ask(6):
+    for portion in PORTIONS:
+        for proposal in strategy.ask(portion):
             spec.check(proposal.genome)
             items = {"toy/acc": rng.integers(0, 2, 8).astype(np.float64)}
             told = Evaluation(count, "ok", objectives={"score": float(items["toy/acc"].mean())}, items=items)
@@ -92,6 +100,7 @@ def outcome(strategy: Mapping[str, Any], spec: GenomeSpec) -> str:
 def outcomes() -> dict[str, dict[str, str]]:
     """Strategy -> search space -> the reason, ``""`` where there is none."""
     spaces = {option: genes(option) for option in options("search_space")}
+    spaces[GRID] = genes("parameter", "search_space.resolution=0.1")
     strategies = {option: node("strategy", option) for option in options("strategy")}
     return {
         name: {option: outcome(strategy, spec) for option, spec in spaces.items()}

@@ -15,7 +15,7 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
 from evomerge.genome import Genome, GenomeSpec
 from evomerge.protocols import Objective, Proposal, Strategy, StrategyBuilder
-from evomerge.strategies.capabilities import KINDS, check_range
+from evomerge.strategies.capabilities import KINDS, check_range, require
 from evomerge.strategies.generations import gain_of
 from evomerge.strategies.saving import rng_state
 
@@ -67,17 +67,11 @@ class Islands:
         check_range("islands", islands, 1, 1000)
         check_range("every", every, 1, math.inf)
         check_range("migrants", migrants, 0, math.inf)
-        if seed < 0:
-            raise ConfigError(f"search.seed is {seed}", "0 or more")
+        require(type(self), "Islands", spec, objectives, seed)
         if topology not in ("ring", "random"):
             raise ConfigError(f"strategy.topology is {topology!r}", "ring or random")
         if not strategies:
             raise ConfigError("strategy.strategies is empty", "one or more strategies")
-        for gene in spec:
-            if gene.kind not in self.kinds:
-                raise ConfigError(
-                    f"gene {gene.name!r} is {gene.kind}", f"strategy Islands handles {', '.join(sorted(self.kinds))}"
-                )
         seeds = [int(child) for child in np.random.SeedSequence([seed, islands]).generate_state(islands)]
         self._islands: list[Strategy] = [
             strategies[i % len(strategies)](spec, objectives, seed=child) for i, child in enumerate(seeds)
