@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -262,7 +262,7 @@ class _Planner:
             first = slice_ if slice_.layer is None else SliceId(slice_.component, 0)
             like = self.layout.tensors[slice_ if slice_ in self.layout.tensors else first]
             # Layers whose tensors have the same names but for their number are of one form.
-            form = tuple(name.replace(f".{slice_.layer}.", ".*.", 1) for name in tensors)
+            form = "\n".join([name.replace(f".{slice_.layer}.", ".*.", 1) for name in tensors])
             names = self.copies[slice_] = tensors, like, form
         tensors, like, form = names
         key = form, only.model, slice_.layer if only.layer is None else only.layer, self.recipe.dtype
@@ -290,38 +290,44 @@ class _Planner:
 
     def scaled(self, plain: SlicePlan) -> SlicePlan:
         """A slice with the factors that the recipe's scales give its tensors."""
-        layer, flips, factors = plain.slice.layer, list[Factor](), list[Factor]()
-        scale = self.scales.get(plain.slice, 1.0)
+        slice_ = plain.slice
+        scale = self.scales.get(slice_, 1.0)
         if scale != 1.0:
-            self.check_scale(plain.slice, scale)
+            self.check_scale(slice_, scale)
         rules = self.copies.get(plain.like)
         if rules is None:
             found = [(n, self.pool.residual.rule(self.layout.parameters[like])) for n, like in enumerate(plain.like)]
             rules = self.copies[plain.like] = [(number, rule) for number, rule in found if rule is not None]
+        flips, factors = list[Factor](), list[Factor]()
         for number, rule in rules:
-            # A post-norm is a norm, and what its attention or feed-forward part adds to the stream.
-            value = self.scales.get(SliceId(rule.component, None if rule.component == "final_norm" else layer), 1.0)
+            value = scale
+            if rule.component != slice_.component:
+                # A post-norm is a norm, and what its attention or feed-forward part adds to the stream.
+                layer = None if rule.component == "final_norm" else slice_.layer
+                value = self.scales.get(SliceId(rule.component, layer), 1.0)
             if value != 1.0:
                 into = flips if rule.component in ("norm", "final_norm") else factors
                 into.append(Factor(number, value, rule.offset))
         if not (flips or factors or scale != 1.0):
             return plain
-        unscaled = replace(plain, key=_with_factors(plain.key, flips), factors=tuple(flips)) if flips else plain
+        same = plain.tensors, plain.like, plain.parts, plain.dtype
+        unscaled = SlicePlan(slice_, _with_factors(plain.key, flips), *same, tuple(flips)) if flips else plain
         every = (*flips, *factors)
         key = _with_factors(plain.key, every) if factors else unscaled.key
-        mine = scale if plain.slice.component in ("attn", "mlp") else 1.0
-        return SlicePlan(
-            plain.slice, key, plain.tensors, plain.like, plain.parts, plain.dtype, every, mine, _unscaled=unscaled
-        )
+        mine = scale if slice_.component in ("attn", "mlp") else 1.0
+        return SlicePlan(slice_, key, *same, every, mine, unscaled)
 
     def check_scale(self, slice_: SliceId, scale: float) -> None:
         """Refuse what this architecture cannot be scaled by."""
-        residual, given, component = self.pool.residual, f"slice {slice_} has scale {scale:g}", slice_.component
+        residual, component = self.pool.residual, slice_.component
+        why = residual.unscalable or (residual.unflippable if scale < 0 else "")
+        if not why and component in ("attn", "mlp"):
+            return
+        given = f"slice {slice_} has scale {scale:g}"
         if component in ("embed", "head"):
             raise RecipeError(given, "scales belong to attn, mlp, norm and final_norm slices")
         if component in ("norm", "final_norm") and scale != -1:
             raise RecipeError(given, "-1 turns its norms around for a negative residual stream, 1 leaves them")
-        why = residual.unscalable or (residual.unflippable if scale < 0 else "")
         if why:
             model_type = self.pool.config.model_type
             can = "it" if residual.unscalable else "it by negative numbers"
@@ -410,7 +416,7 @@ class _Planner:
 
 def _with_factors(key: str, factors: Sequence[Factor]) -> str:
     """The content key of a slice with factors on some of its tensors."""
-    content = key + repr([(factor.tensor, factor.value, factor.offset) for factor in factors])
+    content = f"{key}{[(factor.tensor, factor.value, factor.offset) for factor in factors]}"
     return hashlib.sha256(content.encode()).hexdigest()
 
 
