@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing
 import random
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+from contracts.other_process import elsewhere
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.genome import Gene, Genome, GenomeSpec
@@ -147,12 +146,6 @@ def unpack(text: str) -> dict[str, Any]:
         return np.frombuffer(bytes.fromhex(content), dtype).reshape(shape)
 
     return json.loads(text, object_hook=array)
-
-
-def elsewhere(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function in a new process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result(timeout=120)
 
 
 class StrategyContract:

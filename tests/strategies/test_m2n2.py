@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contracts.other_process import elsewhere
 from contracts.strategy_contract import (
     CONTINUOUS,
     MAXIMISE,
@@ -12,7 +13,6 @@ from contracts.strategy_contract import (
     Make,
     Player,
     StrategyContract,
-    elsewhere,
     outcome,
     pack,
     play,

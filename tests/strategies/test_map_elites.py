@@ -19,7 +19,7 @@ from evomerge.strategies.map_elites import MapElites
 class TestMapElites(LearningContract):
     @pytest.fixture
     def make(self) -> Make:
-        return partial(MapElites, cells=5, initial=10, descriptors=["genes:*"])
+        return partial(MapElites, cells=5, initial=10, sigma=0.05, descriptors=["genes:*"])
 
 
 class TestTessellatedMapElitesOnMixedGenes(StrategyContract):

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from contracts.other_process import elsewhere, in_new_process
 from contracts.strategy_contract import (
     CONTINUOUS,
     MAXIMISE,
@@ -15,7 +16,6 @@ from contracts.strategy_contract import (
     Player,
     StrategyContract,
     continue_from,
-    elsewhere,
     outcome,
     pack,
     play,
@@ -163,7 +163,7 @@ def test_nothing_is_said(caplog: pytest.LogCaptureFixture, capfd: pytest.Capture
 
 
 def test_torch_is_not_needed_until_a_process_is_fitted() -> None:
-    assert elsewhere(torch_after_tpe) == [False, True]
+    assert in_new_process(torch_after_tpe) == [False, True]
 
 
 def torch_after_tpe() -> list[bool]:
