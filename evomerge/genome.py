@@ -217,6 +217,8 @@ class GenomeSpec:
 
     def sample(self, rng: np.random.Generator) -> Genome:
         """A genome drawn uniformly within bounds."""
+        if self._box:  # the same draws as one by one
+            return self.genome(rng.uniform(*self._bounds))
         values: list[Value] = []
         for gene in self.genes:
             if gene.kind == "categorical":

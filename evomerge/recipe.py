@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter, itemgetter
 from typing import Literal
 
 from evomerge.errors import RecipeError
@@ -34,10 +35,15 @@ class SliceId:
     """The unit of merging and caching: one component of one layer, or `embed`, `final_norm`, `head`.
 
     Written ``layers.3.attn`` or ``embed``.
+
+    Attributes:
+        order: sorts slices in model order: ``embed``, the layers (attn, mlp, norm), ``final_norm``, ``head``.
     """
 
     component: Component
     layer: int | None = None
+    order: tuple[int, int, int] = field(init=False, repr=False, compare=False)
+    _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         in_layer = self.component in LAYER_COMPONENTS
@@ -46,16 +52,15 @@ class SliceId:
                 f"slice with component {self.component!r} and layer {self.layer}",
                 f"{', '.join(LAYER_COMPONENTS)} belong to a layer; {', '.join(OUTER_COMPONENTS)} do not",
             )
-
-    @property
-    def order(self) -> tuple[int, int, int]:
-        """Sorts slices in model order: ``embed``, the layers (attn, mlp, norm), ``final_norm``, ``head``."""
         rank = COMPONENTS.index(self.component)
         part = 1 if self.layer is not None else 0 if self.component == "embed" else 2
-        return part, self.layer or 0, rank
+        text = self.component if self.layer is None else f"layers.{self.layer}.{self.component}"
+        # Made once: every recipe of a search sorts, compares and hashes the same slices.
+        object.__setattr__(self, "order", (part, self.layer or 0, rank))
+        object.__setattr__(self, "_text", text)
 
     def __str__(self) -> str:
-        return self.component if self.layer is None else f"layers.{self.layer}.{self.component}"
+        return self._text
 
     @staticmethod
     def parse(text: str) -> SliceId:
@@ -160,15 +165,19 @@ class Recipe:
     _hash: str = field(init=False, repr=False, default="")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "slices", tuple(sorted(self.slices, key=lambda entry: entry.slice.order)))
-        object.__setattr__(self, "intermediates", tuple(sorted(self.intermediates, key=lambda pair: pair[0])))
+        object.__setattr__(self, "slices", tuple(sorted(self.slices, key=attrgetter("slice.order"))))
+        object.__setattr__(self, "intermediates", tuple(sorted(self.intermediates, key=itemgetter(0))))
         names = {name for name, _ in self.models}
         if len(names) != len(self.models):
             raise RecipeError(f"models {', '.join(name for name, _ in self.models)}", "every name once")
         merged = self._check_intermediates()
         known = f"the recipe's models are {', '.join(sorted(names))}"
         used = set()
+        # Slices of a group share their inputs and parameters, which are checked once.
+        groups: dict[tuple[int, int, int], SliceRecipe] = {}
         for entry in self.slices:
+            groups.setdefault((id(entry.inputs), id(entry.parameters), id(entry.base)), entry)
+        for entry in groups.values():
             for source in entry.inputs if entry.base is None else (*entry.inputs, entry.base):
                 if source.model not in names and source.model not in merged:
                     also = f", its intermediates {', '.join(sorted(merged))}" if merged else ""
@@ -183,12 +192,14 @@ class Recipe:
             raise RecipeError(f"tokenizer_from is {self.tokenizer_from!r}", known)
         if self.dtype not in DTYPES:
             raise RecipeError(f"dtype {self.dtype!r}", f"allowed: {', '.join(DTYPES)}")
-        before: SliceId | None = None
+        before: tuple[int, int, int] | None = None
         for entry in self.slices:
-            if entry.slice == before:  # they are sorted
+            if entry.slice.order == before:  # they are sorted
                 raise RecipeError(f"slice {entry.slice} is given twice", "every output slice once")
-            before = entry.slice
-            _check_scale(entry)
+            before = entry.slice.order
+            if entry.scale is not None:
+                _check_scale(entry)
+        for entry in groups.values():
             _require_finite(entry.slice, entry.parameters)
             for source in entry.inputs if entry.base is None else (*entry.inputs, entry.base):
                 _require_finite(entry.slice, source.parameters)
@@ -199,6 +210,8 @@ class Recipe:
 
     def _check_intermediates(self) -> set[str]:
         """The names of the intermediates that slices may use; `RecipeError` where they contradict this recipe."""
+        if not self.intermediates:
+            return set()
         models, stages = dict(self.models), dict[str, Recipe]()
         for name, recipe in self.intermediates:
             for inner, stage in (*recipe.stages.items(), (name, recipe)):
@@ -325,6 +338,7 @@ class PoolInfo:
         depths: layers of the models that have another number than `layers`, as pairs.
         unscalable: why the residual outputs of this architecture cannot be scaled; empty where they can.
         unflippable: why they cannot be scaled by negative numbers; empty where they can.
+        immovable: why layers of this architecture cannot be put in other places; empty where they can.
         sizes: numbers of parameters of `slices`, in their order; empty where they are not known.
         tensors: names of their tensors with their numbers of parameters, in the same order; empty where they are not
             known.
@@ -341,6 +355,7 @@ class PoolInfo:
     unflippable: str = ""
     sizes: tuple[int, ...] = ()
     tensors: tuple[tuple[tuple[str, int], ...], ...] = ()
+    immovable: str = ""
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""

@@ -3,74 +3,87 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from json.encoder import encode_basestring_ascii as quote
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from evomerge.method import ByTensor, Scalar, Value
 
 if TYPE_CHECKING:
-    from evomerge.recipe import Input, Parameters, Recipe, SliceId
+    from evomerge.recipe import Input, Parameters, Recipe
 
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 (hex) of what is merged and how: models by their content, intermediates by their own hash."""
+    return hashlib.sha256(canonical_text(recipe).encode()).hexdigest()
+
+
+def canonical_text(recipe: Recipe) -> str:
+    """The content that is hashed, as JSON without spaces, keys sorted.
+
+    Written piece by piece and not by ``json``: a search hashes every candidate, and most of a recipe's pieces, those
+    of the slices of a group, are alike.
+    """
     if not all(stage.hashed for _, stage in recipe.intermediates):
         for stage in recipe.stages.values():
             assert stage.hash  # made now, in order: a lineage may be deeper than Python's stack
-    identity = {name: ref.identity for name, ref in recipe.models}
-    identity |= {name: f"recipe {stage.hash}" for name, stage in recipe.intermediates}
+    identity = {name: quote(ref.identity) for name, ref in recipe.models}
+    identity |= {name: quote(f"recipe {stage.hash}") for name, stage in recipe.intermediates}
 
-    made: dict[int, list[tuple[str, object]]] = {}  # by identity: slices of a group share their parameters
+    pieces: dict[int, str] = {}  # by identity: slices of a group share their inputs and parameters
 
-    def values(of: Parameters) -> list[tuple[str, object]]:
-        found = made.get(id(of))
+    def values(of: Parameters) -> str:
+        found = pieces.get(id(of))
         if found is None:
-            found = made[id(of)] = _parameters(of)
+            found = pieces[id(of)] = _parameters(of)
         return found
 
-    def source(entry: Input, slice_: SliceId) -> list[object]:
-        layer = slice_.layer if entry.layer is None else entry.layer
-        return [identity[entry.model], layer, values(entry.parameters)]
+    def source(entry: Input, layer: int | None) -> str:
+        number = layer if entry.layer is None else entry.layer
+        return f"[{identity[entry.model]},{'null' if number is None else number},{values(entry.parameters)}]"
 
-    content = {
-        "dtype": recipe.dtype,
-        "seed": recipe.seed,
-        "config_from": identity[recipe.config_from],
-        "slices": [
-            [
-                str(s.slice),
-                s.method,
-                [source(i, s.slice) for i in s.inputs],
-                values(s.parameters),
-                source(s.base, s.slice) if s.base else None,
-                None if s.scale is None else _scalar(s.scale),
-            ]
-            for s in recipe.slices
-        ],
-    }
+    lines, alike = [], dict[tuple[object, ...], str]()
+    for entry in recipe.slices:
+        layer = entry.slice.layer
+        group = layer, entry.method, id(entry.inputs), id(entry.parameters), id(entry.base), entry.scale
+        text = alike.get(group)
+        if text is None:
+            inputs = ",".join([source(each, layer) for each in entry.inputs])
+            base = "null" if entry.base is None else source(entry.base, layer)
+            scale = "null" if entry.scale is None else _scalar(entry.scale)
+            text = f"{quote(entry.method)},[{inputs}],{values(entry.parameters)},{base},{scale}]"
+            alike[group] = text
+        lines.append(f'["{entry.slice}",{text}')
+    tokenizer = ""
     if recipe.tokenizer_from not in (None, recipe.config_from):
         assert recipe.tokenizer_from is not None
-        content["tokenizer_from"] = identity[recipe.tokenizer_from]
-    return hashlib.sha256(json.dumps(content, separators=(",", ":"), sort_keys=True).encode()).hexdigest()
+        tokenizer = f',"tokenizer_from":{identity[recipe.tokenizer_from]}'
+    first = f'"config_from":{identity[recipe.config_from]},"dtype":{quote(recipe.dtype)},"seed":{recipe.seed}'
+    return f'{{{first},"slices":[{",".join(lines)}]{tokenizer}}}'
 
 
-def _scalar(value: Scalar) -> Scalar:
+def _scalar(value: Scalar) -> str:
     """One spelling of equal numbers: 1, 1.0 and -0.0, 0.0 are the same weight and must hash alike."""
-    if isinstance(value, (bool, str)):
-        return value
-    return float(value) + 0.0 if abs(value) <= 2**53 else value
+    if isinstance(value, str):
+        return quote(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and abs(value) > 2**53:
+        return int.__repr__(value)
+    return float.__repr__(float(value) + 0.0)
 
 
-def _value(value: Value) -> object:
+def _value(value: Value) -> str:
     """A value as JSON; values by tensor without the entries that say what the last one says."""
     if not isinstance(value, ByTensor):
         return _scalar(value)
-    entries = [[part, _scalar(scalar)] for part, scalar in value.entries]
+    entries = [(quote(part) if part is not None else "null", _scalar(scalar)) for part, scalar in value.entries]
     rest = entries.pop()
-    while entries and repr(entries[-1][1]) == repr(rest[1]):
+    while entries and entries[-1][1] == rest[1]:
         entries.pop()
-    return [*entries, rest] if entries else rest[1]
+    return "[" + ",".join(f"[{part},{text}]" for part, text in [*entries, rest]) + "]" if entries else rest[1]
 
 
-def _parameters(values: Parameters) -> list[tuple[str, object]]:
-    return [(name, _value(value)) for name, value in sorted(values, key=lambda pair: pair[0])]
+def _parameters(values: Parameters) -> str:
+    ordered = sorted(values, key=itemgetter(0)) if len(values) > 1 else values
+    return "[" + ",".join([f"[{quote(name)},{_value(value)}]" for name, value in ordered]) + "]"

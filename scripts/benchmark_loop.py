@@ -12,8 +12,9 @@ import numpy as np
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.evaluation.local import LocalEvaluator
+from evomerge.genome import Genome
 from evomerge.incumbent import Incumbent
-from evomerge.ledger import Ledger, RunFolder
+from evomerge.ledger import Ledger, RunFolder, read_ledger
 from evomerge.merge.methods import specs
 from evomerge.phases import Phase
 from evomerge.protocols import Objective
@@ -22,6 +23,7 @@ from evomerge.search import Search
 from evomerge.strategies.random_search import RandomSearch
 from search_spaces.parameter import ParameterSpace
 
+Sync = Literal["every", "interval"]
 OBJECTIVES = (Objective("score"),)
 
 
@@ -50,16 +52,46 @@ def pool_info(layers: int) -> PoolInfo:
     return PoolInfo(refs, ("math", "lang"), "base", tuple(slices), layers, "float32")
 
 
-def loop(evaluations: int, layers: int, items: int, sync: Literal["every", "interval"], repeats: int) -> None:
+def loop(evaluations: int, layers: int, items: int, sync: Sync, repeats: int) -> None:
     """Print candidates per second of random search over a parameter space of one group for each layer."""
-    rates = [_once(evaluations, layers, items, sync) for _ in range(repeats)]
+    runs = [_once(evaluations, layers, items, sync) for _ in range(repeats)]
+    rates = [evaluations / wall for wall, _ in runs]
+    processor = min(own for _, own in runs) / evaluations
     print(
         f"{evaluations} candidates, {layers} layers, {items} items, ledger sync {sync}: "
-        f"{np.median(rates):.0f} candidates/s (median of {repeats}, {min(rates):.0f} to {max(rates):.0f})"
+        f"{np.median(rates):.0f} candidates/s (median of {repeats}, {min(rates):.0f} to {max(rates):.0f}); "
+        f"{1e6 * processor:.0f} microseconds of processor time each, which is {1 / processor:.0f}/s"
     )
 
 
-def _once(evaluations: int, layers: int, items: int, sync: Literal["every", "interval"]) -> float:
+def ledger(events: int) -> None:
+    """Print events per second appended with `interval`, and how long a ledger of so many events takes to open."""
+    candidate = Candidate(0, None, Genome(tuple(np.random.default_rng(0).uniform(size=14).tolist())))
+    evaluation = Evaluation(0, "ok", "search", {"score": 0.125}, {"task/acc": 0.125}, seconds={"model": 0.25})
+    with tempfile.TemporaryDirectory() as folder:
+        made = RunFolder.create(Path(folder) / "run")
+        start, own = time.perf_counter(), time.process_time()
+        with Ledger(made, sync="interval") as log:
+            for _ in range(events // 2):
+                log.log_asked(candidate)
+                log.log_told(evaluation)
+        appended, own = time.perf_counter() - start, time.process_time() - own
+        start = time.perf_counter()
+        with Ledger(made) as log:
+            opened, length = time.perf_counter() - start, len(log)
+        start = time.perf_counter()
+        read = sum(1 for _ in read_ledger(made))
+        read_in = time.perf_counter() - start
+        megabytes = made.ledger.stat().st_size / 1e6
+    assert length == read == events
+    print(
+        f"ledger of {events} events ({megabytes:.0f} MB): appended at {events / appended:.0f}/s with interval "
+        f"({events / own:.0f} per second of processor time), opened in {opened:.1f} s, read in {read_in:.1f} s"
+    )
+
+
+def _once(evaluations: int, layers: int, items: int, sync: Sync) -> tuple[float, float]:
+    """Seconds of the loop: of the clock, and of the processor."""
     info = pool_info(layers)
     space = ParameterSpace(info, specs(), method="task_arithmetic", layer_group="layer", components="all")
     strategy = RandomSearch(space.spec, OBJECTIVES, seed=0)
@@ -76,9 +108,9 @@ def _once(evaluations: int, layers: int, items: int, sync: Literal["every", "int
             baselines=False,
             held_out=False,
         )
-        start = time.perf_counter()
+        start, own = time.perf_counter(), time.process_time()
         search.run()
-        return evaluations / (time.perf_counter() - start)
+        return time.perf_counter() - start, time.process_time() - own
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -18,6 +18,8 @@ from search_spaces.methods import MethodChoice, gene_prefixes, method_choices
 from search_spaces.ranges import SMALLEST_SUM, Choice, Range
 
 KEY = "search_space"
+Place = tuple[str, Scalar | None, list[int]]
+"""A parameter with its fixed value, or ``None`` and the numbers of its genes."""
 
 
 class ParameterSpace:
@@ -109,6 +111,13 @@ class ParameterSpace:
         self._prefixes = gene_prefixes(self._choices)
         self._index: dict[tuple[int, str, str, str], int] = {}
         self._spec = GenomeSpec(tuple(self._genes()))
+        shares = {*self._sharing.shares.values(), *(((i, 1.0),) for i in range(len(self._sharing.names)))}
+        self._places = {
+            (choice.name, shared, source): list(self._find(choice, shared, source))
+            for choice in self._choices
+            for shared in shares
+            for source in (*choice.inputs, "")
+        }
 
     @property
     def spec(self) -> GenomeSpec:
@@ -189,20 +198,28 @@ class ParameterSpace:
     def _values(self, choice: MethodChoice, shares: Shares, source: str, genome: Genome) -> dict[str, Scalar]:
         """Values of one input's parameters, or of the slice's own for the empty name."""
         values: dict[str, Scalar] = {}
+        for name, fixed, genes in self._places[choice.name, shares, source]:
+            values[name] = fixed if fixed is not None else self._value(genes, shares, genome)
+        return values
+
+    def _find(
+        self, choice: MethodChoice, shares: Shares, source: str
+    ) -> Iterator[tuple[str, Scalar | None, list[int]]]:
+        """Where `_values` finds what."""
         for spec in choice.spec.parameters:
             if spec.per_input == bool(source):
                 found = choice.explored[spec.name]
                 if isinstance(found, Range | Choice):
                     prefix = self._prefixes[choice.name, spec.name]
-                    genes = [self._index[group, prefix, source, spec.name] for group, _ in shares]
-                    values[spec.name] = self._value(genes, shares, genome)
+                    yield spec.name, None, [self._index[group, prefix, source, spec.name] for group, _ in shares]
                 else:
-                    values[spec.name] = found
-        return values
+                    yield spec.name, found, []
 
     def _value(self, genes: list[int], shares: Shares, genome: Genome) -> Scalar:
+        first, kind = genome.values[genes[0]], self._spec.genes[genes[0]]
+        if len(genes) == 1 and kind.kind == "continuous":
+            return float(first)
         values = [genome.values[gene] for gene in genes]
-        kind = self._spec.genes[genes[0]]
         if kind.kind in ("categorical", "boolean"):
             return kind.snap(values[max(range(len(shares)), key=lambda i: shares[i][1])])
         if len(values) == 1:
