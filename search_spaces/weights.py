@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from evomerge.recipe import PoolInfo
 Array = NDArray[np.float32]
 
 
+@runtime_checkable
 class Seeds(Protocol):
     """Networks that a search starts from."""
 

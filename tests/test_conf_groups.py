@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from contracts.space_samples import pool
+from contracts.space_samples import pool as without_tensors
 
 from evomerge import conf_dir
+from evomerge.array_genome import ArraySpec
 from evomerge.cli.composed import compose_config
 from evomerge.errors import ConfigError
 from evomerge.factory import build
 from evomerge.merge.methods import specs
 from evomerge.protocols import Objective, SearchSpace, Strategy
+from evomerge.recipe import PoolInfo
 
 SPACES = sorted(path.stem for path in (conf_dir() / "search_space").glob("*.yaml"))
 PATHS = ("data_flow", "blocks", "permutation", "relaxed_data_flow")
 FIRST = dict.fromkeys(PATHS, "passthrough") | dict.fromkeys(("parameter", "mixed", "joint"), "task_arithmetic")
+FIRST["lineage"] = "linear"  # a seed itself
 """Methods at the start of the options that are not called after theirs."""
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
+
+
+def pool() -> PoolInfo:
+    """The sample pool with a tensor of 8 numbers in every slice."""
+    info = without_tensors()
+    return replace(info, tensors=tuple(((f"{slice_}.weight", 8),) for slice_ in info.slices))
 
 
 def space(*overrides: str) -> SearchSpace:
@@ -27,12 +37,19 @@ def space(*overrides: str) -> SearchSpace:
     return made
 
 
-@pytest.mark.parametrize("option", SPACES)
+@pytest.mark.parametrize("option", [option for option in SPACES if option != "weights"])
 def test_search_spaces(option: str) -> None:
     made = space(f"search_space={option}")
     recipe = made.decode(made.spec.initial)
     recipe.check(specs())
     assert {entry.method for entry in recipe.slices} == {FIRST.get(option, option)}
+
+
+def test_weights_are_genes_without_a_recipe() -> None:
+    made = space("search_space=weights", "search_space.shapes={W: [64, 10]}", "search_space.seeds=null")
+    assert isinstance(made.spec, ArraySpec)
+    assert len(made.spec) == 640
+    assert made.decode(made.spec.initial) is None
 
 
 @pytest.mark.parametrize("option", STRATEGIES)

@@ -28,13 +28,16 @@ def merged_config(recipe: Recipe, pool: Pool) -> dict[str, Any]:
 
 def origins(recipe: Recipe) -> dict[int, tuple[str, int]]:
     """For every output layer, the model and its layer that it starts from, through intermediates."""
-    stages, found = dict(recipe.intermediates), dict[int, tuple[str, int]]()
-    for entry in recipe.slices:
-        layer = entry.slice.layer
-        if layer is not None and layer not in found:
-            first = entry.inputs[0]
-            at = layer if first.layer is None else first.layer
-            found[layer] = origins(stages[first.model])[at] if first.model in stages else (first.model, at)
+    known: dict[str, dict[int, tuple[str, int]]] = {}  # of intermediates: a lineage shares ancestors
+    found: dict[int, tuple[str, int]] = {}
+    for name, stage in (*recipe.stages.items(), ("", recipe)):
+        known[name] = found = {}
+        for entry in stage.slices:
+            layer = entry.slice.layer
+            if layer is not None and layer not in found:
+                first = entry.inputs[0]
+                at = layer if first.layer is None else first.layer
+                found[layer] = known[first.model][at] if first.model in known else (first.model, at)
     return found
 
 

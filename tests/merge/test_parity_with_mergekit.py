@@ -246,7 +246,7 @@ def known_to_mergekit(method: str) -> set[str]:
     return {parameter.name for parameter in get(method).spec.parameters}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "crossover"])  # it has none within tensors
 def test_parameters_have_mergekits_names_and_defaults(method: str) -> None:
     """Recipes are exchanged with mergekit; what it does not have is listed here."""
     from mergekit.merge_methods.base import MISSING
