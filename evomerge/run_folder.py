@@ -136,6 +136,7 @@ class RunFolder:
             "slices": [str(entry) for entry in info.slices],
             "unscalable": info.unscalable,
             "unflippable": info.unflippable,
+            "immovable": info.immovable,
         }
         write_text_atomic(self.pool, json.dumps(content, indent=2) + "\n")
 
@@ -177,6 +178,7 @@ def _pool_info(content: Any) -> PoolInfo:
         depths,
         unscalable=str(content.get("unscalable", "")),
         unflippable=str(content.get("unflippable", "")),
+        immovable=str(content.get("immovable", "")),
     )
 
 

@@ -46,8 +46,15 @@ class PathPool:
             winner: joins them as the first; ``None`` where it is not known yet, which a source then stands in for.
 
         Raises:
-            ConfigError: a model that the pool does not have, or one named twice.
+            ConfigError: a model that the pool does not have, or one named twice; or layers of this architecture cannot
+                be put in other places.
         """
+        if info.immovable:
+            raise ConfigError(
+                f"{KEY} is a path, and layers of this architecture cannot change places: {info.immovable}",
+                "architectures whose layers compute the same wherever they are",
+                "search parameters: search_space=ties",
+            )
         known = [name for name, _ in info.refs]
         chosen = list(info.sources if models is None else models)
         for name in chosen:

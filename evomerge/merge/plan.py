@@ -382,6 +382,8 @@ class _Planner:
             depth = self.pool.info.depth(entry.model)
             which = entry.model if self.pool.info.depths else "the pool's models"
             raise RecipeError(where, f"{which} {'has' if which == entry.model else 'have'} layers 0 to {depth - 1}")
+        if layer != slice_.layer and self.pool.residual.immovable:
+            raise RecipeError(where, f"layers of this architecture stay in place: {self.pool.residual.immovable}")
         tensors = self.layout.of_slice(wanted)
         moved = tuple(self.layout.at_layer(n, slice_.layer) for n in tensors) if layer < self.layout.layers else tensors
         if layer != slice_.layer and layer < self.layout.layers and moved != self.layout.of_slice(slice_):

@@ -174,6 +174,7 @@ def open_pool(
         depths=tuple((name, own.layers) for name, own in layouts.items() if own.layers != layout.layers),
         unscalable=residual.unscalable,
         unflippable=residual.unflippable,
+        immovable=residual.immovable,
         sizes=tuple(sum(count for _, count in own) for own in tensors),
         tensors=tensors,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 
 from evomerge.errors import PoolError
 from evomerge.models import residual_probe as probe
+from evomerge.models.layer_places import immovable
 from evomerge.models.layout import component_of, model_class
 from evomerge.recipe import Component
 
@@ -59,6 +60,7 @@ class Residual:
         rules: how parameters follow a factor, by their names in a layer, or in the module for those outside layers.
         unscalable: why the outputs cannot be scaled; empty where they can.
         unflippable: why they cannot be scaled by negative numbers; empty where they can.
+        immovable: why layers cannot be put in other places; empty where they can.
     """
 
     layers: str
@@ -67,6 +69,7 @@ class Residual:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     unscalable: str = ""
     unflippable: str = ""
+    immovable: str = ""
 
     def rule(self, name: str) -> Rule | None:
         """How the parameter `name` of the transformers module follows a factor; ``None`` where it follows none."""
@@ -99,11 +102,15 @@ def residual_of(config: Any, trust_remote_code: bool = False) -> Residual:
     """
     if trust_remote_code and getattr(config, "auto_map", None):
         return Residual("", unscalable="the model brings its own code")
+    if getattr(config.get_text_config(), "is_heterogeneous", False):
+        why = "its configuration has settings of their own for single layers (per_layer_config)"
+        return Residual("", unscalable=why, immovable=why)
     try:
         key = f"{model_class(config).__name__} {json.dumps(probe.tiny(config).to_dict(), sort_keys=True, default=str)}"
         if key not in _KNOWN:
             with torch.no_grad():
-                _KNOWN[key] = _found(probe.build(config))
+                module = probe.build(config)
+                _KNOWN[key] = replace(_found(module), immovable=immovable(module))
     except PoolError as error:
         return Residual("", unscalable=f"a small {config.model_type} cannot be tried out ({error.given})")
     except Exception as error:  # a configuration of no known kind

@@ -218,13 +218,12 @@ def close(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool((one - other).abs().max() <= TOLERANCE * other.abs().max())
 
 
-def stages(module: nn.Module) -> tuple[str, dict[int, Stage], Stage]:
-    """Name of the list of layers, the layers by number, one of each kind, and the module that gives the logits.
+def calls_of(module: nn.Module, layers: nn.ModuleList) -> dict[int, Call]:
+    """What each layer is called with when the module is given tokens, without a cache of keys and values.
 
     Raises:
-        PoolError: the module does not take tokens, or its layers do not take hidden states.
+        PoolError: the module does not take tokens.
     """
-    prefix, layers = find_layers(module)
     taken: dict[int, Call] = {}
 
     def note(number: int) -> Any:
@@ -240,6 +239,17 @@ def stages(module: nn.Module) -> tuple[str, dict[int, Stage], Stage]:
             module(input_ids=torch.arange(1, 1 + LENGTH).view(1, -1), use_cache=False)
         except Exception as error:  # models of other inputs, and whatever else a class raises
             raise PoolError(_reason(error)) from error
+    return taken
+
+
+def stages(module: nn.Module) -> tuple[str, dict[int, Stage], Stage]:
+    """Name of the list of layers, the layers by number, one of each kind, and the module that gives the logits.
+
+    Raises:
+        PoolError: the module does not take tokens, or its layers do not take hidden states.
+    """
+    prefix, layers = find_layers(module)
+    taken = calls_of(module, layers)
     generator = torch.Generator().manual_seed(1)
     kinds: dict[str, int] = {}
     found = {}
