@@ -1,20 +1,25 @@
 """How busy a cluster's workers are: the real search and strategies, simulated workers and a virtual clock.
 
-    python scripts/simulate_cluster.py --workers 8 64 1000 --strategy random
+    python scripts/simulate_cluster.py --workers 8 64 1000 --strategy random ga m2n2 cma_es
 
 Evaluation times are log-normal with a heavy tail. What the search itself takes (strategy, ledger, decoding) is measured
 and added to the virtual clock, during which no worker is given work. The share of busy time is taken until the last
 candidate was handed out, as a longer search would go on, and for the whole run with its end.
+
+Ordered rows give every worker a candidate of each generation (`popsize` or `batch`). Rows of evaluations told as they
+arrive are of strategies that never wait; the others refuse it.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
+import inspect
 import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.construct import build
+from evomerge.construct import TARGET, build, locate
 from evomerge.genome import Gene, Genome, GenomeSpec
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder
@@ -33,6 +38,7 @@ from evomerge.recipe import Recipe
 from evomerge.search import Search
 
 OBJECTIVES = (Objective("score"),)
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 class Weights:
@@ -61,6 +67,7 @@ class SimulatedEvaluator:
         seconds: mean of an evaluation, in virtual seconds.
         spread: sigma of the logarithm: 1 makes the slowest of a thousand 14 times as long as the mean.
         seed: of the times.
+        clock: measures what the search takes between two calls, in seconds.
 
     Attributes:
         now: the virtual time.
@@ -69,8 +76,9 @@ class SimulatedEvaluator:
         own: real seconds that the search took between its calls.
     """
 
-    def __init__(self, slots: int, seconds: float, spread: float, seed: int) -> None:
+    def __init__(self, slots: int, seconds: float, spread: float, seed: int, clock: Callable[[], float]) -> None:
         self.slots = slots
+        self._clock = clock
         self._mean, self._spread = seconds, spread
         self._rng = np.random.default_rng(seed)
         self._idle = slots
@@ -79,14 +87,14 @@ class SimulatedEvaluator:
         self._starts: list[tuple[float, float]] = []
         self.now = 0.0
         self.own = 0.0
-        self._left = time.perf_counter()
+        self._left = self._clock()
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
         """Start at once when a worker is idle."""
         self._tick()
         self._queue.append((candidate, split))
         self._dispatch()
-        self._left = time.perf_counter()
+        self._left = self._clock()
 
     def collect(self) -> Evaluation:
         """Go on to the next evaluation that ends."""
@@ -98,7 +106,7 @@ class SimulatedEvaluator:
         self.now = max(self.now, end)
         assert candidate.genome is not None
         value, items = score(candidate.genome)
-        self._left = time.perf_counter()
+        self._left = self._clock()
         return Evaluation(candidate.id, "ok", split, {"score": value}, {"t/acc": value}, {"t/acc": items})
 
     def busy(self, until: float) -> float:
@@ -119,7 +127,7 @@ class SimulatedEvaluator:
         """Nothing is held."""
 
     def _tick(self) -> None:
-        spent = time.perf_counter() - self._left
+        spent = self._clock() - self._left
         self.own += spent
         self.now += spent
 
@@ -134,12 +142,13 @@ class SimulatedEvaluator:
 
 
 def simulate(
-    node: dict[str, Any], workers: int, evaluations: int, *, ordered: bool, in_flight: int | None, options: Any
+    node: dict[str, Any], workers: int, evaluations: int, *, ordered: bool, options: Any
 ) -> tuple[float, float, float]:
     """Busy share until the last start, busy share of the whole, real seconds of the search for each evaluation."""
     space = Weights(options.genes)
     strategy: Strategy = build(node, "strategy", space.spec, OBJECTIVES, seed=options.seed)
-    evaluator = SimulatedEvaluator(workers, options.seconds, options.spread, options.seed)
+    clock = CLOCKS[options.clock]
+    evaluator = SimulatedEvaluator(workers, options.seconds, options.spread, options.seed, clock)
     with (
         tempfile.TemporaryDirectory() as folder,
         Ledger(RunFolder.create(Path(folder) / "run"), sync="interval") as log,
@@ -153,7 +162,6 @@ def simulate(
             keep=lambda incumbent: None,
             held_out=False,
             ordered=ordered,
-            in_flight=in_flight,
         ).run()
     return evaluator.busy(evaluator.last_start), evaluator.busy(evaluator.now), evaluator.own / evaluations
 
@@ -162,18 +170,19 @@ def cost(node: dict[str, Any], evaluations: int, options: Any, seconds: float) -
     """Microseconds of one ask and one tell after so many evaluations (or as many as fit into `seconds`)."""
     space = Weights(options.genes)
     strategy: Strategy = build(node, "strategy", space.spec, OBJECTIVES, seed=options.seed)
-    told, recent, start = 0, deque[float](maxlen=2000), time.perf_counter()
-    while told < evaluations and time.perf_counter() - start < seconds:
-        before = time.perf_counter()
+    clock = CLOCKS[options.clock]
+    told, recent, start = 0, deque[float](maxlen=2000), clock()
+    while told < evaluations and clock() - start < seconds:
+        before = clock()
         proposals = strategy.ask(None)
-        spent = time.perf_counter() - before
+        spent = clock() - before
         for proposal in proposals:
             value, items = score(proposal.genome)
             candidate = Candidate(told, None, proposal.genome, proposal.parents)
             evaluation = Evaluation(told, "ok", "search", {"score": value}, {}, {"t/acc": items})
-            before = time.perf_counter()
+            before = clock()
             strategy.tell(candidate, evaluation)
-            spent += time.perf_counter() - before
+            spent += clock() - before
             told += 1
         recent.append(spent / len(proposals))
     return told, 1e6 * float(np.mean(recent))
@@ -191,27 +200,33 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cost", type=int, default=0, help="also the cost of ask and tell after this many evaluations")
     parser.add_argument("--limit", type=float, default=60.0, help="real seconds for --cost, for each strategy")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="of the search's own time")
     options = parser.parse_args()
     from evomerge import conf_dir
     from evomerge.catalogue import strategy_node
 
-    print("strategy          workers  order                 busy  busy with end  ms of search per evaluation")
+    print("strategy          workers  evaluations  told                busy  busy with end  ms of search for each")
     for name in options.strategy:
         node = strategy_node(conf_dir(), name)
         for workers in options.workers:
-            modes = [
-                ("generations", True, None),
-                (f"in order, {workers} ahead", True, workers),
-                ("as they arrive", False, None),
-            ]
-            for label, ordered, in_flight in modes:
-                busy, whole, own = simulate(
-                    node, workers, workers * options.each, ordered=ordered, in_flight=in_flight, options=options
-                )
-                print(f"{name:16s} {workers:8d}  {label:20s} {busy:5.1%}  {whole:13.1%}  {1000 * own:.2f}", flush=True)
+            evaluations = workers * options.each
+            for label, wanted, ordered in modes(node, workers):
+                busy, whole, own = simulate(wanted, workers, evaluations, ordered=ordered, options=options)
+                shares = f"{busy:6.1%}  {whole:13.1%}  {1000 * own:.2f}"
+                print(f"{name:16s} {workers:8d}  {evaluations:11d}  {label:16s}  {shares}", flush=True)
         if options.cost:
             told, micros = cost(node, options.cost, options, options.limit)
             print(f"{name:16s} ask and tell after {told} evaluations: {micros:.0f} microseconds", flush=True)
+
+
+def modes(node: dict[str, Any], workers: int) -> list[tuple[str, dict[str, Any], bool]]:
+    """How a strategy is run: a label, its node, and whether in order."""
+    target = locate(node[TARGET], "strategy")
+    size = next((key for key in ("batch", "popsize") if key in inspect.signature(target).parameters), None)
+    found = [("by generations", {**node, size: workers} if size else node, True)]
+    if getattr(target, "asynchronous", False) is True:
+        found.append(("as they arrive", node, False))
+    return found
 
 
 if __name__ == "__main__":
