@@ -82,6 +82,12 @@ class ParameterSpace:
     ) -> None:
         if not 0 <= mask_seed < 2**63:
             raise ConfigError(f"{KEY}.mask_seed is {mask_seed}", "an integer from 0 to 2^63 - 1")
+        if pool.uneven:
+            raise ConfigError(
+                pool.uneven,
+                "merge methods go layer by layer, over models of one depth",
+                "search paths through their layers (search_space=data_flow), or leave the others out of the pool",
+            )
         self._pool = pool
         self._seed = mask_seed
         self._choices = method_choices(

@@ -248,6 +248,8 @@ def test_wrong_options_are_named(options: Any, key: str) -> None:
         build(**options)
     with pytest.raises(ConfigError, match="does not know its tensors"):
         LineageSpace(pool(2), ALL)
+    with pytest.raises(ConfigError, match="math has 2, lang has 1"):
+        LineageSpace(replace(INFO, depths=(("lang", 1),)), ALL)
 
 
 def test_genomes_of_other_spaces_are_refused() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -219,6 +220,12 @@ def test_slerp_takes_two_sources_or_the_base_and_one() -> None:
     assert inputs(pool()) == ["math", "lang"]
     assert inputs(with_sources(pool(), "math")) == ["base", "math"]
     assert inputs(with_sources(pool(), "a", "b", base=None)) == ["a", "b"]
+
+
+def test_models_of_other_depths_are_refused() -> None:
+    uneven = replace(pool(4), depths=(("lang", 2),))
+    with pytest.raises(ConfigError, match=r"base has 4, math has 4, lang has 2.*search_space=data_flow"):
+        ParameterSpace(uneven, METHODS)
 
 
 @pytest.mark.parametrize("sources", [("a", "b", "c"), ("a",)])
