@@ -95,13 +95,13 @@ def group_metrics(tasks: TaskSet, scorers: Mapping[str, TaskScorer], values: Map
     return found
 
 
-def objective(
+def objectives(
     terms: Sequence[WeighedTerm],
     scorers: Mapping[str, TaskScorer],
     raw: Mapping[str, RawValues],
     metrics: Mapping[str, float],
-) -> float:
-    """The weighted mean over terms of their weighted sums of metrics, larger is better.
+) -> dict[str, float]:
+    """By objective the weighted mean over its terms of their weighted sums of metrics, larger is better.
 
     A group counts with its own aggregated metric, or with the mean over its tasks when it has none.
 
@@ -112,11 +112,15 @@ def objective(
     Raises:
         FitnessError: a metric that was not reported after all, or is not finite.
     """
-    total = 0.0
+    totals: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for term in terms:
+        name, weight = term.term.objective, term.term.weight
+        weights[name] = weights.get(name, 0.0) + weight
         for metric in term.metrics:
-            total += term.term.weight * metric.factor * _value(term, metric, scorers, raw, metrics)
-    return total / sum(term.term.weight for term in terms)
+            value = weight * metric.factor * _value(term, metric, scorers, raw, metrics)
+            totals[name] = totals.get(name, 0.0) + value
+    return {name: total / weights[name] for name, total in totals.items()}
 
 
 def _value(

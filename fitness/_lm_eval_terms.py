@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
@@ -11,7 +12,13 @@ from evomerge.errors import ConfigError, nearest
 
 Transform = Literal["none", "log"]
 
-_TERM_KEYS = ("task", "metrics", "weight", "num_fewshot", "limit", "gen_kwargs")
+OBJECTIVE = "score"
+"""The objective of tasks that name none."""
+
+RESPONSE_LENGTH = "response_length"
+"""The objective of how long generated responses are."""
+
+_TERM_KEYS = ("task", "metrics", "weight", "objective", "num_fewshot", "limit", "gen_kwargs")
 _METRIC_KEYS = ("weight", "transform")
 
 
@@ -39,6 +46,7 @@ class TaskTerm:
         label: how messages call it.
         metrics: empty for the first metric that the task reports.
         weight: its share of the objective.
+        objective: the name of the objective that it counts in.
         num_fewshot, limit, gen_kwargs: override the fitness-wide ones for this task.
     """
 
@@ -46,6 +54,7 @@ class TaskTerm:
     label: str
     metrics: tuple[MetricTerm, ...] = ()
     weight: float = 1.0
+    objective: str = OBJECTIVE
     num_fewshot: int | None = None
     limit: int | float | None = None
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -114,10 +123,23 @@ def _term(value: Any, key: str) -> TaskTerm:
         label,
         _metrics(value.get("metrics"), f"{key}.metrics"),
         weight,
+        _objective(value.get("objective"), f"{key}.objective"),
         value.get("num_fewshot"),
         value.get("limit"),
         gen_kwargs,
     )
+
+
+def _objective(value: Any, key: str) -> str:
+    if value is None:
+        return OBJECTIVE
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z][\w-]{0,63}", value) or value == RESPONSE_LENGTH:
+        raise ConfigError(
+            f"{key} is {value!r}",
+            f"a name of letters, digits, - and _, other than {RESPONSE_LENGTH}",
+            "tasks with the same name make one objective",
+        )
+    return value
 
 
 def _metrics(value: Any, key: str) -> tuple[MetricTerm, ...]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fitness._lm_eval_terms import RESPONSE_LENGTH
+
 if TYPE_CHECKING:
     from fitness._lm_eval_scoring import TaskScorer
-
-RESPONSE_LENGTH = "response_length"
 
 
 def generates(task: Any) -> bool:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from fitness._lm_eval_scoring import RawValues, TaskScorer
     from fitness._lm_eval_session import Session
 
-OBJECTIVE = "score"
-"""The name of the first objective."""
-
 
 @dataclass
 class _Prepared:
@@ -41,8 +38,9 @@ class LmEvalFitness:
     """Scores a model on lm-eval tasks, equal to ``lm_eval --model hf`` to the last digit.
 
     The objective ``score``, to be maximised, is the mean over tasks, by their weights, of the weighted sum of
-    their metrics; metrics for which lower is better count negative. With `response_length`, an objective of that name
-    is minimised beside it: the mean number of tokens of a generated response, over the items of all generative tasks.
+    their metrics; metrics for which lower is better count negative. Tasks that name an ``objective`` make one of that
+    name instead. With `response_length`, an objective of that name is minimised beside it: the mean number of tokens of
+    a generated response, over the items of all generative tasks.
 
     Tasks are loaded, prompts built and tokenised, and batches formed once; a candidate costs its forwards and the
     arithmetic of its scores. The scores equal the stock command's for the same tasks in the same order, dtype, batch
@@ -61,7 +59,7 @@ class LmEvalFitness:
         tasks: task names, paths to task YAMLs, or mappings with the keys ``task`` (a name, a path or a whole task
             configuration), ``metrics`` (name -> weight, or name -> {weight, transform}, where ``transform: log`` takes
             the logarithm; the default is the first metric that the task reports; a filter follows a comma, as in
-            ``exact_match,strict-match``), ``weight``, ``num_fewshot``, ``limit`` and ``gen_kwargs``.
+            ``exact_match,strict-match``), ``weight``, ``objective``, ``num_fewshot``, ``limit`` and ``gen_kwargs``.
         include_path: folder or folders with task YAMLs.
         num_fewshot: examples in the prompt, for tasks that do not fix them at 0; None leaves each task's own.
         limit: documents of each task: the first so many, or a share below 1.
@@ -131,9 +129,10 @@ class LmEvalFitness:
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """``score``, and ``response_length`` when it is asked for."""
+        """Those that tasks name, ``score`` for those that name none, and ``response_length`` when it is asked for."""
         length = (Objective(RESPONSE_LENGTH, "minimize"),) if self._response_length else ()
-        return (Objective(OBJECTIVE, "maximize"), *length)
+        names = dict.fromkeys(term.objective for term in self._terms)
+        return (*(Objective(name, "maximize") for name in names), *length)
 
     def check(self) -> None:
         """Load the tasks and their documents, once.
@@ -185,7 +184,7 @@ class LmEvalFitness:
             {n: len(s.documents) for n, s in scorers.items()}, self._block_size, self._prompts["fewshot_seed"]
         )
         settings = {
-            "terms": [(term.name, term.tasks, term.term.weight, term.metrics) for term in self._terms_weighed],
+            "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in self._terms_weighed],
             "prompts": self._prompts,
             "chat_template": getattr(lm.tokenizer, "chat_template", None)
             if self._prompts["apply_chat_template"]
@@ -216,7 +215,7 @@ class LmEvalFitness:
         Raises:
             FitnessError: a score that is not finite, naming the task and document.
         """
-        from fitness._lm_eval_objective import group_metrics, objective
+        from fitness._lm_eval_objective import group_metrics, objectives
         from fitness._lm_eval_scoring import all_items, all_metrics
 
         start = time.perf_counter()
@@ -237,20 +236,20 @@ class LmEvalFitness:
                     break
         items = all_items(ready.scorers, raw)
         metrics: dict[str, float] = {}
-        objectives: dict[str, float] = {}
+        found: dict[str, float] = {}
         if len(done) == len(ready.blocks):
             metrics = all_metrics(ready.scorers, raw)
             if self._loaded().groups:
                 with self._generators:
                     metrics |= group_metrics(self._loaded(), ready.scorers, metrics)
-            objectives = {OBJECTIVE: objective(self._terms_weighed, ready.scorers, raw, metrics)}
+            found = objectives(self._terms_weighed, ready.scorers, raw, metrics)
             metrics = {name: metrics[name] for name in self._weighed_names() if name in metrics} | metrics
             if self._response_length:
                 lengths = response_lengths(ready.scorers, ready.session.count_tokens)
                 items |= lengths
                 metrics |= {name: float(values.mean()) for name, values in lengths.items()}
-                objectives[RESPONSE_LENGTH] = float(np.concatenate(list(lengths.values())).mean())
-        return Scores(objectives, metrics, items, {"model": seconds, "other": time.perf_counter() - start - seconds})
+                found[RESPONSE_LENGTH] = float(np.concatenate(list(lengths.values())).mean())
+        return Scores(found, metrics, items, {"model": seconds, "other": time.perf_counter() - start - seconds})
 
     def fingerprint(self) -> str:
         """``sha256:`` over documents, prompts, tokens, metrics, dtype, batch size and versions; not over places."""

@@ -53,6 +53,20 @@ def test_objective_is_the_weighted_mean_of_weighted_metrics(model: Any, tasks: A
     assert math.log(m["complete/perplexity"]) == pytest.approx(scores.items["complete/perplexity"].mean())
 
 
+def test_tasks_may_make_objectives_of_their_own(model: Any, tasks: Any) -> None:
+    terms = [
+        {"task": "choose", "metrics": {"acc": 2.0}, "weight": 3.0, "objective": "choices"},
+        {"task": "write", "metrics": {"exact_match,word": 1.0}},
+        {"task": "complete", "metrics": {"acc": 1.0}, "objective": "choices"},
+    ]
+    fitness = LmEvalFitness(terms)
+    assert [(o.name, o.direction) for o in fitness.objectives] == [("choices", "maximize"), ("score", "maximize")]
+    scores = run(model, terms, include_path=str(tasks.path))
+    m = scores.metrics
+    expected = {"choices": (6.0 * m["choose/acc"] + m["complete/acc"]) / 4.0, "score": m["write/exact_match,word"]}
+    assert scores.objectives == pytest.approx(expected, rel=1e-12)
+
+
 def test_default_metric_is_the_first_reported(model: Any, tasks: Any) -> None:
     scores = run(model, ["choose", "read", "write"], include_path=str(tasks.path))
     m = scores.metrics
@@ -214,6 +228,8 @@ def test_tasks_that_are_not_supported(tasks: Any, tmp_path: Path) -> None:
         ([{"task": "a", "num_fewshot": 1.5}], "tasks[0].num_fewshot is 1.5"),
         ([{"task": "a", "gen_kwargs": "max=3"}], "tasks[0].gen_kwargs is 'max=3'"),
         ([{"task": "a", "metrics": {}}], "tasks[0].metrics is {}"),
+        ([{"task": "a", "objective": "a/b"}], "tasks[0].objective is 'a/b'"),
+        ([{"task": "a", "objective": "response_length"}], "other than response_length"),
         ([{"task": "a", "metrics": {"acc": True}}], "tasks[0].metrics.acc is True"),
         (
             [{"task": "a", "metrics": {"acc": {"wait": 1}}}],
