@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
         recipe, pool = open_recipe(options.recipe)
         text = to_mergekit(recipe, pool.layout)
     elif options.format == "svg":
-        from evomerge.report.path import path_of
+        from evomerge.recipe_path import path_of
         from evomerge.report.path_svg import path_svg
 
         path = path_of(read_recipe(options.recipe))

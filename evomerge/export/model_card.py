@@ -17,6 +17,7 @@ from evomerge.errors import RecipeError
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.layout import Layout
 from evomerge.recipe import ModelRef, Recipe
+from evomerge.recipe_path import path_of
 from evomerge.recipe_yaml import dump_recipe
 
 LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -75,12 +76,21 @@ def model_card(
         "## Sources",
         _sources(recipe, licenses),
         *([f"## {scores_title}", score_table(scores)] if scores else []),
+        *_path_sections(recipe),
         "## Recipe",
         _recipe_text(recipe, layout),
         "## Loading",
         _snippet(name, *loading),
     ]
     return _front_matter(recipe, licenses) + "\n\n".join(sections) + "\n"
+
+
+def _path_sections(recipe: Recipe) -> list[str]:
+    """The layers in order, where they are not those of a source in their places."""
+    path = path_of(recipe)
+    if path is None:
+        return []
+    return ["## Path", f"{path.title}. In order, by their numbers there: {path.text}.", f"{path.note[:1].upper()}{path.note[1:]}."]
 
 
 def _snippet(name: str, model: str, processor: str | None) -> str:

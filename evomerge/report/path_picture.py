@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from evomerge.report.path import Path, PathLayer, colour, is_scaled, scale_text
+from evomerge.recipe_path import Path, PathLayer, colour, is_scaled, scale_text
 
 
 class PathPicture:

@@ -136,3 +136,17 @@ def test_scores_make_a_table_in_the_order_given(pool: Pool) -> None:
 def test_it_says_how_to_load_the_model(pool: Pool) -> None:
     _, text = card_of(pool.info.linear({"a": 1.0}), pool)
     assert 'AutoModelForCausalLM.from_pretrained("merged", dtype="auto")' in text
+
+
+def test_a_path_is_told_in_words(pool: Pool) -> None:
+    steps = [("a", 0, None), ("a", 1, None), ("b", 1, 0.8), ("b", 1, 0.8), ("a", 2, -0.4)]
+    slices = [
+        SliceRecipe(SliceId(c, place), "passthrough", (Input(model, layer),), scale=scale if c != "norm" else None)
+        for place, (model, layer, scale) in enumerate(steps)
+        for c in ("attn", "mlp", "norm")
+    ]
+    outer = [SliceRecipe(s, "passthrough", (Input("a"),)) for s in pool.info.slices if s.layer is None]
+    _, text = card_of(pool.info.recipe([*slices, *outer]), pool)
+    assert "## Path\n\nA path of 5 layers: 3 of a, 2 of b. In order, by their numbers there: " in text
+    assert "there: a 0 to 1, b 1 (×1.25), b 1, a 2 (×-2.00).\n\nEmbeddings and final norm and head of a; × is" in text
+    assert "## Path" not in card_of(pool.info.linear({"a": 0.5, "b": 0.5}), pool)[1]

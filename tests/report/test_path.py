@@ -12,8 +12,8 @@ from rich.console import Console
 
 from evomerge.cli.main import main
 from evomerge.recipe import Recipe
+from evomerge.recipe_path import COLOURS, Path, PathLayer, path_of, scale_text
 from evomerge.recipe_yaml import dump_recipe
-from evomerge.report.path import COLOURS, Path, PathLayer, path_of, scale_text
 from evomerge.report.path_picture import PathPicture
 from evomerge.report.path_svg import path_svg
 from search_spaces.data_flow import DataFlowSpace

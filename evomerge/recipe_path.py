@@ -49,6 +49,18 @@ class Path:
         return f"A path of {len(self.layers)} layers: {', '.join(counts)}"
 
     @property
+    def text(self) -> str:
+        """``math 0 to 3, lang 2 (×0.83), math 4``: runs of layers that follow each other, and scales on the way."""
+        runs: list[list[PathLayer]] = []
+        for layer in self.layers:
+            last = runs[-1][-1] if runs else None
+            if last and not is_scaled(layer.hop) and (last.source, last.layer + 1) == (layer.source, layer.layer):
+                runs[-1].append(layer)
+            else:
+                runs.append([layer])
+        return ", ".join(_run(run) for run in runs)
+
+    @property
     def note(self) -> str:
         """Where the rest of the model comes from, and what the scales mean where there are any."""
         grouped: dict[str, list[str]] = {}
@@ -57,6 +69,12 @@ class Path:
         ends = "; ".join(f"{' and '.join(names)} of {source}" for source, names in grouped.items())
         scaled = any(is_scaled(layer.hop) for layer in self.layers)
         return ends + ("; × is the scale of the hidden states on their way into a layer" if scaled else "")
+
+
+def _run(layers: Sequence[PathLayer]) -> str:
+    first = layers[0]
+    until = f" to {layers[-1].layer}" if layers[1:] else ""
+    return f"{first.source} {first.layer}{until}" + (f" ({scale_text(first.hop)})" if is_scaled(first.hop) else "")
 
 
 _END_NAMES = {"embed": "embeddings", "final_norm": "final norm", "head": "head"}
