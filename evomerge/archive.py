@@ -73,13 +73,24 @@ class ParetoArchive:
         Args:
             reference: a value for every objective; candidates that do not beat it in all objectives count nothing.
         """
-        from optuna._hypervolume import compute_hypervolume  # only runs with several objectives pay for optuna
-
         point = self._gain(reference)
         above = self._gains[(self._gains > point).all(axis=1)]
-        if not len(above):
-            return 0.0
-        return float(compute_hypervolume(-above, -point, assume_pareto=False))
+        return _volume(above - point) if len(above) else 0.0
 
     def _gain(self, values: Mapping[str, float]) -> NDArray[np.float64]:
         return np.array([o.gain(values.get(o.name, np.nan)) for o in self._objectives], dtype=np.float64)
+
+
+def _volume(sides: NDArray[np.float64]) -> float:
+    """The volume of the union of boxes that share a corner: sliced along their last sides.
+
+    Args:
+        sides: a row for every box, all above 0.
+    """
+    sides = sides[np.argsort(-sides[:, -1], kind="stable")]
+    heights = sides[:, -1] - np.append(sides[1:, -1], 0.0)
+    if sides.shape[1] == 1:
+        return float(heights.sum())
+    if sides.shape[1] == 2:  # in each slice, the widest of the boxes that reach it
+        return float(heights @ np.maximum.accumulate(sides[:, 0]))
+    return sum(float(height) * _volume(sides[: k + 1, :-1]) for k, height in enumerate(heights) if height > 0)

@@ -51,6 +51,20 @@ def test_hypervolume_of_rectangles_added_by_hand() -> None:
     assert archive.hypervolume({"score": 1.0, "length": 1.0}) == 0.0
 
 
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_hypervolume_is_what_counting_cells_gives(objectives: int) -> None:
+    rng = np.random.default_rng(objectives)
+    named = [Objective(f"o{k}") for k in range(objectives)]
+    for _ in range(5):
+        points = rng.integers(0, 7, (12, objectives))
+        archive = ParetoArchive(named)
+        for i, point in enumerate(points):
+            archive.add(i, {o.name: float(x) for o, x in zip(named, point, strict=True)})
+        cells = np.indices((6,) * objectives).reshape(objectives, -1).T  # their lower corners, above (0, ..)
+        covered = (points[:, None] > cells).all(axis=-1).any(axis=0).sum()
+        assert archive.hypervolume({o.name: 0.0 for o in named}) == covered
+
+
 def test_knee_and_extremes() -> None:
     archive = filled([(1.0, 100.0), (0.9, 20.0), (0.0, 0.0)])
     assert archive.knee() == 1
