@@ -90,7 +90,8 @@ def _path_sections(recipe: Recipe) -> list[str]:
     path = path_of(recipe)
     if path is None:
         return []
-    return ["## Path", f"{path.title}. In order, by their numbers there: {path.text}.", f"{path.note[:1].upper()}{path.note[1:]}."]
+    note = f"{path.note[:1].upper()}{path.note[1:]}."
+    return ["## Path", f"{path.title}. In order, by their numbers there: {path.text}.", note]
 
 
 def _snippet(name: str, model: str, processor: str | None) -> str:

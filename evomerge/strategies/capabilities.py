@@ -24,7 +24,10 @@ class Capable(Protocol):
         kinds: the kinds of genes that it handles.
     """
 
-    asynchronous: ClassVar[bool]
+    @property
+    def asynchronous(self) -> bool:
+        """See above; of islands, an instance's own."""
+
     multi_objective: ClassVar[bool]
     kinds: ClassVar[frozenset[str]]
 
