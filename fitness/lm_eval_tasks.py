@@ -12,8 +12,8 @@ import numpy as np
 
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.protocols import Block, Objective, Scores, Stop
-from fitness._lm_eval_terms import check_fewshot, check_limit, parse_terms, plain
-from fitness._response_length import RESPONSE_LENGTH, generates, response_lengths
+from fitness._lm_eval_terms import RESPONSE_LENGTH, check_fewshot, check_limit, parse_terms, plain
+from fitness._response_length import generates, response_lengths
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
