@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 _PLAIN = (bool, int, float, str, type(None))
-_OF_MODULES = frozenset(vars(nn.Module()))  # hooks and the like
+# Hooks and the like, and what `from_pretrained` leaves behind.
+_OF_MODULES = frozenset(vars(nn.Module())) | {"_is_hf_initialized"}
 _ABOUT_LAYERS = ("layer", "block")  # in the names of lists with an entry per layer, and of numbers of layers
 
 

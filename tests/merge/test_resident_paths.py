@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from merge.path_models import IDS, KINDS, LAYERS, by_definition, open_sources, path_recipe, random_path
+from merge.path_models import IDS, KINDS, LAYERS, by_definition, open_sources, path_recipe, random_path, save_source
 
+from evomerge.errors import RecipeError
 from evomerge.merge.assemble import Resident
 from evomerge.merge.merged import ALIGNMENT
 from evomerge.merge.plan import make_plan
 from evomerge.models.layout import find_layers
-from evomerge.models.pool import Pool
+from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, SliceId, SliceRecipe
 
 SOURCE = {"a": 1.0}
@@ -80,6 +81,24 @@ def test_the_cache_of_keys_and_values_changes_no_token(kind: str, tmp_path: Path
         cache = resident.model.module(IDS, use_cache=True).past_key_values
         assert len(cache) == depth
         assert [layer.get_seq_length() for layer in cache.layers] == [IDS.shape[1]] * depth
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
+def test_layers_that_only_a_deeper_model_has(kind: str, tmp_path: Path) -> None:
+    more = LAYERS + 3
+    folders = {"a": save_source(tmp_path / "a", kind, 0), "b": save_source(tmp_path / "b", kind, 1, more)}
+    pool = open_pool({name: str(folder) for name, folder in folders.items()})
+    assert (pool.info.layers, pool.info.depth("b")) == (LAYERS, more)
+    resident = Resident(pool)
+    for path in (
+        [("b", more - 1, 1.0), ("a", 1, 0.8), ("b", more - 2, 1.2), ("b", 0, 1.0)],
+        [("b", layer, 1.0) for layer in range(more)],
+        [("a", layer, 1.1) for layer in range(LAYERS)],
+    ):
+        follow(resident, pool, path)
+        assert close(logits(resident), by_definition(pool, path, resident.model.module.config._attn_implementation))
+    with pytest.raises(RecipeError, match=f"takes layer {more} of b; b has layers 0 to {more - 1}"):
+        follow(resident, pool, [("b", more, 1.0)])
 
 
 def test_layers_of_a_path_are_the_sources_own(tmp_path: Path) -> None:
