@@ -18,8 +18,9 @@ from rich.table import Table
 from evomerge.merge.assemble import Resident
 from evomerge.merge.merge_count import MergeCount
 from evomerge.merge.module_slices import ModuleSlice
-from evomerge.merge.plan import SlicePlan, make_plan
+from evomerge.merge.plan import make_plan
 from evomerge.merge.shared_cache import SharedCache
+from evomerge.merge.slice_plan import SlicePlan
 from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, Recipe, SliceRecipe, parameters
 from scripts.benchmark_merge import recipe_of

@@ -20,7 +20,8 @@ from rich.table import Table
 from evomerge.export.writer import write_model
 from evomerge.merge.engine import merge_slice
 from evomerge.merge.parallel import merge_slices
-from evomerge.merge.plan import Plan, make_plan
+from evomerge.merge.plan import make_plan
+from evomerge.merge.slice_plan import Plan
 from evomerge.merge.sources import Sources
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool

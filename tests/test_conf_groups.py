@@ -19,8 +19,8 @@ from evomerge.recipe import PoolInfo
 
 SPACES = sorted(path.stem for path in (conf_dir() / "search_space").glob("*.yaml"))
 PATHS = ("data_flow", "blocks", "permutation", "relaxed_data_flow")
-FIRST = dict.fromkeys(PATHS, "passthrough") | dict.fromkeys(("parameter", "by_layer", "mixed", "joint"), "task_arithmetic")
-FIRST["lineage"] = "linear"  # a seed itself
+TASKS = ("parameter", "by_layer", "mixed", "joint")
+FIRST = dict.fromkeys(PATHS, "passthrough") | dict.fromkeys(TASKS, "task_arithmetic") | {"lineage": "linear"}
 """Methods at the start of the options that are not called after theirs."""
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
 

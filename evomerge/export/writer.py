@@ -21,7 +21,8 @@ from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.files import sync_folder
 from evomerge.merge.engine import TORCH_DTYPES
-from evomerge.merge.plan import Plan, make_plan
+from evomerge.merge.plan import make_plan
+from evomerge.merge.slice_plan import Plan
 from evomerge.merge.streaming import stream_slice
 from evomerge.models.pool import Pool
 from evomerge.recipe import Recipe

@@ -17,9 +17,10 @@ from evomerge.merge.merged import Merged
 from evomerge.merge.module_slices import ModuleSlice, ModuleSlices
 from evomerge.merge.origins import held_as, origin_of
 from evomerge.merge.parallel import merge_slices
-from evomerge.merge.plan import Plan, SlicePlan, make_plan
+from evomerge.merge.plan import make_plan
 from evomerge.merge.shared_cache import SharedCache
 from evomerge.merge.shells import Shells
+from evomerge.merge.slice_plan import Plan, SlicePlan
 from evomerge.merge.sources import Placement, Sources, free_memory
 from evomerge.merge.stage_slices import StageSlices
 from evomerge.models.layout import skeleton

@@ -16,7 +16,7 @@ from evomerge.merge.masks import mask_key
 from evomerge.merge.methods import METHODS, Context, Method
 from evomerge.merge.mix import Mix, Statistics
 from evomerge.merge.noted_statistics import NotedStatistics
-from evomerge.merge.plan import Factor, Part, SlicePlan, Source
+from evomerge.merge.slice_plan import Factor, Part, SlicePlan, Source
 from evomerge.merge.sources import Notes, Placement, Sources
 from evomerge.merge.stage_slices import StageSlices
 from evomerge.merge.torch_mix import mix_block

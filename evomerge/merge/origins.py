@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evomerge.merge.plan import SlicePlan
+from evomerge.merge.slice_plan import SlicePlan
 
 
 def held_as(entry: SlicePlan) -> SlicePlan:

@@ -11,7 +11,7 @@ import torch
 
 from evomerge.merge.cpu_mix import PART, MixCall
 from evomerge.merge.engine import Made, SliceMerge, TensorMerge
-from evomerge.merge.plan import SlicePlan
+from evomerge.merge.slice_plan import SlicePlan
 from evomerge.merge.sources import Sources
 
 

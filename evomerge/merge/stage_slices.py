@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from evomerge.merge.plan import SlicePlan
+from evomerge.merge.slice_plan import SlicePlan
 
 Tensors = Mapping[str, torch.Tensor]
 Merge = Callable[[SlicePlan, Callable[[SlicePlan], Tensors]], Tensors]

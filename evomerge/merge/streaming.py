@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from evomerge.merge.engine import SliceMerge
-from evomerge.merge.plan import SlicePlan
+from evomerge.merge.slice_plan import SlicePlan
 from evomerge.merge.sources import Placement, Sources
 from evomerge.models.pool import Pool
 

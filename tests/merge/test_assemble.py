@@ -13,7 +13,8 @@ from evomerge.errors import PoolError, RecipeError
 from evomerge.merge import assemble
 from evomerge.merge.assemble import Resident
 from evomerge.merge.engine import merge_slice
-from evomerge.merge.plan import Plan, make_plan
+from evomerge.merge.plan import make_plan
+from evomerge.merge.slice_plan import Plan
 from evomerge.merge.sources import Placement
 from evomerge.models.layout import find_layers
 from evomerge.models.pool import Pool, open_pool, pool_of_recipe

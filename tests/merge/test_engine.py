@@ -12,7 +12,8 @@ from tiny_models import TinyModel
 from evomerge.errors import InfeasibleError
 from evomerge.merge.engine import merge_slice
 from evomerge.merge.methods import METHODS, registry
-from evomerge.merge.plan import Plan, make_plan
+from evomerge.merge.plan import make_plan
+from evomerge.merge.slice_plan import Plan
 from evomerge.merge.sources import Placement, Sources, free_memory
 from evomerge.merge.streaming import stream_slice
 from evomerge.models.pool import Pool, open_pool

@@ -13,7 +13,8 @@ from tiny_models import TinyModel
 
 from evomerge.merge.engine import merge_slice
 from evomerge.merge.methods import registry
-from evomerge.merge.plan import SlicePlan, make_plan
+from evomerge.merge.plan import make_plan
+from evomerge.merge.slice_plan import SlicePlan
 from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, SliceId, SliceRecipe
 

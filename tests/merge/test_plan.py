@@ -6,7 +6,8 @@ import pytest
 from tiny_models import TinyModel
 
 from evomerge.errors import InfeasibleError, RecipeError
-from evomerge.merge.plan import Plan, SlicePlan, make_plan
+from evomerge.merge.plan import make_plan
+from evomerge.merge.slice_plan import Plan, SlicePlan
 from evomerge.models.pool import Pool, open_pool
 from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
 

@@ -12,7 +12,8 @@ from evomerge.export.writer import write_model
 from evomerge.merge.assemble import Resident
 from evomerge.merge.engine import merge_slice
 from evomerge.merge.methods import registry
-from evomerge.merge.plan import Plan, SlicePlan, make_plan
+from evomerge.merge.plan import make_plan
+from evomerge.merge.slice_plan import Plan, SlicePlan
 from evomerge.merge.sources import Placement
 from evomerge.method import ByTensor, Value
 from evomerge.models.pool import Pool, open_pool

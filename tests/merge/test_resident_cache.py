@@ -18,8 +18,9 @@ from evomerge.merge.assemble import Resident
 from evomerge.merge.engine import merge_slice
 from evomerge.merge.merge_count import MergeCount
 from evomerge.merge.parallel import merge_slices
-from evomerge.merge.plan import Plan, make_plan
+from evomerge.merge.plan import make_plan
 from evomerge.merge.shared_cache import SharedCache
+from evomerge.merge.slice_plan import Plan
 from evomerge.merge.sources import Placement
 from evomerge.models.pool import Pool, open_pool
 
