@@ -41,6 +41,12 @@ def main() -> None:
     five.add_argument("--layers", type=int, default=64)
     five.add_argument("--switches", type=int, default=50)
     five.add_argument("--threads", type=int)
+    six = benchmarks.add_parser("folding", help="what folding the scales of paths changes on the demo's models")
+    six.add_argument("--folder", type=Path, default=Path("demo_pool"), help="of the demo's models")
+    six.add_argument("--seed", type=int, default=0)
+    six.add_argument("--paths", type=int, default=20)
+    six.add_argument("--threads", type=int)
+    six.add_argument("overrides", nargs="*", help="of the configuration: search_space.negative_scales=true")
     options = parser.parse_args()
     if options.benchmark == "overhead":
         from scripts.benchmark_overhead import overhead
@@ -56,6 +62,10 @@ def main() -> None:
         loop(options.evaluations, options.layers, options.items, options.sync, options.repeats)
         if options.events:
             ledger(options.events)
+    elif options.benchmark == "folding":
+        from scripts.benchmark_folding import folding
+
+        folding(options.folder, options.seed, options.paths, options.threads, options.overrides)
     elif options.benchmark == "paths":
         from scripts.benchmark_paths import paths
 
