@@ -1,7 +1,8 @@
 """The data flow space: which layers of which models the hidden states pass through, and how they are scaled.
 
-EvoLLM (arXiv 2403.13187, section 3.2). The layers of the first model, then those of the second and so on, all of it
-repeated r times, are slots; an indicator for every slot says whether the path takes it.
+EvoLLM (arXiv 2403.13187, section 3.2). The layers of all models in a row, all of it repeated r times, are slots; an
+indicator for every slot says whether the path takes it. The row has one model after another, as in the paper, or
+goes through all of them layer by layer.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, nearest
 from evomerge.genome import Gene, Genome, GenomeSpec, Value
 from evomerge.method import MethodSpec
 from evomerge.recipe import PoolInfo, Recipe
 from search_spaces.hops import Hops
 from search_spaces.path_pool import ALONE, KEY, Alone, PathPool
 from search_spaces.paths import Limits, Step, check_counts, check_head, path_slices, starting_path
+
+ORDERS = ("layer", "model")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ class DataFlowSpace:
         input_model: gives the embeddings, the final norm, and the first and last layers; the first of `models` for
             ``None``.
         head: the model whose head it is; `input_model` for ``None``.
-        repeats: how often the layers are laid out one after another (the paper's r).
+        order: how the layers are laid out. ``layer``: the first of every model, then the second of every model and so
+            on; ``model``: all of the first model, then all of the second and so on, as in the paper.
+        repeats: how often they are laid out one after another (the paper's r).
         block: layers in a unit that is taken or left as a whole; the last of a model may be shorter.
         fixed: how many first and last layers of the input model every path has.
         scales: ``slot``, one for every slot; ``hop``, the paper's matrix W over pairs of units; ``none``.
@@ -83,6 +88,7 @@ class DataFlowSpace:
         models: list[str] | None = None,
         input_model: str | None = None,
         head: str | None = None,
+        order: str = "layer",
         repeats: int = 1,
         block: int = 1,
         fixed: int = 1,
@@ -104,10 +110,14 @@ class DataFlowSpace:
         self._head = check_head(self._pool, head, self._input)
         check_counts(repeats, block, fixed, self._pool.depth(self._input), self._input)
         self._limits = Limits.of(self._pool, min_layers, max_layers, max_uses, max_parameters)
+        if order not in ORDERS:
+            raise ConfigError(f"{KEY}.order is {order!r}", nearest(str(order), ORDERS))
         if not 0 < relaxed_start <= 1:
             raise ConfigError(f"{KEY}.relaxed_start is {relaxed_start}", "above 0 and at most 1")
 
         units = [u for model in self._pool.models for u in units_of(model, self._pool.depth(model), block, fixed)]
+        if order == "layer":
+            units.sort(key=lambda unit: unit.first)  # stable: models keep their order
         own = [number for number, unit in enumerate(units) if unit.model == self._input]
         slots, names = _slots(units, own, repeats, fixed, max_uses)
         self._units = [units[unit] for unit in slots]

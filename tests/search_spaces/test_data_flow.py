@@ -52,15 +52,26 @@ def scales(recipe: Recipe, component: str) -> list[float | None]:
     return [entry.scale for entry in recipe.slices if entry.slice.component == component]
 
 
-def test_slots_are_the_models_one_after_another_repeated_between_the_first_models_ends() -> None:
-    made = space(repeats=2, scales="none")
+def test_slots_are_all_models_layer_by_layer_repeated_between_the_first_models_ends() -> None:
+    made = space(replace(pool(3), depths=(("lang", 4),)), repeats=2, scales="none")
+    first = ["lang.0", "math.1", "lang.1", "math.2", "lang.2", "lang.3"]
+    second = ["math.0@2", "lang.0@2", "math.1@2", "lang.1@2", "lang.2@2", "lang.3@2"]
+    assert names(made) == [*first, *second]
+    recipe = made.decode(genome(made, "lang.3 lang.0 math.1 math.0@2"))
+    assert path(recipe) == ["math.0", "lang.0", "math.1", "lang.3", "math.0", "math.2"]
+    blocks = space(pool(8), block=4, scales="none")
+    assert names(blocks) == ["lang.0", "math.1-4", "lang.1-4", "math.5-6", "lang.5-6", "lang.7"]
+
+
+def test_slots_in_the_order_of_the_paper_are_the_models_one_after_another() -> None:
+    made = space(order="model", repeats=2, scales="none")
     first = ["math.1", "math.2", "math.3", "lang.0", "lang.1", "lang.2", "lang.3"]
     second = ["math.0@2", "math.1@2", "math.2@2", "lang.0@2", "lang.1@2", "lang.2@2", "lang.3@2"]
     assert names(made) == [*first, *second]
 
 
 def test_a_path_visits_its_slots_in_order() -> None:
-    made = space(repeats=2, scales="none")
+    made = space(order="model", repeats=2, scales="none")
     recipe = made.decode(genome(made, "lang.2 math.2 math.1@2 math.0@2"))
     assert path(recipe) == ["math.0", "math.2", "lang.2", "math.0", "math.1", "math.3"]
     assert {entry.method for entry in recipe.slices} == {"passthrough"}
@@ -71,7 +82,7 @@ def test_a_path_visits_its_slots_in_order() -> None:
     assert next(e for e in recipe.slices if e.slice == SliceId("mlp", 3)).inputs == (Input("math", 0),)
 
 
-@pytest.mark.parametrize("config", [{}, {"repeats": 3}, {"fixed": 0}, {"fixed": 2}, {"block": 3}, {"scales": "hop"}])
+@pytest.mark.parametrize("config", [{}, {"repeats": 3}, {"fixed": 0}, {"fixed": 2}, {"block": 3}, {"scales": "hop"}, {"order": "model"}])
 def test_a_search_starts_at_the_input_model(config: dict[str, Any]) -> None:
     made = space(pool(7, head=True), **config)
     recipe = made.decode(made.spec.initial)
@@ -113,21 +124,21 @@ def test_the_matrix_scales_a_hop_wherever_it_is_and_has_only_hops_that_can_be() 
     assert len(made.spec) == 2 * 4 + 16
     recipe = made.decode(genome(made, "math.0 lang.1 math.0@2 lang.1@2", **{"math.0>lang.1": 0.5}))
     assert path(recipe) == ["math.0", "lang.1*2", "math.0*2", "lang.1*4"]
-    once = space(pool(2), fixed=0, scales="hop")
+    once = space(pool(2), order="model", fixed=0, scales="hop")
     assert [n for n in names(once) if ">" in n] == [
         f"{a}>{b}/scale" for a, b in combinations(["math.0", "math.1", "lang.0", "lang.1"], 2)
     ]
 
 
 def test_relaxed_indicators_take_slots_above_zero() -> None:
-    made = space(relaxed=True, relaxed_start=0.25, scales="none")
+    made = space(relaxed=True, relaxed_start=0.25, order="model", scales="none")
     assert [(g.kind, g.low, g.high) for g in made.spec] == [("continuous", -1.0, 1.0)] * 6
     assert made.spec.initial.values == (0.25, 0.25, -0.25, -0.25, -0.25, -0.25)
     assert path(made.decode(genome(made, "lang.3"))) == ["math.0", "lang.3", "math.3"]  # 0 is not above 0
 
 
 def test_blocks_are_taken_whole_between_the_fixed_layers() -> None:
-    made = space(pool(8), block=4, fixed=1, scales="slot")
+    made = space(pool(8), order="model", block=4, fixed=1, scales="slot")
     assert names(made)[:6] == ["math.1-4", "math.5-6", "lang.0", "lang.1-4", "lang.5-6", "lang.7"]
     recipe = made.decode(genome(made, "lang.1-4", **{"lang.1-4": 0.5}))
     assert path(recipe) == ["math.0", "lang.1*2", "lang.2*2", "lang.3*2", "lang.4*2", "math.7*2"]
@@ -177,7 +188,7 @@ def test_the_start_keeps_to_limits() -> None:
     made = space(pool(8), max_layers=5, scales="none")
     assert path(made.decode(made.spec.initial)) == ["math.0", "math.2", "math.4", "math.6", "math.7"]
     made = space(pool(3), min_layers=5, scales="none")
-    assert path(made.decode(made.spec.initial)) == ["math.0", "math.1", "lang.0", "lang.1", "math.2"]
+    assert path(made.decode(made.spec.initial)) == ["math.0", "lang.0", "math.1", "lang.1", "math.2"]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +199,7 @@ def test_the_start_keeps_to_limits() -> None:
         ({"input_model": "mth"}, r"search_space.input_model is 'mth'; did you mean 'math'"),
         ({"input_model": "base"}, r"search_space.input_model is 'base'; one of search_space.models: math, lang"),
         ({"head": "lang"}, r"search_space.head is 'lang'; .*it is their embeddings"),
+        ({"order": "modle"}, r"search_space.order is 'modle'; did you mean 'model'"),
         ({"repeats": 0}, r"search_space.repeats is 0; a whole number from 1"),
         ({"block": 5}, r"search_space.block is 5; 1 to 4, the layers of math"),
         ({"fixed": 3}, r"search_space.fixed is 3; 0 to 2"),
@@ -226,13 +238,13 @@ def test_the_winner_of_the_phase_before_joins_as_the_input_model() -> None:
     winner = merges.decode(merges.spec.initial)
     made, unknown = space(winner=winner), space(winner=None)
     assert made.spec == unknown.spec
-    assert names(made)[:4] == ["merged.1", "merged.2", "math.0", "math.1"]
+    assert names(made)[:4] == ["math.0", "lang.0", "merged.1", "math.1"]
     recipe = made.decode(made.spec.initial)
     assert path(recipe) == [f"merged.{layer}" for layer in range(4)]
     assert recipe.intermediates == (("merged", winner),)
     assert recipe.models == winner.models
     again = space(winner=recipe)  # its own intermediate is called merged already
-    assert names(again)[0] == "merged2.1"
+    assert names(again)[2] == "merged2.1"
     stages = again.decode(again.spec.initial).stages
     assert list(stages) == ["merged", "merged2"]
     alone = space(winner=winner, input_model="lang", fixed=1, scales="none")
