@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,14 +23,17 @@ from evomerge.files import write_text_atomic
 from evomerge.genome import GenomeSpec
 from evomerge.imports import import_modules
 from evomerge.incumbent import Incumbent, check_choice
+from evomerge.interrupts import Interrupts
 from evomerge.ledger import Ledger, RunFolder
 from evomerge.merge.methods import specs
 from evomerge.models.pool import Pool, open_pool
 from evomerge.phases import Baselines, Phase, split_budget
 from evomerge.protocols import Evaluator, Fitness, Objective, SearchSpace, Strategy
 from evomerge.recipe import ModelRef, PoolInfo, Recipe
+from evomerge.replay import ContinuedLedger, RecordedEvaluator
+from evomerge.resume import Resumed, library_versions
 from evomerge.scalarise import METHODS, Scalarisation
-from evomerge.search import Observer, Search, silent
+from evomerge.search import Keeper, Observer, Search, silent
 from evomerge.strategies.scalarised import SCALAR, Scalarised
 from evomerge.warm_start import WarmStart
 
@@ -239,37 +242,67 @@ def remote_worker(
     return Worker(pool, fitnesses, device=device, threads=threads, cache=cache)
 
 
-def run(config: Config, parts: Parts, observe: Observer = silent) -> RunFolder:
-    """Run a search into its run folder. The parts are closed at the end, whatever happens."""
+def run(config: Config, parts: Parts, observe: Observer = silent, again: Resumed | None = None) -> RunFolder:
+    """Run a search into its run folder. The parts are closed at the end, whatever happens.
+
+    Args:
+        config: of the whole experiment.
+        parts: built from it.
+        observe: told of every evaluation.
+        again: a run to go on with; ``None`` for a new one, whose folder is made.
+
+    Raises:
+        KeyboardInterrupt: a signal ended it; what was told is in the ledger.
+    """
     settings = config.search
-    folder = RunFolder.create(config.run_dir)
-    write_text_atomic(folder.config, to_yaml(cast(DictConfig, config)))
-    if parts.pool is not None:
-        folder.write_pool(parts.pool.info)
+    folder = RunFolder.create(config.run_dir) if again is None else again.folder
+    if again is None:
+        write_text_atomic(folder.config, to_yaml(cast(DictConfig, config)))
+        if parts.pool is not None:
+            folder.write_pool(parts.pool.info)
     objectives = parts.fitness.objectives
-    sync = "interval" if settings.sync == "interval" else "every"
-    with closing(parts.evaluator), Ledger(folder, sync=sync) as ledger:  # type: ignore[arg-type]  # one of the two
+    sync: Literal["every", "interval"] = "interval" if settings.sync == "interval" else "every"
+    incumbent = Incumbent(objectives, settings.best or settings.scalarise, settings.weights)
+    with Interrupts() as interrupts, closing(parts.evaluator), _ledger(folder, sync, again) as ledger:
         fingerprint = parts.evaluator.fingerprint("search")
-        ledger.append(
-            "started",
-            seed=settings.seed,
-            evaluations=settings.evaluations,
-            objectives={o.name: o.direction for o in objectives},
-            fitness=fingerprint,
-        )
-        incumbent = Incumbent(objectives, settings.best or settings.scalarise, settings.weights)
-        Search(
-            pool=parts.pool.info if parts.pool is not None else None,
-            phases=parts.phases,
-            evaluator=parts.evaluator,
-            incumbent=incumbent,
-            ledger=ledger,
-            keep=BestFolder(folder, parts.pool),
-            baselines=settings.baselines,
-            held_out=parts.held_out is not None,
-            ordered=settings.ordered,
-            in_flight=settings.in_flight,
-            warm=lambda space, number: parts.warm(space, fingerprint, number == 0),
-            observe=observe,
-        ).run()
+        if again is not None:
+            again.check(fingerprint)
+            again.keep_budget()
+        keep: Keeper = BestFolder(folder, parts.pool)
+        evaluator: Evaluator = parts.evaluator
+        if again is not None and isinstance(ledger, ContinuedLedger):
+            keep, evaluator = again.keeper(ledger, keep, incumbent), RecordedEvaluator(evaluator, again.record)
+        try:
+            ledger.append(
+                "started",
+                seed=settings.seed,
+                evaluations=settings.evaluations,
+                objectives={o.name: o.direction for o in objectives},
+                fitness=fingerprint,
+                versions=library_versions(),
+            )
+            Search(
+                pool=parts.pool.info if parts.pool is not None else None,
+                phases=parts.phases,
+                evaluator=evaluator,
+                incumbent=incumbent,
+                ledger=ledger,
+                keep=keep,
+                baselines=settings.baselines,
+                held_out=parts.held_out is not None,
+                ordered=settings.ordered,
+                in_flight=settings.in_flight,
+                warm=lambda space, number: parts.warm(space, fingerprint, number == 0),
+                observe=observe,
+                stop=interrupts.wanted,
+            ).run()
+        except KeyboardInterrupt:
+            ledger.append("interrupted", reason=interrupts.name or "SIGINT")
+            raise
     return folder
+
+
+def _ledger(folder: RunFolder, sync: Literal["every", "interval"], again: Resumed | None) -> Ledger:
+    if again is None:
+        return Ledger(folder, sync=sync)
+    return ContinuedLedger(folder, again.record, resumed=again.event, sync=sync)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.protocols import Evaluator
 
@@ -21,6 +23,8 @@ class Flight:
         self._evaluator, self._split, self._ordered = evaluator, split, ordered
         self._waiting: dict[int, Candidate] = {}  # in the order asked
         self._arrived: dict[int, Evaluation] = {}
+        self._sent: set[int] = set()  # with the evaluator
+        self._grounded = False
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -30,8 +34,27 @@ class Flight:
         self._waiting[candidate.id] = candidate
         if refused is not None:
             self._arrived[candidate.id] = Evaluation(candidate.id, "infeasible", self._split, error=refused)
-        else:
+        elif not self._grounded:
+            self._sent.add(candidate.id)
             self._evaluator.submit(candidate, self._split)
+
+    def ground(self) -> None:
+        """Send nothing more, and take back what no worker has begun with."""
+        self._grounded = True
+        withdraw: Callable[[], list[int]] = getattr(self._evaluator, "withdraw", list)
+        self._sent.difference_update(withdraw())
+
+    @property
+    def landing(self) -> bool:
+        """Whether `land` has something to return, or to wait for: once grounded, what is not sent never comes."""
+        if not self._waiting:
+            return False
+        if not self._grounded:
+            return True
+        if self._ordered:
+            first = next(iter(self._waiting))
+            return first in self._sent or first in self._arrived
+        return bool(self._sent)
 
     def land(self) -> tuple[Candidate, Evaluation]:
         """The next candidate to tell, and its evaluation. There must be one in flight."""
@@ -48,3 +71,4 @@ class Flight:
     def _collect(self) -> None:
         evaluation = self._evaluator.collect()
         self._arrived[evaluation.candidate] = evaluation
+        self._sent.discard(evaluation.candidate)

@@ -57,7 +57,7 @@ __all__ = [
 
 SCHEMA = 1
 SESSION_EVENTS = ("interrupted", "resumed")
-_NOT_CONTENT = ("seq", "time", "crc32", "seconds", "merge", "items")
+NOT_CONTENT = ("seq", "time", "crc32", "seconds", "merge", "items", "versions")
 _SPLITS = get_args(Split)
 _EXACT_DTYPES = (np.uint8, np.int16, np.float16, np.float32)
 
@@ -165,6 +165,10 @@ class Ledger:
             file, digest = path.name, hashlib.sha256(data).hexdigest()
         return {**vars(evaluation), "items": file, "items_hash": digest}
 
+    def in_flight(self, phase: int, wanted: int | None) -> int | None:
+        """How many candidates of a phase (counted from 0) shall be in flight: as many as are `wanted`."""
+        return wanted
+
     def sync(self) -> None:
         """Wait until everything so far is on the disk: items files first, the events that name them after."""
         for path in self._unsynced_items:
@@ -219,7 +223,7 @@ def canonical_events(folder: RunFolder | Path) -> list[Event]:
     checksums of lines, and the events of sessions that were interrupted and resumed.
     """
     return [
-        {key: value for key, value in event.items() if key not in _NOT_CONTENT}
+        {key: value for key, value in event.items() if key not in NOT_CONTENT}
         for event in read_ledger(folder)
         if event["event"] not in SESSION_EVENTS
     ]

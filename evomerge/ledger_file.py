@@ -189,7 +189,7 @@ class LineFile:
         self.lines = 0
         self._path = path
         self._offset = 0
-        self._broken = False
+        self._broken = self._writing = False
         if path.exists():
             for number, line in scan(path, self._remember_torn):
                 self.lines = number
@@ -210,17 +210,21 @@ class LineFile:
         Raises:
             LedgerError: the disk is full or fails. The file ends with the line before.
         """
+        if self._writing:  # a signal ended an earlier write somewhere in between
+            self._cut()
         if self._broken:
             raise self._failure("an earlier write failed")
         number = self.lines
         line = encode({"seq": number, **fields})
+        following, offset = number + 1, self._offset + len(line)
+        self._writing = True
         try:
             write_all(self._descriptor, line)
         except OSError as error:
             self._cut()
             raise self._failure(error.strerror) from error
-        self.lines += 1
-        self._offset += len(line)
+        # Three assignments without a call between them: no signal is handled in between.
+        self.lines, self._offset, self._writing = following, offset, False
         return number
 
     def sync(self) -> None:
@@ -242,6 +246,7 @@ class LineFile:
     def _cut(self) -> None:
         try:
             os.ftruncate(self._descriptor, self._offset)
+            self._writing = False
         except OSError:
             self._broken = True
 

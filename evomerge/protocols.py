@@ -134,7 +134,11 @@ class StrategyBuilder(Protocol):
 
 
 class Evaluator(Protocol):
-    """Evaluates candidates on workers, as many at a time as it has `slots`."""
+    """Evaluates candidates on workers, as many at a time as it has `slots`.
+
+    One that has a method ``withdraw() -> list[int]`` forgets what no worker has begun with, and says what: a search
+    that is interrupted waits for the rest.
+    """
 
     @property
     def slots(self) -> int:

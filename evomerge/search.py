@@ -50,6 +50,15 @@ class Keeper(Protocol):
         """Called whenever the winner or the front has changed."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """The search was asked to stop, and has: its ledger is as if it had been killed between two events."""
+
+
+def never() -> bool:
+    """A search that runs to its end."""
+    return False
+
+
 def cold(space: SearchSpace, number: int) -> Warmth:
     """A warm start from nothing."""
     return Warmth()
@@ -83,6 +92,8 @@ class Search:
         ordered, in_flight: see above.
         warm: what a phase's strategy learns before its first proposal.
         observe: told of everything that happens.
+        stop: asked between two evaluations; when it says so, nothing more is begun, and what is being evaluated is
+            told if its turn comes.
     """
 
     pool: PoolInfo | None
@@ -97,6 +108,7 @@ class Search:
     in_flight: int | None = None
     warm: Callable[[SearchSpace, int], Warmth] = cold
     observe: Observer = silent
+    stop: Callable[[], bool] = never
     _next_id: int = field(default=0, init=False)
     _counts: dict[str, int] = field(default_factory=dict, init=False)
 
@@ -115,6 +127,7 @@ class Search:
 
         Raises:
             EvomergeError: a baseline failed: then the fitness or the pool is broken, not a candidate.
+            Interrupted: `stop` said so. The ledger holds a beginning of what it would have held.
         """
         models = self._models() if self.baselines else []
         scores: dict[str, Mapping[str, float]] = {}
@@ -139,7 +152,7 @@ class Search:
         space = phase.space(winner.recipe if winner is not None else None)
         warmth = self.warm(space, number)
         strategy = phase.strategy(warmth.started(space.spec), scores)
-        limit = flying(self.in_flight, self.ordered, self.evaluator.slots)
+        limit = self.ledger.in_flight(number, flying(self.in_flight, self.ordered, self.evaluator.slots))
         self.ledger.append(
             "phase",
             phase=phase.name,
@@ -173,6 +186,10 @@ class Search:
                     self._launch(proposal, space, flight)
             if not flight:
                 break
+            if self.stop():
+                flight.ground()  # the strategy is asked and told as ever, so that the ledger stays a beginning
+                if not flight.landing:
+                    raise Interrupted
             candidate, evaluation = flight.land()
             self._record(candidate, evaluation)
             tell = strategy.tell if candidate.id not in named else getattr(strategy, "inject", strategy.tell)
@@ -218,6 +235,10 @@ class Search:
             flight.launch(candidate)
         scored = []
         while flight:
+            if self.stop():
+                flight.ground()
+                if not flight.landing:
+                    raise Interrupted
             candidate, evaluation = flight.land()
             self.ledger.log_told(evaluation)
             self.observe(candidate, evaluation, improved=False)

@@ -14,6 +14,7 @@ from evomerge.errors import ConfigError, EvomergeError, nearest
 
 VERBS = {
     "search": "search for a merge recipe",
+    "resume": "go on with a run that ended early, or with a larger budget",
     "status": "show how far a run is, also while it goes on",
     "validate": "check an experiment without loading a model",
     "demo": "make the demo's models and tasks, then search on them",
@@ -58,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"evomerge: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("evomerge: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print("evomerge: interrupted; `evomerge resume RUN` goes on with a search", file=sys.stderr)
+        return 143 if type(error).__name__ == "Terminated" else 130
     except BrokenPipeError:  # the reader of our output went away, as in `evomerge export ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

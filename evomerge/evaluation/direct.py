@@ -76,6 +76,12 @@ class DirectEvaluator:
             return Evaluation(candidate.id, "failed", split, error=str(error))
         return Evaluation(candidate.id, "ok", split, scores.objectives, scores.metrics, scores.items, scores.seconds)
 
+    def withdraw(self) -> list[int]:
+        """Forget all that is queued; returns the candidates' ids."""
+        ids = [candidate.id for candidate, _ in self._queue]
+        self._queue.clear()
+        return ids
+
     def fingerprint(self, split: Split) -> str:
         """The fingerprint of a split's fitness."""
         return self._fitnesses[split].fingerprint()

@@ -57,6 +57,12 @@ class LocalEvaluator:
         """Evaluate the oldest queued candidate."""
         return self.worker.evaluate(*self._queue.popleft())
 
+    def withdraw(self) -> list[int]:
+        """Forget all that is queued; returns the candidates' ids."""
+        ids = [candidate.id for candidate, _ in self._queue]
+        self._queue.clear()
+        return ids
+
     def fingerprint(self, split: Split) -> str:
         """The fingerprint of a split's fitness."""
         return self.worker.fitness(split).fingerprint()

@@ -126,6 +126,12 @@ class RayEvaluator:
             self._dispatch()
             return evaluation
 
+    def withdraw(self) -> list[int]:
+        """Forget what waits for a worker; returns the candidates' ids."""
+        ids = [candidate.id for candidate, _, _ in self._queue]
+        self._queue.clear()
+        return ids
+
     def fingerprint(self, split: Split) -> str:
         """The fingerprint of a split's fitness, asked of an idle worker."""
         self._start()

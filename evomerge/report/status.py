@@ -169,8 +169,9 @@ class _Pass:
         elif kind == "stopped":
             self.stopped = str(event.get("reason"))
         elif kind == "resumed":
-            self.stopped = None
-            self.asked.clear()
+            self.stopped = None  # what was in flight still is: it is evaluated again, and not asked anew
+            if isinstance(event.get("evaluations"), int):
+                self.started = {**(self.started or {}), "evaluations": event["evaluations"]}
 
     def _clock(self, event: Event) -> None:
         """Add up the time of the search; what lies before a resumed session is not part of it."""

@@ -1,0 +1,282 @@
+"""Going on with a run: its ledger is gone through again, then the search continues where it ended.
+
+What a search does next follows from its configuration and from the evaluations told so far. A resumed search
+therefore begins at the beginning: every evaluation in the ledger is handed out again in the ledger's order instead of
+being made, and every event that the search wants to write is compared with the one that is there. The first event that
+is not there is the first new one. Candidates that were asked and never told are evaluated again. Nothing depends on a
+strategy saving itself, and no candidate can be lost or told twice.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.errors import EvomergeError
+from evomerge.ledger import NOT_CONTENT, SESSION_EVENTS, Event, Ledger, RunFolder, TornLine, evaluation_of, read_items
+from evomerge.ledger_file import LedgerError, decode, encode, report_torn, scan
+from evomerge.protocols import Evaluator
+
+Kind = tuple[str, str]
+"""Name of an event, and its split where it has one."""
+
+_NONE = array("q")
+_FREE = {"phase": ("evaluations", "in_flight"), "started": ("evaluations", "version", "versions")}
+"""Fields that may differ between sessions, by event."""
+
+
+class Record:
+    """What the ledger of a run holds, by kind of event, each kind to be gone through once.
+
+    Memory is eight bytes for every event and one for every candidate. The file may grow meanwhile: what is appended
+    later is not part of the record.
+
+    Attributes:
+        events, lines: how many there are, without and with those of sessions.
+        finished: whether the search came to its end.
+
+    Args:
+        folder: the run folder; an empty ledger is a run that had not begun.
+
+    Raises:
+        LedgerError: the ledger is missing or damaged.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._offsets: dict[Kind, array[int]] = {}
+        self._taken: dict[Kind, int] = {}
+        self._told: dict[str, bytearray] = {}
+        offset, self.finished, self.events, self.lines = 0, False, 0, 0
+        for number, line in scan(folder.ledger, self._torn):
+            event = decode(line, f"{folder.ledger}: line {number}")
+            if event["event"] not in SESSION_EVENTS:
+                self._note(event, offset)
+                self.events += 1
+                self.finished = event["event"] == "stopped"
+            offset += len(line)
+            self.lines = number
+        self._file = folder.ledger.open("rb")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def count(self, event: str, split: str = "") -> int:
+        """How many events of a kind there are."""
+        return len(self._offsets.get((event, split), _NONE))
+
+    def peek(self, event: str, split: str = "") -> Event | None:
+        """The next event of a kind that was not taken, or ``None``."""
+        offsets, place = self._offsets.get((event, split), _NONE), self._taken.get((event, split), 0)
+        return self._read(offsets[place]) if place < len(offsets) else None
+
+    def take(self, event: str, split: str = "") -> None:
+        """Go on to the one after."""
+        self._taken[event, split] = self._taken.get((event, split), 0) + 1
+
+    def told(self, candidate: int, split: Split) -> bool:
+        """Whether the evaluation of a candidate is in the record."""
+        marks = self._told.get(split, b"")
+        return candidate < len(marks) and bool(marks[candidate])
+
+    def first(self, event: str, split: str = "") -> Event | None:
+        """The first event of a kind, taken or not."""
+        offsets = self._offsets.get((event, split), _NONE)
+        return self._read(offsets[0]) if len(offsets) else None
+
+    def last(self, event: str, split: str = "") -> Event | None:
+        """The last event of a kind, taken or not."""
+        offsets = self._offsets.get((event, split), _NONE)
+        return self._read(offsets[-1]) if len(offsets) else None
+
+    def _torn(self, torn: TornLine) -> None:
+        report_torn(self.folder.ledger, torn)
+
+    def _note(self, event: Event, offset: int) -> None:
+        kind = event["event"], str(event.get("split", "")) if event["event"] in ("asked", "told") else ""
+        self._offsets.setdefault(kind, array("q")).append(offset)
+        if kind[0] == "told":
+            number = event.get("candidate")
+            if not isinstance(number, int) or not 0 <= number <= 2 * self.events + 2**16:
+                raise LedgerError(f"{self.folder.ledger}: a told event is of candidate {number!r}", "as it was written")
+            marks = self._told.setdefault(kind[1], bytearray())
+            marks.extend(bytes(max(0, number + 1 - len(marks))))
+            marks[number] = 1
+
+    def _read(self, offset: int) -> Event:
+        self._file.seek(offset)
+        return decode(self._file.readline(), str(self.folder.ledger))
+
+
+class RecordedEvaluator:
+    """Hands out the evaluations of a record in its order, then those of another evaluator.
+
+    Candidates that the record has no evaluation of go to the other one at once.
+
+    Args:
+        evaluator: the other one.
+        record: of the run.
+    """
+
+    def __init__(self, evaluator: Evaluator, record: Record) -> None:
+        self._evaluator, self._record = evaluator, record
+        self._waiting: dict[str, set[int]] = {"search": set(), "held_out": set()}
+
+    @property
+    def slots(self) -> int:
+        """Those of the other evaluator."""
+        return self._evaluator.slots
+
+    def submit(self, candidate: Candidate, split: Split = "search") -> None:
+        """Remember a candidate that was told before; send off another."""
+        if self._record.told(candidate.id, split):
+            self._waiting[split].add(candidate.id)
+        else:
+            self._evaluator.submit(candidate, split)
+
+    def collect(self) -> Evaluation:
+        """The evaluation that was told first of those that are waited for, else one that is made now."""
+        splits: tuple[Split, ...] = ("search", "held_out")
+        for split in splits:
+            while self._waiting[split]:
+                event = self._record.peek("told", split)
+                assert event is not None
+                self._record.take("told", split)
+                number = int(event["candidate"])
+                if number in self._waiting[split]:  # others were refused by the search space, and are so again
+                    self._waiting[split].remove(number)
+                    items = {}
+                    if event.get("items") is not None:
+                        items = read_items(self._record.folder, number, split, digest=event["items_hash"])
+                    return evaluation_of(event, items)
+        return self._evaluator.collect()
+
+    def withdraw(self) -> list[int]:
+        """Those that the other evaluator has not begun with, by id; they will not come back."""
+        withdraw: Callable[[], list[int]] = getattr(self._evaluator, "withdraw", list)
+        return withdraw()
+
+    def fingerprint(self, split: Split) -> str:
+        """That of the other evaluator."""
+        return self._evaluator.fingerprint(split)
+
+    def close(self) -> None:
+        """Close the other evaluator."""
+        self._evaluator.close()
+
+
+class ContinuedLedger(Ledger):
+    """A ledger that goes on: events that are in the record are compared with it, others are appended.
+
+    Args:
+        folder, sync, interval: as for `Ledger`.
+        record: of the same folder.
+        resumed: fields of the ``resumed`` event, which comes before the first new one.
+
+    Attributes:
+        live: whether something new has been written.
+        go_live: called when the first new event comes.
+
+    Raises:
+        LedgerError: as for `Ledger`, and where the search does not repeat what it did.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        record: Record,
+        *,
+        resumed: Mapping[str, Any],
+        sync: Literal["every", "interval"] = "every",
+        interval: float = 1.0,
+    ) -> None:
+        super().__init__(folder, sync=sync, interval=interval)
+        if len(self) != record.lines:
+            self.close()
+            raise LedgerError(f"{folder.path} was written to meanwhile", "one session at a time", "try again")
+        self._record, self._resumed = record, dict(resumed)
+        self.live = False
+        self.go_live: Callable[[], None] = lambda: None
+
+    def append(self, event: str, **fields: Any) -> int:
+        """Compare one event with the record, or write it; returns its `seq`, or that of the recorded one."""
+        if event not in SESSION_EVENTS:
+            split = str(fields["split"]) if event == "asked" else ""
+            recorded = self._record.peek(event, split)
+            if recorded is not None and self._same(recorded, {"event": event, **fields}):
+                self._record.take(event, split)
+                return int(recorded["seq"])
+            self._write_resumed()
+        return super().append(event, **fields)
+
+    def log_told(self, evaluation: Evaluation) -> int:
+        """Record an evaluation unless it is in the record."""
+        if self._record.told(evaluation.candidate, evaluation.split):
+            return -1
+        self._write_resumed()
+        return super().log_told(evaluation)
+
+    def in_flight(self, phase: int, wanted: int | None) -> int | None:
+        """As many as there were when the phase began: the strategy then knew as little when it was asked."""
+        recorded = self._record.peek("phase")
+        if recorded is None or recorded.get("number") != phase + 1:
+            return wanted
+        number = recorded.get("in_flight")
+        return int(number) if isinstance(number, int) else None
+
+    def _write_resumed(self) -> None:
+        if not self.live:
+            self.live = True
+            super().append("resumed", **self._resumed)
+            self.go_live()
+
+    def _same(self, recorded: Event, fields: Mapping[str, Any]) -> bool:
+        """Whether an event is the recorded one; ``False`` where both may be."""
+        kind = str(recorded["event"])
+        wanted = decode(encode({"seq": 0, **fields}), kind)
+        ignored = (*NOT_CONTENT, *_FREE.get(kind, ()))
+        differing = [key for key in wanted if key not in ignored and wanted[key] != recorded.get(key)]
+        if not differing:
+            return True
+        # What follows the budget's end: another budget ends elsewhere, with another winner.
+        if kind == "stopped" or recorded.get("split") == "held_out":
+            return False
+        key = differing[0]
+        raise LedgerError(
+            f"{self.folder.path} does not repeat itself: event {recorded['seq']} ({kind}) had {key} "
+            f"{str(recorded.get(key))[:80]}, now it is {str(wanted[key])[:80]}",
+            "the same configuration, code, models and numerical libraries as when the run began",
+            "resume it where it ran, or start a new search with search.warm_start=[RUN]",
+        )
+
+
+def check_started(record: Record, fitness: str, versions: Mapping[str, str]) -> list[str]:
+    """What differs from when the run began, a line each.
+
+    Args:
+        record: of the run.
+        fitness: fingerprint of the fitness now.
+        versions: of the libraries now, by name.
+
+    Raises:
+        EvomergeError: the fitness is not the one that the run began with.
+    """
+    started = record.first("started")
+    if started is None:
+        return []
+    if started.get("fitness") != fitness:
+        raise EvomergeError(
+            f"the fitness has fingerprint {fitness}, the run began with {started.get('fitness')}",
+            "the same items, prompts, batches, dtype and tokenizer: scores would not be comparable",
+            "undo what has changed, or start a new search with search.warm_start=[RUN]",
+        )
+    before = started.get("versions")
+    before = before if isinstance(before, Mapping) else {}
+    return [
+        f"{name} was {before.get(name)}, is {now}"
+        for name, now in versions.items()
+        if name in before and before[name] != now
+    ]

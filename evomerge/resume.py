@@ -1,0 +1,217 @@
+"""Which runs can be gone on with, and what may change on the way."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from evomerge import __version__, conf_dir
+from evomerge.config import Config, to_yaml
+from evomerge.construct import TARGET
+from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
+from evomerge.files import write_text_atomic
+from evomerge.incumbent import Incumbent
+from evomerge.ledger import RunFolder
+from evomerge.recipe import PoolInfo
+from evomerge.replay import ContinuedLedger, Record, check_started
+from evomerge.safe_yaml import parse
+from evomerge.search import Keeper
+
+MAY_CHANGE = ("search.evaluations", "search.sync", "evaluator", "pool.root", "pool.models")
+"""Keys whose values a resumed run may be given anew; those below them too."""
+
+_LIBRARIES = ("numpy", "scipy", "torch", "transformers", "lm_eval", "cma", "cmaes", "optuna", "ribs")
+_TRUSTED = ("evomerge.", "search_spaces.", "fitness.")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on, by name; what is not installed is left out."""
+    found = {"evomerge": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass
+class Resumed:
+    """A run that is gone on with.
+
+    Attributes:
+        folder: the run folder.
+        record: of its ledger.
+        evaluations: the budget.
+        changes: what is not as it was when the run began, a line each.
+    """
+
+    folder: RunFolder
+    record: Record
+    evaluations: int
+    changes: list[str] = field(default_factory=list)
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """Fields of the ``resumed`` event."""
+        return {"events": self.record.events, "evaluations": self.evaluations, "changes": self.changes}
+
+    @property
+    def budget(self) -> int:
+        """Evaluations that the run was last given: by its ``stopped`` event, else its ``started``."""
+        event = self.record.last("stopped") or self.record.first("started") or {}
+        return int(event.get("evaluations", 0))
+
+    def check(self, fingerprint: str) -> None:
+        """Compare fitness and versions with those of the run; `EvomergeError` for another fitness."""
+        self.changes += check_started(self.record, fingerprint, library_versions())
+
+    def check_pool(self, info: PoolInfo) -> None:
+        """`EvomergeError` where a model of the pool is not the one of the run; other places are noted."""
+        before, now = dict(self.folder.read_pool().refs), dict(info.refs)
+        if list(before) != list(now):
+            raise EvomergeError(
+                f"the pool has models {', '.join(now)}, the run's had {', '.join(before)}", "the same models"
+            )
+        for name, ref in now.items():
+            if ref.identity != before[name].identity:
+                raise EvomergeError(
+                    f"model {name} at {ref.location} has {ref.identity}, the run began with {before[name].identity}",
+                    "the same weights: scores would not be comparable",
+                    f"give the place of the model as it was with pool.models.{name}=...",
+                )
+            if ref.location != before[name].location:
+                self.changes.append(f"model {name} is at {ref.location}")
+
+    def keep_budget(self) -> None:
+        """Write a budget that has changed to the run's configuration, so that another session knows it."""
+        config = _read_config(self.folder)
+        if int(config.search.evaluations) != self.evaluations:
+            config.search.evaluations = self.evaluations
+            write_text_atomic(self.folder.config, to_yaml(config))
+
+    def keeper(self, ledger: ContinuedLedger, keep: Keeper, incumbent: Incumbent) -> Keeper:
+        """Writes the best down once something new is in the ledger: until then it is what it was."""
+
+        def when_live(found: Incumbent) -> None:
+            if ledger.live:
+                keep(found)
+
+        def go_live() -> None:
+            if incumbent.best is not None:
+                keep(incumbent)
+
+        ledger.go_live = go_live
+        return when_live
+
+
+def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False) -> tuple[Config, Resumed]:
+    """The configuration of a run, with what shall change, and its record.
+
+    Nothing that the folder holds is executed here: YAML is read as plain values.
+
+    Args:
+        path: the run folder.
+        overrides: ``key=value``, of the keys that may change.
+        trust: build parts that are not evomerge's, import modules and run code of checkpoints as the run's
+            configuration says.
+
+    Raises:
+        EvomergeError: there is no such run, or it cannot go on like this; says why.
+    """
+    folder = RunFolder.open(path)
+    config = _read_config(folder)
+    changes = []
+    for override in overrides:
+        changes.append(_apply(config, override))
+    config.run_dir = str(path)
+    if not trust:
+        _check_trust(OmegaConf.to_container(config, resolve=True))
+    record = Record(folder)
+    asked = record.count("asked", "search")
+    if int(config.search.evaluations) < record.count("told", "search") and any("evaluations" in c for c in changes):
+        raise ConfigError(
+            f"search.evaluations is {config.search.evaluations}, and {asked} candidates were asked already",
+            "more than that, or leave it out",
+        )
+    if config.phases and len(config.phases) > 1 and any(c.startswith("search.evaluations") for c in changes):
+        raise ConfigError(
+            f"search.evaluations cannot change in a run of {len(config.phases)} phases",
+            "a phase that has ended cannot go on: the next began with its winner",
+            "start a new search with search.warm_start=[RUN]",
+        )
+    return cast(Config, config), Resumed(folder, record, int(config.search.evaluations), changes)
+
+
+def _read_config(folder: RunFolder) -> DictConfig:
+    try:
+        content = parse(folder.config.read_text())
+    except OSError as error:
+        raise ConfigError(f"{folder.config} cannot be read: {error.strerror}", "the folder of a run") from error
+    except (RecipeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{folder.config} is malformed: {error}", "the file that the search wrote") from error
+    for key, value in _leaves(content):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(f"{folder.config}: {key} is {value!r}", "plain values, as the search wrote them")
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), content)
+    except (OmegaConfBaseException, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{folder.config} is malformed: {reason}", "the file that the search wrote") from error
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _apply(config: DictConfig, override: str) -> str:
+    """Set one key, and say what has changed."""
+    key, assigned, value = override.lstrip("+").partition("=")
+    if not assigned:
+        raise ConfigError(f"cannot read the override {override!r}", "key=value")
+    if not any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE):
+        raise ConfigError(
+            f"{key} cannot change in a run that goes on",
+            f"what may change: {', '.join(MAY_CHANGE)}",
+            "start a new one with search.warm_start=[RUN]",
+        )
+    if key == "evaluator":
+        files = {path.stem: path for path in (conf_dir() / "evaluator").glob("*.yaml")}
+        if value not in files:
+            raise ConfigError(f"evaluator={value}: there is no such option", nearest(value, files))
+        config.evaluator = OmegaConf.load(files[value])
+        return override
+    try:
+        before = OmegaConf.select(config, key)
+        OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{key} cannot be {value!r}", " ".join(str(error).split())[:200]) from error
+    return f"{key} was {before}, is {OmegaConf.select(config, key)}"
+
+
+def _check_trust(content: Any) -> None:
+    """Refuse what would run code that is not evomerge's."""
+    for key, value in _leaves(content):
+        foreign = key.rpartition(".")[2] == TARGET and not str(value).startswith(_TRUSTED)
+        if foreign or (key == "pool.trust_remote_code" and value) or key.startswith("imports"):
+            raise ConfigError(
+                f"the run's configuration has {key}: {value}",
+                "code that is not evomerge's is not run unasked when a run goes on",
+                "add --trust if you know where the run comes from",
+            )
+
+
+def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(content, list):
+        for place, value in enumerate(content):
+            yield from _leaves(value, f"{key}.{place}")
+    else:
+        yield key, content
