@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.errors import ConfigError, FitnessError
+from evomerge.errors import FitnessError
 from evomerge.genome import Genome, GenomeSpec
 from evomerge.protocols import Objective, Proposal
 from evomerge.strategies.capabilities import KINDS, require
+from evomerge.strategies.saving import check_settings, settings_of
 
 Array = NDArray[np.float64]
 
@@ -149,13 +150,7 @@ class Generations(ABC):
         Raises:
             ConfigError: the state is of a strategy with other settings or genes.
         """
-        ours, theirs = self._agreed(), dict(state["settings"])
-        for name, value in ours.items():
-            if theirs.get(name) != value:
-                raise ConfigError(
-                    f"the saved {self.title} has {name} {theirs.get(name)!r}, this one has {value!r}",
-                    "a search resumes with the settings that it began with",
-                )
+        check_settings(self.title, self._agreed(), state["settings"])
         self._begin(int(state["seed"]))
         for gains in np.asarray(state["history"], dtype=np.float64):
             self._genomes = self._draw()
@@ -177,15 +172,7 @@ class Generations(ABC):
             self._waiting.setdefault(self._genomes[index], deque()).append(int(index))
 
     def _agreed(self) -> dict[str, Any]:
-        return {
-            **self._settings(),
-            "popsize": self._popsize,
-            "genes": [
-                [gene.name, gene.kind, gene.low, gene.high, gene.start, gene.resolution, list(gene.choices)]
-                for gene in self._spec
-            ],
-            "objective": [self._objective.name, self._objective.direction],
-        }
+        return settings_of(self._spec, [self._objective], popsize=self._popsize, **self._settings())
 
     def _begin(self, seed: int) -> None:
         self._seed = seed

@@ -26,7 +26,8 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.genome import Gene, Genome, GenomeSpec
 from evomerge.protocols import Objective
-from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, OptunaStrategy, Tpe
+from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
+from evomerge.strategies.optuna_strategy import OptunaStrategy
 from evomerge.strategies.random_search import RandomSearch
 
 TWO = (Objective("far", "minimize"), Objective("near", "maximize"))
