@@ -82,7 +82,9 @@ def test_a_path_visits_its_slots_in_order() -> None:
     assert next(e for e in recipe.slices if e.slice == SliceId("mlp", 3)).inputs == (Input("math", 0),)
 
 
-@pytest.mark.parametrize("config", [{}, {"repeats": 3}, {"fixed": 0}, {"fixed": 2}, {"block": 3}, {"scales": "hop"}, {"order": "model"}])
+@pytest.mark.parametrize(
+    "config", [{}, {"repeats": 3}, {"fixed": 0}, {"fixed": 2}, {"block": 3}, {"scales": "hop"}, {"order": "model"}]
+)
 def test_a_search_starts_at_the_input_model(config: dict[str, Any]) -> None:
     made = space(pool(7, head=True), **config)
     recipe = made.decode(made.spec.initial)

@@ -54,12 +54,12 @@ SHORT_GP = partial(Gp, startup=4, batch=3)
 
 def test_gp_replays_and_resumes_in_another_process() -> None:
     """A contract in small: a proposal costs a tenth of a second."""
-    expected = play(SHORT_GP, 1, 12, MIXED)
+    expected = play(SHORT_GP, 1, 8, MIXED)
     player = Player(SHORT_GP(MIXED, MAXIMISE, seed=1), MIXED)
-    assert player.run(9) == expected[:9]
+    assert player.run(6) == expected[:6]
     state = pack(player.strategy.state_dict())
-    assert elsewhere(continue_from, SHORT_GP, state, 3, MIXED) == expected[9:]
-    assert len(set(expected)) == 12
+    assert elsewhere(continue_from, SHORT_GP, state, 2, MIXED) == expected[6:]
+    assert len(set(expected)) == 8
 
 
 def test_gp_survives_failures_and_takes_two_objectives() -> None:
