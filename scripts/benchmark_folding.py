@@ -41,7 +41,7 @@ def folding(folder: Path, seed: int, paths: int, threads: int | None, overrides:
     worker = Worker(parts.pool, {"search": parts.fitness}, device="cpu", threads=threads)
     module: Any = worker._resident.model.module
     rng = np.random.default_rng(seed)
-    relative, absolute, likelihood, turned, items, products = 0.0, 0.0, 0.0, 0, 0, []
+    relative, absolute, likelihood, turned, right, items, products = 0.0, 0.0, 0.0, 0, 0, 0, []
     done = 0
     while done < paths:
         try:
@@ -57,21 +57,21 @@ def folding(folder: Path, seed: int, paths: int, threads: int | None, overrides:
         for name, values in explicit.items.items():
             gaps = np.abs(np.asarray(folded.items[name]) - np.asarray(values))
             if name.endswith("/acc"):
-                turned, items = turned + int((gaps > 0).sum()), items + len(gaps)
+                turned, right, items = turned + int((gaps > 0).sum()), right + int(sum(values)), items + len(gaps)
             else:
                 likelihood = max(likelihood, float(gaps.max()))
         found = path_of(recipe)
         assert found is not None, "random genomes are no source in its place"
         products.append(max(abs(float(p)) ** s for p in np.cumprod([x.hop for x in found.layers]) for s in (-1, 1)))
         done += 1
-    table = Table(title=f"{paths} random paths of the demo's models, scales from 0.5 to 1.5, folded against explicit")
+    table = Table(title=f"{paths} random paths of the demo's models, folded against explicit")
     table.add_column("")
     table.add_column("", justify="right")
     for name, text in {
         "largest difference of logits": f"{absolute:.1e}",
         "  relative to the largest logit": f"{relative:.1e}",
         "largest change of an item's log-likelihood": f"{likelihood:.1e}",
-        "items right in one way and wrong in the other": f"{turned} of {items}",
+        "items right in one way and wrong in the other": f"{turned} of {items}, of which {right} are right",
         "product of scales, furthest from 1 (median, largest)": f"{np.median(products):.1f}, {max(products):.0f}",
     }.items():
         table.add_row(name, text)
