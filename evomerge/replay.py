@@ -35,6 +35,7 @@ class Record:
 
     Attributes:
         events, lines: how many there are, without and with those of sessions.
+        proposed: how many candidates were asked, baselines not counted.
         finished: whether the search came to its end.
 
     Args:
@@ -49,7 +50,8 @@ class Record:
         self._offsets: dict[Kind, array[int]] = {}
         self._taken: dict[Kind, int] = {}
         self._told: dict[str, bytearray] = {}
-        offset, self.finished, self.events, self.lines = 0, False, 0, 0
+        self.events = self.lines = self.proposed = offset = 0
+        self.finished = False
         for number, line in scan(folder.ledger, self._torn):
             event = decode(line, f"{folder.ledger}: line {number}")
             if event["event"] not in SESSION_EVENTS:
@@ -98,6 +100,8 @@ class Record:
     def _note(self, event: Event, offset: int) -> None:
         kind = event["event"], str(event.get("split", "")) if event["event"] in ("asked", "told") else ""
         self._offsets.setdefault(kind, array("q")).append(offset)
+        if kind == ("asked", "search") and event.get("name") is None:
+            self.proposed += 1
         if kind[0] == "told":
             number = event.get("candidate")
             if not isinstance(number, int) or not 0 <= number <= 2 * self.events + 2**16:

@@ -135,11 +135,10 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
     if not trust:
         _check_trust(OmegaConf.to_container(config, resolve=True))
     record = Record(folder)
-    asked = record.count("asked", "search")
-    if int(config.search.evaluations) < record.count("told", "search") and any("evaluations" in c for c in changes):
+    if int(config.search.evaluations) < record.proposed:
         raise ConfigError(
-            f"search.evaluations is {config.search.evaluations}, and {asked} candidates were asked already",
-            "more than that, or leave it out",
+            f"search.evaluations is {config.search.evaluations}, and {record.proposed} candidates were asked already",
+            "as many, or more",
         )
     if config.phases and len(config.phases) > 1 and any(c.startswith("search.evaluations") for c in changes):
         raise ConfigError(

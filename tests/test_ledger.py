@@ -431,3 +431,25 @@ class TestCanonicalEvents:
 
     def test_a_single_item_counts(self, tmp_path: Path) -> None:
         assert self.run(tmp_path / "one", seconds=1.0) != self.run(tmp_path / "two", seconds=1.0, score=0.25)
+
+
+def test_a_signal_in_the_middle_of_a_write_leaves_whole_lines(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evomerge import ledger_file
+
+    whole = ledger_file.write_all
+    for written in (0, 20, 10_000):  # nothing, a part, and all of the line
+        with Ledger(folder) as ledger:
+            ledger.append("improved", candidate=1)
+
+            def cut(descriptor: int, data: bytes, written: int = written) -> None:
+                whole(descriptor, data[:written])
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(ledger_file, "write_all", cut)
+            with pytest.raises(KeyboardInterrupt):
+                ledger.append("improved", candidate=2)
+            monkeypatch.setattr(ledger_file, "write_all", whole)
+            ledger.append("interrupted", reason="SIGTERM")
+    assert [event.get("candidate") for event in read_ledger(folder)] == [1, None] * 3

@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     if parts.pool is not None:
         again.check_pool(parts.pool.info)
     told = again.record.count("told", "search")
-    console.print(f"{told} evaluations of the ledger are gone through again")
+    console.print(f"{told} evaluations are in the ledger")
     with Progress(config, parts) as progress:
         folder = run_search(config, parts, progress.observe, again)
     for change in again.changes:
