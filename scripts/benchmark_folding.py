@@ -72,7 +72,7 @@ def folding(folder: Path, seed: int, paths: int, threads: int | None, overrides:
         "  relative to the largest logit": f"{relative:.1e}",
         "largest change of an item's log-likelihood": f"{likelihood:.1e}",
         "items right in one way and wrong in the other": f"{turned} of {items}, of which {right} are right",
-        "product of scales, furthest from 1 (median, largest)": f"{np.median(products):.1f}, {max(products):.0f}",
+        "product of scales, furthest from 1 (median, largest)": f"{np.median(products):.3g}, {max(products):.3g}",
     }.items():
         table.add_row(name, text)
     console.print(table)
