@@ -288,7 +288,13 @@ class Recipe:
 
     def check_own(self, methods: Mapping[str, MethodSpec]) -> None:
         """The same without the intermediates."""
+        plain: set[tuple[str, int, bool]] = set()
         for entry in self.slices:
+            if not entry.parameters and not [True for source in entry.inputs if source.parameters]:
+                kind = entry.method, len(entry.inputs), entry.base is None
+                if kind in plain:
+                    continue
+                plain.add(kind)  # all that there is to check: of a path, once for all layers
             where = f"slice {entry.slice}"
             method = find_method(entry.method, methods, where)
             count, most = len(entry.inputs), method.max_inputs
