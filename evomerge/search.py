@@ -46,7 +46,7 @@ def silent(candidate: Candidate, evaluation: Evaluation, *, improved: bool) -> N
 class Keeper(Protocol):
     """Writes down what is best so far."""
 
-    def __call__(self, incumbent: Incumbent) -> None:
+    def __call__(self, incumbent: Incumbent, /) -> None:
         """Called whenever the winner or the front has changed."""
 
 
