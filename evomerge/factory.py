@@ -265,6 +265,7 @@ def run(config: Config, parts: Parts, observe: Observer = silent, again: Resumed
     incumbent = Incumbent(objectives, settings.best or settings.scalarise, settings.weights)
     with Interrupts() as interrupts, closing(parts.evaluator), _ledger(folder, sync, again) as ledger:
         fingerprint = parts.evaluator.fingerprint("search")
+        interrupts.install()
         if again is not None:
             again.check(fingerprint)
             again.keep_budget()

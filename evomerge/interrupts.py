@@ -29,10 +29,15 @@ class Interrupts:
         """Whether the search should stop."""
         return bool(self.name)
 
-    def __enter__(self) -> Interrupts:
+    def install(self) -> None:
+        """Take the signals over, again where a library (Ray, when it starts) has done so meanwhile."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._arrive)
+                before = signal.signal(number, self._arrive)
+                self._before.setdefault(number, before)
+
+    def __enter__(self) -> Interrupts:
+        self.install()
         return self
 
     def __exit__(

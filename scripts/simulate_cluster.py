@@ -191,7 +191,7 @@ def cost(node: dict[str, Any], evaluations: int, options: Any, seconds: float) -
 def main() -> None:
     """Print a line for every strategy and number of workers."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", nargs="+", type=int, default=[8, 64, 256, 1000])
+    parser.add_argument("--workers", nargs="*", type=int, default=[8, 64, 256, 1000])
     parser.add_argument("--strategy", nargs="+", default=["random"], help="choices of the group strategy")
     parser.add_argument("--each", type=int, default=20, help="evaluations for each worker")
     parser.add_argument("--genes", type=int, default=32)

@@ -29,6 +29,7 @@ from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.genetic import GeneticAlgorithm
 from evomerge.strategies.m2n2 import M2N2
 from evomerge.strategies.random_search import RandomSearch
+from search_spaces.lineage import LineageSpace
 
 OBJECTIVES = (Objective("score"),)
 MODELS = ("a", "b", "c")
@@ -62,10 +63,13 @@ class Weights:
 
 
 class Workers:
-    """Several workers that finish in an order of chance, another one in every session."""
+    """Several workers that finish in an order of chance, another one in every session.
 
-    def __init__(self, slots: int, seconds: float) -> None:
-        self.slots, self._seconds = slots, seconds
+    They score by the weights, or, where recipes are lineages, by the bits of the hash.
+    """
+
+    def __init__(self, slots: int, seconds: float, hashed: bool) -> None:
+        self.slots, self._seconds, self._hashed = slots, seconds, hashed
         self._rng = np.random.default_rng()  # no seed: no session is like another
         self._queue: list[tuple[Candidate, Split]] = []
 
@@ -78,6 +82,10 @@ class Workers:
         time.sleep(self._seconds * float(self._rng.random()))
         candidate, split = self._queue.pop(int(self._rng.integers(min(self.slots, len(self._queue)))))
         assert candidate.recipe is not None
+        if self._hashed:
+            bits = np.array([int(digit, 16) % 2 for digit in candidate.recipe.hash[:12]], dtype=np.float64)
+            value = float(bits.mean())
+            return Evaluation(candidate.id, "ok", split, {"score": value}, {"task/acc": value}, {"task/acc": bits})
         of = {i.model: float(dict(i.parameters)["weight"]) for i in candidate.recipe.slices[0].inputs}
         if 0.30 < of.get("a", 0) < 0.32:
             return Evaluation(candidate.id, "failed", split, error="it broke")
@@ -103,6 +111,7 @@ class Plan:
         slots: workers.
         ordered, in_flight: as in a search.
         seconds: the longest evaluation.
+        lineage: whether candidates are merges of merges.
     """
 
     strategy: str
@@ -111,6 +120,7 @@ class Plan:
     ordered: bool = True
     in_flight: int | None = None
     seconds: float = 0.001
+    lineage: bool = False
 
 
 def session(path: Path, plan: Plan, stop: Callable[[], bool] = lambda: False) -> None:
@@ -120,7 +130,9 @@ def session(path: Path, plan: Plan, stop: Callable[[], bool] = lambda: False) ->
     if record is None:
         shutil.rmtree(path, ignore_errors=True)  # killed while the folder was made
         folder = RunFolder.create(path)
-    evaluator: Any = Workers(plan.slots, plan.seconds)
+    evaluator: Any = Workers(plan.slots, plan.seconds, plan.lineage)
+    space: Any = LineageSpace(POOL, dict.fromkeys(("slerp", "linear")), split="slice") if plan.lineage else Weights()  # type: ignore[arg-type]
+    strategy = STRATEGIES[plan.strategy](space.spec, OBJECTIVES, seed=3)
     ledger = (
         Ledger(folder, sync="interval")
         if record is None
@@ -130,7 +142,7 @@ def session(path: Path, plan: Plan, stop: Callable[[], bool] = lambda: False) ->
         ledger.append("started", seed=3, evaluations=plan.evaluations)
         Search(
             pool=POOL,
-            phases=[Phase.of(Weights(), STRATEGIES[plan.strategy](Weights.spec, OBJECTIVES, seed=3), plan.evaluations)],
+            phases=[Phase.of(space, strategy, plan.evaluations)],
             evaluator=evaluator if record is None else RecordedEvaluator(evaluator, record),
             incumbent=Incumbent(OBJECTIVES),
             ledger=ledger,

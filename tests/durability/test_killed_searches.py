@@ -11,6 +11,7 @@ PLANS = {
     "cma_es by generations": (Plan("cma_es"), 4),
     "random, three in flight": (Plan("random", in_flight=3, slots=3), 2),
     "m2n2, four in flight": (Plan("m2n2", in_flight=4, slots=2), 5),
+    "m2n2 on lineages": (Plan("m2n2", in_flight=3, slots=3, lineage=True), 2),
     "ga by generations": (Plan("ga", slots=4), 1),
 }
 
