@@ -91,7 +91,7 @@ class RunFolder:
             raise OutputError(
                 f"run folder {folder.path} {held}",
                 "a folder that does not exist yet, or is empty",
-                "choose another one, or remove it",
+                "choose another one, remove it, or go on with the run in it: `evomerge resume`",
             )
         try:
             folder.items.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "durability")]
 
-from killed_runs import STRATEGIES, Plan, content, run_killed, session  # noqa: E402  # the paths come first
+from killed_runs import STRATEGIES, Plan, content, run_killed, session  # type: ignore[import-not-found]  # noqa: E402
 
 from evomerge.ledger import RunFolder  # noqa: E402
 
