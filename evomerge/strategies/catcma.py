@@ -73,7 +73,7 @@ class CatCma(Generations):
         seed: int,
         sigma0: float = 0.25,
         popsize: int | None = None,
-        start: float | None = 0.8,
+        start: float | None = 0.7,
         restart: bool = True,
     ) -> None:
         if not (math.isfinite(sigma0) and 0 < sigma0 <= 1):

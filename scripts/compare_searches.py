@@ -1,0 +1,120 @@
+"""Searches side by side: `python scripts/compare_searches.py LABEL=RUN [LABEL=RUN ...]`.
+
+Prints a Markdown table of the held-out scores of run folders. The runs of the first label are what the others are
+tested against: the first run of every label with the first of it, the second with the second and so on, paired item
+by item. With three seeds:
+
+    python scripts/compare_searches.py parameter=runs/parameter-{0,1,2} hybrid=runs/hybrid-{0,1,2}
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evomerge.errors import ConfigError, EvomergeError
+from evomerge.report.run_reader import RunRecord, Scored, headlines, read_run
+from evomerge.report.statistics import Comparison, Floats, compare, mcnemar
+from evomerge.report.table import p_text
+
+
+def parse_runs(arguments: Sequence[str]) -> dict[str, list[Path]]:
+    """``LABEL=FOLDER`` arguments, in order.
+
+    Raises:
+        ConfigError: an argument without a label or a folder, or labels of different numbers of runs.
+    """
+    runs: dict[str, list[Path]] = {}
+    for argument in arguments:
+        label, _, folder = argument.partition("=")
+        if not (label and folder):
+            raise ConfigError(f"the argument {argument!r}", "LABEL=RUN", "name the search, as in hybrid=runs/hybrid-0")
+        runs.setdefault(label, []).append(Path(folder))
+    counts = {label: len(folders) for label, folders in runs.items()}
+    if len(set(counts.values())) > 1:
+        given = ", ".join(f"{count} of {label}" for label, count in counts.items())
+        raise ConfigError(f"there are runs: {given}", "as many of every label, for they are compared pair by pair")
+    return runs
+
+
+def table(runs: Mapping[str, Sequence[Path]]) -> str:
+    """The Markdown table: models of the pool, then every run, then every label over all of its runs.
+
+    Raises:
+        EvomergeError: a folder is no run, or its winner or baselines have no held-out scores of these tasks.
+    """
+    records = {label: [read_run(folder) for folder in folders] for label, folders in runs.items()}
+    reference, first = next(iter(records)), next(iter(records.values()))[0]
+    metrics = headlines(_best(first).evaluation)
+    lines = [_row(["", *metrics, "mean", f"against {reference}", "p"]), _row(["---"] * (len(metrics) + 4))]
+    lines += [_scores(model.name, model, metrics) for model in first.baselines]
+    for number in range(len(records[reference])):
+        for label, own in records.items():
+            name = f"{label} {number}" if len(own) > 1 else label
+            tested = None if label == reference else _tested(own[number], records[reference][number], metrics)
+            lines.append(_scores(name, _best(own[number]), metrics, tested))
+    if len(records[reference]) > 1:
+        lines += [_together(label, own, records[reference], metrics) for label, own in records.items()]
+    return "\n".join(lines)
+
+
+def _best(record: RunRecord) -> Scored:
+    if record.best is None or record.split != "held_out":
+        do = "search with held-out items, to the end"
+        raise ConfigError(f"run {record.folder.path} has no winner scored on held-out items", "finished runs", do)
+    return record.best
+
+
+def _items(model: Scored, metrics: Mapping[str, str]) -> dict[str, Floats]:
+    return {task: model.evaluation.items[metric] for task, metric in metrics.items()}
+
+
+def _tested(own: RunRecord, other: RunRecord, metrics: Mapping[str, str]) -> Comparison:
+    lower = {task for task, metric in metrics.items() if own.lower_is_better(metric)}
+    return compare(_items(_best(own), metrics), _items(_best(other), metrics), lower_is_better=lower)
+
+
+def _values(model: Scored, metrics: Mapping[str, str]) -> list[float]:
+    found = [model.evaluation.metrics[metric] for metric in metrics.values()]
+    return [*found, sum(found) / len(found)]
+
+
+def _scores(name: str, model: Scored, metrics: Mapping[str, str], tested: Comparison | None = None) -> str:
+    outcome = ["", ""] if tested is None else [f"{tested.difference:+.3f}", p_text(tested.p_value)]
+    return _row([name, *(f"{value:.3f}" for value in _values(model, metrics)), *outcome])
+
+
+def _together(label: str, own: Sequence[RunRecord], reference: Sequence[RunRecord], metrics: Mapping[str, str]) -> str:
+    """Means over runs; McNemar's test over the items of all of them where items are right or wrong."""
+    values = [_values(_best(record), metrics) for record in own]
+    means = [f"{sum(column) / len(column):.3f}" for column in zip(*values, strict=True)]
+    name = f"{label}, all {len(own)}"
+    if own is reference:
+        return _row([name, *means, "", ""])
+    tests = [_tested(a, b, metrics) for a, b in zip(own, reference, strict=True)]
+    difference = sum(test.difference for test in tests) / len(tests)
+    exact = all(test.test == "McNemar" for test in tests)
+    p = p_text(mcnemar(sum(t.wins for t in tests), sum(t.losses for t in tests))) if exact else ""
+    return _row([name, *means, f"{difference:+.3f}", p])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and print the table; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Print the held-out scores of searches side by side.")
+    parser.add_argument("runs", nargs="+", metavar="LABEL=RUN", help="a run folder and the name of its search")
+    try:
+        print(table(parse_runs(parser.parse_args(arguments).runs)))
+    except EvomergeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
