@@ -150,8 +150,8 @@ class Scorer:
     def __init__(self, pool: Constructed, batch: Batch) -> None:
         self._pool, self._batch = pool, batch
         with torch.inference_mode():
-            self._embedded = pool.whole.model.embed_tokens(batch.ids)
-            self._rotary = pool.whole.model.rotary_emb(self._embedded, batch.positions)
+            self._start: torch.Tensor = pool.whole.model.embed_tokens(batch.ids)
+            self._rotary = pool.whole.model.rotary_emb(self._start, batch.positions)
         self._states = lru_cache(PREFIXES)(self._run)
         self._known: dict[Steps, float] = {}
         self.whole = self._score(tuple((WHOLE, layer) for layer in range(len(pool.whole.model.layers))))
@@ -176,10 +176,10 @@ class Scorer:
     def _run(self, path: Steps) -> torch.Tensor:
         """Hidden states at the end of a path; called through `_states`, which keeps those of the latest paths."""
         if not path:
-            return self._embedded
+            return self._start
         model, layer = path[-1]
         layers = self._pool.whole.model.layers if model == WHOLE else self._pool.models[model]
-        before = self._states(path[:-1])
+        before: torch.Tensor = self._states(path[:-1])
         after: torch.Tensor = layers[layer](before, attention_mask=self._batch.mask, position_embeddings=self._rotary)
         return after
 
@@ -233,7 +233,7 @@ STRATEGIES = {"catcma": catcma, "relaxation": relaxed}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and print a row per search; 1 when CatCMA did not recover a model."""
+    """Parse the command line and print a row per search; 1 when CatCMA, layer by layer, did not recover a model."""
     parser = argparse.ArgumentParser(description="Search paths through pools whose answer is known.")
     parser.add_argument("--seeds", type=int, default=3, help="searches per pool, order and strategy (default: 3)")
     parser.add_argument("--steps", type=int, default=400, help="training steps of the undamaged model (default: 400)")
@@ -255,13 +255,14 @@ def main(arguments: list[str] | None = None) -> int:
         score = Scorer(pool, batch)
         parts = ", ".join(f"{name} {score.of(name):.3f}" for name in pool.models)
         print(f"{kind}: undamaged {score.whole:.3f}, {parts}", flush=True)
-        for order in ORDERS:
+        # In two repeats of one model after the other there is no path that has the random model's layers in order.
+        for order in ORDERS[:1] if given.quick else ORDERS:
             for name, make in STRATEGIES.items():
                 for seed in range(given.seeds):
                     searcher = make(pool, order, seed, **(settings if name == "catcma" else {}))
                     best, evaluations, _ = search(*searcher, score)
                     recovered = best >= RECOVERED * score.whole
-                    failed += name == "catcma" and not recovered
+                    failed += order == ORDERS[0] and name == "catcma" and not recovered
                     verdict = "recovered" if recovered else "not recovered"
                     share = f"{best / score.whole:6.1%} after {evaluations:4d} evaluations"
                     print(f"  order={order} {name:10s} seed {seed}: {share}, {verdict}", flush=True)

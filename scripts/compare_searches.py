@@ -14,9 +14,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.report.run_reader import RunRecord, Scored, headlines, read_run
-from evomerge.report.statistics import Comparison, Floats, compare, mcnemar
+from evomerge.report.statistics import Comparison, Floats, compare
 from evomerge.report.table import p_text
 
 
@@ -48,7 +50,10 @@ def table(runs: Mapping[str, Sequence[Path]]) -> str:
     records = {label: [read_run(folder) for folder in folders] for label, folders in runs.items()}
     reference, first = next(iter(records)), next(iter(records.values()))[0]
     metrics = headlines(_best(first).evaluation)
-    lines = [_row(["", *metrics, "mean", f"against {reference}", "p"]), _row(["---"] * (len(metrics) + 4))]
+    lines = [
+        _row(["", *_short(list(metrics)), "mean", f"against {reference}", "p"]),
+        _row(["---"] * (len(metrics) + 4)),
+    ]
     lines += [_scores(model.name, model, metrics) for model in first.baselines]
     for number in range(len(records[reference])):
         for label, own in records.items():
@@ -87,17 +92,30 @@ def _scores(name: str, model: Scored, metrics: Mapping[str, str], tested: Compar
 
 
 def _together(label: str, own: Sequence[RunRecord], reference: Sequence[RunRecord], metrics: Mapping[str, str]) -> str:
-    """Means over runs; McNemar's test over the items of all of them where items are right or wrong."""
+    """Means over runs. The runs answer the same items, so that an item counts once, with its mean over runs."""
     values = [_values(_best(record), metrics) for record in own]
     means = [f"{sum(column) / len(column):.3f}" for column in zip(*values, strict=True)]
     name = f"{label}, all {len(own)}"
     if own is reference:
         return _row([name, *means, "", ""])
-    tests = [_tested(a, b, metrics) for a, b in zip(own, reference, strict=True)]
-    difference = sum(test.difference for test in tests) / len(tests)
-    exact = all(test.test == "McNemar" for test in tests)
-    p = p_text(mcnemar(sum(t.wins for t in tests), sum(t.losses for t in tests))) if exact else ""
-    return _row([name, *means, f"{difference:+.3f}", p])
+    lower = {task for task, metric in metrics.items() if reference[0].lower_is_better(metric)}
+    tested = compare(_mean_items(own, metrics), _mean_items(reference, metrics), lower_is_better=lower)
+    return _row([name, *means, f"{tested.difference:+.3f}", p_text(tested.p_value)])
+
+
+def _mean_items(records: Sequence[RunRecord], metrics: Mapping[str, str]) -> dict[str, Floats]:
+    items = [_items(_best(record), metrics) for record in records]
+    return {task: np.mean([found[task] for found in items], axis=0) for task in metrics}
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names without the words that all of them begin and end with."""
+    words = [name.split("_") for name in names]
+    while len(words) > 1 and all(len(own) > 1 and own[0] == words[0][0] for own in words):
+        words = [own[1:] for own in words]
+    while len(words) > 1 and all(len(own) > 1 and own[-1] == words[0][-1] for own in words):
+        words = [own[:-1] for own in words]
+    return ["_".join(own) for own in words]
 
 
 def _row(cells: Sequence[str]) -> str:

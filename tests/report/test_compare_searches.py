@@ -1,0 +1,52 @@
+"""Searches side by side: the table of `scripts/compare_searches.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scripts.compare_searches import main
+
+
+def models(counts: tuple[int, int]) -> dict[str, dict[str, np.ndarray]]:
+    """A baseline right on half of the items, and a winner right on these many of 100 a task."""
+
+    def items(first: int, second: int) -> dict[str, np.ndarray]:
+        names = ("demo_a_held_out/acc", "demo_b_held_out/acc")
+        return {
+            name: np.repeat([1.0, 0.0], [right, 100 - right])
+            for name, right in zip(names, (first, second), strict=True)
+        }
+
+    return {"math": items(50, 50), "best": items(*counts)}
+
+
+def test_runs_are_tested_in_pairs_and_together(make_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = {"p0": (60, 60), "p1": (70, 60), "h0": (60, 60), "h1": (80, 70)}
+    folders = {name: make_run(models(own), name=name) for name, own in counts.items()}
+    assert main([f"{'one' if name[0] == 'p' else 'two'}={folder}" for name, folder in folders.items()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "|  | a | b | mean | against one | p |"
+    assert lines[2] == "| math | 0.500 | 0.500 | 0.500 |  |  |"
+    assert lines[3:6] == [
+        "| one 0 | 0.600 | 0.600 | 0.600 |  |  |",
+        "| two 0 | 0.600 | 0.600 | 0.600 | +0.000 | 1 |",
+        "| one 1 | 0.700 | 0.600 | 0.650 |  |  |",
+    ]
+    assert lines[6] == "| two 1 | 0.800 | 0.700 | 0.750 | +0.100 | 1.9e-6 |"  # 20 items won, none lost: 2 / 2^20
+    assert lines[7] == "| one, all 2 | 0.650 | 0.600 | 0.625 |  |  |"
+    assert lines[8].startswith("| two, all 2 | 0.700 | 0.650 | 0.675 | +0.050 | ")
+
+
+def test_what_cannot_be_compared_is_refused(make_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(models((60, 60)), name="run")
+    for arguments, message in [
+        ([str(run)], "LABEL=RUN"),
+        ([f"a={run}", f"a={run}", f"b={run}"], "there are runs: 2 of a, 1 of b"),
+        ([f"a={make_run(models((60, 60)), name='short', held_out=False)}"], "has no winner scored on held-out items"),
+    ]:
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
