@@ -27,6 +27,7 @@ from evomerge.ledger import Ledger
 from evomerge.phases import Phase
 from evomerge.protocols import Evaluator, Proposal, SearchSpace, Strategy
 from evomerge.recipe import PoolInfo, Recipe
+from evomerge.strategies.capabilities import Injectable
 from evomerge.warm_start import Warmth
 
 BEST = "best"
@@ -192,8 +193,8 @@ class Search:
                     raise Interrupted
             candidate, evaluation = flight.land()
             self._record(candidate, evaluation)
-            tell = strategy.tell if candidate.id not in named else getattr(strategy, "inject", strategy.tell)
-            tell(candidate, evaluation)
+            learn = _inject(strategy) if candidate.id in named else strategy.tell
+            learn(candidate, evaluation)
         return phase.evaluations - left, "the strategy has nothing more to propose" if left else "budget"
 
     def _learn(self, warmth: Warmth, space: SearchSpace, strategy: Strategy) -> None:
@@ -203,8 +204,7 @@ class Search:
             known = replace(evaluation, candidate=candidate.id)
             self.ledger.log_warm(candidate, known, source)
             self._improve(candidate, known)
-            inject: Callable[[Candidate, Evaluation], None] = getattr(strategy, "inject", strategy.tell)
-            inject(candidate, known)
+            _inject(strategy)(candidate, known)
 
     def _launch(self, proposal: Proposal, space: SearchSpace, flight: Flight) -> None:
         recipe: Recipe | None = None
@@ -263,3 +263,8 @@ class Search:
             self.keep(self.incumbent)
             self.ledger.append("improved", **fields)
         return fields is not None
+
+
+def _inject(strategy: Strategy) -> Callable[[Candidate, Evaluation], None]:
+    """How a strategy learns from a candidate that it did not propose."""
+    return strategy.inject if isinstance(strategy, Injectable) else strategy.tell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, get_args
+from typing import ClassVar, Protocol, get_args, runtime_checkable
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, nearest
@@ -32,6 +32,7 @@ class Capable(Protocol):
     kinds: ClassVar[frozenset[str]]
 
 
+@runtime_checkable
 class Injectable(Protocol):
     """A strategy that takes in candidates which it did not propose: migrants, recipes by name, an earlier run's.
 

@@ -15,7 +15,7 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
 from evomerge.genome import Genome, GenomeSpec
 from evomerge.protocols import Objective, Proposal, Strategy, StrategyBuilder
-from evomerge.strategies.capabilities import KINDS, check_range, require
+from evomerge.strategies.capabilities import KINDS, Injectable, check_range, require
 from evomerge.strategies.generations import gain_of
 from evomerge.strategies.saving import rng_state
 
@@ -123,7 +123,7 @@ class Islands:
     def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Let all islands take in a candidate from elsewhere, as far as they do."""
         for island in self._islands:
-            if hasattr(island, "inject"):
+            if isinstance(island, Injectable):
                 island.inject(candidate, evaluation)
 
     def state_dict(self) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class Islands:
             step = 1 if self._topology == "ring" else int(self._rng.integers(1, count))
             receiver = self._islands[(index + step) % count]
             for _, candidate, evaluation in emigrants:
-                if hasattr(receiver, "inject"):
+                if isinstance(receiver, Injectable):
                     receiver.inject(candidate, evaluation)
 
     def _restored(self, saved: Mapping[str, Any]) -> Emigrant:

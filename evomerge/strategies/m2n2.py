@@ -21,6 +21,7 @@ from evomerge.protocols import Objective, Proposal
 from evomerge.strategies.capabilities import KINDS, require
 from evomerge.strategies.crossover import Angle, Path
 from evomerge.strategies.item_scores import ItemScores
+from evomerge.strategies.saving import check_settings
 from evomerge.strategies.variation import Settings, variation_of
 
 
@@ -177,12 +178,7 @@ class M2N2:
         Raises:
             ConfigError: the state is of a strategy with other settings.
         """
-        for name, value in self._all_settings().items():
-            if state["settings"].get(name) != value:
-                raise ConfigError(
-                    f"the saved M2N2 has {name} {state['settings'].get(name)!r}, this one has {value!r}",
-                    "a search resumes with the settings that it began with",
-                )
+        check_settings("M2N2", self._all_settings(), state["settings"])
         self._rng.bit_generator.state = state["rng"]
         self._started, self._born = int(state["started"]), int(state["born"])
         self._scores.load_state_dict(state["scores"])

@@ -13,6 +13,7 @@ from typing import Any
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.protocols import Objective, Proposal, Strategy
 from evomerge.scalarise import Scalarisation
+from evomerge.strategies.capabilities import Injectable
 
 SCALAR = Objective("scalarised", "maximize")
 """The one objective that the inner strategy sees."""
@@ -30,7 +31,7 @@ class Scalarised:
         self.inner = strategy
         self.scalarisation = scalarisation
         self.asynchronous = bool(getattr(strategy, "asynchronous", False))
-        if hasattr(strategy, "inject"):
+        if isinstance(strategy, Injectable):
             self.inject = self._inject
 
     def ask(self, n: int | None = None) -> Sequence[Proposal]:

@@ -59,4 +59,3 @@ def _word_operation(instruction: str) -> Any:
 
 add, multiply, xor = _word_operation("add"), _word_operation("mul"), _word_operation("xor")
 both, either, shift_right = _word_operation("and_"), _word_operation("or_"), _word_operation("lshr")
-spread_right = _word_operation("ashr")

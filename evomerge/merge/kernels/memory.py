@@ -48,32 +48,6 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
     return types.void(address), build
 
 
-@intrinsic
-def as_float(typing_context: Any, word: Any) -> Any:
-    """The float32 of 32 bits."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.uint32), build
-
-
-@intrinsic
-def bits_of(typing_context: Any, number: Any) -> Any:
-    """The 32 bits of a float32."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.uint32(types.float32), build
-
-
-@compiled
-def widened(half: Any) -> Any:
-    """A bfloat16, given as uint16, as float32."""
-    return as_float(np.uint32(half) << _U(16))
-
-
 @compiled
 def floats(address: int, count: int) -> Any:
     """Memory as float32. Views by address cost nothing, where those of arrays are counted."""
