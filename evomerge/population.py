@@ -49,6 +49,8 @@ class Population:
         shift: ``always`` subtracts the population's lowest score of every item first (the paper's choice for scores
             that all models reach), ``auto`` where that is negative, as shares must not be; ``never`` counts negative
             scores as 0.
+        distinct: a parent's mate is another member; otherwise one drawn by fitness may be the parent itself, as in
+            the public code.
 
     Raises:
         ConfigError: an argument that cannot be.
@@ -64,6 +66,7 @@ class Population:
         capacity: Capacity = "auto",
         attraction: Attraction = "linear",
         shift: Shift = "auto",
+        distinct: bool = True,
     ) -> None:
         check_options(size, alpha, epsilon, capacity=capacity, attraction=attraction, shift=shift)
         if items < 1:
@@ -71,6 +74,7 @@ class Population:
         self.size, self.items = size, items
         self._alpha, self._epsilon = float(alpha), float(epsilon)
         self._capacity, self._attraction, self._shift = capacity, attraction, shift
+        self._distinct = distinct
         self._count = self._births = 0
         self._rows = np.zeros((size + 1, items))
         self._born = np.zeros(size + 1, dtype=np.int64)
@@ -134,13 +138,15 @@ class Population:
         fitness is zero, all are equally likely.
 
         Returns:
-            Two different rows; ``None`` for the second where there is but one member.
+            Two rows, different ones unless `distinct` is off; ``None`` for the second where there is but one member.
         """
         assert self._count, "an empty population has no parents"
         fitness = self.fitness()
         first = draw(fitness, rng)
         if self._count == 1:
             return first, None
+        if self._attraction == "off" and not self._distinct:
+            return first, draw(fitness, rng)
         pull = fitness if self._attraction == "off" else self.attraction(first)
         pull = pull.copy()
         pull[first] = 0.0

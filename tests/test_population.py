@@ -168,6 +168,17 @@ def test_nobody_scores_or_all_score_the_same(options: Any) -> None:
         assert counts[~np.eye(4, dtype=bool)].min() > 150  # 250 each
 
 
+def test_a_mate_may_be_the_parent_where_that_is_asked_for() -> None:
+    rng = np.random.default_rng(3)
+    population = filled(BINARY, epsilon=1e-9, attraction="off", distinct=False)
+    pairs = [population.parents(rng) for _ in range(6000)]
+    share = np.array([1.5, 0.5, 1.0]) / 3
+    both = np.bincount([3 * a + b for a, b in pairs], minlength=9).reshape(3, 3) / 6000
+    np.testing.assert_allclose(both, np.outer(share, share), atol=0.02)
+    attracted = filled(BINARY, distinct=False)
+    assert all(a != b for a, b in (attracted.parents(rng) for _ in range(500)))  # nobody attracts itself
+
+
 def test_one_member_has_no_mate() -> None:
     population = filled(BINARY[:1], size=1)
     assert population.parents(np.random.default_rng(0)) == (0, None)

@@ -55,7 +55,7 @@ class M2N2:
         objectives: their items are what counts; the objectives themselves where a fitness has no items.
         seed: of all that is random here.
         size: of the population (the paper: 20 for digits, 15 for language models).
-        alpha, epsilon, capacity, attraction, shift: of the competition; see `Population`. ``alpha: 0`` and
+        alpha, epsilon, capacity, attraction, shift, distinct: of the competition; see `Population`. ``alpha: 0`` and
             ``attraction: off`` make a genetic algorithm of it.
         crossover, split, path, angle, mutation, spread: how children are made; see `Settings`.
         chromosomes: patterns of gene names by chromosome; see `Settings`. A lineage has them in its search space.
@@ -85,6 +85,7 @@ class M2N2:
         capacity: Capacity = "auto",
         attraction: Attraction = "linear",
         shift: Shift = "auto",
+        distinct: bool = True,
         crossover: bool = True,
         split: bool = True,
         path: Path = "slerp",
@@ -113,6 +114,7 @@ class M2N2:
             "capacity": capacity,
             "attraction": attraction,
             "shift": shift,
+            "distinct": distinct,
         }
         self._scores = ItemScores(objectives, items, lower_is_better)
         self._rng = np.random.default_rng(seed)

@@ -17,11 +17,13 @@ from evomerge.protocols import Objective, Proposal
 from evomerge.strategies.archives import Shape, add, archive_state, cells_of, make_archive, refill
 from evomerge.strategies.capabilities import KINDS, check_range, objective_named, require
 from evomerge.strategies.coordinates import Coordinates
+from evomerge.strategies.crossover import Angle
 from evomerge.strategies.descriptors import Descriptors
 from evomerge.strategies.generations import gain_of
 from evomerge.strategies.operators import reset
 from evomerge.strategies.ribs_import import GaussianEmitter, IsoLineEmitter
 from evomerge.strategies.saving import InFlight, check_settings, rng_state, settings_of, starts_of
+from evomerge.strategies.variation import Settings, variation_of
 
 Array = NDArray[np.float64]
 Choices = NDArray[np.int64]
@@ -46,8 +48,10 @@ class MapElites:
     An archive divides the space of descriptors (`Descriptors`) into cells and keeps the best candidate of each. The
     first `initial` proposals are the spec's start (and its seeds, if it has any) and random genomes; from then on each
     varies elites drawn uniformly: along the line to another one (``iso_line``, Vassiliades and Mouret 2018, arXiv
-    1804.03906) or by Gaussian noise (``gaussian``). Both work on the unit cube, clipped to it; categorical and boolean
-    genes are numbers' middles of intervals there, and are drawn anew with a probability of one over the free genes.
+    1804.03906), by Gaussian noise (``gaussian``), or as a child of two that M2N2 would make, with noise (``crossover``;
+    the two may be the same, as in that paper's public code). All work on the unit cube, clipped to it; categorical and
+    boolean genes are numbers' middles of intervals there, and are drawn anew with a probability of one over the free
+    genes.
 
     Evaluations that are not ``ok``, and scores or descriptors that are not numbers, are not told to the archive;
     descriptors out of range belong to the outermost cells. A score equal to an elite's does not replace it.
@@ -62,10 +66,11 @@ class MapElites:
         descriptors, ranges: see `Descriptors`.
         archive: ``grid``, or ``cvt`` for many descriptors.
         cells: of a grid for each descriptor, or one number for all; of a tessellation, all.
-        emitter: ``iso_line`` or ``gaussian``.
+        emitter: ``iso_line``, ``gaussian`` or ``crossover``.
         sigma: standard deviation of the noise, in units of a gene's range; for ``None`` 0.01 with ``iso_line`` (its
-            paper's) and 0.1 with ``gaussian``.
+            paper's) and 0.1 with the others.
         line_sigma: standard deviation along the line; 0.2 is its paper's.
+        angle: of a crossover; see `crossover.child_of`.
         initial: how many random genomes come first.
         spread: their standard deviation around the start, in units of a gene's range; uniform for ``None``.
         batch: how many ``ask(None)`` proposes.
@@ -89,17 +94,19 @@ class MapElites:
         ranges: list[list[float] | None] | None = None,
         archive: Shape = "grid",
         cells: int | list[int] = 10,
-        emitter: Literal["iso_line", "gaussian"] = "iso_line",
+        emitter: Literal["iso_line", "gaussian", "crossover"] = "iso_line",
         sigma: float | None = None,
         line_sigma: float = 0.2,
+        angle: Angle = "segment",
         initial: int = 20,
         spread: float | None = None,
         batch: int = 16,
     ) -> None:
         require(type(self), "MAP-Elites", spec, objectives, seed)
         self._objective = objective_named(objectives, objective, "strategy.objective")
-        if emitter not in ("iso_line", "gaussian"):
-            raise ConfigError(f"strategy.emitter is {emitter!r}", "iso_line or gaussian")
+        if emitter not in ("iso_line", "gaussian", "crossover"):
+            raise ConfigError(f"strategy.emitter is {emitter!r}", "iso_line, gaussian or crossover")
+        self._vary = variation_of(spec, Settings(angle=angle, mutation=0.0))  # the noise is added to coordinates
         sigma = sigma if sigma is not None else 0.01 if emitter == "iso_line" else 0.1
         check_range("sigma", sigma, 0, 1)
         check_range("line_sigma", line_sigma, 0, 10)
@@ -125,6 +132,7 @@ class MapElites:
             emitter=emitter,
             sigma=sigma,
             line_sigma=line_sigma,
+            angle=angle,
             initial=initial,
             spread=spread,
         )
@@ -215,13 +223,22 @@ class MapElites:
             return Proposal(self._flight.add(*self._starts[self._proposed - 1], 0))
         if self._proposed <= self._initial or self._archive.empty:
             return Proposal(self._flight.add(*self._coordinates.sample(self._rng, self._spread), 0))
-        point, choices = self._split(self._emitter.ask()[0])
+        point, choices = self._crossed() if self._emitter_name == "crossover" else self._split(self._emitter.ask()[0])
         if len(choices):
             chosen = self._rng.random(len(choices)) < 1 / len(self._sigma)
             if not len(point):  # nothing else varies
                 chosen[int(self._rng.integers(len(choices)))] = True
             choices = reset(choices, chosen, self._counts, self._rng)
         return Proposal(self._flight.add(point, choices, 0), tuple(dict.fromkeys(self._archive.sampled)))
+
+    def _crossed(self) -> tuple[Array, Choices]:
+        """Coordinates and choices of a child of two elites, with noise."""
+        elites = [self._coordinates.genome(*self._split(row)) for row in self._archive.sample_elites(2)["solution"]]
+        point, choices = self._coordinates.point(self._vary.child(elites[0], elites[1], self._rng))
+        sigma = self._sigma[: len(point)]
+        if sigma.any():
+            point = np.clip(point + sigma * self._rng.standard_normal(len(point)), 0.0, 1.0)
+        return point, choices
 
     def _offer(self, point: Array, choices: Choices, candidate: Candidate, evaluation: Evaluation) -> None:
         gain = gain_of(evaluation, self._objective)

@@ -30,6 +30,20 @@ class TestTessellatedMapElitesOnMixedGenes(StrategyContract):
         return partial(MapElites, archive="cvt", cells=20, emitter="gaussian", initial=6)
 
 
+class TestMapElitesWithCrossover(LearningContract):
+    @pytest.fixture
+    def make(self) -> Make:
+        return partial(MapElites, cells=5, initial=10, sigma=0.05, emitter="crossover", descriptors=["genes:*"])
+
+
+class TestMapElitesWithCrossoverOfMixedGenes(StrategyContract):
+    spec = MIXED
+
+    @pytest.fixture
+    def make(self) -> Make:
+        return partial(MapElites, cells=5, emitter="crossover", initial=6)
+
+
 PLANE = GenomeSpec((Gene("a", low=0, high=10), Gene("b", low=0, high=10)))
 TASKS = ["lang/acc", "math/acc"]
 
@@ -187,6 +201,7 @@ def test_raw_weights() -> None:
         ({"archive": "cvt", "cells": [3, 3]}, r"strategy.cells is \[3, 3\]; one number"),
         ({"archive": "tree"}, "strategy.archive is 'tree'"),
         ({"emitter": "line"}, "strategy.emitter is 'line'"),
+        ({"emitter": "crossover", "angle": "half"}, "strategy.angle is 'half'"),
         ({"sigma": float("nan")}, "strategy.sigma is nan"),
         ({"initial": -1}, "strategy.initial is -1"),
         ({"objective": "scor"}, "strategy.objective is 'scor'; did you mean 'score'"),
@@ -216,3 +231,18 @@ def test_a_state_of_other_settings_is_refused() -> None:
     state = MapElites(PLANE, MAXIMISE, seed=0).state_dict()
     with pytest.raises(ConfigError, match="cells"):
         MapElites(PLANE, MAXIMISE, seed=0, cells=5).load_state_dict(state)
+
+
+def test_children_of_a_crossover_lie_between_their_parents() -> None:
+    strategy = MapElites(PLANE, MAXIMISE, seed=0, descriptors=TASKS, emitter="crossover", sigma=0.0, initial=2)
+    ids = {told(strategy, 1.0, 0.1, 0.1), told(strategy, 2.0, 0.9, 0.9)}
+    ends = np.array([elite.genome.values for elite in strategy.elites()])
+    for proposal in strategy.ask(50):
+        assert set(proposal.parents) <= ids
+        if len(proposal.parents) == 1:  # both parents are the same elite
+            np.testing.assert_allclose(np.abs(ends - proposal.genome.values).max(axis=1).min(), 0, atol=1e-12)
+    children = np.array([p.genome.values for p in strategy.ask(50) if len(p.parents) == 2])
+    lengths = np.linalg.norm(children, axis=1)
+    assert len(children) > 10
+    assert (lengths <= np.linalg.norm(ends, axis=1).max() * 1.5).all()
+    assert len(np.unique(children, axis=0)) == len(children)
