@@ -49,6 +49,7 @@ class Evaluation:
         seconds: by stage: ``merge``, ``model`` (forwards and generation), ``other``.
         merge: what merging took: slices by where they came from, bytes, seconds saved (`merge.assemble.MergeCount`).
         error: one line saying why, unless ``ok``.
+        traceback: of what it raised, where that is known: for the log, not for the ledger.
     """
 
     candidate: int
@@ -60,6 +61,7 @@ class Evaluation:
     seconds: Mapping[str, float] = field(default_factory=dict)
     merge: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
+    traceback: str = ""
 
     @property
     def ok(self) -> bool:

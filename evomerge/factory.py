@@ -27,13 +27,14 @@ from evomerge.interrupts import Interrupts
 from evomerge.ledger import Ledger, RunFolder
 from evomerge.merge.methods import specs
 from evomerge.models.pool import Pool, open_pool
+from evomerge.observers import Observer, Observers
 from evomerge.phases import Baselines, Phase, split_budget
 from evomerge.protocols import Evaluator, Fitness, Objective, SearchSpace, Strategy
 from evomerge.recipe import ModelRef, PoolInfo, Recipe
 from evomerge.replay import ContinuedLedger, RecordedEvaluator
 from evomerge.resume import Resumed, library_versions
 from evomerge.scalarise import METHODS, Scalarisation
-from evomerge.search import Keeper, Observer, Search, silent
+from evomerge.search import Keeper, Search
 from evomerge.strategies.scalarised import SCALAR, Scalarised
 from evomerge.warm_start import WarmStart
 
@@ -242,13 +243,13 @@ def remote_worker(
     return Worker(pool, fitnesses, device=device, threads=threads, cache=cache)
 
 
-def run(config: Config, parts: Parts, observe: Observer = silent, again: Resumed | None = None) -> RunFolder:
+def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again: Resumed | None = None) -> RunFolder:
     """Run a search into its run folder. The parts are closed at the end, whatever happens.
 
     Args:
         config: of the whole experiment.
         parts: built from it.
-        observe: told of every evaluation.
+        observers: told of everything that enters the ledger.
         again: a run to go on with; ``None`` for a new one, whose folder is made.
 
     Raises:
@@ -263,7 +264,11 @@ def run(config: Config, parts: Parts, observe: Observer = silent, again: Resumed
     objectives = parts.fitness.objectives
     sync: Literal["every", "interval"] = "interval" if settings.sync == "interval" else "every"
     incumbent = Incumbent(objectives, settings.best or settings.scalarise, settings.weights)
-    with Interrupts() as interrupts, closing(parts.evaluator), _ledger(folder, sync, again) as ledger:
+    with (
+        Interrupts() as interrupts,
+        closing(parts.evaluator),
+        _ledger(folder, sync, again, Observers(observers)) as ledger,
+    ):
         fingerprint = parts.evaluator.fingerprint("search")
         interrupts.install()
         if again is not None:
@@ -294,7 +299,6 @@ def run(config: Config, parts: Parts, observe: Observer = silent, again: Resumed
                 ordered=settings.ordered,
                 in_flight=settings.in_flight,
                 warm=lambda space, number: parts.warm(space, fingerprint, number == 0),
-                observe=observe,
                 stop=interrupts.wanted,
             ).run()
         except KeyboardInterrupt:
@@ -303,7 +307,7 @@ def run(config: Config, parts: Parts, observe: Observer = silent, again: Resumed
     return folder
 
 
-def _ledger(folder: RunFolder, sync: Literal["every", "interval"], again: Resumed | None) -> Ledger:
+def _ledger(folder: RunFolder, sync: Literal["every", "interval"], again: Resumed | None, observe: Observers) -> Ledger:
     if again is None:
-        return Ledger(folder, sync=sync)
-    return ContinuedLedger(folder, again.record, resumed=again.event, sync=sync)
+        return Ledger(folder, sync=sync, observe=observe)
+    return ContinuedLedger(folder, again.record, resumed=again.event, sync=sync, observe=observe)

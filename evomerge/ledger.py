@@ -73,6 +73,7 @@ class Ledger:
         sync: ``every`` event reaches the disk before `append` returns (items files before their event), or
             all of them at the first event after each `interval`, and at the end.
         interval: seconds.
+        observe: told of every event that was written.
 
     Attributes:
         torn: an incomplete last line that was found and removed, or ``None``.
@@ -82,9 +83,15 @@ class Ledger:
     """
 
     def __init__(
-        self, folder: RunFolder, *, sync: Literal["every", "interval"] = "every", interval: float = 1.0
+        self,
+        folder: RunFolder,
+        *,
+        sync: Literal["every", "interval"] = "every",
+        interval: float = 1.0,
+        observe: Callable[[Event], None] | None = None,
     ) -> None:
         self.folder = folder
+        self._observe = observe
         self._every = sync == "every"
         self._interval = interval
         try:
@@ -127,9 +134,12 @@ class Ledger:
             raise LedgerError(f"{self.folder.ledger} was closed", "an open ledger")
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         first = {"schema": SCHEMA, "version": __version__} if event == "started" else {}
-        number = self._file.append({"event": event, "time": stamp, **first, **fields})
+        content = {"event": event, "time": stamp, **first, **fields}
+        number = self._file.append(content)
         if self._every or time.monotonic() - self._synced_at >= self._interval:
             self.sync()
+        if self._observe is not None:
+            self._observe({"seq": number, **content})
         return number
 
     def log_asked(self, candidate: Candidate, split: Split = "search") -> int:
@@ -163,7 +173,9 @@ class Ledger:
             if not self._every:
                 self._unsynced_items.append(path)
             file, digest = path.name, hashlib.sha256(data).hexdigest()
-        return {**vars(evaluation), "items": file, "items_hash": digest}
+        fields = {**vars(evaluation), "items": file, "items_hash": digest}
+        del fields["traceback"]  # for the log
+        return fields
 
     def in_flight(self, phase: int, wanted: int | None) -> int | None:
         """How many candidates of a phase (counted from 0) shall be in flight: as many as are `wanted`."""

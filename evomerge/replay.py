@@ -176,7 +176,7 @@ class ContinuedLedger(Ledger):
     """A ledger that goes on: events that are in the record are compared with it, others are appended.
 
     Args:
-        folder, sync, interval: as for `Ledger`.
+        folder, sync, interval, observe: as for `Ledger`.
         record: of the same folder.
         resumed: fields of the ``resumed`` event, which comes before the first new one.
 
@@ -196,8 +196,9 @@ class ContinuedLedger(Ledger):
         resumed: Mapping[str, Any],
         sync: Literal["every", "interval"] = "every",
         interval: float = 1.0,
+        observe: Callable[[Event], None] | None = None,
     ) -> None:
-        super().__init__(folder, sync=sync, interval=interval)
+        super().__init__(folder, sync=sync, interval=interval, observe=observe)
         if len(self) != record.lines:
             self.close()
             raise LedgerError(f"{folder.path} was written to meanwhile", "one session at a time", "try again")

@@ -12,6 +12,7 @@ evaluations of a ledger in the ledger's order makes the same run again, ordered 
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,18 +31,8 @@ from evomerge.recipe import PoolInfo, Recipe
 from evomerge.strategies.capabilities import Injectable
 from evomerge.warm_start import Warmth
 
+_LOG = logging.getLogger(__name__)
 BEST = "best"
-
-
-class Observer(Protocol):
-    """Told of every evaluation as it enters the ledger."""
-
-    def __call__(self, candidate: Candidate, evaluation: Evaluation, *, improved: bool) -> None:
-        """Show it."""
-
-
-def silent(candidate: Candidate, evaluation: Evaluation, *, improved: bool) -> None:
-    """An observer that shows nothing."""
 
 
 class Keeper(Protocol):
@@ -92,7 +83,6 @@ class Search:
         held_out: whether the evaluator has a held-out fitness.
         ordered, in_flight: see above.
         warm: what a phase's strategy learns before its first proposal.
-        observe: told of everything that happens.
         stop: asked between two evaluations; when it says so, nothing more is begun, and what is being evaluated is
             told if its turn comes.
     """
@@ -108,7 +98,6 @@ class Search:
     ordered: bool = True
     in_flight: int | None = None
     warm: Callable[[SearchSpace, int], Warmth] = cold
-    observe: Observer = silent
     stop: Callable[[], bool] = never
     _next_id: int = field(default=0, init=False)
     _counts: dict[str, int] = field(default_factory=dict, init=False)
@@ -241,7 +230,6 @@ class Search:
                     raise Interrupted
             candidate, evaluation = flight.land()
             self.ledger.log_told(evaluation)
-            self.observe(candidate, evaluation, improved=False)
             if not evaluation.ok:
                 raise EvomergeError(
                     f"{candidate.name!r} could not be scored on the {split} items: {evaluation.error}",
@@ -254,15 +242,18 @@ class Search:
     def _record(self, candidate: Candidate, evaluation: Evaluation) -> None:
         self.ledger.log_told(evaluation)
         self._counts[evaluation.status] = self._counts.get(evaluation.status, 0) + 1
-        self.observe(candidate, evaluation, improved=self._improve(candidate, evaluation))
+        if not evaluation.ok:
+            _LOG.info(
+                "candidate %d %s: %s\n%s", candidate.id, evaluation.status, evaluation.error, evaluation.traceback
+            )
+        self._improve(candidate, evaluation)
 
-    def _improve(self, candidate: Candidate, evaluation: Evaluation) -> bool:
-        """Whether the winner or the front has changed; then it is written down."""
+    def _improve(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Write the winner and the front down where they have changed."""
         fields: dict[str, Any] | None = self.incumbent.see(candidate, evaluation)
         if fields is not None:
             self.keep(self.incumbent)
             self.ledger.append("improved", **fields)
-        return fields is not None
 
 
 def _inject(strategy: Strategy) -> Callable[[Candidate, Evaluation], None]:

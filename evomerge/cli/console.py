@@ -16,9 +16,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
-    from evomerge.candidate import Candidate, Evaluation
+    from evomerge.candidate import Evaluation
     from evomerge.config import Config
     from evomerge.factory import Parts
+    from evomerge.ledger import Event
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -31,6 +32,7 @@ class Progress:
         self._total = config.search.evaluations
         self._objective = parts.fitness.objectives[0]
         self._done = self._failed = 0
+        self._names: dict[int, str] = {}
         self._best = float("nan")
         self._best_baseline = float("nan")
         self._run_dir = config.run_dir
@@ -55,28 +57,34 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def observe(self, candidate: Candidate, evaluation: Evaluation, *, improved: bool) -> None:
-        """Show one evaluation."""
-        value = evaluation.objectives.get(self._objective.name, float("nan"))
-        if evaluation.split == "held_out":
+    def __call__(self, event: Event) -> None:
+        """Show one event of the ledger."""
+        if event["event"] == "improved":
+            self._best = event["objective"]
+            gain = f" ({self._best - self._best_baseline:+.4f} on the best baseline)"
+            if not console.is_terminal:
+                console.print(f"  {self._done}/{self._total} best {self._best:.4f}{gain}")
+        elif event["event"] == "asked" and event["name"] is not None:
+            self._names[event["candidate"]] = event["name"]
+        elif event["event"] == "told":
+            self._told(event)
+
+    def _told(self, event: Event) -> None:
+        value = event["objectives"].get(self._objective.name, float("nan"))
+        if event["split"] == "held_out":
             self._bar.update(self._task, description="held-out items")
             return
-        if candidate.genome is None:
+        if event["candidate"] in self._names:
             best = self._best_baseline
             if best != best or self._objective.gain(value) > self._objective.gain(best):
                 self._best_baseline = value
-            console.print(f"  baseline {candidate.name}: {self._objective.name} {value:.4f}")
+            console.print(f"  baseline {self._names[event['candidate']]}: {self._objective.name} {value:.4f}")
             return
         self._done += 1
-        if not evaluation.ok:
+        if event["status"] != "ok":
             self._failed += 1
             if self._failed <= 3:
-                errors.print(f"  candidate {candidate.id} {evaluation.status}: {evaluation.error}")
-        if improved:
-            self._best = value
-            gain = f" ({value - self._best_baseline:+.4f} on the best baseline)"
-            if not console.is_terminal:
-                console.print(f"  {self._done}/{self._total} best {value:.4f}{gain}")
+                errors.print(f"  candidate {event['candidate']} {event['status']}: {event['error']}")
         shown = f"best {self._best:.4f}, best baseline {self._best_baseline:.4f}"
         failed = f", {self._failed} failed" if self._failed else ""
         self._bar.update(self._task, completed=self._done, best=shown + failed)

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     told = again.record.count("told", "search")
     console.print(f"{told} evaluations are in the ledger")
     with Progress(config, parts) as progress:
-        folder = run_search(config, parts, progress.observe, again)
+        folder = run_search(config, parts, [progress], again)
     for change in again.changes:
         errors.print(f"changed: {change}")
     print_result(folder.path, config.imports)

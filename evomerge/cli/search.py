@@ -24,6 +24,6 @@ def search(config: Config) -> None:
     parts = build_parts(config)
     warn_settings(config, parts)
     with Progress(config, parts) as progress:
-        folder = run_search(config, parts, progress.observe)
+        folder = run_search(config, parts, [progress])
     print_result(folder.path, config.imports)
     print_path(folder.path)

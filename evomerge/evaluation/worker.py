@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +92,8 @@ class Worker:
         except InfeasibleError as error:
             return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
         except Exception as error:
-            return replace(outcome, error=_one_line(error), seconds=_elapsed(start))
+            trace = "" if isinstance(error, EvomergeError) else traceback.format_exc()
+            return replace(outcome, error=_one_line(error), seconds=_elapsed(start), traceback=trace)
         model = scores.seconds.get("model", 0.0)
         seconds = {"merge": merged - start, "model": model, "other": time.perf_counter() - merged - model}
         return replace(
