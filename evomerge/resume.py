@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from evomerge import __version__, conf_dir
 from evomerge.config import Config, to_yaml
-from evomerge.construct import TARGET
 from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
 from evomerge.files import write_text_atomic
 from evomerge.incumbent import Incumbent
@@ -23,12 +22,12 @@ from evomerge.recipe import PoolInfo
 from evomerge.replay import ContinuedLedger, Record, check_started
 from evomerge.safe_yaml import parse
 from evomerge.search import Keeper
+from evomerge.trust import check_trust, leaves
 
 MAY_CHANGE = ("search.evaluations", "search.sync", "evaluator", "pool.root", "pool.models")
 """Keys whose values a resumed run may be given anew; those below them too."""
 
 _LIBRARIES = ("numpy", "scipy", "torch", "transformers", "lm_eval", "cma", "cmaes", "optuna", "ribs")
-_TRUSTED = ("evomerge.", "search_spaces.", "fitness.")
 
 
 def library_versions() -> dict[str, str]:
@@ -92,7 +91,7 @@ class Resumed:
 
     def keep_budget(self) -> None:
         """Write a budget that has changed to the run's configuration, so that another session knows it."""
-        config = _read_config(self.folder)
+        config = read_config(self.folder)
         if int(config.search.evaluations) != self.evaluations:
             config.search.evaluations = self.evaluations
             write_text_atomic(self.folder.config, to_yaml(config))
@@ -127,13 +126,13 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
         EvomergeError: there is no such run, or it cannot go on like this; says why.
     """
     folder = RunFolder.open(path)
-    config = _read_config(folder)
+    config = read_config(folder)
     changes = []
     for override in overrides:
         changes.append(_apply(config, override))
     config.run_dir = str(path)
     if not trust:
-        _check_trust(OmegaConf.to_container(config, resolve=True))
+        check_trust(OmegaConf.to_container(config, resolve=True), overrides, "the run's configuration")
     record = Record(folder)
     if int(config.search.evaluations) < record.proposed:
         raise ConfigError(
@@ -149,14 +148,19 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
     return cast(Config, config), Resumed(folder, record, int(config.search.evaluations), changes)
 
 
-def _read_config(folder: RunFolder) -> DictConfig:
+def read_config(folder: RunFolder) -> DictConfig:
+    """The configuration of a run, as plain values: nothing that it says is resolved or executed.
+
+    Raises:
+        ConfigError: it is missing or malformed.
+    """
     try:
         content = parse(folder.config.read_text())
     except OSError as error:
         raise ConfigError(f"{folder.config} cannot be read: {error.strerror}", "the folder of a run") from error
     except (RecipeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder.config} is malformed: {error}", "the file that the search wrote") from error
-    for key, value in _leaves(content):
+    for key, value in leaves(content):
         if isinstance(value, str) and "${" in value:
             raise ConfigError(f"{folder.config}: {key} is {value!r}", "plain values, as the search wrote them")
     try:
@@ -191,26 +195,3 @@ def _apply(config: DictConfig, override: str) -> str:
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{key} cannot be {value!r}", " ".join(str(error).split())[:200]) from error
     return f"{key} was {before}, is {OmegaConf.select(config, key)}"
-
-
-def _check_trust(content: Any) -> None:
-    """Refuse what would run code that is not evomerge's."""
-    for key, value in _leaves(content):
-        foreign = key.rpartition(".")[2] == TARGET and not str(value).startswith(_TRUSTED)
-        if foreign or (key == "pool.trust_remote_code" and value) or key.startswith("imports"):
-            raise ConfigError(
-                f"the run's configuration has {key}: {value}",
-                "code that is not evomerge's is not run unasked when a run goes on",
-                "add --trust if you know where the run comes from",
-            )
-
-
-def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, Mapping):
-        for name, value in content.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(content, list):
-        for place, value in enumerate(content):
-            yield from _leaves(value, f"{key}.{place}")
-    else:
-        yield key, content

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from evomerge import conf_dir
 from evomerge.config import Config, register
 from evomerge.errors import ConfigError, EvomergeError, nearest
+from evomerge.trust import FLAG, check_trust
 
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
 _OPEN = ("pool.models", "search_space.parameters")
@@ -37,13 +38,16 @@ _HYDRA_FLAGS = {
 def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None]) -> int:
     """Run `task` as a Hydra application: overrides, ``-m`` sweeps, ``--cfg``, ``--help``.
 
+    Code that is not evomerge's is only run when the arguments name it, or are with ``--trust``.
+
     Raises:
         ConfigError: the configuration cannot be composed.
     """
     register()
+    trust, arguments = FLAG in arguments, [a for a in arguments if a != FLAG]
     unknown = [a for a in arguments if a.startswith("--") and not _known_flag(a)]
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]}", nearest(unknown[0], [f.split("=")[0] for f in _HYDRA_FLAGS]))
+        raise ConfigError(f"unknown option {unknown[0]}", nearest(unknown[0], [*_HYDRA_FLAGS, FLAG]))
     before, sys.argv = sys.argv, [f"evomerge {verb}", *_opened(arguments)]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
@@ -54,6 +58,8 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # jobs of a sweep must not share a run folder
             config.run_dir = os.path.join(config.run_dir, str(HydraConfig.get().job.num))
         try:
+            if not trust:
+                check_trust(OmegaConf.to_container(config, resolve=True), arguments, "the configuration")
             task(cast(Config, config))
         except EvomergeError as error:  # raised after Hydra, which would print lines of its own about it
             failed.append(error)

@@ -30,12 +30,14 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--held-out", action="store_true", help="use the held-out fitness")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--trust", action="store_true", help="run code of one's own that the run's configuration names")
     add_import_option(parser)
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     options = parser.parse_intermixed_args(list(arguments))
 
     _check_target(options.target)
-    config = _config(options.target, options.overrides)
+    named = [f"imports={name}" for name in options.imports]
+    config = _config(options.target, options.overrides, None if options.trust else [*options.overrides, *named])
     import_modules(config.imports, "imports")
     import_modules(options.imports, "--import")
     key = "held_out" if options.held_out else "fitness"
@@ -69,22 +71,29 @@ def _check_target(target: str) -> None:
         raise ConfigError(f"there is no file {target}", "a run folder, a recipe file, a model folder or a hub id")
 
 
-def _config(target: str, overrides: Sequence[str]) -> Config:
+def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) -> Config:
+    """The configuration of a run, or of the overrides alone; code that is not `asked` for is refused, unless `None`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from evomerge.cli.composed import compose_config, explain
     from evomerge.cli.sources import run_folder
+    from evomerge.ledger import RunFolder
+    from evomerge.resume import read_config
+    from evomerge.trust import check_trust
 
     folder = run_folder(target)
     if folder is None:
         return compose_config(overrides)
+    kept = read_config(RunFolder.open(folder))
     try:
-        kept = OmegaConf.load(folder / "config.yaml")
         OmegaConf.set_struct(kept, True)
-        return cast("Config", OmegaConf.merge(kept, OmegaConf.from_dotlist(list(overrides))))
-    except (OmegaConfBaseException, OSError) as error:
+        config = OmegaConf.merge(kept, OmegaConf.from_dotlist(list(overrides)))
+    except OmegaConfBaseException as error:
         raise explain(error, overrides) from error
+    if asked is not None:
+        check_trust(OmegaConf.to_container(config, resolve=True), asked, "the run's configuration")
+    return cast("Config", config)
 
 
 def _recipe(target: str) -> tuple[Recipe, Pool]:

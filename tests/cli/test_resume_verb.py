@@ -111,8 +111,8 @@ def test_what_cannot_change_is_refused(
     ("old", "new", "reason"),
     [
         ("_target_: evomerge.strategies", "_target_: os.path", "not evomerge's is not run unasked"),
-        ("trust_remote_code: false", "trust_remote_code: true", "not evomerge's is not run unasked"),
-        ("imports: []", "imports: [antigravity]", "not evomerge's is not run unasked"),
+        ("trust_remote_code: false", "trust_remote_code: true", "models bring along is not run unasked"),
+        ("imports: []", "imports: [antigravity]", "are not imported unasked"),
         ("seed: 0", "seed: ${oc.env:HOME}", "plain values"),
         ("seed: 0", "seed: !!python/object/apply:os.getpid []", "malformed"),
         ("seed: 0", "seed: 7", "does not repeat itself"),
