@@ -44,8 +44,8 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor"
 class Weights:
     """Continuous genes and no recipes: genomes are what is scored."""
 
-    def __init__(self, genes: int) -> None:
-        self.spec = GenomeSpec(tuple(Gene(f"layers.{i}/weight") for i in range(genes)))
+    def __init__(self, genes: int, resolution: float | None = None) -> None:
+        self.spec = GenomeSpec(tuple(Gene(f"layers.{i}/weight", resolution=resolution) for i in range(genes)))
 
     def decode(self, genome: Genome) -> Recipe:
         """There is none."""
@@ -166,26 +166,35 @@ def simulate(
     return evaluator.busy(evaluator.last_start), evaluator.busy(evaluator.now), evaluator.own / evaluations
 
 
-def cost(node: dict[str, Any], evaluations: int, options: Any, seconds: float) -> tuple[int, float]:
-    """Microseconds of one ask and one tell after so many evaluations (or as many as fit into `seconds`)."""
-    space = Weights(options.genes)
-    strategy: Strategy = build(node, "strategy", space.spec, OBJECTIVES, seed=options.seed)
+def cost(node: dict[str, Any], evaluations: int, options: Any) -> list[tuple[int, float]]:
+    """What one ask and one tell take as a search grows, without all that is around them.
+
+    Returns:
+        Evaluations told, and microseconds for each of the last tenth of them: at every power of ten, and in the end.
+    """
+    brute = node[TARGET].endswith("BruteForce")
+    strategy: Strategy = build(
+        node, "strategy", Weights(options.genes, 0.05 if brute else None).spec, OBJECTIVES, seed=0
+    )
     clock = CLOCKS[options.clock]
-    told, recent, start = 0, deque[float](maxlen=2000), clock()
-    while told < evaluations and clock() - start < seconds:
+    found: list[tuple[int, float]] = []
+    spent: list[float] = []
+    start = clock()
+    while len(spent) < evaluations and clock() - start < options.limit:
         before = clock()
         proposals = strategy.ask(None)
-        spent = clock() - before
+        asked = (clock() - before) / len(proposals)
         for proposal in proposals:
+            number = len(spent)
             value, items = score(proposal.genome)
-            candidate = Candidate(told, None, proposal.genome, proposal.parents)
-            evaluation = Evaluation(told, "ok", "search", {"score": value}, {}, {"t/acc": items})
+            candidate = Candidate(number, None, proposal.genome, proposal.parents)
+            evaluation = Evaluation(number, "ok", "search", {"score": value}, {}, {"t/acc": items})
             before = clock()
             strategy.tell(candidate, evaluation)
-            spent += clock() - before
-            told += 1
-        recent.append(spent / len(proposals))
-    return told, 1e6 * float(np.mean(recent))
+            spent.append(asked + clock() - before)
+            if len(spent) in (100, 1_000, 10_000):
+                found.append((len(spent), 1e6 * float(np.mean(spent[-len(spent) // 10 :]))))
+    return [*found, (len(spent), 1e6 * float(np.mean(spent[-len(spent) // 10 :])))]
 
 
 def main() -> None:
@@ -215,8 +224,8 @@ def main() -> None:
                 shares = f"{busy:6.1%}  {whole:13.1%}  {1000 * own:.2f}"
                 print(f"{name:16s} {workers:8d}  {evaluations:11d}  {label:16s}  {shares}", flush=True)
         if options.cost:
-            told, micros = cost(node, options.cost, options, options.limit)
-            print(f"{name:16s} ask and tell after {told} evaluations: {micros:.0f} microseconds", flush=True)
+            told = "  ".join(f"{count:,}: {micros:.0f}" for count, micros in cost(node, options.cost, options))
+            print(f"{name:16s} microseconds of ask and tell by evaluations told: {told}", flush=True)
 
 
 def modes(node: dict[str, Any], workers: int) -> list[tuple[str, dict[str, Any], bool]]:

@@ -6,15 +6,23 @@ points for every kind of gene) and `BruteForce`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from optuna.samplers import GPSampler, NSGAIIISampler, NSGAIISampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import ConfigError
 from evomerge.genome import GenomeSpec
 from evomerge.protocols import Objective
 from evomerge.strategies.optuna_strategy import DrawsMutations, OptunaStrategy, WholeSpace
+
+LEAST_MEMORY = 40
+"""Of models: fewer evaluations say too little of what is good."""
+
+FORGET_EVERY = 500
+"""Evaluations after which generations that are gone are forgotten."""
 
 
 class _Tpe(WholeSpace, TPESampler):
@@ -33,17 +41,68 @@ class _Nsga3(DrawsMutations, NSGAIIISampler):
     pass
 
 
-class Tpe(OptunaStrategy):
+class ModelBased(OptunaStrategy):
+    """A sampler that models trials, all of which it reads for every proposal: a bounded number of them.
+
+    Args:
+        memory: of how many evaluations at most a proposal is modelled. Whenever half of so many have been told, all
+            but half of so many are forgotten: kept are the best, a quarter of these, and the latest. The best are
+            those that the fewest others beat (with several objectives: beat in one and equal in all others). ``None``
+            forgets nothing.
+    """
+
+    def __init__(
+        self,
+        spec: GenomeSpec,
+        objectives: Sequence[Objective],
+        *,
+        seed: int,
+        batch: int,
+        startup: int,
+        memory: int | None,
+    ) -> None:
+        if startup < 1:
+            raise ConfigError(f"strategy.startup is {startup}", "at least 1")
+        least = max(LEAST_MEMORY, 2 * startup)
+        if memory is not None and memory < least:
+            raise ConfigError(
+                f"strategy.memory is {memory}",
+                f"at least {LEAST_MEMORY} and twice strategy.startup, here {least}",
+                "null forgets nothing",
+            )
+        self._startup, self._memory = startup, memory
+        super().__init__(spec, objectives, seed=seed, batch=batch, every=None if memory is None else memory // 2)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"startup": self._startup, "memory": self._memory}
+
+    def _needed(self, trials: Sequence[FrozenTrial]) -> set[int]:
+        assert self._memory is not None
+        kept = self._memory // 2
+        scored = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        gains = np.array([trial.values for trial in scored]).reshape(-1, len(self._objectives))
+        beaten = [int(((gains >= own).all(axis=1) & (gains > own).any(axis=1)).sum()) for own in gains]
+        best = sorted(range(len(scored)), key=lambda i: (beaten[i], -i))[: kept // 4]
+        found = {scored[i].number for i in best}
+        for trial in reversed(trials):
+            if len(found) == kept:
+                break
+            found.add(trial.number)
+        return found
+
+
+class Tpe(ModelBased):
     """The tree-structured Parzen estimator, joint over all genes; constant liar for what is in flight.
 
     Bergstra et al., "Algorithms for Hyper-Parameter Optimization" (2011); Watanabe (arXiv 2304.11127). The time for a
-    proposal grows with genes times evaluations: half a second for 20 genes at 10,000.
+    proposal grows with genes times the evaluations in memory.
 
     Args:
         spec, objectives, seed: as of `OptunaStrategy`.
         startup: random proposals before the first that is modelled.
         candidates: drawn from the good side's density for every proposal.
         batch: how many ``ask(None)`` proposes.
+        memory: of how many evaluations a proposal is modelled at most; see `ModelBased`.
     """
 
     title = "TPE"
@@ -57,14 +116,15 @@ class Tpe(OptunaStrategy):
         startup: int = 10,
         candidates: int = 24,
         batch: int = 8,
+        memory: int | None = 1000,
     ) -> None:
-        if startup < 1 or candidates < 1:
-            raise ConfigError(f"strategy.startup is {startup}, strategy.candidates {candidates}", "at least 1 each")
-        self._startup, self._candidates = startup, candidates
-        super().__init__(spec, objectives, seed=seed, batch=batch)
+        if candidates < 1:
+            raise ConfigError(f"strategy.candidates is {candidates}", "at least 1")
+        self._candidates = candidates
+        super().__init__(spec, objectives, seed=seed, batch=batch, startup=startup, memory=memory)
 
     def _settings(self) -> dict[str, Any]:
-        return {"startup": self._startup, "candidates": self._candidates}
+        return {**super()._settings(), "candidates": self._candidates}
 
     def _sampler(self, seed: int) -> WholeSpace:
         return _Tpe(
@@ -76,31 +136,33 @@ class Tpe(OptunaStrategy):
         )
 
 
-class Gp(OptunaStrategy):
+class Gp(ModelBased):
     """Bayesian optimisation with a Gaussian process (Matern 5/2, log expected improvement or hypervolume improvement).
 
-    For evaluations that are dear: a proposal costs about half a second to seconds, growing with the cube of the
-    evaluations; beyond some hundreds take `Tpe`. Optuna fits the process with torch, which is imported with
+    For evaluations that are dear: a proposal costs a quarter of a second to seconds, growing with the cube of the
+    evaluations in memory; beyond some hundreds take `Tpe`. Optuna fits the process with torch, which is imported with
     the first proposal that is modelled.
 
     Args:
         spec, objectives, seed: as of `OptunaStrategy`.
         startup: random proposals before the first that is modelled.
         batch: how many ``ask(None)`` proposes.
+        memory: of how many evaluations a proposal is modelled at most; see `ModelBased`.
     """
 
     title = "GP"
 
     def __init__(
-        self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int, startup: int = 10, batch: int = 4
+        self,
+        spec: GenomeSpec,
+        objectives: Sequence[Objective],
+        *,
+        seed: int,
+        startup: int = 10,
+        batch: int = 4,
+        memory: int | None = 500,
     ) -> None:
-        if startup < 1:
-            raise ConfigError(f"strategy.startup is {startup}", "at least 1")
-        self._startup = startup
-        super().__init__(spec, objectives, seed=seed, batch=batch)
-
-    def _settings(self) -> dict[str, Any]:
-        return {"startup": self._startup}
+        super().__init__(spec, objectives, seed=seed, batch=batch, startup=startup, memory=memory)
 
     def _sampler(self, seed: int) -> WholeSpace:
         return _Gp(seed=seed, n_startup_trials=self._startup, deterministic_objective=True)
@@ -138,7 +200,7 @@ class Nsga2(OptunaStrategy):
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"strategy.{name} is {value}", "a probability")
         self._popsize, self._crossover, self._mutation = popsize, crossover, mutation
-        super().__init__(spec, objectives, seed=seed, batch=popsize)
+        super().__init__(spec, objectives, seed=seed, batch=popsize, every=max(FORGET_EVERY, 4 * popsize))
 
     def _settings(self) -> dict[str, Any]:
         return {"popsize": self._popsize, "crossover": self._crossover, "mutation": self._mutation}
@@ -150,6 +212,27 @@ class Nsga2(OptunaStrategy):
             crossover_prob=self._crossover,
             mutation_prob=self._mutation,
         )
+
+    def _needed(self, trials: Sequence[FrozenTrial]) -> set[int]:
+        """The newest generation, its parents and, once they are chosen, the next one's: nothing else is read."""
+        key = self._kind._get_generation_key()
+        born = {t.number: int(t.system_attrs[key]) for t in trials if t.state == TrialState.COMPLETE}
+        newest = max(born.values(), default=0)
+        notes = self._storage.get_study_system_attrs(self._study_id)
+        parents = (notes.get(f"{self._parents}{generation}", ()) for generation in (newest, newest + 1))
+        return {number for number, generation in born.items() if generation == newest}.union(*parents)
+
+    def _renumbered(self, notes: Mapping[str, Any], places: Mapping[int, int]) -> dict[str, Any]:
+        return {
+            key: [places[number] for number in numbers]
+            for key, numbers in notes.items()
+            if key.startswith(self._parents) and places.keys() >= set(numbers)
+        }
+
+    @property
+    def _parents(self) -> str:
+        """What the notes of a generation's parents are called, before its number."""
+        return self._kind._get_parent_cache_key_prefix()
 
 
 class Nsga3(Nsga2):

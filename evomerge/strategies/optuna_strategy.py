@@ -4,6 +4,9 @@ Every proposal is drawn by a fresh sampler whose seed follows from the search's 
 trials of a study in memory. So the state of a strategy is its trials, nothing is hidden in a generator, and loading
 them is exact and costs no more than copying.
 
+Optuna goes through all trials for every proposal. So that long searches do not slow down, trials that a sampler does
+not need any more are forgotten.
+
 Akiba et al., "Optuna" (arXiv 1907.10902).
 """
 
@@ -20,7 +23,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
@@ -87,13 +90,17 @@ class OptunaStrategy(ABC):
     _storage: optuna.storages.InMemoryStorage
     _study: optuna.Study
     _study_id: int
-    _count: int  # of trials
+    _proposed: int
+    _told: int
     _waiting: dict[Genome, deque[int]]  # handed out and not told: numbers of trials
 
-    def __init__(self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int, batch: int) -> None:
+    def __init__(
+        self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int, batch: int, every: int | None
+    ) -> None:
         if batch < 1:
             raise ConfigError(f"strategy.batch is {batch}", "at least 1")
         require(type(self), self.title, spec, objectives, seed)
+        self._every = every  # so many evaluations after the last time, trials are forgotten; never for None
         self._spec, self._objectives, self._batch = spec, tuple(objectives), batch
         self._free_genes = [gene for gene in spec if _distribution(gene) is not None]
         self._space: Space = {gene.name: found for gene in spec if (found := _distribution(gene)) is not None}
@@ -106,6 +113,14 @@ class OptunaStrategy(ABC):
     @abstractmethod
     def _sampler(self, seed: int) -> WholeSpace:
         """A fresh sampler for one proposal."""
+
+    @abstractmethod
+    def _needed(self, trials: Sequence[FrozenTrial]) -> set[int]:
+        """Numbers of the trials, of those that were told, that samplers go on to need."""
+
+    def _renumbered(self, notes: Mapping[str, Any], places: Mapping[int, int]) -> dict[str, Any]:
+        """What samplers noted of the study, for trials with new numbers: `places` has those that are kept."""
+        return dict(notes)
 
     def ask(self, n: int | None = None) -> list[Proposal]:
         """`n` proposals, or a batch."""
@@ -130,15 +145,20 @@ class OptunaStrategy(ABC):
                 self._study.tell(number, state=TrialState.PRUNED)
             else:
                 self._study.tell(number, np.clip(gains, -LARGEST, LARGEST).tolist())
+        self._told += 1
+        if self._every is not None and self._told % self._every == 0:
+            self._forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Every trial: its genes as Optuna counts them, its gains (larger is better), and what samplers noted of it."""
+        """Every trial in memory: its genes as Optuna counts them, its gains (larger is better), what samplers noted."""
         trials = self._study.get_trials(deepcopy=False)
         count, objectives = len(trials), len(self._objectives)
         points = [[d.to_internal_repr(trial.params[name]) for name, d in self._space.items()] for trial in trials]
         return {
             "seed": self._seed,
             "settings": self._agreed(),
+            "proposed": self._proposed,
+            "told": self._told,
             "points": np.array(points, dtype=np.float64).reshape(count, len(self._space)),
             "gains": np.array([t.values or [math.nan] * objectives for t in trials]).reshape(count, objectives),
             "states": np.array([_STATES.index(trial.state) for trial in trials], dtype=np.int64),
@@ -174,37 +194,54 @@ class OptunaStrategy(ABC):
             )
             if status == TrialState.RUNNING:
                 self._waiting.setdefault(self._genome(params), deque()).append(number)
-        for key, value in state["study_notes"].items():
-            self._storage.set_study_system_attr(self._study_id, key, value)
-        self._count = len(state["states"])
+        self._take_notes(state["study_notes"])
+        self._proposed, self._told = int(state["proposed"]), int(state["told"])
 
     def _begin(self, seed: int) -> None:
         self._seed = seed
-        self._count = 0
+        self._proposed = self._told = 0
+        self._waiting = {}
+        self._new_study()
+
+    def _new_study(self) -> None:
         self._storage = optuna.storages.InMemoryStorage()
         directions = [optuna.study.StudyDirection.MAXIMIZE] * len(self._objectives)  # of gains
         self._study = optuna.create_study(storage=self._storage, study_name="search", directions=directions)
         self._study_id = self._storage.get_study_id_from_name("search")
-        self._waiting = {}
+
+    def _take_notes(self, notes: Mapping[str, Any]) -> None:
+        for key, value in notes.items():
+            self._storage.set_study_system_attr(self._study_id, key, value)
+
+    def _forget(self) -> None:
+        """Go on with a study of the trials that are needed and those in flight, in their order."""
+        trials, notes = self._study.get_trials(deepcopy=False), self._storage.get_study_system_attrs(self._study_id)
+        needed = self._needed([trial for trial in trials if trial.state != TrialState.RUNNING])
+        kept = [trial for trial in trials if trial.state == TrialState.RUNNING or trial.number in needed]
+        places = {trial.number: place for place, trial in enumerate(kept)}
+        self._new_study()
+        self._study.add_trials(kept)
+        self._take_notes(self._renumbered(notes, places))
+        self._waiting = {g: deque(places[number] for number in numbers) for g, numbers in self._waiting.items()}
 
     def _agreed(self) -> dict[str, Any]:
         return settings_of(self._spec, self._objectives, **self._settings())
 
     def _propose(self) -> Proposal:
-        seeds = np.random.SeedSequence([self._seed, self._count]).generate_state(2)
+        seeds = np.random.SeedSequence([self._seed, self._proposed]).generate_state(2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental parts announce themselves
             sampler = self._sampler(int(seeds[0]))
             sampler.space = self._space
             if isinstance(sampler, DrawsMutations):
                 sampler.mutations = RandomSampler(int(seeds[1]))
-            if self._count == 0:
+            if self._proposed == 0:
                 self._study.enqueue_trial({gene.name: _parameter(gene) for gene in self._free_genes})
             self._study.sampler = sampler
-            params = self._study.ask(self._space).params
-        genome = self._genome(params)
-        self._waiting.setdefault(genome, deque()).append(self._count)
-        self._count += 1
+            trial = self._study.ask(self._space)
+        genome = self._genome(trial.params)
+        self._waiting.setdefault(genome, deque()).append(trial.number)
+        self._proposed += 1
         return Proposal(genome)
 
     def _genome(self, params: Mapping[str, Any]) -> Genome:

@@ -19,6 +19,7 @@ from contracts.strategy_contract import (
     outcome,
     pack,
     play,
+    sphere,
     unpack,
 )
 
@@ -38,7 +39,7 @@ class TestTpe(StrategyContract):
 
     @pytest.fixture
     def make(self) -> Make:
-        return partial(Tpe, candidates=8)
+        return partial(Tpe, candidates=8, memory=40)  # so that the contract's searches forget
 
 
 class TestNsga2(StrategyContract):
@@ -131,6 +132,60 @@ def test_nsga3_goes_on_the_same_after_loading() -> None:
     assert continue_from(make, state, 30, MIXED) == player.run(60)[30:]
 
 
+def out_of_order(strategy: OptunaStrategy) -> list[Genome]:
+    """What is asked in portions and told in any order, every seventh evaluation having failed."""
+    player = Player(strategy, MIXED)
+    rng = np.random.default_rng(1)
+    while len(player.asked) < 250:
+        player.ask(int(rng.integers(1, 16)))
+        player.flight = [player.flight[i] for i in rng.permutation(len(player.flight))]
+        told = int(rng.integers(len(player.flight) + 1))
+        player.tell(told, lambda c: outcome(c.id, sphere(MIXED, c.genome)) if c.id % 7 else Evaluation(c.id, "failed"))
+    return player.asked
+
+
+@pytest.mark.parametrize("kind", [Nsga2, Nsga3])
+def test_forgetting_generations_that_are_gone_changes_nothing(
+    kind: type[Nsga2], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembering = kind(MIXED, MAXIMISE, seed=0, popsize=6)
+    monkeypatch.setattr("evomerge.strategies.optuna_samplers.FORGET_EVERY", 20)
+    forgetting = kind(MIXED, MAXIMISE, seed=0, popsize=6)
+    assert out_of_order(forgetting) == out_of_order(remembering)
+    assert len(remembering.state_dict()["points"]) >= 250
+    assert len(forgetting.state_dict()["points"]) < 100
+
+
+def test_models_remember_the_best_and_the_latest() -> None:
+    strategy = Tpe(GenomeSpec((Gene("x"),)), MAXIMISE, seed=0, memory=60)
+    gains = np.random.default_rng(0).permutation(30) / 30
+    for i, gain in enumerate(gains):
+        strategy.tell(Candidate(i, None, strategy.ask(1)[0].genome), outcome(i, -float(gain)))
+    state = strategy.state_dict()  # after as many as half of the memory, all of them are kept
+    assert state["gains"].ravel().tolist() == gains.tolist()
+    waiting = strategy.ask(2)  # neither forgotten nor counted
+    for i in range(30):
+        strategy.tell(Candidate(i, None, strategy.ask(1)[0].genome), Evaluation(i, "failed"))
+    state = strategy.state_dict()
+    kept = [*np.sort(gains)[-7:], *[np.nan] * 25]  # a quarter of thirty, the two in flight, and failures
+    np.testing.assert_array_equal(np.sort(state["gains"].ravel()), np.sort(kept))
+    assert (state["states"] == 0).sum() == 2
+    strategy.tell(Candidate(60, None, waiting[0].genome), outcome(60, -2.0))
+    assert np.nanmax(strategy.state_dict()["gains"]) == 2.0
+
+
+def test_the_best_of_several_objectives_are_remembered() -> None:
+    strategy = Tpe(GenomeSpec((Gene("x"),)), TWO, seed=0, memory=40)
+    front = {0: (0.0, 0.0), 1: (0.5, 0.5), 2: (1.0, 1.0)}
+    for i in range(40):
+        far, near = front.get(i, (1.0 + i, -1.0))
+        evaluation = Evaluation(i, "ok", objectives={"far": far, "near": near})
+        strategy.tell(Candidate(i, None, strategy.ask(1)[0].genome), evaluation)
+    kept = strategy.state_dict()["gains"].tolist()
+    assert [[-far, near] for far, near in front.values()] == kept[:3]
+    assert kept[5:] == [[-1.0 - i, -1.0] for i in range(25, 40)]
+
+
 def test_the_first_proposal_is_the_start() -> None:
     for kind in (Tpe, Nsga2, Nsga3, Gp):
         assert kind(MIXED, MAXIMISE, seed=5).ask(1)[0].genome == MIXED.initial
@@ -182,6 +237,9 @@ def torch_after_tpe() -> list[bool]:
         (Tpe, {"batch": 0}, "strategy.batch is 0"),
         (Tpe, {"startup": 0}, "strategy.startup is 0"),
         (Gp, {"startup": 0}, "strategy.startup is 0"),
+        (Tpe, {"candidates": 0}, "strategy.candidates is 0"),
+        (Tpe, {"memory": 39}, "strategy.memory is 39; at least 40 and twice"),
+        (Gp, {"memory": 99, "startup": 50}, "strategy.memory is 99; .* here 100"),
         (Tpe, {"seed": -1}, "search.seed is -1"),
         (Tpe, {"objectives": ()}, "0 objectives"),
         (Nsga2, {"popsize": 1}, "strategy.popsize is 1"),
