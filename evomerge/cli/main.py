@@ -16,6 +16,7 @@ VERBS = {
     "search": "search for a merge recipe",
     "resume": "go on with a run that ended early, or with a larger budget",
     "status": "show how far a run is, also while it goes on",
+    "report": "write a run's report, or several side by side, as one HTML file",
     "validate": "check an experiment without loading a model",
     "demo": "make the demo's models and tasks, then search on them",
     "export": "write a recipe as evomerge or mergekit YAML",

@@ -131,7 +131,11 @@ def summarize(run: Path | RunFolder) -> Summary:
         LedgerError: the folder is not a run's, or is damaged.
         FitnessError: there are no scored baselines, or models were scored on different tasks or items.
     """
-    record = read_run(run)
+    return summarize_record(read_run(run))
+
+
+def summarize_record(record: RunRecord) -> Summary:
+    """The same of a run that was read already."""
     models = [*record.baselines, *([record.best] if record.best is not None else [])]
     metrics = next((headlines(m.evaluation) for m in reversed(models) if m.evaluation.ok), {})
     measure = _Measure(record, metrics)

@@ -11,7 +11,7 @@ from evomerge.report.run_reader import metric_name
 from evomerge.report.statistics import Comparison
 from evomerge.report.summary import Row, Summary, summarize
 
-__all__ = ["Summary", "render", "summarize", "verdict"]
+__all__ = ["Summary", "distinct", "render", "summarize", "verdict"]
 
 _WIDEST = 4  # tasks that fit beside the mean in 80 columns; the second table has them all
 _HEADING = 10  # letters
@@ -67,7 +67,7 @@ def _models(summary: Summary) -> Table:
         f"{summary.run.name}: {'/'.join(metrics) if len(metrics) == 1 else 'scores'} on the {_split(summary)} items"
     )
     table.add_column("model", overflow="fold")
-    for task, name in zip(shown, _distinct([task.task for task in shown]), strict=True):
+    for task, name in zip(shown, distinct([task.task for task in shown]), strict=True):
         metric = metric_name(task.metric) if len(metrics) > 1 else None
         table.add_column(_heading(name, metric), justify="right", overflow="fold")
     if len(summary.tasks) > 1:
@@ -168,7 +168,7 @@ def _table(title: str) -> Table:
     )
 
 
-def _distinct(names: list[str]) -> list[str]:
+def distinct(names: list[str]) -> list[str]:
     """The names without the words that all of them begin or end with: the table below has them whole."""
     words = [name.split("_") for name in names]
     if len(words) < 2:

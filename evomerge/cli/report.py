@@ -1,0 +1,28 @@
+"""``evomerge report``: a run, or several side by side, as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evomerge.cli.main import verb_parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Write the report and say where it is."""
+    parser = verb_parser(
+        "report",
+        epilog="Several runs are compared: their curves together, their held-out scores, what differs in their "
+        "configurations. The file needs nothing else and fetches nothing.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="file to write (default: report.html in the first run folder)"
+    )
+    options = parser.parse_args(list(arguments))
+
+    from evomerge.report.html.report import write_report
+
+    file = write_report(options.runs, options.output)
+    print(f"wrote {file}")
+    return 0

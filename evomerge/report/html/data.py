@@ -1,0 +1,204 @@
+"""What the sections of a report read: a run as far as it can be read, each part with the reason where it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.candidate import Evaluation, Split
+from evomerge.errors import EvomergeError
+from evomerge.ledger import LedgerError, RunFolder, read_items
+from evomerge.ledger_file import lock_holder
+from evomerge.protocols import Objective
+from evomerge.recipe import PoolInfo, Recipe
+from evomerge.recipe_path import Path as RecipePath
+from evomerge.recipe_path import path_of
+from evomerge.recipe_yaml import load_recipe
+from evomerge.report.history import History, Trial, read_history
+from evomerge.report.html.words import clean
+from evomerge.report.run_reader import BEST, RunRecord, Scored
+from evomerge.report.summary import Summary, summarize_record
+from evomerge.safe_yaml import parse
+
+State = Literal["running", "ended", "interrupted", "dead", "unknown"]
+LARGEST_FILE = 16 * 2**20
+"""Bytes of a configuration or recipe that a report reads."""
+
+
+@dataclass
+class RunView:
+    """A run as a report sees it. Reading a part that cannot be read gives ``None`` and adds a line to `problems`.
+
+    Attributes:
+        folder: the run folder.
+        history: of the search.
+        state: whether it goes on, see `report.status`.
+        problems: what could not be read, and why.
+    """
+
+    folder: RunFolder
+    history: History
+    state: State
+    problems: list[str]
+
+    @classmethod
+    def of(cls, run: Path | str) -> RunView:
+        """Read a run.
+
+        Raises:
+            LedgerError: the folder is not a run's, or its ledger has not begun.
+        """
+        folder = RunFolder.open(run)
+        holder = lock_holder(folder.lock)  # asked before the ledger is read: a run may end meanwhile
+        history = read_history(folder)
+        if not history.started:
+            raise LedgerError(
+                f"{folder.ledger} has no started event" + (f": {history.damage}" if history.damage else ""),
+                "the ledger of a run",
+                "wait, or start the run again",
+            )
+        state: State = "running" if holder else "dead"
+        if history.stopped is not None:
+            state = "ended"
+        elif holder == "":
+            state = "unknown"
+        elif holder is None and history.interrupted is not None:
+            state = "interrupted"
+        view = cls(folder, history, state, [])
+        if history.damage:
+            view.problems.append(f"The ledger is damaged, and what follows the damage is not shown. {history.damage}")
+        return view
+
+    @property
+    def name(self) -> str:
+        """Of the run folder."""
+        return clean(self.folder.path.resolve().name, 120)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration as plain values; empty where it cannot be read."""
+        text = self.text(self.folder.config)
+        try:
+            found = parse(text) if text else {}
+        except EvomergeError as error:
+            self.problems.append(f"config.yaml cannot be read: {error}")
+            found = {}
+        return found if isinstance(found, Mapping) else {}
+
+    @cached_property
+    def pool(self) -> PoolInfo | None:
+        """The source models; ``None`` where the run has none, as where genomes are the models."""
+        if not self.folder.pool.exists():
+            return None
+        try:
+            return self.folder.read_pool()
+        except EvomergeError as error:
+            self.problems.append(str(error))
+            return None
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """The best recipe so far."""
+        text = self.text(self.folder.best_recipe)
+        if not text:
+            return None
+        try:
+            return load_recipe(text, "best/recipe.yaml")
+        except EvomergeError as error:
+            self.problems.append(str(error))
+            return None
+
+    @cached_property
+    def path(self) -> RecipePath | None:
+        """The best recipe's path, of data flow."""
+        return path_of(self.recipe) if self.recipe is not None else None
+
+    @property
+    def objective(self) -> Objective:
+        """The one that decides."""
+        return self.history.objectives[0] if self.history.objectives else Objective("score")
+
+    @cached_property
+    def winner(self) -> Trial | None:
+        """The best candidate on the search items."""
+        wanted = self.history.winner
+        return next((t for t in reversed(self.history.trials) if t.candidate == wanted and t.status == "ok"), None)
+
+    @cached_property
+    def record(self) -> RunRecord | None:
+        """The outcome; ``None`` without a pool or a scored baseline."""
+        history = self.history
+        split: Split = "held_out" if BEST in history.held_out else "search"
+        scored = history.held_out if split == "held_out" else history.baselines
+        best = history.held_out.get(BEST) or self.winner
+        baselines = [Scored(name, self.evaluation(t, split)) for name, t in scored.items() if name != BEST]
+        if self.pool is None or not baselines:
+            return None
+        counts: dict[str, int] = {}
+        for trial in history.trials:
+            if trial.source is None:
+                counts[trial.status] = counts.get(trial.status, 0) + 1
+        return RunRecord(
+            folder=self.folder,
+            pool=self.pool,
+            started=history.started,
+            split=split,
+            baselines=tuple(baselines),
+            best=Scored(BEST, self.evaluation(best, split)) if best is not None else None,
+            counts=dict(sorted(counts.items())),
+            stopped=history.stopped,
+            phases=tuple(history.phases),
+            improved=history.improved[-1] if history.improved else None,
+        )
+
+    @cached_property
+    def summary(self) -> Summary | None:
+        """Scores and tests; ``None`` where there is nothing to compare."""
+        if self.record is None:
+            return None
+        try:
+            return summarize_record(self.record)
+        except EvomergeError as error:
+            self.problems.append(str(error))
+            return None
+
+    def evaluation(self, trial: Trial, split: Split) -> Evaluation:
+        """A trial's outcome with its per-item scores, or without where they cannot be read."""
+        return Evaluation(
+            candidate=trial.candidate,
+            status=trial.status if trial.status in ("ok", "infeasible", "failed", "pruned") else "failed",  # type: ignore[arg-type]  # one of them
+            split=split,
+            objectives=trial.objectives,
+            metrics=trial.metrics,
+            items=self.items(trial, split),
+            seconds=trial.seconds,
+            merge=trial.merge,
+            error=trial.error,
+        )
+
+    def items(self, trial: Trial, split: Split) -> dict[str, NDArray[np.float64]]:
+        """A trial's per-item scores; none where they cannot be read."""
+        if trial.digest is None:
+            return {}
+        try:
+            return read_items(self.folder, trial.candidate, split, digest=trial.digest)
+        except EvomergeError as error:
+            if not any(problem.startswith("Per-item scores") for problem in self.problems):
+                self.problems.append(f"Per-item scores are missing: {error}")
+            return {}
+
+    def text(self, path: Path) -> str:
+        """A file of the run folder; empty where it is missing, too large or no text."""
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > LARGEST_FILE:
+                self.problems.append(f"{path.name} is larger than {LARGEST_FILE // 2**20} MB and is left out")
+                return ""
+            return path.read_text(errors="replace")
+        return ""

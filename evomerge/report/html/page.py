@@ -1,0 +1,131 @@
+"""The page: templates, the figures that are drawn on it, and all that it needs inside one file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from evomerge import __version__
+from evomerge.report.html import words
+from evomerge.report.html.plots import Plot, embed
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Attributes:
+        identity: its anchor.
+        title: its heading; empty for the head of the page.
+        content: HTML.
+    """
+
+    identity: str
+    title: str
+    content: Markup
+
+
+@dataclass
+class Page:
+    """A report in the making.
+
+    Attributes:
+        title: of the page.
+        plots: what its sections draw, by identity.
+    """
+
+    title: str
+    plots: dict[str, Plot] = field(default_factory=dict)
+
+    def render(self, template: str, **values: Any) -> Markup:
+        """A template of this package with these values, which are escaped."""
+        return Markup(_environment().get_template(template).render(plot=self.plot, **values))
+
+    def plot(self, plot: Plot | None) -> Markup:
+        """The place of a figure; nothing for none."""
+        if plot is None:
+            return Markup()
+        identity = f"plot-{len(self.plots)}"
+        self.plots[identity] = plot
+        return Markup(_environment().get_template("plot.html").render(identity=identity, plot=plot))
+
+    def section(self, identity: str, title: str, make: Callable[[], Markup | None]) -> Section | None:
+        """A section, or a line that says why it could not be made: one part that fails must not cost the others."""
+        try:
+            content = make()
+        except Exception as error:
+            _log.debug("section %s", identity, exc_info=True)
+            reason = words.clean(f"{type(error).__name__}: {error}", 500)
+            content = self.render("missing.html", reason=reason)
+        return None if content is None else Section(identity, title, content)
+
+    def html(self, sections: Sequence[Section | None]) -> str:
+        """The whole file."""
+        shown = [section for section in sections if section is not None]
+        scripts = [_plotly(), _resource("page.js")] if self.plots else [_resource("page.js")]
+        figures = {
+            identity: {"height": plot.height, "views": list(plot.views.values())}
+            for identity, plot in self.plots.items()
+        }
+        return (
+            _environment()
+            .get_template("page.html")
+            .render(
+                title=self.title,
+                version=__version__,
+                written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
+                sections=shown,
+                style=Markup(_resource("style.css")),
+                figures=Markup(embed(figures)),
+                scripts=[Markup(script) for script in scripts],
+                policy=_policy(scripts),
+            )
+        )
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """What the page may do: run its own scripts and no others, and fetch nothing."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+_made: list[jinja2.Environment] = []
+
+
+def _environment() -> jinja2.Environment:
+    if not _made:
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("evomerge.report.html"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        for name in ("clean", "number", "signed", "count", "percent", "duration", "size", "listed"):
+            environment.filters[name] = getattr(words, name)
+        _made.append(environment)
+    return _made[0]
+
+
+def _resource(name: str) -> str:
+    return importlib.resources.files("evomerge.report.html").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    text = importlib.resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+    return text.replace("</script", "<\\/script")
