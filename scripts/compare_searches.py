@@ -5,6 +5,9 @@ tested against: the first run of every label with the first of it, the second wi
 by item. With three seeds:
 
     python scripts/compare_searches.py parameter=runs/parameter-{0,1,2} hybrid=runs/hybrid-{0,1,2}
+
+`--figure curves.svg` draws the best mean of the tasks' first metrics so far, on the search items, by evaluations, whatever a
+search's own objectives are: the mean over runs, and their range (`pip install 'evomerge[figures]'`).
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.report.run_reader import RunRecord, Scored, headlines, read_run
+from evomerge.report.history import read_history
+from evomerge.report.run_reader import RunRecord, Scored, headlines, read_run, task_name
 from evomerge.report.statistics import Comparison, Floats, compare
 from evomerge.report.table import p_text
 
@@ -122,12 +126,49 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def best_so_far(run: Path) -> Floats:
+    """The best mean of every task's first metric until each evaluation, in the order told; NaN before the first."""
+    trials = read_history(run).trials
+    first: dict[str, str] = {}
+    for metric in next((trial.metrics for trial in trials if trial.metrics), {}):
+        first.setdefault(task_name(metric), metric)
+    means = [np.mean([trial.metrics.get(metric, np.nan) for metric in first.values()]) for trial in trials]
+    return np.fmax.accumulate(np.array(means, dtype=np.float64))
+
+
+def figure(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
+    """Draw the curves of `best_so_far`, a line for every label."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "evomerge"  # the same file for the same curves
+    drawing, axis = pyplot.subplots(figsize=(8, 4.5))
+    for number, (label, folders) in enumerate(runs.items()):
+        curves = [best_so_far(folder) for folder in folders]
+        length = min(map(len, curves))
+        values, x = np.array([curve[:length] for curve in curves]), np.arange(1, length + 1)
+        colour, style = f"C{number % 10}", ("-", "--")[number // 5 % 2]
+        axis.plot(x, values.mean(axis=0), style, color=colour, label=label, linewidth=1.3)
+        axis.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.08, linewidth=0)
+    axis.set(xlabel="evaluations", ylabel="best mean on the search items so far")
+    axis.legend(fontsize=8, ncols=2, loc="lower right")
+    drawing.tight_layout()
+    drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and print the table; returns the exit status."""
     parser = argparse.ArgumentParser(description="Print the held-out scores of searches side by side.")
     parser.add_argument("runs", nargs="+", metavar="LABEL=RUN", help="a run folder and the name of its search")
+    parser.add_argument("--figure", type=Path, help="also draw the searches' progress to this file")
+    options = parser.parse_args(arguments)
     try:
-        print(table(parse_runs(parser.parse_args(arguments).runs)))
+        runs = parse_runs(options.runs)
+        print(table(runs))
+        if options.figure is not None:
+            figure(runs, options.figure)
     except EvomergeError as error:
         print(error, file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.compare_searches import main
+from scripts.compare_searches import best_so_far, main
 
 
 def models(counts: tuple[int, int]) -> dict[str, dict[str, np.ndarray]]:
@@ -50,3 +50,8 @@ def test_what_cannot_be_compared_is_refused(make_run: Any, tmp_path: Path, capsy
     ]:
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_progress_counts_what_failed_and_falls_never(make_run: Any) -> None:
+    run = make_run(models((60, 80)), name="run")
+    np.testing.assert_array_equal(best_so_far(run), [np.nan, 0.7])  # the first of its two candidates failed
