@@ -6,8 +6,8 @@ by item. With three seeds:
 
     python scripts/compare_searches.py parameter=runs/parameter-{0,1,2} hybrid=runs/hybrid-{0,1,2}
 
-`--figure curves.svg` draws the best mean of the tasks' first metrics so far, on the search items, by evaluations, whatever a
-search's own objectives are: the mean over runs, and their range (`pip install 'evomerge[figures]'`).
+`--figure curves.svg` draws the best mean of the tasks' first metrics so far, on the search items, by evaluations,
+whatever a search's own objectives are: the mean over runs, and their range (`pip install 'evomerge[figures]'`).
 """
 
 from __future__ import annotations
