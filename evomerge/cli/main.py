@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from evomerge import __version__
 from evomerge.errors import ConfigError, EvomergeError, nearest
+from evomerge.plain_text import plain
 
 VERBS = {
     "search": "search for a merge recipe",
@@ -58,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EvomergeError as error:
         if debug:
             raise
-        print(f"evomerge: error: {error}", file=sys.stderr)
-        return 2
+        print(plain(f"evomerge: error: {error}"), file=sys.stderr)
+        return error.exit_status
     except KeyboardInterrupt as error:
         print("evomerge: interrupted; `evomerge resume RUN` goes on with a search", file=sys.stderr)
         return 143 if type(error).__name__ == "Terminated" else 130
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         text = " ".join(str(error).split())[:500]
-        print(f"evomerge: {type(error).__name__}: {text} (--debug shows the traceback)", file=sys.stderr)
+        print(plain(f"evomerge: {type(error).__name__}: {text} (--debug shows the traceback)"), file=sys.stderr)
         return 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import RecipeError
+from evomerge.plain_text import plain
 from evomerge.recipe import Recipe
 from evomerge.recipe_yaml import load_recipe
 
@@ -49,7 +50,7 @@ def open_recipe(path: str) -> tuple[Recipe, Pool]:
 
     read = read_mergekit(text, str(file), file.parent)
     for note in read.notes:
-        print(f"note: {file}: {note}", file=sys.stderr)
+        print(plain(f"note: {file}: {note}"), file=sys.stderr)
     pool = open_pool(read.models, read.base, dtype=read.dtype)
     recipe = read.recipe(pool)
     return recipe, replace(pool, tokenizer_from=recipe.tokenizer_from)

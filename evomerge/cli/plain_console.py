@@ -1,0 +1,32 @@
+"""A console on which names and messages are text: what they hold is shown, never obeyed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from evomerge.plain_text import plain
+
+
+class PlainConsole(Console):
+    """A `rich.console.Console` without markup, which writes control characters out.
+
+    Names of models, tasks and metrics, and errors of candidates, come from files of others. ``[red]`` in one of them
+    is text, as is an escape sequence. Styles are given beside the text: ``style="yellow"``, or a `rich.text.Text`.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **arguments})
+
+    def render_str(self, text: str, **arguments: Any) -> Text:
+        """A string as rich measures and wraps it: as it is shown."""
+        return super().render_str(plain(text), **arguments)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Segments of text with control characters written out; rich's own control codes stay."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
