@@ -8,25 +8,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
 from evomerge.genome import Genome, GenomeSpec
-from evomerge.protocols import Objective, Proposal
+from evomerge.protocols import Objective
 from evomerge.strategies.archives import Shape, add, archive_state, cells_of, make_archive, refill
-from evomerge.strategies.capabilities import KINDS, check_range, objective_named, require
-from evomerge.strategies.coordinates import Coordinates
+from evomerge.strategies.capabilities import check_range, objective_named
 from evomerge.strategies.crossover import Angle
 from evomerge.strategies.descriptors import Descriptors
 from evomerge.strategies.generations import gain_of
 from evomerge.strategies.operators import reset
 from evomerge.strategies.ribs_import import GaussianEmitter, IsoLineEmitter
-from evomerge.strategies.saving import InFlight, check_settings, rng_state, settings_of, starts_of
+from evomerge.strategies.steady_state import VARIED, Array, Choices, SteadyState
 from evomerge.strategies.variation import Settings, variation_of
-
-Array = NDArray[np.float64]
-Choices = NDArray[np.int64]
 
 GRID_STD = 0.5
 """Standard deviations of grids and whole numbers are at least this many steps, or changes would be rounded away."""
@@ -42,7 +37,7 @@ class Elite:
     descriptors: tuple[float, ...]
 
 
-class MapElites:
+class MapElites(SteadyState):
     """MAP-Elites (Mouret and Clune 2015, arXiv 1504.04909) with the archives and emitters of `ribs`.
 
     An archive divides the space of descriptors (`Descriptors`) into cells and keeps the best candidate of each. The
@@ -55,8 +50,7 @@ class MapElites:
 
     Evaluations that are not ``ok``, and scores or descriptors that are not numbers, are not told to the archive;
     descriptors out of range belong to the outermost cells. A score equal to an elite's does not replace it.
-    Candidates that were not proposed and candidates told a second time are ignored; `inject` offers the former to
-    the archive. `ask` never waits: while the archive is empty it proposes random genomes.
+    Candidates from elsewhere are offered to the archive too. While it is empty, random genomes are proposed.
 
     Args:
         spec: the genes, of any kind.
@@ -79,9 +73,8 @@ class MapElites:
         ConfigError: no free gene, or arguments out of range.
     """
 
-    asynchronous: ClassVar[bool] = True
+    title: ClassVar[str] = "MAP-Elites"
     multi_objective: ClassVar[bool] = True
-    kinds: ClassVar[frozenset[str]] = KINDS
 
     def __init__(
         self,
@@ -102,7 +95,7 @@ class MapElites:
         spread: float | None = None,
         batch: int = 16,
     ) -> None:
-        require(type(self), "MAP-Elites", spec, objectives, seed)
+        super().__init__(spec, objectives, seed=seed, spread=spread, batch=batch)
         self._objective = objective_named(objectives, objective, "strategy.objective")
         if emitter not in ("iso_line", "gaussian", "crossover"):
             raise ConfigError(f"strategy.emitter is {emitter!r}", "iso_line, gaussian or crossover")
@@ -111,55 +104,14 @@ class MapElites:
         check_range("sigma", sigma, 0, 1)
         check_range("line_sigma", line_sigma, 0, 10)
         check_range("initial", initial, 0, math.inf)
-        check_range("spread", 0 if spread is None else spread, 0, 1)
-        check_range("batch", batch, 1, math.inf)
         self._descriptors = Descriptors(spec, objectives, descriptors, ranges)
         self._shape, self._cells = archive, cells_of(archive, cells, len(self._descriptors))
-        self._emitter_name, self._line_sigma = emitter, line_sigma
-        self._initial, self._spread, self._batch = initial, spread, batch
-        self._spec, self._coordinates = spec, Coordinates(spec)
-        self._counts = np.array(self._coordinates.counts, dtype=np.int64)
+        self._emitter_name, self._line_sigma, self._angle = emitter, line_sigma, angle
+        self._initial, self._noise = initial, sigma
         self._sigma = np.concatenate(
             [np.maximum(sigma, GRID_STD * self._coordinates.steps), np.full(len(self._counts), sigma)]
         )
-        self._settings = settings_of(
-            spec,
-            [self._objective],
-            descriptors=self._descriptors.names,
-            ranges=[list(ends) for ends in self._descriptors.ranges],
-            archive=archive,
-            cells=self._cells,
-            emitter=emitter,
-            sigma=sigma,
-            line_sigma=line_sigma,
-            angle=angle,
-            initial=initial,
-            spread=spread,
-        )
-        self._rng = np.random.default_rng(seed)
-        self._starts = starts_of(spec, self._coordinates)
-        self._proposed = 0
-        self._flight = InFlight(self._coordinates)
         self._build(None)
-
-    def ask(self, n: int | None = None) -> list[Proposal]:
-        """`n` proposals, or a batch."""
-        return [self._propose() for _ in range(self._batch if n is None else max(n, 0))]
-
-    def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Offer a scored proposal to the archive.
-
-        Raises:
-            FitnessError: the evaluation is ok and lacks the objective or a descriptor.
-        """
-        row = self._flight.take(candidate.genome)
-        if row is not None:
-            self._offer(row[0], row[1], candidate, evaluation)
-
-    def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Offer a candidate from elsewhere to the archive."""
-        if candidate.genome is not None:
-            self._offer(*self._coordinates.point(candidate.genome), candidate, evaluation)
 
     def elites(self) -> list[Elite]:
         """The best candidate of every filled cell, in the order in which the cells were first filled."""
@@ -174,28 +126,25 @@ class MapElites:
         """The share of cells that are filled."""
         return len(self._archive) / int(self._archive.cells)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The elites, what is in flight, and the random generator's state."""
+    def _settings(self) -> dict[str, Any]:
         return {
-            "settings": dict(self._settings),
-            "rng": rng_state(self._rng),
-            "archive": archive_state(self._archive),
-            "flight": self._flight.state(),
-            "proposed": self._proposed,
+            "descriptors": self._descriptors.names,
+            "ranges": [list(ends) for ends in self._descriptors.ranges],
+            "archive": self._shape,
+            "cells": self._cells,
+            "emitter": self._emitter_name,
+            "sigma": self._noise,
+            "line_sigma": self._line_sigma,
+            "angle": self._angle,
+            "initial": self._initial,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state` was taken.
+    def _held(self) -> dict[str, Any]:
+        return {"archive": archive_state(self._archive)}
 
-        Raises:
-            ConfigError: the state is of a MAP-Elites with other settings or genes.
-        """
-        check_settings("MAP-Elites", self._settings, state["settings"])
+    def _hold(self, state: Mapping[str, Any]) -> None:
         self._build(np.array(state["archive"]["centroids"], dtype=np.float64))
         refill(self._archive, state["archive"])
-        self._flight.load(state["flight"])
-        self._proposed = int(state["proposed"])
-        self._rng.bit_generator.state = state["rng"]
 
     def _build(self, centroids: Array | None) -> None:
         """An empty archive and its emitter, which share our random generator, so that its state is theirs."""
@@ -216,20 +165,18 @@ class MapElites:
         else:
             self._emitter = GaussianEmitter(self._archive, sigma=self._sigma, **options)
 
-    def _propose(self) -> Proposal:
-        """A genome to start from, a random one, or a variation of elites."""
-        self._proposed += 1
-        if self._proposed <= len(self._starts):
-            return Proposal(self._flight.add(*self._starts[self._proposed - 1], 0))
-        if self._proposed <= self._initial or self._archive.empty:
-            return Proposal(self._flight.add(*self._coordinates.sample(self._rng, self._spread), 0))
+    def _begun(self) -> bool:
+        return self._proposed > self._initial and not self._archive.empty
+
+    def _varied(self) -> tuple[Array, Choices, int, tuple[int, ...]]:
+        """A variation of elites."""
         point, choices = self._crossed() if self._emitter_name == "crossover" else self._split(self._emitter.ask()[0])
         if len(choices):
             chosen = self._rng.random(len(choices)) < 1 / len(self._sigma)
             if not len(point):  # nothing else varies
                 chosen[int(self._rng.integers(len(choices)))] = True
             choices = reset(choices, chosen, self._counts, self._rng)
-        return Proposal(self._flight.add(point, choices, 0), tuple(dict.fromkeys(self._archive.sampled)))
+        return point, choices, VARIED, tuple(dict.fromkeys(self._archive.sampled))
 
     def _crossed(self) -> tuple[Array, Choices]:
         """Coordinates and choices of a child of two elites, with noise."""
@@ -240,11 +187,12 @@ class MapElites:
             point = np.clip(point + sigma * self._rng.standard_normal(len(point)), 0.0, 1.0)
         return point, choices
 
-    def _offer(self, point: Array, choices: Choices, candidate: Candidate, evaluation: Evaluation) -> None:
-        gain = gain_of(evaluation, self._objective)
+    def _learn(self, point: Array, choices: Choices, tag: int | None, candidate: Candidate, told: Evaluation) -> None:
+        """Offer a candidate to the archive."""
+        gain = gain_of(told, self._objective)
         if math.isnan(gain) or candidate.genome is None:
             return
-        measures = self._descriptors.of(candidate.genome, evaluation)
+        measures = self._descriptors.of(candidate.genome, told)
         if measures is not None:
             solution = np.concatenate([point, (choices + 0.5) / np.maximum(self._counts, 1)])
             add(self._archive, solution, gain, measures, candidate.id)

@@ -57,9 +57,6 @@ class InFlight:
         self._waiting: dict[Genome, deque[int]] = {}
         self._next = 0
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def add(self, point: Array, choices: Choices, tag: int) -> Genome:
         """The genome of these coordinates, from now on in flight."""
         genome = self._coordinates.genome(point, choices)
@@ -68,15 +65,18 @@ class InFlight:
         self._next += 1
         return genome
 
-    def take(self, genome: Genome | None) -> tuple[Array, Choices, int] | None:
-        """Coordinates, choices and number of a proposal that is told now; ``None`` for one that is not in flight."""
+    def first(self, genome: Genome | None) -> tuple[Array, Choices, int] | None:
+        """Coordinates, choices and number of the proposal that is told next; ``None`` for what is not in flight."""
         waiting = self._waiting.get(genome) if genome is not None else None
-        if not waiting or genome is None:
-            return None
-        key = waiting.popleft()
+        return self._rows[waiting[0]] if waiting else None
+
+    def take(self, genome: Genome | None) -> None:
+        """What `first` gave has been told."""
+        assert genome is not None, "it is in flight"
+        waiting = self._waiting[genome]
+        del self._rows[waiting.popleft()]
         if not waiting:
             del self._waiting[genome]
-        return self._rows.pop(key)
 
     def tags(self) -> list[int]:
         """The numbers of all in flight, in the order proposed."""
