@@ -1,0 +1,143 @@
+"""A folder in which the commands of a page can be run: small models, runs and tasks under the names it uses."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+# Tasks of the harness that the pages name, where the package has them: their data are not here, the demo's stand in.
+TASKS = {
+    "gsm8k": "gsm8k/gsm8k.yaml",
+    "mgsm_direct_ja": "mgsm/direct/mgsm_direct_ja.yaml",
+    "mgsm_direct_de": "mgsm/direct/mgsm_direct_de.yaml",
+    "arc_easy": "arc/arc_easy.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "humaneval": "humaneval/humaneval.yaml",
+}
+SMALL = ("search.evaluations=2", "held_out.limit=2")
+MODELS = ("base", "math", "lang")
+EVOLVE = """genome:
+  models: [org/math-7b, org/code-7b]
+  merge_method: task_arithmetic
+  base_model: org/base-7b
+tasks: [{name: demo_e_maths, metric: "acc,none"}]
+"""
+MERGE = """merge_method: linear
+models:
+- {model: org/math-7b, parameters: {weight: 0.5}}
+- {model: org/code-7b, parameters: {weight: 0.5}}
+dtype: float32
+"""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What stands in, made once: a pool of the demo's shape, a finished run on it, and its winner's model."""
+
+    pool: Path
+    run: Path
+    model: Path
+
+
+@dataclass
+class Place:
+    """The folder of one page.
+
+    Attributes:
+        folder: what the page calls the current one.
+        made: what stands in.
+    """
+
+    folder: Path
+    made: Made
+    outputs: int = 0
+
+    def furnish(self) -> None:
+        """Put there what every page may take for granted."""
+        (self.folder / "demo_pool").mkdir(parents=True)
+        for name in ("demo_pool/seed0", "MODELS"):
+            (self.folder / name).symlink_to(self.made.pool)
+        (self.folder / "my-model").symlink_to(self.made.model)
+        shutil.copy(self.made.run / "best" / "recipe.yaml", self.folder / "recipe.yaml")
+        for name, text in {"evolve.yml": EVOLVE, "merge.yaml": MERGE, "mergekit.yaml": MERGE}.items():
+            (self.folder / name).write_text(text)
+        for name in ("base", "math", "code"):
+            self.stand_in(f"org/{name}-7b", name)
+        (self.folder / "texts.txt").write_text("some words\nmore words\n")
+        for experiment in ("experiment/mine.yaml", "my/experiment/mine.yaml", "my/experiment/NAME.yaml"):
+            target = self.folder / experiment
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text("# @package _global_\ndefaults:\n  - demo\n  - _self_\nname: mine\n")
+
+    def stand_in(self, location: str, name: str) -> str:
+        """Put a small model where a page has a large one; the location as it is to be given.
+
+        Absolute folders are moved below this one, hub ids become folders of that name.
+        """
+        given = Path(location).expanduser()
+        relative = location.lstrip("/~") if given.is_absolute() or location.startswith("~") else location
+        target = self.folder / relative
+        if not target.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(self.made.pool / (name if name in MODELS else ("math", "lang")[len(name) % 2]))
+        return str(target)
+
+    def words(self, words: Sequence[str]) -> list[str]:
+        """The words of a search or of an evaluation, with what is not here replaced."""
+        found: list[str] = []
+        folders = f"['{self.made.pool / 'tasks'}']"
+        for word in words:
+            key, assigned, value = word.partition("=")
+            if key.lstrip("+") == "pool.models" and value.startswith("{"):
+                found.append(f"{key}={self._models(yaml.safe_load(value))}")
+            elif assigned and key.lstrip("+").endswith(".tasks"):
+                names = re.findall(r"[A-Za-z]\w*", value)
+                for name in names:
+                    if name in TASKS:
+                        value = re.sub(rf"\b{name}\b", "demo_j_maths" if "mgsm" in name else "demo_e_maths", value)
+                found += [f"{key}={value}", f"{key.removesuffix('tasks')}include_path={folders}"]
+            else:
+                found.append(word)
+        return found
+
+    def _models(self, models: dict[str, str]) -> str:
+        named = {name: self._model(name, location) for name, location in models.items()}
+        return "{" + ", ".join(f"{name}: '{location}'" for name, location in named.items()) + "}"
+
+    def _model(self, name: str, location: str) -> str:
+        return location if (self.made.pool / location).is_dir() else self.stand_in(location, name)
+
+    def experiment(self, text: str) -> str:
+        """An experiment of a page, with models and tasks replaced as in commands."""
+        content = yaml.safe_load(text)
+        models = content.get("pool", {}).get("models")
+        if models:
+            content["pool"]["models"] = {name: self._model(name, location) for name, location in models.items()}
+        for key in ("fitness", "held_out"):
+            node = content.get(key) or {}
+            for number, task in enumerate(node.get("tasks", [])):
+                name = task["task"] if isinstance(task, dict) else task
+                if name in TASKS:
+                    mapped = "demo_j_maths" if "mgsm" in name else "demo_e_maths"
+                    node["tasks"][number] = {**task, "task": mapped} if isinstance(task, dict) else mapped
+                    node["include_path"] = str(self.made.pool / "tasks")
+        return "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
+
+    def output(self) -> str:
+        """A new name for what a command writes."""
+        self.outputs += 1
+        return str(self.folder / f"written-{self.outputs}")
+
+    def runs_of(self, words: Sequence[str]) -> Iterator[Path]:
+        """Copies of the finished run where a command reads one that is not there."""
+        for word in words:
+            for name in re.findall(r"runs/[^\s,\]\[=/]+", word):
+                run = self.folder / name
+                if not run.exists():
+                    shutil.copytree(self.made.run, run)
+                yield run
