@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,8 +120,13 @@ def what(summary: Summary) -> str:
 def p_words(p_value: float) -> str:
     """``p = 0.03``, ``p < 0.0001``."""
     if p_value < 1e-4:
-        return "p < 0.0001"
-    return f"p = {p_value:.2g}" if p_value < 0.995 else "p = 1"
+        return "p\u00a0<\u00a00.0001"
+    return f"p\u00a0=\u00a0{p_value:.2g}" if p_value < 0.995 else "p\u00a0=\u00a01"
+
+
+def p_cell(p_value: float) -> str:
+    """The same in a column that is headed p."""
+    return p_words(p_value).removeprefix("p\u00a0").removeprefix("=\u00a0")
 
 
 def _verdict(view: RunView, summary: Summary | None) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from evomerge.report.html.data import RunView
-from evomerge.report.html.headline import p_words
+from evomerge.report.html.headline import p_cell
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, FAINT, GROUND, QUIET, Plot, axis, figure, label, rounded
 from evomerge.report.html.words import clean, count, number, signed
@@ -75,7 +75,7 @@ def _line(row: Row, summary: Summary, tasks: tuple[TaskResult, ...], winner: boo
         mean=number(row.mean) if row.mean is not None else clean(row.status, 20),
         gain="–" if best else signed(row.gain),
         interval=f"{signed(test.interval[0])} to {signed(test.interval[1])}" if test is not None and whole else "",
-        p="" if test is None else p_words(test.p_value).removeprefix("p ").removeprefix("= "),
+        p="" if test is None else p_cell(test.p_value),
         winner=winner,
     )
 
@@ -90,7 +90,7 @@ def _task(task: TaskResult, short: str) -> dict[str, Any]:
         "rival": clean(task.best_baseline, 60),
         "score": number(task.baseline_score),
         "gain": signed(task.gain),
-        "p": "" if test is None else p_words(test.p_value).removeprefix("p ").removeprefix("= "),
+        "p": "" if test is None else p_cell(test.p_value),
         "record": "" if test is None else f"{count(test.wins)}–{count(test.losses)}",
         "won": test is not None and test.significant and (task.gain or 0) > 0,
         "lost": test is not None and test.significant and (task.gain or 0) < 0,

@@ -9,9 +9,15 @@ from pathlib import Path
 from evomerge.files import write_text_atomic
 from evomerge.report.html.curve import curve
 from evomerge.report.html.data import RunView
+from evomerge.report.html.front import front
+from evomerge.report.html.grid import grid
 from evomerge.report.html.headline import headline
 from evomerge.report.html.held_out import held_out
+from evomerge.report.html.importance import importance
+from evomerge.report.html.lineage import lineage
+from evomerge.report.html.niches import niches
 from evomerge.report.html.page import Page
+from evomerge.report.html.recipe_map import recipe_map
 
 FILE = "report.html"
 
@@ -40,6 +46,12 @@ def report_html(views: Sequence[RunView]) -> str:
     parts = (
         ("held-out", "Scores", held_out),
         ("search", "Search", curve),
+        ("front", "Front", front),
+        ("archive", "Archive", grid),
+        ("niches", "Niches", niches),
+        ("recipe", "Recipe", recipe_map),
+        ("lineage", "Lineage", lineage),
+        ("genes", "Genes", importance),
     )
     sections = [page.section(identity, title, partial(make, view, page)) for identity, title, make in parts]
     # The head comes last: it says what the others could not read.

@@ -11,7 +11,8 @@
       const found = /^var\((--[a-z-]+)\)$/.exec(value);
       return found ? style.getPropertyValue(found[1]).trim() : value;
     }
-    if (Array.isArray(value)) return value.length && typeof value[0] === "number" ? value : value.map((v) => resolve(v, style));
+    if (Array.isArray(value))
+      return value.some((v) => typeof v === "string" || (v && typeof v === "object")) ? value.map((v) => resolve(v, style)) : value;
     if (value && typeof value === "object")
       return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolve(v, style)]));
     return value;
