@@ -1,9 +1,11 @@
-"""Files that are either the old ones or the new ones, whatever happens in between."""
+"""Files that are either the old ones or the new ones whatever happens in between, and reading those of strangers."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from evomerge.errors import OutputError
@@ -58,6 +60,37 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def read_bounded(path: Path, most: int, *, follow: bool = True) -> bytes:
+    """The content of a regular file of at most `most` bytes: no pipe that never ends, no device, nothing enormous.
+
+    Args:
+        path: the file.
+        most: bytes.
+        follow: whether the file may be a symbolic link.
+
+    Raises:
+        OSError: there is no such file, or it is not of that kind; `strerror` says so.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise OSError(error.errno, "it is a symbolic link", str(path)) from None
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(most + 1) if found.st_size <= most else b""
+        if found.st_size > most or len(content) > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, more than {most:,}", str(path))
+        return content
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

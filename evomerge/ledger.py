@@ -37,7 +37,7 @@ from safetensors import numpy as safetensors
 
 from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Items, Split, Status
-from evomerge.files import sync_file, sync_folder, write_bytes_atomic
+from evomerge.files import read_bounded, sync_file, sync_folder, write_bytes_atomic
 from evomerge.genome_log import GenomeLog
 from evomerge.ledger_file import Event, LedgerError, LineFile, Lock, TornLine, decode, report_torn, scan
 from evomerge.run_folder import RunFolder
@@ -59,6 +59,7 @@ SCHEMA = 1
 SESSION_EVENTS = ("interrupted", "resumed")
 NOT_CONTENT = ("seq", "time", "crc32", "seconds", "merge", "items", "versions")
 _SPLITS = get_args(Split)
+_MAX_ITEMS = 2**30  # bytes of per-item scores
 _EXACT_DTYPES = (np.uint8, np.int16, np.float16, np.float32)
 
 
@@ -281,7 +282,7 @@ def read_items(
     """
     path = (RunFolder(folder) if isinstance(folder, Path) else folder).items_file(candidate, split)
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, _MAX_ITEMS, follow=False)
         if digest is not None and hashlib.sha256(data).hexdigest() != digest:
             raise LedgerError(f"{path} does not match the hash in the ledger", "the file that the run wrote")
         arrays = safetensors.load(data)

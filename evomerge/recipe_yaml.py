@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -89,6 +90,11 @@ def load_recipe(text: str, source: str = "recipe") -> Recipe:
         return _recipe_in(safe_yaml.parse(text))
     except RecipeError as error:
         raise RecipeError(f"{source}: {error.given}", error.allowed, error.do) from None
+
+
+def read_recipe_file(path: Path, source: str = "") -> Recipe:
+    """`load_recipe` of a file; `RecipeError` too where the file cannot be read."""
+    return load_recipe(safe_yaml.read_text(path), source or str(path))
 
 
 def _recipe_in(content: Any) -> Recipe:

@@ -15,12 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from evomerge import __version__, conf_dir
 from evomerge.config import Config, to_yaml
 from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
-from evomerge.files import write_text_atomic
+from evomerge.files import read_bounded, write_text_atomic
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import RunFolder
 from evomerge.recipe import PoolInfo
 from evomerge.replay import ContinuedLedger, Record, check_started
-from evomerge.safe_yaml import parse
+from evomerge.safe_yaml import MAX_CHARACTERS, parse
 from evomerge.search import Keeper
 from evomerge.trust import check_trust, leaves
 
@@ -155,7 +155,7 @@ def read_config(folder: RunFolder) -> DictConfig:
         ConfigError: it is missing or malformed.
     """
     try:
-        content = parse(folder.config.read_text())
+        content = parse(read_bounded(folder.config, 4 * MAX_CHARACTERS, follow=False).decode())
     except OSError as error:
         raise ConfigError(f"{folder.config} cannot be read: {error.strerror}", "the folder of a run") from error
     except (RecipeError, UnicodeDecodeError) as error:

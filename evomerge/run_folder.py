@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from evomerge.candidate import Split
 from evomerge.errors import OutputError, RecipeError, nearest
-from evomerge.files import write_text_atomic
+from evomerge.files import read_bounded, write_text_atomic
 from evomerge.ledger_file import LedgerError
 from evomerge.recipe import DTYPES, ModelRef, PoolInfo, SliceId
+
+
+MAX_POOL = 64 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ class RunFolder:
         """The folder of a run that was started before.
 
         Raises:
-            LedgerError: there is no ledger in it.
+            LedgerError: there is no ledger in it, or one of its files is a link: what is written to a run that came
+                from elsewhere must not land outside it.
         """
         folder = cls(Path(path))
         if not folder.ledger.is_file():
@@ -121,6 +126,14 @@ class RunFolder:
                 f"the folder of a run; in {parent} {nearest(folder.path.name, runs)}",
                 "give the folder that a search wrote",
             )
+        for inner in (folder.path, folder.best_recipe.parent, folder.checkpoint):
+            links = [entry.name for entry in os.scandir(inner) if entry.is_symlink()] if inner.is_dir() else []
+            if links:
+                raise LedgerError(
+                    f"{inner / min(links)} is a symbolic link",
+                    "a run's files lie in its folder",
+                    "put the file itself in the place of the link",
+                )
         return folder
 
     def write_pool(self, info: PoolInfo) -> None:
@@ -147,7 +160,7 @@ class RunFolder:
             LedgerError: ``pool.json`` is missing or malformed.
         """
         try:
-            return _pool_info(json.loads(self.pool.read_text()))
+            return _pool_info(json.loads(read_bounded(self.pool, MAX_POOL, follow=False)))
         except OSError as error:
             raise LedgerError(f"{self.pool} cannot be read: {error.strerror}", "the folder of a run") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError) as error:

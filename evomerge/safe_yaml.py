@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from evomerge.errors import RecipeError, nearest
+from evomerge.files import read_bounded
 
 MAX_CHARACTERS = 16 * 2**20
 MAX_DEPTH = 16
@@ -28,6 +30,16 @@ def read_exponents(resolver: type[yaml.resolver.BaseResolver]) -> None:
 
 
 read_exponents(_Loader)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; `RecipeError` when it cannot be read, is too large or is not text."""
+    try:
+        return read_bounded(path, 4 * MAX_CHARACTERS).decode("utf-8")
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path} is not text", "YAML in UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}", "a file of YAML") from None
 
 
 def parse(text: str) -> Any:

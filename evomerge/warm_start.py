@@ -14,7 +14,7 @@ from evomerge.genome_log import GenomeLog
 from evomerge.ledger import Event, RunFolder, evaluation_of, read_items, read_ledger
 from evomerge.protocols import Objective, SearchSpace
 from evomerge.recipe import Recipe
-from evomerge.recipe_yaml import load_recipe
+from evomerge.recipe_yaml import read_recipe_file
 
 KEY = "search.warm_start"
 
@@ -81,7 +81,7 @@ class WarmStart:
             if path.is_dir():
                 self._read_run(RunFolder.open(path))
             elif path.is_file():
-                self._recipes[source] = load_recipe(path.read_text(), source)
+                self._recipes[source] = read_recipe_file(path, source)
             else:
                 raise ConfigError(f"{KEY} names {source!r}", "a run folder or a recipe file that exists")
 

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from evomerge.errors import FitnessError, nearest
-from fitness._lm_eval_surroundings import quietly
+from fitness._lm_eval_surroundings import quietly, sandbox_templates
 from fitness._lm_eval_terms import TaskTerm
 
 _log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> TaskSe
     Raises:
         FitnessError: an unknown task, a missing YAML or data file, a YAML that cannot be read, a task named twice.
     """
+    sandbox_templates()
     for folder in include_path:
         if not Path(folder).is_dir():
             raise FitnessError(f"include_path {folder!r} is not a folder", "a folder with task YAMLs")

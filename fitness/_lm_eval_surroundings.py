@@ -1,4 +1,4 @@
-"""Keeps lm-eval's side effects, on the global random generators and on the terminal, to itself."""
+"""Keeps lm-eval's side effects to itself: on the global generators, on the terminal, and by templates."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import lm_eval.utils
 import numpy as np
 import torch
+from jinja2.sandbox import SandboxedEnvironment
 
 _NOISY = ("lm_eval", "datasets")
 
@@ -49,6 +51,21 @@ def _restore(states: tuple[Any, Any, Any]) -> None:
     random.setstate(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
     torch.set_rng_state(states[2])
+
+
+def sandbox_templates() -> None:
+    """Let the templates of tasks see documents and nothing behind them: they could run any code otherwise.
+
+    What they render stays the same.
+    """
+    stock = lm_eval.utils.env
+    if isinstance(stock, SandboxedEnvironment):
+        return
+    boxed = SandboxedEnvironment(
+        loader=stock.loader, undefined=stock.undefined, keep_trailing_newline=stock.keep_trailing_newline
+    )
+    boxed.filters.update(stock.filters)
+    lm_eval.utils.env = boxed
 
 
 @contextlib.contextmanager

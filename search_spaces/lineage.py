@@ -17,7 +17,7 @@ from evomerge.genome import Genome
 from evomerge.lineage_genome import Bounds, LineageGenome, LineageSpec
 from evomerge.method import ByTensor, MethodSpec, Value
 from evomerge.recipe import Input, PoolInfo, Recipe, SliceId, SliceRecipe, parameters
-from evomerge.recipe_yaml import load_recipe
+from evomerge.recipe_yaml import read_recipe_file
 from search_spaces.chromosomes import Split, chromosomes_of, tensor_parts
 from search_spaces.seeds import adopted
 
@@ -228,13 +228,7 @@ def _recipes(pool: PoolInfo, files: Mapping[str, str], winner: Recipe | None) ->
     found = {}
     for name, file in files.items():
         try:
-            text = Path(file).expanduser().read_text(encoding="utf-8")
-            found[name] = adopted(load_recipe(text, file), pool)
-        except (OSError, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "no text"
-            raise ConfigError(
-                f"{KEY}.recipes.{name} is {file!r}, which cannot be read ({reason})", "a recipe"
-            ) from error
+            found[name] = adopted(read_recipe_file(Path(file).expanduser(), file), pool)
         except RecipeError as error:
             raise ConfigError(f"{KEY}.recipes.{name}: {error.given}", error.allowed, error.do) from error
     if winner is not None:

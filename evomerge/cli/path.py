@@ -10,11 +10,11 @@ def print_path(run: str | Path) -> None:
     from evomerge.cli.console import console
     from evomerge.cli.sources import BEST_RECIPE
     from evomerge.recipe_path import path_of
-    from evomerge.recipe_yaml import load_recipe
+    from evomerge.recipe_yaml import read_recipe_file
     from evomerge.report.path_picture import PathPicture
 
     file = Path(run) / BEST_RECIPE
-    path = path_of(load_recipe(file.read_text(encoding="utf-8"), str(file))) if file.is_file() else None
+    path = path_of(read_recipe_file(file)) if file.is_file() else None
     if path is not None:
         console.print()
         console.print(PathPicture(path))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from evomerge.errors import RecipeError
 from evomerge.plain_text import plain
 from evomerge.recipe import Recipe
-from evomerge.recipe_yaml import load_recipe
+from evomerge.recipe_yaml import load_recipe, read_recipe_file
+from evomerge.safe_yaml import read_text
 
 if TYPE_CHECKING:
     from evomerge.export.model_card import ScoreRow
@@ -66,10 +67,7 @@ def read_recipe(path: str) -> Recipe:
 
 
 def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise RecipeError(f"{file} is not text", "a recipe in YAML, evomerge's or mergekit's") from None
+    return read_text(file)
 
 
 def _recipe_file(path: str) -> Path:
@@ -95,7 +93,7 @@ def held_out_scores(path: str, recipe: Recipe) -> list[ScoreRow]:
     folder = run_folder(path)
     if folder is None or not (folder / BEST_RECIPE).is_file():
         return []
-    if load_recipe((folder / BEST_RECIPE).read_text(encoding="utf-8")) != recipe:
+    if read_recipe_file(folder / BEST_RECIPE) != recipe:
         return []
     from evomerge.export.model_card import ScoreRow
     from evomerge.report.summary import summarize

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from evomerge.errors import PoolError
 from evomerge.models.compatibility import has_tokenizer
+from evomerge.models.headers import read_json
 
 _CAUSAL = "AutoModelForCausalLM"
 
@@ -54,7 +55,7 @@ def processor_class(folder: Path) -> str | None:
     if has_words:
         return "AutoTokenizer"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path, "how inputs are prepared")
+    except PoolError:
         return None
     return "AutoFeatureExtractor" if "feature_extractor_type" in content else "AutoImageProcessor"

@@ -13,13 +13,16 @@ from typing import Any, Protocol
 
 import yaml
 
+from evomerge import safe_yaml
 from evomerge.errors import RecipeError
+from evomerge.files import read_bounded
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.layout import Layout
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.recipe_path import path_of
 from evomerge.recipe_yaml import dump_recipe
 
+_LARGEST_CARD = 16 * 2**20
 LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
@@ -117,14 +120,14 @@ def is_on_hub(ref: ModelRef) -> bool:
 def card_license(folder: Path) -> dict[str, str]:
     """The licence entries in the front matter of a model's own card; empty when it has none."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        text = read_bounded(folder / "README.md", _LARGEST_CARD).decode("utf-8", errors="replace")
     except OSError:
         return {}
     if not text.startswith("---\n") or "\n---" not in text[4:]:
         return {}
     try:
-        matter = yaml.safe_load(text[4 : text.index("\n---", 4)])
-    except yaml.YAMLError:
+        matter = safe_yaml.parse(text[4 : text.index("\n---", 4)])
+    except RecipeError:
         return {}
     found = matter if isinstance(matter, dict) else {}
     return {key: " ".join(str(found[key]).split()) for key in LICENSE_KEYS if isinstance(found.get(key), (str, list))}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from evomerge.errors import OutputError
+from evomerge.errors import OutputError, PoolError
 from evomerge.export.auto_class import auto_class, processor_class
 from evomerge.export.config_json import merged_config
 from evomerge.export.model_card import ScoreLine, model_card
@@ -171,7 +171,27 @@ def _files_to_copy(source: Path, inputs: Path) -> dict[Path, Path]:
     ]
     found = {file.relative_to(inputs): file for file in files}
     found |= {Path(file.name): file for file in _matching(source, ("generation_config.json", _CODE))}
-    return {name: file for name, file in found.items() if file.is_file()}
+    found = {name: file for name, file in found.items() if file.is_file()}
+    for file in found.values():
+        _check_inside(file, inputs if file.is_relative_to(inputs) else source)
+    return found
+
+
+def _check_inside(file: Path, folder: Path) -> None:
+    """Refuse a link to a file outside the model's folder, which would be published with the result.
+
+    Raises:
+        PoolError: names the file.
+    """
+    # The hub's cache keeps files beside its snapshots: models--org--name/{snapshots/COMMIT,blobs}.
+    hub = folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir()
+    root = (folder.parent.parent if hub else folder).resolve()
+    if not file.resolve().is_relative_to(root):
+        raise PoolError(
+            f"{file} is a link to {file.resolve()}",
+            f"files within {root}: they are copied to the merged model",
+            "put the file itself in the place of the link",
+        )
 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:

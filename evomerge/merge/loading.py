@@ -31,7 +31,11 @@ def load_module(pool: Pool, attn_implementation: str | None) -> Any:
     logging.disable_progress_bar()
     try:
         module = model_class(pool.config, pool.trust_remote_code).from_pretrained(
-            folder, dtype=TORCH_DTYPES[pool.info.dtype], trust_remote_code=pool.trust_remote_code, **options
+            folder,
+            dtype=TORCH_DTYPES[pool.info.dtype],
+            trust_remote_code=pool.trust_remote_code,
+            use_safetensors=True,
+            **options,
         )
     except Exception as error:  # transformers raises whatever the architecture's code raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -78,11 +78,11 @@ def read_evolve(path: Path) -> Evolve:
         ConfigError: the file is no such configuration; names the key.
     """
     try:
-        return _evolve(safe_yaml.parse(path.read_text(encoding="utf-8")))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not text", "a mergekit-evolve configuration in YAML") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", "a mergekit-evolve configuration") from None
+        text = safe_yaml.read_text(path)
+    except RecipeError as error:
+        raise ConfigError(error.given, "a mergekit-evolve configuration in YAML") from None
+    try:
+        return _evolve(safe_yaml.parse(text))
     except EvomergeError as error:
         raise ConfigError(f"{path}: {error.given}", error.allowed, error.do) from None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from evomerge.errors import PoolError
 from evomerge.models.headers import FLOAT_DTYPES, TensorInfo, read_header, read_json
+from evomerge.models.patterns import slow_pattern
 from evomerge.models.reader import TensorFiles
 
 _CONFIG = "adapter_config.json"
@@ -204,9 +205,11 @@ def _values(path: Path, key: str, values: Any) -> list[Any]:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise PoolError(f"{path} has {key} {value!r}", "a number")
         try:
-            re.compile(pattern)
-        except re.error as error:
-            raise PoolError(f"{path}: {key} has {pattern!r}", f"regular expressions ({error})") from None
+            problem = slow_pattern(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise PoolError(f"{path}: {key} has {pattern[:200]!r}", f"regular expressions ({error})") from None
+        if problem:
+            raise PoolError(f"{path}: {key} has {pattern[:200]!r}", problem, "name the modules")
     return list(values.values())
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import PoolError
+from evomerge.models.headers import read_json
 from evomerge.models.layout import Layout
 from evomerge.models.names import NameMatch
 from evomerge.models.reader import FLOAT_DTYPES, Checkpoint
@@ -26,6 +26,9 @@ _IMMATERIAL = re.compile(
     re.VERBOSE,
 )
 
+_COUNT = re.compile(r"(num|n)_.*(layers?|experts?|blocks?)|.*_layers|.*_depth")
+_FEW = 1024  # of these, a model without weights is built in no time
+
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -36,6 +39,27 @@ _TOKENIZER_FILES = (
     "spm.model",
     "sentencepiece.bpe.model",
 )
+
+
+def check_counts(config: Any, tensors: int) -> None:
+    """Refuse a configuration with more layers or experts than a checkpoint has tensors, before they are built.
+
+    Args:
+        config: a transformers configuration; the parts of one that has several are looked at too.
+        tensors: how many tensors there are.
+
+    Raises:
+        PoolError: names the key.
+    """
+    most = max(tensors, _FEW)
+    for part in (config, *(value for value in vars(config).values() if hasattr(value, "to_dict"))):
+        for key, value in part.to_dict().items():
+            if _COUNT.fullmatch(key) and isinstance(value, int) and value > most:
+                raise PoolError(
+                    f"config.json has {key} {value:,}",
+                    f"at most {most:,}: the checkpoint has {tensors} tensors",
+                    "use the config.json that belongs to the weights",
+                )
 
 
 def architecture_problem(name: str, config: Any, reference: str, reference_config: Any) -> PoolError | None:
@@ -191,7 +215,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str] | None]:
     path = folder / "tokenizer.json"
     try:
         if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, "the tokenizer")
             vocabulary = content["model"]["vocab"]
             if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of ids
                 vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
@@ -201,7 +225,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str] | None]:
             return {**vocabulary, **added}, rules
         from transformers import AutoTokenizer
 
-        return dict(AutoTokenizer.from_pretrained(str(folder)).get_vocab()), None
+        return dict(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).get_vocab()), None
     except Exception as error:  # tokenizer classes raise whatever their backends raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PoolError(f"the tokenizer in {folder} cannot be read ({reason})", "", "save it again") from error

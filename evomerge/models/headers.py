@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import PoolError
+from evomerge.files import read_bounded
 
 FLOAT_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -44,6 +45,7 @@ STORED_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 
 
 _LARGEST_HEADER = 100_000_000  # what the safetensors library accepts
+_LARGEST_JSON = 512 * 2**20
 _MOST_BYTES = 2**62  # more than any file has
 _AGAIN = "download or save it again"
 
@@ -83,7 +85,8 @@ def read_json(path: Path, what: str, unique: bool = False) -> dict[str, Any]:
         unique: refuse a key that an object has twice; otherwise the last one counts, as in transformers.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object if unique else None)
+        text = read_bounded(path, _LARGEST_JSON).decode("utf-8")
+        content = json.loads(text, object_pairs_hook=_object if unique else None)
     except FileNotFoundError:
         raise PoolError(f"{path.parent} has no {path.name}", f"it holds {what}", "name the model's folder") from None
     except _Twice as error:
@@ -105,6 +108,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise PoolError(f"{path} is not a regular file", "a safetensors file", _AGAIN)
         with path.open("rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")

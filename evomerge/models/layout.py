@@ -141,8 +141,10 @@ def model_class(config: Any, trust_remote_code: bool = False) -> Any:
 
     named = next(iter(getattr(config, "architectures", None) or ()), None)
     remote = trust_remote_code and getattr(config, "auto_map", None)
-    cls = None if remote or named is None else getattr(transformers, named, None)
-    return cls or transformers.AutoModelForCausalLM
+    cls = None if remote or named is None else getattr(transformers, str(named), None)
+    # The name comes from a file: of all that transformers has, only models are built from it.
+    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    return cls if is_model else transformers.AutoModelForCausalLM
 
 
 def skeleton(config: Any, trust_remote_code: bool = False) -> nn.Module:

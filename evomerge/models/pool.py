@@ -232,7 +232,10 @@ def _open_all(
             if "quantization_config" in checkpoint.config:
                 raise PoolError("its weights are quantised", "float32, bfloat16 or float16", "dequantise it first")
             try:
-                configs[name] = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+                configs[name] = config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+                compatibility.check_counts(config, len(checkpoint.tensors))
+            except PoolError:
+                raise
             except Exception as error:  # configuration classes raise whatever their checks raise
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise PoolError(f"transformers refuses {folder / 'config.json'} ({reason})") from error
