@@ -35,6 +35,22 @@ class PoolConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """How often the state of the search is written beside the ledger, so that `evomerge resume` begins from there.
+
+    Attributes:
+        every: seconds between two; ``None`` for no such rule. Longer where taking a state costs more than a fiftieth of
+            the time.
+        evaluations: evaluations between two; ``None`` for no such rule.
+        keep: how many of the latest stay; 0 for no checkpoints.
+    """
+
+    every: float | None = 60.0
+    evaluations: int | None = None
+    keep: int = 3
+
+
+@dataclass
 class SearchConfig:
     """The budget and the order of a search.
 
@@ -54,6 +70,8 @@ class SearchConfig:
         warm_start_evaluations: how many of the earlier runs' best genomes are evaluated again where their scores do
             not count here.
         sync: when the ledger reaches the disk: ``every`` event, or once a second (``interval``).
+        checkpoint: how often the state is written.
+        give_up: failures in a row, all for the same reason, after which the search ends; ``None`` for never.
     """
 
     evaluations: int = 200
@@ -67,6 +85,8 @@ class SearchConfig:
     warm_start: list[str] = field(default_factory=list)
     warm_start_evaluations: int = 10
     sync: str = "every"
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    give_up: int | None = 20
 
 
 @dataclass

@@ -13,7 +13,12 @@ class EvomergeError(Exception):
         given: what was found, naming the tensor, slice, file or config key.
         allowed: what would have been accepted.
         do: the next step.
+
+    Attributes:
+        exit_status: of a command that ends with it: 2 for what the user can mend.
     """
+
+    exit_status = 2
 
     def __init__(self, given: str, allowed: str = "", do: str = "") -> None:
         self.given, self.allowed, self.do = given, allowed, do

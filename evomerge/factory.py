@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from evomerge.best_folder import BestFolder
 from evomerge.candidate import Split
+from evomerge.checkpoint import Checkpoints, check_intervals
 from evomerge.config import Config, to_yaml
 from evomerge.construct import TARGET, build, check_arguments, locate, plain
 from evomerge.errors import ConfigError, nearest
@@ -34,7 +35,8 @@ from evomerge.recipe import ModelRef, PoolInfo, Recipe
 from evomerge.replay import ContinuedLedger, RecordedEvaluator
 from evomerge.resume import Resumed, library_versions
 from evomerge.scalarise import METHODS, Scalarisation
-from evomerge.search import Keeper, Search
+from evomerge.search import GaveUpError, Keeper, Search
+from evomerge.search_state import StateSaver, begin
 from evomerge.strategies.scalarised import SCALAR, Scalarised
 from evomerge.warm_start import WarmStart
 
@@ -131,6 +133,9 @@ def _check_search(config: Config) -> None:
         raise ConfigError(f"search.evaluations is {settings.evaluations}", "at least 1")
     if settings.in_flight is not None and settings.in_flight < 1:
         raise ConfigError(f"search.in_flight is {settings.in_flight}", "at least 1, or null")
+    if settings.give_up is not None and settings.give_up < 1:
+        raise ConfigError(f"search.give_up is {settings.give_up}", "at least 1, or null")
+    check_intervals(settings.checkpoint.every, settings.checkpoint.evaluations, settings.checkpoint.keep)
     if settings.scalarise is not None and settings.scalarise not in METHODS:
         raise ConfigError(f"search.scalarise is {settings.scalarise!r}", nearest(settings.scalarise, METHODS))
     if settings.scalarise == "tchebycheff" and not settings.baselines:
@@ -254,6 +259,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
 
     Raises:
         KeyboardInterrupt: a signal ended it; what was told is in the ledger.
+        GaveUpError: everything failed; the same.
     """
     settings = config.search
     folder = RunFolder.create(config.run_dir) if again is None else again.folder
@@ -268,6 +274,12 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
         Interrupts() as interrupts,
         closing(parts.evaluator),
         _ledger(folder, sync, again, Observers(observers)) as ledger,
+        Checkpoints(
+            folder,
+            every=settings.checkpoint.every,
+            evaluations=settings.checkpoint.evaluations,
+            keep=settings.checkpoint.keep,
+        ) as checkpoints,
     ):
         fingerprint = parts.evaluator.fingerprint("search")
         interrupts.install()
@@ -287,7 +299,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
                 fitness=fingerprint,
                 versions=library_versions(),
             )
-            Search(
+            search = Search(
                 pool=parts.pool.info if parts.pool is not None else None,
                 phases=parts.phases,
                 evaluator=evaluator,
@@ -300,9 +312,16 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
                 in_flight=settings.in_flight,
                 warm=lambda space, number: parts.warm(space, fingerprint, number == 0),
                 stop=interrupts.wanted,
-            ).run()
-        except KeyboardInterrupt:
-            ledger.append("interrupted", reason=interrupts.name or "SIGINT")
+                save=StateSaver(checkpoints),
+                give_up=settings.give_up,
+            )
+            if isinstance(ledger, ContinuedLedger):
+                begin(search, ledger)
+            interrupts.settled = lambda: search.settled
+            search.run()
+        except (KeyboardInterrupt, GaveUpError) as error:
+            reason = interrupts.name or "SIGINT" if isinstance(error, KeyboardInterrupt) else error.given
+            ledger.append("interrupted", reason=reason)
             raise
     return folder
 

@@ -56,19 +56,20 @@ class Flight:
             return first in self._sent or first in self._arrived
         return bool(self._sent)
 
-    def land(self) -> tuple[Candidate, Evaluation]:
-        """The next candidate to tell, and its evaluation. There must be one in flight."""
-        if self._ordered:
-            number = next(iter(self._waiting))
-            while number not in self._arrived:
-                self._collect()
-        else:
-            if not self._arrived:
-                self._collect()
-            number = next(iter(self._arrived))
-        return self._waiting.pop(number), self._arrived.pop(number)
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Those in flight, in the order asked."""
+        return list(self._waiting.values())
 
-    def _collect(self) -> None:
-        evaluation = self._evaluator.collect()
-        self._arrived[evaluation.candidate] = evaluation
-        self._sent.discard(evaluation.candidate)
+    def wait(self) -> None:
+        """Until `land` has something to return. There must be a candidate in flight."""
+        while (next(iter(self._waiting)) not in self._arrived) if self._ordered else not self._arrived:
+            evaluation = self._evaluator.collect()
+            self._arrived[evaluation.candidate] = evaluation
+            self._sent.discard(evaluation.candidate)
+
+    def land(self) -> tuple[Candidate, Evaluation]:
+        """The next candidate to tell, and its evaluation, waited for."""
+        self.wait()
+        number = next(iter(self._waiting if self._ordered else self._arrived))
+        return self._waiting.pop(number), self._arrived.pop(number)

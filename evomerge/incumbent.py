@@ -77,6 +77,24 @@ class Incumbent:
             self._see_one(candidate, evaluation) if len(self.objectives) == 1 else self._see_many(candidate, evaluation)
         )
 
+    def state(self) -> dict[str, Any]:
+        """The winner and the front by id, with their objectives, as JSON values."""
+        return {
+            "best": self.best.id if self.best is not None else None,
+            "front": [[number, dict(values)] for number, values in self.values.items()],
+        }
+
+    def load(
+        self, state: Mapping[str, Any], candidates: Mapping[int, Candidate], baselines: Sequence[Mapping[str, float]]
+    ) -> None:
+        """Go on from `state`; the candidates that it names, and the baselines' objectives, are given."""
+        self.values = {int(number): {str(n): float(v) for n, v in values.items()} for number, values in state["front"]}
+        self.front = {number: candidates[number] for number in self.values}
+        self.best = None if state["best"] is None else candidates[int(state["best"])]
+        self._archive, self._baselines = ParetoArchive(self.objectives), list(baselines)
+        for number, values in self.values.items() if len(self.objectives) > 1 else ():
+            self._archive.add(number, values)
+
     def _see_one(self, candidate: Candidate, evaluation: Evaluation) -> dict[str, Any] | None:
         objective = self.objectives[0]
         value = evaluation.objectives[objective.name]

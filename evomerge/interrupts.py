@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,21 +13,33 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM): a machine is taken away, or a scheduler's time is over."""
 
 
+def wanted() -> bool:
+    """Whether a search of this process was asked to stop, and has not yet."""
+    owner = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    return isinstance(owner, Interrupts) and bool(owner.name)
+
+
 class Interrupts:
-    """While open: the first SIGINT is a wish (`wanted`), the second raises; so does SIGTERM, at once.
+    """While open: the first SIGINT is a wish (`wanted`), the second raises; so does SIGTERM, when nothing is half done.
 
     Signals reach the main thread of Python only; in another thread nothing is installed.
 
     Attributes:
         name: of the last signal, empty before there is one.
+        settled: says whether an exception may be raised right now; otherwise the next call of `wanted` raises it.
     """
 
     def __init__(self) -> None:
         self.name = ""
+        self.settled: Callable[[], bool] = lambda: True
+        self._terminated = False
         self._before: dict[int, Any] = {}
 
     def wanted(self) -> bool:
-        """Whether the search should stop."""
+        """Whether the search should stop; `Terminated` where that was put off."""
+        if self._terminated:
+            self._terminated = False
+            raise Terminated(self.name)
         return bool(self.name)
 
     def install(self) -> None:
@@ -49,7 +62,9 @@ class Interrupts:
 
     def _arrive(self, number: int, frame: FrameType | None) -> None:
         again, self.name = bool(self.name), signal.Signals(number).name
-        if number == signal.SIGTERM:
+        if number == signal.SIGTERM and not self.settled() and not self._terminated:
+            self._terminated = True
+        elif number == signal.SIGTERM:
             raise Terminated(self.name)
-        if again:
+        elif again:
             raise KeyboardInterrupt(self.name)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +56,9 @@ __all__ = [
     "read_ledger",
 ]
 
+Kind = tuple[str, str]
+"""Name of an event, and its split where it has one."""
+
 SCHEMA = 1
 SESSION_EVENTS = ("interrupted", "resumed")
 NOT_CONTENT = ("seq", "time", "crc32", "seconds", "merge", "items", "versions")
@@ -78,10 +82,14 @@ class Ledger:
 
     Attributes:
         torn: an incomplete last line that was found and removed, or ``None``.
+        live: whether what is appended is new.
+        passed: how many events of each kind (name, and split where it has one) the search has appended.
 
     Raises:
         LedgerError: another process writes this ledger, a line is damaged, or the file cannot be written.
     """
+
+    live = True
 
     def __init__(
         self,
@@ -109,6 +117,7 @@ class Ledger:
                 "check the folder",
             ) from error
         self.torn = self._file.torn
+        self.passed: Counter[Kind] = Counter()
         self._genomes = GenomeLog()
         self._synced_at = time.monotonic()
         self._unsynced_items: list[Path] = []
@@ -116,6 +125,11 @@ class Ledger:
 
     def __len__(self) -> int:
         return self._file.lines
+
+    @property
+    def nbytes(self) -> int:
+        """The length of the file."""
+        return self._file.nbytes
 
     def __enter__(self) -> Ledger:
         return self
@@ -137,6 +151,7 @@ class Ledger:
         first = {"schema": SCHEMA, "version": __version__} if event == "started" else {}
         content = {"event": event, "time": stamp, **first, **fields}
         number = self._file.append(content)
+        self.passed[kind_of(content)] += 1
         if self._every or time.monotonic() - self._synced_at >= self._interval:
             self.sync()
         if self._observe is not None:
@@ -169,7 +184,7 @@ class Ledger:
         file, digest = None, None
         if evaluation.items:
             path = self.folder.items_file(evaluation.candidate, evaluation.split)
-            data = safetensors.save({name: _compact(values) for name, values in evaluation.items.items()})
+            data = items_bytes(evaluation.items)
             write_bytes_atomic(path, data, sync=self._every)
             if not self._every:
                 self._unsynced_items.append(path)
@@ -177,6 +192,10 @@ class Ledger:
         fields = {**vars(evaluation), "items": file, "items_hash": digest}
         del fields["traceback"]  # for the log
         return fields
+
+    def know(self, event: Event) -> None:
+        """Learn the genome of an ``asked`` or ``warm`` event that is in the file already: later ones refer to it."""
+        self._genomes.read(event["candidate"], event["genome"])
 
     def in_flight(self, phase: int, wanted: int | None) -> int | None:
         """How many candidates of a phase (counted from 0) shall be in flight: as many as are `wanted`."""
@@ -202,6 +221,11 @@ class Ledger:
         finally:
             self._file.close()
             self._lock.release()
+
+
+def kind_of(event: Mapping[str, Any]) -> Kind:
+    """What `Record` and `Ledger.passed` count an event as."""
+    return event["event"], str(event.get("split", "")) if event["event"] in ("asked", "told") else ""
 
 
 def read_ledger(folder: RunFolder | Path, on_torn: Callable[[TornLine], None] | None = None) -> Iterator[Event]:
@@ -290,6 +314,12 @@ def read_items(
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise LedgerError(f"{path} cannot be read: {reason}", "the file that the run wrote") from error
     return {name: arrays[name].astype(np.float64) for name in sorted(arrays)}
+
+
+def items_bytes(items: Items) -> bytes:
+    """Per-item scores as the content of their file."""
+    data: bytes = safetensors.save({name: _compact(values) for name, values in items.items()})
+    return data
 
 
 def _compact(values: NDArray[np.float64]) -> NDArray[Any]:

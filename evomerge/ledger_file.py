@@ -201,6 +201,11 @@ class LineFile:
         os.fsync(self._descriptor)
         sync_folder(path.parent)
 
+    @property
+    def nbytes(self) -> int:
+        """The length of the file."""
+        return self._offset
+
     def _remember_torn(self, torn: TornLine) -> None:
         self.torn = torn
 

@@ -9,19 +9,33 @@ strategy saving itself, and no candidate can be lost or told twice.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from array import array
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.candidate import Candidate, Evaluation, Items, Split
 from evomerge.errors import EvomergeError
-from evomerge.ledger import NOT_CONTENT, SESSION_EVENTS, Event, Ledger, RunFolder, TornLine, evaluation_of, read_items
+from evomerge.files import write_bytes_atomic
+from evomerge.ledger import (
+    NOT_CONTENT,
+    SESSION_EVENTS,
+    Event,
+    Kind,
+    Ledger,
+    RunFolder,
+    TornLine,
+    evaluation_of,
+    items_bytes,
+    kind_of,
+    read_items,
+)
 from evomerge.ledger_file import LedgerError, decode, encode, report_torn, scan
 from evomerge.protocols import Evaluator
 
-Kind = tuple[str, str]
-"""Name of an event, and its split where it has one."""
-
+_log = logging.getLogger(__name__)
 _NONE = array("q")
 _FREE = {"phase": ("evaluations", "in_flight"), "started": ("evaluations", "version", "versions")}
 """Fields that may differ between sessions, by event."""
@@ -51,7 +65,7 @@ class Record:
         self._taken: dict[Kind, int] = {}
         self._told: dict[str, bytearray] = {}
         self.events = self.lines = self.proposed = offset = 0
-        self.finished = False
+        self.finished = self._lineages = False
         for number, line in scan(folder.ledger, self._torn):
             event = decode(line, f"{folder.ledger}: line {number}")
             if event["event"] not in SESSION_EVENTS:
@@ -79,6 +93,17 @@ class Record:
         """Go on to the one after."""
         self._taken[event, split] = self._taken.get((event, split), 0) + 1
 
+    def skip(self, passed: Mapping[Kind, int]) -> None:
+        """Go on after so many events of each kind, from the first."""
+        self._taken = dict(passed)
+
+    def lineages(self, passed: Mapping[Kind, int]) -> Iterator[Event]:
+        """Of so many events of each kind, those that name genomes, where genomes refer to each other; else none."""
+        if self._lineages:
+            kinds: tuple[Kind, ...] = (("asked", "search"), ("warm", ""))
+            for offset in sorted(o for kind in kinds for o in self._offsets.get(kind, _NONE)[: passed.get(kind, 0)]):
+                yield self._read(offset)
+
     def told(self, candidate: int, split: Split) -> bool:
         """Whether the evaluation of a candidate is in the record."""
         marks = self._told.get(split, b"")
@@ -98,10 +123,12 @@ class Record:
         report_torn(self.folder.ledger, torn)
 
     def _note(self, event: Event, offset: int) -> None:
-        kind = event["event"], str(event.get("split", "")) if event["event"] in ("asked", "told") else ""
+        kind = kind_of(event)
         self._offsets.setdefault(kind, array("q")).append(offset)
         if kind == ("asked", "search") and event.get("name") is None:
             self.proposed += 1
+        genome = event.get("genome")
+        self._lineages = self._lineages or (isinstance(genome, dict) and "lineage" in genome)
         if kind[0] == "told":
             number = event.get("candidate")
             if not isinstance(number, int) or not 0 <= number <= 2 * self.events + 2**16:
@@ -118,7 +145,8 @@ class Record:
 class RecordedEvaluator:
     """Hands out the evaluations of a record in its order, then those of another evaluator.
 
-    Candidates that the record has no evaluation of go to the other one at once.
+    Candidates that the record has no evaluation of go to the other one at once. So do those whose file of items a
+    power failure has taken: what comes back must be what the record says, and is written down again.
 
     Args:
         evaluator: the other one.
@@ -127,7 +155,8 @@ class RecordedEvaluator:
 
     def __init__(self, evaluator: Evaluator, record: Record) -> None:
         self._evaluator, self._record = evaluator, record
-        self._waiting: dict[str, set[int]] = {"search": set(), "held_out": set()}
+        self._waiting: dict[str, dict[int, Candidate]] = {"search": {}, "held_out": {}}
+        self._early: deque[Evaluation] = deque()  # what the other one made while something lost was waited for
 
     @property
     def slots(self) -> int:
@@ -137,7 +166,7 @@ class RecordedEvaluator:
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
         """Remember a candidate that was told before; send off another."""
         if self._record.told(candidate.id, split):
-            self._waiting[split].add(candidate.id)
+            self._waiting[split][candidate.id] = candidate
         else:
             self._evaluator.submit(candidate, split)
 
@@ -151,12 +180,33 @@ class RecordedEvaluator:
                 self._record.take("told", split)
                 number = int(event["candidate"])
                 if number in self._waiting[split]:  # others were refused by the search space, and are so again
-                    self._waiting[split].remove(number)
-                    items = {}
-                    if event.get("items") is not None:
-                        items = read_items(self._record.folder, number, split, digest=event["items_hash"])
-                    return evaluation_of(event, items)
-        return self._evaluator.collect()
+                    return evaluation_of(event, self._items(self._waiting[split].pop(number), event, split))
+        return self._early.popleft() if self._early else self._evaluator.collect()
+
+    def _items(self, candidate: Candidate, event: Event, split: Split) -> Items:
+        if event.get("items") is None:
+            return {}
+        try:
+            return read_items(self._record.folder, candidate.id, split, digest=event["items_hash"])
+        except LedgerError as error:
+            _log.warning("%s; candidate %d is evaluated again", error.given, candidate.id)
+        self._evaluator.submit(candidate, split)
+        while True:
+            found = self._evaluator.collect()
+            if (found.candidate, found.split) == (candidate.id, split):
+                break
+            self._early.append(found)
+        data, path = items_bytes(found.items), self._record.folder.items_file(candidate.id, split)
+        same = found.objectives == evaluation_of(event).objectives
+        if not same or hashlib.sha256(data).hexdigest() != event["items_hash"]:
+            reason = f" ({found.error})" if found.error else ""
+            raise LedgerError(
+                f"{path} is lost, and candidate {candidate.id} does not score again what it did{reason}",
+                "a fitness that gives the same scores again",
+                "restore the file from a copy, or start a new search with search.warm_start=[RUN]",
+            )
+        write_bytes_atomic(path, data)
+        return found.items
 
     def withdraw(self) -> list[int]:
         """Those that the other evaluator has not begun with, by id; they will not come back."""
@@ -181,6 +231,7 @@ class ContinuedLedger(Ledger):
         resumed: fields of the ``resumed`` event, which comes before the first new one.
 
     Attributes:
+        resumed: those fields.
         live: whether something new has been written.
         go_live: called when the first new event comes.
 
@@ -202,17 +253,18 @@ class ContinuedLedger(Ledger):
         if len(self) != record.lines:
             self.close()
             raise LedgerError(f"{folder.path} was written to meanwhile", "one session at a time", "try again")
-        self._record, self._resumed = record, dict(resumed)
+        self._record, self.resumed = record, dict(resumed)
         self.live = False
         self.go_live: Callable[[], None] = lambda: None
 
     def append(self, event: str, **fields: Any) -> int:
         """Compare one event with the record, or write it; returns its `seq`, or that of the recorded one."""
         if event not in SESSION_EVENTS:
-            split = str(fields["split"]) if event == "asked" else ""
-            recorded = self._record.peek(event, split)
+            kind = kind_of({"event": event, **fields})
+            recorded = self._record.peek(*kind) if event != "told" else None  # those are told apart by candidate
             if recorded is not None and self._same(recorded, {"event": event, **fields}):
-                self._record.take(event, split)
+                self._record.take(*kind)
+                self.passed[kind] += 1
                 return int(recorded["seq"])
             self._write_resumed()
         return super().append(event, **fields)
@@ -220,9 +272,17 @@ class ContinuedLedger(Ledger):
     def log_told(self, evaluation: Evaluation) -> int:
         """Record an evaluation unless it is in the record."""
         if self._record.told(evaluation.candidate, evaluation.split):
+            self.passed["told", evaluation.split] += 1
             return -1
         self._write_resumed()
         return super().log_told(evaluation)
+
+    def skip(self, passed: Mapping[Kind, int]) -> None:
+        """Go on after so many events of each kind: the search has them behind it."""
+        for event in self._record.lineages(passed):
+            self.know(event)
+        self._record.skip(passed)
+        self.passed = Counter(passed)
 
     def in_flight(self, phase: int, wanted: int | None) -> int | None:
         """As many as there were when the phase began: the strategy then knew as little when it was asked."""
@@ -235,7 +295,7 @@ class ContinuedLedger(Ledger):
     def _write_resumed(self) -> None:
         if not self.live:
             self.live = True
-            super().append("resumed", **self._resumed)
+            super().append("resumed", **self.resumed)
             self.go_live()
 
     def _same(self, recorded: Event, fields: Mapping[str, Any]) -> bool:

@@ -24,7 +24,15 @@ from evomerge.safe_yaml import MAX_CHARACTERS, parse
 from evomerge.search import Keeper
 from evomerge.trust import check_trust, leaves
 
-MAY_CHANGE = ("search.evaluations", "search.sync", "evaluator", "pool.root", "pool.models")
+MAY_CHANGE = (
+    "search.evaluations",
+    "search.sync",
+    "search.checkpoint",
+    "search.give_up",
+    "evaluator",
+    "pool.root",
+    "pool.models",
+)
 """Keys whose values a resumed run may be given anew; those below them too."""
 
 _LIBRARIES = ("numpy", "scipy", "torch", "transformers", "lm_eval", "cma", "cmaes", "optuna", "ribs")

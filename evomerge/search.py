@@ -2,7 +2,8 @@
 
 The loop has no randomness, reads no clock and keeps little state (`Search.state`). What it does next is a function of
 its configuration and of the evaluations told so far, in the order of the ledger: an evaluator that hands out the
-evaluations of a ledger in the ledger's order makes the same run again, ordered or not.
+evaluations of a ledger in the ledger's order makes the same run again, ordered or not. `evomerge.search_state` takes
+that state down between two evaluations, and begins from it.
 
 - *Ordered*: candidates are told in the order in which they were asked. With `in_flight` ``None`` the strategy's own
   batch (a generation) is asked and told as a whole before the next; with `in_flight` k, candidate ``i + k`` is asked
@@ -21,8 +22,11 @@ from typing import Any, Protocol
 from evomerge.array_genome import ArraySpec
 from evomerge.baselines import baseline_recipes
 from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.course import Course
 from evomerge.errors import EvomergeError, InfeasibleError
+from evomerge.failures import Streak
 from evomerge.flight import Flight
+from evomerge.genome import Genome
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger
 from evomerge.phases import Phase
@@ -40,6 +44,23 @@ class Keeper(Protocol):
 
     def __call__(self, incumbent: Incumbent, /) -> None:
         """Called whenever the winner or the front has changed."""
+
+
+class Saver(Protocol):
+    """Takes the state of a search down, now and then."""
+
+    def __call__(self, search: Search, /, *, now: bool) -> None:
+        """Called whenever nothing is half done, so that it may; `now` when it is the last time."""
+
+
+def forgetful(search: Search, /, *, now: bool) -> None:
+    """Takes nothing down."""
+
+
+class GaveUpError(EvomergeError):
+    """Candidates failed one after the other, all in the same way."""
+
+    exit_status = 1
 
 
 class Interrupted(KeyboardInterrupt):
@@ -85,6 +106,17 @@ class Search:
         warm: what a phase's strategy learns before its first proposal.
         stop: asked between two evaluations; when it says so, nothing more is begun, and what is being evaluated is
             told if its turn comes.
+        save: takes the state down.
+        give_up: after so many failures in a row for the same reason; ``None`` for never.
+
+    Attributes:
+        settled: whether nothing is half done: the state can be taken down, also when an exception ends the search.
+        course: the phase that is under way.
+        winners, begins: the best candidate, and the next candidate's id, when each phase began.
+        scores: of the baselines, by name.
+        spent: evaluations of the phases that are over.
+        next_id: of the next candidate.
+        counts: of evaluations by status, baselines left out.
     """
 
     pool: PoolInfo | None
@@ -99,8 +131,20 @@ class Search:
     in_flight: int | None = None
     warm: Callable[[SearchSpace, int], Warmth] = cold
     stop: Callable[[], bool] = never
-    _next_id: int = field(default=0, init=False)
-    _counts: dict[str, int] = field(default_factory=dict, init=False)
+    save: Saver = forgetful
+    give_up: int | None = None
+    settled: bool = field(default=True, init=False)
+    course: Course | None = field(default=None, init=False)
+    winners: list[Candidate | None] = field(default_factory=list, init=False)
+    begins: list[int] = field(default_factory=list, init=False)
+    scores: dict[str, Mapping[str, float]] = field(default_factory=dict, init=False)
+    spent: int = field(default=0, init=False)
+    next_id: int = field(default=0, init=False)
+    counts: dict[str, int] = field(default_factory=dict, init=False)
+    _scored: list[Candidate] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._streak = Streak(self.give_up)
 
     @property
     def best(self) -> Candidate | None:
@@ -117,31 +161,50 @@ class Search:
 
         Raises:
             EvomergeError: a baseline failed: then the fitness or the pool is broken, not a candidate.
+            GaveUpError: so did too many candidates in a row.
             Interrupted: `stop` said so. The ledger holds a beginning of what it would have held.
         """
-        models = self._models() if self.baselines else []
-        scores: dict[str, Mapping[str, float]] = {}
-        for candidate, evaluation in self._score(models):
-            self.incumbent.baseline(evaluation)
-            scores[str(candidate.name)] = evaluation.objectives
-        asked, reason = 0, "budget"
-        for number, phase in enumerate(self.phases):
-            if number and phase.takes_winner and self.best is None:
-                reason = f"no candidate could be scored, and phase {phase.name} begins with the winner"
-                break
-            spent, reason = self._run_phase(number, phase, scores)
-            asked += spent
+        try:
+            if not self.winners:
+                self.take_models()
+                for candidate, evaluation in self._score(self._scored):
+                    self.incumbent.baseline(evaluation)
+                    self.scores[str(candidate.name)] = evaluation.objectives
+            reason = self._run_phases()
+        except (KeyboardInterrupt, GaveUpError):
+            if self.settled and self.course is not None:
+                self.save(self, now=True)
+            raise
         if self.held_out and self.best is not None:
-            self._score([*(models or self._models()), replace(self.best, name=BEST)], "held_out")
-        self.ledger.append("stopped", reason=reason, evaluations=asked, counts=dict(sorted(self._counts.items())))
+            self._score([*(self._scored or self._models()), replace(self.best, name=BEST)], "held_out")
+        self.ledger.append("stopped", reason=reason, evaluations=self.spent, counts=dict(sorted(self.counts.items())))
         return self.best
 
-    def _run_phase(self, number: int, phase: Phase, scores: Mapping[str, Mapping[str, float]]) -> tuple[int, str]:
-        """One phase; returns the evaluations spent and why it ended."""
+    def take_models(self) -> None:
+        """Number the pool's own models, which come first."""
+        self._scored = self._models() if self.baselines else []
+
+    def _run_phases(self) -> str:
+        """What remains of all phases; returns why the last one ended."""
+        reason = "budget"
+        while self.course is not None or len(self.winners) < len(self.phases):
+            if self.course is None:
+                phase = self.phases[len(self.winners)]
+                if self.winners and phase.takes_winner and self.best is None:
+                    return f"no candidate could be scored, and phase {phase.name} begins with the winner"
+                self.course = self._begin(len(self.winners), phase)
+            reason = self._go_on(self.course)
+            self.spent += self.course.asked
+            self.course, self.settled = None, True
+        return reason
+
+    def _begin(self, number: int, phase: Phase) -> Course:
         winner = self.best
+        self.winners.append(winner)
+        self.begins.append(self.next_id)
         space = phase.space(winner.recipe if winner is not None else None)
         warmth = self.warm(space, number)
-        strategy = phase.strategy(warmth.started(space.spec), scores)
+        strategy = phase.strategy(warmth.started(space.spec), self.scores)
         limit = self.ledger.in_flight(number, flying(self.in_flight, self.ordered, self.evaluator.slots))
         self.ledger.append(
             "phase",
@@ -156,35 +219,57 @@ class Search:
         )
         self._learn(warmth, space, strategy)
         # Candidates of the user's come first; the strategy learns from them when it is able to.
-        first = deque(warmth.again[: phase.evaluations])
-        named: set[int] = set()
         flight = Flight(self.evaluator, "search", ordered=self.ordered)
-        left = phase.evaluations
+        first, bounded = deque(warmth.again[: phase.evaluations]), len(warmth.again) > phase.evaluations
+        return Course(phase, space, strategy, limit, first, flight, bounded=bounded)
+
+    def _go_on(self, course: Course) -> str:
+        """Ask and tell until the phase is over; returns why it is."""
+        flight, strategy = course.flight, course.strategy
         while True:
-            while left and (limit is None or len(flight) < limit):
-                if first:
-                    proposals: Sequence[Proposal] = [Proposal(first.popleft())]
-                    named.add(self._next_id)
-                elif limit is None and flight:
-                    break
-                else:
-                    proposals = strategy.ask(None if limit is None else min(limit - len(flight), left))[:left]
-                if not proposals:
-                    break
-                left -= len(proposals)
-                for proposal in proposals:
-                    self._launch(proposal, space, flight)
+            self.settled = False
+            self._fill(course)
             if not flight:
                 break
+            self.settled = True
+            if self._streak.hopeless:
+                raise GaveUpError(
+                    f"{self._streak.length} candidates in a row failed the same way: {self._streak.reason}",
+                    "a fitness, a pool and workers that work",
+                    "mend what is broken and go on with `evomerge resume RUN`, or set search.give_up=null",
+                )
+            self.save(self, now=False)
             if self.stop():
                 flight.ground()  # the strategy is asked and told as ever, so that the ledger stays a beginning
                 if not flight.landing:
                     raise Interrupted
+            flight.wait()
+            self.settled = False
             candidate, evaluation = flight.land()
             self._record(candidate, evaluation)
-            learn = _inject(strategy) if candidate.id in named else strategy.tell
+            learn = _inject(strategy) if candidate.id in course.named else strategy.tell
             learn(candidate, evaluation)
-        return phase.evaluations - left, "the strategy has nothing more to propose" if left else "budget"
+            course.named.discard(candidate.id)
+        return "the strategy has nothing more to propose" if course.left else "budget"
+
+    def _fill(self, course: Course) -> None:
+        """Ask for as many candidates as may be in flight."""
+        flight, limit = course.flight, course.limit
+        while course.left and (limit is None or len(flight) < limit):
+            if course.first:
+                proposals: Sequence[Proposal] = [Proposal(course.first.popleft())]
+                course.named.add(self.next_id)
+            elif limit is None and flight:
+                break
+            else:
+                proposals = course.ask()
+            if not proposals:
+                break
+            course.asked += len(proposals)
+            for proposal in proposals:
+                candidate, refused = self.decoded(self._id(), proposal.genome, proposal.parents, course.space)
+                self.ledger.log_asked(candidate)
+                flight.launch(candidate, refused)
 
     def _learn(self, warmth: Warmth, space: SearchSpace, strategy: Strategy) -> None:
         """Tell a strategy what an earlier run found, without evaluating it again."""
@@ -195,16 +280,18 @@ class Search:
             self._improve(candidate, known)
             _inject(strategy)(candidate, known)
 
-    def _launch(self, proposal: Proposal, space: SearchSpace, flight: Flight) -> None:
+    @staticmethod
+    def decoded(
+        number: int, genome: Genome, parents: tuple[int, ...], space: SearchSpace
+    ) -> tuple[Candidate, str | None]:
+        """A candidate, and why the search space has no model for it, if so."""
         recipe: Recipe | None = None
         refused: str | None = None
         try:
-            recipe = space.decode(proposal.genome)
+            recipe = space.decode(genome)
         except InfeasibleError as error:
             refused = str(error)
-        candidate = Candidate(self._id(), recipe, proposal.genome, proposal.parents)
-        self.ledger.log_asked(candidate)
-        flight.launch(candidate, refused)
+        return Candidate(number, recipe, genome, parents), refused
 
     def _models(self) -> list[Candidate]:
         """The pool's own models, and what else the search has to beat."""
@@ -212,8 +299,8 @@ class Search:
         return [Candidate(self._id(), recipe, name=name) for name, recipe in recipes.items()]
 
     def _id(self) -> int:
-        self._next_id += 1
-        return self._next_id - 1
+        self.next_id += 1
+        return self.next_id - 1
 
     def _score(self, candidates: Sequence[Candidate], split: Split = "search") -> list[tuple[Candidate, Evaluation]]:
         """Evaluate models that must have a score, in order."""
@@ -240,8 +327,9 @@ class Search:
         return scored
 
     def _record(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        self.ledger.log_told(evaluation)
-        self._counts[evaluation.status] = self._counts.get(evaluation.status, 0) + 1
+        if self.ledger.log_told(evaluation) >= 0:  # what is in the ledger of an earlier session may have been mended
+            self._streak.see(evaluation)
+        self.counts[evaluation.status] = self.counts.get(evaluation.status, 0) + 1
         if not evaluation.ok:
             _LOG.info(
                 "candidate %d %s: %s\n%s", candidate.id, evaluation.status, evaluation.error, evaluation.traceback

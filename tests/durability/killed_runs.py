@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.checkpoint import Checkpoints
 from evomerge.errors import InfeasibleError
 from evomerge.genome import Gene, Genome, GenomeSpec
 from evomerge.incumbent import Incumbent
@@ -25,6 +26,7 @@ from evomerge.protocols import Objective, Strategy
 from evomerge.recipe import ModelRef, PoolInfo, Recipe, SliceId
 from evomerge.replay import ContinuedLedger, Record, RecordedEvaluator
 from evomerge.search import Search
+from evomerge.search_state import StateSaver, begin
 from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.genetic import GeneticAlgorithm
 from evomerge.strategies.m2n2 import M2N2
@@ -112,6 +114,7 @@ class Plan:
         ordered, in_flight: as in a search.
         seconds: the longest evaluation.
         lineage: whether candidates are merges of merges.
+        checkpoint: evaluations between two checkpoints; ``None`` for none.
     """
 
     strategy: str
@@ -121,28 +124,33 @@ class Plan:
     in_flight: int | None = None
     seconds: float = 0.001
     lineage: bool = False
+    checkpoint: int | None = 7
 
 
-def session(path: Path, plan: Plan, stop: Callable[[], bool] = lambda: False) -> None:
-    """Begin a run, or go on with it, in this process."""
+def session(path: Path, plan: Plan, stop: Callable[[], bool] = lambda: False, evaluator: Any = None) -> None:
+    """Begin a run, or go on with it, in this process; `Workers` evaluate unless there is another `evaluator`."""
     folder = RunFolder(path)
     record = Record(folder) if folder.ledger.exists() else None
     if record is None:
         shutil.rmtree(path, ignore_errors=True)  # killed while the folder was made
         folder = RunFolder.create(path)
-    evaluator: Any = Workers(plan.slots, plan.seconds, plan.lineage)
+    evaluator = evaluator or Workers(plan.slots, plan.seconds, plan.lineage)
     space: Any = LineageSpace(POOL, dict.fromkeys(("slerp", "linear")), split="slice") if plan.lineage else Weights()  # type: ignore[arg-type]
-    strategy = STRATEGIES[plan.strategy](space.spec, OBJECTIVES, seed=3)
+    make = STRATEGIES[plan.strategy]
+    phase = Phase(
+        "search", plan.evaluations, lambda winner: space, lambda spec, baselines: make(spec, OBJECTIVES, seed=3)
+    )
+    keep = 0 if plan.checkpoint is None else 2
     ledger = (
         Ledger(folder, sync="interval")
         if record is None
         else ContinuedLedger(folder, record, resumed={}, sync="interval")
     )
-    with ledger:
+    with ledger, Checkpoints(folder, every=None, evaluations=plan.checkpoint, keep=keep) as checkpoints:
         ledger.append("started", seed=3, evaluations=plan.evaluations)
-        Search(
+        search = Search(
             pool=POOL,
-            phases=[Phase.of(space, strategy, plan.evaluations)],
+            phases=[phase],
             evaluator=evaluator if record is None else RecordedEvaluator(evaluator, record),
             incumbent=Incumbent(OBJECTIVES),
             ledger=ledger,
@@ -150,7 +158,11 @@ def session(path: Path, plan: Plan, stop: Callable[[], bool] = lambda: False) ->
             ordered=plan.ordered,
             in_flight=plan.in_flight,
             stop=stop,
-        ).run()
+            save=StateSaver(checkpoints),
+        )
+        if isinstance(ledger, ContinuedLedger):
+            begin(search, ledger)
+        search.run()
 
 
 def start(path: Path, plan: Plan) -> Any:

@@ -1,0 +1,260 @@
+"""A search that begins from a checkpoint goes on as if it had never ended, whatever its strategy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from contracts.strategy_player import MIXED
+
+from evomerge.array_genome import ArraySpec
+from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.checkpoint import Checkpoints
+from evomerge.errors import InfeasibleError
+from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.incumbent import Incumbent
+from evomerge.ledger import Ledger, RunFolder, canonical_events, read_ledger
+from evomerge.lineage_genome import LineageSpec
+from evomerge.phases import Phase
+from evomerge.protocols import Objective
+from evomerge.recipe import ModelRef, PoolInfo, Recipe, SliceId
+from evomerge.replay import ContinuedLedger, Record, RecordedEvaluator
+from evomerge.scalarise import Scalarisation
+from evomerge.search import Search
+from evomerge.search_state import StateSaver, begin
+from evomerge.strategies.brute_force import BruteForce
+from evomerge.strategies.catcma import CatCma
+from evomerge.strategies.cma_es import CmaEs
+from evomerge.strategies.cma_me import CmaMe
+from evomerge.strategies.differential_evolution import DifferentialEvolution
+from evomerge.strategies.genetic import GeneticAlgorithm
+from evomerge.strategies.islands import Islands
+from evomerge.strategies.m2n2 import M2N2
+from evomerge.strategies.map_elites import MapElites
+from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
+from evomerge.strategies.quasi_random import QuasiRandom
+from evomerge.strategies.random_search import RandomSearch
+from evomerge.strategies.scalarised import SCALAR, Scalarised
+from evomerge.warm_start import Warmth
+
+ONE = (Objective("score"),)
+TWO = (Objective("score"), Objective("size", "minimize"))
+THREE = (*TWO, Objective("speed"))
+NUMBERS = GenomeSpec((Gene("a"), Gene("b"), Gene("c", resolution=0.1)))
+DISCRETE = GenomeSpec((Gene("a", resolution=0.05), Gene("b", resolution=0.05), Gene("c", "boolean")))
+LINEAGE = LineageSpec(("a", "b", "c"))
+WEIGHTS = ArraySpec([f"w{i}" for i in range(12)], 1.0)
+POOL = PoolInfo(
+    refs=tuple((name, ModelRef(name, fingerprint=f"sha256:{name}")) for name in ("base", "a", "b")),
+    sources=("a", "b"),
+    base="base",
+    slices=(SliceId("embed"),),
+    layers=1,
+    dtype="float32",
+)
+
+
+def digits(genome: Genome) -> np.ndarray:
+    """Sixteen numbers from 0 to 15 that depend on everything in the genome."""
+    content = getattr(genome, "digest", None) or repr(genome.values)
+    return np.array([int(digit, 16) for digit in hashlib.sha256(content.encode()).hexdigest()[:16]])
+
+
+class Space:
+    """One genome in sixteen has no recipe."""
+
+    def __init__(self, spec: GenomeSpec, shift: float = 0.0) -> None:
+        self.spec, self._shift = spec, shift
+
+    def decode(self, genome: Genome) -> Recipe:
+        found = digits(genome)
+        if found[0] == 3:
+            raise InfeasibleError("it has a 3")
+        return POOL.linear({"a": float(found[1]) / 16 + self._shift, "b": float(found[2] * 16 + found[3]) / 256})
+
+
+class Workers:
+    """Finish in an order of their own that depends on the candidates alone; one evaluation in sixteen fails."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._queue: list[tuple[Candidate, Split]] = []
+
+    def submit(self, candidate: Candidate, split: Split = "search") -> None:
+        self._queue.append((candidate, split))
+
+    def collect(self) -> Evaluation:
+        candidate, split = min(self._queue[: self.slots], key=lambda pair: hash(pair[0].id * 7919 % 101))
+        self._queue.remove((candidate, split))
+        if candidate.genome is None:
+            return Evaluation(candidate.id, "ok", split, {"score": 0.25, "size": candidate.id + 6, "speed": 0.0})
+        found = digits(candidate.genome)
+        if found[4] == 5:
+            return Evaluation(candidate.id, "failed", split, error="it broke")
+        if len(candidate.genome) == 3 and not isinstance(candidate.genome.values[2], bool):
+            value = -float(sum((float(x) - 0.4) ** 2 for x in candidate.genome.values))
+        else:
+            value = float(found[5] * 16 + found[6]) / 256
+        scores = {"score": value, "size": float(found[7]), "speed": float(found[8])}
+        return Evaluation(candidate.id, "ok", split, scores, items={"t/acc": (found[9:] > 7).astype(np.float64)})
+
+    def fingerprint(self, split: Split) -> str:
+        return "sha256:fitness"
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Case:
+    """A search.
+
+    Attributes:
+        make: the strategy, of one or of all phases.
+        spec, objectives: what it is given.
+        evaluations: of each phase.
+        ordered, in_flight, slots: of the search.
+        phases: how many, each with a space of its own that begins with the winner.
+        again: genomes of the user's.
+    """
+
+    make: Callable[..., Any]
+    spec: GenomeSpec = NUMBERS
+    objectives: tuple[Objective, ...] = ONE
+    evaluations: int = 32
+    ordered: bool = True
+    in_flight: int | None = None
+    slots: int = 1
+    phases: int = 1
+    again: int = 0
+
+    def parts(self) -> list[Phase]:
+        """The phases, their strategies made anew each time."""
+
+        def strategy(spec: GenomeSpec, baselines: Mapping[str, Mapping[str, float]]) -> Any:
+            return self.make(spec, self.objectives, seed=5)
+
+        def space(winner: Recipe | None) -> Space:
+            return Space(self.spec, 0.0 if winner is None else int(winner.hash[-4:], 16) / 2**16)
+
+        return [Phase(f"phase {k}", self.evaluations, space, strategy, k > 0) for k in range(self.phases)]
+
+    def warm(self, space: Any, number: int) -> Warmth:
+        rng = np.random.default_rng(number)
+        return Warmth(again=[self.spec.sample(rng) for _ in range(self.again)])
+
+
+def scalarised(spec: GenomeSpec, objectives: tuple[Objective, ...], *, seed: int) -> Scalarised:
+    scalarisation = Scalarisation.of(objectives, "weighted", {}, [])
+    return Scalarised(GeneticAlgorithm(spec, (SCALAR,), seed=seed, popsize=6), scalarisation)
+
+
+FEW = {"descriptors": ["genes:a"], "cells": 5}
+GA = partial(GeneticAlgorithm, popsize=6)
+CASES = {
+    "cma_es": Case(CmaEs),
+    "cma_es on mixed genes": Case(CmaEs, MIXED, in_flight=3, slots=2),
+    "catcma": Case(CatCma, DISCRETE),
+    "cma_me": Case(partial(CmaMe, emitters=2, popsize=4, **FEW)),
+    "de": Case(partial(DifferentialEvolution, popsize=6), in_flight=4, slots=3),
+    "ga": Case(GA, slots=2),
+    "ga, no order": Case(GA, MIXED, ordered=False, slots=3),
+    "islands": Case(partial(Islands, strategies=[GA, CmaEs], islands=2, every=7), in_flight=2),
+    "m2n2": Case(partial(M2N2, size=6), in_flight=3, slots=3),
+    "m2n2 on lineages": Case(partial(M2N2, size=6), LINEAGE, in_flight=3, slots=3),
+    "m2n2 on lineages, no order": Case(partial(M2N2, size=6), LINEAGE, ordered=False, slots=4),
+    "m2n2 on weights": Case(partial(M2N2, size=6), WEIGHTS),
+    "map_elites": Case(partial(MapElites, initial=8, **FEW), ordered=False, slots=3),
+    "random": Case(RandomSearch, LINEAGE, in_flight=4, slots=2),
+    "qmc": Case(QuasiRandom),
+    "brute force": Case(BruteForce, DISCRETE, in_flight=5),
+    "tpe": Case(partial(Tpe, startup=8), ordered=False, slots=2),
+    "gp": Case(partial(Gp, startup=21), evaluations=24),
+    "nsga2": Case(partial(Nsga2, popsize=6), MIXED, TWO, ordered=False, slots=3),
+    "nsga3": Case(partial(Nsga3, popsize=6), NUMBERS, THREE),
+    "scalarised ga": Case(scalarised, NUMBERS, TWO, in_flight=2),
+    "two phases": Case(CmaEs, phases=2, evaluations=24),
+    "three phases, two objectives": Case(scalarised, MIXED, TWO, phases=3, evaluations=16, in_flight=2),
+    "the user's first": Case(GA, again=9, in_flight=4, slots=2),
+}
+
+
+def session(path: Path, case: Case, *, checkpoints: bool = True, budget: int | None = None) -> Search:
+    """Begin a run, or go on with it."""
+    folder = RunFolder(path)
+    record = Record(folder) if folder.ledger.exists() else None
+    evaluator: Any = Workers(case.slots)
+    ledger = (
+        Ledger(RunFolder.create(path), sync="interval")
+        if record is None
+        else ContinuedLedger(folder, record, resumed={}, sync="interval")
+    )
+    phases = case.parts()
+    if budget is not None:
+        phases = [Phase(p.name, budget, p.space, p.strategy, p.takes_winner) for p in phases]
+    with ledger, Checkpoints(folder, every=None, evaluations=1, keep=1000) as saved:
+        ledger.append("started", seed=5)
+        search = Search(
+            pool=POOL,
+            phases=phases,
+            evaluator=evaluator if record is None else RecordedEvaluator(evaluator, record),
+            incumbent=Incumbent(case.objectives),
+            ledger=ledger,
+            keep=lambda incumbent: None,
+            ordered=case.ordered,
+            in_flight=case.in_flight,
+            warm=case.warm,
+            save=Waiting(saved),
+        )
+        if checkpoints and isinstance(ledger, ContinuedLedger):
+            begin(search, ledger)
+        search.run()
+    return search
+
+
+class Waiting(StateSaver):
+    """Saves at every fourth opportunity, and waits until the one before is written."""
+
+    calls = 0
+
+    def __call__(self, search: Search, /, *, now: bool) -> None:
+        self.calls += 1
+        if self.calls % 4 == 1 or now:
+            super().__call__(search, now=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_search_goes_on_from_every_kind_of_state(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut anywhere, it ends as when the whole ledger is gone through, and as if it had not been cut at all."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # thousands of files, and no power failure
+    case = CASES[name]
+    session(tmp_path / "whole", case)
+    whole = canonical_events(RunFolder(tmp_path / "whole"))
+    lines = (tmp_path / "whole" / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    taken = sorted(int(entry.name) for entry in (tmp_path / "whole" / "checkpoint").iterdir())
+    assert len(taken) > case.evaluations // 8
+    rng = np.random.default_rng(len(name))
+    used = []
+    for cut in sorted(rng.choice(range(taken[0], len(lines)), 2 if name != "gp" else 1, replace=False).tolist()):
+        ends = []
+        for checkpoints in (True, False):
+            path = tmp_path / f"{cut}-{checkpoints}"
+            shutil.copytree(tmp_path / "whole", path)
+            (path / "ledger.jsonl").write_bytes(b"".join(lines[:cut]))
+            session(path, case, checkpoints=checkpoints)
+            ends.append(canonical_events(RunFolder(path)))
+            if checkpoints:
+                events = [event for event in read_ledger(RunFolder(path)) if event["event"] == "resumed"]
+                used.append(events[0]["checkpoint"] if events else None)
+        assert ends[0] == ends[1]
+        if case.ordered:
+            assert ends[0] == whole
+    assert any(number is not None for number in used)
