@@ -42,6 +42,8 @@ from evomerge.warm_start import WarmStart
 
 __all__ = ["TARGET", "Parts", "build", "build_parts", "check_arguments", "fitness_from_config", "remote_worker", "run"]
 
+DISPLAYS = ("auto", "live", "plain", "quiet")
+
 
 def pool_from_config(config: Config) -> Pool:
     """Open the pool, reading configs and headers only."""
@@ -144,6 +146,8 @@ def _check_search(config: Config) -> None:
             "the distance is measured in units of the baselines' range",
             "set search.baselines=true, or search.scalarise=weighted",
         )
+    if config.display not in DISPLAYS:
+        raise ConfigError(f"display is {config.display!r}", nearest(config.display, DISPLAYS))
     if settings.sync not in ("every", "interval"):
         raise ConfigError(f"search.sync is {settings.sync!r}", nearest(settings.sync, ("every", "interval")))
 

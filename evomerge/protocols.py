@@ -133,11 +133,29 @@ class StrategyBuilder(Protocol):
         """Build it for these genes and objectives."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a worker does.
+
+    Attributes:
+        worker: its name.
+        candidate: the id of the one that it evaluates, ``None`` while it waits.
+        split: on which items.
+        since: when it began, in seconds since the epoch.
+    """
+
+    worker: str
+    candidate: int | None = None
+    split: Split = "search"
+    since: float = 0.0
+
+
 class Evaluator(Protocol):
     """Evaluates candidates on workers, as many at a time as it has `slots`.
 
     One that has a method ``withdraw() -> list[int]`` forgets what no worker has begun with, and says what: a search
-    that is interrupted waits for the rest.
+    that is interrupted waits for the rest. One that has ``work() -> Sequence[Work]`` says what each worker does; it is
+    asked from another thread.
     """
 
     @property

@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "search.sync",
     "search.checkpoint",
     "search.give_up",
+    "display",
     "evaluator",
     "pool.root",
     "pool.models",

@@ -49,6 +49,16 @@ class RunFolder:
         return self.path / "ledger.lock"
 
     @property
+    def workers(self) -> Path:
+        """What each worker does, rewritten every few seconds while the search runs."""
+        return self.path / "workers.json"
+
+    @property
+    def log(self) -> Path:
+        """Warnings, and the tracebacks of candidates that failed."""
+        return self.path / "log.txt"
+
+    @property
     def items(self) -> Path:
         """Folder of the per-item scores."""
         return self.path / "items"

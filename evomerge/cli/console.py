@@ -1,4 +1,4 @@
-"""What the terminal shows: progress of a search and of a merge, plans, scores, the final table."""
+"""What the terminal shows besides the progress of a search: that of a merge, plans, scores, the final table."""
 
 from __future__ import annotations
 
@@ -6,88 +6,21 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
+
+from evomerge.cli.plain_console import PlainConsole
 
 if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
     from evomerge.candidate import Evaluation
     from evomerge.config import Config
     from evomerge.factory import Parts
-    from evomerge.ledger import Event
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-class Progress:
-    """A live line while a search runs; plain lines when standard output is not a terminal."""
-
-    def __init__(self, config: Config, parts: Parts) -> None:
-        self._total = config.search.evaluations
-        self._objective = parts.fitness.objectives[0]
-        self._done = self._failed = 0
-        self._names: dict[int, str] = {}
-        self._best = float("nan")
-        self._best_baseline = float("nan")
-        self._run_dir = config.run_dir
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[best]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("searching", total=self._total, best="")
-
-    def __enter__(self) -> Progress:
-        console.print(f"run folder: {self._run_dir}")
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def __call__(self, event: Event) -> None:
-        """Show one event of the ledger."""
-        if event["event"] == "improved":
-            self._best = event["objective"]
-            gain = f" ({self._best - self._best_baseline:+.4f} on the best baseline)"
-            if not console.is_terminal:
-                console.print(f"  {self._done}/{self._total} best {self._best:.4f}{gain}")
-        elif event["event"] == "asked" and event["name"] is not None:
-            self._names[event["candidate"]] = event["name"]
-        elif event["event"] == "told":
-            self._told(event)
-
-    def _told(self, event: Event) -> None:
-        value = event["objectives"].get(self._objective.name, float("nan"))
-        if event["split"] == "held_out":
-            self._bar.update(self._task, description="held-out items")
-            return
-        if event["candidate"] in self._names:
-            best = self._best_baseline
-            if best != best or self._objective.gain(value) > self._objective.gain(best):
-                self._best_baseline = value
-            console.print(f"  baseline {self._names[event['candidate']]}: {self._objective.name} {value:.4f}")
-            return
-        self._done += 1
-        if event["status"] != "ok":
-            self._failed += 1
-            if self._failed <= 3:
-                errors.print(f"  candidate {event['candidate']} {event['status']}: {event['error']}")
-        shown = f"best {self._best:.4f}, best baseline {self._best_baseline:.4f}"
-        failed = f", {self._failed} failed" if self._failed else ""
-        self._bar.update(self._task, completed=self._done, best=shown + failed)
+console = PlainConsole()
+errors = PlainConsole(stderr=True, soft_wrap=True)
 
 
 @contextmanager
@@ -105,18 +38,22 @@ def merge_progress() -> Iterator[Callable[[int, int], None]]:
 def warn_settings(config: Config, parts: Parts) -> None:
     """Warn of settings that make the result hard to trust."""
     for caution in parts.fitness.cautions():
-        errors.print(f"[bold yellow]warning:[/] {escape(caution)}")
+        _warn(caution, "bold yellow")
     slots, ordered = parts.evaluator.slots, config.search.ordered
     if ordered and config.search.in_flight is None and slots > 1 and getattr(parts.strategy, "asynchronous", False):
-        errors.print(
-            f"[yellow]warning:[/] in order, the strategy's own batch is evaluated at a time, which may leave some of "
+        _warn(
+            f"in order, the strategy's own batch is evaluated at a time, which may leave some of "
             f"{slots} workers idle; set search.in_flight={slots}, or search.ordered=false"
         )
     if config.held_out is None:
-        errors.print(
-            "[yellow]warning:[/] there is no held-out fitness: the best score will be that of the items it was "
+        _warn(
+            "there is no held-out fitness: the best score will be that of the items it was "
             "chosen on; set one with fitness@held_out=lm_eval held_out.tasks=[...]"
         )
+
+
+def _warn(text: str, style: str = "yellow") -> None:
+    errors.print(Text.assemble(("warning:", style), f" {text}"))
 
 
 def print_plan(config: Config, parts: Parts) -> None:

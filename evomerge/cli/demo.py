@@ -21,6 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--pool-only", action="store_true", help="make the models and tasks, do not search")
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress of the search")
     options = parser.parse_intermixed_args(list(arguments))
 
     from evomerge.cli.composed import compose_config
@@ -28,8 +29,11 @@ def run(arguments: Sequence[str]) -> int:
 
     root = options.folder / (f"quick-seed{options.seed}" if options.quick else f"seed{options.seed}")
     settings = ["experiment=demo", f"pool.root='{root}'", f"search.seed={options.seed}"]
+    quiet = ["display=quiet"] if options.quiet else []
     quick = ["search.evaluations=12", "strategy.popsize=4"] if options.quick else []
-    config = compose_config([*settings, *quick, *options.overrides])  # before training: a typo should not wait for it
+    config = compose_config(
+        [*settings, *quick, *quiet, *options.overrides]
+    )  # before training: a typo should not wait for it
 
     from evomerge.demo.pool import make_demo_pool
 

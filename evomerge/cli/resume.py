@@ -14,13 +14,15 @@ def run(arguments: Sequence[str]) -> int:
     parser = verb_parser("resume", epilog=f"Keys that may change: {', '.join(MAY_CHANGE)}.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what shall change: search.evaluations=500")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     parser.add_argument("--trust", action="store_true", help="run code of one's own that the configuration names")
     options = parser.parse_args(list(arguments))
 
     config, again = open_run(options.run, options.overrides, trust=options.trust)
 
-    from evomerge.cli.console import Progress, console, errors, print_result
+    from evomerge.cli.console import console, errors, print_result
     from evomerge.cli.path import print_path
+    from evomerge.cli.progress import Progress
     from evomerge.factory import build_parts
     from evomerge.factory import run as run_search
 
@@ -33,7 +35,8 @@ def run(arguments: Sequence[str]) -> int:
         again.check_pool(parts.pool.info)
     told = again.record.count("told", "search")
     console.print(f"{told} evaluations are in the ledger")
-    with Progress(config, parts) as progress:
+    display = "quiet" if options.quiet else config.display
+    with Progress(str(options.run), config.search.evaluations, parts.evaluator, display, again=True) as progress:
         folder = run_search(config, parts, [progress], again)
     for change in again.changes:
         errors.print(f"changed: {change}")

@@ -11,19 +11,25 @@ def run(arguments: Sequence[str]) -> int:
     """Search with the configuration that the arguments compose."""
     from evomerge.cli.composed import hydra_app
 
-    return hydra_app("search", arguments, search)
+    return hydra_app("search", quietened(arguments), search)
+
+
+def quietened(arguments: Sequence[str]) -> list[str]:
+    """The arguments with ``--quiet`` as the key that it stands for."""
+    return ["display=quiet" if argument in ("-q", "--quiet") else argument for argument in arguments]
 
 
 def search(config: Config) -> None:
     """Build and check the parts, run, and print the result."""
-    from evomerge.cli.console import Progress, print_result, warn_settings
+    from evomerge.cli.console import print_result, warn_settings
     from evomerge.cli.path import print_path
+    from evomerge.cli.progress import Progress
     from evomerge.factory import build_parts
     from evomerge.factory import run as run_search
 
     parts = build_parts(config)
     warn_settings(config, parts)
-    with Progress(config, parts) as progress:
+    with Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress:
         folder = run_search(config, parts, [progress])
     print_result(folder.path, config.imports)
     print_path(folder.path)

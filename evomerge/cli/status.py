@@ -20,12 +20,12 @@ def run(arguments: Sequence[str]) -> int:
     status = read_status(options.run)
     if options.json:
         print(json.dumps(status.as_dict(), indent=2))
-        return 0
+        return 2 if status.state == "damaged" else 0
 
     from evomerge.cli.console import console
     from evomerge.cli.path import print_path
-    from evomerge.report.status_table import render_status
+    from evomerge.report.status_view import StatusPanel
 
-    console.print(render_status(status))
+    console.print(StatusPanel(status))
     print_path(options.run)
-    return 0
+    return 2 if status.state == "damaged" else 0

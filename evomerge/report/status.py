@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import statistics
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from evomerge.ledger import Event, LedgerError, RunFolder, read_ledger
+from evomerge.baselines import UNIFORM
+from evomerge.ledger import LedgerError, RunFolder, read_ledger
 from evomerge.ledger_file import lock_holder
+from evomerge.protocols import Work
+from evomerge.report.tally import Tally, numbers
 
-State = Literal["running", "ended", "dead", "unknown"]
+State = Literal["running", "ended", "dead", "damaged", "unknown"]
 SLICES = ("kept", "referenced", "memory", "shared", "computed")
 """Where slices came from, as evaluations record it (`merge.assemble.MergeCount`)."""
-STAGES = ("merge", "model", "other")
+CURVE = 120
+"""Points of `RunStatus.curve`."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,9 @@ class RunStatus:
     Attributes:
         run: the run folder.
         state: ``running`` when a process holds the ledger's lock, ``ended`` by itself, ``dead`` when it did neither;
-            ``unknown`` where the file system has no locks.
-        detail: who writes it, or why it ended.
+            ``damaged`` when a line of the ledger is: then the rest tells of what comes before it; ``unknown`` where
+            the file system has no locks.
+        detail: who writes it, why it ended, or what is damaged.
         evaluations: the budget; ``None`` when the ledger does not say.
         counts: candidates told, by status; without baselines.
         in_flight: candidates asked and not told yet.
@@ -67,11 +72,15 @@ class RunStatus:
         idle: seconds since the last event.
         seconds: of search up to the last candidate told, interruptions left out.
         per_minute: candidates told in a minute of search.
-        stages: median seconds of an evaluation by stage.
+        stages: median seconds of the latest candidates by stage.
+        stage_seconds: seconds of all candidates by stage.
         cache: what the layer cache did.
         error: why the last failed candidate failed.
+        failures: how many candidates were not ok, by reason.
+        curve: the best score so far after equal parts of the candidates told.
+        workers: what each does, where that is known.
         phase: the part of the search that is running, when there are several: ``path (2 of 2)``.
-        front: recipes on the Pareto front, of a search with several objectives.
+        front: recipes on the Pareto front, of a search with several objectives; with its `hypervolume`.
     """
 
     run: Path
@@ -90,10 +99,15 @@ class RunStatus:
     seconds: float
     per_minute: float | None
     stages: Mapping[str, float]
+    stage_seconds: Mapping[str, float]
     cache: CacheStatus
     error: str
+    failures: Mapping[str, int]
+    curve: tuple[float, ...] = ()
+    workers: tuple[Work, ...] = ()
     phase: str | None = None
     front: int | None = None
+    hypervolume: float | None = None
 
     @property
     def told(self) -> int:
@@ -103,16 +117,35 @@ class RunStatus:
     @property
     def best_baseline(self) -> str | None:
         """Name of the baseline with the best objective; ``None`` without baselines."""
-        sign = -1 if self.direction == "minimize" else 1
-        return max(self.baselines, key=lambda name: sign * self.baselines[name], default=None)
+        return self._best_of(self.baselines)
+
+    @property
+    def best_source(self) -> str | None:
+        """Name of the best model of the pool, averages left out; ``None`` without baselines."""
+        return self._best_of({name: value for name, value in self.baselines.items() if name != UNIFORM})
 
     @property
     def gain(self) -> float | None:
         """How much better the best candidate is than the best baseline; positive is better in either direction."""
-        if self.best is None or self.best_baseline is None:
+        return self.gain_on(self.best_baseline)
+
+    def gain_on(self, baseline: str | None) -> float | None:
+        """How much better the best candidate is than a baseline; ``None`` where one of them is not there."""
+        if self.best is None or baseline not in self.baselines:
             return None
-        difference = self.best - self.baselines[self.best_baseline]
+        difference = self.best - self.baselines[str(baseline)]
         return -difference if self.direction == "minimize" else difference
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Parts of the time of all candidates by stage; empty before there are any."""
+        total = sum(self.stage_seconds.values())
+        return {name: value / total for name, value in self.stage_seconds.items()} if total > 0 else {}
+
+    @property
+    def per_hour(self) -> float | None:
+        """Candidates told in an hour of search."""
+        return None if self.per_minute is None else 60 * self.per_minute
 
     @property
     def left(self) -> float | None:
@@ -123,95 +156,19 @@ class RunStatus:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        own = {name: value for name, value in vars(self).items() if name not in ("run", "cache")}
-        derived = {name: getattr(self, name) for name in ("told", "best_baseline", "gain", "left")}
+        own = {name: value for name, value in vars(self).items() if name not in ("run", "cache", "workers")}
+        derived = {name: getattr(self, name) for name in ("told", "best_baseline", "gain", "best_source", "left")}
+        gains = {"gain_on_source": self.gain_on(self.best_source), "gain_on_average": self.gain_on(UNIFORM)}
+        more: dict[str, Any] = {**gains, "per_hour": self.per_hour, "shares": self.shares}
+        curve = [None if value != value else value for value in self.curve]
         hits = {"slice_hits": self.cache.slice_hits, "byte_hits": self.cache.byte_hits}
-        return {"run": str(self.run), **own, **derived, "cache": {**vars(self.cache), **hits}}
+        workers = [asdict(work) for work in self.workers]
+        more |= {"curve": curve, "workers": workers, "cache": {**vars(self.cache), **hits}}
+        return {"run": str(self.run), **own, **derived, **more}
 
-
-@dataclass
-class _Pass:
-    """One pass over the ledger."""
-
-    started: Event | None = None
-    stopped: str | None = None
-    last: datetime | None = None
-    began: bool = False
-    seconds: float = 0.0
-    told_at: float = 0.0
-    names: dict[Any, str] = field(default_factory=dict)
-    asked: set[Any] = field(default_factory=set)
-    counts: dict[str, int] = field(default_factory=dict)
-    held_out: int = 0
-    baselines: dict[str, float] = field(default_factory=dict)
-    best: Event | None = None
-    stages: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in STAGES})
-    merge: dict[str, float] = field(default_factory=dict)
-    error: str = ""
-    phase: str | None = None
-
-    def see(self, event: Event) -> None:
-        kind, candidate, searched = event["event"], event.get("candidate"), event.get("split") == "search"
-        self._clock(event)
-        if kind == "started":
-            self.started = self.started or event
-        elif kind == "asked" and searched and event.get("name") is not None:
-            self.names[candidate] = str(event["name"])
-        elif kind == "asked" and searched:
-            self.asked.add(candidate)
-            self.began = True
-        elif kind == "told":
-            self._told(event, candidate, searched)
-        elif kind == "improved":
-            self.best = event
-        elif kind == "phase" and event.get("phases", 1) > 1:
-            self.phase = f"{event.get('phase')} ({event.get('number')} of {event.get('phases')})"
-        elif kind == "stopped":
-            self.stopped = str(event.get("reason"))
-        elif kind == "resumed":
-            self.stopped = None  # what was in flight still is: it is evaluated again, and not asked anew
-            if isinstance(event.get("evaluations"), int):
-                self.started = {**(self.started or {}), "evaluations": event["evaluations"]}
-
-    def _clock(self, event: Event) -> None:
-        """Add up the time of the search; what lies before a resumed session is not part of it."""
-        time = _time(event)
-        if self.last is not None and self.began and event["event"] != "resumed" and self.stopped is None:
-            self.seconds += max(0.0, (time - self.last).total_seconds())
-        self.last = time
-
-    def _told(self, event: Event, candidate: Any, searched: bool) -> None:
-        for name, value in _numbers(event.get("merge")).items():
-            self.merge[name] = self.merge.get(name, 0.0) + value
-        if not searched:
-            self.held_out += 1
-            return
-        if candidate in self.names:
-            objectives = _numbers(event.get("objectives"))
-            if self.objective in objectives:
-                self.baselines[self.names[candidate]] = objectives[self.objective]
-            return
-        self.asked.discard(candidate)
-        self.told_at = self.seconds
-        status = str(event.get("status"))
-        self.counts[status] = self.counts.get(status, 0) + 1
-        if status == "ok":
-            for name, value in _numbers(event.get("seconds")).items():
-                if name in self.stages:
-                    self.stages[name].append(value)
-        else:
-            self.error = str(event.get("error") or "")
-
-    @property
-    def objective(self) -> str:
-        """The objective that decides: the first."""
-        return next(iter(self.directions), "")
-
-    @property
-    def directions(self) -> Mapping[str, str]:
-        """Objectives with their directions."""
-        found = (self.started or {}).get("objectives")
-        return found if isinstance(found, Mapping) else {}
+    def _best_of(self, baselines: Mapping[str, float]) -> str | None:
+        sign = -1 if self.direction == "minimize" else 1
+        return max(baselines, key=lambda name: sign * baselines[name], default=None)
 
 
 def read_status(run: Path | str, now: datetime | None = None) -> RunStatus:
@@ -222,20 +179,48 @@ def read_status(run: Path | str, now: datetime | None = None) -> RunStatus:
         now: what `RunStatus.idle` is measured from; the present by default.
 
     Raises:
-        LedgerError: the folder is not a run's, or its ledger is damaged.
+        LedgerError: the folder is not a run's, or its ledger is damaged before the search began.
     """
     folder = RunFolder.open(run)
     holder = lock_holder(folder.lock)  # asked first: a run that ends meanwhile then has its last event
-    seen = _Pass()
-    for event in read_ledger(folder, on_torn=lambda torn: None):
-        seen.see(event)
-    if seen.started is None or seen.last is None:
+    seen = Tally()
+    damage = None
+    try:
+        for event in read_ledger(folder, on_torn=lambda torn: None):
+            seen.see(event)
+    except LedgerError as error:
+        if seen.started is None:
+            raise
+        damage = str(error)
+    if seen.started is None:
         raise LedgerError(
             f"{folder.ledger} has no started event", "the ledger of a run", "wait, or start the run again"
         )
+    if damage is not None:
+        return status_of(seen, folder, "damaged", damage, now)
     state, detail = _state(seen, holder)
+    return status_of(seen, folder, state, detail, now, read_workers(folder) if state == "running" else ())
+
+
+def status_of(
+    seen: Tally,
+    folder: RunFolder,
+    state: State,
+    detail: str,
+    now: datetime | None = None,
+    workers: tuple[Work, ...] = (),
+) -> RunStatus:
+    """The progress that events add up to; a tally that saw nothing yet has one too.
+
+    Args:
+        seen: the events so far.
+        folder: the run folder.
+        state, detail: what is known of its process.
+        now: what `RunStatus.idle` is measured from; the present by default.
+        workers: what each does.
+    """
     told = sum(seen.counts.values())
-    budget, best = seen.started.get("evaluations"), seen.best or {}
+    budget, best = (seen.started or {}).get("evaluations"), seen.improved or {}
     cache = CacheStatus(
         {name: int(seen.merge.get(name, 0)) for name in SLICES},
         int(seen.merge.get("bytes", 0)),
@@ -252,38 +237,38 @@ def read_status(run: Path | str, now: datetime | None = None) -> RunStatus:
         held_out=seen.held_out,
         objective=seen.objective,
         direction=str(seen.directions.get(seen.objective, "maximize")),
-        best=_numbers(best).get("objective"),
+        best=numbers(best).get("objective"),
         best_candidate=best.get("candidate"),
-        baselines=seen.baselines,
-        idle=max(0.0, ((now or datetime.now(UTC)) - seen.last).total_seconds()),
-        seconds=seen.told_at,
-        per_minute=60 * told / seen.told_at if told and seen.told_at > 0 else None,
-        stages={name: statistics.median(values) for name, values in seen.stages.items() if values},
+        baselines=dict(seen.baselines),
+        idle=0.0 if seen.last is None else max(0.0, ((now or datetime.now(UTC)) - seen.last).total_seconds()),
+        seconds=seen.seconds,
+        per_minute=60 * told / seen.seconds if told and seen.seconds > 0 else None,
+        stages=seen.medians,
+        stage_seconds=dict(seen.stages),
         cache=cache,
         error=seen.error,
+        failures=dict(sorted(seen.failures.items(), key=lambda entry: -entry[1])),
+        curve=seen.curve(CURVE),
+        workers=workers,
         phase=seen.phase,
         front=best.get("front"),
+        hypervolume=numbers(best).get("hypervolume"),
     )
 
 
-def _state(seen: _Pass, holder: str | None) -> tuple[State, str]:
+def read_workers(folder: RunFolder) -> tuple[Work, ...]:
+    """What the workers of a running search do, as it last wrote; nothing where it did not."""
+    try:
+        return tuple(Work(**entry) for entry in json.loads(folder.workers.read_text()))
+    except (OSError, ValueError, TypeError):
+        return ()
+
+
+def _state(seen: Tally, holder: str | None) -> tuple[State, str]:
     if seen.stopped is not None:
         return "ended", seen.stopped
     if holder is None:
+        if seen.interrupted is not None:
+            return "dead", f"{seen.interrupted} interrupted it"
         return "dead", "no process writes it and it has not ended"
     return ("running", holder) if holder else ("unknown", "its file system has no locks that would tell")
-
-
-def _time(event: Event) -> datetime:
-    try:
-        time = datetime.fromisoformat(event["time"])
-    except (KeyError, TypeError, ValueError):
-        raise LedgerError(f"event {event.get('seq')} has no time", "lines that evomerge wrote") from None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-
-
-def _numbers(values: Any) -> dict[str, float]:
-    """The entries of a mapping that are finite or spelled numbers."""
-    if not isinstance(values, Mapping):
-        return {}
-    return {str(k): float(v) for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from rich.console import Console
 
 from evomerge.ledger import LedgerError
 from evomerge.ledger_file import Lock, encode
-from evomerge.report.status import read_status
-from evomerge.report.status_table import render_status
+from evomerge.protocols import Work
+from evomerge.report.status import RunStatus, read_status
+from evomerge.report.status_view import StatusPanel, progress_line
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 MERGE = {"kept": 60, "referenced": 10, "memory": 15, "shared": 5, "computed": 10, "bytes": 1000, "computed_bytes": 50}
@@ -161,32 +163,161 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     assert (status.told, status.best, status.gain, status.per_minute) == (0, None, None, None)
     assert (status.cache.slice_hits, status.cache.byte_hits) == (None, None)
     text = shown(run.folder)
-    assert "0 of 8 (0 %)" in text
-    assert "none yet" in text
+    assert "0 of 8" in text
+    assert "no candidate scored yet" in text
 
 
-def shown(folder: Path) -> str:
-    console = Console(width=80, force_terminal=False, highlight=False)
+def shown(folder: Path, width: int = 80) -> str:
+    return drawn(read_status(folder, START + timedelta(seconds=71)), width)
+
+
+def drawn(status: RunStatus, width: int = 80, **arguments: Any) -> str:
+    console = Console(width=width, force_terminal=False, highlight=False)
     with console.capture() as capture:
-        console.print(render_status(read_status(folder, START + timedelta(seconds=71))))
+        console.print(StatusPanel(status, **arguments))
     return capture.get()
 
 
-def test_table_in_80_columns(run: Written) -> None:
+def test_panel_in_80_columns(run: Written) -> None:
     run.asked(62, 4, "best", "held_out")
     run.told(63, 4, 0.7, "held_out")
     text = shown(run.folder)
     assert all(len(line) <= 80 for line in text.splitlines())
-    flat = " ".join(text.split())
+    flat = " ".join(text.replace("│", " ").split())
     assert "dead, no process writes it and it has not ended; last event 8.0 s ago" in flat
-    assert "4 of 8 (50 %): 1 failed, 3 ok" in flat
-    assert "last failure the merge is NaN" in flat
-    assert "best score 0.7500, candidate 4, +0.2500 on the best baseline" in flat
-    assert "code 0.5000 (the best baseline)" in flat
+    assert flat.startswith("╭─ run ─")
+    assert "4 of 8 ━" in flat
+    assert " 50 % " in flat
+    assert "failed 1 of 4 1 × the merge is NaN" in flat
+    assert "best score 0.7500, candidate 4 +0.2500 on code, the best source" in flat
+    assert "models code 0.5000 · math 0.2500" in flat
     assert "held-out 1 model scored" in flat
-    assert "6 candidates a minute over 40 s; median: merge 400 ms, model 2.0 s, other 10 ms" in flat
-    assert "90.0 % of slices and 95.0 % of bytes not merged again; 5.0 s saved" in flat
+    assert "360 candidates an hour over 40 s median merge 400 ms, model 2.0 s, other 10 ms" in flat
+    assert "merge 14.8 % · model 84.7 % · other 0.4 %" in flat
+    assert "90.0 % of slices, 95.0 % of bytes not merged again 5.0 s saved" in flat
     assert "merged 10.0 %" in flat
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+def test_panel_fits_any_width(run: Written, width: int) -> None:
+    assert all(len(line) <= width for line in shown(run.folder, width).splitlines())
+
+
+def test_gains_on_the_best_source_and_on_the_average(run: Written, tmp_path: Path) -> None:
+    written = Written(tmp_path / "other")
+    for candidate, (name, value) in enumerate((("math", 0.25), ("code", 0.5), ("uniform average", 0.6))):
+        written.asked(1, candidate, name)
+        written.told(2, candidate, value)
+    written.asked(3, 3)
+    written.told(4, 3, 0.75)
+    written.add(4, "improved", candidate=3, objective=0.75)
+    status = read_status(written.folder)
+    assert (status.best_baseline, status.best_source) == ("uniform average", "code")
+    assert status.gain_on("code") == pytest.approx(0.25)
+    assert status.as_dict()["gain_on_average"] == pytest.approx(0.15)
+    assert "best score 0.7500 (+0.2500 on code, the best source, +0.1500 on the uniform average)" in progress_line(
+        status
+    )
+
+
+def test_curve_is_the_best_so_far(run: Written) -> None:
+    assert read_status(run.folder).curve == (0.4, 0.4, 0.75, 0.75)
+    text = shown(run.folder)
+    assert "0.7500" in text
+    assert "0.4000" in text
+
+
+def test_curve_of_a_minimised_objective_falls(tmp_path: Path) -> None:
+    run = Written(tmp_path / "run", objectives={"score": "minimize"})
+    for candidate, value in enumerate((3.0, None, 1.0, 2.0)):
+        run.asked(candidate, candidate)
+        run.told(candidate, candidate, value)
+    assert read_status(run.folder).curve == (3.0, 3.0, 1.0, 1.0)
+
+
+def test_failures_are_counted_by_reason(run: Written) -> None:
+    for candidate, error in enumerate(("timed out after 20 s", "timed out after 21.5 s", "CUDA out of memory"), 6):
+        run.told(70, candidate, error=error)
+    assert read_status(run.folder).failures == {
+        "timed out after 20 s": 2,
+        "the merge is NaN": 1,
+        "CUDA out of memory": 1,
+    }
+
+
+def test_many_reasons_of_failures_do_not_fill_the_memory(run: Written) -> None:
+    for candidate in range(6, 106):
+        run.told(70, candidate, error="reason " + "x" * candidate)
+    failures = read_status(run.folder).failures
+    assert len(failures) == 21
+    assert failures["other reasons"] == 101 - 20
+
+
+def test_shares_of_time(run: Written) -> None:
+    shares = read_status(
+        run.folder
+    ).shares  # candidates 2 to 5: 0.2 + 0.3 + 0.4 + 0.5 s of merging, 2 s each of forwards
+    assert shares == pytest.approx({"merge": 1.4 / 9.44, "model": 8 / 9.44, "other": 0.04 / 9.44})
+
+
+def test_what_workers_do(run: Written) -> None:
+    lock = Lock(run.folder / "ledger.lock")
+    try:
+        work = [
+            {"worker": "worker 1", "candidate": 6, "split": "search", "since": time.time() - 65},
+            {"worker": "worker 2"},
+        ]
+        (run.folder / "workers.json").write_text(json.dumps(work))
+        status = read_status(run.folder)
+        assert status.workers == (Work("worker 1", 6, "search", work[0]["since"]), Work("worker 2"))
+        assert "1 of 2 busy · worker 1: candidate 6 for 1 min 5 s" in drawn(status)
+        (run.folder / "workers.json").write_text("[{]")  # it is a note, not a record
+        assert read_status(run.folder).workers == ()
+    finally:
+        lock.release()
+    assert read_status(run.folder).workers == ()
+
+
+def test_low_terminals_get_less(run: Written) -> None:
+    status = read_status(run.folder)
+    full, low = drawn(status, rows=40), drawn(status, rows=24)
+    assert len(low.splitlines()) < len(full.splitlines())
+    assert "best score 0.7500" in " ".join(low.split())
+
+
+def test_damage_is_told_with_what_comes_before_it(run: Written) -> None:
+    ledger = run.folder / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    place = next(n for n, line in enumerate(lines) if b'"candidate":4' in line and b'"told"' in line)
+    lines[place] = lines[place].replace(b"0.75", b"0.95")
+    ledger.write_bytes(b"".join(lines))
+    status = read_status(run.folder)
+    assert status.state == "damaged"
+    assert f"line {place + 1} does not match its checksum" in status.detail
+    assert (status.told, status.best) == (2, 0.4)
+    flat = " ".join(drawn(status).replace("│", " ").split())
+    assert "state damaged, " in flat
+
+
+def test_text_of_strangers_moves_no_cursor(tmp_path: Path) -> None:
+    run = Written(tmp_path / "run", objectives={"sco\x1b[2Jre": "maximize"})
+    run.asked(1, 0, "ma\x1b]0;title\x07th")
+    run.add(2, "told", candidate=0, split="search", status="ok", objectives={"sco\x1b[2Jre": 1.0})
+    run.asked(3, 1)
+    run.told(4, 1, error="boom \x1b[31m\r\n")
+    text = shown(run.folder)
+    assert "\x1b" not in text
+    assert "\x07" not in text
+
+
+def test_interrupted(run: Written) -> None:
+    run.add(62, "interrupted", reason="SIGTERM")
+    status = read_status(run.folder)
+    assert (status.state, status.detail) == ("dead", "SIGTERM interrupted it")
+    run.add(70, "resumed", evaluations=12)
+    status = read_status(run.folder)
+    assert status.detail == "no process writes it and it has not ended"
+    assert status.evaluations == 12
 
 
 def test_as_json(run: Written) -> None:
