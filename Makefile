@@ -7,12 +7,13 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test check lint format bench clean
+.PHONY: help demo test check lint format docs bench clean
 
 help:
 	@echo "make demo    set up, make the demo's models, search, print the result"
 	@echo "make test    set up and run all tests, the installed wheel included"
 	@echo "make check   ruff, mypy, import-linter and all tests"
+	@echo "make docs    the documentation, into docs/_build/html"
 	@echo "make bench   the benchmarks"
 	@echo "make clean   remove the environment, the demo's models and its runs"
 
@@ -53,8 +54,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+
 bench: $(VENV)/.user
 	$(BIN)/python scripts/benchmark.py overhead
 
 clean:
-	rm -rf $(VENV) demo_pool runs
+	rm -rf $(VENV) demo_pool runs docs/_build

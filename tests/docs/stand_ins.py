@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ TASKS = {
     "humaneval": "humaneval/humaneval.yaml",
 }
 SMALL = ("search.evaluations=2", "held_out.limit=2")
+LAYERS = 6
 MODELS = ("base", "math", "lang")
 EVOLVE = """genome:
   models: [org/math-7b, org/code-7b]
@@ -68,11 +70,23 @@ class Place:
             (self.folder / name).write_text(text)
         for name in ("base", "math", "code"):
             self.stand_in(f"org/{name}-7b", name)
+        for name in ("tasks/invoices", "tasks/invoices_held_out"):
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            rows = [{"text": f"item {number}", "total": str(number)} for number in range(4)]
+            (self.folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         (self.folder / "texts.txt").write_text("some words\nmore words\n")
         for experiment in ("experiment/mine.yaml", "my/experiment/mine.yaml", "my/experiment/NAME.yaml"):
             target = self.folder / experiment
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text("# @package _global_\ndefaults:\n  - demo\n  - _self_\nname: mine\n")
+
+    def write(self, name: str, text: str) -> None:
+        """Put the file there that a block is; of an experiment what can be run here, of a task a second one."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(self.experiment(text) if file.parent.name == "experiment" else text)
+        if file.parent.name == "tasks" and file.suffix == ".yaml":
+            file.with_stem(f"{file.stem}_held_out").write_text(text.replace(file.stem, f"{file.stem}_held_out"))
 
     def stand_in(self, location: str, name: str) -> str:
         """Put a small model where a page has a large one; the location as it is to be given.
@@ -90,7 +104,7 @@ class Place:
     def words(self, words: Sequence[str]) -> list[str]:
         """The words of a search or of an evaluation, with what is not here replaced."""
         found: list[str] = []
-        folders = f"['{self.made.pool / 'tasks'}']"
+        folders = f"['{self.made.pool / 'tasks'}',tasks]"
         for word in words:
             key, assigned, value = word.partition("=")
             if key.lstrip("+") == "pool.models" and value.startswith("{"):
@@ -101,6 +115,8 @@ class Place:
                     if name in TASKS:
                         value = re.sub(rf"\b{name}\b", "demo_j_maths" if "mgsm" in name else "demo_e_maths", value)
                 found += [f"{key}={value}", f"{key.removesuffix('tasks')}include_path={folders}"]
+            elif assigned and key.endswith(".include_path"):
+                continue  # given with the tasks
             else:
                 found.append(word)
         return found
@@ -125,7 +141,10 @@ class Place:
                 if name in TASKS:
                     mapped = "demo_j_maths" if "mgsm" in name else "demo_e_maths"
                     node["tasks"][number] = {**task, "task": mapped} if isinstance(task, dict) else mapped
-                    node["include_path"] = str(self.made.pool / "tasks")
+                    node["include_path"] = [str(self.made.pool / "tasks"), "tasks"]
+        group = (content.get("search_space") or {}).get("layer_group")
+        if isinstance(group, int) and group > LAYERS:
+            content["search_space"]["layer_group"] = 2
         return "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
 
     def output(self) -> str:

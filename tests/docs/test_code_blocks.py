@@ -6,7 +6,6 @@ is not run is listed here with the reason.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
@@ -28,6 +27,7 @@ from evomerge.demo.pool import make_demo_pool
 ELSEWHERE = {
     "cd": "a folder of the reader's",
     "git": "the network",
+    "hf": "the network",
     "pip": "the network",
     "mergekit-yaml": "tests/mergekit runs it",
     "lm_eval": "tests/cli/test_end_to_end.py compares with it",
@@ -78,9 +78,7 @@ def places(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
             here.furnish()
             for fence in fences():
                 if fence.page == page and fence.file:
-                    file = here.folder / fence.file
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_text(fence.text)
+                    here.write(fence.file, fence.text)
         return known[page]
 
     return of
@@ -176,14 +174,19 @@ def _folder_of(page: str, place: Place) -> Path | None:
 def test_python(fence: Fence, places: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch) -> None:
     place = places(fence.place)
     monkeypatch.chdir(place.folder)
-    if (place.folder / "my-model").is_symlink():
+    writes = "write_model" in fence.text
+    if writes:
         (place.folder / "my-model").unlink()
     before = "\n".join(f.text for f in PYTHON if f.page == fence.page and f.line < fence.line and not f.file)
     text = fence.text if fence.file else before + fence.text  # the blocks of a page go on from each other
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, place.folder / "my-model", ignore_errors=True)
+    try:
         exec(compile(text, fence.place, "exec"), {"__name__": Path(fence.file or "block").stem})
-    (place.folder / "my-model").symlink_to(place.made.model)
+        if writes:
+            assert (place.folder / "my-model" / "model.safetensors").is_file()
+    finally:
+        if writes:
+            shutil.rmtree(place.folder / "my-model", ignore_errors=True)
+            (place.folder / "my-model").symlink_to(place.made.model)
 
 
 @pytest.mark.parametrize("fence", YAML, ids=lambda fence: fence.place)
@@ -196,6 +199,8 @@ def test_yaml(fence: Fence, places: Callable[[str], Place], monkeypatch: pytest.
         option = Path(str(fence.file))
         used = f"{option.parent.name}={option.stem}"
         assert any(used in command.words for command in commands() if command.place.startswith(fence.page))
+    elif "dataset_path" in keys:  # a task, which the page's own commands read
+        assert any(content["task"] in word for c in commands() for word in c.words if c.place.startswith(fence.page))
     elif "evomerge_recipe" in keys:
         from evomerge.recipe_yaml import load_recipe
 
