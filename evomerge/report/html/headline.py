@@ -144,7 +144,8 @@ def _verdict(view: RunView, summary: Summary | None) -> tuple[str, str]:
     if not test.significant:
         return "The evolved merge is not significantly different from the best baseline", sure
     if row.gain > 0 and test.difference > 0:
-        return f"The evolved merge beats every baseline by {number(row.gain)} or more", sure
+        where = "" if summary.split == "held_out" else ", on the items of the search"
+        return f"The evolved merge beats every baseline by {number(row.gain)} or more{where}", sure
     if row.gain < 0 and test.difference < 0:
         return f"The evolved merge is worse than {rival} by {number(-row.gain)}", sure
     return f"The evolved merge and {rival} differ, but their items say otherwise", sure

@@ -67,6 +67,9 @@ def _ranking(view: RunView, phase: int, objective: Objective, several: bool) -> 
     own = [t for t in own if math.isfinite(t.objectives.get(objective.name, math.nan))]
     where = f" in phase {name}" if name else ""
     genes = genes_of(own[-1], history) if own else {}
+    if own and isinstance(own[-1].genome, dict) and "lineage" in own[-1].genome:
+        why = "a lineage is what its ancestors were, not the mix of its last step"
+        return Ranking(title, [], reason=f"Gene importance is left out{where}: {why}.")
     if not genes:
         what = "its genomes are raw weights" if own else "no candidate has a score"
         return Ranking(title, [], reason=f"Gene importance is left out{where}: {what}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,7 +187,7 @@ def _letters(found: Niches) -> list[str]:
     return [chr(ord("A") + place) for place in range(len(found.clusters))]
 
 
-def _legend(found: Niches) -> list[Mapping[str, str]]:
+def _legend(found: Niches) -> list[dict[str, str]]:
     """What is in every cluster."""
     lines = []
     for letter, cluster in zip(_letters(found), found.clusters, strict=True):

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from markupsafe import Markup
+
+from evomerge.errors import ConfigError
 from evomerge.files import write_text_atomic
+from evomerge.report.html.compare import (
+    MOST_RUNS,
+    comparison_configs,
+    comparison_curves,
+    comparison_head,
+    comparison_scores,
+)
+from evomerge.report.html.cost import cost
 from evomerge.report.html.curve import curve
 from evomerge.report.html.data import RunView
 from evomerge.report.html.front import front
@@ -14,10 +25,12 @@ from evomerge.report.html.grid import grid
 from evomerge.report.html.headline import headline
 from evomerge.report.html.held_out import held_out
 from evomerge.report.html.importance import importance
+from evomerge.report.html.items import items
 from evomerge.report.html.lineage import lineage
 from evomerge.report.html.niches import niches
 from evomerge.report.html.page import Page
 from evomerge.report.html.recipe_map import recipe_map
+from evomerge.report.html.reproduce import reproduce
 
 FILE = "report.html"
 
@@ -40,20 +53,35 @@ def write_report(runs: Sequence[Path | str], output: Path | None = None) -> Path
 
 
 def report_html(views: Sequence[RunView]) -> str:
-    """The report as HTML."""
-    view = views[0]
-    page = Page(f"{view.name} · evomerge")
-    parts = (
-        ("held-out", "Scores", held_out),
-        ("search", "Search", curve),
-        ("front", "Front", front),
-        ("archive", "Archive", grid),
-        ("niches", "Niches", niches),
-        ("recipe", "Recipe", recipe_map),
-        ("lineage", "Lineage", lineage),
-        ("genes", "Genes", importance),
-    )
-    sections = [page.section(identity, title, partial(make, view, page)) for identity, title, make in parts]
-    # The head comes last: it says what the others could not read.
-    head = page.section("top", "", partial(headline, view, page))
+    """The report as HTML: of one run, or of several side by side."""
+    if len(views) > MOST_RUNS:
+        raise ConfigError(f"{len(views)} runs were given", f"at most {MOST_RUNS} side by side")
+    page = Page(f"{views[0].name} · evomerge" if len(views) == 1 else f"{len(views)} runs · evomerge")
+    if len(views) > 1:
+        sections = [page.section(identity, title, partial(make, views, page)) for identity, title, make in _SEVERAL]
+        head = page.section("top", "", partial(comparison_head, views, page))
+    else:
+        sections = [page.section(identity, title, partial(make, views[0], page)) for identity, title, make in _ONE]
+        # The head comes last: it says what the others could not read.
+        head = page.section("top", "", partial(headline, views[0], page))
     return page.html([head, *sections])
+
+
+_ONE: Sequence[tuple[str, str, Callable[[RunView, Page], Markup | None]]] = (
+    ("held-out", "Scores", held_out),
+    ("search", "Search", curve),
+    ("front", "Front", front),
+    ("archive", "Archive", grid),
+    ("niches", "Niches", niches),
+    ("recipe", "Recipe", recipe_map),
+    ("lineage", "Lineage", lineage),
+    ("genes", "Genes", importance),
+    ("items", "Items", items),
+    ("cost", "Cost", cost),
+    ("reproduce", "Reproduce", reproduce),
+)
+_SEVERAL: Sequence[tuple[str, str, Callable[[Sequence[RunView], Page], Markup | None]]] = (
+    ("scores", "Scores", comparison_scores),
+    ("search", "Search", comparison_curves),
+    ("configs", "Configurations", comparison_configs),
+)
