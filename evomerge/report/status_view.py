@@ -41,7 +41,7 @@ _LABELS = 11
 _SHOWN_WORKERS = 4
 _SHOWN_REASONS = 3
 _SHOWN_BASELINES = 6
-_EIGHTHS = " ▁▂▃▄▅▆▇█"
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille cell, from its top
 
 
 class StatusPanel:
@@ -62,6 +62,8 @@ class StatusPanel:
         inner = width - 4
         status = self._status
         parts: list[RenderableType] = [_bar(status, inner)] if status.evaluations else []
+        if parts and not self._low:
+            parts.append(Text())
         table = Table.grid(padding=(0, 1))
         table.add_column(no_wrap=True, style="dim", width=_LABELS)
         table.add_column(overflow="fold", ratio=1)
@@ -135,7 +137,9 @@ def _bar(status: RunStatus, width: int) -> RenderableType:
     for _ in range(3):
         grid.add_column(no_wrap=True)
     room = max(5, width - len(left) - len(right) - 5)
-    bar = ProgressBar(total=status.evaluations, completed=status.told, width=room, finished_style="bar.complete")
+    bar = ProgressBar(
+        total=status.evaluations, completed=status.told, width=room, complete_style="green", finished_style="green"
+    )
     grid.add_row(Text(left, style="bold"), bar, Text(right))
     return grid
 
@@ -197,17 +201,23 @@ def _range(curve: Sequence[float]) -> tuple[float, float]:
 
 
 def _chart(curve: Sequence[float], width: int, height: int) -> list[str]:
-    """Bars of eighths of a line, the highest line first; a score of the low end still shows. Minimised scores fall."""
+    """The curve in dots, two to a column and four to a line, the highest line first; steps are joined."""
     low, high = _range(curve)
     if width < 10 or low == high:
         return []
-    lines = [""] * height
-    for column in range(width):
-        value = curve[min(len(curve) - 1, column * len(curve) // width)]
-        eighths = 0 if not math.isfinite(value) else 1 + round((value - low) / (high - low) * (8 * height - 1))
-        for line in range(height):
-            lines[line] += _EIGHTHS[min(8, max(0, eighths - 8 * (height - 1 - line)))]
-    return lines
+    cells = [[0] * width for _ in range(height)]
+    before: int | None = None
+    for column in range(2 * width):
+        value = curve[min(len(curve) - 1, column * len(curve) // (2 * width))]
+        if not math.isfinite(value):
+            continue
+        level = round((value - low) / (high - low) * (4 * height - 1))
+        first = level if before is None else before + (1 if level > before else -1 if level < before else 0)
+        for dot in range(min(first, level), max(first, level) + 1):
+            line, place = divmod(4 * height - 1 - dot, 4)
+            cells[line][column // 2] |= _DOTS[place][column % 2]
+        before = level
+    return ["".join(chr(0x2800 + cell) for cell in line) for line in cells]
 
 
 def _flow(parts: Sequence[str], width: int) -> Text:
