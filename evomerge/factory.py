@@ -288,6 +288,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
         fingerprint = parts.evaluator.fingerprint("search")
         interrupts.install()
         if again is not None:
+            folder.sweep()
             again.check(fingerprint)
             again.keep_budget()
         keep: Keeper = BestFolder(folder, parts.pool)

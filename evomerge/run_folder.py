@@ -146,6 +146,12 @@ class RunFolder:
                 )
         return folder
 
+    def sweep(self) -> None:
+        """Remove what killed sessions left half written; for the one that holds the ledger."""
+        for folder in (self.path, self.items, self.best_recipe.parent, self.pareto_recipes):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+
     def write_pool(self, info: PoolInfo) -> None:
         """Write ``pool.json``: the models with what pins them, and the slices of their architecture."""
         content = {
