@@ -25,6 +25,7 @@ from evomerge.genome import GenomeSpec
 from evomerge.imports import import_modules
 from evomerge.incumbent import Incumbent, check_choice
 from evomerge.interrupts import Interrupts
+from evomerge.item_texts import write_texts
 from evomerge.ledger import Ledger, RunFolder
 from evomerge.merge.methods import specs
 from evomerge.models.pool import Pool, open_pool
@@ -328,6 +329,8 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
             reason = interrupts.name or "SIGINT" if isinstance(error, KeyboardInterrupt) else error.given
             ledger.append("interrupted", reason=reason)
             raise
+    # For reports: the items that the winner is judged by.
+    write_texts(folder, "search" if parts.held_out is None else "held_out", parts.held_out or parts.fitness)
     return folder
 
 

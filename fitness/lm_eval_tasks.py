@@ -251,6 +251,14 @@ class LmEvalFitness:
                 found[RESPONSE_LENGTH] = float(np.concatenate(list(lengths.values())).mean())
         return Scores(found, metrics, items, {"model": seconds, "other": time.perf_counter() - start - seconds})
 
+    def texts(self, most: int) -> dict[str, list[Mapping[str, str]]]:
+        """What the first documents of every task ask, and the right answers: for reports."""
+        from fitness._lm_eval_texts import texts
+
+        tasks = self._loaded()
+        with copy.copy(self._generators):
+            return texts(tasks, self._prompts["limit"], most)
+
     def fingerprint(self) -> str:
         """``sha256:`` over documents, prompts, tokens, metrics, dtype, batch size and versions; not over places."""
         return self._ready().fingerprint
