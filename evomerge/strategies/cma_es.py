@@ -23,6 +23,7 @@ from evomerge.strategies.generations import Generations, ranks_of
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns when matplotlib, which nothing here needs, is not installed
     import cma
+    from cma.evolution_strategy import InjectionWarning
     from cma.sigma_adaptation import CMAAdaptSigmaCSA
 
 Array = NDArray[np.float64]
@@ -117,7 +118,11 @@ class CmaEs(Generations):
 
     def _move(self, gains: Array) -> None:
         ranks = ranks_of(gains)
-        self._cma.tell(self._points, ranks.tolist())  # it minimises
+        with warnings.catch_warnings():
+            # Populations below six are mirrored, and pycma does not know its mirrors again when they come back from
+            # the bounds: it then takes them for any other points.
+            warnings.simplefilter("ignore", InjectionWarning)
+            self._cma.tell(self._points, ranks.tolist())  # it minimises
         if self._coordinates.counts:
             best = np.argsort(ranks)[: min(self._popsize // 2, int(np.isfinite(gains).sum()))]
             weights = math.log((self._popsize + 1) / 2) - np.log(np.arange(1, len(best) + 1))

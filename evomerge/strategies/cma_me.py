@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from evomerge.strategies.archives import Archive, Shape, cells_of, make_archive
 from evomerge.strategies.capabilities import KINDS, check_range, objective_named, require
 from evomerge.strategies.coordinates import Coordinates
 from evomerge.strategies.descriptors import Descriptors
-from evomerge.strategies.generations import Generations
+from evomerge.strategies.generations import Generations, gain_of
 from evomerge.strategies.map_elites import Elite
 from evomerge.strategies.ribs_import import EvolutionStrategyEmitter
 
@@ -88,22 +88,6 @@ class CmaMe(Generations):
         self._replay: Iterator[Array] = iter(())
         super().__init__(spec, (quality,), seed=seed, popsize=emitters * self._each)
 
-    def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Keep score and descriptors; move all emitters when it is the generation's last.
-
-        Raises:
-            FitnessError: the evaluation is ok and lacks the objective or a descriptor.
-        """
-        waiting = self._waiting.get(candidate.genome) if candidate.genome is not None else None
-        if not waiting or candidate.genome is None:
-            return
-        measures = self._descriptors.of(candidate.genome, evaluation)
-        if measures is None:
-            evaluation = replace(evaluation, status="failed")
-        else:
-            self._measured[waiting[0]] = measures
-        super().tell(candidate, evaluation)
-
     def elites(self) -> list[Elite]:
         """The best candidate of every filled cell, as of the last whole generation; the ids are counted from 0."""
         data = self._archive.data(["id", "solution", "objective", "measures"])
@@ -172,6 +156,14 @@ class CmaMe(Generations):
         inside = 1 - np.abs(1 - np.mod(point, 2.0))
         numbers = len(self._coordinates.start)
         return self._coordinates.genome(inside[:numbers], (inside[numbers:] >= 0.5).astype(np.int64))
+
+    def _gain(self, index: int, candidate: Candidate, evaluation: Evaluation) -> float:
+        assert candidate.genome is not None, "it was proposed"
+        gain, measures = gain_of(evaluation, self._objective), self._descriptors.of(candidate.genome, evaluation)
+        if measures is None:
+            return math.nan
+        self._measured[index] = measures
+        return gain
 
     def _learn(self, gains: Array) -> None:
         self._measures.append(self._measured)

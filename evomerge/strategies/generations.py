@@ -116,12 +116,12 @@ class Generations(ABC):
         """Keep the score; move the distribution when it is the generation's last.
 
         Raises:
-            FitnessError: the evaluation is ok and lacks the objective.
+            FitnessError: the evaluation is ok and lacks the objective; the candidate stays in flight.
         """
         waiting = self._waiting.get(candidate.genome) if candidate.genome is not None else None
         if not waiting:
             return
-        gain = gain_of(evaluation, self._objective)
+        gain = self._gain(waiting[0], candidate, evaluation)
         index = waiting.popleft()
         self._gains[index] = gain
         self._told[index] = True
@@ -170,6 +170,14 @@ class Generations(ABC):
         self._told = np.array(state["told"], dtype=np.bool_)
         for index in np.flatnonzero(~self._told[: self._asked]):
             self._waiting.setdefault(self._genomes[index], deque()).append(int(index))
+
+    def _gain(self, index: int, candidate: Candidate, evaluation: Evaluation) -> float:
+        """The gain of a candidate by its number within the generation, NaN where there is nothing to learn from.
+
+        Raises:
+            FitnessError: the evaluation is ok and lacks something; nothing has changed then.
+        """
+        return gain_of(evaluation, self._objective)
 
     def _agreed(self) -> dict[str, Any]:
         return settings_of(self._spec, [self._objective], popsize=self._popsize, **self._settings())

@@ -103,16 +103,20 @@ class Islands:
         return found
 
     def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Tell the island that proposed it; migrate when it is time."""
+        """Tell the island that proposed it; migrate when it is time.
+
+        Raises:
+            FitnessError: the evaluation is ok and lacks an objective; the candidate stays in flight.
+        """
         waiting = self._waiting.get(candidate.genome) if candidate.genome is not None else None
         if waiting is None or candidate.genome is None or candidate.id in waiting[1]:
             return
-        index = waiting[0].popleft()
+        gain, index = gain_of(evaluation, self._objective), waiting[0][0]
+        self._islands[index].tell(candidate, evaluation)
+        waiting[0].popleft()
         waiting[1].add(candidate.id)
         if not waiting[0]:
             del self._waiting[candidate.genome]
-        self._islands[index].tell(candidate, evaluation)
-        gain = gain_of(evaluation, self._objective)
         if not math.isnan(gain):
             best = [*self._best[index], (gain, candidate, evaluation)]
             self._best[index] = sorted(best, key=lambda emigrant: -emigrant[0])[: self._migrants]

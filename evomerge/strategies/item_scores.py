@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from evomerge.candidate import Evaluation
 from evomerge.errors import FitnessError, nearest
 from evomerge.protocols import Objective
+from evomerge.strategies.generations import gain_of
 
 LOWER_IS_BETTER = ("*perplexity*", "*bits_per_byte*", "*brier_score*", "*loss*", "*error*", "*ter", "*length*")
 """Metrics (the part of a name after ``/``) whose smaller values are better, unless told otherwise."""
@@ -46,15 +47,15 @@ class ItemScores:
         NaN stays: an item that was not run.
 
         Raises:
-            FitnessError: no name fits the patterns, or the items are not those of the first evaluation.
+            FitnessError: the evaluation is ok and lacks an objective, no name fits the patterns, or the items are not
+                those of the first evaluation.
         """
-        values = [evaluation.objectives.get(o.name, math.nan) for o in self._objectives]
-        if not evaluation.ok or not all(math.isfinite(value) for value in values):
+        gains = [gain_of(evaluation, objective) for objective in self._objectives]
+        if any(math.isnan(gain) for gain in gains):
             return None
         if self._layout is None:
             self._layout = [(name, len(evaluation.items[name])) for name in self._names(evaluation)]
         if not self._layout:
-            gains = [o.gain(value) for o, value in zip(self._objectives, values, strict=True)]
             return np.array(gains, dtype=np.float64)
         parts = []
         for name, count in self._layout:

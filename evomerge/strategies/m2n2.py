@@ -144,15 +144,16 @@ class M2N2:
         """Take a child into the population; the worst of all is removed where there is no room.
 
         Raises:
-            FitnessError: the evaluation has other items than those before.
+            FitnessError: the evaluation lacks an objective or has other items than those before; the candidate stays
+                in flight.
         """
         genome = candidate.genome
         if genome is None or not self._waiting[genome]:
             return
+        self._take(candidate.id, genome, self._scores.vector(evaluation))
         self._waiting[genome] -= 1
         if not self._waiting[genome]:
             del self._waiting[genome]
-        self._take(candidate.id, genome, self._scores.vector(evaluation))
 
     def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """The same for a candidate that was not proposed; one without a genome or a score is ignored."""

@@ -130,7 +130,7 @@ class OptunaStrategy(ABC):
         """Complete the trial.
 
         Raises:
-            FitnessError: the evaluation is ok and lacks an objective.
+            FitnessError: the evaluation is ok and lacks an objective; the candidate stays in flight.
         """
         waiting = self._waiting.get(candidate.genome) if candidate.genome is not None else None
         if not waiting:

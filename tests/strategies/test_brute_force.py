@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from typing import ClassVar
 
 import pytest
-from contracts.strategy_contract import MAXIMISE, Make, StrategyContract
+from contracts.strategy_contract import StrategyContract
+from contracts.strategy_player import MAXIMISE, Make
 
 from evomerge.errors import ConfigError
 from evomerge.genome import Gene, GenomeSpec
@@ -23,6 +25,7 @@ DISCRETE = GenomeSpec(
 
 class TestBruteForce(StrategyContract):
     spec = DISCRETE
+    smallest: ClassVar = {"batch": 1}
 
     @pytest.fixture
     def make(self) -> Make:

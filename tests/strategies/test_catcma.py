@@ -2,21 +2,12 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from contracts.strategy_contract import (
-    CONTINUOUS,
-    MAXIMISE,
-    MIXED,
-    LearningContract,
-    Make,
-    Player,
-    StrategyContract,
-    outcome,
-    pack,
-    unpack,
-)
+from contracts.strategy_contract import LearningContract, StrategyContract
+from contracts.strategy_player import CONTINUOUS, MAXIMISE, MIXED, Make, Player, outcome, pack, unpack
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
@@ -26,6 +17,8 @@ from evomerge.strategies.catcma import PATIENCE, CatCma
 
 
 class TestCatCma(LearningContract):
+    smallest: ClassVar = {"popsize": 4}
+
     @pytest.fixture
     def make(self) -> Make:
         return CatCma
@@ -33,6 +26,7 @@ class TestCatCma(LearningContract):
 
 class TestMixedCatCma(StrategyContract):
     spec = MIXED
+    smallest: ClassVar = {"popsize": 4}
 
     @pytest.fixture
     def make(self) -> Make:

@@ -4,22 +4,12 @@ import os
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from contracts.strategy_contract import (
-    CONTINUOUS,
-    MAXIMISE,
-    MIXED,
-    LearningContract,
-    Make,
-    Player,
-    outcome,
-    pack,
-    play,
-    sphere,
-    unpack,
-)
+from contracts.strategy_contract import LearningContract
+from contracts.strategy_player import CONTINUOUS, MAXIMISE, MIXED, Make, Player, outcome, pack, play, sphere, unpack
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
@@ -29,12 +19,16 @@ from evomerge.strategies.cma_es import GRID_STD, CmaEs, cma
 
 
 class TestCmaEs(LearningContract):
+    smallest: ClassVar = {"popsize": 3}
+
     @pytest.fixture
     def make(self) -> Make:
         return CmaEs
 
 
 class TestSeparableCmaEs(LearningContract):
+    smallest: ClassVar = {"popsize": 3}
+
     @pytest.fixture
     def make(self) -> Make:
         return partial(CmaEs, separable=True, popsize=6)
@@ -42,6 +36,7 @@ class TestSeparableCmaEs(LearningContract):
 
 class TestMixedCmaEs(LearningContract):
     spec = MIXED
+    smallest: ClassVar = {"popsize": 3}
 
     @pytest.fixture
     def make(self) -> Make:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from contracts.strategy_contract import MAXIMISE, MIXED, Make, Player, outcome, pack, unpack
+from contracts.strategy_player import MAXIMISE, MIXED, Make, Player, outcome, pack, unpack
 
 from evomerge.candidate import Evaluation
 from evomerge.errors import ConfigError

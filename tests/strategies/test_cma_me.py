@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from contracts.strategy_contract import MAXIMISE, MIXED, LearningContract, Make, Player, StrategyContract
-from contracts.strategy_contract import outcome as scored
+from contracts.strategy_contract import LearningContract, StrategyContract
+from contracts.strategy_player import MAXIMISE, MIXED, Make, Player
+from contracts.strategy_player import outcome as scored
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
@@ -15,6 +17,8 @@ from evomerge.strategies.random_search import RandomSearch
 
 
 class TestCmaMe(LearningContract):
+    smallest: ClassVar = {"cells": 1, "emitters": 1, "popsize": 4}
+
     @pytest.fixture
     def make(self) -> Make:
         return partial(CmaMe, emitters=1, cells=3, descriptors=["genes:*"])
@@ -22,6 +26,7 @@ class TestCmaMe(LearningContract):
 
 class TestTessellatedCmaMeOnWholeNumbers(StrategyContract):
     spec = GenomeSpec((*(gene for gene in MIXED if gene.kind != "categorical"), Gene("tail/a/weight")))
+    smallest: ClassVar = {"cells": 1, "emitters": 1, "popsize": 4}
 
     @pytest.fixture
     def make(self) -> Make:

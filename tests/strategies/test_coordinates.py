@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from contracts.strategy_contract import CONTINUOUS, MIXED
+from contracts.strategy_player import CONTINUOUS, MIXED
 
 from evomerge.genome import Gene, Genome, GenomeSpec
 from evomerge.strategies.coordinates import Coordinates

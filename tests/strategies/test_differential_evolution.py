@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from contracts.strategy_contract import CONTINUOUS, MAXIMISE, MIXED, LearningContract, Make, Player, StrategyContract
-from contracts.strategy_contract import outcome as scored
+from contracts.strategy_contract import LearningContract, StrategyContract
+from contracts.strategy_player import CONTINUOUS, MAXIMISE, MIXED, Make, Player
+from contracts.strategy_player import outcome as scored
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
@@ -15,6 +17,8 @@ from evomerge.strategies.differential_evolution import DifferentialEvolution
 
 
 class TestDifferentialEvolution(LearningContract):
+    smallest: ClassVar = {"popsize": 1}
+
     @pytest.fixture
     def make(self) -> Make:
         return partial(DifferentialEvolution, popsize=12)
@@ -22,6 +26,7 @@ class TestDifferentialEvolution(LearningContract):
 
 class TestAdaptiveBestOnMixedGenes(StrategyContract):
     spec = MIXED
+    smallest: ClassVar = {"popsize": 1}
 
     @pytest.fixture
     def make(self) -> Make:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import pytest
-from contracts.strategy_contract import CONTINUOUS, MAXIMISE, MIXED, LearningContract, Make, Player, StrategyContract
-from contracts.strategy_contract import outcome as scored
+from contracts.strategy_contract import LearningContract, StrategyContract
+from contracts.strategy_player import CONTINUOUS, MAXIMISE, MIXED, Make, Player
+from contracts.strategy_player import outcome as scored
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
@@ -20,6 +22,8 @@ DE = partial(DifferentialEvolution, popsize=5)
 
 
 class TestIslands(LearningContract):
+    smallest: ClassVar = {"islands": 1, "every": 1}
+
     @pytest.fixture
     def make(self) -> Make:
         return partial(Islands, strategies=[GA], islands=2, every=10)
@@ -27,6 +31,7 @@ class TestIslands(LearningContract):
 
 class TestIslandsOfSeveralStrategies(StrategyContract):
     spec = MIXED
+    smallest: ClassVar = {"islands": 1, "every": 1}
 
     @pytest.fixture
     def make(self) -> Make:

@@ -1,24 +1,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from contracts.other_process import elsewhere
-from contracts.strategy_contract import (
-    CONTINUOUS,
-    MAXIMISE,
-    MIXED,
-    Make,
-    Player,
-    StrategyContract,
-    outcome,
-    pack,
-    play,
-    sphere,
-    unpack,
-)
+from contracts.strategy_contract import StrategyContract
+from contracts.strategy_player import CONTINUOUS, MAXIMISE, MIXED, Make, Player, outcome, pack, play, sphere, unpack
 
 from evomerge.array_genome import ArrayGenome, ArraySpec
 from evomerge.candidate import Candidate, Evaluation
@@ -34,6 +23,8 @@ WEIGHTS = ArraySpec([f"w{i}" for i in range(40)], 2.0)
 
 
 class TestM2N2(StrategyContract):
+    smallest: ClassVar = {"size": 1}
+
     @pytest.fixture
     def make(self) -> Make:
         return partial(M2N2, size=6)
@@ -41,6 +32,7 @@ class TestM2N2(StrategyContract):
 
 class TestMixedM2N2(StrategyContract):
     spec = MIXED
+    smallest: ClassVar = {"size": 1}
 
     @pytest.fixture
     def make(self) -> Make:
@@ -49,6 +41,7 @@ class TestMixedM2N2(StrategyContract):
 
 class TestLineageM2N2(StrategyContract):
     spec = LINEAGE
+    smallest: ClassVar = {"size": 1}
 
     @pytest.fixture
     def make(self) -> Make:

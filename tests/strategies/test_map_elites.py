@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from contracts.strategy_contract import MAXIMISE, MIXED, LearningContract, Make, Player, StrategyContract
-from contracts.strategy_contract import outcome as scored
+from contracts.strategy_contract import LearningContract, StrategyContract
+from contracts.strategy_player import MAXIMISE, MIXED, Make, Player
+from contracts.strategy_player import outcome as scored
 
 from evomerge.array_genome import ArrayGenome, ArraySpec
 from evomerge.candidate import Candidate, Evaluation
@@ -17,6 +19,8 @@ from evomerge.strategies.map_elites import MapElites
 
 
 class TestMapElites(LearningContract):
+    smallest: ClassVar = {"cells": 1, "initial": 0}
+
     @pytest.fixture
     def make(self) -> Make:
         return partial(MapElites, cells=5, initial=10, sigma=0.05, descriptors=["genes:*"])
@@ -24,6 +28,7 @@ class TestMapElites(LearningContract):
 
 class TestTessellatedMapElitesOnMixedGenes(StrategyContract):
     spec = MIXED
+    smallest: ClassVar = {"cells": 1, "initial": 0}
 
     @pytest.fixture
     def make(self) -> Make:
@@ -31,6 +36,8 @@ class TestTessellatedMapElitesOnMixedGenes(StrategyContract):
 
 
 class TestMapElitesWithCrossover(LearningContract):
+    smallest: ClassVar = {"cells": 1, "initial": 0}
+
     @pytest.fixture
     def make(self) -> Make:
         return partial(MapElites, cells=5, initial=10, sigma=0.05, emitter="crossover", descriptors=["genes:*"])
@@ -38,6 +45,7 @@ class TestMapElitesWithCrossover(LearningContract):
 
 class TestMapElitesWithCrossoverOfMixedGenes(StrategyContract):
     spec = MIXED
+    smallest: ClassVar = {"cells": 1, "initial": 0}
 
     @pytest.fixture
     def make(self) -> Make:

@@ -4,17 +4,19 @@ import logging
 import sys
 import warnings
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from contracts.misuse_contract import MisuseContract
 from contracts.other_process import elsewhere, in_new_process
-from contracts.strategy_contract import (
+from contracts.strategy_contract import StrategyContract
+from contracts.strategy_player import (
     CONTINUOUS,
     MAXIMISE,
     MIXED,
     Make,
     Player,
-    StrategyContract,
     continue_from,
     outcome,
     pack,
@@ -36,6 +38,7 @@ TWO = (Objective("far", "minimize"), Objective("near", "maximize"))
 
 class TestTpe(StrategyContract):
     spec = MIXED
+    smallest: ClassVar = {"startup": 1, "candidates": 1, "batch": 1}
 
     @pytest.fixture
     def make(self) -> Make:
@@ -44,10 +47,29 @@ class TestTpe(StrategyContract):
 
 class TestNsga2(StrategyContract):
     spec = MIXED
+    smallest: ClassVar = {"popsize": 2}
 
     @pytest.fixture
     def make(self) -> Make:
         return partial(Nsga2, popsize=8)
+
+
+class TestNsga3(MisuseContract):
+    spec = MIXED
+    smallest: ClassVar = {"popsize": 2}
+
+    @pytest.fixture
+    def make(self) -> Make:
+        return partial(Nsga3, popsize=6)
+
+
+class TestGp(MisuseContract):
+    smallest: ClassVar = {"startup": 8}
+    rounds = 1
+
+    @pytest.fixture
+    def make(self) -> Make:
+        return partial(Gp, startup=10, batch=3)
 
 
 SHORT_GP = partial(Gp, startup=4, batch=3)

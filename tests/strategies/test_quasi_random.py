@@ -4,7 +4,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from contracts.strategy_contract import MAXIMISE, MIXED, Make, StrategyContract
+from contracts.strategy_contract import StrategyContract
+from contracts.strategy_player import MAXIMISE, MIXED, Make
 
 from evomerge.errors import ConfigError
 from evomerge.genome import Gene, GenomeSpec
