@@ -1,61 +1,27 @@
-"""How a worker's share of the layer cache is set up."""
+"""How a worker's share of the layer cache is opened."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import evomerge.merge
 from evomerge.errors import ConfigError
+from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.merge.shared_cache import SharedCache, remove_if_unused
 from evomerge.merge.sources import free_memory
 from evomerge.models.pool import Pool
-from evomerge.sizes import byte_count
+
+__all__ = ["CacheSettings", "open_shared", "sweep"]
 
 _LOG = logging.getLogger(__name__)
 _SHARED_MEMORY = Path("/dev/shm")
-_WORDS = ("auto", "off", "memory", "disk")
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-    """What workers keep of merged slices.
-
-    Attributes:
-        memory: bytes in each worker; ``None`` for a quarter of what is free, divided among the workers.
-        shared: ``off``; ``memory`` or ``disk``, for as long as the run lasts; or a folder, which stays.
-        shared_size: bytes of the shared cache; ``None`` for a part of what is free.
-        workers: how many of them one machine may hold.
-        run: tells the temporary folders of runs apart.
-    """
-
-    memory: int | None = None
-    shared: str = "off"
-    shared_size: int | None = None
-    workers: int = 1
-    run: str = ""
-
-    @classmethod
-    def of(cls, cache: str | int, shared_cache: str, shared_cache_size: str | int, workers: int = 1) -> CacheSettings:
-        """From an evaluator's configuration: ``auto`` shares in memory between several workers.
-
-        Raises:
-            ConfigError: a size or a word that cannot be read.
-        """
-        memory = None if cache == "auto" else byte_count(cache, "evaluator.cache", least=0)
-        size = None if shared_cache_size == "auto" else byte_count(shared_cache_size, "evaluator.shared_cache_size")
-        shared = ("memory" if workers > 1 else "off") if shared_cache == "auto" else shared_cache
-        if shared not in _WORDS and os.sep not in shared:
-            raise ConfigError(f"evaluator.shared_cache is {shared_cache!r}", f"{', '.join(_WORDS)}, or a folder's path")
-        return cls(memory, shared, size, workers, secrets.token_hex(4))
 
 
 def open_shared(settings: CacheSettings, pool: Pool, device: str) -> SharedCache | None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Sequence
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.evaluation.caching import CacheSettings
-from evomerge.evaluation.worker import Worker, WorkerBuilder
+from evomerge.evaluation.building import WorkerBuilder
+from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.worker import Worker
+from evomerge.protocols import Work
+
+_NAME = "this process"
 
 
 class LocalEvaluator:
@@ -35,6 +41,7 @@ class LocalEvaluator:
         self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size)
         self._device, self._threads = device, threads
         self._worker: Worker | None = None
+        self._doing = Work(_NAME)
         self._queue: deque[tuple[Candidate, Split]] = deque()
 
     @property
@@ -55,7 +62,16 @@ class LocalEvaluator:
 
     def collect(self) -> Evaluation:
         """Evaluate the oldest queued candidate."""
-        return self.worker.evaluate(*self._queue.popleft())
+        candidate, split = self._queue.popleft()
+        self._doing = Work(_NAME, candidate.id, split, time.time())
+        try:
+            return self.worker.evaluate(candidate, split)
+        finally:
+            self._doing = Work(_NAME)
+
+    def work(self) -> Sequence[Work]:
+        """What the worker does; another thread may ask."""
+        return (self._doing,)
 
     def withdraw(self) -> list[int]:
         """Forget all that is queued; returns the candidates' ids."""

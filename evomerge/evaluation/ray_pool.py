@@ -1,59 +1,62 @@
-"""The evaluator of a cluster: Ray actors with one resident model each. The only module that imports ray."""
+"""The evaluator of a cluster: Ray actors with one resident model each. Only the modules `ray_...` here import ray."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import time
 from collections import deque
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 
+from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.evaluation.caching import CacheSettings, sweep
-from evomerge.evaluation.worker import Worker, WorkerBuilder
+from evomerge.evaluation.building import WorkerBuilder
+from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.ray_actor import Actor, cause
+from evomerge.evaluation.ray_cluster import Cluster
+from evomerge.evaluation.seats import Job, Seat, Seats
+from evomerge.protocols import Work
 
-_TRIES = 2  # a candidate whose worker dies is tried once more on a new worker, then recorded as failed
+_LOG = logging.getLogger(__name__)
+_DEAD = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, LocalRayletDiedError)
 _CLOSING = 10  # seconds
+_LOOKING = 5.0  # seconds between two looks at what the cluster has room for
+_FAILED_STARTS = 3  # one after the other
+_BACKOFF = 2.0  # seconds after a failed start, to the power of their number
 
 
-class _Actor:
-    """What runs in the worker process."""
+class _Call(NamedTuple):
+    """A call to an actor that is under way: of a job, else for a split, else to say where it is."""
 
-    def __init__(self, build: WorkerBuilder, device: str, threads: int | None, cache: CacheSettings) -> None:
-        self._build = partial(build, device=device, threads=threads, cache=cache)
-        self._built: Worker | None = None
-
-    def evaluate(self, candidate: Candidate, split: Split) -> Evaluation:
-        return self._worker().evaluate(candidate, split)
-
-    def fingerprint(self, split: Split) -> str:
-        return self._worker().fitness(split).fingerprint()
-
-    def close(self) -> None:
-        if self._built is not None:
-            self._built.close()
-
-    def _worker(self) -> Worker:
-        # Built by the first call and not by the constructor: what a constructor raises reaches the
-        # driver as the actor's death, without the error itself.
-        if self._built is None:
-            self._built = self._build()
-        return self._built
+    seat: Seat
+    job: Job | None = None
+    split: Split | None = None
 
 
 class RayEvaluator:
     """Evaluates on Ray actors, each holding one resident model.
 
-    A worker that dies is replaced and its candidate tried once more.
+    A worker that dies is replaced and its candidate tried again; one whose workers die `tries` times is recorded as
+    failed. Nodes may leave and join: workers that have no place start when there is one.
 
     Args:
-        build: makes a worker inside its actor; travels by pickle.
-        workers: number of actors.
+        build: makes a worker inside its actor; travels by pickle. Its `modules`, if it has any, are files that the
+            workers of other machines need.
+        workers: number of actors, or ``auto``: as many as the cluster has room for, at any time.
         cpus_per_worker, gpus_per_worker: Ray resources of each; GPUs may be a fraction.
         address: of a running cluster; ``None`` starts Ray on this machine for this run.
         device: as in the local evaluator.
@@ -62,13 +65,17 @@ class RayEvaluator:
         shared_cache: of the workers of a machine: ``memory`` (``auto`` with several workers), ``disk``, ``off``, or a
             folder that outlives the run.
         shared_cache_size: its bytes.
+        timeout: seconds that an evaluation may take; then its worker is replaced, and it has failed.
+        tries: how many workers may die evaluating a candidate.
+        patience: seconds to wait for a place for a worker while there is no worker.
+        working_dir: a folder with files that workers of other machines need; they run in a copy of it.
     """
 
     def __init__(
         self,
         build: WorkerBuilder,
         *,
-        workers: int = 2,
+        workers: int | str = 2,
         cpus_per_worker: int = 1,
         gpus_per_worker: float = 0,
         address: str | None = None,
@@ -77,128 +84,272 @@ class RayEvaluator:
         cache: str | int = "auto",
         shared_cache: str = "auto",
         shared_cache_size: str | int = "auto",
+        timeout: float | None = None,
+        tries: int = 2,
+        patience: float = 600,
+        working_dir: str | None = None,
     ) -> None:
-        if workers < 1 or cpus_per_worker < 1 or gpus_per_worker < 0:
+        if (workers != "auto" and (not isinstance(workers, int) or workers < 1)) or cpus_per_worker < 1:
             raise ConfigError(
-                f"evaluator.workers={workers}, cpus_per_worker={cpus_per_worker}, gpus_per_worker={gpus_per_worker}",
-                "at least one worker, one CPU each, and no negative GPUs",
+                f"evaluator.workers={workers}, cpus_per_worker={cpus_per_worker}",
+                "at least one worker (or auto), and one CPU each",
             )
-        self._build, self._workers, self._address = build, workers, address
-        settings = CacheSettings.of(cache, shared_cache, shared_cache_size, workers)
-        self._arguments = (device, cpus_per_worker if threads is None else threads, settings)
-        self._resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
-        self._queue: deque[tuple[Candidate, Split, int]] = deque()
-        self._running: dict[Any, tuple[Any, Candidate, Split, int]] = {}
-        self._idle: list[Any] = []
-        self._started = False
-        self._ours = False  # whether this evaluator connected to Ray, and so disconnects
+        if gpus_per_worker < 0 or (gpus_per_worker > 1 and gpus_per_worker != int(gpus_per_worker)):
+            raise ConfigError(f"evaluator.gpus_per_worker is {gpus_per_worker}", "a whole number, or a fraction of one")
+        if tries < 1 or patience <= 0 or (timeout is not None and timeout <= 0):
+            raise ConfigError(
+                f"evaluator.tries={tries}, patience={patience}, timeout={timeout}", "above 0; timeout may be null"
+            )
+        self._build, self._workers, self._patience = build, workers, patience
+        self._fixed = workers if isinstance(workers, int) else None
+        modules = getattr(build, "modules", ())
+        self._cluster = Cluster(address, cpus_per_worker, gpus_per_worker, self._fixed, modules, working_dir)
+        self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size, self._fixed or 2)
+        self._device, self._threads = device, cpus_per_worker if threads is None else threads
+        self._seats = Seats(tries, timeout)
+        self._calls: dict[Any, _Call] = {}
+        self._done: deque[Evaluation] = deque()
+        self._fingerprints: dict[Split, str] = {}
+        self._wanted = self._named = self._failed_starts = 0
+        self._looked_at = self._start_after = self._hungry_since = 0.0
+        self._first: Split = "search"
 
     @property
     def slots(self) -> int:
-        """The number of workers."""
-        return self._workers
+        """The number of workers; with ``auto``, of those that there is room for now."""
+        if self._fixed is not None or self._cluster.is_open:
+            return self._fixed or max(1, self._wanted)
+        if self._cluster.address is None and not self._cluster.gpus:
+            return max(1, (os.cpu_count() or 1) // self._cluster.cpus)
+        return 1
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
-        """Queue a candidate; it starts at once when a worker is idle."""
-        self._start()
-        self._queue.append((candidate, split, 1))
+        """Queue a candidate; it starts at once when a worker is free."""
+        self._open(split)
+        self._seats.queue.append(Job(candidate, split))
         self._dispatch()
 
     def collect(self) -> Evaluation:
-        """Wait for any running candidate."""
-        while True:
-            done, _ = ray.wait(list(self._running), num_returns=1)
-            actor, candidate, split, tries = self._running.pop(done[0])
-            try:
-                evaluation: Evaluation = ray.get(done[0])
-            except RayActorError as error:
-                self._idle.append(self._new_actor())
-                reason = str(error).splitlines()[0]
-                if tries < _TRIES:
-                    self._queue.appendleft((candidate, split, tries + 1))
-                    self._dispatch()
-                    continue
-                evaluation = Evaluation(candidate.id, "failed", split, error=f"its worker died {tries} times: {reason}")
-            except RayError as error:
-                raise _cause(error) from error
-            else:
-                self._idle.append(actor)
-            self._dispatch()
-            return evaluation
+        """Wait for any candidate that was submitted.
+
+        Raises:
+            EvomergeError: no worker can be had, or none that scores the same items; the cluster has gone.
+        """
+        while not self._done:
+            self._step()
+        return self._done.popleft()
+
+    def work(self) -> Sequence[Work]:
+        """What each worker does; another thread may ask."""
+        doing = []
+        for seat in list(self._seats.taken):
+            jobs = list(seat.jobs)
+            busy = Work(seat.name, jobs[0].candidate.id, jobs[0].split, seat.began) if jobs else Work(seat.name)
+            doing.append(busy)
+        return doing
 
     def withdraw(self) -> list[int]:
         """Forget what waits for a worker; returns the candidates' ids."""
-        ids = [candidate.id for candidate, _, _ in self._queue]
-        self._queue.clear()
-        return ids
+        return self._seats.withdraw()
 
     def fingerprint(self, split: Split) -> str:
-        """The fingerprint of a split's fitness, asked of an idle worker."""
-        self._start()
-        try:
-            return str(ray.get(self._idle[0].fingerprint.remote(split)))
-        except RayError as error:
-            raise _cause(error) from error
+        """The fingerprint of a split's fitness, as the workers prepared it."""
+        self._open(split)
+        while split not in self._fingerprints:
+            for seat in self._seats.taken:
+                if seat.begun and split not in seat.splits and not seat.jobs:
+                    self._prepare(seat, split)
+                    break
+            self._step()
+        return self._fingerprints[split]
 
     def close(self) -> None:
         """End the workers, and Ray where this evaluator started it."""
-        if self._started:
+        if self._cluster.is_open and not self._cluster.gone:
+            idle = [seat.worker for seat in self._seats.taken if seat.begun and not seat.jobs]
             with contextlib.suppress(RayError):  # a worker that died has nothing to close
-                ray.get([actor.close.remote() for actor in self._idle], timeout=_CLOSING)
-            for actor in [*self._idle, *(actor for actor, *_ in self._running.values())]:
-                ray.kill(actor)
-            sweep()  # what killed workers left behind
-        if self._ours:
-            ray.shutdown()
-            self._ours = False
-        self._idle, self._running, self._started = [], {}, False
-        self._queue.clear()
+                ray.get([worker.close.remote() for worker in idle], timeout=_CLOSING)
+            for seat in self._seats.taken:
+                ray.kill(seat.worker)
+            if self._cache.shared != "off":
+                from evomerge.evaluation.caching import sweep
 
-    def _start(self) -> None:
-        if self._started:
+                sweep()  # what killed workers left behind
+        self._cluster.close()
+        self._seats = Seats(self._seats.tries, self._seats.timeout)
+        self._calls.clear()
+        self._done.clear()
+        self._wanted = self._failed_starts = 0
+        self._start_after = 0.0
+
+    def _open(self, split: Split) -> None:
+        if self._cluster.is_open:
             return
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU actors still see the GPUs as set
-        if not ray.is_initialized():
-            here: dict[str, Any] = {"num_cpus": self._workers * int(self._resources["num_cpus"])}
-            here["include_dashboard"] = False
-            where = here if self._address is None else {"address": self._address}
-            try:
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
-            except (RayError, ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(
-                    f"Ray did not start: {' '.join(str(error).split())[:300]}",
-                    "evaluator.address is a running cluster's, or null to start one here",
-                    "check `ray status` and that RAY_AUTH_MODE is the same on both sides",
-                ) from error
-            self._ours = True
-        self._check_capacity()
-        self._started = True
-        self._idle = [self._new_actor() for _ in range(self._workers)]
+        self._cluster.open()
+        self._first = split
+        room = self._cluster.room()
+        if self._fixed is not None and self._cluster.address is None and sum(room) < self._fixed:
+            raise ConfigError(
+                f"{self._fixed} workers with {self._cluster.cpus} CPUs and {self._cluster.gpus:g} GPUs each",
+                f"this machine has room for {sum(room)}",
+                "lower evaluator.workers or the resources of each",
+            )
+        if self._fixed is not None and sum(room) < self._fixed:
+            _LOG.warning(
+                "%d of %d workers have a place in the cluster; the others start when nodes join", sum(room), self._fixed
+            )
+        most = max([1, *room])
+        self._cache = replace(self._cache, workers=most if self._fixed is None else min(most, self._fixed))
+        self._hungry_since = time.monotonic()
+        self._hire()
 
-    def _check_capacity(self) -> None:
-        have = ray.cluster_resources()
-        for resource, each in (("CPU", self._resources["num_cpus"]), ("GPU", self._resources["num_gpus"])):
-            wanted = each * self._workers
-            if wanted > have.get(resource, 0):
-                raise ConfigError(
-                    f"{self._workers} workers need {wanted:g} {resource}s",
-                    f"the cluster has {have.get(resource, 0):g}",
-                    "lower evaluator.workers or the resources of each",
-                )
+    def _step(self) -> None:
+        """Wait a little for anything to happen, and see to it."""
+        self._hire()
+        self._dispatch()
+        pause = self._seats.pause(1.0)
+        if not self._calls:
+            time.sleep(min(pause, 0.2))
+        else:
+            references = list(self._calls)
+            ready, rest = ray.wait(references, num_returns=1, timeout=pause)
+            if ready and rest:
+                ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+            for reference in ready:
+                self._arrive(reference)
+        self._end_overdue()
+        self._dispatch()
 
-    def _new_actor(self) -> Any:
-        return ray.remote(_Actor).options(**self._resources).remote(self._build, *self._arguments)
+    def _arrive(self, reference: Any) -> None:
+        """A call has ended."""
+        call = self._calls.pop(reference, None)
+        if call is None:  # of a worker that was lost meanwhile
+            return
+        try:
+            result = ray.get(reference)
+        except _DEAD as error:
+            self._lose(call.seat, error)
+        except RayError as error:
+            raise cause(error) from error
+        else:
+            self._take(call, result)
+
+    def _take(self, call: _Call, result: Any) -> None:
+        seat = call.seat
+        if call.job is not None:
+            evaluation, seconds = result
+            self._seats.finish(seat, call.job, seconds)
+            self._done.append(evaluation)
+        elif call.split is not None:
+            version, fingerprint = result
+            self._compare(seat, call.split, version, fingerprint)
+            self._failed_starts = 0
+            seat.begun, seat.preparing = True, False
+            seat.start_clock()
+        else:
+            seat.place, _ = result
+            self._prepare(seat, self._first)
+
+    def _compare(self, seat: Seat, split: Split, version: str, fingerprint: str) -> None:
+        """Raise unless a worker would give the scores that the others give."""
+        if version != __version__:
+            raise EvomergeError(
+                f"{seat.name} on node {seat.place[:8]} has evomerge {version}, this is {__version__}",
+                "the same version on every node",
+            )
+        known = self._fingerprints.setdefault(split, fingerprint)
+        if known != fingerprint:
+            raise EvomergeError(
+                f"the {split} fitness of {seat.name} on node {seat.place[:8]} has fingerprint {fingerprint}, "
+                f"others have {known}",
+                "the same items, prompts, tokenizer and libraries on every node: scores would not be comparable",
+            )
+
+    def _lose(self, seat: Seat, error: RayError) -> None:
+        """A worker is gone."""
+        text = " ".join(str(error).split())
+        if "owner has died" in text or "Owner's node has crashed" in text:
+            raise self._cluster.lost("the Ray node that the search runs on has gone")
+        memory = isinstance(error, OutOfMemoryError)
+        guilty = memory or isinstance(error, WorkerCrashedError) or "worker process has died" in text
+        how = "Ray ended it because its node ran out of memory" if memory else "killed, or crashed"
+        _LOG.warning("%s is gone (%s)", seat.name, how if guilty else text[:200])
+        self._settle(seat)
+        if guilty and (seat.preparing or not seat.begun):
+            self._count_failed_start(seat, how)
+        job = self._seats.vacate(seat, guilty=guilty)
+        if job is not None:
+            self._fail(job, f"its worker died {job.deaths} times: {how}" if guilty else f"lost {job.lost} workers")
+
+    def _settle(self, seat: Seat) -> None:
+        """Forget a worker's calls and end it; answers that arrived before count."""
+        for reference in [reference for reference, call in self._calls.items() if call.seat is seat]:
+            call = self._calls.pop(reference)
+            if call.job is not None and ray.wait([reference], timeout=0)[0]:
+                with contextlib.suppress(RayError):
+                    self._take(call, ray.get(reference))
+        with contextlib.suppress(RayError):  # one that is only out of reach must not stay
+            ray.kill(seat.worker)
+
+    def _count_failed_start(self, seat: Seat, how: str) -> None:
+        self._failed_starts += 1
+        self._start_after = time.monotonic() + min(60.0, _BACKOFF**self._failed_starts)
+        if self._failed_starts >= _FAILED_STARTS and not any(s.begun for s in self._seats.taken if s is not seat):
+            raise EvomergeError(
+                f"{self._failed_starts} workers died one after the other while they began ({how})",
+                "room in memory for the model and its sources",
+                "see Ray's logs of the workers; `evomerge resume RUN` goes on with the search",
+            )
+
+    def _end_overdue(self) -> None:
+        """End workers whose evaluation takes too long."""
+        for seat in self._seats.overdue():
+            self._settle(seat)
+            late = seat in self._seats.overdue()  # unless its answer was just there
+            job = self._seats.vacate(seat, guilty=late, final=late)
+            if job is not None:
+                self._fail(job, f"it took longer than evaluator.timeout={self._seats.timeout:g} s")
+
+    def _fail(self, job: Job, error: str) -> None:
+        self._done.append(Evaluation(job.candidate.id, "failed", job.split, error=error))
+
+    def _hire(self) -> None:
+        """Start workers up to the number that is wanted; raise when there has been none for too long."""
+        now = time.monotonic()
+        answers = self._cluster.check()
+        if answers and (not self._wanted or now - self._looked_at >= _LOOKING):
+            self._looked_at = now
+            self._wanted = self._fixed or sum(self._cluster.room())
+        if answers and now >= self._start_after:
+            while len(self._seats.taken) < self._wanted:
+                self._place()
+        if any(seat.place for seat in self._seats.taken):
+            self._hungry_since = now
+        elif now - self._hungry_since > self._patience:
+            raise EvomergeError(
+                f"no worker has found a place for {self._patience:g} s",
+                f"a node with {self._cluster.cpus} CPUs and {self._cluster.gpus:g} GPUs that are free",
+                "see `ray status`; `evomerge resume RUN` goes on with the search",
+            )
+
+    def _place(self) -> None:
+        """Ask for a worker."""
+        resources = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus}
+        self._named += 1
+        actor: Any = ray.remote(Actor).options(**resources)
+        worker = actor.remote(self._build, self._device, self._threads, self._cache)
+        seat = Seat(f"worker {self._named}", worker)
+        self._seats.taken.append(seat)
+        self._calls[worker.here.remote()] = _Call(seat)
+
+    def _prepare(self, seat: Seat, split: Split) -> None:
+        """Let a worker prepare a split's items; calls to it come after."""
+        seat.splits.add(split)
+        seat.preparing = True
+        self._calls[seat.worker.begin.remote(split)] = _Call(seat, split=split)
 
     def _dispatch(self) -> None:
-        while self._idle and self._queue:
-            candidate, split, tries = self._queue.popleft()
-            actor = self._idle.pop(0)
-            self._running[actor.evaluate.remote(candidate, split)] = (actor, candidate, split, tries)
-
-
-def _cause(error: RayError) -> Exception:
-    """The error that the worker raised, so that a user reads one line instead of Ray's traceback."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, EvomergeError):
-        return cause
-    return EvomergeError(f"a Ray worker failed: {' '.join(str(cause or error).split())[:500]}")
+        for seat, job in self._seats.assign():
+            if job.split not in seat.splits:
+                self._prepare(seat, job.split)
+            self._calls[seat.worker.evaluate.remote(job.candidate, job.split)] = _Call(seat, job)

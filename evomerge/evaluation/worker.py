@@ -7,18 +7,21 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, EvomergeError, FitnessError, InfeasibleError
-from evomerge.evaluation.caching import CacheSettings, open_shared
+from evomerge.evaluation.building import WorkerBuilder
+from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.caching import open_shared
+from evomerge.evaluation.failures import one_line
 from evomerge.merge.assemble import Resident
 from evomerge.merge.plan import make_plan
 from evomerge.models.pool import Pool
 from evomerge.protocols import Fitness, Scores
+
+__all__ = ["Worker", "WorkerBuilder", "choose_device"]
 
 
 def choose_device(device: str) -> str:
@@ -93,7 +96,7 @@ class Worker:
             return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
         except Exception as error:
             trace = "" if isinstance(error, EvomergeError) else traceback.format_exc()
-            return replace(outcome, error=_one_line(error), seconds=_elapsed(start), traceback=trace)
+            return replace(outcome, error=one_line(error), seconds=_elapsed(start), traceback=trace)
         model = scores.seconds.get("model", 0.0)
         seconds = {"merge": merged - start, "model": model, "other": time.perf_counter() - merged - model}
         return replace(
@@ -111,13 +114,6 @@ class Worker:
         self._resident.close()
 
 
-class WorkerBuilder(Protocol):
-    """Builds a worker where it will live; picklable when it is to travel."""
-
-    def __call__(self, *, device: str, threads: int | None, cache: CacheSettings) -> Worker:
-        """Open the pool and build the worker."""
-
-
 def _require_finite(scores: Scores) -> None:
     for name, value in scores.objectives.items():
         if not math.isfinite(value):
@@ -126,14 +122,3 @@ def _require_finite(scores: Scores) -> None:
 
 def _elapsed(start: float) -> dict[str, float]:
     return {"merge": 0.0, "model": 0.0, "other": time.perf_counter() - start}
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, EvomergeError):
-        return text
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    place = f" ({Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno})" if frame else ""
-    return f"{type(error).__name__}: {text[:500]}{place}"

@@ -121,7 +121,7 @@ def test_a_search_for_methods_and_their_parameters(
 
 def test_workers_import_the_modules_too(own: Path, quick_search: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from evomerge.cli.composed import compose_config
-    from evomerge.evaluation.caching import CacheSettings
+    from evomerge.evaluation.cache_settings import CacheSettings
     from evomerge.factory import build_parts
 
     overrides = [

@@ -8,7 +8,7 @@ import torch
 
 from evomerge.candidate import Candidate
 from evomerge.errors import ConfigError, FitnessError
-from evomerge.evaluation.caching import CacheSettings
+from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.worker import Worker, choose_device
 from evomerge.models.pool import Pool, open_pool

@@ -1,0 +1,60 @@
+"""A worker as a Ray actor: the calls that reach it, and the errors that it sends back."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import ray
+from ray.exceptions import RayError
+
+from evomerge import __version__
+from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.errors import EvomergeError
+from evomerge.evaluation.building import WorkerBuilder
+from evomerge.evaluation.cache_settings import CacheSettings
+
+if TYPE_CHECKING:
+    from evomerge.evaluation.worker import Worker
+
+
+class Actor:
+    """What runs in the worker process."""
+
+    def __init__(self, build: WorkerBuilder, device: str, threads: int | None, cache: CacheSettings) -> None:
+        self._build = partial(build, device=device, threads=threads, cache=cache)
+        self._built: Worker | None = None
+
+    def here(self) -> tuple[str, int]:
+        """The node and the process."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+    def begin(self, split: Split) -> tuple[str, str]:
+        """Get the model and a split's items; the version of evomerge and the fingerprint of the items.
+
+        Not in the constructor: what that raises reaches the driver as the actor's death, without the error itself.
+        """
+        if self._built is None:
+            self._built = self._build()
+        return __version__, self._built.fitness(split).fingerprint()
+
+    def evaluate(self, candidate: Candidate, split: Split) -> tuple[Evaluation, float]:
+        """The evaluation, and the seconds that it took."""
+        assert self._built is not None
+        start = time.perf_counter()
+        return self._built.evaluate(candidate, split), time.perf_counter() - start
+
+    def close(self) -> None:
+        """Leave the shared cache."""
+        if self._built is not None:
+            self._built.close()
+
+
+def cause(error: RayError) -> Exception:
+    """The error that the worker raised, so that a user reads one line instead of Ray's traceback."""
+    raised = getattr(error, "cause", None)
+    if isinstance(raised, EvomergeError):
+        return raised
+    return EvomergeError(f"a Ray worker failed: {' '.join(str(raised or error).split())[:500]}")

@@ -1,0 +1,156 @@
+"""Who evaluates what: candidates that wait, workers, and which worker holds which. Knows nothing of clusters."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from evomerge.candidate import Candidate, Split
+
+_LEAD = 0.05
+"""Seconds of work that a worker is given ahead, so that it need not wait for the next candidate to be sent."""
+_MOST_AHEAD = 15
+_MOST_LOST = 20
+
+
+@dataclass(eq=False)
+class Job:
+    """A candidate on its way.
+
+    Attributes:
+        candidate, split: what is to be evaluated.
+        deaths: workers that died while they evaluated it.
+        lost: workers that it was lost with for another reason: their node went away.
+        alone: to be evaluated by a worker that holds nothing else, so that nothing else can be what kills it.
+    """
+
+    candidate: Candidate
+    split: Split
+    deaths: int = 0
+    lost: int = 0
+    alone: bool = False
+
+
+@dataclass(eq=False)
+class Seat:
+    """A worker's place.
+
+    Attributes:
+        name: for people.
+        worker: its handle.
+        place: the node that it is on; empty while it waits for one.
+        begun: whether it has its model.
+        splits: those it has items of, or is asked to prepare.
+        jobs: what it holds, in the order given: it evaluates the first, the others wait.
+        preparing: whether it is not at its first job yet.
+        since, began: when the first job began, by the monotonic clock and by the calendar.
+    """
+
+    name: str
+    worker: Any
+    place: str = ""
+    begun: bool = False
+    splits: set[Split] = field(default_factory=set)
+    jobs: deque[Job] = field(default_factory=deque)
+    preparing: bool = False
+    since: float = 0.0
+    began: float = 0.0
+
+    def start_clock(self) -> None:
+        """The first job begins now."""
+        self.since, self.began = time.monotonic(), time.time()
+
+
+class Seats:
+    """Workers and what waits for them.
+
+    A worker is given more than one candidate at a time only when evaluations take less than `_LEAD` seconds.
+
+    Args:
+        tries: how many workers may die evaluating a candidate before it counts as failed.
+        timeout: seconds that an evaluation may take; ``None`` for any number.
+    """
+
+    def __init__(self, tries: int, timeout: float | None) -> None:
+        self.tries, self.timeout = tries, timeout
+        self.queue: deque[Job] = deque()
+        self.taken: list[Seat] = []
+        self._pace = math.inf  # seconds of an evaluation, of late
+
+    def assign(self) -> Iterator[tuple[Seat, Job]]:
+        """Give out what can be given, to the least busy first."""
+        depth = 1 + min(_MOST_AHEAD, int(_LEAD / self._pace)) if self._pace > 0 else 1 + _MOST_AHEAD
+        while self.queue:
+            job = self.queue[0]
+            free = [seat for seat in self.taken if seat.begun and self._takes(seat, job, depth)]
+            if not free:
+                return
+            seat = min(free, key=lambda seat: len(seat.jobs))
+            self.queue.popleft()
+            seat.jobs.append(job)
+            if len(seat.jobs) == 1:
+                seat.start_clock()
+            yield seat, job
+
+    def _takes(self, seat: Seat, job: Job, depth: int) -> bool:
+        if not seat.jobs:
+            return True
+        mixed = job.alone or seat.jobs[0].alone or seat.preparing or job.split not in seat.splits
+        return len(seat.jobs) < depth and not mixed
+
+    def finish(self, seat: Seat, job: Job, seconds: float) -> None:
+        """A job has come back."""
+        seat.jobs.remove(job)
+        seat.start_clock()
+        self._pace = seconds if self._pace == math.inf else 0.9 * self._pace + 0.1 * seconds
+
+    def overdue(self) -> list[Seat]:
+        """Workers whose evaluation takes too long."""
+        if self.timeout is None:
+            return []
+        late = time.monotonic() - self.timeout
+        return [seat for seat in self.taken if seat.jobs and not seat.preparing and seat.since < late]
+
+    def pause(self, most: float) -> float:
+        """Seconds until something may be overdue, at most so many."""
+        if self.timeout is None:
+            return most
+        left = [seat.since + self.timeout - time.monotonic() for seat in self.taken if seat.jobs and not seat.preparing]
+        return max(0.01, min([most, *left]))
+
+    def vacate(self, seat: Seat, *, guilty: bool, final: bool = False) -> Job | None:
+        """A worker is gone: what it held waits again, in front. Returns a job that shall not be tried again.
+
+        Args:
+            seat: the worker's.
+            guilty: whether what it evaluated may be why. An answer can be lost on its way when a worker dies right
+                after it, so that the job which seems to be the first may have been evaluated: no job fails before
+                it was tried alone.
+        """
+        self.taken.remove(seat)
+        jobs = list(seat.jobs)
+        seat.jobs.clear()
+        for job in jobs:
+            job.alone = job.alone or guilty
+        given_up = None
+        if jobs and not seat.preparing:
+            first = jobs[0]
+            if guilty:
+                first.deaths += 1
+            else:
+                first.lost += 1
+            if final or first.deaths >= self.tries or first.lost >= _MOST_LOST:
+                given_up = first
+                jobs = jobs[1:]
+        self.queue.extendleft(reversed(jobs))
+        return given_up
+
+    def withdraw(self) -> list[int]:
+        """Forget what waits; returns the candidates' ids."""
+        ids = [job.candidate.id for job in self.queue]
+        self.queue.clear()
+        return ids
