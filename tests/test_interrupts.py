@@ -28,6 +28,24 @@ def test_sigterm_raises_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_sigterm_waits_until_nothing_is_half_done() -> None:
+    with Interrupts() as interrupts:
+        interrupts.settled = lambda: False
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.name == "SIGTERM"
+        with pytest.raises(Terminated):
+            interrupts.wanted()
+        assert interrupts.wanted()
+
+
+def test_a_second_sigterm_does_not_wait() -> None:
+    with Interrupts() as interrupts:
+        interrupts.settled = lambda: False
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_what_a_library_has_taken_is_taken_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Interrupts() as interrupts:

@@ -15,7 +15,8 @@ from evomerge.ledger import Ledger, RunFolder, canonical_events
 from evomerge.phases import Phase
 from evomerge.protocols import Objective, Proposal, SearchSpace, Strategy
 from evomerge.recipe import ModelRef, PoolInfo, Recipe, SliceId
-from evomerge.search import Search
+from evomerge.replay import ContinuedLedger, Record, RecordedEvaluator
+from evomerge.search import GaveUpError, Search
 from evomerge.strategies.cma_es import CmaEs
 
 POOL = PoolInfo(
@@ -88,21 +89,32 @@ def run(
     strategy: Strategy | None = None,
     **options: Any,
 ) -> Search:
+    with Ledger(RunFolder.create(folder), sync="interval") as ledger:
+        return run_in(ledger, evaluator, evaluations, kept, strategy, **options)
+
+
+def run_in(
+    ledger: Ledger,
+    evaluator: Any,
+    evaluations: int = 40,
+    kept: list[Recipe] | None = None,
+    strategy: Strategy | None = None,
+    **options: Any,
+) -> Search:
     space = TwoWeights()
     strategy = strategy or CmaEs(space.spec, (Objective("score"),), seed=0, popsize=6)
-    with Ledger(RunFolder.create(folder), sync="interval") as ledger:
-        search = Search(
-            **{
-                "pool": POOL,
-                "phases": [Phase.of(space, strategy, evaluations)],
-                "evaluator": evaluator,
-                "incumbent": Incumbent((Objective("score"),)),
-                "ledger": ledger,
-                "keep": lambda incumbent: ([] if kept is None else kept).append(incumbent.best.recipe),
-            }
-            | options
-        )
-        search.run()
+    search = Search(
+        **{
+            "pool": POOL,
+            "phases": [Phase.of(space, strategy, evaluations)],
+            "evaluator": evaluator,
+            "incumbent": Incumbent((Objective("score"),)),
+            "ledger": ledger,
+            "keep": lambda incumbent: ([] if kept is None else kept).append(incumbent.best.recipe),
+        }
+        | options
+    )
+    search.run()
     return search
 
 
@@ -157,6 +169,33 @@ def test_infeasible_and_failed_candidates_are_recorded_and_the_search_goes_on(tm
     assert search.best is not None
     assert status[search.best.id] == "ok"
     assert sum(events[-1]["counts"].values()) == 40
+
+
+def test_a_search_that_only_fails_ends_with_the_reason(tmp_path: Path) -> None:
+    """Numbers in the reason aside. Resumed, it goes on: what was broken may work again."""
+
+    class Broken(Evaluator):
+        def collect(self) -> Evaluation:
+            found = super().collect()
+            if found.candidate < 14:
+                return found
+            return Evaluation(found.candidate, "failed", error=f"no room for {found.candidate} MB")
+
+    with pytest.raises(GaveUpError, match="7 candidates in a row failed the same way: no room for") as raised:
+        run(tmp_path / "run", Broken(), give_up=7)
+    assert raised.value.exit_status == 1
+    events = list(canonical_events(RunFolder(tmp_path / "run")))
+    failed = [event["candidate"] for event in told(events, "search") if event["status"] == "failed"]
+    assert len(failed) == 7
+    assert all(event["event"] != "stopped" for event in events)
+
+    record = Record(RunFolder(tmp_path / "run"))
+    with ContinuedLedger(RunFolder(tmp_path / "run"), record, resumed={}) as ledger:
+        search = run_in(ledger, RecordedEvaluator(Evaluator(), record), give_up=7)
+    assert search.best is not None
+    events = list(canonical_events(RunFolder(tmp_path / "run")))
+    assert events[-1]["reason"] == "budget"
+    assert events[-1]["counts"]["failed"] == 7
 
 
 def test_a_baseline_that_fails_ends_the_run_with_its_reason(tmp_path: Path) -> None:
