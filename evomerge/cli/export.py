@@ -1,4 +1,4 @@
-"""``evomerge export``: a recipe as evomerge or mergekit YAML, or the picture of its path."""
+"""``evomerge export``: a recipe as evomerge or mergekit YAML, the picture of its path, a run as a study of Optuna."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def run(arguments: Sequence[str]) -> int:
         "recipe", metavar="RUN|RECIPE", help="a run folder (its best recipe) or a recipe file, evomerge's or mergekit's"
     )
     parser.add_argument(
-        "--format", choices=("evomerge", "mergekit", "svg"), default="evomerge", help="svg: a picture, of paths only"
+        "--format",
+        choices=("evomerge", "mergekit", "svg", "optuna"),
+        default="evomerge",
+        help="svg: a picture, of paths only; optuna: a run as a study, a file that optuna-dashboard opens",
     )
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
     add_import_option(parser)
@@ -30,7 +33,11 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.recipe_yaml import dump_recipe
 
     import_modules(options.imports, "--import")
-    if options.format == "mergekit":
+    if options.format == "optuna":
+        from evomerge.report.optuna_storage import journal_of
+
+        text = journal_of(Path(options.recipe))
+    elif options.format == "mergekit":
         from evomerge.mergekit.writer import to_mergekit
 
         recipe, pool = open_recipe(options.recipe)

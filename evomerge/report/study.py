@@ -58,6 +58,8 @@ def study_of(
         if history.objectives:
             study.set_metric_names([objective.name for objective in history.objectives])
     study.set_user_attr("evomerge_run", str(history.folder.path))
+    study.set_user_attr("baselines", {name: trial.objectives for name, trial in history.baselines.items()})
+    study.set_user_attr("held_out", {name: trial.objectives for name, trial in history.held_out.items()})
     study.add_trials(trials_of(history, most=most))
     return study
 
