@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -18,6 +18,47 @@ from evomerge.recipe import PoolInfo, Recipe, SliceId
 from evomerge.recipe_yaml import dump_recipe, load_recipe
 
 
+class Values:
+    """Genomes that are values of genes, one each; spaces of other genomes say here how to make theirs."""
+
+    def some(self, spec: GenomeSpec, count: int, seed: int = 0) -> Iterator[Genome]:
+        """The start, the two extreme corners, random corners and random genomes."""
+        yield spec.initial
+        low, high = spec.bounds
+        rng = np.random.default_rng(seed)
+        for corner in (np.zeros(len(spec)), np.ones(len(spec)), *rng.integers(0, 2, (count, len(spec)))):
+            values: list[Value] = []
+            for gene, end, lo, hi in zip(spec, corner, low, high, strict=True):
+                at_end = float(hi if end else lo)
+                choices: dict[str, Value] = {
+                    "categorical": gene.choices[int(at_end)] if gene.choices else "",
+                    "boolean": bool(end),
+                    "integer": int(at_end),
+                    "continuous": at_end,
+                }
+                values.append(choices[gene.kind])
+            yield spec.genome(values)
+        for _ in range(count):
+            yield spec.sample(rng)
+
+    def parts(self, spec: GenomeSpec) -> list[str]:
+        """What of a genome can be changed by itself."""
+        return [gene.name for gene in spec]
+
+    def changed(self, spec: GenomeSpec, genome: Genome, part: int, rng: np.random.Generator) -> Genome:
+        """The genome with one part changed."""
+        values = list(genome.values)
+        while values[part] == genome.values[part]:
+            values[part] = spec.sample(rng).values[part]
+        return spec.genome(values)
+
+    def foreign(self, spec: GenomeSpec) -> Iterator[Genome]:
+        """Genomes of other spaces."""
+        start, (_, high) = spec.initial.values, spec.bounds
+        for values in (start[:-1], (*start, start[-1]), (float(high[0]) + 1.0, *start[1:]), (float("nan"), *start[1:])):
+            yield Genome(values)
+
+
 @dataclass(frozen=True)
 class SpaceCase:
     """A search space under test: `build` is picklable and constructs it anew.
@@ -27,6 +68,7 @@ class SpaceCase:
         paths: whether its recipes choose their number of layers themselves.
         least_feasible: how many of the 63 genomes that are tried are feasible at least.
         witnesses: more genomes around which changing a gene may matter, where random ones rarely show it.
+        genomes: how genomes are made.
     """
 
     build: Callable[[], SearchSpace]
@@ -35,33 +77,13 @@ class SpaceCase:
     paths: bool = False
     least_feasible: int = 31
     witnesses: Callable[[GenomeSpec], Iterable[Genome]] = lambda spec: ()
+    genomes: Values = field(default_factory=Values)
 
 
-def genomes(spec: GenomeSpec, count: int, seed: int = 0) -> Iterator[Genome]:
-    """The start, the two extreme corners, random corners and random genomes."""
-    yield spec.initial
-    low, high = spec.bounds
-    rng = np.random.default_rng(seed)
-    for corner in (np.zeros(len(spec)), np.ones(len(spec)), *rng.integers(0, 2, (count, len(spec)))):
-        values: list[Value] = []
-        for gene, end, lo, hi in zip(spec, corner, low, high, strict=True):
-            at_end = float(hi if end else lo)
-            choices: dict[str, Value] = {
-                "categorical": gene.choices[int(at_end)] if gene.choices else "",
-                "boolean": bool(end),
-                "integer": int(at_end),
-                "continuous": at_end,
-            }
-            values.append(choices[gene.kind])
-        yield spec.genome(values)
-    for _ in range(count):
-        yield spec.sample(rng)
-
-
-def hashes(build: Callable[[], SearchSpace], count: int) -> list[str]:
+def hashes(build: Callable[[], SearchSpace], genomes: Values, count: int) -> list[str]:
     space = build()
     found = []
-    for genome in genomes(space.spec, count):
+    for genome in genomes.some(space.spec, count):
         try:
             found.append(space.decode(genome).hash)
         except InfeasibleError as error:
@@ -79,7 +101,7 @@ class SearchSpaceContract:
     def test_every_genome_within_bounds_is_feasible_or_refused_with_a_reason(self, case: SpaceCase) -> None:
         space = case.build()
         feasible = 0
-        for genome in genomes(space.spec, 30):
+        for genome in case.genomes.some(space.spec, 30):
             if not self._feasible(space, genome):
                 with pytest.raises(InfeasibleError, match=r"\w+ \w+"):
                     space.decode(genome)
@@ -112,19 +134,19 @@ class SearchSpaceContract:
         space, other = case.build(), case.build()
         before = pickle.dumps(space)
         assert space.spec == other.spec
-        first = [space.decode(g) for g in genomes(space.spec, 4) if self._feasible(space, g)]
-        again = [space.decode(g) for g in genomes(space.spec, 4) if self._feasible(space, g)]
-        anew = [other.decode(g) for g in reversed(list(genomes(space.spec, 4))) if self._feasible(space, g)]
+        first = [space.decode(g) for g in case.genomes.some(space.spec, 4) if self._feasible(space, g)]
+        again = [space.decode(g) for g in case.genomes.some(space.spec, 4) if self._feasible(space, g)]
+        anew = [other.decode(g) for g in reversed(list(case.genomes.some(space.spec, 4))) if self._feasible(space, g)]
         assert first == again == anew[::-1]
         assert [r.hash for r in first] == [r.hash for r in again]
         assert pickle.dumps(space) == before
 
     def test_another_process_decodes_the_same(self, case: SpaceCase) -> None:
-        assert elsewhere(hashes, case.build, 5) == hashes(case.build, 5)
+        assert elsewhere(hashes, case.build, case.genomes, 5) == hashes(case.build, case.genomes, 5)
 
     def test_recipes_survive_yaml(self, case: SpaceCase) -> None:
         space = case.build()
-        for genome in genomes(space.spec, 10):
+        for genome in case.genomes.some(space.spec, 10):
             if self._feasible(space, genome):
                 recipe = space.decode(genome)
                 read = load_recipe(dump_recipe(recipe))
@@ -138,26 +160,22 @@ class SearchSpaceContract:
         choosing = case.paths or any(gene.name.endswith("/method") for gene in space.spec)
         around = [space.spec.initial, *(space.spec.sample(rng) for _ in range(60 if choosing else 0))]
         around += case.witnesses(space.spec)
-        for index, gene in enumerate(space.spec):
-            assert any(self._matters(space, genome, index, rng) for genome in around), gene.name
+        for part, name in enumerate(case.genomes.parts(space.spec)):
+            changed = ((genome, case.genomes.changed(space.spec, genome, part, rng)) for genome in around)
+            assert any(self._differ(space, *pair) for pair in changed), name
 
     @staticmethod
-    def _matters(space: SearchSpace, genome: Genome, index: int, rng: np.random.Generator) -> bool:
-        values = list(genome.values)
-        while values[index] == genome.values[index]:
-            values[index] = space.spec.sample(rng).values[index]
+    def _differ(space: SearchSpace, genome: Genome, other: Genome) -> bool:
         try:
-            return space.decode(space.spec.genome(values)).hash != space.decode(genome).hash
+            return space.decode(other).hash != space.decode(genome).hash
         except InfeasibleError:
             return False
 
     def test_genomes_of_other_spaces_are_refused(self, case: SpaceCase) -> None:
         space = case.build()
-        start = space.spec.initial.values
-        _, high = space.spec.bounds
-        for values in (start[:-1], (*start, start[-1]), (float(high[0]) + 1.0, *start[1:]), (float("nan"), *start[1:])):
-            with pytest.raises(ConfigError, match=r"gene"):
-                space.decode(Genome(values))
+        for genome in case.genomes.foreign(space.spec):
+            with pytest.raises(ConfigError, match=r"gene|seed|parents|lineage"):
+                space.decode(genome)
 
     @staticmethod
     def _feasible(space: SearchSpace, genome: Genome) -> bool:

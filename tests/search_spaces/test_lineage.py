@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contracts.search_space_contract import SearchSpaceContract, SpaceCase, Values
 from contracts.space_samples import METHODS, pool
 
 from evomerge.errors import ConfigError
@@ -66,51 +68,63 @@ def build(**options: Any) -> LineageSpace:
     return LineageSpace(INFO, ALL, **options)
 
 
+class Lineages(Values):
+    """Seeds, and children of children."""
+
+    def some(self, spec: LineageSpec, count: int, seed: int = 0) -> Iterator[LineageGenome]:
+        """A population of lineages, each a child of two before it."""
+        rng = np.random.default_rng(seed)
+        found = [spec.seed(name) for name in spec.seeds]
+        while len(found) < count + 3:
+            first, second = rng.permutation(len(found[-12:]))[:2]
+            found.append(spec.random_child(found[-12:][first], found[-12:][second], rng))
+        yield from found
+
+    def parts(self, spec: LineageSpec) -> list[str]:
+        """The values of a child, and the order of its parents."""
+        return [f"{name}/{what}" for name in spec.chromosomes for what in ("mix", "split")] + ["parents"]
+
+    def changed(self, spec: LineageSpec, genome: LineageGenome, part: int, rng: np.random.Generator) -> LineageGenome:
+        """A child with another value, or with its parents in the other order; a seed has none of these."""
+        if not genome.parents:
+            return genome
+        if part == 2 * len(spec.chromosomes):
+            return spec.child(*reversed(genome.parents), genome.values)
+        values = [*genome.values]
+        values[part] = (float(genome.values[part]) + 0.5) % 1.0
+        return spec.child(*genome.parents, values)
+
+    def foreign(self, spec: LineageSpec) -> Iterator[LineageGenome]:
+        """Of other seeds, other chromosomes, a parent that is not of this space, and values that are none."""
+        alien = LineageSpec((spec.seeds[0], "sql"), ("model",)).seed("sql")
+        inside = spec.child(spec.initial, alien, [0.5] * (len(self.parts(spec)) - 1))
+        more = LineageSpec(spec.seeds, [*spec.chromosomes, "more"]).sample(np.random.default_rng(0))
+        yield from (alien, inside, more, LineageGenome((0.5, float("nan")), inside.parents))
+        yield LineageSpec((spec.seeds[0], "sql"), spec.chromosomes).sample(np.random.default_rng(0))
+
+
+class TestLineageSpace(SearchSpaceContract):
+    @pytest.fixture(params=SPACES)
+    def case(self, request: pytest.FixtureRequest) -> SpaceCase:
+        options = SPACES[request.param]
+
+        def one_child(spec: LineageSpec) -> list[LineageGenome]:
+            return [spec.child(spec.seed("math"), spec.seed("lang"), [0.3, 0.4] * len(spec.chromosomes))]
+
+        return SpaceCase(
+            partial(build, **options), INFO, ALL, least_feasible=33, witnesses=one_child, genomes=Lineages()
+        )
+
+    def test_a_lineage_that_was_pickled_is_the_same(self, case: SpaceCase) -> None:
+        space = case.build()
+        genomes = list(case.genomes.some(space.spec, 6))
+        found = [space.decode(genome).hash for genome in genomes]
+        assert len(set(found)) == len(found)
+        assert [space.decode(pickle.loads(pickle.dumps(genome))).hash for genome in genomes] == found
+
+
 def children(space: LineageSpace, count: int, seed: int = 0) -> list[LineageGenome]:
-    """A population of lineages, each a child of two before it."""
-    rng = np.random.default_rng(seed)
-    found = [space.spec.seed(name) for name in space.spec.seeds]
-    while len(found) < count:
-        first, second = rng.permutation(len(found[-12:]))[:2]
-        found.append(space.spec.random_child(found[-12:][first], found[-12:][second], rng))
-    return found
-
-
-@pytest.mark.parametrize("options", SPACES.values(), ids=SPACES)
-def test_every_genome_is_a_recipe_that_survives_yaml(options: Any) -> None:
-    space, other = build(**options), build(**options)
-    genomes = children(space, 12)
-    before = pickle.dumps(space)
-    recipes = [space.decode(genome) for genome in genomes]
-    assert [space.decode(genome) for genome in genomes] == recipes
-    assert pickle.dumps(space) == before
-    hashes = [other.decode(genome).hash for genome in reversed(genomes)][::-1]  # whatever was decoded before
-    assert hashes == [recipe.hash for recipe in recipes]
-    assert len(set(hashes)) == len(hashes)
-    assert all(
-        space.decode(pickle.loads(pickle.dumps(genome))).hash == h for genome, h in zip(genomes, hashes, strict=True)
-    )
-    for recipe in recipes:
-        recipe.check(ALL)
-        assert [entry.slice for entry in recipe.slices] == sorted(INFO.slices, key=lambda s: s.order)
-        assert recipe.models == INFO.refs
-        assert recipe.dtype == INFO.dtype
-        read = load_recipe(dump_recipe(recipe))
-        assert read == recipe
-        assert read.hash == recipe.hash
-
-
-def test_every_value_of_a_child_matters() -> None:
-    for options in SPACES.values():
-        space = build(**options)
-        first, second = space.spec.seed("math"), space.spec.seed("lang")
-        values = [0.3, 0.4] * len(space.spec.chromosomes)
-        start = space.decode(space.spec.child(first, second, values)).hash
-        for number in range(len(values)):
-            changed = [*values]
-            changed[number] = 0.8
-            assert space.decode(space.spec.child(first, second, changed)).hash != start
-        assert space.decode(space.spec.child(second, first, values)).hash != start
+    return list(Lineages().some(space.spec, count, seed))[:count]
 
 
 def test_a_split_between_two_tensors_changes_the_roles_of_the_parents() -> None:
@@ -250,18 +264,3 @@ def test_wrong_options_are_named(options: Any, key: str) -> None:
         LineageSpace(pool(2), ALL)
     with pytest.raises(ConfigError, match="math has 2, lang has 1"):
         LineageSpace(replace(INFO, depths=(("lang", 1),)), ALL)
-
-
-def test_genomes_of_other_spaces_are_refused() -> None:
-    space, rng = build(), np.random.default_rng(0)
-    alien = LineageSpec(("math", "sql"), ("model",)).seed("sql")
-    wide = LineageSpec(("math", "lang"), ("attn", "rest")).sample(rng)
-    spec = LineageSpec(("math", "sql"))
-    inside = space.spec.child(space.spec.seed("math"), alien, [0.5, 0.5])
-    for genome in (alien, wide, inside, spec.sample(rng), LineageGenome((0.5, float("nan")), inside.parents)):
-        with pytest.raises(ConfigError):
-            space.decode(genome)
-
-
-def test_spaces_are_built_the_same_elsewhere() -> None:
-    assert build().spec == pickle.loads(pickle.dumps(partial(build)))().spec
