@@ -63,6 +63,23 @@ def _broken(name: str, key: str, error: Exception) -> ConfigError:
     return ConfigError(given, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}")
 
 
+def own_files(names: Iterable[str]) -> tuple[str, ...]:
+    """Files and folders of the modules of these names that were imported and are not installed.
+
+    That is what another machine lacks that has evomerge installed: files of the current folder, say.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        top = name.partition(".")[0]
+        file = getattr(sys.modules.get(top), "__file__", None)
+        if file is None or top in sys.stdlib_module_names or top in ("evomerge", "search_spaces", "fitness"):
+            continue
+        path = Path(file).resolve()
+        if not {"site-packages", "dist-packages"} & set(path.parts):
+            found[top] = str(path.parent if path.name == "__init__.py" else path)
+    return tuple(found.values())
+
+
 @contextmanager
 def without_collector() -> Iterator[None]:
     """Keep the garbage collector from going through what is imported, again and again: modules stay anyway.
