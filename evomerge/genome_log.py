@@ -61,7 +61,7 @@ class GenomeLog:
         if written is None or (isinstance(written, Mapping) and "array" in written):
             return None
         if not isinstance(written, Mapping):
-            return Genome(tuple(written))
+            return _plain(candidate, written)
         found: list[LineageGenome] = []
         try:
             for values, parents in written["lineage"]:
@@ -79,3 +79,10 @@ class GenomeLog:
     def _know(self, candidate: int, genome: LineageGenome) -> None:
         self._candidates.setdefault(genome.digest, candidate)
         self._genomes.setdefault(candidate, genome)
+
+
+def _plain(candidate: int, written: Any) -> Genome:
+    """The genome of values in a list: numbers, words and truths."""
+    if not isinstance(written, list) or not all(isinstance(value, str | int | float) for value in written):
+        raise ConfigError(f"the genome of candidate {candidate} is malformed", "a list of numbers and words")
+    return Genome(tuple(written))

@@ -63,6 +63,7 @@ SCHEMA = 1
 SESSION_EVENTS = ("interrupted", "resumed")
 NOT_CONTENT = ("seq", "time", "crc32", "seconds", "merge", "items", "versions")
 _SPLITS = get_args(Split)
+_OF_CANDIDATES = ("asked", "told", "warm", "improved")
 _MAX_ITEMS = 2**30  # bytes of per-item scores
 _EXACT_DTYPES = (np.uint8, np.int16, np.float16, np.float32)
 
@@ -242,7 +243,8 @@ def read_ledger(folder: RunFolder | Path, on_torn: Callable[[TornLine], None] | 
     path = RunFolder(folder).ledger if isinstance(folder, Path) else folder.ledger
     for number, line in scan(path, on_torn or (lambda torn: report_torn(path, torn))):
         event = decode(line, f"{path}: line {number}")
-        if type(event.get("candidate", 0)) is not int or event.get("split", "search") not in _SPLITS:
+        needed = None if event["event"] in _OF_CANDIDATES else 0
+        if type(event.get("candidate", needed)) is not int or event.get("split", "search") not in _SPLITS:
             raise LedgerError(f"{path}: line {number} has a malformed candidate or split", "lines that evomerge wrote")
         if event["event"] == "started" and event.get("schema") != SCHEMA:
             raise LedgerError(
@@ -286,7 +288,7 @@ def evaluation_of(told: Event, items: Items | None = None) -> Evaluation:
             merge=_numbers(told.get("merge", {})),
             error=str(told["error"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise LedgerError(f"a told event is malformed ({type(error).__name__}: {error})") from error
 
 
@@ -313,6 +315,9 @@ def read_items(
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise LedgerError(f"{path} cannot be read: {reason}", "the file that the run wrote") from error
+    for name, values in arrays.items():
+        if values.ndim != 1 or values.dtype.kind not in "fiub":
+            raise LedgerError(f"{path}: {name} is {values.dtype} of shape {values.shape}", "a list of numbers")
     return {name: arrays[name].astype(np.float64) for name in sorted(arrays)}
 
 

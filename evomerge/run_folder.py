@@ -14,7 +14,6 @@ from evomerge.files import read_bounded, write_text_atomic
 from evomerge.ledger_file import LedgerError
 from evomerge.recipe import DTYPES, ModelRef, PoolInfo, SliceId
 
-
 MAX_POOL = 64 * 2**20  # bytes
 
 
@@ -179,7 +178,7 @@ class RunFolder:
             return _pool_info(json.loads(read_bounded(self.pool, MAX_POOL, follow=False)))
         except OSError as error:
             raise LedgerError(f"{self.pool} cannot be read: {error.strerror}", "the folder of a run") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, RecipeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise LedgerError(f"{self.pool} is malformed ({reason})", "the file that the search wrote") from error
 

@@ -40,18 +40,18 @@ def task_code(tasks: Sequence[Any], include_path: Sequence[str]) -> str | None:
             found = next((f for f in map(_problem, *_pairs(source)) if f), None)
             if found:
                 return f"task {str(source.get('task'))[:60]!r}: {found}"
-            files += [Path(value) for key, value in _plain_pairs(source) if key == "include"]
-        elif isinstance(source, str) and Path(source).expanduser().is_file():
-            files.append(Path(source).expanduser())
+            files += [_resolved(Path(str(value))) for key, value in _plain_pairs(source) if key == "include"]
+        elif isinstance(source, str) and _is_file(Path(source)):
+            files.append(_resolved(Path(source)))
     for folder in include_path:
-        for path in Path(folder).expanduser().rglob("*.yaml"):
-            files.append(path)
+        for path in _resolved(Path(str(folder))).rglob("*.yaml"):
+            files.append(_resolved(path))
             if len(files) > MAX_FILES:
                 raise ConfigError(f"include_path {folder} has more than {MAX_FILES:,} files", "a folder of tasks")
     seen: set[Path] = set()
     while files:
-        path = files.pop().resolve()
-        if path in seen or not path.is_file():  # a missing file is the fitness's to report
+        path = files.pop()
+        if path in seen or not _is_file(path):  # a missing file is the fitness's to report
             continue
         seen.add(path)
         for key, value in _said(path):
@@ -59,8 +59,24 @@ def task_code(tasks: Sequence[Any], include_path: Sequence[str]) -> str | None:
             if problem:
                 return f"{path}: {problem}"
             if key == "include":
-                files.append(path.parent / value)
+                files.append(_resolved(path.parent / value))
     return None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that cannot be one's is none."""
+    try:
+        return path.expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _resolved(path: Path) -> Path:
+    """The path without links and ``..``, as far as that can be told."""
+    try:
+        return path.expanduser().resolve()
+    except (OSError, ValueError, RuntimeError):
+        return path
 
 
 def _problem(key: str, value: Any) -> str | None:
@@ -68,7 +84,7 @@ def _problem(key: str, value: Any) -> str | None:
     text = str(value)[:80]
     if key == "!":
         return f"{text} runs Python code"
-    if key == "metric" and (not re.fullmatch(r"\w+", str(value), re.ASCII) or Path(str(value)).exists()):
+    if key == "metric" and (not re.fullmatch(r"\w{1,64}", str(value), re.ASCII) or Path(str(value)).exists()):
         return f"the metric {text!r} may be a script"
     if key == "hf_evaluate" and str(value).lower() not in ("false", "null", "~", "none", "no", "off"):
         return "hf_evaluate runs a metric's script"

@@ -39,8 +39,9 @@ def check_trust(content: Any, asked: Sequence[str], whose: str) -> None:
         if reason and not _is_asked(key, value, asked):
             raise ConfigError(f"{whose} has {key}: {str(value)[:200]}", reason, _DO)
     for key, node in _fitnesses(content):
-        tasks, folders = node.get("tasks") or (), node.get("include_path") or ()
-        folders = [folders] if isinstance(folders, str) else list(folders)
+        tasks, folders = node.get("tasks"), node.get("include_path")
+        tasks = tasks if isinstance(tasks, list) else [tasks]
+        folders = [str(folder) for folder in (folders if isinstance(folders, list) else [folders]) if folder]
         given = any(word.lstrip("+").startswith((f"{key}.tasks=", f"{key}.include_path=")) for word in asked)
         found = None if given else task_code(tasks, folders)
         if found:

@@ -22,6 +22,7 @@ __all__ = ["FLOAT_DTYPES", "Checkpoint", "TensorFiles", "TensorInfo"]
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SAMPLE = 4096
+_LONGEST_NAME = 255
 
 
 class TensorFiles:
@@ -223,9 +224,9 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
                 raise PoolError(
                     f"{index}: tensor {name!r} lies outside the folder ({shard})", "a file beside the index"
                 )
-            if not path.is_file():
+            if len(shard) > _LONGEST_NAME or not path.is_file():
                 raise PoolError(
-                    f"{folder} has no shard {shard}, which {_INDEX} names for tensor {name!r}",
+                    f"{folder} has no shard {shard[:_LONGEST_NAME]}, which {_INDEX} names for tensor {name!r}",
                     f"{len(set(weight_map.values()))} shards",
                     "download the missing shard",
                 )

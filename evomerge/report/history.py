@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -222,7 +223,8 @@ def numbers(values: Any) -> Numbers:
     if isinstance(values, Mapping):
         for name, value in values.items():
             if isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity"):
-                found[str(name)] = float(value)
+                with contextlib.suppress(OverflowError):  # an integer that no float is near
+                    found[str(name)] = float(value)
     return found
 
 

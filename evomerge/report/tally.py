@@ -81,7 +81,7 @@ class Tally:
             self.improved = event
         elif kind == "started":
             self.started = self.started or event
-        elif kind == "phase" and event.get("phases", 1) > 1:
+        elif kind == "phase" and event.get("phases", 1) not in (0, 1):
             self.phase = f"{event.get('phase')} ({event.get('number')} of {event.get('phases')})"
         elif kind == "stopped":
             self.stopped = str(event.get("reason"))
@@ -183,7 +183,7 @@ def numbers(values: Any) -> dict[str, float]:
     """The entries of a mapping that are finite or spelled numbers."""
     if not isinstance(values, Mapping):
         return {}
-    return {str(k): float(v) for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return {str(k): _float(v) for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def _add(sums: dict[str, float], values: Any) -> None:
@@ -195,14 +195,22 @@ def _add(sums: dict[str, float], values: Any) -> None:
             sums[name] += value
         except KeyError:
             sums.update(numbers({name: value}))
-        except TypeError:  # a NaN is spelled
+        except (TypeError, OverflowError):  # a NaN is spelled; an integer that no float is near
             continue
 
 
 def _number(values: Any, name: str) -> float:
     """One entry of a mapping, NaN where there is none."""
     value = values.get(name) if isinstance(values, (dict, Mapping)) else None
-    return float(value) if isinstance(value, (float, int)) else np.nan
+    return _float(value) if isinstance(value, (float, int)) else np.nan
+
+
+def _float(value: float) -> float:
+    """A number as a float, NaN for an integer that no float is near."""
+    try:
+        return float(value)
+    except OverflowError:
+        return np.nan
 
 
 def _time(text: Any) -> datetime:
