@@ -43,9 +43,10 @@ class Member:
 class M2N2:
     """Model Merging of Natural Niches, on genomes of every kind; implements `protocols.Strategy`.
 
-    The population begins with the seeds of a lineage or of raw weights, else with random genomes. Every child is
-    compared with its elders, itself counted in the competition, and the worst is removed: there are no generations,
-    so `ask` never waits. Asked before anything was told, it proposes more random genomes, or children of two seeds.
+    The population begins with the seeds of a lineage or of raw weights, else with the spec's start and random genomes;
+    what was injected before is not asked for again and makes for fewer random ones. Every child is compared with its
+    elders, itself counted in the competition, and the worst is removed: there are no generations, so `ask` never
+    waits. Asked before anything was told, it proposes more random genomes, or children of two seeds.
 
     Evaluations that are not ``ok``, and scores that are not finite, are never members. Candidates that it did not
     propose (baselines) and candidates told a second time are ignored; `inject` takes in others.
@@ -107,6 +108,8 @@ class M2N2:
         self._settings = Settings(crossover, split, path, angle, mutation, spread, groups)
         self._vary = variation_of(spec, self._settings)
         self._starts = self._vary.starts or size
+        self._fixed = [self._vary.start(number, np.random.default_rng(0)) for number in range(self._vary.fixed)]
+        self._next = list(range(len(self._fixed)))  # of these, the ones to propose
         self._size, self._warmup, self._batch = size, warmup, batch
         self._competition: dict[str, Any] = {
             "alpha": float(alpha),
@@ -135,7 +138,7 @@ class M2N2:
     def ask(self, n: int | None = None) -> list[Proposal]:
         """`n` proposals of the present population; what begins it, or a batch, for ``None``."""
         if n is None:
-            n = max(self._starts - self._started, 0) or self._batch
+            n = max(self._starts - self._started, len(self._next)) or self._batch
         proposals = [self._propose() for _ in range(n)]
         self._waiting.update(proposal.genome for proposal in proposals)
         return proposals
@@ -157,8 +160,13 @@ class M2N2:
 
     def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """The same for a candidate that was not proposed; one without a genome or a score is ignored."""
-        if candidate.genome is not None:
-            self._take(candidate.id, candidate.genome, self._scores.vector(evaluation))
+        if candidate.genome is None:
+            return
+        scores = self._scores.vector(evaluation)
+        self._take(candidate.id, candidate.genome, scores)
+        known = [number for number in self._next if self._fixed[number] == candidate.genome]
+        self._next = [number for number in self._next if number not in known]
+        self._started += len(known) or scores is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Members with their scores, what is in flight, and the random generator, as JSON values and arrays."""
@@ -167,6 +175,7 @@ class M2N2:
             "settings": self._all_settings(),
             "rng": self._rng.bit_generator.state,
             "started": self._started,
+            "next": list(self._next),
             "born": self._born,
             "scores": self._scores.state_dict(),
             "population": None if self._population is None else self._population.state_dict(),
@@ -184,6 +193,7 @@ class M2N2:
         check_settings("M2N2", self._all_settings(), state["settings"])
         self._rng.bit_generator.state = state["rng"]
         self._started, self._born = int(state["started"]), int(state["born"])
+        self._next = [int(number) for number in state["next"]]
         self._scores.load_state_dict(state["scores"])
         self._population = None
         if state["population"] is not None:
@@ -195,9 +205,11 @@ class M2N2:
         self._waiting = Counter(genomes[len(candidates) :])
 
     def _propose(self) -> Proposal:
-        if self._started < self._starts or self._population is None:
+        if self._next or self._started < self._starts or self._population is None:
             self._started += 1
-            return Proposal(self._vary.start(self._started - 1, self._rng))
+            if self._next:
+                return Proposal(self._fixed[self._next.pop(0)])
+            return Proposal(self._vary.start(len(self._fixed), self._rng))
         choose = self._population.mates if self._born < self._warmup else self._population.parents
         first, second = choose(self._rng)
         self._born += 1

@@ -222,6 +222,11 @@ class Nsga2(OptunaStrategy):
         parents = (notes.get(f"{self._parents}{generation}", ()) for generation in (newest, newest + 1))
         return {number for number, generation in born.items() if generation == newest}.union(*parents)
 
+    def _notes(self) -> dict[str, Any]:
+        """It is one of the newest generation."""
+        key, trials = self._kind._get_generation_key(), self._study.get_trials(deepcopy=False)
+        return {key: max((t.system_attrs.get(key, 0) for t in trials if t.state == TrialState.COMPLETE), default=0)}
+
     def _renumbered(self, notes: Mapping[str, Any], places: Mapping[int, int]) -> dict[str, Any]:
         return {
             key: [places[number] for number in numbers]

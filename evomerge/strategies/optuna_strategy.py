@@ -4,8 +4,7 @@ Every proposal is drawn by a fresh sampler whose seed follows from the search's 
 trials of a study in memory. So the state of a strategy is its trials, nothing is hidden in a generator, and loading
 them is exact and costs no more than copying.
 
-Optuna goes through all trials for every proposal. So that long searches do not slow down, trials that a sampler does
-not need any more are forgotten.
+Optuna goes through all trials for every proposal: those that a sampler needs no more are forgotten.
 
 Akiba et al., "Optuna" (arXiv 1907.10902).
 """
@@ -70,7 +69,7 @@ class OptunaStrategy(ABC):
     Genes of every kind, one objective or several. Never waits: it proposes from what has been told. The first proposal
     is the space's start. Evaluations that are not ``ok`` and scores that are not finite are pruned trials: TPE counts
     them among the bad ones, the others leave them out. Candidates that it did not propose and candidates told a second
-    time are ignored.
+    time are ignored; `inject` makes trials of others.
 
     Args:
         spec: the genes; those of one value keep it.
@@ -145,6 +144,31 @@ class OptunaStrategy(ABC):
                 self._study.tell(number, state=TrialState.PRUNED)
             else:
                 self._study.tell(number, np.clip(gains, -LARGEST, LARGEST).tolist())
+        self._count_told()
+
+    def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Make a trial of a candidate that was not proposed; one without a genome is ignored."""
+        if candidate.genome is None:
+            return
+        gains = [gain_of(evaluation, objective) for objective in self._objectives]
+        failed = any(math.isnan(gain) for gain in gains)
+        pairs = zip(self._spec, candidate.genome.values, strict=True)
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.PRUNED if failed else TrialState.COMPLETE,
+                params={gene.name: _parameter(gene, value) for gene, value in pairs if gene.name in self._space},
+                distributions=self._space,
+                values=None if failed else np.clip(gains, -LARGEST, LARGEST).tolist(),
+                system_attrs=self._notes(),
+            )
+        )
+        self._count_told()
+
+    def _notes(self) -> dict[str, Any]:
+        """What samplers would have noted of a trial, had it been proposed."""
+        return {}
+
+    def _count_told(self) -> None:
         self._told += 1
         if self._every is not None and self._told % self._every == 0:
             self._forget()
@@ -236,13 +260,18 @@ class OptunaStrategy(ABC):
             if isinstance(sampler, DrawsMutations):
                 sampler.mutations = RandomSampler(int(seeds[1]))
             if self._proposed == 0:
-                self._study.enqueue_trial({gene.name: _parameter(gene) for gene in self._free_genes})
+                self._begin_at({gene.name: _parameter(gene, gene.start) for gene in self._free_genes})
             self._study.sampler = sampler
             trial = self._study.ask(self._space)
         genome = self._genome(trial.params)
         self._waiting.setdefault(genome, deque()).append(trial.number)
         self._proposed += 1
         return Proposal(genome)
+
+    def _begin_at(self, start: Mapping[str, Any]) -> None:
+        """Propose these parameters first, unless they were injected."""
+        if all(trial.params != start for trial in self._study.get_trials(deepcopy=False)):
+            self._study.enqueue_trial(dict(start))
 
     def _genome(self, params: Mapping[str, Any]) -> Genome:
         values: list[Value] = []
@@ -269,8 +298,8 @@ def _distribution(gene: Gene) -> BaseDistribution | None:
     return IntDistribution(0, math.floor((gene.high - gene.low) / gene.resolution + 1e-9))
 
 
-def _parameter(gene: Gene) -> Any:
-    """The gene's start as Optuna counts it."""
+def _parameter(gene: Gene, value: Value) -> Any:
+    """A value of the gene as Optuna counts it."""
     if gene.kind == "continuous" and gene.resolution is not None:
-        return round((float(gene.start) - gene.low) / gene.resolution)
-    return gene.start
+        return round((float(value) - gene.low) / gene.resolution)
+    return value

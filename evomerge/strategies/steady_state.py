@@ -28,10 +28,10 @@ FIRST, VARIED = 0, 1
 class SteadyState(ABC):
     """A strategy that proposes one genome at a time, from all that has been told by then.
 
-    The first proposals are the spec's start (and its seeds, if it has any) and random genomes, for as long as the
-    sub-class wants these; from then on it varies what it holds. `ask` never waits: how many are in flight, and in
-    which order they are told, is free. Candidates that were not proposed (baselines) and candidates told a second time
-    are ignored; `inject` takes in others.
+    The first proposals are the spec's start (and its seeds, if it has any), unless they were injected before, and
+    random genomes, for as long as the sub-class wants these; from then on it varies what it holds. `ask` never waits:
+    how many are in flight, and in which order they are told, is free. Candidates that were not proposed (baselines)
+    and candidates told a second time are ignored; `inject` takes in others.
 
     Args:
         spec, objectives, seed: as of every strategy.
@@ -58,6 +58,7 @@ class SteadyState(ABC):
         self._rng = np.random.default_rng(seed)
         self._flight = InFlight(self._coordinates)
         self._starts = starts_of(spec, self._coordinates)
+        self._known: set[int] = set()  # the starts that were injected
         self._proposed = 0
 
     @abstractmethod
@@ -105,8 +106,12 @@ class SteadyState(ABC):
 
     def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Take in a candidate from elsewhere, as far as it is good enough."""
-        if candidate.genome is not None:
-            self._learn(*self._coordinates.point(candidate.genome), None, candidate, evaluation)
+        if candidate.genome is None:
+            return
+        self._learn(*self._coordinates.point(candidate.genome), None, candidate, evaluation)
+        for number, start in enumerate(self._starts):
+            if number >= self._proposed and self._coordinates.genome(*start) == candidate.genome:
+                self._known.add(number)
 
     def state_dict(self) -> dict[str, Any]:
         """What it holds, what is in flight, and the random generator's state."""
@@ -115,6 +120,7 @@ class SteadyState(ABC):
             "rng": rng_state(self._rng),
             "flight": self._flight.state(),
             "proposed": self._proposed,
+            "known": sorted(self._known),
             **self._held(),
         }
 
@@ -126,7 +132,7 @@ class SteadyState(ABC):
         """
         check_settings(self.title, self._agreed(), state["settings"])
         self._flight.load(state["flight"])
-        self._proposed = int(state["proposed"])
+        self._proposed, self._known = int(state["proposed"]), set(map(int, state["known"]))
         self._hold(state)
         self._rng.bit_generator.state = state["rng"]
 
@@ -135,6 +141,8 @@ class SteadyState(ABC):
 
     def _propose(self) -> Proposal:
         """A genome to start from, a random one, or a variation."""
+        while self._proposed in self._known:
+            self._proposed += 1
         self._proposed += 1
         if self._proposed <= len(self._starts):
             return Proposal(self._flight.add(*self._starts[self._proposed - 1], FIRST))

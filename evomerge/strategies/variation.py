@@ -48,12 +48,14 @@ class Variation(Protocol):
 
     Attributes:
         starts: how many genomes begin a population by themselves: the seeds; ``None`` where any number can be drawn.
+        fixed: how many of the first ones are not drawn: the seeds, or the spec's start.
     """
 
     starts: int | None
+    fixed: int
 
     def start(self, number: int, rng: Rng) -> Genome:
-        """The genome that begins a population, by number."""
+        """The genome that begins a population, by number; from `fixed` on they are drawn."""
 
     def child(self, first: Genome, second: Genome | None, rng: Rng) -> Genome:
         """A child of a parent and its mate; of the parent alone where there is no mate."""
@@ -111,6 +113,7 @@ class VectorVariation:
         sigma = (0.0 if seeds else WEIGHT_SIGMA) if self._arrays else PARAMETER_SIGMA
         self._sigma = sigma if settings.mutation is None else settings.mutation
         self._spread = WEIGHT_SIGMA if self._arrays and settings.spread is None else settings.spread
+        self.fixed = len(seeds) or int(self._spread is None)
         if not settings.crossover and self._sigma == 0:
             raise ConfigError(
                 "strategy.crossover is false and mutation is 0", "one of the two", "set strategy.mutation"
@@ -232,6 +235,7 @@ class LineageVariation:
             )
         self._spec, self._split = spec, settings.split
         self.starts: int | None = len(spec.seeds)
+        self.fixed = len(spec.seeds)
 
     def start(self, number: int, rng: Rng) -> Genome:
         """The seeds in order; children of two of them after those."""

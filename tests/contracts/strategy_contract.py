@@ -25,8 +25,9 @@ from contracts.strategy_player import (
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.genome import Gene, GenomeSpec
-from evomerge.lineage_genome import LineageGenome
+from evomerge.lineage_genome import LineageGenome, LineageSpec
 from evomerge.protocols import Objective
+from evomerge.strategies.capabilities import Injectable
 from evomerge.strategies.random_search import RandomSearch
 
 
@@ -170,6 +171,20 @@ class StrategyContract(MisuseContract):
                 disturbed.strategy.tell(candidate, outcome(candidate.id, -1.0))
             plain.tell()
         assert disturbed.asked == plain.asked
+
+    def test_what_was_injected_is_not_asked_for_again(self, make: Make) -> None:
+        strategy, rng = make(self.spec, MAXIMISE, seed=4), np.random.default_rng(5)
+        if not isinstance(strategy, Injectable):
+            pytest.skip("takes nothing in")
+        seeds = [self.spec.seed(name) for name in self.spec.seeds] if isinstance(self.spec, LineageSpec) else []
+        given = [self.spec.initial, *seeds, *(self.spec.sample(rng) for _ in range(20))]
+        for number, genome in enumerate(given, start=100):
+            told = Evaluation(number, "failed") if number % 5 == 1 else outcome(number, sphere(self.spec, genome))
+            strategy.inject(Candidate(number, None, genome), told)
+        player, copied = (Player(s, self.spec) for s in (strategy, make(self.spec, MAXIMISE, seed=9)))
+        copied.strategy.load_state_dict(unpack(pack(strategy.state_dict())))
+        assert player.run(20, 3) == copied.run(20, 3)
+        assert not set(player.asked) & set(given)
 
     def test_one_gene(self, make: Make) -> None:
         spec = GenomeSpec((Gene("model/t"),))

@@ -208,6 +208,32 @@ def test_the_best_of_several_objectives_are_remembered() -> None:
     assert kept[5:] == [[-1.0 - i, -1.0] for i in range(25, 40)]
 
 
+BOX = GenomeSpec(tuple(Gene(f"g{i}") for i in range(4)))
+
+
+def taught(kind: type[OptunaStrategy], **options: int) -> tuple[OptunaStrategy, list[Genome]]:
+    """A strategy that was given the start and what random search found."""
+    strategy = kind(BOX, MAXIMISE, seed=0, **options)
+    given = [BOX.initial, *(proposal.genome for proposal in RandomSearch(BOX, MAXIMISE, seed=1).ask(59))]
+    for number, genome in enumerate(given):
+        strategy.inject(Candidate(number, None, genome), outcome(number, sphere(BOX, genome)))
+    return strategy, given
+
+
+def test_tpe_models_what_was_injected() -> None:
+    strategy, given = taught(Tpe)
+    asked = [proposal.genome for proposal in strategy.ask(12)]
+    assert np.mean([sphere(BOX, g) for g in asked]) < 0.5 * np.mean([sphere(BOX, g) for g in given])
+
+
+def test_nsga2_breeds_what_was_injected() -> None:
+    strategy, given = taught(Nsga2, popsize=20)
+    best = sorted(given, key=lambda genome: sphere(BOX, genome))[:20]
+    known = [{genome.values[i] for genome in best} for i in range(4)]
+    inherited = [value in known[i] for p in strategy.ask(20) for i, value in enumerate(p.genome.values)]
+    assert np.mean(inherited) > 0.6  # one gene of four is drawn anew
+
+
 def test_the_first_proposal_is_the_start() -> None:
     for kind in (Tpe, Nsga2, Nsga3, Gp):
         assert kind(MIXED, MAXIMISE, seed=5).ask(1)[0].genome == MIXED.initial
