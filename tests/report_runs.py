@@ -1,4 +1,4 @@
-"""Run folders written by real searches whose models are formulas: what reports are made of, in a fraction of a second."""
+"""Run folders written by real searches whose models are formulas: what reports are made of, in no time."""
 
 from __future__ import annotations
 

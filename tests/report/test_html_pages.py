@@ -65,25 +65,25 @@ def test_a_report_in_light_and_dark_on_a_desk_and_on_a_phone(name: str, browser:
     opened = Opened(browser, write_report([RUNS[name](tmp_path / "run")]))
     page = opened.page
     grounds = set()
-    for width in (1280, 390):
+    for width, scheme in ((1280, "light"), (390, "dark")):
         page.set_viewport_size({"width": width, "height": 900})
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            page.evaluate(DRAW_ALL)
-            assert page.evaluate(EMPTY) == []
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert page.evaluate(TOO_WIDE) == []
-            grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-            picture = page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
-            assert len(picture) > 50_000
+        page.emulate_media(color_scheme=scheme)
+        page.evaluate(DRAW_ALL)
+        assert page.evaluate(EMPTY) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(TOO_WIDE) == []
+        grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        if name == "parameter space":
+            page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
     assert len(grounds) == 2
+    if name == "parameter space":
+        check_switches(page)
     opened.check()
+    page.close()
 
 
-def test_the_switches_of_a_page(browser: Any, tmp_path: Path) -> None:
-    opened = Opened(browser, write_report([report_runs.parameter_run(tmp_path / "run")]))
-    page = opened.page
-    page.evaluate(DRAW_ALL)
+def check_switches(page: Any) -> None:
+    """On a page that is dark because its reader's system is."""
     ground = "getComputedStyle(document.body).backgroundColor"
     before = page.evaluate(ground)
     page.click("#theme")
@@ -93,10 +93,9 @@ def test_the_switches_of_a_page(browser: Any, tmp_path: Path) -> None:
     page.click("#search .switch button:nth-child(2)")
     page.wait_for_function(f"{title} === 'seconds of search'")
     accent = "document.querySelector('#search .plot').data[1].line.color"
-    assert page.evaluate(accent) == "#7fb0ff"  # the dark one: colours are names until a figure is drawn
+    assert page.evaluate(accent) == "#1f5fd6"  # the light one: colours are names until a figure is drawn
     page.click("#reproduce .copy >> nth=0")
     page.wait_for_function("document.querySelector('#reproduce .copy').textContent === 'Copied'")
-    opened.check()
 
 
 def test_names_of_strangers_are_text(browser: Any, tmp_path: Path) -> None:
@@ -134,9 +133,12 @@ def test_ten_thousand_evaluations_open_at_once(browser: Any, tmp_path: Path) -> 
     file = write_report([run])
     assert file.stat().st_size < 15e6
     opened = Opened(browser, file)
+    session = opened.page.context.new_cdp_session(opened.page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})  # of the processor, not of the clock
+    opened.page.reload()
     opened.page.wait_for_function("document.querySelector('#search .plot svg.main-svg') !== null")
-    seconds = opened.page.evaluate("performance.now() / 1000")
-    assert seconds < 20  # about one on a machine that does nothing else
+    spent = {entry["name"]: entry["value"] for entry in session.send("Performance.getMetrics")["metrics"]}
+    assert spent["TaskDuration"] < 5  # seconds; one or two are usual
     assert opened.page.evaluate("document.querySelector('#search .plot').data[0].x.length") <= 3000
     opened.check()
 

@@ -285,7 +285,7 @@ def _word(value: Any) -> str:
 
 
 def _alike(configs: Sequence[Any]) -> list[Any]:
-    """The configurations, with a part's class alone where the runs have other classes: their keys have no counterpart."""
+    """The configurations; where the runs have other classes of a part, these alone: their keys have no counterpart."""
     if not all(isinstance(config, Mapping) for config in configs):
         return list(configs)
     targets = {str(config.get("_target_")) for config in configs}

@@ -58,7 +58,11 @@ class Page:
             return Markup()
         identity = f"plot-{len(self.plots)}"
         self.plots[identity] = plot
-        return Markup(_environment().get_template("plot.html").render(identity=identity, plot=plot))
+        return Markup(
+            _environment()
+            .get_template("plot.html")
+            .render(identity=identity, plot=plot, about=words.clean(plot.about, 300))
+        )
 
     def section(self, identity: str, title: str, make: Callable[[], Markup | None]) -> Section | None:
         """A section, or a line that says why it could not be made: one part that fails must not cost the others."""

@@ -6,7 +6,7 @@ import html
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from evomerge.recipe_path import COLOURS
@@ -37,7 +37,6 @@ class Plot:
     views: Mapping[str, Mapping[str, Any]]
     height: int
     about: str
-    identity: str = field(default="")
 
 
 def label(text: object, most: int = 60) -> str:
