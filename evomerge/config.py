@@ -101,6 +101,7 @@ class Config:
         search_space, strategy, fitness, held_out, evaluator: nodes with a `_target_`.
         phases: name -> search_space, strategy and evaluations of a part of the search, one after the other; what a
             phase leaves out is that of all. ``None`` for one phase.
+        from_run: the run that this one began with: its configuration, and its evaluations where the same are needed.
         display: what a running search shows: ``live``, a panel; ``plain``, a line now and then; ``quiet``, nothing;
             ``auto`` is live on a terminal and plain elsewhere.
     """
@@ -116,6 +117,7 @@ class Config:
     evaluator: Any = MISSING
     search: SearchConfig = field(default_factory=SearchConfig)
     phases: Any = None
+    from_run: str | None = None
     display: str = "auto"
 
 

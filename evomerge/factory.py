@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -21,6 +21,7 @@ from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.caching import CacheSettings
 from evomerge.evaluation.worker import Worker, WorkerBuilder
 from evomerge.files import write_text_atomic
+from evomerge.fork import ForkedEvaluator, Source
 from evomerge.genome import GenomeSpec
 from evomerge.imports import import_modules
 from evomerge.incumbent import Incumbent, check_choice
@@ -275,8 +276,10 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
     objectives = parts.fitness.objectives
     sync: Literal["every", "interval"] = "interval" if settings.sync == "interval" else "every"
     incumbent = Incumbent(objectives, settings.best or settings.scalarise, settings.weights)
+    source = Source(RunFolder.open(config.from_run)) if config.from_run is not None else None
     with (
         Interrupts() as interrupts,
+        closing(source) if source is not None else nullcontext(),
         closing(parts.evaluator),
         _ledger(folder, sync, again, Observers(observers)) as ledger,
         Checkpoints(
@@ -294,6 +297,9 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
             again.keep_budget()
         keep: Keeper = BestFolder(folder, parts.pool)
         evaluator: Evaluator = parts.evaluator
+        if source is not None:
+            source.check(fingerprint)
+            evaluator = ForkedEvaluator(evaluator, source)
         if again is not None and isinstance(ledger, ContinuedLedger):
             keep, evaluator = again.keeper(ledger, keep, incumbent), RecordedEvaluator(evaluator, again.record)
         try:
@@ -304,6 +310,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
                 objectives={o.name: o.direction for o in objectives},
                 fitness=fingerprint,
                 versions=library_versions(),
+                **({"from_run": source.event} if source is not None else {}),
             )
             search = Search(
                 pool=parts.pool.info if parts.pool is not None else None,

@@ -37,7 +37,7 @@ from evomerge.protocols import Evaluator
 
 _log = logging.getLogger(__name__)
 _NONE = array("q")
-_FREE = {"phase": ("evaluations", "in_flight"), "started": ("evaluations", "version", "versions")}
+_FREE = {"phase": ("evaluations", "in_flight"), "started": ("evaluations", "version", "versions", "from_run")}
 """Fields that may differ between sessions, by event."""
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
 from evomerge.files import read_bounded, write_text_atomic
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import RunFolder
+from evomerge.phases import split_budget
 from evomerge.recipe import PoolInfo
 from evomerge.replay import ContinuedLedger, Record, check_started
 from evomerge.safe_yaml import MAX_CHARACTERS, parse
@@ -29,6 +30,7 @@ MAY_CHANGE = (
     "search.sync",
     "search.checkpoint",
     "search.give_up",
+    "from_run",
     "display",
     "evaluator",
     "pool.root",
@@ -59,12 +61,14 @@ class Resumed:
         record: of its ledger.
         evaluations: the budget.
         changes: what is not as it was when the run began, a line each.
+        phases: evaluations of each of several phases, where the budget has changed.
     """
 
     folder: RunFolder
     record: Record
     evaluations: int
     changes: list[str] = field(default_factory=list)
+    phases: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def event(self) -> dict[str, Any]:
@@ -103,6 +107,8 @@ class Resumed:
         config = read_config(self.folder)
         if int(config.search.evaluations) != self.evaluations:
             config.search.evaluations = self.evaluations
+            for name, evaluations in self.phases.items():
+                config.phases[name].evaluations = evaluations
             write_text_atomic(self.folder.config, to_yaml(config))
 
     def keeper(self, ledger: ContinuedLedger, keep: Keeper, incumbent: Incumbent) -> Keeper:
@@ -136,6 +142,8 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
     """
     folder = RunFolder.open(path)
     config = read_config(folder)
+    before = int(config.search.evaluations)
+    config.from_run = None  # another folder is read when the command line names it
     changes = []
     for override in overrides:
         changes.append(_apply(config, override))
@@ -148,13 +156,22 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
             f"search.evaluations is {config.search.evaluations}, and {record.proposed} candidates were asked already",
             "as many, or more",
         )
-    if config.phases and len(config.phases) > 1 and any(c.startswith("search.evaluations") for c in changes):
-        raise ConfigError(
-            f"search.evaluations cannot change in a run of {len(config.phases)} phases",
-            "a phase that has ended cannot go on: the next began with its winner",
-            "start a new search with search.warm_start=[RUN]",
-        )
-    return cast(Config, config), Resumed(folder, record, int(config.search.evaluations), changes)
+    phases = _longer_last(config, before) if int(config.search.evaluations) != before else {}
+    return cast(Config, config), Resumed(folder, record, int(config.search.evaluations), changes, phases)
+
+
+def _longer_last(config: DictConfig, before: int) -> dict[str, int]:
+    """Give the last of several phases what the budget has grown by: the others' winners stay; returns all budgets."""
+    if not isinstance(config.phases, DictConfig) or len(config.phases) < 2:
+        return {}
+    given = {str(name): (phase or {}).get("evaluations") for name, phase in config.phases.items()}
+    budget, more = split_budget(before, given), int(config.search.evaluations) - before
+    if more < 0:
+        raise ConfigError(f"search.evaluations was {before}", "a run of several phases can be given more")
+    budget[list(budget)[-1]] += more
+    for name, evaluations in budget.items():
+        config.phases[name].evaluations = evaluations
+    return budget
 
 
 def read_config(folder: RunFolder) -> DictConfig:
@@ -198,6 +215,19 @@ def _apply(config: DictConfig, override: str) -> str:
             raise ConfigError(f"evaluator={value}: there is no such option", nearest(value, files))
         config.evaluator = OmegaConf.load(files[value])
         return override
+    return set_value(config, key, value)
+
+
+def set_value(config: DictConfig, key: str, value: str) -> str:
+    """Set one key of a configuration to a value as it is written on the command line, and say what has changed.
+
+    Raises:
+        ConfigError: there is no such key, or it cannot have this value.
+    """
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node)) and name not in node:
+        raise ConfigError(f"there is no key {key!r}", nearest(name, map(str, node)))
     try:
         before = OmegaConf.select(config, key)
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)

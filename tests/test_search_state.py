@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,8 +198,8 @@ def session(path: Path, case: Case, *, checkpoints: bool = True, budget: int | N
         else ContinuedLedger(folder, record, resumed={}, sync="interval")
     )
     phases = case.parts()
-    if budget is not None:
-        phases = [Phase(p.name, budget, p.space, p.strategy, p.takes_winner) for p in phases]
+    if budget is not None:  # of the last phase
+        phases[-1] = replace(phases[-1], evaluations=budget)
     with ledger, Checkpoints(folder, every=None, evaluations=1, keep=1000) as saved:
         ledger.append("started", seed=5)
         search = Search(
@@ -258,3 +258,25 @@ def test_a_search_goes_on_from_every_kind_of_state(name: str, tmp_path: Path, mo
         if case.ordered:
             assert ends[0] == whole
     assert any(number is not None for number in used)
+
+
+@pytest.mark.parametrize("name", ["cma_es", "de", "two phases", "the user's first"])
+def test_more_evaluations_are_what_they_would_have_been(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished run that is given more goes on from a checkpoint that knows nothing of the budget's end."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    case = CASES[name]
+    budget = case.evaluations
+    session(tmp_path / "whole", case, budget=budget + 25)
+    session(tmp_path / "more", case, budget=budget)
+    assert canonical_events(RunFolder(tmp_path / "more"))[-1]["event"] == "stopped"
+    session(tmp_path / "more", case, budget=budget + 25)
+    resumed = [event for event in read_ledger(RunFolder(tmp_path / "more")) if event["event"] == "resumed"]
+    assert resumed[0]["checkpoint"] > 0
+
+    def searched(run: str) -> list[dict]:
+        events = canonical_events(RunFolder(tmp_path / run))
+        return [e for e in events if e["event"] in ("told", "improved") and e.get("split", "search") == "search"]
+
+    assert searched("more") == searched("whole")

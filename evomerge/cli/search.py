@@ -8,7 +8,14 @@ from evomerge.config import Config
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Search with the configuration that the arguments compose."""
+    """Search with the configuration that the arguments compose, or with that of the run that they begin from."""
+    if any("from_run=" in argument for argument in arguments):
+        from evomerge.cli.forking import forked_config, source_of
+
+        source = source_of(arguments)
+        if source is not None:
+            search(forked_config(source, quietened(arguments)))
+            return 0
     from evomerge.cli.composed import hydra_app
 
     return hydra_app("search", quietened(arguments), search)
