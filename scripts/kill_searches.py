@@ -5,8 +5,9 @@ and its ledger compared with the undisturbed one. A line for every strategy says
 and how many of the ledgers were equal.
 
 Without ``--command``: the search loop with made-up workers, killed when its ledger has reached a size chosen at random.
-With it, ``evomerge search`` itself with the overrides that follow, killed at instants uniform in time and, every other
-time, while it writes a checkpoint::
+With ``--evaluator ray`` too: the workers of a Ray cluster, which stays up, evaluate for it.
+With ``--command``, ``evomerge search`` itself with the overrides that follow, killed at instants uniform in time and,
+every other time, while it writes a checkpoint::
 
     python scripts/kill_searches.py --kills 100 --strategy cma_es m2n2 --lm-eval \\
         --command experiment=demo pool.root=DEMO/seed0 fitness.limit=20 held_out.limit=20
@@ -15,9 +16,12 @@ time, while it writes a checkpoint::
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "durability")]
 
 import killed_commands  # type: ignore[import-not-found]  # noqa: E402
+import ray_runs  # type: ignore[import-not-found]  # noqa: E402
 from killed_runs import STRATEGIES, Plan, content, run_killed, session  # type: ignore[import-not-found]  # noqa: E402
 
 from evomerge.ledger import RunFolder  # noqa: E402
@@ -43,7 +48,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--command", nargs="+", metavar="KEY=VALUE", help="of evomerge search")
-    parser.add_argument("--evaluator", default="local", help="with --command: of the group evaluator")
+    parser.add_argument("--evaluator", default="local", help="local or ray; with --command any of the group")
     parser.add_argument("--lm-eval", action="store_true", help="with --command: import lm_eval once for all")
     parser.add_argument("--keep", type=Path, help="folder for the runs; a temporary one otherwise")
     options = parser.parse_args()
@@ -63,10 +68,17 @@ def of_loop(name: str, folder: Path, options: argparse.Namespace) -> int:
     plan = Plan(name, options.evaluations, slots=2, in_flight=None if name == "cma_es" else 4)
     session(folder / "whole", plan)
     whole, size = content(folder / "whole"), RunFolder(folder / "whole").ledger.stat().st_size
-    while kills < options.kills:
-        path, each = folder / str(runs), min(options.each, options.kills - kills)
-        hits += run_killed(path, plan, size, each, rng, slots=int(rng.integers(1, 6)))
-        kills, runs, equal = kills + each, runs + 1, equal + (content(path) == whole)
+    with ExitStack() as stack:
+        if options.evaluator == "ray":
+            os.environ.update(ray_runs.ENVIRONMENT)
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+            cluster = stack.enter_context(closing(ray_runs.Node(Path(temporary), cpus=3)))
+            plan = replace(plan, address=cluster.address)
+        most = 6 if plan.address is None else 4
+        while kills < options.kills:
+            path, each = folder / str(runs), min(options.each, options.kills - kills)
+            hits += run_killed(path, plan, size, each, rng, slots=int(rng.integers(1, most)))
+            kills, runs, equal = kills + each, runs + 1, equal + (content(path) == whole)
     print(f"{name:8s} {kills} kills, {hits} of a living process; {equal} of {runs} ledgers equal", flush=True)
     return runs - equal
 

@@ -68,9 +68,11 @@ def run_command(path: Path, search: Sequence[str], resume: Sequence[str]) -> Non
 
 
 def session(
-    path: Path, search: Sequence[str], resume: Sequence[str] = (), until: Callable[[float], bool] | None = None
+    path: Path, search: Sequence[str], resume: Sequence[str] = (), until: Callable[[float, float], bool] | None = None
 ) -> Session:
-    """A session in a process of its own, killed with its children when `until`, given the seconds so far, says so.
+    """A session in a process of its own, killed with its children when `until` says so.
+
+    It is given the seconds since the start and the seconds until something was written, 0 before.
 
     Raises:
         RuntimeError: it failed by itself, or hangs.
@@ -85,7 +87,7 @@ def session(
         seconds = time.monotonic() - start
         if not begun and folder.ledger.exists() and folder.ledger.stat().st_size > size:
             begun = seconds
-        if seconds > LONGEST or (until is not None and until(seconds)):
+        if seconds > LONGEST or (until is not None and until(seconds, begun)):
             break
         time.sleep(POLL)
     seconds = time.monotonic() - start
@@ -114,19 +116,23 @@ def run_killed(
 ) -> list[Session]:
     """Run to the end through up to `kills` kills; returns those that met a living process.
 
-    One kill in five comes while the process is still starting, at an instant uniform in time; the others at an instant
-    uniform over somewhat more than their share of what follows. Every other of these waits for the next checkpoint
-    to be half written.
+    One kill in five comes while the process is still starting, at an instant uniform in time; the others after it has
+    written something, at an instant uniform over somewhat more than their share of what follows. Every other of these
+    waits for the next checkpoint to be half written.
     """
     share = 1.5 * (whole.seconds - whole.begun) / kills
     hits: list[Session] = []
     while len(hits) < kills:
         starting, wait = rng.random() < 0.2, bool(len(hits) % 2)
-        instant = float(rng.uniform(0, whole.begun) if starting else whole.begun + rng.uniform(0, share))
+        instant = float(rng.uniform(0, whole.begun if starting else share))
         wait = wait and not starting
 
-        def until(seconds: float, instant: float = instant, wait: bool = wait) -> bool:
-            return seconds >= instant and (not wait or saving_now(path))
+        def until(
+            seconds: float, begun: float, instant: float = instant, wait: bool = wait, starting: bool = starting
+        ) -> bool:
+            if starting:
+                return seconds >= instant
+            return begun > 0 and seconds - begun >= instant and (not wait or saving_now(path))
 
         ended = session(path, search, resume, until)
         if not ended.killed:
