@@ -189,7 +189,7 @@ def _settings(path: Path, config: Mapping[str, Any]) -> _Settings:
                 raise PoolError(f"{path} has {key} {value!r}", "a whole number from 1")
     for key, values in (("lora_alpha", {"": alpha}), ("alpha_pattern", alphas)):
         for value in _values(path, key, values):
-            if not math.isfinite(value):
+            if not (abs(value) < 2**63 and math.isfinite(value)):
                 raise PoolError(f"{path} has {key} {value!r}", "a finite number")
     if not isinstance(config.get("modules_to_save") or [], list):
         raise PoolError(f"{path} has modules_to_save {config['modules_to_save']!r}", "a list of names")
