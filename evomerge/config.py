@@ -104,6 +104,8 @@ class Config:
         from_run: the run that this one began with: its configuration, and its evaluations where the same are needed.
         display: what a running search shows: ``live``, a panel; ``plain``, a line now and then; ``quiet``, nothing;
             ``auto`` is live on a terminal and plain elsewhere.
+        trackers: tools that are told while it runs: names (``tensorboard``, ``mlflow``, ``wandb``), or mappings with
+            a name and options.
     """
 
     name: str = MISSING
@@ -119,6 +121,7 @@ class Config:
     phases: Any = None
     from_run: str | None = None
     display: str = "auto"
+    trackers: Any = field(default_factory=list)
 
 
 def register() -> None:

@@ -40,6 +40,8 @@ from evomerge.scalarise import METHODS, Scalarisation
 from evomerge.search import GaveUpError, Keeper, Search
 from evomerge.search_state import StateSaver, begin
 from evomerge.strategies.scalarised import SCALAR, Scalarised
+from evomerge.trackers.background import tracking
+from evomerge.trackers.tracker import Tracker, trackers_from_config
 from evomerge.warm_start import WarmStart
 
 __all__ = ["TARGET", "Parts", "build", "build_parts", "check_arguments", "fitness_from_config", "remote_worker", "run"]
@@ -80,6 +82,7 @@ class Parts:
         space, strategy: of the first phase.
         phases: all of them.
         warm: what the search begins with.
+        trackers: by name.
     """
 
     pool: Pool | None
@@ -90,12 +93,14 @@ class Parts:
     held_out: Fitness | None
     phases: Sequence[Phase]
     warm: WarmStart
+    trackers: Sequence[tuple[str, Tracker]] = ()
 
 
 def build_parts(config: Config) -> Parts:
     """Build and check every part; the order is that of cost, so that errors come early."""
     import_modules(config.imports, "imports")
     _check_search(config)
+    trackers = trackers_from_config(config.trackers)
     target = str((plain(config.evaluator) or {}).get(TARGET, ""))
     direct = target.startswith("evomerge.evaluation.direct")
     pool = None if direct and not config.pool.models else pool_from_config(config)
@@ -128,7 +133,7 @@ def build_parts(config: Config) -> Parts:
         assert pool is not None
         worker = functools.partial(remote_worker, plain(config), dict(pool.info.refs), os.getcwd())
     evaluator = build(config.evaluator, "evaluator", worker)
-    return Parts(pool, spaces[0], strategies[0], evaluator, fitness, held_out, phases, warm)
+    return Parts(pool, spaces[0], strategies[0], evaluator, fitness, held_out, phases, warm, trackers)
 
 
 def _check_search(config: Config) -> None:
@@ -280,8 +285,9 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
     with (
         Interrupts() as interrupts,
         closing(source) if source is not None else nullcontext(),
+        tracking(parts.trackers, folder, plain(config), resumed=again is not None) as trackers,
         closing(parts.evaluator),
-        _ledger(folder, sync, again, Observers(observers)) as ledger,
+        _ledger(folder, sync, again, Observers([*observers, *trackers])) as ledger,
         Checkpoints(
             folder,
             every=settings.checkpoint.every,

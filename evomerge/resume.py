@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "search.give_up",
     "from_run",
     "display",
+    "trackers",
     "evaluator",
     "pool.root",
     "pool.models",
