@@ -31,15 +31,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors
-
 from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Items, Split, Status
-from evomerge.files import read_bounded, sync_file, sync_folder, write_bytes_atomic
+from evomerge.files import sync_file, sync_folder, write_bytes_atomic
 from evomerge.genome_log import GenomeLog
+from evomerge.item_files import items_bytes, read_items
 from evomerge.ledger_file import Event, LedgerError, LineFile, Lock, TornLine, decode, report_torn, scan
 from evomerge.run_folder import RunFolder
 
@@ -52,6 +48,7 @@ __all__ = [
     "TornLine",
     "canonical_events",
     "evaluation_of",
+    "items_bytes",
     "read_items",
     "read_ledger",
 ]
@@ -64,8 +61,6 @@ SESSION_EVENTS = ("interrupted", "resumed")
 NOT_CONTENT = ("seq", "time", "crc32", "seconds", "merge", "items", "versions")
 _SPLITS = get_args(Split)
 _OF_CANDIDATES = ("asked", "told", "warm", "improved")
-_MAX_ITEMS = 2**30  # bytes of per-item scores
-_EXACT_DTYPES = (np.uint8, np.int16, np.float16, np.float32)
 
 
 class Ledger:
@@ -290,55 +285,6 @@ def evaluation_of(told: Event, items: Items | None = None) -> Evaluation:
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise LedgerError(f"a told event is malformed ({type(error).__name__}: {error})") from error
-
-
-def read_items(
-    folder: RunFolder | Path, candidate: int, split: Split = "search", *, digest: str | None = None
-) -> dict[str, NDArray[np.float64]]:
-    """Per-item scores of one evaluation by ``task/metric``, float64 in document order.
-
-    Args:
-        folder: the run folder, or its path.
-        candidate: the candidate's id.
-        split: which items.
-        digest: the event's `items_hash`, to check the file against.
-
-    Raises:
-        LedgerError: the file is missing, unreadable or not the one that the event speaks of.
-    """
-    path = (RunFolder(folder) if isinstance(folder, Path) else folder).items_file(candidate, split)
-    try:
-        data = read_bounded(path, _MAX_ITEMS, follow=False)
-        if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-            raise LedgerError(f"{path} does not match the hash in the ledger", "the file that the run wrote")
-        arrays = safetensors.load(data)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise LedgerError(f"{path} cannot be read: {reason}", "the file that the run wrote") from error
-    for name, values in arrays.items():
-        if values.ndim != 1 or values.dtype.kind not in "fiub":
-            raise LedgerError(f"{path}: {name} is {values.dtype} of shape {values.shape}", "a list of numbers")
-    return {name: arrays[name].astype(np.float64) for name in sorted(arrays)}
-
-
-def items_bytes(items: Items) -> bytes:
-    """Per-item scores as the content of their file."""
-    data: bytes = safetensors.save({name: _compact(values) for name, values in items.items()})
-    return data
-
-
-def _compact(values: NDArray[np.float64]) -> NDArray[Any]:
-    """The same values in the smallest dtype that holds them all exactly, NaN and the sign of zero included.
-
-    Right or wrong (0 and 1) takes a byte per item; with items that were not run (NaN), two.
-    """
-    exact = np.ascontiguousarray(values, dtype=np.float64)
-    with np.errstate(all="ignore"):
-        for dtype in _EXACT_DTYPES:
-            small = exact.astype(dtype)
-            if small.astype(np.float64).tobytes() == exact.tobytes():
-                return small
-    return exact
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

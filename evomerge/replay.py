@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from evomerge.candidate import Candidate, Evaluation, Items, Split
@@ -26,120 +25,20 @@ from evomerge.ledger import (
     Kind,
     Ledger,
     RunFolder,
-    TornLine,
     evaluation_of,
     items_bytes,
     kind_of,
     read_items,
 )
-from evomerge.ledger_file import LedgerError, decode, encode, report_torn, scan
+from evomerge.ledger_file import LedgerError, decode, encode
 from evomerge.protocols import Evaluator
+from evomerge.record import Record
+
+__all__ = ["ContinuedLedger", "Record", "RecordedEvaluator", "check_started"]
 
 _log = logging.getLogger(__name__)
-_NONE = array("q")
 _FREE = {"phase": ("evaluations", "in_flight"), "started": ("evaluations", "version", "versions", "from_run")}
 """Fields that may differ between sessions, by event."""
-
-
-class Record:
-    """What the ledger of a run holds, by kind of event, each kind to be gone through once.
-
-    Memory is eight bytes for every event and one for every candidate. The file may grow meanwhile: what is appended
-    later is not part of the record.
-
-    Attributes:
-        events, lines: how many there are, without and with those of sessions.
-        proposed: how many candidates were asked, baselines not counted.
-        finished: whether the search came to its end.
-
-    Args:
-        folder: the run folder; an empty ledger is a run that had not begun.
-
-    Raises:
-        LedgerError: the ledger is missing or damaged.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self._offsets: dict[Kind, array[int]] = {}
-        self._taken: dict[Kind, int] = {}
-        self._told: dict[str, bytearray] = {}
-        self.events = self.lines = self.proposed = offset = 0
-        self.finished = self._lineages = False
-        for number, line in scan(folder.ledger, self._torn):
-            event = decode(line, f"{folder.ledger}: line {number}")
-            if event["event"] not in SESSION_EVENTS:
-                self._note(event, offset)
-                self.events += 1
-                self.finished = event["event"] == "stopped"
-            offset += len(line)
-            self.lines = number
-        self._file = folder.ledger.open("rb")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def count(self, event: str, split: str = "") -> int:
-        """How many events of a kind there are."""
-        return len(self._offsets.get((event, split), _NONE))
-
-    def peek(self, event: str, split: str = "") -> Event | None:
-        """The next event of a kind that was not taken, or ``None``."""
-        offsets, place = self._offsets.get((event, split), _NONE), self._taken.get((event, split), 0)
-        return self._read(offsets[place]) if place < len(offsets) else None
-
-    def take(self, event: str, split: str = "") -> None:
-        """Go on to the one after."""
-        self._taken[event, split] = self._taken.get((event, split), 0) + 1
-
-    def skip(self, passed: Mapping[Kind, int]) -> None:
-        """Go on after so many events of each kind, from the first."""
-        self._taken = dict(passed)
-
-    def lineages(self, passed: Mapping[Kind, int]) -> Iterator[Event]:
-        """Of so many events of each kind, those that name genomes, where genomes refer to each other; else none."""
-        if self._lineages:
-            kinds: tuple[Kind, ...] = (("asked", "search"), ("warm", ""))
-            for offset in sorted(o for kind in kinds for o in self._offsets.get(kind, _NONE)[: passed.get(kind, 0)]):
-                yield self._read(offset)
-
-    def told(self, candidate: int, split: Split) -> bool:
-        """Whether the evaluation of a candidate is in the record."""
-        marks = self._told.get(split, b"")
-        return candidate < len(marks) and bool(marks[candidate])
-
-    def first(self, event: str, split: str = "") -> Event | None:
-        """The first event of a kind, taken or not."""
-        offsets = self._offsets.get((event, split), _NONE)
-        return self._read(offsets[0]) if len(offsets) else None
-
-    def last(self, event: str, split: str = "") -> Event | None:
-        """The last event of a kind, taken or not."""
-        offsets = self._offsets.get((event, split), _NONE)
-        return self._read(offsets[-1]) if len(offsets) else None
-
-    def _torn(self, torn: TornLine) -> None:
-        report_torn(self.folder.ledger, torn)
-
-    def _note(self, event: Event, offset: int) -> None:
-        kind = kind_of(event)
-        self._offsets.setdefault(kind, array("q")).append(offset)
-        if kind == ("asked", "search") and event.get("name") is None:
-            self.proposed += 1
-        genome = event.get("genome")
-        self._lineages = self._lineages or (isinstance(genome, dict) and "lineage" in genome)
-        if kind[0] == "told":
-            number = event.get("candidate")
-            if not isinstance(number, int) or not 0 <= number <= 2 * self.events + 2**16:
-                raise LedgerError(f"{self.folder.ledger}: a told event is of candidate {number!r}", "as it was written")
-            marks = self._told.setdefault(kind[1], bytearray())
-            marks.extend(bytes(max(0, number + 1 - len(marks))))
-            marks[number] = 1
-
-    def _read(self, offset: int) -> Event:
-        self._file.seek(offset)
-        return decode(self._file.readline(), str(self.folder.ledger))
 
 
 class RecordedEvaluator:

@@ -17,7 +17,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from evomerge.array_genome import ArraySpec
 from evomerge.baselines import baseline_recipes
@@ -32,49 +32,14 @@ from evomerge.ledger import Ledger
 from evomerge.phases import Phase
 from evomerge.protocols import Evaluator, Proposal, SearchSpace, Strategy
 from evomerge.recipe import PoolInfo, Recipe
+from evomerge.search_hooks import GaveUpError, Interrupted, Keeper, Saver, cold, forgetful, never
 from evomerge.strategies.capabilities import Injectable
 from evomerge.warm_start import Warmth
 
+__all__ = ["BEST", "GaveUpError", "Interrupted", "Keeper", "Saver", "Search", "flying"]
+
 _LOG = logging.getLogger(__name__)
 BEST = "best"
-
-
-class Keeper(Protocol):
-    """Writes down what is best so far."""
-
-    def __call__(self, incumbent: Incumbent, /) -> None:
-        """Called whenever the winner or the front has changed."""
-
-
-class Saver(Protocol):
-    """Takes the state of a search down, now and then."""
-
-    def __call__(self, search: Search, /, *, now: bool) -> None:
-        """Called whenever nothing is half done, so that it may; `now` when it is the last time."""
-
-
-def forgetful(search: Search, /, *, now: bool) -> None:
-    """Takes nothing down."""
-
-
-class GaveUpError(EvomergeError):
-    """Candidates failed one after the other, all in the same way."""
-
-    exit_status = 1
-
-
-class Interrupted(KeyboardInterrupt):
-    """The search was asked to stop, and has: its ledger is as if it had been killed between two events."""
-
-
-def never() -> bool:
-    """A search that runs to its end."""
-    return False
-
-
-def cold(space: SearchSpace, number: int) -> Warmth:
-    """A warm start from nothing."""
-    return Warmth()
 
 
 def flying(in_flight: int | None, ordered: bool, slots: int) -> int | None:

@@ -9,7 +9,7 @@ With ``--evaluator ray`` too: the workers of a Ray cluster, which stays up, eval
 With ``--command``, ``evomerge search`` itself with the overrides that follow, killed at instants uniform in time and,
 every other time, while it writes a checkpoint::
 
-    python scripts/kill_searches.py --kills 100 --strategy cma_es m2n2 --lm-eval \\
+    python scripts/kill_searches.py --kills 100 --strategy cma_es m2n2 --evaluations 40 \\
         --command experiment=demo pool.root=DEMO/seed0 fitness.limit=20 held_out.limit=20
 """
 
@@ -36,7 +36,6 @@ from killed_runs import STRATEGIES, Plan, content, run_killed, session  # type: 
 from evomerge.ledger import RunFolder  # noqa: E402
 
 PRELOADED = ("torch", "transformers", "evomerge.factory", "evomerge.cli.composed", "evomerge.resume")
-LM_EVAL = ("transformers.modeling_utils", "fitness.lm_eval_tasks", "lm_eval.tasks", "lm_eval.evaluator")
 
 
 def main() -> None:
@@ -49,7 +48,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--command", nargs="+", metavar="KEY=VALUE", help="of evomerge search")
     parser.add_argument("--evaluator", default="local", help="local or ray; with --command any of the group")
-    parser.add_argument("--lm-eval", action="store_true", help="with --command: import lm_eval once for all")
     parser.add_argument("--keep", type=Path, help="folder for the runs; a temporary one otherwise")
     options = parser.parse_args()
     differ = 0
@@ -86,12 +84,14 @@ def of_loop(name: str, folder: Path, options: argparse.Namespace) -> int:
 def of_command(name: str, folder: Path, options: argparse.Namespace) -> int:
     """Kill the command; returns how many ledgers or recipes differ."""
     rng = np.random.default_rng([options.seed, *name.encode()])
-    killed_commands.preload((*PRELOADED, *LM_EVAL) if options.lm_eval else PRELOADED)
+    killed_commands.preload(PRELOADED)
     often = ["search.checkpoint.every=0", "search.checkpoint.evaluations=1"]
     search = [*options.command, f"strategy={name}", f"search.evaluations={options.evaluations}", *often]
     if options.evaluator != "local":
         search.append(f"evaluator={options.evaluator}")
     start = time.monotonic()
+    killed_commands.session(folder / "first", search)
+    killed_commands.preload(killed_commands.imported_by(folder / "first"))
     undisturbed = killed_commands.session(folder / "whole", search)
     whole = killed_commands.content(folder / "whole")
     print(f"{name:8s} undisturbed: {undisturbed.seconds:.1f} s, {undisturbed.begun:.1f} until it begins", flush=True)

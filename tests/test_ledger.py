@@ -73,7 +73,7 @@ class TestLines:
     def test_floats_come_back_exactly(self, folder: RunFolder) -> None:
         values = [0.1 + 0.2, 1e-308, 5e-324, -0.0, 2.0**53 + 2, math.pi, *np.random.default_rng(0).normal(size=100)]
         with Ledger(folder) as ledger:
-            ledger.append("asked", genome=values, matrix=np.array(values))
+            ledger.append("asked", candidate=0, genome=values, matrix=np.array(values))
         (event,) = read_ledger(folder)
         for back in (event["genome"], event["matrix"]):
             assert np.array(back).tobytes() == np.array(values).tobytes()
@@ -95,7 +95,7 @@ class TestLines:
     def test_any_text_survives(self, folder: RunFolder) -> None:
         text = 'line\nbreak "quoted" \u2028 ,"crc32":"00000000"} \ud800 日本'
         with Ledger(folder) as ledger:
-            ledger.append("told", error=text)
+            ledger.append("told", candidate=0, error=text)
         assert [event["error"] for event in read_ledger(folder)] == [text]
 
 
@@ -239,7 +239,7 @@ class TestWriting:
     def test_every_event_is_in_the_file_when_append_returns(self, folder: RunFolder) -> None:
         with Ledger(folder, sync="interval", interval=1e9) as ledger:
             for count in range(1, 6):
-                ledger.append("asked")
+                ledger.append("asked", candidate=0)
                 assert sum(1 for _ in read_ledger(folder)) == len(ledger) == count
 
     def test_fsync_follows_the_policy(self, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,20 +249,38 @@ class TestWriting:
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
         with Ledger(folder) as every:
             monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(fd), real(fd))[1])
-            every.append("asked")
-            every.append("asked")
+            every.append("asked", candidate=0)
+            every.append("asked", candidate=0)
             assert len(calls) == 2
         with Ledger(folder, sync="interval", interval=10.0) as some:
             calls.clear()
-            some.append("asked")
+            some.append("asked", candidate=0)
             some.log_told(EVALUATION)
             assert calls == []
             now[0] = 11.0
-            some.append("asked")
+            some.append("asked", candidate=0)
             assert len(calls) == 3  # the items file, its folder, the ledger
-            some.append("asked")
+            some.append("asked", candidate=0)
             assert len(calls) == 3
         assert len(calls) == 4  # closing syncs
+
+    @pytest.mark.parametrize("sync", ["every", "interval"])
+    def test_items_are_on_the_disk_before_the_event_that_names_them(
+        self, folder: RunFolder, sync: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A power failure leaves what was synced, in the order in which it was."""
+        real, synced = os.fsync, []
+
+        def fsync(descriptor: int) -> None:
+            place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            synced.append((place.name.lstrip(".")[:15], folder.ledger.read_bytes().count(b'"told"')))
+            real(descriptor)
+
+        with Ledger(folder, sync=sync, interval=0 if sync == "interval" else 1) as ledger:
+            monkeypatch.setattr(os, "fsync", fsync)
+            ledger.log_told(EVALUATION)
+        events = 0 if sync == "every" else 1  # what the unsynced part of the ledger holds meanwhile
+        assert synced[:3] == [("search-3.safete", events), ("items", events), ("ledger.jsonl", 1)]
 
     def test_a_full_disk_leaves_whole_lines(self, folder: RunFolder) -> None:
         before = write(folder)
@@ -283,7 +301,7 @@ class TestWriting:
         ledger.close()
         ledger.close()
         with pytest.raises(LedgerError, match="was closed"):
-            ledger.append("asked")
+            ledger.append("asked", candidate=0)
 
 
 class TestLock:

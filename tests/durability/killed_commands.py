@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -41,11 +42,15 @@ class Session:
 
 
 def preload(modules: Iterable[str]) -> None:
-    """Import what every session needs, once."""
-    import importlib
-
+    """Import what sessions need, so that they need not; what cannot be imported here is left to them."""
     for module in modules:
-        importlib.import_module(module)
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+
+
+def imported_by(path: Path) -> list[str]:
+    """What a session that ended by itself had imported."""
+    return path.with_suffix(".modules").read_text().split()
 
 
 def run_command(path: Path, search: Sequence[str], resume: Sequence[str]) -> None:
@@ -64,6 +69,7 @@ def run_command(path: Path, search: Sequence[str], resume: Sequence[str]) -> Non
         arguments = ["search", f"run_dir='{path}'", *search]
     status = main(arguments)
     log.flush()
+    path.with_suffix(".modules").write_text("\n".join(name for name in sys.modules if not name.startswith("__")))
     os._exit(status)
 
 
