@@ -46,6 +46,7 @@ class Opened:
 
     def __init__(self, browser: Any, file: Path) -> None:
         self.page = browser.new_page(viewport={"width": 1280, "height": 900})
+        self.page.set_default_timeout(180_000)  # milliseconds; a machine may be busy with other tests
         self.said: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))

@@ -15,6 +15,7 @@ import report_runs
 from evomerge.cli.main import main
 from evomerge.errors import ConfigError
 from evomerge.ledger import Ledger, LedgerError, RunFolder
+from evomerge.ledger_file import encode
 from evomerge.report.html import page as pages
 from evomerge.report.html.data import RunView
 from evomerge.report.html.report import report_html, write_report
@@ -238,6 +239,26 @@ def test_other_items_cannot_be_compared(finished: Path, tmp_path: Path) -> None:
         file.unlink()
     page = report_html([RunView.of(finished), RunView.of(other)])
     assert "Per-item scores are missing" in page
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_a_ledger_holds_there_is_a_report(seed: int, tmp_path: Path) -> None:
+    """Fields of a stranger's ledger, whose checksums are right, may hold anything."""
+    run = report_runs.parameter_run(tmp_path / "run", 6)
+    ledger = run / "ledger.jsonl"
+    rng = np.random.default_rng(seed)
+    junk = [None, True, -1, 1e308, "NaN", "x" * 3000, [], [[1, "a"]], {}, {"a": {"b": None}}, [{}], "</script>"]
+    lines = []
+    for line in ledger.read_text().splitlines():
+        event = {key: value for key, value in json.loads(line).items() if key != "crc32"}
+        for key in list(event):
+            if key not in ("seq", "event", "schema") and rng.random() < 0.15:
+                event[key] = junk[rng.integers(len(junk))]
+        lines.append(encode(event))
+    ledger.write_bytes(b"".join(lines))
+    page = report_html([RunView.of(run)])
+    assert "<h1>" in page
+    assert "</script>x" not in page
 
 
 def test_too_many_runs(finished: Path) -> None:

@@ -86,7 +86,7 @@ def _figure(
         "x": rounded(at(place, t.clock) for place, t in shown),
         "y": rounded(t.objectives[objective.name] for _, t in shown),
         "customdata": [t.candidate for _, t in shown],
-        "marker": {"size": 5 if len(shown) < 600 else 4, "color": FAINT, "opacity": 0.75},
+        "marker": {"size": 5 if len(shown) < 600 else 4, "color": QUIET, "opacity": 0.45},
         "hovertemplate": "candidate %{customdata}<br>%{y:.4f}<extra></extra>",
     }
     best = {

@@ -30,6 +30,8 @@ from evomerge.safe_yaml import parse
 State = Literal["running", "ended", "interrupted", "dead", "unknown"]
 LARGEST_FILE = 16 * 2**20
 """Bytes of a configuration or recipe that a report reads."""
+LARGEST_ITEMS = 256 * 2**20
+"""Bytes of one evaluation's per-item scores that a report reads."""
 
 
 @dataclass
@@ -165,8 +167,8 @@ class RunView:
             return None
         try:
             return summarize_record(self.record)
-        except EvomergeError as error:
-            self.problems.append(str(error))
+        except (EvomergeError, ValueError, TypeError, KeyError, IndexError) as error:
+            self.problems.append(f"The scores cannot be compared: {error}")
             return None
 
     def evaluation(self, trial: Trial, split: Split) -> Evaluation:
@@ -187,6 +189,10 @@ class RunView:
         """A trial's per-item scores; none where they cannot be read."""
         if trial.digest is None:
             return {}
+        with contextlib.suppress(OSError):
+            if self.folder.items_file(trial.candidate, split).stat().st_size > LARGEST_ITEMS:
+                self.problems.append(f"Per-item scores of candidate {trial.candidate} are too large to be read")
+                return {}
         try:
             return read_items(self.folder, trial.candidate, split, digest=trial.digest)
         except EvomergeError as error:

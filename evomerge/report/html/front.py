@@ -14,7 +14,7 @@ from evomerge.protocols import Objective
 from evomerge.report.history import Trial
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
-from evomerge.report.html.plots import ACCENT, FAINT, QUIET, TEXT, Plot, axis, figure, label, rounded, thinned
+from evomerge.report.html.plots import ACCENT, QUIET, TEXT, Plot, axis, figure, label, rounded, thinned
 from evomerge.report.html.words import clean, count, number
 
 _PAIRS = 6
@@ -88,7 +88,7 @@ def _figure(view: RunView, members: Sequence[Trial], a: Objective, b: Objective)
         }
 
     traces = [
-        points(shown, name="candidates", marker={"size": 5, "color": FAINT, "opacity": 0.75}),
+        points(shown, name="candidates", marker={"size": 5, "color": QUIET, "opacity": 0.45}),
         points(
             line,
             name="Pareto front",

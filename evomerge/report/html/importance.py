@@ -18,7 +18,7 @@ from evomerge.report.study import genes_of, study_of
 FEWEST = 20
 MOST_GENES = 500
 MOST_TRIALS = 3000
-SHOWN = 15
+SHOWN = 12
 _OBJECTIVES = 3
 
 
@@ -119,4 +119,6 @@ def _importances(view: RunView, phase: int, objective: Objective) -> dict[str, f
 def _value(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return number(value) if isinstance(value, float) else clean(value, 30)

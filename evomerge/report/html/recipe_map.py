@@ -241,10 +241,14 @@ def _path(view: RunView) -> dict[str, str | Markup] | None:
     # Its texts are escaped by `path_svg`.
     return {
         "title": clean(path.title),
-        "note": clean(path.note, 400),
+        "note": _sentence_case(clean(path.note, 400)),
         "wide": Markup(path_svg(path, per_line=18, captions=False)),
         "narrow": Markup(path_svg(path, per_line=6, captions=False)),
     }
+
+
+def _sentence_case(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("." if text else "")
 
 
 def _sentence(recipe: Recipe, methods: Sequence[str]) -> str:

@@ -78,7 +78,8 @@ def _models(view: RunView) -> list[dict[str, str]]:
             "name": clean(name, 60),
             "kind": "base" if name == view.pool.base != "base" else "",
             "address": clean(ref.address, 300),
-            "pin": clean(ref.fingerprint or ref.revision or "not pinned", 100),
+            "pin": clean(ref.fingerprint or ref.revision or "not pinned", 24),
+            "whole": clean(ref.fingerprint or ref.revision or "", 100),
         }
         for name, ref in view.pool.refs[:50]
     ]
