@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from lm_eval.models.utils import Collator
 from numpy.typing import NDArray
 
+from evomerge.models.memory import give_back, out_of_memory
 from fitness._lm_eval_model import TokenRequest
 
 _ALIGNED = 16  # bytes; CUDA kernels read rows in words of this size
@@ -118,31 +120,82 @@ def _batch(forwards: Sequence[tuple[list[int], list[tuple[int, list[int]]]]], de
 
 def score_batches(
     module: Any, batches: Sequence[Batch], softmax_dtype: torch.dtype | None, count: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Log-likelihoods of `count` requests, and whether greedy decoding would give their continuations.
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[Batch]]:
+    """Log-likelihoods of `count` requests, whether greedy decoding would give their continuations, and the batches.
 
     The numbers are stock lm-eval's bit for bit: the same forwards, the same logarithms of softmax, the same
-    sums over one request at a time. Only rows that a continuation needs go through the softmax.
+    sums over one request at a time. Only rows that a continuation needs go through the softmax. A batch that there is
+    no memory for is scored in two halves, padded as it was: the batches returned are those that were scored.
     """
     kwargs = {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
     sums: list[torch.Tensor] = []
     hits: list[torch.Tensor] = []
+    scored: list[Batch] = []
+    waiting = deque(batches)
     with torch.no_grad():
-        for batch in batches:
-            logprobs, positions = _logprobs(module(batch.inputs, **kwargs).logits, batch.rows, softmax_dtype)
-            choice_rows = batch.choice_rows if positions is None else positions[batch.choice_rows]
-            chosen = logprobs[choice_rows, batch.choices]
-            hits.append(logprobs.argmax(dim=-1)[choice_rows] == batch.choices)
-            sums += [_sum(part) for part in chosen.split(batch.lengths)]
+        while waiting:
+            batch = waiting.popleft()
+            try:
+                found = _score(module, batch, softmax_dtype, kwargs)
+            except Exception as error:
+                if len(batch.inputs) == 1 or not out_of_memory(error):
+                    raise
+                found = None
+            if found is None:  # out of the handler, which holds on to the frames of the error
+                give_back()
+                waiting.extendleft(reversed(halves(batch)))
+                continue
+            scored.append(batch)
+            sums += found[0]
+            hits.append(found[1])
         values = torch.stack(sums).cpu().to(torch.float64).numpy() if sums else np.empty(0)
         right = torch.cat(hits).cpu().numpy() if hits else np.empty(0, dtype=bool)
-    lengths = [length for batch in batches for length in batch.lengths]
-    order = np.array([request for batch in batches for request in batch.requests], dtype=np.intp)
+    lengths = [length for batch in scored for length in batch.lengths]
+    order = np.array([request for batch in scored for request in batch.requests], dtype=np.intp)
     loglikelihoods, greedy = np.empty(count), np.empty(count, dtype=bool)
     loglikelihoods[order] = values
     if lengths:
         greedy[order] = np.logical_and.reduceat(right, np.cumsum([0, *lengths[:-1]]))
-    return loglikelihoods, greedy
+    return loglikelihoods, greedy, scored
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """Two batches with the first and the second half of the forwards of one, of the same width."""
+    count = len(batch.inputs) // 2
+    first = count * batch.inputs.shape[1]  # position of the second half
+    rows = int((batch.rows < first).sum())
+    tokens = int((batch.choice_rows < rows).sum())
+    requests = int(np.searchsorted(np.cumsum(batch.lengths), tokens, side="right"))
+    parts = slice(None, requests), slice(requests, None)
+    return (
+        Batch(
+            batch.inputs[:count],
+            batch.rows[:rows],
+            batch.choice_rows[:tokens],
+            batch.choices[:tokens],
+            batch.lengths[parts[0]],
+            batch.requests[parts[0]],
+        ),
+        Batch(
+            batch.inputs[count:],
+            batch.rows[rows:] - first,
+            batch.choice_rows[tokens:] - rows,
+            batch.choices[tokens:],
+            batch.lengths[parts[1]],
+            batch.requests[parts[1]],
+        ),
+    )
+
+
+def _score(
+    module: Any, batch: Batch, softmax_dtype: torch.dtype | None, kwargs: dict[str, Any]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The log-likelihood of each request of a batch, and for each token whether it is the likeliest."""
+    logprobs, positions = _logprobs(module(batch.inputs, **kwargs).logits, batch.rows, softmax_dtype)
+    choice_rows = batch.choice_rows if positions is None else positions[batch.choice_rows]
+    chosen = logprobs[choice_rows, batch.choices]
+    hits = logprobs.argmax(dim=-1)[choice_rows] == batch.choices
+    return [_sum(part) for part in chosen.split(batch.lengths)], hits
 
 
 def _logprobs(

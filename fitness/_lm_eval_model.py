@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,10 +14,13 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from evomerge.errors import FitnessError
+from evomerge.models.memory import give_back, out_of_memory
 from fitness._lm_eval_surroundings import quietly
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
+
+_log = logging.getLogger(__name__)
 
 _SAMPLING_SEED = 1234  # what simple_evaluate gives torch
 
@@ -100,9 +104,24 @@ class ResidentLM(HFLM):
         """
         self._seconds, self._instances = 0.0, instances
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(_SAMPLING_SEED)
-            texts: list[str] = self.generate_until(list(instances), disable_tqdm=True)
+        texts: list[str] | None = None
+        while texts is None:
+            try:
+                with torch.random.fork_rng(devices):
+                    torch.manual_seed(_SAMPLING_SEED)
+                    texts = self.generate_until(list(instances), disable_tqdm=True)
+            except Exception as error:
+                if self.batch_size_per_gpu == 1 or not out_of_memory(error):
+                    raise
+            if texts is None:  # out of the handler, which holds on to the frames of the error
+                give_back()
+                self._batches.clear()
+                self.batch_size_per_gpu //= 2
+                _log.warning(
+                    "not enough memory: %d sequences are generated at a time from now on; texts may differ from those "
+                    "of larger batches",
+                    self.batch_size_per_gpu,
+                )
         return texts, self._seconds
 
     def require_room(self, instance: Any) -> None:

@@ -103,18 +103,27 @@ class Session:
             return self._lm.generate(instances)
         start = time.perf_counter()
         if kind == "loglikelihood":
-            values, greedy = self._run(plan.loglikelihood, len(instances))
+            values, greedy, plan.loglikelihood = self._run(plan.loglikelihood, len(instances))
             seconds = time.perf_counter() - start
             _require_finite(values, instances)
             return list(zip(values.tolist(), greedy.tolist(), strict=True)), seconds
-        values, _ = self._run(plan.rolling, sum(plan.windows))
+        values, _, plan.rolling = self._run(plan.rolling, sum(plan.windows))
         seconds = time.perf_counter() - start
         _require_finite(values, [i for i, count in zip(instances, plan.windows, strict=True) for _ in range(count)])
         numbers = iter(values.tolist())
         return [sum(next(numbers) for _ in range(count)) for count in plan.windows], seconds
 
-    def _run(self, batches: Sequence[Batch], count: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        return score_batches(self._lm.model, batches, self._lm.softmax_dtype, count)
+    def _run(self, batches: list[Batch], count: int) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[Batch]]:
+        """Values, whether they are the greedy ones, and the batches to use from now on: smaller where memory ends."""
+        found = score_batches(self._lm.model, batches, self._lm.softmax_dtype, count)
+        if len(found[2]) > len(batches):
+            _log.warning(
+                "batches of %d sequences do not fit into memory: %d became %d; scores may differ in their last digits",
+                self._lm.batch_size,
+                len(batches),
+                len(found[2]),
+            )
+        return found
 
     def _plan(self, places: Places, block: int | None) -> _Plan:
         if block not in self._plans:

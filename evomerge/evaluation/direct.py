@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from evomerge.array_genome import numbers
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.evaluation.failures import one_line
 from evomerge.protocols import Objective, Scores
 
 
@@ -72,8 +74,9 @@ class DirectEvaluator:
             return Evaluation(candidate.id, "failed", split, error="there is no genome to score")
         try:
             scores = self._fitnesses[split].score(numbers(candidate.genome).astype(np.float32, copy=False))
-        except EvomergeError as error:
-            return Evaluation(candidate.id, "failed", split, error=str(error))
+        except Exception as error:
+            trace = "" if isinstance(error, EvomergeError) else traceback.format_exc()
+            return Evaluation(candidate.id, "failed", split, error=one_line(error), traceback=trace)
         return Evaluation(candidate.id, "ok", split, scores.objectives, scores.metrics, scores.items, scores.seconds)
 
     def withdraw(self) -> list[int]:

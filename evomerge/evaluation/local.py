@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.errors import ConfigError
 from evomerge.evaluation.building import WorkerBuilder
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.worker import Worker
 from evomerge.protocols import Work
 
 _NAME = "this process"
+_LOG = logging.getLogger(__name__)
+
+
+class _TimeIsUp(BaseException):
+    """Not an `Exception`: what evaluates candidates takes those for the candidate's."""
 
 
 class LocalEvaluator:
@@ -20,11 +31,14 @@ class LocalEvaluator:
 
     Args:
         build: makes the worker, when the first candidate arrives.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``spread`` for a model larger than
+            one GPU: its layers lie on all there are.
         threads: CPU threads of torch; ``None`` leaves torch's own choice.
         cache: bytes of merged slices to keep (``2GB``); ``auto`` for a quarter of what is free.
         shared_cache: ``off`` (and ``auto``), ``memory``, ``disk``, or a folder that outlives the run.
         shared_cache_size: its bytes.
+        timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
+            that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
     """
 
     def __init__(
@@ -36,7 +50,11 @@ class LocalEvaluator:
         cache: str | int = "auto",
         shared_cache: str = "auto",
         shared_cache_size: str | int = "auto",
+        timeout: float | None = None,
     ) -> None:
+        if timeout is not None and timeout <= 0:
+            raise ConfigError(f"evaluator.timeout is {timeout:g}", "seconds above 0, or null")
+        self._timeout = timeout
         self._build = build
         self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size)
         self._device, self._threads = device, threads
@@ -65,7 +83,14 @@ class LocalEvaluator:
         candidate, split = self._queue.popleft()
         self._doing = Work(_NAME, candidate.id, split, time.time())
         try:
-            return self.worker.evaluate(candidate, split)
+            worker = self.worker
+            worker.fitness(split)  # preparing it once is not the candidate's time
+            with _limit(self._timeout):
+                return worker.evaluate(candidate, split)
+        except _TimeIsUp:
+            self.close()  # its model is somewhere between two candidates
+            error = f"it took longer than evaluator.timeout={self._timeout:g} s"
+            return Evaluation(candidate.id, "failed", split, error=error)
         finally:
             self._doing = Work(_NAME)
 
@@ -88,3 +113,26 @@ class LocalEvaluator:
         if self._worker is not None:
             self._worker.close()
         self._worker = None
+
+
+@contextmanager
+def _limit(seconds: float | None) -> Iterator[None]:
+    """Raise `_TimeIsUp` in the main thread once so many seconds have passed."""
+    if seconds is None:
+        yield
+        return
+    if threading.current_thread() is not threading.main_thread():
+        _LOG.warning("evaluator.timeout has no effect outside the main thread")
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

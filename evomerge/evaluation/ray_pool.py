@@ -59,7 +59,7 @@ class RayEvaluator:
         workers: number of actors, or ``auto``: as many as the cluster has room for, at any time.
         cpus_per_worker, gpus_per_worker: Ray resources of each; GPUs may be a fraction.
         address: of a running cluster; ``None`` starts Ray on this machine for this run.
-        device: as in the local evaluator.
+        device: as in the local evaluator; ``auto`` with several GPUs for each worker spreads the model over them.
         threads: CPU threads of torch in each worker; ``None`` is `cpus_per_worker`.
         cache: bytes of merged slices that each worker keeps (``2GB``); ``auto`` for a quarter of what is free, divided.
         shared_cache: of the workers of a machine: ``memory`` (``auto`` with several workers), ``disk``, ``off``, or a
@@ -105,7 +105,8 @@ class RayEvaluator:
         modules = getattr(build, "modules", ())
         self._cluster = Cluster(address, cpus_per_worker, gpus_per_worker, self._fixed, modules, working_dir)
         self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size, self._fixed or 2)
-        self._device, self._threads = device, cpus_per_worker if threads is None else threads
+        several = device == "auto" and gpus_per_worker > 1
+        self._device, self._threads = "spread" if several else device, cpus_per_worker if threads is None else threads
         self._seats = Seats(tries, timeout)
         self._calls: dict[Any, _Call] = {}
         self._done: deque[Evaluation] = deque()

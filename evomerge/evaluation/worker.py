@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import traceback
@@ -17,15 +18,21 @@ from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.caching import open_shared
 from evomerge.evaluation.failures import one_line
 from evomerge.merge.assemble import Resident
+from evomerge.merge.merge_count import MergeCount
 from evomerge.merge.plan import make_plan
+from evomerge.merge.spread import SPREAD
+from evomerge.models.memory import give_back, out_of_memory
 from evomerge.models.pool import Pool
 from evomerge.protocols import Fitness, Scores
+from evomerge.recipe import Recipe
 
 __all__ = ["Worker", "WorkerBuilder", "choose_device"]
 
+_LOG = logging.getLogger(__name__)
+
 
 def choose_device(device: str) -> str:
-    """``auto`` becomes the first accelerator there is; anything else is checked.
+    """``auto`` becomes the first accelerator there is; ``spread`` is all GPUs together; anything else is checked.
 
     Raises:
         ConfigError: the device is unknown to torch or not on this machine.
@@ -34,12 +41,16 @@ def choose_device(device: str) -> str:
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == SPREAD and torch.cuda.is_available():
+        return device
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"evaluator.device is {device!r}", f"torch cannot use it here: {reason}", "use auto, cpu, or a GPU it has"
+            f"evaluator.device is {device!r}",
+            f"torch cannot use it here: {reason}",
+            "auto, cpu, spread, or a GPU",
         ) from error
     return device
 
@@ -69,7 +80,7 @@ class Worker:
         self._pool = pool
         self._fitnesses = dict(fitnesses)
         settings, device = cache or CacheSettings(), choose_device(device)
-        shared = open_shared(settings, pool, device)
+        shared = open_shared(settings, pool, "cuda" if device == SPREAD else device)
         self._resident = Resident(pool, device, cache=settings.memory, shared=shared, workers=settings.workers)
         self._prepared: set[Split] = set()
 
@@ -81,17 +92,31 @@ class Worker:
         return self._fitnesses[split]
 
     def evaluate(self, candidate: Candidate, split: Split = "search") -> Evaluation:
-        """Merge and score one candidate. Whatever the candidate does wrong becomes the evaluation's status."""
-        fitness = self.fitness(split)  # a fitness that cannot be prepared is the run's error, not the candidate's
+        """Merge and score one candidate. Whatever the candidate does wrong becomes the evaluation's status.
+
+        Raises:
+            PoolError: a source file is not what it was, which is not the candidate's fault.
+            FitnessError: the fitness cannot be prepared: the same.
+        """
+        fitness = self.fitness(split)
+        self._pool.require_unchanged()
         outcome = Evaluation(candidate.id, "failed", split)
         if candidate.recipe is None:
             return replace(outcome, status="infeasible", error="the genome has no recipe")
         start = time.perf_counter()
         try:
-            count = self._resident.apply(make_plan(candidate.recipe, self._pool))
-            merged = time.perf_counter()
-            scores = fitness.run(self._resident.model)
-            _require_finite(scores)
+            try:
+                count: MergeCount | None
+                count, merged, scores = self._score(candidate.recipe, fitness)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                _LOG.warning("candidate %d found no memory; what is kept to save time is let go", candidate.id)
+                count = None
+            if count is None:  # out of the handler, which holds on to the frames of the error
+                self._resident.spare_memory()
+                give_back()
+                count, merged, scores = self._score(candidate.recipe, fitness)
         except InfeasibleError as error:
             return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
         except Exception as error:
@@ -108,6 +133,14 @@ class Worker:
             seconds=seconds,
             merge=count.as_dict(),
         )
+
+    def _score(self, recipe: Recipe, fitness: Fitness) -> tuple[MergeCount, float, Scores]:
+        """What merging took, when it was done, and the scores."""
+        count = self._resident.apply(make_plan(recipe, self._pool))
+        merged = time.perf_counter()
+        scores = fitness.run(self._resident.model)
+        _require_finite(scores)
+        return count, merged, scores
 
     def close(self) -> None:
         """Leave the shared cache."""

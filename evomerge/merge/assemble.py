@@ -22,6 +22,7 @@ from evomerge.merge.shared_cache import SharedCache
 from evomerge.merge.shells import Shells
 from evomerge.merge.slice_plan import Plan, SlicePlan
 from evomerge.merge.sources import Placement, Sources, free_memory
+from evomerge.merge.spread import SPREAD, anywhere, load_spread, moved, put, require_own_order
 from evomerge.merge.stage_slices import StageSlices
 from evomerge.models.layout import skeleton
 from evomerge.models.loaded import LoadedModel
@@ -46,7 +47,7 @@ class Resident:
 
     Args:
         pool: the source models.
-        device: where the model lives and merging happens.
+        device: where the model lives and merging happens; ``spread`` for all GPUs, of which the first merges.
         attn_implementation: as in `from_pretrained`; ``None`` leaves the choice to transformers.
         placement: how much of the sources to keep where (see `sources.Sources`); measured by default.
         cache: bytes of merged slices to keep besides those in the model; a quarter of what is free by default.
@@ -69,7 +70,11 @@ class Resident:
     ) -> None:
         self.pool = pool
         self.dtype = pool.info.dtype
-        module = load_module(pool, attn_implementation).to(torch.device(device))
+        self._spread = device == SPREAD
+        if self._spread:
+            module = load_spread(pool, attn_implementation)
+        else:
+            module = load_module(pool, attn_implementation).to(torch.device(device))
         self.model = LoadedModel(
             module,
             load_tokenizer(pool),
@@ -98,7 +103,7 @@ class Resident:
             # one that an adapter changes, which the module was loaded without.
             same = all(dtype == self.model.dtype for _, dtype in place.shapes)
             if same and not any(stored[name] in given.changed for name in entry.tensors):
-                place.key = entry.key
+                place.key = put(entry, place, self.model.device).key
                 self._live.claim(place.key, place.held)
 
     def _own(self) -> dict[SliceId, ModuleSlice]:
@@ -109,6 +114,11 @@ class Resident:
     def forget(self) -> None:
         """Take the model's slices for none that is known: the next plan is computed whole."""
         self._live.forget(self._shells.every() | self._places)
+
+    def spare_memory(self) -> None:
+        """Let go of what is only kept to save time."""
+        self._memory.clear()
+        self.pool.release()
 
     def close(self) -> None:
         """Leave the shared cache."""
@@ -162,7 +172,10 @@ class Resident:
                 layers.setdefault(entry.slice.layer, []).append(entry)
             elif entry.slice in self._outer:
                 places.append((held_as(entry), self._outer[entry.slice]))
-        shells = self._shells.arrange([origin_of(layers[layer][0]) for layer in range(len(layers))])
+        origins = [origin_of(layers[layer][0]) for layer in range(len(layers))]
+        if self._spread:
+            require_own_order(origins, len(self._shells.own))
+        shells = self._shells.arrange(origins)
         for shell, entries in zip(shells, layers.values(), strict=True):
             for entry in entries:
                 component = entry.slice.component
@@ -175,7 +188,7 @@ class Resident:
                 f"the recipe makes {len(plan.slices)} slices",
                 f"a resident model with its {len(shells)} layers has {wanted}",
             )
-        return places
+        return [(put(entry, place, self.model.device), place) for entry, place in places]
 
     def _leave(self, now: set[ModuleSlice]) -> None:
         """Let go of what was merged for layers that are no longer in the model."""
@@ -201,12 +214,11 @@ class Resident:
         if found is not None:
             count.memory += 1
         else:
-            found = self._shared.get(entry.key) if self._shared is not None else None
+            found = self._shared.get(anywhere(entry.key)) if self._shared is not None else None
             if found is None:
                 return None
             count.shared += 1
-            if self.model.device.type != "cpu":
-                found = Merged(tuple(tensor.to(self.model.device) for tensor in found.tensors), found.cost)
+            found = moved(found, place.device)
         count.saved += found.cost
         self._live.claim(entry.key, found)
         return found
@@ -232,7 +244,7 @@ class Resident:
         if known is not None:
             return known
         source = entry.unchanged
-        if source is None or source.made is not None or not place.is_direct:
+        if source is None or source.made is not None or not place.is_direct or place.device != self.model.device:
             return None
         tensors = []
         for name, like, (shape, dtype) in zip(source.tensors, entry.like, place.shapes, strict=True):
@@ -266,6 +278,9 @@ class Resident:
             seconds = [time.perf_counter() - start]
         for (entry, places), memory, cost in zip(batch, memories, seconds, strict=True):
             merged = Merged(memory, cost)
+            if places[0].device != self.model.device:
+                merged = moved(merged, places[0].device)
+                self._memory.recycle(Merged(memory))
             for place in places:
                 self._live.claim(entry.key, merged)
                 place.take(entry.key, merged)
@@ -273,7 +288,7 @@ class Resident:
             count.kept += len(places) - 1
             count.computed_bytes += merged.nbytes
             if self._shared is not None:
-                self._shared.offer(entry.key, merged)
+                self._shared.offer(anywhere(entry.key), merged)
 
     def _made(self, entry: SlicePlan) -> Mapping[str, torch.Tensor]:
         """The tensors of an intermediate's slice, which the next candidates of a lineage will ask for again."""

@@ -13,12 +13,13 @@ from evomerge.models.layout import model_class
 from evomerge.models.pool import Pool
 
 
-def load_module(pool: Pool, attn_implementation: str | None) -> Any:
+def load_module(pool: Pool, attn_implementation: str | None, device_map: str | None = None) -> Any:
     """The model as `from_pretrained` loads it, in evaluation mode, its weights in memory of its own.
 
     Args:
         pool: the source models.
         attn_implementation: as in `from_pretrained`; ``None`` leaves the choice to transformers.
+        device_map: as in `from_pretrained`; ``None`` for the CPU.
 
     Raises:
         PoolError: transformers cannot load the model.
@@ -26,7 +27,8 @@ def load_module(pool: Pool, attn_implementation: str | None) -> Any:
     from transformers.utils import logging
 
     folder = str(pool.folder(pool.info.config_from))
-    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    options = {"attn_implementation": attn_implementation, "device_map": device_map}
+    options = {name: value for name, value in options.items() if value}
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -37,7 +37,7 @@ class MemoryCache:
         self._queue: list[tuple[float, str]] = []  # of priorities, with those that were taken since
         self._age = 0.0
         self._spare_bytes = 0
-        self._spare: dict[Shapes, list[tuple[torch.Tensor, ...]]] = {}
+        self._spare: dict[tuple[Shapes, torch.device], list[tuple[torch.Tensor, ...]]] = {}
 
     def __len__(self) -> int:
         return len(self._held)
@@ -81,16 +81,28 @@ class MemoryCache:
             self._dropped.popitem(last=False)
         self.recycle(merged)
 
+    def clear(self) -> None:
+        """Let everything go, and keep half as much from now on: memory has run out."""
+        self._held.clear()
+        self._queue.clear()
+        self._spare.clear()
+        self.used = self._spare_bytes = 0
+        self.budget //= 2
+        self.allowed = min(self.allowed, self.budget)
+
     def recycle(self, merged: Merged) -> None:
         """Keep the memory of a slice for the next one of its shapes."""
-        spare, size = self._spare.setdefault(merged.shapes, []), merged.nbytes
-        if merged.owned and (not spare or self._spare_bytes + size <= SPARE):
+        if not merged.owned or not merged.tensors:
+            return
+        spare = self._spare.setdefault((merged.shapes, merged.tensors[0].device), [])
+        size = merged.nbytes
+        if not spare or self._spare_bytes + size <= SPARE:
             spare.append(merged.tensors)
             self._spare_bytes += size
 
     def empty(self, shapes: Shapes, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Memory for a slice, that of a former one where there is one: new pages cost as much as a merge."""
-        spare = self._spare.get(shapes)
+        spare = self._spare.get((shapes, device))
         if not spare:
             return allocate(shapes, device)
         tensors = spare.pop()

@@ -45,6 +45,7 @@ class ModuleSlice:
     Attributes:
         shapes: of the module's tensors, with their dtypes.
         nbytes: size of the module's tensors.
+        device: where they lie.
         key: what the slice holds, as a plan's key; empty where that is not known.
         held: the tensors that it holds.
     """
@@ -53,6 +54,7 @@ class ModuleSlice:
         self._form, self._tensors, self._reference = form, tuple(tensors), reference
         self.shapes = shapes
         self.nbytes = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in shapes)
+        self.device = self._tensors[0].device if self._tensors else torch.device("cpu")
         self.key = ""
         self.held = Merged((), owned=False)
 

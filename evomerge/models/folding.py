@@ -47,6 +47,11 @@ class FoldedCheckpoint(Checkpoint):
         self._changes = {target: (change, turned) for target, change, turned in _targets(base, adapter, module, match)}
         self._folded: dict[str, torch.Tensor] = {}
 
+    def require_unchanged(self) -> None:
+        """As for its two parts."""
+        self.base.require_unchanged()
+        self.adapter.require_unchanged()
+
     @property
     def folders(self) -> tuple[Path, ...]:
         """The model's and the adapter's."""

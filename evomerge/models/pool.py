@@ -71,6 +71,14 @@ class Pool:
         for checkpoint in self.checkpoints.values():
             checkpoint.unmap()
 
+    def require_unchanged(self) -> None:
+        """`PoolError` where a file of a model is not as it was when the pool was opened; takes microseconds."""
+        for name, checkpoint in self.checkpoints.items():
+            try:
+                checkpoint.require_unchanged()
+            except PoolError as error:
+                raise _of_model(name, error) from None
+
     def is_merged(self, name: str) -> bool:
         """Whether a tensor of the layout is a float that is merged, rather than an integer buffer."""
         return name not in self.layout.integers

@@ -41,6 +41,26 @@ class TensorFiles:
         self.folder, self.config = folder, config
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
         self._maps: dict[Path, mmap.mmap] = {}
+        self._stamps = {file: _stamp(file) for file in {info.file for info in tensors.values()}}
+
+    def require_unchanged(self) -> None:
+        """Ask the file system, a file at a time, whether the files are as they were when they were opened.
+
+        Raises:
+            PoolError: one has been removed, written to or cut short. Reading on would mix two models, or end the
+                process: what is mapped and is no longer there cannot be read.
+        """
+        for file, stamp in self._stamps.items():
+            now = _stamp(file)
+            if now != stamp and stamp is not None:
+                what = "is gone" if now is None else "was written to"
+                if now is not None and now[0] != stamp[0]:
+                    what = f"has {now[0]} bytes instead of {stamp[0]}"
+                raise PoolError(
+                    f"{file} has changed since it was opened: it {what}",
+                    "models stay as they are while they are merged: scores would not be comparable",
+                    "put it back as it was; `evomerge resume RUN` goes on with a search",
+                )
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor in its stored dtype, on the CPU, backed by the mapped file: do not write to it.
@@ -162,6 +182,15 @@ class Checkpoint(TensorFiles):
 
     def release(self) -> None:
         """Give back the memory of tensors that are not mapped, should there be any."""
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Size and time of the last change, in nanoseconds; ``None`` where there is no file."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def mapped(file: Path) -> mmap.mmap:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import logging
+import resource
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from fitness._lm_eval_batches import mixed_lengths, plan_batches, score_batches
+from fitness._lm_eval_batches import halves, mixed_lengths, plan_batches, score_batches
 from fitness._lm_eval_model import TokenRequest
 from fitness.lm_eval_tasks import LmEvalFitness
 
@@ -54,10 +57,57 @@ def test_scores_are_those_of_each_request_alone(model: Any, grouped: bool) -> No
     batches = plan_batches(requests, batch_size=7, max_length=48, device=torch.device("cpu"), grouped=grouped)
     forwards = sum(len(batch.inputs) for batch in batches)
     assert forwards == (len({tuple(r.context + r.continuation[:-1]) for r in requests}) if grouped else len(requests))
-    values, greedy = score_batches(model.module, batches, None, len(requests))
+    values, greedy, scored = score_batches(model.module, batches, None, len(requests))
+    assert scored == batches
     expected = [reference(model.module, r) for r in requests]
     assert values.tolist() == pytest.approx([value for value, _ in expected], abs=1e-3, rel=1e-5)
     assert greedy.tolist() == [right for _, right in expected]
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_halves_score_as_the_whole(model: Any, grouped: bool) -> None:
+    requests = [request(list(range(4, 6 + i)), [7 + i, 9, *([8] * (i % 3))]) for i in range(13)]
+    requests += [request(r.context, [*r.continuation[:-1], 5]) for r in requests[:6]]
+    (batch,) = plan_batches(requests, batch_size=40, max_length=48, device=torch.device("cpu"), grouped=grouped)
+    parts = [quarter for half in halves(batch) for quarter in halves(half)]
+    assert [part.inputs.shape[1] for part in parts] == [batch.inputs.shape[1]] * 4
+    assert sum(len(part.inputs) for part in parts) == len(batch.inputs)
+    whole = score_batches(model.module, [batch], None, len(requests))
+    pieces = score_batches(model.module, parts, None, len(requests))
+    assert pieces[0].tolist() == pytest.approx(whole[0].tolist(), abs=1e-5)
+    assert pieces[1].tolist() == whole[1].tolist()
+
+
+class Wide(torch.nn.Module):
+    """Logits over many tokens, out of little."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(60, 2), torch.nn.Linear(2, 30_000)
+
+    def forward(self, inputs: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.head(self.embed(inputs)))
+
+
+def test_a_batch_that_finds_no_memory_is_scored_in_smaller_ones() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Wide()
+    requests = [request([*range(4, 30), i], [7, 8]) for i in range(30, 58)]
+    batches = plan_batches(requests, batch_size=28, max_length=48, device=torch.device("cpu"), grouped=True)
+    whole, right, _ = score_batches(module, batches, None, len(requests))  # logits of 94 MB
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 64_000_000, before[1]))
+    try:
+        values, greedy, scored = score_batches(module, batches, None, len(requests))
+        with pytest.raises(RuntimeError, match="allocate memory"):
+            module(torch.zeros(1, 2000, dtype=torch.long))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert 2 <= len(scored) <= 8
+    assert values.tolist() == pytest.approx(whole.tolist(), abs=1e-5)
+    assert greedy.tolist() == right.tolist()
 
 
 def test_greedy_answers_are_recognised(model: Any) -> None:
@@ -87,7 +137,7 @@ def test_long_inputs_lose_their_beginning(model: Any) -> None:
 
 def test_no_requests(model: Any) -> None:
     assert plan_batches([], batch_size=4, max_length=8, device=torch.device("cpu"), grouped=True) == []
-    values, greedy = score_batches(model.module, [], None, 0)
+    values, greedy, _ = score_batches(model.module, [], None, 0)
     assert len(values) == len(greedy) == 0
 
 
