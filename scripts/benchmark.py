@@ -36,6 +36,7 @@ def main() -> None:
     four.add_argument("--items", type=int, default=0, help="per-item scores of each evaluation")
     four.add_argument("--sync", choices=("every", "interval"), default="interval", help="of the ledger")
     four.add_argument("--repeats", type=int, default=3)
+    four.add_argument("--evaluator", choices=("local", "ray"), default="local", help="ray: two workers")
     four.add_argument("--events", type=int, default=0, help="also append so many events to a ledger and open it")
     five = benchmarks.add_parser("paths", help="seconds and bytes to move to another data flow path")
     five.add_argument("--layers", type=int, default=64)
@@ -59,7 +60,7 @@ def main() -> None:
     elif options.benchmark == "loop":
         from scripts.benchmark_loop import ledger, loop
 
-        loop(options.evaluations, options.layers, options.items, options.sync, options.repeats)
+        loop(options.evaluations, options.layers, options.items, options.sync, options.repeats, options.evaluator)
         if options.events:
             ledger(options.events)
     elif options.benchmark == "folding":

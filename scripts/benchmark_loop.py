@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder, read_ledger
 from evomerge.merge.methods import specs
 from evomerge.phases import Phase
-from evomerge.protocols import Objective
+from evomerge.protocols import Evaluator, Objective
 from evomerge.recipe import ModelRef, PoolInfo, SliceId
 from evomerge.search import Search
 from evomerge.strategies.random_search import RandomSearch
@@ -25,6 +27,7 @@ from search_spaces.parameter import ParameterSpace
 
 Sync = Literal["every", "interval"]
 OBJECTIVES = (Objective("score"),)
+_IN_FLIGHT = 64
 
 
 class NullWorker:
@@ -32,6 +35,18 @@ class NullWorker:
 
     def __init__(self, items: int) -> None:
         self._items = items
+
+    def __call__(self, **_: Any) -> Any:
+        """Builds itself."""
+        return self
+
+    def fitness(self, split: Split) -> NullWorker:
+        """Itself."""
+        return self
+
+    def fingerprint(self) -> str:
+        """Always the same."""
+        return "sha256:null"
 
     def evaluate(self, candidate: Candidate, split: Split = "search") -> Evaluation:
         """A score at once."""
@@ -52,15 +67,17 @@ def pool_info(layers: int) -> PoolInfo:
     return PoolInfo(refs, ("math", "lang"), "base", tuple(slices), layers, "float32")
 
 
-def loop(evaluations: int, layers: int, items: int, sync: Sync, repeats: int) -> None:
+def loop(evaluations: int, layers: int, items: int, sync: Sync, repeats: int, evaluator: str = "local") -> None:
     """Print candidates per second of random search over a parameter space of one group for each layer."""
-    runs = [_once(evaluations, layers, items, sync) for _ in range(repeats)]
-    rates = [evaluations / wall for wall, _ in runs]
-    processor = min(own for _, own in runs) / evaluations
+    runs = [_once(evaluations, layers, items, sync, evaluator) for _ in range(repeats)]
+    rates = [evaluations / wall for wall, *_ in runs]
+    own, other = (min(run[place] for run in runs) / evaluations for place in (1, 2))
+    shared = f" and {1e6 * other:.0f} of Ray's processes" if other else ""
     print(
-        f"{evaluations} candidates, {layers} layers, {items} items, ledger sync {sync}: "
+        f"{evaluations} candidates, {layers} layers, {items} items, ledger sync {sync}, evaluator {evaluator}: "
         f"{np.median(rates):.0f} candidates/s (median of {repeats}, {min(rates):.0f} to {max(rates):.0f}); "
-        f"{1e6 * processor:.0f} microseconds of processor time each, which is {1 / processor:.0f}/s"
+        f"{1e6 * own:.0f} microseconds of the search's processor time each{shared}, "
+        f"which is {1 / own:.0f}/s" + (f", {1 / (own + other):.0f}/s if all had one core" if other else "")
     )
 
 
@@ -90,27 +107,59 @@ def ledger(events: int) -> None:
     )
 
 
-def _once(evaluations: int, layers: int, items: int, sync: Sync) -> tuple[float, float]:
-    """Seconds of the loop: of the clock, and of the processor."""
+def _once(evaluations: int, layers: int, items: int, sync: Sync, evaluator: str) -> tuple[float, float, float]:
+    """Seconds of the loop: of the clock, of this process's processor time, of that of the processes under it."""
     info = pool_info(layers)
     space = ParameterSpace(info, specs(), method="task_arithmetic", layer_group="layer", components="all")
     strategy = RandomSearch(space.spec, OBJECTIVES, seed=0)
-    worker: Any = NullWorker(items)
-    evaluator = LocalEvaluator(lambda **_: worker, cache=0)
-    with tempfile.TemporaryDirectory() as folder, Ledger(RunFolder.create(Path(folder) / "run"), sync=sync) as ledger:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Ledger(RunFolder.create(Path(folder) / "run"), sync=sync) as ledger,
+        closing(_evaluator(evaluator, items)) as workers,
+    ):
         search = Search(
             pool=info,
             phases=[Phase.of(space, strategy, evaluations)],
-            evaluator=evaluator,
+            evaluator=workers,
             incumbent=Incumbent(OBJECTIVES),
             ledger=ledger,
             keep=lambda incumbent: None,
             baselines=False,
             held_out=False,
+            in_flight=None if evaluator == "local" else _IN_FLIGHT,
         )
-        start, own = time.perf_counter(), time.process_time()
+        workers.fingerprint("search")
+        before, start, own = _processor_time_below(), time.perf_counter(), time.process_time()
         search.run()
-        return time.perf_counter() - start, time.process_time() - own
+        return time.perf_counter() - start, time.process_time() - own, _processor_time_below() - before
+
+
+def _evaluator(name: str, items: int) -> Evaluator:
+    worker: Any = NullWorker(items)
+    if name == "local":
+        return LocalEvaluator(worker, cache=0)
+    from evomerge.evaluation.ray_pool import RayEvaluator
+
+    return RayEvaluator(worker, workers=2, cache=0, shared_cache="off")
+
+
+def _processor_time_below() -> float:
+    """Seconds of processor time of the processes that this one has started, and of theirs."""
+    ticks, parents = {}, {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = file.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        parents[int(file.parent.name)] = int(fields[1])
+        ticks[int(file.parent.name)] = int(fields[11]) + int(fields[12])
+    below = {os.getpid()}
+    while True:
+        more = {pid for pid, parent in parents.items() if parent in below} - below
+        if not more:
+            break
+        below |= more
+    return sum(ticks.get(pid, 0) for pid in below - {os.getpid()}) / os.sysconf("SC_CLK_TCK")
 
 
 def main(arguments: Sequence[str]) -> None:
