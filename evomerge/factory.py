@@ -18,17 +18,19 @@ from evomerge.checkpoint import Checkpoints, check_intervals
 from evomerge.config import Config, to_yaml
 from evomerge.construct import TARGET, build, check_arguments, locate, plain
 from evomerge.errors import ConfigError, nearest
+from evomerge.evaluation.building import ShippedBuilder
 from evomerge.evaluation.caching import CacheSettings
 from evomerge.evaluation.worker import Worker, WorkerBuilder
 from evomerge.files import write_text_atomic
 from evomerge.fork import ForkedEvaluator, Source
 from evomerge.genome import GenomeSpec
-from evomerge.imports import import_modules
+from evomerge.imports import import_modules, own_files
 from evomerge.incumbent import Incumbent, check_choice
 from evomerge.interrupts import Interrupts
 from evomerge.item_texts import write_texts
 from evomerge.ledger import Ledger, RunFolder
 from evomerge.merge.methods import specs
+from evomerge.models.pins import changed_since
 from evomerge.models.pool import Pool, open_pool
 from evomerge.observers import Observer, Observers
 from evomerge.phases import Baselines, Phase, split_budget
@@ -131,7 +133,8 @@ def build_parts(config: Config) -> Parts:
         worker = functools.partial(Worker, pool, fitnesses)
     else:  # travels to other processes, which build their own
         assert pool is not None
-        worker = functools.partial(remote_worker, plain(config), dict(pool.info.refs), os.getcwd())
+        remote = functools.partial(remote_worker, plain(config), dict(pool.info.refs), os.getcwd())
+        worker = ShippedBuilder(remote, own_files([*config.imports, *_targets(config)]))
     evaluator = build(config.evaluator, "evaluator", worker)
     return Parts(pool, spaces[0], strategies[0], evaluator, fitness, held_out, phases, warm, trackers)
 
@@ -233,6 +236,12 @@ def _check_asynchronous(config: Config, phase: str, strategy: Strategy) -> None:
     )
 
 
+def _targets(config: Config) -> list[str]:
+    """The classes that workers build."""
+    nodes = [plain(node) for node in (config.fitness, config.held_out)]
+    return [str(node[TARGET]) for node in nodes if isinstance(node, Mapping) and TARGET in node]
+
+
 def remote_worker(
     plain: dict[str, Any],
     refs: Mapping[str, ModelRef],
@@ -242,7 +251,16 @@ def remote_worker(
     threads: int | None,
     cache: CacheSettings,
 ) -> Worker:
-    """Build a worker in another process from the plain configuration, the pinned models and the folder of imports."""
+    """Build a worker in another process from the plain configuration, the pinned models and the folder to be in.
+
+    Where there is no such folder, which is another machine, the process stays in its own.
+
+    Raises:
+        PoolError: a model is not what it is where the search runs.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    folder = os.getcwd()
     config = cast(Config, OmegaConf.create(plain))
     import_modules(config.imports, "imports", folder)
     settings = config.pool
@@ -253,6 +271,9 @@ def remote_worker(
         trust_remote_code=settings.trust_remote_code,
         fingerprints=False,
     )
+    for name, ref in refs.items():
+        for problem in changed_since(name, ref, pool.checkpoints[name]):
+            raise problem
     fitnesses: dict[Split, Fitness] = {"search": fitness_from_config(config, "fitness")}
     if config.held_out is not None:
         fitnesses["held_out"] = fitness_from_config(config, "held_out")
