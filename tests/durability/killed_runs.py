@@ -115,6 +115,7 @@ class Plan:
         seconds: the longest evaluation.
         lineage: whether candidates are merges of merges.
         checkpoint: evaluations between two checkpoints; ``None`` for none.
+        address: of a Ray cluster whose workers evaluate; ``None`` for this process.
     """
 
     strategy: str
@@ -125,6 +126,7 @@ class Plan:
     seconds: float = 0.001
     lineage: bool = False
     checkpoint: int | None = 7
+    address: str | None = None
 
 
 def session(path: Path, plan: Plan, stop: Callable[[], bool] = lambda: False, evaluator: Any = None) -> None:
@@ -134,7 +136,7 @@ def session(path: Path, plan: Plan, stop: Callable[[], bool] = lambda: False, ev
     if record is None:
         shutil.rmtree(path, ignore_errors=True)  # killed while the folder was made
         folder = RunFolder.create(path)
-    evaluator = evaluator or Workers(plan.slots, plan.seconds, plan.lineage)
+    evaluator = evaluator or _evaluator(plan)
     space: Any = LineageSpace(POOL, dict.fromkeys(("slerp", "linear")), split="slice") if plan.lineage else Weights()  # type: ignore[arg-type]
     make = STRATEGIES[plan.strategy]
     phase = Phase(
@@ -163,6 +165,15 @@ def session(path: Path, plan: Plan, stop: Callable[[], bool] = lambda: False, ev
         if isinstance(ledger, ContinuedLedger):
             begin(search, ledger)
         search.run()
+    evaluator.close()
+
+
+def _evaluator(plan: Plan) -> Any:
+    if plan.address is None:
+        return Workers(plan.slots, plan.seconds, plan.lineage)
+    from ray_runs import evaluator
+
+    return evaluator(plan.address, plan.slots, plan.seconds, plan.lineage)
 
 
 def start(path: Path, plan: Plan) -> Any:
