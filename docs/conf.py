@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
+    "notebook_pages",
 ]
 exclude_patterns = ["_build", "_extensions"]
 source_suffix = {".md": "markdown"}
@@ -39,8 +40,10 @@ autodoc_default_options = {"members": True, "exclude-members": "__new__, __init_
 
 html_theme = "furo"
 html_title = "evomerge"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#00695c", "color-brand-content": "#00695c"},

@@ -183,20 +183,24 @@ def _table(rows: list[tuple[str, str, str, str]]) -> Iterator[str]:
 
 def schema_table(schema: type, prefix: str) -> Iterator[str]:
     """The keys of one dataclass of `evomerge.config`."""
+    yield from _table(list(_schema_rows(schema, prefix)))
+
+
+def _schema_rows(schema: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
     said, hints = section(schema.__doc__ or "", "Attributes"), typing.get_type_hints(schema)
     composed = dict(values_of(conf_dir() / "config.yaml"))
     composed |= {k: v for entry in composed["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
-    rows = []
     for field in dataclasses.fields(schema):
         made = field.default_factory
         default = field.default if made is dataclasses.MISSING else made()
         if dataclasses.is_dataclass(default):
+            if not isinstance(default, PoolConfig | SearchConfig):  # which have parts of their own on the page
+                yield from _schema_rows(type(default), f"{prefix}{field.name}.")
             continue
         chosen = field.name in GROUPS or field.name == "held_out"
         shown = f"`{composed.get(field.name) or 'null'}`" if chosen or default is MISSING else _value(default)
         kind = "group" if chosen else type_text(hints[field.name])
-        rows.append((f"`{prefix}{field.name}`", kind, shown, said.get(field.name, "")))
-    yield from _table(rows)
+        yield f"`{prefix}{field.name}`", kind, shown, said.get(field.name, "")
 
 
 def option_section(group: str, path: Path) -> Iterator[str]:

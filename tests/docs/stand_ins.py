@@ -13,12 +13,9 @@ import yaml
 
 # Tasks of the harness that the pages name, where the package has them: their data are not here, the demo's stand in.
 TASKS = {
-    "gsm8k": "gsm8k/gsm8k.yaml",
-    "mgsm_direct_ja": "mgsm/direct/mgsm_direct_ja.yaml",
-    "mgsm_direct_de": "mgsm/direct/mgsm_direct_de.yaml",
-    "arc_easy": "arc/arc_easy.yaml",
-    "hellaswag": "hellaswag/hellaswag.yaml",
-    "humaneval": "humaneval/humaneval.yaml",
+    "gsm8k": ("gsm8k/gsm8k.yaml", "demo_e_maths"),
+    "arc_easy": ("arc/arc_easy.yaml", "demo_j_language"),
+    "mgsm_direct_ja": ("mgsm/direct/mgsm_direct_ja.yaml", "demo_j_maths"),
 }
 SMALL = ("search.evaluations=2", "held_out.limit=2")
 LAYERS = 6
@@ -113,7 +110,7 @@ class Place:
                 names = re.findall(r"[A-Za-z]\w*", value)
                 for name in names:
                     if name in TASKS:
-                        value = re.sub(rf"\b{name}\b", "demo_j_maths" if "mgsm" in name else "demo_e_maths", value)
+                        value = re.sub(rf"\b{name}\b", TASKS[name][1], value)
                 found += [f"{key}={value}", f"{key.removesuffix('tasks')}include_path={folders}"]
             elif assigned and key.endswith(".include_path"):
                 continue  # given with the tasks
@@ -139,8 +136,10 @@ class Place:
             for number, task in enumerate(node.get("tasks", [])):
                 name = task["task"] if isinstance(task, dict) else task
                 if name in TASKS:
-                    mapped = "demo_j_maths" if "mgsm" in name else "demo_e_maths"
-                    node["tasks"][number] = {**task, "task": mapped} if isinstance(task, dict) else mapped
+                    own = {**task, "task": TASKS[name][1]} if isinstance(task, dict) else TASKS[name][1]
+                    node["tasks"][number] = own
+                    if isinstance(own, dict):
+                        own.pop("metrics", None)  # the harness's own, which the demo's task has not
                     node["include_path"] = [str(self.made.pool / "tasks"), "tasks"]
         group = (content.get("search_space") or {}).get("layer_group")
         if isinstance(group, int) and group > LAYERS:
