@@ -26,8 +26,10 @@ def run(arguments: Sequence[str]) -> int:
     shard = byte_count(options.max_shard_size, "--max-shard-size")
 
     with without_collector():
-        from evomerge.cli.console import merge_progress
+        from evomerge.cli.console import errors, merge_progress
         from evomerge.cli.sources import held_out_scores, open_recipe
+        from evomerge.export.licences import licence_notes, stated_licences
+        from evomerge.export.model_card import source_licences
         from evomerge.export.writer import check_output, write_model
 
         import_modules(options.imports, "--import")
@@ -36,6 +38,10 @@ def run(arguments: Sequence[str]) -> int:
     if options.dtype:
         recipe = replace(recipe, dtype=options.dtype)
     scores = held_out_scores(options.recipe, recipe)
+    folders = {name: pool.checkpoints[name].folders for name, _ in recipe.models}
+    for note in licence_notes(stated_licences(source_licences(recipe, folders))):
+        if note.conflict:
+            errors.print(f"warning: licence: {note.text}", style="yellow")
     with merge_progress() as progress:
         write_model(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress)
     print(f"wrote {options.out}")

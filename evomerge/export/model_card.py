@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Protocol
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from evomerge import safe_yaml
 from evomerge.errors import RecipeError
+from evomerge.export.licences import NOT_ADVICE, licence_notes, stated_licences
 from evomerge.files import read_bounded
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.layout import Layout
@@ -23,6 +24,16 @@ from evomerge.recipe_path import path_of
 from evomerge.recipe_yaml import dump_recipe
 
 _LARGEST_CARD = 16 * 2**20
+_LONGEST = 300  # characters of a licence's name or link
+_TASKS = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForImageTextToText": "image-text-to-text",
+}
+"""Tasks of the hub by the class that loads a model."""
 LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
@@ -72,12 +83,13 @@ def model_card(
         scores: rows of the score table; no table without any.
         scores_title: heading of the score table.
     """
-    licenses = {source: [card_license(folder) for folder in folders.get(source, ())] for source, _ in recipe.models}
+    licenses = source_licences(recipe, folders)
     sections = [
         f"# {name}",
         f"A merge of {_count(recipe)} made with evomerge. It loads like any other model of its architecture.",
         "## Sources",
         _sources(recipe, licenses),
+        *_licence_section(licenses),
         *([f"## {scores_title}", score_table(scores)] if scores else []),
         *_path_sections(recipe),
         "## Recipe",
@@ -85,7 +97,28 @@ def model_card(
         "## Loading",
         _snippet(name, *loading),
     ]
-    return _front_matter(recipe, licenses) + "\n\n".join(sections) + "\n"
+    matter = _metadata(recipe, licenses, name, loading[0], scores).to_yaml(line_break="\n")
+    return f"---\n{matter}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def source_licences(recipe: Recipe, folders: Mapping[str, Sequence[Path]]) -> dict[str, list[dict[str, str]]]:
+    """The licences that the cards of models and adapters state, by model, of those that a recipe makes use of."""
+    used = {*_merged(recipe), recipe.config_from, recipe.tokenizer_from}
+    return {
+        source: [card_license(folder) for folder in folders.get(source, ())]
+        for source, _ in recipe.models
+        if source in used
+    }
+
+
+def _licence_section(licenses: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
+    """What the sources' licences ask for together; nothing where they agree and ask for little."""
+    notes = licence_notes(stated_licences(licenses))
+    if not notes:
+        return []
+    warning = ["**These licences may not go together: check before you publish or use the merge.**"]
+    lines = "\n".join(f"- {note.text}." for note in notes)
+    return ["## Licences", *(warning if any(note.conflict for note in notes) else []), lines, NOT_ADVICE]
 
 
 def _path_sections(recipe: Recipe) -> list[str]:
@@ -130,7 +163,8 @@ def card_license(folder: Path) -> dict[str, str]:
     except RecipeError:
         return {}
     found = matter if isinstance(matter, dict) else {}
-    return {key: " ".join(str(found[key]).split()) for key in LICENSE_KEYS if isinstance(found.get(key), (str, list))}
+    texts = {key: ", ".join(map(str, v)) if isinstance(v := found.get(key), list) else v for key in LICENSE_KEYS}
+    return {key: " ".join(text.split())[:_LONGEST] for key, text in texts.items() if isinstance(text, str)}
 
 
 def score_table(rows: Sequence[ScoreLine]) -> str:
@@ -141,19 +175,44 @@ def score_table(rows: Sequence[ScoreLine]) -> str:
     return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
 
 
-def _front_matter(recipe: Recipe, licenses: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
-    matter: dict[str, Any] = {}
-    hub = [part.location for _, ref in recipe.models for part in _parts(ref) if is_on_hub(part)]
-    if hub:
-        matter["base_model"] = list(dict.fromkeys(hub))
-        matter["base_model_relation"] = "merge"
-    matter["library_name"] = "transformers"
-    matter["tags"] = ["merge", "evomerge"]
+def _metadata(
+    recipe: Recipe,
+    licenses: Mapping[str, Sequence[Mapping[str, str]]],
+    name: str,
+    loads: str,
+    scores: Sequence[ScoreLine],
+) -> ModelCardData:
+    """The front matter, as the hub wants it: the first line of the scores is the model's own."""
+    hub = [part.location for source in licenses for part in _parts(recipe.ref(source)) if is_on_hub(part)]
+    bases = {"base_model": list(dict.fromkeys(hub)), "base_model_relation": "merge"} if hub else {}
     # A licence is stated for the merge only when every source states that same one.
-    stated = [entry for name, _ in recipe.models for entry in licenses[name] or ({},)]
-    if stated[0] and all(entry == stated[0] for entry in stated):
-        matter |= stated[0]
-    return f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---\n\n"
+    stated = [entry for entries in licenses.values() for entry in entries or ({},)]
+    same = dict(stated[0]) if stated[0] and all(entry == stated[0] for entry in stated) else {}
+    task = _TASKS.get(loads)
+    results = [_result(metric, value, task) for metric, value in (scores[0].metrics if scores else {}).items()]
+    return ModelCardData(
+        **bases,
+        **same,
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=["merge", "evomerge"],
+        **({"model_name": name, "eval_results": results} if results else {}),
+    )
+
+
+def _result(metric: str, value: float, task: str | None) -> EvalResult:
+    """A score in the hub's terms; it knows no tasks of lm-eval, so that these are data sets by their names."""
+    dataset, _, measure = metric.rpartition("/")
+    dataset = dataset or "scores"
+    kind = "perplexity" if "perplexity" in measure else "accuracy" if measure.startswith("acc") else measure
+    return EvalResult(
+        task_type=task or "other",
+        dataset_type=dataset,
+        dataset_name=dataset,
+        metric_type=kind,
+        metric_name=measure,
+        metric_value=value,
+    )
 
 
 def _parts(ref: ModelRef) -> tuple[ModelRef, ...]:
@@ -166,7 +225,8 @@ def _sources(recipe: Recipe, licenses: Mapping[str, Sequence[Mapping[str, str]]]
     for name, ref in recipe.models:
         parts = _parts(ref)
         pins = " + ".join(f"`{part.revision or part.fingerprint or '-'}`" for part in parts)
-        stated = [", ".join(entry.values()) or "not stated" for entry in licenses[name] or ({},)]
+        found = licenses[name] or ({},) if name in licenses else ()
+        stated = [", ".join(entry.values()) or "not stated" for entry in found] or ["not part of the merge"]
         lines.append([name, " with the adapter ".join(map(_link, parts)), pins, " + ".join(dict.fromkeys(stated))])
     table = "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
     note = "The licences are those that the sources' own cards state; all of them apply to the merge."
@@ -215,10 +275,15 @@ def _published(recipe: Recipe, refs: Mapping[str, ModelRef]) -> Recipe:
 
 
 def _count(recipe: Recipe) -> str:
+    used = _merged(recipe)
+    return f"{len(used)} models" if len(used) != 1 else "one model"
+
+
+def _merged(recipe: Recipe) -> set[str]:
+    """The models whose weights a recipe takes."""
     entries = [entry for part in (recipe, *recipe.stages.values()) for entry in part.slices]
     used = {source.model for entry in entries for source in (*entry.inputs, *([entry.base] if entry.base else []))}
-    used -= recipe.stages.keys()
-    return f"{len(used)} models" if len(used) != 1 else "one model"
+    return used - recipe.stages.keys()
 
 
 def _cell(text: str) -> str:

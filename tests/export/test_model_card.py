@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard, metadata_load
 
 from evomerge.export.model_card import ScoreRow, card_license, model_card, score_table
 from evomerge.mergekit.writer import to_mergekit
@@ -40,7 +41,11 @@ def block(text: str) -> str:
 def test_local_sources_are_named_without_their_paths(pool: Pool, llamas: Callable[..., dict[str, Path]]) -> None:
     recipe = pool.info.linear({"a": 0.25, "b": 0.75})
     matter, text = card_of(recipe, pool)
-    assert matter == {"library_name": "transformers", "tags": ["merge", "evomerge"]}
+    assert matter == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "evomerge"],
+    }
     parent = str(llamas(layers=3)["a"].parent)
     assert parent not in text
     assert f"| a | local folder `a` | `{recipe.ref('a').fingerprint}` | not stated |" in text
@@ -131,6 +136,60 @@ def test_scores_make_a_table_in_the_order_given(pool: Pool) -> None:
     _, text = card_of(recipe, pool, scores=rows, scores_title="Scores on other items")
     assert f"## Scores on other items\n\n{score_table(rows)}\n\n" in text
     assert "Scores" not in card_of(recipe, pool)[1]
+
+
+def test_huggingface_hub_reads_the_front_matter(pool: Pool, tmp_path: Path) -> None:
+    average = pool.info.linear({"a": 0.5, "b": 0.5})
+    refs = {**dict(average.models), "a": ModelRef("org/a", REVISION), "base": ModelRef("org/base", REVISION)}
+    recipe = replace(average, models=tuple(refs.items()))
+    folders = {}
+    for name, _ in recipe.models:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(
+            "---\nlicense: other\nlicense_name: tongyi\nlicense_link: LICENSE\n---\n"
+        )
+        folders[name] = (tmp_path / name,)
+    rows = [ScoreRow("evolved", {"gsm8k/exact_match,strict": 0.5125, "arc/acc": 0.25}), ScoreRow("a", {"arc/acc": 0.1})]
+    text = model_card(recipe, pool.layout, "merged", folders=folders, scores=rows)
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    card = ModelCard.load(tmp_path / "README.md")  # a malformed model-index is an error here
+    data = card.data
+    assert data.base_model == ["org/base", "org/a"]
+    assert data.get("base_model_relation") == "merge"
+    assert (data.license, data.license_name, data.license_link) == ("other", "tongyi", "LICENSE")
+    assert (data.library_name, data.pipeline_tag, data.tags) == (
+        "transformers",
+        "text-generation",
+        ["merge", "evomerge"],
+    )
+    assert data.model_name == "merged"
+    assert {(r.dataset_name, r.metric_type, r.metric_name, r.metric_value) for r in data.eval_results} == {
+        ("gsm8k", "exact_match,strict", "exact_match,strict", 0.5125),
+        ("arc", "accuracy", "acc", 0.25),
+    }
+    assert metadata_load(tmp_path / "README.md") == yaml.safe_load(data.to_yaml())
+    again = ModelCard(str(card))
+    assert again.data.to_dict() == data.to_dict()
+    assert again.text == card.text
+
+
+def test_it_warns_of_licences_that_do_not_go_together(pool: Pool, tmp_path: Path) -> None:
+    recipe = pool.info.linear({"a": 0.5, "b": 0.5})
+    stated = {"base": "apache-2.0", "a": "apache-2.0", "b": "mit"}
+    folders = {}
+    for name, licence in stated.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+        folders[name] = (tmp_path / name,)
+    assert "## Licences" not in card_of(recipe, pool, folders=folders)[1]
+    (tmp_path / "b" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    _, text = card_of(recipe, pool, folders=folders)
+    assert "**These licences may not go together" in text
+    assert "- b (cc-by-nc-4.0): no commercial use, and so none of the merge.\n" in text
+    assert "not legal advice" in text
+    _, text = card_of(recipe, pool)
+    assert "- base, a, b: no licence is stated; ask the authors." in text
+    assert "**These" not in text
 
 
 def test_it_says_how_to_load_the_model(pool: Pool) -> None:
