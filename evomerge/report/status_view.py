@@ -118,7 +118,8 @@ def progress_line(status: RunStatus) -> str:
         parts.append(f"Pareto front {status.front}")
     failed = status.told - status.counts.get("ok", 0)
     if failed:
-        parts.append(f"{failed} failed")
+        reason = next(iter(status.failures), "")
+        parts.append(f"{failed} failed" + (f" ({clean(reason, 80)})" if reason else ""))
     if status.per_hour is not None:
         parts.append(f"{_rate(status.per_hour)} an hour")
     if status.left is not None and status.told < (status.evaluations or 0):

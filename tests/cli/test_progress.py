@@ -23,7 +23,9 @@ import pytest
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli import progress as progress_module
 from evomerge.cli.log_file import RunLog
+from evomerge.cli.main import main
 from evomerge.cli.progress import Progress
+from evomerge.cli.search import quietened
 from evomerge.genome import Genome
 from evomerge.ledger import Ledger, RunFolder
 from evomerge.observers import Observers
@@ -151,7 +153,11 @@ def test_quiet_prints_nothing_and_still_writes_the_log(tmp_path: Path, capsys: p
     with Progress(str(folder.path), 5, Evaluator(), "quiet") as progress:  # type: ignore[arg-type]
         feed(RunFolder.create(folder.path), progress)
     assert capsys.readouterr() == ("", "")
-    assert "5/5 evaluated; 5 failed" in folder.log.read_text()
+    assert "5/5 evaluated; 5 failed (it is NaN)" in folder.log.read_text()
+
+
+def test_quiet_is_a_key() -> None:
+    assert quietened(["a=1", "--quiet", "-q"]) == ["a=1", "display=quiet", "display=quiet"]
 
 
 def test_baselines_are_lines_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,6 +220,45 @@ def test_a_run_that_goes_on_shows_what_was(tmp_path: Path, capsys: pytest.Captur
     with Progress(str(folder.path), 9, Evaluator(), "plain", again=True):  # type: ignore[arg-type]
         pass
     assert "  5/9 evaluated; 5 failed" in capsys.readouterr().out
+
+
+def test_status_from_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run of another process: while it runs, killed, and damaged. Nothing in its folder changes."""
+    run = tmp_path / "run"
+    search = subprocess.Popen([sys.executable, "-c", SEARCH, str(run), "100000"], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "ledger.jsonl").exists() or (run / "ledger.jsonl").read_bytes().count(b'"told"') < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        status = status_of(run, capsys)
+        assert status["state"] == "running"
+        assert f"process {search.pid}" in status["detail"]
+        assert status["told"] >= 5
+        assert status["in_flight"] <= 1
+        assert status["left"] > 0
+    finally:
+        search.kill()
+        search.wait()
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    status = status_of(run, capsys)
+    assert (status["state"], status["detail"]) == ("dead", "no process writes it and it has not ended")
+    assert status["best"] == pytest.approx((status["told"] - 1) / 100000)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+    lines = files[run / "ledger.jsonl"].splitlines(keepends=True)
+    lines[7] = lines[7].replace(b'"candidate":2', b'"candidate":3')
+    (run / "ledger.jsonl").write_bytes(b"".join(lines))
+    assert main(["status", str(run)]) == 2
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "state damaged, " in text
+    assert "line 8 does not match its checksum" in text
+    assert "2 of 100000" in text
+
+
+def status_of(run: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["status", str(run), "--json"]) == 0
+    content: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return content
 
 
 class TestLog:
