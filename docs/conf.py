@@ -28,6 +28,8 @@ source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 
+suppress_warnings = ["toc.empty_glob"]
+
 # Docstrings write `names` as Markdown does.
 default_role = "code"
 napoleon_numpy_docstring = False

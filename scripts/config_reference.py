@@ -95,7 +95,8 @@ def read_option(path: Path) -> tuple[str, list[Key]]:
         if not keys and comment and not comment[1]:
             head.append(comment[2])
             above = []
-    description = " ".join(line for line in head if not line.startswith(("@package", " "))).strip()
+    said = [line for line in head if not line.startswith(("@package", " "))]
+    description = " ".join(said[: said.index("")] if "" in said else said).strip()  # the first paragraph
     return description, [
         Key(name, values.get(name), " ".join(" ".join(said).split()))
         for name, said in keys.items()

@@ -79,11 +79,16 @@ def _of(page: Path) -> Iterator[Fence]:
 
 @cache
 def commands() -> tuple[Command, ...]:
-    """What the bash blocks of all pages would start, in order; of those that differ in numbers only, the first."""
-    found = [command for fence in fences() if fence.language == "bash" for command in read_commands(fence)]
+    """What the bash blocks of all pages would start, in order.
+
+    Of those that differ in numbers or in the run's name only, the first; on pages with files of their own, all.
+    """
+    own = {fence.page for fence in fences() if fence.file}
     alike: dict[tuple[str, str], Command] = {}
-    for command in found:
-        alike.setdefault((command.place, re.sub(r"\d+", "0", " ".join(command.words))), command)
+    for fence in (fence for fence in fences() if fence.language == "bash"):
+        for command in read_commands(fence):
+            words = re.sub(r"runs/[^\s,/]+|\d+", "0", " ".join(command.words))
+            alike.setdefault((fence.page if fence.page in own else "", words), command)
     return tuple(alike.values())
 
 

@@ -32,6 +32,10 @@ ELSEWHERE = {
     "mergekit-yaml": "tests/mergekit runs it",
     "lm_eval": "tests/cli/test_end_to_end.py compares with it",
     "pytest": "a test; its file must be there",
+    **dict.fromkeys(
+        ("sbatch", "srun", "scancel", "squeue", "ray", "kubectl", "helm", "ssh"),
+        "a cluster; tests/test_launchers.py runs the scripts",
+    ),
 }
 """Programs that are not evomerge's, and why they are not run here."""
 
@@ -142,7 +146,9 @@ def _evomerge(words: list[str], place: Place) -> None:
     if any(all(word in words for word in listed) for listed in NOT_RUN):
         return
     runs = list(place.runs_of(words))
-    if verb == "search" and not {"--help", "--cfg"} & set(rest):
+    if verb in ("search", "validate") and _is_elsewhere(rest):
+        run(["search", *rest, "--cfg", "job"])  # composed only: its models are not here
+    elif verb == "search" and not {"--help", "--cfg"} & set(rest):
         chosen = any(re.match(r"(experiment|pool|pool\.models)=", word) for word in rest)
         rest = place.words(rest if chosen else ["experiment=demo", *rest])
         run(["validate", *rest])
@@ -162,6 +168,19 @@ def _evomerge(words: list[str], place: Place) -> None:
         run([verb, *rest, "--include-path", str(place.made.pool / "tasks")])
     else:
         run([verb, *(place.words(rest) if verb in ("evaluate", "validate") else rest)])
+
+
+def _is_elsewhere(words: list[str]) -> bool:
+    """Whether it is an experiment of evomerge's with models from the hub, which tests/cli checks on other models."""
+    names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    while names:
+        file = ROOT / "conf" / "experiment" / f"{names.pop()}.yaml"
+        if file.is_file():
+            content = yaml.safe_load(file.read_text())
+            if any("/" in location for location in (content.get("pool", {}).get("models") or {}).values()):
+                return True
+            names += [name for name in content.get("defaults", []) if isinstance(name, str) and name != "_self_"]
+    return False
 
 
 def _folder_of(page: str, place: Place) -> Path | None:
