@@ -149,6 +149,12 @@ class LmEvalFitness:
                 "leave fitness.response_length out",
             )
 
+    def work(self) -> dict[str, int]:
+        """What a candidate asks of a model: ``documents``, ``texts`` read, tokens ``written`` at most."""
+        from fitness._lm_eval_work import count_work
+
+        return count_work(self._loaded(), self._prompts["limit"], self._prompts["gen_kwargs"])
+
     def cautions(self) -> list[str]:
         """A line for every public benchmark that is scored on another split than its training split."""
         return [

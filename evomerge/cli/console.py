@@ -58,6 +58,8 @@ def _warn(text: str, style: str = "yellow") -> None:
 
 def print_plan(config: Config, parts: Parts) -> None:
     """What a search with this configuration would take."""
+    from evomerge.cli.estimate import estimate, rows, size
+
     pool = parts.pool
     table = Table(title="The configuration is valid", show_header=False, title_justify="left")
     several = parts.phases if len(parts.phases) > 1 else ()
@@ -67,21 +69,15 @@ def print_plan(config: Config, parts: Parts) -> None:
         table.add_row("genes", str(len(parts.space.spec)))
         console.print(table)
         return
-    nbytes = {name: checkpoint.nbytes for name, checkpoint in pool.checkpoints.items()}
-    models = ", ".join(f"{name} ({_size(size)})" for name, size in nbytes.items())
+    sizes = {name: checkpoint.nbytes for name, checkpoint in pool.checkpoints.items()}
+    models = ", ".join(f"{name} ({size(nbytes)})" for name, nbytes in sizes.items())
     table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
     table.add_row("genes", str(len(parts.space.spec)))
     table.add_row("objectives", ", ".join(f"{o.name} ({o.direction})" for o in parts.fitness.objectives))
     table.add_row("evaluations", f"{config.search.evaluations}, {parts.evaluator.slots} at a time")
-    resident = max(nbytes.values())
-    folded = sum(checkpoint.memory for checkpoint in pool.checkpoints.values())
-    table.add_row(
-        "memory",
-        f"{_size(sum(nbytes.values()))} of sources, mapped; {_size(resident)} for each resident model"
-        + (f"; {_size(folded)} for tensors with adapters folded in" if folded else ""),
-    )
-    table.add_row("disk", f"{_size(resident)} to write the winner with `evomerge merge`")
+    for what, much in rows(estimate(config, parts)):
+        table.add_row(what, much)
     console.print(table)
 
 
@@ -105,12 +101,3 @@ def print_result(run: Path, imports: Sequence[str] = ()) -> None:
         console.print("There is no table: without baselines the winner has nothing to be compared with.")
     console.print(f"\nThe recipe for mergekit:   evomerge export {run} --format mergekit{needed}", soft_wrap=True)
     console.print(f"The model, ready to load:  evomerge merge {run} OUT{needed}", soft_wrap=True)
-
-
-def _size(nbytes: int) -> str:
-    value = float(nbytes)
-    for unit in ("B", "KB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"

@@ -1,0 +1,43 @@
+"""How much a candidate asks of a model, counted from tasks and their documents before any prompt is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.evaluator_utils import get_sample_size
+
+if TYPE_CHECKING:
+    from fitness._lm_eval_loading import TaskSet
+
+_GENERATED = 256  # what lm-eval's models write at most where nobody says
+
+
+def count_work(tasks: TaskSet, limit: int | float | None, gen_kwargs: Mapping[str, Any]) -> dict[str, int]:
+    """Documents, texts that are read, and tokens that are written at most, for one candidate.
+
+    A document of a multiple choice is read once with each of its answers; the first document's number counts for all.
+
+    Args:
+        tasks: loaded, as a fitness has them.
+        limit: documents of each task, where its term has none of its own.
+        gen_kwargs: arguments of generation, which those of a term go before.
+    """
+    terms = {name: loaded.term for loaded in tasks.terms for name in loaded.tasks}
+    work = {"documents": 0, "texts": 0, "written": 0}
+    for name, task in tasks.tasks.items():
+        own = terms[name].limit
+        documents = len(task.eval_docs)
+        asked = get_sample_size(task, limit if own is None else own)
+        documents = documents if asked is None else min(documents, int(asked))
+        choices = 1
+        kind = task.get_config("output_type")
+        if kind == "multiple_choice" and documents:
+            choices = max(1, len(task.doc_to_choice(task.eval_docs[0])))
+        if kind == "generate_until":
+            arguments = {**(task.get_config("generation_kwargs") or {}), **gen_kwargs, **terms[name].gen_kwargs}
+            most = arguments.get("max_gen_toks", arguments.get("max_new_tokens", _GENERATED))
+            work["written"] += documents * int(most)
+        work["documents"] += documents
+        work["texts"] += documents * choices
+    return work

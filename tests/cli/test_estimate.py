@@ -1,0 +1,76 @@
+"""What `evomerge validate` says a search takes, against the pool's files and items counted by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.cli.composed import compose_config
+from evomerge.cli.estimate import Estimate, estimate, rows, size
+from evomerge.cli.main import main
+from evomerge.factory import build_parts
+
+
+def found(quick_search: list[str], *overrides: str) -> Estimate:
+    config: Any = compose_config([*quick_search, *overrides])
+    return estimate(config, build_parts(config))
+
+
+def test_memory_and_disk_are_those_of_the_files(quick_search: list[str], quick_pool: Path) -> None:
+    from safetensors import safe_open
+
+    own = found(quick_search, "evaluator.device=cpu")
+    files = [quick_pool / name / "model.safetensors" for name in ("base", "math", "lang")]
+    with safe_open(files[0], "np") as tensors:
+        numbers = sum(tensors.get_tensor(name).size for name in tensors.keys())  # noqa: SIM118 - not a mapping
+    assert own.sources == sum(file.stat().st_size for file in files)
+    assert own.resident == own.written == 4 * numbers
+    assert own.host == own.sources + own.resident
+    assert found(quick_search, "evaluator.device=cuda").host == own.sources
+    half = found(quick_search, "pool.dtype=bfloat16", "evaluator.device=cpu")
+    assert half.resident == 2 * numbers
+
+
+def test_work_is_that_of_the_items(quick_search: list[str], quick_pool: Path) -> None:
+    own = found(quick_search)
+    files = [quick_pool / "tasks" / f"demo_{name}.jsonl" for name in ("e_maths", "j_language", "j_maths")]
+    items = sum(len(file.read_text().splitlines()) for file in files)
+    assert own.work == {"documents": items, "texts": items, "written": 0}
+    assert own.batch == 64
+    assert own.forwards == -(-items // 64)
+    assert own.evaluations == 12
+    assert own.others == 4 + 5  # three models and their average, twice; and the winner
+    limited = found(quick_search, "fitness.limit=10", "search.baselines=false", "held_out=null")
+    assert limited.work == {"documents": 30, "texts": 30, "written": 0}
+    assert limited.forwards == 1
+    assert limited.others == 0
+
+
+def test_generated_tokens_and_choices_are_counted(quick_search: list[str], quick_pool: Path) -> None:
+    data = f"dataset_path: json, dataset_kwargs: {{data_files: {{test: {quick_pool}/tasks/demo_e_maths.jsonl}}}}"
+    common = f"{data}, test_split: test, doc_to_text: '{{{{text}}}}'"
+    writes = f"{{task: writes, {common}, output_type: generate_until, doc_to_target: a}}"
+    chooses = f"{{task: chooses, {common}, output_type: multiple_choice, doc_to_target: 0, doc_to_choice: [a, b, c]}}"
+    tasks = f"fitness.tasks=[{{task: {writes}, limit: 7}}, {{task: {chooses}}}]"
+    own = found(quick_search, tasks, "fitness.limit=5", "fitness.gen_kwargs={max_gen_toks: 100}")
+    assert own.work == {"documents": 7 + 5, "texts": 7 + 3 * 5, "written": 700}
+    assert own.forwards == 1 + 11  # 22 texts and 700 tokens, 64 at a time
+
+
+def test_the_rows_say_it(quick_search: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", *quick_search, "evaluator.device=cpu", "fitness.limit=10"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "30 items, 30 texts read: up to 1 forwards of 64" in text
+    assert "12 times that, 12 forwards, by 1 and 9 models more" in text
+    assert "of weights on each worker's memory" in text
+    own = found(quick_search)
+    assert [what for what, _ in rows(own)] == ["memory", "", "disk", "a candidate", "time"]
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 KB"), (14.5e9, "14.5 GB"), (2e12, "2 TB")]
+)
+def test_sizes(nbytes: float, text: str) -> None:
+    assert size(nbytes) == text
