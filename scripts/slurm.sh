@@ -25,6 +25,13 @@ if [[ -n ${EVOMERGE_SETUP:-} ]]; then
   source "$EVOMERGE_SETUP"
 fi
 
+# SLURM signals this shell alone (B:). Before the search has begun there is nothing to end in order.
+again() {
+  echo "slurm.sh: interrupted; the job is requeued and will go on with $run" >&2
+  scontrol requeue "$SLURM_JOB_ID"
+}
+trap 'again; exit 143' TERM USR1
+
 # One token for head, workers and driver. Without RAY_AUTH_MODE each of them would decide for itself: a head asks for a
 # token when there is one in the home folder, a worker never offers it.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
@@ -53,7 +60,9 @@ ray_node() {
 where=(--nodelist="$head")
 ray_node 1 --head --node-ip-address="$address" --port="$port" --include-dashboard=false
 tries=0
-until ray health-check --address "$address:$port" >/dev/null 2>&1; do
+# The head answers before its node has joined: what counts is that a driver can connect.
+connects() { python -c 'import ray, sys; ray.init(sys.argv[1], log_to_driver=False)' "$address:$port"; }
+until ray health-check --address "$address:$port" >/dev/null 2>&1 && connects >/dev/null 2>&1; do
   if ((++tries > ${EVOMERGE_RAY_TRIES:-60})); then
     echo "slurm.sh: Ray did not start on $head" >&2
     exit 1
@@ -69,7 +78,7 @@ export RAY_ADDRESS=$address:$port
 bash "$scripts/begin_or_resume.sh" "$run" "$@" evaluator=ray evaluator.address=auto evaluator.workers=auto &
 search=$!
 
-# SLURM signals this shell alone (B:), so the workers live while the search ends in order.
+# The workers live while the search ends in order.
 ended=
 trap 'ended=1; kill -TERM "$search" 2>/dev/null || true' TERM USR1
 status=0
@@ -79,7 +88,6 @@ while :; do
   kill -0 "$search" 2>/dev/null || break # otherwise it was the signal that ended the waiting
 done
 if [[ -n $ended && ($status == 143 || $status == 130) ]]; then
-  echo "slurm.sh: interrupted; the job is requeued and will resume $run" >&2
-  scontrol requeue "$SLURM_JOB_ID"
+  again
 fi
 exit "$status"

@@ -23,6 +23,7 @@ LOG = (
 FAKES = {
     "srun": LOG + 'while [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
     "scontrol": LOG + '[[ $1 == requeue ]] || printf "%s\\n" $FAKE_NODES\n',
+    "python": LOG,
     "hostname": "echo 10.0.0.7 fe80::1\n",
     "ray": LOG + "if [[ $* == *--block* ]]; then exec sleep 60; fi\n[[ $1 != health-check || -z ${FAKE_DEAD:-} ]]\n",
     "evomerge": LOG
@@ -165,6 +166,18 @@ def test_a_job_whose_ray_does_not_start_says_so(calls: Path, monkeypatch: pytest
     assert failed.returncode == 1
     assert "Ray did not start on n1" in errors
     assert "evomerge" not in calls.read_text()
+
+
+def test_a_job_that_is_interrupted_before_the_search_begins_is_requeued(
+    calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_DEAD", "1")
+    waiting = job("runs/x")
+    wait_for(calls, "health-check")
+    waiting.send_signal(signal.SIGTERM)
+    waiting.communicate(timeout=60)
+    assert waiting.returncode == 143
+    assert "requeue 7012" in calls.read_text()
 
 
 def test_a_cluster_by_hand_has_one_token(calls: Path, tmp_path: Path) -> None:
