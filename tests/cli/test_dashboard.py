@@ -23,7 +23,7 @@ from evomerge.genome import Genome
 from evomerge.ledger import Ledger, RunFolder
 
 GENES = [f"layers.{layer}/{model}/weight" for layer in range(3) for model in ("math", "lang")]
-WAIT = 120_000  # milliseconds
+WAIT = 300_000  # milliseconds, where the machine is busy
 
 
 def write_run(path: Path, objectives: tuple[str, ...], count: int = 60) -> dict[int, tuple[float, ...]]:
