@@ -59,6 +59,11 @@ def test_all_else_is_not(target: str) -> None:
         ({"imports": ["x"]}, "imports=[y,x]", "experiment=x"),
         ({"pool": {"trust_remote_code": True}}, "pool.trust_remote_code=true", "pool.dtype=True"),
         ({"evaluator": {"address": "ray://1.2.3.4:10001"}}, "evaluator.address=ray://1.2.3.4:10001", "evaluator=ray"),
+        (
+            {"trackers": ["wandb", {"name": "mlflow", "tracking_uri": "http://x"}]},
+            "trackers=[{tracking_uri: http://x}]",
+            "a=1",
+        ),
         ({"evaluator": {"shared_cache": "/data/cache"}}, "evaluator.shared_cache=/data/cache", "evaluator=local"),
     ],
 )
@@ -71,6 +76,7 @@ def test_what_is_refused_unless_it_is_asked_for_by_name(content: Any, asked: str
 
 def test_what_needs_no_asking() -> None:
     check_trust({"imports": [], "pool": {"trust_remote_code": False}}, [], "it")
+    check_trust({"trackers": ["wandb", {"name": "mlflow", "experiment": "e", "tracking_uri": None}]}, [], "it")
     check_trust({"evaluator": {"address": "auto", "shared_cache": "memory"}}, [], "it")
 
 
