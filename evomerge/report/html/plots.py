@@ -17,7 +17,7 @@ ACCENT, TEXT, QUIET, FAINT, LINE, GROUND = (
 )
 """Colours: the page's script replaces them by what the reader's theme has."""
 
-MOST_POINTS = 3000
+MOST_POINTS = 2000
 RAISED: Sequence[Sequence[Any]] = ((0.0, "var(--heat-low)"), (1.0, "var(--heat-high)"))
 """Heat maps of values from none to much."""
 TWO_SIDED: Sequence[Sequence[Any]] = ((0.0, "var(--minus)"), (0.5, "var(--heat-low)"), (1.0, "var(--heat-high)"))
