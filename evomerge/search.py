@@ -136,7 +136,7 @@ class Search:
                     self.incumbent.baseline(evaluation)
                     self.scores[str(candidate.name)] = evaluation.objectives
             reason = self._run_phases()
-        except (KeyboardInterrupt, GaveUpError):
+        except (KeyboardInterrupt, EvomergeError):
             if self.settled and self.course is not None:
                 self.save(self, now=True)
             raise

@@ -47,6 +47,8 @@ def test_a_signal_ends_a_search_and_resume_goes_on(tmp_path: Path) -> None:
         os.kill(process.pid, sent)
         _, errors = process.communicate(timeout=240)
         assert process.returncode == status, errors
+        taken = max(int(entry.name) for entry in (run / "checkpoint").iterdir())
+        assert taken == len(list(read_ledger(RunFolder(run)))) - 1  # everything before the ``interrupted`` event
         assert b"resume" in errors
         event = last_event(run)
         assert (event["event"], event["reason"]) == ("interrupted", sent.name)
