@@ -58,14 +58,19 @@ def make_server(run: Path, host: str, port: int) -> Any:
 
     from evomerge.report.optuna_storage import FollowingStorage
 
+    storage = FollowingStorage(run)
+
     class Server(ThreadingMixIn, simple_server.WSGIServer):
         daemon_threads = True
+
+        def server_close(self) -> None:
+            storage.close()
+            super().server_close()
 
     class Handler(simple_server.WSGIRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:
             """Requests are not worth a line each."""
 
-    storage = FollowingStorage(run)
     try:
         server = simple_server.make_server(host, port, wsgi(storage), server_class=Server, handler_class=Handler)
     except (OSError, OverflowError) as error:
