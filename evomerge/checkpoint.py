@@ -23,7 +23,7 @@ from typing import Any
 
 from evomerge import __version__
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.files import sync_folder, write_all
+from evomerge.files import read_bounded, sync_folder, write_all
 from evomerge.run_folder import RunFolder
 from evomerge.state_files import StateError, from_bytes, to_bytes
 
@@ -33,6 +33,7 @@ SHARE = 0.02
 """Of a run's time that taking states may cost: the next one waits until it is no more."""
 _STATE, _ARRAYS, _MANIFEST = "state.json", "arrays.safetensors", "manifest.json"
 _LARGEST_MANIFEST = 2**16
+_LARGEST_FILE = 2**33
 
 
 @dataclass(frozen=True)
@@ -225,13 +226,13 @@ def read_checkpoints(folder: RunFolder) -> Iterator[Checkpoint | EvomergeError]:
 
 def _read(folder: RunFolder, path: Path) -> Checkpoint:
     try:
-        if (path / _MANIFEST).stat().st_size > _LARGEST_MANIFEST:
-            raise ValueError("its manifest is too long")
-        manifest = json.loads((path / _MANIFEST).read_bytes())
+        manifest = json.loads(read_bounded(path / _MANIFEST, _LARGEST_MANIFEST, follow=False))
         if manifest["evomerge_checkpoint"] != FORMAT:
             raise ValueError(f"its format is {manifest['evomerge_checkpoint']!r}, this version reads {FORMAT}")
         ledger = manifest["ledger"]
         position = Position(int(ledger["lines"]), int(ledger["bytes"]))
+        if position.nbytes < 0:
+            raise ValueError(f"its place in the ledger is {position.nbytes}")
         if folder.ledger.stat().st_size < position.nbytes:
             raise ValueError("it was taken later than the ledger ends")
         prefix = hashlib.sha256()
@@ -244,11 +245,11 @@ def _read(folder: RunFolder, path: Path) -> Checkpoint:
             entry = manifest["files"][name]
             if (path / name).stat().st_size != entry["bytes"]:
                 raise ValueError(f"{name} has {(path / name).stat().st_size} bytes of {entry['bytes']}")
-            data.append((path / name).read_bytes())
+            data.append(read_bounded(path / name, _LARGEST_FILE, follow=False))
             if hashlib.sha256(data[-1]).hexdigest() != entry["sha256"]:
                 raise ValueError(f"{name} does not match its checksum")
         return Checkpoint(position, from_bytes(*data))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StateError(f"checkpoint {path} is left out: {reason}") from error
     except StateError as error:

@@ -63,7 +63,7 @@ def flip(path: Path) -> None:
         (lambda path: (path / "arrays.safetensors").unlink(), "No such file"),
         (lambda path: (path / "manifest.json").unlink(), "No such file"),
         (lambda path: (path / "manifest.json").write_text("[]"), "list indices"),
-        (lambda path: (path / "manifest.json").write_text("[" * 100_000), "its manifest is too long"),
+        (lambda path: (path / "manifest.json").write_text("[" * 100_000), "it has 100,000 bytes, more than 65,536"),
         (lambda path: (path / "state.json").write_text("{}"), "state.json has 2 bytes"),
         (lambda path: (path / "manifest.json").write_text('{"evomerge_checkpoint": 9}'), "its format is 9"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_terminal import HOSTILE
 
+from evomerge.checkpoint import read_checkpoints
 from evomerge.cli.main import main
 from evomerge.errors import EvomergeError
 from evomerge.files import read_bounded
@@ -112,3 +114,31 @@ def test_names_of_a_stranger_s_run_are_shown_as_text(stranger: Stranger, capsys:
     error = capsys.readouterr().err
     assert r"\x1b]0;title" in error
     assert "\x1b" not in error
+
+
+def test_a_checkpoint_s_files_are_its_own_and_of_bounded_size(stranger: Stranger, tmp_path: Path) -> None:
+    run = stranger()
+    files = {"manifest.json": tmp_path / "manifest.json"}
+    for name, reason in (("manifest.json", "symbolic link"), ("state.json", "bytes")):
+        folder = run.checkpoint / "000000001"
+        folder.mkdir(parents=True, exist_ok=True)
+        ledger = run.ledger.read_bytes()
+        entry = {"bytes": 2**40, "sha256": ""}
+        digest = hashlib.sha256(ledger).hexdigest()
+        manifest = {
+            "evomerge_checkpoint": 1,
+            "ledger": {"lines": 1, "bytes": len(ledger), "sha256": digest},
+            "files": {"state.json": entry, "arrays.safetensors": entry},
+        }
+        files["manifest.json"].write_text(json.dumps(manifest))
+        for inner in folder.iterdir():
+            inner.unlink()
+        if name == "manifest.json":
+            (folder / name).symlink_to(files[name])
+        else:
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+            with (folder / name).open("wb") as file:
+                file.truncate(2**40)
+        (found,) = read_checkpoints(run)
+        assert isinstance(found, EvomergeError)
+        assert reason in str(found)
