@@ -68,7 +68,7 @@ def from_bytes(text: bytes, arrays: bytes) -> dict[str, Any]:
             return float(value[_FLOAT]) if _FLOAT in value else value
 
         tree = json.loads(text, object_hook=rich)
-    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError, AttributeError, SafetensorError) as error:
         raise StateError(
             f"a saved state is malformed ({type(error).__name__}: {error})", "as it was written"
         ) from error

@@ -55,6 +55,12 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def claim(path: Path, nbytes: float) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["ledger"]["bytes"] = nbytes
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
@@ -66,6 +72,8 @@ def flip(path: Path) -> None:
         (lambda path: (path / "manifest.json").write_text("[" * 100_000), "it has 100,000 bytes, more than 65,536"),
         (lambda path: (path / "state.json").write_text("{}"), "state.json has 2 bytes"),
         (lambda path: (path / "manifest.json").write_text('{"evomerge_checkpoint": 9}'), "its format is 9"),
+        (lambda path: claim(path, nbytes=-7), "its place in the ledger is -7"),
+        (lambda path: claim(path, nbytes=float("inf")), "infinity"),
     ],
 )
 def test_a_damaged_one_is_named_and_the_one_before_is_taken(folder: RunFolder, harm, reason: str) -> None:

@@ -26,10 +26,15 @@ def test_values_come_back_as_they_were() -> None:
     assert np.isnan(from_bytes(*to_bytes({"x": float("nan")}))["x"])
 
 
-@pytest.mark.parametrize("text", [b"[1]", b"{", b'{"a":{"__array__":"7","shape":[1]}}', b'{"a":{"__float__":"x"}}'])
+SHAPE = b'{"a":{"__array__":"0","shape":[9223372036854775808]}}'
+
+
+@pytest.mark.parametrize(
+    "text", [b"[1]", b"{", b'{"a":{"__array__":"7","shape":[1]}}', b'{"a":{"__float__":"x"}}', SHAPE]
+)
 def test_malformed_states_are_errors(text: bytes) -> None:
     with pytest.raises(StateError):
-        from_bytes(text, to_bytes({})[1])
+        from_bytes(text, to_bytes({"a": np.arange(3)})[1])
     with pytest.raises(StateError):
         from_bytes(b"{}", b"short")
 
