@@ -7,7 +7,9 @@ are rows; what they are made of (genomes, arrays of weights) is the caller's, wh
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -115,9 +117,10 @@ class Population:
         if last < self.size:
             self._count += 1
             return last
-        fitness = self._shares(last + 1)[1]
-        ties = fitness <= fitness.min() + _EQUAL * fitness.max()
-        worst = int(np.where(ties, self._born[: last + 1], self._births).argmin())
+        fitness = self._shares(last + 1)[1].tolist()  # of so few, lists are faster than arrays
+        limit = min(fitness) + _EQUAL * max(fitness)
+        born = self._born[: last + 1].tolist()
+        worst = min((row for row, own in enumerate(fitness) if own <= limit), key=born.__getitem__)
         if self._binary:
             self._total -= self._rows[worst]
         if worst != last:
@@ -247,7 +250,10 @@ class Population:
         return share if same else capacity / self._positive(total), fitness
 
     def _positive(self, divisor: Array) -> Array:
-        return divisor + self._epsilon if self._epsilon else np.where(divisor == 0, 1.0, divisor)
+        if self._epsilon:
+            return divisor + self._epsilon
+        # Of scores that are 0 or 1 none is between: the larger of the two is the same, in a third of the time.
+        return np.maximum(divisor, 1.0) if self._binary else np.where(divisor == 0, 1.0, divisor)
 
 
 _LARGEST = 1e150  # products of two scores stay finite
@@ -255,11 +261,11 @@ _LARGEST = 1e150  # products of two scores stay finite
 
 def draw(weights: Array, rng: np.random.Generator) -> int:
     """An index, drawn in proportion to nonnegative weights; all equally likely where all are zero."""
-    sums = weights.cumsum()
+    sums = list(accumulate(weights.tolist()))
     if not sums[-1] > 0:
-        return int(rng.integers(len(weights)))
-    at = int(sums.searchsorted(rng.random() * sums[-1], side="right"))
-    return at if at < len(weights) else int(np.flatnonzero(weights)[-1])
+        return int(rng.integers(len(sums)))
+    at = bisect_right(sums, rng.random() * sums[-1])
+    return at if at < len(sums) else int(np.flatnonzero(weights)[-1])
 
 
 def check_options(size: int, alpha: float, epsilon: float, **words: str) -> None:

@@ -55,7 +55,7 @@ def child_of(
         The child, of the parents' dtype.
     """
     child = np.empty_like(a) if out is None else out
-    if out is not a:
+    if out is not a and sum(cut.end - cut.begin for cut in cuts) < len(a):
         child[:] = a
     whole = _omega(a, b) if path == "slerp" and angle == "whole" else None
     for cut in cuts:

@@ -191,14 +191,13 @@ class VectorVariation:
 
     def _mutated(self, array: NDArray[Any], values: list[Value], sigma: float, rng: Rng) -> Genome:
         """The genome of numbers and choices, mutated."""
-        if sigma:
-            array = array.copy() if not array.flags.writeable else array
-            if self._arrays:
+        if isinstance(self._spec, ArraySpec):
+            array = array if array.flags.writeable else array.copy()
+            if sigma:
                 mutate_(array, sigma, rng)
-            else:
-                array = array + rng.standard_normal(len(array)) * (sigma * self._unit)
-        if self._arrays:
-            return self._spec.genome(array)
+            return self._spec.taken(array)
+        if sigma:
+            array = array + rng.standard_normal(len(array)) * (sigma * self._unit)
         if not self._choices:
             return self._spec.genome(array)
         mixed: list[Value] = array.tolist()
