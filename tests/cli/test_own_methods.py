@@ -115,8 +115,10 @@ def test_a_search_for_methods_and_their_parameters(
     found = load_recipe((own / "run" / "best" / "recipe.yaml").read_text())
     assert {entry.method for entry in found.slices} <= {"task_arithmetic", "blend"}
     assert "imports:\n- own_methods\n" in (own / "run" / "config.yaml").read_text()
-    # evaluate imports what the run imported.
-    assert main(["evaluate", "run", "--json"]) == 0
+    # What the run imported is imported again when that is asked for.
+    assert main(["evaluate", "run", "--json"]) == 2
+    assert "imports.0: own_methods" in capsys.readouterr().err
+    assert main(["evaluate", "run", "--json", "--import", "own_methods"]) == 0
 
 
 def test_workers_import_the_modules_too(own: Path, quick_search: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
