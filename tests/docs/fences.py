@@ -24,6 +24,11 @@ export() { :; }
 wait() { :; }
 PATH=/nowhere
 """
+_SHIM = r"""#!/bin/sh
+IFS=$(printf '\037x'); IFS=${IFS%x}
+set -- "$0" "$@"
+printf '%s\036' "$*" >> "$RECORD"
+"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,11 @@ def read_commands(fence: Fence) -> list[Command]:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record"
         record.touch()
+        for script in (ROOT / "scripts").glob("*.sh"):  # named by a path, which no shell takes for a missing command
+            shim = Path(folder) / "scripts" / script.name
+            shim.parent.mkdir(exist_ok=True)
+            shim.write_text(_SHIM)
+            shim.chmod(0o755)
         bash = shutil.which("bash")
         assert bash is not None
         done = subprocess.run(
