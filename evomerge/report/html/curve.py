@@ -36,7 +36,11 @@ def curve(view: RunView, page: Page) -> Markup | None:
         return None
     plots = [(clean(o.name), objective_plot(view, o)) for o in view.history.objectives[:_MOST_OBJECTIVES]]
     return page.render(
-        "curve.html", plots=[(n, p) for n, p in plots if p], several=len(plots) > 1, summary=_sentence(view)
+        "curve.html",
+        plots=[(n, p) for n, p in plots if p],
+        several=len(plots) > 1,
+        summary=_sentence(view),
+        failed=len(scored) < len(view.history.trials),
     )
 
 
