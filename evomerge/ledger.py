@@ -151,7 +151,8 @@ class Ledger:
         if self._every or time.monotonic() - self._synced_at >= self._interval:
             self.sync()
         if self._observe is not None:
-            self._observe({"seq": number, **content})
+            content["seq"] = number
+            self._observe(content)
         return number
 
     def log_asked(self, candidate: Candidate, split: Split = "search") -> int:

@@ -30,14 +30,14 @@ class Observers:
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = list(observers)
+        self._observers = tuple(observers)
 
     def __call__(self, event: Event) -> None:
         """Tell everybody."""
-        for observer in tuple(self._observers):
+        for observer in self._observers:
             try:
                 observer(event)
             except Exception:
-                self._observers.remove(observer)
+                self._observers = tuple(other for other in self._observers if other is not observer)
                 name = getattr(observer, "__qualname__", type(observer).__name__)
                 _LOG.exception("%s failed at event %s and is told no more", name, event.get("seq"))

@@ -75,7 +75,7 @@ class Progress:
         self._seen = -1
         self._baselines: set[str] = set()
         self._work_before: list[Work] | None = None
-        self._broken = False
+        self._broken = self._logged = False
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -119,7 +119,9 @@ class Progress:
         """Add one event up."""
         with self._lock:
             self._tally.see(event)
-        self._log.open_file()
+        if not self._logged:
+            self._logged = True
+            self._log.open_file()
 
     def _follow(self) -> None:
         pause = 0.0

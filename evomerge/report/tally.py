@@ -54,7 +54,7 @@ class Tally:
         self.interrupted: str | None = None
         self._names: dict[Any, str] = {}
         self._reasons: dict[str, str] = {}
-        self._recent: dict[str, deque[float]] = {name: deque(maxlen=_RECENT) for name in STAGES}
+        self._recent: dict[str, deque[Any]] = {name: deque(maxlen=_RECENT) for name in STAGES}
         self._scores = array("d")
         self._objective: str | None = None
         # Times stay text until they are asked for: a search with candidates of a millisecond would notice.
@@ -126,7 +126,7 @@ class Tally:
     @property
     def medians(self) -> dict[str, float]:
         """Median seconds of the latest candidates by stage."""
-        known = {name: [v for v in values if v == v] for name, values in self._recent.items()}
+        known = {name: [v for v in values if isinstance(v, float)] for name, values in self._recent.items()}
         return {name: float(np.median(values)) for name, values in known.items() if values}
 
     def curve(self, points: int) -> tuple[float, ...]:
@@ -164,7 +164,7 @@ class Tally:
             self._scores.append(score)
             if seconds:
                 for name, recent in self._recent.items():
-                    recent.append(_number(seconds, name))
+                    recent.append(seconds.get(name) if isinstance(seconds, dict) else None)
         else:
             self._scores.append(np.nan)
             self._failed(str(event.get("error") or status))
