@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,24 @@ from evomerge.candidate import Candidate, Evaluation, Split
 
 
 class Scorer:
-    """A worker that scores as `killed_runs.Workers` do; it is its own fitness and its own builder."""
+    """A worker that scores as `killed_runs.Workers` do; it is its own fitness and its own builder.
 
-    def __init__(self, seconds: float, hashed: bool) -> None:
+    Args:
+        seconds: the longest evaluation.
+        hashed: as for `Workers`.
+        modules: files that have to be importable where it works, and that nobody has in their path.
+    """
+
+    def __init__(self, seconds: float, hashed: bool, modules: Sequence[Path] = ()) -> None:
         self._seconds, self._hashed = seconds, hashed
         self._rng = np.random.default_rng()
+        self._names = [file.stem for file in modules]
+        self.modules = [str(file) for file in modules]
 
     def __call__(self, **_: Any) -> Any:
         """The worker."""
+        for name in self._names:
+            importlib.import_module(name)
         return self
 
     def fitness(self, split: Split) -> Scorer:
@@ -53,11 +65,13 @@ class Scorer:
         """Nothing is held."""
 
 
-def evaluator(address: str | None, slots: int, seconds: float, hashed: bool, **settings: Any) -> Any:
+def evaluator(
+    address: str | None, slots: int, seconds: float, hashed: bool, modules: Sequence[Path] = (), **settings: Any
+) -> Any:
     """Workers of a cluster, each of one CPU."""
     from evomerge.evaluation.ray_pool import RayEvaluator
 
-    scorer: Any = Scorer(seconds, hashed)
+    scorer: Any = Scorer(seconds, hashed, modules)
     return RayEvaluator(scorer, workers=slots, address=address, shared_cache="off", **{"tries": 5, **settings})
 
 
@@ -77,11 +91,12 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.02)
     parser.add_argument("--gone", type=float, default=ray_cluster.GONE)
+    parser.add_argument("--module", type=Path, nargs="*", default=[])
     given = parser.parse_args()
     ray_cluster.GONE = given.gone
     plan = Plan(given.strategy, given.evaluations, given.workers, in_flight=given.in_flight, seconds=given.seconds)
     try:
-        session(given.run, plan, evaluator=evaluator(given.address, given.workers, given.seconds, False))
+        session(given.run, plan, evaluator=evaluator(given.address, given.workers, given.seconds, False, given.module))
     except EvomergeError as error:
         print(f"evomerge: error: {error}", file=sys.stderr)
         return error.exit_status
@@ -130,6 +145,11 @@ class Node:
         for pid in self.raylets:
             _end(pid)
 
+    def actors(self) -> set[int]:
+        """The processes of actors on the node."""
+        found = _processes("ray::Actor")
+        return {pid for pid in found if _parent(pid) in self.raylets}
+
     def kill_head(self) -> None:
         """SIGKILL for the cluster's head, not for the node's raylet."""
         for pid in _processes("gcs_server", str(self.folder)):
@@ -148,6 +168,13 @@ ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled"}
 def _end(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _free_port() -> int:
