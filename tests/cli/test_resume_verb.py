@@ -43,7 +43,7 @@ def test_a_signal_ends_a_search_and_resume_goes_on(tmp_path: Path) -> None:
         else:
             arguments = [sys.executable, "-m", "evomerge", "resume", str(run)]
             process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        wait_for(run / "ledger.jsonl", 60 + 600 * number)
+        wait_for(run / "ledger.jsonl", 60 + 200 * number)
         os.kill(process.pid, sent)
         _, errors = process.communicate(timeout=240)
         assert process.returncode == status, errors
