@@ -216,7 +216,8 @@ class Nsga2(OptunaStrategy):
     def _needed(self, trials: Sequence[FrozenTrial]) -> set[int]:
         """The newest generation, its parents and, once they are chosen, the next one's: nothing else is read."""
         key = self._kind._get_generation_key()
-        born = {t.number: int(t.system_attrs[key]) for t in trials if t.state == TrialState.COMPLETE}
+        # Optuna gives the start, whose genes are given, no generation: it is no parent.
+        born = {t.number: int(t.system_attrs.get(key, -1)) for t in trials if t.state == TrialState.COMPLETE}
         newest = max(born.values(), default=0)
         notes = self._storage.get_study_system_attrs(self._study_id)
         parents = (notes.get(f"{self._parents}{generation}", ()) for generation in (newest, newest + 1))

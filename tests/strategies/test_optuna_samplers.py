@@ -154,26 +154,28 @@ def test_nsga3_goes_on_the_same_after_loading() -> None:
     assert continue_from(make, state, 30, MIXED) == player.run(60)[30:]
 
 
-def out_of_order(strategy: OptunaStrategy) -> list[Genome]:
+def out_of_order(strategy: OptunaStrategy, spec: GenomeSpec) -> list[Genome]:
     """What is asked in portions and told in any order, every seventh evaluation having failed."""
-    player = Player(strategy, MIXED)
+    player = Player(strategy, spec)
     rng = np.random.default_rng(1)
     while len(player.asked) < 250:
         player.ask(int(rng.integers(1, 16)))
         player.flight = [player.flight[i] for i in rng.permutation(len(player.flight))]
         told = int(rng.integers(len(player.flight) + 1))
-        player.tell(told, lambda c: outcome(c.id, sphere(MIXED, c.genome)) if c.id % 7 else Evaluation(c.id, "failed"))
+        player.tell(
+            told, lambda c: outcome(c.id, sphere(spec, c.genome)) if (c.id + 1) % 7 else Evaluation(c.id, "failed")
+        )
     return player.asked
 
 
-@pytest.mark.parametrize("kind", [Nsga2, Nsga3])
+@pytest.mark.parametrize(("kind", "spec"), [(Nsga2, MIXED), (Nsga2, CONTINUOUS), (Nsga3, MIXED)])
 def test_forgetting_generations_that_are_gone_changes_nothing(
-    kind: type[Nsga2], monkeypatch: pytest.MonkeyPatch
+    kind: type[Nsga2], spec: GenomeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remembering = kind(MIXED, MAXIMISE, seed=0, popsize=6)
+    remembering = kind(spec, MAXIMISE, seed=0, popsize=6)
     monkeypatch.setattr("evomerge.strategies.optuna_samplers.FORGET_EVERY", 20)
-    forgetting = kind(MIXED, MAXIMISE, seed=0, popsize=6)
-    assert out_of_order(forgetting) == out_of_order(remembering)
+    forgetting = kind(spec, MAXIMISE, seed=0, popsize=6)
+    assert out_of_order(forgetting, spec) == out_of_order(remembering, spec)
     assert len(remembering.state_dict()["points"]) >= 250
     assert len(forgetting.state_dict()["points"]) < 100
 
