@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them."""
+"""Sizes in bytes as people read and write them."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def byte_count(size: str | int, key: str, *, least: int = 1) -> int:
     if match is None or int(float(match[1]) * _UNITS[unit]) < least:
         raise ConfigError(f"{key} is {size!r}", "a size such as 5GB or 500MB")
     return int(float(match[1]) * _UNITS[unit])
+
+
+def size_text(nbytes: float) -> str:
+    """Three digits and a unit: ``12 kB``, ``3.4 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 999.5:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} TB"

@@ -58,7 +58,8 @@ def _warn(text: str, style: str = "yellow") -> None:
 
 def print_plan(config: Config, parts: Parts) -> None:
     """What a search with this configuration would take."""
-    from evomerge.cli.estimate import estimate, rows, size
+    from evomerge.cli.estimate import estimate, rows
+    from evomerge.sizes import size_text
 
     pool = parts.pool
     table = Table(title="The configuration is valid", show_header=False, title_justify="left")
@@ -70,7 +71,7 @@ def print_plan(config: Config, parts: Parts) -> None:
         console.print(table)
         return
     sizes = {name: checkpoint.nbytes for name, checkpoint in pool.checkpoints.items()}
-    models = ", ".join(f"{name} ({size(nbytes)})" for name, nbytes in sizes.items())
+    models = ", ".join(f"{name} ({size_text(nbytes)})" for name, nbytes in sizes.items())
     table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
     table.add_row("genes", str(len(parts.space.spec)))

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from evomerge.sizes import size_text
+
 if TYPE_CHECKING:
     from evomerge.config import Config
     from evomerge.factory import Parts
@@ -98,11 +100,12 @@ def estimate(config: Config, parts: Parts) -> Estimate:
 def rows(found: Estimate) -> list[tuple[str, str]]:
     """An estimate as lines of a table: what, and how much."""
     each = "each worker's memory" if found.on_host else "each worker's device"
-    folded = f", {size(found.folded)} with adapters folded in" if found.folded else ""
+    folded = f", {size_text(found.folded)} with adapters folded in" if found.folded else ""
+    sources, written = size_text(found.sources), size_text(found.written)
     lines = [
-        ("memory", f"{size(found.resident)} of weights on {each}, and what forwards need"),
-        ("", f"{size(found.host)} on a machine with all workers: {size(found.sources)} of sources, mapped{folded}"),
-        ("disk", f"{size(found.run)} for the run, {size(found.written)} to write the winner with `evomerge merge`"),
+        ("memory", f"{size_text(found.resident)} of weights on {each}, and what forwards need"),
+        ("", f"{size_text(found.host)} on a machine with all workers: {sources} of sources, mapped{folded}"),
+        ("disk", f"{size_text(found.run)} for the run, {written} to write the winner with `evomerge merge`"),
     ]
     if found.work:
         work = found.work
@@ -113,15 +116,6 @@ def rows(found: Estimate) -> list[tuple[str, str]]:
         more = f" and {found.others} models more" if found.others else ""
         lines.append(("time", f"{found.evaluations:,} times that, {total:,} forwards, by {found.workers}{more}"))
     return lines
-
-
-def size(nbytes: float) -> str:
-    """Bytes as people read them: three digits and a unit."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if nbytes < 999.5:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.3g} TB"
 
 
 def _layers(space: Any, otherwise: int) -> int:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from evomerge.cli.composed import compose_config
-from evomerge.cli.estimate import Estimate, estimate, rows, size
+from evomerge.cli.estimate import Estimate, estimate, rows
 from evomerge.cli.main import main
 from evomerge.factory import build_parts
+from evomerge.sizes import size_text
 
 
 def found(quick_search: list[str], *overrides: str) -> Estimate:
@@ -70,7 +71,7 @@ def test_the_rows_say_it(quick_search: list[str], capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 KB"), (14.5e9, "14.5 GB"), (2e12, "2 TB")]
+    ("nbytes", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (14.5e9, "14.5 GB"), (2e12, "2 TB")]
 )
 def test_sizes(nbytes: float, text: str) -> None:
-    assert size(nbytes) == text
+    assert size_text(nbytes) == text

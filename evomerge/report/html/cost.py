@@ -12,7 +12,8 @@ from markupsafe import Markup
 from evomerge.report.history import Trial
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
-from evomerge.report.html.words import clean, count, duration, size
+from evomerge.report.html.words import clean, count, duration
+from evomerge.sizes import size_text
 
 STAGES = {"merge": "merging", "model": "in the model", "other": "everything else"}
 SLICES = {
@@ -74,8 +75,8 @@ def cost(view: RunView, page: Page) -> Markup | None:
         median=[(STAGES.get(name, clean(name, 40)), duration(value)) for name, value in median.items()],
         slices=_shares(slices, SLICES, lambda value: count(round(value))) if sum(slices.values()) else [],
         saved=duration(merge.get("saved", 0.0)) if merge.get("saved") else "",
-        bytes=size(merge.get("bytes", 0.0)),
-        computed=size(merge.get("computed_bytes", 0.0)),
+        bytes=size_text(merge.get("bytes", 0.0)),
+        computed=size_text(merge.get("computed_bytes", 0.0)),
         reasons=(found := reasons(history.trials))[:_REASONS],
         more=len(found) - _REASONS,
         failed=sum(reason.count for reason in found),

@@ -88,15 +88,6 @@ def duration(seconds: float) -> str:
 _NEXT = {"min": 3600, "h": 86400, "d": math.inf}
 
 
-def size(nbytes: float) -> str:
-    """``12 kB``, ``3.4 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 999.5:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.3g} TB"
-
-
 def listed(names: list[str], most: int = 4) -> str:
     """``a``, ``a and b``, ``a, b and c``, ``a, b, c and 4 others``."""
     if len(names) > most:
