@@ -113,7 +113,7 @@ def test_control_c_gives_the_terminal_back(tmp_path: Path) -> None:
 
     status, seen = in_terminal(tmp_path / "run", 3000, press)
     assert pressed
-    assert status == -signal.SIGINT
+    assert status == -signal.SIGINT, seen
     assert "ended, interrupted" in seen
     assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")
 

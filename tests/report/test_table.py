@@ -10,7 +10,7 @@ from rich.console import Console
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.ledger import Ledger, RunFolder
-from evomerge.report.table import _distinct, p_text, render, summarize, verdict
+from evomerge.report.table import distinct, p_text, render, summarize, verdict
 
 MakeRun = Callable[..., Path]
 Models = dict[str, dict[str, np.ndarray]]
@@ -185,7 +185,7 @@ def test_p_values_have_two_digits(p_value: float, shown: str) -> None:
 
 def test_headings_leave_out_what_all_tasks_share() -> None:
     shared = ["demo_e_maths_held_out", "demo_j_language_held_out", "demo_j_maths_held_out"]
-    assert _distinct(shared) == ["e_maths", "j_language", "j_maths"]
-    assert _distinct(["gsm8k", "mgsm_ja"]) == ["gsm8k", "mgsm_ja"]
-    assert _distinct(["mgsm_de", "mgsm_ja", "mgsm"]) == ["mgsm_de", "mgsm_ja", "mgsm"]
-    assert _distinct(["one_task"]) == ["one_task"]
+    assert distinct(shared) == ["e_maths", "j_language", "j_maths"]
+    assert distinct(["gsm8k", "mgsm_ja"]) == ["gsm8k", "mgsm_ja"]
+    assert distinct(["mgsm_de", "mgsm_ja", "mgsm"]) == ["mgsm_de", "mgsm_ja", "mgsm"]
+    assert distinct(["one_task"]) == ["one_task"]

@@ -39,7 +39,7 @@ def test_parts_of_evomerge_are_ours(target: str) -> None:
         "evomerge.files.write_text_atomic",  # writes where they say
         "evomerge.strategies.saving.deque",  # what a module of ours has imported
         "search_spaces.lineage.Path",
-        "search_spaces.lineage.load_recipe",  # a function
+        "search_spaces.lineage.read_recipe_file",  # a function
         "fitness._lm_eval_loading.load_tasks",
         "evomerge.strategiesx.Part",
         "fitness",
