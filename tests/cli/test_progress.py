@@ -64,6 +64,7 @@ def in_terminal(
     """Exit status and everything that a terminal of 80 columns and 30 rows was sent."""
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells ignore it in what they start in the background
         os.environ.update(TERM="xterm", COLUMNS="80", LINES="30", PYTHONPATH=os.getcwd())
         os.execv(sys.executable, [sys.executable, "-c", SEARCH, str(run), str(count)])
     seen = ""
