@@ -82,6 +82,14 @@ def in_terminal(
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen
 
 
+@pytest.fixture(autouse=True)
+def no_handlers_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries that other tests have imported may have left handlers that write to streams of those tests."""
+    root = logging.getLogger()
+    own = [handler for handler in root.handlers if type(handler) is not logging.StreamHandler]
+    monkeypatch.setattr(root, "handlers", own)
+
+
 def test_a_terminal_gets_a_panel(tmp_path: Path) -> None:
     status, seen = in_terminal(tmp_path / "run", 40)
     assert status == 0, seen
