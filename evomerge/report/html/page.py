@@ -17,6 +17,7 @@ from markupsafe import Markup
 from evomerge import __version__
 from evomerge.report.html import words
 from evomerge.report.html.plots import Plot, embed
+from evomerge.sizes import size_text
 
 _log = logging.getLogger(__name__)
 
@@ -120,8 +121,9 @@ def _environment() -> jinja2.Environment:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        for name in ("clean", "number", "signed", "count", "percent", "duration", "size", "listed"):
+        for name in ("clean", "number", "signed", "count", "percent", "duration", "listed"):
             environment.filters[name] = getattr(words, name)
+        environment.filters["size"] = size_text
         _made.append(environment)
     return _made[0]
 
