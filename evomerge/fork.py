@@ -6,12 +6,12 @@ import heapq
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError
+from evomerge.evaluation.wrapped import WrappedEvaluator
 from evomerge.genome_log import GenomeLog
 from evomerge.ledger import RunFolder, evaluation_of, read_items
 from evomerge.ledger_file import decode, report_torn, scan
@@ -106,7 +106,7 @@ class Source:
         self._file.close()
 
 
-class ForkedEvaluator:
+class ForkedEvaluator(WrappedEvaluator):
     """Hands out the evaluations of another run where it has some, those told first before others.
 
     Args:
@@ -118,14 +118,10 @@ class ForkedEvaluator:
     """
 
     def __init__(self, evaluator: Evaluator, source: Source) -> None:
-        self._evaluator, self._source = evaluator, source
+        super().__init__(evaluator)
+        self._source = source
         self._ready: list[tuple[int, int, Candidate]] = []  # by place in the other ledger
         self.copied = 0
-
-    @property
-    def slots(self) -> int:
-        """Those of the evaluator."""
-        return self._evaluator.slots
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
         """Look a candidate up, or queue it. What is held out is scored anew."""
@@ -148,19 +144,6 @@ class ForkedEvaluator:
             self.copied += 1
             return found
         return self._evaluator.collect()
-
-    def withdraw(self) -> list[int]:
-        """Those that no worker has begun with, by id."""
-        withdraw: Callable[[], list[int]] = getattr(self._evaluator, "withdraw", list)
-        return withdraw()
-
-    def fingerprint(self, split: Split) -> str:
-        """That of the evaluator."""
-        return self._evaluator.fingerprint(split)
-
-    def close(self) -> None:
-        """Close the evaluator."""
-        self._evaluator.close()
 
 
 def _key(genome: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from evomerge.candidate import Candidate, Evaluation, Items, Split
 from evomerge.errors import EvomergeError
+from evomerge.evaluation.wrapped import WrappedEvaluator
 from evomerge.files import write_bytes_atomic
 from evomerge.ledger import (
     NOT_CONTENT,
@@ -41,7 +42,7 @@ _FREE = {"phase": ("evaluations", "in_flight"), "started": ("evaluations", "vers
 """Fields that may differ between sessions, by event."""
 
 
-class RecordedEvaluator:
+class RecordedEvaluator(WrappedEvaluator):
     """Hands out the evaluations of a record in its order, then those of another evaluator.
 
     Candidates that the record has no evaluation of go to the other one at once. So do those whose file of items a
@@ -53,14 +54,10 @@ class RecordedEvaluator:
     """
 
     def __init__(self, evaluator: Evaluator, record: Record) -> None:
-        self._evaluator, self._record = evaluator, record
+        super().__init__(evaluator)
+        self._record = record
         self._waiting: dict[str, dict[int, Candidate]] = {"search": {}, "held_out": {}}
         self._early: deque[Evaluation] = deque()  # what the other one made while something lost was waited for
-
-    @property
-    def slots(self) -> int:
-        """Those of the other evaluator."""
-        return self._evaluator.slots
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
         """Remember a candidate that was told before; send off another."""
@@ -106,19 +103,6 @@ class RecordedEvaluator:
             )
         write_bytes_atomic(path, data)
         return found.items
-
-    def withdraw(self) -> list[int]:
-        """Those that the other evaluator has not begun with, by id; they will not come back."""
-        withdraw: Callable[[], list[int]] = getattr(self._evaluator, "withdraw", list)
-        return withdraw()
-
-    def fingerprint(self, split: Split) -> str:
-        """That of the other evaluator."""
-        return self._evaluator.fingerprint(split)
-
-    def close(self) -> None:
-        """Close the other evaluator."""
-        self._evaluator.close()
 
 
 class ContinuedLedger(Ledger):
