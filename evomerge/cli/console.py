@@ -100,5 +100,6 @@ def print_result(run: Path, imports: Sequence[str] = ()) -> None:
         console.print(render(summarize(run)))
     except NoBaselinesError:
         console.print("There is no table: without baselines the winner has nothing to be compared with.")
-    console.print(f"\nThe recipe for mergekit:   evomerge export {run} --format mergekit{needed}", soft_wrap=True)
-    console.print(f"The model, ready to load:  evomerge merge {run} OUT{needed}", soft_wrap=True)
+    console.print(f"\nWhat it found, in pictures: evomerge report {run}", soft_wrap=True)
+    console.print(f"The recipe for mergekit:    evomerge export {run} --format mergekit{needed}", soft_wrap=True)
+    console.print(f"The model, ready to load:   evomerge merge {run} OUT{needed}", soft_wrap=True)

@@ -5,9 +5,11 @@ Abrantes, Lange, Tang, "Competition and Attraction Improve Model Fusion" (arXiv 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -77,25 +79,22 @@ def mutate_(array: Floats, sigma: float, rng: np.random.Generator) -> None:
 
 
 def _noise(count: int, sigma: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Normal noise by the transform of Box and Muller (1958), in half the time of numpy's: it is a search's main cost.
+    """Normal noise from a table, in a quarter of the time of numpy's: drawing it is a search's main cost.
 
-    Of 24 random bits, so that nothing lies beyond 5.9 standard deviations.
+    Every number is one of 65,536 equally likely quantiles, so that none lies beyond 4.4 standard deviations.
     """
-    half = (count + 1) // 2
-    bits = rng.bit_generator.random_raw(half).view(np.uint32)
-    radius = (bits[:half] >> np.uint32(8)).astype(np.float32)
-    radius += np.float32(0.5)
-    radius *= np.float32(2**-24)
-    np.log(radius, out=radius)
-    radius *= np.float32(-2 * sigma * sigma)
-    np.sqrt(radius, out=radius)
-    angle = bits[half:].view(np.int32).astype(np.float32)
-    angle *= np.float32(math.pi * 2**-31)
-    noise = np.empty((2, half), np.float32)
-    np.cos(angle, out=noise[0])
-    np.sin(angle, out=noise[1])
-    noise *= radius
-    return noise.reshape(-1)[:count]
+    bits = rng.bit_generator.random_raw((count + 3) // 4).view(np.uint16)
+    noise = np.take(_quantiles(), bits[:count], mode="clip")  # which checks nothing: all indices are in the table
+    noise *= np.float32(sigma)
+    return noise
+
+
+@functools.cache
+def _quantiles() -> NDArray[np.float32]:
+    """Of the standard normal distribution, in the middle of 65,536 equal shares."""
+    share, normal = 2**-16, NormalDist()
+    upper = np.array([normal.inv_cdf(0.5 + (number + 0.5) * share) for number in range(2**15)], np.float32)
+    return np.concatenate([-upper[::-1], upper])
 
 
 def _omega(a: Floats, b: Floats) -> float | None:
