@@ -79,21 +79,21 @@ def mutate_(array: Floats, sigma: float, rng: np.random.Generator) -> None:
 
 
 def _noise(count: int, sigma: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Normal noise from a table, in a quarter of the time of numpy's: drawing it is a search's main cost.
+    """Normal noise from a table, in a third of the time of numpy's: drawing it is a search's main cost.
 
-    Every number is one of 65,536 equally likely quantiles, so that none lies beyond 4.4 standard deviations.
+    Every number is one of 4,096 equally likely quantiles, of which none lies beyond 3.7 standard deviations. A larger
+    table would not stay in the processor's first cache.
     """
-    bits = rng.bit_generator.random_raw((count + 3) // 4).view(np.uint16)
-    noise = np.take(_quantiles(), bits[:count], mode="clip")  # which checks nothing: all indices are in the table
-    noise *= np.float32(sigma)
-    return noise
+    bits = rng.bit_generator.random_raw((count + 3) // 4).view(np.uint16)[:count]
+    bits >>= np.uint16(4)
+    return _quantiles(sigma).take(bits)
 
 
-@functools.cache
-def _quantiles() -> NDArray[np.float32]:
-    """Of the standard normal distribution, in the middle of 65,536 equal shares."""
-    share, normal = 2**-16, NormalDist()
-    upper = np.array([normal.inv_cdf(0.5 + (number + 0.5) * share) for number in range(2**15)], np.float32)
+@functools.lru_cache(maxsize=8)
+def _quantiles(sigma: float) -> NDArray[np.float32]:
+    """Of the normal distribution around zero, in the middle of 4,096 equal shares."""
+    share, normal = 2**-12, NormalDist()
+    upper = np.array([sigma * normal.inv_cdf(0.5 + (number + 0.5) * share) for number in range(2**11)], np.float32)
     return np.concatenate([-upper[::-1], upper])
 
 
