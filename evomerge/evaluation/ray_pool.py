@@ -271,6 +271,12 @@ class RayEvaluator:
         text = " ".join(str(error).split())
         if "owner has died" in text or "Owner's node has crashed" in text:
             raise self._cluster.lost("the Ray node that the search runs on has gone")
+        if "creation task" in text:  # what it is made from could not be read: it will not be the next time either
+            raise EvomergeError(
+                f"{seat.name} could not be made: {str(error).strip().splitlines()[-1].strip()}",
+                "modules that every node can import",
+                "install them there, or put them into a folder and set evaluator.working_dir",
+            )
         memory = isinstance(error, OutOfMemoryError)
         guilty = memory or isinstance(error, WorkerCrashedError) or "worker process has died" in text
         how = "Ray ended it because its node ran out of memory" if memory else "killed, or crashed"

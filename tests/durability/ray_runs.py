@@ -105,10 +105,8 @@ def main() -> int:
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     """The command above in a process of its own."""
-    root = Path(__file__).resolve().parents[2]
-    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)])}
     command = [sys.executable, __file__, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 class Node:
@@ -161,8 +159,13 @@ class Node:
             _end(pid)
 
 
-ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-"""With it every process of a test agrees that there are no tokens."""
+_HERE = Path(__file__).resolve().parent
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_AUTH_MODE": "disabled",
+    "PYTHONPATH": os.pathsep.join([str(_HERE.parents[1]), str(_HERE)]),
+}
+"""With it every process of a test agrees that there are no tokens, and can import this file and its neighbours."""
 
 
 def _end(pid: int) -> None:

@@ -1,6 +1,7 @@
 """Ray actors: what they are given, how they die. One Ray for all tests of this file: starting it takes seconds."""
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -166,6 +167,17 @@ def test_a_worker_that_cannot_be_built_gives_its_own_error(tmp_path: Path) -> No
     evaluator.submit(Candidate(0, None))
     with pytest.raises(PoolError, match="no folder math; look again"):
         evaluator.collect()
+    evaluator.close()
+
+
+def test_a_worker_whose_module_is_not_there_is_not_tried_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("class Build:\n    def __call__(self, **settings): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    evaluator = RayEvaluator(importlib.import_module("only_here").Build(), workers=1, **HERE)
+    with pytest.raises(EvomergeError, match=r"worker 1 could not be made: .*No module named 'only_here'; modules that"):
+        evaluator.fingerprint("search")
     evaluator.close()
 
 
