@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import threading
 import time
 from typing import Literal
 
@@ -54,8 +55,7 @@ class DigitsFitness:
         images, self._labels = load_images(part)
         # The row of ones meets the biases, which follow their matrix in the flat weights.
         self._images = np.concatenate([images, np.ones((len(images), 1), np.float32)], axis=1)
-        self._units = np.empty((len(images), hidden), np.float32)
-        self._logits = np.empty((len(images), CLASSES), np.float32)
+        self._room = threading.local()
         odd = self._labels % 2 == 1
         self._odd, self._even = (np.asarray(m / m.sum(), np.float64) for m in (odd, ~odd))
 
@@ -84,13 +84,22 @@ class DigitsFitness:
         return f"sha256:{digest.hexdigest()}"
 
     def forward(self, weights: Array) -> Array:
-        """Logits of shape ``(images, 10)``, float32; the array is overwritten by the next call."""
+        """Logits of shape ``(images, 10)``, float32; the thread's next call overwrites them."""
         split = (PIXELS + 1) * self._hidden
-        np.matmul(self._images, weights[:split].reshape(PIXELS + 1, self._hidden), out=self._units)
-        np.maximum(self._units, 0, out=self._units)
-        np.matmul(self._units, weights[split:-CLASSES].reshape(self._hidden, CLASSES), out=self._logits)
-        self._logits += weights[-CLASSES:]
-        return self._logits
+        units, logits = self._outputs()
+        np.matmul(self._images, weights[:split].reshape(PIXELS + 1, self._hidden), out=units)
+        np.maximum(units, 0, out=units)
+        np.matmul(units, weights[split:-CLASSES].reshape(self._hidden, CLASSES), out=logits)
+        logits += weights[-CLASSES:]
+        return logits
+
+    def _outputs(self) -> tuple[Array, Array]:
+        """What a forward writes to, the same memory for all of a thread's: fresh pages would take longer than it."""
+        if not hasattr(self._room, "outputs"):
+            shapes = (len(self._images), self._hidden), (len(self._images), CLASSES)
+            self._room.outputs = np.empty(shapes[0], np.float32), np.empty(shapes[1], np.float32)
+        outputs: tuple[Array, Array] = self._room.outputs
+        return outputs
 
     def score(self, weights: Array) -> Scores:
         """Score flat weights, float32 of shape ``(size,)``.

@@ -13,12 +13,14 @@ Every method runs with the strategy classes and the experiment files that `evome
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from threadpoolctl import ThreadpoolController
 
 from evomerge.array_genome import ArraySpec, numbers
 from evomerge.candidate import Candidate
 from evomerge.cli.composed import compose_config
 from evomerge.factory import build_parts
 from evomerge.files import write_text_atomic
+from evomerge.flight import Flight
 from evomerge.protocols import Strategy
 from evomerge.strategies.crossover import Cut, child_of
 from fitness.digits import DigitsFitness
@@ -248,26 +252,62 @@ def figure(folder: Path, path: Path) -> None:
     drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def speed(passes: int = 4000) -> None:
-    """Print M2N2's passes per second beside the arithmetic alone: the same forward, the same threads.
+def speed(blocks: int = 60, passes: int = 100) -> None:
+    """Print passes per second of M2N2 and of the forward alone, medians over blocks in turn on the same machine.
 
-    Medians over single passes, taken in turn, so that both meet the same machine.
+    Once one after the other, with as many BLAS threads as there are cores: every child then knows how its elder did, as
+    in the paper. And once with a worker on every core and one more candidate in flight.
     """
     fitness = DigitsFitness()
     weights = 0.05 * np.random.default_rng(0).standard_normal(fitness.size, dtype=np.float32)
-    parts = build_parts(compose_config([f"experiment={METHODS[0].experiment}"]))
-    passing = _search(parts.strategy, parts.evaluator)
-    floor: list[float] = []
-    loop: list[float] = []
-    for number in range(passes):
-        for durations, run in ((floor, lambda: fitness.forward(weights)), (loop, lambda: next(passing))):
-            started = time.perf_counter()
-            run()
-            if number >= passes // 10:
-                durations.append(time.perf_counter() - started)
-    alone, whole = float(np.median(floor)), float(np.median(loop))
-    console.print(f"forward alone: {1 / alone:,.0f} passes/s ({1e3 * alone:.3f} ms)")
-    console.print(f"M2N2:          {1 / whole:,.0f} passes/s ({1e3 * whole:.3f} ms), {whole / alone:.2f} times as long")
+    cores, blas = len(os.sched_getaffinity(0)), ThreadpoolController()
+    threads = ThreadPoolExecutor(cores)
+
+    def forwards(many: int) -> None:
+        for _ in range(many):
+            fitness.forward(weights)
+
+    def shared() -> None:
+        list(threads.map(forwards, [passes // cores] * cores))
+
+    several = (f"evaluator.workers={cores}", f"search.in_flight={cores + 1}")
+    ways: dict[str, tuple[int, Callable[[], object]]] = {
+        "forwards, one after the other": (cores, lambda: forwards(passes)),
+        "M2N2, one after the other": (cores, _block(passes)),
+        f"forwards, {cores} at once": (1, shared),
+        f"M2N2, {cores} at once": (1, _block(passes, *several)),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(blocks):
+        for name, (limit, run) in ways.items():
+            with blas.limit(limits=limit, user_api="blas"):
+                started = time.perf_counter()
+                run()
+                if number >= blocks // 10:
+                    found[name].append(time.perf_counter() - started)
+    times = {name: float(np.median(seconds)) / passes for name, seconds in found.items()}
+    floor = times["forwards, one after the other"]
+    for name, each in times.items():
+        console.print(f"{name:30} {1 / each:6,.0f} passes/s ({1e3 * each:.3f} ms), {each / floor:.2f} of the first")
+
+
+def _block(passes: int, *overrides: str) -> Callable[[], None]:
+    """M2N2 for so many passes, from where the last block ended."""
+    config = compose_config([f"experiment={METHODS[0].experiment}", *overrides])
+    parts = build_parts(config)
+    flight = Flight(parts.evaluator, "search", ordered=True)
+    numbers = itertools.count()
+
+    def run() -> None:
+        begun = 0
+        for told in range(passes):
+            while begun < passes and begun - told < (config.search.in_flight or 1):
+                (proposal,) = parts.strategy.ask(1)
+                flight.launch(Candidate(next(numbers), None, proposal.genome, proposal.parents))
+                begun += 1
+            parts.strategy.tell(*flight.land())
+
+    return run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -293,5 +333,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

@@ -47,3 +47,11 @@ def test_the_table_has_means_and_standard_errors(tmp_path: Path) -> None:
     rows = digits.write_csv(tmp_path).read_text().splitlines()
     assert rows[1] == "scratch,ga,10,0.40000,0.00000,0.50000,3"
     assert rows[2].startswith("scratch,ga,20,0.85000,0.02887,0.60000")
+
+
+def test_speed_is_told_beside_the_arithmetic_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(digits.console, "print", said.append)
+    digits.speed(blocks=2, passes=30)
+    assert [line.split("  ")[0].rpartition(",")[0] for line in said] == ["forwards", "M2N2"] * 2
+    assert all(float(line.split(" ms), ")[1].split()[0]) > 0 for line in said)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from evomerge.array_genome import numbers
 from evomerge.candidate import Candidate, Evaluation, Split
@@ -31,7 +34,10 @@ class ArrayFitness(Protocol):
         """What makes a search on these items hard to trust, a line each."""
 
     def score(self, weights: NDArray[np.float32]) -> Scores:
-        """Score one array, which stays as it is. `FitnessError` for one that has no score."""
+        """Score one array, which stays as it is. `FitnessError` for one that has no score.
+
+        Threads call it at the same time where `evaluator.workers` is more than one.
+        """
 
     def fingerprint(self) -> str:
         """Hash of the items and of how they are scored."""
@@ -42,12 +48,15 @@ class DirectEvaluator:
 
     Args:
         fitnesses: by split; ``search`` must be among them.
+        workers: how many genomes are scored at once, each by a thread of its own with one thread of BLAS. One scores
+            in the caller's thread and leaves BLAS as it is. Several are of use to a search that has more than one
+            candidate in flight (`search.in_flight`).
 
     Raises:
-        ConfigError: a fitness that scores models, not arrays.
+        ConfigError: a fitness that scores models, not arrays; no worker.
     """
 
-    def __init__(self, fitnesses: Mapping[Split, ArrayFitness]) -> None:
+    def __init__(self, fitnesses: Mapping[Split, ArrayFitness], *, workers: int = 1) -> None:
         for split, fitness in fitnesses.items():
             if not hasattr(fitness, "score"):
                 raise ConfigError(
@@ -55,21 +64,63 @@ class DirectEvaluator:
                     "evaluator=direct needs one that scores arrays",
                     "choose another fitness, such as digits, or evaluator=local",
                 )
-        self._fitnesses = dict(fitnesses)
+        if workers < 1:
+            raise ConfigError(f"evaluator.workers is {workers}", "at least 1")
+        self._fitnesses, self._workers = dict(fitnesses), workers
         self._queue: deque[tuple[Candidate, Split]] = deque()
+        self._threads: ThreadPoolExecutor | None = None
+        self._begun: dict[int, Future[Evaluation]] = {}
+        self._done: SimpleQueue[Future[Evaluation]] = SimpleQueue()
+        self._limits: threadpool_limits | None = None
 
     @property
     def slots(self) -> int:
-        """One: the process evaluates while it is asked to."""
-        return 1
+        """The workers."""
+        return self._workers
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
         """Queue a candidate."""
-        self._queue.append((candidate, split))
+        if self._workers == 1:
+            self._queue.append((candidate, split))
+            return
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._workers, "evaluation")
+            self._limits = threadpool_limits(1, user_api="blas")
+        future = self._begun[candidate.id] = self._threads.submit(self._evaluate, candidate, split)
+        future.add_done_callback(self._done.put)
 
     def collect(self) -> Evaluation:
-        """Score the oldest queued candidate."""
-        candidate, split = self._queue.popleft()
+        """Score the oldest queued candidate; with several workers, wait for any."""
+        if self._queue:
+            return self._evaluate(*self._queue.popleft())
+        while (future := self._done.get()).cancelled():
+            pass
+        evaluation = future.result()
+        del self._begun[evaluation.candidate]
+        return evaluation
+
+    def withdraw(self) -> list[int]:
+        """Forget all that is queued; returns the candidates' ids."""
+        ids = [candidate.id for candidate, _ in self._queue]
+        self._queue.clear()
+        for number, future in list(self._begun.items()):
+            if future.cancel():
+                ids.append(number)
+                del self._begun[number]
+        return ids
+
+    def fingerprint(self, split: Split) -> str:
+        """The fingerprint of a split's fitness."""
+        return self._fitnesses[split].fingerprint()
+
+    def close(self) -> None:
+        """End the threads, and give BLAS back those that it had."""
+        if self._threads is not None and self._limits is not None:
+            self._threads.shutdown(cancel_futures=True)
+            self._limits.restore_original_limits()
+            self._threads = self._limits = None
+
+    def _evaluate(self, candidate: Candidate, split: Split) -> Evaluation:
         if candidate.genome is None:
             return Evaluation(candidate.id, "failed", split, error="there is no genome to score")
         try:
@@ -78,16 +129,3 @@ class DirectEvaluator:
             trace = "" if isinstance(error, EvomergeError) else traceback.format_exc()
             return Evaluation(candidate.id, "failed", split, error=one_line(error), traceback=trace)
         return Evaluation(candidate.id, "ok", split, scores.objectives, scores.metrics, scores.items, scores.seconds)
-
-    def withdraw(self) -> list[int]:
-        """Forget all that is queued; returns the candidates' ids."""
-        ids = [candidate.id for candidate, _ in self._queue]
-        self._queue.clear()
-        return ids
-
-    def fingerprint(self, split: Split) -> str:
-        """The fingerprint of a split's fitness."""
-        return self._fitnesses[split].fingerprint()
-
-    def close(self) -> None:
-        """Nothing is held."""

@@ -57,6 +57,16 @@ def test_a_signal_ends_a_search_and_resume_goes_on(tmp_path: Path) -> None:
     assert canonical_events(RunFolder(run)) == canonical_events(RunFolder(tmp_path / "whole"))
 
 
+def test_several_threads_that_score_arrays_change_nothing(tmp_path: Path) -> None:
+    runs = []
+    for workers in (1, 2):
+        runs.append(tmp_path / str(workers))
+        few = ["experiment=m2n2_digits", "search.evaluations=400", "search.in_flight=3", "display=quiet"]
+        assert main(["search", *few, f"evaluator.workers={workers}", f"run_dir='{runs[-1]}'"]) == 0
+    one, two = (canonical_events(RunFolder(run)) for run in runs)
+    assert one == two
+
+
 def test_a_cut_ledger_of_real_models_ends_the_same(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)

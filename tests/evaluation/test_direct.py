@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,58 @@ def test_a_candidate_s_failure_is_its_own() -> None:
     assert refused.status == nothing.status == "failed"
     assert "negative weights" in refused.error
     assert "no genome" in nothing.error
+
+
+class Meeting(Sum):
+    """Scores when two have come."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2)
+
+    def score(self, weights: np.ndarray) -> Scores:
+        self.barrier.wait(timeout=60)
+        return super().score(weights)
+
+
+def test_workers_score_at_the_same_time() -> None:
+    evaluator = DirectEvaluator({"search": Meeting()}, workers=2)
+    assert evaluator.slots == 2
+    for number in range(6):
+        evaluator.submit(Candidate(number, None, ArrayGenome(np.array([float(number)]))))
+    found = {e.candidate: e.objectives["sum"] for e in (evaluator.collect() for _ in range(6))}
+    assert found == {number: float(number) for number in range(6)}
+    evaluator.close()
+
+
+class Slow(Sum):
+    """Says that it has begun, and goes on when it may."""
+
+    def __init__(self) -> None:
+        self.begun, self.may = threading.Semaphore(0), threading.Event()
+
+    def score(self, weights: np.ndarray) -> Scores:
+        self.begun.release()
+        self.may.wait(60)
+        return super().score(weights)
+
+
+def test_what_no_worker_has_begun_with_can_be_taken_back() -> None:
+    fitness = Slow()
+    evaluator = DirectEvaluator({"search": fitness}, workers=2)
+    for number in range(5):
+        evaluator.submit(Candidate(number, None, ArrayGenome(np.array([1.0]))))
+    for _ in range(2):
+        fitness.begun.acquire(timeout=60)
+    assert evaluator.withdraw() == [2, 3, 4]
+    fitness.may.set()
+    evaluator.submit(Candidate(5, None, ArrayGenome(np.array([1.0]))))
+    assert sorted(evaluator.collect().candidate for _ in range(3)) == [0, 1, 5]
+    evaluator.close()
+
+
+def test_no_worker_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"evaluator\.workers is 0; at least 1"):
+        DirectEvaluator({"search": Sum()}, workers=0)
 
 
 def test_a_fitness_of_models_is_refused() -> None:
