@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -135,8 +136,16 @@ def build_parts(config: Config) -> Parts:
         assert pool is not None
         remote = functools.partial(remote_worker, plain(config), dict(pool.info.refs), os.getcwd())
         worker = ShippedBuilder(remote, own_files([*config.imports, *_targets(config)]))
-    evaluator = build(config.evaluator, "evaluator", worker)
+    evaluator = build(_with_cache(config), "evaluator", worker)
     return Parts(pool, spaces[0], strategies[0], evaluator, fitness, held_out, phases, warm, trackers)
+
+
+def _with_cache(config: Config) -> Any:
+    """The evaluator's node, where ``shared_cache: run`` is a folder in the run's."""
+    node = plain(config.evaluator)
+    if isinstance(node, dict) and node.get("shared_cache") == "run":
+        node["shared_cache"] = str(Path(config.run_dir).absolute() / "slices")
+    return node
 
 
 def _check_search(config: Config) -> None:

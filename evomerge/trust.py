@@ -83,7 +83,7 @@ def _reason(key: str, value: Any) -> str:
         return "code that models bring along is not run unasked"
     if key == "evaluator.address" and value not in (None, "auto", "local"):
         return "a Ray cluster runs what it likes on this machine: it is not connected to unasked"
-    if key == "evaluator.shared_cache" and value not in ("auto", "off", "memory", "disk"):
+    if key == "evaluator.shared_cache" and value not in ("auto", "off", "memory", "disk", "run"):
         return "nothing is written outside the run unasked"
     if re.fullmatch(r"trackers\.\d+\.(tracking_uri|entity|folder)", key) and value is not None:
         return "a run is told to no strange server, account or folder unasked"

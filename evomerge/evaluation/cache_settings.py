@@ -20,6 +20,7 @@ class CacheSettings:
         memory: bytes in each worker; ``None`` for a quarter of what is free, divided among the workers.
         shared: ``off``; ``memory`` or ``disk``, for as long as the run lasts; or a folder, which stays.
         shared_size: bytes of the shared cache; ``None`` for a part of what is free.
+        keep_all: whether the shared cache keeps what was merged once, and not only what is likely wanted again.
         workers: how many of them one machine may hold.
         run: tells the temporary folders of runs apart.
     """
@@ -27,11 +28,14 @@ class CacheSettings:
     memory: int | None = None
     shared: str = "off"
     shared_size: int | None = None
+    keep_all: bool = False
     workers: int = 1
     run: str = ""
 
     @classmethod
-    def of(cls, cache: str | int, shared_cache: str, shared_cache_size: str | int, workers: int = 1) -> CacheSettings:
+    def of(
+        cls, cache: str | int, shared_cache: str, shared_cache_size: str | int, keeps: str = "likely", workers: int = 1
+    ) -> CacheSettings:
         """From an evaluator's configuration: ``auto`` shares in memory between several workers.
 
         Raises:
@@ -41,5 +45,9 @@ class CacheSettings:
         size = None if shared_cache_size == "auto" else byte_count(shared_cache_size, "evaluator.shared_cache_size")
         shared = ("memory" if workers > 1 else "off") if shared_cache == "auto" else shared_cache
         if shared not in WORDS and os.sep not in shared:
-            raise ConfigError(f"evaluator.shared_cache is {shared_cache!r}", f"{', '.join(WORDS)}, or a folder's path")
-        return cls(memory, shared, size, workers, secrets.token_hex(4))
+            raise ConfigError(
+                f"evaluator.shared_cache is {shared_cache!r}", f"{', '.join(WORDS)}, run, or a folder's path"
+            )
+        if keeps not in ("likely", "all"):
+            raise ConfigError(f"evaluator.shared_cache_keeps is {keeps!r}", "likely or all")
+        return cls(memory, shared, size, keeps == "all", workers, secrets.token_hex(4))

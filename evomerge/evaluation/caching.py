@@ -41,7 +41,7 @@ def open_shared(settings: CacheSettings, pool: Pool, device: str) -> SharedCache
         try:
             folder.mkdir(parents=True, exist_ok=True)
             size = settings.shared_size or shutil.disk_usage(folder).free // 4
-            return SharedCache(folder, size, temporary=False)
+            return SharedCache(folder, size, temporary=False, keep_all=settings.keep_all)
         except OSError as error:
             raise ConfigError(
                 f"evaluator.shared_cache is {settings.shared!r}, which cannot be written ({error.strerror})",
@@ -58,7 +58,7 @@ def open_shared(settings: CacheSettings, pool: Pool, device: str) -> SharedCache
                 size = min(size, free_memory(torch.device("cpu")) // 4)
             if size < model or size > shutil.disk_usage(root).free:
                 raise OSError(f"{size / 1e6:.0f} MB of room, a model has {model / 1e6:.0f} MB")
-            return SharedCache(root / f"{_prefix()}{settings.run}-{content}", size)
+            return SharedCache(root / f"{_prefix()}{settings.run}-{content}", size, keep_all=settings.keep_all)
         except OSError as error:
             then = "; trying a disk" if root == _SHARED_MEMORY else ""
             _LOG.warning("no shared cache in %s (%s)%s", root, error, then)

@@ -37,6 +37,7 @@ class LocalEvaluator:
         cache: bytes of merged slices to keep (``2GB``); ``auto`` for a quarter of what is free.
         shared_cache: ``off`` (and ``auto``), ``memory``, ``disk``, or a folder that outlives the run.
         shared_cache_size: its bytes.
+        shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
         timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
             that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
     """
@@ -50,13 +51,14 @@ class LocalEvaluator:
         cache: str | int = "auto",
         shared_cache: str = "auto",
         shared_cache_size: str | int = "auto",
+        shared_cache_keeps: str = "likely",
         timeout: float | None = None,
     ) -> None:
         if timeout is not None and timeout <= 0:
             raise ConfigError(f"evaluator.timeout is {timeout:g}", "seconds above 0, or null")
         self._timeout = timeout
         self._build = build
-        self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size)
+        self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size, shared_cache_keeps)
         self._device, self._threads = device, threads
         self._worker: Worker | None = None
         self._doing = Work(_NAME)

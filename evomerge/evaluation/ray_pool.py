@@ -65,6 +65,7 @@ class RayEvaluator:
         shared_cache: of the workers of a machine: ``memory`` (``auto`` with several workers), ``disk``, ``off``, or a
             folder that outlives the run.
         shared_cache_size: its bytes.
+        shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
         timeout: seconds that an evaluation may take; then its worker is replaced, and it has failed.
         tries: how many workers may die evaluating a candidate.
         patience: seconds to wait for a place for a worker while there is no worker.
@@ -84,6 +85,7 @@ class RayEvaluator:
         cache: str | int = "auto",
         shared_cache: str = "auto",
         shared_cache_size: str | int = "auto",
+        shared_cache_keeps: str = "likely",
         timeout: float | None = None,
         tries: int = 2,
         patience: float = 600,
@@ -104,7 +106,7 @@ class RayEvaluator:
         self._fixed = workers if isinstance(workers, int) else None
         modules = getattr(build, "modules", ())
         self._cluster = Cluster(address, cpus_per_worker, gpus_per_worker, self._fixed, modules, working_dir)
-        self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size, self._fixed or 2)
+        self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size, shared_cache_keeps, self._fixed or 2)
         several = device == "auto" and gpus_per_worker > 1
         self._device, self._threads = "spread" if several else device, cpus_per_worker if threads is None else threads
         self._seats = Seats(tries, timeout)

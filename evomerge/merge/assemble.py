@@ -296,15 +296,14 @@ class Resident:
         return kept or self._merge_stage(entry, StageSlices(entry, self._merge_stage, self._kept_stage))
 
     def _kept_stage(self, entry: SlicePlan) -> Mapping[str, torch.Tensor] | None:
-        """The same where it is in memory, ``None`` elsewhere."""
-        held = self._live.get(entry.key) if not self.pool.layout.joins else None
-        if held is not None:
-            return dict(zip(entry.tensors, held.tensors, strict=True))
-        merged = self._memory.take(f"intermediate {entry.key}")
-        if merged is None:
-            return None
-        self._memory.put(f"intermediate {entry.key}", merged)
-        return dict(zip(entry.tensors, merged.tensors, strict=True))
+        """The same where it is kept, as an intermediate or as the slice of an earlier candidate; ``None`` elsewhere."""
+        found = self._memory.peek(f"intermediate {entry.key}")
+        if found is None and not self.pool.layout.joins:  # otherwise a model's tensors are not those of a checkpoint
+            found = self._live.get(entry.key) or self._memory.peek(entry.key)
+            if found is None and self._shared is not None:
+                found = self._shared.get(anywhere(entry.key))
+                found = None if found is None else moved(found, self.model.device)
+        return None if found is None else dict(zip(entry.tensors, found.tensors, strict=True))
 
     def _merge_stage(
         self, entry: SlicePlan, made: Callable[[SlicePlan], Mapping[str, torch.Tensor]]

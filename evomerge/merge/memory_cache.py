@@ -53,6 +53,13 @@ class MemoryCache:
         self.used -= found[1].nbytes
         return found[1]
 
+    def peek(self, key: str) -> Merged | None:
+        """The slice of a key, which stays, as one that was used just now; ``None`` when it is not there."""
+        found = self.take(key)
+        if found is not None:
+            self.put(key, found)
+        return found
+
     def put(self, key: str, merged: Merged) -> None:
         """Hand a slice over; what there is no room for, and what costs nothing to have again, is not kept."""
         size = merged.nbytes

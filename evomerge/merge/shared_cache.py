@@ -52,20 +52,22 @@ class SharedCache:
 
     A file appears whole, by atomic rename, and stays readable for those who have it mapped when it is evicted. Slices
     are published when they have been computed before, or when most are: a search which never repeats itself writes
-    nothing. Evicts by GreedyDual-Size (Cao and Irani, 1997); a file's modification time is its priority, that of
-    ``age`` the priority evicted last, so that all there is to know lies in the folder.
+    nothing. With `keep_all` they are published whenever they have been computed. Evicts by GreedyDual-Size (Cao and
+    Irani, 1997); a file's modification time is its priority, that of ``age`` the priority evicted last, so that all
+    there is to know lies in the folder.
 
     Args:
         folder: made when it is not there.
         budget: bytes of all files together.
         temporary: whether the last worker that closes the cache removes the folder.
+        keep_all: see above.
 
     Raises:
         OSError: the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path, budget: int, *, temporary: bool = True) -> None:
-        self.folder, self.budget, self._temporary = folder, budget, temporary
+    def __init__(self, folder: Path, budget: int, *, temporary: bool = True, keep_all: bool = False) -> None:
+        self.folder, self.budget, self._temporary, self._keep_all = folder, budget, temporary, keep_all
         self._lock = _used(folder)
         table = folder / "seen"
         with table.open("a+b") as file:
@@ -101,11 +103,12 @@ class SharedCache:
     def offer(self, key: str, merged: Merged) -> bool:
         """Publish a slice that was just computed, if it is likely to be wanted again; returns whether.
 
-        It is when anyone computed it before, or when so much of what is computed was that publishing at once pays.
+        It is when anyone computed it before, when so much of what is computed was that publishing at once pays, or when
+        all are kept.
         """
         again, size = self._mark(key), merged.nbytes
         self._repeats += (again - self._repeats) / _MEMORY
-        if not again and self._repeats * merged.cost <= self._rate * size:
+        if not (again or self._keep_all) and self._repeats * merged.cost <= self._rate * size:
             return False
         path = self.folder / f"{key}{_SUFFIX}"
         if size > self.budget // 4 or any(tensor.dtype not in _SAFETENSORS for tensor in merged.tensors):

@@ -156,3 +156,12 @@ def test_other_weights_or_scores_are_refused(finished_run: Path) -> None:
         again.check_pool(other)
     with pytest.raises(EvomergeError, match="the fitness has fingerprint sha256:other"):
         again.check("sha256:other")
+
+
+def test_slices_are_kept_in_the_run_folder_when_asked(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    budget = next(event for event in read_ledger(RunFolder(run)) if event["event"] == "started")["evaluations"]
+    keep = ["evaluator.shared_cache=run", "evaluator.shared_cache_keeps=all"]
+    assert main(["resume", str(run), f"search.evaluations={budget + 2}", *keep]) == 0
+    assert list((run / "slices").rglob("*.safetensors"))

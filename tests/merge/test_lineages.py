@@ -15,10 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from evomerge.candidate import Candidate, Evaluation
+from evomerge.merge import assemble
 from evomerge.merge.assemble import Resident
 from evomerge.merge.engine import merge_slice
 from evomerge.merge.methods import specs
 from evomerge.merge.plan import make_plan
+from evomerge.merge.shared_cache import SharedCache
+from evomerge.merge.slice_plan import SlicePlan
 from evomerge.merge.stage_slices import stages_of
 from evomerge.models.pool import Pool, open_pool
 from evomerge.protocols import Objective
@@ -104,3 +107,36 @@ def test_a_graph_with_a_million_paths_is_made_step_by_step(llamas: Callable[...,
     again = make_plan(space.decode(space.spec.child(one, two, [0.3, 0.6])), pool)
     sources = again.slices[1].parts[0].sources
     assert sources[0].made is plan.slices[1] or sources[0].made == plan.slices[1]
+
+
+def test_a_parent_that_was_a_candidate_is_not_merged_again(
+    llamas: Callable[..., dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by the worker that had it nor, where all is kept, by one of the next session."""
+    pool = opened(llamas)
+    space = LineageSpace(pool.info, specs(), seeds=["a", "b"])
+    a, b = space.spec.seed("a"), space.spec.seed("b")
+    parent = space.spec.child(a, b, [0.3, 0.6])
+    child = space.spec.child(parent, b, [0.4, 0.2])
+    merged: list[str] = []
+
+    def counted(entry: SlicePlan, *rest: Any, **more: Any) -> Any:
+        merged.append(entry.key)
+        return merge_slice(entry, *rest, **more)
+
+    monkeypatch.setattr(assemble, "merge_slice", counted)
+
+    def tensors(resident: Resident, *genomes: Any) -> Tensors:
+        for genome in genomes:
+            resident.apply(make_plan(space.decode(genome), pool))
+        return {name: p.detach().clone() for name, p in resident.model.module.named_parameters()}
+
+    expected = tensors(Resident(pool, cache=0), child)
+    every = len(merged)
+    for number, genomes in enumerate([(parent, child), (parent, a, child), (child,)]):
+        merged.clear()
+        cache = SharedCache(tmp_path / "shared", 10**8, temporary=False, keep_all=True)
+        own = tensors(Resident(pool, shared=cache if number else None), *genomes)
+        assert len(merged) < every if number == 0 else merged == []  # a worker of its own keeps a quarter at first
+        assert all(torch.equal(own[name], tensor) for name, tensor in expected.items())
+        cache.close()

@@ -78,6 +78,7 @@ def test_what_needs_no_asking() -> None:
     check_trust({"imports": [], "pool": {"trust_remote_code": False}}, [], "it")
     check_trust({"trackers": ["wandb", {"name": "mlflow", "experiment": "e", "tracking_uri": None}]}, [], "it")
     check_trust({"evaluator": {"address": "auto", "shared_cache": "memory"}}, [], "it")
+    check_trust({"evaluator": {"shared_cache": "run"}}, [], "it")
 
 
 @pytest.mark.parametrize(
