@@ -326,7 +326,6 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
         ) as checkpoints,
     ):
         fingerprint = parts.evaluator.fingerprint("search")
-        interrupts.install()
         if again is not None:
             folder.sweep()
             again.check(fingerprint)

@@ -42,15 +42,10 @@ class Interrupts:
             raise Terminated(self.name)
         return bool(self.name)
 
-    def install(self) -> None:
-        """Take the signals over, again where a library (Ray, when it starts) has done so meanwhile."""
+    def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                before = signal.signal(number, self._arrive)
-                self._before.setdefault(number, before)
-
-    def __enter__(self) -> Interrupts:
-        self.install()
+                self._before[number] = signal.signal(number, self._arrive)
         return self
 
     def __exit__(

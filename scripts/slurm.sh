@@ -88,7 +88,7 @@ while :; do
   wait "$search" || status=$?
   kill -0 "$search" 2>/dev/null || break # otherwise it was the signal that ended the waiting
 done
-if [[ -n $ended && ($status == 143 || $status == 130) ]]; then
+if [[ -n $ended && $status -ge 128 ]]; then # ended by the signal, in whatever way
   again
 fi
 exit "$status"

@@ -46,16 +46,6 @@ def test_a_second_sigterm_does_not_wait() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_what_a_library_has_taken_is_taken_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with Interrupts() as interrupts:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        interrupts.install()
-        with pytest.raises(Terminated):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 def test_another_thread_installs_nothing() -> None:
     before, wanted = signal.getsignal(signal.SIGINT), []
 

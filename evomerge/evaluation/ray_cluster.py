@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -76,7 +78,8 @@ class Cluster:
         if self._environment:
             settings["runtime_env"] = self._environment
         if self.address is None:
-            settings["include_dashboard"] = False
+            # Without an address Ray would look for a cluster that somebody has started on this machine.
+            settings |= {"address": "local", "include_dashboard": False}
             if self.workers is not None:
                 settings["num_cpus"] = self.workers * self.cpus
         else:
@@ -84,7 +87,8 @@ class Cluster:
             self._require_listener(self.address)
             _find_token()
         try:
-            ray.init(**settings)
+            with _own_signals():
+                ray.init(**settings)
         except (Exception, SystemExit) as error:  # Ray raises whatever it likes, and exits for a timeout
             with contextlib.suppress(Exception):
                 ray.shutdown()
@@ -187,6 +191,20 @@ def _find_token() -> None:
             find(warn_if_disabled=False)
         finally:
             setup.logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes over what SIGTERM does when it starts: a search that is asked to end would crash."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _identity(head: str) -> str | None:
