@@ -97,7 +97,7 @@ def cluster() -> Iterator[None]:
     # The workers cannot import this file nor its neighbours: their classes travel whole.
     for module in (__name__, "durability.killed_runs"):
         ray.cloudpickle.register_pickle_by_value(sys.modules[module])
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
