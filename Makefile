@@ -6,6 +6,8 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Without compiled files every process that imports torch and lm-eval takes three times as long, and tests start many.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check lint format docs bench clean
 

@@ -5,7 +5,7 @@ and its ledger compared with the undisturbed one. A line for every strategy says
 and how many of the ledgers were equal.
 
 Without ``--command``: the search loop with made-up workers, killed when its ledger has reached a size chosen at random.
-With ``--evaluator ray`` too: the workers of a Ray cluster, which stays up, evaluate for it.
+With ``--evaluator ray``, here and below, the workers of a Ray cluster that stays up evaluate for it.
 With ``--command``, ``evomerge search`` itself with the overrides that follow, killed at instants uniform in time and,
 every other time, while it writes a checkpoint::
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--command", nargs="+", metavar="KEY=VALUE", help="of evomerge search")
-    parser.add_argument("--evaluator", default="local", help="local or ray; with --command any of the group")
+    parser.add_argument("--evaluator", default="local", choices=("local", "ray"))
     parser.add_argument("--keep", type=Path, help="folder for the runs; a temporary one otherwise")
     options = parser.parse_args()
     differ = 0
@@ -68,10 +68,7 @@ def of_loop(name: str, folder: Path, options: argparse.Namespace) -> int:
     whole, size = content(folder / "whole"), RunFolder(folder / "whole").ledger.stat().st_size
     with ExitStack() as stack:
         if options.evaluator == "ray":
-            os.environ.update(ray_runs.ENVIRONMENT)
-            temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
-            cluster = stack.enter_context(closing(ray_runs.Node(Path(temporary), cpus=3)))
-            plan = replace(plan, address=cluster.address)
+            plan = replace(plan, address=ray_cluster(stack))
         most = 6 if plan.address is None else 4
         while kills < options.kills:
             path, each = folder / str(runs), min(options.each, options.kills - kills)
@@ -83,12 +80,19 @@ def of_loop(name: str, folder: Path, options: argparse.Namespace) -> int:
 
 def of_command(name: str, folder: Path, options: argparse.Namespace) -> int:
     """Kill the command; returns how many ledgers or recipes differ."""
-    rng = np.random.default_rng([options.seed, *name.encode()])
-    killed_commands.preload(PRELOADED)
     often = ["search.checkpoint.every=0", "search.checkpoint.evaluations=1"]
     search = [*options.command, f"strategy={name}", f"search.evaluations={options.evaluations}", *often]
-    if options.evaluator != "local":
-        search.append(f"evaluator={options.evaluator}")
+    with ExitStack() as stack:
+        resume = []
+        if options.evaluator == "ray":
+            resume = [f"evaluator.address={ray_cluster(stack)}"]  # no run connects to a cluster unasked
+            search += ["evaluator=ray", "evaluator.workers=2", *resume]
+        return _killed_command(name, folder, search, resume, options)
+
+
+def _killed_command(name: str, folder: Path, search: list[str], resume: list[str], options: argparse.Namespace) -> int:
+    rng = np.random.default_rng([options.seed, *name.encode()])
+    killed_commands.preload(PRELOADED)
     start = time.monotonic()
     killed_commands.session(folder / "first", search)
     killed_commands.preload(killed_commands.imported_by(folder / "first"))
@@ -99,7 +103,7 @@ def of_command(name: str, folder: Path, options: argparse.Namespace) -> int:
     runs = equal = 0
     while len(hits) < options.kills:
         path, each = folder / str(runs), min(options.each, options.kills - len(hits))
-        hits += killed_commands.run_killed(path, search, undisturbed, each, rng)
+        hits += killed_commands.run_killed(path, search, undisturbed, each, rng, resume)
         same = killed_commands.content(path) == whole
         runs, equal = runs + 1, equal + same
         if not same:
@@ -111,6 +115,14 @@ def of_command(name: str, folder: Path, options: argparse.Namespace) -> int:
         flush=True,
     )
     return runs - equal
+
+
+def ray_cluster(stack: ExitStack) -> str:
+    """The address of a cluster of one node, which ends with the stack."""
+    os.environ.update(ray_runs.ENVIRONMENT)
+    temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+    address: str = stack.enter_context(closing(ray_runs.Node(Path(temporary), cpus=3))).address
+    return address
 
 
 if __name__ == "__main__":
