@@ -109,9 +109,14 @@ class ArraySpec(GenomeSpec):
             )
         return self.taken(np.array(values, dtype=np.float32))
 
-    def taken(self, array: Array) -> ArrayGenome:
-        """The same for float32 values of the right number that nobody else holds, without a copy."""
-        if not (array.max() <= self.bound and array.min() >= -self.bound):
+    def taken(self, array: Array, inside: bool = False) -> ArrayGenome:
+        """The same for float32 values of the right number that nobody else holds, without a copy.
+
+        Args:
+            array: the values.
+            inside: whether they are known to be within bounds.
+        """
+        if not inside and not (array.max() <= self.bound and array.min() >= -self.bound):
             if np.isnan(array).any():
                 raise ConfigError("a genome with NaN was given", f"numbers in [{-self.bound}, {self.bound}]")
             np.clip(array, -self.bound, self.bound, out=array)

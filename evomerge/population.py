@@ -7,14 +7,13 @@ are rows; what they are made of (genomes, arrays of weights) is the caller's, wh
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Mapping
-from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.competition import ROOM, attract, compete, enter, pick
 from evomerge.errors import ConfigError, nearest
 
 Array = NDArray[np.float64]
@@ -82,9 +81,11 @@ class Population:
         self._born = np.zeros(size + 1, dtype=np.int64)
         self._total = np.zeros(items)
         self._binary, self._negative = True, False
-        self._room = np.empty((size + 1, items))
+        self._room = np.empty((ROOM, items))
+        self._share = np.empty(items)
+        # What attraction divides by is the same unless the paper's formula and alpha tell them apart.
+        self._needs = np.empty(items) if self._alpha != 1 and attraction == "linear" else self._share
         self._fitness: Array | None = None
-        self._needs: Array | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -109,15 +110,14 @@ class Population:
         """
         if np.shape(scores) != (self.items,):
             raise ConfigError(f"scores of shape {np.shape(scores)} were given", f"{self.items} items, as before")
-        self._fitness = self._needs = None
+        self._fitness = None
         last = self._count
         self._write(last, scores)
         self._born[last], self._births = self._births, self._births + 1
-        self._sum(last, last + 1)
         if last < self.size:
             self._count += 1
             return last
-        fitness = self._shares(last + 1)[1].tolist()  # of so few, lists are faster than arrays
+        fitness = self._compete(last + 1).tolist()  # of so few, lists are faster than arrays
         limit = min(fitness) + _EQUAL * max(fitness)
         born = self._born[: last + 1].tolist()
         worst = min((row for row, own in enumerate(fitness) if own <= limit), key=born.__getitem__)
@@ -125,13 +125,12 @@ class Population:
             self._total -= self._rows[worst]
         if worst != last:
             self._rows[worst], self._born[worst] = self._rows[last], self._born[last]
-        self._sum(None, last)
         return worst if worst != last else None
 
     def fitness(self) -> Array:
         """The members' fitness, of shape ``(len(self),)``: not to be written to."""
         if self._fitness is None:
-            self._needs, self._fitness = self._shares(self._count)
+            self._fitness = self._compete(self._count)
         return self._fitness
 
     def parents(self, rng: np.random.Generator) -> tuple[int, int | None]:
@@ -146,19 +145,17 @@ class Population:
         assert self._count, "an empty population has no parents"
         fitness = self.fitness()
         first = draw(fitness, rng)
+        if first is None:
+            first = int(rng.integers(self._count))
         if self._count == 1:
             return first, None
         if self._attraction == "off" and not self._distinct:
-            return first, draw(fitness, rng)
-        pull = fitness if self._attraction == "off" else self.attraction(first)
-        pull = pull.copy()
-        pull[first] = 0.0
-        if not pull.any():
-            pull = fitness.copy()
-            pull[first] = 0.0
-        if not pull.any():
-            return first, _other(first, self._count, rng)
-        return first, draw(pull, rng)
+            second = draw(fitness, rng)
+            return first, int(rng.integers(self._count)) if second is None else second
+        second = None if self._attraction == "off" else draw(self.attraction(first), rng, first)
+        if second is None:
+            second = draw(fitness, rng, first)
+        return first, _other(first, self._count, rng) if second is None else second
 
     def mates(self, rng: np.random.Generator) -> tuple[int, int | None]:
         """Two different members, all pairs equally likely; ``None`` for the second where there is but one."""
@@ -169,12 +166,9 @@ class Population:
     def attraction(self, first: int) -> Array:
         """How much every member attracts `first`, of shape ``(len(self),)``."""
         self.fitness()
-        needs, rows = self._needs, self._rows[: self._count]
-        assert needs is not None
-        if self._binary:  # the same: max(b - a, 0) is b (1 - a)
-            return np.asarray(rows @ (needs * (1.0 - rows[first])))
-        gaps = np.subtract(rows, rows[first], out=self._room[: self._count])
-        return np.asarray(np.maximum(gaps, 0.0, out=gaps) @ needs)
+        pull = np.empty(self._count)
+        attract(self._rows, first, self._needs, self._room[0], pull)
+        return pull
 
     def state_dict(self) -> dict[str, Any]:
         """The scores and ages as arrays, and what follows from the members that are gone."""
@@ -203,13 +197,13 @@ class Population:
         self._rows[: self._count], self._born[: self._count] = scores, state["born"]
         self._binary, self._negative = bool(state["binary"]), bool(state["negative"])
         self._total = self._rows[: self._count].sum(0)
-        self._fitness = self._needs = None
+        self._fitness = None
 
     def _write(self, row: int, scores: NDArray[Any]) -> None:
         """One member's scores, and what kind all of them are."""
         own = self._rows[row]
         own[:] = scores
-        if ((own == 0) | (own == 1)).all():  # as they should be
+        if enter(own, self._total):  # as they should be
             return
         finite = np.isfinite(own)
         if not finite.all():
@@ -218,54 +212,44 @@ class Population:
         np.clip(own, 0.0 if self._shift == "never" else -_LARGEST, _LARGEST, out=own)
         if self._binary:
             self._binary = bool((own * own == own).all())
+        if self._binary:
+            self._total += own
         self._negative = self._negative or (not self._binary and bool((own < 0).any()))
 
-    def _sum(self, row: int | None, count: int) -> None:
-        """Bring the items' totals up to date, by a new row where that is exact; afresh where sums are rounded."""
-        if not self._binary:
-            self._total = self._rows[:count].sum(0)
-        elif row is not None:
-            self._total += self._rows[row]
-
-    def _shares(self, count: int) -> tuple[Array, Array]:
-        """``c_j / (z_j + epsilon)`` for attraction, and the fitness of the first `count` rows."""
-        rows, total, floor = self._rows[:count], self._total, None
-        if self._shift == "always" or (self._shift == "auto" and self._negative):
-            floor = rows.min(0)
-            if self._shift == "auto":
-                np.minimum(floor, 0.0, out=floor)
-            total = np.maximum(total - count * floor, 0.0)
-        power = total if self._alpha == 1 else total**self._alpha
-        capacity: Array | float = 1.0
-        if self._capacity == "max" or (self._capacity == "auto" and not self._binary):
-            capacity = rows.max(0)
-            if floor is not None:
-                capacity = capacity - floor
-        share = capacity / self._positive(power)
-        fitness = rows @ share
-        if floor is not None:
-            fitness -= floor @ share
-        np.maximum(fitness, 0.0, out=fitness)
-        same = self._alpha == 1 or self._attraction == "alpha"
-        return share if same else capacity / self._positive(total), fitness
-
-    def _positive(self, divisor: Array) -> Array:
-        if self._epsilon:
-            return divisor + self._epsilon
-        # Of scores that are 0 or 1 none is between: the larger of the two is the same, in a third of the time.
-        return np.maximum(divisor, 1.0) if self._binary else np.where(divisor == 0, 1.0, divisor)
+    def _compete(self, count: int) -> Array:
+        """The fitness of the first `count` rows; what attraction needs is kept."""
+        shift = 2 if self._shift == "always" else int(self._shift == "auto" and self._negative)
+        largest = self._capacity == "max" or (self._capacity == "auto" and not self._binary)
+        fitness = np.empty(count)
+        compete(
+            self._rows,
+            self._total,
+            self._binary,
+            shift,
+            self._alpha,
+            self._epsilon,
+            largest,
+            self._room,
+            self._share,
+            self._needs,
+            fitness,
+        )
+        return fitness
 
 
 _LARGEST = 1e150  # products of two scores stay finite
 
 
-def draw(weights: Array, rng: np.random.Generator) -> int:
-    """An index, drawn in proportion to nonnegative weights; all equally likely where all are zero."""
-    sums = list(accumulate(weights.tolist()))
-    if not sums[-1] > 0:
-        return int(rng.integers(len(sums)))
-    at = bisect_right(sums, rng.random() * sums[-1])
-    return at if at < len(sums) else int(np.flatnonzero(weights)[-1])
+def draw(weights: Array, rng: np.random.Generator, without: int = -1) -> int | None:
+    """An index, drawn in proportion to nonnegative weights; ``None`` where all are zero.
+
+    Args:
+        weights: float64.
+        rng: asked for one number.
+        without: an index that is left out.
+    """
+    at: int = pick(weights, without, rng.random())
+    return None if at < 0 else at
 
 
 def check_options(size: int, alpha: float, epsilon: float, **words: str) -> None:

@@ -48,6 +48,32 @@ def test_fitness_is_the_papers_formula(alpha: float, capacity: Any) -> None:
     np.testing.assert_allclose(population.fitness(), fitness(REAL, alpha, 0.125, largest), rtol=1e-12)
 
 
+@pytest.mark.parametrize("shift", ["auto", "always", "never"])
+@pytest.mark.parametrize(("alpha", "attraction"), [(1.0, "linear"), (0.5, "linear"), (0.5, "alpha")])
+@pytest.mark.parametrize("kind", ["binary", "real", "signed"])
+def test_after_many_births_the_sums_are_those_of_the_members(
+    kind: str, alpha: float, attraction: Any, shift: Any
+) -> None:
+    rng = np.random.default_rng(11)
+    draws = {
+        "binary": lambda: rng.random(37) < 0.4,
+        "real": lambda: rng.random(37),
+        "signed": lambda: rng.normal(size=37),
+    }
+    options: Any = {"alpha": alpha, "attraction": attraction, "shift": shift, "capacity": "max", "epsilon": 0.01}
+    population = Population(5, 37, **options)
+    for _ in range(60):
+        population.add(draws[kind]())
+        rows = population.scores
+        floor = {"auto": np.minimum(rows.min(0), 0), "always": rows.min(0), "never": np.zeros(37)}[shift]
+        points = (rows - floor).sum(0)
+        share, needs = (rows.max(0) - floor) / (points**alpha + 0.01), (rows.max(0) - floor) / (points + 0.01)
+        np.testing.assert_allclose(population.fitness(), (rows - floor) @ share, rtol=1e-12, atol=1e-15)
+        gaps = np.maximum(rows - rows[0], 0)
+        expected = gaps @ (share if attraction == "alpha" else needs)
+        np.testing.assert_allclose(population.attraction(0), expected, rtol=1e-12, atol=1e-15)
+
+
 def test_the_largest_score_as_capacity_is_one_for_right_and_wrong() -> None:
     rng = np.random.default_rng(0)
     rows = (rng.random((6, 40)) < 0.3).astype(float)
@@ -224,6 +250,8 @@ def test_a_zero_weight_is_never_drawn() -> None:
     rng = Last(np.random.PCG64(0))
     assert draw(np.array([0.1, 0.2, 0.0]), rng) == 1
     assert draw(np.array([1e-300, 0.0]), rng) == 0
+    assert draw(np.array([0.1, 0.2, 0.7]), rng, without=2) == 1
+    assert draw(np.array([0.0, 0.2]), rng, without=1) is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
@@ -59,15 +59,34 @@ def child_of(
     child = np.empty_like(a) if out is None else out
     if out is not a and sum(cut.end - cut.begin for cut in cuts) < len(a):
         child[:] = a
-    whole = _omega(a, b) if path == "slerp" and angle == "whole" else None
-    for cut in cuts:
-        for begin, end, mix in ((cut.begin, cut.at, cut.mix), (cut.at, cut.end, 1.0 - cut.mix)):
-            if begin < end:
-                omega = whole if path == "linear" or angle == "whole" else _omega(a[begin:end], b[begin:end])
-                first, second = _factors(mix, omega)
-                np.multiply(a[begin:end], a.dtype.type(first), out=child[begin:end])
-                child[begin:end] += b[begin:end] * b.dtype.type(second)
+    for begin, end, first, second in _segments(a, b, cuts, path, angle):
+        np.multiply(a[begin:end], a.dtype.type(first), out=child[begin:end])
+        child[begin:end] += b[begin:end] * b.dtype.type(second)
     return child
+
+
+def mutated_child_of(
+    a: Floats,
+    b: Floats,
+    cuts: Sequence[Cut],
+    path: Path,
+    angle: Angle,
+    sigma: float,
+    rng: np.random.Generator,
+    bound: float,
+) -> tuple[Floats, bool]:
+    """What `child_of` and then `mutate_` make of two float32 arrays that the cuts cover, bit for bit, in one pass.
+
+    Returns:
+        The child, and whether all of it lies in ``[-bound, bound]``.
+    """
+    from evomerge.strategies.weight_kernels import mix_and_mutate  # numba takes half a second to import
+
+    child, bits, table = np.empty_like(a), _bits(len(a), rng), _quantiles(sigma)
+    inside, limit = True, np.float32(bound)
+    for begin, end, first, second in _segments(a, b, cuts, path, angle):
+        inside &= mix_and_mutate(a, b, begin, end, np.float32(first), np.float32(second), bits, table, limit, child)
+    return child, inside
 
 
 def mutate_(array: Floats, sigma: float, rng: np.random.Generator) -> None:
@@ -84,9 +103,11 @@ def _noise(count: int, sigma: float, rng: np.random.Generator) -> NDArray[np.flo
     Every number is one of 4,096 equally likely quantiles, of which none lies beyond 3.7 standard deviations. A larger
     table would not stay in the processor's first cache.
     """
-    bits = rng.bit_generator.random_raw((count + 3) // 4).view(np.uint16)[:count]
-    bits >>= np.uint16(4)
-    return _quantiles(sigma).take(bits)
+    return _quantiles(sigma).take(_bits(count, rng) >> np.uint16(4))
+
+
+def _bits(count: int, rng: np.random.Generator) -> NDArray[np.uint16]:
+    return rng.bit_generator.random_raw((count + 3) // 4).view(np.uint16)[:count]
 
 
 @functools.lru_cache(maxsize=8)
@@ -95,6 +116,18 @@ def _quantiles(sigma: float) -> NDArray[np.float32]:
     share, normal = 2**-12, NormalDist()
     upper = np.array([sigma * normal.inv_cdf(0.5 + (number + 0.5) * share) for number in range(2**11)], np.float32)
     return np.concatenate([-upper[::-1], upper])
+
+
+def _segments(
+    a: Floats, b: Floats, cuts: Sequence[Cut], path: Path, angle: Angle
+) -> Iterator[tuple[int, int, float, float]]:
+    """Where each segment begins and ends, and the factors of A and of B there."""
+    whole = _omega(a, b) if path == "slerp" and angle == "whole" else None
+    for cut in cuts:
+        for begin, end, mix in ((cut.begin, cut.at, cut.mix), (cut.at, cut.end, 1.0 - cut.mix)):
+            if begin < end:
+                omega = whole if path == "linear" or angle == "whole" else _omega(a[begin:end], b[begin:end])
+                yield begin, end, *_factors(mix, omega)
 
 
 def _omega(a: Floats, b: Floats) -> float | None:

@@ -140,7 +140,8 @@ class M2N2:
         if n is None:
             n = max(self._starts - self._started, len(self._next)) or self._batch
         proposals = [self._propose() for _ in range(n)]
-        self._waiting.update(proposal.genome for proposal in proposals)
+        for proposal in proposals:
+            self._waiting[proposal.genome] += 1
         return proposals
 
     def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:

@@ -14,7 +14,7 @@ from evomerge.array_genome import ArrayGenome, ArraySpec
 from evomerge.errors import ConfigError, nearest
 from evomerge.genome import Genome, GenomeSpec, Value
 from evomerge.lineage_genome import LineageGenome, LineageSpec, from_nodes, to_nodes
-from evomerge.strategies.crossover import Angle, Cut, Path, child_of, mutate_
+from evomerge.strategies.crossover import Angle, Cut, Path, child_of, mutate_, mutated_child_of
 
 Rng = np.random.Generator
 _PATHS, _ANGLES = ("slerp", "linear"), ("segment", "whole")
@@ -142,6 +142,10 @@ class VectorVariation:
             if self._order is not None:
                 a, b = a[self._order], b[self._order]
             cuts = [self._cut(begin, end, rng) for begin, end in self._ranges]
+            if isinstance(self._spec, ArraySpec) and self._sigma and self._order is None:
+                path, angle, bound = self._settings.path, self._settings.angle, self._spec.bound
+                child, inside = mutated_child_of(a, b, cuts, path, angle, self._sigma, rng, bound)
+                return self._spec.taken(child, inside)
             mixed = child_of(a, b, cuts, self._settings.path, self._settings.angle)
             if self._order is not None:
                 back = np.empty_like(mixed)

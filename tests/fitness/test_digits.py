@@ -43,6 +43,20 @@ def test_the_network_has_the_paper_s_19210_weights() -> None:
     assert DigitsFitness().size == weight_count(256) == 19210
 
 
+def test_the_first_of_equal_logits_counts() -> None:
+    labels = load_images("train")[1]
+    scores = DigitsFitness().score(np.zeros(19210, np.float32))
+    assert scores.items["digits/acc"].tolist() == (labels == 0).tolist()
+    assert scores.metrics["digits/odd"] == 0
+
+
+def test_a_network_whose_logits_are_not_numbers_names_nothing() -> None:
+    weights = np.zeros(2 * 65 + 3 * 10, np.float32)
+    weights[:128:2] = 5e36  # the first unit is inf, and what follows it inf times 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert DigitsFitness(hidden=2).score(weights).objectives == {"accuracy": 0.0}
+
+
 @pytest.mark.parametrize("hidden", [256, 7])
 def test_scores_equal_those_of_the_same_network_in_torch(hidden: int) -> None:
     fitness = DigitsFitness(hidden=hidden)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evomerge.strategies.crossover import Cut, Path, child_of, mutate_
+from evomerge.strategies.crossover import Angle, Cut, Path, child_of, mutate_, mutated_child_of
 
 Floats = NDArray[Any]
 
@@ -56,3 +56,30 @@ def test_the_same_seed_mutates_the_same() -> None:
         mutate_(array, 0.01, np.random.default_rng(seed))
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("cuts", [[(0, 1001, 400)], [(0, 1001, 0)], [(0, 300, 299), (300, 1001, 1001)]], ids=str)
+@pytest.mark.parametrize("angle", ["segment", "whole"])
+@pytest.mark.parametrize("path", ["slerp", "linear"])
+def test_one_pass_makes_the_bits_of_mixing_and_then_mutating(
+    path: Path, angle: Angle, cuts: list[tuple[int, int, int]]
+) -> None:
+    a, b = np.random.default_rng(0).standard_normal((2, 1001)).astype(np.float32)
+    places = [Cut(begin, end, at, 0.3) for begin, end, at in cuts]
+    one, other = np.random.default_rng(4), np.random.default_rng(4)
+    expected = child_of(a, b, places, path, angle)
+    mutate_(expected, 0.1, one)
+    child, inside = mutated_child_of(a, b, places, path, angle, 0.1, other, 8.0)
+    assert child.tobytes() == expected.tobytes()
+    assert one.random() == other.random()
+    assert inside
+
+
+@pytest.mark.parametrize("value", [1.5, -1.5, np.nan, np.inf])
+def test_one_weight_out_of_bounds_is_reported(value: float) -> None:
+    a = np.zeros(1001, np.float32)
+    a[700] = value
+    cuts = [Cut(0, 1001, 1001, 0.0)]
+    for bound, expected in ((1.0, False), (2.0, bool(abs(value) < 2))):
+        rng = np.random.default_rng(0)
+        assert mutated_child_of(a, a, cuts, "linear", "whole", 0.01, rng, bound)[1] is expected

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.merge.kernels.compiling import compiled
+from evomerge.compiling import compiled
 from evomerge.merge.kernels.lines import STEP, mix_lines, where_given
 from evomerge.merge.kernels.memory import infinite_from, keep, read, width, write
 from evomerge.merge.kernels.passes import limits

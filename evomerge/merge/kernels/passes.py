@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.merge.kernels.compiling import add, compiled, multiply, shift_right, xor
+from evomerge.compiling import compiled
 from evomerge.merge.kernels.memory import floats
+from evomerge.merge.kernels.words import add, multiply, shift_right, xor
 from evomerge.merge.masks import ROUNDS, WRAP
 
 _U = np.uint32

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from evomerge.merge.kernels.compiling import compiled
+from evomerge.compiling import compiled
 from evomerge.merge.kernels.memory import floats, keep, pointer, prefetch, read, width
 from evomerge.merge.kernels.mixing import BLOCK
 from evomerge.merge.kernels.passes import drop, keep_between, limits, minus
