@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import threading
 import time
 from typing import Any, Literal
@@ -105,18 +104,18 @@ class DigitsFitness:
         """Score flat weights, float32 of shape ``(size,)``.
 
         Raises:
-            FitnessError: another number of weights, or weights that are not finite.
+            FitnessError: another number of weights, or outputs that are not finite.
         """
         started = time.perf_counter()
         if weights.shape != (self.size,):
             raise FitnessError(f"weights of shape {weights.shape} were given", f"the network has {self.size}")
-        if not math.isfinite(float(weights.sum())):
-            raise FitnessError("the weights or their sum are not finite", "finite float32 weights")
         forward_at = time.perf_counter()
         logits = self.forward(weights)
         seconds = time.perf_counter() - forward_at
         right = np.empty(len(logits))
-        odd, even = _mark(logits, self._labels, right)  # whole numbers
+        odd, even = _mark(logits, self._labels, right)
+        if odd < 0:
+            raise FitnessError("the network's outputs are not finite", "finite float32 weights, not too large")
         count = len(right)
         accuracy = (odd + even) / count
         metrics = {ITEMS: accuracy, "digits/odd": odd / self._odd, "digits/even": even / (count - self._odd)}
@@ -126,12 +125,12 @@ class DigitsFitness:
 
 @compiled
 def _mark(logits: Any, labels: Any, right: Any) -> tuple[Any, Any]:
-    """Into `right`: 1 where the first of the largest logits is the label's, else 0. NaN is never the largest.
+    """Into `right`: 1 where the first of the largest logits is the label's, else 0.
 
     Returns:
-        How many odd and how many even labels are right.
+        How many odd and how many even labels are right; below zero where a logit is not finite.
     """
-    flat, odd, all_right = logits.reshape(-1), np.int64(0), np.int64(0)
+    flat, odd, all_right, wild = logits.reshape(-1), np.int64(0), np.int64(0), np.int64(0)
     for i in range(len(labels)):
         first = np.uintp(i * CLASSES)  # an index that may be negative costs as much as the rest
         largest, named = flat[first], 0
@@ -140,11 +139,13 @@ def _mark(logits: Any, labels: Any, right: Any) -> tuple[Any, Any]:
             larger = other > largest
             largest = other if larger else largest
             named = k if larger else named
-        is_right = np.int64(named == labels[i]) & np.int64(largest == largest)
+        is_right = np.int64(named == labels[i])
         right[i] = is_right
         odd += (labels[i] & 1) * is_right
         all_right += is_right
-    return odd, all_right - odd
+    for value in flat:
+        wild |= np.int64(value - value != 0)
+    return (np.int64(-1), np.int64(-1)) if wild else (odd, all_right - odd)
 
 
 def weight_count(hidden: int) -> int:

@@ -1,4 +1,4 @@
-"""How M2N2 makes genomes: of vectors, of raw weights, and of lineages."""
+"""How M2N2 makes genomes: of values and of lineages; raw weights are in `weight_variation`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.array_genome import ArrayGenome, ArraySpec
+from evomerge.array_genome import ArraySpec
 from evomerge.errors import ConfigError, nearest
 from evomerge.genome import Genome, GenomeSpec, Value
 from evomerge.lineage_genome import LineageGenome, LineageSpec, from_nodes, to_nodes
-from evomerge.strategies.crossover import Angle, Cut, Path, child_of, mutate_, mutated_child_of
+from evomerge.strategies.crossover import Angle, Cut, Path, child_of
 
 Rng = np.random.Generator
 _PATHS, _ANGLES = ("slerp", "linear"), ("segment", "whole")
-PARAMETER_SIGMA, WEIGHT_SIGMA = 0.1, 0.01  # the latter is the paper's public code's, for networks from scratch
+SIGMA = 0.1
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,15 @@ def variation_of(spec: GenomeSpec, settings: Settings) -> Variation:
             raise ConfigError(f"strategy.{name} is {sigma}", "0 or more, or null")
     if isinstance(spec, LineageSpec):
         return LineageVariation(spec, settings)
+    if isinstance(spec, ArraySpec):
+        from evomerge.strategies.weight_variation import WeightVariation  # imports this module, and compiles
+
+        return WeightVariation(spec, settings)
     return VectorVariation(spec, settings)
 
 
 class VectorVariation:
-    """Children of genomes of values, or of raw weights.
+    """Children of genomes of values.
 
     Numbers are mixed, and rounded where the gene takes whole numbers or has a grid; words and truth values are those
     of the parent that is nearer. The split lies between two genes of a chromosome. Mutation adds noise to numbers and
@@ -101,19 +105,13 @@ class VectorVariation:
 
     def __init__(self, spec: GenomeSpec, settings: Settings) -> None:
         self._spec, self._settings = spec, settings
-        self._arrays = isinstance(spec, ArraySpec)
-        seeds = spec.seeds if isinstance(spec, ArraySpec) else ()
-        self.starts = len(seeds) or None
-        self._seeds: Sequence[Genome] = seeds
+        self.starts: int | None = None
         low, high = spec.bounds
-        self._low, self._high = low, high
-        self._unit: Any = 1.0 if self._arrays else high - low
-        kinds = [] if self._arrays else [gene.kind for gene in spec]
-        self._choices = [i for i, kind in enumerate(kinds) if kind in ("categorical", "boolean")]
-        sigma = (0.0 if seeds else WEIGHT_SIGMA) if self._arrays else PARAMETER_SIGMA
-        self._sigma = sigma if settings.mutation is None else settings.mutation
-        self._spread = WEIGHT_SIGMA if self._arrays and settings.spread is None else settings.spread
-        self.fixed = len(seeds) or int(self._spread is None)
+        self._unit = high - low
+        self._choices = [i for i, gene in enumerate(spec) if gene.kind in ("categorical", "boolean")]
+        self._sigma = SIGMA if settings.mutation is None else settings.mutation
+        self._spread = settings.spread
+        self.fixed = int(self._spread is None)
         if not settings.crossover and self._sigma == 0:
             raise ConfigError(
                 "strategy.crossover is false and mutation is 0", "one of the two", "set strategy.mutation"
@@ -125,27 +123,21 @@ class VectorVariation:
         self._ranges = [(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
 
     def start(self, number: int, rng: Rng) -> Genome:
-        """A seed; else the spec's start, and then genomes around it or uniform within bounds."""
-        if number < len(self._seeds):
-            return self._seeds[number]
+        """The spec's start, and then genomes around it or uniform within bounds."""
         if self._spread is None:
             return self._spec.initial if number == 0 else self._spec.sample(rng)
         start = self._spec.initial
-        return self._mutated(self._numbers(start), [] if self._arrays else list(start.values), self._spread, rng)
+        return self._mutated(self._numbers(start), list(start.values), self._spread, rng)
 
     def child(self, first: Genome, second: Genome | None, rng: Rng) -> Genome:
         """The paper's child: mix and split of every chromosome uniform; then mutation."""
         a = self._numbers(first)
-        values: list[Value] = [] if self._arrays else list(first.values)
+        values = list(first.values)
         if self._settings.crossover and second is not None:
             b = self._numbers(second)
             if self._order is not None:
                 a, b = a[self._order], b[self._order]
             cuts = [self._cut(begin, end, rng) for begin, end in self._ranges]
-            if isinstance(self._spec, ArraySpec) and self._sigma and self._order is None:
-                path, angle, bound = self._settings.path, self._settings.angle, self._spec.bound
-                child, inside = mutated_child_of(a, b, cuts, path, angle, self._sigma, rng, bound)
-                return self._spec.taken(child, inside)
             mixed = child_of(a, b, cuts, self._settings.path, self._settings.angle)
             if self._order is not None:
                 back = np.empty_like(mixed)
@@ -158,19 +150,16 @@ class VectorVariation:
             mixed = a.copy()
         sigma = self._sigma
         if second is None and sigma == 0:
-            sigma = WEIGHT_SIGMA if self._arrays else PARAMETER_SIGMA  # alone, without mutation, it would be a copy
+            sigma = SIGMA  # alone, without mutation, it would be a copy
         return self._mutated(mixed, values, sigma, rng)
 
     def pack(self, genomes: Sequence[Genome]) -> Any:
-        """Raw weights as one array, values as lists."""
-        if self._arrays:
-            stacked = [self._numbers(genome) for genome in genomes]
-            return np.array(stacked, dtype=np.float32).reshape(len(genomes), len(self._spec))
+        """Values as lists."""
         return [list(genome.values) for genome in genomes]
 
     def unpack(self, packed: Any) -> list[Genome]:
         """The genomes of `pack`."""
-        return [self._spec.genome(np.array(row) if self._arrays else row) for row in packed]
+        return [self._spec.genome(row) for row in packed]
 
     def _cut(self, begin: int, end: int, rng: Rng) -> Cut:
         mix = float(rng.random())
@@ -184,8 +173,6 @@ class VectorVariation:
 
     def _numbers(self, genome: Genome) -> NDArray[Any]:
         """The numbers of a genome, zero where a gene takes words or truth values."""
-        if isinstance(genome, ArrayGenome):
-            return genome.array
         if not self._choices:
             return np.array(genome.values, dtype=np.float64)
         values = list(genome.values)
@@ -195,11 +182,6 @@ class VectorVariation:
 
     def _mutated(self, array: NDArray[Any], values: list[Value], sigma: float, rng: Rng) -> Genome:
         """The genome of numbers and choices, mutated."""
-        if isinstance(self._spec, ArraySpec):
-            array = array if array.flags.writeable else array.copy()
-            if sigma:
-                mutate_(array, sigma, rng)
-            return self._spec.taken(array)
         if sigma:
             array = array + rng.standard_normal(len(array)) * (sigma * self._unit)
         if not self._choices:
