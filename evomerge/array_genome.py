@@ -28,11 +28,11 @@ class ArrayGenome(Genome):
     array: Array
 
     def __init__(self, array: NDArray[np.floating]) -> None:
-        own = np.ascontiguousarray(array, dtype=np.float32)
-        if own is array and own.flags.writeable:
-            own = own.copy()
-        own.flags.writeable = False
-        object.__setattr__(self, "array", own)
+        flags = array.flags
+        if array.dtype != np.float32 or not flags.c_contiguous or flags.writeable:
+            array = np.array(array, dtype=np.float32, order="C")
+            array.flags.writeable = False
+        object.__setattr__(self, "array", array)
 
     @cached_property
     def values(self) -> tuple[Value, ...]:

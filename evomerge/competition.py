@@ -51,7 +51,7 @@ def compete(
         fitness: receives what the first members earn; as many as it has elements.
     """
     rows = rows[: len(fitness)]
-    floor, capacity, points, products = room[0], room[1], room[2], room[3]
+    floor, capacity, points, part = room[0], room[1], room[2], room[3]
     if not summed:
         total[:] = 0.0
         for row in rows:
@@ -79,29 +79,52 @@ def compete(
         for j in range(len(points)):
             points[j] = points[j] ** alpha
     _divide(capacity, points, epsilon, share)
+    common = _dot(floor, share, part) if shift else 0.0
     for i in range(len(fitness)):
-        row = rows[i]
-        for j in range(len(products)):
-            products[j] = (row[j] - floor[j]) * share[j]
-        fitness[i] = max(_sum(products), 0.0)
+        fitness[i] = max(_dot(rows[i], share, part) - common, 0.0)
 
 
 @compiled
-def attract(rows: Any, first: int, needs: Any, products: Any, pull: Any) -> None:
+def remove_worst(rows: Any, born: Any, total: Any, summed: bool, fitness: Any, equal: float) -> int:
+    """Remove the member that earns least, of equals the oldest; the last one takes its row.
+
+    Args:
+        rows, total, summed: as for `compete`; totals that are `summed` are kept so.
+        born: when each member came, int64.
+        fitness: what the members earn.
+        equal: fitness differs by less than this share of the largest where only sums are rounded.
+
+    Returns:
+        The row; the last one where that is removed itself.
+    """
+    last, limit = len(fitness) - 1, fitness.min() + equal * fitness.max()
+    worst = -1
+    for i in range(len(fitness)):
+        if fitness[i] <= limit and (worst < 0 or born[i] < born[worst]):
+            worst = i
+    own, other = rows[worst], rows[last]
+    if summed:
+        for j in range(len(total)):
+            total[j] -= own[j]
+    if worst != last:
+        born[worst] = born[last]
+        for j in range(len(own)):
+            own[j] = other[j]
+    return worst
+
+
+@compiled
+def attract(rows: Any, first: int, needs: Any, room: Any, pull: Any) -> None:
     """How much each of the first members attracts one: what it does better, as far as that is needed.
 
     Args:
         rows, needs: as `compete` was given them.
         first: the row of the one.
-        products: working memory, of shape ``(items,)``.
+        room: working memory, of shape ``(ROOM, items)``.
         pull: receives the attraction; as many members as it has elements.
     """
-    own = rows[first]
     for i in range(len(pull)):
-        row = rows[i]
-        for j in range(len(products)):
-            products[j] = max(row[j] - own[j], 0.0) * needs[j]
-        pull[i] = _sum(products)
+        pull[i] = _gain(rows[i], rows[first], needs, room[0])
 
 
 @compiled
@@ -132,13 +155,48 @@ def _divide(capacity: Any, points: Any, epsilon: float, out: Any) -> None:
 
 
 @compiled
+def _dot(a: Any, b: Any, room: Any) -> float:
+    """The inner product, in an order that is the same whatever vectors the processor has."""
+    part = len(a) // 8
+    a0, a1, a2, a3 = a[:part], a[part : 2 * part], a[2 * part : 3 * part], a[3 * part : 4 * part]
+    a4, a5, a6, a7 = a[4 * part : 5 * part], a[5 * part : 6 * part], a[6 * part : 7 * part], a[7 * part : 8 * part]
+    b0, b1, b2, b3 = b[:part], b[part : 2 * part], b[2 * part : 3 * part], b[3 * part : 4 * part]
+    b4, b5, b6, b7 = b[4 * part : 5 * part], b[5 * part : 6 * part], b[6 * part : 7 * part], b[7 * part : 8 * part]
+    sums = room[:part]
+    for j in range(part):
+        low = (a0[j] * b0[j] + a1[j] * b1[j]) + (a2[j] * b2[j] + a3[j] * b3[j])
+        sums[j] = low + ((a4[j] * b4[j] + a5[j] * b5[j]) + (a6[j] * b6[j] + a7[j] * b7[j]))
+    total = _sum(sums)
+    for j in range(8 * part, len(a)):
+        total += a[j] * b[j]
+    return total
+
+
+@compiled
+def _gain(scores: Any, own: Any, needs: Any, room: Any) -> float:
+    """``sum_j max(scores_j - own_j, 0) needs_j``, in the same way."""
+    part = len(scores) // 4
+    sums = room[:part]
+    sums[:] = 0.0
+    for quarter in range(4):
+        begin = quarter * part
+        gains, less, worth = scores[begin : begin + part], own[begin : begin + part], needs[begin : begin + part]
+        for j in range(part):
+            sums[j] += max(gains[j] - less[j], 0.0) * worth[j]
+    total = _sum(sums)
+    for j in range(4 * part, len(scores)):
+        total += max(scores[j] - own[j], 0.0) * needs[j]
+    return total
+
+
+@compiled
 def _sum(values: Any) -> float:
-    """Of all, by halves, which uses vectors and rounds little; overwrites them."""
+    """Of all, by halves; overwrites them."""
     count = len(values)
     while count > 1:
         half = (count + 1) // 2
-        low, high = values[: count - half], values[half:count]
-        for j in range(len(low)):
-            low[j] += high[j]
+        left, right = values[: count - half], values[half:count]
+        for j in range(len(left)):
+            left[j] += right[j]
         count = half
-    return values[0]
+    return values[0] if count else 0.0

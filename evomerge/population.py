@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.competition import ROOM, attract, compete, enter, pick
+from evomerge.competition import ROOM, attract, compete, enter, pick, remove_worst
 from evomerge.errors import ConfigError, nearest
 
 Array = NDArray[np.float64]
@@ -117,14 +117,8 @@ class Population:
         if last < self.size:
             self._count += 1
             return last
-        fitness = self._compete(last + 1).tolist()  # of so few, lists are faster than arrays
-        limit = min(fitness) + _EQUAL * max(fitness)
-        born = self._born[: last + 1].tolist()
-        worst = min((row for row, own in enumerate(fitness) if own <= limit), key=born.__getitem__)
-        if self._binary:
-            self._total -= self._rows[worst]
-        if worst != last:
-            self._rows[worst], self._born[worst] = self._rows[last], self._born[last]
+        fitness = self._compete(last + 1)
+        worst = int(remove_worst(self._rows, self._born, self._total, self._binary, fitness, _EQUAL))
         return worst if worst != last else None
 
     def fitness(self) -> Array:
@@ -167,7 +161,7 @@ class Population:
         """How much every member attracts `first`, of shape ``(len(self),)``."""
         self.fitness()
         pull = np.empty(self._count)
-        attract(self._rows, first, self._needs, self._room[0], pull)
+        attract(self._rows, first, self._needs, self._room, pull)
         return pull
 
     def state_dict(self) -> dict[str, Any]:

@@ -51,6 +51,8 @@ class WeightVariation:
         self._chromosomes = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1).astype(np.int64)
         # Where chromosomes are not one after the other, children are made of weights in their order.
         self._order = np.concatenate(groups) if len(groups) > 1 else None
+        self._how = settings.split, settings.path == "slerp", settings.angle == "whole"
+        self._bound = np.float32(spec.bound)
         self._back = None if self._order is None else np.argsort(self._order)
 
     def start(self, number: int, rng: Rng) -> Genome:
@@ -80,16 +82,15 @@ class WeightVariation:
 
     def _made(self, a: NDArray[np.float32], b: NDArray[np.float32], sigma: float, rng: Rng) -> ArrayGenome:
         """A genome of two arrays; with one of them twice, that one with noise."""
-        how, alone = self._settings, a is b
+        alone = a is b
         count = 2 * len(self._chromosomes)
         draws = np.zeros(count) if alone else rng.random(count)
         key = np.uint64(rng.bit_generator.random_raw()) if sigma else _NO_KEY
         if self._order is not None and not alone:
             a, b = a[self._order], b[self._order]
         child = np.empty_like(a)
-        curved, whole, noise = how.path == "slerp", how.angle == "whole", _quantiles(sigma)
-        bound = np.float32(self._spec.bound)
-        inside = breed(a, b, self._chromosomes, draws, how.split, curved, whole, noise, key, bound, child)
+        noise = _quantiles(sigma)
+        inside = breed(a, b, self._chromosomes, draws, *self._how, noise, key, self._bound, child)
         return self._spec.taken(child if self._back is None or alone else child[self._back], inside)
 
 
