@@ -295,13 +295,13 @@ def _block(passes: int, *overrides: str) -> Callable[[], None]:
     """M2N2 for so many passes, from where the last block ended."""
     config = compose_config([f"experiment={METHODS[0].experiment}", *overrides])
     parts = build_parts(config)
-    flight = Flight(parts.evaluator, "search", ordered=True)
+    flight, in_flight = Flight(parts.evaluator, "search", ordered=True), config.search.in_flight or 1
     numbers = itertools.count()
 
     def run() -> None:
         begun = 0
         for told in range(passes):
-            while begun < passes and begun - told < (config.search.in_flight or 1):
+            while begun < passes and begun - told < in_flight:
                 (proposal,) = parts.strategy.ask(1)
                 flight.launch(Candidate(next(numbers), None, proposal.genome, proposal.parents))
                 begun += 1
