@@ -39,9 +39,7 @@ class Cut:
     mix: float
 
 
-def child_of(
-    a: Floats, b: Floats, cuts: Sequence[Cut], path: Path = "slerp", angle: Angle = "segment", out: Floats | None = None
-) -> Floats:
+def child_of(a: Floats, b: Floats, cuts: Sequence[Cut], path: Path = "slerp", angle: Angle = "segment") -> Floats:
     """``concat[P_w(A_<, B_<), P_{1-w}(A_>=, B_>=)]`` for every chromosome, P the arc or the line (section 3.1).
 
     Args:
@@ -49,14 +47,11 @@ def child_of(
         cuts: of chromosomes that cover the array; elements outside of all are A's.
         path: ``slerp`` follows the arc between the two (Shoemake, 1985), ``linear`` the line.
         angle: of each segment (equation 2 of the paper), or once of the whole array, as the paper's public code has it.
-        out: receives the child; a new array for ``None``.
 
     Returns:
         The child, of the parents' dtype.
     """
-    child = np.empty_like(a) if out is None else out
-    if out is not a and sum(cut.end - cut.begin for cut in cuts) < len(a):
-        child[:] = a
+    child = a.copy()
     whole = _omega(a, b) if path == "slerp" and angle == "whole" else math.nan
     for cut in cuts:
         for begin, end, mix in ((cut.begin, cut.at, cut.mix), (cut.at, cut.end, 1.0 - cut.mix)):

@@ -42,6 +42,19 @@ class Settings:
     spread: float | None = None
     chromosomes: tuple[tuple[str, ...], ...] = ()
 
+    def sigma(self, usual: float) -> float:
+        """The standard deviation of mutation, `usual` where it is left open.
+
+        Raises:
+            ConfigError: neither crossover nor mutation.
+        """
+        sigma = usual if self.mutation is None else self.mutation
+        if not self.crossover and sigma == 0:
+            raise ConfigError(
+                "strategy.crossover is false and mutation is 0", "one of the two", "set strategy.mutation"
+            )
+        return sigma
+
 
 class Variation(Protocol):
     """Makes genomes for a spec.
@@ -109,18 +122,10 @@ class VectorVariation:
         low, high = spec.bounds
         self._unit = high - low
         self._choices = [i for i, gene in enumerate(spec) if gene.kind in ("categorical", "boolean")]
-        self._sigma = SIGMA if settings.mutation is None else settings.mutation
+        self._sigma = settings.sigma(SIGMA)
         self._spread = settings.spread
         self.fixed = int(self._spread is None)
-        if not settings.crossover and self._sigma == 0:
-            raise ConfigError(
-                "strategy.crossover is false and mutation is 0", "one of the two", "set strategy.mutation"
-            )
-        groups = chromosomes_of([gene.name for gene in spec], settings.chromosomes) if settings.chromosomes else []
-        self._order = np.concatenate(groups) if len(groups) > 1 else None
-        sizes = [len(group) for group in groups] or [len(spec)]
-        ends = np.cumsum(sizes)
-        self._ranges = [(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
+        self._ranges, self._order = layout_of(spec, settings.chromosomes)
 
     def start(self, number: int, rng: Rng) -> Genome:
         """The spec's start, and then genomes around it or uniform within bounds."""
@@ -248,6 +253,17 @@ class LineageVariation:
         """The genomes of `pack`."""
         every = from_nodes(packed["nodes"])
         return [every[place] for place in packed["places"]]
+
+
+def layout_of(
+    spec: GenomeSpec, patterns: Sequence[Sequence[str]]
+) -> tuple[list[tuple[int, int]], NDArray[np.int64] | None]:
+    """Where each chromosome begins and ends, and the genes' numbers in that order; ``None`` where it is their own."""
+    groups = chromosomes_of([gene.name for gene in spec], patterns) if patterns else []
+    sizes = [len(group) for group in groups] or [len(spec)]
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    ranges = [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    return ranges, np.concatenate(groups) if len(groups) > 1 else None
 
 
 def chromosomes_of(names: Sequence[str], patterns: Sequence[Sequence[str]]) -> list[NDArray[np.int64]]:

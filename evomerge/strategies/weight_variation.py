@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.array_genome import ArrayGenome, ArraySpec
-from evomerge.errors import ConfigError
 from evomerge.genome import Genome
-from evomerge.strategies.variation import Settings, chromosomes_of
+from evomerge.strategies.variation import Settings, layout_of
 from evomerge.strategies.weight_kernels import breed
 
 Rng = np.random.Generator
@@ -38,19 +37,10 @@ class WeightVariation:
         self._spec, self._settings = spec, settings
         self.starts = len(spec.seeds) or None
         self.fixed = len(spec.seeds)
-        sigma = 0.0 if spec.seeds else SIGMA
-        self._sigma = sigma if settings.mutation is None else settings.mutation
+        self._sigma = settings.sigma(0.0 if spec.seeds else SIGMA)
         self._spread = SIGMA if settings.spread is None else settings.spread
-        if not settings.crossover and self._sigma == 0:
-            raise ConfigError(
-                "strategy.crossover is false and mutation is 0", "one of the two", "set strategy.mutation"
-            )
-        patterns = settings.chromosomes
-        groups = chromosomes_of([gene.name for gene in spec], patterns) if patterns else [np.arange(len(spec))]
-        ends = np.cumsum([len(group) for group in groups])
-        self._chromosomes = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1).astype(np.int64)
-        # Where chromosomes are not one after the other, children are made of weights in their order.
-        self._order = np.concatenate(groups) if len(groups) > 1 else None
+        ranges, self._order = layout_of(spec, settings.chromosomes)
+        self._chromosomes = np.array(ranges, dtype=np.int64)
         self._how = settings.split, settings.path == "slerp", settings.angle == "whole"
         self._bound = np.float32(spec.bound)
         self._back = None if self._order is None else np.argsort(self._order)

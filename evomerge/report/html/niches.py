@@ -11,7 +11,6 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from evomerge.errors import EvomergeError
-from evomerge.population import Population
 from evomerge.report.history import Trial
 from evomerge.report.html.data import RunView
 from evomerge.report.html.headline import node_of
@@ -96,6 +95,8 @@ def niches(view: RunView, page: Page) -> Markup | None:
 
 def rebuild(view: RunView, phase: int) -> Niches | str:
     """The population of a phase that M2N2 searched, or why it cannot be told."""
+    from evomerge.population import Population  # compiled: other runs' reports need not wait for it
+
     history = view.history
     own = [trial for trial in history.trials if trial.phase == phase and trial.status == "ok"]
     if len(own) > _MOST_READ:
