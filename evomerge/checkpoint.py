@@ -23,9 +23,9 @@ from typing import Any
 
 from evomerge import __version__
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.files import read_bounded, sync_folder, write_all
 from evomerge.run_folder import RunFolder
 from evomerge.state_files import StateError, from_bytes, to_bytes
+from evomerge.utils.files import read_bounded, sync_folder, write_all
 
 _log = logging.getLogger(__name__)
 FORMAT = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evomerge.compiling import compiled
+from evomerge.utils.compiling import compiled
 
 ROOM = 4
 """Rows of working memory that `compete` needs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class EvomergeError(Exception):
@@ -68,3 +69,15 @@ def nearest(name: str, choices: Iterable[str], limit: int = 5) -> str:
         rest = [choice for choice in known if choice not in close]
         shown = ", ".join([*close, *rest][:limit]) + f", ... ({len(known)} in all)"
     return f"did you mean {close[0]!r}? (one of: {shown})" if close else f"one of: {shown}"
+
+
+def one_line(error: BaseException) -> str:
+    """The error in one line; where it was raised too, unless it is evomerge's own and says what is wrong."""
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, EvomergeError):
+        return text
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" ({Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno})" if frame else ""
+    return f"{type(error).__name__}: {text[:500]}{place}"

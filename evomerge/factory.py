@@ -16,16 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from evomerge.best_folder import BestFolder
 from evomerge.candidate import Split
 from evomerge.checkpoint import Checkpoints, check_intervals
-from evomerge.config import Config, to_yaml
-from evomerge.construct import TARGET, build, check_arguments, locate, plain
+from evomerge.config.construct import TARGET, build, check_arguments, locate, plain
+from evomerge.config.schema import Config, to_yaml
 from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.building import ShippedBuilder
 from evomerge.evaluation.caching import CacheSettings
 from evomerge.evaluation.worker import Worker, WorkerBuilder
-from evomerge.files import write_text_atomic
 from evomerge.fork import ForkedEvaluator, Source
 from evomerge.genome import GenomeSpec
-from evomerge.imports import import_modules, own_files
 from evomerge.incumbent import Incumbent, check_choice
 from evomerge.interrupts import Interrupts
 from evomerge.item_texts import write_texts
@@ -45,6 +43,8 @@ from evomerge.search_state import StateSaver, begin
 from evomerge.strategies.scalarised import SCALAR, Scalarised
 from evomerge.trackers.background import tracking
 from evomerge.trackers.tracker import Tracker, trackers_from_config
+from evomerge.utils.files import write_text_atomic
+from evomerge.utils.imports import import_modules, own_files
 from evomerge.warm_start import WarmStart
 
 __all__ = ["TARGET", "Parts", "build", "build_parts", "check_arguments", "fitness_from_config", "remote_worker", "run"]
@@ -235,7 +235,7 @@ def _strategy(
 def _check_asynchronous(config: Config, phase: str, strategy: Strategy) -> None:
     if config.search.ordered or getattr(strategy, "asynchronous", False):
         return
-    from evomerge.catalogue import asynchronous_strategies
+    from evomerge.config.groups import asynchronous_strategies
 
     inner = strategy.inner if isinstance(strategy, Scalarised) else strategy
     raise ConfigError(

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from evomerge.candidate import Items, Split
-from evomerge.files import read_bounded
 from evomerge.ledger_file import LedgerError
 from evomerge.run_folder import RunFolder
+from evomerge.utils.files import read_bounded
 
 _EXACT_DTYPES = (np.uint8, np.int16, np.float16, np.float32)
 _MAX_ITEMS = 2**30  # bytes of per-item scores

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.candidate import Split
-from evomerge.files import write_text_atomic
 from evomerge.run_folder import RunFolder
+from evomerge.utils.files import write_text_atomic
 
 _log = logging.getLogger(__name__)
 

@@ -33,11 +33,11 @@ from typing import Any, Literal, get_args
 
 from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Items, Split, Status
-from evomerge.files import sync_file, sync_folder, write_bytes_atomic
 from evomerge.genome_log import GenomeLog
 from evomerge.item_files import items_bytes, read_items
 from evomerge.ledger_file import Event, LedgerError, LineFile, Lock, TornLine, decode, report_torn, scan
 from evomerge.run_folder import RunFolder
+from evomerge.utils.files import sync_file, sync_folder, write_bytes_atomic
 
 __all__ = [
     "SCHEMA",

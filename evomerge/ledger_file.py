@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import EvomergeError
-from evomerge.files import sync_folder, write_all
+from evomerge.utils.files import sync_folder, write_all
 
 _log = logging.getLogger(__name__)
 _KEY = b',"crc32":"'

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from evomerge import safe_yaml
 from evomerge.method import ByTensor, Value
 from evomerge.recipe import Component, Input, ModelRef, Parameters, Recipe, SliceId, SliceRecipe
+from evomerge.utils import safe_yaml
 
 VERSION = 1
 

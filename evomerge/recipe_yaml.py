@@ -35,7 +35,6 @@ from typing import Any
 
 import yaml
 
-from evomerge import safe_yaml
 from evomerge.errors import RecipeError, nearest
 from evomerge.method import ByTensor, Scalar, Value
 from evomerge.recipe import (
@@ -50,6 +49,7 @@ from evomerge.recipe import (
     parameters,
 )
 from evomerge.recipe_text import VERSION, RecipeDumper, recipe_content
+from evomerge.utils import safe_yaml
 
 MAX_SLICES = 100_000
 

@@ -18,7 +18,6 @@ from typing import Any, Literal
 from evomerge.candidate import Candidate, Evaluation, Items, Split
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.wrapped import WrappedEvaluator
-from evomerge.files import write_bytes_atomic
 from evomerge.ledger import (
     NOT_CONTENT,
     SESSION_EVENTS,
@@ -34,6 +33,7 @@ from evomerge.ledger import (
 from evomerge.ledger_file import LedgerError, decode, encode
 from evomerge.protocols import Evaluator
 from evomerge.record import Record
+from evomerge.utils.files import write_bytes_atomic
 
 __all__ = ["ContinuedLedger", "Record", "RecordedEvaluator", "check_started"]
 

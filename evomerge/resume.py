@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,17 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge import __version__, conf_dir
-from evomerge.config import Config, to_yaml
+from evomerge.config.overrides import set_value
+from evomerge.config.schema import Config, to_yaml
+from evomerge.config.trust import check_trust, leaves
 from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
-from evomerge.files import read_bounded, write_text_atomic
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import RunFolder
 from evomerge.phases import split_budget
 from evomerge.recipe import PoolInfo
 from evomerge.replay import ContinuedLedger, Record, check_started
-from evomerge.safe_yaml import MAX_CHARACTERS, parse
 from evomerge.search import Keeper
-from evomerge.trust import check_trust, leaves
+from evomerge.utils.files import read_bounded, write_text_atomic
+from evomerge.utils.safe_yaml import MAX_CHARACTERS, parse
 
 MAY_CHANGE = (
     "search.evaluations",
@@ -217,21 +218,3 @@ def _apply(config: DictConfig, override: str) -> str:
         config.evaluator = OmegaConf.load(files[value])
         return override
     return set_value(config, key, value)
-
-
-def set_value(config: DictConfig, key: str, value: str) -> str:
-    """Set one key of a configuration to a value as it is written on the command line, and say what has changed.
-
-    Raises:
-        ConfigError: there is no such key, or it cannot have this value.
-    """
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    if isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node)) and name not in node:
-        raise ConfigError(f"there is no key {key!r}", nearest(name, map(str, node)))
-    try:
-        before = OmegaConf.select(config, key)
-        OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{key} cannot be {value!r}", " ".join(str(error).split())[:200]) from error
-    return f"{key} was {before}, is {OmegaConf.select(config, key)}"

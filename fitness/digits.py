@@ -13,9 +13,9 @@ import sklearn
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from evomerge.compiling import compiled
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.protocols import Objective, Scores
+from evomerge.utils.compiling import compiled
 
 Array = NDArray[np.float32]
 Part = Literal["train", "test"]

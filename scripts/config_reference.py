@@ -1,7 +1,7 @@
 """Every key of the configuration, from its declaration; ``python scripts/config_reference.py`` renews docs/config.md.
 
-Meanings come from the comments of the files in `conf` and from the docstrings of `evomerge.config`; types and what a
-file leaves out come from the signatures of the classes that the files name.
+Meanings come from the comments of the files in `conf` and from the docstrings of `evomerge.config.schema`; types and
+what a file leaves out come from the signatures of the classes that the files name.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import yaml
 from omegaconf import MISSING
 
 from evomerge import conf_dir
-from evomerge.config import Config, PoolConfig, SearchConfig
-from evomerge.construct import TARGET, locate
+from evomerge.config.construct import TARGET, locate
+from evomerge.config.schema import Config, PoolConfig, SearchConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 GROUPS = ("pool", "search_space", "strategy", "fitness", "evaluator")
@@ -183,7 +183,7 @@ def _table(rows: list[tuple[str, str, str, str]]) -> Iterator[str]:
 
 
 def schema_table(schema: type, prefix: str) -> Iterator[str]:
-    """The keys of one dataclass of `evomerge.config`."""
+    """The keys of one dataclass of `evomerge.config.schema`."""
     yield from _table(list(_schema_rows(schema, prefix)))
 
 

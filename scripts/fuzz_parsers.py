@@ -18,6 +18,7 @@ from safetensors import numpy as safetensors
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.checkpoint import Checkpoint, read_checkpoints
+from evomerge.config.task_code import task_code
 from evomerge.errors import EvomergeError
 from evomerge.genome import Genome
 from evomerge.ledger import Ledger, RunFolder, canonical_events, evaluation_of, read_items, read_ledger
@@ -37,7 +38,6 @@ from evomerge.report.summary import summarize
 from evomerge.report.table import render
 from evomerge.resume import open_run
 from evomerge.state_files import to_bytes
-from evomerge.task_code import task_code
 from evomerge.warm_start import WarmStart
 
 SLICES = ("embed", "layers.0.attn", "layers.0.mlp", "layers.0.norm", "layers.1.attn", "layers.1.mlp", "final_norm")

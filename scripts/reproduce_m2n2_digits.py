@@ -36,10 +36,10 @@ from evomerge.array_genome import ArraySpec, numbers
 from evomerge.candidate import Candidate
 from evomerge.cli.composed import compose_config
 from evomerge.factory import build_parts
-from evomerge.files import write_text_atomic
 from evomerge.flight import Flight
 from evomerge.protocols import Strategy
 from evomerge.strategies.crossover import Cut, child_of
+from evomerge.utils.files import write_text_atomic
 from fitness.digits import DigitsFitness
 
 console = Console()

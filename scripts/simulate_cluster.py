@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.construct import TARGET, build, locate
+from evomerge.config.construct import TARGET, build, locate
 from evomerge.genome import Gene, Genome, GenomeSpec
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="of the search's own time")
     options = parser.parse_args()
     from evomerge import conf_dir
-    from evomerge.catalogue import strategy_node
+    from evomerge.config.groups import strategy_node
 
     print("strategy          workers  evaluations  told                busy  busy with end  ms of search for each")
     for name in options.strategy:

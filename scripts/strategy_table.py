@@ -18,7 +18,7 @@ import numpy as np
 from evomerge import conf_dir
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli.composed import compose_config
-from evomerge.construct import TARGET, build, locate, plain
+from evomerge.config.construct import TARGET, build, locate, plain
 from evomerge.errors import ConfigError
 from evomerge.genome import GenomeSpec
 from evomerge.merge.methods import specs

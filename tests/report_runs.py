@@ -12,7 +12,6 @@ import numpy as np
 import yaml
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.files import write_text_atomic
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder
 from evomerge.method import MethodSpec, ParameterSpec
@@ -22,6 +21,7 @@ from evomerge.recipe import LAYER_COMPONENTS, ModelRef, PoolInfo, Recipe, SliceI
 from evomerge.recipe_yaml import dump_recipe
 from evomerge.report.html.shares import shares_of
 from evomerge.search import Search
+from evomerge.utils.files import write_text_atomic
 
 LAYERS = 6
 SLICES = (

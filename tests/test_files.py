@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import OutputError
-from evomerge.files import write_bytes_atomic, write_text_atomic
+from evomerge.utils.files import write_bytes_atomic, write_text_atomic
 
 
 def test_the_new_content_replaces_the_old_and_leaves_nothing_beside(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import ConfigError
-from evomerge.imports import import_modules
+from evomerge.utils.imports import import_modules
 
 
 @pytest.fixture

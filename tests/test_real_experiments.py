@@ -12,7 +12,7 @@ from tiny_models import TinyModel
 
 from evomerge import conf_dir
 from evomerge.cli.composed import compose_config
-from evomerge.construct import plain
+from evomerge.config.construct import plain
 from evomerge.factory import Parts, build_parts
 from evomerge.merge.methods import specs
 from evomerge.recipe import Recipe

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from evomerge import safe_yaml
 from evomerge.errors import RecipeError
+from evomerge.utils import safe_yaml
 
 
 def test_plain_values() -> None:

@@ -14,7 +14,7 @@ def run(arguments: Sequence[str]) -> int:
     import hydra
 
     from evomerge import conf_dir
-    from evomerge.config import register
+    from evomerge.config.schema import register
 
     if any(argument.startswith("query=") for argument in arguments):
         line = os.environ.get("COMP_LINE", "")

@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge import conf_dir
-from evomerge.config import Config, register
+from evomerge.config.schema import Config, register
+from evomerge.config.trust import FLAG, check_trust
 from evomerge.errors import ConfigError, EvomergeError, nearest
-from evomerge.trust import FLAG, check_trust
 
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
 _OPEN = ("pool.models", "search_space.parameters")

@@ -16,7 +16,7 @@ from evomerge.cli.plain_console import PlainConsole
 
 if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
     from evomerge.candidate import Evaluation
-    from evomerge.config import Config
+    from evomerge.config.schema import Config
     from evomerge.factory import Parts
 
 console = PlainConsole()
@@ -59,7 +59,7 @@ def _warn(text: str, style: str = "yellow") -> None:
 def print_plan(config: Config, parts: Parts) -> None:
     """What a search with this configuration would take."""
     from evomerge.cli.estimate import estimate, rows
-    from evomerge.sizes import size_text
+    from evomerge.utils.sizes import size_text
 
     pool = parts.pool
     table = Table(title="The configuration is valid", show_header=False, title_justify="left")

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evomerge.sizes import size_text
+from evomerge.utils.sizes import size_text
 
 if TYPE_CHECKING:
-    from evomerge.config import Config
+    from evomerge.config.schema import Config
     from evomerge.factory import Parts
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

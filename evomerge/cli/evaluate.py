@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, cast
 from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.imports import import_modules
+from evomerge.utils.imports import import_modules
 
 if TYPE_CHECKING:
     from evomerge.candidate import Split
-    from evomerge.config import Config
+    from evomerge.config.schema import Config
     from evomerge.models.pool import Pool
     from evomerge.recipe import Recipe
 
@@ -78,9 +78,9 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
 
     from evomerge.cli.composed import compose_config, explain
     from evomerge.cli.sources import run_folder
+    from evomerge.config.trust import check_trust
     from evomerge.ledger import RunFolder
     from evomerge.resume import read_config
-    from evomerge.trust import check_trust
 
     folder = run_folder(target)
     if folder is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
 from evomerge.errors import RecipeError
-from evomerge.imports import import_modules
+from evomerge.utils.imports import import_modules
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -29,8 +29,8 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(arguments))
 
     from evomerge.cli.sources import open_recipe, read_recipe
-    from evomerge.files import write_text_atomic
     from evomerge.recipe_yaml import dump_recipe
+    from evomerge.utils.files import write_text_atomic
 
     import_modules(options.imports, "--import")
     if options.format == "optuna":

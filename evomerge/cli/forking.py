@@ -9,11 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from evomerge import conf_dir
 from evomerge.cli.composed import compose_config
-from evomerge.config import Config
+from evomerge.config.overrides import set_value
+from evomerge.config.schema import Config
+from evomerge.config.trust import FLAG, check_trust
 from evomerge.errors import ConfigError
 from evomerge.ledger import RunFolder
-from evomerge.resume import read_config, set_value
-from evomerge.trust import FLAG, check_trust
+from evomerge.resume import read_config
 
 KEY = "from_run"
 

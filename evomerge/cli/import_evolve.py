@@ -25,8 +25,8 @@ def run(arguments: Sequence[str]) -> int:
     if not options.file.is_file():
         raise ConfigError(f"there is no file {options.file}", "a mergekit-evolve configuration")
 
-    from evomerge.files import write_text_atomic
     from evomerge.mergekit.experiment import experiment_from_evolve
+    from evomerge.utils.files import write_text_atomic
 
     output: Path | None = options.output
     text = experiment_from_evolve(options.file, (output or options.file).stem, options.include_path)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from evomerge import __version__
 from evomerge.errors import ConfigError, EvomergeError, nearest
-from evomerge.plain_text import plain
+from evomerge.utils.plain_text import plain
 
 VERBS = {
     "search": "search for a merge recipe",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
-from evomerge.imports import import_modules, without_collector
-from evomerge.sizes import byte_count
+from evomerge.utils.imports import import_modules, without_collector
+from evomerge.utils.sizes import byte_count
 
 
 def run(arguments: Sequence[str]) -> int:

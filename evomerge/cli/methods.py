@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
-from evomerge.imports import import_modules
 from evomerge.method import find_method
+from evomerge.utils.imports import import_modules
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from evomerge.plain_text import plain
+from evomerge.utils.plain_text import plain
 
 
 class PlainConsole(Console):

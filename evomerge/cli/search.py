@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.config import Config
+from evomerge.config.schema import Config
 
 
 def run(arguments: Sequence[str]) -> int:

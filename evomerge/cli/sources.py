@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import RecipeError
-from evomerge.plain_text import plain
 from evomerge.recipe import Recipe
 from evomerge.recipe_yaml import load_recipe, read_recipe_file
-from evomerge.safe_yaml import read_text
+from evomerge.utils.plain_text import plain
+from evomerge.utils.safe_yaml import read_text
 
 if TYPE_CHECKING:
     from evomerge.export.model_card import ScoreRow

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 
 from evomerge.errors import ConfigError
-from evomerge.sizes import byte_count
+from evomerge.utils.sizes import byte_count
 
 WORDS = ("auto", "off", "memory", "disk")
 

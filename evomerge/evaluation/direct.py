@@ -15,8 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from evomerge.array_genome import numbers
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.errors import ConfigError, EvomergeError
-from evomerge.evaluation.failures import one_line
+from evomerge.errors import ConfigError, EvomergeError, one_line
 from evomerge.protocols import Objective, Scores
 
 

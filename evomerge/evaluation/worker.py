@@ -12,11 +12,10 @@ from dataclasses import replace
 import torch
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.errors import ConfigError, EvomergeError, FitnessError, InfeasibleError
+from evomerge.errors import ConfigError, EvomergeError, FitnessError, InfeasibleError, one_line
 from evomerge.evaluation.building import WorkerBuilder
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.caching import open_shared
-from evomerge.evaluation.failures import one_line
 from evomerge.merge.assemble import Resident
 from evomerge.merge.merge_count import MergeCount
 from evomerge.merge.plan import make_plan

@@ -13,15 +13,15 @@ from typing import Protocol
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from evomerge import safe_yaml
 from evomerge.errors import RecipeError
 from evomerge.export.licences import NOT_ADVICE, licence_notes, stated_licences
-from evomerge.files import read_bounded
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.layout import Layout
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.recipe_path import path_of
 from evomerge.recipe_yaml import dump_recipe
+from evomerge.utils import safe_yaml
+from evomerge.utils.files import read_bounded
 
 _LARGEST_CARD = 16 * 2**20
 _LONGEST = 300  # characters of a licence's name or link

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import torch
 
-from evomerge.files import write_all
+from evomerge.utils.files import write_all
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

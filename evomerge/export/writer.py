@@ -19,7 +19,6 @@ from evomerge.export.auto_class import auto_class, processor_class
 from evomerge.export.config_json import merged_config
 from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
-from evomerge.files import sync_folder
 from evomerge.merge.engine import TORCH_DTYPES
 from evomerge.merge.plan import make_plan
 from evomerge.merge.slice_plan import Plan
@@ -27,6 +26,7 @@ from evomerge.merge.streaming import stream_slice
 from evomerge.models.pool import Pool
 from evomerge.recipe import Recipe
 from evomerge.recipe_yaml import dump_recipe
+from evomerge.utils.files import sync_folder
 
 RECIPE_FILE = "evomerge_recipe.yaml"
 MAX_SHARD_BYTES = 5 * 10**9

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evomerge import safe_yaml
 from evomerge.errors import RecipeError, nearest
 from evomerge.mergekit.forms import FORMS
 from evomerge.mergekit.references import Reference, read_reference
 from evomerge.mergekit.settings import Settings, read_settings
 from evomerge.recipe import DTYPES
+from evomerge.utils import safe_yaml
 
 MAX_LAYERS = 10_000
 _MODULES = ("default", "text_decoder", "text_model", "language_model")

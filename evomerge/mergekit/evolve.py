@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evomerge import safe_yaml
 from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
 from evomerge.mergekit.references import Reference, read_reference
+from evomerge.utils import safe_yaml
 
 METHODS = {
     "linear": ("weight",),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from evomerge import safe_yaml
 from evomerge.errors import RecipeError
+from evomerge.utils import safe_yaml
 
 
 @dataclass(frozen=True)

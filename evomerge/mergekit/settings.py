@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evomerge import safe_yaml
 from evomerge.errors import RecipeError, nearest
 from evomerge.mergekit.forms import PARAMETERS
 from evomerge.method import ParameterSpec, Scalar
+from evomerge.utils import safe_yaml
 
 _TRUE, _FALSE = ("true", "yes", "on", "y", "t", "1"), ("false", "no", "off", "n", "f", "0")
 

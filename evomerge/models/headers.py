@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import PoolError
-from evomerge.files import read_bounded
+from evomerge.utils.files import read_bounded
 
 FLOAT_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

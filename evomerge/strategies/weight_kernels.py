@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.compiling import compiled
 from evomerge.strategies.crossover import factors_of, omega_of
+from evomerge.utils.compiling import compiled
 
 _omega_of, _factors_of = compiled(omega_of), compiled(factors_of)
 _BLOCK = 512  # elements whose products are summed in the first-level cache

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import OutputError
-from evomerge.files import write_text_atomic
 from evomerge.ledger import Event, RunFolder, read_ledger
 from evomerge.trackers.tracker import Ending, TrackedRun, Tracker
+from evomerge.utils.files import write_text_atomic
 
 _LOG = logging.getLogger(__name__)
 _WAITING = 10_000  # events that a slow tracker may be behind; it misses those that come when there are more

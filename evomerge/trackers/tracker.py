@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from evomerge.construct import TARGET, build, plain
+from evomerge.config.construct import TARGET, build, plain
 from evomerge.errors import ConfigError, nearest
 
 Ending = Literal["finished", "interrupted", "failed"]

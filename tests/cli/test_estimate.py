@@ -11,7 +11,7 @@ from evomerge.cli.composed import compose_config
 from evomerge.cli.estimate import Estimate, estimate, rows
 from evomerge.cli.main import main
 from evomerge.factory import build_parts
-from evomerge.sizes import size_text
+from evomerge.utils.sizes import size_text
 
 
 def found(quick_search: list[str], *overrides: str) -> Estimate:

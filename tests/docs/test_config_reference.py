@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from evomerge import conf_dir
-from evomerge.construct import locate
+from evomerge.config.construct import locate
 from scripts.config_reference import (
     GROUPS,
     PAGE,

@@ -15,8 +15,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evomerge import safe_yaml
 from evomerge.errors import EvomergeError, RecipeError
+from evomerge.utils import safe_yaml
 from scripts import fuzz
 from scripts.fuzz_mutations import mutate_bytes, mutate_value
 from scripts.fuzz_parsers import PARSERS, Parser

@@ -14,9 +14,9 @@ from test_terminal import HOSTILE
 from evomerge.checkpoint import read_checkpoints
 from evomerge.cli.main import main
 from evomerge.errors import EvomergeError
-from evomerge.files import read_bounded
 from evomerge.ledger import LedgerError, RunFolder, read_items
 from evomerge.resume import open_run
+from evomerge.utils.files import read_bounded
 
 Stranger = Callable[..., RunFolder]
 

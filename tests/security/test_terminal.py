@@ -10,7 +10,7 @@ from rich.text import Text
 
 from evomerge.cli.main import main
 from evomerge.cli.plain_console import PlainConsole
-from evomerge.plain_text import plain
+from evomerge.utils.plain_text import plain
 
 HOSTILE = "[red]a[/] [/nothing] \x1b]0;title\x1b[2J\x9b1m\u202eevil :bomb:"
 SHOWN = r"[red]a[/] [/nothing] \x1b]0;title\x1b[2J\x9b1m\u202eevil :bomb:"

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from evomerge.cli.main import main
+from evomerge.config.trust import check_trust, is_ours
 from evomerge.errors import ConfigError
 from evomerge.ledger import RunFolder
-from evomerge.trust import check_trust, is_ours
 
 LM_EVAL = "fitness.lm_eval_tasks.LmEvalFitness"
 Stranger = Callable[..., RunFolder]
@@ -35,8 +35,8 @@ def test_parts_of_evomerge_are_ours(target: str) -> None:
     "target",
     [
         "os.system",
-        "evomerge.imports.import_modules",  # imports what its arguments say
-        "evomerge.files.write_text_atomic",  # writes where they say
+        "evomerge.utils.imports.import_modules",  # imports what its arguments say
+        "evomerge.utils.files.write_text_atomic",  # writes where they say
         "evomerge.strategies.saving.deque",  # what a module of ours has imported
         "search_spaces.lineage.Path",
         "search_spaces.lineage.read_recipe_file",  # a function
@@ -143,7 +143,7 @@ def test_tasks_in_the_configuration_itself_are_looked_at(task: Any, tmp_path: Pa
         "strategy: {_target_: stranger_code.Part}",
         "fitness: {_target_: stranger_code.part}",
         "search_space: {_target_: search_spaces.parameter.ParameterSpace, method: {_target_: stranger_code.part}}",
-        "search_space: {_target_: evomerge.imports.import_modules, names: [stranger_code], key: k, folder: .}",
+        "search_space: {_target_: evomerge.utils.imports.import_modules, names: [stranger_code], key: k, folder: .}",
         "phases: {first: {strategy: {_target_: stranger_code.Part}}}",
     ],
 )

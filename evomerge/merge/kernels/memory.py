@@ -9,8 +9,8 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from evomerge.compiling import compiled
 from evomerge.merge.kernels.words import add, both, either, shift_right
+from evomerge.utils.compiling import compiled
 
 F32, BF16, F16 = 0, 1, 2
 """Codes of the merged dtypes."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.compiling import compiled
 from evomerge.merge.kernels.lines import STEP, mix_lines, where_given
 from evomerge.merge.kernels.memory import infinite_from, keep, read, width, write
 from evomerge.merge.kernels.passes import limits
+from evomerge.utils.compiling import compiled
 
 BLOCK = 512
 """Elements that are converted at a time, so that they stay in the first-level cache; results do not depend on it."""

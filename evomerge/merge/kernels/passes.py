@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.compiling import compiled
 from evomerge.merge.kernels.memory import floats
 from evomerge.merge.kernels.words import add, multiply, shift_right, xor
 from evomerge.merge.masks import ROUNDS, WRAP
+from evomerge.utils.compiling import compiled
 
 _U = np.uint32
 _ZERO = np.float32(0)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from evomerge.compiling import compiled
 from evomerge.merge.kernels.memory import halves, keep, pointer, prefetch, read, width, words
 from evomerge.merge.kernels.mixing import BLOCK
 from evomerge.merge.kernels.passes import minus
 from evomerge.merge.kernels.words import both, shift_right
+from evomerge.utils.compiling import compiled
 
 SHIFT = 17
 """Bits of a float32 below those that choose its bin: 64 bins from one power of two to the next."""

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from evomerge.compiling import compiled
 from evomerge.merge.kernels.memory import floats, keep, pointer, prefetch, read, width
 from evomerge.merge.kernels.mixing import BLOCK
 from evomerge.merge.kernels.passes import drop, keep_between, limits, minus
+from evomerge.utils.compiling import compiled
 
 CHUNK = 1 << 16
 """Elements of a partial sum."""

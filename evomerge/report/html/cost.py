@@ -13,7 +13,7 @@ from evomerge.report.history import Trial
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.words import clean, count, duration
-from evomerge.sizes import size_text
+from evomerge.utils.sizes import size_text
 
 STAGES = {"merge": "merging", "model": "in the model", "other": "everything else"}
 SLICES = {

@@ -25,7 +25,7 @@ from evomerge.report.history import History, Trial, read_history
 from evomerge.report.html.words import clean
 from evomerge.report.run_reader import BEST, RunRecord, Scored
 from evomerge.report.summary import Summary, summarize_record
-from evomerge.safe_yaml import parse
+from evomerge.utils.safe_yaml import parse
 
 State = Literal["running", "ended", "interrupted", "dead", "unknown"]
 LARGEST_FILE = 16 * 2**20

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from evomerge import __version__
 from evomerge.report.html import words
 from evomerge.report.html.plots import Plot, embed
-from evomerge.sizes import size_text
+from evomerge.utils.sizes import size_text
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from markupsafe import Markup
 
 from evomerge.errors import ConfigError
-from evomerge.files import write_text_atomic
 from evomerge.report.html.compare import (
     MOST_RUNS,
     comparison_configs,
@@ -31,6 +30,7 @@ from evomerge.report.html.niches import niches
 from evomerge.report.html.page import Page
 from evomerge.report.html.recipe_map import recipe_map
 from evomerge.report.html.reproduce import reproduce
+from evomerge.utils.files import write_text_atomic
 
 FILE = "report.html"
 

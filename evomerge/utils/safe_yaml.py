@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from evomerge.errors import RecipeError, nearest
-from evomerge.files import read_bounded
+from evomerge.utils.files import read_bounded
 
 MAX_CHARACTERS = 16 * 2**20
 MAX_DEPTH = 16

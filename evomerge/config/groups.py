@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from evomerge import conf_dir
-from evomerge.construct import TARGET, locate
+from evomerge.config.construct import TARGET, locate
 from evomerge.errors import ConfigError, EvomergeError, nearest
 
 

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from evomerge.config.task_code import task_code
 from evomerge.errors import ConfigError
-from evomerge.task_code import task_code
 
 FLAG = "--trust"
 _TARGET = "_target_"

@@ -1,0 +1,28 @@
+"""Overrides: values of the configuration as they are written on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from evomerge.errors import ConfigError, nearest
+
+
+def set_value(config: DictConfig, key: str, value: str) -> str:
+    """Set one key of a configuration to a value as it is written on the command line, and say what has changed.
+
+    Raises:
+        ConfigError: there is no such key, or it cannot have this value.
+    """
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node)) and name not in node:
+        raise ConfigError(f"there is no key {key!r}", nearest(name, map(str, node)))
+    try:
+        before = OmegaConf.select(config, key)
+        OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{key} cannot be {value!r}", " ".join(str(error).split())[:200]) from error
+    return f"{key} was {before}, is {OmegaConf.select(config, key)}"
