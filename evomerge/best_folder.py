@@ -6,13 +6,13 @@ import numpy as np
 import yaml
 from safetensors import numpy as safetensors
 
-from evomerge.array_genome import numbers
 from evomerge.candidate import Candidate
 from evomerge.errors import EvomergeError
+from evomerge.genomes.arrays import numbers
 from evomerge.incumbent import Incumbent
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool
-from evomerge.recipe_yaml import dump_recipe
+from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.run_folder import RunFolder
 from evomerge.utils.files import write_bytes_atomic, write_text_atomic
 

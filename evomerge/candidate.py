@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.genome import Genome
-from evomerge.recipe import Recipe
+from evomerge.genomes.genome import Genome
+from evomerge.recipes.recipe import Recipe
 
 Status = Literal["ok", "infeasible", "failed", "pruned"]
 Split = Literal["search", "held_out"]

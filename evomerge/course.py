@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from evomerge.flight import Flight
-from evomerge.genome import Genome
+from evomerge.genomes.genome import Genome
 from evomerge.phases import Phase
 from evomerge.protocols import Proposal, SearchSpace, Strategy
 

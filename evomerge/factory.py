@@ -23,7 +23,7 @@ from evomerge.evaluation.building import ShippedBuilder
 from evomerge.evaluation.caching import CacheSettings
 from evomerge.evaluation.worker import Worker, WorkerBuilder
 from evomerge.fork import ForkedEvaluator, Source
-from evomerge.genome import GenomeSpec
+from evomerge.genomes.genome import GenomeSpec
 from evomerge.incumbent import Incumbent, check_choice
 from evomerge.interrupts import Interrupts
 from evomerge.item_texts import write_texts
@@ -31,13 +31,15 @@ from evomerge.ledger import Ledger, RunFolder
 from evomerge.merge.methods import specs
 from evomerge.models.pins import changed_since
 from evomerge.models.pool import Pool, open_pool
+from evomerge.objectives import SCALARISATIONS, Objective, Scalarisation
 from evomerge.observers import Observer, Observers
 from evomerge.phases import Baselines, Phase, split_budget
-from evomerge.protocols import Evaluator, Fitness, Objective, SearchSpace, Strategy
-from evomerge.recipe import ModelRef, PoolInfo, Recipe
+from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import ModelRef
 from evomerge.replay import ContinuedLedger, RecordedEvaluator
 from evomerge.resume import Resumed, library_versions
-from evomerge.scalarise import METHODS, Scalarisation
 from evomerge.search import GaveUpError, Keeper, Search
 from evomerge.search_state import StateSaver, begin
 from evomerge.strategies.scalarised import SCALAR, Scalarised
@@ -157,8 +159,8 @@ def _check_search(config: Config) -> None:
     if settings.give_up is not None and settings.give_up < 1:
         raise ConfigError(f"search.give_up is {settings.give_up}", "at least 1, or null")
     check_intervals(settings.checkpoint.every, settings.checkpoint.evaluations, settings.checkpoint.keep)
-    if settings.scalarise is not None and settings.scalarise not in METHODS:
-        raise ConfigError(f"search.scalarise is {settings.scalarise!r}", nearest(settings.scalarise, METHODS))
+    if settings.scalarise is not None and settings.scalarise not in SCALARISATIONS:
+        raise ConfigError(f"search.scalarise is {settings.scalarise!r}", nearest(settings.scalarise, SCALARISATIONS))
     if settings.scalarise == "tchebycheff" and not settings.baselines:
         raise ConfigError(
             "search.scalarise is 'tchebycheff' and search.baselines is false",

@@ -12,7 +12,7 @@ from typing import Any
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.wrapped import WrappedEvaluator
-from evomerge.genome_log import GenomeLog
+from evomerge.genomes.encoding import GenomeLog
 from evomerge.ledger import RunFolder, evaluation_of, read_items
 from evomerge.ledger_file import decode, report_torn, scan
 from evomerge.protocols import Evaluator

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evomerge.archive import ParetoArchive
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, nearest
-from evomerge.protocols import Objective
-from evomerge.scalarise import METHODS, Scalarisation
+from evomerge.objectives import SCALARISATIONS, Objective, ParetoArchive, Scalarisation
 
 KNEE = "knee"
 
@@ -22,10 +20,10 @@ def check_choice(best: str | None, objectives: Sequence[Objective], weights: Map
     """
     names = [objective.name for objective in objectives]
     chosen = best or names[0]
-    if chosen not in (*names, KNEE, *METHODS):
-        raise ConfigError(f"search.best is {chosen!r}", nearest(chosen, [*names, KNEE, *METHODS]))
-    if chosen in METHODS or weights:
-        Scalarisation.of(objectives, chosen if chosen in METHODS else METHODS[0], weights, [])
+    if chosen not in (*names, KNEE, *SCALARISATIONS):
+        raise ConfigError(f"search.best is {chosen!r}", nearest(chosen, [*names, KNEE, *SCALARISATIONS]))
+    if chosen in SCALARISATIONS or weights:
+        Scalarisation.of(objectives, chosen if chosen in SCALARISATIONS else SCALARISATIONS[0], weights, [])
     return chosen
 
 
@@ -133,7 +131,7 @@ class Incumbent:
     def _choose(self) -> int:
         if self._rule == KNEE:
             return self._archive.knee()
-        if self._rule not in METHODS:
+        if self._rule not in SCALARISATIONS:
             return self._archive.extreme(self._rule)
         scalarise = Scalarisation.of(self.objectives, self._rule, self._weights, self._baselines)
         return max(self.values, key=lambda i: (scalarise(self.values[i]), -i))

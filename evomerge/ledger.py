@@ -33,7 +33,7 @@ from typing import Any, Literal, get_args
 
 from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Items, Split, Status
-from evomerge.genome_log import GenomeLog
+from evomerge.genomes.encoding import GenomeLog
 from evomerge.item_files import items_bytes, read_items
 from evomerge.ledger_file import Event, LedgerError, LineFile, Lock, TornLine, decode, report_torn, scan
 from evomerge.run_folder import RunFolder

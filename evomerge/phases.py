@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from evomerge.errors import ConfigError
-from evomerge.genome import GenomeSpec
+from evomerge.genomes.genome import GenomeSpec
 from evomerge.protocols import SearchSpace, Strategy
-from evomerge.recipe import Recipe
+from evomerge.recipes.recipe import Recipe
 
 Baselines = Mapping[str, Mapping[str, float]]
 """Objectives of the pool's own models by name."""

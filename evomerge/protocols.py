@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.candidate import Candidate, Evaluation, Items, Split
-from evomerge.genome import Genome, GenomeSpec
-from evomerge.recipe import Recipe
+from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One named number with a direction."""
-
-    name: str
-    direction: Literal["maximize", "minimize"] = "maximize"
-
-    def gain(self, value: float) -> float:
-        """`value` with its sign set so that larger is better."""
-        return value if self.direction == "maximize" else -value
+from evomerge.objectives import Objective
 
 
 @dataclass(frozen=True)

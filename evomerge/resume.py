@@ -20,7 +20,7 @@ from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import RunFolder
 from evomerge.phases import split_budget
-from evomerge.recipe import PoolInfo
+from evomerge.recipes.pool_info import PoolInfo
 from evomerge.replay import ContinuedLedger, Record, check_started
 from evomerge.search import Keeper
 from evomerge.utils.files import read_bounded, write_text_atomic

@@ -19,19 +19,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from evomerge.array_genome import ArraySpec
-from evomerge.baselines import baseline_recipes
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.course import Course
 from evomerge.errors import EvomergeError, InfeasibleError
 from evomerge.failures import Streak
 from evomerge.flight import Flight
-from evomerge.genome import Genome
+from evomerge.genomes.arrays import ArraySpec
+from evomerge.genomes.genome import Genome
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger
 from evomerge.phases import Phase
 from evomerge.protocols import Evaluator, Proposal, SearchSpace, Strategy
-from evomerge.recipe import PoolInfo, Recipe
+from evomerge.recipes.pool_info import PoolInfo, baseline_recipes
+from evomerge.recipes.recipe import Recipe
 from evomerge.search_hooks import GaveUpError, Interrupted, Keeper, Saver, cold, forgetful, never
 from evomerge.strategies.capabilities import Injectable
 from evomerge.warm_start import Warmth

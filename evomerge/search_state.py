@@ -14,7 +14,7 @@ from evomerge.checkpoint import Checkpoint, Checkpoints, Position, read_checkpoi
 from evomerge.course import Course
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.flight import Flight
-from evomerge.genome_pack import pack_genomes, unpack_genomes
+from evomerge.genomes.encoding import pack_genomes, unpack_genomes
 from evomerge.ledger import Kind
 from evomerge.protocols import SearchSpace
 from evomerge.replay import ContinuedLedger

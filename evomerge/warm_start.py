@@ -9,12 +9,13 @@ from typing import Any
 
 from evomerge.candidate import Evaluation, Items
 from evomerge.errors import ConfigError, EvomergeError, InfeasibleError, RecipeError
-from evomerge.genome import Genome, GenomeSpec
-from evomerge.genome_log import GenomeLog
+from evomerge.genomes.encoding import GenomeLog
+from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.ledger import Event, RunFolder, evaluation_of, read_items, read_ledger
-from evomerge.protocols import Objective, SearchSpace
-from evomerge.recipe import Recipe
-from evomerge.recipe_yaml import read_recipe_file
+from evomerge.objectives import Objective
+from evomerge.protocols import SearchSpace
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.yaml_reader import read_recipe_file
 
 KEY = "search.warm_start"
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from evomerge.errors import ConfigError, FitnessError
-from evomerge.protocols import Objective, Scores
+from evomerge.objectives import Objective
+from evomerge.protocols import Scores
 from evomerge.utils.compiling import compiled
 
 Array = NDArray[np.float32]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from evomerge.errors import ConfigError, FitnessError
-from evomerge.protocols import Block, Objective, Scores, Stop
+from evomerge.objectives import Objective
+from evomerge.protocols import Block, Scores, Stop
 from fitness._lm_eval_terms import RESPONSE_LENGTH, check_fewshot, check_limit, parse_terms, plain
 from fitness._response_length import generates, response_lengths
 

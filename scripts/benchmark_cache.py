@@ -22,7 +22,8 @@ from evomerge.merge.plan import make_plan
 from evomerge.merge.shared_cache import SharedCache
 from evomerge.merge.slice_plan import SlicePlan
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceRecipe, parameters
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceRecipe, parameters
 from scripts.benchmark_merge import recipe_of
 from scripts.benchmark_models import make_pool
 

@@ -34,9 +34,12 @@ from evomerge.demo.items import Texts, sorting_questions
 from evomerge.demo.languages import VOCABULARY
 from evomerge.demo.train import WIDTH, Batch, Stage, draw, new_model, pack, train
 from evomerge.errors import InfeasibleError
-from evomerge.genome import Genome
-from evomerge.protocols import Objective, Strategy
-from evomerge.recipe import LAYER_COMPONENTS, ModelRef, PoolInfo, Recipe, SliceId
+from evomerge.genomes.genome import Genome
+from evomerge.objectives import Objective
+from evomerge.protocols import Strategy
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import LAYER_COMPONENTS, ModelRef, SliceId
 from evomerge.strategies.catcma import CatCma
 from evomerge.strategies.cma_es import CmaEs
 from search_spaces.data_flow import ORDERS, DataFlowSpace

@@ -20,8 +20,8 @@ from evomerge.evaluation.worker import Worker
 from evomerge.factory import build_parts
 from evomerge.merge.plan import make_plan
 from evomerge.models.layout import find_layers
-from evomerge.recipe import Recipe
-from evomerge.recipe_path import path_of
+from evomerge.recipes.path import path_of
+from evomerge.recipes.recipe import Recipe
 from scripts.benchmark_overhead import Recorder
 
 console = Console()

@@ -25,8 +25,9 @@ from evomerge.merge.slice_plan import Plan
 from evomerge.merge.sources import Sources
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool
-from evomerge.recipe import Input, Recipe, SliceRecipe, parameters
-from evomerge.recipe_yaml import dump_recipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceRecipe, parameters
+from evomerge.recipes.yaml_reader import dump_recipe
 from scripts.benchmark_models import make_pool
 
 console = Console()

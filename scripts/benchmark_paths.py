@@ -21,7 +21,8 @@ from evomerge.merge.assemble import Resident
 from evomerge.merge.plan import make_plan
 from evomerge.models.layout import find_layers
 from evomerge.models.pool import Pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe
 from scripts.benchmark_models import CONFIGS, make_pool
 
 console = Console()

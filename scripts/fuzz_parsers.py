@@ -20,7 +20,7 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.checkpoint import Checkpoint, read_checkpoints
 from evomerge.config.task_code import task_code
 from evomerge.errors import EvomergeError
-from evomerge.genome import Genome
+from evomerge.genomes.genome import Genome
 from evomerge.ledger import Ledger, RunFolder, canonical_events, evaluation_of, read_items, read_ledger
 from evomerge.ledger_file import encode
 from evomerge.mergekit.evolve import read_evolve
@@ -28,9 +28,10 @@ from evomerge.mergekit.reader import read_mergekit
 from evomerge.models.adapter import Adapter
 from evomerge.models.headers import read_header
 from evomerge.models.reader import Checkpoint as Model
-from evomerge.protocols import Objective
-from evomerge.recipe import ModelRef, PoolInfo, SliceId
-from evomerge.recipe_yaml import dump_recipe, load_recipe
+from evomerge.objectives import Objective
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.slices import ModelRef, SliceId
+from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
 from evomerge.replay import Record
 from evomerge.report.history import read_history
 from evomerge.report.status import read_status

@@ -32,11 +32,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from threadpoolctl import ThreadpoolController
 
-from evomerge.array_genome import ArraySpec, numbers
 from evomerge.candidate import Candidate
 from evomerge.cli.composed import compose_config
 from evomerge.factory import build_parts
 from evomerge.flight import Flight
+from evomerge.genomes.arrays import ArraySpec, numbers
 from evomerge.protocols import Strategy
 from evomerge.strategies.crossover import Cut, child_of
 from evomerge.utils.files import write_text_atomic

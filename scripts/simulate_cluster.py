@@ -29,12 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.config.construct import TARGET, build, locate
-from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder
+from evomerge.objectives import Objective
 from evomerge.phases import Phase
-from evomerge.protocols import Objective, Strategy
-from evomerge.recipe import Recipe
+from evomerge.protocols import Strategy
+from evomerge.recipes.recipe import Recipe
 from evomerge.search import Search
 
 OBJECTIVES = (Objective("score"),)

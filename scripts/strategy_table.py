@@ -20,10 +20,12 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli.composed import compose_config
 from evomerge.config.construct import TARGET, build, locate, plain
 from evomerge.errors import ConfigError
-from evomerge.genome import GenomeSpec
+from evomerge.genomes.genome import GenomeSpec
 from evomerge.merge.methods import specs
-from evomerge.protocols import Objective, SearchSpace, Strategy
-from evomerge.recipe import LAYER_COMPONENTS, ModelRef, PoolInfo, SliceId
+from evomerge.objectives import Objective
+from evomerge.protocols import SearchSpace, Strategy
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.slices import LAYER_COMPONENTS, ModelRef, SliceId
 
 PAGE = Path(__file__).parents[1] / "docs" / "strategies.md"
 BEGIN, END = "<!-- table: python scripts/strategy_table.py -->", "<!-- end of table -->"

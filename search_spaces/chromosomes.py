@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError, nearest
-from evomerge.recipe import COMPONENTS, Component, PoolInfo, SliceId
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.slices import COMPONENTS, Component, SliceId
 
 Split = Literal["slice", "tensor", "element"]
 

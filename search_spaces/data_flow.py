@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import ConfigError, nearest
-from evomerge.genome import Gene, Genome, GenomeSpec, Value
-from evomerge.method import MethodSpec
-from evomerge.recipe import PoolInfo, Recipe
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
+from evomerge.recipes.method_spec import MethodSpec
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
 from search_spaces.hops import Hops
 from search_spaces.path_pool import ALONE, KEY, Alone, PathPool
 from search_spaces.paths import Limits, Step, check_counts, check_head, path_slices, starting_path

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.errors import ConfigError, nearest
-from evomerge.recipe import COMPONENTS, LAYER_COMPONENTS, Component, PoolInfo, SliceId
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.slices import COMPONENTS, LAYER_COMPONENTS, Component, SliceId
 
 Shares = tuple[tuple[int, float], ...]
 """What a slice takes from gene groups: pairs of group number and share; shares sum to 1."""

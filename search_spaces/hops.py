@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import ConfigError, nearest
-from evomerge.genome import Gene, Value
+from evomerge.genomes.genome import Gene, Value
 from search_spaces.path_pool import KEY, PathPool
 
 FORMS = ("none", "slot", "hop")

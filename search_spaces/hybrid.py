@@ -13,9 +13,11 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, Genome, GenomeSpec, Value
-from evomerge.method import MethodSpec
-from evomerge.recipe import PoolInfo, Recipe, SliceId, SliceRecipe
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
+from evomerge.recipes.method_spec import MethodSpec
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import SliceId, SliceRecipe
 from search_spaces.hops import Hops
 from search_spaces.parameter import ParameterSpace
 from search_spaces.path_pool import ALONE, KEY, PathPool

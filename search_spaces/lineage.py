@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError, RecipeError, nearest
-from evomerge.genome import Genome
-from evomerge.lineage_genome import Bounds, LineageGenome, LineageSpec
-from evomerge.method import ByTensor, MethodSpec, Value
-from evomerge.recipe import Input, PoolInfo, Recipe, SliceId, SliceRecipe, parameters
-from evomerge.recipe_yaml import read_recipe_file
+from evomerge.genomes.genome import Genome
+from evomerge.genomes.lineages import Bounds, LineageGenome, LineageSpec
+from evomerge.recipes.method_spec import ByTensor, MethodSpec, Value
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
+from evomerge.recipes.yaml_reader import read_recipe_file
 from search_spaces.chromosomes import Split, chromosomes_of, tensor_parts
 from search_spaces.seeds import adopted
 

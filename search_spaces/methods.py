@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import ConfigError, nearest
-from evomerge.method import MethodSpec, Scalar
-from evomerge.recipe import Input, PoolInfo
+from evomerge.recipes.method_spec import MethodSpec, Scalar
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.slices import Input
 from search_spaces.ranges import Explored, parameter_ranges
 
 

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from evomerge.errors import ConfigError, InfeasibleError, nearest
-from evomerge.genome import Gene, Genome, GenomeSpec
-from evomerge.method import MethodSpec, Scalar
-from evomerge.recipe import Input, PoolInfo, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
+from evomerge.recipes.method_spec import MethodSpec, Scalar
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 from search_spaces.groups import Shares, component_lists, layer_anchors, layer_groups
 from search_spaces.methods import MethodChoice, gene_prefixes, method_choices
 from search_spaces.ranges import SMALLEST_SUM, Choice, Range

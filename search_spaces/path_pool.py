@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from evomerge.errors import ConfigError, nearest
-from evomerge.recipe import Component, Input, PoolInfo, Recipe, SliceId, SliceRecipe
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Component, Input, SliceId, SliceRecipe
 
 KEY = "search_space"
 MERGED = "merged"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from evomerge.errors import ConfigError, InfeasibleError
-from evomerge.recipe import Dtype, Input, SliceId, SliceRecipe
+from evomerge.recipes.slices import Dtype, Input, SliceId, SliceRecipe
 from search_spaces.path_pool import KEY, PathPool
 
 _LARGEST: dict[Dtype, float] = {"float32": 2.0**40, "bfloat16": 2.0**40, "float16": 2.0**8}

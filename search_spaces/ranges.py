@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import ConfigError, RecipeError, nearest
-from evomerge.genome import Gene
-from evomerge.method import MethodSpec, ParameterSpec, Scalar
+from evomerge.genomes.genome import Gene
+from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
 
 KEYS = ("low", "high", "initial", "resolution")
 SMALLEST_SUM = 1e-6

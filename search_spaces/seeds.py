@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evomerge.errors import RecipeError, nearest
-from evomerge.recipe import PoolInfo, Recipe
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
 
 
 def adopted(recipe: Recipe, pool: PoolInfo) -> Recipe:

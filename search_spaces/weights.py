@@ -10,11 +10,11 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.array_genome import ArraySpec, numbers
 from evomerge.errors import ConfigError
-from evomerge.genome import Genome
-from evomerge.method import MethodSpec
-from evomerge.recipe import PoolInfo
+from evomerge.genomes.arrays import ArraySpec, numbers
+from evomerge.genomes.genome import Genome
+from evomerge.recipes.method_spec import MethodSpec
+from evomerge.recipes.pool_info import PoolInfo
 
 Array = NDArray[np.float32]
 

@@ -14,11 +14,14 @@ import yaml
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder
-from evomerge.method import MethodSpec, ParameterSpec
+from evomerge.objectives import Objective
 from evomerge.phases import Phase
-from evomerge.protocols import Objective, SearchSpace, Strategy
-from evomerge.recipe import LAYER_COMPONENTS, ModelRef, PoolInfo, Recipe, SliceId
-from evomerge.recipe_yaml import dump_recipe
+from evomerge.protocols import SearchSpace, Strategy
+from evomerge.recipes.method_spec import MethodSpec, ParameterSpec
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import LAYER_COMPONENTS, ModelRef, SliceId
+from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.report.html.shares import shares_of
 from evomerge.search import Search
 from evomerge.utils.files import write_text_atomic

@@ -4,8 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from evomerge.archive import ParetoArchive
-from evomerge.protocols import Objective
+from evomerge.objectives import Objective, ParetoArchive
 
 SCORE, LENGTH = Objective("score"), Objective("length", "minimize")
 BOTH = (SCORE, LENGTH)
@@ -81,5 +80,5 @@ def test_three_objectives() -> None:
 
 
 def test_needs_no_torch() -> None:
-    code = "import sys, evomerge.archive; assert not {'torch', 'optuna', 'hydra'} & set(sys.modules)"
+    code = "import sys, evomerge.objectives; assert not {'torch', 'optuna', 'hydra'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

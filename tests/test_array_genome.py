@@ -7,10 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
-from evomerge.array_genome import ArrayGenome, ArraySpec, numbers
 from evomerge.errors import ConfigError
-from evomerge.genome import Genome
-from evomerge.genome_log import GenomeLog
+from evomerge.genomes.arrays import ArrayGenome, ArraySpec, numbers
+from evomerge.genomes.encoding import GenomeLog
+from evomerge.genomes.genome import Genome
 
 NAMES = ("W[0,0]", "W[0,1]", "b[0]")
 

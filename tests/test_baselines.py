@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from contracts.space_samples import pool
 
-from evomerge.baselines import UNIFORM, baseline_recipes
-from evomerge.recipe import Input
+from evomerge.recipes.pool_info import UNIFORM, baseline_recipes
+from evomerge.recipes.slices import Input
 
 
 def test_every_model_and_their_average() -> None:

@@ -9,13 +9,14 @@ import pytest
 from contracts.space_samples import pool as without_tensors
 
 from evomerge import conf_dir
-from evomerge.array_genome import ArraySpec
 from evomerge.cli.composed import compose_config
 from evomerge.errors import ConfigError
 from evomerge.factory import build
+from evomerge.genomes.arrays import ArraySpec
 from evomerge.merge.methods import specs
-from evomerge.protocols import Objective, SearchSpace, Strategy
-from evomerge.recipe import PoolInfo
+from evomerge.objectives import Objective
+from evomerge.protocols import SearchSpace, Strategy
+from evomerge.recipes.pool_info import PoolInfo
 
 SPACES = sorted(path.stem for path in (conf_dir() / "search_space").glob("*.yaml"))
 PATHS = ("data_flow", "blocks", "permutation", "relaxed_data_flow")

@@ -15,8 +15,9 @@ from evomerge.errors import ConfigError, EvomergeError
 from evomerge.fork import ForkedEvaluator, Source
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder, canonical_events
+from evomerge.objectives import Objective
 from evomerge.phases import Phase
-from evomerge.protocols import Objective, Strategy
+from evomerge.protocols import Strategy
 from evomerge.resume import _longer_last
 from evomerge.search import Search
 from evomerge.strategies.genetic import GeneticAlgorithm

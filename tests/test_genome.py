@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, Genome, GenomeSpec, Value
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
 
 MIXED = GenomeSpec(
     (

@@ -71,7 +71,7 @@ def test_nothing_to_import_changes_nothing(folder: Path) -> None:
         ("evomerge_mine", "x = (", r"cannot be imported; SyntaxError: .* \(evomerge_mine\.py:1\)"),
         (
             "evomerge_mine",
-            "from evomerge.method import ParameterSpec\nParameterSpec('t', 'x')",
+            "from evomerge.recipes.method_spec import ParameterSpec\nParameterSpec('t', 'x')",
             r"cannot be imported: parameter 't' declares default 'x'; allowed: a finite number",
         ),
     ],

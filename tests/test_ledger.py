@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors import numpy as safetensors
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.genome import Genome
+from evomerge.genomes.genome import Genome
 from evomerge.ledger import (
     Ledger,
     LedgerError,
@@ -33,7 +33,8 @@ from evomerge.ledger import (
     read_ledger,
 )
 from evomerge.ledger_file import encode
-from evomerge.recipe import ModelRef, PoolInfo, SliceId
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.slices import ModelRef, SliceId
 
 INFO = PoolInfo((("a", ModelRef("models/a", None, "sha256:1")),), ("a",), None, (SliceId("embed"),), 1, "float32")
 RIGHT = np.array([1.0, 0.0, 1.0, 1.0])

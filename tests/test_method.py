@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from evomerge.errors import ConfigError, RecipeError
-from evomerge.method import ByTensor, MethodSpec, ParameterSpec, Scalar, find_method, method_table
+from evomerge.recipes.method_spec import ByTensor, MethodSpec, ParameterSpec, Scalar, find_method, method_table
 
 TIES = MethodSpec(
     "ties",

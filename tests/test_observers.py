@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.genome import Genome
+from evomerge.genomes.genome import Genome
 from evomerge.ledger import Ledger, RunFolder, read_ledger
 from evomerge.ledger_file import decode, encode
 from evomerge.observers import Observers

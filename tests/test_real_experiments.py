@@ -15,7 +15,7 @@ from evomerge.cli.composed import compose_config
 from evomerge.config.construct import plain
 from evomerge.factory import Parts, build_parts
 from evomerge.merge.methods import specs
-from evomerge.recipe import Recipe
+from evomerge.recipes.recipe import Recipe
 from fitness.lm_eval_tasks import LmEvalFitness
 
 KINDS = {

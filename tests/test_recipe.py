@@ -8,8 +8,9 @@ import pytest
 from contracts.space_samples import METHODS, pool
 
 from evomerge.errors import RecipeError
-from evomerge.method import ByTensor
-from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.method_spec import ByTensor
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, ModelRef, SliceId, SliceRecipe, parameters
 
 EMBED, ATTN, HEAD = SliceId("embed"), SliceId("attn", 0), SliceId("head")
 MODELS = (("base", ModelRef("pool/base", None, "sha256:b")), ("math", ModelRef("org/math", "1a2b")))

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.method import ByTensor
-from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe, parameters
-from evomerge.recipe_hash import canonical_text
+from evomerge.recipes.method_spec import ByTensor
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, ModelRef, SliceId, SliceRecipe, parameters
 
 SLICES = (SliceId("embed"), *(SliceId(part, layer) for layer in (0, 1) for part in ("attn", "mlp")), SliceId("head"))
 MODELS = (("base", ModelRef("b", fingerprint='sha256:"é"')), ("math", ModelRef("org/math", "c0ffee")))
@@ -78,10 +78,10 @@ def content(recipe: Recipe) -> dict[str, object]:
 @given(recipes())
 @settings(max_examples=150, deadline=None)
 def test_the_text_is_json_of_the_content(recipe: Recipe) -> None:
-    assert canonical_text(recipe) == json.dumps(content(recipe), separators=(",", ":"), sort_keys=True)
+    assert recipe.canonical_text() == json.dumps(content(recipe), separators=(",", ":"), sort_keys=True)
 
 
 def test_numbers_of_numpy_are_spelled_as_python_s() -> None:
     own = parameters({"a": np.float64(0.1), "b": np.float64(1e300)})
     slices = (SliceRecipe(SliceId("embed"), "linear", (Input("base", None, own),)),)
-    assert '[["a",0.1],["b",1e+300]]' in canonical_text(Recipe(MODELS, slices, "bfloat16", "base"))
+    assert '[["a",0.1],["b",1e+300]]' in Recipe(MODELS, slices, "bfloat16", "base").canonical_text()

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import RecipeError
-from evomerge.method import ByTensor
-from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe, parameters
-from evomerge.recipe_yaml import dump_recipe, load_recipe
+from evomerge.recipes.method_spec import ByTensor
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, ModelRef, SliceId, SliceRecipe, parameters
+from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
 
 EMBED, ATTN, HEAD = SliceId("embed"), SliceId("attn", 0), SliceId("head")
 MODELS = (("base", ModelRef("pool/base", None, "sha256:b")), ("math", ModelRef("org/math", "1a2b")))

@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import RecipeError
-from evomerge.method import ByTensor
-from evomerge.recipe import (
+from evomerge.recipes.method_spec import ByTensor
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import (
     COMPONENTS,
     DTYPES,
     LAYER_COMPONENTS,
     Input,
     ModelRef,
-    Recipe,
     SliceId,
     SliceRecipe,
     parameters,
 )
-from evomerge.recipe_yaml import dump_recipe, load_recipe
+from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
 
 EXAMPLE = """\
 evomerge_recipe: 1

@@ -7,7 +7,8 @@ import pytest
 
 from evomerge.errors import OutputError
 from evomerge.ledger import Ledger, LedgerError, RunFolder
-from evomerge.recipe import ModelRef, PoolInfo, SliceId
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.slices import ModelRef, SliceId
 
 INFO = PoolInfo(
     (

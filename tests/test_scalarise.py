@@ -2,10 +2,9 @@ import pytest
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, GenomeSpec
+from evomerge.genomes.genome import Gene, GenomeSpec
 from evomerge.incumbent import Incumbent
-from evomerge.protocols import Objective
-from evomerge.scalarise import Scalarisation
+from evomerge.objectives import Objective, Scalarisation
 from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.scalarised import SCALAR, Scalarised
 

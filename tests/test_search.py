@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evomerge.baselines import UNIFORM
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError, InfeasibleError
-from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder, canonical_events
+from evomerge.objectives import Objective
 from evomerge.phases import Phase
-from evomerge.protocols import Objective, Proposal, SearchSpace, Strategy
-from evomerge.recipe import ModelRef, PoolInfo, Recipe, SliceId
+from evomerge.protocols import Proposal, SearchSpace, Strategy
+from evomerge.recipes.pool_info import UNIFORM, PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.replay import ContinuedLedger, Record, RecordedEvaluator
 from evomerge.search import GaveUpError, Search
 from evomerge.strategies.cma_es import CmaEs

@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 from contracts.strategy_player import MIXED
 
-from evomerge.array_genome import ArraySpec
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.checkpoint import Checkpoints
 from evomerge.errors import InfeasibleError
-from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.arrays import ArraySpec
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.lineages import LineageSpec
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder, canonical_events, read_ledger
-from evomerge.lineage_genome import LineageSpec
+from evomerge.objectives import Objective, Scalarisation
 from evomerge.phases import Phase
-from evomerge.protocols import Objective
-from evomerge.recipe import ModelRef, PoolInfo, Recipe, SliceId
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.replay import ContinuedLedger, Record, RecordedEvaluator
-from evomerge.scalarise import Scalarisation
 from evomerge.search import Search
 from evomerge.search_state import StateSaver, begin
 from evomerge.strategies.brute_force import BruteForce

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from evomerge.array_genome import ArrayGenome
 from evomerge.errors import ConfigError
-from evomerge.genome import Genome
-from evomerge.genome_pack import pack_genomes, unpack_genomes
-from evomerge.lineage_genome import LineageGenome
+from evomerge.genomes.arrays import ArrayGenome
+from evomerge.genomes.encoding import pack_genomes, unpack_genomes
+from evomerge.genomes.genome import Genome
+from evomerge.genomes.lineages import LineageGenome
 from evomerge.state_files import StateError, from_bytes, to_bytes
 
 

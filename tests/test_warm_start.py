@@ -6,11 +6,11 @@ import pytest
 from test_search import POOL, Evaluator, Steady, TwoWeights, run, score, told
 
 from evomerge.errors import ConfigError, InfeasibleError
-from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.ledger import canonical_events, read_items, read_ledger
-from evomerge.protocols import Objective
-from evomerge.recipe import Recipe
-from evomerge.recipe_yaml import dump_recipe
+from evomerge.objectives import Objective
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.warm_start import WarmStart
 
 SCORE = (Objective("score"),)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evomerge.candidate import Split
     from evomerge.config.schema import Config
     from evomerge.models.pool import Pool
-    from evomerge.recipe import Recipe
+    from evomerge.recipes.recipe import Recipe
 
 
 def run(arguments: Sequence[str]) -> int:

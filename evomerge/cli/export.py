@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(arguments))
 
     from evomerge.cli.sources import open_recipe, read_recipe
-    from evomerge.recipe_yaml import dump_recipe
+    from evomerge.recipes.yaml_reader import dump_recipe
     from evomerge.utils.files import write_text_atomic
 
     import_modules(options.imports, "--import")
@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         recipe, pool = open_recipe(options.recipe)
         text = to_mergekit(recipe, pool.layout)
     elif options.format == "svg":
-        from evomerge.recipe_path import path_of
+        from evomerge.recipes.path import path_of
         from evomerge.report.path_svg import path_svg
 
         path = path_of(read_recipe(options.recipe))

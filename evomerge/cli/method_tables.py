@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.merge.methods import Method
-from evomerge.method import MethodSpec, ParameterSpec, Scalar
+from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
 
 _BASES = {"none": "-", "optional": "optional", "required": "required"}
 _COLUMNS = ("parameter", "of", "default", "searched", "accepts", "")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
-from evomerge.method import find_method
+from evomerge.recipes.method_spec import find_method
 from evomerge.utils.imports import import_modules
 
 

@@ -9,8 +9,8 @@ def print_path(run: str | Path) -> None:
     """Print the picture of the best recipe's path; nothing where there is no recipe yet, or none that is a path."""
     from evomerge.cli.console import console
     from evomerge.cli.sources import BEST_RECIPE
-    from evomerge.recipe_path import path_of
-    from evomerge.recipe_yaml import read_recipe_file
+    from evomerge.recipes.path import path_of
+    from evomerge.recipes.yaml_reader import read_recipe_file
     from evomerge.report.path_picture import PathPicture
 
     file = Path(run) / BEST_RECIPE

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import RecipeError
-from evomerge.recipe import Recipe
-from evomerge.recipe_yaml import load_recipe, read_recipe_file
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.yaml_reader import load_recipe, read_recipe_file
 from evomerge.utils.plain_text import plain
 from evomerge.utils.safe_yaml import read_text
 

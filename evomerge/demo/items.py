@@ -17,21 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evomerge.demo.languages import (
-    BOS,
-    COLON,
-    E_DIGITS,
-    E_NAMES,
-    EOS,
-    ID_OF,
-    IS,
-    J_OF_E,
-    STOP,
-    TO_E,
-    TO_J,
-    WA,
-    to_j,
-)
+from evomerge.demo.languages import BOS, COLON, E_DIGITS, E_NAMES, EOS, ID_OF, IS, J_OF_E, STOP, TO_E, TO_J, WA, to_j
 
 Words = tuple[str, ...]
 

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from evomerge.array_genome import numbers
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, EvomergeError, one_line
-from evomerge.protocols import Objective, Scores
+from evomerge.genomes.arrays import numbers
+from evomerge.objectives import Objective
+from evomerge.protocols import Scores
 
 
 class ArrayFitness(Protocol):

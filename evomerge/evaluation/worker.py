@@ -23,7 +23,7 @@ from evomerge.merge.spread import SPREAD
 from evomerge.models.memory import give_back, out_of_memory
 from evomerge.models.pool import Pool
 from evomerge.protocols import Fitness, Scores
-from evomerge.recipe import Recipe
+from evomerge.recipes.recipe import Recipe
 
 __all__ = ["Worker", "WorkerBuilder", "choose_device"]
 

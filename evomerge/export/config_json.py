@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evomerge.models.pool import Pool
-from evomerge.recipe import Recipe
+from evomerge.recipes.recipe import Recipe
 
 
 def merged_config(recipe: Recipe, pool: Pool) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from evomerge.errors import RecipeError
 from evomerge.export.licences import NOT_ADVICE, licence_notes, stated_licences
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.layout import Layout
-from evomerge.recipe import ModelRef, Recipe
-from evomerge.recipe_path import path_of
-from evomerge.recipe_yaml import dump_recipe
+from evomerge.recipes.path import path_of
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import ModelRef
+from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.utils import safe_yaml
 from evomerge.utils.files import read_bounded
 

@@ -24,8 +24,8 @@ from evomerge.merge.plan import make_plan
 from evomerge.merge.slice_plan import Plan
 from evomerge.merge.streaming import stream_slice
 from evomerge.models.pool import Pool
-from evomerge.recipe import Recipe
-from evomerge.recipe_yaml import dump_recipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.utils.files import sync_folder
 
 RECIPE_FILE = "evomerge_recipe.yaml"

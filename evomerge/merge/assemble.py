@@ -27,7 +27,7 @@ from evomerge.merge.stage_slices import StageSlices
 from evomerge.models.layout import skeleton
 from evomerge.models.loaded import LoadedModel
 from evomerge.models.pool import Pool
-from evomerge.recipe import SliceId
+from evomerge.recipes.slices import SliceId
 
 CACHE_SHARE = 0.25
 """Of the memory that is free when the model has been loaded: what merged slices may take, unless told otherwise."""

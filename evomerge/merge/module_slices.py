@@ -12,7 +12,7 @@ from evomerge.errors import RecipeError
 from evomerge.merge.merged import Merged, Shapes
 from evomerge.models.conversion import Join
 from evomerge.models.layout import Layout
-from evomerge.recipe import SliceId
+from evomerge.recipes.slices import SliceId
 
 
 @dataclass(frozen=True)

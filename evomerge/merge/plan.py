@@ -11,10 +11,11 @@ from evomerge.errors import InfeasibleError, RecipeError
 from evomerge.merge.methods import BASE, METHODS, Method, call_values, code_of, specs
 from evomerge.merge.slice_plan import Factor, Part, Plan, SlicePlan, Source
 from evomerge.merge.stage_plans import stage_plans
-from evomerge.method import ByTensor, Scalar
 from evomerge.models.layout import Layout
 from evomerge.models.pool import Pool
-from evomerge.recipe import Input, Parameters, Recipe, SliceId, SliceRecipe
+from evomerge.recipes.method_spec import ByTensor, Scalar
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, Parameters, SliceId, SliceRecipe
 
 _KEY_VERSION = 2  # raised when a method's result changes for the same parameters
 

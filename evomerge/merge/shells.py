@@ -21,7 +21,7 @@ from evomerge.merge.layer_kinds import Kind, Kinds
 from evomerge.merge.module_slices import ModuleSlice, ModuleSlices
 from evomerge.models.layout import find_layers, skeleton
 from evomerge.models.pool import Pool
-from evomerge.recipe import LAYER_COMPONENTS, Component, SliceId
+from evomerge.recipes.slices import LAYER_COMPONENTS, Component, SliceId
 
 
 class Factor:

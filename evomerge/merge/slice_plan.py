@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from evomerge.models.residual import Rule
-from evomerge.recipe import Dtype, SliceId
+from evomerge.recipes.slices import Dtype, SliceId
 
 
 @dataclass(frozen=True)

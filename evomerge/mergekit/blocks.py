@@ -14,9 +14,10 @@ from evomerge.errors import RecipeError
 from evomerge.mergekit.forms import FORMS, Number
 from evomerge.mergekit.layers import depth_of, template
 from evomerge.mergekit.slice_values import Given, SliceValues, copied_model, refuse
-from evomerge.method import ByTensor, MethodSpec, Value
 from evomerge.models.layout import Layout
-from evomerge.recipe import LAYER_COMPONENTS, Recipe, SliceId, SliceRecipe
+from evomerge.recipes.method_spec import ByTensor, MethodSpec, Value
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import LAYER_COMPONENTS, SliceId, SliceRecipe
 
 Values = dict[tuple[str | None, str], dict[str, Number | None]]
 """(source location, or ``None`` for a parameter of the slice; parameter) -> tensor -> value.

@@ -11,7 +11,7 @@ from evomerge.errors import RecipeError, nearest
 from evomerge.mergekit.forms import FORMS
 from evomerge.mergekit.references import Reference, read_reference
 from evomerge.mergekit.settings import Settings, read_settings
-from evomerge.recipe import DTYPES
+from evomerge.recipes.slices import DTYPES
 from evomerge.utils import safe_yaml
 
 MAX_LAYERS = 10_000

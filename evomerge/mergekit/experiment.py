@@ -15,7 +15,7 @@ from evomerge.mergekit.evolve import METHODS, Evolve, read_evolve
 from evomerge.mergekit.references import Reference, name_models
 from evomerge.models.layout import Layout
 from evomerge.models.pool import open_pool
-from evomerge.recipe import COMPONENTS, LAYER_COMPONENTS, Component
+from evomerge.recipes.slices import COMPONENTS, LAYER_COMPONENTS, Component
 
 # mergekit-evolve adds metrics as they are; in evomerge a weight above zero always asks for better ones.
 _LESS_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evomerge.models.layout import Layout
-from evomerge.recipe import Recipe
+from evomerge.recipes.recipe import Recipe
 
 
 def depth_of(recipe: Recipe) -> int:

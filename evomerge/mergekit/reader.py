@@ -16,7 +16,8 @@ from evomerge.mergekit.forms import FORMS
 from evomerge.mergekit.references import Reference, name_models
 from evomerge.mergekit.slices import SliceReader
 from evomerge.models.pool import Pool
-from evomerge.recipe import DTYPES, Dtype, Recipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import DTYPES, Dtype
 
 MAX_DEPTH = 200
 

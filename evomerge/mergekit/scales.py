@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evomerge.mergekit.slice_values import copied_model, refuse
-from evomerge.method import ByTensor, Value
 from evomerge.models.layout import Layout
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.method_spec import ByTensor, Value
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 
 def without_scales(recipe: Recipe, layout: Layout) -> Recipe:

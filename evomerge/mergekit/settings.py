@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.errors import RecipeError, nearest
 from evomerge.mergekit.forms import PARAMETERS
-from evomerge.method import ParameterSpec, Scalar
+from evomerge.recipes.method_spec import ParameterSpec, Scalar
 from evomerge.utils import safe_yaml
 
 _TRUE, _FALSE = ("true", "yes", "on", "y", "t", "1"), ("false", "no", "off", "n", "f", "0")

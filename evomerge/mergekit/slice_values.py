@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from evomerge.errors import RecipeError
 from evomerge.mergekit.forms import Form
-from evomerge.method import ByTensor, MethodSpec, Value, scalars
-from evomerge.recipe import SliceId, SliceRecipe
+from evomerge.recipes.method_spec import ByTensor, MethodSpec, Value, scalars
+from evomerge.recipes.slices import SliceId, SliceRecipe
 
 Given = dict[tuple[str | None, str], Value | None]
 """(source location, or ``None`` for a parameter of the slice; parameter) -> value; ``None``: any will do."""

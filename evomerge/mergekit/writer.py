@@ -18,7 +18,8 @@ from evomerge.mergekit.forms import FORMS, Number
 from evomerge.mergekit.layers import depth_of, module_names
 from evomerge.mergekit.scales import as_sums, without_scales
 from evomerge.models.layout import Layout
-from evomerge.recipe import DTYPES, ModelRef, Recipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import DTYPES, ModelRef
 
 _NOTES = {
     "random": "The elements that are dropped are drawn at random: mergekit and evomerge draw them from different "

@@ -17,7 +17,7 @@ from torch import nn
 from evomerge.errors import PoolError, RecipeError, nearest
 from evomerge.models.conversion import Join
 from evomerge.models.names import NameMatch, match_names
-from evomerge.recipe import LAYER_COMPONENTS, Component, SliceId
+from evomerge.recipes.slices import LAYER_COMPONENTS, Component, SliceId
 
 if TYPE_CHECKING:
     from evomerge.models.residual import Residual

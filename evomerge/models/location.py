@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.errors import PoolError, nearest
-from evomerge.recipe import ModelRef
+from evomerge.recipes.slices import ModelRef
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 

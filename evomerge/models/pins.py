@@ -8,7 +8,7 @@ from dataclasses import replace
 from evomerge.errors import PoolError
 from evomerge.models.folding import FoldedCheckpoint
 from evomerge.models.reader import Checkpoint, TensorFiles
-from evomerge.recipe import ModelRef
+from evomerge.recipes.slices import ModelRef
 
 
 def with_fingerprints(ref: ModelRef, checkpoint: Checkpoint) -> ModelRef:

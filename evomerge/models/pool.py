@@ -21,7 +21,9 @@ from evomerge.models.names import NameMatch, match_names
 from evomerge.models.pins import changed_since, with_fingerprints
 from evomerge.models.reader import FLOAT_DTYPES, Checkpoint
 from evomerge.models.residual import Residual, residual_of
-from evomerge.recipe import DTYPES, Dtype, ModelRef, PoolInfo, Recipe, SliceId
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, SliceId
 
 _MOST_LISTED = 10
 

@@ -21,7 +21,7 @@ from evomerge.errors import PoolError
 from evomerge.models import residual_probe as probe
 from evomerge.models.layer_places import immovable
 from evomerge.models.layout import component_of, model_class
-from evomerge.recipe import Component
+from evomerge.recipes.slices import Component
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from evomerge.candidate import Split
 from evomerge.ledger import Event, LedgerError, RunFolder, TornLine, read_ledger
-from evomerge.protocols import Objective
+from evomerge.objectives import Objective
 
 Numbers = dict[str, float]
 
@@ -24,7 +24,7 @@ class Trial:
     Attributes:
         candidate: its id.
         phase: the number of the phase that asked it, from 0.
-        genome: as the ledger keeps it (`evomerge.genome_log`).
+        genome: as the ledger keeps it (`evomerge.genomes.encoding`).
         parents: candidates that it was made from.
         recipe_hash: of its recipe.
         asked_at, told_at: seconds since the Unix epoch; NaN when it is still in flight.

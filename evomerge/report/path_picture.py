@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from evomerge.recipe_path import Path, PathLayer, colour, is_scaled, scale_text
+from evomerge.recipes.path import Path, PathLayer, is_scaled, scale_text
+from evomerge.report.colours import colour
 
 
 class PathPicture:

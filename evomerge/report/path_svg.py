@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from evomerge.recipe_path import Path, colour, is_scaled, scale_text
+from evomerge.recipes.path import Path, is_scaled, scale_text
+from evomerge.report.colours import colour
 
 _CELL, _HEIGHT, _STEP, _ROW = 28, 24, 42, 52
 _PER_LINE = 24

@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.candidate import Evaluation, Split
 from evomerge.errors import FitnessError
 from evomerge.ledger import Event, LedgerError, RunFolder, evaluation_of, read_items, read_ledger
-from evomerge.recipe import PoolInfo
+from evomerge.recipes.pool_info import PoolInfo
 
 BEST = "best"
 """Name under which a search scores its best candidate on the held-out items."""

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from evomerge.baselines import UNIFORM
 from evomerge.ledger import LedgerError, RunFolder, read_ledger
 from evomerge.ledger_file import lock_holder
 from evomerge.protocols import Work
+from evomerge.recipes.pool_info import UNIFORM
 from evomerge.report.tally import Tally, numbers
 
 State = Literal["running", "ended", "dead", "damaged", "unknown"]

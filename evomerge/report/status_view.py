@@ -15,8 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.baselines import UNIFORM
 from evomerge.protocols import Work
+from evomerge.recipes.pool_info import UNIFORM
 from evomerge.report.html.words import clean
 from evomerge.report.status import RunStatus
 

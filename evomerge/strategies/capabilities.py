@@ -8,8 +8,8 @@ from typing import ClassVar, Protocol, get_args, runtime_checkable
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, nearest
-from evomerge.genome import GenomeSpec, Kind
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import GenomeSpec, Kind
+from evomerge.objectives import Objective
 
 KINDS: frozenset[str] = frozenset(get_args(Kind)) - {"lineage"}
 """Every kind of gene that has a value; genomes that descend from others (``lineage``) are for those who say so."""

@@ -16,8 +16,8 @@ from cmaes import CatCMAwM
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, Genome, GenomeSpec, Value
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
+from evomerge.objectives import Objective
 from evomerge.strategies.generations import Array, Generations, ranks_of
 
 GRID = 100

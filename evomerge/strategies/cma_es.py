@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError
-from evomerge.genome import Genome, GenomeSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.objectives import Objective
 from evomerge.strategies.categorical import Categorical
 from evomerge.strategies.coordinates import Coordinates
 from evomerge.strategies.generations import Generations, ranks_of

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.genome import Genome, GenomeSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.objectives import Objective
 from evomerge.strategies.archives import Archive, Shape, cells_of, make_archive
 from evomerge.strategies.capabilities import KINDS, check_range, objective_named, require
 from evomerge.strategies.coordinates import Coordinates

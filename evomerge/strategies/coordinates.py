@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.array_genome import numbers
-from evomerge.genome import Genome, GenomeSpec, Value
+from evomerge.genomes.arrays import numbers
+from evomerge.genomes.genome import Genome, GenomeSpec, Value
 
 Array = NDArray[np.float64]
 

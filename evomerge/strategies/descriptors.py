@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from evomerge.candidate import Evaluation
 from evomerge.errors import ConfigError, FitnessError, nearest
-from evomerge.genome import Genome, GenomeSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.objectives import Objective
 
 Array = NDArray[np.float64]
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
-from evomerge.genome import GenomeSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import GenomeSpec
+from evomerge.objectives import Objective
 from evomerge.strategies.capabilities import check_range
 from evomerge.strategies.generations import gain_of
 from evomerge.strategies.members import Member, members_of, members_state

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import FitnessError
-from evomerge.genome import Genome, GenomeSpec
-from evomerge.protocols import Objective, Proposal
+from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.objectives import Objective
+from evomerge.protocols import Proposal
 from evomerge.strategies.capabilities import KINDS, require
 from evomerge.strategies.saving import check_settings, settings_of
 

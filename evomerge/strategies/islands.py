@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from evomerge.array_genome import ArrayGenome
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
-from evomerge.genome import Genome, GenomeSpec
-from evomerge.protocols import Objective, Proposal, Strategy, StrategyBuilder
+from evomerge.genomes.arrays import ArrayGenome
+from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.objectives import Objective
+from evomerge.protocols import Proposal, Strategy, StrategyBuilder
 from evomerge.strategies.capabilities import KINDS, Injectable, check_range, require
 from evomerge.strategies.generations import gain_of
 from evomerge.strategies.saving import rng_state

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evomerge.candidate import Evaluation
 from evomerge.errors import FitnessError, nearest
-from evomerge.protocols import Objective
+from evomerge.objectives import Objective
 from evomerge.strategies.generations import gain_of
 
 LOWER_IS_BETTER = ("*perplexity*", "*bits_per_byte*", "*brier_score*", "*loss*", "*error*", "*ter", "*length*")

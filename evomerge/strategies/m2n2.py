@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
-from evomerge.genome import Genome, GenomeSpec
+from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.objectives import Objective
 from evomerge.population import Attraction, Capacity, Population, Shift, check_options
-from evomerge.protocols import Objective, Proposal
+from evomerge.protocols import Proposal
 from evomerge.strategies.capabilities import KINDS, require
 from evomerge.strategies.crossover import Angle, Path
 from evomerge.strategies.item_scores import ItemScores

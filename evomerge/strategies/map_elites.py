@@ -11,8 +11,8 @@ import numpy as np
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
-from evomerge.genome import Genome, GenomeSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.objectives import Objective
 from evomerge.strategies.archives import Shape, add, archive_state, cells_of, make_archive, refill
 from evomerge.strategies.capabilities import check_range, objective_named
 from evomerge.strategies.crossover import Angle

@@ -14,8 +14,8 @@ from optuna.samplers import GPSampler, NSGAIIISampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import ConfigError
-from evomerge.genome import GenomeSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import GenomeSpec
+from evomerge.objectives import Objective
 from evomerge.strategies.optuna_strategy import DrawsMutations, OptunaStrategy, WholeSpace
 
 LEAST_MEMORY = 40

@@ -26,8 +26,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, Genome, GenomeSpec, Value
-from evomerge.protocols import Objective, Proposal
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
+from evomerge.objectives import Objective
+from evomerge.protocols import Proposal
 from evomerge.strategies.capabilities import KINDS, require
 from evomerge.strategies.generations import gain_of
 from evomerge.strategies.saving import check_settings, settings_of

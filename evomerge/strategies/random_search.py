@@ -9,8 +9,9 @@ import numpy as np
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
-from evomerge.genome import GenomeSpec
-from evomerge.protocols import Objective, Proposal
+from evomerge.genomes.genome import GenomeSpec
+from evomerge.objectives import Objective
+from evomerge.protocols import Proposal
 from evomerge.strategies.capabilities import KINDS
 
 

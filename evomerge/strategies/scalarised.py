@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.protocols import Objective, Proposal, Strategy
-from evomerge.scalarise import Scalarisation
+from evomerge.objectives import Objective, Scalarisation
+from evomerge.protocols import Proposal, Strategy
 from evomerge.strategies.capabilities import Injectable
 
 SCALAR = Objective("scalarised", "maximize")

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.genome import GenomeSpec
-from evomerge.protocols import Objective, Proposal
+from evomerge.genomes.genome import GenomeSpec
+from evomerge.objectives import Objective
+from evomerge.protocols import Proposal
 from evomerge.strategies.capabilities import KINDS, check_range, require
 from evomerge.strategies.coordinates import Coordinates
 from evomerge.strategies.saving import InFlight, check_settings, rng_state, settings_of, starts_of

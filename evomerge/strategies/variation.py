@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.array_genome import ArraySpec
 from evomerge.errors import ConfigError, nearest
-from evomerge.genome import Genome, GenomeSpec, Value
-from evomerge.lineage_genome import LineageGenome, LineageSpec, from_nodes, to_nodes
+from evomerge.genomes.arrays import ArraySpec
+from evomerge.genomes.genome import Genome, GenomeSpec, Value
+from evomerge.genomes.lineages import LineageGenome, LineageSpec, from_nodes, to_nodes
 from evomerge.strategies.crossover import Angle, Cut, Path, child_of
 
 Rng = np.random.Generator

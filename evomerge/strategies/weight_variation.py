@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.array_genome import ArrayGenome, ArraySpec
-from evomerge.genome import Genome
+from evomerge.genomes.arrays import ArrayGenome, ArraySpec
+from evomerge.genomes.genome import Genome
 from evomerge.strategies.variation import Settings, layout_of
 from evomerge.strategies.weight_kernels import breed
 

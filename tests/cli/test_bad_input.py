@@ -196,8 +196,8 @@ def test_a_recipe_whose_weights_cannot_be_normalised(
 ) -> None:
     from dataclasses import replace
 
-    from evomerge.recipe import Input, SliceRecipe
-    from evomerge.recipe_yaml import dump_recipe, load_recipe
+    from evomerge.recipes.slices import Input, SliceRecipe
+    from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
 
     recipe = load_recipe((finished_run / "best" / "recipe.yaml").read_text())
     inputs = tuple(Input(name, None, (("weight", weight),)) for name, weight in (("math", 1.0), ("lang", -1.0)))

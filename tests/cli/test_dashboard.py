@@ -19,7 +19,7 @@ from browser import chromium
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli.dashboard import make_server
 from evomerge.cli.main import main
-from evomerge.genome import Genome
+from evomerge.genomes.genome import Genome
 from evomerge.ledger import Ledger, RunFolder
 
 GENES = [f"layers.{layer}/{model}/weight" for layer in range(3) for model in ("math", "lang")]

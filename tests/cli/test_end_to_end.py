@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from evomerge.cli.main import main
 from evomerge.ledger import read_ledger
-from evomerge.recipe_yaml import load_recipe
+from evomerge.recipes.yaml_reader import load_recipe
 
 TASKS = ("demo_e_maths", "demo_j_language", "demo_j_maths")
 

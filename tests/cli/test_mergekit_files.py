@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from evomerge.cli.main import main
-from evomerge.recipe_yaml import load_recipe
+from evomerge.recipes.yaml_reader import load_recipe
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from evomerge.cli.main import main
 from evomerge.cli.method_tables import markdown
 from evomerge.merge.methods import METHODS, Method
-from evomerge.method import MethodSpec, ParameterSpec
+from evomerge.recipes.method_spec import MethodSpec, ParameterSpec
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 

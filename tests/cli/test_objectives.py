@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.cli.main import main
 from evomerge.ledger import read_ledger
-from evomerge.recipe_yaml import load_recipe
+from evomerge.recipes.yaml_reader import load_recipe
 
 TASKS = (
     "fitness.tasks=["

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from evomerge.cli.main import main
 from evomerge.merge.methods import METHODS, registry
 from evomerge.models.pool import open_pool
-from evomerge.recipe import Input, SliceRecipe
-from evomerge.recipe_yaml import dump_recipe, load_recipe
+from evomerge.recipes.slices import Input, SliceRecipe
+from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
 
 MODULE = '''
 import torch
 
 from evomerge.merge.methods import merge_method
-from evomerge.method import ParameterSpec
+from evomerge.recipes.method_spec import ParameterSpec
 
 SHARE = ParameterSpec("share", 0.5, low=0.2, high=0.8, minimum=0.0, maximum=1.0, searched=True, summary="of the second")
 

@@ -14,7 +14,7 @@ from evomerge.cli.main import main
 from evomerge.export.writer import write_model
 from evomerge.ledger import read_ledger
 from evomerge.models.pool import open_pool
-from evomerge.recipe_yaml import load_recipe
+from evomerge.recipes.yaml_reader import load_recipe
 from search_spaces.path_pool import ALONE, PathPool
 from search_spaces.paths import Step, path_slices
 

@@ -26,7 +26,7 @@ from evomerge.cli.log_file import RunLog
 from evomerge.cli.main import main
 from evomerge.cli.progress import Progress
 from evomerge.cli.search import quietened
-from evomerge.genome import Genome
+from evomerge.genomes.genome import Genome
 from evomerge.ledger import Ledger, RunFolder
 from evomerge.observers import Observers
 from evomerge.protocols import Work
@@ -36,7 +36,7 @@ import logging, sys, time
 from pathlib import Path
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli.progress import Progress
-from evomerge.genome import Genome
+from evomerge.genomes.genome import Genome
 from evomerge.ledger import Ledger, RunFolder
 from evomerge.observers import Observers
 

@@ -12,7 +12,7 @@ import pytest
 from evomerge.cli.main import main
 from evomerge.errors import EvomergeError
 from evomerge.ledger import RunFolder, canonical_events, read_ledger
-from evomerge.recipe import ModelRef
+from evomerge.recipes.slices import ModelRef
 from evomerge.replay import Record
 from evomerge.resume import Resumed
 

@@ -12,7 +12,7 @@ from contracts.strategy_player import CONTINUOUS, MAXIMISE, Make, Player, outcom
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import FitnessError
-from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 
 Told = Callable[[int], Evaluation]
 

@@ -11,11 +11,13 @@ import pytest
 from contracts.other_process import elsewhere
 
 from evomerge.errors import ConfigError, InfeasibleError
-from evomerge.genome import Genome, GenomeSpec, Value
-from evomerge.method import MethodSpec
+from evomerge.genomes.genome import Genome, GenomeSpec, Value
 from evomerge.protocols import SearchSpace
-from evomerge.recipe import PoolInfo, Recipe, SliceId
-from evomerge.recipe_yaml import dump_recipe, load_recipe
+from evomerge.recipes.method_spec import MethodSpec
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import SliceId
+from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
 
 
 class Values:

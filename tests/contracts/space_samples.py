@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from evomerge.method import MethodSpec, ParameterSpec, method_table
-from evomerge.recipe import LAYER_COMPONENTS, ModelRef, PoolInfo, SliceId
+from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, method_table
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.slices import LAYER_COMPONENTS, ModelRef, SliceId
 
 _WEIGHT = ParameterSpec("weight", 1.0, 0.0, 1.0, per_input=True, searched=True)
 _DENSITY = ParameterSpec("density", 1.0, 0.1, 1.0, per_input=True, minimum=0.0, maximum=1.0, searched=True)

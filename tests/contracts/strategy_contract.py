@@ -24,9 +24,9 @@ from contracts.strategy_player import (
 )
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.genome import Gene, GenomeSpec
-from evomerge.lineage_genome import LineageGenome, LineageSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import Gene, GenomeSpec
+from evomerge.genomes.lineages import LineageGenome, LineageSpec
+from evomerge.objectives import Objective
 from evomerge.strategies.capabilities import Injectable
 from evomerge.strategies.random_search import RandomSearch
 

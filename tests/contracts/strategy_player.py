@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.genome import Gene, Genome, GenomeSpec
-from evomerge.lineage_genome import LineageGenome, LineageSpec
-from evomerge.protocols import Objective, Proposal, Strategy
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.lineages import LineageGenome, LineageSpec
+from evomerge.objectives import Objective
+from evomerge.protocols import Proposal, Strategy
 
 Make = Callable[..., Strategy]
 Score = Callable[[GenomeSpec, Genome], float]

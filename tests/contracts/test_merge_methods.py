@@ -22,7 +22,7 @@ from merge.carry_out import KEYS, carry_out
 
 from evomerge.errors import EvomergeError
 from evomerge.merge.methods import METHODS, Method, call_values
-from evomerge.method import ParameterSpec, Scalar
+from evomerge.recipes.method_spec import ParameterSpec, Scalar
 
 for _file in sorted(Path(papers.__file__).parent.glob("papers_*.py")):
     importlib.import_module(f"merge.{_file.stem}")

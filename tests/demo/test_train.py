@@ -5,17 +5,7 @@ import pytest
 import torch
 
 from evomerge.demo.items import Question, Texts, text
-from evomerge.demo.train import (
-    WIDTH,
-    Stage,
-    draw,
-    learning_rate_at,
-    loss_of,
-    new_model,
-    pack,
-    torch_threads,
-    train,
-)
+from evomerge.demo.train import WIDTH, Stage, draw, learning_rate_at, loss_of, new_model, pack, torch_threads, train
 
 
 def test_learning_rate_rises_then_falls():

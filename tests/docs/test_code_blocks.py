@@ -221,7 +221,7 @@ def test_yaml(fence: Fence, places: Callable[[str], Place], monkeypatch: pytest.
     elif "dataset_path" in keys:  # a task, which the page's own commands read
         assert any(content["task"] in word for c in commands() for word in c.words if c.place.startswith(fence.page))
     elif "evomerge_recipe" in keys:
-        from evomerge.recipe_yaml import load_recipe
+        from evomerge.recipes.yaml_reader import load_recipe
 
         assert load_recipe(fence.text).slices
     elif "merge_method" in keys or "slices" in keys:

@@ -18,12 +18,15 @@ import numpy as np
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.checkpoint import Checkpoints
 from evomerge.errors import InfeasibleError
-from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.incumbent import Incumbent
 from evomerge.ledger import Ledger, RunFolder, canonical_events
+from evomerge.objectives import Objective
 from evomerge.phases import Phase
-from evomerge.protocols import Objective, Strategy
-from evomerge.recipe import ModelRef, PoolInfo, Recipe, SliceId
+from evomerge.protocols import Strategy
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.replay import ContinuedLedger, Record, RecordedEvaluator
 from evomerge.search import Search
 from evomerge.search_state import StateSaver, begin

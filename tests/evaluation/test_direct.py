@@ -7,12 +7,13 @@ import threading
 import numpy as np
 import pytest
 
-from evomerge.array_genome import ArrayGenome
 from evomerge.candidate import Candidate
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.evaluation.direct import DirectEvaluator
-from evomerge.genome import Genome
-from evomerge.protocols import Objective, Scores
+from evomerge.genomes.arrays import ArrayGenome
+from evomerge.genomes.genome import Genome
+from evomerge.objectives import Objective
+from evomerge.protocols import Scores
 
 
 class Sum:

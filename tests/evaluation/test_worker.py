@@ -12,8 +12,9 @@ from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.worker import Worker, choose_device
 from evomerge.models.pool import Pool, open_pool
-from evomerge.protocols import Objective, Scores
-from evomerge.recipe import Input, SliceRecipe
+from evomerge.objectives import Objective
+from evomerge.protocols import Scores
+from evomerge.recipes.slices import Input, SliceRecipe
 
 
 class Norm:

@@ -17,7 +17,8 @@ from torch import nn
 
 from evomerge.models.layout import find_layers
 from evomerge.models.pool import Pool
-from evomerge.recipe import Input, Recipe, SliceRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceRecipe
 
 SOURCES = ("a", "b")
 

@@ -16,7 +16,8 @@ from evomerge.merge.assemble import Resident
 from evomerge.merge.plan import make_plan
 from evomerge.models.folding import FoldedCheckpoint
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceRecipe, parameters
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceRecipe, parameters
 
 TOKENS = torch.arange(3, 23)[None]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from evomerge.export.config_json import origins, with_dtype, with_layers
-from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, ModelRef, SliceId, SliceRecipe
 
 
 def test_the_dtype_is_said_where_it_was() -> None:

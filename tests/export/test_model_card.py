@@ -15,8 +15,9 @@ from huggingface_hub import ModelCard, metadata_load
 from evomerge.export.model_card import ScoreRow, card_license, model_card, score_table
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe
-from evomerge.recipe_yaml import load_recipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, ModelRef, SliceId, SliceRecipe
+from evomerge.recipes.yaml_reader import load_recipe
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

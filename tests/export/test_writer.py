@@ -22,8 +22,10 @@ from evomerge.export.writer import check_output, write_model
 from evomerge.merge.assemble import Resident
 from evomerge.merge.plan import make_plan
 from evomerge.models.pool import Pool, open_pool, pool_of_recipe
-from evomerge.recipe import Dtype, Input, PoolInfo, Recipe, SliceId, SliceRecipe, parameters
-from evomerge.recipe_yaml import load_recipe
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Dtype, Input, SliceId, SliceRecipe, parameters
+from evomerge.recipes.yaml_reader import load_recipe
 
 Llamas = Callable[..., dict[str, Path]]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from evomerge.protocols import Block, Objective, Scores
+from evomerge.objectives import Objective
+from evomerge.protocols import Block, Scores
 
 
 class Norm:

@@ -11,7 +11,7 @@ import pytest
 
 from evomerge.cli.main import main
 from evomerge.ledger import RunFolder, canonical_events, read_ledger
-from evomerge.recipe_yaml import load_recipe
+from evomerge.recipes.yaml_reader import load_recipe
 
 BASELINES, EVALUATIONS = 3, 14
 Run = Callable[..., int]

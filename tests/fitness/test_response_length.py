@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from evomerge.errors import FitnessError
-from evomerge.protocols import Objective
+from evomerge.objectives import Objective
 from fitness._response_length import response_lengths
 from fitness.lm_eval_tasks import LmEvalFitness
 

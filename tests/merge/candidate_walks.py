@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from evomerge.models.pool import Pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 Slices = dict[SliceId, SliceRecipe]
 _METHODS = ("source", "linear", "task_arithmetic", "ties", "dare_ties", "stage")

@@ -10,7 +10,7 @@ import torch
 from evomerge.merge.masks import mask_key
 from evomerge.merge.methods import BASE, METHODS, Context, Method, call_values
 from evomerge.merge.torch_mix import TensorStatistics, mix_block
-from evomerge.method import Scalar
+from evomerge.recipes.method_spec import Scalar
 
 KEYS = tuple(mask_key(7, f"model {i}", "tensor") for i in range(4))
 """Mask keys of up to four inputs."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 
-from evomerge.method import Scalar
+from evomerge.recipes.method_spec import Scalar
 
 api = pytest.importorskip("mergekit.merge_methods.api")
 

@@ -13,7 +13,8 @@ from tiny_models import ARCHITECTURES, tiny_config
 
 from evomerge.models.layout import find_layers
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe
 
 LAYERS = 4
 KINDS = ("llama", "qwen2", "qwen3", "mistral", "gpt2", "gpt_neox", "phi3", "gemma2", "gemma3")

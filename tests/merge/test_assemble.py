@@ -18,7 +18,8 @@ from evomerge.merge.slice_plan import Plan
 from evomerge.merge.sources import Placement
 from evomerge.models.layout import find_layers
 from evomerge.models.pool import Pool, open_pool, pool_of_recipe
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 IDS = torch.arange(3, 35).view(2, 16)
 NAMES = ("base", "a", "b")

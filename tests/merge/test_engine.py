@@ -17,7 +17,8 @@ from evomerge.merge.slice_plan import Plan
 from evomerge.merge.sources import Placement, Sources, free_memory
 from evomerge.merge.streaming import stream_slice
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 NAMES = ("base", "a", "b")
 

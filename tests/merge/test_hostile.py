@@ -18,8 +18,9 @@ from evomerge.merge.engine import merge_slice, merge_tensor
 from evomerge.merge.methods import METHODS, Method
 from evomerge.merge.plan import make_plan
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
-from evomerge.recipe_yaml import dump_recipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
+from evomerge.recipes.yaml_reader import dump_recipe
 
 Llamas = Callable[..., dict[str, Path]]
 Change = Callable[[torch.Tensor], object]

@@ -24,9 +24,9 @@ from evomerge.merge.shared_cache import SharedCache
 from evomerge.merge.slice_plan import SlicePlan
 from evomerge.merge.stage_slices import stages_of
 from evomerge.models.pool import Pool, open_pool
-from evomerge.protocols import Objective
-from evomerge.recipe import Recipe
-from evomerge.recipe_yaml import dump_recipe
+from evomerge.objectives import Objective
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.strategies.m2n2 import M2N2
 from search_spaces.lineage import LineageSpace
 

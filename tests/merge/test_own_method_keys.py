@@ -16,7 +16,7 @@ from evomerge.merge.methods import registry
 from evomerge.merge.plan import make_plan
 from evomerge.merge.slice_plan import SlicePlan
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, SliceId, SliceRecipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe
 
 NORM0 = SliceId("norm", 0)
 

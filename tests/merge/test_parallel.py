@@ -12,7 +12,7 @@ from evomerge.merge.parallel import merge_slices
 from evomerge.merge.plan import make_plan
 from evomerge.merge.sources import Placement, Sources
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, SliceRecipe, parameters
+from evomerge.recipes.slices import Input, SliceRecipe, parameters
 
 NAMES = ("base", "a", "b")
 

@@ -20,7 +20,7 @@ from evomerge.merge.methods import METHODS
 from evomerge.merge.plan import make_plan
 from evomerge.merge.torch_mix import TensorStatistics
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, SliceRecipe, parameters
+from evomerge.recipes.slices import Input, SliceRecipe, parameters
 
 mergekit_config = pytest.importorskip("mergekit.config")
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 300, "num_hidden_layers": 3}

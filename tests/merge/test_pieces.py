@@ -16,7 +16,8 @@ from evomerge.merge.methods import METHODS
 from evomerge.merge.plan import make_plan
 from evomerge.merge.streaming import stream_slice
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceRecipe, parameters
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceRecipe, parameters
 
 Llamas = Callable[..., dict[str, Path]]
 SETTINGS = {"weight": (0.6, 0.7, 0.4), "density": 0.6, "lambda": 0.9, "t": 0.3, "gamma": 0.05, "select_topk": 0.5}

@@ -9,7 +9,8 @@ from evomerge.errors import InfeasibleError, RecipeError
 from evomerge.merge.plan import make_plan
 from evomerge.merge.slice_plan import Plan, SlicePlan
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 MLP0, MLP1, EMBED = SliceId("mlp", 0), SliceId("mlp", 1), SliceId("embed")
 

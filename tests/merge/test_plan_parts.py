@@ -15,9 +15,10 @@ from evomerge.merge.methods import registry
 from evomerge.merge.plan import make_plan
 from evomerge.merge.slice_plan import Plan, SlicePlan
 from evomerge.merge.sources import Placement
-from evomerge.method import ByTensor, Value
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.method_spec import ByTensor, Value
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 NAMES = ("base", "a", "b")
 ATTN0, MLP0, MLP1, NORM0 = SliceId("attn", 0), SliceId("mlp", 0), SliceId("mlp", 1), SliceId("norm", 0)

@@ -15,7 +15,7 @@ from evomerge.merge.merged import ALIGNMENT
 from evomerge.merge.plan import make_plan
 from evomerge.models.layout import find_layers
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, SliceId, SliceRecipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe
 
 SOURCE = {"a": 1.0}
 AVERAGE = {"a": 0.5, "b": 0.5}

@@ -16,9 +16,10 @@ from mergekit.plan import MergePlanner
 
 from evomerge.merge.methods import specs
 from evomerge.mergekit.forms import FORMS
-from evomerge.method import ByTensor
 from evomerge.models.layout import Layout
-from evomerge.recipe import Input, Recipe, SliceRecipe
+from evomerge.recipes.method_spec import ByTensor
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceRecipe
 
 Meaning = dict[str, tuple[Any, ...]]
 

@@ -10,7 +10,8 @@ import yaml
 from evomerge.merge.methods import specs
 from evomerge.mergekit.forms import FORMS
 from evomerge.models.pool import Pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 READINGS = {m: {k: v for k, v in form.readings.items() if k != "weight"} for m, form in FORMS.items()}
 

@@ -17,7 +17,8 @@ from evomerge.merge.methods import specs
 from evomerge.mergekit.experiment import experiment_from_evolve
 from evomerge.mergekit.reader import read_mergekit
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Recipe, SliceRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import SliceRecipe
 from search_spaces.parameter import ParameterSpace
 
 TASKS: dict[str, Any] = {"tasks": ["arc_easy"]}

@@ -13,11 +13,11 @@ from mergekit_run import assert_close, run_mergekit
 from safetensors.torch import load_file
 
 from evomerge.cli.main import main
-from evomerge.lineage_genome import LineageGenome, LineageSpec
+from evomerge.genomes.lineages import LineageGenome, LineageSpec
 from evomerge.merge.methods import specs
 from evomerge.models.pool import open_pool
-from evomerge.recipe import Recipe
-from evomerge.recipe_yaml import dump_recipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.yaml_reader import dump_recipe
 from search_spaces.lineage import LineageSpace
 
 Llamas = Callable[..., dict[str, Path]]

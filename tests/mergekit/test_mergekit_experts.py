@@ -12,9 +12,10 @@ from models.merges import opened
 
 from evomerge.errors import RecipeError
 from evomerge.mergekit.writer import to_mergekit
-from evomerge.method import ByTensor, Scalar
 from evomerge.models.pool import Pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.method_spec import ByTensor, Scalar
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 
 @pytest.fixture(scope="module")

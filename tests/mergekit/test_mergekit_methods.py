@@ -15,9 +15,10 @@ from evomerge.merge.methods import specs
 from evomerge.mergekit.forms import FORMS
 from evomerge.mergekit.reader import read_mergekit
 from evomerge.mergekit.writer import to_mergekit
-from evomerge.method import ByTensor, ParameterSpec, Scalar
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.method_spec import ByTensor, ParameterSpec, Scalar
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 THEIRS = {method.spec.name: method.spec for method in registry.registered_methods()}
 

@@ -16,9 +16,10 @@ from evomerge.export.writer import write_model
 from evomerge.merge.methods import specs
 from evomerge.mergekit.forms import FORMS
 from evomerge.mergekit.writer import to_mergekit
-from evomerge.method import Scalar
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.method_spec import Scalar
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 Llamas = Callable[..., dict[str, Path]]
 Merged = tuple[Recipe, Pool, Path]

@@ -10,7 +10,8 @@ from mergekit_recipes import recipe_of
 from evomerge.errors import RecipeError
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 
 def replaced(recipe: Recipe, **entries: SliceRecipe) -> Recipe:

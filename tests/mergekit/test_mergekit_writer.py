@@ -20,7 +20,8 @@ from evomerge.merge.methods import specs
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.layout import Layout
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, ModelRef, Recipe, SliceId, SliceRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, ModelRef, SliceId, SliceRecipe
 
 DIFFERENCES = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
 

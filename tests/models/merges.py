@@ -10,7 +10,8 @@ from models.architectures import load
 from safetensors import safe_open
 
 from evomerge.models.pool import Pool, open_pool
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe, parameters
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 WEIGHTS = {"a": 0.7, "b": 0.4}
 

@@ -17,7 +17,7 @@ from evomerge.errors import PoolError
 from evomerge.export.writer import write_model
 from evomerge.merge.assemble import Resident
 from evomerge.merge.plan import make_plan
-from evomerge.recipe import SliceId
+from evomerge.recipes.slices import SliceId
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from tiny_models import TinyModel
 from evomerge.errors import PoolError
 from evomerge.models.folding import FoldedCheckpoint
 from evomerge.models.pool import Pool, open_pool, pool_of_recipe
-from evomerge.recipe import ModelRef
+from evomerge.recipes.slices import ModelRef
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

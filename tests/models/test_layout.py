@@ -9,7 +9,7 @@ from tiny_models import ARCHITECTURES, tiny_config
 from evomerge.errors import PoolError, RecipeError
 from evomerge.models.layout import layout_of, skeleton
 from evomerge.models.names import match_names, tied_names
-from evomerge.recipe import SliceId
+from evomerge.recipes.slices import SliceId
 
 # What each slice of layer 1 holds, without the layer's prefix.
 LLAMA = {

@@ -6,7 +6,7 @@ import pytest
 
 from evomerge.errors import PoolError
 from evomerge.models.location import Located, locate, resolve
-from evomerge.recipe import ModelRef
+from evomerge.recipes.slices import ModelRef
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -12,7 +12,7 @@ from tiny_models import ARCHITECTURES, TinyModel, write_tokenizer
 from evomerge.errors import ConfigError, PoolError, RecipeError
 from evomerge.models import reader
 from evomerge.models.pool import open_pool, pool_of_recipe
-from evomerge.recipe import Input, ModelRef, SliceRecipe, parameters
+from evomerge.recipes.slices import Input, ModelRef, SliceRecipe, parameters
 
 
 def edit_config(folder: Path, **changes: Any) -> None:

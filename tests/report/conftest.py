@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.genome import Genome
+from evomerge.genomes.genome import Genome
 from evomerge.ledger import Ledger, RunFolder
-from evomerge.recipe import ModelRef, PoolInfo, SliceId
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.slices import ModelRef, SliceId
 
 INFO = PoolInfo(
     tuple((name, ModelRef(f"models/{name}", None, f"sha256:{name}")) for name in ("math", "language", "start")),

@@ -10,7 +10,7 @@ import report_runs
 from optuna.trial import TrialState
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.genome import Genome
+from evomerge.genomes.genome import Genome
 from evomerge.ledger import Ledger, LedgerError, RunFolder
 from evomerge.report.history import read_history
 from evomerge.report.study import study_of

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli.main import main
-from evomerge.genome import Genome
+from evomerge.genomes.genome import Genome
 from evomerge.ledger import Ledger, LedgerError, RunFolder, read_ledger
 from evomerge.report.optuna_storage import FollowingStorage, journal_of
 

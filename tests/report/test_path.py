@@ -11,9 +11,10 @@ from contracts.space_samples import METHODS, pool
 from rich.console import Console
 
 from evomerge.cli.main import main
-from evomerge.recipe import Recipe
-from evomerge.recipe_path import COLOURS, Path, PathLayer, path_of, scale_text
-from evomerge.recipe_yaml import dump_recipe
+from evomerge.recipes.path import Path, PathLayer, path_of, scale_text
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.yaml_reader import dump_recipe
+from evomerge.report.colours import COLOURS
 from evomerge.report.path_picture import PathPicture
 from evomerge.report.path_svg import path_svg
 from search_spaces.data_flow import DataFlowSpace

@@ -10,8 +10,10 @@ import pytest
 from contracts.space_samples import METHODS, pool
 
 from evomerge.errors import ConfigError, InfeasibleError
-from evomerge.genome import Genome, Value
-from evomerge.recipe import Input, PoolInfo, Recipe, SliceId
+from evomerge.genomes.genome import Genome, Value
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId
 from search_spaces.data_flow import DataFlowSpace
 from search_spaces.parameter import ParameterSpace
 

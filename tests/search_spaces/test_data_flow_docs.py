@@ -14,7 +14,8 @@ from evomerge import conf_dir
 from evomerge.cli.composed import compose_config
 from evomerge.factory import build
 from evomerge.merge.methods import specs
-from evomerge.protocols import Objective, SearchSpace, Strategy
+from evomerge.objectives import Objective
+from evomerge.protocols import SearchSpace, Strategy
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data_flow.md").read_text(encoding="utf-8")
 EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]

@@ -4,7 +4,7 @@ import pytest
 from contracts.space_samples import pool
 
 from evomerge.errors import ConfigError
-from evomerge.recipe import SliceId
+from evomerge.recipes.slices import SliceId
 from search_spaces.groups import component_lists, layer_anchors, layer_groups
 
 

@@ -8,8 +8,9 @@ from contracts.space_samples import METHODS, pool
 from test_data_flow import scales
 
 from evomerge.errors import ConfigError, InfeasibleError
-from evomerge.genome import Genome, Value
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe
+from evomerge.genomes.genome import Genome, Value
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe
 from search_spaces.hybrid import JointSpace
 from search_spaces.parameter import ParameterSpace
 

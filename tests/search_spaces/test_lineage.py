@@ -14,11 +14,13 @@ from contracts.search_space_contract import SearchSpaceContract, SpaceCase, Valu
 from contracts.space_samples import METHODS, pool
 
 from evomerge.errors import ConfigError
-from evomerge.genome_log import GenomeLog
-from evomerge.lineage_genome import LineageGenome, LineageSpec, from_nodes, to_nodes
-from evomerge.method import ByTensor, MethodSpec, ParameterSpec
-from evomerge.recipe import PoolInfo, Recipe, SliceId
-from evomerge.recipe_yaml import dump_recipe, load_recipe
+from evomerge.genomes.encoding import GenomeLog
+from evomerge.genomes.lineages import LineageGenome, LineageSpec, from_nodes, to_nodes
+from evomerge.recipes.method_spec import ByTensor, MethodSpec, ParameterSpec
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import SliceId
+from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
 from search_spaces.chromosomes import chromosomes_of
 from search_spaces.lineage import LineageSpace
 

@@ -7,9 +7,11 @@ import pytest
 from contracts.space_samples import METHODS, pool, with_sources
 
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, Genome
+from evomerge.genomes.genome import Gene, Genome
 from evomerge.merge.methods import specs
-from evomerge.recipe import Input, PoolInfo, Recipe, SliceId, SliceRecipe
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe
 from search_spaces.methods import fitting
 from search_spaces.parameter import ParameterSpace
 

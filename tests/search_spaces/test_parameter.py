@@ -10,8 +10,10 @@ from contracts.search_space_contract import SearchSpaceContract, SpaceCase
 from contracts.space_samples import METHODS, pool, with_sources
 
 from evomerge.errors import ConfigError, InfeasibleError
-from evomerge.genome import Genome
-from evomerge.recipe import Input, PoolInfo, Recipe, SliceId
+from evomerge.genomes.genome import Genome
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId
 from search_spaces.parameter import ParameterSpace
 
 DEMO = [["attn", "mlp", "norm"], ["embed"], ["final_norm", "head"]]

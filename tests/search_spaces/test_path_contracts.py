@@ -12,9 +12,9 @@ import pytest
 from contracts.search_space_contract import SearchSpaceContract, SpaceCase
 from contracts.space_samples import METHODS, pool
 
-from evomerge.genome import Genome, GenomeSpec
-from evomerge.method import MethodSpec, method_table
-from evomerge.recipe import PoolInfo
+from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.recipes.method_spec import MethodSpec, method_table
+from evomerge.recipes.pool_info import PoolInfo
 from search_spaces.data_flow import DataFlowSpace
 from search_spaces.hybrid import JointSpace
 from search_spaces.parameter import ParameterSpace

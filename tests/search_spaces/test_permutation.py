@@ -8,7 +8,7 @@ from contracts.space_samples import METHODS, pool
 from test_data_flow import path
 
 from evomerge.errors import ConfigError, InfeasibleError
-from evomerge.genome import Genome, Value
+from evomerge.genomes.genome import Genome, Value
 from search_spaces.permutation import PermutationSpace
 
 

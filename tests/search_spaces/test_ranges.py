@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from evomerge.genome import Gene
-from evomerge.method import MethodSpec, ParameterSpec
+from evomerge.genomes.genome import Gene
+from evomerge.recipes.method_spec import MethodSpec, ParameterSpec
 from search_spaces.ranges import Range, parameter_ranges
 
 METHOD = MethodSpec(

@@ -9,7 +9,7 @@ from contracts.strategy_contract import StrategyContract
 from contracts.strategy_player import MAXIMISE, Make
 
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, GenomeSpec
+from evomerge.genomes.genome import Gene, GenomeSpec
 from evomerge.strategies.brute_force import BruteForce
 
 DISCRETE = GenomeSpec(

@@ -11,8 +11,8 @@ from contracts.strategy_player import CONTINUOUS, MAXIMISE, MIXED, Make, Player,
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
-from evomerge.genome import Gene, Genome, GenomeSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
+from evomerge.objectives import Objective
 from evomerge.strategies.catcma import PATIENCE, CatCma
 
 

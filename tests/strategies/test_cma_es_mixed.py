@@ -11,7 +11,7 @@ from contracts.strategy_player import MAXIMISE, MIXED, Make, Player, outcome, pa
 
 from evomerge.candidate import Evaluation
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.random_search import RandomSearch
 

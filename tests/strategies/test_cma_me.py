@@ -11,7 +11,7 @@ from contracts.strategy_player import outcome as scored
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.strategies.cma_me import CmaMe
 from evomerge.strategies.random_search import RandomSearch
 

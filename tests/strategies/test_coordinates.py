@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from contracts.strategy_player import CONTINUOUS, MIXED
 
-from evomerge.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.strategies.coordinates import Coordinates
 
 NONE = np.empty(0, dtype=np.int64)

@@ -10,7 +10,7 @@ from contracts.strategy_player import outcome as scored
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
-from evomerge.protocols import Objective
+from evomerge.objectives import Objective
 from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.differential_evolution import DifferentialEvolution
 from evomerge.strategies.genetic import GeneticAlgorithm

@@ -9,12 +9,12 @@ from contracts.other_process import elsewhere
 from contracts.strategy_contract import StrategyContract
 from contracts.strategy_player import CONTINUOUS, MAXIMISE, MIXED, Make, Player, outcome, pack, play, sphere, unpack
 
-from evomerge.array_genome import ArrayGenome, ArraySpec
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
-from evomerge.genome import Gene, GenomeSpec
-from evomerge.lineage_genome import LineageGenome, LineageSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.arrays import ArrayGenome, ArraySpec
+from evomerge.genomes.genome import Gene, GenomeSpec
+from evomerge.genomes.lineages import LineageGenome, LineageSpec
+from evomerge.objectives import Objective
 from evomerge.strategies.m2n2 import M2N2
 from evomerge.strategies.random_search import RandomSearch
 

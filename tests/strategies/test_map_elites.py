@@ -10,11 +10,11 @@ from contracts.strategy_contract import LearningContract, StrategyContract
 from contracts.strategy_player import MAXIMISE, MIXED, Make, Player
 from contracts.strategy_player import outcome as scored
 
-from evomerge.array_genome import ArrayGenome, ArraySpec
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
-from evomerge.genome import Gene, GenomeSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.arrays import ArrayGenome, ArraySpec
+from evomerge.genomes.genome import Gene, GenomeSpec
+from evomerge.objectives import Objective
 from evomerge.strategies.map_elites import MapElites
 
 

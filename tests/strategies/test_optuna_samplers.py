@@ -27,8 +27,8 @@ from contracts.strategy_player import (
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
-from evomerge.genome import Gene, Genome, GenomeSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec
+from evomerge.objectives import Objective
 from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
 from evomerge.strategies.optuna_strategy import OptunaStrategy
 from evomerge.strategies.random_search import RandomSearch

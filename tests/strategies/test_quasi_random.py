@@ -8,7 +8,7 @@ from contracts.strategy_contract import StrategyContract
 from contracts.strategy_player import MAXIMISE, MIXED, Make
 
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, GenomeSpec
+from evomerge.genomes.genome import Gene, GenomeSpec
 from evomerge.strategies.quasi_random import QuasiRandom
 
 

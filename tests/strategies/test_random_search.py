@@ -8,8 +8,8 @@ from contracts.strategy_contract import StrategyContract
 from contracts.strategy_player import MAXIMISE, MIXED, Make
 
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, GenomeSpec
-from evomerge.protocols import Objective
+from evomerge.genomes.genome import Gene, GenomeSpec
+from evomerge.objectives import Objective
 from evomerge.strategies.random_search import RandomSearch
 
 

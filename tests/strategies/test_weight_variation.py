@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evomerge.array_genome import ArraySpec
+from evomerge.genomes.arrays import ArraySpec
 from evomerge.strategies.crossover import Angle, Cut, Path, child_of
 from evomerge.strategies.variation import Settings, variation_of
 from evomerge.strategies.weight_kernels import breed, fill_noise

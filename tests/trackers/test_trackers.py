@@ -18,7 +18,7 @@ import pytest
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
-from evomerge.genome import Genome
+from evomerge.genomes.genome import Genome
 from evomerge.ledger import Ledger, RunFolder, read_ledger
 from evomerge.observers import Observers
 from evomerge.trackers.background import Numbers, tracking

@@ -9,7 +9,7 @@ import torch
 from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.merge.methods.rows import inner
 from evomerge.merge.methods.slerp import arc_factors
-from evomerge.method import ParameterSpec
+from evomerge.recipes.method_spec import ParameterSpec
 
 _SOURCE = {(1.0, 0.0): 0, (1.0, 1.0): 1, (0.0, 0.0): 1, (0.0, 1.0): 0}
 

@@ -26,7 +26,7 @@ from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.merge.methods.task_vectors import fused, restorable
 from evomerge.merge.mix import Term
 from evomerge.merge.torch_mix import mix_block
-from evomerge.method import ParameterSpec
+from evomerge.recipes.method_spec import ParameterSpec
 
 EPSILON = ParameterSpec(
     "epsilon",

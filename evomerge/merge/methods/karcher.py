@@ -10,7 +10,7 @@ from evomerge.merge.methods.parameters import READING, WEIGHT, only_active, sum_
 from evomerge.merge.methods.registry import Values, mix_method
 from evomerge.merge.methods.sphere import ZERO, Floats, Sphere, finite_gram
 from evomerge.merge.mix import Mix, Statistics, weighted
-from evomerge.method import ParameterSpec
+from evomerge.recipes.method_spec import ParameterSpec
 
 
 def _check_karcher(values: Values) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from evomerge.merge.methods.registry import BASE, Context, merge_method
-from evomerge.method import ParameterSpec
+from evomerge.recipes.method_spec import ParameterSpec
 
 
 @merge_method(

@@ -11,7 +11,7 @@ import numpy as np
 
 from evomerge.errors import InfeasibleError
 from evomerge.merge.methods.registry import BASE, Values
-from evomerge.method import ParameterSpec
+from evomerge.recipes.method_spec import ParameterSpec
 
 WEIGHT = ParameterSpec("weight", 1.0, low=0.0, high=1.0, per_input=True, searched=True, summary="how much it counts")
 DENSITY = ParameterSpec(

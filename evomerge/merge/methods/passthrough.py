@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evomerge.merge.methods.registry import Values, mix_method
 from evomerge.merge.mix import Mix, Statistics, weighted
-from evomerge.method import ParameterSpec
+from evomerge.recipes.method_spec import ParameterSpec
 
 
 @mix_method(

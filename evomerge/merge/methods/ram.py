@@ -8,7 +8,7 @@ import torch
 
 from evomerge.merge.methods.blocks import blocks
 from evomerge.merge.methods.registry import Context, merge_method
-from evomerge.method import ParameterSpec
+from evomerge.recipes.method_spec import ParameterSpec
 
 EPSILON = ParameterSpec("epsilon", 1e-5, low=0.0, high=1e-3, minimum=0.0, summary="smaller changes than this are none")
 STRENGTH = ParameterSpec(

@@ -15,7 +15,7 @@ import torch
 from evomerge.errors import ConfigError
 from evomerge.merge.masks import drop_, drop_each_
 from evomerge.merge.mix import Mix, Statistics
-from evomerge.method import MethodSpec, ParameterSpec, Scalar
+from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
 
 Function = Callable[..., torch.Tensor]
 MixFunction = Callable[["Values", Statistics], Mix | None]

@@ -11,7 +11,7 @@ from evomerge.merge.methods.blocks import blocks, sum_of_squares
 from evomerge.merge.methods.parameters import READING
 from evomerge.merge.methods.registry import Context, merge_method
 from evomerge.merge.methods.sphere import finite
-from evomerge.method import ParameterSpec
+from evomerge.recipes.method_spec import ParameterSpec
 
 _MERGEKITS_ZERO = 1e-6
 

@@ -9,7 +9,7 @@ import numpy as np
 from evomerge.merge.methods.registry import Values, mix_method
 from evomerge.merge.methods.sphere import ZERO, finite_gram
 from evomerge.merge.mix import Mix, Statistics, weighted
-from evomerge.method import ParameterSpec
+from evomerge.recipes.method_spec import ParameterSpec
 
 _COLLINEAR = 0.9995  # beyond this cosine the arc is a straight line to float32
 

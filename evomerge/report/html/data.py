@@ -16,11 +16,12 @@ from evomerge.candidate import Evaluation, Split
 from evomerge.errors import EvomergeError
 from evomerge.ledger import LedgerError, RunFolder, read_items
 from evomerge.ledger_file import lock_holder
-from evomerge.protocols import Objective
-from evomerge.recipe import PoolInfo, Recipe
-from evomerge.recipe_path import Path as RecipePath
-from evomerge.recipe_path import path_of
-from evomerge.recipe_yaml import load_recipe
+from evomerge.objectives import Objective
+from evomerge.recipes.path import Path as RecipePath
+from evomerge.recipes.path import path_of
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.yaml_reader import load_recipe
 from evomerge.report.history import History, Trial, read_history
 from evomerge.report.html.words import clean
 from evomerge.report.run_reader import BEST, RunRecord, Scored

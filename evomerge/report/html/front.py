@@ -9,8 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from evomerge.archive import ParetoArchive
-from evomerge.protocols import Objective
+from evomerge.objectives import Objective, ParetoArchive
 from evomerge.report.history import Trial
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page

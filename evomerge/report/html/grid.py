@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from evomerge.protocols import Objective
+from evomerge.objectives import Objective
 from evomerge.report.history import History, Trial
 from evomerge.report.html.data import RunView
 from evomerge.report.html.headline import node_of

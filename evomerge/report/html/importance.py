@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from evomerge.protocols import Objective
+from evomerge.objectives import Objective
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.words import clean, count, number

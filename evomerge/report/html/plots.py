@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evomerge.recipe_path import COLOURS
+from evomerge.report.colours import COLOURS
 from evomerge.report.html.words import clean
 
 ACCENT, TEXT, QUIET, FAINT, LINE, GROUND = (

@@ -7,7 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from evomerge.recipe import LAYER_COMPONENTS, Recipe, SliceId
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import LAYER_COMPONENTS, SliceId
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import RAISED, TWO_SIDED, Plot, axis, figure, label, series

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evomerge.method import Value, scalars
-from evomerge.recipe import Input, Recipe, SliceId, SliceRecipe
+from evomerge.recipes.method_spec import Value, scalars
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe
 
 Shares = dict[str, float]
 _BY_PLACE = ("slerp", "nuslerp", "multislerp")

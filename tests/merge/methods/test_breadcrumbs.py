@@ -6,7 +6,7 @@ from merge.carry_out import carry_out, merged, weights
 from merge.mergekits import assert_same, by_mergekit, fine_tunes
 
 from evomerge.errors import InfeasibleError
-from evomerge.method import Scalar
+from evomerge.recipes.method_spec import Scalar
 
 TASK = [5.0, -4.0, 3.0, 2.0, -1.0]
 BASE = [1.0, 1.0, 1.0, 1.0, 1.0]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from merge.carry_out import merged
 
-from evomerge.method import Scalar
+from evomerge.recipes.method_spec import Scalar
 
 
 def test_rescales_what_it_keeps() -> None:

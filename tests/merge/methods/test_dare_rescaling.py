@@ -7,7 +7,7 @@ from merge.mergekits import assert_same, by_mergekit, fine_tunes
 
 from evomerge.errors import PoolError
 from evomerge.merge.masks import uniform
-from evomerge.method import Scalar
+from evomerge.recipes.method_spec import Scalar
 
 sparsify = pytest.importorskip("mergekit.sparsify")
 

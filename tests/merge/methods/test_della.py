@@ -11,7 +11,7 @@ from evomerge.errors import PoolError
 from evomerge.merge.masks import mask_key, uniform
 from evomerge.merge.methods import blocks
 from evomerge.merge.methods.della import by_magnitude
-from evomerge.method import Scalar
+from evomerge.recipes.method_spec import Scalar
 
 sparsify = pytest.importorskip("mergekit.sparsify")
 

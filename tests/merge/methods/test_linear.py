@@ -5,7 +5,7 @@ from merge.carry_out import merged, weights
 
 from evomerge.errors import InfeasibleError
 from evomerge.merge.methods import BASE, METHODS, call_values
-from evomerge.method import Scalar
+from evomerge.recipes.method_spec import Scalar
 
 A, B = [1.0, 2.0, -4.0], [3.0, 6.0, 8.0]
 

@@ -8,7 +8,7 @@ from merge.carry_out import carry_out, merged
 from merge.mergekits import assert_same, by_mergekit, fine_tunes
 
 from evomerge.merge.methods import blocks
-from evomerge.method import Scalar
+from evomerge.recipes.method_spec import Scalar
 
 BASE = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 A = [3.0, 2.0, 1.0, 1.0, 1.5, 1.0]  # +2, +1, 0, 0, +0.5, 0

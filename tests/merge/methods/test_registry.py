@@ -10,7 +10,7 @@ from evomerge.errors import ConfigError
 from evomerge.merge.methods import merge_method, mix_method, registry, specs
 from evomerge.merge.methods.registry import Context, Values
 from evomerge.merge.mix import Mix, Statistics, weighted
-from evomerge.method import ParameterSpec
+from evomerge.recipes.method_spec import ParameterSpec
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from merge.mergekits import assert_same, by_mergekit, fine_tunes
 from evomerge.errors import PoolError
 from evomerge.merge.methods import blocks
 from evomerge.merge.methods.sce import largest
-from evomerge.method import Scalar
+from evomerge.recipes.method_spec import Scalar
 
 BASE = [0.0, 0.0, 0.0, 0.0]
 A = [4.0, 1.0, 2.0, 1.0]

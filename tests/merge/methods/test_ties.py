@@ -6,7 +6,7 @@ from merge.carry_out import merged, weights
 
 from evomerge.merge.mix import Cut
 from evomerge.merge.torch_mix import TensorStatistics, cut_
-from evomerge.method import Scalar
+from evomerge.recipes.method_spec import Scalar
 
 
 def test_elects_signs_and_averages_what_agrees() -> None:

@@ -2,141 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
-from typing import Literal
 
 from evomerge.errors import RecipeError
-from evomerge.method import MethodSpec, Value, find_method, scalars
-from evomerge.recipe_hash import recipe_hash
+from evomerge.recipes.hash import canonical_text
+from evomerge.recipes.method_spec import MethodSpec, find_method, scalars
+from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, Parameters, SliceId, SliceRecipe
 
-Component = Literal["attn", "mlp", "norm", "embed", "final_norm", "head"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-LAYER_COMPONENTS: tuple[Component, ...] = ("attn", "mlp", "norm")
-OUTER_COMPONENTS: tuple[Component, ...] = ("embed", "final_norm", "head")
-COMPONENTS: tuple[Component, ...] = (*LAYER_COMPONENTS, *OUTER_COMPONENTS)
-DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
-
-Parameters = tuple[tuple[str, Value], ...]
 """Parameter values by name, sorted by name: hashable and canonical."""
-
-
-def parameters(values: Mapping[str, Value]) -> Parameters:
-    """The canonical form of parameter values."""
-    return tuple(sorted(values.items()))
-
-
-@dataclass(frozen=True)
-class SliceId:
-    """The unit of merging and caching: one component of one layer, or `embed`, `final_norm`, `head`.
-
-    Written ``layers.3.attn`` or ``embed``.
-
-    Attributes:
-        order: sorts slices in model order: ``embed``, the layers (attn, mlp, norm), ``final_norm``, ``head``.
-    """
-
-    component: Component
-    layer: int | None = None
-    order: tuple[int, int, int] = field(init=False, repr=False, compare=False)
-    _text: str = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        in_layer = self.component in LAYER_COMPONENTS
-        if (self.component not in COMPONENTS) or in_layer != (self.layer is not None) or (self.layer or 0) < 0:
-            raise RecipeError(
-                f"slice with component {self.component!r} and layer {self.layer}",
-                f"{', '.join(LAYER_COMPONENTS)} belong to a layer; {', '.join(OUTER_COMPONENTS)} do not",
-            )
-        rank = COMPONENTS.index(self.component)
-        part = 1 if self.layer is not None else 0 if self.component == "embed" else 2
-        text = self.component if self.layer is None else f"layers.{self.layer}.{self.component}"
-        # Made once: every recipe of a search sorts, compares and hashes the same slices.
-        object.__setattr__(self, "order", (part, self.layer or 0, rank))
-        object.__setattr__(self, "_text", text)
-
-    def __str__(self) -> str:
-        return self._text
-
-    @staticmethod
-    def parse(text: str) -> SliceId:
-        """Read ``layers.3.attn`` or ``embed``; `RecipeError` for anything else."""
-        if text in OUTER_COMPONENTS:
-            return SliceId(text)
-        match = re.fullmatch(rf"layers\.(\d{{1,6}})\.({'|'.join(LAYER_COMPONENTS)})", text)
-        if match is None:
-            raise RecipeError(
-                f"{text!r} is not a slice",
-                f"write layers.N.C with C one of {', '.join(LAYER_COMPONENTS)}, or {', '.join(OUTER_COMPONENTS)}",
-            )
-        return SliceId(match[2], int(match[1]))  # type: ignore[arg-type]  # the pattern allows components only
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """Where a source model is found and what pins it.
-
-    Attributes:
-        location: a local folder or a hub id (``org/name``).
-        revision: the hub commit, for hub ids.
-        fingerprint: hash of the checkpoint's content, for local folders.
-        adapter: the LoRA adapter that is folded into the model, itself a local folder or a hub id.
-    """
-
-    location: str
-    revision: str | None = None
-    fingerprint: str | None = None
-    adapter: ModelRef | None = None
-
-    @property
-    def identity(self) -> str:
-        """What enters hashes: the content where it is known, the location only where nothing pins it."""
-        own = self.fingerprint or (f"{self.location}@{self.revision}" if self.revision else self.location)
-        return f"{own}+{self.adapter.identity}" if self.adapter else own
-
-    @property
-    def address(self) -> str:
-        """As people write it, with the commits of hub ids: ``org/name@commit+org/adapter@commit``."""
-        own = f"{self.location}@{self.revision}" if self.revision else self.location
-        return f"{own}+{self.adapter.address}" if self.adapter else own
-
-
-@dataclass(frozen=True)
-class Input:
-    """One source of a slice: a model, one of its layers, and the per-input parameters.
-
-    `layer` is ``None`` where the source layer has the output layer's number.
-    """
-
-    model: str
-    layer: int | None = None
-    parameters: Parameters = ()
-
-
-@dataclass(frozen=True)
-class SliceRecipe:
-    """How one output slice is made.
-
-    Attributes:
-        slice: the output slice.
-        method: name of a merge method.
-        inputs: the sources, in order.
-        parameters: the parameters that are not per input.
-        base: the model whose slice the method's differences are taken from, or ``None``.
-        scale: of data flow recipes: on `attn` and `mlp`, a factor on what they add to the residual stream; on `norm`
-            and `final_norm`, -1 turns around the norms that read the stream. ``None`` is 1.
-    """
-
-    slice: SliceId
-    method: str
-    inputs: tuple[Input, ...]
-    parameters: Parameters = ()
-    base: Input | None = None
-    scale: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,8 +151,24 @@ class Recipe:
     def hash(self) -> str:
         """SHA-256 (hex) of the canonical content: what is merged and how, not where the files lie."""
         if not self._hash:
-            object.__setattr__(self, "_hash", recipe_hash(self))
+            object.__setattr__(self, "_hash", hashlib.sha256(self.canonical_text().encode()).hexdigest())
         return self._hash
+
+    def canonical_text(self) -> str:
+        """What `hash` is taken over: models by their content, intermediates by their own hash."""
+        if not all(stage.hashed for _, stage in self.intermediates):
+            for stage in self.stages.values():
+                assert stage.hash  # made now, in order: a lineage may be deeper than Python's stack
+        identities = {name: ref.identity for name, ref in self.models}
+        identities |= {name: f"recipe {stage.hash}" for name, stage in self.intermediates}
+        return canonical_text(
+            self.slices,
+            identities,
+            dtype=self.dtype,
+            seed=self.seed,
+            config_from=self.config_from,
+            tokenizer_from=self.tokenizer_from,
+        )
 
     def check(self, methods: Mapping[str, MethodSpec]) -> None:
         """Raise `RecipeError` for an unknown method, parameter, value or number of inputs."""
@@ -328,80 +221,3 @@ def _require_finite(slice_: SliceId, values: Parameters) -> None:
         for scalar in (value,) if type(value) is float else scalars(value):
             if isinstance(scalar, float) and not math.isfinite(scalar):
                 raise RecipeError(f"slice {slice_}: {name} is {scalar}", "a finite number")
-
-
-@dataclass(frozen=True)
-class PoolInfo:
-    """What a recipe can be made of: the pool as search spaces and strategies see it, without tensors.
-
-    Attributes:
-        refs: every model of the pool by name, the base included, as pairs in order.
-        sources: names of the source models (the base is not one), in order.
-        base: name of the base model, or ``None``.
-        slices: every slice of the architecture, in order.
-        layers: number of layers of `config_from`.
-        dtype: dtype of the results.
-        depths: layers of the models that have another number than `layers`, as pairs.
-        unscalable: why the residual outputs of this architecture cannot be scaled; empty where they can.
-        unflippable: why they cannot be scaled by negative numbers; empty where they can.
-        immovable: why layers of this architecture cannot be put in other places; empty where they can.
-        sizes: numbers of parameters of `slices`, in their order; empty where they are not known.
-        tensors: names of their tensors with their numbers of parameters, in the same order; empty where they are not
-            known.
-    """
-
-    refs: tuple[tuple[str, ModelRef], ...]
-    sources: tuple[str, ...]
-    base: str | None
-    slices: tuple[SliceId, ...]
-    layers: int
-    dtype: Dtype
-    depths: tuple[tuple[str, int], ...] = ()
-    unscalable: str = ""
-    unflippable: str = ""
-    sizes: tuple[int, ...] = ()
-    tensors: tuple[tuple[tuple[str, int], ...], ...] = ()
-    immovable: str = ""
-
-    def depth(self, name: str) -> int:
-        """The number of layers of one model."""
-        return dict(self.depths).get(name, self.layers)
-
-    @property
-    def uneven(self) -> str:
-        """Names the models that differ in depth, for whoever merges them layer by layer; empty where none does."""
-        if not self.depths:
-            return ""
-        listed = ", ".join(f"{name} has {self.depth(name)}" for name, _ in self.refs)
-        return f"the models of the pool differ in their number of layers: {listed}"
-
-    @property
-    def config_from(self) -> str:
-        """The model that gives configuration and tokenizer: the base, or the first source."""
-        return self.base or self.sources[0]
-
-    def recipe(self, slices: Iterable[SliceRecipe], seed: int = 0) -> Recipe:
-        """A recipe over this pool's models."""
-        return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed)
-
-    def linear(self, weights: Mapping[str, float]) -> Recipe:
-        """The same weighted sum on every slice: a source itself (weight one), or the uniform average.
-
-        Raises:
-            RecipeError: the models differ in depth.
-        """
-        depths = {self.depth(name) for name in weights}
-        if len(depths) > 1:
-            raise RecipeError(f"a sum of {', '.join(weights)}", self.uneven)
-        inputs = tuple(Input(name, None, (("weight", weight),)) for name, weight in weights.items())
-        slices = self.slices_at(depths.pop()) if depths else self.slices
-        return self.recipe(SliceRecipe(s, "linear", inputs, (("normalize", False),)) for s in slices)
-
-    def slices_at(self, depth: int) -> tuple[SliceId, ...]:
-        """The slices of a model of this architecture with `depth` layers; those beyond the pool's are as the first."""
-        if depth == self.layers:
-            return self.slices
-        parts = [own.component for own in self.slices if own.layer == 0]
-        beyond = [SliceId(part, layer) for layer in range(self.layers, depth) for part in parts]
-        kept = [own for own in self.slices if own.layer is None or own.layer < depth]
-        return tuple(sorted([*kept, *beyond], key=lambda own: own.order))

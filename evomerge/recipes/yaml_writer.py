@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from evomerge.method import ByTensor, Value
-from evomerge.recipe import Component, Input, ModelRef, Parameters, Recipe, SliceId, SliceRecipe
+from evomerge.recipes.method_spec import ByTensor, Value
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Component, Input, ModelRef, Parameters, SliceId, SliceRecipe
 from evomerge.utils import safe_yaml
 
 VERSION = 1

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping, Sequence
 from json.encoder import encode_basestring_ascii as quote
 from operator import itemgetter
-from typing import TYPE_CHECKING
 
-from evomerge.method import ByTensor, Scalar, Value
-
-if TYPE_CHECKING:
-    from evomerge.recipe import Input, Parameters, Recipe
+from evomerge.recipes.method_spec import ByTensor, Scalar, Value
+from evomerge.recipes.slices import Input, Parameters, SliceRecipe
 
 
-def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 (hex) of what is merged and how: models by their content, intermediates by their own hash."""
-    return hashlib.sha256(canonical_text(recipe).encode()).hexdigest()
-
-
-def canonical_text(recipe: Recipe) -> str:
+def canonical_text(
+    slices: Sequence[SliceRecipe],
+    identities: Mapping[str, str],
+    *,
+    dtype: str,
+    seed: int,
+    config_from: str,
+    tokenizer_from: str | None,
+) -> str:
     """The content that is hashed, as JSON without spaces, keys sorted.
 
     Written piece by piece and not by ``json``: a search hashes every candidate, and most of a recipe's pieces, those
     of the slices of a group, are alike.
+
+    Args:
+        slices: in model order.
+        identities: what every input's name stands for: a model's content, an intermediate's own hash.
+        dtype, seed, config_from, tokenizer_from: of the recipe.
     """
-    if not all(stage.hashed for _, stage in recipe.intermediates):
-        for stage in recipe.stages.values():
-            assert stage.hash  # made now, in order: a lineage may be deeper than Python's stack
-    identity = {name: quote(ref.identity) for name, ref in recipe.models}
-    identity |= {name: quote(f"recipe {stage.hash}") for name, stage in recipe.intermediates}
+    identity = {name: quote(text) for name, text in identities.items()}
 
     pieces: dict[int, str] = {}  # by identity: slices of a group share their inputs and parameters
 
@@ -43,7 +44,7 @@ def canonical_text(recipe: Recipe) -> str:
         return f"[{identity[entry.model]},{'null' if number is None else number},{values(entry.parameters)}]"
 
     lines, alike = [], dict[tuple[object, ...], str]()
-    for entry in recipe.slices:
+    for entry in slices:
         layer = entry.slice.layer
         group = layer, entry.method, id(entry.inputs), id(entry.parameters), id(entry.base), entry.scale
         text = alike.get(group)
@@ -55,10 +56,9 @@ def canonical_text(recipe: Recipe) -> str:
             alike[group] = text
         lines.append(f'["{entry.slice}",{text}')
     tokenizer = ""
-    if recipe.tokenizer_from not in (None, recipe.config_from):
-        assert recipe.tokenizer_from is not None
-        tokenizer = f',"tokenizer_from":{identity[recipe.tokenizer_from]}'
-    first = f'"config_from":{identity[recipe.config_from]},"dtype":{quote(recipe.dtype)},"seed":{recipe.seed}'
+    if tokenizer_from is not None and tokenizer_from != config_from:
+        tokenizer = f',"tokenizer_from":{identity[tokenizer_from]}'
+    first = f'"config_from":{identity[config_from]},"dtype":{quote(dtype)},"seed":{seed}'
     return f'{{{first},"slices":[{",".join(lines)}]{tokenizer}}}'
 
 

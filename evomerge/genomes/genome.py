@@ -24,7 +24,7 @@ class Gene:
     Attributes:
         name: unique within the spec, e.g. ``"layers.0-3.attn/math/weight"``.
         kind: which values it takes; ``lineage`` stands for whole genomes that are merges of genomes
-            (`evomerge.lineage_genome`).
+            (`evomerge.genomes.lineages`).
         low, high: inclusive bounds (continuous and integer genes).
         initial: where a search without prior knowledge starts; the middle by default.
         resolution: continuous values are snapped to ``low + k * resolution``, so that nearby

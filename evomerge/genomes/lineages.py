@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError, nearest
-from evomerge.genome import Gene, Genome, GenomeSpec, Value
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
 
 Node = tuple[list[Value], list[int]]
 """A genome of a list of genomes: its values, and the places of its parents in that list."""

@@ -36,19 +36,19 @@ from typing import Any
 import yaml
 
 from evomerge.errors import RecipeError, nearest
-from evomerge.method import ByTensor, Scalar, Value
-from evomerge.recipe import (
+from evomerge.recipes.method_spec import ByTensor, Scalar, Value
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import (
     DTYPES,
     LAYER_COMPONENTS,
     Input,
     ModelRef,
     Parameters,
-    Recipe,
     SliceId,
     SliceRecipe,
     parameters,
 )
-from evomerge.recipe_text import VERSION, RecipeDumper, recipe_content
+from evomerge.recipes.yaml_writer import VERSION, RecipeDumper, recipe_content
 from evomerge.utils import safe_yaml
 
 MAX_SLICES = 100_000

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError
-from evomerge.genome import Gene, Genome, GenomeSpec, Value
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
 
 Array = NDArray[np.float32]
 

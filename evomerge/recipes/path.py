@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evomerge.recipe import Recipe, SliceRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import SliceRecipe
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,4 @@ def is_scaled(hop: float) -> bool:
     return abs(hop - 1.0) > 1e-9
 
 
-COLOURS = ("#3b6fb6", "#d9822b", "#2f8f5b", "#a3488f", "#b8a12e", "#4aa3b5", "#c0504d", "#7a7a7a")
 """One for each source: readable on light and on dark ground, and apart for most colour-blind readers."""
-
-
-def colour(source: str, sources: Sequence[str]) -> str:
-    """The colour of a source."""
-    return COLOURS[sources.index(source) % len(COLOURS)]
