@@ -17,11 +17,11 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli.composed import compose_config
 from evomerge.errors import InfeasibleError
 from evomerge.evaluation.worker import Worker
-from evomerge.factory import build_parts
 from evomerge.merge.plan import make_plan
 from evomerge.models.layout import find_layers
 from evomerge.recipes.path import path_of
 from evomerge.recipes.recipe import Recipe
+from evomerge.session.parts import build_parts
 from scripts.benchmark_overhead import Recorder
 
 console = Console()

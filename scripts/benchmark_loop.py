@@ -15,15 +15,16 @@ import numpy as np
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.genomes.genome import Genome
-from evomerge.incumbent import Incumbent
-from evomerge.ledger import Ledger, RunFolder, read_ledger
 from evomerge.merge.methods import specs
 from evomerge.objectives import Objective
-from evomerge.phases import Phase
 from evomerge.protocols import Evaluator
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
-from evomerge.search import Search
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, read_ledger
+from evomerge.search.incumbent import Incumbent
+from evomerge.search.loop import Search
+from evomerge.search.phases import Phase
 from evomerge.strategies.random_search import RandomSearch
 from search_spaces.parameter import ParameterSpace
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from evomerge.candidate import Candidate
 from evomerge.cli.composed import compose_config
 from evomerge.evaluation.worker import Worker
-from evomerge.factory import build_parts
+from evomerge.session.parts import build_parts
 
 console = Console()
 os.environ["TQDM_DISABLE"] = "1"  # the stock evaluation's progress bars

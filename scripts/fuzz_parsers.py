@@ -17,12 +17,9 @@ import yaml
 from safetensors import numpy as safetensors
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.checkpoint import Checkpoint, read_checkpoints
 from evomerge.config.task_code import task_code
 from evomerge.errors import EvomergeError
 from evomerge.genomes.genome import Genome
-from evomerge.ledger import Ledger, RunFolder, canonical_events, evaluation_of, read_items, read_ledger
-from evomerge.ledger_file import encode
 from evomerge.mergekit.evolve import read_evolve
 from evomerge.mergekit.reader import read_mergekit
 from evomerge.models.adapter import Adapter
@@ -32,14 +29,18 @@ from evomerge.objectives import Objective
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
-from evomerge.replay import Record
 from evomerge.report.history import read_history
 from evomerge.report.status import read_status
 from evomerge.report.summary import summarize
 from evomerge.report.table import render
-from evomerge.resume import open_run
-from evomerge.state_files import to_bytes
-from evomerge.warm_start import WarmStart
+from evomerge.run.checkpoint import Checkpoint, read_checkpoints
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, canonical_events, evaluation_of, read_items, read_ledger
+from evomerge.run.ledger_file import encode
+from evomerge.run.state_files import to_bytes
+from evomerge.search.warm_start import WarmStart
+from evomerge.session.replay import Record
+from evomerge.session.resume import open_run
 
 SLICES = ("embed", "layers.0.attn", "layers.0.mlp", "layers.0.norm", "layers.1.attn", "layers.1.mlp", "final_norm")
 INFO = PoolInfo(

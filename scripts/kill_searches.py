@@ -33,9 +33,9 @@ import killed_commands  # type: ignore[import-not-found]  # noqa: E402
 import ray_runs  # type: ignore[import-not-found]  # noqa: E402
 from killed_runs import STRATEGIES, Plan, content, run_killed, session  # type: ignore[import-not-found]  # noqa: E402
 
-from evomerge.ledger import RunFolder  # noqa: E402
+from evomerge.run.folder import RunFolder  # noqa: E402
 
-PRELOADED = ("torch", "transformers", "evomerge.factory", "evomerge.cli.composed", "evomerge.resume")
+PRELOADED = ("torch", "transformers", "evomerge.session.parts", "evomerge.cli.composed", "evomerge.session.resume")
 
 
 def main() -> None:

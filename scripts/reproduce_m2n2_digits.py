@@ -34,10 +34,10 @@ from threadpoolctl import ThreadpoolController
 
 from evomerge.candidate import Candidate
 from evomerge.cli.composed import compose_config
-from evomerge.factory import build_parts
-from evomerge.flight import Flight
 from evomerge.genomes.arrays import ArraySpec, numbers
 from evomerge.protocols import Strategy
+from evomerge.search.in_flight import Flight
+from evomerge.session.parts import build_parts
 from evomerge.strategies.crossover import Cut, child_of
 from evomerge.utils.files import write_text_atomic
 from fitness.digits import DigitsFitness

@@ -30,13 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.config.construct import TARGET, build, locate
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
-from evomerge.incumbent import Incumbent
-from evomerge.ledger import Ledger, RunFolder
 from evomerge.objectives import Objective
-from evomerge.phases import Phase
 from evomerge.protocols import Strategy
 from evomerge.recipes.recipe import Recipe
-from evomerge.search import Search
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger
+from evomerge.search.incumbent import Incumbent
+from evomerge.search.loop import Search
+from evomerge.search.phases import Phase
 
 OBJECTIVES = (Objective("score"),)
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}

@@ -12,10 +12,7 @@ import numpy as np
 import yaml
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.incumbent import Incumbent
-from evomerge.ledger import Ledger, RunFolder
 from evomerge.objectives import Objective
-from evomerge.phases import Phase
 from evomerge.protocols import SearchSpace, Strategy
 from evomerge.recipes.method_spec import MethodSpec, ParameterSpec
 from evomerge.recipes.pool_info import PoolInfo
@@ -23,7 +20,11 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import LAYER_COMPONENTS, ModelRef, SliceId
 from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.report.html.shares import shares_of
-from evomerge.search import Search
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger
+from evomerge.search.incumbent import Incumbent
+from evomerge.search.loop import Search
+from evomerge.search.phases import Phase
 from evomerge.utils.files import write_text_atomic
 
 LAYERS = 6

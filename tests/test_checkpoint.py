@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evomerge import checkpoint as module
-from evomerge.checkpoint import Checkpoint, Checkpoints, Position, read_checkpoints
 from evomerge.errors import ConfigError
-from evomerge.ledger import Ledger, RunFolder
+from evomerge.run import checkpoint as module
+from evomerge.run.checkpoint import Checkpoint, Checkpoints, Position, read_checkpoints
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger
 
 STATE = {"rng": {"state": 2**127 - 1}, "scores": np.array([[0.5, np.nan]]), "best": float("-inf"), "names": ["a"]}
 

@@ -10,8 +10,8 @@ from contracts.space_samples import pool as without_tensors
 
 from evomerge import conf_dir
 from evomerge.cli.composed import compose_config
+from evomerge.config.construct import build
 from evomerge.errors import ConfigError
-from evomerge.factory import build
 from evomerge.genomes.arrays import ArraySpec
 from evomerge.merge.methods import specs
 from evomerge.objectives import Objective

@@ -2,8 +2,8 @@ from typing import Literal
 
 import pytest
 
+from evomerge.config.construct import build
 from evomerge.errors import ConfigError
-from evomerge.factory import build
 
 
 class Inner:

@@ -1,5 +1,5 @@
 from evomerge.candidate import Evaluation
-from evomerge.failures import Streak
+from evomerge.search.failures import Streak
 
 
 def failed(reason: str) -> Evaluation:

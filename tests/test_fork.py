@@ -12,14 +12,15 @@ from test_search import POOL, Evaluator, TwoWeights, told
 
 from evomerge.candidate import Evaluation
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.fork import ForkedEvaluator, Source
-from evomerge.incumbent import Incumbent
-from evomerge.ledger import Ledger, RunFolder, canonical_events
 from evomerge.objectives import Objective
-from evomerge.phases import Phase
 from evomerge.protocols import Strategy
-from evomerge.resume import _longer_last
-from evomerge.search import Search
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, canonical_events
+from evomerge.search.incumbent import Incumbent
+from evomerge.search.loop import Search
+from evomerge.search.phases import Phase
+from evomerge.session.fork import ForkedEvaluator, Source
+from evomerge.session.resume import _longer_last
 from evomerge.strategies.genetic import GeneticAlgorithm
 from evomerge.strategies.random_search import RandomSearch
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from evomerge.interrupts import Interrupts, Terminated
+from evomerge.session.signals import Interrupts, Terminated
 
 
 def test_the_first_is_a_wish_and_the_second_raises() -> None:

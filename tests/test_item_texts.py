@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from evomerge.item_texts import MOST_CHARACTERS, read_texts, write_texts
-from evomerge.ledger import RunFolder
+from evomerge.run.folder import RunFolder
+from evomerge.run.items import MOST_CHARACTERS, read_texts, write_texts
 
 
 class Fitness:

@@ -22,19 +22,11 @@ from safetensors import numpy as safetensors
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.genomes.genome import Genome
-from evomerge.ledger import (
-    Ledger,
-    LedgerError,
-    RunFolder,
-    TornLine,
-    canonical_events,
-    evaluation_of,
-    read_items,
-    read_ledger,
-)
-from evomerge.ledger_file import encode
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, LedgerError, TornLine, canonical_events, evaluation_of, read_items, read_ledger
+from evomerge.run.ledger_file import encode
 
 INFO = PoolInfo((("a", ModelRef("models/a", None, "sha256:1")),), ("a",), None, (SliceId("embed"),), 1, "float32")
 RIGHT = np.array([1.0, 0.0, 1.0, 1.0])
@@ -313,7 +305,7 @@ class TestLock:
 
     def test_a_killed_writer_leaves_no_lock_and_loses_no_event(self, folder: RunFolder) -> None:
         code = (
-            "import sys, time; from pathlib import Path; from evomerge.ledger import Ledger, RunFolder\n"
+            "import sys, time; from pathlib import Path; from evomerge.run.ledger import Ledger, RunFolder\n"
             "ledger = Ledger(RunFolder(Path(sys.argv[1])), sync='interval', interval=1e9)\n"
             "for i in range(20): ledger.append('asked', candidate=i)\n"
             "print('ready', flush=True); time.sleep(60)"
@@ -455,7 +447,7 @@ class TestCanonicalEvents:
 def test_a_signal_in_the_middle_of_a_write_leaves_whole_lines(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evomerge import ledger_file
+    from evomerge.run import ledger_file
 
     whole = ledger_file.write_all
     for written in (0, 20, 10_000):  # nothing, a part, and all of the line

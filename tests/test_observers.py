@@ -10,9 +10,10 @@ import pytest
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.genomes.genome import Genome
-from evomerge.ledger import Ledger, RunFolder, read_ledger
-from evomerge.ledger_file import decode, encode
-from evomerge.observers import Observers
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, read_ledger
+from evomerge.run.ledger_file import decode, encode
+from evomerge.run.observers import Observers
 
 
 def write_three(folder: RunFolder, *observers: Any) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from evomerge.errors import ConfigError
-from evomerge.phases import split_budget
+from evomerge.search.phases import split_budget
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from tiny_models import TinyModel
 from evomerge import conf_dir
 from evomerge.cli.composed import compose_config
 from evomerge.config.construct import plain
-from evomerge.factory import Parts, build_parts
 from evomerge.merge.methods import specs
 from evomerge.recipes.recipe import Recipe
+from evomerge.session.parts import Parts, build_parts
 from fitness.lm_eval_tasks import LmEvalFitness
 
 KINDS = {

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import OutputError
-from evomerge.ledger import Ledger, LedgerError, RunFolder
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, LedgerError
 
 INFO = PoolInfo(
     (

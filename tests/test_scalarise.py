@@ -3,8 +3,8 @@ import pytest
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Gene, GenomeSpec
-from evomerge.incumbent import Incumbent
 from evomerge.objectives import Objective, Scalarisation
+from evomerge.search.incumbent import Incumbent
 from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.scalarised import SCALAR, Scalarised
 

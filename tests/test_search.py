@@ -9,16 +9,18 @@ import pytest
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError, InfeasibleError
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
-from evomerge.incumbent import Incumbent
-from evomerge.ledger import Ledger, RunFolder, canonical_events
 from evomerge.objectives import Objective
-from evomerge.phases import Phase
 from evomerge.protocols import Proposal, SearchSpace, Strategy
 from evomerge.recipes.pool_info import UNIFORM, PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef, SliceId
-from evomerge.replay import ContinuedLedger, Record, RecordedEvaluator
-from evomerge.search import GaveUpError, Search
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, canonical_events
+from evomerge.search.hooks import GaveUpError
+from evomerge.search.incumbent import Incumbent
+from evomerge.search.loop import Search
+from evomerge.search.phases import Phase
+from evomerge.session.replay import ContinuedLedger, Record, RecordedEvaluator
 from evomerge.strategies.cma_es import CmaEs
 
 POOL = PoolInfo(

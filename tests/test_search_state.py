@@ -16,21 +16,23 @@ import pytest
 from contracts.strategy_player import MIXED
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.checkpoint import Checkpoints
 from evomerge.errors import InfeasibleError
 from evomerge.genomes.arrays import ArraySpec
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.genomes.lineages import LineageSpec
-from evomerge.incumbent import Incumbent
-from evomerge.ledger import Ledger, RunFolder, canonical_events, read_ledger
 from evomerge.objectives import Objective, Scalarisation
-from evomerge.phases import Phase
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef, SliceId
-from evomerge.replay import ContinuedLedger, Record, RecordedEvaluator
-from evomerge.search import Search
-from evomerge.search_state import StateSaver, begin
+from evomerge.run.checkpoint import Checkpoints
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, canonical_events, read_ledger
+from evomerge.search.incumbent import Incumbent
+from evomerge.search.loop import Search
+from evomerge.search.phases import Phase
+from evomerge.search.warm_start import Warmth
+from evomerge.session.checkpointing import StateSaver, begin
+from evomerge.session.replay import ContinuedLedger, Record, RecordedEvaluator
 from evomerge.strategies.brute_force import BruteForce
 from evomerge.strategies.catcma import CatCma
 from evomerge.strategies.cma_es import CmaEs
@@ -44,7 +46,6 @@ from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
 from evomerge.strategies.quasi_random import QuasiRandom
 from evomerge.strategies.random_search import RandomSearch
 from evomerge.strategies.scalarised import SCALAR, Scalarised
-from evomerge.warm_start import Warmth
 
 ONE = (Objective("score"),)
 TWO = (Objective("score"), Objective("size", "minimize"))

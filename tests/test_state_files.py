@@ -6,7 +6,7 @@ from evomerge.genomes.arrays import ArrayGenome
 from evomerge.genomes.encoding import pack_genomes, unpack_genomes
 from evomerge.genomes.genome import Genome
 from evomerge.genomes.lineages import LineageGenome
-from evomerge.state_files import StateError, from_bytes, to_bytes
+from evomerge.run.state_files import StateError, from_bytes, to_bytes
 
 
 def test_values_come_back_as_they_were() -> None:

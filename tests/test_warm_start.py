@@ -7,11 +7,11 @@ from test_search import POOL, Evaluator, Steady, TwoWeights, run, score, told
 
 from evomerge.errors import ConfigError, InfeasibleError
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
-from evomerge.ledger import canonical_events, read_items, read_ledger
 from evomerge.objectives import Objective
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe
-from evomerge.warm_start import WarmStart
+from evomerge.run.ledger import canonical_events, read_items, read_ledger
+from evomerge.search.warm_start import WarmStart
 
 SCORE = (Objective("score"),)
 PRINT = "sha256:none"

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from evomerge.cli.main import VERBS
+from evomerge.cli.verbs import VERBS
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from evomerge.cli.plain_console import PlainConsole
 if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
     from evomerge.candidate import Evaluation
     from evomerge.config.schema import Config
-    from evomerge.factory import Parts
+    from evomerge.session.parts import Parts
 
 console = PlainConsole()
 errors = PlainConsole(stderr=True, soft_wrap=True)

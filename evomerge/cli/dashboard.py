@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.cli.main import verb_parser
+from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError
 
 

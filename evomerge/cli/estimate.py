@@ -11,7 +11,7 @@ from evomerge.utils.sizes import size_text
 
 if TYPE_CHECKING:
     from evomerge.config.schema import Config
-    from evomerge.factory import Parts
+    from evomerge.session.parts import Parts
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _EVENT = 1500  # bytes of the ledger for a candidate asked and told, without its genes

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
+from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.utils.imports import import_modules
 
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.candidate import Candidate
     from evomerge.cli.console import print_scores
     from evomerge.evaluation.worker import Worker
-    from evomerge.factory import fitness_from_config
+    from evomerge.session.builders import fitness_from_config
 
     fitness = fitness_from_config(config, key)
     recipe, pool = _recipe(options.target)
@@ -79,8 +79,8 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
     from evomerge.cli.composed import compose_config, explain
     from evomerge.cli.sources import run_folder
     from evomerge.config.trust import check_trust
-    from evomerge.ledger import RunFolder
-    from evomerge.resume import read_config
+    from evomerge.run.folder import RunFolder
+    from evomerge.session.resume import read_config
 
     folder = run_folder(target)
     if folder is None:

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
+from evomerge.cli.verbs import verb_parser
 from evomerge.errors import RecipeError
 from evomerge.utils.imports import import_modules
 

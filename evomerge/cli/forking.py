@@ -13,8 +13,8 @@ from evomerge.config.overrides import set_value
 from evomerge.config.schema import Config
 from evomerge.config.trust import FLAG, check_trust
 from evomerge.errors import ConfigError
-from evomerge.ledger import RunFolder
-from evomerge.resume import read_config
+from evomerge.run.folder import RunFolder
+from evomerge.session.resume import read_config
 
 KEY = "from_run"
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evomerge.cli.main import verb_parser
+from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError
 
 

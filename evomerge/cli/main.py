@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from evomerge import __version__
+from evomerge.cli.verbs import VERBS
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.utils.plain_text import plain
 
-VERBS = {
-    "search": "search for a merge recipe",
-    "resume": "go on with a run that ended early, or with a larger budget",
-    "status": "show how far a run is, also while it goes on",
-    "report": "write a run's report, or several side by side, as one HTML file",
-    "dashboard": "show a run in optuna-dashboard, also while it goes on",
-    "validate": "check an experiment without loading a model",
-    "demo": "make the demo's models and tasks, then search on them",
-    "export": "write a recipe as evomerge or mergekit YAML, or a run as a study of Optuna",
-    "merge": "write the model of a recipe: safetensors, tokenizer, model card",
-    "evaluate": "score a recipe or a model with a fitness",
-    "import": "write a mergekit-evolve configuration as an experiment",
-    "methods": "list the merge methods and their parameters",
-}
 _HELP = """evomerge finds model-merging recipes by evolution.
 
   evomerge demo                        makes small models and tasks, searches, prints the result
@@ -36,18 +21,6 @@ _HELP = """evomerge finds model-merging recipes by evolution.
 
 `evomerge VERB --help` tells more. Completion: eval "$(evomerge -sc install=bash)"
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the nearest valid choices."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message, "", f"see `{self.prog} --help`")
-
-
-def verb_parser(verb: str, **arguments: Any) -> argparse.ArgumentParser:
-    """A parser for one verb's own arguments."""
-    return _Parser(prog=f"evomerge {verb}", description=VERBS[verb].capitalize() + ".", **arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
+from evomerge.cli.verbs import verb_parser
 from evomerge.utils.imports import import_modules, without_collector
 from evomerge.utils.sizes import byte_count
 

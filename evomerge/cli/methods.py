@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.cli.main import verb_parser
 from evomerge.cli.options import add_import_option
+from evomerge.cli.verbs import verb_parser
 from evomerge.recipes.method_spec import find_method
 from evomerge.utils.imports import import_modules
 

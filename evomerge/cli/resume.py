@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.cli.main import verb_parser
+from evomerge.cli.verbs import verb_parser
 
 
 def run(arguments: Sequence[str]) -> int:
     """Go through the run's ledger again and continue where it ends."""
-    from evomerge.resume import MAY_CHANGE, open_run
+    from evomerge.session.resume import MAY_CHANGE, open_run
 
     parser = verb_parser("resume", epilog=f"Keys that may change: {', '.join(MAY_CHANGE)}.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
@@ -23,8 +23,8 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.cli.console import console, errors, print_result
     from evomerge.cli.path import print_path
     from evomerge.cli.progress import Progress
-    from evomerge.factory import build_parts
-    from evomerge.factory import run as run_search
+    from evomerge.session.parts import build_parts
+    from evomerge.session.run import run as run_search
 
     started = again.record.first("started")
     if again.record.finished and started is not None and config.search.evaluations <= again.budget:

@@ -31,8 +31,8 @@ def search(config: Config) -> None:
     from evomerge.cli.console import print_result, warn_settings
     from evomerge.cli.path import print_path
     from evomerge.cli.progress import Progress
-    from evomerge.factory import build_parts
-    from evomerge.factory import run as run_search
+    from evomerge.session.parts import build_parts
+    from evomerge.session.run import run as run_search
 
     parts = build_parts(config)
     warn_settings(config, parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from evomerge.cli.main import verb_parser
+from evomerge.cli.verbs import verb_parser
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ def run(arguments: Sequence[str]) -> int:
 def validate(config: Config) -> None:
     """Build and check the parts, and print what the search would take."""
     from evomerge.cli.console import print_plan, warn_settings
-    from evomerge.factory import build_parts
+    from evomerge.session.parts import build_parts
 
     parts = build_parts(config)
     warn_settings(config, parts)

@@ -1,7 +1,7 @@
 """The structured schema of what evomerge owns in a configuration.
 
 Groups that users extend (search space, strategy, fitness, evaluator) are open here: their keys are checked
-against the signature of their `_target_` by `evomerge.factory`.
+against the signature of their `_target_` by `evomerge.session.parts`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.candidate import Split
-from evomerge.ledger import Event, LedgerError, RunFolder, TornLine, read_ledger
 from evomerge.objectives import Objective
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Event, LedgerError, TornLine, read_ledger
 
 Numbers = dict[str, float]
 

@@ -14,8 +14,8 @@ import optuna
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
-from evomerge.ledger import RunFolder
 from evomerge.report.study import study_of
+from evomerge.run.folder import RunFolder
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 _LOG = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ from typing import Any
 
 from evomerge.candidate import Evaluation, Split
 from evomerge.errors import FitnessError
-from evomerge.ledger import Event, LedgerError, RunFolder, evaluation_of, read_items, read_ledger
 from evomerge.recipes.pool_info import PoolInfo
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Event, LedgerError, evaluation_of, read_items, read_ledger
 
 BEST = "best"
 """Name under which a search scores its best candidate on the held-out items."""

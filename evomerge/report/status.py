@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from evomerge.ledger import LedgerError, RunFolder, read_ledger
-from evomerge.ledger_file import lock_holder
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
 from evomerge.report.tally import Tally, numbers
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import LedgerError, read_ledger
+from evomerge.run.ledger_file import lock_holder
 
 State = Literal["running", "ended", "dead", "damaged", "unknown"]
 SLICES = ("kept", "referenced", "memory", "shared", "computed")

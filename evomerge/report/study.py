@@ -13,8 +13,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from evomerge.ledger import RunFolder
 from evomerge.report.history import History, Trial, read_history
+from evomerge.run.folder import RunFolder
 
 STATES = {
     "ok": TrialState.COMPLETE,

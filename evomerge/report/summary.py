@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from evomerge.candidate import Split
 from evomerge.errors import FitnessError
-from evomerge.ledger import RunFolder
 from evomerge.report.run_reader import RunRecord, Scored, headlines, read_run
 from evomerge.report.statistics import Comparison, compare
+from evomerge.run.folder import RunFolder
 
 Kind = Literal["source", "base", "baseline", "evolved"]
 

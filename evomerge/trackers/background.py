@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import OutputError
-from evomerge.ledger import Event, RunFolder, read_ledger
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Event, read_ledger
 from evomerge.trackers.tracker import Ending, TrackedRun, Tracker
 from evomerge.utils.files import write_text_atomic
 

@@ -20,7 +20,8 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli.dashboard import make_server
 from evomerge.cli.main import main
 from evomerge.genomes.genome import Genome
-from evomerge.ledger import Ledger, RunFolder
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger
 
 GENES = [f"layers.{layer}/{model}/weight" for layer in range(3) for model in ("math", "lang")]
 WAIT = 300_000  # milliseconds, where the machine is busy

@@ -12,8 +12,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from evomerge.cli.main import main
-from evomerge.ledger import read_ledger
 from evomerge.recipes.yaml_reader import load_recipe
+from evomerge.run.ledger import read_ledger
 
 TASKS = ("demo_e_maths", "demo_j_language", "demo_j_maths")
 
@@ -106,7 +106,7 @@ def test_exported_recipes_are_the_run_s(finished_run: Path, capsys: pytest.Captu
 
 
 def test_the_same_seed_gives_the_same_ledger(finished_run: Path, quick_search: list[str], tmp_path: Path) -> None:
-    from evomerge.ledger import canonical_events
+    from evomerge.run.ledger import canonical_events
 
     assert main(["search", *quick_search, f"run_dir='{tmp_path / 'again'}'"]) == 0
     assert canonical_events(tmp_path / "again") == canonical_events(finished_run)
@@ -115,7 +115,7 @@ def test_the_same_seed_gives_the_same_ledger(finished_run: Path, quick_search: l
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ray_gives_the_same_ledger(finished_run: Path, quick_search: list[str], tmp_path: Path, workers: int) -> None:
-    from evomerge.ledger import canonical_events
+    from evomerge.run.ledger import canonical_events
 
     overrides = ["evaluator=ray", f"evaluator.workers={workers}", f"run_dir='{tmp_path / 'ray'}'"]
     assert main(["search", *quick_search, *overrides]) == 0

@@ -10,7 +10,7 @@ import pytest
 from evomerge.cli.composed import compose_config
 from evomerge.cli.estimate import Estimate, estimate, rows
 from evomerge.cli.main import main
-from evomerge.factory import build_parts
+from evomerge.session.parts import build_parts
 from evomerge.utils.sizes import size_text
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from evomerge.cli.main import main
-from evomerge.ledger import RunFolder, canonical_events
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import canonical_events
 
 
 def test_the_command_forks_a_run(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

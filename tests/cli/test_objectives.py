@@ -13,8 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.cli.main import main
-from evomerge.ledger import read_ledger
 from evomerge.recipes.yaml_reader import load_recipe
+from evomerge.run.ledger import read_ledger
 
 TASKS = (
     "fitness.tasks=["

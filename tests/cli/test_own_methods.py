@@ -124,7 +124,7 @@ def test_a_search_for_methods_and_their_parameters(
 def test_workers_import_the_modules_too(own: Path, quick_search: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from evomerge.cli.composed import compose_config
     from evomerge.evaluation.cache_settings import CacheSettings
-    from evomerge.factory import build_parts
+    from evomerge.session.parts import build_parts
 
     overrides = [
         *quick_search,

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from evomerge.cli.main import main
 from evomerge.export.writer import write_model
-from evomerge.ledger import read_ledger
 from evomerge.models.pool import open_pool
 from evomerge.recipes.yaml_reader import load_recipe
+from evomerge.run.ledger import read_ledger
 from search_spaces.path_pool import ALONE, PathPool
 from search_spaces.paths import Step, path_slices
 

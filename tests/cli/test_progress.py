@@ -27,9 +27,10 @@ from evomerge.cli.main import main
 from evomerge.cli.progress import Progress
 from evomerge.cli.search import quietened
 from evomerge.genomes.genome import Genome
-from evomerge.ledger import Ledger, RunFolder
-from evomerge.observers import Observers
 from evomerge.protocols import Work
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger
+from evomerge.run.observers import Observers
 
 SEARCH = """
 import logging, sys, time
@@ -37,8 +38,9 @@ from pathlib import Path
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli.progress import Progress
 from evomerge.genomes.genome import Genome
-from evomerge.ledger import Ledger, RunFolder
-from evomerge.observers import Observers
+from evomerge.run.ledger import Ledger
+from evomerge.run.folder import RunFolder
+from evomerge.run.observers import Observers
 
 run, count = Path(sys.argv[1]), int(sys.argv[2])
 with Progress(str(run), count, object(), "auto") as progress:

@@ -11,10 +11,11 @@ import pytest
 
 from evomerge.cli.main import main
 from evomerge.errors import EvomergeError
-from evomerge.ledger import RunFolder, canonical_events, read_ledger
 from evomerge.recipes.slices import ModelRef
-from evomerge.replay import Record
-from evomerge.resume import Resumed
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import canonical_events, read_ledger
+from evomerge.session.replay import Record
+from evomerge.session.resume import Resumed
 
 DIGITS = ["experiment=m2n2_digits", "search.evaluations=1500"]
 

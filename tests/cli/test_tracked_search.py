@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evomerge.cli.main import main
-from evomerge.ledger import read_ledger
+from evomerge.run.ledger import read_ledger
 
 SEARCH = ["search", "experiment=m2n2_digits", "search.evaluations=20", "display=quiet"]
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.ledger import RunFolder, canonical_events
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import canonical_events
 
 POLL = 0.0005
 LONGEST = 900.0

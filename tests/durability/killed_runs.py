@@ -16,20 +16,21 @@ from typing import Any
 import numpy as np
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.checkpoint import Checkpoints
 from evomerge.errors import InfeasibleError
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
-from evomerge.incumbent import Incumbent
-from evomerge.ledger import Ledger, RunFolder, canonical_events
 from evomerge.objectives import Objective
-from evomerge.phases import Phase
 from evomerge.protocols import Strategy
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef, SliceId
-from evomerge.replay import ContinuedLedger, Record, RecordedEvaluator
-from evomerge.search import Search
-from evomerge.search_state import StateSaver, begin
+from evomerge.run.checkpoint import Checkpoints
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, canonical_events
+from evomerge.search.incumbent import Incumbent
+from evomerge.search.loop import Search
+from evomerge.search.phases import Phase
+from evomerge.session.checkpointing import StateSaver, begin
+from evomerge.session.replay import ContinuedLedger, Record, RecordedEvaluator
 from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.genetic import GeneticAlgorithm
 from evomerge.strategies.m2n2 import M2N2

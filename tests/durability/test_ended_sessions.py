@@ -14,7 +14,8 @@ import pytest
 from killed_runs import Plan, Workers, content, session
 
 from evomerge.candidate import Evaluation, Split
-from evomerge.ledger import LedgerError, RunFolder, read_ledger
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import LedgerError, read_ledger
 
 PLAN = Plan("cma_es", checkpoint=7)
 
@@ -141,7 +142,7 @@ def test_clocks_that_jump_change_nothing(whole: Path, tmp_path: Path, monkeypatc
         def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
             return datetime(2026, 3, 29, 2, tzinfo=UTC) + timedelta(days=float(rng.normal() * 400))
 
-    monkeypatch.setattr("evomerge.ledger.datetime", Jumping)
+    monkeypatch.setattr("evomerge.run.ledger.datetime", Jumping)
     path = tmp_path / "run"
     stopped_after(path, 25)
     session(path, PLAN)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from killed_runs import Plan, content, run_killed, session
 
-from evomerge.ledger import RunFolder, read_ledger
-from evomerge.replay import Record
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import read_ledger
+from evomerge.session.replay import Record
 
 PLANS = {
     "cma_es by generations": (Plan("cma_es"), 4),

@@ -21,7 +21,8 @@ from evomerge.errors import ConfigError, EvomergeError, PoolError
 from evomerge.evaluation import ray_pool
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.ray_pool import RayEvaluator
-from evomerge.ledger import RunFolder, read_ledger
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import read_ledger
 
 pytestmark = pytest.mark.slow
 HERE: Any = {"address": "auto", "shared_cache": "off"}

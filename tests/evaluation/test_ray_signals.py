@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 SEARCH = """
 import os, signal, sys
 from evomerge.evaluation.ray_cluster import Cluster
-from evomerge.interrupts import Interrupts, Terminated
+from evomerge.session.signals import Interrupts, Terminated
 
 cluster = Cluster(None, 1, 0, 1)
 with Interrupts() as interrupts:

@@ -10,8 +10,9 @@ import own_fitness
 import pytest
 
 from evomerge.cli.main import main
-from evomerge.ledger import RunFolder, canonical_events, read_ledger
 from evomerge.recipes.yaml_reader import load_recipe
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import canonical_events, read_ledger
 
 BASELINES, EVALUATIONS = 3, 14
 Run = Callable[..., int]

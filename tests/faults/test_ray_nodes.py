@@ -12,7 +12,8 @@ import pytest
 from durability.killed_runs import Plan, content, session
 from durability.ray_runs import Node, start
 
-from evomerge.ledger import RunFolder, read_ledger
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import read_ledger
 
 pytestmark = [
     pytest.mark.slow,

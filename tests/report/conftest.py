@@ -9,9 +9,10 @@ import pytest
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.genomes.genome import Genome
-from evomerge.ledger import Ledger, RunFolder
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger
 
 INFO = PoolInfo(
     tuple((name, ModelRef(f"models/{name}", None, f"sha256:{name}")) for name in ("math", "language", "start")),

@@ -11,9 +11,10 @@ from optuna.trial import TrialState
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.genomes.genome import Genome
-from evomerge.ledger import Ledger, LedgerError, RunFolder
 from evomerge.report.history import read_history
 from evomerge.report.study import study_of
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, LedgerError
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def run(tmp_path: Path) -> Path:
 
 def set_times(run: Path, seconds: list[float]) -> None:
     """Give the events these times, in seconds from the first."""
-    from evomerge.ledger_file import encode
+    from evomerge.run.ledger_file import encode
 
     ledger = run / "ledger.jsonl"
     lines = []

@@ -11,9 +11,9 @@ import pytest
 import report_runs
 from browser import chromium
 
-from evomerge.ledger import RunFolder
-from evomerge.ledger_file import encode
 from evomerge.report.html.report import write_report
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger_file import encode
 
 RUNS = {
     "parameter space": report_runs.parameter_run,

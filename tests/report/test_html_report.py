@@ -14,12 +14,13 @@ import report_runs
 
 from evomerge.cli.main import main
 from evomerge.errors import ConfigError
-from evomerge.ledger import Ledger, LedgerError, RunFolder
-from evomerge.ledger_file import encode
 from evomerge.report.html import page as pages
 from evomerge.report.html.data import RunView
 from evomerge.report.html.report import report_html, write_report
 from evomerge.report.summary import summarize
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, LedgerError
+from evomerge.run.ledger_file import encode
 
 
 @pytest.fixture(scope="module")

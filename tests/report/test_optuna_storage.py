@@ -14,8 +14,9 @@ from optuna.trial import TrialState
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli.main import main
 from evomerge.genomes.genome import Genome
-from evomerge.ledger import Ledger, LedgerError, RunFolder, read_ledger
 from evomerge.report.optuna_storage import FollowingStorage, journal_of
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, LedgerError, read_ledger
 
 GENES = ["embed/math/weight", "layers.0/math/weight"]
 POINTS = ((0.1, 0.9), (0.4, 0.5), (0.8, 0.2), (0.3, 0.3))

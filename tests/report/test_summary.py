@@ -8,10 +8,11 @@ import pytest
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import FitnessError
-from evomerge.ledger import Ledger, LedgerError, RunFolder
 from evomerge.report.run_reader import headlines, read_run
 from evomerge.report.statistics import mcnemar
 from evomerge.report.summary import summarize
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, LedgerError
 
 MakeRun = Callable[..., Path]
 Models = dict[str, dict[str, np.ndarray]]

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.ledger import Ledger, RunFolder
 from evomerge.report.table import distinct, p_text, render, summarize, verdict
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger
 
 MakeRun = Callable[..., Path]
 Models = dict[str, dict[str, np.ndarray]]

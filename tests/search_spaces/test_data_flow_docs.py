@@ -12,7 +12,7 @@ from contracts.space_samples import pool, with_sources
 
 from evomerge import conf_dir
 from evomerge.cli.composed import compose_config
-from evomerge.factory import build
+from evomerge.config.construct import build
 from evomerge.merge.methods import specs
 from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace, Strategy

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.ledger import SCHEMA, RunFolder
-from evomerge.ledger_file import encode
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import SCHEMA
+from evomerge.run.ledger_file import encode
 
 CONFIG = """\
 name: theirs

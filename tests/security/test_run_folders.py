@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from test_terminal import HOSTILE
 
-from evomerge.checkpoint import read_checkpoints
 from evomerge.cli.main import main
 from evomerge.errors import EvomergeError
-from evomerge.ledger import LedgerError, RunFolder, read_items
-from evomerge.resume import open_run
+from evomerge.run.checkpoint import read_checkpoints
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import LedgerError, read_items
+from evomerge.session.resume import open_run
 from evomerge.utils.files import read_bounded
 
 Stranger = Callable[..., RunFolder]

@@ -12,7 +12,7 @@ import yaml
 from evomerge.cli.main import main
 from evomerge.config.trust import check_trust, is_ours
 from evomerge.errors import ConfigError
-from evomerge.ledger import RunFolder
+from evomerge.run.folder import RunFolder
 
 LM_EVAL = "fitness.lm_eval_tasks.LmEvalFitness"
 Stranger = Callable[..., RunFolder]

@@ -19,8 +19,9 @@ import pytest
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Genome
-from evomerge.ledger import Ledger, RunFolder, read_ledger
-from evomerge.observers import Observers
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger, read_ledger
+from evomerge.run.observers import Observers
 from evomerge.trackers.background import Numbers, tracking
 from evomerge.trackers.mlflow import Mlflow
 from evomerge.trackers.tensorboard import TensorBoard

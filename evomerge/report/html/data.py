@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from evomerge.candidate import Evaluation, Split
 from evomerge.errors import EvomergeError
-from evomerge.ledger import LedgerError, RunFolder, read_items
-from evomerge.ledger_file import lock_holder
 from evomerge.objectives import Objective
 from evomerge.recipes.path import Path as RecipePath
 from evomerge.recipes.path import path_of
@@ -26,6 +24,9 @@ from evomerge.report.history import History, Trial, read_history
 from evomerge.report.html.words import clean
 from evomerge.report.run_reader import BEST, RunRecord, Scored
 from evomerge.report.summary import Summary, summarize_record
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import LedgerError, read_items
+from evomerge.run.ledger_file import lock_holder
 from evomerge.utils.safe_yaml import parse
 
 State = Literal["running", "ended", "interrupted", "dead", "unknown"]

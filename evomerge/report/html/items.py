@@ -10,13 +10,13 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from evomerge.item_texts import read_texts
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, Plot, axis, figure, label
 from evomerge.report.html.words import clean, clean_lines, count, number
 from evomerge.report.run_reader import Scored, headlines, task_name
 from evomerge.report.table import distinct
+from evomerge.run.items import read_texts
 
 EXAMPLES = 4
 _MOST_TASKS = 40

@@ -17,22 +17,22 @@ from typing import Any, Literal
 
 from evomerge.candidate import Candidate, Evaluation, Items, Split
 from evomerge.errors import EvomergeError
-from evomerge.evaluation.wrapped import WrappedEvaluator
-from evomerge.ledger import (
+from evomerge.protocols import Evaluator
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import (
     NOT_CONTENT,
     SESSION_EVENTS,
     Event,
     Kind,
     Ledger,
-    RunFolder,
     evaluation_of,
     items_bytes,
     kind_of,
     read_items,
 )
-from evomerge.ledger_file import LedgerError, decode, encode
-from evomerge.protocols import Evaluator
-from evomerge.record import Record
+from evomerge.run.ledger_file import LedgerError, decode, encode
+from evomerge.run.record import Record
+from evomerge.session.wrapped import WrappedEvaluator
 from evomerge.utils.files import write_bytes_atomic
 
 __all__ = ["ContinuedLedger", "Record", "RecordedEvaluator", "check_started"]

@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from evomerge.flight import Flight
 from evomerge.genomes.genome import Genome
-from evomerge.phases import Phase
 from evomerge.protocols import Proposal, SearchSpace, Strategy
+from evomerge.search.in_flight import Flight
+from evomerge.search.phases import Phase
 
 
 @dataclass

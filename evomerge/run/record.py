@@ -6,8 +6,9 @@ from array import array
 from collections.abc import Iterator, Mapping
 
 from evomerge.candidate import Split
-from evomerge.ledger import SESSION_EVENTS, Event, Kind, RunFolder, TornLine, kind_of
-from evomerge.ledger_file import LedgerError, decode, report_torn, scan
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import SESSION_EVENTS, Event, Kind, TornLine, kind_of
+from evomerge.run.ledger_file import LedgerError, decode, report_torn, scan
 
 _NONE = array("q")
 

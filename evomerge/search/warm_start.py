@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.candidate import Evaluation, Items
 from evomerge.errors import ConfigError, EvomergeError, InfeasibleError, RecipeError
 from evomerge.genomes.encoding import GenomeLog
 from evomerge.genomes.genome import Genome, GenomeSpec
-from evomerge.ledger import Event, RunFolder, evaluation_of, read_items, read_ledger
 from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import read_recipe_file
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Event, evaluation_of, read_items, read_ledger
+
+if TYPE_CHECKING:
+    pass
 
 KEY = "search.warm_start"
 
@@ -189,3 +193,8 @@ def _items(known: _Known) -> Items:
         return read_items(known.run, int(known.told["candidate"]), digest=known.told.get("items_hash"))
     except EvomergeError:  # the scores count without their items
         return {}
+
+
+def cold(space: SearchSpace, number: int) -> Warmth:
+    """A warm start from nothing."""
+    return Warmth()

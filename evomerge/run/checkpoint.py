@@ -1,8 +1,8 @@
 """Checkpoints of a run: the state of its search, written beside it while it goes on.
 
 A checkpoint is a folder ``checkpoint/NUMBER``, its number being how many lines the ledger had: ``state.json`` and
-``arrays.safetensors`` (`evomerge.state_files`), and ``manifest.json`` with their sizes and SHA-256 and with those of
-the beginning of the ledger that it was taken after. It is written to a temporary folder, reaches the disk, and takes
+``arrays.safetensors`` (`evomerge.run.state_files`), and ``manifest.json`` with their sizes and SHA-256 and with those
+of the beginning of the ledger that it was taken after. It is written to a temporary folder, reaches the disk, and takes
 its name in one step. A checkpoint saves time and nothing else: without one the whole ledger is gone through again.
 """
 
@@ -23,8 +23,8 @@ from typing import Any
 
 from evomerge import __version__
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.run_folder import RunFolder
-from evomerge.state_files import StateError, from_bytes, to_bytes
+from evomerge.run.folder import RunFolder
+from evomerge.run.state_files import StateError, from_bytes, to_bytes
 from evomerge.utils.files import read_bounded, sync_folder, write_all
 
 _log = logging.getLogger(__name__)

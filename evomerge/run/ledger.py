@@ -1,6 +1,6 @@
 """The ledger: the append-only record of a run, and the only truth about it.
 
-One event per line (`evomerge.ledger_file` says how lines are written). Every event has `seq`, `event` and
+One event per line (`evomerge.run.ledger_file` says how lines are written). Every event has `seq`, `event` and
 `time` (UTC). The events and their fields:
 
 - ``started``: `schema`, `version`, and what the run was started with: `seed`, `evaluations` (the budget),
@@ -34,9 +34,9 @@ from typing import Any, Literal, get_args
 from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Items, Split, Status
 from evomerge.genomes.encoding import GenomeLog
-from evomerge.item_files import items_bytes, read_items
-from evomerge.ledger_file import Event, LedgerError, LineFile, Lock, TornLine, decode, report_torn, scan
-from evomerge.run_folder import RunFolder
+from evomerge.run.folder import RunFolder
+from evomerge.run.items import items_bytes, read_items
+from evomerge.run.ledger_file import Event, LedgerError, LineFile, Lock, TornLine, decode, report_torn, scan
 from evomerge.utils.files import sync_file, sync_folder, write_bytes_atomic
 
 __all__ = [

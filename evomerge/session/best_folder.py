@@ -9,11 +9,11 @@ from safetensors import numpy as safetensors
 from evomerge.candidate import Candidate
 from evomerge.errors import EvomergeError
 from evomerge.genomes.arrays import numbers
-from evomerge.incumbent import Incumbent
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool
 from evomerge.recipes.yaml_reader import dump_recipe
-from evomerge.run_folder import RunFolder
+from evomerge.run.folder import RunFolder
+from evomerge.search.incumbent import Incumbent
 from evomerge.utils.files import write_bytes_atomic, write_text_atomic
 
 

@@ -17,12 +17,12 @@ from evomerge.config.overrides import set_value
 from evomerge.config.schema import Config, to_yaml
 from evomerge.config.trust import check_trust, leaves
 from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
-from evomerge.incumbent import Incumbent
-from evomerge.ledger import RunFolder
-from evomerge.phases import split_budget
 from evomerge.recipes.pool_info import PoolInfo
-from evomerge.replay import ContinuedLedger, Record, check_started
-from evomerge.search import Keeper
+from evomerge.run.folder import RunFolder
+from evomerge.search.hooks import Keeper
+from evomerge.search.incumbent import Incumbent
+from evomerge.search.phases import split_budget
+from evomerge.session.replay import ContinuedLedger, Record, check_started
 from evomerge.utils.files import read_bounded, write_text_atomic
 from evomerge.utils.safe_yaml import MAX_CHARACTERS, parse
 

@@ -2,8 +2,8 @@
 
 The loop has no randomness, reads no clock and keeps little state (`Search.state`). What it does next is a function of
 its configuration and of the evaluations told so far, in the order of the ledger: an evaluator that hands out the
-evaluations of a ledger in the ledger's order makes the same run again, ordered or not. `evomerge.search_state` takes
-that state down between two evaluations, and begins from it.
+evaluations of a ledger in the ledger's order makes the same run again, ordered or not.
+`evomerge.session.checkpointing` takes that state down between two evaluations, and begins from it.
 
 - *Ordered*: candidates are told in the order in which they were asked. With `in_flight` ``None`` the strategy's own
   batch (a generation) is asked and told as a whole before the next; with `in_flight` k, candidate ``i + k`` is asked
@@ -20,21 +20,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.course import Course
 from evomerge.errors import EvomergeError, InfeasibleError
-from evomerge.failures import Streak
-from evomerge.flight import Flight
 from evomerge.genomes.arrays import ArraySpec
 from evomerge.genomes.genome import Genome
-from evomerge.incumbent import Incumbent
-from evomerge.ledger import Ledger
-from evomerge.phases import Phase
 from evomerge.protocols import Evaluator, Proposal, SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo, baseline_recipes
 from evomerge.recipes.recipe import Recipe
-from evomerge.search_hooks import GaveUpError, Interrupted, Keeper, Saver, cold, forgetful, never
+from evomerge.run.ledger import Ledger
+from evomerge.search.failures import Streak
+from evomerge.search.hooks import GaveUpError, Interrupted, Keeper, Saver, forgetful, never
+from evomerge.search.in_flight import Flight
+from evomerge.search.incumbent import Incumbent
+from evomerge.search.phases import Phase
+from evomerge.search.state import Course
+from evomerge.search.warm_start import Warmth, cold
 from evomerge.strategies.capabilities import Injectable
-from evomerge.warm_start import Warmth
 
 __all__ = ["BEST", "GaveUpError", "Interrupted", "Keeper", "Saver", "Search", "flying"]
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError
-from evomerge.evaluation.wrapped import WrappedEvaluator
 from evomerge.genomes.encoding import GenomeLog
-from evomerge.ledger import RunFolder, evaluation_of, read_items
-from evomerge.ledger_file import decode, report_torn, scan
 from evomerge.protocols import Evaluator
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import evaluation_of, read_items
+from evomerge.run.ledger_file import decode, report_torn, scan
+from evomerge.session.wrapped import WrappedEvaluator
 
 _log = logging.getLogger(__name__)
 _NOWHERE = -1

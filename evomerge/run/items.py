@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from evomerge.candidate import Items, Split
-from evomerge.ledger_file import LedgerError
-from evomerge.run_folder import RunFolder
-from evomerge.utils.files import read_bounded
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger_file import LedgerError
+from evomerge.utils.files import read_bounded, write_text_atomic
 
 _EXACT_DTYPES = (np.uint8, np.int16, np.float16, np.float32)
 _MAX_ITEMS = 2**30  # bytes of per-item scores
@@ -67,3 +70,54 @@ def _compact(values: NDArray[np.float64]) -> NDArray[Any]:
             if small.astype(np.float64).tobytes() == exact.tobytes():
                 return small
     return exact
+
+
+_log = logging.getLogger(__name__)
+
+MOST_ITEMS = 2000
+MOST_CHARACTERS = 1200
+MOST_BYTES = 16 * 2**20
+
+Texts = Mapping[str, Sequence[Mapping[str, str]]]
+
+
+def write_texts(folder: RunFolder, split: Split, fitness: Any) -> None:
+    """Write down what a fitness says of its items; nothing where it cannot, which is no failure of the run."""
+    name = getattr(fitness, "texts", None)
+    if name is None:
+        return
+    try:
+        found = {task: [_short(item) for item in items] for task, items in name(MOST_ITEMS).items()}
+        text = json.dumps({"evomerge_texts": 1, "tasks": found}, ensure_ascii=False)
+        if len(text) < MOST_BYTES // 4:  # of four bytes each at most
+            write_text_atomic(_file(folder, split), text + "\n")
+    except Exception as error:
+        _log.warning("the texts of the %s items were not written: %s: %s", split, type(error).__name__, error)
+
+
+def read_texts(folder: RunFolder, split: Split) -> dict[str, list[dict[str, str]]]:
+    """The texts by task; empty where there are none, or the file is not one that `write_texts` wrote."""
+    path = _file(folder, split)
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            return {}
+        content = json.loads(path.read_text())
+        tasks = content["tasks"] if content["evomerge_texts"] == 1 else {}
+        return {
+            str(task): [{"prompt": str(item["prompt"]), "target": str(item["target"])} for item in items]
+            for task, items in tasks.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _file(folder: RunFolder, split: Split) -> Any:
+    return folder.items / f"{split}-texts.json"
+
+
+def _short(item: Mapping[str, str]) -> dict[str, str]:
+    """Prompts end with the question, so that of long ones the end stays."""
+    prompt, target = str(item.get("prompt", "")), str(item.get("target", ""))
+    if len(prompt) > MOST_CHARACTERS:
+        prompt = "…" + prompt[1 - MOST_CHARACTERS :]
+    return {"prompt": prompt, "target": target[:MOST_CHARACTERS]}

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 from evomerge.candidate import Split
 from evomerge.errors import OutputError, RecipeError, nearest
-from evomerge.ledger_file import LedgerError
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
+from evomerge.run.ledger_file import LedgerError
 from evomerge.utils.files import read_bounded, write_text_atomic
 
 MAX_POOL = 64 * 2**20  # bytes

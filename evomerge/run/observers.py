@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from evomerge.ledger_file import Event
+from evomerge.run.ledger_file import Event
 
 _LOG = logging.getLogger(__name__)
 

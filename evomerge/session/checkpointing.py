@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.candidate import Candidate
-from evomerge.checkpoint import Checkpoint, Checkpoints, Position, read_checkpoints
-from evomerge.course import Course
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.flight import Flight
 from evomerge.genomes.encoding import pack_genomes, unpack_genomes
-from evomerge.ledger import Kind
 from evomerge.protocols import SearchSpace
-from evomerge.replay import ContinuedLedger
-from evomerge.search import Search
+from evomerge.run.checkpoint import Checkpoint, Checkpoints, Position, read_checkpoints
+from evomerge.run.ledger import Kind
+from evomerge.search.in_flight import Flight
+from evomerge.search.loop import Search
+from evomerge.search.state import Course
+from evomerge.session.replay import ContinuedLedger
 
 _log = logging.getLogger(__name__)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from evomerge.errors import EvomergeError
-from evomerge.incumbent import Incumbent
-from evomerge.protocols import SearchSpace
-from evomerge.warm_start import Warmth
+from evomerge.search.incumbent import Incumbent
 
 if TYPE_CHECKING:
-    from evomerge.search import Search
+    from evomerge.search.loop import Search
 
 
 class Keeper(Protocol):
@@ -44,8 +42,3 @@ class Interrupted(KeyboardInterrupt):
 def never() -> bool:
     """A search that runs to its end."""
     return False
-
-
-def cold(space: SearchSpace, number: int) -> Warmth:
-    """A warm start from nothing."""
-    return Warmth()

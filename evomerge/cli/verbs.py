@@ -1,0 +1,35 @@
+"""The verbs of the command, and the parser of each."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from evomerge.errors import ConfigError
+
+VERBS = {
+    "search": "search for a merge recipe",
+    "resume": "go on with a run that ended early, or with a larger budget",
+    "status": "show how far a run is, also while it goes on",
+    "report": "write a run's report, or several side by side, as one HTML file",
+    "dashboard": "show a run in optuna-dashboard, also while it goes on",
+    "validate": "check an experiment without loading a model",
+    "demo": "make the demo's models and tasks, then search on them",
+    "export": "write a recipe as evomerge or mergekit YAML, or a run as a study of Optuna",
+    "merge": "write the model of a recipe: safetensors, tokenizer, model card",
+    "evaluate": "score a recipe or a model with a fitness",
+    "import": "write a mergekit-evolve configuration as an experiment",
+    "methods": "list the merge methods and their parameters",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest valid choices."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, "", f"see `{self.prog} --help`")
+
+
+def verb_parser(verb: str, **arguments: Any) -> argparse.ArgumentParser:
+    """A parser for one verb's own arguments."""
+    return _Parser(prog=f"evomerge {verb}", description=VERBS[verb].capitalize() + ".", **arguments)

@@ -1,0 +1,119 @@
+"""Builds single parts of a run from their nodes of the configuration."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from evomerge.config.construct import TARGET, build, locate, plain
+from evomerge.config.schema import Config
+from evomerge.errors import ConfigError, nearest
+from evomerge.genomes.genome import GenomeSpec
+from evomerge.merge.methods import specs
+from evomerge.models.pool import Pool, open_pool
+from evomerge.objectives import Objective, Scalarisation
+from evomerge.protocols import Fitness, SearchSpace, Strategy
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.search.phases import Baselines, Phase, split_budget
+from evomerge.strategies.scalarised import SCALAR, Scalarised
+
+
+def pool_from_config(config: Config) -> Pool:
+    """Open the pool, reading configs and headers only."""
+    settings = config.pool
+    return open_pool(
+        dict(settings.models),
+        base=settings.base,
+        root=settings.root,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def fitness_from_config(config: Config, key: str) -> Fitness:
+    """Build and check the ``fitness`` or the ``held_out`` node."""
+    node = getattr(config, key)
+    if node is None:
+        raise ConfigError(
+            f"{key} is not set", "a fitness is needed", f"choose one with {key}=lm_eval and {key}.tasks=[...]"
+        )
+    fitness = cast(Fitness, build(node, key))
+    fitness.check()
+    return fitness
+
+
+def _node(config: Config, phase: str, part: str) -> tuple[Any, str]:
+    """The node of a phase's search space or strategy, and its key: the phase's own, or that of all."""
+    own = config.phases[phase] if config.phases else None
+    node = own.get(part) if own is not None else None
+    return (getattr(config, part), part) if node is None else (node, f"phases.{phase}.{part}")
+
+
+def phases_from_config(config: Config, info: PoolInfo | None) -> list[Phase]:
+    """The phases, with spaces that are checked when they are made; strategies come with `_bound`."""
+    entries = plain(config.phases) if config.phases else {"search": {}}
+    if not isinstance(entries, Mapping):
+        raise ConfigError(f"phases is {entries}", "a mapping of names to phases")
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"phases.{name} is {entry}", "a mapping with search_space, strategy and evaluations")
+        for key in entry:
+            if key not in ("search_space", "strategy", "evaluations"):
+                allowed = nearest(str(key), ("search_space", "strategy", "evaluations"))
+                raise ConfigError(f"phases.{name} has no key {key!r}", allowed)
+    budget = split_budget(
+        config.search.evaluations, {str(name): entry.get("evaluations") for name, entry in entries.items()}
+    )
+    phases = []
+    for number, name in enumerate(budget):
+        node, key = _node(config, name, "search_space")
+        takes = number > 0 and _takes_winner(node, key)
+        space = functools.partial(_space, node, key, info, takes)
+        phases.append(Phase(name, budget[name], space, _unbound, takes))
+    return phases
+
+
+def _space(node: Any, key: str, info: PoolInfo | None, takes: bool, winner: Recipe | None) -> SearchSpace:
+    return cast(SearchSpace, build(node, key, info, specs(), **({"winner": winner} if takes else {})))
+
+
+def _takes_winner(node: Any, key: str) -> bool:
+    target = (plain(node) or {}).get(TARGET) if isinstance(plain(node), Mapping) else None
+    return target is not None and "winner" in inspect.signature(locate(str(target), f"{key}.{TARGET}")).parameters
+
+
+def _unbound(spec: GenomeSpec, baselines: Baselines) -> Strategy:
+    raise AssertionError("phases are given their strategies once the objectives are known")
+
+
+def _bound(config: Config, phase: Phase, objectives: Sequence[Objective]) -> Phase:
+    strategy = functools.partial(_strategy, config, phase.name, objectives)
+    return Phase(phase.name, phase.evaluations, phase.space, strategy, phase.takes_winner)
+
+
+def _strategy(
+    config: Config, phase: str, objectives: Sequence[Objective], spec: GenomeSpec, baselines: Baselines
+) -> Strategy:
+    """A phase's strategy for these genes, shown one number instead of the objectives when the user asks for that."""
+    node, key = _node(config, phase, "strategy")
+    settings = config.search
+    if settings.scalarise is None or len(objectives) == 1:
+        return cast(Strategy, build(node, key, spec, tuple(objectives), seed=settings.seed))
+    scalarisation = Scalarisation.of(objectives, settings.scalarise, settings.weights, baselines.values())
+    return Scalarised(build(node, key, spec, (SCALAR,), seed=settings.seed), scalarisation)
+
+
+def _check_asynchronous(config: Config, phase: str, strategy: Strategy) -> None:
+    if config.search.ordered or getattr(strategy, "asynchronous", False):
+        return
+    from evomerge.config.groups import asynchronous_strategies
+
+    inner = strategy.inner if isinstance(strategy, Scalarised) else strategy
+    raise ConfigError(
+        f"search.ordered is false and {_node(config, phase, 'strategy')[1]} is {type(inner).__name__}",
+        "it proposes a generation and waits until all of it has been told",
+        f"set search.ordered=true, or choose strategy={', '.join(asynchronous_strategies())}",
+    )

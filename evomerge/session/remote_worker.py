@@ -1,0 +1,58 @@
+"""A worker that another process builds for itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from evomerge.candidate import Split
+from evomerge.config.schema import Config
+from evomerge.evaluation.caching import CacheSettings
+from evomerge.evaluation.worker import Worker
+from evomerge.models.pins import changed_since
+from evomerge.models.pool import open_pool
+from evomerge.protocols import Fitness
+from evomerge.recipes.slices import ModelRef
+from evomerge.session.builders import fitness_from_config
+from evomerge.utils.imports import import_modules
+
+
+def remote_worker(
+    plain: dict[str, Any],
+    refs: Mapping[str, ModelRef],
+    folder: str,
+    *,
+    device: str,
+    threads: int | None,
+    cache: CacheSettings,
+) -> Worker:
+    """Build a worker in another process from the plain configuration, the pinned models and the folder to be in.
+
+    Where there is no such folder, which is another machine, the process stays in its own.
+
+    Raises:
+        PoolError: a model is not what it is where the search runs.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    folder = os.getcwd()
+    config = cast(Config, OmegaConf.create(plain))
+    import_modules(config.imports, "imports", folder)
+    settings = config.pool
+    pool = open_pool(
+        refs,
+        base=settings.base,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+        fingerprints=False,
+    )
+    for name, ref in refs.items():
+        for problem in changed_since(name, ref, pool.checkpoints[name]):
+            raise problem
+    fitnesses: dict[Split, Fitness] = {"search": fitness_from_config(config, "fitness")}
+    if config.held_out is not None:
+        fitnesses["held_out"] = fitness_from_config(config, "held_out")
+    return Worker(pool, fitnesses, device=device, threads=threads, cache=cache)
