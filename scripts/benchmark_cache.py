@@ -15,13 +15,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from evomerge.merge.assemble import Resident
-from evomerge.merge.merge_count import MergeCount
-from evomerge.merge.module_slices import ModuleSlice
-from evomerge.merge.plan import make_plan
-from evomerge.merge.shared_cache import SharedCache
-from evomerge.merge.slice_plan import SlicePlan
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.cache.shared_cache import SharedCache
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import SlicePlan
+from evomerge.merge.resident.merge_count import MergeCount
+from evomerge.merge.resident.model import Resident
+from evomerge.merge.resident.module_slices import ModuleSlice
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
 from scripts.benchmark_merge import recipe_of

@@ -17,8 +17,8 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli.composed import compose_config
 from evomerge.errors import InfeasibleError
 from evomerge.evaluation.worker import Worker
-from evomerge.merge.plan import make_plan
-from evomerge.models.layout import find_layers
+from evomerge.merge.planning.plan import make_plan
+from evomerge.models.architecture.layout import find_layers
 from evomerge.recipes.path import path_of
 from evomerge.recipes.recipe import Recipe
 from evomerge.session.parts import build_parts

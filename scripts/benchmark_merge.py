@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from evomerge.export.writer import write_model
-from evomerge.merge.engine import merge_slice
-from evomerge.merge.parallel import merge_slices
-from evomerge.merge.plan import make_plan
-from evomerge.merge.slice_plan import Plan
-from evomerge.merge.sources import Sources
+from evomerge.merge.execution.engine import merge_slice
+from evomerge.merge.execution.parallel import merge_slices
+from evomerge.merge.execution.sources import Sources
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from evomerge.export.shards import Declared, ShardWriter
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 
 CONFIGS = {
     "40M": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 12000},

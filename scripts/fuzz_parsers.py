@@ -22,9 +22,9 @@ from evomerge.errors import EvomergeError
 from evomerge.genomes.genome import Genome
 from evomerge.mergekit.evolve import read_evolve
 from evomerge.mergekit.reader import read_mergekit
-from evomerge.models.adapter import Adapter
-from evomerge.models.headers import read_header
-from evomerge.models.reader import Checkpoint as Model
+from evomerge.models.checkpoints.adapter import Adapter
+from evomerge.models.checkpoints.headers import read_header
+from evomerge.models.checkpoints.reader import Checkpoint as Model
 from evomerge.objectives import Objective
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId

@@ -99,7 +99,7 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
 def _recipe(target: str) -> tuple[Recipe, Pool]:
     """The recipe and the pool of what is to be scored: a model is the recipe that takes it whole."""
     from evomerge.cli.sources import LEDGER, open_recipe
-    from evomerge.models.pool import open_pool
+    from evomerge.models.opening import open_pool
 
     path = Path(target)
     if path.is_file() or (path / LEDGER).is_file():

@@ -39,7 +39,7 @@ def open_recipe(path: str) -> tuple[Recipe, Pool]:
         RecipeError, PoolError: there is no such file, it is malformed, or its models cannot be merged.
     """
     from evomerge.mergekit.document import looks_like_mergekit
-    from evomerge.models.pool import open_pool, pool_of_recipe
+    from evomerge.models.opening import open_pool, pool_of_recipe
 
     file = _recipe_file(path)
     text = _read(file)

@@ -14,8 +14,8 @@ import torch
 import evomerge.merge
 from evomerge.errors import ConfigError
 from evomerge.evaluation.cache_settings import CacheSettings
-from evomerge.merge.shared_cache import SharedCache, remove_if_unused
-from evomerge.merge.sources import free_memory
+from evomerge.merge.cache.shared_cache import SharedCache, remove_if_unused
+from evomerge.merge.execution.sources import free_memory
 from evomerge.models.pool import Pool
 
 __all__ = ["CacheSettings", "open_shared", "sweep"]

@@ -16,10 +16,10 @@ from evomerge.errors import ConfigError, EvomergeError, FitnessError, Infeasible
 from evomerge.evaluation.building import WorkerBuilder
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.caching import open_shared
-from evomerge.merge.assemble import Resident
-from evomerge.merge.merge_count import MergeCount
-from evomerge.merge.plan import make_plan
-from evomerge.merge.spread import SPREAD
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident.merge_count import MergeCount
+from evomerge.merge.resident.model import Resident
+from evomerge.merge.resident.spread import SPREAD
 from evomerge.models.memory import give_back, out_of_memory
 from evomerge.models.pool import Pool
 from evomerge.protocols import Fitness, Scores

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from evomerge.errors import RecipeError
 from evomerge.export.licences import NOT_ADVICE, licence_notes, stated_licences
 from evomerge.mergekit.writer import to_mergekit
-from evomerge.models.layout import Layout
+from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.path import path_of
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef

@@ -19,10 +19,10 @@ from evomerge.export.auto_class import auto_class, processor_class
 from evomerge.export.config_json import merged_config
 from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
-from evomerge.merge.engine import TORCH_DTYPES
-from evomerge.merge.plan import make_plan
-from evomerge.merge.slice_plan import Plan
-from evomerge.merge.streaming import stream_slice
+from evomerge.merge.execution.engine import TORCH_DTYPES
+from evomerge.merge.execution.streaming import stream_slice
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe

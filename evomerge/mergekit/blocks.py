@@ -14,7 +14,7 @@ from evomerge.errors import RecipeError
 from evomerge.mergekit.forms import FORMS, Number
 from evomerge.mergekit.layers import depth_of, template
 from evomerge.mergekit.slice_values import Given, SliceValues, copied_model, refuse
-from evomerge.models.layout import Layout
+from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.method_spec import ByTensor, MethodSpec, Value
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import LAYER_COMPONENTS, SliceId, SliceRecipe

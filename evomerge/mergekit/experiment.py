@@ -13,8 +13,8 @@ import yaml
 from evomerge.errors import ConfigError
 from evomerge.mergekit.evolve import METHODS, Evolve, read_evolve
 from evomerge.mergekit.references import Reference, name_models
-from evomerge.models.layout import Layout
-from evomerge.models.pool import open_pool
+from evomerge.models.architecture.layout import Layout
+from evomerge.models.opening import open_pool
 from evomerge.recipes.slices import COMPONENTS, LAYER_COMPONENTS, Component
 
 # mergekit-evolve adds metrics as they are; in evomerge a weight above zero always asks for better ones.

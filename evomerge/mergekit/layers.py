@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evomerge.models.layout import Layout
+from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.recipe import Recipe
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evomerge.mergekit.slice_values import copied_model, refuse
-from evomerge.models.layout import Layout
+from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.method_spec import ByTensor, Value
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters

@@ -12,7 +12,7 @@ from evomerge.mergekit.forms import FORMS
 from evomerge.mergekit.layers import depth_of, template
 from evomerge.mergekit.references import Reference
 from evomerge.mergekit.settings import Settings
-from evomerge.models.layout import Layout
+from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.method_spec import ByTensor, ParameterSpec, Scalar, Value
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import LAYER_COMPONENTS, Component, Input, SliceId, SliceRecipe, parameters

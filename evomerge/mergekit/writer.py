@@ -17,7 +17,7 @@ from evomerge.mergekit.filters import Value, filter_entries, gradient_is_exact
 from evomerge.mergekit.forms import FORMS, Number
 from evomerge.mergekit.layers import depth_of, module_names
 from evomerge.mergekit.scales import as_sums, without_scales
-from evomerge.models.layout import Layout
+from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import DTYPES, ModelRef
 

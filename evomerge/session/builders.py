@@ -12,7 +12,8 @@ from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.merge.methods import specs
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.objectives import Objective, Scalarisation
 from evomerge.protocols import Fitness, SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo

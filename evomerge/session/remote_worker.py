@@ -12,8 +12,8 @@ from evomerge.candidate import Split
 from evomerge.config.schema import Config
 from evomerge.evaluation.caching import CacheSettings
 from evomerge.evaluation.worker import Worker
-from evomerge.models.pins import changed_since
-from evomerge.models.pool import open_pool
+from evomerge.models.checkpoints.pins import changed_since
+from evomerge.models.opening import open_pool
 from evomerge.protocols import Fitness
 from evomerge.recipes.slices import ModelRef
 from evomerge.session.builders import fitness_from_config

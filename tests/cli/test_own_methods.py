@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from evomerge.cli.main import main
 from evomerge.merge.methods import METHODS, registry
-from evomerge.models.pool import open_pool
+from evomerge.models.opening import open_pool
 from evomerge.recipes.slices import Input, SliceRecipe
 from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from evomerge.cli.main import main
 from evomerge.export.writer import write_model
-from evomerge.models.pool import open_pool
+from evomerge.models.opening import open_pool
 from evomerge.recipes.yaml_reader import load_recipe
 from evomerge.run.ledger import read_ledger
 from search_spaces.path_pool import ALONE, PathPool

@@ -11,7 +11,8 @@ from evomerge.errors import ConfigError, FitnessError
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.worker import Worker, choose_device
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.objectives import Objective
 from evomerge.protocols import Scores
 from evomerge.recipes.slices import Input, SliceRecipe

@@ -12,10 +12,11 @@ from tiny_models import TinyModel
 from transformers import AutoModelForCausalLM
 
 from evomerge.export.writer import write_model
-from evomerge.merge.assemble import Resident
-from evomerge.merge.plan import make_plan
-from evomerge.models.folding import FoldedCheckpoint
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident.model import Resident
+from evomerge.models.checkpoints.folding import FoldedCheckpoint
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
 

@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard, metadata_load
 
 from evomerge.export.model_card import ScoreRow, card_license, model_card, score_table
 from evomerge.mergekit.writer import to_mergekit
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, ModelRef, SliceId, SliceRecipe
 from evomerge.recipes.yaml_reader import load_recipe

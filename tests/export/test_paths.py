@@ -21,11 +21,12 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from evomerge.export.writer import write_model
-from evomerge.merge.assemble import Resident
-from evomerge.merge.plan import make_plan
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident.model import Resident
 from evomerge.mergekit.reader import read_mergekit
 from evomerge.mergekit.writer import to_mergekit
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 
 PATHS = int(os.environ.get("EVOMERGE_PATHS", "2"))
 TOLERANCE = 1e-4

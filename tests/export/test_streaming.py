@@ -13,7 +13,7 @@ import pytest
 from tiny_models import write_tokenizer
 
 from evomerge.export.shards import INDEX
-from evomerge.merge.streaming import PIECE, WINDOW
+from evomerge.merge.execution.streaming import PIECE, WINDOW
 
 SHARDS = 8
 MEGABYTE = 10**6

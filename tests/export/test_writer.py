@@ -19,9 +19,10 @@ from evomerge.errors import OutputError
 from evomerge.export import writer
 from evomerge.export.model_card import ScoreRow
 from evomerge.export.writer import check_output, write_model
-from evomerge.merge.assemble import Resident
-from evomerge.merge.plan import make_plan
-from evomerge.models.pool import Pool, open_pool, pool_of_recipe
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident.model import Resident
+from evomerge.models.opening import open_pool, pool_of_recipe
+from evomerge.models.pool import Pool
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Dtype, Input, SliceId, SliceRecipe, parameters

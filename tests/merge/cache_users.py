@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evomerge.merge.merged import ALIGNMENT, Merged
-from evomerge.merge.shared_cache import SharedCache
+from evomerge.merge.cache.merged_slice import ALIGNMENT, Merged
+from evomerge.merge.cache.shared_cache import SharedCache
 
 
 def key_of(number: int) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from evomerge.merge.masks import mask_key
 from evomerge.merge.methods import BASE, METHODS, Context, Method, call_values
-from evomerge.merge.torch_mix import TensorStatistics, mix_block
+from evomerge.merge.mixes.masks import mask_key
+from evomerge.merge.mixes.torch_mix import TensorStatistics, mix_block
 from evomerge.recipes.method_spec import Scalar
 
 KEYS = tuple(mask_key(7, f"model {i}", "tensor") for i in range(4))

@@ -11,8 +11,9 @@ import torch
 import transformers
 from tiny_models import ARCHITECTURES, tiny_config
 
-from evomerge.models.layout import find_layers
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.architecture.layout import find_layers
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from evomerge.merge.mix import LARGEST, Cut, Mix, Term
+from evomerge.merge.mixes.mix import LARGEST, Cut, Mix, Term
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KEYS = (0, 7, 2**32 - 1, 2**32, 2**63 + 12345, 2**64 - 1)

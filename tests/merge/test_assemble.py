@@ -10,14 +10,15 @@ import transformers
 from tiny_models import ARCHITECTURES, TinyModel
 
 from evomerge.errors import PoolError, RecipeError
-from evomerge.merge import assemble
-from evomerge.merge.assemble import Resident
-from evomerge.merge.engine import merge_slice
-from evomerge.merge.plan import make_plan
-from evomerge.merge.slice_plan import Plan
-from evomerge.merge.sources import Placement
-from evomerge.models.layout import find_layers
-from evomerge.models.pool import Pool, open_pool, pool_of_recipe
+from evomerge.merge.execution.engine import merge_slice
+from evomerge.merge.execution.sources import Placement
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan
+from evomerge.merge.resident import model as assemble
+from evomerge.merge.resident.model import Resident
+from evomerge.models.architecture.layout import find_layers
+from evomerge.models.opening import open_pool, pool_of_recipe
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 

@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from merge.random_mixes import DTYPES, KEYS, Case, random_case, unaligned
 
-from evomerge.merge import cpu_mix
-from evomerge.merge.cpu_mix import mix_
 from evomerge.merge.kernels.mixing import BLOCK
-from evomerge.merge.masks import ROUNDS, uniform
-from evomerge.merge.mix import Cut, Mix, Term, copy_of
-from evomerge.merge.torch_mix import mix_block
+from evomerge.merge.kernels.triple32 import ROUNDS
+from evomerge.merge.mixes import cpu_mix
+from evomerge.merge.mixes.cpu_mix import mix_
+from evomerge.merge.mixes.masks import uniform
+from evomerge.merge.mixes.mix import Cut, Mix, Term, copy_of
+from evomerge.merge.mixes.torch_mix import mix_block
 
 SIZES = (0, 1, 2, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5, 65_535, 65_536, 65_537)
 MANY = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

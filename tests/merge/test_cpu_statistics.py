@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from merge.random_mixes import DTYPES, KEYS, random_tensor, unaligned
 
 from evomerge.errors import EvomergeError
-from evomerge.merge.cpu_statistics import CpuStatistics, exact_sum
-from evomerge.merge.noted_statistics import NotedStatistics
-from evomerge.merge.sources import Notes
-from evomerge.merge.torch_mix import TensorStatistics
+from evomerge.merge.execution.noted_statistics import NotedStatistics
+from evomerge.merge.execution.sources import Notes
+from evomerge.merge.mixes.cpu_statistics import CpuStatistics, exact_sum
+from evomerge.merge.mixes.torch_mix import TensorStatistics
 
 MANY = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SIZES = (1, 2, 3, 511, 512, 513, 65_535, 65_537)
@@ -207,7 +207,7 @@ def test_notes_of_other_tensors_keys_and_bases_are_other_notes() -> None:
 
 
 def test_large_notes_outlive_any_number_of_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evomerge.merge.sources._MOST_NOTES", 10)
+    monkeypatch.setattr("evomerge.merge.execution.sources._MOST_NOTES", 10)
     notes, calls = Notes(100), []
 
     def find() -> str:

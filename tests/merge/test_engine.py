@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel
 
 from evomerge.errors import InfeasibleError
-from evomerge.merge.engine import merge_slice
+from evomerge.merge.execution.engine import merge_slice
+from evomerge.merge.execution.sources import Placement, Sources, free_memory
+from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.methods import METHODS, registry
-from evomerge.merge.plan import make_plan
-from evomerge.merge.slice_plan import Plan
-from evomerge.merge.sources import Placement, Sources, free_memory
-from evomerge.merge.streaming import stream_slice
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from evomerge.cli.main import main
 from evomerge.errors import EvomergeError, InfeasibleError, RecipeError
 from evomerge.export.writer import write_model
-from evomerge.merge.engine import merge_slice, merge_tensor
+from evomerge.merge.execution.engine import merge_slice, merge_tensor
 from evomerge.merge.methods import METHODS, Method
-from evomerge.merge.plan import make_plan
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.planning.plan import make_plan
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 from evomerge.recipes.yaml_reader import dump_recipe

@@ -15,15 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.merge import assemble
-from evomerge.merge.assemble import Resident
-from evomerge.merge.engine import merge_slice
+from evomerge.merge.cache.shared_cache import SharedCache
+from evomerge.merge.execution.engine import merge_slice
+from evomerge.merge.execution.stage_slices import stages_of
 from evomerge.merge.methods import specs
-from evomerge.merge.plan import make_plan
-from evomerge.merge.shared_cache import SharedCache
-from evomerge.merge.slice_plan import SlicePlan
-from evomerge.merge.stage_slices import stages_of
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import SlicePlan
+from evomerge.merge.resident import model as assemble
+from evomerge.merge.resident.model import Resident
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.objectives import Objective
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe

@@ -7,7 +7,7 @@ import pytest
 import torch
 from merge.papers import mask_number
 
-from evomerge.merge.masks import drop_, drop_each_, kept_below, kept_up_to, mask_key, uniform
+from evomerge.merge.mixes.masks import drop_, drop_each_, kept_below, kept_up_to, mask_key, uniform
 
 CPU = torch.device("cpu")
 KEY = mask_key(0, "sha256:abc", "model.norm.weight")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.merge.memory_cache import MemoryCache
-from evomerge.merge.merged import ALIGNMENT, Merged, Shapes, allocate
+from evomerge.merge.cache.memory_cache import MemoryCache
+from evomerge.merge.cache.merged_slice import ALIGNMENT, Merged, Shapes, allocate
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from tiny_models import TinyModel
 
-from evomerge.merge.engine import merge_slice
+from evomerge.merge.execution.engine import merge_slice
 from evomerge.merge.methods import registry
-from evomerge.merge.plan import make_plan
-from evomerge.merge.slice_plan import SlicePlan
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import SlicePlan
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe
 
 NORM0 = SliceId("norm", 0)

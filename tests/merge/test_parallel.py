@@ -6,12 +6,13 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel
 
 from evomerge.errors import EvomergeError
-from evomerge.merge import parallel
-from evomerge.merge.engine import merge_slice
-from evomerge.merge.parallel import merge_slices
-from evomerge.merge.plan import make_plan
-from evomerge.merge.sources import Placement, Sources
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.execution import parallel
+from evomerge.merge.execution.engine import merge_slice
+from evomerge.merge.execution.parallel import merge_slices
+from evomerge.merge.execution.sources import Placement, Sources
+from evomerge.merge.planning.plan import make_plan
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
 
 NAMES = ("base", "a", "b")

@@ -15,11 +15,12 @@ from merge.papers_base import fusion_importance
 from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel
 
-from evomerge.merge.engine import merge_slice
+from evomerge.merge.execution.engine import merge_slice
 from evomerge.merge.methods import METHODS
-from evomerge.merge.plan import make_plan
-from evomerge.merge.torch_mix import TensorStatistics
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.mixes.torch_mix import TensorStatistics
+from evomerge.merge.planning.plan import make_plan
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
 
 mergekit_config = pytest.importorskip("mergekit.config")

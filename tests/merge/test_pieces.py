@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from evomerge.errors import EvomergeError
-from evomerge.merge.cpu_statistics import CpuStatistics, Window
-from evomerge.merge.engine import TensorMerge, merge_slice, merge_tensor
+from evomerge.merge.execution.engine import TensorMerge, merge_slice, merge_tensor
+from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.kernels.sums import CHUNK
 from evomerge.merge.methods import METHODS
-from evomerge.merge.plan import make_plan
-from evomerge.merge.streaming import stream_slice
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.mixes.cpu_statistics import CpuStatistics, Window
+from evomerge.merge.planning.plan import make_plan
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
 

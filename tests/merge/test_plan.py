@@ -6,9 +6,10 @@ import pytest
 from tiny_models import TinyModel
 
 from evomerge.errors import InfeasibleError, RecipeError
-from evomerge.merge.plan import make_plan
-from evomerge.merge.slice_plan import Plan, SlicePlan
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan, SlicePlan
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 

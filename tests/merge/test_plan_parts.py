@@ -9,13 +9,14 @@ from tiny_models import TinyModel
 
 from evomerge.errors import RecipeError
 from evomerge.export.writer import write_model
-from evomerge.merge.assemble import Resident
-from evomerge.merge.engine import merge_slice
+from evomerge.merge.execution.engine import merge_slice
+from evomerge.merge.execution.sources import Placement
 from evomerge.merge.methods import registry
-from evomerge.merge.plan import make_plan
-from evomerge.merge.slice_plan import Plan, SlicePlan
-from evomerge.merge.sources import Placement
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan, SlicePlan
+from evomerge.merge.resident.model import Resident
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.method_spec import ByTensor, Value
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters

@@ -13,16 +13,17 @@ from models.architectures import save_pool
 from safetensors.torch import load_file
 
 from evomerge.errors import PoolError
-from evomerge.merge import assemble
-from evomerge.merge.assemble import Resident
-from evomerge.merge.engine import merge_slice
-from evomerge.merge.merge_count import MergeCount
-from evomerge.merge.parallel import merge_slices
-from evomerge.merge.plan import make_plan
-from evomerge.merge.shared_cache import SharedCache
-from evomerge.merge.slice_plan import Plan
-from evomerge.merge.sources import Placement
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.cache.shared_cache import SharedCache
+from evomerge.merge.execution.engine import merge_slice
+from evomerge.merge.execution.parallel import merge_slices
+from evomerge.merge.execution.sources import Placement
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan
+from evomerge.merge.resident import model as assemble
+from evomerge.merge.resident.merge_count import MergeCount
+from evomerge.merge.resident.model import Resident
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 
 NAMES = ("base", "a", "b")
 IDS = torch.arange(3, 35).view(2, 16)

@@ -10,11 +10,12 @@ import torch
 from merge.path_models import IDS, KINDS, LAYERS, by_definition, open_sources, path_recipe, random_path, save_source
 
 from evomerge.errors import RecipeError
-from evomerge.merge.assemble import Resident
-from evomerge.merge.merged import ALIGNMENT
-from evomerge.merge.plan import make_plan
-from evomerge.models.layout import find_layers
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.cache.merged_slice import ALIGNMENT
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident.model import Resident
+from evomerge.models.architecture.layout import find_layers
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe
 
 SOURCE = {"a": 1.0}

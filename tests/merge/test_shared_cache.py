@@ -16,9 +16,9 @@ import pytest
 import torch
 from merge.cache_users import die, is_right, key_of, slice_of, stored, use
 
-from evomerge.merge import shared_cache
-from evomerge.merge.merged import Merged
-from evomerge.merge.shared_cache import SharedCache, remove_if_unused
+from evomerge.merge.cache import shared_cache
+from evomerge.merge.cache.merged_slice import Merged
+from evomerge.merge.cache.shared_cache import SharedCache, remove_if_unused
 
 LARGE = 10**9
 

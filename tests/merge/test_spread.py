@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from evomerge.errors import RecipeError
-from evomerge.merge import assemble
-from evomerge.merge.assemble import Resident
-from evomerge.merge.loading import load_module
-from evomerge.merge.plan import make_plan
-from evomerge.models.pool import Pool, open_pool
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident import model as assemble
+from evomerge.merge.resident.loading import load_module
+from evomerge.merge.resident.model import Resident
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 
 META = torch.device("meta")
 

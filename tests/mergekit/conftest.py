@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 
 
 @pytest.fixture(scope="module")

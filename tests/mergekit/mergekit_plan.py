@@ -16,7 +16,7 @@ from mergekit.plan import MergePlanner
 
 from evomerge.merge.methods import specs
 from evomerge.mergekit.forms import FORMS
-from evomerge.models.layout import Layout
+from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.method_spec import ByTensor
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceRecipe

@@ -16,7 +16,8 @@ from evomerge.errors import EvomergeError
 from evomerge.merge.methods import specs
 from evomerge.mergekit.experiment import experiment_from_evolve
 from evomerge.mergekit.reader import read_mergekit
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import SliceRecipe
 from search_spaces.parameter import ParameterSpace

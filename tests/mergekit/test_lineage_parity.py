@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from evomerge.cli.main import main
 from evomerge.genomes.lineages import LineageGenome, LineageSpec
 from evomerge.merge.methods import specs
-from evomerge.models.pool import open_pool
+from evomerge.models.opening import open_pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe
 from search_spaces.lineage import LineageSpace

@@ -15,7 +15,8 @@ from evomerge.merge.methods import specs
 from evomerge.mergekit.forms import FORMS
 from evomerge.mergekit.reader import read_mergekit
 from evomerge.mergekit.writer import to_mergekit
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.method_spec import ByTensor, ParameterSpec, Scalar
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters

@@ -16,7 +16,8 @@ from evomerge.export.writer import write_model
 from evomerge.merge.methods import specs
 from evomerge.mergekit.forms import FORMS
 from evomerge.mergekit.writer import to_mergekit
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.method_spec import Scalar
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters

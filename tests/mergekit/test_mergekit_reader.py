@@ -12,7 +12,8 @@ from evomerge.mergekit.document import looks_like_mergekit
 from evomerge.mergekit.reader import read_mergekit
 from evomerge.mergekit.references import name_models, read_reference
 from evomerge.mergekit.writer import to_mergekit
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 from evomerge.export.writer import write_model
 from evomerge.mergekit.reader import read_mergekit
 from evomerge.mergekit.writer import to_mergekit
-from evomerge.models.pool import open_pool
+from evomerge.models.opening import open_pool
 
 FILES = {
     "slices, gradients, filters": """

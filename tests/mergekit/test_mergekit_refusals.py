@@ -12,7 +12,7 @@ from mergekit_plan import filled
 
 from evomerge.errors import RecipeError
 from evomerge.mergekit.reader import read_mergekit
-from evomerge.models.pool import open_pool
+from evomerge.models.opening import open_pool
 
 FILE = """
 merge_method: ties

@@ -18,8 +18,9 @@ from tiny_llama import save_llama
 
 from evomerge.merge.methods import specs
 from evomerge.mergekit.writer import to_mergekit
-from evomerge.models.layout import Layout
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.architecture.layout import Layout
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, ModelRef, SliceId, SliceRecipe
 

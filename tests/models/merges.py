@@ -9,7 +9,8 @@ import torch
 from models.architectures import load
 from safetensors import safe_open
 
-from evomerge.models.pool import Pool, open_pool
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from evomerge.errors import PoolError
-from evomerge.models.adapter import Adapter
+from evomerge.models.checkpoints.adapter import Adapter
 
 SETTINGS = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "base_model_name_or_path": "org/base"}
 NAME = "base_model.model.model.layers.0.self_attn.q_proj"

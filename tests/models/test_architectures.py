@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.errors import PoolError
 from evomerge.export.writer import write_model
-from evomerge.merge.assemble import Resident
-from evomerge.merge.plan import make_plan
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident.model import Resident
 from evomerge.recipes.slices import SliceId
 
 

@@ -9,9 +9,9 @@ from models.merges import assert_close, computed, different, opened, task_arithm
 
 from evomerge.errors import PoolError
 from evomerge.export.writer import write_model
-from evomerge.merge.assemble import Resident
-from evomerge.merge.plan import make_plan
-from evomerge.models.conversion import Join
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident.model import Resident
+from evomerge.models.architecture.conversion import Join
 
 
 def test_experts_are_views_of_what_the_module_holds(tmp_path: Path) -> None:

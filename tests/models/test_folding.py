@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel
 
 from evomerge.errors import PoolError
-from evomerge.models.folding import FoldedCheckpoint
-from evomerge.models.pool import Pool, open_pool, pool_of_recipe
+from evomerge.models.checkpoints.folding import FoldedCheckpoint
+from evomerge.models.opening import open_pool, pool_of_recipe
+from evomerge.models.pool import Pool
 from evomerge.recipes.slices import ModelRef
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -189,7 +190,7 @@ def test_folded_once_when_read_and_the_rest_stays_mapped(tiny_model: TinyModel, 
 
 
 def test_opening_reads_headers_alone(tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evomerge.models import reader
+    from evomerge.models.checkpoints import reader
 
     base = tiny_model("base")
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=LINEAR)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from evomerge.errors import PoolError
-from evomerge.models.headers import read_header
-from evomerge.models.reader import Checkpoint
+from evomerge.models.checkpoints.headers import read_header
+from evomerge.models.checkpoints.reader import Checkpoint
 
 
 def write(folder: Path, header: dict[str, Any] | str | bytes, data: bytes, pad: int = 0) -> Path:

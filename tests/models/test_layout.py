@@ -7,8 +7,8 @@ import torch
 from tiny_models import ARCHITECTURES, tiny_config
 
 from evomerge.errors import PoolError, RecipeError
-from evomerge.models.layout import layout_of, skeleton
-from evomerge.models.names import match_names, tied_names
+from evomerge.models.architecture.layout import layout_of, skeleton
+from evomerge.models.architecture.names import match_names, tied_names
 from evomerge.recipes.slices import SliceId
 
 # What each slice of layer 1 holds, without the layer's prefix.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import PoolError
-from evomerge.models.location import Located, locate, resolve
+from evomerge.models.checkpoints.location import Located, locate, resolve
 from evomerge.recipes.slices import ModelRef
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

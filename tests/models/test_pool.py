@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, TinyModel, write_tokenizer
 
 from evomerge.errors import ConfigError, PoolError, RecipeError
-from evomerge.models import reader
-from evomerge.models.pool import open_pool, pool_of_recipe
+from evomerge.models.checkpoints import reader
+from evomerge.models.opening import open_pool, pool_of_recipe
 from evomerge.recipes.slices import Input, ModelRef, SliceRecipe, parameters
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import PoolError
-from evomerge.models.reader import Checkpoint
+from evomerge.models.checkpoints.reader import Checkpoint
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),

@@ -15,9 +15,9 @@ import pytest
 from evomerge.errors import PoolError
 from evomerge.export.model_card import card_license
 from evomerge.export.writer import write_model
-from evomerge.models.headers import read_header, read_json
-from evomerge.models.patterns import slow_pattern
-from evomerge.models.pool import open_pool
+from evomerge.models.architecture.patterns import slow_pattern
+from evomerge.models.checkpoints.headers import read_header, read_json
+from evomerge.models.opening import open_pool
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from evomerge.merge.masks import ROUNDS, WRAP
+from evomerge.merge.kernels.triple32 import ROUNDS, WRAP
 
 STEP = 32
 """Elements of a step; whole steps are written past the cache."""

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from evomerge.merge.kernels.words import add, both, either, shift_right
+from evomerge.merge.kernels.uint32_ops import add, both, either, shift_right
 from evomerge.utils.compiling import compiled
 
 F32, BF16, F16 = 0, 1, 2

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from evomerge.merge.kernels.memory import floats
-from evomerge.merge.kernels.words import add, multiply, shift_right, xor
-from evomerge.merge.masks import ROUNDS, WRAP
+from evomerge.merge.kernels.triple32 import ROUNDS, WRAP
+from evomerge.merge.kernels.uint32_ops import add, multiply, shift_right, xor
 from evomerge.utils.compiling import compiled
 
 _U = np.uint32

@@ -10,7 +10,7 @@ from numba import carray
 from evomerge.merge.kernels.memory import halves, keep, pointer, prefetch, read, width, words
 from evomerge.merge.kernels.mixing import BLOCK
 from evomerge.merge.kernels.passes import minus
-from evomerge.merge.kernels.words import both, shift_right
+from evomerge.merge.kernels.uint32_ops import both, shift_right
 from evomerge.utils.compiling import compiled
 
 SHIFT = 17

@@ -13,7 +13,7 @@ from evomerge.merge.methods.parameters import (
 )
 from evomerge.merge.methods.registry import Values, mix_method
 from evomerge.merge.methods.task_vectors import fused, trimmed
-from evomerge.merge.mix import Mix, Statistics, Term
+from evomerge.merge.mixes.mix import Mix, Statistics, Term
 from evomerge.recipes.method_spec import ParameterSpec
 
 GAMMA = ParameterSpec(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from evomerge.merge.masks import kept_below
 from evomerge.merge.methods.parameters import (
     DENSITY,
     LAMBDA,
@@ -15,7 +14,8 @@ from evomerge.merge.methods.parameters import (
 )
 from evomerge.merge.methods.registry import Values, mix_method
 from evomerge.merge.methods.task_vectors import fused, restorable
-from evomerge.merge.mix import Mix, Statistics, Term
+from evomerge.merge.mixes.masks import kept_below
+from evomerge.merge.mixes.mix import Mix, Statistics, Term
 
 
 def _dropped(values: Values, statistics: Statistics) -> tuple[Term, ...]:

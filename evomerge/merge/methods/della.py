@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.merge.masks import kept_up_to
 from evomerge.merge.methods.blocks import blocks, sum_of_magnitudes
 from evomerge.merge.methods.parameters import (
     DENSITY,
@@ -24,8 +23,9 @@ from evomerge.merge.methods.parameters import (
 )
 from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.merge.methods.task_vectors import fused, restorable
-from evomerge.merge.mix import Term
-from evomerge.merge.torch_mix import mix_block
+from evomerge.merge.mixes.masks import kept_up_to
+from evomerge.merge.mixes.mix import Term
+from evomerge.merge.mixes.torch_mix import mix_block
 from evomerge.recipes.method_spec import ParameterSpec
 
 EPSILON = ParameterSpec(

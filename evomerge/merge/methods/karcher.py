@@ -9,7 +9,7 @@ import numpy as np
 from evomerge.merge.methods.parameters import READING, WEIGHT, only_active, sum_of
 from evomerge.merge.methods.registry import Values, mix_method
 from evomerge.merge.methods.sphere import ZERO, Floats, Sphere, finite_gram
-from evomerge.merge.mix import Mix, Statistics, weighted
+from evomerge.merge.mixes.mix import Mix, Statistics, weighted
 from evomerge.recipes.method_spec import ParameterSpec
 
 

@@ -13,7 +13,7 @@ from evomerge.merge.methods.parameters import (
     unchanged_task,
 )
 from evomerge.merge.methods.registry import Values, mix_method
-from evomerge.merge.mix import Mix, Statistics, weighted
+from evomerge.merge.mixes.mix import Mix, Statistics, weighted
 
 
 def _unchanged(values: Values) -> int | None:

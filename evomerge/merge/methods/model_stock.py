@@ -12,7 +12,7 @@ from evomerge.merge.methods.parameters import READING
 from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.merge.methods.rows import blocks, grams, one_vector, vectors
 from evomerge.merge.methods.sphere import Floats, finite, finite_gram
-from evomerge.merge.mix import Mix, Statistics, weighted
+from evomerge.merge.mixes.mix import Mix, Statistics, weighted
 from evomerge.recipes.method_spec import ParameterSpec
 
 _SMALLEST = 1e-6  # of mergekit: a smaller product of norms is read as this, a smaller denominator as none

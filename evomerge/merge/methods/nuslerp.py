@@ -11,7 +11,7 @@ from evomerge.merge.methods.parameters import WEIGHT, only_active, sum_of
 from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.merge.methods.rows import blocks, grams, one_vector, vectors
 from evomerge.merge.methods.sphere import ZERO, Floats, arc, finite, finite_gram
-from evomerge.merge.mix import Mix, Statistics, weighted
+from evomerge.merge.mixes.mix import Mix, Statistics, weighted
 from evomerge.recipes.method_spec import ParameterSpec
 
 _STRAIGHT = 1e-6  # squared sine: within a thousandth of a radian of collinear or opposite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evomerge.merge.methods.registry import Values, mix_method
-from evomerge.merge.mix import Mix, Statistics, weighted
+from evomerge.merge.mixes.mix import Mix, Statistics, weighted
 from evomerge.recipes.method_spec import ParameterSpec
 
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 
 from evomerge.errors import ConfigError
-from evomerge.merge.masks import drop_, drop_each_
-from evomerge.merge.mix import Mix, Statistics
+from evomerge.merge.mixes.masks import drop_, drop_each_
+from evomerge.merge.mixes.mix import Mix, Statistics
 from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
 
 Function = Callable[..., torch.Tensor]

@@ -8,7 +8,7 @@ import numpy as np
 
 from evomerge.merge.methods.registry import Values, mix_method
 from evomerge.merge.methods.sphere import ZERO, finite_gram
-from evomerge.merge.mix import Mix, Statistics, weighted
+from evomerge.merge.mixes.mix import Mix, Statistics, weighted
 from evomerge.recipes.method_spec import ParameterSpec
 
 _COLLINEAR = 0.9995  # beyond this cosine the arc is a straight line to float32

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import PoolError
-from evomerge.merge.mix import Statistics
+from evomerge.merge.mixes.mix import Statistics
 
 Floats = NDArray[np.float64]
 ZERO = 1e-8

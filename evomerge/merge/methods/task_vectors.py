@@ -8,7 +8,7 @@ from collections.abc import Callable
 from evomerge.errors import PoolError
 from evomerge.merge.methods.parameters import divisor
 from evomerge.merge.methods.registry import Values
-from evomerge.merge.mix import Mix, Statistics, Term
+from evomerge.merge.mixes.mix import Mix, Statistics, Term
 
 _LEAST_SHARE = 1e-12  # what is less of a task vector is rounding, and no factor brings it back
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from evomerge.merge.methods.parameters import DENSITY, LAMBDA, NO_RESCALE, NORMALIZE, WEIGHT, unchanged_task
 from evomerge.merge.methods.registry import Values, mix_method
 from evomerge.merge.methods.task_vectors import fused, trimmed
-from evomerge.merge.mix import Mix, Statistics
+from evomerge.merge.mixes.mix import Mix, Statistics
 
 
 @mix_method(

@@ -6,7 +6,7 @@ from merge.carry_out import KEYS, carry_out, merged
 from merge.mergekits import assert_same, by_mergekit, fine_tunes
 
 from evomerge.errors import PoolError
-from evomerge.merge.masks import uniform
+from evomerge.merge.mixes.masks import uniform
 from evomerge.recipes.method_spec import Scalar
 
 sparsify = pytest.importorskip("mergekit.sparsify")

@@ -8,9 +8,9 @@ from merge.mergekits import fine_tunes
 from merge.papers_sparse import probabilities
 
 from evomerge.errors import PoolError
-from evomerge.merge.masks import mask_key, uniform
 from evomerge.merge.methods import blocks
 from evomerge.merge.methods.della import by_magnitude
+from evomerge.merge.mixes.masks import mask_key, uniform
 from evomerge.recipes.method_spec import Scalar
 
 sparsify = pytest.importorskip("mergekit.sparsify")

@@ -9,7 +9,7 @@ from merge.carry_out import carry_out
 from evomerge.errors import ConfigError
 from evomerge.merge.methods import merge_method, mix_method, registry, specs
 from evomerge.merge.methods.registry import Context, Values
-from evomerge.merge.mix import Mix, Statistics, weighted
+from evomerge.merge.mixes.mix import Mix, Statistics, weighted
 from evomerge.recipes.method_spec import ParameterSpec
 
 

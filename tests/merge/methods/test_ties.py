@@ -4,8 +4,8 @@ import pytest
 import torch
 from merge.carry_out import merged, weights
 
-from evomerge.merge.mix import Cut
-from evomerge.merge.torch_mix import TensorStatistics, cut_
+from evomerge.merge.mixes.mix import Cut
+from evomerge.merge.mixes.torch_mix import TensorStatistics, cut_
 from evomerge.recipes.method_spec import Scalar
 
 

@@ -1,0 +1,83 @@
+"""Statistics that are computed once per pool: the candidates of a search share their sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evomerge.merge.execution.sources import Notes
+from evomerge.merge.mixes.cpu_statistics import CpuStatistics, Window
+from evomerge.merge.mixes.mix import Cut
+from evomerge.merge.mixes.torch_mix import TensorStatistics
+
+
+class NotedStatistics:
+    """`mix.Statistics` of a tensor, looked up in notes before they are computed.
+
+    Args:
+        inputs, base: flat tensors on one device.
+        shape: of the tensor.
+        keys: mask keys of the inputs.
+        names: what the inputs and, last, the base are called in the notes.
+        notes: of the pool.
+        window: how much of mapped tensors on the CPU may take memory at a time.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[torch.Tensor],
+        base: torch.Tensor | None,
+        shape: tuple[int, ...],
+        keys: Sequence[int],
+        names: Sequence[Hashable],
+        notes: Notes,
+        window: Window | None = None,
+    ) -> None:
+        self._tensors = inputs, base
+        self._names, self._base = tuple(names[: len(inputs)]), tuple(names[len(inputs) :])
+        self._keys, self._notes, self._window = keys, notes, window
+        self.shape, self.has_base = shape, base is not None
+
+    @cached_property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @cached_property
+    def _found(self) -> CpuStatistics | TensorStatistics:
+        """What computes them: many methods ask for nothing."""
+        inputs, base = self._tensors
+        if inputs[0].device.type == "cpu":
+            return CpuStatistics(inputs, base, self.shape, self._keys, self._window)
+        return TensorStatistics(inputs, base, self.shape, self._keys)
+
+    def gram(self, differences: bool = False) -> NDArray[np.float64]:
+        """Inner products of the inputs, or of their task vectors."""
+        base = self._base if differences else ()
+        return self._notes.small(("gram", *self._names, base), lambda: self._found.gram(differences))
+
+    def cut(self, index: int, first: int, last: int) -> Cut | None:
+        """What keeps the ranks from `first` to `last`."""
+        name = (self._names[index], *self._base)
+        return self._notes.small(("cut", name, first, last), lambda: self._cut(name, index, first, last))
+
+    def _cut(self, name: tuple[Hashable, ...], index: int, first: int, last: int) -> Cut | None:
+        found = self._found
+        if not isinstance(found, CpuStatistics):
+            return found.cut(index, first, last)
+        order = self._notes.large(("order", name), 4 * self.count, lambda: found.order(index))
+        if order is not None:
+            return found.cut_from_order(order, index, first, last)
+        ranks = self._notes.small(("ranks", name), lambda: found.ranks(index))
+        return found.cut_from(ranks, index, first, last)
+
+    def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
+        """The share of the sum of magnitudes that a cut and a random mask leave."""
+        key = self._keys[index] if density is not None else None
+        name = ("kept", self._names[index], self._base, cut, density, key)
+        return self._notes.small(name, lambda: self._found.magnitude_kept(index, cut, density))

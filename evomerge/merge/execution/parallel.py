@@ -1,0 +1,109 @@
+"""Many slices at once: all is prepared first, then every thread has the same number of elements to merge."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from evomerge.merge.execution.engine import Made, SliceMerge, TensorMerge
+from evomerge.merge.execution.sources import Sources
+from evomerge.merge.mixes.cpu_mix import PART, MixCall
+from evomerge.merge.planning.slice_plan import SlicePlan
+
+
+@dataclass
+class _Job:
+    """A tensor to merge.
+
+    Attributes:
+        slice, index: numbers of its slice and, within that, of the tensor.
+        merge, call, out: what merges it, ready, and into what.
+        bad: whether a result is not finite.
+    """
+
+    slice: int
+    index: int
+    merge: TensorMerge
+    call: MixCall
+    out: torch.Tensor
+    bad: bool = False
+
+
+def merge_slices(
+    plans: Sequence[SlicePlan],
+    sources: Sources,
+    outs: Sequence[Mapping[str, torch.Tensor]],
+    made: Made | None = None,
+) -> list[float]:
+    """Merge slices into given tensors; returns the seconds that each took, as if it had all threads to itself.
+
+    Threads that run Python wait for each other, so they are given long calls of the kernels only.
+
+    Args:
+        plans: of the slices.
+        sources: the pool's tensors.
+        outs: for each, the tensors to write into by output name.
+        made: as for `engine.merge_slice`.
+
+    Raises:
+        EvomergeError: a tensor cannot be read or merged; it is named.
+    """
+    merges = [SliceMerge(plan, sources.pool, sources, made) for plan in plans]
+    seconds, jobs = [0.0] * len(plans), list[_Job]()
+    for number, (plan, merge) in enumerate(zip(plans, merges, strict=True)):
+        start = time.perf_counter()
+        for part in plan.parts:
+            for index in part.tensors:
+                out = outs[number][plan.tensors[index]]
+                ready = merge.prepared(part, index, out) if sources.device.type == "cpu" else None
+                if ready is None:
+                    merge.tensor(part, index, out)
+                else:
+                    jobs.append(_Job(number, index, *ready, out))
+        seconds[number] = time.perf_counter() - start
+    _run(jobs, seconds)
+    for job in jobs:
+        if job.bad:
+            with merges[job.slice].naming(job.index):
+                raise job.merge.not_finite(job.out.dtype)
+    return seconds
+
+
+def _run(jobs: Sequence[_Job], seconds: list[float]) -> None:
+    """Carry all jobs out, each thread an equal share of the elements."""
+    total = sum(job.call.count for job in jobs)
+    threads = max(1, min(torch.get_num_threads(), -(-total // PART)))
+    shares: list[list[tuple[_Job, int, int]]] = [[]]
+    room = share = -(-total // threads // PART) * PART
+    for job in jobs:
+        begin = 0
+        while begin < job.call.count:
+            if room <= 0:
+                shares.append([])
+                room = share
+            # A part begins at a multiple of `PART`, which whole vectors and partial sums want.
+            end = min(begin + -(-room // PART) * PART, job.call.count)
+            shares[-1].append((job, begin, end))
+            room -= end - begin
+            begin = end
+    spent = [[0.0] * len(seconds) for _ in shares]
+
+    def work(number: int) -> None:
+        for job, begin, end in shares[number]:
+            start = time.perf_counter()
+            job.bad |= bool(job.call(begin, end))
+            spent[number][job.slice] += (time.perf_counter() - start) / len(shares)
+
+    helpers = [threading.Thread(target=work, args=(i,), name=f"merge-{i}") for i in range(1, len(shares))]
+    for helper in helpers:
+        helper.start()
+    work(0)
+    for helper in helpers:
+        helper.join()
+    for each in spent:
+        for number, took in enumerate(each):
+            seconds[number] += took

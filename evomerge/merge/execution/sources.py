@@ -1,0 +1,159 @@
+"""The pool's tensors where merging happens, and what is known of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from evomerge.merge.cache.merged_slice import ALIGNMENT
+from evomerge.models.pool import Pool
+
+T = TypeVar("T")
+
+_DEVICE_SHARE, _HOST_SHARE, _NOTES_SHARE = 0.5, 0.25, 0.25
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Bytes of source tensors to keep near the device; what fits nowhere is read from the mapped files.
+
+    Attributes:
+        device: on an accelerator.
+        host: in pinned host memory, for an accelerator; sources on the CPU are mapped and cost nothing.
+        notes: of what is derived from sources once for all candidates: orders of magnitudes.
+    """
+
+    device: int
+    host: int
+    notes: int
+
+    @staticmethod
+    def measured(device: torch.device, workers: int = 1) -> Placement:
+        """Shares of what is free: half of the device, a quarter of the host, divided among the host's workers."""
+        host = free_memory(torch.device("cpu")) // max(workers, 1)
+        if device.type == "cpu":
+            return Placement(0, 0, int(host * _NOTES_SHARE))
+        own = free_memory(device)
+        return Placement(int(own * _DEVICE_SHARE), int(host * _HOST_SHARE), 0)
+
+
+class Sources:
+    """Source tensors in their stored dtype, on the device or on the way to it, and notes about them.
+
+    What is kept changes the time that a merge takes and never its result.
+
+    Args:
+        pool: the source models.
+        device: where merging happens.
+        placement: how much to keep where; measured by default.
+    """
+
+    def __init__(self, pool: Pool, device: str | torch.device = "cpu", placement: Placement | None = None) -> None:
+        self.pool = pool
+        self.device = torch.device(device)
+        self.placement = placement or Placement.measured(self.device)
+        self.notes = Notes(self.placement.notes)
+        self.device_bytes = self.host_bytes = 0
+        self._kept: dict[tuple[str, str], torch.Tensor] = {}
+
+    def flat(self, model: str, name: str) -> torch.Tensor:
+        """A tensor of a model as one dimension on the device, in its stored dtype: not to be written to."""
+        kept = self._kept.get((model, name))
+        if kept is None:
+            kept = self.pool.read(model, name).view(-1)
+            if self.device.type != "cpu":
+                kept = self._placed(kept)
+            self._kept[model, name] = kept
+        return kept if kept.device == self.device else kept.to(self.device, non_blocking=True)
+
+    def aligned(self, model: str, name: str) -> torch.Tensor | None:
+        """The same where a model can use it in place: on the device, at a multiple of 64 bytes; ``None`` elsewhere.
+
+        Files rarely align their tensors: those of the CPU are copied once, within the budget for notes.
+        """
+        tensor = self.flat(model, name)
+        if self.device.type != "cpu":
+            return tensor if self._kept[model, name].device == self.device else None
+        if tensor.data_ptr() % ALIGNMENT == 0:
+            return tensor
+        return self.notes.large(("aligned", model, name), tensor.nbytes, tensor.clone, at_once=True)
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor on the device or pinned, while there is room; else as it is, mapped from its file."""
+        if tensor.nbytes <= self.placement.device - self.device_bytes:
+            self.device_bytes += tensor.nbytes
+            return tensor.to(self.device)
+        if self.device.type == "cuda" and tensor.nbytes <= self.placement.host - self.host_bytes:
+            self.host_bytes += tensor.nbytes
+            return tensor.pin_memory()
+        return tensor
+
+
+@dataclass
+class Notes:
+    """What was found out about source tensors, for the candidates to come.
+
+    Attributes:
+        budget: bytes for the large ones (`large`); the small ones are numbers.
+        used: bytes of the large ones.
+    """
+
+    budget: int
+    used: int = 0
+    _small: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _large: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _asked: set[Hashable] = field(default_factory=set, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def small(self, key: Hashable, find: Callable[[], T]) -> T:
+        """What `find` returned when `key` was first asked for."""
+        try:
+            found: T = self._small[key]
+        except KeyError:
+            found = find()
+            with self._lock:
+                if len(self._small) >= _MOST_NOTES:  # of continuous parameters, say: those of old candidates
+                    del self._small[next(iter(self._small))]
+                self._small[key] = found
+        return found
+
+    def large(self, key: Hashable, cost: int, find: Callable[[], T], *, at_once: bool = False) -> T | None:
+        """The same for what takes `cost` bytes to keep; ``None`` where there is no room, and the first time that it is
+        asked for, unless `at_once`: what takes long to find is found when it is wanted again."""
+        if key not in self._large:
+            if cost > self.budget - self.used:
+                return None
+            if not at_once and key not in self._asked:
+                self._asked.add(key)
+                return None
+            found = find()
+            with self._lock:  # another thread may have been as fast
+                self.used += cost if key not in self._large else 0
+                self._large[key] = found
+        kept: T | None = self._large[key]
+        return kept
+
+
+_MOST_NOTES = 1 << 18
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a device (for the CPU: in main memory)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (ValueError, OSError, AttributeError):
+        return 0

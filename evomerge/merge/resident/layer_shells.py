@@ -1,0 +1,197 @@
+"""Layers of a resident model in any number and order: shells that hold no weights of their own.
+
+A shell is a copy of a layer's modules that shares nothing with it but what is not learned. Its parameters point to the
+tensors of whichever source layer the path wants there; what else a layer is (see `layer_kinds`) follows the source.
+Each place in the path has shells of its own, one per kind, so that every place has its own key-value cache even where
+a layer repeats.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from evomerge.errors import RecipeError
+from evomerge.merge.resident.layer_kinds import Kind, Kinds
+from evomerge.merge.resident.module_slices import ModuleSlice, ModuleSlices
+from evomerge.models.architecture.layout import find_layers, skeleton
+from evomerge.models.pool import Pool
+from evomerge.recipes.slices import LAYER_COMPONENTS, Component, SliceId
+
+
+class Factor:
+    """A forward hook that multiplies what a module gives; nothing happens at 1."""
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        """The scaled output; of several, the first is what goes to the residual stream."""
+        if self.value == 1.0:
+            return None
+        if isinstance(output, tuple):
+            return (output[0] * self.value, *output[1:])
+        return output * self.value
+
+
+@dataclass(eq=False)
+class Shell:
+    """A layer in one place of the path.
+
+    Attributes:
+        module: the layer.
+        slices: its slices by component.
+        factors: what its residual outputs are multiplied by, of components that were ever scaled.
+    """
+
+    module: nn.Module
+    slices: Mapping[Component, ModuleSlice]
+    factors: dict[Component, Factor] = field(default_factory=dict)
+
+
+class Shells:
+    """The layers of a resident model, which paths of any depth are made of.
+
+    Args:
+        module: as `from_pretrained` loaded it.
+        pool: the source models.
+        slices: of the module.
+    """
+
+    def __init__(self, module: nn.Module, pool: Pool, slices: ModuleSlices) -> None:
+        self._pool, self._slices = pool, slices
+        self._prefix, self._list = find_layers(module)
+        self._config: Any = module.config.get_text_config()  # type: ignore[operator,union-attr]
+        own = []
+        for number, layer in enumerate(self._list):
+            ids = (SliceId(component, number) for component in LAYER_COMPONENTS)
+            own.append(Shell(layer, {s.component: slices.of(s) for s in ids if s in slices.forms}))
+        self.own = tuple(own)
+        self.path: tuple[Shell, ...] = self.own
+        self._found: Kinds | None = None
+        self._of_models: dict[str, Sequence[Kind | None]] = {}
+        self._made: dict[tuple[int, Kind], Shell] = {}
+
+    @property
+    def _kinds(self) -> Kinds:
+        """The kinds of the module's own layers: first asked for while they are as they were loaded."""
+        if self._found is None:
+            self._found = Kinds([shell.module for shell in self.own], self._config)
+            self._made = {(i, kind): self.own[i] for i, kind in enumerate(self._found.own)}
+        return self._found
+
+    def every(self) -> set[ModuleSlice]:
+        """The slices of all layers that there ever were."""
+        return {place for shell in {*self.own, *self._made.values()} for place in shell.slices.values()}
+
+    def arrange(self, origins: Sequence[tuple[str, int]]) -> tuple[Shell, ...]:
+        """Make the module's layers shells for a path; returns them. Their weights are still what they were.
+
+        Args:
+            origins: for each place, the model and the layer that it follows in all but weights.
+
+        Raises:
+            RecipeError: layers of this architecture cannot be put elsewhere, or the resident model has none like one
+                of them.
+        """
+        if len(origins) == len(self.own) and all(place == layer for place, (_, layer) in enumerate(origins)):
+            path = self.own
+            kinds: Sequence[Kind] = ()
+        else:
+            kinds = [self._kind(model, layer) for model, layer in origins]
+            path = tuple(self._shell(place, kind) for place, kind in enumerate(kinds))
+        if path == self.path:
+            return path
+        modules = self._list._modules
+        modules.clear()
+        modules.update({str(place): shell.module for place, shell in enumerate(path)})
+        self._config.num_hidden_layers = len(path)
+        for name, values in (self._found.lists if self._found is not None else {}).items():
+            setattr(self._config, name, [kind.entries[name] for kind in kinds] if kinds else values)
+        self.path = path
+        return path
+
+    def scale(self, shell: Shell, component: Component, factor: float) -> None:
+        """Multiply what a component of a shell adds to the residual stream by `factor`.
+
+        Raises:
+            RecipeError: the architecture's residual outputs cannot be scaled.
+        """
+        known = shell.factors.get(component)
+        if known is None:
+            if factor == 1.0:
+                return
+            known = shell.factors[component] = Factor()
+            residual = self._pool.residual
+            if residual.unscalable:
+                raise RecipeError(f"a scale of {factor} on {component}", residual.unscalable)
+            for name in residual.writers[component]:
+                shell.module.get_submodule(name).register_forward_hook(known)
+        known.value = factor
+
+    def _kind(self, model: str, layer: int) -> Kind:
+        """The kind of a source layer, as the module has it."""
+        kinds = self._kinds
+        if layer < len(self.own):
+            kind: Kind | None = kinds.own[layer]
+        else:
+            if model not in self._of_models:
+                from transformers import AutoConfig
+
+                remote = self._pool.trust_remote_code
+                config = AutoConfig.from_pretrained(str(self._pool.folder(model)), trust_remote_code=remote)
+                layers = list(find_layers(skeleton(config, remote))[1])
+                self._of_models[model] = kinds.like(layers, config.get_text_config())
+            kind = self._of_models[model][layer]
+        if kind is None:
+            raise RecipeError(
+                f"layer {layer} of {model} is of a kind that {self._pool.info.config_from} has no layer of",
+                "layers of the kinds that the model which gives the configuration has",
+                "let the deepest model of the pool be its base, or its first",
+            )
+        if kind.refers:
+            raise RecipeError(
+                f"layer {layer} of {model} refers to other layers by number ({', '.join(kind.refers)})",
+                "architectures whose layers stand for themselves can change their order and number",
+            )
+        return kind
+
+    def _shell(self, place: int, kind: Kind) -> Shell:
+        if (place, kind) not in self._made:
+            self._made[place, kind] = self._build(place, kind)
+        return self._made[place, kind]
+
+    @torch.no_grad()
+    def _build(self, place: int, kind: Kind) -> Shell:
+        """A shell of a kind for a place in the path, without weights."""
+        template = kind.module
+        memo: dict[int, Any] = {
+            id(module.config): module.config for module in template.modules() if _has_config(module)
+        }
+        for parameter in template.parameters():
+            memo[id(parameter)] = nn.Parameter(parameter.new_empty(0), parameter.requires_grad)
+        for buffer in template.buffers():
+            memo[id(buffer)] = buffer.detach()  # the same memory under an object of its own
+        module = copy.deepcopy(template, memo)
+        for part in module.modules():
+            for name in self._kinds.numbers & vars(part).keys():
+                if type(getattr(part, name)) is int and getattr(part, name) == kind.layer:
+                    setattr(part, name, place)
+            for number in [n for n, hook in part._forward_hooks.items() if isinstance(hook, Factor)]:
+                del part._forward_hooks[number]
+        names = dict(template.named_parameters()) | dict(template.named_buffers())
+        copies = dict(module.named_parameters()) | dict(module.named_buffers())
+        prefix = f"{self._prefix}.{kind.layer}."
+        tensors = {f"{prefix}{name}": copies[name] for name in names}
+        ids = (SliceId(component, kind.layer) for component in LAYER_COMPONENTS)
+        slices = {s.component: self._slices.within(s, tensors) for s in ids if s in self._slices.forms}
+        return Shell(module, slices)
+
+
+def _has_config(module: nn.Module) -> bool:
+    return hasattr(module, "config") and not isinstance(module.config, nn.Module)

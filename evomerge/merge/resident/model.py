@@ -1,0 +1,314 @@
+"""The resident model: built once, then moved from candidate to candidate slice by slice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+
+from evomerge.errors import RecipeError
+from evomerge.merge.cache.memory_cache import MemoryCache
+from evomerge.merge.cache.merged_slice import Merged
+from evomerge.merge.cache.shared_cache import SharedCache
+from evomerge.merge.execution.engine import TORCH_DTYPES, merge_slice
+from evomerge.merge.execution.parallel import merge_slices
+from evomerge.merge.execution.sources import Placement, Sources, free_memory
+from evomerge.merge.execution.stage_slices import StageSlices
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan, SlicePlan, held_as, origin_of
+from evomerge.merge.resident.layer_shells import Shells
+from evomerge.merge.resident.live_slices import LiveSlices
+from evomerge.merge.resident.loading import load_module, load_tokenizer
+from evomerge.merge.resident.merge_count import MergeCount
+from evomerge.merge.resident.module_slices import ModuleSlice, ModuleSlices
+from evomerge.merge.resident.spread import SPREAD, anywhere, load_spread, moved, put, require_own_order
+from evomerge.models.architecture.layout import skeleton
+from evomerge.models.loaded import LoadedModel
+from evomerge.models.pool import Pool
+from evomerge.recipes.slices import SliceId
+
+CACHE_SHARE = 0.25
+"""Of the memory that is free when the model has been loaded: what merged slices may take, unless told otherwise."""
+
+BATCH = 1 << 26
+"""Bytes of slices that are merged at a time: what they replace is used again for the next."""
+
+
+class Resident:
+    """One transformers model in memory that is moved from plan to plan, of any number of layers.
+
+    It is loaded by `from_pretrained` from the model that gives the pool's configuration, so that buffers,
+    attention implementation and generation settings are those of an ordinary load. Slices are never written in place:
+    a changed slice gets memory of its own and what it replaces goes into the cache, so that neither keeping nor
+    fetching a slice moves a byte. Layers of a path are shells (see `shells`) that point to the tensors of the source
+    layers, and what they add to the residual stream is scaled on its way; merged slices that repeat are held once.
+
+    Args:
+        pool: the source models.
+        device: where the model lives and merging happens; ``spread`` for all GPUs, of which the first merges.
+        attn_implementation: as in `from_pretrained`; ``None`` leaves the choice to transformers.
+        placement: how much of the sources to keep where (see `sources.Sources`); measured by default.
+        cache: bytes of merged slices to keep besides those in the model; a quarter of what is free by default.
+        shared: the cache that the node's workers share, or ``None``.
+        workers: among how many what is free is divided, where `placement` or `cache` are not given.
+
+    Raises:
+        PoolError: transformers cannot load the model.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        device: str | torch.device = "cpu",
+        attn_implementation: str | None = None,
+        placement: Placement | None = None,
+        cache: int | None = None,
+        shared: SharedCache | None = None,
+        workers: int = 1,
+    ) -> None:
+        self.pool = pool
+        self.dtype = pool.info.dtype
+        self._spread = device == SPREAD
+        if self._spread:
+            module = load_spread(pool, attn_implementation)
+        else:
+            module = load_module(pool, attn_implementation).to(torch.device(device))
+        self.model = LoadedModel(
+            module,
+            load_tokenizer(pool),
+            TORCH_DTYPES[self.dtype],
+            module.device,
+            str(pool.folder(pool.info.config_from)),
+        )
+        self.sources = Sources(pool, module.device, placement or Placement.measured(module.device, workers))
+        # Converters look at the configuration and shapes of a module, which must not change under them.
+        reference = skeleton(pool.config, pool.trust_remote_code) if pool.layout.joins else module
+        slices = ModuleSlices(module, pool.layout, reference)
+        self._outer = {s: slices.of(s) for s in pool.layout.slices if s.layer is None}
+        self._shells = Shells(module, pool, slices)
+        self._shared = shared
+        if cache is None:
+            cache = int(free_memory(module.device) * CACHE_SHARE / workers)
+        self._places = set(self._own().values())
+        self._memory = MemoryCache(cache, start=sum(place.nbytes for place in self._places) // 4)
+        self._live = LiveSlices(self._memory)
+        self._references: dict[str, Merged] = {}
+        own = make_plan(pool.info.linear({pool.info.config_from: 1.0}), pool)
+        given, stored = pool.checkpoints[pool.info.config_from], pool.stored[pool.info.config_from]
+        for entry in own.slices:
+            place = self._own()[entry.slice]
+            # A tensor that the module keeps in another dtype is not what merging the same model would give it; nor is
+            # one that an adapter changes, which the module was loaded without.
+            same = all(dtype == self.model.dtype for _, dtype in place.shapes)
+            if same and not any(stored[name] in given.changed for name in entry.tensors):
+                place.key = put(entry, place, self.model.device).key
+                self._live.claim(place.key, place.held)
+
+    def _own(self) -> dict[SliceId, ModuleSlice]:
+        """The slices that the model was loaded with."""
+        layers = enumerate(self._shells.own)
+        return self._outer | {SliceId(c, i): place for i, shell in layers for c, place in shell.slices.items()}
+
+    def forget(self) -> None:
+        """Take the model's slices for none that is known: the next plan is computed whole."""
+        self._live.forget(self._shells.every() | self._places)
+
+    def spare_memory(self) -> None:
+        """Let go of what is only kept to save time."""
+        self._memory.clear()
+        self.pool.release()
+
+    def close(self) -> None:
+        """Leave the shared cache."""
+        if self._shared is not None:
+            self._shared.close()
+
+    def apply(self, plan: Plan) -> MergeCount:
+        """Make the model the one that `plan` describes, computing only slices that are nowhere to be had.
+
+        Raises:
+            RecipeError: the plan's dtype is not the model's, or layers cannot be put where it wants them.
+            EvomergeError: a slice cannot be merged; the model is then a mixture of two.
+        """
+        if plan.dtype != self.dtype:
+            raise RecipeError(f"the recipe's dtype is {plan.dtype}", f"the resident model is in {self.dtype}")
+        count, start = MergeCount(), time.perf_counter()
+        places = self._arranged(plan)
+        changed: list[tuple[SlicePlan, ModuleSlice, Merged | None]] = []
+        for entry, place in places:
+            count.bytes += place.nbytes
+            if place.key == entry.key:
+                count.kept += 1
+                count.saved += place.held.cost
+            else:
+                changed.append((entry, place, self._find(entry, place, count)))
+        self._leave({place for _, place in places})
+        # The model has what is replaced until it gets others; should merging fail, that is known to be nobody's.
+        for _, place, _ in changed:
+            self._live.release(place)
+        missing: dict[str, tuple[SlicePlan, list[ModuleSlice]]] = {}
+        for entry, place, found in changed:
+            if found is not None:
+                place.take(entry.key, found)
+            else:
+                missing.setdefault(entry.key, (entry, []))[1].append(place)
+        for batch in self._batches(missing.values()):
+            self._compute(batch, count)
+        count.seconds = time.perf_counter() - start
+        return count
+
+    def _arranged(self, plan: Plan) -> list[tuple[SlicePlan, ModuleSlice]]:
+        """The plan's slices, as they are to be held, and the places for them, once the layers are those of its path.
+
+        Raises:
+            RecipeError: the layers cannot be put there, or some slice has no place.
+        """
+        layers: dict[int, list[SlicePlan]] = {}
+        places: list[tuple[SlicePlan, ModuleSlice]] = []
+        for entry in plan.slices:
+            if entry.slice.layer is not None:
+                layers.setdefault(entry.slice.layer, []).append(entry)
+            elif entry.slice in self._outer:
+                places.append((held_as(entry), self._outer[entry.slice]))
+        origins = [origin_of(layers[layer][0]) for layer in range(len(layers))]
+        if self._spread:
+            require_own_order(origins, len(self._shells.own))
+        shells = self._shells.arrange(origins)
+        for shell, entries in zip(shells, layers.values(), strict=True):
+            for entry in entries:
+                component = entry.slice.component
+                if component in shell.slices:
+                    places.append((held_as(entry), shell.slices[component]))
+                    self._shells.scale(shell, component, entry.scale)
+        wanted = len(self._outer) + sum(len(shell.slices) for shell in shells)
+        if not len(places) == wanted == len(plan.slices):
+            raise RecipeError(
+                f"the recipe makes {len(plan.slices)} slices",
+                f"a resident model with its {len(shells)} layers has {wanted}",
+            )
+        return [(put(entry, place, self.model.device), place) for entry, place in places]
+
+    def _leave(self, now: set[ModuleSlice]) -> None:
+        """Let go of what was merged for layers that are no longer in the model."""
+        for place in self._places - now:
+            if place.key not in self._references:  # a source's tensors may stay until they are wanted again
+                self._live.release(place)
+                place.empty()
+        self._places = now
+
+    def _find(self, entry: SlicePlan, place: ModuleSlice, count: MergeCount) -> Merged | None:
+        """The slice from the nearest place that has it."""
+        found = self._live.get(entry.key)
+        if found is not None:  # elsewhere in the model
+            count.kept += 1
+            count.saved += found.cost
+            self._live.claim(entry.key, found)
+            return found
+        found = self._reference(entry, place)
+        if found is not None:
+            count.referenced += 1
+            return found
+        found = self._memory.take(entry.key)
+        if found is not None:
+            count.memory += 1
+        else:
+            found = self._shared.get(anywhere(entry.key)) if self._shared is not None else None
+            if found is None:
+                return None
+            count.shared += 1
+            found = moved(found, place.device)
+        count.saved += found.cost
+        self._live.claim(entry.key, found)
+        return found
+
+    def _batches(
+        self, missing: Iterable[tuple[SlicePlan, list[ModuleSlice]]]
+    ) -> Iterator[list[tuple[SlicePlan, list[ModuleSlice]]]]:
+        """Slices to merge at a time: on the CPU enough for every thread, elsewhere one."""
+        batch: list[tuple[SlicePlan, list[ModuleSlice]]] = []
+        size = 0
+        for entry, places in missing:
+            batch.append((entry, places))
+            size += places[0].nbytes
+            if size >= BATCH or self.model.device.type != "cpu":
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _reference(self, entry: SlicePlan, place: ModuleSlice) -> Merged | None:
+        """A slice that is a source's own, where it lies; ``None`` where it must be copied."""
+        known = self._references.get(entry.key)
+        if known is not None:
+            return known
+        source = entry.unchanged
+        if source is None or source.made is not None or not place.is_direct or place.device != self.model.device:
+            return None
+        tensors = []
+        for name, like, (shape, dtype) in zip(source.tensors, entry.like, place.shapes, strict=True):
+            if not self.pool.is_merged(like):
+                return None
+            tensor = self.sources.aligned(source.model, name)
+            if tensor is None or tensor.dtype != dtype or dtype != self.model.dtype:
+                return None
+            tensors.append(tensor.view(shape))
+        self._references[entry.key] = merged = Merged(tuple(tensors), owned=False)
+        return merged
+
+    def _compute(self, batch: Sequence[tuple[SlicePlan, list[ModuleSlice]]], count: MergeCount) -> None:
+        """Merge slices, each into memory of its own, for all places that want it."""
+        start = time.perf_counter()
+        entries = [entry for entry, _ in batch]
+        memories = [self._memory.empty(places[0].shapes, self.model.device) for _, places in batch]
+        try:
+            outs = [
+                places[0].out(entry.tensors, memory) for (entry, places), memory in zip(batch, memories, strict=True)
+            ]
+            seconds = merge_slices(entries, self.sources, outs, self._made)
+            for (_, places), out, memory in zip(batch, outs, memories, strict=True):
+                places[0].settle(out, memory)
+        except BaseException:
+            for memory in memories:
+                self._memory.recycle(Merged(memory))
+            raise
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+            seconds = [time.perf_counter() - start]
+        for (entry, places), memory, cost in zip(batch, memories, seconds, strict=True):
+            merged = Merged(memory, cost)
+            if places[0].device != self.model.device:
+                merged = moved(merged, places[0].device)
+                self._memory.recycle(Merged(memory))
+            for place in places:
+                self._live.claim(entry.key, merged)
+                place.take(entry.key, merged)
+            count.computed += 1
+            count.kept += len(places) - 1
+            count.computed_bytes += merged.nbytes
+            if self._shared is not None:
+                self._shared.offer(anywhere(entry.key), merged)
+
+    def _made(self, entry: SlicePlan) -> Mapping[str, torch.Tensor]:
+        """The tensors of an intermediate's slice, which the next candidates of a lineage will ask for again."""
+        kept = self._kept_stage(entry)
+        return kept or self._merge_stage(entry, StageSlices(entry, self._merge_stage, self._kept_stage))
+
+    def _kept_stage(self, entry: SlicePlan) -> Mapping[str, torch.Tensor] | None:
+        """The same where it is kept, as an intermediate or as the slice of an earlier candidate; ``None`` elsewhere."""
+        found = self._memory.peek(f"intermediate {entry.key}")
+        if found is None and not self.pool.layout.joins:  # otherwise a model's tensors are not those of a checkpoint
+            found = self._live.get(entry.key) or self._memory.peek(entry.key)
+            if found is None and self._shared is not None:
+                found = self._shared.get(anywhere(entry.key))
+                found = None if found is None else moved(found, self.model.device)
+        return None if found is None else dict(zip(entry.tensors, found.tensors, strict=True))
+
+    def _merge_stage(
+        self, entry: SlicePlan, made: Callable[[SlicePlan], Mapping[str, torch.Tensor]]
+    ) -> Mapping[str, torch.Tensor]:
+        """Merge it, and keep it for those who come."""
+        start = time.perf_counter()
+        tensors = merge_slice(entry, self.pool, sources=self.sources, made=made)
+        self._memory.put(f"intermediate {entry.key}", Merged(tuple(tensors.values()), time.perf_counter() - start))
+        return tensors
