@@ -13,15 +13,15 @@ import numpy as np
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.objectives import Objective
 from evomerge.protocols import Block, Scores, Stop
-from fitness._lm_eval_terms import RESPONSE_LENGTH, check_fewshot, check_limit, parse_terms, plain
-from fitness._response_length import generates, response_lengths
+from fitness._lm_eval.response_length import generates, response_lengths
+from fitness._lm_eval.terms import RESPONSE_LENGTH, check_fewshot, check_limit, parse_terms, plain
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
-    from fitness._lm_eval_loading import TaskSet
-    from fitness._lm_eval_objective import WeighedTerm
-    from fitness._lm_eval_scoring import RawValues, TaskScorer
-    from fitness._lm_eval_session import Session
+    from fitness._lm_eval.loading import TaskSet
+    from fitness._lm_eval.objective import WeighedTerm
+    from fitness._lm_eval.scoring import RawValues, TaskScorer
+    from fitness._lm_eval.session import Session
 
 
 @dataclass
@@ -152,7 +152,7 @@ class LmEvalFitness:
 
     def work(self) -> dict[str, int]:
         """What a candidate asks of a model: ``documents``, ``texts`` read, tokens ``written`` at most."""
-        from fitness._lm_eval_work import count_work
+        from fitness._lm_eval.work import count_work
 
         return count_work(self._loaded(), self._prompts["limit"], self._prompts["gen_kwargs"])
 
@@ -170,10 +170,10 @@ class LmEvalFitness:
         Raises:
             FitnessError: what `check` finds; prompts that cannot be built; targets that do not fit the model.
         """
-        from fitness._lm_eval_building import BuildSettings, build_requests, fingerprint
-        from fitness._lm_eval_model import resident_lm
-        from fitness._lm_eval_scoring import TaskScorer
-        from fitness._lm_eval_session import Session
+        from fitness._lm_eval.building import BuildSettings, build_requests, fingerprint
+        from fitness._lm_eval.model import resident_lm
+        from fitness._lm_eval.scoring import TaskScorer
+        from fitness._lm_eval.session import Session
 
         tasks = self._loaded()
         lm = resident_lm(
@@ -222,8 +222,8 @@ class LmEvalFitness:
         Raises:
             FitnessError: a score that is not finite, naming the task and document.
         """
-        from fitness._lm_eval_objective import group_metrics, objectives
-        from fitness._lm_eval_scoring import all_items, all_metrics
+        from fitness._lm_eval.objective import group_metrics, objectives
+        from fitness._lm_eval.scoring import all_items, all_metrics
 
         start = time.perf_counter()
         ready = self._ready()
@@ -260,7 +260,7 @@ class LmEvalFitness:
 
     def texts(self, most: int) -> dict[str, list[Mapping[str, str]]]:
         """What the first documents of every task ask, and the right answers: for reports."""
-        from fitness._lm_eval_texts import texts
+        from fitness._lm_eval.texts import texts
 
         tasks = self._loaded()
         with copy.copy(self._generators):
@@ -277,9 +277,9 @@ class LmEvalFitness:
 
     def _loaded(self) -> TaskSet:
         if self._tasks is None:
-            from fitness._lm_eval_loading import load_tasks
-            from fitness._lm_eval_objective import weigh
-            from fitness._lm_eval_surroundings import StockGenerators
+            from fitness._lm_eval.isolation import StockGenerators
+            from fitness._lm_eval.loading import load_tasks
+            from fitness._lm_eval.objective import weigh
 
             self._generators = StockGenerators()
             with self._generators:

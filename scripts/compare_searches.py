@@ -21,7 +21,7 @@ import numpy as np
 
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.report.history import read_history
-from evomerge.report.run_reader import RunRecord, Scored, headlines, read_run, task_name
+from evomerge.report.outcome import RunRecord, Scored, headlines, read_run, task_name
 from evomerge.report.statistics import Comparison, Floats, compare
 from evomerge.report.table import p_text
 

@@ -35,11 +35,12 @@ from evomerge.report.summary import summarize
 from evomerge.report.table import render
 from evomerge.run.checkpoint import Checkpoint, read_checkpoints
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Ledger, canonical_events, evaluation_of, read_items, read_ledger
+from evomerge.run.items import read_items
+from evomerge.run.ledger import Ledger, canonical_events, evaluation_of, read_ledger
 from evomerge.run.ledger_file import encode
+from evomerge.run.record import Record
 from evomerge.run.state_files import to_bytes
 from evomerge.search.warm_start import WarmStart
-from evomerge.session.replay import Record
 from evomerge.session.resume import open_run
 
 SLICES = ("embed", "layers.0.attn", "layers.0.mlp", "layers.0.norm", "layers.1.attn", "layers.1.mlp", "final_norm")

@@ -38,7 +38,7 @@ from evomerge.genomes.arrays import ArraySpec, numbers
 from evomerge.protocols import Strategy
 from evomerge.search.in_flight import Flight
 from evomerge.session.parts import build_parts
-from evomerge.strategies.crossover import Cut, child_of
+from evomerge.strategies.variation.crossover import Cut, child_of
 from evomerge.utils.files import write_text_atomic
 from fitness.digits import DigitsFitness
 

@@ -25,8 +25,9 @@ from evomerge.genomes.genome import Genome
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Ledger, LedgerError, TornLine, canonical_events, evaluation_of, read_items, read_ledger
-from evomerge.run.ledger_file import encode
+from evomerge.run.items import read_items
+from evomerge.run.ledger import Ledger, canonical_events, evaluation_of, read_ledger
+from evomerge.run.ledger_file import LedgerError, TornLine, encode
 
 INFO = PoolInfo((("a", ModelRef("models/a", None, "sha256:1")),), ("a",), None, (SliceId("embed"),), 1, "float32")
 RIGHT = np.array([1.0, 0.0, 1.0, 1.0])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evomerge.errors import ConfigError
-from evomerge.population import Population, draw
+from evomerge.strategies.archives.population import Population, draw
 
 # Three members on four items: a knows items 0 and 1, b item 1, c item 2; nobody knows item 3.
 BINARY = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], dtype=float)

@@ -9,7 +9,8 @@ from evomerge.errors import OutputError
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Ledger, LedgerError
+from evomerge.run.ledger import Ledger
+from evomerge.run.ledger_file import LedgerError
 
 INFO = PoolInfo(
     (

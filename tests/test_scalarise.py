@@ -5,8 +5,8 @@ from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Gene, GenomeSpec
 from evomerge.objectives import Objective, Scalarisation
 from evomerge.search.incumbent import Incumbent
+from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 from evomerge.strategies.cma_es import CmaEs
-from evomerge.strategies.scalarised import SCALAR, Scalarised
 
 BOTH = (Objective("score"), Objective("length", "minimize"))
 BASELINES = [{"score": 0.2, "length": 100.0}, {"score": 0.6, "length": 300.0}]

@@ -16,11 +16,12 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import Ledger, canonical_events
+from evomerge.run.record import Record
 from evomerge.search.hooks import GaveUpError
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.search.phases import Phase
-from evomerge.session.replay import ContinuedLedger, Record, RecordedEvaluator
+from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
 from evomerge.strategies.cma_es import CmaEs
 
 POOL = PoolInfo(

@@ -27,12 +27,14 @@ from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.run.checkpoint import Checkpoints
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import Ledger, canonical_events, read_ledger
+from evomerge.run.record import Record
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.search.phases import Phase
 from evomerge.search.warm_start import Warmth
 from evomerge.session.checkpointing import StateSaver, begin
-from evomerge.session.replay import ContinuedLedger, Record, RecordedEvaluator
+from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
+from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 from evomerge.strategies.brute_force import BruteForce
 from evomerge.strategies.catcma import CatCma
 from evomerge.strategies.cma_es import CmaEs
@@ -45,7 +47,6 @@ from evomerge.strategies.map_elites import MapElites
 from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
 from evomerge.strategies.quasi_random import QuasiRandom
 from evomerge.strategies.random_search import RandomSearch
-from evomerge.strategies.scalarised import SCALAR, Scalarised
 
 ONE = (Objective("score"),)
 TWO = (Objective("score"), Objective("size", "minimize"))

@@ -10,7 +10,8 @@ from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe
-from evomerge.run.ledger import canonical_events, read_items, read_ledger
+from evomerge.run.items import read_items
+from evomerge.run.ledger import canonical_events, read_ledger
 from evomerge.search.warm_start import WarmStart
 
 SCORE = (Objective("score"),)

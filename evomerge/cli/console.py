@@ -92,8 +92,9 @@ def print_scores(title: str, evaluation: Evaluation) -> None:
 
 def print_result(run: Path, imports: Sequence[str] = ()) -> None:
     """The final table of a run, and what to do next; its merge methods may need `imports`."""
-    from evomerge.report.run_reader import NoBaselinesError
-    from evomerge.report.table import render, summarize
+    from evomerge.report.outcome import NoBaselinesError
+    from evomerge.report.summary import summarize
+    from evomerge.report.table import render
 
     needed = "".join(f" --import {module}" for module in imports)
     try:

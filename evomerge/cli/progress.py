@@ -25,11 +25,12 @@ from evomerge.cli.console import console, errors
 from evomerge.cli.log_file import RunLog
 from evomerge.cli.plain_console import PlainConsole
 from evomerge.protocols import Evaluator, Work
+from evomerge.report.progress import Tally
 from evomerge.report.status import RunStatus, State, status_of
 from evomerge.report.status_view import StatusPanel, duration, progress_line
-from evomerge.report.tally import Tally
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Event, read_ledger
+from evomerge.run.ledger import read_ledger
+from evomerge.run.ledger_file import Event
 from evomerge.session.signals import wanted
 from evomerge.utils.files import write_text_atomic
 

@@ -18,8 +18,6 @@ from evomerge.merge.cache.shared_cache import SharedCache, remove_if_unused
 from evomerge.merge.execution.sources import free_memory
 from evomerge.models.pool import Pool
 
-__all__ = ["CacheSettings", "open_shared", "sweep"]
-
 _LOG = logging.getLogger(__name__)
 _SHARED_MEMORY = Path("/dev/shm")
 

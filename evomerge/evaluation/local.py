@@ -13,9 +13,9 @@ from types import FrameType
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError
-from evomerge.evaluation.building import WorkerBuilder
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.worker import Worker
+from evomerge.evaluation.worker_builder import WorkerBuilder
 from evomerge.protocols import Work
 
 _NAME = "this process"

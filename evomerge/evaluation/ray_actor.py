@@ -13,8 +13,8 @@ from ray.exceptions import RayError
 from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError
-from evomerge.evaluation.building import WorkerBuilder
 from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.worker_builder import WorkerBuilder
 
 if TYPE_CHECKING:
     from evomerge.evaluation.worker import Worker

@@ -24,11 +24,11 @@ from ray.exceptions import (
 from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.evaluation.building import WorkerBuilder
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.ray_actor import Actor, cause
 from evomerge.evaluation.ray_cluster import Cluster
-from evomerge.evaluation.seats import Job, Seat, Seats
+from evomerge.evaluation.scheduler import Job, Seat, Seats
+from evomerge.evaluation.worker_builder import WorkerBuilder
 from evomerge.protocols import Work
 
 _LOG = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ import torch
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, EvomergeError, FitnessError, InfeasibleError, one_line
-from evomerge.evaluation.building import WorkerBuilder
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.caching import open_shared
 from evomerge.merge.planning.plan import make_plan
@@ -24,8 +23,6 @@ from evomerge.models.memory import give_back, out_of_memory
 from evomerge.models.pool import Pool
 from evomerge.protocols import Fitness, Scores
 from evomerge.recipes.recipe import Recipe
-
-__all__ = ["Worker", "WorkerBuilder", "choose_device"]
 
 _LOG = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 from evomerge.errors import PoolError
 from evomerge.models.architecture.layout import Layout
 from evomerge.models.architecture.names import NameMatch
-from evomerge.models.checkpoints.headers import read_json
-from evomerge.models.checkpoints.reader import FLOAT_DTYPES, Checkpoint
+from evomerge.models.checkpoints.headers import FLOAT_DTYPES, read_json
+from evomerge.models.checkpoints.reader import Checkpoint
 
 # Configuration keys that do not change what a model computes from its weights, or that are compared
 # by themselves (architecture, vocabulary). Every other difference is refused: a silent one would make

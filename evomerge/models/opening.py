@@ -15,9 +15,10 @@ from evomerge.models.architecture.names import NameMatch, match_names
 from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.adapter import Adapter
 from evomerge.models.checkpoints.folding import FoldedCheckpoint, warn_of_another_base
+from evomerge.models.checkpoints.headers import FLOAT_DTYPES
 from evomerge.models.checkpoints.location import locate
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
-from evomerge.models.checkpoints.reader import FLOAT_DTYPES, Checkpoint
+from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.pool import Pool
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe

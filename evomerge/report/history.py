@@ -13,7 +13,8 @@ from typing import Any
 from evomerge.candidate import Split
 from evomerge.objectives import Objective
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Event, LedgerError, TornLine, read_ledger
+from evomerge.run.ledger import read_ledger
+from evomerge.run.ledger_file import Event, LedgerError, TornLine
 
 Numbers = dict[str, float]
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
-from evomerge.report.tally import Tally, numbers
+from evomerge.report.progress import Tally, numbers
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import LedgerError, read_ledger
-from evomerge.run.ledger_file import lock_holder
+from evomerge.run.ledger import read_ledger
+from evomerge.run.ledger_file import LedgerError, lock_holder
 
 State = Literal["running", "ended", "dead", "damaged", "unknown"]
 SLICES = ("kept", "referenced", "memory", "shared", "computed")

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
-from evomerge.report.html.words import clean
 from evomerge.report.status import RunStatus
+from evomerge.report.words import clean
 
 _STATES = {
     "running": "bold green",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge.candidate import Split
 from evomerge.errors import FitnessError
-from evomerge.report.run_reader import RunRecord, Scored, headlines, read_run
+from evomerge.report.outcome import RunRecord, Scored, headlines, read_run
 from evomerge.report.statistics import Comparison, compare
 from evomerge.run.folder import RunFolder
 

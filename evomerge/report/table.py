@@ -7,11 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.report.run_reader import metric_name
+from evomerge.report.outcome import metric_name
 from evomerge.report.statistics import Comparison
-from evomerge.report.summary import Row, Summary, summarize
-
-__all__ = ["Summary", "distinct", "render", "summarize", "verdict"]
+from evomerge.report.summary import Row, Summary
 
 _WIDEST = 4  # tasks that fit beside the mean in 80 columns; the second table has them all
 _HEADING = 10  # letters

@@ -35,23 +35,9 @@ from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Items, Split, Status
 from evomerge.genomes.encoding import GenomeLog
 from evomerge.run.folder import RunFolder
-from evomerge.run.items import items_bytes, read_items
+from evomerge.run.items import items_bytes
 from evomerge.run.ledger_file import Event, LedgerError, LineFile, Lock, TornLine, decode, report_torn, scan
 from evomerge.utils.files import sync_file, sync_folder, write_bytes_atomic
-
-__all__ = [
-    "SCHEMA",
-    "Event",
-    "Ledger",
-    "LedgerError",
-    "RunFolder",
-    "TornLine",
-    "canonical_events",
-    "evaluation_of",
-    "items_bytes",
-    "read_items",
-    "read_ledger",
-]
 
 Kind = tuple[str, str]
 """Name of an event, and its split where it has one."""

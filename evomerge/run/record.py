@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from evomerge.candidate import Split
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import SESSION_EVENTS, Event, Kind, TornLine, kind_of
-from evomerge.run.ledger_file import LedgerError, decode, report_torn, scan
+from evomerge.run.ledger import SESSION_EVENTS, Kind, kind_of
+from evomerge.run.ledger_file import Event, LedgerError, TornLine, decode, report_torn, scan
 
 _NONE = array("q")
 

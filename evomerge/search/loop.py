@@ -34,9 +34,7 @@ from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import Phase
 from evomerge.search.state import Course
 from evomerge.search.warm_start import Warmth, cold
-from evomerge.strategies.capabilities import Injectable
-
-__all__ = ["BEST", "GaveUpError", "Interrupted", "Keeper", "Saver", "Search", "flying"]
+from evomerge.strategies.bases.capabilities import Injectable
 
 _LOG = logging.getLogger(__name__)
 BEST = "best"

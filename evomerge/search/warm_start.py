@@ -16,7 +16,9 @@ from evomerge.protocols import SearchSpace
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import read_recipe_file
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Event, evaluation_of, read_items, read_ledger
+from evomerge.run.items import read_items
+from evomerge.run.ledger import evaluation_of, read_ledger
+from evomerge.run.ledger_file import Event
 
 if TYPE_CHECKING:
     pass

@@ -19,7 +19,7 @@ from evomerge.protocols import Fitness, SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.phases import Baselines, Phase, split_budget
-from evomerge.strategies.scalarised import SCALAR, Scalarised
+from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 
 
 def pool_from_config(config: Config) -> Pool:

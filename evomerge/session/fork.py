@@ -14,7 +14,8 @@ from evomerge.errors import EvomergeError
 from evomerge.genomes.encoding import GenomeLog
 from evomerge.protocols import Evaluator
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import evaluation_of, read_items
+from evomerge.run.items import read_items
+from evomerge.run.ledger import evaluation_of
 from evomerge.run.ledger_file import decode, report_torn, scan
 from evomerge.session.wrapped import WrappedEvaluator
 

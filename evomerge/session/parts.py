@@ -13,8 +13,8 @@ from evomerge.candidate import Split
 from evomerge.config.construct import TARGET, build, plain
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
-from evomerge.evaluation.building import ShippedBuilder
-from evomerge.evaluation.worker import Worker, WorkerBuilder
+from evomerge.evaluation.worker import Worker
+from evomerge.evaluation.worker_builder import ShippedBuilder, WorkerBuilder
 from evomerge.models.pool import Pool
 from evomerge.objectives import SCALARISATIONS
 from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from evomerge.candidate import Split
 from evomerge.config.schema import Config
-from evomerge.evaluation.caching import CacheSettings
+from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.worker import Worker
 from evomerge.models.checkpoints.pins import changed_since
 from evomerge.models.opening import open_pool

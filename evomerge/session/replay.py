@@ -19,23 +19,12 @@ from evomerge.candidate import Candidate, Evaluation, Items, Split
 from evomerge.errors import EvomergeError
 from evomerge.protocols import Evaluator
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import (
-    NOT_CONTENT,
-    SESSION_EVENTS,
-    Event,
-    Kind,
-    Ledger,
-    evaluation_of,
-    items_bytes,
-    kind_of,
-    read_items,
-)
-from evomerge.run.ledger_file import LedgerError, decode, encode
+from evomerge.run.items import items_bytes, read_items
+from evomerge.run.ledger import NOT_CONTENT, SESSION_EVENTS, Kind, Ledger, evaluation_of, kind_of
+from evomerge.run.ledger_file import Event, LedgerError, decode, encode
 from evomerge.run.record import Record
 from evomerge.session.wrapped import WrappedEvaluator
 from evomerge.utils.files import write_bytes_atomic
-
-__all__ = ["ContinuedLedger", "Record", "RecordedEvaluator", "check_started"]
 
 _log = logging.getLogger(__name__)
 _FREE = {"phase": ("evaluations", "in_flight"), "started": ("evaluations", "version", "versions", "from_run")}

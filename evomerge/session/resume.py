@@ -19,10 +19,11 @@ from evomerge.config.trust import check_trust, leaves
 from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.run.folder import RunFolder
+from evomerge.run.record import Record
 from evomerge.search.hooks import Keeper
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import split_budget
-from evomerge.session.replay import ContinuedLedger, Record, check_started
+from evomerge.session.replay import ContinuedLedger, check_started
 from evomerge.utils.files import read_bounded, write_text_atomic
 from evomerge.utils.safe_yaml import MAX_CHARACTERS, parse
 

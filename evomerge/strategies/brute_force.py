@@ -13,7 +13,7 @@ from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Gene, GenomeSpec, Value
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal
-from evomerge.strategies.capabilities import KINDS, require
+from evomerge.strategies.bases.capabilities import KINDS, require
 
 
 class BruteForce:

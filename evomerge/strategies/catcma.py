@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
 from evomerge.objectives import Objective
-from evomerge.strategies.generations import Array, Generations, ranks_of
+from evomerge.strategies.bases.generations import Array, Generations, ranks_of
 
 GRID = 100
 """Numbers on a grid of at most so many values have a margin of their own; finer grids are rounded in proposals only."""

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
-from evomerge.strategies.categorical import Categorical
-from evomerge.strategies.coordinates import Coordinates
-from evomerge.strategies.generations import Generations, ranks_of
+from evomerge.strategies.bases.generations import Generations, ranks_of
+from evomerge.strategies.variation.categorical import Categorical
+from evomerge.strategies.variation.coordinates import Coordinates
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns when matplotlib, which nothing here needs, is not installed

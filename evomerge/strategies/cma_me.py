@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
-from evomerge.strategies.archives import Archive, Shape, cells_of, make_archive
-from evomerge.strategies.capabilities import KINDS, check_range, objective_named, require
-from evomerge.strategies.coordinates import Coordinates
-from evomerge.strategies.descriptors import Descriptors
-from evomerge.strategies.generations import Generations, gain_of
+from evomerge.strategies.archives.descriptors import Descriptors
+from evomerge.strategies.archives.grids import Archive, Shape, cells_of, make_archive
+from evomerge.strategies.archives.ribs_import import EvolutionStrategyEmitter
+from evomerge.strategies.bases.capabilities import KINDS, check_range, objective_named, require
+from evomerge.strategies.bases.generations import Generations, gain_of
 from evomerge.strategies.map_elites import Elite
-from evomerge.strategies.ribs_import import EvolutionStrategyEmitter
+from evomerge.strategies.variation.coordinates import Coordinates
 
 Array = NDArray[np.float64]
 

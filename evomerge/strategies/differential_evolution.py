@@ -12,10 +12,10 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.objectives import Objective
-from evomerge.strategies.capabilities import check_range
-from evomerge.strategies.generations import gain_of
-from evomerge.strategies.members import Member, members_of, members_state
-from evomerge.strategies.steady_state import FIRST, Array, Choices, SteadyState
+from evomerge.strategies.bases.capabilities import check_range
+from evomerge.strategies.bases.generations import gain_of
+from evomerge.strategies.bases.members import Member, members_of, members_state
+from evomerge.strategies.bases.steady_state import FIRST, Array, Choices, SteadyState
 
 NOBODY = -1
 """The member that a candidate competes with which is not a trial."""

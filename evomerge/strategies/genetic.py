@@ -12,11 +12,11 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.objectives import Objective
-from evomerge.strategies import operators
-from evomerge.strategies.capabilities import check_range
-from evomerge.strategies.generations import gain_of
-from evomerge.strategies.members import Member, members_of, members_state
-from evomerge.strategies.steady_state import FIRST, VARIED, Array, Choices, SteadyState
+from evomerge.strategies.bases.capabilities import check_range
+from evomerge.strategies.bases.generations import gain_of
+from evomerge.strategies.bases.members import Member, members_of, members_state
+from evomerge.strategies.bases.steady_state import FIRST, VARIED, Array, Choices, SteadyState
+from evomerge.strategies.variation import operators
 
 
 class GeneticAlgorithm(SteadyState):

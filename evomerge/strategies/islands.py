@@ -16,9 +16,9 @@ from evomerge.genomes.arrays import ArrayGenome
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal, Strategy, StrategyBuilder
-from evomerge.strategies.capabilities import KINDS, Injectable, check_range, require
-from evomerge.strategies.generations import gain_of
-from evomerge.strategies.saving import rng_state
+from evomerge.strategies.bases.capabilities import KINDS, Injectable, check_range, require
+from evomerge.strategies.bases.generations import gain_of
+from evomerge.strategies.bases.saving import rng_state
 
 Emigrant = tuple[float, Candidate, Evaluation]
 

@@ -17,13 +17,14 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
-from evomerge.population import Attraction, Capacity, Population, Shift, check_options
 from evomerge.protocols import Proposal
-from evomerge.strategies.capabilities import KINDS, require
-from evomerge.strategies.crossover import Angle, Path
-from evomerge.strategies.item_scores import ItemScores
-from evomerge.strategies.saving import check_settings
-from evomerge.strategies.variation import Settings, variation_of
+from evomerge.strategies.archives.item_scores import ItemScores
+from evomerge.strategies.archives.population import Attraction, Capacity, Population, Shift, check_options
+from evomerge.strategies.bases.capabilities import KINDS, require
+from evomerge.strategies.bases.saving import check_settings
+from evomerge.strategies.variation.base import Settings
+from evomerge.strategies.variation.choose import variation_of
+from evomerge.strategies.variation.crossover import Angle, Path
 
 
 @dataclass(frozen=True)

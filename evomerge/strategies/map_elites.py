@@ -13,15 +13,16 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
-from evomerge.strategies.archives import Shape, add, archive_state, cells_of, make_archive, refill
-from evomerge.strategies.capabilities import check_range, objective_named
-from evomerge.strategies.crossover import Angle
-from evomerge.strategies.descriptors import Descriptors
-from evomerge.strategies.generations import gain_of
-from evomerge.strategies.operators import reset
-from evomerge.strategies.ribs_import import GaussianEmitter, IsoLineEmitter
-from evomerge.strategies.steady_state import VARIED, Array, Choices, SteadyState
-from evomerge.strategies.variation import Settings, variation_of
+from evomerge.strategies.archives.descriptors import Descriptors
+from evomerge.strategies.archives.grids import Shape, add, archive_state, cells_of, make_archive, refill
+from evomerge.strategies.archives.ribs_import import GaussianEmitter, IsoLineEmitter
+from evomerge.strategies.bases.capabilities import check_range, objective_named
+from evomerge.strategies.bases.generations import gain_of
+from evomerge.strategies.bases.steady_state import VARIED, Array, Choices, SteadyState
+from evomerge.strategies.variation.base import Settings
+from evomerge.strategies.variation.choose import variation_of
+from evomerge.strategies.variation.crossover import Angle
+from evomerge.strategies.variation.operators import reset
 
 GRID_STD = 0.5
 """Standard deviations of grids and whole numbers are at least this many steps, or changes would be rounded away."""

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.objectives import Objective
-from evomerge.strategies.optuna_strategy import DrawsMutations, OptunaStrategy, WholeSpace
+from evomerge.strategies.bases.optuna_strategy import DrawsMutations, OptunaStrategy, WholeSpace
 
 LEAST_MEMORY = 40
 """Of models: fewer evaluations say too little of what is good."""

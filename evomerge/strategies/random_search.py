@@ -12,7 +12,7 @@ from evomerge.errors import ConfigError
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal
-from evomerge.strategies.capabilities import KINDS
+from evomerge.strategies.bases.capabilities import KINDS
 
 
 class RandomSearch:

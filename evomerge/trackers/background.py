@@ -14,7 +14,8 @@ from typing import Any
 
 from evomerge.errors import OutputError
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Event, read_ledger
+from evomerge.run.ledger import read_ledger
+from evomerge.run.ledger_file import Event
 from evomerge.trackers.tracker import Ending, TrackedRun, Tracker
 from evomerge.utils.files import write_text_atomic
 

@@ -14,7 +14,7 @@ from evomerge.errors import EvomergeError
 from evomerge.recipes.slices import ModelRef
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import canonical_events, read_ledger
-from evomerge.session.replay import Record
+from evomerge.run.record import Record
 from evomerge.session.resume import Resumed
 
 DIGITS = ["experiment=m2n2_digits", "search.evaluations=1500"]

@@ -27,7 +27,7 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.genomes.genome import Gene, GenomeSpec
 from evomerge.genomes.lineages import LineageGenome, LineageSpec
 from evomerge.objectives import Objective
-from evomerge.strategies.capabilities import Injectable
+from evomerge.strategies.bases.capabilities import Injectable
 from evomerge.strategies.random_search import RandomSearch
 
 

@@ -26,11 +26,12 @@ from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.run.checkpoint import Checkpoints
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import Ledger, canonical_events
+from evomerge.run.record import Record
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.search.phases import Phase
 from evomerge.session.checkpointing import StateSaver, begin
-from evomerge.session.replay import ContinuedLedger, Record, RecordedEvaluator
+from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
 from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.genetic import GeneticAlgorithm
 from evomerge.strategies.m2n2 import M2N2

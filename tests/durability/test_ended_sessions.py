@@ -15,7 +15,8 @@ from killed_runs import Plan, Workers, content, session
 
 from evomerge.candidate import Evaluation, Split
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import LedgerError, read_ledger
+from evomerge.run.ledger import read_ledger
+from evomerge.run.ledger_file import LedgerError
 
 PLAN = Plan("cma_es", checkpoint=7)
 

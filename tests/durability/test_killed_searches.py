@@ -6,7 +6,7 @@ from killed_runs import Plan, content, run_killed, session
 
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
-from evomerge.session.replay import Record
+from evomerge.run.record import Record
 
 PLANS = {
     "cma_es by generations": (Plan("cma_es"), 4),

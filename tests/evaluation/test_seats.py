@@ -5,7 +5,7 @@ import time
 import pytest
 
 from evomerge.candidate import Candidate
-from evomerge.evaluation.seats import Job, Seat, Seats
+from evomerge.evaluation.scheduler import Job, Seat, Seats
 
 
 def seats(count: int = 1, tries: int = 2, timeout: float | None = None, pace: float = 1e-4) -> Seats:

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import torch
 
-from fitness._lm_eval_batches import plan_batches, score_batches
-from fitness._lm_eval_model import TokenRequest
+from fitness._lm_eval.batches import plan_batches, score_batches
+from fitness._lm_eval.model import TokenRequest
 
 
 class Wide(torch.nn.Module):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fitness._lm_eval_batches import halves, mixed_lengths, plan_batches, score_batches
-from fitness._lm_eval_model import TokenRequest
+from fitness._lm_eval.batches import halves, mixed_lengths, plan_batches, score_batches
+from fitness._lm_eval.model import TokenRequest
 from fitness.lm_eval_tasks import LmEvalFitness
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from evomerge.errors import ConfigError, FitnessError
-from fitness import _lm_eval_loading
+from fitness._lm_eval import loading as _lm_eval_loading
 from fitness.lm_eval_tasks import LmEvalFitness
 
 

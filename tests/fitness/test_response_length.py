@@ -5,7 +5,7 @@ import pytest
 
 from evomerge.errors import FitnessError
 from evomerge.objectives import Objective
-from fitness._response_length import response_lengths
+from fitness._lm_eval.response_length import response_lengths
 from fitness.lm_eval_tasks import LmEvalFitness
 
 

@@ -14,7 +14,8 @@ from evomerge.genomes.genome import Genome
 from evomerge.report.history import read_history
 from evomerge.report.study import study_of
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Ledger, LedgerError
+from evomerge.run.ledger import Ledger
+from evomerge.run.ledger_file import LedgerError
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from evomerge.report.html.data import RunView
 from evomerge.report.html.report import report_html, write_report
 from evomerge.report.summary import summarize
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Ledger, LedgerError
-from evomerge.run.ledger_file import encode
+from evomerge.run.ledger import Ledger
+from evomerge.run.ledger_file import LedgerError, encode
 
 
 @pytest.fixture(scope="module")

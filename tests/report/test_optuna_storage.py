@@ -16,7 +16,8 @@ from evomerge.cli.main import main
 from evomerge.genomes.genome import Genome
 from evomerge.report.optuna_storage import FollowingStorage, journal_of
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Ledger, LedgerError, read_ledger
+from evomerge.run.ledger import Ledger, read_ledger
+from evomerge.run.ledger_file import LedgerError
 
 GENES = ["embed/math/weight", "layers.0/math/weight"]
 POINTS = ((0.1, 0.9), (0.4, 0.5), (0.8, 0.2), (0.3, 0.3))

@@ -14,8 +14,7 @@ from rich.console import Console
 from evomerge.protocols import Work
 from evomerge.report.status import RunStatus, read_status
 from evomerge.report.status_view import StatusPanel, progress_line
-from evomerge.run.ledger import LedgerError
-from evomerge.run.ledger_file import Lock, encode
+from evomerge.run.ledger_file import LedgerError, Lock, encode
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 MERGE = {"kept": 60, "referenced": 10, "memory": 15, "shared": 5, "computed": 10, "bytes": 1000, "computed_bytes": 50}

@@ -8,11 +8,12 @@ import pytest
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import FitnessError
-from evomerge.report.run_reader import headlines, read_run
+from evomerge.report.outcome import headlines, read_run
 from evomerge.report.statistics import mcnemar
 from evomerge.report.summary import summarize
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Ledger, LedgerError
+from evomerge.run.ledger import Ledger
+from evomerge.run.ledger_file import LedgerError
 
 MakeRun = Callable[..., Path]
 Models = dict[str, dict[str, np.ndarray]]

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.report.table import distinct, p_text, render, summarize, verdict
+from evomerge.report.summary import summarize
+from evomerge.report.table import distinct, p_text, render, verdict
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import Ledger
 

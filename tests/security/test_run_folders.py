@@ -15,7 +15,8 @@ from evomerge.cli.main import main
 from evomerge.errors import EvomergeError
 from evomerge.run.checkpoint import read_checkpoints
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import LedgerError, read_items
+from evomerge.run.items import read_items
+from evomerge.run.ledger_file import LedgerError
 from evomerge.session.resume import open_run
 from evomerge.utils.files import read_bounded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from jinja2.exceptions import SecurityError
 
-from fitness._lm_eval_surroundings import sandbox_templates
+from fitness._lm_eval.isolation import sandbox_templates
 
 
 def test_templates_cannot_reach_python() -> None:

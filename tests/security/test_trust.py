@@ -37,10 +37,10 @@ def test_parts_of_evomerge_are_ours(target: str) -> None:
         "os.system",
         "evomerge.utils.imports.import_modules",  # imports what its arguments say
         "evomerge.utils.files.write_text_atomic",  # writes where they say
-        "evomerge.strategies.saving.deque",  # what a module of ours has imported
+        "evomerge.strategies.bases.saving.deque",  # what a module of ours has imported
         "search_spaces.lineage.Path",
         "search_spaces.lineage.read_recipe_file",  # a function
-        "fitness._lm_eval_loading.load_tasks",
+        "fitness._lm_eval.loading.load_tasks",
         "evomerge.strategiesx.Part",
         "fitness",
         "",

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evomerge.strategies.categorical import Categorical
+from evomerge.strategies.variation.categorical import Categorical
 
 HALVES = np.array([0.6, 0.4])
 

@@ -4,7 +4,7 @@ import numpy as np
 from contracts.strategy_player import CONTINUOUS, MIXED
 
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
-from evomerge.strategies.coordinates import Coordinates
+from evomerge.strategies.variation.coordinates import Coordinates
 
 NONE = np.empty(0, dtype=np.int64)
 

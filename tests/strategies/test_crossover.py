@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evomerge.strategies.crossover import Cut, Path, child_of
+from evomerge.strategies.variation.crossover import Cut, Path, child_of
 
 Floats = NDArray[Any]
 

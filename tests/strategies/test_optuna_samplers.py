@@ -29,8 +29,8 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.objectives import Objective
+from evomerge.strategies.bases.optuna_strategy import OptunaStrategy
 from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
-from evomerge.strategies.optuna_strategy import OptunaStrategy
 from evomerge.strategies.random_search import RandomSearch
 
 TWO = (Objective("far", "minimize"), Objective("near", "maximize"))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from evomerge.genomes.arrays import ArraySpec
-from evomerge.strategies.crossover import Angle, Cut, Path, child_of
-from evomerge.strategies.variation import Settings, variation_of
-from evomerge.strategies.weight_kernels import breed, fill_noise
-from evomerge.strategies.weight_variation import _quantiles
+from evomerge.strategies.variation.base import Settings
+from evomerge.strategies.variation.choose import variation_of
+from evomerge.strategies.variation.crossover import Angle, Cut, Path, child_of
+from evomerge.strategies.variation.weight_kernels import breed, fill_noise
+from evomerge.strategies.variation.weights import _quantiles
 
 KEY = np.uint64(0xFEDCBA9876543210)
 NONE = np.empty(0, np.float32)

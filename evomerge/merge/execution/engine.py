@@ -20,7 +20,7 @@ from evomerge.merge.mixes.masks import mask_key
 from evomerge.merge.mixes.mix import Mix, Statistics
 from evomerge.merge.mixes.torch_mix import mix_block
 from evomerge.merge.planning.slice_plan import Factor, Part, SlicePlan, Source
-from evomerge.models.checkpoints.reader import FLOAT_DTYPES
+from evomerge.models.checkpoints.headers import FLOAT_DTYPES
 from evomerge.models.pool import Pool
 
 TORCH_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES.values()}

@@ -15,9 +15,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import PoolError
-from evomerge.models.checkpoints.headers import FLOAT_DTYPES, STORED_DTYPES, TensorInfo, read_header, read_json
-
-__all__ = ["FLOAT_DTYPES", "Checkpoint", "TensorFiles", "TensorInfo"]
+from evomerge.models.checkpoints.headers import STORED_DTYPES, TensorInfo, read_header, read_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

@@ -15,10 +15,10 @@ from evomerge.report.html.data import RunView
 from evomerge.report.html.headline import STRATEGIES, Notice, named, node_of, notices, p_cell
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import QUIET, Plot, axis, figure, label, rounded, series
-from evomerge.report.html.words import clean, count, duration, number, signed
-from evomerge.report.run_reader import RunRecord, Scored, headlines, metric_name
+from evomerge.report.outcome import RunRecord, Scored, headlines, metric_name
 from evomerge.report.statistics import Comparison, compare
 from evomerge.report.table import distinct
+from evomerge.report.words import clean, count, duration, number, signed
 
 MOST_RUNS = 40
 _MOST_KEYS = 80

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from evomerge.report.history import Trial
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
-from evomerge.report.html.words import clean, count, duration
+from evomerge.report.words import clean, count, duration
 from evomerge.utils.sizes import size_text
 
 STAGES = {"merge": "merging", "model": "in the model", "other": "everything else"}

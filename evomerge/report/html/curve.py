@@ -12,7 +12,7 @@ from evomerge.report.history import Trial
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, FAINT, LINE, QUIET, Plot, axis, beside, figure, label, rounded, thinned
-from evomerge.report.html.words import clean, count, duration, number, percent, signed
+from evomerge.report.words import clean, count, duration, number, percent, signed
 
 _MOST_OBJECTIVES = 4
 

@@ -21,12 +21,12 @@ from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import load_recipe
 from evomerge.report.history import History, Trial, read_history
-from evomerge.report.html.words import clean
-from evomerge.report.run_reader import BEST, RunRecord, Scored
+from evomerge.report.outcome import BEST, RunRecord, Scored
 from evomerge.report.summary import Summary, summarize_record
+from evomerge.report.words import clean
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import LedgerError, read_items
-from evomerge.run.ledger_file import lock_holder
+from evomerge.run.items import read_items
+from evomerge.run.ledger_file import LedgerError, lock_holder
 from evomerge.utils.safe_yaml import parse
 
 State = Literal["running", "ended", "interrupted", "dead", "unknown"]

@@ -14,7 +14,7 @@ from evomerge.report.history import Trial
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, QUIET, TEXT, Plot, axis, figure, label, rounded, thinned
-from evomerge.report.html.words import clean, count, number
+from evomerge.report.words import clean, count, number
 
 _PAIRS = 6
 _ROWS = 30

@@ -16,9 +16,9 @@ from evomerge.report.html.data import RunView
 from evomerge.report.html.headline import node_of
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import QUIET, RAISED, Plot, axis, figure, label, rounded, thinned
-from evomerge.report.html.words import clean, listed, number, percent
 from evomerge.report.study import genes_of
-from evomerge.strategies.descriptors import GENES, MOST
+from evomerge.report.words import clean, listed, number, percent
+from evomerge.strategies.archives.descriptors import GENES, MOST
 
 _MOST_CELLS = 10_000
 _LOG = 1e-12

@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
-from evomerge.report.html.words import clean, count, duration, listed, number, percent, signed
-from evomerge.report.run_reader import metric_name
+from evomerge.report.outcome import metric_name
 from evomerge.report.statistics import Comparison
 from evomerge.report.summary import Row, Summary
+from evomerge.report.words import clean, count, duration, listed, number, percent, signed
 
 STRATEGIES = {
     "BruteForce": "brute force",

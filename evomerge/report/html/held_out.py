@@ -11,10 +11,10 @@ from evomerge.report.html.data import RunView
 from evomerge.report.html.headline import p_cell
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, FAINT, GROUND, QUIET, Plot, axis, figure, label, rounded
-from evomerge.report.html.words import clean, count, number, signed
-from evomerge.report.run_reader import metric_name
+from evomerge.report.outcome import metric_name
 from evomerge.report.summary import Row, Summary, TaskResult
 from evomerge.report.table import distinct
+from evomerge.report.words import clean, count, number, signed
 
 WIDEST = 5
 """Tasks that have columns of their own."""

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from evomerge.objectives import Objective
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
-from evomerge.report.html.words import clean, count, number
 from evomerge.report.study import genes_of, study_of
+from evomerge.report.words import clean, count, number
 
 FEWEST = 20
 MOST_GENES = 500

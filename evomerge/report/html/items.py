@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, Plot, axis, figure, label
-from evomerge.report.html.words import clean, clean_lines, count, number
-from evomerge.report.run_reader import Scored, headlines, task_name
+from evomerge.report.outcome import Scored, headlines, task_name
 from evomerge.report.table import distinct
+from evomerge.report.words import clean, clean_lines, count, number
 from evomerge.run.items import read_texts
 
 EXAMPLES = 4

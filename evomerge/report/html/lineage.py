@@ -12,7 +12,7 @@ from evomerge.report.history import Trial
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, FAINT, GROUND, QUIET, Plot, axis, figure, label, rounded
-from evomerge.report.html.words import clean, count, number
+from evomerge.report.words import clean, count, number
 
 MOST = 150
 """Ancestors that are drawn: the latest."""

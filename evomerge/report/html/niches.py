@@ -16,9 +16,9 @@ from evomerge.report.html.data import RunView
 from evomerge.report.html.headline import node_of
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import RAISED, Plot, axis, figure, label
-from evomerge.report.html.words import clean, count, listed, number
-from evomerge.report.run_reader import task_name
-from evomerge.strategies.item_scores import ItemScores
+from evomerge.report.outcome import task_name
+from evomerge.report.words import clean, count, listed, number
+from evomerge.strategies.archives.item_scores import ItemScores
 
 Array = NDArray[np.float64]
 _COMPETITION = ("alpha", "epsilon", "capacity", "attraction", "shift")
@@ -95,7 +95,7 @@ def niches(view: RunView, page: Page) -> Markup | None:
 
 def rebuild(view: RunView, phase: int) -> Niches | str:
     """The population of a phase that M2N2 searched, or why it cannot be told."""
-    from evomerge.population import Population  # compiled: other runs' reports need not wait for it
+    from evomerge.strategies.archives.population import Population  # compiled: other runs' reports need not wait for it
 
     history = view.history
     own = [trial for trial in history.trials if trial.phase == phase and trial.status == "ok"]

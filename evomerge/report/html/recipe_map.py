@@ -13,8 +13,8 @@ from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import RAISED, TWO_SIDED, Plot, axis, figure, label, series
 from evomerge.report.html.shares import number_of, shares_of
-from evomerge.report.html.words import clean, count, listed
 from evomerge.report.path_svg import path_svg
+from evomerge.report.words import clean, count, listed
 
 Cells = Mapping[SliceId, float]
 OUTER = {"embed": "E", "final_norm": "N", "head": "H"}

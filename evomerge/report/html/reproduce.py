@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
-from evomerge.report.html.words import clean, count, cut
+from evomerge.report.words import clean, count, cut
 
 _LONGEST = 200_000
 _SECRET = re.compile(

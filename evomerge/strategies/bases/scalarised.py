@@ -13,7 +13,7 @@ from typing import Any
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.objectives import Objective, Scalarisation
 from evomerge.protocols import Proposal, Strategy
-from evomerge.strategies.capabilities import Injectable
+from evomerge.strategies.bases.capabilities import Injectable
 
 SCALAR = Objective("scalarised", "maximize")
 """The one objective that the inner strategy sees."""

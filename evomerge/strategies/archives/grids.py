@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError
-from evomerge.strategies.ribs_import import CVTArchive, GridArchive, k_means_centroids
+from evomerge.strategies.archives.ribs_import import CVTArchive, GridArchive, k_means_centroids
 
 Array = NDArray[np.float64]
 Shape = Literal["grid", "cvt"]

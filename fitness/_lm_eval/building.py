@@ -15,10 +15,10 @@ import numpy as np
 from lm_eval.evaluator_utils import get_sample_size
 
 from evomerge.errors import FitnessError
-from fitness._lm_eval_loading import TaskSet
-from fitness._lm_eval_scoring import forget_renderings
-from fitness._lm_eval_surroundings import quietly
-from fitness._lm_eval_terms import TaskTerm
+from fitness._lm_eval.isolation import quietly
+from fitness._lm_eval.loading import TaskSet
+from fitness._lm_eval.scoring import forget_renderings
+from fitness._lm_eval.terms import TaskTerm
 
 _NOT_CONTENT = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "task_alias", "tag"}
 

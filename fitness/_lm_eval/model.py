@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from evomerge.errors import FitnessError
 from evomerge.models.memory import give_back, out_of_memory
-from fitness._lm_eval_surroundings import quietly
+from fitness._lm_eval.isolation import quietly
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.competition import ROOM, attract, compete, enter, pick, remove_worst
 from evomerge.errors import ConfigError, nearest
+from evomerge.strategies.archives.competition import ROOM, attract, compete, enter, pick, remove_worst
 
 Array = NDArray[np.float64]
 Capacity = Literal["auto", "one", "max"]

@@ -14,9 +14,9 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal
-from evomerge.strategies.capabilities import KINDS, check_range, require
-from evomerge.strategies.coordinates import Coordinates
-from evomerge.strategies.saving import InFlight, check_settings, rng_state, settings_of, starts_of
+from evomerge.strategies.bases.capabilities import KINDS, check_range, require
+from evomerge.strategies.bases.saving import InFlight, check_settings, rng_state, settings_of, starts_of
+from evomerge.strategies.variation.coordinates import Coordinates
 
 Array = NDArray[np.float64]
 Choices = NDArray[np.int64]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from evomerge.candidate import Evaluation
 from evomerge.errors import FitnessError, nearest
 from evomerge.objectives import Objective
-from evomerge.strategies.generations import gain_of
+from evomerge.strategies.bases.generations import gain_of
 
 LOWER_IS_BETTER = ("*perplexity*", "*bits_per_byte*", "*brier_score*", "*loss*", "*error*", "*ter", "*length*")
 """Metrics (the part of a name after ``/``) whose smaller values are better, unless told otherwise."""

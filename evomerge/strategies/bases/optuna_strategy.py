@@ -29,9 +29,9 @@ from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal
-from evomerge.strategies.capabilities import KINDS, require
-from evomerge.strategies.generations import gain_of
-from evomerge.strategies.saving import check_settings, settings_of
+from evomerge.strategies.bases.capabilities import KINDS, require
+from evomerge.strategies.bases.generations import gain_of
+from evomerge.strategies.bases.saving import check_settings, settings_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

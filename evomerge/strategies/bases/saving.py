@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
-from evomerge.strategies.coordinates import Coordinates
+from evomerge.strategies.variation.coordinates import Coordinates
 
 Array = NDArray[np.float64]
 Choices = NDArray[np.int64]

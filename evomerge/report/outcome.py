@@ -11,7 +11,9 @@ from evomerge.candidate import Evaluation, Split
 from evomerge.errors import FitnessError
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Event, LedgerError, evaluation_of, read_items, read_ledger
+from evomerge.run.items import read_items
+from evomerge.run.ledger import evaluation_of, read_ledger
+from evomerge.run.ledger_file import Event, LedgerError
 
 BEST = "best"
 """Name under which a search scores its best candidate on the held-out items."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from evomerge.genomes.arrays import ArrayGenome, ArraySpec
 from evomerge.genomes.genome import Genome
-from evomerge.strategies.variation import Settings, layout_of
-from evomerge.strategies.weight_kernels import breed
+from evomerge.strategies.variation.base import Settings, layout_of
+from evomerge.strategies.variation.weight_kernels import breed
 
 Rng = np.random.Generator
 SIGMA = 0.01

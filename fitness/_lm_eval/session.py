@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.errors import FitnessError
-from fitness._lm_eval_batches import Batch, mixed_lengths, plan_batches, score_batches
-from fitness._lm_eval_model import ResidentLM, TokenRequest, not_finite
-from fitness._lm_eval_scoring import RawValues, TaskScorer
+from fitness._lm_eval.batches import Batch, mixed_lengths, plan_batches, score_batches
+from fitness._lm_eval.model import ResidentLM, TokenRequest, not_finite
+from fitness._lm_eval.scoring import RawValues, TaskScorer
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.run.ledger import Event, LedgerError
+from evomerge.run.ledger_file import Event, LedgerError
 
 STAGES = ("merge", "model", "other")
 _RECENT = 1000  # evaluations that median seconds are of

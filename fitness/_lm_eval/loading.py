@@ -15,8 +15,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from evomerge.errors import FitnessError, nearest
-from fitness._lm_eval_surroundings import quietly, sandbox_templates
-from fitness._lm_eval_terms import TaskTerm
+from fitness._lm_eval.isolation import quietly, sandbox_templates
+from fitness._lm_eval.terms import TaskTerm
 
 _log = logging.getLogger(__name__)
 

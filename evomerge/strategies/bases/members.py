@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.strategies.coordinates import Coordinates
-from evomerge.strategies.saving import stacked, unstacked
+from evomerge.strategies.bases.saving import stacked, unstacked
+from evomerge.strategies.variation.coordinates import Coordinates
 
 Array = NDArray[np.float64]
 Choices = NDArray[np.int64]

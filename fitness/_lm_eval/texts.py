@@ -8,8 +8,8 @@ from typing import Any
 
 from lm_eval.evaluator_utils import get_sample_size
 
-from fitness._lm_eval_loading import TaskSet
-from fitness._lm_eval_surroundings import quietly
+from fitness._lm_eval.isolation import quietly
+from fitness._lm_eval.loading import TaskSet
 
 MOST = 6000
 """Documents of all tasks together."""

@@ -15,7 +15,7 @@ from lm_eval.models.utils import Collator
 from numpy.typing import NDArray
 
 from evomerge.models.memory import give_back, out_of_memory
-from fitness._lm_eval_model import TokenRequest
+from fitness._lm_eval.model import TokenRequest
 
 _ALIGNED = 16  # bytes; CUDA kernels read rows in words of this size
 _VECTORISED = 128  # elements from which CUDA's sum depends on the alignment of its input

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.strategies.crossover import factors_of, omega_of
+from evomerge.strategies.variation.crossover import factors_of, omega_of
 from evomerge.utils.compiling import compiled
 
 _omega_of, _factors_of = compiled(omega_of), compiled(factors_of)

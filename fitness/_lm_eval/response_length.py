@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fitness._lm_eval_terms import RESPONSE_LENGTH
+from fitness._lm_eval.terms import RESPONSE_LENGTH
 
 if TYPE_CHECKING:
-    from fitness._lm_eval_scoring import TaskScorer
+    from fitness._lm_eval.scoring import TaskScorer
 
 
 def generates(task: Any) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import FitnessError, nearest
-from fitness._lm_eval_loading import LoadedTerm, TaskSet
-from fitness._lm_eval_scoring import RawValues, TaskScorer, metric_key
-from fitness._lm_eval_terms import MetricTerm, TaskTerm
+from fitness._lm_eval.loading import LoadedTerm, TaskSet
+from fitness._lm_eval.scoring import RawValues, TaskScorer, metric_key
+from fitness._lm_eval.terms import MetricTerm, TaskTerm
 
 
 @dataclass(frozen=True)

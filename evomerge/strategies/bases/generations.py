@@ -17,8 +17,8 @@ from evomerge.errors import FitnessError
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal
-from evomerge.strategies.capabilities import KINDS, require
-from evomerge.strategies.saving import check_settings, settings_of
+from evomerge.strategies.bases.capabilities import KINDS, require
+from evomerge.strategies.bases.saving import check_settings, settings_of
 
 Array = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.evaluator_utils import get_sample_size
 
 if TYPE_CHECKING:
-    from fitness._lm_eval_loading import TaskSet
+    from fitness._lm_eval.loading import TaskSet
 
 _GENERATED = 256  # what lm-eval's models write at most where nobody says
 
