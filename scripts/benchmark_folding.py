@@ -62,7 +62,9 @@ def folding(folder: Path, seed: int, paths: int, threads: int | None, overrides:
                 likelihood = max(likelihood, float(gaps.max()))
         found = path_of(recipe)
         assert found is not None, "random genomes are no source in its place"
-        products.append(max(abs(float(p)) ** s for p in np.cumprod([x.hop for x in found.layers]) for s in (-1, 1)))
+        products.append(
+            max(abs(float(p)) ** s for p in np.cumprod([x.input_scale for x in found.layers]) for s in (-1, 1))
+        )
         done += 1
     table = Table(title=f"{paths} random paths of the demo's models, folded against explicit")
     table.add_column("")
@@ -87,7 +89,7 @@ def _explicit(worker: Worker, recipe: Recipe, pool: Any) -> tuple[Evaluation, li
     module = worker._resident.model.module
     with ExitStack() as stack:
         for layer, step in zip(find_layers(module)[1], found.layers, strict=True):
-            stack.callback(layer.register_forward_pre_hook(_scaled(step.hop), with_kwargs=True).remove)
+            stack.callback(layer.register_forward_pre_hook(_scaled(step.input_scale), with_kwargs=True).remove)
         recorder = Recorder(module)
         evaluation = worker.evaluate(Candidate(0, plain))
         recorder.stop()

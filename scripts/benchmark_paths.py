@@ -31,7 +31,7 @@ _REBUILT = 3
 
 
 def random_path(pool: Pool, layers: int, rng: np.random.Generator) -> Recipe:
-    """Layers of all models in any order, a scale at every hop."""
+    """Layers of all models in any order, a scale on the way into each."""
     slices, product = [], 1.0
     for place in range(layers):
         model, layer = str(rng.choice(pool.info.sources)), int(rng.integers(pool.info.layers))

@@ -40,7 +40,7 @@ from evomerge.run.ledger import Ledger, canonical_events, evaluation_of, read_le
 from evomerge.run.ledger_file import encode
 from evomerge.run.record import Record
 from evomerge.run.state_files import to_bytes
-from evomerge.search.warm_start import WarmStart
+from evomerge.search.warm_start import WarmStartSources
 from evomerge.session.resume import open_run
 
 SLICES = ("embed", "layers.0.attn", "layers.0.mlp", "layers.0.norm", "layers.1.attn", "layers.1.mlp", "final_norm")
@@ -302,7 +302,7 @@ def _history(run: RunFolder) -> None:
 
 
 def _warm(run: RunFolder) -> None:
-    WarmStart([str(run.path)], 4, (Objective("score", "maximize"),))
+    WarmStartSources([str(run.path)], 4, (Objective("score", "maximize"),))
 
 
 def _items(data: bytes, folder: Path) -> None:

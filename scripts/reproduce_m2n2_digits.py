@@ -36,7 +36,7 @@ from evomerge.candidate import Candidate
 from evomerge.cli.composed import compose_config
 from evomerge.genomes.arrays import ArraySpec, numbers
 from evomerge.protocols import Strategy
-from evomerge.search.in_flight import Flight
+from evomerge.search.in_flight import PendingEvaluations
 from evomerge.session.parts import build_parts
 from evomerge.strategies.variation.crossover import Cut, child_of
 from evomerge.utils.files import write_text_atomic
@@ -295,7 +295,7 @@ def _block(passes: int, *overrides: str) -> Callable[[], None]:
     """M2N2 for so many passes, from where the last block ended."""
     config = compose_config([f"experiment={METHODS[0].experiment}", *overrides])
     parts = build_parts(config)
-    flight, in_flight = Flight(parts.evaluator, "search", ordered=True), config.search.in_flight or 1
+    pending, in_flight = PendingEvaluations(parts.evaluator, "search", ordered=True), config.search.in_flight or 1
     numbers = itertools.count()
 
     def run() -> None:
@@ -303,9 +303,9 @@ def _block(passes: int, *overrides: str) -> Callable[[], None]:
         for told in range(passes):
             while begun < passes and begun - told < in_flight:
                 (proposal,) = parts.strategy.ask(1)
-                flight.launch(Candidate(next(numbers), None, proposal.genome, proposal.parents))
+                pending.submit(Candidate(next(numbers), None, proposal.genome, proposal.parents))
                 begun += 1
-            parts.strategy.tell(*flight.land())
+            parts.strategy.tell(*pending.next_result())
 
     return run
 

@@ -18,7 +18,7 @@ import numpy as np
 from evomerge import conf_dir
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.cli.composed import compose_config
-from evomerge.config.construct import TARGET, build, locate, plain
+from evomerge.config.construct import TARGET, build, locate, to_builtin
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.merge.methods import specs
@@ -63,7 +63,7 @@ def small_pool() -> PoolInfo:
 def node(group: str, option: str, *overrides: str) -> dict[str, Any]:
     """The composed configuration node of one choice."""
     config: Any = compose_config([f"{group}={option}", *SMALL.get(option, []), *overrides, "~fitness"])
-    values: dict[str, Any] = plain(config[group])
+    values: dict[str, Any] = to_builtin(config[group])
     return values
 
 

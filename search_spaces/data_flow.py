@@ -16,7 +16,7 @@ from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
 from evomerge.recipes.method_spec import MethodSpec
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
-from search_spaces.hops import Hops
+from search_spaces.layer_scaling import LayerScaling
 from search_spaces.path_pool import ALONE, KEY, Alone, PathPool
 from search_spaces.paths import Limits, Step, check_counts, check_head, path_slices, starting_path
 
@@ -50,7 +50,7 @@ class DataFlowSpace:
     layers of the first repeat are the likely ones.
 
     Scale genes are called ``lang.4/scale`` (into this slot) or ``math.3>lang.4/scale`` (from one layer to another).
-    Those of slots and hops that a path does not use are silent: the recipe does not depend on them.
+    Those of slots and input_scales that a path does not use are silent: the recipe does not depend on them.
 
     Args:
         pool: what there is.
@@ -130,7 +130,7 @@ class DataFlowSpace:
             else Gene(names[slot], "boolean", initial=slot in likely)
             for slot in self._free
         ]
-        self._hops = Hops(
+        self._scaling = LayerScaling(
             scales,
             slots,
             names,
@@ -140,7 +140,7 @@ class DataFlowSpace:
             pool=self._pool,
         )
         self._relaxed = relaxed
-        self._spec = GenomeSpec((*genes, *self._hops.genes))
+        self._spec = GenomeSpec((*genes, *self._scaling.genes))
 
     @property
     def spec(self) -> GenomeSpec:
@@ -176,9 +176,9 @@ class DataFlowSpace:
         steps: list[Step] = []
         before: int | None = None
         for slot in slots:
-            hop = 1.0 if before is None else self._hops.scale(before, slot, scales)
+            input_scale = 1.0 if before is None else self._scaling.scale(before, slot, scales)
             for place, (model, layer) in enumerate(self._units[slot].layers):
-                steps.append(Step(model, layer, 1.0 if place else hop))
+                steps.append(Step(model, layer, 1.0 if place else input_scale))
             before = slot
         return steps
 

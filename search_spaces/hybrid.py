@@ -18,7 +18,7 @@ from evomerge.recipes.method_spec import MethodSpec
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import SliceId, SliceRecipe
-from search_spaces.hops import Hops
+from search_spaces.layer_scaling import LayerScaling
 from search_spaces.parameter import ParameterSpace
 from search_spaces.path_pool import ALONE, KEY, PathPool
 from search_spaces.paths import Limits, check_counts, factors, slice_scale, starting_path
@@ -101,7 +101,7 @@ class JointSpace:
         self._free = range(fixed, count - fixed)
         start = self._start()
         takes = [Gene(names[slot], "boolean", initial=slot in start) for slot in self._free]
-        self._hops = Hops(
+        self._scaling = LayerScaling(
             scales,
             self._slots,
             names,
@@ -112,7 +112,7 @@ class JointSpace:
         )
         renamed = repeats > 1 and not shared  # these are no layers of the pool
         merges = [replace(gene, name=_of_slots_name(gene.name)) if renamed else gene for gene in self._merges.spec]
-        self._spec = GenomeSpec((*takes, *self._hops.genes, *merges))
+        self._spec = GenomeSpec((*takes, *self._scaling.genes, *merges))
 
     @property
     def spec(self) -> GenomeSpec:
@@ -131,14 +131,14 @@ class JointSpace:
         takes, scales, merges = self._parts(genome)
         slots = self._path([slot for slot, value in zip(self._free, takes, strict=True) if value])
         self._check(slots)
-        hops = [1.0, *(self._hops.scale(before, slot, scales) for before, slot in pairwise(slots))]
-        written = factors(hops, self._pool.info.dtype)
+        input_scales = [1.0, *(self._scaling.scale(before, slot, scales) for before, slot in pairwise(slots))]
+        written = factors(input_scales, self._pool.info.dtype)
         return self._pool.recipe(self._slices(slots, written, Genome(merges)), self._seed)
 
     def _parts(self, genome: Genome) -> tuple[tuple[Value, ...], tuple[Value, ...], tuple[Value, ...]]:
         """Values of the indicators, of the scales, and of the merge genes."""
         takes = len(self._free)
-        scales = takes + len(self._hops.genes)
+        scales = takes + len(self._scaling.genes)
         return genome.values[:takes], genome.values[takes:scales], genome.values[scales:]
 
     def _slices(self, slots: Sequence[int], written: Sequence[float], merges: Genome) -> Iterator[SliceRecipe]:

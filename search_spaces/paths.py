@@ -1,9 +1,9 @@
 """Paths through layers of several models: their limits, and the recipes of the ordinary models that they are.
 
 The data flow of EvoLLM (arXiv 2403.13187, section 3.2): hidden states pass through layers of several models, scaled
-by a factor at every hop. The recipe has the scales folded into the layers: with S the product of the factors so far,
-a layer writes 1/S of its output into a residual stream that nobody scales, and reads that stream through norms to
-which its size means nothing; where S is negative, their sign is flipped.
+by a factor on their way into each layer. The recipe has the scales folded into the layers: with S the product of the
+factors so far, a layer writes 1/S of its output into a residual stream that nobody scales, and reads that stream
+through norms to which its size means nothing; where S is negative, their sign is flipped.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Step:
 
     Attributes:
         model, layer: where it comes from.
-        hop: factor on the hidden states on their way into it; not used for the first.
+        input_scale: factor on the hidden states on their way into it; not used for the first.
     """
 
     model: str
     layer: int
-    hop: float = 1.0
+    input_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -98,19 +98,19 @@ class Limits:
                 raise InfeasibleError(given, f"at most {self.max_parameters:,.0f} ({KEY}.max_parameters)")
 
 
-def factors(hops: Sequence[float], dtype: Dtype) -> list[float]:
+def factors(input_scales: Sequence[float], dtype: Dtype) -> list[float]:
     """For every layer of a path, the factor on what it writes: 1/S, S the product of the scales up to it.
 
     Args:
-        hops: the scale at the hop into each layer but the first, whose own is passed over.
+        input_scales: the scale on the way into each layer but the first, whose own is passed over.
         dtype: of the result; float16 has less room.
 
     Raises:
         InfeasibleError: a scale is zero, or S goes beyond what the dtype can carry.
     """
     largest, product, found = _LARGEST[dtype], 1.0, [1.0]
-    for place, hop in enumerate(hops[1:], start=1):
-        product *= hop
+    for place, input_scale in enumerate(input_scales[1:], start=1):
+        product *= input_scale
         if not 1 / largest <= abs(product) <= largest:
             given = f"the scales up to layer {place} of the path have the product {product:g}"
             raise InfeasibleError(given, f"an absolute value from {1 / largest:.3g} to {largest:.3g} in {dtype}")
@@ -124,7 +124,7 @@ def path_slices(steps: Sequence[Step], pool: PathPool, input_model: str, head: s
     Raises:
         InfeasibleError: as `factors`.
     """
-    written = factors([step.hop for step in steps], pool.info.dtype)
+    written = factors([step.input_scale for step in steps], pool.info.dtype)
     components = {layer: pool.components(layer) for layer in {step.layer for step in steps}}
     for place, (step, factor) in enumerate(zip(steps, written, strict=True)):
         inputs = (Input(step.model, step.layer if step.layer != place else None),)

@@ -15,7 +15,7 @@ from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.recipes.method_spec import MethodSpec
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
-from search_spaces.hops import scale_gene
+from search_spaces.layer_scaling import scale_gene
 from search_spaces.path_pool import ALONE, KEY, Alone, PathPool
 from search_spaces.paths import Limits, Step, check_counts, check_head, path_slices
 
@@ -141,8 +141,8 @@ class PermutationSpace:
         steps = [Step(self._input, layer) for layer in range(self._fixed)]
         for depth in self._depths:
             layers = self._taken(depth, genome)
-            hop = 1.0 if depth.scale is None else float(genome.values[depth.scale])
-            steps += [Step(model, layer, 1.0 if place else hop) for place, (model, layer) in enumerate(layers)]
+            input_scale = 1.0 if depth.scale is None else float(genome.values[depth.scale])
+            steps += [Step(model, layer, 1.0 if place else input_scale) for place, (model, layer) in enumerate(layers)]
         steps += [Step(self._input, layer) for layer in range(self._depth - self._fixed, self._depth)]
         self._limits.check([(step.model, step.layer) for step in steps], self._pool)
         return self._pool.recipe(path_slices(steps, self._pool, self._input, self._head))

@@ -12,7 +12,7 @@ from tiny_models import TinyModel
 
 from evomerge import conf_dir
 from evomerge.cli.composed import compose_config
-from evomerge.config.construct import plain
+from evomerge.config.construct import to_builtin
 from evomerge.merge.methods import specs
 from evomerge.recipes.recipe import Recipe
 from evomerge.session.parts import Parts, build_parts
@@ -36,7 +36,7 @@ ROWS = {
 
 def offline(node: Any, folder: Path) -> dict[str, Any]:
     """A fitness's node whose own tasks read made-up items, without those that lm-eval brings."""
-    settings = {key: value for key, value in plain(node).items() if key != "_target_"}
+    settings = {key: value for key, value in to_builtin(node).items() if key != "_target_"}
     own = [entry for entry in settings["tasks"] if isinstance(entry["task"], dict)]
     for entry in own:
         task = entry["task"]

@@ -31,8 +31,9 @@ from evomerge.run.record import Record
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.search.phases import Phase
-from evomerge.search.warm_start import Warmth
-from evomerge.session.checkpointing import StateSaver, begin
+from evomerge.search.state import SearchState
+from evomerge.search.warm_start import WarmStart
+from evomerge.session.checkpointing import CheckpointSaver, begin
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 from evomerge.strategies.brute_force import BruteForce
@@ -150,9 +151,9 @@ class Case:
 
         return [Phase(f"phase {k}", self.evaluations, space, strategy, k > 0) for k in range(self.phases)]
 
-    def warm(self, space: Any, number: int) -> Warmth:
+    def warm(self, space: Any, number: int) -> WarmStart:
         rng = np.random.default_rng(number)
-        return Warmth(again=[self.spec.sample(rng) for _ in range(self.again)])
+        return WarmStart(to_reevaluate=[self.spec.sample(rng) for _ in range(self.again)])
 
 
 def scalarised(spec: GenomeSpec, objectives: tuple[Objective, ...], *, seed: int) -> Scalarised:
@@ -215,7 +216,7 @@ def session(path: Path, case: Case, *, checkpoints: bool = True, budget: int | N
             ordered=case.ordered,
             in_flight=case.in_flight,
             warm=case.warm,
-            save=Waiting(saved),
+            save=Waiting(saved, ledger),
         )
         if checkpoints and isinstance(ledger, ContinuedLedger):
             begin(search, ledger)
@@ -223,15 +224,15 @@ def session(path: Path, case: Case, *, checkpoints: bool = True, budget: int | N
     return search
 
 
-class Waiting(StateSaver):
+class Waiting(CheckpointSaver):
     """Saves at every fourth opportunity, and waits until the one before is written."""
 
     calls = 0
 
-    def __call__(self, search: Search, /, *, now: bool) -> None:
+    def __call__(self, state: SearchState, /, *, now: bool) -> None:
         self.calls += 1
         if self.calls % 4 == 1 or now:
-            super().__call__(search, now=True)
+            super().__call__(state, now=True)
 
 
 @pytest.mark.parametrize("name", CASES)

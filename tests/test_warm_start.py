@@ -12,7 +12,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.run.items import read_items
 from evomerge.run.ledger import canonical_events, read_ledger
-from evomerge.search.warm_start import WarmStart
+from evomerge.search.warm_start import WarmStartSources
 
 SCORE = (Objective("score"),)
 PRINT = "sha256:none"
@@ -25,8 +25,8 @@ def earlier(tmp_path: Path) -> Path:
     return tmp_path / "earlier"
 
 
-def source(folder: Path, fitness: str | None = PRINT, again: int = 3) -> WarmStart:
-    warm = WarmStart([str(folder)], again, SCORE)
+def source(folder: Path, fitness: str | None = PRINT, again: int = 3) -> WarmStartSources:
+    warm = WarmStartSources([str(folder)], again, SCORE)
     warm._prints = dict.fromkeys(warm._prints or {folder: None}, fitness)
     return warm
 
@@ -61,11 +61,11 @@ def test_another_fitness_evaluates_the_best_again_before_all_others(earlier: Pat
 
 def test_strategies_that_start_from_a_point_start_from_the_best(earlier: Path) -> None:
     warmth = source(earlier)(TwoWeights(), PRINT)
-    assert warmth.start is not None
+    assert warmth.x0 is not None
     started = warmth.started(TwoWeights.spec)
-    assert started.initial == warmth.start
-    best = max(e.objectives.get("score", -9) for _, e, _ in warmth.told)
-    assert score(TwoWeights().decode(warmth.start)) == pytest.approx(best)
+    assert started.initial == warmth.x0
+    best = max(e.objectives.get("score", -9) for _, e, _ in warmth.evaluated)
+    assert score(TwoWeights().decode(warmth.x0)) == pytest.approx(best)
 
 
 def test_a_run_of_other_genes_is_refused(earlier: Path) -> None:
@@ -86,19 +86,19 @@ class Encodes(TwoWeights):
 
 def test_a_named_recipe_is_the_first_candidate(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(dump_recipe(POOL.linear({"a": 0.7, "b": 0.2})))
-    warm = WarmStart([str(tmp_path / "good.yaml")], 0, SCORE)
+    warm = WarmStartSources([str(tmp_path / "good.yaml")], 0, SCORE)
     warm.check([Encodes()])
     warmth = warm(Encodes(), PRINT)
-    assert [genome.values for genome in warmth.again] == [(0.7, 0.2)]
-    assert not warm(Encodes(), PRINT, first=False).again
+    assert [genome.values for genome in warmth.to_reevaluate] == [(0.7, 0.2)]
+    assert not warm(Encodes(), PRINT, first=False).to_reevaluate
 
 
 def test_a_recipe_that_the_space_cannot_encode_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(dump_recipe(POOL.linear({"base": 1.0})))
-    warm = WarmStart([str(tmp_path / "base.yaml")], 0, SCORE)
+    warm = WarmStartSources([str(tmp_path / "base.yaml")], 0, SCORE)
     with pytest.raises(ConfigError, match="it uses the base"):
         warm.check([Encodes()])
     with pytest.raises(ConfigError, match="TwoWeights cannot turn recipes into genomes"):
         warm.check([TwoWeights()])
     with pytest.raises(ConfigError, match="a run folder or a recipe file that exists"):
-        WarmStart([str(tmp_path / "nothing")], 0, SCORE)
+        WarmStartSources([str(tmp_path / "nothing")], 0, SCORE)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from evomerge import __version__
 from evomerge.cli.verbs import VERBS
 from evomerge.errors import ConfigError, EvomergeError, nearest
-from evomerge.utils.plain_text import plain
+from evomerge.utils.plain_text import printable
 
 _HELP = """evomerge finds model-merging recipes by evolution.
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EvomergeError as error:
         if debug:
             raise
-        print(plain(f"evomerge: error: {error}"), file=sys.stderr)
+        print(printable(f"evomerge: error: {error}"), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt as error:
         print("evomerge: interrupted; `evomerge resume RUN` goes on with a search", file=sys.stderr)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         text = " ".join(str(error).split())[:500]
-        print(plain(f"evomerge: {type(error).__name__}: {text} (--debug shows the traceback)"), file=sys.stderr)
+        print(printable(f"evomerge: {type(error).__name__}: {text} (--debug shows the traceback)"), file=sys.stderr)
         return 1
 
 

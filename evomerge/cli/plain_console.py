@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from evomerge.utils.plain_text import plain
+from evomerge.utils.plain_text import printable
 
 
 class PlainConsole(Console):
@@ -24,9 +24,9 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **arguments: Any) -> Text:
         """A string as rich measures and wraps it: as it is shown."""
-        return super().render_str(plain(text), **arguments)
+        return super().render_str(printable(text), **arguments)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Segments of text with control characters written out; rich's own control codes stay."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from evomerge.errors import RecipeError
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import load_recipe, read_recipe_file
-from evomerge.utils.plain_text import plain
+from evomerge.utils.plain_text import printable
 from evomerge.utils.safe_yaml import read_text
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def open_recipe(path: str) -> tuple[Recipe, Pool]:
 
     read = read_mergekit(text, str(file), file.parent)
     for note in read.notes:
-        print(plain(f"note: {file}: {note}"), file=sys.stderr)
+        print(printable(f"note: {file}: {note}"), file=sys.stderr)
     pool = open_pool(read.models, read.base, dtype=read.dtype)
     recipe = read.recipe(pool)
     return recipe, replace(pool, tokenizer_from=recipe.tokenizer_from)

@@ -29,7 +29,7 @@ def build(node: Any, key: str, *args: Any, **injected: Any) -> Any:
     Raises:
         ConfigError: no such target, an argument it does not have or lacks, or a value of the wrong type.
     """
-    values = plain(node)
+    values = to_builtin(node)
     if not isinstance(values, Mapping) or TARGET not in values:
         raise ConfigError(f"{key} is {node}", f"a group choice or a mapping with {TARGET}", f"see conf/{key}")
     target = locate(str(values[TARGET]), f"{key}.{TARGET}")
@@ -38,7 +38,7 @@ def build(node: Any, key: str, *args: Any, **injected: Any) -> Any:
     return target(*args, **injected, **check_arguments(target, given, key, len(args), set(injected)))
 
 
-def plain(node: Any) -> Any:
+def to_builtin(node: Any) -> Any:
     """A configuration node as plain values, interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 

@@ -27,7 +27,7 @@ from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.ray_actor import Actor, cause
 from evomerge.evaluation.ray_cluster import Cluster
-from evomerge.evaluation.scheduler import Job, Seat, Seats
+from evomerge.evaluation.scheduler import Job, Scheduler, WorkerSlot
 from evomerge.evaluation.worker_builder import WorkerBuilder
 from evomerge.protocols import Work
 
@@ -42,7 +42,7 @@ _BACKOFF = 2.0  # seconds after a failed start, to the power of their number
 class _Call(NamedTuple):
     """A call to an actor that is under way: of a job, else for a split, else to say where it is."""
 
-    seat: Seat
+    slot: WorkerSlot
     job: Job | None = None
     split: Split | None = None
 
@@ -109,12 +109,12 @@ class RayEvaluator:
         self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size, shared_cache_keeps, self._fixed or 2)
         several = device == "auto" and gpus_per_worker > 1
         self._device, self._threads = "spread" if several else device, cpus_per_worker if threads is None else threads
-        self._seats = Seats(tries, timeout)
+        self._scheduler = Scheduler(tries, timeout)
         self._calls: dict[Any, _Call] = {}
         self._done: deque[Evaluation] = deque()
         self._fingerprints: dict[Split, str] = {}
         self._wanted = self._named = self._failed_starts = 0
-        self._looked_at = self._start_after = self._hungry_since = 0.0
+        self._looked_at = self._start_after = self._no_worker_since = 0.0
         self._first: Split = "search"
 
     @property
@@ -129,7 +129,7 @@ class RayEvaluator:
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
         """Queue a candidate; it starts at once when a worker is free."""
         self._open(split)
-        self._seats.queue.append(Job(candidate, split))
+        self._scheduler.queue.append(Job(candidate, split))
         self._dispatch()
 
     def collect(self) -> Evaluation:
@@ -145,23 +145,23 @@ class RayEvaluator:
     def work(self) -> Sequence[Work]:
         """What each worker does; another thread may ask."""
         doing = []
-        for seat in list(self._seats.taken):
-            jobs = list(seat.jobs)
-            busy = Work(seat.name, jobs[0].candidate.id, jobs[0].split, seat.began) if jobs else Work(seat.name)
+        for slot in list(self._scheduler.taken):
+            jobs = list(slot.jobs)
+            busy = Work(slot.name, jobs[0].candidate.id, jobs[0].split, slot.began) if jobs else Work(slot.name)
             doing.append(busy)
         return doing
 
     def withdraw(self) -> list[int]:
         """Forget what waits for a worker; returns the candidates' ids."""
-        return self._seats.withdraw()
+        return self._scheduler.withdraw()
 
     def fingerprint(self, split: Split) -> str:
         """The fingerprint of a split's fitness, as the workers prepared it."""
         self._open(split)
         while split not in self._fingerprints:
-            for seat in self._seats.taken:
-                if seat.begun and split not in seat.splits and not seat.jobs:
-                    self._prepare(seat, split)
+            for slot in self._scheduler.taken:
+                if slot.begun and split not in slot.splits and not slot.jobs:
+                    self._prepare(slot, split)
                     break
             self._step()
         return self._fingerprints[split]
@@ -169,17 +169,17 @@ class RayEvaluator:
     def close(self) -> None:
         """End the workers, and Ray where this evaluator started it."""
         if self._cluster.is_open and not self._cluster.gone:
-            idle = [seat.worker for seat in self._seats.taken if seat.begun and not seat.jobs]
+            idle = [slot.worker for slot in self._scheduler.taken if slot.begun and not slot.jobs]
             with contextlib.suppress(RayError):  # a worker that died has nothing to close
                 ray.get([worker.close.remote() for worker in idle], timeout=_CLOSING)
-            for seat in self._seats.taken:
-                ray.kill(seat.worker)
+            for slot in self._scheduler.taken:
+                ray.kill(slot.worker)
             if self._cache.shared != "off":
                 from evomerge.evaluation.caching import sweep
 
                 sweep()  # what killed workers left behind
         self._cluster.close()
-        self._seats = Seats(self._seats.tries, self._seats.timeout)
+        self._scheduler = Scheduler(self._scheduler.tries, self._scheduler.timeout)
         self._calls.clear()
         self._done.clear()
         self._wanted = self._failed_starts = 0
@@ -203,14 +203,14 @@ class RayEvaluator:
             )
         most = max([1, *room])
         self._cache = replace(self._cache, workers=most if self._fixed is None else min(most, self._fixed))
-        self._hungry_since = time.monotonic()
+        self._no_worker_since = time.monotonic()
         self._hire()
 
     def _step(self) -> None:
         """Wait a little for anything to happen, and see to it."""
         self._hire()
         self._dispatch()
-        pause = self._seats.pause(1.0)
+        pause = self._scheduler.pause(1.0)
         if not self._calls:
             time.sleep(min(pause, 0.2))
         else:
@@ -231,79 +231,81 @@ class RayEvaluator:
         try:
             result = ray.get(reference)
         except _DEAD as error:
-            self._lose(call.seat, error)
+            self._lose(call.slot, error)
         except RayError as error:
             raise cause(error) from error
         else:
             self._take(call, result)
 
     def _take(self, call: _Call, result: Any) -> None:
-        seat = call.seat
+        slot = call.slot
         if call.job is not None:
             evaluation, seconds = result
-            self._seats.finish(seat, call.job, seconds)
+            self._scheduler.finish(slot, call.job, seconds)
             self._done.append(evaluation)
         elif call.split is not None:
             version, fingerprint = result
-            self._compare(seat, call.split, version, fingerprint)
+            self._compare(slot, call.split, version, fingerprint)
             self._failed_starts = 0
-            seat.begun, seat.preparing = True, False
-            seat.start_clock()
+            slot.begun, slot.preparing = True, False
+            slot.start_clock()
         else:
-            seat.place, _ = result
-            self._prepare(seat, self._first)
+            slot.place, _ = result
+            self._prepare(slot, self._first)
 
-    def _compare(self, seat: Seat, split: Split, version: str, fingerprint: str) -> None:
+    def _compare(self, slot: WorkerSlot, split: Split, version: str, fingerprint: str) -> None:
         """Raise unless a worker would give the scores that the others give."""
         if version != __version__:
             raise EvomergeError(
-                f"{seat.name} on node {seat.place[:8]} has evomerge {version}, this is {__version__}",
+                f"{slot.name} on node {slot.place[:8]} has evomerge {version}, this is {__version__}",
                 "the same version on every node",
             )
         known = self._fingerprints.setdefault(split, fingerprint)
         if known != fingerprint:
             raise EvomergeError(
-                f"the {split} fitness of {seat.name} on node {seat.place[:8]} has fingerprint {fingerprint}, "
+                f"the {split} fitness of {slot.name} on node {slot.place[:8]} has fingerprint {fingerprint}, "
                 f"others have {known}",
                 "the same items, prompts, tokenizer and libraries on every node: scores would not be comparable",
             )
 
-    def _lose(self, seat: Seat, error: RayError) -> None:
+    def _lose(self, slot: WorkerSlot, error: RayError) -> None:
         """A worker is gone."""
         text = " ".join(str(error).split())
         if "owner has died" in text or "Owner's node has crashed" in text:
             raise self._cluster.lost("the Ray node that the search runs on has gone")
         if "creation task" in text:  # what it is made from could not be read: it will not be the next time either
             raise EvomergeError(
-                f"{seat.name} could not be made: {str(error).strip().splitlines()[-1].strip()}",
+                f"{slot.name} could not be made: {str(error).strip().splitlines()[-1].strip()}",
                 "modules that every node can import",
                 "install them there, or put them into a folder and set evaluator.working_dir",
             )
         memory = isinstance(error, OutOfMemoryError)
-        guilty = memory or isinstance(error, WorkerCrashedError) or "worker process has died" in text
+        caused_failure = memory or isinstance(error, WorkerCrashedError) or "worker process has died" in text
         how = "Ray ended it because its node ran out of memory" if memory else "killed, or crashed"
-        _LOG.warning("%s is gone (%s)", seat.name, how if guilty else text[:200])
-        self._settle(seat)
-        if guilty and (seat.preparing or not seat.begun):
-            self._count_failed_start(seat, how)
-        job = self._seats.vacate(seat, guilty=guilty)
+        _LOG.warning("%s is gone (%s)", slot.name, how if caused_failure else text[:200])
+        self._settle(slot)
+        if caused_failure and (slot.preparing or not slot.begun):
+            self._count_failed_start(slot, how)
+        job = self._scheduler.vacate(slot, caused_failure=caused_failure)
         if job is not None:
-            self._fail(job, f"its worker died {job.deaths} times: {how}" if guilty else f"lost {job.lost} workers")
+            self._fail(
+                job, f"its worker died {job.deaths} times: {how}" if caused_failure else f"lost {job.lost} workers"
+            )
 
-    def _settle(self, seat: Seat) -> None:
+    def _settle(self, slot: WorkerSlot) -> None:
         """Forget a worker's calls and end it; answers that arrived before count."""
-        for reference in [reference for reference, call in self._calls.items() if call.seat is seat]:
+        for reference in [reference for reference, call in self._calls.items() if call.slot is slot]:
             call = self._calls.pop(reference)
             if call.job is not None and ray.wait([reference], timeout=0)[0]:
                 with contextlib.suppress(RayError):
                     self._take(call, ray.get(reference))
         with contextlib.suppress(RayError):  # one that is only out of reach must not stay
-            ray.kill(seat.worker)
+            ray.kill(slot.worker)
 
-    def _count_failed_start(self, seat: Seat, how: str) -> None:
+    def _count_failed_start(self, slot: WorkerSlot, how: str) -> None:
         self._failed_starts += 1
         self._start_after = time.monotonic() + min(60.0, _BACKOFF**self._failed_starts)
-        if self._failed_starts >= _FAILED_STARTS and not any(s.begun for s in self._seats.taken if s is not seat):
+        if self._failed_starts >= _FAILED_STARTS and not any(s.begun for s in self._scheduler.taken if s is not slot):
             raise EvomergeError(
                 f"{self._failed_starts} workers died one after the other while they began ({how})",
                 "room in memory for the model and its sources",
@@ -312,12 +314,12 @@ class RayEvaluator:
 
     def _end_overdue(self) -> None:
         """End workers whose evaluation takes too long."""
-        for seat in self._seats.overdue():
-            self._settle(seat)
-            late = seat in self._seats.overdue()  # unless its answer was just there
-            job = self._seats.vacate(seat, guilty=late, final=late)
+        for slot in self._scheduler.overdue():
+            self._settle(slot)
+            late = slot in self._scheduler.overdue()  # unless its answer was just there
+            job = self._scheduler.vacate(slot, caused_failure=late, final=late)
             if job is not None:
-                self._fail(job, f"it took longer than evaluator.timeout={self._seats.timeout:g} s")
+                self._fail(job, f"it took longer than evaluator.timeout={self._scheduler.timeout:g} s")
 
     def _fail(self, job: Job, error: str) -> None:
         self._done.append(Evaluation(job.candidate.id, "failed", job.split, error=error))
@@ -330,11 +332,11 @@ class RayEvaluator:
             self._looked_at = now
             self._wanted = self._fixed or sum(self._cluster.room())
         if answers and now >= self._start_after:
-            while len(self._seats.taken) < self._wanted:
+            while len(self._scheduler.taken) < self._wanted:
                 self._place()
-        if any(seat.place for seat in self._seats.taken):
-            self._hungry_since = now
-        elif now - self._hungry_since > self._patience:
+        if any(slot.place for slot in self._scheduler.taken):
+            self._no_worker_since = now
+        elif now - self._no_worker_since > self._patience:
             raise EvomergeError(
                 f"no worker has found a place for {self._patience:g} s",
                 f"a node with {self._cluster.cpus} CPUs and {self._cluster.gpus:g} GPUs that are free",
@@ -347,18 +349,18 @@ class RayEvaluator:
         self._named += 1
         actor: Any = ray.remote(Actor).options(**resources)
         worker = actor.remote(self._build, self._device, self._threads, self._cache)
-        seat = Seat(f"worker {self._named}", worker)
-        self._seats.taken.append(seat)
-        self._calls[worker.here.remote()] = _Call(seat)
+        slot = WorkerSlot(f"worker {self._named}", worker)
+        self._scheduler.taken.append(slot)
+        self._calls[worker.here.remote()] = _Call(slot)
 
-    def _prepare(self, seat: Seat, split: Split) -> None:
+    def _prepare(self, slot: WorkerSlot, split: Split) -> None:
         """Let a worker prepare a split's items; calls to it come after."""
-        seat.splits.add(split)
-        seat.preparing = True
-        self._calls[seat.worker.begin.remote(split)] = _Call(seat, split=split)
+        slot.splits.add(split)
+        slot.preparing = True
+        self._calls[slot.worker.begin.remote(split)] = _Call(slot, split=split)
 
     def _dispatch(self) -> None:
-        for seat, job in self._seats.assign():
-            if job.split not in seat.splits:
-                self._prepare(seat, job.split)
-            self._calls[seat.worker.evaluate.remote(job.candidate, job.split)] = _Call(seat, job)
+        for slot, job in self._scheduler.assign():
+            if job.split not in slot.splits:
+                self._prepare(slot, job.split)
+            self._calls[slot.worker.evaluate.remote(job.candidate, job.split)] = _Call(slot, job)

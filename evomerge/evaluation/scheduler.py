@@ -36,8 +36,8 @@ class Job:
 
 
 @dataclass(eq=False)
-class Seat:
-    """A worker's place.
+class WorkerSlot:
+    """A worker's slot.
 
     Attributes:
         name: for people.
@@ -65,7 +65,7 @@ class Seat:
         self.since, self.began = time.monotonic(), time.time()
 
 
-class Seats:
+class Scheduler:
     """Workers and what waits for them.
 
     A worker is given more than one candidate at a time only when evaluations take less than `_LEAD` seconds.
@@ -78,68 +78,68 @@ class Seats:
     def __init__(self, tries: int, timeout: float | None) -> None:
         self.tries, self.timeout = tries, timeout
         self.queue: deque[Job] = deque()
-        self.taken: list[Seat] = []
+        self.taken: list[WorkerSlot] = []
         self._pace = math.inf  # seconds of an evaluation, of late
 
-    def assign(self) -> Iterator[tuple[Seat, Job]]:
+    def assign(self) -> Iterator[tuple[WorkerSlot, Job]]:
         """Give out what can be given, to the least busy first."""
         depth = 1 + min(_MOST_AHEAD, int(_LEAD / self._pace)) if self._pace > 0 else 1 + _MOST_AHEAD
         while self.queue:
             job = self.queue[0]
-            free = [seat for seat in self.taken if seat.begun and self._takes(seat, job, depth)]
+            free = [slot for slot in self.taken if slot.begun and self._takes(slot, job, depth)]
             if not free:
                 return
-            seat = min(free, key=lambda seat: len(seat.jobs))
+            slot = min(free, key=lambda slot: len(slot.jobs))
             self.queue.popleft()
-            seat.jobs.append(job)
-            if len(seat.jobs) == 1:
-                seat.start_clock()
-            yield seat, job
+            slot.jobs.append(job)
+            if len(slot.jobs) == 1:
+                slot.start_clock()
+            yield slot, job
 
-    def _takes(self, seat: Seat, job: Job, depth: int) -> bool:
-        if not seat.jobs:
+    def _takes(self, slot: WorkerSlot, job: Job, depth: int) -> bool:
+        if not slot.jobs:
             return True
-        mixed = job.alone or seat.jobs[0].alone or seat.preparing or job.split not in seat.splits
-        return len(seat.jobs) < depth and not mixed
+        mixed = job.alone or slot.jobs[0].alone or slot.preparing or job.split not in slot.splits
+        return len(slot.jobs) < depth and not mixed
 
-    def finish(self, seat: Seat, job: Job, seconds: float) -> None:
+    def finish(self, slot: WorkerSlot, job: Job, seconds: float) -> None:
         """A job has come back."""
-        seat.jobs.remove(job)
-        seat.start_clock()
+        slot.jobs.remove(job)
+        slot.start_clock()
         self._pace = seconds if self._pace == math.inf else 0.9 * self._pace + 0.1 * seconds
 
-    def overdue(self) -> list[Seat]:
+    def overdue(self) -> list[WorkerSlot]:
         """Workers whose evaluation takes too long."""
         if self.timeout is None:
             return []
         late = time.monotonic() - self.timeout
-        return [seat for seat in self.taken if seat.jobs and not seat.preparing and seat.since < late]
+        return [slot for slot in self.taken if slot.jobs and not slot.preparing and slot.since < late]
 
     def pause(self, most: float) -> float:
         """Seconds until something may be overdue, at most so many."""
         if self.timeout is None:
             return most
-        left = [seat.since + self.timeout - time.monotonic() for seat in self.taken if seat.jobs and not seat.preparing]
+        left = [slot.since + self.timeout - time.monotonic() for slot in self.taken if slot.jobs and not slot.preparing]
         return max(0.01, min([most, *left]))
 
-    def vacate(self, seat: Seat, *, guilty: bool, final: bool = False) -> Job | None:
+    def vacate(self, slot: WorkerSlot, *, caused_failure: bool, final: bool = False) -> Job | None:
         """A worker is gone: what it held waits again, in front. Returns a job that shall not be tried again.
 
         Args:
-            seat: the worker's.
-            guilty: whether what it evaluated may be why. An answer can be lost on its way when a worker dies right
-                after it, so that the job which seems to be the first may have been evaluated: no job fails before
-                it was tried alone.
+            slot: the worker's.
+            caused_failure: whether what it evaluated may be why. An answer can be lost on its way when a worker dies
+                right after it, so that the job which seems to be the first may have been evaluated: no job fails
+                before it was tried alone.
         """
-        self.taken.remove(seat)
-        jobs = list(seat.jobs)
-        seat.jobs.clear()
+        self.taken.remove(slot)
+        jobs = list(slot.jobs)
+        slot.jobs.clear()
         for job in jobs:
-            job.alone = job.alone or guilty
+            job.alone = job.alone or caused_failure
         given_up = None
-        if jobs and not seat.preparing:
+        if jobs and not slot.preparing:
             first = jobs[0]
-            if guilty:
+            if caused_failure:
                 first.deaths += 1
             else:
                 first.lost += 1

@@ -19,7 +19,7 @@ from evomerge.models.checkpoints.headers import FLOAT_DTYPES
 from evomerge.models.checkpoints.location import locate
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
 from evomerge.models.checkpoints.reader import Checkpoint
-from evomerge.models.pool import Pool
+from evomerge.models.pool import Pool, of_model
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, SliceId
@@ -92,7 +92,7 @@ def open_pool(
         try:
             checkpoints[name] = FoldedCheckpoint(checkpoints[name], adapter, modules[name], matches[name])
         except PoolError as error:
-            problems.append(_of_model(name, error))
+            problems.append(of_model(name, error))
     _raise_all(problems)
 
     layout = layout_from(modules[reference], matches[reference], checkpoints[reference].shapes)
@@ -191,7 +191,7 @@ def _open_all(
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise PoolError(f"transformers refuses {folder / 'config.json'} ({reason})") from error
         except PoolError as error:
-            problems.append(_of_model(name, error))
+            problems.append(of_model(name, error))
     return refs, checkpoints, adapters, configs
 
 
@@ -290,7 +290,3 @@ def _raise_all(problems: list[PoolError]) -> None:
         listed = " | ".join(str(problem) for problem in problems[:_MOST_LISTED])
         cut = f" | and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
         raise PoolError(f"{len(problems)} problems with the pool: {listed}{cut}")
-
-
-def _of_model(name: str, error: PoolError) -> PoolError:
-    return PoolError(f"model {name!r}: {error.given}", error.allowed, error.do)

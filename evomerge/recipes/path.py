@@ -16,12 +16,12 @@ class PathLayer:
     Attributes:
         models: where it comes from: one model, or those that it is merged of.
         layer: its number there.
-        hop: the scale on the way into it; 1 for the first.
+        input_scale: the scale on the way into it; 1 for the first.
     """
 
     models: tuple[str, ...]
     layer: int
-    hop: float
+    input_scale: float
 
     @property
     def source(self) -> str:
@@ -30,7 +30,7 @@ class PathLayer:
 
 
 @dataclass(frozen=True)
-class Path:
+class LayerPath:
     """The path of a recipe.
 
     Attributes:
@@ -55,7 +55,11 @@ class Path:
         runs: list[list[PathLayer]] = []
         for layer in self.layers:
             last = runs[-1][-1] if runs else None
-            if last and not is_scaled(layer.hop) and (last.source, last.layer + 1) == (layer.source, layer.layer):
+            if (
+                last
+                and not is_scaled(layer.input_scale)
+                and (last.source, last.layer + 1) == (layer.source, layer.layer)
+            ):
                 runs[-1].append(layer)
             else:
                 runs.append([layer])
@@ -68,20 +72,22 @@ class Path:
         for name, source in self.ends:
             grouped.setdefault(source, []).append(name)
         ends = "; ".join(f"{' and '.join(names)} of {source}" for source, names in grouped.items())
-        scaled = any(is_scaled(layer.hop) for layer in self.layers)
+        scaled = any(is_scaled(layer.input_scale) for layer in self.layers)
         return ends + ("; × is the scale of the hidden states on their way into a layer" if scaled else "")
 
 
 def _run(layers: Sequence[PathLayer]) -> str:
     first = layers[0]
     until = f" to {layers[-1].layer}" if layers[1:] else ""
-    return f"{first.source} {first.layer}{until}" + (f" ({scale_text(first.hop)})" if is_scaled(first.hop) else "")
+    return f"{first.source} {first.layer}{until}" + (
+        f" ({scale_text(first.input_scale)})" if is_scaled(first.input_scale) else ""
+    )
 
 
 _END_NAMES = {"embed": "embeddings", "final_norm": "final norm", "head": "head"}
 
 
-def path_of(recipe: Recipe) -> Path | None:
+def path_of(recipe: Recipe) -> LayerPath | None:
     """The path of a recipe; ``None`` for a merge whose layers all are where they were, of the same models, unscaled."""
     entries: dict[int, SliceRecipe] = {}
     for entry in recipe.slices:
@@ -96,7 +102,7 @@ def path_of(recipe: Recipe) -> Path | None:
         models = tuple(dict.fromkeys(source.model for source in entry.inputs))
         found.append(PathLayer(models, numbers[0], before / factor))
         before = factor
-    moved = any(layer.layer != place or layer.hop != 1 for place, layer in enumerate(found))
+    moved = any(layer.layer != place or layer.input_scale != 1 for place, layer in enumerate(found))
     if not moved and len({layer.models for layer in found}) == 1:
         return None
     order = [name for name, _ in (*recipe.intermediates, *recipe.models)]
@@ -106,7 +112,7 @@ def path_of(recipe: Recipe) -> Path | None:
         for e in recipe.slices
         if e.slice.layer is None
     )
-    return Path(tuple(found), tuple(" + ".join(models) for models in kinds), ends)
+    return LayerPath(tuple(found), tuple(" + ".join(models) for models in kinds), ends)
 
 
 def scale_text(value: float) -> str:
@@ -119,9 +125,9 @@ def scale_text(value: float) -> str:
     return f"×{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
 
 
-def is_scaled(hop: float) -> bool:
-    """Whether a hop's scale differs from 1 by more than rounding."""
-    return abs(hop - 1.0) > 1e-9
+def is_scaled(input_scale: float) -> bool:
+    """Whether a scale differs from 1 by more than rounding."""
+    return abs(input_scale - 1.0) > 1e-9
 
 
 """One for each source: readable on light and on dark ground, and apart for most colour-blind readers."""

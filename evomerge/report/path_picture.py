@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from evomerge.recipes.path import Path, PathLayer, is_scaled, scale_text
+from evomerge.recipes.path import LayerPath, PathLayer, is_scaled, scale_text
 from evomerge.report.colours import colour
 
 
@@ -18,12 +18,12 @@ class PathPicture:
     it. Before the first of a run from the same source its name is written above, so that no colours are needed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: LayerPath) -> None:
         self._path = path
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         path = self._path
-        scales = [scale_text(layer.hop) for layer in path.layers if is_scaled(layer.hop)]
+        scales = [scale_text(layer.input_scale) for layer in path.layers if is_scaled(layer.input_scale)]
         number = max(len(str(layer.layer)) for layer in path.layers)
         width = max(number + 3, *(len(word) + 1 for word in scales), 0)
         line = max(1, options.max_width // width)
@@ -36,7 +36,7 @@ class PathPicture:
             yield Text("")
             yield self._names(shown, width)
             yield self._cells(shown, width)
-            if any(is_scaled(layer.hop) for layer in shown):
+            if any(is_scaled(layer.input_scale) for layer in shown):
                 yield self._scales(shown, width)
         yield Text("")
         yield Text(path.note, style="dim")
@@ -60,7 +60,7 @@ class PathPicture:
         return text
 
     def _scales(self, layers: Sequence[PathLayer], width: int) -> Text:
-        shown = [scale_text(layer.hop) if is_scaled(layer.hop) else "" for layer in layers]
+        shown = [scale_text(layer.input_scale) if is_scaled(layer.input_scale) else "" for layer in layers]
         text = Text("".join(word.center(width - 1) + " " for word in shown), no_wrap=True)
         text.rstrip()
         return text

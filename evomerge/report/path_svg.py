@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from evomerge.recipes.path import Path, is_scaled, scale_text
+from evomerge.recipes.path import LayerPath, is_scaled, scale_text
 from evomerge.report.colours import colour
 
 _CELL, _HEIGHT, _STEP, _ROW = 28, 24, 42, 52
@@ -23,7 +23,7 @@ _STYLE = """
 """.strip()
 
 
-def path_svg(path: Path, per_line: int = _PER_LINE, captions: bool = True) -> str:
+def path_svg(path: LayerPath, per_line: int = _PER_LINE, captions: bool = True) -> str:
     """The picture as the text of an SVG file that needs nothing else, for light and dark pages.
 
     Args:
@@ -64,14 +64,14 @@ def path_svg(path: Path, per_line: int = _PER_LINE, captions: bool = True) -> st
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _place(path: Path, number: int, left: float, band: int, per_line: int) -> tuple[float, float]:
+def _place(path: LayerPath, number: int, left: float, band: int, per_line: int) -> tuple[float, float]:
     """The centre of a layer's cell."""
     line, column = divmod(number, per_line)
     row = path.sources.index(path.layers[number].source)
     return left + column * _STEP + _CELL / 2, _TOP + line * band + row * _ROW + _ROW / 2
 
 
-def _lanes(path: Path, line: int, left: float, top: float, per_line: int) -> Iterator[str]:
+def _lanes(path: LayerPath, line: int, left: float, top: float, per_line: int) -> Iterator[str]:
     """Names of the sources, and a faint line for each."""
     count = min(per_line, len(path.layers) - line * per_line)
     right = left + (count - 1) * _STEP + _CELL
@@ -83,7 +83,7 @@ def _lanes(path: Path, line: int, left: float, top: float, per_line: int) -> Ite
         yield f'<line class="lane" x1="{left}" x2="{right}" y1="{y}" y2="{y}" stroke-dasharray="2 4"/>'
 
 
-def _flow(path: Path, number: int, left: float, band: int, per_line: int) -> str:
+def _flow(path: LayerPath, number: int, left: float, band: int, per_line: int) -> str:
     """The way from the layer before; to the next line it leaves on the right and comes in from the left."""
     (x1, y1), (x2, y2) = (_place(path, place, left, band, per_line) for place in (number - 1, number))
     if number % per_line == 0:
@@ -94,19 +94,19 @@ def _flow(path: Path, number: int, left: float, band: int, per_line: int) -> str
     return f'<path class="flow" d="M{start} {y1}C{middle} {y1} {middle} {y2} {end} {y2}" stroke-width="1.6"/>'
 
 
-def _cell(path: Path, number: int, left: float, band: int, per_line: int) -> Iterator[str]:
+def _cell(path: LayerPath, number: int, left: float, band: int, per_line: int) -> Iterator[str]:
     """A layer with its number in its source, and the scale on the way into it above."""
     layer = path.layers[number]
     x, y = _place(path, number, left, band, per_line)
     about = f"layer {number} of the path: layer {layer.layer} of {layer.source}"
-    about += f", scale {layer.hop:.4g}" if is_scaled(layer.hop) else ""
+    about += f", scale {layer.input_scale:.4g}" if is_scaled(layer.input_scale) else ""
     yield f"<g><title>{escape(about)}</title>"
     yield (
         f'<rect x="{x - _CELL / 2}" y="{y - _HEIGHT / 2}" width="{_CELL}" height="{_HEIGHT}" rx="5" '
         f'fill="{colour(layer.source, path.sources)}"/>'
     )
     yield f'<text class="number" x="{x}" y="{y + 4.5}" font-size="12" text-anchor="middle">{layer.layer}</text>'
-    if is_scaled(layer.hop):
-        label = scale_text(layer.hop)
+    if is_scaled(layer.input_scale):
+        label = scale_text(layer.input_scale)
         yield f'<text class="small" x="{x}" y="{y - 15}" font-size="10.5" text-anchor="middle">{label}</text>'
     yield "</g>"

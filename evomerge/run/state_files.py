@@ -31,7 +31,7 @@ def to_bytes(tree: Mapping[str, Any]) -> tuple[bytes, bytes]:
     """
     arrays: dict[str, Any] = {}
 
-    def plain(value: Any) -> Any:
+    def to_json(value: Any) -> Any:
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, np.ndarray):
@@ -42,14 +42,14 @@ def to_bytes(tree: Mapping[str, Any]) -> tuple[bytes, bytes]:
         if isinstance(value, Mapping):
             if any(not isinstance(key, str) for key in value):
                 raise TypeError(f"keys of a state are strings, not {sorted(map(repr, value))[:3]}")
-            return {key: plain(entry) for key, entry in value.items()}
+            return {key: to_json(entry) for key, entry in value.items()}
         if isinstance(value, list | tuple):
-            return [plain(entry) for entry in value]
+            return [to_json(entry) for entry in value]
         if isinstance(value, float) and not math.isfinite(value):
             return {_FLOAT: repr(value)}
         return value
 
-    text = json.dumps(plain(tree), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(to_json(tree), separators=(",", ":"), allow_nan=False)
     return text.encode(), safetensors.save(arrays)
 
 

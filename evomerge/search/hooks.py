@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from evomerge.errors import EvomergeError
 from evomerge.search.incumbent import Incumbent
-
-if TYPE_CHECKING:
-    from evomerge.search.loop import Search
+from evomerge.search.state import SearchState
 
 
-class Keeper(Protocol):
+class BestWriter(Protocol):
     """Writes down what is best so far."""
 
     def __call__(self, incumbent: Incumbent, /) -> None:
         """Called whenever the winner or the front has changed."""
 
 
-class Saver(Protocol):
-    """Takes the state of a search down, now and then."""
+class CheckpointHook(Protocol):
+    """Saves the state of a search, now and then."""
 
-    def __call__(self, search: Search, /, *, now: bool) -> None:
+    def __call__(self, state: SearchState, /, *, now: bool) -> None:
         """Called whenever nothing is half done, so that it may; `now` when it is the last time."""
 
 
-def forgetful(search: Search, /, *, now: bool) -> None:
-    """Takes nothing down."""
+def no_checkpoint(state: SearchState, /, *, now: bool) -> None:
+    """Saves nothing."""
 
 
 class GaveUpError(EvomergeError):
@@ -39,6 +37,6 @@ class Interrupted(KeyboardInterrupt):
     """The search was asked to stop, and has: its ledger is as if it had been killed between two events."""
 
 
-def never() -> bool:
+def never_stop() -> bool:
     """A search that runs to its end."""
     return False

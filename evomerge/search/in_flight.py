@@ -8,7 +8,7 @@ from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.protocols import Evaluator
 
 
-class Flight:
+class PendingEvaluations:
     """Sends candidates to the evaluator and says whose turn it is to be told.
 
     In order: the oldest, however long it takes, whichever others have arrived. Otherwise: whichever arrives first.
@@ -24,32 +24,32 @@ class Flight:
         self._waiting: dict[int, Candidate] = {}  # in the order asked
         self._arrived: dict[int, Evaluation] = {}
         self._sent: set[int] = set()  # with the evaluator
-        self._grounded = False
+        self._stopped = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def launch(self, candidate: Candidate, refused: str | None = None) -> None:
-        """Send a candidate off; one that the search space `refused` comes back at once, as infeasible."""
+    def submit(self, candidate: Candidate, refused: str | None = None) -> None:
+        """Send a candidate to be evaluated; one that the search space `refused` comes back at once, as infeasible."""
         self._waiting[candidate.id] = candidate
         if refused is not None:
             self._arrived[candidate.id] = Evaluation(candidate.id, "infeasible", self._split, error=refused)
-        elif not self._grounded:
+        elif not self._stopped:
             self._sent.add(candidate.id)
             self._evaluator.submit(candidate, self._split)
 
-    def ground(self) -> None:
+    def stop(self) -> None:
         """Send nothing more, and take back what no worker has begun with."""
-        self._grounded = True
+        self._stopped = True
         withdraw: Callable[[], list[int]] = getattr(self._evaluator, "withdraw", list)
         self._sent.difference_update(withdraw())
 
     @property
-    def landing(self) -> bool:
-        """Whether `land` has something to return, or to wait for: once grounded, what is not sent never comes."""
+    def expects_result(self) -> bool:
+        """Whether `next_result` has something to return, or to wait for: once stopped, what is not sent never comes."""
         if not self._waiting:
             return False
-        if not self._grounded:
+        if not self._stopped:
             return True
         if self._ordered:
             first = next(iter(self._waiting))
@@ -62,13 +62,13 @@ class Flight:
         return list(self._waiting.values())
 
     def wait(self) -> None:
-        """Until `land` has something to return. There must be a candidate in flight."""
+        """Until `next_result` has something to return. There must be a candidate in flight."""
         while (next(iter(self._waiting)) not in self._arrived) if self._ordered else not self._arrived:
             evaluation = self._evaluator.collect()
             self._arrived[evaluation.candidate] = evaluation
             self._sent.discard(evaluation.candidate)
 
-    def land(self) -> tuple[Candidate, Evaluation]:
+    def next_result(self) -> tuple[Candidate, Evaluation]:
         """The next candidate to tell, and its evaluation, waited for."""
         self.wait()
         number = next(iter(self._waiting if self._ordered else self._arrived))

@@ -3,7 +3,7 @@
 The loop has no randomness, reads no clock and keeps little state (`Search.state`). What it does next is a function of
 its configuration and of the evaluations told so far, in the order of the ledger: an evaluator that hands out the
 evaluations of a ledger in the ledger's order makes the same run again, ordered or not.
-`evomerge.session.checkpointing` takes that state down between two evaluations, and begins from it.
+`evomerge.session.checkpointing` saves that state between two evaluations, and begins from it.
 
 - *Ordered*: candidates are told in the order in which they were asked. With `in_flight` ``None`` the strategy's own
   batch (a generation) is asked and told as a whole before the next; with `in_flight` k, candidate ``i + k`` is asked
@@ -15,32 +15,30 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.errors import EvomergeError, InfeasibleError
+from evomerge.errors import EvomergeError
 from evomerge.genomes.arrays import ArraySpec
-from evomerge.genomes.genome import Genome
 from evomerge.protocols import Evaluator, Proposal, SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo, baseline_recipes
-from evomerge.recipes.recipe import Recipe
 from evomerge.run.ledger import Ledger
 from evomerge.search.failures import Streak
-from evomerge.search.hooks import GaveUpError, Interrupted, Keeper, Saver, forgetful, never
-from evomerge.search.in_flight import Flight
+from evomerge.search.hooks import BestWriter, CheckpointHook, GaveUpError, Interrupted, never_stop, no_checkpoint
+from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import Phase
-from evomerge.search.state import Course
-from evomerge.search.warm_start import Warmth, cold
+from evomerge.search.state import PhaseState, SearchState, decoded
+from evomerge.search.warm_start import WarmStart, no_warm_start
 from evomerge.strategies.bases.capabilities import Injectable
 
 _LOG = logging.getLogger(__name__)
 BEST = "best"
 
 
-def flying(in_flight: int | None, ordered: bool, slots: int) -> int | None:
+def in_flight_limit(in_flight: int | None, ordered: bool, slots: int) -> int | None:
     """How many candidates are in flight at once; ``None`` for a generation at a time.
 
     Not ordered and not given: as many as there are workers, and an eighth more that wait for one, so that no worker
@@ -69,17 +67,11 @@ class Search:
         warm: what a phase's strategy learns before its first proposal.
         stop: asked between two evaluations; when it says so, nothing more is begun, and what is being evaluated is
             told if its turn comes.
-        save: takes the state down.
+        save: saves the state.
         give_up: after so many failures in a row for the same reason; ``None`` for never.
 
     Attributes:
-        settled: whether nothing is half done: the state can be taken down, also when an exception ends the search.
-        course: the phase that is under way.
-        winners, begins: the best candidate, and the next candidate's id, when each phase began.
-        scores: of the baselines, by name.
-        spent: evaluations of the phases that are over.
-        next_id: of the next candidate.
-        counts: of evaluations by status, baselines left out.
+        state: everything that decides how it goes on.
     """
 
     pool: PoolInfo | None
@@ -87,27 +79,26 @@ class Search:
     evaluator: Evaluator
     incumbent: Incumbent
     ledger: Ledger
-    keep: Keeper
+    keep: BestWriter
     baselines: bool = True
     held_out: bool = True
     ordered: bool = True
     in_flight: int | None = None
-    warm: Callable[[SearchSpace, int], Warmth] = cold
-    stop: Callable[[], bool] = never
-    save: Saver = forgetful
+    warm: Callable[[SearchSpace, int], WarmStart] = no_warm_start
+    stop: Callable[[], bool] = never_stop
+    save: CheckpointHook = no_checkpoint
     give_up: int | None = None
-    settled: bool = field(default=True, init=False)
-    course: Course | None = field(default=None, init=False)
-    winners: list[Candidate | None] = field(default_factory=list, init=False)
-    begins: list[int] = field(default_factory=list, init=False)
-    scores: dict[str, Mapping[str, float]] = field(default_factory=dict, init=False)
-    spent: int = field(default=0, init=False)
-    next_id: int = field(default=0, init=False)
-    counts: dict[str, int] = field(default_factory=dict, init=False)
+    state: SearchState = field(init=False)
     _scored: list[Candidate] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._streak = Streak(self.give_up)
+        self.state = SearchState(self.incumbent)
+
+    def begin_from(self, state: SearchState) -> None:
+        """Go on from a state that was saved, instead of beginning."""
+        self._take_models()
+        self.state = state
 
     @property
     def best(self) -> Candidate | None:
@@ -128,47 +119,49 @@ class Search:
             Interrupted: `stop` said so. The ledger holds a beginning of what it would have held.
         """
         try:
-            if not self.winners:
-                self.take_models()
+            if not self.state.winners:
+                self._take_models()
                 for candidate, evaluation in self._score(self._scored):
                     self.incumbent.baseline(evaluation)
-                    self.scores[str(candidate.name)] = evaluation.objectives
+                    self.state.scores[str(candidate.name)] = evaluation.objectives
             reason = self._run_phases()
         except (KeyboardInterrupt, EvomergeError):
-            if self.settled and self.course is not None:
-                self.save(self, now=True)
+            if self.state.settled and self.state.phase is not None:
+                self.save(self.state, now=True)
             raise
         if self.held_out and self.best is not None:
             self._score([*(self._scored or self._models()), replace(self.best, name=BEST)], "held_out")
-        self.ledger.append("stopped", reason=reason, evaluations=self.spent, counts=dict(sorted(self.counts.items())))
+        self.ledger.append(
+            "stopped", reason=reason, evaluations=self.state.spent, counts=dict(sorted(self.state.counts.items()))
+        )
         return self.best
 
-    def take_models(self) -> None:
+    def _take_models(self) -> None:
         """Number the pool's own models, which come first."""
         self._scored = self._models() if self.baselines else []
 
     def _run_phases(self) -> str:
         """What remains of all phases; returns why the last one ended."""
         reason = "budget"
-        while self.course is not None or len(self.winners) < len(self.phases):
-            if self.course is None:
-                phase = self.phases[len(self.winners)]
-                if self.winners and phase.takes_winner and self.best is None:
+        while self.state.phase is not None or len(self.state.winners) < len(self.phases):
+            if self.state.phase is None:
+                phase = self.phases[len(self.state.winners)]
+                if self.state.winners and phase.takes_winner and self.best is None:
                     return f"no candidate could be scored, and phase {phase.name} begins with the winner"
-                self.course = self._begin(len(self.winners), phase)
-            reason = self._go_on(self.course)
-            self.spent += self.course.asked
-            self.course, self.settled = None, True
+                self.state.phase = self._begin(len(self.state.winners), phase)
+            reason = self._go_on(self.state.phase)
+            self.state.spent += self.state.phase.asked
+            self.state.phase, self.state.settled = None, True
         return reason
 
-    def _begin(self, number: int, phase: Phase) -> Course:
+    def _begin(self, number: int, phase: Phase) -> PhaseState:
         winner = self.best
-        self.winners.append(winner)
-        self.begins.append(self.next_id)
+        self.state.winners.append(winner)
+        self.state.begins.append(self.state.next_id)
         space = phase.space(winner.recipe if winner is not None else None)
-        warmth = self.warm(space, number)
-        strategy = phase.strategy(warmth.started(space.spec), self.scores)
-        limit = self.ledger.in_flight(number, flying(self.in_flight, self.ordered, self.evaluator.slots))
+        warm = self.warm(space, number)
+        strategy = phase.strategy(warm.started(space.spec), self.state.scores)
+        limit = self.ledger.in_flight(number, in_flight_limit(self.in_flight, self.ordered, self.evaluator.slots))
         self.ledger.append(
             "phase",
             phase=phase.name,
@@ -180,105 +173,88 @@ class Search:
             in_flight=limit,
             winner=winner.id if number and winner is not None else None,
         )
-        self._learn(warmth, space, strategy)
+        self._learn(warm, space, strategy)
         # Candidates of the user's come first; the strategy learns from them when it is able to.
-        flight = Flight(self.evaluator, "search", ordered=self.ordered)
-        first, bounded = deque(warmth.again[: phase.evaluations]), len(warmth.again) > phase.evaluations
-        return Course(phase, space, strategy, limit, first, flight, bounded=bounded)
+        pending = PendingEvaluations(self.evaluator, "search", ordered=self.ordered)
+        first, bounded = deque(warm.to_reevaluate[: phase.evaluations]), len(warm.to_reevaluate) > phase.evaluations
+        return PhaseState(phase, space, strategy, limit, first, pending, bounded=bounded)
 
-    def _go_on(self, course: Course) -> str:
+    def _go_on(self, phase: PhaseState) -> str:
         """Ask and tell until the phase is over; returns why it is."""
-        flight, strategy = course.flight, course.strategy
+        pending, strategy = phase.pending, phase.strategy
         while True:
-            self.settled = False
-            self._fill(course)
-            if not flight:
+            self.state.settled = False
+            self._fill(phase)
+            if not pending:
                 break
-            self.settled = True
+            self.state.settled = True
             if self._streak.hopeless:
                 raise GaveUpError(
                     f"{self._streak.length} candidates in a row failed the same way: {self._streak.reason}",
                     "a fitness, a pool and workers that work",
                     "mend what is broken and go on with `evomerge resume RUN`, or set search.give_up=null",
                 )
-            self.save(self, now=False)
+            self.save(self.state, now=False)
             if self.stop():
-                flight.ground()  # the strategy is asked and told as ever, so that the ledger stays a beginning
-                if not flight.landing:
+                pending.stop()  # the strategy is asked and told as ever, so that the ledger stays a beginning
+                if not pending.expects_result:
                     raise Interrupted
-            flight.wait()
-            self.settled = False
-            candidate, evaluation = flight.land()
+            pending.wait()
+            self.state.settled = False
+            candidate, evaluation = pending.next_result()
             self._record(candidate, evaluation)
-            learn = _inject(strategy) if candidate.id in course.named else strategy.tell
+            learn = _inject(strategy) if candidate.id in phase.named else strategy.tell
             learn(candidate, evaluation)
-            course.named.discard(candidate.id)
-        return "the strategy has nothing more to propose" if course.left else "budget"
+            phase.named.discard(candidate.id)
+        return "the strategy has nothing more to propose" if phase.left else "budget"
 
-    def _fill(self, course: Course) -> None:
+    def _fill(self, phase: PhaseState) -> None:
         """Ask for as many candidates as may be in flight."""
-        flight, limit = course.flight, course.limit
-        while course.left and (limit is None or len(flight) < limit):
-            if course.first:
-                proposals: Sequence[Proposal] = [Proposal(course.first.popleft())]
-                course.named.add(self.next_id)
-            elif limit is None and flight:
+        pending, limit = phase.pending, phase.limit
+        while phase.left and (limit is None or len(pending) < limit):
+            if phase.first:
+                proposals: Sequence[Proposal] = [Proposal(phase.first.popleft())]
+                phase.named.add(self.state.next_id)
+            elif limit is None and pending:
                 break
             else:
-                proposals = course.ask()
+                proposals = phase.ask()
             if not proposals:
                 break
-            course.asked += len(proposals)
+            phase.asked += len(proposals)
             for proposal in proposals:
-                candidate, refused = self.decoded(self._id(), proposal.genome, proposal.parents, course.space)
+                candidate, refused = decoded(self.state.new_id(), proposal.genome, proposal.parents, phase.space)
                 self.ledger.log_asked(candidate)
-                flight.launch(candidate, refused)
+                pending.submit(candidate, refused)
 
-    def _learn(self, warmth: Warmth, space: SearchSpace, strategy: Strategy) -> None:
+    def _learn(self, warm: WarmStart, space: SearchSpace, strategy: Strategy) -> None:
         """Tell a strategy what an earlier run found, without evaluating it again."""
-        for genome, evaluation, source in warmth.told:
-            candidate = Candidate(self._id(), space.decode(genome), genome)
+        for genome, evaluation, source in warm.evaluated:
+            candidate = Candidate(self.state.new_id(), space.decode(genome), genome)
             known = replace(evaluation, candidate=candidate.id)
             self.ledger.log_warm(candidate, known, source)
             self._improve(candidate, known)
             _inject(strategy)(candidate, known)
 
-    @staticmethod
-    def decoded(
-        number: int, genome: Genome, parents: tuple[int, ...], space: SearchSpace
-    ) -> tuple[Candidate, str | None]:
-        """A candidate, and why the search space has no model for it, if so."""
-        recipe: Recipe | None = None
-        refused: str | None = None
-        try:
-            recipe = space.decode(genome)
-        except InfeasibleError as error:
-            refused = str(error)
-        return Candidate(number, recipe, genome, parents), refused
-
     def _models(self) -> list[Candidate]:
         """The pool's own models, and what else the search has to beat."""
         recipes = baseline_recipes(self.pool) if self.pool is not None else {}
-        return [Candidate(self._id(), recipe, name=name) for name, recipe in recipes.items()]
-
-    def _id(self) -> int:
-        self.next_id += 1
-        return self.next_id - 1
+        return [Candidate(self.state.new_id(), recipe, name=name) for name, recipe in recipes.items()]
 
     def _score(self, candidates: Sequence[Candidate], split: Split = "search") -> list[tuple[Candidate, Evaluation]]:
         """Evaluate models that must have a score, in order."""
-        flight = Flight(self.evaluator, split, ordered=True)
+        pending = PendingEvaluations(self.evaluator, split, ordered=True)
         for candidate in candidates:
             self.ledger.log_asked(candidate, split)
         for candidate in candidates:
-            flight.launch(candidate)
+            pending.submit(candidate)
         scored = []
-        while flight:
+        while pending:
             if self.stop():
-                flight.ground()
-                if not flight.landing:
+                pending.stop()
+                if not pending.expects_result:
                     raise Interrupted
-            candidate, evaluation = flight.land()
+            candidate, evaluation = pending.next_result()
             self.ledger.log_told(evaluation)
             if not evaluation.ok:
                 raise EvomergeError(
@@ -292,7 +268,7 @@ class Search:
     def _record(self, candidate: Candidate, evaluation: Evaluation) -> None:
         if self.ledger.log_told(evaluation) >= 0:  # what is in the ledger of an earlier session may have been mended
             self._streak.see(evaluation)
-        self.counts[evaluation.status] = self.counts.get(evaluation.status, 0) + 1
+        self.state.counts[evaluation.status] = self.state.counts.get(evaluation.status, 0) + 1
         if not evaluation.ok:
             _LOG.info(
                 "candidate %d %s: %s\n%s", candidate.id, evaluation.status, evaluation.error, evaluation.traceback

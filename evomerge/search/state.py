@@ -1,27 +1,31 @@
-"""A phase of a search that is under way."""
+"""What decides how a search goes on: the phase that is under way, and everything before it."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from evomerge.candidate import Candidate
+from evomerge.errors import InfeasibleError
 from evomerge.genomes.genome import Genome
 from evomerge.protocols import Proposal, SearchSpace, Strategy
-from evomerge.search.in_flight import Flight
+from evomerge.recipes.recipe import Recipe
+from evomerge.search.in_flight import PendingEvaluations
+from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import Phase
 
 
 @dataclass
-class Course:
-    """What the loop of a phase works with.
+class PhaseState:
+    """A phase that is under way.
 
     Attributes:
         phase: which one.
         space, strategy: its own.
         limit: how many candidates are in flight at once; ``None`` for a generation at a time.
         first: genomes of the user's that were not asked yet.
-        flight: candidates asked and not told.
+        pending: candidates asked and not told.
         asked: how many candidates so far.
         named: ids of the user's, until they are told.
         bounded: whether what was asked was fewer than there were, because the budget ends.
@@ -32,7 +36,7 @@ class Course:
     strategy: Strategy
     limit: int | None
     first: deque[Genome]
-    flight: Flight
+    pending: PendingEvaluations
     asked: int = 0
     named: set[int] = field(default_factory=set)
     bounded: bool = False
@@ -43,11 +47,53 @@ class Course:
         return self.phase.evaluations - self.asked
 
     def ask(self) -> Sequence[Proposal]:
-        """The strategy's proposals, as many as may be launched now."""
+        """The strategy's proposals, as many as may be submitted now."""
         if self.limit is None:
             proposals = self.strategy.ask(None)
             self.bounded = self.bounded or len(proposals) > self.left
             return proposals[: self.left]
-        room = self.limit - len(self.flight)
+        room = self.limit - len(self.pending)
         self.bounded = self.bounded or room > self.left
         return self.strategy.ask(min(room, self.left))[: self.left]
+
+
+@dataclass
+class SearchState:
+    """Everything that decides how a search goes on, between two evaluations.
+
+    Attributes:
+        incumbent: keeps the best.
+        phase: the one that is under way.
+        winners, begins: the best candidate, and the next candidate's id, when each phase began.
+        scores: objectives of the baselines, by name.
+        spent: evaluations of the phases that are over.
+        next_id: of the next candidate.
+        counts: of evaluations by status, baselines left out.
+        settled: whether nothing is half done: the state can be saved, also when an exception ends the search.
+    """
+
+    incumbent: Incumbent
+    phase: PhaseState | None = None
+    winners: list[Candidate | None] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
+    scores: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    spent: int = 0
+    next_id: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    settled: bool = True
+
+    def new_id(self) -> int:
+        """The next candidate's id."""
+        self.next_id += 1
+        return self.next_id - 1
+
+
+def decoded(number: int, genome: Genome, parents: tuple[int, ...], space: SearchSpace) -> tuple[Candidate, str | None]:
+    """A candidate, and why the search space has no model for it, if so."""
+    recipe: Recipe | None = None
+    refused: str | None = None
+    try:
+        recipe = space.decode(genome)
+    except InfeasibleError as error:
+        refused = str(error)
+    return Candidate(number, recipe, genome, parents), refused

@@ -27,24 +27,24 @@ KEY = "search.warm_start"
 
 
 @dataclass(frozen=True)
-class Warmth:
+class WarmStart:
     """What one phase begins with.
 
     Attributes:
-        told: genomes with evaluations that count here as they are, and where each comes from.
-        again: genomes to evaluate before any other, the most promising first.
-        start: the most promising genome of all, ``None`` when there is none.
+        evaluated: genomes with evaluations that count here as they are, and where each comes from.
+        to_reevaluate: genomes to evaluate before any other, the most promising first.
+        x0: the most promising genome of all, ``None`` when there is none.
     """
 
-    told: Sequence[tuple[Genome, Evaluation, str]] = ()
-    again: Sequence[Genome] = ()
-    start: Genome | None = None
+    evaluated: Sequence[tuple[Genome, Evaluation, str]] = ()
+    to_reevaluate: Sequence[Genome] = ()
+    x0: Genome | None = None
 
     def started(self, spec: GenomeSpec) -> GenomeSpec:
-        """The genes with `start` as their start: there begin strategies that start from one point."""
-        if self.start is None or type(spec) is not GenomeSpec:
+        """The genes with `x0` as their start: there begin strategies that start from one point."""
+        if self.x0 is None or type(spec) is not GenomeSpec:
             return spec
-        pairs = zip(spec, self.start.values, strict=True)
+        pairs = zip(spec, self.x0.values, strict=True)
         return GenomeSpec(tuple(replace(gene, initial=value) for gene, value in pairs))
 
 
@@ -60,7 +60,7 @@ class _Known:
 
 
 @dataclass
-class WarmStart:
+class WarmStartSources:
     """Reads the sources once and says for each phase what fits it.
 
     A genome of an earlier run fits when its genes have the same names. It is told without being evaluated when it
@@ -111,7 +111,7 @@ class WarmStart:
                     "choose the search space of that run, or leave it out",
                 )
 
-    def __call__(self, space: SearchSpace, fingerprint: str, first: bool = True) -> Warmth:
+    def __call__(self, space: SearchSpace, fingerprint: str, first: bool = True) -> WarmStart:
         """What a phase of this space begins with.
 
         Args:
@@ -139,7 +139,7 @@ class WarmStart:
         if first:
             again = [self._encode(space, source, recipe) for source, recipe in self._recipes.items()] + again
         best = max(told, key=lambda entry: self._gain(entry[1]), default=None)
-        return Warmth(told, again, again[0] if again else best[0] if best else None)
+        return WarmStart(told, again, again[0] if again else best[0] if best else None)
 
     def _read_run(self, run: RunFolder) -> None:
         genes: tuple[str, ...] = ()
@@ -197,6 +197,6 @@ def _items(known: _Known) -> Items:
         return {}
 
 
-def cold(space: SearchSpace, number: int) -> Warmth:
+def no_warm_start(space: SearchSpace, number: int) -> WarmStart:
     """A warm start from nothing."""
-    return Warmth()
+    return WarmStart()

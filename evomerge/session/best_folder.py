@@ -18,7 +18,7 @@ from evomerge.utils.files import write_bytes_atomic, write_text_atomic
 
 
 class BestFolder:
-    """Writes what is best so far, file by file atomically; implements `search.Keeper`.
+    """Writes what is best so far, file by file atomically; implements `search.BestWriter`.
 
     ``recipe.yaml`` and ``mergekit.yaml`` are the winner. With several objectives ``pareto.yaml`` lists the front, and
     ``pareto/ID.yaml`` are its recipes: a recipe is there before the list names it, and goes after it is off the list.

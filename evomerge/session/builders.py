@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from evomerge.config.construct import TARGET, build, locate, plain
+from evomerge.config.construct import TARGET, build, locate, to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
 from evomerge.genomes.genome import GenomeSpec
@@ -55,7 +55,7 @@ def _node(config: Config, phase: str, part: str) -> tuple[Any, str]:
 
 def phases_from_config(config: Config, info: PoolInfo | None) -> list[Phase]:
     """The phases, with spaces that are checked when they are made; strategies come with `_bound`."""
-    entries = plain(config.phases) if config.phases else {"search": {}}
+    entries = to_builtin(config.phases) if config.phases else {"search": {}}
     if not isinstance(entries, Mapping):
         raise ConfigError(f"phases is {entries}", "a mapping of names to phases")
     for name, entry in entries.items():
@@ -82,7 +82,7 @@ def _space(node: Any, key: str, info: PoolInfo | None, takes: bool, winner: Reci
 
 
 def _takes_winner(node: Any, key: str) -> bool:
-    target = (plain(node) or {}).get(TARGET) if isinstance(plain(node), Mapping) else None
+    target = (to_builtin(node) or {}).get(TARGET) if isinstance(to_builtin(node), Mapping) else None
     return target is not None and "winner" in inspect.signature(locate(str(target), f"{key}.{TARGET}")).parameters
 
 

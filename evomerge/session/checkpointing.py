@@ -1,4 +1,4 @@
-"""The state of a search between two evaluations: taken down as JSON values and arrays, and begun from."""
+"""The state of a search between two evaluations: saved as JSON values and arrays, and begun from."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from evomerge.errors import ConfigError, EvomergeError
 from evomerge.genomes.encoding import pack_genomes, unpack_genomes
 from evomerge.protocols import SearchSpace
 from evomerge.run.checkpoint import Checkpoint, Checkpoints, Position, read_checkpoints
-from evomerge.run.ledger import Kind
-from evomerge.search.in_flight import Flight
+from evomerge.run.ledger import Kind, Ledger
+from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.loop import Search
-from evomerge.search.state import Course
+from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.session.replay import ContinuedLedger
 
 _log = logging.getLogger(__name__)
 
 
-def fits(search: Search) -> bool:
-    """Whether a search can begin from its state as it is now.
+def fits(state: SearchState, ledger: Ledger) -> bool:
+    """Whether a search can begin from this state.
 
     A phase must be under way, nothing half done and everything that an earlier session wrote passed. And the end of
     the budget must not have been felt yet: with a larger one, the strategy would have been asked for more.
     """
-    course = search.course
-    return course is not None and search.settled and search.ledger.live and not course.bounded
+    return state.phase is not None and state.settled and ledger.live and not state.phase.bounded
 
 
 def passed_of(state: Mapping[str, Any]) -> dict[Kind, int]:
@@ -38,38 +37,38 @@ def passed_of(state: Mapping[str, Any]) -> dict[Kind, int]:
     return {(str(name), str(split)): int(count) for name, split, count in state["passed"]}
 
 
-def capture(search: Search) -> dict[str, Any]:
-    """Everything that decides how a search goes on, its strategy's state included; nothing in it changes later."""
-    course = search.course
-    assert course is not None
-    flight = course.flight.candidates
-    needed = {c.id: c for c in (*search.winners, *search.incumbent.front.values(), *flight) if c is not None}
+def capture(state: SearchState, ledger: Ledger) -> dict[str, Any]:
+    """The state as JSON values and arrays, its strategy's included; nothing in it changes later."""
+    phase = state.phase
+    assert phase is not None
+    pending = phase.pending.candidates
+    needed = {c.id: c for c in (*state.winners, *state.incumbent.front.values(), *pending) if c is not None}
     genomes = [candidate.genome for candidate in needed.values() if candidate.genome is not None]
     assert len(genomes) == len(needed)
     return {
-        "passed": [[*kind, count] for kind, count in search.ledger.passed.items()],
-        "next_id": search.next_id,
-        "counts": dict(search.counts),
-        "scores": {name: dict(scores) for name, scores in search.scores.items()},
-        "spent": search.spent,
-        "begins": list(search.begins),
-        "winners": [winner.id if winner is not None else None for winner in search.winners],
-        "incumbent": search.incumbent.state(),
-        "limit": course.limit,
-        "asked": course.asked,
-        "first": len(course.first),
-        "named": sorted(course.named),
-        "flight": [candidate.id for candidate in flight],
+        "passed": [[*kind, count] for kind, count in ledger.passed.items()],
+        "next_id": state.next_id,
+        "counts": dict(state.counts),
+        "scores": {name: dict(scores) for name, scores in state.scores.items()},
+        "spent": state.spent,
+        "begins": list(state.begins),
+        "winners": [winner.id if winner is not None else None for winner in state.winners],
+        "incumbent": state.incumbent.state(),
+        "limit": phase.limit,
+        "asked": phase.asked,
+        "first": len(phase.first),
+        "named": sorted(phase.named),
+        "flight": [candidate.id for candidate in pending],
         "candidates": [
             [candidate.id, list(candidate.parents), candidate.recipe.hash if candidate.recipe is not None else None]
             for candidate in needed.values()
         ],
         "genomes": pack_genomes(genomes),
-        "strategy": course.strategy.state_dict(),
+        "strategy": phase.strategy.state_dict(),
     }
 
 
-def restore(search: Search, state: Mapping[str, Any]) -> None:
+def restore(search: Search, saved: Mapping[str, Any]) -> None:
     """Let a search that has not begun go on from a state; its ledger is left alone.
 
     Raises:
@@ -77,79 +76,89 @@ def restore(search: Search, state: Mapping[str, Any]) -> None:
     """
     known: dict[int, Candidate] = {}
     refused: dict[int, str | None] = {}
-    rows = list(zip(state["candidates"], unpack_genomes(state["genomes"]), strict=True))
-    begins = [int(begin) for begin in state["begins"]]
+    rows = list(zip(saved["candidates"], unpack_genomes(saved["genomes"]), strict=True))
+    begins = [int(begin) for begin in saved["begins"]]
     spaces: list[SearchSpace] = []
     for number, phase in enumerate(search.phases[: len(begins)]):
-        winner = _of(known, state["winners"][number])
+        winner = _of(known, saved["winners"][number])
         spaces.append(phase.space(winner.recipe if winner is not None else None))
         for (identity, parents, recipe_hash), genome in rows:
             if bisect_right(begins, identity) - 1 != number:
                 continue
-            candidate, why = search.decoded(int(identity), genome, tuple(map(int, parents)), spaces[-1])
+            candidate, why = decoded(int(identity), genome, tuple(map(int, parents)), spaces[-1])
             found = candidate.recipe.hash if candidate.recipe is not None else None
             if found != recipe_hash:
                 raise ConfigError(f"candidate {identity} has recipe {found}, it had {recipe_hash}", "the same recipes")
             known[candidate.id], refused[candidate.id] = candidate, why
     number, space = len(spaces) - 1, spaces[-1]
-    phase, warmth = search.phases[number], search.warm(space, number)
-    scores = {str(name): dict(values) for name, values in state["scores"].items()}
-    strategy = phase.strategy(warmth.started(space.spec), scores)
-    strategy.load_state_dict(state["strategy"])
-    first = list(warmth.again[: phase.evaluations])
-    course = Course(
+    phase, warm = search.phases[number], search.warm(space, number)
+    scores = {str(name): dict(values) for name, values in saved["scores"].items()}
+    strategy = phase.strategy(warm.started(space.spec), scores)
+    strategy.load_state_dict(saved["strategy"])
+    first = list(warm.to_reevaluate[: phase.evaluations])
+    pending = [known[int(identity)] for identity in saved["flight"]]
+    winners = [_of(known, identity) for identity in saved["winners"]]
+    search.incumbent.load(saved["incumbent"], known, list(scores.values()))
+    current = PhaseState(
         phase,
         space,
         strategy,
-        None if state["limit"] is None else int(state["limit"]),
-        deque(first[len(first) - int(state["first"]) :]),
-        Flight(search.evaluator, "search", ordered=search.ordered),
-        asked=int(state["asked"]),
-        named=set(map(int, state["named"])),
+        None if saved["limit"] is None else int(saved["limit"]),
+        deque(first[len(first) - int(saved["first"]) :]),
+        PendingEvaluations(search.evaluator, "search", ordered=search.ordered),
+        asked=int(saved["asked"]),
+        named=set(map(int, saved["named"])),
     )
-    flight = [known[int(identity)] for identity in state["flight"]]
-    winners = [_of(known, identity) for identity in state["winners"]]
-    search.incumbent.load(state["incumbent"], known, list(scores.values()))
-    search.take_models()
-    search.next_id, search.spent = int(state["next_id"]), int(state["spent"])
-    search.counts, search.scores = {str(k): int(n) for k, n in state["counts"].items()}, dict(scores)
-    search.begins, search.winners, search.course = begins, winners, course
-    for candidate in flight:
-        course.flight.launch(candidate, refused[candidate.id])
+    search.begin_from(
+        SearchState(
+            search.incumbent,
+            phase=current,
+            winners=winners,
+            begins=begins,
+            scores=dict(scores),
+            spent=int(saved["spent"]),
+            next_id=int(saved["next_id"]),
+            counts={str(status): int(count) for status, count in saved["counts"].items()},
+        )
+    )
+    for candidate in pending:
+        current.pending.submit(candidate, refused[candidate.id])
 
 
 def _of(known: Mapping[int, Candidate], identity: Any) -> Candidate | None:
     return None if identity is None else known[int(identity)]
 
 
-class StateSaver:
-    """Takes states of a search to its checkpoints; implements `search.Saver`.
+class CheckpointSaver:
+    """Saves states of a search as its checkpoints; implements `evomerge.search.hooks.CheckpointHook`.
 
-    A strategy whose state cannot be taken down is a warning: its search has no checkpoints then.
+    A strategy whose state cannot be saved is a warning: its search has no checkpoints then.
 
     Args:
         checkpoints: says when, and writes them.
+        ledger: of the search; a checkpoint says how much of it there was.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
+    def __init__(self, checkpoints: Checkpoints, ledger: Ledger) -> None:
+        self._checkpoints, self._ledger = checkpoints, ledger
         self._failed = False
 
-    def __call__(self, search: Search, /, *, now: bool) -> None:
-        """Take the state down if it is time, or `now`."""
-        told = sum(search.counts.values())
-        if self._failed or not self._checkpoints.wanted or not (now or self._checkpoints.due(told)) or not fits(search):
+    def __call__(self, state: SearchState, /, *, now: bool) -> None:
+        """Save the state if it is time, or `now`."""
+        told = sum(state.counts.values())
+        due = self._checkpoints.wanted and (now or self._checkpoints.due(told))
+        if self._failed or not due or not fits(state, self._ledger):
             return
         start = time.monotonic()
         try:
-            state = capture(search)
+            content = capture(state, self._ledger)
         except Exception as error:  # strategies may be the user's
             self._failed = True
             _log.warning("there will be no checkpoints: %s: %s", type(error).__name__, error)
             return
-        search.ledger.sync()  # a checkpoint is never ahead of what a power failure leaves of the ledger
-        position = Position(len(search.ledger), search.ledger.nbytes)
-        self._checkpoints.put(position, state, told, time.monotonic() - start)
+        self._ledger.sync()  # a checkpoint is never ahead of what a power failure leaves of the ledger
+        position = Position(len(self._ledger), self._ledger.nbytes)
+        self._checkpoints.put(position, content, told, time.monotonic() - start)
 
 
 def begin(search: Search, ledger: ContinuedLedger) -> Position | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.candidate import Split
-from evomerge.config.construct import TARGET, build, plain
+from evomerge.config.construct import TARGET, build, to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.worker import Worker
@@ -21,7 +21,7 @@ from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
 from evomerge.run.checkpoint import check_intervals
 from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
-from evomerge.search.warm_start import WarmStart
+from evomerge.search.warm_start import WarmStartSources
 from evomerge.session.builders import (
     _bound,
     _check_asynchronous,
@@ -56,7 +56,7 @@ class Parts:
     fitness: Fitness
     held_out: Fitness | None
     phases: Sequence[Phase]
-    warm: WarmStart
+    warm: WarmStartSources
     trackers: Sequence[tuple[str, Tracker]] = ()
 
 
@@ -65,7 +65,7 @@ def build_parts(config: Config) -> Parts:
     import_modules(config.imports, "imports")
     _check_search(config)
     trackers = trackers_from_config(config.trackers)
-    target = str((plain(config.evaluator) or {}).get(TARGET, ""))
+    target = str((to_builtin(config.evaluator) or {}).get(TARGET, ""))
     direct = target.startswith("evomerge.evaluation.direct")
     pool = None if direct and not config.pool.models else pool_from_config(config)
     phases = phases_from_config(config, pool.info if pool is not None else None)
@@ -79,7 +79,7 @@ def build_parts(config: Config) -> Parts:
         strategy = _strategy(config, phase.name, objectives, space.spec, {})
         _check_asynchronous(config, phase.name, strategy)
         strategies.append(strategy)
-    warm = WarmStart(
+    warm = WarmStartSources(
         [str(source) for source in config.search.warm_start], config.search.warm_start_evaluations, objectives
     )
     warm.check(spaces)
@@ -95,7 +95,7 @@ def build_parts(config: Config) -> Parts:
         worker = functools.partial(Worker, pool, fitnesses)
     else:  # travels to other processes, which build their own
         assert pool is not None
-        remote = functools.partial(remote_worker, plain(config), dict(pool.info.refs), os.getcwd())
+        remote = functools.partial(remote_worker, to_builtin(config), dict(pool.info.refs), os.getcwd())
         worker = ShippedBuilder(remote, own_files([*config.imports, *_targets(config)]))
     evaluator = build(_with_cache(config), "evaluator", worker)
     return Parts(pool, spaces[0], strategies[0], evaluator, fitness, held_out, phases, warm, trackers)
@@ -103,7 +103,7 @@ def build_parts(config: Config) -> Parts:
 
 def _with_cache(config: Config) -> Any:
     """The evaluator's node, where ``shared_cache: run`` is a folder in the run's."""
-    node = plain(config.evaluator)
+    node = to_builtin(config.evaluator)
     if isinstance(node, dict) and node.get("shared_cache") == "run":
         node["shared_cache"] = str(Path(config.run_dir).absolute() / "slices")
     return node
@@ -134,5 +134,5 @@ def _check_search(config: Config) -> None:
 
 def _targets(config: Config) -> list[str]:
     """The classes that workers build."""
-    nodes = [plain(node) for node in (config.fitness, config.held_out)]
+    nodes = [to_builtin(node) for node in (config.fitness, config.held_out)]
     return [str(node[TARGET]) for node in nodes if isinstance(node, Mapping) and TARGET in node]

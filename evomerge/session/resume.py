@@ -20,7 +20,7 @@ from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.run.folder import RunFolder
 from evomerge.run.record import Record
-from evomerge.search.hooks import Keeper
+from evomerge.search.hooks import BestWriter
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import split_budget
 from evomerge.session.replay import ContinuedLedger, check_started
@@ -114,7 +114,7 @@ class Resumed:
                 config.phases[name].evaluations = evaluations
             write_text_atomic(self.folder.config, to_yaml(config))
 
-    def keeper(self, ledger: ContinuedLedger, keep: Keeper, incumbent: Incumbent) -> Keeper:
+    def keeper(self, ledger: ContinuedLedger, keep: BestWriter, incumbent: Incumbent) -> BestWriter:
         """Writes the best down once something new is in the ledger: until then it is what it was."""
 
         def when_live(found: Incumbent) -> None:

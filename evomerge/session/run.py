@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from omegaconf import DictConfig
 
-from evomerge.config.construct import plain
+from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config, to_yaml
 from evomerge.protocols import Evaluator
 from evomerge.run.checkpoint import Checkpoints
@@ -16,11 +16,11 @@ from evomerge.run.folder import RunFolder
 from evomerge.run.items import write_texts
 from evomerge.run.ledger import Ledger
 from evomerge.run.observers import Observer, Observers
-from evomerge.search.hooks import GaveUpError, Keeper
+from evomerge.search.hooks import BestWriter, GaveUpError
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.session.best_folder import BestFolder
-from evomerge.session.checkpointing import StateSaver, begin
+from evomerge.session.checkpointing import CheckpointSaver, begin
 from evomerge.session.fork import ForkedEvaluator, Source
 from evomerge.session.parts import Parts
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
@@ -56,7 +56,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
     with (
         Interrupts() as interrupts,
         closing(source) if source is not None else nullcontext(),
-        tracking(parts.trackers, folder, plain(config), resumed=again is not None) as trackers,
+        tracking(parts.trackers, folder, to_builtin(config), resumed=again is not None) as trackers,
         closing(parts.evaluator),
         _ledger(folder, sync, again, Observers([*observers, *trackers])) as ledger,
         Checkpoints(
@@ -71,7 +71,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
             folder.sweep()
             again.check(fingerprint)
             again.keep_budget()
-        keep: Keeper = BestFolder(folder, parts.pool)
+        keep: BestWriter = BestFolder(folder, parts.pool)
         evaluator: Evaluator = parts.evaluator
         if source is not None:
             source.check(fingerprint)
@@ -101,12 +101,12 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
                 in_flight=settings.in_flight,
                 warm=lambda space, number: parts.warm(space, fingerprint, number == 0),
                 stop=interrupts.wanted,
-                save=StateSaver(checkpoints),
+                save=CheckpointSaver(checkpoints, ledger),
                 give_up=settings.give_up,
             )
             if isinstance(ledger, ContinuedLedger):
                 begin(search, ledger)
-            interrupts.settled = lambda: search.settled
+            interrupts.settled = lambda: search.state.settled
             search.run()
         except (KeyboardInterrupt, GaveUpError) as error:
             reason = interrupts.name or "SIGINT" if isinstance(error, KeyboardInterrupt) else error.given

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from evomerge.config.construct import TARGET, build, plain
+from evomerge.config.construct import TARGET, build, to_builtin
 from evomerge.errors import ConfigError, nearest
 
 Ending = Literal["finished", "interrupted", "failed"]
@@ -74,7 +74,7 @@ def trackers_from_config(nodes: Any) -> list[tuple[str, Tracker]]:
     Raises:
         ConfigError: a name that is not known, an option that a tracker has not, a package that is not installed.
     """
-    entries = plain(nodes)
+    entries = to_builtin(nodes)
     if entries is None:
         return []
     if not isinstance(entries, Sequence) or isinstance(entries, str):

@@ -8,6 +8,6 @@ import re
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def plain(text: str) -> str:
+def printable(text: str) -> str:
     """The text with control characters written out, as in ``\\x1b``; tabs and newlines stay."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -30,7 +30,7 @@ from evomerge.run.record import Record
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.search.phases import Phase
-from evomerge.session.checkpointing import StateSaver, begin
+from evomerge.session.checkpointing import CheckpointSaver, begin
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
 from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.genetic import GeneticAlgorithm
@@ -165,7 +165,7 @@ def session(path: Path, plan: Plan, stop: Callable[[], bool] = lambda: False, ev
             ordered=plan.ordered,
             in_flight=plan.in_flight,
             stop=stop,
-            save=StateSaver(checkpoints),
+            save=CheckpointSaver(checkpoints, ledger),
         )
         if isinstance(ledger, ContinuedLedger):
             begin(search, ledger)

@@ -29,7 +29,7 @@ class Step:
 
     model: str
     layer: int
-    hop: float
+    input_scale: float
 
 
 def random_steps(rng: np.random.Generator, depths: Mapping[str, int], longest: int = 8) -> list[Step]:
@@ -37,8 +37,8 @@ def random_steps(rng: np.random.Generator, depths: Mapping[str, int], longest: i
     steps = []
     for place in range(rng.integers(1, longest + 1)):
         model = SOURCES[rng.integers(len(SOURCES))]
-        hop = 1.0 if place == 0 else float(rng.choice((-1.0, 1.0)) * rng.uniform(0.75, 1.4))
-        steps.append(Step(model, int(rng.integers(depths[model])), hop))
+        input_scale = 1.0 if place == 0 else float(rng.choice((-1.0, 1.0)) * rng.uniform(0.75, 1.4))
+        steps.append(Step(model, int(rng.integers(depths[model])), input_scale))
     return steps
 
 
@@ -55,7 +55,7 @@ def by_definition(modules: Mapping[str, Any], steps: list[Step]) -> Any:
             if hasattr(part, "layer_idx"):
                 part.layer_idx = place  # of the cache of keys and values
 
-        def scale(_: nn.Module, args: Any, kwargs: Any, hop: float = step.hop) -> Any:
+        def scale(_: nn.Module, args: Any, kwargs: Any, hop: float = step.input_scale) -> Any:
             if args:
                 return (args[0] * hop, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": kwargs["hidden_states"] * hop}
@@ -75,7 +75,7 @@ def recipe_of(pool: Pool, steps: list[Step]) -> Recipe:
     """The path folded: with S the product of the hops so far, a layer adds 1/S of its output to the stream."""
     product, scales = 1.0, []
     for step in steps:
-        product *= step.hop
+        product *= step.input_scale
         scales.append(1 / product)
     entries = []
     for slice_ in pool.info.slices_at(len(steps)):

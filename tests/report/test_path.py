@@ -11,7 +11,7 @@ from contracts.space_samples import METHODS, pool
 from rich.console import Console
 
 from evomerge.cli.main import main
-from evomerge.recipes.path import Path, PathLayer, path_of, scale_text
+from evomerge.recipes.path import LayerPath, PathLayer, path_of, scale_text
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.report.colours import COLOURS
@@ -31,13 +31,13 @@ def recipe(taken: str = "lang.1", **scales: float) -> Recipe:
     return made.decode(made.spec.genome(list(named.values())))
 
 
-def path(*args: str, **scales: float) -> Path:
+def path(*args: str, **scales: float) -> LayerPath:
     found = path_of(recipe(*args, **scales))
     assert found is not None
     return found
 
 
-def printed(found: Path, width: int = 100) -> list[str]:
+def printed(found: LayerPath, width: int = 100) -> list[str]:
     console = Console(width=width, color_system=None, record=True, file=StringIO())
     console.print(PathPicture(found))
     return [line.rstrip() for line in console.export_text().splitlines()]
@@ -48,7 +48,7 @@ def test_layers_and_the_scales_that_were_chosen() -> None:
     assert [(layer.source, layer.layer) for layer in found.layers] == [
         *(("math", 0), ("math", 1), ("lang", 1), ("lang", 2), ("math", 3)),
     ]
-    assert [layer.hop for layer in found.layers] == pytest.approx([1.0, 1.0, 0.8, -1.5, -0.3])
+    assert [layer.input_scale for layer in found.layers] == pytest.approx([1.0, 1.0, 0.8, -1.5, -0.3])
     assert found.sources == ("math", "lang")
     assert found.title == "A path of 5 layers: 3 of math, 2 of lang"
     assert found.note.startswith("embeddings and final norm of math; head of lang; × is the scale")
@@ -121,7 +121,7 @@ def test_the_svg_has_every_layer_in_the_row_and_colour_of_its_source() -> None:
 
 def test_long_paths_are_wrapped_and_names_escaped() -> None:
     layers = tuple(PathLayer(("a<b",) if i % 7 else ("c & d",), i % 50, 1.0) for i in range(60))
-    text = path_svg(Path(layers, ("a<b", "c & d"), (("head", "a<b"),)))
+    text = path_svg(LayerPath(layers, ("a<b", "c & d"), (("head", "a<b"),)))
     root = ElementTree.fromstring(text)
     rows = {float(box.get("y", "")) for box in root.iterfind(f"{SVG}g/{SVG}rect")}
     assert len(rows) == 6  # three lines of two sources

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from evomerge.cli.main import main
 from evomerge.cli.plain_console import PlainConsole
-from evomerge.utils.plain_text import plain
+from evomerge.utils.plain_text import printable
 
 HOSTILE = "[red]a[/] [/nothing] \x1b]0;title\x1b[2J\x9b1m\u202eevil :bomb:"
 SHOWN = r"[red]a[/] [/nothing] \x1b]0;title\x1b[2J\x9b1m\u202eevil :bomb:"
@@ -25,7 +25,7 @@ SHOWN = r"[red]a[/] [/nothing] \x1b]0;title\x1b[2J\x9b1m\u202eevil :bomb:"
     ],
 )
 def test_control_characters_are_written_out(text: str, shown: str) -> None:
-    assert plain(text) == shown
+    assert printable(text) == shown
 
 
 def test_a_console_shows_names_as_they_are() -> None:

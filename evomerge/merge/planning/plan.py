@@ -115,7 +115,7 @@ class _Planner:
             or only.parameters
             or only.model not in self.identities
         ):
-            return self.plain(entry)
+            return self.unscaled(entry)
         slice_ = entry.slice
         names = self.copies.get(slice_)
         if names is None:
@@ -129,12 +129,12 @@ class _Planner:
         key = form, only.model, slice_.layer if only.layer is None else only.layer, self.recipe.dtype
         known: SlicePlan | None = self.copies.get(key)
         if known is None:
-            known = self.copies[key] = self.plain(entry)
+            known = self.copies[key] = self.unscaled(entry)
         if known.slice == slice_:
             return known
         return SlicePlan(slice_, known.key, tensors, like, known.parts, known.dtype)
 
-    def plain(self, entry: SliceRecipe) -> SlicePlan:
+    def unscaled(self, entry: SliceRecipe) -> SlicePlan:
         """A slice without its factors: its tensors in parts of equal parameters."""
         tensors = self.layout.of_slice(entry.slice)
         given = (entry.parameters, *(i.parameters for i in entry.inputs))
@@ -149,16 +149,16 @@ class _Planner:
         like = self.layout.tensors[known]
         return SlicePlan(entry.slice, self.key(entry.slice, parts), tensors, like, parts, self.recipe.dtype)
 
-    def scaled(self, plain: SlicePlan) -> SlicePlan:
+    def scaled(self, entry: SlicePlan) -> SlicePlan:
         """A slice with the factors that the recipe's scales give its tensors."""
-        slice_ = plain.slice
+        slice_ = entry.slice
         scale = self.scales.get(slice_, 1.0)
         if scale != 1.0:
             self.check_scale(slice_, scale)
-        rules = self.copies.get(plain.like)
+        rules = self.copies.get(entry.like)
         if rules is None:
-            found = [(n, self.pool.residual.rule(self.layout.parameters[like])) for n, like in enumerate(plain.like)]
-            rules = self.copies[plain.like] = [(number, rule) for number, rule in found if rule is not None]
+            found = [(n, self.pool.residual.rule(self.layout.parameters[like])) for n, like in enumerate(entry.like)]
+            rules = self.copies[entry.like] = [(number, rule) for number, rule in found if rule is not None]
         flips, factors = list[Factor](), list[Factor]()
         for number, rule in rules:
             value = scale
@@ -170,11 +170,11 @@ class _Planner:
                 into = flips if rule.component in ("norm", "final_norm") else factors
                 into.append(Factor(number, value, rule.offset))
         if not (flips or factors or scale != 1.0):
-            return plain
-        same = plain.tensors, plain.like, plain.parts, plain.dtype
-        unscaled = SlicePlan(slice_, _with_factors(plain.key, flips), *same, tuple(flips)) if flips else plain
+            return entry
+        same = entry.tensors, entry.like, entry.parts, entry.dtype
+        unscaled = SlicePlan(slice_, _with_factors(entry.key, flips), *same, tuple(flips)) if flips else entry
         every = (*flips, *factors)
-        key = _with_factors(plain.key, every) if factors else unscaled.key
+        key = _with_factors(entry.key, every) if factors else unscaled.key
         mine = scale if slice_.component in ("attn", "mlp") else 1.0
         return SlicePlan(slice_, key, *same, every, mine, unscaled)
 

@@ -149,7 +149,7 @@ class Plan:
         return {entry.slice: entry for entry in self.slices}
 
 
-def held_as(entry: SlicePlan) -> SlicePlan:
+def canonical_slice(entry: SlicePlan) -> SlicePlan:
     """What a place holds of a slice.
 
     Residual outputs are scaled on their way, so that the tensors are those of any other scale; a slice of an

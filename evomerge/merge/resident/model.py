@@ -16,8 +16,8 @@ from evomerge.merge.execution.parallel import merge_slices
 from evomerge.merge.execution.sources import Placement, Sources, free_memory
 from evomerge.merge.execution.stage_slices import StageSlices
 from evomerge.merge.planning.plan import make_plan
-from evomerge.merge.planning.slice_plan import Plan, SlicePlan, held_as, origin_of
-from evomerge.merge.resident.layer_shells import Shells
+from evomerge.merge.planning.slice_plan import Plan, SlicePlan, canonical_slice, origin_of
+from evomerge.merge.resident.layer_slots import LayerSlots
 from evomerge.merge.resident.live_slices import LiveSlices
 from evomerge.merge.resident.loading import load_module, load_tokenizer
 from evomerge.merge.resident.merge_count import MergeCount
@@ -41,7 +41,7 @@ class Resident:
     It is loaded by `from_pretrained` from the model that gives the pool's configuration, so that buffers,
     attention implementation and generation settings are those of an ordinary load. Slices are never written in place:
     a changed slice gets memory of its own and what it replaces goes into the cache, so that neither keeping nor
-    fetching a slice moves a byte. Layers of a path are shells (see `shells`) that point to the tensors of the source
+    fetching a slice moves a byte. Layers of a path are slots (see `slots`) that point to the tensors of the source
     layers, and what they add to the residual stream is scaled on its way; merged slices that repeat are held once.
 
     Args:
@@ -86,7 +86,7 @@ class Resident:
         reference = skeleton(pool.config, pool.trust_remote_code) if pool.layout.joins else module
         slices = ModuleSlices(module, pool.layout, reference)
         self._outer = {s: slices.of(s) for s in pool.layout.slices if s.layer is None}
-        self._shells = Shells(module, pool, slices)
+        self._layer_slots = LayerSlots(module, pool, slices)
         self._shared = shared
         if cache is None:
             cache = int(free_memory(module.device) * CACHE_SHARE / workers)
@@ -107,12 +107,12 @@ class Resident:
 
     def _own(self) -> dict[SliceId, ModuleSlice]:
         """The slices that the model was loaded with."""
-        layers = enumerate(self._shells.own)
-        return self._outer | {SliceId(c, i): place for i, shell in layers for c, place in shell.slices.items()}
+        layers = enumerate(self._layer_slots.own)
+        return self._outer | {SliceId(c, i): place for i, slot in layers for c, place in slot.slices.items()}
 
     def forget(self) -> None:
         """Take the model's slices for none that is known: the next plan is computed whole."""
-        self._live.forget(self._shells.every() | self._places)
+        self._live.forget(self._layer_slots.every() | self._places)
 
     def spare_memory(self) -> None:
         """Let go of what is only kept to save time."""
@@ -170,22 +170,22 @@ class Resident:
             if entry.slice.layer is not None:
                 layers.setdefault(entry.slice.layer, []).append(entry)
             elif entry.slice in self._outer:
-                places.append((held_as(entry), self._outer[entry.slice]))
+                places.append((canonical_slice(entry), self._outer[entry.slice]))
         origins = [origin_of(layers[layer][0]) for layer in range(len(layers))]
         if self._spread:
-            require_own_order(origins, len(self._shells.own))
-        shells = self._shells.arrange(origins)
-        for shell, entries in zip(shells, layers.values(), strict=True):
+            require_own_order(origins, len(self._layer_slots.own))
+        slots = self._layer_slots.arrange(origins)
+        for slot, entries in zip(slots, layers.values(), strict=True):
             for entry in entries:
                 component = entry.slice.component
-                if component in shell.slices:
-                    places.append((held_as(entry), shell.slices[component]))
-                    self._shells.scale(shell, component, entry.scale)
-        wanted = len(self._outer) + sum(len(shell.slices) for shell in shells)
+                if component in slot.slices:
+                    places.append((canonical_slice(entry), slot.slices[component]))
+                    self._layer_slots.scale(slot, component, entry.scale)
+        wanted = len(self._outer) + sum(len(slot.slices) for slot in slots)
         if not len(places) == wanted == len(plan.slices):
             raise RecipeError(
                 f"the recipe makes {len(plan.slices)} slices",
-                f"a resident model with its {len(shells)} layers has {wanted}",
+                f"a resident model with its {len(slots)} layers has {wanted}",
             )
         return [(put(entry, place, self.model.device), place) for entry, place in places]
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from evomerge.candidate import Evaluation, Split
 from evomerge.errors import EvomergeError
 from evomerge.objectives import Objective
-from evomerge.recipes.path import Path as RecipePath
-from evomerge.recipes.path import path_of
+from evomerge.recipes.path import LayerPath, path_of
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import load_recipe
@@ -120,7 +119,7 @@ class RunView:
             return None
 
     @cached_property
-    def path(self) -> RecipePath | None:
+    def path(self) -> LayerPath | None:
         """The best recipe's path, of data flow."""
         return path_of(self.recipe) if self.recipe is not None else None
 

@@ -1,4 +1,4 @@
-"""Scales at the hops of a path: a matrix over pairs of layers, one for every slot, or none."""
+"""Scales at the input_scales of a path: a matrix over pairs of layers, one for every slot, or none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMS = ("none", "slot", "hop")
 _RANGE = {"low": 0.5, "high": 1.5, "initial": 1.0}
 
 
-class Hops:
+class LayerScaling:
     """The scale genes of a path that visits some of a sequence of slots, in order.
 
     The form ``hop`` is the matrix W of EvoLLM (arXiv 2403.13187, section 3.2): W_ij scales hidden states on their way
@@ -63,7 +63,7 @@ class Hops:
             self.genes = tuple(self._make(f"{unit_names[i]}>{unit_names[j]}/scale") for i, j in pairs)
 
     def scale(self, before: int, slot: int, values: Sequence[Value]) -> float:
-        """The scale at the hop from slot `before` to `slot`, of the values of `genes`."""
+        """The scale on the way from slot `before` to `slot`, of the values of `genes`."""
         if self._form == "none":
             return 1.0
         key = slot if self._form == "slot" else (self._units[before], self._units[slot])
@@ -87,7 +87,7 @@ def scale_gene(
     """What makes a scale gene of a name, once the configuration is checked.
 
     Raises:
-        ConfigError: as `Hops`.
+        ConfigError: as `LayerScaling`.
     """
     if form not in forms:
         raise ConfigError(f"{KEY}.scales is {form!r}", nearest(str(form), forms))

@@ -1,8 +1,8 @@
-"""Layers of a resident model in any number and order: shells that hold no weights of their own.
+"""Layers of a resident model in any number and order: layer slots that hold no weights of their own.
 
-A shell is a copy of a layer's modules that shares nothing with it but what is not learned. Its parameters point to the
+A slot is a copy of a layer's modules that shares nothing with it but what is not learned. Its parameters point to the
 tensors of whichever source layer the path wants there; what else a layer is (see `layer_kinds`) follows the source.
-Each place in the path has shells of its own, one per kind, so that every place has its own key-value cache even where
+Each place in the path has slots of its own, one per kind, so that every place has its own key-value cache even where
 a layer repeats.
 """
 
@@ -40,7 +40,7 @@ class Factor:
 
 
 @dataclass(eq=False)
-class Shell:
+class LayerSlot:
     """A layer in one place of the path.
 
     Attributes:
@@ -54,7 +54,7 @@ class Shell:
     factors: dict[Component, Factor] = field(default_factory=dict)
 
 
-class Shells:
+class LayerSlots:
     """The layers of a resident model, which paths of any depth are made of.
 
     Args:
@@ -70,27 +70,27 @@ class Shells:
         own = []
         for number, layer in enumerate(self._list):
             ids = (SliceId(component, number) for component in LAYER_COMPONENTS)
-            own.append(Shell(layer, {s.component: slices.of(s) for s in ids if s in slices.forms}))
+            own.append(LayerSlot(layer, {s.component: slices.of(s) for s in ids if s in slices.forms}))
         self.own = tuple(own)
-        self.path: tuple[Shell, ...] = self.own
+        self.path: tuple[LayerSlot, ...] = self.own
         self._found: Kinds | None = None
         self._of_models: dict[str, Sequence[Kind | None]] = {}
-        self._made: dict[tuple[int, Kind], Shell] = {}
+        self._made: dict[tuple[int, Kind], LayerSlot] = {}
 
     @property
     def _kinds(self) -> Kinds:
         """The kinds of the module's own layers: first asked for while they are as they were loaded."""
         if self._found is None:
-            self._found = Kinds([shell.module for shell in self.own], self._config)
+            self._found = Kinds([slot.module for slot in self.own], self._config)
             self._made = {(i, kind): self.own[i] for i, kind in enumerate(self._found.own)}
         return self._found
 
     def every(self) -> set[ModuleSlice]:
         """The slices of all layers that there ever were."""
-        return {place for shell in {*self.own, *self._made.values()} for place in shell.slices.values()}
+        return {place for slot in {*self.own, *self._made.values()} for place in slot.slices.values()}
 
-    def arrange(self, origins: Sequence[tuple[str, int]]) -> tuple[Shell, ...]:
-        """Make the module's layers shells for a path; returns them. Their weights are still what they were.
+    def arrange(self, origins: Sequence[tuple[str, int]]) -> tuple[LayerSlot, ...]:
+        """Make the module's layers layer slots for a path; returns them. Their weights are still what they were.
 
         Args:
             origins: for each place, the model and the layer that it follows in all but weights.
@@ -104,34 +104,34 @@ class Shells:
             kinds: Sequence[Kind] = ()
         else:
             kinds = [self._kind(model, layer) for model, layer in origins]
-            path = tuple(self._shell(place, kind) for place, kind in enumerate(kinds))
+            path = tuple(self._layer_slot(place, kind) for place, kind in enumerate(kinds))
         if path == self.path:
             return path
         modules = self._list._modules
         modules.clear()
-        modules.update({str(place): shell.module for place, shell in enumerate(path)})
+        modules.update({str(place): slot.module for place, slot in enumerate(path)})
         self._config.num_hidden_layers = len(path)
         for name, values in (self._found.lists if self._found is not None else {}).items():
             setattr(self._config, name, [kind.entries[name] for kind in kinds] if kinds else values)
         self.path = path
         return path
 
-    def scale(self, shell: Shell, component: Component, factor: float) -> None:
-        """Multiply what a component of a shell adds to the residual stream by `factor`.
+    def scale(self, slot: LayerSlot, component: Component, factor: float) -> None:
+        """Multiply what a component of a slot adds to the residual stream by `factor`.
 
         Raises:
             RecipeError: the architecture's residual outputs cannot be scaled.
         """
-        known = shell.factors.get(component)
+        known = slot.factors.get(component)
         if known is None:
             if factor == 1.0:
                 return
-            known = shell.factors[component] = Factor()
+            known = slot.factors[component] = Factor()
             residual = self._pool.residual
             if residual.unscalable:
                 raise RecipeError(f"a scale of {factor} on {component}", residual.unscalable)
             for name in residual.writers[component]:
-                shell.module.get_submodule(name).register_forward_hook(known)
+                slot.module.get_submodule(name).register_forward_hook(known)
         known.value = factor
 
     def _kind(self, model: str, layer: int) -> Kind:
@@ -161,14 +161,14 @@ class Shells:
             )
         return kind
 
-    def _shell(self, place: int, kind: Kind) -> Shell:
+    def _layer_slot(self, place: int, kind: Kind) -> LayerSlot:
         if (place, kind) not in self._made:
             self._made[place, kind] = self._build(place, kind)
         return self._made[place, kind]
 
     @torch.no_grad()
-    def _build(self, place: int, kind: Kind) -> Shell:
-        """A shell of a kind for a place in the path, without weights."""
+    def _build(self, place: int, kind: Kind) -> LayerSlot:
+        """A slot of a kind for a place in the path, without weights."""
         template = kind.module
         memo: dict[int, Any] = {
             id(module.config): module.config for module in template.modules() if _has_config(module)
@@ -190,7 +190,7 @@ class Shells:
         tensors = {f"{prefix}{name}": copies[name] for name in names}
         ids = (SliceId(component, kind.layer) for component in LAYER_COMPONENTS)
         slices = {s.component: self._slices.within(s, tensors) for s in ids if s in self._slices.forms}
-        return Shell(module, slices)
+        return LayerSlot(module, slices)
 
 
 def _has_config(module: nn.Module) -> bool:
