@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, EvomergeError, one_line
+from evomerge.evaluation.worker_builder import BuiltFrom
 from evomerge.genomes.arrays import numbers
 from evomerge.objectives import Objective
 from evomerge.protocols import Scores
@@ -55,6 +56,8 @@ class DirectEvaluator:
     Raises:
         ConfigError: a fitness that scores models, not arrays; no worker.
     """
+
+    built_from: ClassVar[BuiltFrom] = "fitnesses"
 
     def __init__(self, fitnesses: Mapping[Split, ArrayFitness], *, workers: int = 1) -> None:
         for split, fitness in fitnesses.items():

@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import ClassVar
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.worker import Worker
-from evomerge.evaluation.worker_builder import WorkerBuilder
+from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder
 from evomerge.protocols import Work
 
 _NAME = "this process"
@@ -41,6 +42,8 @@ class LocalEvaluator:
         timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
             that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
     """
+
+    built_from: ClassVar[BuiltFrom] = "worker"
 
     def __init__(
         self,

@@ -149,6 +149,12 @@ class Scheduler:
         self.queue.extendleft(reversed(jobs))
         return given_up
 
+    def clear(self) -> None:
+        """Forget all workers and what waits."""
+        self.queue.clear()
+        self.taken.clear()
+        self._pace = math.inf
+
     def withdraw(self) -> list[int]:
         """Forget what waits; returns the candidates' ids."""
         ids = [job.candidate.id for job in self.queue]

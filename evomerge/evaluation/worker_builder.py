@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from evomerge.evaluation.cache_settings import CacheSettings
 
 if TYPE_CHECKING:
     from evomerge.evaluation.worker import Worker
+
+
+BuiltFrom = Literal["fitnesses", "worker", "shipped worker"]
+"""What the class of an evaluator is given first, its attribute `built_from`: the fitnesses by split where genomes are
+the models; a `WorkerBuilder` for this process; one that travels to other processes and opens its own pool there."""
 
 
 class WorkerBuilder(Protocol):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from evomerge.config.construct import TARGET, build, locate, to_builtin
@@ -53,8 +54,27 @@ def _node(config: Config, phase: str, part: str) -> tuple[Any, str]:
     return (getattr(config, part), part) if node is None else (node, f"phases.{phase}.{part}")
 
 
-def phases_from_config(config: Config, info: PoolInfo | None) -> list[Phase]:
-    """The phases, with spaces that are checked when they are made; strategies come with `_bound`."""
+@dataclass(frozen=True)
+class PhaseNode:
+    """A phase before its strategy: that needs the objectives, which the fitness knows.
+
+    Attributes:
+        name, evaluations, space, takes_winner: as of `Phase`.
+    """
+
+    name: str
+    evaluations: int
+    space: Callable[[Recipe | None], SearchSpace]
+    takes_winner: bool
+
+    def phase(self, config: Config, objectives: Sequence[Objective]) -> Phase:
+        """The phase, for these objectives."""
+        strategy = functools.partial(strategy_from_config, config, self.name, objectives)
+        return Phase(self.name, self.evaluations, self.space, strategy, self.takes_winner)
+
+
+def phase_nodes(config: Config, info: PoolInfo | None) -> list[PhaseNode]:
+    """The phases of the configuration, in order; their spaces are checked when they are made."""
     entries = to_builtin(config.phases) if config.phases else {"search": {}}
     if not isinstance(entries, Mapping):
         raise ConfigError(f"phases is {entries}", "a mapping of names to phases")
@@ -73,7 +93,7 @@ def phases_from_config(config: Config, info: PoolInfo | None) -> list[Phase]:
         node, key = _node(config, name, "search_space")
         takes = number > 0 and _takes_winner(node, key)
         space = functools.partial(_space, node, key, info, takes)
-        phases.append(Phase(name, budget[name], space, _unbound, takes))
+        phases.append(PhaseNode(name, budget[name], space, takes))
     return phases
 
 
@@ -86,16 +106,7 @@ def _takes_winner(node: Any, key: str) -> bool:
     return target is not None and "winner" in inspect.signature(locate(str(target), f"{key}.{TARGET}")).parameters
 
 
-def _unbound(spec: GenomeSpec, baselines: Baselines) -> Strategy:
-    raise AssertionError("phases are given their strategies once the objectives are known")
-
-
-def _bound(config: Config, phase: Phase, objectives: Sequence[Objective]) -> Phase:
-    strategy = functools.partial(_strategy, config, phase.name, objectives)
-    return Phase(phase.name, phase.evaluations, phase.space, strategy, phase.takes_winner)
-
-
-def _strategy(
+def strategy_from_config(
     config: Config, phase: str, objectives: Sequence[Objective], spec: GenomeSpec, baselines: Baselines
 ) -> Strategy:
     """A phase's strategy for these genes, shown one number instead of the objectives when the user asks for that."""
@@ -107,7 +118,8 @@ def _strategy(
     return Scalarised(build(node, key, spec, (SCALAR,), seed=settings.seed), scalarisation)
 
 
-def _check_asynchronous(config: Config, phase: str, strategy: Strategy) -> None:
+def check_asynchronous(config: Config, phase: str, strategy: Strategy) -> None:
+    """`ConfigError` for a strategy that waits for its generation in a search that is not ordered."""
     if config.search.ordered or getattr(strategy, "asynchronous", False):
         return
     from evomerge.config.groups import asynchronous_strategies

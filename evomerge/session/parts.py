@@ -7,14 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from evomerge.candidate import Split
-from evomerge.config.construct import TARGET, build, to_builtin
+from evomerge.config.construct import TARGET, build, locate, to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.worker import Worker
-from evomerge.evaluation.worker_builder import ShippedBuilder, WorkerBuilder
+from evomerge.evaluation.worker_builder import BuiltFrom, ShippedBuilder, WorkerBuilder
 from evomerge.models.pool import Pool
 from evomerge.objectives import SCALARISATIONS
 from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
@@ -22,14 +22,7 @@ from evomerge.run.checkpoint import check_intervals
 from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
 from evomerge.search.warm_start import WarmStartSources
-from evomerge.session.builders import (
-    _bound,
-    _check_asynchronous,
-    _strategy,
-    fitness_from_config,
-    phases_from_config,
-    pool_from_config,
-)
+from evomerge.session.builders import check_asynchronous, fitness_from_config, phase_nodes, pool_from_config
 from evomerge.session.remote_worker import remote_worker
 from evomerge.trackers.tracker import Tracker, trackers_from_config
 from evomerge.utils.imports import import_modules, own_files
@@ -65,40 +58,44 @@ def build_parts(config: Config) -> Parts:
     import_modules(config.imports, "imports")
     _check_search(config)
     trackers = trackers_from_config(config.trackers)
-    target = str((to_builtin(config.evaluator) or {}).get(TARGET, ""))
-    direct = target.startswith("evomerge.evaluation.direct")
-    pool = None if direct and not config.pool.models else pool_from_config(config)
-    phases = phases_from_config(config, pool.info if pool is not None else None)
-    spaces = [phase.space(None) for phase in phases]
+    built_from = _built_from(config)
+    pool = None if built_from == "fitnesses" and not config.pool.models else pool_from_config(config)
+    nodes = phase_nodes(config, pool.info if pool is not None else None)
+    spaces = [node.space(None) for node in nodes]
     fitness = fitness_from_config(config, "fitness")
     held_out = fitness_from_config(config, "held_out") if config.held_out is not None else None
     objectives = tuple(fitness.objectives)
     check_choice(config.search.best, objectives, config.search.weights)
-    strategies = []
-    for phase, space in zip(phases, spaces, strict=True):
-        strategy = _strategy(config, phase.name, objectives, space.spec, {})
-        _check_asynchronous(config, phase.name, strategy)
-        strategies.append(strategy)
+    phases = [node.phase(config, objectives) for node in nodes]
+    strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]
+    for phase, strategy in zip(phases, strategies, strict=True):
+        check_asynchronous(config, phase.name, strategy)
     warm = WarmStartSources(
         [str(source) for source in config.search.warm_start], config.search.warm_start_evaluations, objectives
     )
     warm.check(spaces)
-    phases = [_bound(config, phase, objectives) for phase in phases]
     fitnesses: dict[Split, Fitness] = {"search": fitness}
     if held_out is not None:
         fitnesses["held_out"] = held_out
-    worker: WorkerBuilder | Mapping[Split, Fitness]
-    if direct:
-        worker = fitnesses
-    elif target.startswith("evomerge.evaluation.local"):
-        assert pool is not None
-        worker = functools.partial(Worker, pool, fitnesses)
-    else:  # travels to other processes, which build their own
-        assert pool is not None
-        remote = functools.partial(remote_worker, to_builtin(config), dict(pool.info.refs), os.getcwd())
-        worker = ShippedBuilder(remote, own_files([*config.imports, *_targets(config)]))
+    worker: WorkerBuilder | Mapping[Split, Fitness] = fitnesses
+    if pool is not None and built_from != "fitnesses":
+        worker = functools.partial(Worker, pool, fitnesses) if built_from == "worker" else _shipped(config, pool)
     evaluator = build(_with_cache(config), "evaluator", worker)
     return Parts(pool, spaces[0], strategies[0], evaluator, fitness, held_out, phases, warm, trackers)
+
+
+def _built_from(config: Config) -> BuiltFrom:
+    """What the evaluator's class wants to be given first; one that does not say so gets what travels."""
+    node = to_builtin(config.evaluator)
+    target = node.get(TARGET) if isinstance(node, Mapping) else None
+    evaluator = locate(str(target), f"evaluator.{TARGET}") if target else None
+    return cast(BuiltFrom, getattr(evaluator, "built_from", "shipped worker"))
+
+
+def _shipped(config: Config, pool: Pool) -> ShippedBuilder:
+    """Builds a worker in another process, which opens its own pool."""
+    remote = functools.partial(remote_worker, to_builtin(config), dict(pool.info.refs), os.getcwd())
+    return ShippedBuilder(remote, own_files([*config.imports, *_targets(config)]))
 
 
 def _with_cache(config: Config) -> Any:

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,13 +17,19 @@ from evomerge.config.overrides import set_value
 from evomerge.config.schema import Config, to_yaml
 from evomerge.config.trust import check_trust, leaves
 from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
+from evomerge.protocols import Evaluator
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import Ledger
+from evomerge.run.observers import Observers
 from evomerge.run.record import Record
 from evomerge.search.hooks import BestWriter
 from evomerge.search.incumbent import Incumbent
+from evomerge.search.loop import Search
 from evomerge.search.phases import split_budget
-from evomerge.session.replay import ContinuedLedger, check_started
+from evomerge.session.checkpointing import begin
+from evomerge.session.parts import Parts
+from evomerge.session.replay import ContinuedLedger, RecordedEvaluator, check_started
 from evomerge.utils.files import read_bounded, write_text_atomic
 from evomerge.utils.safe_yaml import MAX_CHARACTERS, parse
 
@@ -72,6 +78,7 @@ class Resumed:
     evaluations: int
     changes: list[str] = field(default_factory=list)
     phases: Mapping[str, int] = field(default_factory=dict)
+    resumed: ClassVar[bool] = True
 
     @property
     def event(self) -> dict[str, Any]:
@@ -84,9 +91,28 @@ class Resumed:
         event = self.record.last("stopped") or self.record.first("started") or {}
         return int(event.get("evaluations", 0))
 
+    def open_folder(self, config: Config, parts: Parts) -> RunFolder:
+        """The folder as it is."""
+        return self.folder
+
+    def open_ledger(self, folder: RunFolder, sync: Literal["every", "interval"], observe: Observers) -> Ledger:
+        """The ledger, which compares with the record before it writes anything new."""
+        self._ledger = ContinuedLedger(folder, self.record, resumed=self.event, sync=sync, observe=observe)
+        return self._ledger
+
     def check(self, fingerprint: str) -> None:
         """Compare fitness and versions with those of the run; `EvomergeError` for another fitness."""
+        self.folder.sweep()
         self.changes += check_started(self.record, fingerprint, library_versions())
+        self._keep_budget()
+
+    def wrap(self, keep: BestWriter, evaluator: Evaluator, incumbent: Incumbent) -> tuple[BestWriter, Evaluator]:
+        """Evaluations come from the record while it has them; the best is written down once something is new."""
+        return self._keeper(self._ledger, keep, incumbent), RecordedEvaluator(evaluator, self.record)
+
+    def begin(self, search: Search) -> None:
+        """Begin from the latest checkpoint that can be used."""
+        begin(search, self._ledger)
 
     def check_pool(self, info: PoolInfo) -> None:
         """`EvomergeError` where a model of the pool is not the one of the run; other places are noted."""
@@ -105,7 +131,7 @@ class Resumed:
             if ref.location != before[name].location:
                 self.changes.append(f"model {name} is at {ref.location}")
 
-    def keep_budget(self) -> None:
+    def _keep_budget(self) -> None:
         """Write a budget that has changed to the run's configuration, so that another session knows it."""
         config = read_config(self.folder)
         if int(config.search.evaluations) != self.evaluations:
@@ -114,7 +140,7 @@ class Resumed:
                 config.phases[name].evaluations = evaluations
             write_text_atomic(self.folder.config, to_yaml(config))
 
-    def keeper(self, ledger: ContinuedLedger, keep: BestWriter, incumbent: Incumbent) -> BestWriter:
+    def _keeper(self, ledger: ContinuedLedger, keep: BestWriter, incumbent: Incumbent) -> BestWriter:
         """Writes the best down once something new is in the ledger: until then it is what it was."""
 
         def when_live(found: Incumbent) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from typing import Literal, cast
-
-from omegaconf import DictConfig
+from typing import ClassVar, Literal, Protocol
 
 from evomerge.config.construct import to_builtin
-from evomerge.config.schema import Config, to_yaml
+from evomerge.config.schema import Config
 from evomerge.protocols import Evaluator
 from evomerge.run.checkpoint import Checkpoints
 from evomerge.run.folder import RunFolder
@@ -20,35 +18,55 @@ from evomerge.search.hooks import BestWriter, GaveUpError
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.session.best_folder import BestFolder
-from evomerge.session.checkpointing import CheckpointSaver, begin
+from evomerge.session.checkpointing import CheckpointSaver
 from evomerge.session.fork import ForkedEvaluator, Source
+from evomerge.session.new_run import NewRun
 from evomerge.session.parts import Parts
-from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
-from evomerge.session.resume import Resumed, library_versions
+from evomerge.session.resume import library_versions
 from evomerge.session.signals import Interrupts
 from evomerge.trackers.background import tracking
-from evomerge.utils.files import write_text_atomic
 
 
-def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again: Resumed | None = None) -> RunFolder:
+class Start(Protocol):
+    """How a run starts: `NewRun`, or `Resumed` for one that is gone on with.
+
+    Attributes:
+        resumed: whether something was written before.
+    """
+
+    resumed: ClassVar[bool]
+
+    def open_folder(self, config: Config, parts: Parts) -> RunFolder:
+        """The run folder, with its configuration and pool written down."""
+
+    def open_ledger(self, folder: RunFolder, sync: Literal["every", "interval"], observe: Observers) -> Ledger:
+        """The ledger, open for appending."""
+
+    def check(self, fingerprint: str) -> None:
+        """`EvomergeError` where the fitness is not the one of the run."""
+
+    def wrap(self, keep: BestWriter, evaluator: Evaluator, incumbent: Incumbent) -> tuple[BestWriter, Evaluator]:
+        """What writes the best down, and where candidates are evaluated, with what was told before."""
+
+    def begin(self, search: Search) -> None:
+        """Bring the search to where it begins."""
+
+
+def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start: Start | None = None) -> RunFolder:
     """Run a search into its run folder. The parts are closed at the end, whatever happens.
 
     Args:
         config: of the whole experiment.
         parts: built from it.
         observers: told of everything that enters the ledger.
-        again: a run to go on with; ``None`` for a new one, whose folder is made.
+        start: a run to go on with; ``None`` for a new one, whose folder is made.
 
     Raises:
         KeyboardInterrupt: a signal ended it; what was told is in the ledger.
         GaveUpError: everything failed; the same.
     """
-    settings = config.search
-    folder = RunFolder.create(config.run_dir) if again is None else again.folder
-    if again is None:
-        write_text_atomic(folder.config, to_yaml(cast(DictConfig, config)))
-        if parts.pool is not None:
-            folder.write_pool(parts.pool.info)
+    settings, beginning = config.search, start or NewRun()
+    folder = beginning.open_folder(config, parts)
     objectives = parts.fitness.objectives
     sync: Literal["every", "interval"] = "interval" if settings.sync == "interval" else "every"
     incumbent = Incumbent(objectives, settings.best or settings.scalarise, settings.weights)
@@ -56,9 +74,9 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
     with (
         Interrupts() as interrupts,
         closing(source) if source is not None else nullcontext(),
-        tracking(parts.trackers, folder, to_builtin(config), resumed=again is not None) as trackers,
+        tracking(parts.trackers, folder, to_builtin(config), resumed=beginning.resumed) as trackers,
         closing(parts.evaluator),
-        _ledger(folder, sync, again, Observers([*observers, *trackers])) as ledger,
+        beginning.open_ledger(folder, sync, Observers([*observers, *trackers])) as ledger,
         Checkpoints(
             folder,
             every=settings.checkpoint.every,
@@ -67,17 +85,12 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
         ) as checkpoints,
     ):
         fingerprint = parts.evaluator.fingerprint("search")
-        if again is not None:
-            folder.sweep()
-            again.check(fingerprint)
-            again.keep_budget()
-        keep: BestWriter = BestFolder(folder, parts.pool)
+        beginning.check(fingerprint)
         evaluator: Evaluator = parts.evaluator
         if source is not None:
             source.check(fingerprint)
             evaluator = ForkedEvaluator(evaluator, source)
-        if again is not None and isinstance(ledger, ContinuedLedger):
-            keep, evaluator = again.keeper(ledger, keep, incumbent), RecordedEvaluator(evaluator, again.record)
+        keep, evaluator = beginning.wrap(BestFolder(folder, parts.pool), evaluator, incumbent)
         try:
             ledger.append(
                 "started",
@@ -104,8 +117,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
                 save=CheckpointSaver(checkpoints, ledger),
                 give_up=settings.give_up,
             )
-            if isinstance(ledger, ContinuedLedger):
-                begin(search, ledger)
+            beginning.begin(search)
             interrupts.settled = lambda: search.state.settled
             search.run()
         except (KeyboardInterrupt, GaveUpError) as error:
@@ -115,9 +127,3 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), again:
     # For reports: the items that the winner is judged by.
     write_texts(folder, "search" if parts.held_out is None else "held_out", parts.held_out or parts.fitness)
     return folder
-
-
-def _ledger(folder: RunFolder, sync: Literal["every", "interval"], again: Resumed | None, observe: Observers) -> Ledger:
-    if again is None:
-        return Ledger(folder, sync=sync, observe=observe)
-    return ContinuedLedger(folder, again.record, resumed=again.event, sync=sync, observe=observe)

@@ -14,6 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from evomerge.merge.kernels.lanes import FLOAT, HALF, LONG, WORD, Lanes
 from evomerge.merge.kernels.triple32 import ROUNDS, WRAP
 
 STEP = 32
@@ -23,7 +24,6 @@ _LANES = 8  # float32 numbers of a vector
 _AHEAD = 4096  # bytes: how far ahead of its use memory is asked for
 _LINE = 64  # bytes
 _FEW = 3  # inputs: up to here all sums of their votes are kept in registers
-_WORD, _LONG, _FLOAT, _HALF, _BYTE = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.IntType(16), ir.IntType(8)
 
 
 @intrinsic
@@ -95,19 +95,19 @@ def where_given(typing_context: Any, given: Any, value: Any) -> Any:
 def _build(builder: Any, given: dict[str, Any], count: int) -> Any:
     """Whole steps in vectors, then the rest one by one."""
     end = given["count"]
-    whole = builder.and_(end, ir.Constant(_LONG, -STEP))
-    peak = cgutils.alloca_once_value(builder, ir.Constant(ir.VectorType(_WORD, _LANES), [0] * _LANES))
-    rest = cgutils.alloca_once_value(builder, ir.Constant(_WORD, 0))
-    for lanes, begin, stop, step, seen in ((_LANES, _LONG(0), whole, STEP, peak), (1, whole, end, 1, rest)):
+    whole = builder.and_(end, ir.Constant(LONG, -STEP))
+    peak = cgutils.alloca_once_value(builder, ir.Constant(ir.VectorType(WORD, _LANES), [0] * _LANES))
+    rest = cgutils.alloca_once_value(builder, ir.Constant(WORD, 0))
+    for lanes, begin, stop, step, seen in ((_LANES, LONG(0), whole, STEP, peak), (1, whole, end, 1, rest)):
         code = _Code(builder, given, count, lanes)
-        with cgutils.for_range_slice(builder, begin, stop, _LONG(step), _LONG) as (index, _):
+        with cgutils.for_range_slice(builder, begin, stop, LONG(step), LONG) as (index, _):
             bits = builder.load(seen)
             for bits_of_some in code.step(index, step):
                 bits = builder.or_(bits, bits_of_some)
             builder.store(bits, seen)
     result, vector = builder.load(rest), builder.load(peak)
     for lane in range(_LANES):
-        result = builder.or_(result, builder.extract_element(vector, _WORD(lane)))
+        result = builder.or_(result, builder.extract_element(vector, WORD(lane)))
     return result
 
 
@@ -120,7 +120,7 @@ class _Mask:
     last: Any
 
 
-class _Code:
+class _Code(Lanes):
     """The code of one step: what all steps share is made at once, outside the loop.
 
     Args:
@@ -131,10 +131,10 @@ class _Code:
     """
 
     def __init__(self, builder: Any, given: dict[str, Any], count: int, lanes: int) -> None:
-        self.b, self.given, self.count, self.lanes = builder, given, count, lanes
+        super().__init__(builder, lanes)
+        self.given, self.count = given, count
         self.width = 2 if "half" in given else 4
-        self.float, self.word = self.many(_FLOAT), self.many(_WORD)
-        addresses = [self.load_one(given["inputs"], i, _LONG) for i in range(count)]
+        addresses = [self.load_one(given["inputs"], i, LONG) for i in range(count)]
         self.inputs, self.base = addresses, given.get("base")
         self.weights = [self.rounded_to_single(weight) for weight in given["weights"]]
         self.limits = self.floats_at("limits", 2 * count)
@@ -147,73 +147,43 @@ class _Code:
         self.masks = [self.mask(i) for i in range(count)] if "masks" in given else []
         self.numbers = self.constant(0) if lanes == 1 else ir.Constant(self.word, list(range(lanes)))
 
-    def many(self, kind: Any) -> Any:
-        """The type of all lanes."""
-        return kind if self.lanes == 1 else ir.VectorType(kind, self.lanes)
-
-    def constant(self, number: int) -> Any:
-        """A word in every lane."""
-        number -= (number >> 31) << 32
-        return ir.Constant(self.word, number if self.lanes == 1 else [number] * self.lanes)
-
-    def real(self, number: float) -> Any:
-        """A float32 in every lane."""
-        return ir.Constant(self.float, number if self.lanes == 1 else [number] * self.lanes)
-
-    def all(self, value: Any) -> Any:
-        """A value in every lane."""
-        if self.lanes == 1:
-            return value
-        vector = self.b.insert_element(ir.Constant(self.many(value.type), ir.Undefined), value, _WORD(0))
-        zeros = ir.Constant(ir.VectorType(_WORD, self.lanes), [0] * self.lanes)
-        return self.b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), zeros)
-
-    def rounded_to_single(self, value: Any) -> Any:
-        """A float64 as float32 in every lane."""
-        return self.all(self.b.fptrunc(value, _FLOAT))
-
-    def load_one(self, address: Any, index: int, kind: Any) -> Any:
-        """One value of an array."""
-        size = 8 if kind is _LONG else 4
-        return self.b.load(self.b.inttoptr(self.b.add(address, _LONG(index * size)), kind.as_pointer()))
-
     def floats_at(self, name: str, count: int) -> list[Any]:
         """The float32 array of that name, each in every lane."""
         if name not in self.given:
             return []
-        return [self.all(self.load_one(self.given[name], i, _FLOAT)) for i in range(count)]
+        return [self.all(self.load_one(self.given[name], i, FLOAT)) for i in range(count)]
 
     def mask(self, index: int) -> _Mask:
         """An input's generator, for elements from `start`."""
-        lower, upper, last = (self.load_one(self.given["masks"], 3 * index + i, _WORD) for i in range(3))
+        lower, upper, last = (self.load_one(self.given["masks"], 3 * index + i, WORD) for i in range(3))
         start = self.given["start"]
-        lower = self.b.add(lower, self.b.trunc(start, _WORD))
-        wrapped = self.b.mul(self.b.trunc(self.b.lshr(start, _LONG(32)), _WORD), _WORD(WRAP))
+        lower = self.b.add(lower, self.b.trunc(start, WORD))
+        wrapped = self.b.mul(self.b.trunc(self.b.lshr(start, LONG(32)), WORD), WORD(WRAP))
         return _Mask(self.all(lower), self.all(self.b.add(upper, wrapped)), self.all(last))
 
     def step(self, index: Any, elements: int) -> list[Any]:
         """Mix `elements` from `index` on; returns words whose highest bit says that a number is not finite."""
         sources = [*self.inputs, *([self.base] if self.base is not None else [])]
-        offset = self.b.mul(index, _LONG(self.width))
+        offset = self.b.mul(index, LONG(self.width))
         if elements > 1:
             for source in sources:
                 for line in range(0, elements * self.width, _LINE):
-                    self.prefetch(self.b.add(self.b.add(source, offset), _LONG(line + _AHEAD)))
+                    self.prefetch(self.b.add(self.b.add(source, offset), LONG(line + _AHEAD)))
         seen, results = [], []
         for first in range(0, elements, self.lanes):
-            at = self.b.add(index, _LONG(first))
-            places = [self.b.add(self.b.add(s, offset), _LONG(first * self.width)) for s in sources]
+            at = self.b.add(index, LONG(first))
+            places = [self.b.add(self.b.add(s, offset), LONG(first * self.width)) for s in sources]
             number = self.mixed([self.load(place) for place in places], at)
             bits = self.b.bitcast(number, self.word)
             seen.append(self.b.add(self.b.and_(bits, self.constant(0x7FFFFFFF)), self.over))
             results.append(self.rounded(bits) if self.width == 2 else number)
         if self.width == 2 and self.lanes > 1:  # two vectors of bfloat16 make one of 32 bytes
-            order = ir.Constant(ir.VectorType(_WORD, 2 * self.lanes), list(range(2 * self.lanes)))
+            order = ir.Constant(ir.VectorType(WORD, 2 * self.lanes), list(range(2 * self.lanes)))
             pairs = zip(results[::2], results[1::2], strict=True)
             results = [self.b.shuffle_vector(one, two, order) for one, two in pairs]
         place = self.b.add(self.given["out"], offset)
         for number, value in enumerate(results):
-            self.store(value, self.b.add(place, _LONG(number * 4 * self.lanes)))
+            self.store(value, self.b.add(place, LONG(number * 4 * self.lanes)))
         return seen
 
     def mixed(self, values: list[Any], index: Any) -> Any:
@@ -246,7 +216,7 @@ class _Code:
     def dropped(self, part: Any, mask: _Mask, index: Any) -> Any:
         """What has a random number (see `masks`) up to the last that stays, zero elsewhere."""
         b = self.b
-        x = b.add(b.add(mask.lower, self.all(b.trunc(index, _WORD))), self.numbers)
+        x = b.add(b.add(mask.lower, self.all(b.trunc(index, WORD))), self.numbers)
         for number, (shift, factor) in enumerate(ROUNDS):
             if number == 1:
                 x = b.add(x, mask.upper)
@@ -303,11 +273,11 @@ class _Code:
         """The bfloat16 next to a float32, to even where two are."""
         even = self.b.and_(self.b.lshr(bits, self.constant(16)), self.constant(1))
         up = self.b.add(bits, self.b.add(even, self.constant(0x7FFF)))
-        return self.b.trunc(self.b.lshr(up, self.constant(16)), self.many(_HALF))
+        return self.b.trunc(self.b.lshr(up, self.constant(16)), self.many(HALF))
 
     def load(self, address: Any) -> Any:
         """Numbers as float32."""
-        kind = self.many(_HALF) if self.width == 2 else self.float
+        kind = self.many(HALF) if self.width == 2 else self.float
         value = self.b.load(self.b.inttoptr(address, kind.as_pointer()))
         value.align = self.width
         if self.width == 4:
@@ -319,13 +289,6 @@ class _Code:
         store = self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()))
         if "stream" in self.given and self.lanes > 1:
             store.align = 4 * self.lanes
-            store.set_metadata("nontemporal", self.b.module.add_metadata([ir.Constant(_WORD, 1)]))
+            store.set_metadata("nontemporal", self.b.module.add_metadata([ir.Constant(WORD, 1)]))
         else:
             store.align = self.width
-
-    def prefetch(self, address: Any) -> None:
-        """Ask for a cache line."""
-        byte = _BYTE.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, _WORD, _WORD, _WORD])
-        function = self.b.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
-        self.b.call(function, [self.b.inttoptr(address, byte), _WORD(0), _WORD(0), _WORD(1)])
