@@ -131,7 +131,7 @@ class Scalarisation:
 
     Attributes:
         objectives: in order.
-        method: see above.
+        method: ``weighted`` or ``tchebycheff``.
         weights: of the objectives, summing to 1.
         low, span: gain of the worst baseline, and the range of the baselines, by objective; 0 and 1 where values are
             taken as they are.

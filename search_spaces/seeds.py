@@ -10,7 +10,7 @@ from evomerge.recipes.recipe import Recipe
 
 
 def adopted(recipe: Recipe, pool: PoolInfo) -> Recipe:
-    """The same recipe with the pool's models, under the names that both have for them.
+    """A recipe from elsewhere with this pool's models, under the names that both have for them.
 
     Raises:
         RecipeError: a model that the pool does not have, or has with other content; another dtype or other slices.

@@ -110,7 +110,7 @@ class ArraySpec(GenomeSpec):
         return self.taken(np.array(values, dtype=np.float32))
 
     def taken(self, array: Array, inside: bool = False) -> ArrayGenome:
-        """The same for float32 values of the right number that nobody else holds, without a copy.
+        """A genome that holds these values without a copy: the right number of float32, which nobody else keeps.
 
         Args:
             array: the values.

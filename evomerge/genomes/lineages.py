@@ -210,7 +210,7 @@ class LineageSpec(GenomeSpec):
             self._check_own(each)
 
     def check_step(self, genome: Genome) -> None:
-        """The same without those that it descends from."""
+        """Check one lineage genome; those that it descends from were checked when they were made."""
         if not isinstance(genome, LineageGenome):
             raise ConfigError(f"a genome of {len(genome)} gene values was given", "a lineage")
         self._check_own(genome)

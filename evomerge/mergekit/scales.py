@@ -12,7 +12,9 @@ from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 
 def without_scales(recipe: Recipe, layout: Layout) -> Recipe:
-    """The same model with factors on the tensors that scales mean, as `scale` of passthrough; intermediates stay.
+    """A recipe of the same model, with factors on the tensors that scales mean (`scale` of passthrough).
+
+    Intermediates stay as they are.
 
     Raises:
         RecipeError: mergekit cannot scale a slice so; names it and the reason.

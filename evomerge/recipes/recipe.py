@@ -180,7 +180,7 @@ class Recipe:
         self.check_own(methods)
 
     def check_own(self, methods: Mapping[str, MethodSpec]) -> None:
-        """The same without the intermediates."""
+        """Check this recipe's own slices as `check` does; its intermediates are not looked at."""
         plain: set[tuple[str, int, bool]] = set()
         for entry in self.slices:
             if not entry.parameters and not [True for source in entry.inputs if source.parameters]:

@@ -8,7 +8,7 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
 - ``phase``: `phase` (its name), `number` (from 1) of `phases`, `evaluations`, `genes` (of raw weights their
   number), `ordered`, `in_flight`, `winner` (the candidate that the search space begins with).
 - ``warm``: a candidate that was not evaluated here: the fields of ``asked`` and ``told``, and `source` (``RUN#ID``).
-- ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or see `genome_log`), `parents`,
+- ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or as `genomes.encoding` writes it), `parents`,
   `recipe_hash`.
 - ``told``: `candidate`, `split`, `status`, `objectives`, `metrics`, `seconds` by stage, `merge` (what the layer
   cache did), `error`, and `items`, `items_hash`: file name and SHA-256 of the per-item scores in the folder ``items``.

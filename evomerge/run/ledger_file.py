@@ -291,7 +291,7 @@ def _plain(value: Any) -> Any:
 
 
 def _spelled(value: Any) -> Any:
-    """The same value with NaN and infinities as strings."""
+    """A JSON value in which NaN and infinities are strings."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):

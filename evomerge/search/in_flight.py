@@ -16,7 +16,7 @@ class PendingEvaluations:
     Args:
         evaluator: where candidates are evaluated.
         split: on which items.
-        ordered: see above.
+        ordered: whether candidates are told in the order in which they were submitted.
     """
 
     def __init__(self, evaluator: Evaluator, split: Split, *, ordered: bool) -> None:

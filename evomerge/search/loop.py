@@ -63,7 +63,8 @@ class Search:
         baselines: whether to score the pool's own models on the search items first. On held-out items they are always
             scored: without them the winner's score says nothing.
         held_out: whether the evaluator has a held-out fitness.
-        ordered, in_flight: see above.
+        ordered: whether candidates are told in the order in which they were asked.
+        in_flight: how many are asked ahead; ``None`` for a generation at a time (ordered) or a few more than slots.
         warm: what a phase's strategy learns before its first proposal.
         stop: asked between two evaluations; when it says so, nothing more is begun, and what is being evaluated is
             told if its turn comes.

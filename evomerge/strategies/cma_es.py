@@ -33,7 +33,7 @@ SMALLEST_STD = 1e-7
 weights are rounded, and pycma runs into underflow long after a search has converged."""
 
 GRID_STD = 0.2
-"""The same for genes on a grid and for whole numbers, in steps: below, all candidates of a generation would be one.
+"""The least standard deviation, in steps, of genes on a grid and of whole numbers: below it a generation is one point.
 pycma's own floor for integer variables; what CMA-ES with margin (arXiv 2205.13482) achieves by moving the mean."""
 
 

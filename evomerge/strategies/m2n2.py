@@ -24,7 +24,7 @@ from evomerge.strategies.bases.capabilities import KINDS, require
 from evomerge.strategies.bases.saving import check_settings
 from evomerge.strategies.variation.base import Settings
 from evomerge.strategies.variation.choose import variation_of
-from evomerge.strategies.variation.crossover import Angle, Path
+from evomerge.strategies.variation.crossover import Angle, Interpolation
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class M2N2:
         distinct: bool = True,
         crossover: bool = True,
         split: bool = True,
-        path: Path = "slerp",
+        path: Interpolation = "slerp",
         angle: Angle = "segment",
         mutation: float | None = None,
         spread: float | None = None,
@@ -162,7 +162,7 @@ class M2N2:
             del self._waiting[genome]
 
     def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """The same for a candidate that was not proposed; one without a genome or a score is ignored."""
+        """Take in a candidate that was not proposed; one without a genome or a score is ignored."""
         if candidate.genome is None:
             return
         scores = self._scores.vector(evaluation)

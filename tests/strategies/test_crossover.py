@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evomerge.strategies.variation.crossover import Cut, Path, child_of
+from evomerge.strategies.variation.crossover import Cut, Interpolation, child_of
 
 Floats = NDArray[Any]
 
@@ -26,7 +26,7 @@ def arc(a: Floats, b: Floats, mix: float) -> Floats:
 
 
 @pytest.mark.parametrize("path", ["slerp", "linear"])
-def test_before_the_split_a_child_is_at_the_mix_and_after_it_at_the_rest(path: Path) -> None:
+def test_before_the_split_a_child_is_at_the_mix_and_after_it_at_the_rest(path: Interpolation) -> None:
     a, b = np.random.default_rng(0).standard_normal((2, 500)).astype(np.float32)
     child = child_of(a, b, [Cut(0, 500, 130, 0.3)], path)
     place = arc if path == "slerp" else line

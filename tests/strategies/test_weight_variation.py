@@ -10,7 +10,7 @@ import pytest
 from evomerge.genomes.arrays import ArraySpec
 from evomerge.strategies.variation.base import Settings
 from evomerge.strategies.variation.choose import variation_of
-from evomerge.strategies.variation.crossover import Angle, Cut, Path, child_of
+from evomerge.strategies.variation.crossover import Angle, Cut, Interpolation, child_of
 from evomerge.strategies.variation.weight_kernels import breed, fill_noise
 from evomerge.strategies.variation.weights import _quantiles
 
@@ -29,7 +29,7 @@ def bred(a: Any, b: Any, ranges: Any, draws: Any, path: str, angle: str, noise: 
 @pytest.mark.parametrize("ends", [[1500], [700, 1500]], ids=str)
 @pytest.mark.parametrize("angle", ["segment", "whole"])
 @pytest.mark.parametrize("path", ["slerp", "linear"])
-def test_children_are_those_of_child_of(path: Path, angle: Angle, ends: list[int]) -> None:
+def test_children_are_those_of_child_of(path: Interpolation, angle: Angle, ends: list[int]) -> None:
     a, b = np.random.default_rng(0).standard_normal((2, 1500)).astype(np.float32)
     begins = [0, *ends[:-1]]
     for mixes, splits in (((0.3, 0.8), (0.4, 0.0)), ((0.0, 1.0), (0.9999, 0.5))):

@@ -60,7 +60,7 @@ class SharedCache:
         folder: made when it is not there.
         budget: bytes of all files together.
         temporary: whether the last worker that closes the cache removes the folder.
-        keep_all: see above.
+        keep_all: whether every merged slice is published, not only those likely wanted again.
 
     Raises:
         OSError: the folder cannot be made or written.

@@ -72,7 +72,7 @@ class Sources:
         return kept if kept.device == self.device else kept.to(self.device, non_blocking=True)
 
     def aligned(self, model: str, name: str) -> torch.Tensor | None:
-        """The same where a model can use it in place: on the device, at a multiple of 64 bytes; ``None`` elsewhere.
+        """A flat tensor that a model can use in place: on the device, at a multiple of 64 bytes; ``None`` elsewhere.
 
         Files rarely align their tensors: those of the CPU are copied once, within the budget for notes.
         """
@@ -123,8 +123,11 @@ class Notes:
         return found
 
     def large(self, key: Hashable, cost: int, find: Callable[[], T], *, at_once: bool = False) -> T | None:
-        """The same for what takes `cost` bytes to keep; ``None`` where there is no room, and the first time that it is
-        asked for, unless `at_once`: what takes long to find is found when it is wanted again."""
+        """What `find` returned, which takes `cost` bytes to keep; ``None`` where there is no room.
+
+        Also ``None`` the first time that it is asked for, unless `at_once`: what takes long to find is found when it
+        is wanted again.
+        """
         if key not in self._large:
             if cost > self.budget - self.used:
                 return None

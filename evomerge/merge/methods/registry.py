@@ -41,7 +41,7 @@ class Context:
         drop_(task, self.keys[index], density, self.offset)
 
     def drop_each_(self, index: int, bounds: torch.Tensor, task: torch.Tensor, start: int = 0) -> None:
-        """The same where each element has a probability of its own.
+        """Set elements of the block `task` of input `index` to zero in place, each with a probability of its own.
 
         Args:
             index: of the input.

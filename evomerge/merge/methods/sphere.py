@@ -33,7 +33,10 @@ def finite_gram(statistics: Statistics, differences: bool = False) -> Floats:
 
 
 def finite(gram: Floats) -> Floats:
-    """The same inner products, of shape ``(inputs, inputs, ...)``.
+    """Inner products that are checked to be finite, as they were given.
+
+    Args:
+        gram: of shape ``(inputs, inputs, ...)``.
 
     Raises:
         PoolError: they are not finite, as an input (or the base) has values that are not.

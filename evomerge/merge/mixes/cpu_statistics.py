@@ -131,7 +131,7 @@ class CpuStatistics:
         return self.cut_from(self.ranks(index), index, first, last)
 
     def cut_from(self, ranks: Ranks, index: int, first: int, last: int) -> Cut | None:
-        """The same from the histogram: one pass over the task vector for each end that lies inside it."""
+        """`cut` from a histogram of magnitudes: one pass over the task vector for each end that lies inside a bin."""
         return cut_between(first, last, self.count, lambda rank: self._at(ranks, index, rank))
 
     def _at(self, ranks: Ranks, index: int, rank: int) -> tuple[int, int]:
@@ -177,7 +177,7 @@ class CpuStatistics:
         return result
 
     def cut_from_order(self, order: NDArray[np.uint32], index: int, first: int, last: int) -> Cut | None:
-        """The same as `cut` by looking up where ranks begin and end."""
+        """`cut` from the sorted order: two look-ups, of the first and of the last rank."""
 
         def at(rank: int) -> tuple[int, int]:
             element = int(order[rank])

@@ -295,7 +295,7 @@ class Resident:
         return kept or self._merge_stage(entry, StageSlices(entry, self._merge_stage, self._kept_stage))
 
     def _kept_stage(self, entry: SlicePlan) -> Mapping[str, torch.Tensor] | None:
-        """The same where it is kept, as an intermediate or as the slice of an earlier candidate; ``None`` elsewhere."""
+        """Tensors of an intermediate's slice that a cache or an earlier candidate has; ``None`` where none has them."""
         found = self._memory.peek(f"intermediate {entry.key}")
         if found is None and not self.pool.layout.joins:  # otherwise a model's tensors are not those of a checkpoint
             found = self._live.get(entry.key) or self._memory.peek(entry.key)

@@ -41,13 +41,13 @@ def compete(
     Args:
         rows: scores, float64 of shape ``(members or more, items)``.
         total: of every item, over the members; filled unless it is `summed`.
-        summed: see there.
+        summed: whether `total` is given, and not to be computed.
         shift: 0 for none, 1 by the lowest scores below zero, 2 by the lowest.
         alpha, epsilon: of the competition.
         largest: whether an item's capacity is its largest score, not one.
         room: working memory, of shape ``(ROOM, items)``.
         share: receives what a point of each item is worth: ``c / (z^alpha + epsilon)``.
-        needs: receives the same for attraction: ``c / (z + epsilon)``; may be `share` where alpha is 1 or counts there.
+        needs: receives what a point is worth to a mate: ``c / (z + epsilon)``; may be `share` itself.
         fitness: receives what the first members earn; as many as it has elements.
     """
     rows = rows[: len(fitness)]

@@ -21,24 +21,24 @@ MOST_CELLS = 1_000_000
 
 
 class _Grid(GridArchive):
-    """Remembers whom it sampled last: the emitters of `ribs` do not say."""
+    """A grid that remembers whom it sampled last: the emitters of `ribs` do not say."""
 
     sampled: tuple[int, ...] = ()
 
     def sample_elites(self, n: int | np.integer[Any], replace: bool = True) -> Any:
-        """See `ribs`."""
+        """Draw `n` elites (`ribs.archives.ArchiveBase.sample_elites`) and remember their candidates."""
         elites = super().sample_elites(n, replace)
         self.sampled = _ids(elites)
         return elites
 
 
 class _Cvt(CVTArchive):
-    """The same for a tessellation."""
+    """A tessellation that remembers whom it sampled last."""
 
     sampled: tuple[int, ...] = ()
 
     def sample_elites(self, n: int | np.integer[Any], replace: bool = True) -> Any:
-        """See `ribs`."""
+        """Draw `n` elites (`ribs.archives.ArchiveBase.sample_elites`) and remember their candidates."""
         elites = super().sample_elites(n, replace)
         self.sampled = _ids(elites)
         return elites

@@ -42,10 +42,11 @@ class Population:
         size: how many members survive; a child is compared with them before one is removed.
         items: how many scores each has.
         alpha: how strongly members compete; 0 is a genetic algorithm.
-        epsilon: as above; 0 divides items that nobody solves by one instead, as the public code of the paper does.
+        epsilon: keeps the divisor above zero; 0 divides items that nobody solves by one instead, as the paper's public
+            code does.
         capacity: ``max`` is the item's largest score, ``one`` is 1, ``auto`` the paper's rule: 1 while all scores are
             0 or 1, else the largest.
-        attraction: ``linear`` as above; ``alpha`` divides by ``z_j^alpha`` as the public code does; ``off`` draws the
+        attraction: ``linear`` is g(A, B); ``alpha`` divides by ``z_j^alpha`` as the public code does; ``off`` draws the
             mate by fitness.
         shift: ``always`` subtracts the population's lowest score of every item first (the paper's choice for scores
             that all models reach), ``auto`` where that is negative, as shares must not be; ``never`` counts negative

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError, nearest
 from evomerge.genomes.genome import Genome, GenomeSpec
-from evomerge.strategies.variation.crossover import Angle, Path
+from evomerge.strategies.variation.crossover import Angle, Interpolation
 
 Rng = np.random.Generator
 SIGMA = 0.1
@@ -33,7 +33,7 @@ class Settings:
 
     crossover: bool = True
     split: bool = True
-    path: Path = "slerp"
+    path: Interpolation = "slerp"
     angle: Angle = "segment"
     mutation: float | None = None
     spread: float | None = None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Floats = NDArray[Any]
 """An array of float32 or float64."""
 
-Path = Literal["slerp", "linear"]
+Interpolation = Literal["slerp", "linear"]
 Angle = Literal["segment", "whole"]
 
 _STRAIGHT = 0.9995  # beyond this cosine the arc is a straight line to float32, as for the merge method slerp
@@ -39,7 +39,9 @@ class Cut:
     mix: float
 
 
-def child_of(a: Floats, b: Floats, cuts: Sequence[Cut], path: Path = "slerp", angle: Angle = "segment") -> Floats:
+def child_of(
+    a: Floats, b: Floats, cuts: Sequence[Cut], path: Interpolation = "slerp", angle: Angle = "segment"
+) -> Floats:
     """``concat[P_w(A_<, B_<), P_{1-w}(A_>=, B_>=)]`` for every chromosome, P the arc or the line (section 3.1).
 
     Args:
