@@ -25,6 +25,47 @@ class Objective:
         return value if self.direction == "maximize" else -value
 
 
+@dataclass(frozen=True)
+class MetricShare:
+    """What one metric of one task counts in an objective, as a fitness declares it.
+
+    Attributes:
+        metric: ``task/metric``.
+        weight: its share of the objective, above 0; only ratios matter.
+        direction: which values of it are better.
+        objective: which one it counts in; empty where there is only one.
+        transform: ``log`` where its logarithm counts, else empty.
+    """
+
+    metric: str
+    weight: float
+    direction: Literal["maximize", "minimize"] = "maximize"
+    objective: str = ""
+    transform: Literal["", "log"] = ""
+
+    def counted(self, value: float) -> float:
+        """What counts of a value of the metric; NaN for a logarithm that there is not."""
+        if not self.transform:
+            return value
+        return math.log(value) if value > 0 else math.nan
+
+    def to_json(self) -> list[object]:
+        """As a ledger keeps it."""
+        return [self.metric, self.weight, self.direction, self.objective, self.transform]
+
+    @staticmethod
+    def from_json(entry: object) -> MetricShare | None:
+        """What `to_json` wrote; ``None`` for anything else."""
+        if not (isinstance(entry, list) and len(entry) == 5):
+            return None
+        metric, weight, direction, objective, transform = entry
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            return None
+        if direction not in ("maximize", "minimize") or transform not in ("", "log"):
+            return None
+        return MetricShare(str(metric), float(weight), direction, str(objective), transform)
+
+
 class ParetoArchive:
     """The candidates that no other dominates, in the order in which they came in.
 

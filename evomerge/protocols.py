@@ -51,7 +51,12 @@ class Stop(Protocol):
 
 
 class Fitness(Protocol):
-    """Scores a model on fixed items. Constructed from its config alone; `prepare` comes before `run`."""
+    """Scores a model on fixed items. Constructed from its config alone; `prepare` comes before `run`.
+
+    One that has a method ``shares() -> Sequence[MetricShare]`` says what each of its metrics counts in the objectives
+    and which of its values are better: reports and paired tests then weigh the metrics as the search does. `check`
+    comes before.
+    """
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from evomerge.errors import ConfigError, FitnessError
-from evomerge.objectives import Objective
+from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Block, Scores, Stop
 from fitness._lm_eval.response_length import generates, response_lengths
 from fitness._lm_eval.terms import RESPONSE_LENGTH, check_fewshot, check_limit, parse_terms, plain
@@ -156,6 +156,16 @@ class LmEvalFitness:
 
         return count_work(self._loaded(), self._prompts["limit"], self._prompts["gen_kwargs"])
 
+    def shares(self) -> list[MetricShare]:
+        """What every metric counts in the objectives, as the tasks' weights and directions say; `check` comes before.
+
+        The length of responses is an objective that no metric of a task counts in.
+        """
+        from fitness._lm_eval.objective import shares
+
+        self._loaded()
+        return shares(self._terms_weighed)
+
     def cautions(self) -> list[str]:
         """A line for every public benchmark that is scored on another split than its training split."""
         return [
@@ -272,8 +282,7 @@ class LmEvalFitness:
 
     def _weighed_names(self) -> list[str]:
         """The metrics of the objective as ``task/metric``: they come first wherever metrics are listed."""
-        metrics = [(term, metric) for term in self._terms_weighed for metric in term.metrics]
-        return [f"{task}/{key}" for term, metric in metrics for task, key in zip(term.tasks, metric.keys, strict=True)]
+        return [share.metric for share in self.shares()]
 
     def _loaded(self) -> TaskSet:
         if self._tasks is None:

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.report.formatting import p_text
 from evomerge.report.history import read_history
-from evomerge.report.outcome import RunRecord, Scored, headlines, read_run, task_name
+from evomerge.report.outcome import RunRecord, Scored, read_run, task_name
 from evomerge.report.statistics import Comparison, Floats, compare
-from evomerge.report.table import p_text
 
 
 def parse_runs(arguments: Sequence[str]) -> dict[str, list[Path]]:
@@ -53,17 +53,17 @@ def table(runs: Mapping[str, Sequence[Path]]) -> str:
     """
     records = {label: [read_run(folder) for folder in folders] for label, folders in runs.items()}
     reference, first = next(iter(records)), next(iter(records.values()))[0]
-    metrics = headlines(_best(first).evaluation)
+    metrics = first.headlines(_best(first).evaluation)
     lines = [
         _row(["", *_short(list(metrics)), "mean", f"against {reference}", "p"]),
         _row(["---"] * (len(metrics) + 4)),
     ]
-    lines += [_scores(model.name, model, metrics) for model in first.baselines]
+    lines += [_scores(model.name, model, metrics, first) for model in first.baselines]
     for number in range(len(records[reference])):
         for label, own in records.items():
             name = f"{label} {number}" if len(own) > 1 else label
             tested = None if label == reference else _tested(own[number], records[reference][number], metrics)
-            lines.append(_scores(name, _best(own[number]), metrics, tested))
+            lines.append(_scores(name, _best(own[number]), metrics, first, tested))
     if len(records[reference]) > 1:
         lines += [_together(label, own, records[reference], metrics) for label, own in records.items()]
     return "\n".join(lines)
@@ -82,28 +82,33 @@ def _items(model: Scored, metrics: Mapping[str, str]) -> dict[str, Floats]:
 
 def _tested(own: RunRecord, other: RunRecord, metrics: Mapping[str, str]) -> Comparison:
     lower = {task for task, metric in metrics.items() if own.lower_is_better(metric)}
-    return compare(_items(_best(own), metrics), _items(_best(other), metrics), lower_is_better=lower)
+    weights = {task: own.weight(metric) for task, metric in metrics.items()}
+    return compare(_items(_best(own), metrics), _items(_best(other), metrics), lower_is_better=lower, weights=weights)
 
 
-def _values(model: Scored, metrics: Mapping[str, str]) -> list[float]:
+def _values(model: Scored, metrics: Mapping[str, str], record: RunRecord) -> list[float]:
+    """The scores, and their mean by the weights that the fitness of the run declared."""
     found = [model.evaluation.metrics[metric] for metric in metrics.values()]
-    return [*found, sum(found) / len(found)]
+    return [*found, float(np.average(found, weights=[record.weight(metric) for metric in metrics.values()]))]
 
 
-def _scores(name: str, model: Scored, metrics: Mapping[str, str], tested: Comparison | None = None) -> str:
+def _scores(
+    name: str, model: Scored, metrics: Mapping[str, str], record: RunRecord, tested: Comparison | None = None
+) -> str:
     outcome = ["", ""] if tested is None else [f"{tested.difference:+.3f}", p_text(tested.p_value)]
-    return _row([name, *(f"{value:.3f}" for value in _values(model, metrics)), *outcome])
+    return _row([name, *(f"{value:.3f}" for value in _values(model, metrics, record)), *outcome])
 
 
 def _together(label: str, own: Sequence[RunRecord], reference: Sequence[RunRecord], metrics: Mapping[str, str]) -> str:
     """Means over runs. The runs answer the same items, so that an item counts once, with its mean over runs."""
-    values = [_values(_best(record), metrics) for record in own]
+    values = [_values(_best(record), metrics, record) for record in own]
     means = [f"{sum(column) / len(column):.3f}" for column in zip(*values, strict=True)]
     name = f"{label}, all {len(own)}"
     if own is reference:
         return _row([name, *means, "", ""])
     lower = {task for task, metric in metrics.items() if reference[0].lower_is_better(metric)}
-    tested = compare(_mean_items(own, metrics), _mean_items(reference, metrics), lower_is_better=lower)
+    weights = {task: reference[0].weight(metric) for task, metric in metrics.items()}
+    tested = compare(_mean_items(own, metrics), _mean_items(reference, metrics), lower_is_better=lower, weights=weights)
     return _row([name, *means, f"{tested.difference:+.3f}", p_text(tested.p_value)])
 
 

@@ -25,9 +25,10 @@ from evomerge.cli.console import console, errors
 from evomerge.cli.log_file import RunLog
 from evomerge.cli.plain_console import PlainConsole
 from evomerge.protocols import Evaluator, Work
-from evomerge.report.progress import Tally
+from evomerge.report.formatting import duration
+from evomerge.report.progress import RunProgress
 from evomerge.report.status import RunStatus, State, status_of
-from evomerge.report.status_view import StatusPanel, duration, progress_line
+from evomerge.report.status_view import StatusPanel, progress_line
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import Event
@@ -68,7 +69,7 @@ class Progress:
         self._display = ("live" if able else "plain") if display == "auto" else display
         self._again = again
         self._lock = threading.Lock()
-        self._tally = Tally()
+        self._progress = RunProgress()
         self._told: deque[str] = deque()
         self._log = RunLog(self._folder.log, self._told.append, streams=self._display == "live")
         self._over = threading.Event()
@@ -85,8 +86,8 @@ class Progress:
             console.print(f"run folder: {self._folder.path}", soft_wrap=True)
         if self._again:
             for event in read_ledger(self._folder, on_torn=lambda torn: None):
-                self._tally.see(event)
-            self._baselines.update(self._tally.baselines)
+                self._progress.update(event)
+            self._baselines.update(self._progress.baselines)
         if self._display == "live":
             screen = PlainConsole(file=sys.stdout)
             self._live = Live(console=screen, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
@@ -120,7 +121,7 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Add one event up."""
         with self._lock:
-            self._tally.see(event)
+            self._progress.update(event)
         if not self._logged:
             self._logged = True
             self._log.open_file()
@@ -162,9 +163,11 @@ class Progress:
 
         def show() -> None:
             if self._live is not None:
-                end = self._tally.stopped or ("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                end = self._progress.stopped or ("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
                 message = f"ended, {end}; {duration(time.monotonic() - self._began)}"
-                state: State = "ended" if self._tally.stopped else "dead"
+                state: State = (
+                    "ended" if self._progress.stopped else "interrupted" if self._progress.interrupted else "dead"
+                )
                 self._live.update(StatusPanel(self._status(state), message), refresh=True)
             elif self._display == "plain":
                 self._say_baselines()
@@ -175,19 +178,19 @@ class Progress:
     def _status(self, state: State = "running") -> RunStatus:
         workers = tuple(self._work())
         with self._lock:
-            status = status_of(self._tally, self._folder, state, "", workers=workers)
+            status = status_of(self._progress, self._folder, state, "", workers=workers)
         return replace(status, evaluations=self._evaluations)
 
     def _message(self) -> str:
         now = time.monotonic() - self._began
-        tally = self._tally
+        seen = self._progress
         if wanted():
             text = "stopping once the candidates that are being evaluated have their scores; Ctrl-C again stops at once"
-        elif tally.started is None:
+        elif not seen.started:
             text = "loading the models and the items"
-        elif tally.held_out or sum(tally.counts.values()) >= self._evaluations:
+        elif seen.held_out_asked or sum(seen.counts.values()) >= self._evaluations:
             text = "scoring on the held-out items"
-        elif not tally.counts and not tally.asked:
+        elif not seen.counts and not seen.in_flight:
             text = "scoring the baselines"
         else:
             text = "searching"
@@ -203,15 +206,15 @@ class Progress:
 
     def _say_baselines(self) -> None:
         with self._lock:
-            new = {name: value for name, value in self._tally.baselines.items() if name not in self._baselines}
-            objective = self._tally.objective
+            scores, objective = self._progress.baseline_scores, self._progress.objective
+        new = {name: value for name, value in scores.items() if name not in self._baselines}
         self._baselines.update(new)
         for name, value in new.items():
-            console.print(f"  baseline {name}: {objective} {value:.4f}", soft_wrap=True)
+            console.print(f"  baseline {name}: {objective.name if objective else ''} {value:.4f}", soft_wrap=True)
 
     def _say_line(self) -> None:
         with self._lock:
-            seen = sum(self._tally.counts.values())
+            seen = sum(self._progress.counts.values())
         if seen and seen != self._seen:
             self._seen = seen
             line = progress_line(self._status())

@@ -118,8 +118,9 @@ class Worker:
         except Exception as error:
             trace = "" if isinstance(error, EvomergeError) else traceback.format_exc()
             return replace(outcome, error=one_line(error), seconds=_elapsed(start), traceback=trace)
-        model = scores.seconds.get("model", 0.0)
-        seconds = {"merge": merged - start, "model": model, "other": time.perf_counter() - merged - model}
+        scored = time.perf_counter() - merged
+        model = scores.seconds.get("model", scored)  # a fitness that measures nothing spends its time in the model
+        seconds = {"merge": merged - start, "model": model, "other": max(0.0, scored - model)}
         return replace(
             outcome,
             status="ok",

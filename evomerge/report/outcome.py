@@ -1,18 +1,21 @@
-"""Reads from a run folder what a report needs: the baselines' and the winner's scores, and the counts."""
+"""The outcome of a run: the baselines' and the winner's scores, with what each metric counts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evomerge.candidate import Evaluation, Split
 from evomerge.errors import FitnessError
+from evomerge.objectives import MetricShare
 from evomerge.recipes.pool_info import PoolInfo
+from evomerge.report.progress import RunProgress
+from evomerge.report.trial import Trial
 from evomerge.run.folder import RunFolder
 from evomerge.run.items import read_items
-from evomerge.run.ledger import evaluation_of, read_ledger
+from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import Event, LedgerError
 
 BEST = "best"
@@ -52,6 +55,7 @@ class RunRecord:
         stopped: why the search ended, or ``None`` when it did not end.
         phases: what the ledger says of each part of the search.
         improved: its last improvement: with several objectives, of the Pareto front.
+        shares: what metrics count in its objectives, on these items; empty where the run does not say.
     """
 
     folder: RunFolder
@@ -64,24 +68,38 @@ class RunRecord:
     stopped: str | None
     phases: tuple[Event, ...] = ()
     improved: Event | None = None
+    shares: tuple[MetricShare, ...] = ()
 
-    def weight(self, task: str) -> float:
-        """The weight of a task in means; 1 unless the run was started with `task_weights`."""
-        weights = self.started.get("task_weights")
-        value = weights.get(task, 1.0) if isinstance(weights, Mapping) else 1.0
-        return float(value) if isinstance(value, int | float) and value > 0 else 1.0
+    def headlines(self, evaluation: Evaluation) -> dict[str, str]:
+        """What is shown of an evaluation, as `headlines` says."""
+        return headlines(evaluation, self.shares)
+
+    def weight(self, metric: str) -> float:
+        """The weight of ``task/metric`` in means, as the fitness declared it; 1 where it did not."""
+        return sum(share.weight for share in self.shares if share.metric == metric) or 1.0
 
     def lower_is_better(self, metric: str) -> bool:
         """Whether smaller values of ``task/metric`` are better.
 
-        The run says so (`lower_is_better` or `objectives` of its first event); else the metric's usual name does.
+        The run says so: what its fitness declared, or the direction of an objective of that name; else, of runs from
+        before that was written down, the metric's usual name does (`guesses`).
         """
-        listed, directions = self.started.get("lower_is_better"), self.started.get("objectives")
-        if isinstance(listed, list):
-            return metric in listed
+        for share in self.shares:
+            if share.metric == metric:
+                return share.direction == "minimize"
+        directions = self.started.get("objectives")
         if isinstance(directions, Mapping) and metric in directions:
             return bool(directions[metric] == "minimize")
         return metric_name(metric).partition(",")[0] in _LOWER_IS_BETTER
+
+    def counted(self, metric: str, value: float) -> float:
+        """What counts of a value of ``task/metric`` in means: itself, or its logarithm where the fitness takes that."""
+        return next((share.counted(value) for share in self.shares if share.metric == metric), value)
+
+    @property
+    def guesses(self) -> bool:
+        """Whether weights are taken to be equal and directions from names, since the run does not say."""
+        return not self.shares
 
 
 def task_name(metric: str) -> str:
@@ -94,57 +112,22 @@ def metric_name(metric: str) -> str:
     return metric.rpartition("/")[2]
 
 
-def headlines(evaluation: Evaluation) -> dict[str, str]:
-    """The first metric of each task, as task to ``task/metric``, in order.
+def headlines(evaluation: Evaluation, shares: Sequence[MetricShare] = ()) -> dict[str, str]:
+    """What is shown of an evaluation, in order: by task its metric ``task/metric``.
 
-    Where some metrics have per-item scores, only those count: means over a group of tasks have none, and
-    would count their tasks twice.
+    The metrics that count in the search's objectives, where the run says which these are; a task that counts by
+    several has a line for each, named ``task/metric``. Else the first metric of each task: where some have per-item
+    scores only those count, as means over a group of tasks have none and would count their tasks twice.
     """
+    declared = dict.fromkeys(share.metric for share in shares if share.metric in evaluation.metrics)
+    if declared:
+        several = Counter(task_name(metric) for metric in declared)
+        return {(task_name(metric) if several[task_name(metric)] == 1 else metric): metric for metric in declared}
     metrics = [name for name in evaluation.metrics if name in evaluation.items] or list(evaluation.metrics)
     first: dict[str, str] = {}
     for metric in metrics:
         first.setdefault(task_name(metric), metric)
     return first
-
-
-@dataclass
-class _Pass:
-    """One pass over the ledger, keeping the named candidates' events and the last improvement's only."""
-
-    started: Event | None = None
-    stopped: str | None = None
-    names: dict[tuple[Any, Any], list[str]] = field(default_factory=dict)
-    told: dict[tuple[Any, Any], Event] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    improved: Event | None = None
-    phases: list[Event] = field(default_factory=list)
-
-    def see(self, event: Event) -> None:
-        kind, key = event["event"], (event.get("candidate"), event.get("split"))
-        if kind == "started":
-            self.started = self.started or event
-        elif kind == "asked" and event.get("name") is not None:
-            self.names.setdefault(key, []).append(str(event["name"]))
-        elif kind == "told" and key in self.names:
-            self.told[key] = event
-        elif kind == "told" and key[1] == "search":
-            status = str(event.get("status"))
-            self.counts[status] = self.counts.get(status, 0) + 1
-        elif kind == "improved":
-            self.improved = event
-        elif kind == "phase":
-            self.phases.append(event)
-        elif kind == "stopped":
-            self.stopped = str(event.get("reason"))
-
-    def named(self, split: Split) -> list[tuple[str, Event]]:
-        """Name and told event of every named candidate of a split, in the order asked."""
-        return [
-            (name, self.told[key])
-            for key, names in self.names.items()
-            if key[1] == split and key in self.told
-            for name in dict.fromkeys(names)
-        ]
 
 
 def read_run(run: Path | RunFolder) -> RunRecord:
@@ -155,17 +138,51 @@ def read_run(run: Path | RunFolder) -> RunRecord:
         NoBaselinesError: no baseline was scored, so that there is nothing to compare with.
     """
     folder = RunFolder.open(run if isinstance(run, Path) else run.path)
-    seen = _Pass()
+    seen = RunProgress()
     for event in read_ledger(folder):
-        seen.see(event)
-    if seen.started is None:
+        seen.update(event)
+    if not seen.started:
         raise LedgerError(f"{folder.ledger} has no started event", "the ledger of a run", "start the run again")
-    split: Split = "held_out"
-    best = next((event for name, event in seen.named(split) if name == BEST), None)
-    if best is None:
-        split = "search"
-        best = _last_told(folder, seen.improved.get("candidate")) if seen.improved is not None else None
-    baselines = [(name, event) for name, event in seen.named(split) if name != BEST]
+
+    def evaluation(trial: Trial, split: Split) -> Evaluation:
+        items = read_items(folder, trial.candidate, split, digest=trial.digest) if trial.digest is not None else {}
+        return trial.evaluation(split, items)
+
+    def found() -> Trial | None:
+        """The winner's evaluation by a second pass: the first does not keep them all."""
+        last = None
+        for event in read_ledger(folder, on_torn=lambda torn: None):
+            own = (event.get("candidate"), event.get("split")) == (seen.winner, "search")
+            if own and event["event"] in ("told", "warm"):
+                last = event
+        return None if last is None else Trial.asked(last, 0).told(last)
+
+    best = seen.held_out.get(BEST) or (found() if seen.winner is not None else None)
+    return outcome_of(seen, folder, folder.read_pool, best, evaluation)
+
+
+def outcome_of(
+    seen: RunProgress,
+    folder: RunFolder,
+    pool: Callable[[], PoolInfo],
+    best: Trial | None,
+    evaluation: Callable[[Trial, Split], Evaluation],
+) -> RunRecord:
+    """What a run's events come to.
+
+    Args:
+        seen: all of them.
+        folder: of the run.
+        pool: gives its models; asked once there is something to compare.
+        best: the winner on the held-out items, or on the search items where it was not scored on those.
+        evaluation: of a trial, with its per-item scores.
+
+    Raises:
+        NoBaselinesError: no baseline was scored on the items that the winner was.
+    """
+    split: Split = "held_out" if BEST in seen.held_out else "search"
+    scored = seen.held_out if split == "held_out" else seen.baselines
+    baselines = {name: trial for name, trial in scored.items() if name != BEST}
     if not baselines:
         raise NoBaselinesError(
             f"run {folder.path} has no baselines on the {split.replace('_', '-')} items",
@@ -174,31 +191,14 @@ def read_run(run: Path | RunFolder) -> RunRecord:
         )
     return RunRecord(
         folder=folder,
-        pool=folder.read_pool(),
+        pool=pool(),
         started=seen.started,
         split=split,
-        baselines=tuple(_scored(folder, name, event) for name, event in baselines),
-        best=_scored(folder, BEST, best) if best is not None else None,
+        baselines=tuple(Scored(name, evaluation(trial, split)) for name, trial in baselines.items()),
+        best=Scored(BEST, evaluation(best, split)) if best is not None else None,
         counts=dict(sorted(seen.counts.items())),
         stopped=seen.stopped,
         phases=tuple(seen.phases),
-        improved=seen.improved,
+        improved=seen.last_improved,
+        shares=seen.shares(split),
     )
-
-
-def _last_told(folder: RunFolder, candidate: Any) -> Event | None:
-    """A search candidate's evaluation, found by a second pass: the first cannot keep them all."""
-    found = None
-    for event in read_ledger(folder, on_torn=lambda torn: None):
-        own = (event.get("candidate"), event.get("split")) == (candidate, "search")
-        if own and event["event"] in ("told", "warm"):
-            found = event
-    return found
-
-
-def _scored(folder: RunFolder, name: str, told: Event) -> Scored:
-    evaluation = evaluation_of(told)
-    items = {}
-    if told.get("items") is not None:
-        items = read_items(folder, evaluation.candidate, evaluation.split, digest=told.get("items_hash"))
-    return Scored(name, evaluation_of(told, items))

@@ -1,4 +1,4 @@
-"""What the events of a ledger add up to: kept while a search writes them, or taken from the file of any run."""
+"""What the events of a ledger add up to: the one reader of a run, while a search writes it or from the file of any."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import re
 from array import array
 from collections import deque
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from evomerge.run.ledger_file import Event, LedgerError
+from evomerge.objectives import MetricShare, Objective
+from evomerge.report.trial import Trial, number, numbers, time_of
+from evomerge.run.ledger_file import Event
 
 STAGES = ("merge", "model", "other")
 _RECENT = 1000  # evaluations that median seconds are of
@@ -19,109 +21,144 @@ _KINDS = 20  # different reasons of failures that are told apart
 _NUMBER = re.compile(r"\d[\d.]*(?:e[+-]?\d+)?")
 
 
-class Tally:
+class RunProgress:
     """Adds up events, one at a time. Memory is eight bytes for every candidate, whatever the events hold.
 
+    `evomerge.report.history.History` is one that keeps every candidate too.
+
     Attributes:
-        started: the first event; with the budget of the last session.
+        started: the first event; empty before there is one.
+        evaluations: the budget of the last session; ``None`` where the ledger does not say.
+        phases: the events of the search's parts.
+        sessions: how many there were.
         stopped: why the search ended; ``None`` before.
-        asked: candidates in flight.
+        interrupted: the signal that ended the last session, ``None`` when none did.
+        in_flight: candidates asked and not told.
         counts: candidates told, by status; without baselines.
         failures: how many candidates were not ok, by reason: the first message of those that differ in numbers only.
         error: the last of these messages.
-        held_out: models scored on the held-out items.
-        baselines: the first objective by baseline.
-        improved: the last improvement.
+        baselines: the pool's own models on the search items, by name.
+        held_out: models on the held-out items, by name; the winner is called ``best``.
+        last_improved: the last improvement.
         merge: what the layer cache did, added up over all evaluations.
         stages: seconds by stage, added up over the candidates told.
-        phase: the part of the search that runs, when there are several.
-        interrupted: the signal that ended the last session, ``None`` when none did.
     """
 
     def __init__(self) -> None:
-        self.started: Event | None = None
+        self.started: Event = {}
+        self.evaluations: int | None = None
+        self.phases: list[Event] = []
+        self.sessions = 1
         self.stopped: str | None = None
-        self.asked: set[Any] = set()
+        self.interrupted: str | None = None
+        self.in_flight: dict[Any, Any] = {}
         self.counts: dict[str, int] = {}
         self.failures: dict[str, int] = {}
         self.error = ""
-        self.held_out = 0
-        self.baselines: dict[str, float] = {}
-        self.improved: Event | None = None
+        self.baselines: dict[str, Trial] = {}
+        self.held_out: dict[str, Trial] = {}
+        self.last_improved: Event | None = None
         self.merge: dict[str, float] = {}
         self.stages: dict[str, float] = {}
-        self.phase: str | None = None
-        self.interrupted: str | None = None
-        self._names: dict[Any, str] = {}
+        self._named: dict[tuple[Any, Any], list[str]] = {}
         self._reasons: dict[str, str] = {}
         self._recent: dict[str, deque[Any]] = {name: deque(maxlen=_RECENT) for name in STAGES}
         self._scores = array("d")
         self._objective: str | None = None
         # Times stay text until they are asked for: a search with candidates of a millisecond would notice.
         self._last: Any = None
-        self._told_at: Any = None
-        self._begin: Any = None  # of the session, once candidates are asked
-        self._sessions = 0.0  # seconds of those before
+        self._search, self._judging = _Clock(), _Clock()
 
-    def see(self, event: Event) -> None:
-        """Add one event."""
+    def update(self, event: Event) -> None:
+        """Take in the next event."""
         kind = event["event"]
         before, self._last = self._last, event.get("time")
         if kind == "told":
-            self._told(event, event.get("candidate"))
+            self._told(event)
         elif kind == "asked":
-            if event.get("name") is not None:
-                if event.get("split") == "search":
-                    self._names[event.get("candidate")] = str(event["name"])
-            else:
-                self.asked.add(event.get("candidate"))
-                if self._begin is None:
-                    self._begin = self._last
+            self._asked(event)
         elif kind == "improved":
-            self.improved = event
+            self.last_improved = event
+            self._improved(event)
+        elif kind == "warm":
+            self._warm(event)
         elif kind == "started":
             self.started = self.started or event
-        elif kind == "phase" and event.get("phases", 1) not in (0, 1):
-            self.phase = f"{event.get('phase')} ({event.get('number')} of {event.get('phases')})"
+            self._budget(event)
+        elif kind == "phase":
+            self.phases.append(event)
         elif kind == "stopped":
-            self.stopped = str(event.get("reason"))
+            self.stopped, self.interrupted = str(event.get("reason")), None
             self._end(self._last)
         elif kind == "interrupted":
             self.interrupted = str(event.get("reason"))
         elif kind == "resumed":
             if self.stopped is None:
                 self._end(before)
-            if self._begin is not None or self._sessions:
-                self._begin = self._last
-            self.interrupted = None
-            self.stopped = None  # what was in flight still is: it is evaluated again, and not asked anew
-            if isinstance(event.get("evaluations"), int):
-                self.started = {**(self.started or {}), "evaluations": event["evaluations"]}
+            self._search.go_on(self._last)
+            self.sessions += 1
+            # What was in flight still is: it is evaluated again, and not asked anew.
+            self.stopped = self.interrupted = None
+            self._budget(event)
 
     @property
     def last(self) -> datetime | None:
         """When the last event was; `LedgerError` where it does not say."""
-        return None if self._last is None and self.started is None else _time(self._last)
+        return None if self._last is None and not self.started else time_of(self._last)
 
     @property
     def seconds(self) -> float:
-        """Of search up to the last candidate told, without what lies between sessions."""
-        if self._told_at is None or self._begin is None:
-            return self._sessions
-        return self._sessions + max(0.0, (_time(self._told_at) - _time(self._begin)).total_seconds())
+        """Of search up to the last candidate told, without held-out scoring and what lies between sessions."""
+        return self._search.seconds
 
     @property
-    def objective(self) -> str:
-        """The objective that decides: the first."""
-        if self._objective is None and self.started is not None:
-            self._objective = next(iter(self.directions), "")
-        return self._objective or ""
+    def held_out_seconds(self) -> float:
+        """Of held-out scoring up to the last model told."""
+        return self._judging.seconds
 
     @property
-    def directions(self) -> Mapping[str, str]:
-        """Objectives with their directions."""
-        found = (self.started or {}).get("objectives")
-        return found if isinstance(found, Mapping) else {}
+    def held_out_asked(self) -> int:
+        """How many models are to be scored on the held-out items."""
+        return sum(len(names) for (_, split), names in self._named.items() if split == "held_out")
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """In order; the first decides."""
+        found = self.started.get("objectives")
+        ways = found if isinstance(found, Mapping) else {}
+        return tuple(Objective(str(n), "minimize" if way == "minimize" else "maximize") for n, way in ways.items())
+
+    @property
+    def objective(self) -> Objective | None:
+        """The one that decides; ``None`` where the run does not say."""
+        return next(iter(self.objectives), None)
+
+    @property
+    def phase(self) -> str | None:
+        """The part of the search that runs, when there are several."""
+        event = self.phases[-1] if self.phases else {}
+        several = event.get("phases", 1) not in (0, 1)
+        return f"{event.get('phase')} ({event.get('number')} of {event.get('phases')})" if several else None
+
+    @property
+    def winner(self) -> int | None:
+        """The best candidate so far."""
+        found = (self.last_improved or {}).get("candidate")
+        return found if type(found) is int else None
+
+    @property
+    def baseline_scores(self) -> dict[str, float]:
+        """The first objective by baseline."""
+        name = self.objective.name if self.objective is not None else ""
+        scores = {baseline: trial.objectives.get(name) for baseline, trial in self.baselines.items()}
+        return {baseline: score for baseline, score in scores.items() if score is not None and score == score}
+
+    def shares(self, split: str) -> tuple[MetricShare, ...]:
+        """What the metrics of a split count; empty where the run does not say, as before it was written down."""
+        given = self.started.get("shares")
+        entries = given.get(split) if isinstance(given, Mapping) else None
+        found = [MetricShare.from_json(entry) for entry in (entries if isinstance(entries, list) else ())]
+        return tuple(share for share in found if share is not None)
 
     @property
     def medians(self) -> dict[str, float]:
@@ -133,41 +170,77 @@ class Tally:
         """The best score so far after equal parts of the candidates told, `points` at most; NaN before the first."""
         if not self._scores:
             return ()
-        sign = -1.0 if self.directions.get(self.objective) == "minimize" else 1.0
+        sign = -1.0 if self.objective is not None and self.objective.direction == "minimize" else 1.0
         best = sign * np.fmax.accumulate(sign * np.array(self._scores))
         places = np.linspace(0, len(best), min(points, len(best)) + 1)[1:] - 1
         return tuple(float(value) for value in best[places.round().astype(int)])
 
+    def _budget(self, event: Event) -> None:
+        if type(event.get("evaluations")) is int:
+            self.evaluations = event["evaluations"]
+
     def _end(self, time: Any) -> None:
         """A session is over: what follows is not time of search until it goes on."""
-        if self._begin is not None:
-            self._sessions += max(0.0, (_time(time) - _time(self._begin)).total_seconds())
-        self._begin = self._told_at = None
+        self._search.end(None if self._judging.running else time)
+        self._judging.end()
 
-    def _told(self, event: Event, candidate: Any) -> None:
+    def _asked(self, event: Event) -> None:
+        candidate, split = event.get("candidate"), event.get("split")
+        if event.get("name") is not None:
+            self._named.setdefault((candidate, split), []).append(str(event["name"]))
+            if split == "held_out":
+                self._judging.begin(self._last)
+        elif split == "search" and candidate not in self.in_flight:
+            self._search.begin(self._last)
+            self.in_flight[candidate] = self._trial(event)
+
+    def _told(self, event: Event) -> None:
+        candidate, split = event.get("candidate"), event.get("split")
         _add(self.merge, event.get("merge"))
-        if event.get("split") != "search":
-            self.held_out += 1
+        names = self._named.get((candidate, split)) if self._named else None
+        if split != "search":
+            self._judging.mark(self._last)
+        if names:
+            scored = self.baselines if split == "search" else self.held_out
+            for name in dict.fromkeys(names):
+                scored[name] = Trial.asked(event, self._phase).told(event, self.seconds)
             return
-        score = _number(event.get("objectives"), self._objective or self.objective)
-        if candidate in self._names:
-            if score == score:
-                self.baselines[self._names[candidate]] = score
+        if split != "search":
             return
-        self.asked.discard(candidate)
-        self._told_at = self._last
+        known = self.in_flight.pop(candidate, None)
+        self._search.mark(self._last)
         status = str(event.get("status"))
         self.counts[status] = self.counts.get(status, 0) + 1
         seconds = event.get("seconds")
         _add(self.stages, seconds)
         if status == "ok":
-            self._scores.append(score)
+            if self._objective is None:
+                self._objective = self.objective.name if self.objective is not None else ""
+            self._scores.append(number(event.get("objectives"), self._objective))
             if seconds:
                 for name, recent in self._recent.items():
                     recent.append(seconds.get(name) if isinstance(seconds, dict) else None)
         else:
             self._scores.append(np.nan)
             self._failed(str(event.get("error") or status))
+        self._kept(known, event)
+
+    @property
+    def _phase(self) -> int:
+        return max(0, len(self.phases) - 1)
+
+    def _trial(self, event: Event) -> Any:
+        """What is kept of a candidate in flight."""
+        return None
+
+    def _kept(self, known: Any, event: Event) -> None:
+        """Keep a candidate that was told."""
+
+    def _warm(self, event: Event) -> None:
+        """Keep a candidate of an earlier run."""
+
+    def _improved(self, event: Event) -> None:
+        """Keep an improvement."""
 
     def _failed(self, error: str) -> None:
         self.error = error
@@ -179,17 +252,49 @@ class Tally:
         self.failures[reason] = self.failures.get(reason, 0) + 1
 
 
-def numbers(values: Any) -> dict[str, float]:
-    """The entries of a mapping that are finite or spelled numbers."""
-    if not isinstance(values, Mapping):
-        return {}
-    return {str(k): _float(v) for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+class _Clock:
+    """Seconds of something over several sessions, from times that stay text until they are asked for."""
+
+    def __init__(self) -> None:
+        self._begin: Any = None
+        self._mark: Any = None
+        self._before = 0.0
+        self._ran = False
+
+    @property
+    def running(self) -> bool:
+        return self._begin is not None
+
+    @property
+    def seconds(self) -> float:
+        if self._mark is None or self._begin is None:
+            return self._before
+        return self._before + max(0.0, (time_of(self._mark) - time_of(self._begin)).total_seconds())
+
+    def begin(self, time: Any) -> None:
+        if self._begin is None:
+            self._begin, self._ran = time, True
+
+    def mark(self, time: Any) -> None:
+        self._mark = time
+
+    def go_on(self, time: Any) -> None:
+        """Where it ran in an earlier session, it runs again from now."""
+        if self._ran:
+            self._begin, self._mark = time, None
+
+    def end(self, time: Any = None) -> None:
+        """A session is over at this time; at the last mark where none is given."""
+        if self._begin is not None:
+            self._mark = self._mark if time is None else time
+            self._before = self.seconds
+        self._begin = self._mark = None
 
 
 def _add(sums: dict[str, float], values: Any) -> None:
     """Add the numbers of a mapping to those of the same names."""
     if not values or not isinstance(values, dict):
-        values = numbers(values)
+        return
     for name, value in values.items():
         try:
             sums[name] += value
@@ -197,25 +302,3 @@ def _add(sums: dict[str, float], values: Any) -> None:
             sums.update(numbers({name: value}))
         except (TypeError, OverflowError):  # a NaN is spelled; an integer that no float is near
             continue
-
-
-def _number(values: Any, name: str) -> float:
-    """One entry of a mapping, NaN where there is none."""
-    value = values.get(name) if isinstance(values, (dict, Mapping)) else None
-    return _float(value) if isinstance(value, (float, int)) else np.nan
-
-
-def _float(value: float) -> float:
-    """A number as a float, NaN for an integer that no float is near."""
-    try:
-        return float(value)
-    except OverflowError:
-        return np.nan
-
-
-def _time(text: Any) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        raise LedgerError(f"an event has the time {text!r}", "lines that evomerge wrote") from None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
-from evomerge.report.progress import Tally, numbers
+from evomerge.report.progress import RunProgress
+from evomerge.report.trial import numbers
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import LedgerError, lock_holder
 
-State = Literal["running", "ended", "dead", "damaged", "unknown"]
+State = Literal["running", "ended", "interrupted", "dead", "damaged", "unknown"]
 SLICES = ("kept", "referenced", "memory", "shared", "computed")
 """Where slices came from, as evaluations record it (`merge.assemble.MergeCount`)."""
 CURVE = 120
@@ -57,21 +58,22 @@ class RunStatus:
 
     Attributes:
         run: the run folder.
-        state: ``running`` when a process holds the ledger's lock, ``ended`` by itself, ``dead`` when it did neither;
+        state: ``running`` when a process holds the ledger's lock, ``ended`` by itself, ``interrupted`` by a signal that
+            it saw to, ``dead`` when none of these;
             ``damaged`` when a line of the ledger is: then the rest tells of what comes before it; ``unknown`` where
             the file system has no locks.
         detail: who writes it, why it ended, or what is damaged.
         evaluations: the budget; ``None`` when the ledger does not say.
         counts: candidates told, by status; without baselines.
         in_flight: candidates asked and not told yet.
-        held_out: models scored on the held-out items.
+        held_out: models scored on the held-out items, of `held_out_asked`, in `held_out_seconds`.
         objective: name of the one that decides.
         direction: ``maximize`` or ``minimize``.
         best: its best value, ``None`` before any.
         best_candidate: who has it.
         baselines: its value by baseline.
         idle: seconds since the last event.
-        seconds: of search up to the last candidate told, interruptions left out.
+        seconds: of search up to the last candidate told, without held-out scoring and interruptions.
         per_minute: candidates told in a minute of search.
         stages: median seconds of the latest candidates by stage.
         stage_seconds: seconds of all candidates by stage.
@@ -109,6 +111,8 @@ class RunStatus:
     phase: str | None = None
     front: int | None = None
     hypervolume: float | None = None
+    held_out_asked: int = 0
+    held_out_seconds: float = 0.0
 
     @property
     def told(self) -> int:
@@ -184,16 +188,16 @@ def read_status(run: Path | str, now: datetime | None = None) -> RunStatus:
     """
     folder = RunFolder.open(run)
     holder = lock_holder(folder.lock)  # asked first: a run that ends meanwhile then has its last event
-    seen = Tally()
+    seen = RunProgress()
     damage = None
     try:
         for event in read_ledger(folder, on_torn=lambda torn: None):
-            seen.see(event)
+            seen.update(event)
     except LedgerError as error:
-        if seen.started is None:
+        if not seen.started:
             raise
         damage = str(error)
-    if seen.started is None:
+    if not seen.started:
         raise LedgerError(
             f"{folder.ledger} has no started event", "the ledger of a run", "wait, or start the run again"
         )
@@ -204,14 +208,14 @@ def read_status(run: Path | str, now: datetime | None = None) -> RunStatus:
 
 
 def status_of(
-    seen: Tally,
+    seen: RunProgress,
     folder: RunFolder,
     state: State,
     detail: str,
     now: datetime | None = None,
     workers: tuple[Work, ...] = (),
 ) -> RunStatus:
-    """The progress that events add up to; a tally that saw nothing yet has one too.
+    """The progress that events add up to; one of a run that has not begun has one too.
 
     Args:
         seen: the events so far.
@@ -221,7 +225,7 @@ def status_of(
         workers: what each does.
     """
     told = sum(seen.counts.values())
-    budget, best = (seen.started or {}).get("evaluations"), seen.improved or {}
+    best, objective = seen.last_improved or {}, seen.objective
     cache = CacheStatus(
         {name: int(seen.merge.get(name, 0)) for name in SLICES},
         int(seen.merge.get("bytes", 0)),
@@ -232,15 +236,15 @@ def status_of(
         run=folder.path,
         state=state,
         detail=detail,
-        evaluations=budget if isinstance(budget, int) else None,
+        evaluations=seen.evaluations,
         counts=dict(sorted(seen.counts.items())),
-        in_flight=len(seen.asked) if state == "running" else 0,
-        held_out=seen.held_out,
-        objective=seen.objective,
-        direction=str(seen.directions.get(seen.objective, "maximize")),
+        in_flight=len(seen.in_flight) if state == "running" else 0,
+        held_out=len(seen.held_out),
+        objective=objective.name if objective is not None else "",
+        direction=objective.direction if objective is not None else "maximize",
         best=numbers(best).get("objective"),
         best_candidate=best.get("candidate"),
-        baselines=dict(seen.baselines),
+        baselines=seen.baseline_scores,
         idle=0.0 if seen.last is None else max(0.0, ((now or datetime.now(UTC)) - seen.last).total_seconds()),
         seconds=seen.seconds,
         per_minute=60 * told / seen.seconds if told and seen.seconds > 0 else None,
@@ -254,6 +258,8 @@ def status_of(
         phase=seen.phase,
         front=best.get("front"),
         hypervolume=numbers(best).get("hypervolume"),
+        held_out_asked=seen.held_out_asked,
+        held_out_seconds=seen.held_out_seconds,
     )
 
 
@@ -265,11 +271,11 @@ def read_workers(folder: RunFolder) -> tuple[Work, ...]:
         return ()
 
 
-def _state(seen: Tally, holder: str | None) -> tuple[State, str]:
+def _state(seen: RunProgress, holder: str | None) -> tuple[State, str]:
     if seen.stopped is not None:
         return "ended", seen.stopped
     if holder is None:
         if seen.interrupted is not None:
-            return "dead", f"{seen.interrupted} interrupted it"
+            return "interrupted", f"{seen.interrupted}; `evomerge resume RUN` goes on"
         return "dead", "no process writes it and it has not ended"
     return ("running", holder) if holder else ("unknown", "its file system has no locks that would tell")

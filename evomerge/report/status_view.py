@@ -17,12 +17,13 @@ from rich.text import Text
 
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
+from evomerge.report.formatting import clean, duration, rate
 from evomerge.report.status import RunStatus
-from evomerge.report.words import clean
 
 _STATES = {
     "running": "bold green",
     "ended": "bold",
+    "interrupted": "bold yellow",
     "dead": "bold red",
     "damaged": "bold red",
     "unknown": "bold yellow",
@@ -94,7 +95,7 @@ class StatusPanel:
 
 
 def _fit_to_show(status: RunStatus) -> RunStatus:
-    """The same with names and messages that cannot move the cursor: a run may be a stranger's."""
+    """A status with names and messages that cannot move the cursor: a run may be a stranger's."""
     return replace(
         status,
         detail=clean(status.detail),
@@ -121,7 +122,7 @@ def progress_line(status: RunStatus) -> str:
         reason = next(iter(status.failures), "")
         parts.append(f"{failed} failed" + (f" ({clean(reason, 80)})" if reason else ""))
     if status.per_hour is not None:
-        parts.append(f"{_rate(status.per_hour)} an hour")
+        parts.append(f"{rate(status.per_hour)} an hour")
     if status.left is not None and status.told < (status.evaluations or 0):
         parts.append(f"{duration(status.left)} left")
     return "; ".join(parts)
@@ -154,8 +155,8 @@ def _rows(status: RunStatus, width: int, low: bool) -> Iterator[tuple[str, Rende
         yield "front", Text(f"{status.front} recipe{'s' * (status.front != 1)}{volume}")
     if status.baselines:
         yield "models", _flow(_baselines(status), width)
-    if status.held_out:
-        yield "held-out", Text(f"{status.held_out} model{'s' * (status.held_out != 1)} scored")
+    if status.held_out_asked:
+        yield "held-out", Text(_held_out(status))
     yield "speed", _flow(_speed(status), width)
     if status.shares:
         yield "time", _time(status, width)
@@ -232,6 +233,13 @@ def _flow(parts: Sequence[str], width: int) -> Text:
     return Text("\n".join(lines))
 
 
+def _held_out(status: RunStatus) -> str:
+    """How far held-out scoring is."""
+    all_, done = status.held_out_asked, status.held_out
+    text = f"{done} of {all_} models scored" if done < all_ else f"{all_} model{'s' * (all_ != 1)} scored"
+    return text + (f" in {duration(status.held_out_seconds)}" if done and status.held_out_seconds else "")
+
+
 def _baselines(status: RunStatus) -> list[str]:
     sign = -1 if status.direction == "minimize" else 1
     ranked = sorted(status.baselines.items(), key=lambda entry: -sign * entry[1])
@@ -243,8 +251,8 @@ def _speed(status: RunStatus) -> list[str]:
     if status.per_hour is None:
         return ["not known yet"]
     medians = ", ".join(f"{name} {duration(value)}" for name, value in status.stages.items())
-    rate = f"{_rate(status.per_hour)} candidates an hour over {duration(status.seconds)}"
-    return [rate, *([f"median {medians}"] if medians else [])]
+    speed = f"{rate(status.per_hour)} candidates an hour over {duration(status.seconds)}"
+    return [speed, *([f"median {medians}"] if medians else [])]
 
 
 def _time(status: RunStatus, width: int) -> RenderableType:
@@ -294,23 +302,3 @@ def _workers(workers: Sequence[Work], now: float) -> list[str]:
     ]
     more = [f"{len(busy) - _SHOWN_WORKERS} more"] if len(busy) > _SHOWN_WORKERS else []
     return [f"{len(busy)} of {len(workers)} busy", *shown, *more]
-
-
-def _rate(per_hour: float) -> str:
-    return f"{per_hour:,.0f}" if per_hour >= 100 else f"{per_hour:.3g}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds with the two units that matter: ``12 ms``, ``4.2 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
-    value = seconds or 0.0
-    if value < 0.9995:
-        return f"{1000 * value:.0f} ms"
-    if value < 59.5:
-        return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
-    for unit, size, smaller, part in (("min", 60, "s", 1), ("h", 3600, "min", 60), ("d", 86400, "h", 3600)):
-        whole = round(value / part)
-        if whole * part < 60 * size or unit == "d":
-            if unit == "h" and whole * part >= 86400:
-                continue
-            return f"{whole * part // size} {unit} {whole * part % size // part} {smaller}"
-    raise AssertionError("days have no end")

@@ -13,7 +13,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from evomerge.report.history import History, Trial, read_history
+from evomerge.report.history import History, read_history
+from evomerge.report.trial import Trial
 from evomerge.run.folder import RunFolder
 
 STATES = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge.candidate import Split
 from evomerge.errors import FitnessError
-from evomerge.report.outcome import RunRecord, Scored, headlines, read_run
+from evomerge.report.outcome import RunRecord, Scored, read_run
 from evomerge.report.statistics import Comparison, compare
 from evomerge.run.folder import RunFolder
 
@@ -91,6 +91,7 @@ class Summary:
         phases: name and evaluations of each part of the search, when there are several.
         front: number of recipes on the Pareto front and its hypervolume above the worst baselines, of a search with
             several objectives; the hypervolume is ``None`` without baselines on the search items.
+        guesses: whether the run does not say what metrics count: weights are equal, directions go by names.
     """
 
     run: Path
@@ -105,6 +106,7 @@ class Summary:
     recipe: Path | None
     phases: tuple[tuple[str, int], ...] = ()
     front: tuple[int, float | None] | None = None
+    guesses: bool = False
 
     @property
     def evolved(self) -> Row | None:
@@ -135,9 +137,9 @@ def summarize(run: Path | RunFolder) -> Summary:
 
 
 def summarize_record(record: RunRecord) -> Summary:
-    """The same of a run that was read already."""
+    """Summarise a run that was read already."""
     models = [*record.baselines, *([record.best] if record.best is not None else [])]
-    metrics = next((headlines(m.evaluation) for m in reversed(models) if m.evaluation.ok), {})
+    metrics = next((record.headlines(m.evaluation) for m in reversed(models) if m.evaluation.ok), {})
     measure = _Measure(record, metrics)
     baselines = [model for model in record.baselines if metrics and measure.complete(model)]
     if not baselines:
@@ -161,6 +163,7 @@ def summarize_record(record: RunRecord) -> Summary:
         recipe=record.folder.best_recipe if record.folder.best_recipe.is_file() else None,
         phases=_phases(record),
         front=_front(record),
+        guesses=record.guesses,
     )
 
 
@@ -179,9 +182,9 @@ class _Measure:
     """Means and paired tests over the headline metrics of a run."""
 
     def __init__(self, record: RunRecord, metrics: Mapping[str, str]) -> None:
-        self.metrics = dict(metrics)
+        self.metrics, self._record = dict(metrics), record
         self.lower = {task for task, metric in metrics.items() if record.lower_is_better(metric)}
-        given = {task: record.weight(task) for task in metrics}
+        given = {task: record.weight(metric) for task, metric in metrics.items()}
         self.share = {task: weight / sum(given.values()) for task, weight in given.items()}
         self.all_lower = self.lower == set(metrics)
 
@@ -200,7 +203,10 @@ class _Measure:
 
     def value(self, model: Scored) -> float:
         """Weighted mean of a complete model, signed so that larger is better."""
-        return math.fsum(self.share[task] * self.sign(task) * self.score(model, task) for task in self.metrics)
+        return math.fsum(
+            self.share[task] * self.sign(task) * self._record.counted(metric, self.score(model, task))
+            for task, metric in self.metrics.items()
+        )
 
     def compare(self, a: Scored, b: Scored, tasks: Sequence[str] | None = None) -> Comparison | None:
         """Paired test of `a` against `b`, on all tasks unless given; ``None`` without per-item scores."""

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evomerge.report.formatting import fixed, p_text, signed_fixed
 from evomerge.report.outcome import metric_name
 from evomerge.report.statistics import Comparison
 from evomerge.report.summary import Row, Summary
@@ -32,13 +33,13 @@ def verdict(summary: Summary) -> str:
     if row is None or row.mean is None or row.gain is None:
         return "No candidate of the search could be scored: there is no evolved merge to compare."
     rival = f"the best of the baselines ({summary.best_baseline})"
-    amount = f"{_signed(row.gain)} on {_what(summary)}"
+    amount = f"{signed_fixed(row.gain)} on {_what(summary)}"
     test = row.comparison
     if test is None:
         return f"The evolved merge differs from {rival} by {amount}; without per-item scores nothing can be tested."
     evidence = f"paired {test.test} p = {p_text(test.p_value)}, {test.items} items"
     if abs(test.difference - row.gain) < 1e-6:  # else the metric is no mean over items, and has other units
-        evidence += f", 95% interval {_signed(test.interval[0])} to {_signed(test.interval[1])}"
+        evidence += f", 95% interval {signed_fixed(test.interval[0])} to {signed_fixed(test.interval[1])}"
     if not test.significant:
         return f"No significant difference between the evolved merge and {rival}: {amount} ({evidence})."
     if row.gain > 0 and test.difference > 0:
@@ -46,16 +47,6 @@ def verdict(summary: Summary) -> str:
     if row.gain < 0 and test.difference < 0:
         return f"The evolved merge is worse than {rival}: {amount} ({evidence})."
     return f"The evolved merge against {rival}: {amount}, but its items say otherwise ({evidence})."
-
-
-def p_text(p_value: float) -> str:
-    """A p-value with two digits: ``0.043``, ``1.2e-9``, ``< 1e-300``."""
-    if p_value < 1e-300:
-        return "< 1e-300"
-    if p_value >= 0.001:
-        return f"{p_value:.2g}" if p_value < 0.995 else "1"
-    mantissa, exponent = f"{p_value:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
 
 
 def _models(summary: Summary) -> Table:
@@ -74,10 +65,10 @@ def _models(summary: Summary) -> Table:
     table.add_column("p", justify="right", no_wrap=True)
     winner = _winner(summary)
     for row in summary.rows:
-        scores = [_number(row.scores.get(task.task)) for task in shown]
-        mean = [_number(row.mean)] if len(summary.tasks) > 1 else []
+        scores = [fixed(row.scores.get(task.task)) for task in shown]
+        mean = [fixed(row.mean)] if len(summary.tasks) > 1 else []
         best = row.name == summary.best_baseline and row.kind != "evolved"
-        gain = "best" if best else _signed(row.gain) if row.status == "ok" else row.status
+        gain = "best" if best else signed_fixed(row.gain) if row.status == "ok" else row.status
         p_value = "" if best else _p(row.comparison)
         name = f"{'>' if row is winner else ' '} {_label(row)}"
         table.add_row(Text(name), *scores, *mean, gain, p_value, style=_WINNER if row is winner else None)
@@ -97,10 +88,10 @@ def _per_task(summary: Summary) -> Table:
         won = test is not None and test.significant and task.gain is not None and task.gain > 0
         table.add_row(
             Text(f"{task.task} ({metric_name(task.metric)}{', lower is better' if task.lower_is_better else ''})"),
-            _number(task.evolved),
+            fixed(task.evolved),
             Text(task.best_baseline),
-            _number(task.baseline_score),
-            _signed(task.gain),
+            fixed(task.baseline_score),
+            signed_fixed(task.gain),
             _p(test),
             style=_WINNER if won else None,
         )
@@ -120,6 +111,10 @@ def _notes(summary: Summary) -> list[str]:
         notes.insert(1, "mean: metrics where lower is better count negatively.")
     if summary.split == "search":
         notes.append("These are the items that the search chose the winner by: its score is optimistic. Set held_out.")
+    if summary.guesses and len(summary.tasks) > 1:
+        notes.append(
+            "The run does not say what its metrics count: weights are equal here, directions go by their names."
+        )
     if summary.phases:
         parts = ", then ".join(f"{name} ({count} evaluations)" for name, count in summary.phases)
         notes.append(f"Phases: {parts}.")
@@ -189,19 +184,6 @@ def _heading(name: str, metric: str | None) -> Text:
 
 def _split(summary: Summary) -> str:
     return summary.split.replace("_", "-")
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
-
-
-def _signed(value: float | None) -> str:
-    if value is None:
-        return "-"
-    text = f"{value:+.3f}" if abs(value) < 100 else f"{value:+.4g}"
-    return "+0.000" if text == "-0.000" else text
 
 
 def _p(comparison: Comparison | None) -> str:

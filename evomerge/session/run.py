@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from typing import ClassVar, Literal, Protocol
 
+from evomerge.candidate import Split
 from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
-from evomerge.protocols import Evaluator
+from evomerge.objectives import MetricShare
+from evomerge.protocols import Evaluator, Fitness
 from evomerge.run.checkpoint import Checkpoints
 from evomerge.run.folder import RunFolder
 from evomerge.run.items import write_texts
@@ -97,6 +99,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 seed=settings.seed,
                 evaluations=settings.evaluations,
                 objectives={o.name: o.direction for o in objectives},
+                shares=_shares(parts),
                 fitness=fingerprint,
                 versions=library_versions(),
                 **({"from_run": source.event} if source is not None else {}),
@@ -127,3 +130,14 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
     # For reports: the items that the winner is judged by.
     write_texts(folder, "search" if parts.held_out is None else "held_out", parts.held_out or parts.fitness)
     return folder
+
+
+def _shares(parts: Parts) -> dict[Split, list[list[object]]]:
+    """What the metrics of each kind of items count, where their fitness says so."""
+    fitnesses: dict[Split, Fitness | None] = {"search": parts.fitness, "held_out": parts.held_out}
+    found: dict[Split, list[list[object]]] = {}
+    for split, fitness in fitnesses.items():
+        declared: Callable[[], Sequence[MetricShare]] | None = getattr(fitness, "shares", None)
+        if declared is not None:
+            found[split] = [share.to_json() for share in declared()]
+    return found

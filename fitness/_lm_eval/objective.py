@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from evomerge.errors import FitnessError, nearest
+from evomerge.objectives import MetricShare
 from fitness._lm_eval.loading import LoadedTerm, TaskSet
 from fitness._lm_eval.scoring import RawValues, TaskScorer, metric_key
 from fitness._lm_eval.terms import MetricTerm, TaskTerm
@@ -121,6 +122,26 @@ def objectives(
             value = weight * metric.factor * _value(term, metric, scorers, raw, metrics)
             totals[name] = totals.get(name, 0.0) + value
     return {name: total / weights[name] for name, total in totals.items()}
+
+
+def shares(terms: Sequence[WeighedTerm]) -> list[MetricShare]:
+    """What each metric of each task counts in its objective, the weights of an objective summing to at most 1.
+
+    A group's tasks share its weight equally, as in `objectives` where the group has no metric of its own.
+    """
+    totals: dict[str, float] = {}
+    for term in terms:
+        totals[term.term.objective] = totals.get(term.term.objective, 0.0) + term.term.weight
+    found = []
+    for term in terms:
+        name = term.term.objective
+        for metric in term.metrics:
+            weight = term.term.weight * abs(metric.factor) / totals[name] / len(term.tasks)
+            direction: Literal["maximize", "minimize"] = "maximize" if metric.factor > 0 else "minimize"
+            for task, key in zip(term.tasks, metric.keys, strict=True):
+                if weight > 0:
+                    found.append(MetricShare(f"{task}/{key}", weight, direction, name, "log" if metric.log else ""))
+    return found
 
 
 def _value(

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.cli.main import main
 from evomerge.recipes.yaml_reader import load_recipe
+from evomerge.report.summary import summarize
 from evomerge.run.ledger import read_ledger
 
 TASKS = (
@@ -176,3 +177,35 @@ def test_the_length_of_responses_is_that_of_the_generations(
         assert told["metrics"]["written/response_length"] == told["objectives"]["response_length"]
         different |= set(own)
     assert len(different) > 1  # and not whatever the most is
+
+
+def test_reports_weigh_tasks_as_the_search_did(quick_search: list[str], tmp_path: Path) -> None:
+    """A weighted mean of an accuracy and, lower being better, a perplexity: on both kinds of items it is the objective.
+
+    Its name would not give the direction away: the fitness declares it.
+    """
+    run = tmp_path / "run"
+    plain = [setting for setting in quick_search if not setting.startswith(("strategy", "search.evaluations"))]
+    tasks = (
+        "[{task: demo_e_maths%s, weight: 3, metrics: {acc: 1.0}},{task: demo_j_language%s, metrics: {perplexity: 0.5}}]"
+    )
+    wanted = [f"fitness.tasks={tasks % ('', '')}", f"held_out.tasks={tasks % ('_held_out', '_held_out')}"]
+    settings = ["strategy=random", "search.evaluations=3", "fitness.limit=8", "held_out.limit=12"]
+    assert main(["search", *plain, *settings, *wanted, f"run_dir='{run}'"]) == 0
+    started = events_of(run, "started")[0]
+    assert started["shares"]["search"] == [
+        ["demo_e_maths/acc", 0.75, "maximize", "score", ""],
+        ["demo_j_language/perplexity", 0.125, "minimize", "score", ""],
+    ]
+    summary = summarize(run)
+    assert (summary.split, summary.mixed, summary.guesses) == ("held_out", True, False)
+    assert [(task.metric, task.lower_is_better) for task in summary.tasks] == [
+        ("demo_e_maths_held_out/acc", False),
+        ("demo_j_language_held_out/perplexity", True),
+    ]
+    told = {e["candidate"]: e["objectives"]["score"] for e in events_of(run, "told", split="held_out")}
+    best = max((told[row.candidate], row.name) for row in summary.rows if row.kind != "evolved")
+    assert summary.best_baseline == best[1]
+    for row in summary.rows:  # the shares sum to 0.875, and the mean is over them
+        assert row.mean == pytest.approx(told[row.candidate] / 0.875)
+        assert row.gain == pytest.approx((told[row.candidate] - best[0]) / 0.875)

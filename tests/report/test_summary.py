@@ -88,12 +88,21 @@ def test_lower_is_better(make_run: MakeRun) -> None:
     assert (summary.lower_is_better, summary.mixed) == (True, False)
 
 
+WEIGHTS = (("english_sorting", 4.0), ("j_language", 1.0), ("j_sorting", 1.0))
+
+
+def declared(*entries: tuple[str, float, str]) -> dict[str, list[list[object]]]:
+    """What a fitness declares, the same of both kinds of items, as a ledger keeps it."""
+    listed: list[list[object]] = [[metric, weight, way, "score", ""] for metric, weight, way in entries]
+    return {"search": listed, "held_out": listed}
+
+
 def test_a_run_may_say_which_metrics_are_lower_is_better(make_run: MakeRun) -> None:
     models = {
         "math": {"a/regret": np.array([0.5, 0.25]), "b/acc": np.array([1.0, 0.0])},
         "evolved": {"a/regret": np.array([0.25, 0.0]), "b/acc": np.array([1.0, 1.0])},
     }
-    summary = summarize(make_run(models, lower_is_better=["a/regret"]))
+    summary = summarize(make_run(models, shares=declared(("a/regret", 1, "minimize"), ("b/acc", 1, "maximize"))))
     assert summary.mixed
     assert [task.gain for task in summary.tasks] == [0.25, 0.5]
     assert summary.rows[0].mean == pytest.approx((0.5 - 0.375) / 2)
@@ -101,7 +110,7 @@ def test_a_run_may_say_which_metrics_are_lower_is_better(make_run: MakeRun) -> N
 
 
 def test_task_weights_enter_mean_and_test(make_run: MakeRun, demo_models: Models) -> None:
-    summary = summarize(make_run(demo_models, task_weights={"english_sorting": 4.0}))
+    summary = summarize(make_run(demo_models, shares=declared(*((f"{t}/acc", w, "maximize") for t, w in WEIGHTS))))
     assert [task.weight for task in summary.tasks] == pytest.approx([4 / 6, 1 / 6, 1 / 6])
     assert summary.best_baseline == "math"
     evolved = summary.evolved
@@ -157,3 +166,22 @@ def test_a_run_without_baselines_is_refused(tmp_path: Path) -> None:
         summarize(folder.path)
     with pytest.raises(LedgerError, match="does not exist"):
         summarize(tmp_path / "nowhere")
+
+
+def test_the_logarithm_counts_where_the_fitness_takes_it(make_run: MakeRun) -> None:
+    models = {
+        "math": {"a/perplexity": np.array([4.0, 4.0]), "b/acc": np.array([1.0, 0.0])},
+        "evolved": {"a/perplexity": np.array([2.0, 2.0]), "b/acc": np.array([1.0, 1.0])},
+    }
+    shares = [["a/perplexity", 1.0, "minimize", "score", "log"], ["b/acc", 3.0, "maximize", "score", ""]]
+    summary = summarize(make_run(models, shares={"search": shares, "held_out": shares}))
+    assert [row.mean for row in summary.rows] == pytest.approx([(1.5 - np.log(4)) / 4, (3 - np.log(2)) / 4])
+    assert not summary.guesses
+
+
+def test_what_a_ledger_says_of_shares_is_checked(make_run: MakeRun, demo_models: Models) -> None:
+    """Entries that no fitness wrote are left out, and the run is one that does not say."""
+    wrong = [["a/b", "1", "maximize", "", ""], ["a/b", True, "maximize", "", ""], ["a/b", -1, "up", "", ""], 3, ["a"]]
+    summary = summarize(make_run(demo_models, shares={"held_out": wrong, "search": "no"}))
+    assert summary.guesses
+    assert [task.weight for task in summary.tasks] == pytest.approx([1 / 3] * 3)

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from evomerge.candidate import Candidate, Evaluation
+from evomerge.report.formatting import p_text
 from evomerge.report.summary import summarize
-from evomerge.report.table import distinct, p_text, render, verdict
+from evomerge.report.table import distinct, render, verdict
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import Ledger
 
@@ -32,7 +33,8 @@ def lines(text: str) -> list[str]:
 
 
 def test_the_whole_table_at_80_columns(make_run: MakeRun, demo_models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = make_run(demo_models)
+    shares = [[metric, 1.0, "maximize", "score", ""] for metric in demo_models["math"]]
+    path = make_run(demo_models, shares={"search": shares, "held_out": shares})
     monkeypatch.chdir(path.parent)
     assert lines(text(Path("demo"))) == [
         "demo: acc on the held-out items",
@@ -191,3 +193,9 @@ def test_headings_leave_out_what_all_tasks_share() -> None:
     assert distinct(["gsm8k", "mgsm_ja"]) == ["gsm8k", "mgsm_ja"]
     assert distinct(["mgsm_de", "mgsm_ja", "mgsm"]) == ["mgsm_de", "mgsm_ja", "mgsm"]
     assert distinct(["one_task"]) == ["one_task"]
+
+
+def test_a_run_that_does_not_say_what_its_metrics_count(make_run: MakeRun, demo_models: Models) -> None:
+    assert "does not say what its metrics count: weights are equal here" in " ".join(
+        text(make_run(demo_models)).split()
+    )

@@ -10,15 +10,15 @@ import numpy as np
 from markupsafe import Markup
 
 from evomerge.errors import EvomergeError
+from evomerge.report.formatting import clean, count, duration, number, signed
 from evomerge.report.html.curve import baseline_lines, best_so_far
 from evomerge.report.html.data import RunView
 from evomerge.report.html.headline import STRATEGIES, Notice, named, node_of, notices, p_cell
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import QUIET, Plot, axis, figure, label, rounded, series
-from evomerge.report.outcome import RunRecord, Scored, headlines, metric_name
+from evomerge.report.outcome import RunRecord, Scored, metric_name
 from evomerge.report.statistics import Comparison, compare
 from evomerge.report.table import distinct
-from evomerge.report.words import clean, count, duration, number, signed
 
 MOST_RUNS = 40
 _MOST_KEYS = 80
@@ -156,13 +156,13 @@ def against(view: RunView, first: RunView) -> Comparison | None:
     own, other = view.record.best, first.record.best
     if own is None or other is None or view.record.split != first.record.split:
         return None
-    metrics = headlines(other.evaluation)
+    metrics = first.record.headlines(other.evaluation)
     try:
         return compare(
             _items(own, metrics),
             _items(other, metrics),
             lower_is_better={task for task, metric in metrics.items() if first.record.lower_is_better(metric)},
-            weights={task: first.record.weight(task) for task in metrics},
+            weights={task: first.record.weight(metric) for task, metric in metrics.items()},
         )
     except (EvomergeError, KeyError):
         return None

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from evomerge.report.history import Trial
+from evomerge.report.formatting import clean, count, duration
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
-from evomerge.report.words import clean, count, duration
+from evomerge.report.trial import Trial
 from evomerge.utils.sizes import size_text
 
 STAGES = {"merge": "merging", "model": "in the model", "other": "everything else"}
@@ -69,8 +69,8 @@ def cost(view: RunView, page: Page) -> Markup | None:
     return page.render(
         "cost.html",
         total=duration(total),
-        wall=duration(history.seconds),
-        workers=_workers(total, history.seconds),
+        wall=duration(history.seconds + history.held_out_seconds),
+        workers=_workers(total, history.seconds + history.held_out_seconds),
         stages=_shares(ordered | seconds, STAGES, duration),
         median=[(STAGES.get(name, clean(name, 40)), duration(value)) for name, value in median.items()],
         slices=_shares(slices, SLICES, lambda value: count(round(value))) if sum(slices.values()) else [],

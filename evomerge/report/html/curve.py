@@ -8,11 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from evomerge.objectives import Objective
-from evomerge.report.history import Trial
+from evomerge.report.formatting import clean, count, duration, number, percent, signed
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, FAINT, LINE, QUIET, Plot, axis, beside, figure, label, rounded, thinned
-from evomerge.report.words import clean, count, duration, number, percent, signed
+from evomerge.report.trial import Trial
 
 _MOST_OBJECTIVES = 4
 

@@ -19,10 +19,11 @@ from evomerge.recipes.path import LayerPath, path_of
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import load_recipe
-from evomerge.report.history import History, Trial, read_history
-from evomerge.report.outcome import BEST, RunRecord, Scored
+from evomerge.report.formatting import clean
+from evomerge.report.history import History, read_history
+from evomerge.report.outcome import BEST, NoBaselinesError, RunRecord, outcome_of
 from evomerge.report.summary import Summary, summarize_record
-from evomerge.report.words import clean
+from evomerge.report.trial import Trial
 from evomerge.run.folder import RunFolder
 from evomerge.run.items import read_items
 from evomerge.run.ledger_file import LedgerError, lock_holder
@@ -137,29 +138,14 @@ class RunView:
     @cached_property
     def record(self) -> RunRecord | None:
         """The outcome; ``None`` without a pool or a scored baseline."""
-        history = self.history
-        split: Split = "held_out" if BEST in history.held_out else "search"
-        scored = history.held_out if split == "held_out" else history.baselines
-        best = history.held_out.get(BEST) or self.winner
-        baselines = [Scored(name, self.evaluation(t, split)) for name, t in scored.items() if name != BEST]
-        if self.pool is None or not baselines:
+        pool = self.pool
+        if pool is None:
             return None
-        counts: dict[str, int] = {}
-        for trial in history.trials:
-            if trial.source is None:
-                counts[trial.status] = counts.get(trial.status, 0) + 1
-        return RunRecord(
-            folder=self.folder,
-            pool=self.pool,
-            started=history.started,
-            split=split,
-            baselines=tuple(baselines),
-            best=Scored(BEST, self.evaluation(best, split)) if best is not None else None,
-            counts=dict(sorted(counts.items())),
-            stopped=history.stopped,
-            phases=tuple(history.phases),
-            improved=history.improved[-1] if history.improved else None,
-        )
+        best = self.history.held_out.get(BEST) or self.winner
+        try:
+            return outcome_of(self.history, self.folder, lambda: pool, best, self.evaluation)
+        except NoBaselinesError:
+            return None
 
     @cached_property
     def summary(self) -> Summary | None:
@@ -174,17 +160,7 @@ class RunView:
 
     def evaluation(self, trial: Trial, split: Split) -> Evaluation:
         """A trial's outcome with its per-item scores, or without where they cannot be read."""
-        return Evaluation(
-            candidate=trial.candidate,
-            status=trial.status if trial.status in ("ok", "infeasible", "failed", "pruned") else "failed",  # type: ignore[arg-type]  # one of them
-            split=split,
-            objectives=trial.objectives,
-            metrics=trial.metrics,
-            items=self.items(trial, split),
-            seconds=trial.seconds,
-            merge=trial.merge,
-            error=trial.error,
-        )
+        return trial.evaluation(split, self.items(trial, split))
 
     def items(self, trial: Trial, split: Split) -> dict[str, NDArray[np.float64]]:
         """A trial's per-item scores; none where they cannot be read."""

@@ -10,11 +10,11 @@ from typing import Any
 from markupsafe import Markup
 
 from evomerge.objectives import Objective, ParetoArchive
-from evomerge.report.history import Trial
+from evomerge.report.formatting import clean, count, number
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, QUIET, TEXT, Plot, axis, figure, label, rounded, thinned
-from evomerge.report.words import clean, count, number
+from evomerge.report.trial import Trial
 
 _PAIRS = 6
 _ROWS = 30

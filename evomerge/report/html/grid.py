@@ -11,13 +11,14 @@ from typing import Any
 from markupsafe import Markup
 
 from evomerge.objectives import Objective
-from evomerge.report.history import History, Trial
+from evomerge.report.formatting import clean, listed, number, percent
+from evomerge.report.history import History
 from evomerge.report.html.data import RunView
 from evomerge.report.html.headline import node_of
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import QUIET, RAISED, Plot, axis, figure, label, rounded, thinned
 from evomerge.report.study import genes_of
-from evomerge.report.words import clean, listed, number, percent
+from evomerge.report.trial import Trial
 from evomerge.strategies.archives.descriptors import GENES, MOST
 
 _MOST_CELLS = 10_000

@@ -9,12 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from evomerge.report.formatting import clean, count, duration, listed, number, percent, signed
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.outcome import metric_name
 from evomerge.report.statistics import Comparison
 from evomerge.report.summary import Row, Summary
-from evomerge.report.words import clean, count, duration, listed, number, percent, signed
 
 STRATEGIES = {
     "BruteForce": "brute force",
@@ -203,6 +203,9 @@ def _effort(view: RunView) -> list[Fact | None]:
     return [
         Fact("Candidates", count(len(own)), budget or (f"{count(failed)} without a score" if failed else "all scored")),
         Fact("Search time", duration(history.seconds), _pace(len(own), history.seconds)) if own else None,
+        Fact("Held-out scoring", duration(history.held_out_seconds), count(len(history.held_out), "model"))
+        if history.held_out_seconds
+        else None,
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from evomerge.report.formatting import clean, count, number, signed
 from evomerge.report.html.data import RunView
 from evomerge.report.html.headline import p_cell
 from evomerge.report.html.page import Page
@@ -14,7 +15,6 @@ from evomerge.report.html.plots import ACCENT, FAINT, GROUND, QUIET, Plot, axis,
 from evomerge.report.outcome import metric_name
 from evomerge.report.summary import Row, Summary, TaskResult
 from evomerge.report.table import distinct
-from evomerge.report.words import clean, count, number, signed
 
 WIDEST = 5
 """Tasks that have columns of their own."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from evomerge.objectives import Objective
+from evomerge.report.formatting import clean, count, number
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.study import genes_of, study_of
-from evomerge.report.words import clean, count, number
 
 FEWEST = 20
 MOST_GENES = 500
@@ -96,7 +96,7 @@ def _importances(view: RunView, phase: int, objective: Objective) -> dict[str, f
     import optuna
 
     history = view.history
-    own = replace(history, trials=[t for t in history.trials if t.phase == phase], in_flight={})
+    own = history.of_phase(phase)
     place = [o.name for o in history.objectives].index(objective.name)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -10,12 +10,12 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from evomerge.report.formatting import clean, clean_lines, count, number
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, Plot, axis, figure, label
-from evomerge.report.outcome import Scored, headlines, task_name
+from evomerge.report.outcome import Scored, task_name
 from evomerge.report.table import distinct
-from evomerge.report.words import clean, clean_lines, count, number
 from evomerge.run.items import read_texts
 
 EXAMPLES = 4
@@ -85,7 +85,7 @@ def differences(view: RunView, model: Scored) -> list[Differences]:
     assert record.best is not None
     best = record.best.evaluation
     found = []
-    for task, metric in headlines(best).items():
+    for task, metric in record.headlines(best).items():
         own, other = best.items.get(metric), model.evaluation.items.get(metric)
         if own is None or other is None or own.shape != other.shape:
             continue

@@ -8,11 +8,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from evomerge.report.history import Trial
+from evomerge.report.formatting import clean, count, number
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, FAINT, GROUND, QUIET, Plot, axis, figure, label, rounded
-from evomerge.report.words import clean, count, number
+from evomerge.report.trial import Trial
 
 MOST = 150
 """Ancestors that are drawn: the latest."""

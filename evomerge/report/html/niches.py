@@ -11,13 +11,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from evomerge.errors import EvomergeError
-from evomerge.report.history import Trial
+from evomerge.report.formatting import clean, count, listed, number
 from evomerge.report.html.data import RunView
 from evomerge.report.html.headline import node_of
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import RAISED, Plot, axis, figure, label
 from evomerge.report.outcome import task_name
-from evomerge.report.words import clean, count, listed, number
+from evomerge.report.trial import Trial
 from evomerge.strategies.archives.item_scores import ItemScores
 
 Array = NDArray[np.float64]

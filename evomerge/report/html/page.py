@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from evomerge import __version__
-from evomerge.report import words
+from evomerge.report import formatting as words
 from evomerge.report.html.plots import Plot, embed
 from evomerge.utils.sizes import size_text
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.report.colours import COLOURS
-from evomerge.report.words import clean
+from evomerge.report.formatting import clean
 
 ACCENT, TEXT, QUIET, FAINT, LINE, GROUND = (
     f"var(--{name})" for name in ("accent", "text", "quiet", "faint", "line", "ground")

@@ -9,12 +9,12 @@ from markupsafe import Markup
 
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import LAYER_COMPONENTS, SliceId
+from evomerge.report.formatting import clean, count, listed
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import RAISED, TWO_SIDED, Plot, axis, figure, label, series
 from evomerge.report.html.shares import number_of, shares_of
 from evomerge.report.path_svg import path_svg
-from evomerge.report.words import clean, count, listed
 
 Cells = Mapping[SliceId, float]
 OUTER = {"embed": "E", "final_norm": "N", "head": "H"}

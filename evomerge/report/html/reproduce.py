@@ -10,9 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from evomerge.report.formatting import clean, count, cut
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
-from evomerge.report.words import clean, count, cut
 
 _LONGEST = 200_000
 _SECRET = re.compile(

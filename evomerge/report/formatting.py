@@ -18,7 +18,7 @@ def clean(text: object, most: int = LONGEST) -> str:
 
 
 def clean_lines(text: object, most: int = 4000) -> str:
-    """The same of several lines."""
+    """Several lines of a stranger's text, made fit to be shown as `clean` does, and cut."""
     lines = str(text)[: 2 * most].splitlines()
     kept = ["".join(c if c == "\t" or unicodedata.category(c) not in _UNSEEN else " " for c in line) for line in lines]
     return cut("\n".join(kept).strip("\n"), most)
@@ -49,7 +49,7 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """The same with its sign, also of gains."""
+    """`number` with its sign, also of gains."""
     if value is None or math.isnan(value):
         return "–"
     text = number(value)
@@ -61,6 +61,11 @@ def count(value: int, what: str = "", plural: str | None = None) -> str:
     if not what:
         return f"{value:,}"
     return f"{value:,} {what if value == 1 else plural or what + 's'}"
+
+
+def rate(per_hour: float) -> str:
+    """Candidates an hour: ``1,234``, ``12.3``."""
+    return f"{per_hour:,.0f}" if per_hour >= 100 else f"{per_hour:.3g}"
 
 
 def percent(share: float) -> str:
@@ -93,3 +98,28 @@ def listed(names: list[str], most: int = 4) -> str:
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} others"]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def p_text(p_value: float) -> str:
+    """A p-value with two digits: ``0.043``, ``1.2e-9``, ``< 1e-300``."""
+    if p_value < 1e-300:
+        return "< 1e-300"
+    if p_value >= 0.001:
+        return f"{p_value:.2g}" if p_value < 0.995 else "1"
+    mantissa, exponent = f"{p_value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def fixed(value: float | None) -> str:
+    """For columns of a terminal: ``0.678``, ``1234``; a hyphen for none."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def signed_fixed(value: float | None) -> str:
+    """`fixed` with its sign, also of gains."""
+    if value is None:
+        return "-"
+    text = f"{value:+.3f}" if abs(value) < 100 else f"{value:+.4g}"
+    return "+0.000" if text == "-0.000" else text
