@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from tiny_models import ARCHITECTURES, TinyModel, tiny_config, write_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="evomerge-state-"))  # not the user's own
 pytest.register_assert_rewrite("contracts")
 
 

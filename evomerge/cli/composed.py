@@ -108,8 +108,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
         group, _, option = str(error.missing_cfg_file or "").rpartition("/")
         return ConfigError(f"{group}={option}: there is no such option", nearest(option, error.options))
     if isinstance(error, OverrideParseException):
-        reason = error.message.splitlines()[0]
-        return ConfigError(f"cannot read the override {error.override!r}", reason, "write key=value, quoted as a whole")
+        return ConfigError(*_unreadable(str(error.override), error.message.splitlines()[0], overrides))
+    if text.startswith("Error merging override"):
+        typed = _typed(text.removeprefix("Error merging override ").strip(), overrides)
+        reason = " ".join(str(chain[1]).split())[:200] if len(chain) > 1 else ""
+        if re.search(r"Key 'None'|KeyValidationError|null\s*:", f"{reason} {typed}"):
+            reason = "names are words: null, true and numbers are none; quote them, as in {'null': folder}"
+        return ConfigError(f"cannot apply the override {typed!r}", reason or "a value of the key's type")
     missing_group = re.search(r"Could not override '([^']+)'\. No match in the defaults list", text)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if missing_group or unknown:
@@ -123,6 +128,23 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
                 return ConfigError(f"there is no key {cause.full_key!r}", nearest(cause.full_key, known))
             return ConfigError(f"{cause.full_key}: {str(cause).splitlines()[0]}")
     return ConfigError(text[:500])
+
+
+def _typed(override: str, overrides: Sequence[str]) -> str:
+    """An override as it was typed, without the prefix that it was given for Hydra."""
+    bare = override.removeprefix("++")
+    return bare if bare in overrides else override
+
+
+def _unreadable(override: str, reason: str, overrides: Sequence[str]) -> tuple[str, str, str]:
+    """What is said of an override that Hydra's grammar does not take; its grammar has marks that paths have too."""
+    typed = _typed(override, overrides)
+    key, assigned, value = typed.partition("=")
+    if assigned and value and not re.search(r"""['"{}\[\]]""", value):
+        do = f"""a value with = , : or other marks needs quotes of its own: {key}='"{value}"'"""
+    else:
+        do = "write key=value, quoted as a whole; a text with = , : or other marks needs quotes of its own"
+    return f"cannot read the override {typed!r}", reason, do
 
 
 def _causes(error: BaseException) -> list[BaseException]:

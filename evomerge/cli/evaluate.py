@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from evomerge.cli.options import add_import_option
+from evomerge.cli.options import add_import_option, add_trust_option
 from evomerge.cli.verbs import verb_parser
-from evomerge.errors import ConfigError, EvomergeError
+from evomerge.errors import ConfigError, EvomergeError, nearest
+from evomerge.recipes.slices import DTYPES
 from evomerge.utils.imports import import_modules
 
 if TYPE_CHECKING:
@@ -30,12 +32,13 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--held-out", action="store_true", help="use the held-out fitness")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--trust", action="store_true", help="run code of one's own that the run's configuration names")
+    add_trust_option(parser, "run code that the models bring along, or that the run's configuration names")
     add_import_option(parser)
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     options = parser.parse_intermixed_args(list(arguments))
 
     _check_target(options.target)
+    _check_used(options.overrides)
     named = [f"imports={name}" for name in options.imports]
     config = _config(options.target, options.overrides, None if options.trust else [*options.overrides, *named])
     import_modules(config.imports, "imports")
@@ -49,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.session.builders import fitness_from_config
 
     fitness = fitness_from_config(config, key)
-    recipe, pool = _recipe(options.target)
+    recipe, pool = _recipe(options.target, config, options.overrides, trust=options.trust)
     settings = config.evaluator
     worker = Worker(pool, {split: fitness}, device=settings.get("device", "auto"), threads=settings.get("threads"))
     evaluation = worker.evaluate(Candidate(0, recipe), split)
@@ -96,13 +99,55 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
     return cast("Config", config)
 
 
-def _recipe(target: str) -> tuple[Recipe, Pool]:
+_USED = (
+    "fitness",
+    "held_out",
+    "imports",
+    "experiment",
+    "evaluator",
+    "pool.dtype",
+    "pool.root",
+    "pool.trust_remote_code",
+)
+_OF_EVALUATOR = ("device", "threads")
+
+
+def _check_used(overrides: Sequence[str]) -> None:
+    """Refuse keys that scoring one model does nothing with: a value that is ignored is a wrong score."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0]
+        if override.startswith("-"):
+            continue
+        part, _, rest = key.partition(".")
+        used = part in _USED or any(key == name or key.startswith(f"{name}.") for name in _USED)
+        if part == "evaluator" and rest and rest not in _OF_EVALUATOR:
+            used = False
+        if not used:
+            raise ConfigError(
+                f"`evomerge evaluate` does not use {key}",
+                f"keys that it uses: fitness, held_out, imports, experiment, {', '.join(_USED[5:])}, "
+                f"{', '.join(f'evaluator.{name}' for name in _OF_EVALUATOR)}",
+            )
+
+
+def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: bool) -> tuple[Recipe, Pool]:
     """The recipe and the pool of what is to be scored: a model is the recipe that takes it whole."""
     from evomerge.cli.sources import LEDGER, open_recipe
     from evomerge.models.opening import open_pool
 
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    settings = config.pool
+    trusted = trust or ("pool.trust_remote_code" in given and settings.trust_remote_code)
+    root = settings.root if "pool.root" in given else None
+    dtype = str(settings.dtype) if "pool.dtype" in given else "auto"
     path = Path(target)
     if path.is_file() or (path / LEDGER).is_file():
-        return open_recipe(target)
-    pool = open_pool({"model": target})
+        recipe, pool = open_recipe(target, root=root, trust=trusted)
+        if dtype == "auto":
+            return recipe, pool
+        if dtype not in DTYPES:
+            raise ConfigError(f"pool.dtype is {dtype!r}", nearest(dtype, ("auto", *DTYPES)))
+        chosen = DTYPES[DTYPES.index(dtype)]
+        return replace(recipe, dtype=chosen), replace(pool, info=replace(pool.info, dtype=chosen))
+    pool = open_pool({"model": target}, root=root, dtype=dtype, trust_remote_code=trusted)
     return pool.info.linear({"model": 1.0}), pool

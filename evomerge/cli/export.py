@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evomerge.cli.options import add_import_option
+from evomerge.cli.options import add_import_option, add_trust_option
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import RecipeError
 from evomerge.utils.imports import import_modules
@@ -26,6 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
     add_import_option(parser)
+    add_trust_option(parser)
     options = parser.parse_intermixed_args(list(arguments))
 
     from evomerge.cli.sources import open_recipe, read_recipe
@@ -40,18 +41,18 @@ def run(arguments: Sequence[str]) -> int:
     elif options.format == "mergekit":
         from evomerge.mergekit.writer import to_mergekit
 
-        recipe, pool = open_recipe(options.recipe)
+        recipe, pool = open_recipe(options.recipe, trust=options.trust)
         text = to_mergekit(recipe, pool.layout)
     elif options.format == "svg":
         from evomerge.recipes.path import path_of
         from evomerge.report.path_svg import path_svg
 
-        path = path_of(read_recipe(options.recipe))
+        path = path_of(read_recipe(options.recipe, trust=options.trust))
         if path is None:
             raise RecipeError(f"{options.recipe} has no path: its layers all are where they were", "a data flow recipe")
         text = path_svg(path)
     else:
-        text = dump_recipe(read_recipe(options.recipe))
+        text = dump_recipe(read_recipe(options.recipe, trust=options.trust))
     if options.output:
         write_text_atomic(options.output, text)
     else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evomerge.cli.options import add_import_option
+from evomerge.cli.options import add_import_option, add_trust_option
 from evomerge.cli.verbs import verb_parser
 from evomerge.utils.imports import import_modules, without_collector
 from evomerge.utils.sizes import byte_count
@@ -22,6 +22,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the recipe's")
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
     add_import_option(parser)
+    add_trust_option(parser)
     options = parser.parse_intermixed_args(list(arguments))
     shard = byte_count(options.max_shard_size, "--max-shard-size")
 
@@ -34,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
 
         import_modules(options.imports, "--import")
         check_output(options.out)
-        recipe, pool = open_recipe(options.recipe)
+        recipe, pool = open_recipe(options.recipe, trust=options.trust)
     if options.dtype:
         recipe = replace(recipe, dtype=options.dtype)
     scores = held_out_scores(options.recipe, recipe)

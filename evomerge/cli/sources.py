@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.errors import RecipeError
+from evomerge.errors import EvomergeError, RecipeError
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import load_recipe, read_recipe_file
 from evomerge.utils.plain_text import printable
@@ -30,40 +30,47 @@ def run_folder(path: str | Path) -> Path | None:
     return None
 
 
-def open_recipe(path: str) -> tuple[Recipe, Pool]:
+def open_recipe(path: str, *, root: str | None = None, trust: bool = False) -> tuple[Recipe, Pool]:
     """Read a recipe file, evomerge's or mergekit's, or the best recipe of a run folder, and open its models.
 
     What a mergekit file says in vain is noted on standard error.
+
+    Args:
+        path: RUN or RECIPE.
+        root: the folder that relative model folders are looked up in first.
+        trust: run code that models bring along; what was asked for before, by a search, is run anyway.
 
     Raises:
         RecipeError, PoolError: there is no such file, it is malformed, or its models cannot be merged.
     """
     from evomerge.mergekit.document import looks_like_mergekit
     from evomerge.models.opening import open_pool, pool_of_recipe
+    from evomerge.models.trusted_code import asked_before
 
     file = _recipe_file(path)
     text = _read(file)
     if not looks_like_mergekit(text):
         recipe = load_recipe(text, str(file))
-        return recipe, pool_of_recipe(recipe)
+        return recipe, pool_of_recipe(recipe, root, trust or asked_before((ref for _, ref in recipe.models), root))
 
     from evomerge.mergekit.reader import read_mergekit
 
     read = read_mergekit(text, str(file), file.parent)
     for note in read.notes:
         print(printable(f"note: {file}: {note}"), file=sys.stderr)
-    pool = open_pool(read.models, read.base, dtype=read.dtype)
+    trusted = trust or asked_before(read.models.values(), root)
+    pool = open_pool(read.models, read.base, root, read.dtype, trusted)
     recipe = read.recipe(pool)
     return recipe, replace(pool, tokenizer_from=recipe.tokenizer_from)
 
 
-def read_recipe(path: str) -> Recipe:
+def read_recipe(path: str, *, trust: bool = False) -> Recipe:
     """As `open_recipe`; the models of an evomerge recipe need not be there."""
     from evomerge.mergekit.document import looks_like_mergekit
 
     file = _recipe_file(path)
     text = _read(file)
-    return open_recipe(path)[0] if looks_like_mergekit(text) else load_recipe(text, str(file))
+    return open_recipe(path, trust=trust)[0] if looks_like_mergekit(text) else load_recipe(text, str(file))
 
 
 def _read(file: Path) -> str:
@@ -89,16 +96,25 @@ def _recipe_file(path: str) -> Path:
 
 
 def held_out_scores(path: str, recipe: Recipe) -> list[ScoreRow]:
-    """The rows of a model card's table, when `path` belongs to a run whose winner is this very recipe."""
+    """The rows of a model card's table, when `path` belongs to a run whose winner is this very recipe.
+
+    None where the run has no held-out scores, or its ledger cannot be read to the end: a recipe can always be merged.
+    """
     folder = run_folder(path)
     if folder is None or not (folder / BEST_RECIPE).is_file():
         return []
     if read_recipe_file(folder / BEST_RECIPE) != recipe:
         return []
     from evomerge.export.model_card import ScoreRow
+    from evomerge.report.outcome import NoBaselinesError
     from evomerge.report.summary import summarize
 
-    summary = summarize(folder)
+    try:
+        summary = summarize(folder)
+    except EvomergeError as error:
+        if not isinstance(error, NoBaselinesError):
+            print(printable(f"note: the model card has no scores: {error}"), file=sys.stderr)
+        return []
     if summary.split != "held_out":
         return []
     metric = {task.task: f"{task.task}/{task.metric}" for task in summary.tasks}

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,10 @@ _RESUME = "`evomerge resume RUN` goes on with the search"
 
 GONE = 30.0
 """Seconds after which a head that does not answer is given up. Ray itself ends the process after 60."""
+
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""What Ray adds to the folder of its files, with the largest number that a process has."""
+_LONGEST_SOCKET = 107  # bytes
 
 
 class ClusterError(EvomergeError):
@@ -80,6 +85,9 @@ class Cluster:
         if self.address is None:
             # Without an address Ray would look for a cluster that somebody has started on this machine.
             settings |= {"address": "local", "include_dashboard": False}
+            short = _short_folder()
+            if short is not None:
+                settings["_temp_dir"] = short
             if self.workers is not None:
                 settings["num_cpus"] = self.workers * self.cpus
         else:
@@ -215,3 +223,22 @@ def _identity(head: str) -> str | None:
         return str(GcsClient(address=head).cluster_id.hex())
     except Exception:  # not a public interface: without it a head that was started again ends the process
         return None
+
+
+def _short_folder() -> str | None:
+    """A folder for Ray's files where the usual one is too long for the names of its sockets; ``None`` where it is not.
+
+    Raises:
+        ConfigError: there is no other.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(os.path.join(os.path.abspath(usual), _SOCKET).encode()) <= _LONGEST_SOCKET:
+        return None
+    for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+        if os.access(folder, os.W_OK | os.X_OK):
+            return os.path.join(folder, f"ray-{os.getuid() if hasattr(os, 'getuid') else 0}")
+    raise ConfigError(
+        f"Ray's sockets would lie in {usual}, whose name is too long for them",
+        f"a folder with a name of at most {_LONGEST_SOCKET - len(_SOCKET) - 1} bytes",
+        "set RAY_TMPDIR (or TMPDIR) to a short one",
+    )

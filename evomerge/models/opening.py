@@ -189,6 +189,12 @@ def _open_all(
                 raise
             except Exception as error:  # configuration classes raise whatever their checks raise
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                if "custom code" in str(error):
+                    raise PoolError(
+                        f"{folder} brings code of its own",
+                        "code that models bring along is not run unasked",
+                        "add --trust, or pool.trust_remote_code=true to a search, if you know where it comes from",
+                    ) from error
                 raise PoolError(f"transformers refuses {folder / 'config.json'} ({reason})") from error
         except PoolError as error:
             problems.append(of_model(name, error))
