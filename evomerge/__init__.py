@@ -2,39 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from evomerge.utils.installation import VERSION as __version__
+from evomerge.utils.installation import check_siblings, conf_dir
 
-from evomerge.errors import EvomergeError
+__all__ = ["__version__", "conf_dir"]
 
-__version__ = "0.1.0"
-
-
-def conf_dir() -> Path:
-    """The folder of the packaged Hydra configuration: inside the wheel, or beside a checkout."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "conf", here.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise EvomergeError(
-        f"evomerge's configuration folder is missing beside {here}", "", "reinstall evomerge, or run from its checkout"
-    )
-
-
-def _check_siblings() -> None:
-    """`search_spaces` and `fitness` are plain names: say so when another package shadows them."""
-    home = Path(__file__).resolve().parent.parent
-    for name in ("search_spaces", "fitness"):
-        spec = importlib.util.find_spec(name)
-        found = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
-        if found is None:
-            raise EvomergeError(f"the package {name!r} is missing beside evomerge in {home}", "", "reinstall evomerge")
-        if found != home:
-            raise EvomergeError(
-                f"the package {name!r} comes from {found}, which shadows evomerge's own in {home}",
-                "evomerge needs its own",
-                f"rename or uninstall the other {name!r}, or start from another folder",
-            )
-
-
-_check_siblings()
+check_siblings()

@@ -12,15 +12,12 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.cli.plain_console import PlainConsole
+from evomerge.report.plain_console import console, errors
 
 if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
     from evomerge.candidate import Evaluation
     from evomerge.config.schema import Config
     from evomerge.session.parts import Parts
-
-console = PlainConsole()
-errors = PlainConsole(stderr=True, soft_wrap=True)
 
 
 @contextmanager

@@ -20,10 +20,11 @@ def run(arguments: Sequence[str]) -> int:
 
     config, again = open_run(options.run, options.overrides, trust=options.trust)
 
-    from evomerge.cli.console import console, errors, print_result
+    from evomerge.cli.console import print_result
     from evomerge.cli.path import print_path
-    from evomerge.cli.progress import Progress
+    from evomerge.report.plain_console import console, errors
     from evomerge.session.parts import build_parts
+    from evomerge.session.progress import Progress
     from evomerge.session.run import run as run_search
 
     started = again.record.first("started")

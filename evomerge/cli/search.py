@@ -10,7 +10,7 @@ from evomerge.config.schema import Config
 def run(arguments: Sequence[str]) -> int:
     """Search with the configuration that the arguments compose, or with that of the run that they begin from."""
     if any("from_run=" in argument for argument in arguments):
-        from evomerge.cli.forking import forked_config, source_of
+        from evomerge.session.forking import forked_config, source_of
 
         source = source_of(arguments)
         if source is not None:
@@ -30,8 +30,8 @@ def search(config: Config) -> None:
     """Build and check the parts, run, and print the result."""
     from evomerge.cli.console import print_result, warn_settings
     from evomerge.cli.path import print_path
-    from evomerge.cli.progress import Progress
     from evomerge.session.parts import build_parts
+    from evomerge.session.progress import Progress
     from evomerge.session.run import run as run_search
 
     parts = build_parts(config)

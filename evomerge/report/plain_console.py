@@ -16,11 +16,12 @@ class PlainConsole(Console):
     """A `rich.console.Console` without markup, which writes control characters out.
 
     Names of models, tasks and metrics, and errors of candidates, come from files of others. ``[red]`` in one of them
-    is text, as is an escape sequence. Styles are given beside the text: ``style="yellow"``, or a `rich.text.Text`.
+    is text, as is an escape sequence. Styles are given beside the text: ``style="yellow"``, or a `rich.text.Text`. In a
+    notebook lines stay lines: rich would make each a paragraph of its own.
     """
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **arguments})
+        super().__init__(**{"highlight": False, "markup": False, "emoji": False, "force_jupyter": False, **arguments})
 
     def render_str(self, text: str, **arguments: Any) -> Text:
         """A string as rich measures and wraps it: as it is shown."""
@@ -30,3 +31,7 @@ class PlainConsole(Console):
         """Segments of text with control characters written out; rich's own control codes stay."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+console = PlainConsole()
+errors = PlainConsole(stderr=True, soft_wrap=True)
