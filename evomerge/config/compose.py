@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
@@ -17,6 +18,7 @@ from evomerge.utils.installation import conf_dir
 
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
 _OPEN = ("pool.models", "search_space.parameters")
+_KEYS = frozenset(field.name for field in fields(Config))
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
@@ -35,7 +37,8 @@ def opened(overrides: Sequence[str]) -> list[str]:
     def is_open(override: str) -> bool:
         key, assigned, value = override.partition("=")
         inside = key in _OPEN or key.startswith(tuple(f"{name}." for name in _OPEN))
-        return bool(assigned) and (inside or (value.startswith("{") and not key.startswith(("+", "~", "-"))))
+        known = key.partition(".")[0] in _KEYS  # others stay as they are, for Hydra to refuse
+        return bool(assigned) and (inside or (known and value.startswith("{")))
 
     return [f"++{override}" if is_open(override) else override for override in overrides]
 
