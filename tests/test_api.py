@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from evomerge.demo.pool import make_demo_pool
 from evomerge.errors import ConfigError, EvomergeError, OutputError, RecipeError
 from evomerge.recipes import Recipe as PlainRecipe
 from evomerge.recipes import SliceId
+from evomerge.report.plain_console import PlainConsole
 
 TASKS = ("demo_e_maths", "demo_j_language", "demo_j_maths")
 
@@ -172,6 +174,18 @@ def test_a_run_shows_its_table(run: evomerge.Run) -> None:
     assert "<pre" in page
     assert "uniform average" in page
     assert all(len(line) <= 80 for line in run.table(80).splitlines() if "Best recipe" not in line and "/" not in line)
+
+
+def test_a_notebook_is_no_terminal() -> None:
+    """Its output streams say that they are one, and show the codes that would move the cursor."""
+
+    class Screen(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert PlainConsole(file=Screen()).is_terminal
+    Screen.__module__ = "ipykernel.iostream"
+    assert not PlainConsole(file=Screen()).is_terminal
 
 
 def test_without_pandas_tables_are_lists(run: evomerge.Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,8 @@ def search(
 
     Args:
         overrides: as on the command line: ``"experiment=demo"``, ``"search.evaluations=50"``.
-        display: what is shown meanwhile: ``live``, a panel; ``plain``, a line now and then; ``quiet``, nothing. By
-            default a panel on a terminal and lines in a notebook.
+        display: what is shown meanwhile: ``live``, a panel on a terminal; ``plain``, a line now and then; ``quiet``,
+            nothing. By default live on a terminal, and lines in a notebook.
         trust: run code of one's own that configuration files name; what is named here is run anyway.
         config_dir: a folder of one's own options and experiments.
         keys: the same as Python values: ``strategy="ga"``, ``search={"evaluations": 50}``, ``pool={"models": ...}``,

@@ -16,12 +16,18 @@ class PlainConsole(Console):
     """A `rich.console.Console` without markup, which writes control characters out.
 
     Names of models, tasks and metrics, and errors of candidates, come from files of others. ``[red]`` in one of them
-    is text, as is an escape sequence. Styles are given beside the text: ``style="yellow"``, or a `rich.text.Text`. In a
-    notebook lines stay lines: rich would make each a paragraph of its own.
+    is text, as is an escape sequence. Styles are given beside the text: ``style="yellow"``, or a `rich.text.Text`.
+
+    In a notebook it writes lines: its output says that it is a terminal and is none, as nothing moves the cursor up.
     """
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**{"highlight": False, "markup": False, "emoji": False, "force_jupyter": False, **arguments})
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether there is a cursor that can be moved."""
+        return super().is_terminal and not type(self.file).__module__.startswith("ipykernel.")
 
     def render_str(self, text: str, **arguments: Any) -> Text:
         """A string as rich measures and wraps it: as it is shown."""
