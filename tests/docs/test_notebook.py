@@ -13,6 +13,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from evomerge.demo.pool import make_demo_pool
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
@@ -41,6 +43,22 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert gain is not None
     assert float(gain[1]) > 0
     assert "60 candidates" in output_of(notebook, "run.evaluations")
+
+
+@pytest.mark.slow
+def test_a_cell_of_five_lines_is_a_whole_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that the notebook shows, on a pool of the demo's shape that has hardly been trained."""
+    make_demo_pool(tmp_path / "demo_pool" / "seed0", 0, quick=True, progress=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    text = "".join(cell.source for cell in read().cells if cell.cell_type == "markdown")
+    (lines,) = re.findall(r"```python\n(import evomerge\n.*?)```", text, re.DOTALL)
+    assert len([line for line in lines.splitlines() if line]) <= 5
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(lines)])
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    assert "uniform average" in output_of(notebook, "evomerge.search")
+    assert (tmp_path / "demo-model" / "model.safetensors").is_file()
 
 
 def test_the_notebook_is_saved_with_its_outputs() -> None:
