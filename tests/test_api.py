@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 import evomerge
@@ -282,6 +284,60 @@ def test_a_path_in_memory_is_the_one_that_is_written(pool_root: Path, tmp_path: 
     mine, theirs = model.state_dict(), written.state_dict()
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_front_has_recipes(search: Callable[..., evomerge.Run], run: evomerge.Run, tmp_path: Path) -> None:
+    tasks = [
+        {"task": task, "metrics": {"perplexity": {"transform": "log"}}, "objective": task.rpartition("_")[2]}
+        for task in ("demo_e_maths", "demo_j_language")
+    ]
+    found = search(
+        strategy="nsga2",
+        search={"evaluations": 12, "warm_start": [run]},
+        fitness={"tasks": tasks, "limit": 4},
+        run_dir=tmp_path / "run",
+        **{"strategy.popsize": 4},
+    )
+    listed = yaml.safe_load((found.path / "best" / "pareto.yaml").read_text())["front"]
+    assert {one.candidate: dict(one.objectives) for one in found.front} == {
+        one["candidate"]: one["objectives"] for one in listed
+    }
+    assert all(one.recipe is not None for one in found.front)
+    assert found.best is not None
+    assert found.best.candidate in {one.candidate for one in found.front}
+    assert {"maths", "language"} <= {*found.evaluations.columns}
+
+
+def test_genomes_that_are_weights_have_no_recipe(tmp_path: Path) -> None:
+    run = evomerge.search(
+        "experiment=m2n2_digits_cma_es",
+        search={"evaluations": 40},
+        run_dir=tmp_path / "run",
+        display="quiet",
+    )
+    best = run.best
+    assert best is not None
+    assert (best.recipe, dict(best.genes)) == (None, {})
+    assert len(run.evaluations) == 40
+    assert "40 of 40" in run.table()
+    with pytest.raises(RecipeError, match="has no best recipe"):
+        run.merge(tmp_path / "model")
+
+
+def test_a_run_that_ended_early_can_be_looked_at(run: evomerge.Run, tmp_path: Path) -> None:
+    early = tmp_path / "early"
+    shutil.copytree(run.path, early, ignore=shutil.ignore_patterns("best"))
+    lines = (run.path / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (early / "ledger.jsonl").write_text(lines[0])
+    found = evomerge.open_run(early)
+    assert found.best is None
+    assert found.front == []
+    assert found.held_out is None
+    assert len(found.evaluations) == 0
+    assert repr(found) == f"<Run {early}: dead, 0 of 8 evaluations>"
+    assert "0 of 8" in found.table()
+    (early / "ledger.jsonl").write_text("not a ledger\n")
+    assert "ledger" in repr(found)
 
 
 def test_merge_methods() -> None:

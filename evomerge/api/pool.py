@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from evomerge.errors import ConfigError
 from evomerge.merge.methods import specs
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
@@ -41,6 +42,8 @@ def load_pool(
     >>> pool.info.layers, pool.info.dtype
     (6, 'float32')
     """
+    if not isinstance(models, Mapping):
+        raise ConfigError(f"models is a {type(models).__name__}", "a mapping of names to folders or hub ids")
     locations = {name: os.fspath(location) for name, location in models.items()}
     return open_pool(locations, base, Path(root) if root is not None else None, dtype, trust_remote_code)
 

@@ -19,6 +19,7 @@ from evomerge.models.pool import Pool
 from evomerge.recipes.slices import Dtype
 from evomerge.recipes.yaml_reader import read_recipe_file
 from evomerge.report.history import History, Trial, read_history
+from evomerge.report.html.front import front_of
 from evomerge.report.html.report import write_report
 from evomerge.report.outcome import NoBaselinesError
 from evomerge.report.status import RunStatus, read_status
@@ -124,13 +125,8 @@ class Run(os.PathLike[str]):
         history = read_history(self._folder)
         if len(history.objectives) < 2:
             return [self.best] if self.best is not None else []
-        members: dict[int, None] = {}
-        for event in history.improved:
-            for candidate in event.get("left") or ():
-                members.pop(candidate, None)
-            members.update(dict.fromkeys(event.get("entered") or ()))
-        trials = {trial.candidate: trial for trial in history.trials}
-        return [_found(trials[own], history, self._recipe_of(own)) for own in members if own in trials]
+        members = front_of(history.trials, history.objectives)
+        return [_found(trial, history, self._recipe_of(trial.candidate)) for trial in members]
 
     @property
     def evaluations(self) -> Any:
