@@ -18,7 +18,7 @@ from evomerge.models.opening import pool_of_recipe
 from evomerge.models.pool import Pool
 from evomerge.recipes.slices import Dtype
 from evomerge.recipes.yaml_reader import read_recipe_file
-from evomerge.report.history import History, Trial, read_history
+from evomerge.report.history import History, read_history
 from evomerge.report.html.front import front_of
 from evomerge.report.html.report import write_report
 from evomerge.report.outcome import NoBaselinesError
@@ -27,6 +27,7 @@ from evomerge.report.status_view import StatusPanel
 from evomerge.report.study import genes_of
 from evomerge.report.summary import Summary, summarize
 from evomerge.report.table import render
+from evomerge.report.trial import Trial
 from evomerge.run.folder import RunFolder
 from evomerge.session import watched
 from evomerge.session.card_scores import held_out_scores
