@@ -56,12 +56,14 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
 
-def __getattr__(name: str) -> Any:
-    """A name of `evomerge.api`, which is imported when the first of them is asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found = getattr(importlib.import_module("evomerge.api"), name)
-    return found
+if not TYPE_CHECKING:  # which would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """A name of `evomerge.api`, which is imported when the first of them is asked for."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = getattr(importlib.import_module("evomerge.api"), name)
+        return found
 
 
 def __dir__() -> list[str]:
