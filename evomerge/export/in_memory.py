@@ -12,7 +12,7 @@ from evomerge.export.config_json import merged_config
 from evomerge.export.writer import declared_tensors
 from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.planning.plan import make_plan
-from evomerge.merge.resident.loading import load_tokenizer
+from evomerge.merge.resident.loading import load_tokenizer, no_progress_bar
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
@@ -42,7 +42,8 @@ def merged_model(recipe: Recipe, pool: Pool, device: str | torch.device = "cpu")
     folder = pool.folder(recipe.config_from)
     try:
         cls = type(skeleton(config, pool.trust_remote_code))
-        model = cls.from_pretrained(None, config=config, state_dict=tensors, dtype=config.dtype)  # type: ignore[attr-defined]
+        with no_progress_bar():
+            model = cls.from_pretrained(None, config=config, state_dict=tensors, dtype=config.dtype)  # type: ignore[attr-defined]
         if (folder / "generation_config.json").is_file() and model.can_generate():
             from transformers import GenerationConfig
 
