@@ -1,40 +1,74 @@
-"""evomerge finds model-merging recipes by evolution."""
+"""evomerge finds model-merging recipes by evolution.
+
+>>> import evomerge
+>>> settings = {"search": {"evaluations": 8}, "fitness": {"limit": 4}, "held_out": {"limit": 4}}
+>>> run = evomerge.search("experiment=demo", display="quiet", **settings)
+>>> folder = run.merge("my-model")
+>>> run
+<Run runs/demo-seed0-...: ended, 8 of 8 evaluations, best score ...>
+"""
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import EvomergeError
+from evomerge.utils.installation import VERSION as __version__
+from evomerge.utils.installation import check_siblings, conf_dir
 
-__version__ = "0.1.0"
-
-
-def conf_dir() -> Path:
-    """The folder of the packaged Hydra configuration: inside the wheel, or beside a checkout."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "conf", here.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise EvomergeError(
-        f"evomerge's configuration folder is missing beside {here}", "", "reinstall evomerge, or run from its checkout"
+if TYPE_CHECKING:
+    from evomerge.api import (
+        FoundCandidate,
+        Recipe,
+        Run,
+        load_pool,
+        load_recipe,
+        merge_methods,
+        open_run,
+        search,
     )
 
-
-def _check_siblings() -> None:
-    """`search_spaces` and `fitness` are plain names: say so when another package shadows them."""
-    home = Path(__file__).resolve().parent.parent
-    for name in ("search_spaces", "fitness"):
-        spec = importlib.util.find_spec(name)
-        found = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
-        if found is None:
-            raise EvomergeError(f"the package {name!r} is missing beside evomerge in {home}", "", "reinstall evomerge")
-        if found != home:
-            raise EvomergeError(
-                f"the package {name!r} comes from {found}, which shadows evomerge's own in {home}",
-                "evomerge needs its own",
-                f"rename or uninstall the other {name!r}, or start from another folder",
-            )
+__all__ = [
+    "FoundCandidate",
+    "Recipe",
+    "Run",
+    "__version__",
+    "conf_dir",
+    "load_pool",
+    "load_recipe",
+    "merge_methods",
+    "open_run",
+    "search",
+]
 
 
-_check_siblings()
+class _Package(ModuleType):
+    """The package, whose attribute `search` is the function whatever parts of the subpackage are imported.
+
+    Importing ``evomerge.search.loop`` would set the attribute to the subpackage. ``import evomerge.search.loop`` and
+    ``from evomerge.search.loop import Search`` find the modules in `sys.modules`, as ever.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "search" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+if not TYPE_CHECKING:  # which would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """A name of `evomerge.api`, which is imported when the first of them is asked for."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = getattr(importlib.import_module("evomerge.api"), name)
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+check_siblings()
+sys.modules[__name__].__class__ = _Package

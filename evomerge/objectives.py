@@ -15,7 +15,11 @@ from evomerge.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Objective:
-    """One named number with a direction."""
+    """One named number with a direction.
+
+    >>> Objective("accuracy").gain(0.8), Objective("length", "minimize").gain(120.0)
+    (0.8, -120.0)
+    """
 
     name: str
     direction: Literal["maximize", "minimize"] = "maximize"
@@ -74,6 +78,12 @@ class ParetoArchive:
 
     Args:
         objectives: names and directions.
+
+    >>> archive = ParetoArchive([Objective("accuracy"), Objective("length", "minimize")])
+    >>> archive.add(0, {"accuracy": 0.8, "length": 120}), archive.add(1, {"accuracy": 0.6, "length": 40})
+    (True, True)
+    >>> archive.add(2, {"accuracy": 0.5, "length": 50}), list(archive)
+    (False, [0, 1])
     """
 
     def __init__(self, objectives: Sequence[Objective]) -> None:

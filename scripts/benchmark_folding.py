@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.cli.composed import compose_config
+from evomerge.config.compose import compose_config
 from evomerge.errors import InfeasibleError
 from evomerge.evaluation.worker import Worker
 from evomerge.merge.planning.plan import make_plan

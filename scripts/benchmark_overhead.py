@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evomerge.candidate import Candidate
-from evomerge.cli.composed import compose_config
+from evomerge.config.compose import compose_config
 from evomerge.evaluation.worker import Worker
 from evomerge.session.parts import build_parts
 

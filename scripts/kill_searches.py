@@ -35,7 +35,7 @@ from killed_runs import STRATEGIES, Plan, content, run_killed, session  # type: 
 
 from evomerge.run.folder import RunFolder  # noqa: E402
 
-PRELOADED = ("torch", "transformers", "evomerge.session.parts", "evomerge.cli.composed", "evomerge.session.resume")
+PRELOADED = ("torch", "transformers", "evomerge.session.parts", "evomerge.config.compose", "evomerge.session.resume")
 
 
 def main() -> None:

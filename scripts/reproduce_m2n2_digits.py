@@ -33,7 +33,7 @@ from rich.console import Console
 from threadpoolctl import ThreadpoolController
 
 from evomerge.candidate import Candidate
-from evomerge.cli.composed import compose_config
+from evomerge.config.compose import compose_config
 from evomerge.genomes.arrays import ArraySpec, numbers
 from evomerge.protocols import Strategy
 from evomerge.search.in_flight import PendingEvaluations

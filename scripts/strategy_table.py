@@ -17,7 +17,7 @@ import numpy as np
 
 from evomerge import conf_dir
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.cli.composed import compose_config
+from evomerge.config.compose import compose_config
 from evomerge.config.construct import TARGET, build, locate, to_builtin
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import GenomeSpec

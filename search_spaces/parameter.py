@@ -64,6 +64,17 @@ class ParameterSpace:
 
     Raises:
         ConfigError: anything of the above that cannot be; names the key.
+
+    >>> from evomerge.recipes import MethodSpec, ModelRef, ParameterSpec, SliceId
+    >>> slices = SliceId("embed"), SliceId("attn", 0), SliceId("attn", 1)
+    >>> refs = ("math", ModelRef("org/math")), ("code", ModelRef("org/code"))
+    >>> pool = PoolInfo(refs, ("math", "code"), None, slices, layers=2, dtype="bfloat16")
+    >>> slerp = MethodSpec("slerp", (ParameterSpec("t", 0.5, searched=True),), min_inputs=2, max_inputs=2)
+    >>> space = ParameterSpace(pool, {"slerp": slerp}, method="slerp")
+    >>> [gene.name for gene in space.spec]
+    ['embed/t', 'layers.0/t', 'layers.1/t']
+    >>> space.decode(space.spec.initial).slices[2].parameters
+    (('t', 0.5),)
     """
 
     def __init__(

@@ -9,7 +9,7 @@ import pytest
 from contracts.space_samples import pool as without_tensors
 
 from evomerge import conf_dir
-from evomerge.cli.composed import compose_config
+from evomerge.config.compose import compose_config
 from evomerge.config.construct import build
 from evomerge.errors import ConfigError
 from evomerge.genomes.arrays import ArraySpec

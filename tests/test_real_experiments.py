@@ -11,7 +11,7 @@ import pytest
 from tiny_models import TinyModel
 
 from evomerge import conf_dir
-from evomerge.cli.composed import compose_config
+from evomerge.config.compose import compose_config
 from evomerge.config.construct import to_builtin
 from evomerge.merge.methods import specs
 from evomerge.recipes.recipe import Recipe

@@ -41,6 +41,7 @@ def test_everything_comes_from_the_wheel(evomerge: Path, tmp_path: Path) -> None
     files = run([evomerge.parent / "python", "-c", code], tmp_path).split()
     assert len(files) == 3
     assert all(Path(file).is_relative_to(evomerge.parent.parent) for file in files)
+    assert all(Path(file).with_name("py.typed").is_file() for file in files)  # type checkers look into the packages
 
 
 def test_help_lists_the_verbs(evomerge: Path, tmp_path: Path) -> None:

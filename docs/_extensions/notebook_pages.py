@@ -42,6 +42,8 @@ def markdown(notebook: dict[str, Any]) -> Iterator[str]:
             data = output.get("data", {})
             if FIGURE in data:
                 yield figure(data[FIGURE], f"figure-{number}-{place}")
+            elif "text/html" in data:
+                yield f'````{{raw}} html\n<div class="output">{"".join(data["text/html"])}</div>\n````'
             else:
                 said += "".join(output.get("text", data.get("text/plain", "")))
         if said:

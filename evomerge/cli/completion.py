@@ -13,8 +13,8 @@ def run(arguments: Sequence[str]) -> int:
     """Answer ``evomerge -sc install=bash`` and the queries of the installed script."""
     import hydra
 
-    from evomerge import conf_dir
     from evomerge.config.schema import register
+    from evomerge.utils.installation import conf_dir
 
     if any(argument.startswith("query=") for argument in arguments):
         line = os.environ.get("COMP_LINE", "")

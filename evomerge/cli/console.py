@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING
 
 from rich.progress import Progress as Bar
 from rich.table import Table
-from rich.text import Text
 
-from evomerge.cli.plain_console import PlainConsole
+from evomerge.report.plain_console import console, errors
 
 if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
     from evomerge.candidate import Evaluation
     from evomerge.config.schema import Config
     from evomerge.session.parts import Parts
-
-console = PlainConsole()
-errors = PlainConsole(stderr=True, soft_wrap=True)
 
 
 @contextmanager
@@ -33,27 +29,6 @@ def merge_progress() -> Iterator[Callable[[int, int], None]]:
             bar.update(task, completed=done, total=total)
 
         yield update
-
-
-def warn_settings(config: Config, parts: Parts) -> None:
-    """Warn of settings that make the result hard to trust."""
-    for caution in parts.fitness.cautions():
-        _warn(caution, "bold yellow")
-    slots, ordered = parts.evaluator.slots, config.search.ordered
-    if ordered and config.search.in_flight is None and slots > 1 and getattr(parts.strategy, "asynchronous", False):
-        _warn(
-            f"in order, the strategy's own batch is evaluated at a time, which may leave some of "
-            f"{slots} workers idle; set search.in_flight={slots}, or search.ordered=false"
-        )
-    if config.held_out is None:
-        _warn(
-            "there is no held-out fitness: the best score will be that of the items it was "
-            "chosen on; set one with fitness@held_out=lm_eval held_out.tasks=[...]"
-        )
-
-
-def _warn(text: str, style: str = "yellow") -> None:
-    errors.print(Text.assemble(("warning:", style), f" {text}"))
 
 
 def print_plan(config: Config, parts: Parts) -> None:

@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     require_dashboard()
 
-    from evomerge.cli.console import console
+    from evomerge.report.plain_console import console
 
     server = make_server(options.run, options.host, options.port)
     try:

@@ -24,8 +24,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress of the search")
     options = parser.parse_intermixed_args(list(arguments))
 
-    from evomerge.cli.composed import compose_config
     from evomerge.cli.search import search
+    from evomerge.config.compose import compose_config
 
     root = options.folder / (f"quick-seed{options.seed}" if options.quick else f"seed{options.seed}")
     settings = ["experiment=demo", f"pool.root='{root}'", f"search.seed={options.seed}"]

@@ -79,8 +79,8 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from evomerge.cli.composed import compose_config, explain
     from evomerge.cli.sources import run_folder
+    from evomerge.config.compose import compose_config, explain
     from evomerge.config.trust import check_trust
     from evomerge.run.folder import RunFolder
     from evomerge.session.resume import read_config

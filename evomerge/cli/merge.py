@@ -27,11 +27,12 @@ def run(arguments: Sequence[str]) -> int:
     shard = byte_count(options.max_shard_size, "--max-shard-size")
 
     with without_collector():
-        from evomerge.cli.console import errors, merge_progress
+        from evomerge.cli.console import merge_progress
         from evomerge.cli.sources import held_out_scores, open_recipe
         from evomerge.export.licences import licence_notes, stated_licences
         from evomerge.export.model_card import source_licences
         from evomerge.export.writer import check_output, write_model
+        from evomerge.report.plain_console import errors
 
         import_modules(options.imports, "--import")
         check_output(options.out)

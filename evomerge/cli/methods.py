@@ -19,9 +19,9 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(arguments))
     import_modules(options.imports, "--import")
 
-    from evomerge.cli.console import console
     from evomerge.cli.method_tables import detail, markdown, overview
     from evomerge.merge.methods import METHODS, specs
+    from evomerge.report.plain_console import console
 
     if options.name:
         methods = [METHODS[find_method(options.name, specs()).name]]

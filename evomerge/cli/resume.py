@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from evomerge.cli.verbs import verb_parser
 
 
 def run(arguments: Sequence[str]) -> int:
     """Go through the run's ledger again and continue where it ends."""
-    from evomerge.session.resume import MAY_CHANGE, open_run
+    from evomerge.session.resume import MAY_CHANGE
 
     parser = verb_parser("resume", epilog=f"Keys that may change: {', '.join(MAY_CHANGE)}.")
     parser.add_argument("run", metavar="RUN", help="a run folder")
@@ -18,28 +19,16 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--trust", action="store_true", help="run code of one's own that the configuration names")
     options = parser.parse_args(list(arguments))
 
-    config, again = open_run(options.run, options.overrides, trust=options.trust)
-
-    from evomerge.cli.console import console, errors, print_result
+    from evomerge.cli.console import print_result
     from evomerge.cli.path import print_path
-    from evomerge.cli.progress import Progress
-    from evomerge.session.parts import build_parts
-    from evomerge.session.run import run as run_search
+    from evomerge.report.plain_console import console
+    from evomerge.session import watched
 
-    started = again.record.first("started")
-    if again.record.finished and started is not None and config.search.evaluations <= again.budget:
+    display = "quiet" if options.quiet else None
+    config = watched.resume(options.run, options.overrides, trust=options.trust, display=display)
+    if config is None:
         console.print(f"{options.run} is finished; search.evaluations=N goes on to N evaluations")
         return 0
-    parts = build_parts(config)
-    if parts.pool is not None:
-        again.check_pool(parts.pool.info)
-    told = again.record.count("told", "search")
-    console.print(f"{told} evaluations are in the ledger")
-    display = "quiet" if options.quiet else config.display
-    with Progress(str(options.run), config.search.evaluations, parts.evaluator, display, again=True) as progress:
-        folder = run_search(config, parts, [progress], again)
-    for change in again.changes:
-        errors.print(f"changed: {change}")
-    print_result(folder.path, config.imports)
-    print_path(folder.path)
+    print_result(Path(options.run), config.imports)
+    print_path(Path(options.run))
     return 0

@@ -10,7 +10,7 @@ from evomerge.config.schema import Config
 def run(arguments: Sequence[str]) -> int:
     """Search with the configuration that the arguments compose, or with that of the run that they begin from."""
     if any("from_run=" in argument for argument in arguments):
-        from evomerge.cli.forking import forked_config, source_of
+        from evomerge.session.forking import forked_config, source_of
 
         source = source_of(arguments)
         if source is not None:
@@ -27,16 +27,11 @@ def quietened(arguments: Sequence[str]) -> list[str]:
 
 
 def search(config: Config) -> None:
-    """Build and check the parts, run, and print the result."""
-    from evomerge.cli.console import print_result, warn_settings
+    """Run the search, and print the result."""
+    from evomerge.cli.console import print_result
     from evomerge.cli.path import print_path
-    from evomerge.cli.progress import Progress
-    from evomerge.session.parts import build_parts
-    from evomerge.session.run import run as run_search
+    from evomerge.session import watched
 
-    parts = build_parts(config)
-    warn_settings(config, parts)
-    with Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress:
-        folder = run_search(config, parts, [progress])
+    folder = watched.search(config)
     print_result(folder.path, config.imports)
     print_path(folder.path)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.errors import EvomergeError, RecipeError
+from evomerge.errors import RecipeError
 from evomerge.recipes.recipe import Recipe
-from evomerge.recipes.yaml_reader import load_recipe, read_recipe_file
+from evomerge.recipes.yaml_reader import load_recipe
 from evomerge.utils.plain_text import printable
 from evomerge.utils.safe_yaml import read_text
 
@@ -101,25 +101,12 @@ def held_out_scores(path: str, recipe: Recipe) -> list[ScoreRow]:
     None where the run has no held-out scores, or its ledger cannot be read to the end: a recipe can always be merged.
     """
     folder = run_folder(path)
-    if folder is None or not (folder / BEST_RECIPE).is_file():
+    if folder is None:
         return []
-    if read_recipe_file(folder / BEST_RECIPE) != recipe:
-        return []
-    from evomerge.export.model_card import ScoreRow
-    from evomerge.report.outcome import NoBaselinesError
-    from evomerge.report.summary import summarize
+    from evomerge.run.folder import RunFolder
+    from evomerge.session import card_scores
 
-    try:
-        summary = summarize(folder)
-    except EvomergeError as error:
-        if not isinstance(error, NoBaselinesError):
-            print(printable(f"note: the model card has no scores: {error}"), file=sys.stderr)
-        return []
-    if summary.split != "held_out":
-        return []
-    metric = {task.task: f"{task.task}/{task.metric}" for task in summary.tasks}
-    rows = sorted(summary.rows, key=lambda row: row.kind != "evolved")
-    return [ScoreRow(row.name, {metric[task]: value for task, value in row.scores.items()}) for row in rows]
+    return card_scores.held_out_scores(RunFolder(folder), recipe)
 
 
 def _hint(file: Path) -> str:

@@ -22,8 +22,8 @@ def run(arguments: Sequence[str]) -> int:
         print(json.dumps(status.as_dict(), indent=2))
         return 2 if status.state == "damaged" else 0
 
-    from evomerge.cli.console import console
     from evomerge.cli.path import print_path
+    from evomerge.report.plain_console import console
     from evomerge.report.status_view import StatusPanel
 
     console.print(StatusPanel(status))

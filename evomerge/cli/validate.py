@@ -16,7 +16,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def validate(config: Config) -> None:
     """Build and check the parts, and print what the search would take."""
-    from evomerge.cli.console import print_plan, warn_settings
+    from evomerge.cli.console import print_plan
+    from evomerge.session.cautions import warn_settings
     from evomerge.session.parts import build_parts
 
     parts = build_parts(config)

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from evomerge import conf_dir
 from evomerge.config.construct import TARGET, locate
 from evomerge.errors import ConfigError, EvomergeError, nearest
+from evomerge.utils.installation import conf_dir
 
 
 def asynchronous_strategies() -> list[str]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import ray
 from ray.exceptions import RayError
 
-from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.worker_builder import WorkerBuilder
+from evomerge.utils.installation import VERSION
 
 if TYPE_CHECKING:
     from evomerge.evaluation.worker import Worker
@@ -38,7 +38,7 @@ class Actor:
         """
         if self._built is None:
             self._built = self._build()
-        return __version__, self._built.fitness(split).fingerprint()
+        return VERSION, self._built.fitness(split).fingerprint()
 
     def evaluate(self, candidate: Candidate, split: Split) -> tuple[Evaluation, float]:
         """The evaluation, and the seconds that it took."""

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayError
 
-from evomerge import __version__
 from evomerge.candidate import Split
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluation.cache_settings import CacheSettings
@@ -19,6 +18,7 @@ from evomerge.evaluation.ray_actor import Actor
 from evomerge.evaluation.ray_cluster import Cluster
 from evomerge.evaluation.scheduler import Job, Scheduler, WorkerSlot
 from evomerge.evaluation.worker_builder import WorkerBuilder
+from evomerge.utils.installation import VERSION
 
 _LOG = logging.getLogger(__name__)
 _CLOSING = 10  # seconds
@@ -156,9 +156,9 @@ class RayWorkers:
 
     def _compare(self, slot: WorkerSlot, split: Split, version: str, fingerprint: str) -> None:
         """Raise unless a worker would give the scores that the others give."""
-        if version != __version__:
+        if version != VERSION:
             raise EvomergeError(
-                f"{slot.name} on node {slot.place[:8]} has evomerge {version}, this is {__version__}",
+                f"{slot.name} on node {slot.place[:8]} has evomerge {version}, this is {VERSION}",
                 "the same version on every node",
             )
         known = self.fingerprints.setdefault(split, fingerprint)

@@ -30,6 +30,11 @@ class Gene:
         resolution: continuous values are snapped to ``low + k * resolution``, so that nearby
             candidates share slices; ``None`` leaves them as proposed.
         choices: the values of a categorical gene.
+
+    >>> Gene("layers.0/math/weight", high=2.0, resolution=0.25).snap(0.9)
+    1.0
+    >>> Gene("layers.0/method", "categorical", choices=("ties", "slerp")).start
+    'ties'
     """
 
     name: str
@@ -124,7 +129,11 @@ class Gene:
 
 @dataclass(frozen=True)
 class Genome:
-    """A frozen vector of gene values, in the order of its `GenomeSpec`."""
+    """A frozen vector of gene values, in the order of its `GenomeSpec`.
+
+    >>> Genome((0.5, "ties")) == Genome((0.5, "ties")), len(Genome((0.5, "ties")))
+    (True, 2)
+    """
 
     values: tuple[Value, ...]
 
@@ -138,6 +147,12 @@ class GenomeSpec:
 
     Raises:
         ConfigError: two genes share a name, or there are none.
+
+    >>> spec = GenomeSpec((Gene("math/weight"), Gene("method", "categorical", choices=("ties", "slerp"))))
+    >>> spec.initial
+    Genome(values=(0.5, 'ties'))
+    >>> spec.named(spec.genome([1.7, "slerp"]))
+    {'math/weight': 1.0, 'method': 'slerp'}
     """
 
     genes: tuple[Gene, ...]

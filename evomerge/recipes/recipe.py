@@ -30,6 +30,13 @@ class Recipe:
             they name models. Each is rounded to its own dtype, as if it had been written and read. They may share
             intermediates; a name means the same recipe wherever it is used.
         tokenizer_from: the model whose tokenizer the result takes; ``None`` for that of `config_from`.
+
+    >>> from evomerge.recipes import Input, ModelRef, SliceId, SliceRecipe, parameters
+    >>> half = parameters({"weight": 0.5})
+    >>> embed = SliceRecipe(SliceId("embed"), "linear", (Input("math", None, half), Input("code", None, half)))
+    >>> models = ("math", ModelRef("org/math", "1a2b")), ("code", ModelRef("org/code", "3c4d"))
+    >>> Recipe(models, (embed,), "bfloat16", config_from="math").ref("code").address
+    'org/code@3c4d'
     """
 
     models: tuple[tuple[str, ModelRef], ...]

@@ -44,6 +44,9 @@ class SliceId:
 
     Attributes:
         order: sorts slices in model order: ``embed``, the layers (attn, mlp, norm), ``final_norm``, ``head``.
+
+    >>> str(SliceId("attn", 3)), SliceId.parse("embed").layer
+    ('layers.3.attn', None)
     """
 
     component: Component

@@ -85,6 +85,22 @@ def load_recipe(text: str, source: str = "recipe") -> Recipe:
 
     Raises:
         RecipeError: the text is not such a recipe; names the key.
+
+    >>> recipe = load_recipe('''
+    ... evomerge_recipe: 1
+    ... dtype: bfloat16
+    ... config_from: math
+    ... models:
+    ...   math: {location: org/math, revision: 1a2b}
+    ...   code: {location: org/code, revision: 3c4d}
+    ... slices:
+    ... - slices: [embed, layers.0-3.attn+mlp+norm, final_norm, head]
+    ...   method: slerp
+    ...   parameters: {t: 0.3}
+    ...   inputs: [{model: math}, {model: code}]
+    ... ''')
+    >>> len(recipe.slices), recipe.slices[1].method, load_recipe(dump_recipe(recipe)) == recipe
+    (15, 'slerp', True)
     """
     try:
         return _recipe_in(safe_yaml.parse(text))

@@ -21,11 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from evomerge import __version__
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.run.folder import RunFolder
 from evomerge.run.state_files import StateError, from_bytes, to_bytes
 from evomerge.utils.files import read_bounded, sync_folder, write_all
+from evomerge.utils.installation import VERSION
 
 _log = logging.getLogger(__name__)
 FORMAT = 1
@@ -177,7 +177,7 @@ class Checkpoints:
             files = dict(zip((_STATE, _ARRAYS), to_bytes(state), strict=True))
             manifest = {
                 "evomerge_checkpoint": FORMAT,
-                "version": __version__,
+                "version": VERSION,
                 "ledger": {"lines": position.lines, "bytes": position.nbytes, "sha256": self._digest(position.nbytes)},
                 "files": {
                     name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

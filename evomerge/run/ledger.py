@@ -32,13 +32,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-from evomerge import __version__
 from evomerge.candidate import Candidate, Evaluation, Items, Split, Status
 from evomerge.genomes.encoding import GenomeLog
 from evomerge.run.folder import RunFolder
 from evomerge.run.items import items_bytes
 from evomerge.run.ledger_file import Event, LedgerError, LineFile, Lock, TornLine, decode, report_torn, scan
 from evomerge.utils.files import sync_file, sync_folder, write_bytes_atomic
+from evomerge.utils.installation import VERSION
 
 Kind = tuple[str, str]
 """Name of an event, and its split where it has one."""
@@ -131,7 +131,7 @@ class Ledger:
         if not self._open:
             raise LedgerError(f"{self.folder.ledger} was closed", "an open ledger")
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        first = {"schema": SCHEMA, "version": __version__} if event == "started" else {}
+        first = {"schema": SCHEMA, "version": VERSION} if event == "started" else {}
         content = {"event": event, "time": stamp, **first, **fields}
         number = self._file.append(content)
         self.passed[kind_of(content)] += 1
@@ -232,7 +232,7 @@ def read_ledger(folder: RunFolder | Path, on_torn: Callable[[TornLine], None] | 
         if event["event"] == "started" and event.get("schema") != SCHEMA:
             raise LedgerError(
                 f"{path} has format {event.get('schema')!r}",
-                f"evomerge {__version__} reads format {SCHEMA}",
+                f"evomerge {VERSION} reads format {SCHEMA}",
                 f"read it with evomerge {event.get('version')}",
             )
         yield event

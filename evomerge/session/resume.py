@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from evomerge import __version__, conf_dir
 from evomerge.config.overrides import set_value
 from evomerge.config.schema import Config, to_yaml
 from evomerge.config.trust import check_trust, leaves
@@ -31,6 +30,7 @@ from evomerge.session.checkpointing import begin
 from evomerge.session.parts import Parts
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator, check_started
 from evomerge.utils.files import read_bounded, write_text_atomic
+from evomerge.utils.installation import VERSION, conf_dir
 from evomerge.utils.safe_yaml import MAX_CHARACTERS, parse
 
 MAY_CHANGE = (
@@ -52,7 +52,7 @@ _LIBRARIES = ("numpy", "scipy", "torch", "transformers", "lm_eval", "cma", "cmae
 
 def library_versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on, by name; what is not installed is left out."""
-    found = {"evomerge": __version__, "python": platform.python_version()}
+    found = {"evomerge": VERSION, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)

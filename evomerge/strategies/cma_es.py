@@ -59,6 +59,17 @@ class CmaEs(Generations):
 
     Raises:
         ConfigError: no free gene, several objectives, or arguments out of range.
+
+    >>> from evomerge.candidate import Candidate, Evaluation
+    >>> from evomerge.genomes import Gene, GenomeSpec
+    >>> strategy = CmaEs(GenomeSpec((Gene("math/weight"), Gene("code/weight"))), [Objective("score")], seed=0)
+    >>> for generation in range(20):  # the weights shall add up to 1.2
+    ...     for number, proposal in enumerate(strategy.ask()):
+    ...         scores = {"score": -abs(sum(proposal.genome.values) - 1.2)}
+    ...         evaluation = Evaluation(number, "ok", objectives=scores)
+    ...         strategy.tell(Candidate(number, None, proposal.genome), evaluation)
+    >>> abs(sum(strategy.ask(1)[0].genome.values) - 1.2) < 0.1
+    True
     """
 
     title = "CMA-ES"

@@ -26,6 +26,11 @@ class RandomSearch:
         objectives: not used; a search needs one to know what is best.
         seed: of the genomes.
         batch: how many ``ask(None)`` proposes.
+
+    >>> from evomerge.genomes import Gene
+    >>> strategy = RandomSearch(GenomeSpec((Gene("math/weight"),)), [Objective("score")], seed=0)
+    >>> [len(proposal.genome) for proposal in strategy.ask(2)]
+    [1, 1]
     """
 
     asynchronous: ClassVar[bool] = True

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from evomerge.cli.composed import compose_config
 from evomerge.cli.estimate import Estimate, estimate, rows
 from evomerge.cli.main import main
+from evomerge.config.compose import compose_config
 from evomerge.session.parts import build_parts
 from evomerge.utils.sizes import size_text
 

@@ -81,7 +81,7 @@ A second paragraph.
 def test_every_method_and_parameter_is_listed_whole(
     width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evomerge.cli.console import console
+    from evomerge.report.plain_console import console
 
     monkeypatch.setattr(console, "width", width)
     text = output(["methods"], capsys)

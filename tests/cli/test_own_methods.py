@@ -122,7 +122,7 @@ def test_a_search_for_methods_and_their_parameters(
 
 
 def test_workers_import_the_modules_too(own: Path, quick_search: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from evomerge.cli.composed import compose_config
+    from evomerge.config.compose import compose_config
     from evomerge.evaluation.cache_settings import CacheSettings
     from evomerge.session.parts import build_parts
 

@@ -21,22 +21,22 @@ from typing import Any
 import pytest
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.cli import progress as progress_module
-from evomerge.cli.log_file import RunLog
 from evomerge.cli.main import main
-from evomerge.cli.progress import Progress
 from evomerge.cli.search import quietened
 from evomerge.genomes.genome import Genome
 from evomerge.protocols import Work
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import Ledger
+from evomerge.run.log_file import RunLog
 from evomerge.run.observers import Observers
+from evomerge.session import progress as progress_module
+from evomerge.session.progress import Progress
 
 SEARCH = """
 import logging, sys, time
 from pathlib import Path
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.cli.progress import Progress
+from evomerge.session.progress import Progress
 from evomerge.genomes.genome import Genome
 from evomerge.run.ledger import Ledger
 from evomerge.run.folder import RunFolder

@@ -193,18 +193,18 @@ def _folder_of(page: str, place: Place) -> Path | None:
 def test_python(fence: Fence, places: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch) -> None:
     place = places(fence.place)
     monkeypatch.chdir(place.folder)
-    writes = "write_model" in fence.text
-    if writes:
-        (place.folder / "my-model").unlink()
     before = "\n".join(f.text for f in PYTHON if f.page == fence.page and f.line < fence.line and not f.file)
     text = fence.text if fence.file else before + fence.text  # the blocks of a page go on from each other
+    written = [place.folder / name for name in re.findall(r'\.(?:merge|save)\("([^"]+)"\)', text)]
+    for folder in written:
+        folder.unlink(missing_ok=True)  # what stands in for a model that an earlier page has made
     try:
         exec(compile(text, fence.place, "exec"), {"__name__": Path(fence.file or "block").stem})
-        if writes:
-            assert (place.folder / "my-model" / "model.safetensors").is_file()
+        assert all((folder / "model.safetensors").is_file() for folder in written)
     finally:
-        if writes:
-            shutil.rmtree(place.folder / "my-model", ignore_errors=True)
+        for folder in written:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not (place.folder / "my-model").exists():
             (place.folder / "my-model").symlink_to(place.made.model)
 
 

@@ -11,7 +11,7 @@ import yaml
 from contracts.space_samples import pool, with_sources
 
 from evomerge import conf_dir
-from evomerge.cli.composed import compose_config
+from evomerge.config.compose import compose_config
 from evomerge.config.construct import build
 from evomerge.merge.methods import specs
 from evomerge.objectives import Objective

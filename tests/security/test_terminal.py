@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.cli.main import main
-from evomerge.cli.plain_console import PlainConsole
+from evomerge.report.plain_console import PlainConsole
 from evomerge.utils.plain_text import printable
 
 HOSTILE = "[red]a[/] [/nothing] \x1b]0;title\x1b[2J\x9b1m\u202eevil :bomb:"

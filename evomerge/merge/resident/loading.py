@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,32 +26,40 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: str | N
     Raises:
         PoolError: transformers cannot load the model.
     """
-    from transformers.utils import logging
-
     folder = str(pool.folder(pool.info.config_from))
     options = {"attn_implementation": attn_implementation, "device_map": device_map}
     options = {name: value for name, value in options.items() if value}
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        module = model_class(pool.config, pool.trust_remote_code).from_pretrained(
-            folder,
-            dtype=TORCH_DTYPES[pool.info.dtype],
-            trust_remote_code=pool.trust_remote_code,
-            use_safetensors=True,
-            **options,
-        )
+        with no_progress_bar():
+            module = model_class(pool.config, pool.trust_remote_code).from_pretrained(
+                folder,
+                dtype=TORCH_DTYPES[pool.info.dtype],
+                trust_remote_code=pool.trust_remote_code,
+                use_safetensors=True,
+                **options,
+            )
     except Exception as error:  # transformers raises whatever the architecture's code raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PoolError(f"transformers cannot load {folder} ({reason})") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     module.eval()
     for parameter in module.parameters():
         # Loading may leave them as views of the mapped file, or of larger storages.
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     return module
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Let transformers load without a bar of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(pool: Pool) -> Any:

@@ -14,9 +14,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from evomerge import __version__
 from evomerge.report import formatting as words
 from evomerge.report.html.plots import Plot, embed
+from evomerge.utils.installation import VERSION
 from evomerge.utils.sizes import size_text
 
 _log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Page:
             .get_template("page.html")
             .render(
                 title=self.title,
-                version=__version__,
+                version=VERSION,
                 written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
                 sections=shown,
                 style=Markup(_resource("style.css")),

@@ -7,14 +7,14 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from evomerge import conf_dir
-from evomerge.cli.composed import compose_config
+from evomerge.config.compose import compose_config
 from evomerge.config.overrides import set_value
 from evomerge.config.schema import Config
 from evomerge.config.trust import FLAG, check_trust
 from evomerge.errors import ConfigError
 from evomerge.run.folder import RunFolder
 from evomerge.session.resume import read_config
+from evomerge.utils.installation import conf_dir
 
 KEY = "from_run"
 

@@ -17,10 +17,17 @@ class PlainConsole(Console):
 
     Names of models, tasks and metrics, and errors of candidates, come from files of others. ``[red]`` in one of them
     is text, as is an escape sequence. Styles are given beside the text: ``style="yellow"``, or a `rich.text.Text`.
+
+    In a notebook it writes lines: its output says that it is a terminal and is none, as nothing moves the cursor up.
     """
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **arguments})
+        super().__init__(**{"highlight": False, "markup": False, "emoji": False, "force_jupyter": False, **arguments})
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether there is a cursor that can be moved."""
+        return super().is_terminal and not type(self.file).__module__.startswith("ipykernel.")
 
     def render_str(self, text: str, **arguments: Any) -> Text:
         """A string as rich measures and wraps it: as it is shown."""
@@ -30,3 +37,7 @@ class PlainConsole(Console):
         """Segments of text with control characters written out; rich's own control codes stay."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+console = PlainConsole()
+errors = PlainConsole(stderr=True, soft_wrap=True)

@@ -20,20 +20,19 @@ from types import TracebackType
 
 from rich.live import Live
 
-from evomerge import __version__
-from evomerge.cli.console import console, errors
-from evomerge.cli.log_file import RunLog
-from evomerge.cli.plain_console import PlainConsole
 from evomerge.protocols import Evaluator, Work
 from evomerge.report.formatting import duration
+from evomerge.report.plain_console import PlainConsole, console, errors
 from evomerge.report.progress import RunProgress
 from evomerge.report.status import RunStatus, State, status_of
 from evomerge.report.status_view import StatusPanel, progress_line
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import Event
+from evomerge.run.log_file import RunLog
 from evomerge.session.signals import wanted
 from evomerge.utils.files import write_text_atomic
+from evomerge.utils.installation import VERSION
 
 _LOG = logging.getLogger(__name__)
 _FRAME = 0.25  # seconds between two frames at least
@@ -92,7 +91,7 @@ class Progress:
             screen = PlainConsole(file=sys.stdout)
             self._live = Live(console=screen, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         self._log.__enter__()
-        _LOG.info("evomerge %s: %s", __version__, shlex.join(sys.argv))
+        _LOG.info("evomerge %s: %s", VERSION, shlex.join(sys.argv))
         try:
             if self._live is not None:
                 self._live.start()

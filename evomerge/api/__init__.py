@@ -1,0 +1,19 @@
+"""evomerge in Python: what scripts and notebooks use, all of it reachable as ``evomerge.NAME``."""
+
+from __future__ import annotations
+
+from evomerge.api.pool import load_pool, merge_methods
+from evomerge.api.recipe import Recipe, load_recipe
+from evomerge.api.run import FoundCandidate, Run, open_run
+from evomerge.api.searching import search
+
+__all__ = [
+    "FoundCandidate",
+    "Recipe",
+    "Run",
+    "load_pool",
+    "load_recipe",
+    "merge_methods",
+    "open_run",
+    "search",
+]

@@ -1,0 +1,58 @@
+"""Source models and merge methods."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from evomerge.errors import ConfigError
+from evomerge.merge.methods import specs
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
+from evomerge.recipes.method_spec import MethodSpec
+
+Location = str | os.PathLike[str]
+
+
+def load_pool(
+    models: Mapping[str, Location],
+    base: str | None = None,
+    *,
+    root: Location | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> Pool:
+    """Open models that are to be merged, reading configurations and headers only, and check that they fit together.
+
+    Args:
+        models: by name, the base included: folders, hub ids (``org/model@revision``), or either with a LoRA adapter
+            (``model+adapter``).
+        base: the name of the base that task vectors are taken from; it gives configuration and tokenizer. Without one,
+            the first model gives them.
+        root: folder that relative locations are looked up in first.
+        dtype: of merged models: ``float32``, ``bfloat16``, ``float16``; ``auto`` is the base's.
+        trust_remote_code: run code that models bring along.
+
+    Raises:
+        ConfigError: `base` or `dtype` is none of those possible.
+        PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
+
+    >>> pool = evomerge.load_pool({"base": "base", "math": "math"}, base="base", root="demo_pool/seed0")
+    >>> pool.info.layers, pool.info.dtype
+    (6, 'float32')
+    """
+    if not isinstance(models, Mapping):
+        raise ConfigError(f"models is a {type(models).__name__}", "a mapping of names to folders or hub ids")
+    locations = {name: os.fspath(location) for name, location in models.items()}
+    return open_pool(locations, base, Path(root) if root is not None else None, dtype, trust_remote_code)
+
+
+def merge_methods() -> dict[str, MethodSpec]:
+    """Every merge method by name: what it does, its parameters with defaults and ranges, how many inputs it takes.
+
+    >>> ties = evomerge.merge_methods()["ties"]
+    >>> ties.base, [parameter.name for parameter in ties.parameters if parameter.searched]
+    ('required', ['weight', 'density'])
+    """
+    return dict(sorted(specs().items()))

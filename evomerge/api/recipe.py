@@ -1,0 +1,127 @@
+"""Recipes that can be carried out: read, merged in memory, written as models."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from evomerge.errors import RecipeError
+from evomerge.export.in_memory import merged_model
+from evomerge.export.model_card import ScoreLine
+from evomerge.export.writer import write_model
+from evomerge.models.opening import pool_of_recipe
+from evomerge.models.pool import Pool
+from evomerge.recipes import recipe as plain
+from evomerge.recipes.yaml_reader import dump_recipe, read_recipe_file
+from evomerge.recipes.yaml_reader import load_recipe as recipe_in
+from evomerge.run.folder import RunFolder
+from evomerge.utils.files import write_text_atomic
+from evomerge.utils.sizes import byte_count
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+
+class Recipe(plain.Recipe):
+    """A merged model, described: for every slice its inputs, method and parameters; `merge` and `save` make it.
+
+    It is the frozen `evomerge.recipes.recipe.Recipe`, equal to one of the same content, with what carries it out.
+
+    >>> recipe = evomerge.load_recipe("recipe.yaml")
+    >>> model = recipe.merge()
+    >>> type(model).__name__, model.config.num_hidden_layers
+    ('LlamaForCausalLM', 6)
+    >>> recipe.save("merged-model").name
+    'merged-model'
+    """
+
+    @classmethod
+    def of(cls, recipe: plain.Recipe) -> Self:
+        """Any recipe, `PoolInfo.recipe`'s say, as one that can be merged and saved."""
+        return cls(**{field.name: getattr(recipe, field.name) for field in fields(recipe) if field.init})
+
+    def merge(
+        self, pool: Pool | None = None, *, device: str | torch.device = "cpu", trust_remote_code: bool = False
+    ) -> Any:
+        """Merge in memory.
+
+        Args:
+            pool: the source models (`evomerge.load_pool`); those that the recipe names are opened otherwise.
+            device: where to merge, and where the model is.
+            trust_remote_code: run code that the models bring along, where they are opened here.
+
+        Returns:
+            A transformers model in evaluation mode, with its tokenizer as ``model.tokenizer``.
+
+        Raises:
+            RecipeError, PoolError: the recipe cannot be carried out, or a model is not the one it was made with.
+        """
+        return merged_model(self, pool or pool_of_recipe(self, trust_remote_code=trust_remote_code), device)
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        pool: Pool | None = None,
+        *,
+        max_shard_size: str | int = "5GB",
+        scores: Sequence[ScoreLine] = (),
+        device: str | torch.device = "cpu",
+        trust_remote_code: bool = False,
+    ) -> Path:
+        """Merge and write a model's folder, as `evomerge merge` does: weights, tokenizer, model card, recipe.
+
+        Args:
+            folder: new or empty.
+            pool: the source models; those that the recipe names are opened otherwise.
+            max_shard_size: of one file.
+            scores: rows of the card's table.
+            device: where to merge.
+            trust_remote_code: run code that the models bring along, where they are opened here.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputError: the folder is not empty or cannot be written, or the disk is too small.
+            RecipeError, PoolError: the recipe cannot be carried out, or a model is not the one it was made with.
+        """
+        size = byte_count(max_shard_size, "max_shard_size")
+        opened = pool or pool_of_recipe(self, trust_remote_code=trust_remote_code)
+        return write_model(self, opened, Path(folder), max_shard_bytes=size, scores=scores, device=device)
+
+    def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The recipe as YAML, also written to `path` where that is given; `evomerge.load_recipe` reads it back."""
+        text = dump_recipe(self)
+        if path is not None:
+            write_text_atomic(Path(path), text)
+        return text
+
+
+def load_recipe(source: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: a file, a run folder (its best recipe), or the YAML itself.
+
+    Raises:
+        RecipeError: there is no such file, or it is not a recipe; names the key.
+
+    >>> recipe = evomerge.load_recipe("recipe.yaml")
+    >>> [name for name, _ in recipe.models], recipe.dtype
+    (['base', 'math', 'lang'], 'float32')
+    """
+    if isinstance(source, str) and ("\n" in source or "evomerge_recipe:" in source):
+        return Recipe.of(recipe_in(source))
+    path = Path(source)
+    if path.is_dir():
+        folder = RunFolder.open(path)
+        path = folder.best_recipe
+        if not path.is_file():
+            raise RecipeError(f"the run {folder.path} has no best recipe", "a run whose winner is a recipe")
+    if not path.is_file():
+        raise RecipeError(f"there is no file or folder {path}", "a recipe file, a run folder, or the YAML itself")
+    return Recipe.of(read_recipe_file(path))

@@ -1,0 +1,124 @@
+"""Composing configurations with Hydra, and saying in one line what is wrong with one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from evomerge.config.schema import Config, register
+from evomerge.errors import ConfigError, EvomergeError, nearest
+from evomerge.utils.installation import conf_dir
+
+# Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
+_OPEN = ("pool.models", "search_space.parameters")
+_KEYS = frozenset(field.name for field in fields(Config))
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """The configuration that `evomerge search` would run with these overrides."""
+    register()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return cast(Config, compose("config", opened(overrides)))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explain(error, overrides) from error
+
+
+def opened(overrides: Sequence[str]) -> list[str]:
+    """The overrides with Hydra's "add or change" prefix where they set keys of an open mapping."""
+
+    def is_open(override: str) -> bool:
+        key, assigned, value = override.partition("=")
+        inside = key in _OPEN or key.startswith(tuple(f"{name}." for name in _OPEN))
+        known = key.partition(".")[0] in _KEYS  # others stay as they are, for Hydra to refuse
+        return bool(assigned) and (inside or (known and value.startswith("{")))
+
+    return [f"++{override}" if is_open(override) else override for override in overrides]
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
+    """One line for an error of Hydra or OmegaConf: what was given, what is allowed."""
+    if isinstance(error, EvomergeError):
+        return error
+    chain = [error, *_causes(error)]
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file or "").rpartition("/")
+        return ConfigError(f"{group}={option}: there is no such option", nearest(option, error.options))
+    if isinstance(error, OverrideParseException):
+        return ConfigError(*_unreadable(str(error.override), error.message.splitlines()[0], overrides))
+    if text.startswith("Error merging override"):
+        typed = _typed(text.removeprefix("Error merging override ").strip(), overrides)
+        reason = " ".join(str(chain[1]).split())[:200] if len(chain) > 1 else ""
+        if re.search(r"Key 'None'|KeyValidationError|null\s*:", f"{reason} {typed}"):
+            reason = "names are words: null, true and numbers are none; quote them, as in {'null': folder}"
+        return ConfigError(f"cannot apply the override {typed!r}", reason or "a value of the key's type")
+    missing_group = re.search(r"Could not override '([^']+)'\. No match in the defaults list", text)
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if missing_group or unknown:
+        key = str((missing_group or unknown)[1])  # type: ignore[index]  # one of the two matched
+        return ConfigError(f"there is no key {key!r}", _nearest_key(key, overrides), "see `evomerge search --cfg job`")
+    for cause in chain:
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            if "is not in struct" in str(cause) and isinstance(cause.parent_node, DictConfig):
+                prefix = cause.full_key.rpartition(".")[0]
+                known = [f"{prefix}.{name}" if prefix else str(name) for name in map(str, cause.parent_node)]
+                return ConfigError(f"there is no key {cause.full_key!r}", nearest(cause.full_key, known))
+            return ConfigError(f"{cause.full_key}: {str(cause).splitlines()[0]}")
+    return ConfigError(text[:500])
+
+
+def _typed(override: str, overrides: Sequence[str]) -> str:
+    """An override as it was typed, without the prefix that it was given for Hydra."""
+    bare = override.removeprefix("++")
+    return bare if bare in overrides else override
+
+
+def _unreadable(override: str, reason: str, overrides: Sequence[str]) -> tuple[str, str, str]:
+    """What is said of an override that Hydra's grammar does not take; its grammar has marks that paths have too."""
+    typed = _typed(override, overrides)
+    key, assigned, value = typed.partition("=")
+    if assigned and value and not re.search(r"""['"{}\[\]]""", value):
+        do = f"""a value with = , : or other marks needs quotes of its own: {key}='"{value}"'"""
+    else:
+        do = "write key=value, quoted as a whole; a text with = , : or other marks needs quotes of its own"
+    return f"cannot read the override {typed!r}", reason, do
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    following = error.__cause__ or error.__context__
+    return [following, *_causes(following)] if following else []
+
+
+def _nearest_key(key: str, overrides: Sequence[str]) -> str:
+    """The valid keys nearest to `key`, from the composition without the overrides that set single keys."""
+    groups = [o for o in overrides if "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
+    groups = [o for o in groups if not o.startswith("-")]
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = compose("config", groups)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return "see `evomerge search --help`"
+    parent = key.rpartition(".")[0]
+    node = OmegaConf.select(config, parent) if parent else config
+    if isinstance(node, DictConfig):
+        choices = [f"{parent}.{child}" if parent else str(child) for child in map(str, node)]
+        return nearest(key, choices)
+    return nearest(key, _all_keys(config))
+
+
+def _all_keys(node: Any, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name in node:
+        key = f"{prefix}{name}"
+        keys.append(key)
+        if isinstance(node, DictConfig) and OmegaConf.is_dict(node._get_node(name)):
+            keys += _all_keys(node[name], f"{key}.")
+    return keys

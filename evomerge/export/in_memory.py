@@ -1,0 +1,56 @@
+"""A recipe's model in memory: the one that transformers loads from the folder that `writer.write_model` writes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from evomerge.errors import PoolError, one_line
+from evomerge.export.config_json import merged_config
+from evomerge.export.writer import declared_tensors
+from evomerge.merge.execution.streaming import stream_slice
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident.loading import load_tokenizer, no_progress_bar
+from evomerge.models.architecture.layout import skeleton
+from evomerge.models.pool import Pool
+from evomerge.recipes.recipe import Recipe
+
+
+def merged_model(recipe: Recipe, pool: Pool, device: str | torch.device = "cpu") -> Any:
+    """Merge a recipe into a transformers model, in evaluation mode; nothing is written.
+
+    Args:
+        recipe: what to merge.
+        pool: the recipe's source models, open.
+        device: where slices are computed and the model is.
+
+    Returns:
+        The model; its attribute ``tokenizer`` is the tokenizer, ``None`` where the pool has none.
+
+    Raises:
+        RecipeError, PoolError: the recipe cannot be carried out with this pool.
+    """
+    plan = make_plan(recipe, pool)
+    declared = declared_tensors(plan, pool, recipe)
+    tensors = {tensor.name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device) for tensor in declared}
+    for entry in plan.slices:
+        for name, begin, piece in stream_slice(entry, pool, device):
+            tensors[name].view(-1)[begin : begin + piece.numel()] = piece
+    config = type(pool.config).from_dict(merged_config(recipe, pool))
+    folder = pool.folder(recipe.config_from)
+    try:
+        cls = type(skeleton(config, pool.trust_remote_code))
+        with no_progress_bar():
+            model = cls.from_pretrained(None, config=config, state_dict=tensors, dtype=config.dtype)  # type: ignore[attr-defined]
+        if (folder / "generation_config.json").is_file() and model.can_generate():
+            from transformers import GenerationConfig
+
+            model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    except PoolError:
+        raise
+    except Exception as error:  # transformers raises whatever the architecture's code raises
+        raise PoolError(f"transformers cannot load the merged model ({one_line(error)})") from error
+    model.tokenizer = load_tokenizer(replace(pool, tokenizer_from=recipe.tokenizer_from or recipe.config_from))
+    return model.to(device).eval()

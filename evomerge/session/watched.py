@@ -1,0 +1,67 @@
+"""Searches that somebody watches: cautions first, then the progress; for the command line and for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from evomerge.config.schema import Config
+from evomerge.report.plain_console import console, errors
+from evomerge.run.folder import RunFolder
+from evomerge.session.cautions import warn_settings
+from evomerge.session.parts import build_parts
+from evomerge.session.progress import Progress
+from evomerge.session.resume import open_run
+from evomerge.session.run import run
+
+
+def search(config: Config) -> RunFolder:
+    """Build and check the parts, warn, and search; returns the run folder.
+
+    Raises:
+        EvomergeError: the configuration, the models or the tasks cannot be used, or everything failed.
+        KeyboardInterrupt: a signal ended the search; `resume` goes on with it.
+    """
+    parts = build_parts(config)
+    warn_settings(config, parts)
+    with Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress:
+        return run(config, parts, [progress])
+
+
+def resume(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    trust: bool = False,
+    display: str | None = None,
+    say: Callable[[str], None] = console.print,
+) -> Config | None:
+    """Go on with a run where its ledger ends.
+
+    Args:
+        path: the run folder.
+        overrides: ``key=value``, of the keys that may change.
+        trust: run code of one's own that the run's configuration names.
+        display: instead of the run's own.
+        say: told how far the run was.
+
+    Returns:
+        The configuration; ``None`` where the run is finished and there was nothing to do.
+
+    Raises:
+        EvomergeError: there is no such run, or it cannot go on like this.
+        KeyboardInterrupt: as for `search`.
+    """
+    config, again = open_run(path, overrides, trust=trust)
+    if again.record.finished and again.record.first("started") and config.search.evaluations <= again.budget:
+        return None
+    parts = build_parts(config)
+    if parts.pool is not None:
+        again.check_pool(parts.pool.info)
+    say(f"{again.record.count('told', 'search')} evaluations are in the ledger")
+    shown = display or config.display
+    with Progress(str(path), config.search.evaluations, parts.evaluator, shown, again=True) as progress:
+        run(config, parts, [progress], again)
+    for change in again.changes:
+        errors.print(f"changed: {change}")
+    return config
