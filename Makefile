@@ -9,12 +9,13 @@ export TOKENIZERS_PARALLELISM ?= false
 # Without compiled files every process that imports torch and lm-eval takes three times as long, and tests start many.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check lint format docs bench clean
+.PHONY: help demo test test-rest test-all check lint format docs bench clean
 
 help:
 	@echo "make demo    set up, make the demo's models, search, print the result"
-	@echo "make test    set up and run all tests, the installed wheel included"
-	@echo "make check   ruff, mypy, import-linter and all tests"
+	@echo "make test    set up and run the tests of every package, the installed wheel and a whole search included"
+	@echo "make test-all  these and the second tier: kills, clusters, other tools beside ours, browsers"
+	@echo "make check   ruff, mypy, import-linter, circles of imports and all tests"
 	@echo "make docs    the documentation, into docs/_build/html"
 	@echo "make bench   the benchmarks"
 	@echo "make clean   remove the environment, the demo's models and its runs"
@@ -41,16 +42,25 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 demo: $(VENV)/.user
 	$(BIN)/evomerge demo
 
-test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-check: lint test
+test: $(VENV)/.dev
+	$(PYTEST) -m "not slow"
+
+test-rest: $(VENV)/.dev
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/.dev
+	$(PYTEST)
+
+check: lint test-all
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_layout.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -42,6 +42,7 @@ def test_the_run_folder_holds_everything(finished_run: Path) -> None:
     assert sum(e["event"] == "told" for e in events) == 4 + 12 + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "suffix"), [("search", ""), ("held_out", "_held_out")])
 def test_the_stock_command_prints_the_same_scores(
     finished_run: Path, merged: Path, quick_pool: Path, tmp_path: Path, split: str, suffix: str

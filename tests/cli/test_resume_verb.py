@@ -36,6 +36,7 @@ def last_event(run: Path) -> dict:
     return list(read_ledger(RunFolder(run)))[-1]
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_search_and_resume_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for number, (sent, status) in enumerate([(signal.SIGINT, 130), (signal.SIGTERM, 143)]):

@@ -24,6 +24,8 @@ from stand_ins import SMALL, TASKS, Made, Place
 from evomerge.cli.main import main
 from evomerge.demo.pool import make_demo_pool
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = {
     "cd": "a folder of the reader's",
     "git": "the network",
@@ -34,7 +36,7 @@ ELSEWHERE = {
     "pytest": "a test; its file must be there",
     **dict.fromkeys(
         ("sbatch", "srun", "scancel", "squeue", "ray", "kubectl", "helm", "ssh"),
-        "a cluster; tests/test_launchers.py runs the scripts",
+        "a cluster; tests/project/test_launchers.py runs the scripts",
     ),
 }
 """Programs that are not evomerge's, and why they are not run here."""

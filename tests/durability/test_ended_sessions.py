@@ -18,6 +18,8 @@ from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import LedgerError
 
+pytestmark = pytest.mark.slow
+
 PLAN = Plan("cma_es", checkpoint=7)
 
 

@@ -8,6 +8,8 @@ from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.record import Record
 
+pytestmark = pytest.mark.slow
+
 PLANS = {
     "cma_es by generations": (Plan("cma_es"), 4),
     "random, three in flight": (Plan("random", in_flight=3, slots=3), 2),

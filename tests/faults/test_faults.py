@@ -14,6 +14,8 @@ from evomerge.recipes.yaml_reader import load_recipe
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import canonical_events, read_ledger
 
+pytestmark = pytest.mark.slow
+
 BASELINES, EVALUATIONS = 3, 14
 Run = Callable[..., int]
 

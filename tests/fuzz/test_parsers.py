@@ -21,6 +21,8 @@ from scripts import fuzz
 from scripts.fuzz_mutations import mutate_bytes, mutate_value
 from scripts.fuzz_parsers import PARSERS, Parser
 
+pytestmark = pytest.mark.slow
+
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 SCALARS = (

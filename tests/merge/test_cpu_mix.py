@@ -56,6 +56,7 @@ def test_the_same_bits_as_torch(seed: int, count: int, shift: int) -> None:
     assert all(torch.equal(x, copy) for x, copy in zip((*case.inputs, case.base), copies, strict=True))
 
 
+@pytest.mark.slow
 @MANY
 @given(
     seed=st.integers(0, 2**32),
@@ -79,6 +80,7 @@ def test_the_same_bits_however_the_work_is_split(seed: int, count: int, ends: li
     assert torch.equal(out, by_torch(case))
 
 
+@pytest.mark.slow
 @MANY
 @given(seed=st.integers(0, 2**32), size=st.integers(1, 3 * BLOCK), stream=st.booleans())
 def test_the_same_bits_in_pieces(seed: int, size: int, stream: bool) -> None:

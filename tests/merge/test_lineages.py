@@ -63,6 +63,7 @@ def evolve(pool: Pool, resident: Resident, evaluations: int, **options: Any) -> 
     return best[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"split": "element", "chromosomes": [["attn"], ["mlp"]]}, {"method": "linear"}],

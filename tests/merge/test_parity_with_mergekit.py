@@ -23,6 +23,8 @@ from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
 
+pytestmark = pytest.mark.slow
+
 mergekit_config = pytest.importorskip("mergekit.config")
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 300, "num_hidden_layers": 3}
 

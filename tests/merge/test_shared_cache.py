@@ -288,6 +288,7 @@ def test_coming_and_going_at_once(folder: Path) -> None:
     assert list(folder.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_processes_never_see_a_file_that_is_not_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = 300_000  # some ten of forty files
     context = multiprocessing.get_context("spawn")

@@ -20,6 +20,8 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe
 from search_spaces.lineage import LineageSpace
 
+pytestmark = pytest.mark.slow
+
 Llamas = Callable[..., dict[str, Path]]
 
 CASES: dict[str, tuple[torch.dtype, dict[str, Any]]] = {

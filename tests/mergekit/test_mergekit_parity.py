@@ -22,6 +22,8 @@ from evomerge.recipes.method_spec import Scalar
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
+pytestmark = pytest.mark.slow
+
 Llamas = Callable[..., dict[str, Path]]
 Merged = tuple[Recipe, Pool, Path]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -17,6 +17,8 @@ from evomerge.mergekit.reader import read_mergekit
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.opening import open_pool
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "slices, gradients, filters": """
 merge_method: ties

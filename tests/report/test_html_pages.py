@@ -15,6 +15,8 @@ from evomerge.report.html.report import write_report
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger_file import encode
 
+pytestmark = pytest.mark.slow
+
 RUNS = {
     "parameter space": report_runs.parameter_run,
     "data flow": report_runs.path_run,
