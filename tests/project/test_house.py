@@ -1,0 +1,77 @@
+"""What holds for the whole tree: declared dependencies, one vocabulary."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("evomerge", "search_spaces", "fitness")
+DISTRIBUTIONS = {
+    "hydra": "hydra-core",
+    "huggingface_hub": "huggingface-hub",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "mlflow": "mlflow-skinny",
+    "optuna_dashboard": "optuna-dashboard",
+}
+"""By module, where the names differ."""
+
+OLD_WORDS = (
+    *("Course", "Flight", "Seat", "Seats", "guilty", "_hungry_since", "Shell", "Shells", "held_as", "Tally", "Keeper"),
+    *("Saver", "forgetful", "Warmth", "Hops"),
+)
+"""Names that told a practitioner nothing, and have others now."""
+
+
+def files() -> list[Path]:
+    return [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Modules that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [
+        *project["dependencies"],
+        *(entry for extra in project["optional-dependencies"].values() for entry in extra),
+    ]
+    declared = {re.split(r"[\[<>=!~ ;]", entry)[0].lower() for entry in listed}
+    used = {module.partition(".")[0] for file in files() for module in imported(file)}
+    foreign = used - set(sys.stdlib_module_names) - set(PACKAGES)
+    missing = {module for module in foreign if DISTRIBUTIONS.get(module, module).lower() not in declared}
+    assert not missing
+
+
+def names(tree: ast.AST) -> Iterator[str]:
+    """Everything that a file gives a name to, or names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg | ast.keyword) and node.arg:
+            yield node.arg
+
+
+def test_names_are_those_of_the_field() -> None:
+    found = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in [*files(), *sorted((ROOT / "scripts").glob("*.py"))]
+        for name in names(ast.parse(file.read_text(encoding="utf-8")))
+        if name in OLD_WORDS
+    }
+    assert not found
