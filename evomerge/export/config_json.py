@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from evomerge.models.checkpoints.weight_files import NAMES_FILES
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 
@@ -54,8 +55,8 @@ def _lists(recipe: Recipe, pool: Pool, model: str) -> dict[str, list[Any]]:
 
 
 def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """A copy of a config.json that says `dtype`, also in its parts, and not where the model came from."""
-    result = {key: value for key, value in config.items() if key != "_name_or_path"}
+    """A copy of a config.json that says `dtype`, also in its parts, and not where the model or its weights lie."""
+    result = {key: value for key, value in config.items() if key not in ("_name_or_path", *NAMES_FILES)}
     for key, value in result.items():
         if isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value):
             result[key] = with_dtype(value, dtype)

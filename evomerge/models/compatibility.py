@@ -171,7 +171,7 @@ def tensor_problems(
 def tied_problems(name: str, checkpoint: Checkpoint, match: NameMatch) -> Iterator[PoolError]:
     """Errors for weights that the configuration ties but that the checkpoint stores twice with different values."""
     for duplicate, kept in match.duplicates.items():
-        if checkpoint.sample(duplicate) != checkpoint.sample(kept):
+        if not checkpoint.same(duplicate, kept):
             yield PoolError(
                 f"model {name!r} stores different values in {kept!r} and {duplicate!r}, which its config.json ties",
                 "",

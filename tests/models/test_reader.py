@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,7 @@ def test_index_may_not_leave_the_folder(folder: Path) -> None:
 
 
 def test_index_without_a_map_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(PoolError, match="no weight_map"):
         Checkpoint(folder)
@@ -168,6 +170,7 @@ def test_file_that_is_gone_or_replaced_is_refused_when_read(folder: Path) -> Non
 
 
 def test_index_without_tensors_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     with pytest.raises(PoolError, match=r"index\.json names no tensors"):
         Checkpoint(folder)
@@ -262,3 +265,56 @@ def test_large_tensors_are_sampled_at_start_middle_and_end(folder: Path, element
     tensor[element] = 1
     save_file({"a": tensor}, folder / "model.safetensors")
     assert (Checkpoint(folder).fingerprint() != before) == seen
+
+
+def test_the_single_file_before_an_index_as_transformers_reads(folder: Path) -> None:
+    single = (folder / "model.safetensors").read_bytes()
+    shard(folder)
+    (folder / "model.safetensors").write_bytes(single)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the same model twice: nothing to say
+        assert {info.file.name for info in Checkpoint(folder).tensors.values()} == {"model.safetensors"}
+    tensors = load_file(folder / "model.safetensors")
+    big = torch.zeros(40_000)
+    save_file({**tensors, "e.weight": big}, folder / "model.safetensors")
+    with pytest.warns(UserWarning, match="holds two models: model.safetensors and the shards of"):
+        Checkpoint(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()  # as save_pretrained leaves it
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "e.weight" in Checkpoint(folder).tensors
+
+
+def test_two_models_that_differ_in_one_value_of_a_large_tensor(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    one, other = torch.zeros(5_000_000), torch.zeros(5_000_000)
+    other[4_600_003] = 1.0  # in the second piece, outside all samples
+    save_file({"w": one}, tmp_path / "model.safetensors")
+    save_file({"w": other}, tmp_path / "part.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "part.safetensors"}}))
+    with pytest.warns(UserWarning, match="holds two models"):
+        checkpoint = Checkpoint(tmp_path)
+    assert torch.equal(checkpoint.read("w"), one)
+
+
+def test_the_file_that_the_configuration_names(folder: Path) -> None:
+    save_file({"a.weight": torch.ones(2)}, folder / "ema.safetensors")
+    config = {"model_type": "llama", "transformers_weights": "ema.safetensors"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert torch.equal(Checkpoint(folder).read("a.weight"), torch.ones(2))
+    (folder / "ema.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": "ema.safetensors"}}))
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "ema.safetensors.index.json"}))
+    assert torch.equal(Checkpoint(folder).read("a.weight"), torch.ones(2))
+    for name in ("../x.safetensors", "/x.safetensors", "x.safetensors", "x.bin", 3, "x" * 300 + ".safetensors"):
+        (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": name}))
+        with pytest.raises(PoolError, match="has transformers_weights"):
+            Checkpoint(folder)
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+def test_gguf(tmp_path: Path, with_config: bool) -> None:
+    (tmp_path / "llama-q4.gguf").write_bytes(b"GGUF")
+    if with_config:
+        (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(PoolError, match=r"GGUF files \(llama-q4.gguf\).*gguf_file='llama-q4.gguf'\)\.save_pretrained"):
+        Checkpoint(tmp_path)

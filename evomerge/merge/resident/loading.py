@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from evomerge.errors import PoolError
 from evomerge.merge.execution.engine import TORCH_DTYPES
-from evomerge.models.architecture.layout import model_class
+from evomerge.merge.planning.slice_plan import SlicePlan
+from evomerge.merge.resident.module_slices import ModuleSlice
+from evomerge.models.architecture.layout import skeleton
 from evomerge.models.compatibility import has_tokenizer
 from evomerge.models.pool import Pool
 
 
 def load_module(pool: Pool, attn_implementation: str | None, device_map: str | None = None) -> Any:
-    """The model as `from_pretrained` loads it, in evaluation mode, its weights in memory of its own.
+    """The model that gives the pool's configuration, in evaluation mode, its weights in memory of its own.
+
+    transformers builds it and is given the tensors that the pool's layout has, as the pool reads them: whatever else
+    lies in the folder (a second set of weights, stored buffers, a head that is tied, an adapter) is not loaded.
 
     Args:
         pool: the source models.
@@ -26,40 +31,70 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: str | N
     Raises:
         PoolError: transformers cannot load the model.
     """
-    folder = str(pool.folder(pool.info.config_from))
-    options = {"attn_implementation": attn_implementation, "device_map": device_map}
-    options = {name: value for name, value in options.items() if value}
-    try:
-        with no_progress_bar():
-            module = model_class(pool.config, pool.trust_remote_code).from_pretrained(
-                folder,
-                dtype=TORCH_DTYPES[pool.info.dtype],
-                trust_remote_code=pool.trust_remote_code,
-                use_safetensors=True,
-                **options,
-            )
-    except Exception as error:  # transformers raises whatever the architecture's code raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PoolError(f"transformers cannot load {folder} ({reason})") from error
-    module.eval()
-    for parameter in module.parameters():
-        # Loading may leave them as views of the mapped file, or of larger storages.
-        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-    return module
-
-
-@contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Let transformers load without a bar of its own."""
     from transformers.utils import logging
 
+    name = pool.info.config_from
+    folder = str(pool.folder(name))
+    options = {"attn_implementation": attn_implementation, "device_map": device_map}
+    options = {option: value for option, value in options.items() if value}
+    cls = type(skeleton(pool.config, pool.trust_remote_code))
+    dtype = TORCH_DTYPES[pool.info.dtype]
+    # Copies: transformers makes parameters of the very tensors, and the pool's are mapped.
+    tensors = {
+        tensor: pool.read(name, tensor).to(dtype if pool.is_merged(tensor) else None, copy=True)
+        for tensor in pool.layout.parameters
+    }
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        module = cls.from_pretrained(  # type: ignore[attr-defined]
+            None,
+            config=deepcopy(pool.config),
+            state_dict=tensors,
+            dtype=dtype,
+            **options,
+        )
+        module.name_or_path = module.config.name_or_path = folder
+        _set_generation(module, folder)
+    except Exception as error:  # transformers raises whatever the architecture's code raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PoolError(f"transformers cannot load {folder} ({reason})") from error
     finally:
         if shown:
             logging.enable_progress_bar()
+    module.eval()
+    for parameter in module.parameters():
+        # Loading may leave them as views of larger storages.
+        if parameter.untyped_storage().nbytes() != parameter.nbytes or not parameter.is_contiguous():
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    return module
+
+
+def _set_generation(module: Any, folder: str) -> None:
+    """Give a model the generation settings that lie beside its weights, where there are any."""
+    from transformers import GenerationConfig
+
+    if Path(folder, "generation_config.json").is_file() and module.can_generate():
+        module.generation_config = GenerationConfig.from_pretrained(folder)
+
+
+def holds(pool: Pool, entry: SlicePlan, place: ModuleSlice) -> bool:
+    """Whether a slice of the loaded module is, bit for bit, what the pool reads for the model it was loaded from.
+
+    Args:
+        pool: the source models.
+        entry: the slice's plan, of the model that gives the configuration alone.
+        place: the module's slice.
+    """
+    own = place.own()
+    if any(tensor.is_meta for tensor in own):
+        return False
+    memory = [torch.empty_like(tensor) for tensor in own]
+    out = place.out(entry.tensors, memory)
+    for name, tensor in out.items():
+        tensor.copy_(pool.read(pool.info.config_from, name))
+    place.settle(out, memory)
+    return all(torch.equal(one, other) for one, other in zip(memory, own, strict=True))
 
 
 def load_tokenizer(pool: Pool) -> Any:

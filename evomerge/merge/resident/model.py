@@ -19,7 +19,7 @@ from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan, SlicePlan, canonical_slice, origin_of
 from evomerge.merge.resident.layer_slots import LayerSlots
 from evomerge.merge.resident.live_slices import LiveSlices
-from evomerge.merge.resident.loading import load_module, load_tokenizer
+from evomerge.merge.resident.loading import holds, load_module, load_tokenizer
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.merge.resident.module_slices import ModuleSlice, ModuleSlices
 from evomerge.merge.resident.spread import SPREAD, anywhere, load_spread, moved, put, require_own_order
@@ -38,8 +38,8 @@ BATCH = 1 << 26
 class Resident:
     """One transformers model in memory that is moved from plan to plan, of any number of layers.
 
-    It is loaded by `from_pretrained` from the model that gives the pool's configuration, so that buffers,
-    attention implementation and generation settings are those of an ordinary load. Slices are never written in place:
+    It begins as the model that gives the pool's configuration (see `loading`), so that computed buffers, attention
+    implementation and generation settings are those of an ordinary load; its weights all come through plans. Slices are never written in place:
     a changed slice gets memory of its own and what it replaces goes into the cache, so that neither keeping nor
     fetching a slice moves a byte. Layers of a path are slots (see `slots`) that point to the tensors of the source
     layers, and what they add to the residual stream is scaled on its way; merged slices that repeat are held once.
@@ -95,13 +95,12 @@ class Resident:
         self._live = LiveSlices(self._memory)
         self._references: dict[str, Merged] = {}
         own = make_plan(pool.info.linear({pool.info.config_from: 1.0}), pool)
-        given, stored = pool.checkpoints[pool.info.config_from], pool.stored[pool.info.config_from]
         for entry in own.slices:
             place = self._own()[entry.slice]
-            # A tensor that the module keeps in another dtype is not what merging the same model would give it; nor is
-            # one that an adapter changes, which the module was loaded without.
+            # A tensor that the module keeps in another dtype is not what merging the same model would give it; and
+            # whatever loading made of a slice, only what is the plan's bit for bit is taken for it.
             same = all(dtype == self.model.dtype for _, dtype in place.shapes)
-            if same and not any(stored[name] in given.changed for name in entry.tensors):
+            if same and holds(pool, entry, place):
                 place.key = put(entry, place, self.model.device).key
                 self._live.claim(place.key, place.held)
 

@@ -202,13 +202,14 @@ def _check_tied(adapter: Adapter, target: str, changes: list[Change], uses: int)
     PEFT trains a copy of a tied tensor, or adds to one use of it, unless it is told to tie the copies: the result
     is no model of this configuration.
     """
-    if adapter.tied_together:
-        return
     wholes = [change.replacement for change in changes if change.a is None and change.replacement]
+    alike = all(adapter.same(wholes[0], name) for name in wholes[1:])
+    if adapter.tied_together and alike:
+        return
     if len(wholes) == len(changes):
         if len(wholes) == 1 and not adapter.is_saved(changes[0].module):
             return  # a copy of the base's embeddings, as PEFT saves them when the vocabulary has grown
-        if len(wholes) == uses and len({adapter.sample(name) for name in wholes}) == 1:
+        if len(wholes) == uses and alike:
             return
     raise _misfit(
         adapter,

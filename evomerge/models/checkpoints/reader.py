@@ -16,11 +16,9 @@ import torch
 
 from evomerge.errors import PoolError
 from evomerge.models.checkpoints.headers import STORED_DTYPES, TensorInfo, read_header, read_json
+from evomerge.models.checkpoints.weight_files import gguf_problem, read_headers, same_bytes
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _SAMPLE = 4096
-_LONGEST_NAME = 255
 
 
 class TensorFiles:
@@ -76,7 +74,7 @@ class TensorFiles:
         try:
             size = os.stat(info.file).st_size
             if size >= end and info.file not in self._maps:
-                if read_header(info.file).get(name) != info:
+                if read_header(info.file).get(info.name) != info:
                     raise PoolError("its file has another header than when it was opened")
                 self._maps[info.file] = mapped(info.file)
             tensor = _tensor(self._maps[info.file], info) if size >= end else None
@@ -109,6 +107,10 @@ class TensorFiles:
         except OSError as error:
             raise PoolError(f"{info.file}: tensor {name!r} cannot be read ({error.strerror})") from error
 
+    def same(self, name: str, other: str) -> bool:
+        """Whether two tensors are stored the same bit for bit: all of them is compared, in bounded memory."""
+        return same_bytes(self.tensors[name], self.tensors[other])
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor by name."""
@@ -122,7 +124,9 @@ class TensorFiles:
     def fingerprint(self) -> str:
         """``sha256:...`` of the configuration, the headers and a sample of every tensor's bytes.
 
-        A `sample` is enough to tell any two trained models apart at the cost of a few pages per tensor. The
+        Covered are names, shapes, dtypes, all bytes of tensors up to 12288 bytes and three times 4096 bytes of larger
+        ones: training, which changes all weights, always shows, at the cost of a few pages per tensor. Not covered
+        are the bytes in between (a few edited rows of the embeddings, say), the tokenizer and other files. The
         fingerprint does not depend on how tensors are spread over files, nor on the version that saved them.
         """
         return self._fingerprint
@@ -160,8 +164,11 @@ class Checkpoint(TensorFiles):
                 "an adapter is folded into its base model",
                 "write the two as base+adapter",
             )
+        gguf = None if (folder / "config.json").exists() else gguf_problem(folder)
+        if gguf is not None:
+            raise gguf
         config = read_json(folder / "config.json", "the model's configuration")
-        super().__init__(folder, config, _read_headers(folder))
+        super().__init__(folder, config, read_headers(folder, config))
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -206,70 +213,3 @@ def _tensor(content: mmap.mmap, info: TensorInfo) -> torch.Tensor:
     if info.start % dtype.itemsize:  # files need not be aligned, compiled kernels may: the odd tensor is copied
         raw = raw.clone()
     return raw.view(dtype).view(info.shape)
-
-
-def _read_headers(folder: Path) -> dict[str, TensorInfo]:
-    """The tensors of a checkpoint folder from its files' headers."""
-    index = folder / _INDEX
-    if index.exists():
-        return _read_sharded(folder, index)
-    files = sorted(folder.glob("*.safetensors"))
-    if (folder / _SINGLE) in files:
-        files = [folder / _SINGLE]
-    if len(files) == 1:
-        return read_header(files[0])
-    if files:
-        raise PoolError(
-            f"{folder} has {len(files)} safetensors files and neither {_SINGLE} nor {_INDEX}",
-            "one file, or shards with their index",
-            "save the model again with save_pretrained",
-        )
-    pickled = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
-    if pickled:
-        raise PoolError(
-            f"{folder} has no safetensors, only {pickled[0]}"
-            + (f" and {len(pickled) - 1} more" if pickled[1:] else ""),
-            "pickled weights can run code when read, so they are not opened",
-            "convert them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",
-        )
-    raise PoolError(f"{folder} has no safetensors files", "a model's folder holds config.json and *.safetensors")
-
-
-def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
-    """The tensors of all shards; every tensor and shard that the index names must be there."""
-    weight_map = read_json(index, "the shards' index", unique=True).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise PoolError(f"{index} has no weight_map", "tensor names with the shard that holds each")
-    if not weight_map:
-        raise PoolError(f"{index} names no tensors", "tensor names with the shard that holds each", "download it again")
-    found: dict[str, TensorInfo] = {}
-    headers: dict[str, dict[str, TensorInfo]] = {}
-    for name, shard in weight_map.items():
-        if shard not in headers:
-            path = folder / shard
-            if Path(shard).is_absolute() or ".." in Path(shard).parts:
-                raise PoolError(
-                    f"{index}: tensor {name!r} lies outside the folder ({shard})", "a file beside the index"
-                )
-            if len(shard) > _LONGEST_NAME or not path.is_file():
-                raise PoolError(
-                    f"{folder} has no shard {shard[:_LONGEST_NAME]}, which {_INDEX} names for tensor {name!r}",
-                    f"{len(set(weight_map.values()))} shards",
-                    "download the missing shard",
-                )
-            headers[shard] = read_header(path)
-        if name not in headers[shard]:
-            raise PoolError(
-                f"{folder / shard} lacks tensor {name!r}, which {_INDEX} places there", "", "download both again"
-            )
-        found[name] = headers[shard][name]
-    for shard, header in headers.items():  # transformers loads what the shards hold, listed or not
-        for name, info in header.items():
-            other = found.setdefault(name, info)
-            if other.file != info.file:
-                raise PoolError(
-                    f"{folder} has tensor {name!r} in {other.file.name} and in {shard}",
-                    "every tensor in one shard",
-                    "save the model again with save_pretrained",
-                )
-    return found
