@@ -71,6 +71,18 @@ def nearest(name: str, choices: Iterable[str], limit: int = 5) -> str:
     return f"did you mean {close[0]!r}? (one of: {shown})" if close else f"one of: {shown}"
 
 
+def reason_of(error: BaseException, longest: int = 300) -> str:
+    """What an exception of a library says, in one line of at most `longest` characters; its class if it says nothing.
+
+    Where the message is only a key or a value, the class is said as well.
+    """
+    text = " ".join(str(error).split())
+    text = text if len(text) <= longest else text[: longest - 3] + "..."
+    if isinstance(error, KeyError | IndexError | AttributeError | AssertionError | RecursionError) or not text:
+        return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text
+
+
 def one_line(error: BaseException) -> str:
     """The error in one line; where it was raised too, unless it is evomerge's own and says what is wrong."""
     text = " ".join(str(error).split()) or "no message"

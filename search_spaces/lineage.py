@@ -150,7 +150,8 @@ class LineageSpace:
             for slice_, cuts in chromosome.cut(split).items():
                 slices.append(self._slice(slice_, names, mix, cuts))
         info = self._pool
-        return Recipe(info.refs, tuple(slices), info.dtype, info.config_from, intermediates=tuple(stages.items()))
+        own = tuple(stages.items())
+        return Recipe(info.refs, tuple(slices), info.dtype, info.config_from, 0, own, info.tokenizer_from)
 
     def _slice(self, slice_: SliceId, names: list[str], mix: float, cuts: tuple[float, ...]) -> SliceRecipe:
         """One slice, of whose tensors the shares `cuts` come before the split; one share where they are equal."""
@@ -190,7 +191,8 @@ class LineageSpace:
             slices.append(self._weighted(slice_, each))
         stages = {name: stage for name, stage in self._stages.items() if any(name in _inputs(s) for s in slices)}
         info = self._pool
-        return Recipe(info.refs, tuple(slices), info.dtype, info.config_from, intermediates=tuple(stages.items()))
+        own = tuple(stages.items())
+        return Recipe(info.refs, tuple(slices), info.dtype, info.config_from, 0, own, info.tokenizer_from)
 
     def _weighted(self, slice_: SliceId, weights: Mapping[str, Value]) -> SliceRecipe:
         inputs = tuple(Input(name, None, (("weight", weight),)) for name, weight in weights.items())

@@ -124,7 +124,8 @@ class PathPool:
         own: tuple[tuple[str, Recipe], ...] = ()
         if self.winner is not None and any(source.model == self.winner[0] for e in entries for source in _sources(e)):
             own = (self.winner,)
-        return Recipe(self.info.refs, entries, self.info.dtype, self.info.config_from, seed, own)
+        info = self.info
+        return Recipe(info.refs, entries, info.dtype, info.config_from, seed, own, info.tokenizer_from)
 
 
 def _sources(entry: SliceRecipe) -> tuple[Input, ...]:

@@ -25,6 +25,8 @@ class PoolConfig:
         root: folder that relative locations start from.
         dtype: dtype of the merged models; ``auto`` takes the base's (or the first source's).
         trust_remote_code: run code that a checkpoint brings along.
+        tokenizer_from: the model whose tokenizer the results take, where models' tokenizers differ and that is meant;
+            ``None`` refuses models whose tokenizers differ.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -32,6 +34,7 @@ class PoolConfig:
     root: str | None = None
     dtype: str = "auto"
     trust_remote_code: bool = False
+    tokenizer_from: str | None = None
 
 
 @dataclass

@@ -15,6 +15,8 @@ def merged_config(recipe: Recipe, pool: Pool) -> dict[str, Any]:
     Lists with an entry per layer (``layer_types``) follow the layers to where they are put.
     """
     config = with_dtype(pool.checkpoints[recipe.config_from].config, recipe.dtype)
+    if pool.tied is not None:
+        config = _with_tie(config, pool.tied)
     found = origins(recipe)
     path = [found[layer] for layer in range(len(found))]
     text = pool.config.get_text_config()
@@ -64,6 +66,13 @@ def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     for key in [key for key in ("dtype", "torch_dtype") if key in result] or ["dtype"]:
         result[key] = dtype
     return result
+
+
+def _with_tie(config: dict[str, Any], tied: bool) -> dict[str, Any]:
+    """A copy of a config.json that ties head and embeddings or does not, also in the parts that say so."""
+    key = "tie_word_embeddings"
+    parts = {k: v | {key: tied} if isinstance(v, dict) and key in v else v for k, v in config.items()}
+    return parts | {key: tied}
 
 
 def with_layers(config: dict[str, Any], key: str, lists: dict[str, list[Any]], layers: int) -> dict[str, Any]:

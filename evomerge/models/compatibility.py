@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from evomerge.errors import PoolError
 from evomerge.models.architecture.layout import Layout
 from evomerge.models.architecture.names import NameMatch
-from evomerge.models.checkpoints.headers import FLOAT_DTYPES, read_json
+from evomerge.models.architecture.rotary import rotary_of
+from evomerge.models.checkpoints.headers import FLOAT_DTYPES
 from evomerge.models.checkpoints.reader import Checkpoint
 
 # Configuration keys that do not change what a model computes from its weights, or that are compared
@@ -26,19 +26,10 @@ _IMMATERIAL = re.compile(
     re.VERBOSE,
 )
 
+_ROTARY = re.compile(r"(^|\.)(rope_parameters|rope_scaling|rope_theta|original_max_position_embeddings)(\.|$)")
+
 _COUNT = re.compile(r"(num|n)_.*(layers?|experts?|blocks?)|.*_layers|.*_depth")
 _FEW = 1024  # of these, a model without weights is built in no time
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
-)
 
 
 def check_counts(config: Any, tensors: int) -> None:
@@ -82,26 +73,39 @@ def config_problems(
     Models may differ in depth: then lists with an entry per layer differ as well.
     """
     own, wanted = _flat(config.to_dict()), _flat(reference_config.to_dict())
-    if _depth(config) != _depth(reference_config):
+    rotary, reference_rotary = rotary_of(config), rotary_of(reference_config)
+    same_rotary = rotary is not None and rotary == reference_rotary
+    other_rotary = rotary is not None and reference_rotary is not None and not same_rotary
+    if depth_of(config) != depth_of(reference_config):
         own, wanted = _without_depth(config, own), _without_depth(reference_config, wanted)
     for key in sorted(own.keys() | wanted.keys()):
         leaf, root = key.rpartition(".")[2], key.partition(".")[0]
-        if _IMMATERIAL.fullmatch(leaf) or _IMMATERIAL.fullmatch(root) or not ignored.isdisjoint((key, leaf, root)):
+        if same_rotary and _ROTARY.search(key):  # spelled otherwise
             continue
-        if own.get(key) != wanted.get(key):
+        is_length = leaf.endswith("max_position_embeddings")
+        if is_length and other_rotary and ignored.isdisjoint((key, leaf, root)) and own.get(key) != wanted.get(key):
+            yield PoolError(
+                f"model {name!r} has {key} {own.get(key)} in config.json, {reference!r} has {wanted.get(key)}",
+                "their rotary embeddings scale with it: models that compute differently from the same weights cannot "
+                "be merged",
+            )
+        elif _IMMATERIAL.fullmatch(leaf) or _IMMATERIAL.fullmatch(root) or not ignored.isdisjoint((key, leaf, root)):
+            continue
+        elif own.get(key) != wanted.get(key):
             yield PoolError(
                 f"model {name!r} has {key} {own.get(key)} in config.json, {reference!r} has {wanted.get(key)}",
                 "models that compute differently from the same weights cannot be merged",
             )
 
 
-def _depth(config: Any) -> Any:
+def depth_of(config: Any) -> Any:
+    """The number of layers that a configuration gives, ``None`` where it gives none."""
     return getattr(config.get_text_config(), "num_hidden_layers", None)
 
 
 def _without_depth(config: Any, content: Mapping[str, Any]) -> dict[str, Any]:
     """Flat configuration keys without the number of layers and what there is of each."""
-    text, depth = config.get_text_config(), _depth(config)
+    text, depth = config.get_text_config(), depth_of(config)
     number = type(text).attribute_map.get("num_hidden_layers", "num_hidden_layers")
     return {
         key: value
@@ -177,71 +181,3 @@ def tied_problems(name: str, checkpoint: Checkpoint, match: NameMatch) -> Iterat
                 "",
                 "set tie_word_embeddings to false in its config.json if the two are meant to differ",
             )
-
-
-def vocabulary_problem(name: str, folder: Path, reference: str, reference_folder: Path) -> PoolError | None:
-    """The error for a tokenizer that maps tokens to other ids than the reference's, naming the first token.
-
-    Models without tokenizer files are not compared.
-    """
-    if not has_tokenizer(folder) or not has_tokenizer(reference_folder) or _same_files(folder, reference_folder):
-        return None
-    own, merges = read_vocabulary(folder)
-    wanted, wanted_merges = read_vocabulary(reference_folder)
-    only_own = sorted(own.items() - wanted.items(), key=lambda item: (item[1], item[0]))
-    only_wanted = sorted(wanted.items() - own.items(), key=lambda item: (item[1], item[0]))
-    allowed = "all models of a pool share one tokenizer"
-    if only_own or only_wanted:
-        token, _ = min(only_own[:1] + only_wanted[:1], key=lambda item: (item[1], item[0]))
-
-        def place(vocabulary: Mapping[str, int]) -> str:
-            return f"id {vocabulary[token]}" if token in vocabulary else "no id"
-
-        return PoolError(
-            f"tokenizers differ: token {token!r} has {place(own)} in model {name!r}, {place(wanted)} in {reference!r}",
-            allowed,
-        )
-    if merges is not None and wanted_merges is not None and merges != wanted_merges:
-        return PoolError(f"tokenizers differ: {name!r} joins tokens by other merge rules than {reference!r}", allowed)
-    return None
-
-
-def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str] | None]:
-    """Token -> id of a folder's tokenizer, and its merge rules where it has any.
-
-    Raises:
-        PoolError: the tokenizer's files cannot be read.
-    """
-    path = folder / "tokenizer.json"
-    try:
-        if path.is_file():
-            content = read_json(path, "the tokenizer")
-            vocabulary = content["model"]["vocab"]
-            if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of ids
-                vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
-            added = {entry["content"]: int(entry["id"]) for entry in content.get("added_tokens") or ()}
-            merges = content["model"].get("merges")
-            rules = None if merges is None else [m if isinstance(m, str) else " ".join(m) for m in merges]
-            return {**vocabulary, **added}, rules
-        from transformers import AutoTokenizer
-
-        return dict(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).get_vocab()), None
-    except Exception as error:  # tokenizer classes raise whatever their backends raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PoolError(f"the tokenizer in {folder} cannot be read ({reason})", "", "save it again") from error
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer."""
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
-
-
-def _same_files(folder: Path, other: Path) -> bool:
-    """Whether both folders' tokenizer files are the same, byte for byte."""
-    for name in _TOKENIZER_FILES:
-        a, b = folder / name, other / name
-        if a.is_file() != b.is_file():
-            return False
-        if a.is_file() and (a.stat().st_size != b.stat().st_size or a.read_bytes() != b.read_bytes()):
-            return False
-    return True

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import ConfigError, PoolError, nearest
+from evomerge.errors import ConfigError, EvomergeError, PoolError, nearest, reason_of
 from evomerge.models import compatibility
-from evomerge.models.architecture.layout import Layout, layout_from, name_problems, skeleton
-from evomerge.models.architecture.names import NameMatch, match_names
+from evomerge.models.architecture.layout import Layout, layout_from
+from evomerge.models.architecture.names import NameMatch
 from evomerge.models.architecture.residual_rules import residual_of
-from evomerge.models.checkpoints.adapter import Adapter
 from evomerge.models.checkpoints.folding import FoldedCheckpoint, warn_of_another_base
-from evomerge.models.checkpoints.headers import FLOAT_DTYPES
-from evomerge.models.checkpoints.location import locate
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.pool import Pool, of_model
+from evomerge.models.sources import Opened, dtype_of, open_sources, raise_all, warn_of_dtypes
+from evomerge.models.tokenizers import check_tokenizer
+from evomerge.models.tying import match_models
+from evomerge.models.vocabulary import vocabulary_problem
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
-from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, SliceId
-
-_MOST_LISTED = 10
+from evomerge.recipes.slices import DTYPES, ModelRef
 
 
 def open_pool(
@@ -35,6 +35,7 @@ def open_pool(
     trust_remote_code: bool = False,
     fingerprints: bool = True,
     ignore_config: Collection[str] = (),
+    tokenizer_from: str | None = None,
 ) -> Pool:
     """Open models and check from configurations, headers and tokenizers that they can be merged.
 
@@ -48,13 +49,18 @@ def open_pool(
         trust_remote_code: let models that bring their own code run it.
         fingerprints: hash the content of models that no hub commit pins.
         ignore_config: configuration keys that may differ between models.
+        tokenizer_from: the model whose tokenizer the results take; tokenizers may then differ, which is warned of.
 
     Raises:
-        ConfigError: `base` or `dtype` is none of those possible.
+        ConfigError: `base`, `dtype` or `tokenizer_from` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
     """
     if base is not None and base not in models:
         raise ConfigError(f"pool.base is {base!r}", nearest(base, models), "name one of pool.models")
+    if tokenizer_from is not None and tokenizer_from not in models:
+        raise ConfigError(
+            f"pool.tokenizer_from is {tokenizer_from!r}", nearest(tokenizer_from, models), "name one of pool.models"
+        )
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"pool.dtype is {dtype!r}", nearest(dtype, ("auto", *DTYPES)))
     sources = tuple(name for name in models if name != base)
@@ -64,38 +70,49 @@ def open_pool(
             "at least one source model",
             "list models under pool.models as name: folder or hub id",
         )
-    reference = base or sources[0]
     problems: list[PoolError] = []
-    refs, checkpoints, adapters, configs = _open_all(models, root, trust_remote_code, problems)
-    _raise_all(problems)
+    opened = open_sources(models, root, trust_remote_code, problems)
+    raise_all(problems)
+    try:
+        return _fitted(opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from)
+    except EvomergeError:
+        raise
+    except Exception as error:  # a configuration that transformers takes may still hold anything
+        raise PoolError(
+            f"the configurations of {', '.join(models)} cannot be compared ({reason_of(error)})",
+            "",
+            "check each config.json, or download it again",
+        ) from error
 
-    modules = {reference: skeleton(configs[reference], trust_remote_code)}
-    architecture = type(modules[reference]).__name__
-    depths = {name: int(getattr(configs[name].get_text_config(), "num_hidden_layers", 0)) for name in models}
-    by_depth = {depths[reference]: modules[reference]}
-    matches: dict[str, NameMatch] = {}
-    for name in models:
-        if name != reference:
-            other = compatibility.architecture_problem(name, configs[name], reference, configs[reference])
-            if other is not None:
-                problems.append(other)
-                continue
-            if depths[name] not in by_depth:
-                by_depth[depths[name]] = skeleton(configs[name], trust_remote_code)
-            modules[name] = by_depth[depths[name]]
-        matches[name] = match = match_names(modules[name], checkpoints[name].shapes)
-        problems += [PoolError(f"model {name!r}: {p[0]}", *p[1:]) for p in name_problems(match, architecture)]
-        problems += compatibility.tied_problems(name, checkpoints[name], match)
-    _raise_all(problems)
+
+def _fitted(
+    opened: Opened,
+    sources: tuple[str, ...],
+    base: str | None,
+    dtype: str,
+    trust_remote_code: bool,
+    fingerprints: bool,
+    ignore_config: Collection[str],
+    tokenizer_from: str | None,
+) -> Pool:
+    """The pool of models that have been opened, once they fit together."""
+    problems: list[PoolError] = []
+    reference = base or sources[0]
+    refs, checkpoints, adapters = opened.refs, opened.checkpoints, opened.adapters
+    matched = match_models(reference, opened.configs, checkpoints, adapters, trust_remote_code, problems)
+    raise_all(problems)
+    configs, modules, matches = matched.configs, matched.modules, matched.matches
     for name, adapter in adapters.items():
         warn_of_another_base(name, adapter, checkpoints[name], refs[name].location)
         try:
-            checkpoints[name] = FoldedCheckpoint(checkpoints[name], adapter, modules[name], matches[name])
+            checkpoints[name] = FoldedCheckpoint(checkpoints[name], adapter, *matched.own[name])
         except PoolError as error:
             problems.append(of_model(name, error))
-    _raise_all(problems)
+    raise_all(problems)
 
-    layout = layout_from(modules[reference], matches[reference], checkpoints[reference].shapes)
+    assert matched.names is not None
+    depths = {name: int(compatibility.depth_of(config) or 0) for name, config in configs.items()}
+    layout = layout_from(modules[reference], matched.names, checkpoints[reference].shapes)
     layouts = {n: layout if m is modules[reference] else layout.at_depth(depths[n]) for n, m in modules.items()}
     stored: dict[str, Mapping[str, str]] = {}
     for name, match in matches.items():
@@ -103,14 +120,23 @@ def open_pool(
             stored[name] = _stored(layouts[name], match, name, reference)
         except PoolError as error:
             problems.append(error)
-    _raise_all(problems)
-    for name in models:
-        problems += _comparison(name, reference, checkpoints, configs, stored, layouts[name], frozenset(ignore_config))
-    _raise_all(problems)
+    raise_all(problems)
+    for name in configs:
+        problems += _comparison(
+            name, reference, checkpoints, configs, stored, layouts[name], frozenset(ignore_config), tokenizer_from
+        )
+    giver = tokenizer_from or reference
+    try:
+        rows = getattr(configs[giver].get_text_config(), "vocab_size", None)
+        check_tokenizer(giver, checkpoints[giver].folder, rows, trust_remote_code)
+    except PoolError as error:
+        problems.append(of_model(giver, error))
+    raise_all(problems)
+    warn_of_dtypes(checkpoints)
 
     if fingerprints:
         refs = {name: with_fingerprints(ref, checkpoints[name]) for name, ref in refs.items()}
-    result = dtype if dtype != "auto" else _dtype_of(configs[reference], checkpoints[reference])
+    result = dtype if dtype != "auto" else dtype_of(configs[reference], checkpoints[reference])
     residual = residual_of(configs[reference], trust_remote_code)
     layout = replace(layout, residual=residual)
     counts = {name: math.prod(shape) for name, shape in layout.shapes.items()}
@@ -128,8 +154,9 @@ def open_pool(
         immovable=residual.immovable,
         sizes=tuple(sum(count for _, count in own) for own in tensors),
         tensors=tensors,
+        tokenizer_from=tokenizer_from,
     )
-    return Pool(info, layout, checkpoints, configs[reference], stored, trust_remote_code)
+    return Pool(info, layout, checkpoints, configs[reference], stored, trust_remote_code, tokenizer_from, matched.tied)
 
 
 def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_code: bool = False) -> Pool:
@@ -150,60 +177,12 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
         recipe.dtype,
         trust_remote_code,
         fingerprints=False,
+        tokenizer_from=recipe.tokenizer_from,
     )
     problems = [problem for name, ref in order.items() for problem in changed_since(name, ref, pool.checkpoints[name])]
-    _raise_all(problems)
+    raise_all(problems)
     info = replace(pool.info, refs=tuple((name, order[name]) for name in names))
-    return replace(pool, info=info, tokenizer_from=recipe.tokenizer_from)
-
-
-def _open_all(
-    models: Mapping[str, str] | Mapping[str, ModelRef],
-    root: str | Path | None,
-    trust_remote_code: bool,
-    problems: list[PoolError],
-) -> tuple[dict[str, ModelRef], dict[str, Checkpoint], dict[str, Adapter], dict[str, Any]]:
-    """Resolve and open every model; what fails is added to `problems`."""
-    from transformers import AutoConfig
-
-    refs: dict[str, ModelRef] = {}
-    checkpoints: dict[str, Checkpoint] = {}
-    adapters: dict[str, Adapter] = {}
-    configs: dict[str, Any] = {}
-    opened: dict[Path, Checkpoint] = {}
-    for name, location in models.items():
-        try:
-            found = locate(location, root)
-            folder, refs[name] = found.folder, found.ref
-            if folder not in opened:  # adapters often share a base
-                opened[folder] = Checkpoint(folder)
-            checkpoints[name] = checkpoint = opened[folder]
-            if found.adapter is not None:
-                adapters[name] = Adapter(found.adapter)
-            if "quantization_config" in checkpoint.config:
-                raise PoolError("its weights are quantised", "float32, bfloat16 or float16", "dequantise it first")
-            try:
-                configs[name] = config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-                compatibility.check_counts(config, len(checkpoint.tensors))
-            except PoolError:
-                raise
-            except Exception as error:  # configuration classes raise whatever their checks raise
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                if "custom code" in str(error):
-                    raise PoolError(
-                        f"{folder} brings code of its own",
-                        "code that models bring along is not run unasked",
-                        "add --trust, or pool.trust_remote_code=true to a search, if you know where it comes from",
-                    ) from error
-                raise PoolError(f"transformers refuses {folder / 'config.json'} ({reason})") from error
-        except PoolError as error:
-            problems.append(of_model(name, error))
-    return refs, checkpoints, adapters, configs
-
-
-def _counts(layout: Layout, slice_: SliceId) -> tuple[tuple[str, int], ...]:
-    """Names of a slice's tensors with their numbers of parameters."""
-    return tuple((name, math.prod(layout.shapes[name])) for name in layout.tensors[slice_])
+    return replace(pool, info=info)
 
 
 def _stored(layout: Layout, match: NameMatch, model: str, reference: str) -> dict[str, str]:
@@ -239,6 +218,7 @@ def _comparison(
     stored: Mapping[str, Mapping[str, str]],
     layout: Layout,
     ignored: frozenset[str],
+    tokenizer_from: str | None,
 ) -> list[PoolError]:
     """All that keeps a model from being merged with the reference."""
     problems: list[PoolError] = []
@@ -250,49 +230,24 @@ def _comparison(
             PoolError(
                 f"model {name!r} has a vocabulary of {sizes[0]}, {reference!r} of {sizes[1]}",
                 "all models of a pool share one vocabulary",
+                f"give them one size: load the model, resize_token_embeddings({sizes[1]}), save_pretrained",
             )
         )
         # Embeddings and head have another shape for that reason; saying so twice does not help.
         embeddings = {n for s, names in layout.tensors.items() if s.component in ("embed", "head") for n in names}
         inner = {k: v for k, v in stored[name].items() if k not in embeddings}
         tensors = list(compatibility.tensor_problems(name, checkpoints[name], inner, reference, layout))
-    problems += tensors
     if name != reference:
         problems += compatibility.config_problems(name, configs[name], reference, configs[reference], ignored)
         labels = compatibility.label_problem(name, configs[name], reference, configs[reference])
         problems += [labels] if labels and "id2label" not in ignored else []
         folders = checkpoints[name].folder, checkpoints[reference].folder
         try:
-            tokenizer = compatibility.vocabulary_problem(name, folders[0], reference, folders[1])
+            difference = vocabulary_problem(name, folders[0], reference, folders[1])
+            if difference is not None and tokenizer_from is None:
+                problems.append(difference)
+            elif difference is not None:
+                warnings.warn(f"{difference.given}; results take the tokenizer of {tokenizer_from!r}", stacklevel=2)
         except PoolError as error:
-            tokenizer = error
-        problems += [tokenizer] if tokenizer else []
-    return problems
-
-
-def _dtype_of(config: Any, checkpoint: Checkpoint) -> Dtype:
-    """The dtype that a configuration declares, else the one most of the weights are stored in."""
-    declared = getattr(config, "dtype", None)
-    if declared is None:
-        sizes = {
-            dtype: sum(info.nbytes for info in checkpoint.tensors.values() if info.dtype == dtype)
-            for dtype in FLOAT_DTYPES
-        }
-        declared = FLOAT_DTYPES[max(sizes, key=lambda dtype: sizes[dtype])]
-    name = str(declared).removeprefix("torch.")
-    for dtype in DTYPES:
-        if dtype == name:
-            return dtype
-    raise PoolError(
-        f"{checkpoint.folder}: config.json has dtype {name}", f"one of {', '.join(DTYPES)}", "set pool.dtype"
-    )
-
-
-def _raise_all(problems: list[PoolError]) -> None:
-    """Raise one error for all problems, the first in front."""
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        listed = " | ".join(str(problem) for problem in problems[:_MOST_LISTED])
-        cut = f" | and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
-        raise PoolError(f"{len(problems)} problems with the pool: {listed}{cut}")
+            problems.append(error)
+    return [*problems, *tensors]  # what config.json says is mostly the reason for the tensors

@@ -30,6 +30,7 @@ class Pool:
         stored: for every model: layout tensor name -> the name in its own checkpoint.
         trust_remote_code: whether code from the models' folders may run.
         tokenizer_from: the model whose tokenizer is used, ``None`` for ``info.config_from``.
+        tied: what `tie_word_embeddings` of the results is, where models differ in it; otherwise ``None``.
     """
 
     info: PoolInfo
@@ -39,6 +40,7 @@ class Pool:
     stored: Mapping[str, Mapping[str, str]]
     trust_remote_code: bool = False
     tokenizer_from: str | None = None
+    tied: bool | None = None
 
     @cached_property
     def residual(self) -> Residual:

@@ -28,6 +28,7 @@ class PoolInfo:
         sizes: numbers of parameters of `slices`, in their order; empty where they are not known.
         tensors: names of their tensors with their numbers of parameters, in the same order; empty where they are not
             known.
+        tokenizer_from: the model whose tokenizer the results take; ``None`` for that of `config_from`.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -42,6 +43,7 @@ class PoolInfo:
     sizes: tuple[int, ...] = ()
     tensors: tuple[tuple[tuple[str, int], ...], ...] = ()
     immovable: str = ""
+    tokenizer_from: str | None = None
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""
@@ -62,7 +64,7 @@ class PoolInfo:
 
     def recipe(self, slices: Iterable[SliceRecipe], seed: int = 0) -> Recipe:
         """A recipe over this pool's models."""
-        return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed)
+        return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed, tokenizer_from=self.tokenizer_from)
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:
         """The same weighted sum on every slice: a source itself (weight one), or the uniform average.

@@ -41,13 +41,14 @@ def remote_worker(
     folder = os.getcwd()
     config = cast(Config, OmegaConf.create(plain))
     import_modules(config.imports, "imports", folder)
-    settings = config.pool
+    settings: Any = config.pool
     pool = open_pool(
         refs,
         base=settings.base,
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
         fingerprints=False,
+        tokenizer_from=settings.get("tokenizer_from"),
     )
     for name, ref in refs.items():
         for problem in changed_since(name, ref, pool.checkpoints[name]):

@@ -72,11 +72,14 @@ def test_a_configuration_of_endless_layers_is_refused_before_they_are_built(
 
 
 def test_only_models_are_built_from_a_configuration_s_names(pair: dict[str, Path]) -> None:
-    for name in ("Trainer", "pipeline", "AutoTokenizer", "os", 3):
+    for name in ("Trainer", "pipeline", "AutoTokenizer", "os"):
         for folder in pair.values():
             change(folder, architectures=[name])
         pool = open_pool({name: str(folder) for name, folder in pair.items()}, "base", fingerprints=False)
         assert pool.layout.layers == 3
+    change(pair["a"], architectures=[3])
+    with pytest.raises(PoolError, match=r"model 'a': .*has architectures list .*3.*a list of class names"):
+        open_pool({name: str(folder) for name, folder in pair.items()}, "base", fingerprints=False)
 
 
 def test_code_that_a_checkpoint_brings_along_is_not_run(pair: dict[str, Path], marker: Path) -> None:
@@ -93,8 +96,10 @@ def test_code_that_a_checkpoint_brings_along_is_not_run(pair: dict[str, Path], m
 def test_a_link_out_of_a_model_s_folder_is_not_published(pair: dict[str, Path], tmp_path: Path) -> None:
     secret = tmp_path / "id_rsa"
     secret.write_text("secret")
-    (pair["base"] / "vocab.extra").symlink_to(secret)
     pool = open_pool({name: str(folder) for name, folder in pair.items()}, "base", fingerprints=False)
+    (pair["base"] / "vocab.extra").symlink_to(secret)
+    with pytest.raises(PoolError, match=r"vocab\.extra is a link to .*id_rsa"):
+        open_pool({name: str(folder) for name, folder in pair.items()}, "base", fingerprints=False)
     recipe = pool.info.linear({"base": 0.5, "a": 0.5})
     with pytest.raises(PoolError, match=r"vocab\.extra is a link to .*id_rsa"):
         write_model(recipe, pool, tmp_path / "out")

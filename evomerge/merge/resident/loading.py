@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from evomerge.errors import PoolError
+from evomerge.errors import PoolError, reason_of
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.merge.resident.module_slices import ModuleSlice
 from evomerge.models.architecture.layout import skeleton
-from evomerge.models.compatibility import has_tokenizer
 from evomerge.models.pool import Pool
 
 
@@ -57,8 +56,7 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: str | N
         module.name_or_path = module.config.name_or_path = folder
         _set_generation(module, folder)
     except Exception as error:  # transformers raises whatever the architecture's code raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PoolError(f"transformers cannot load {folder} ({reason})") from error
+        raise PoolError(f"transformers cannot load {folder} ({reason_of(error)})") from error
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -95,13 +93,3 @@ def holds(pool: Pool, entry: SlicePlan, place: ModuleSlice) -> bool:
         tensor.copy_(pool.read(pool.info.config_from, name))
     place.settle(out, memory)
     return all(torch.equal(one, other) for one, other in zip(memory, own, strict=True))
-
-
-def load_tokenizer(pool: Pool) -> Any:
-    """The tokenizer that the pool's models get, ``None`` where there is none."""
-    from transformers import AutoTokenizer
-
-    folder = pool.folder(pool.tokenizer_from or pool.info.config_from)
-    if not has_tokenizer(folder):
-        return None
-    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=pool.trust_remote_code)

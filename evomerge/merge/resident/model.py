@@ -19,13 +19,14 @@ from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan, SlicePlan, canonical_slice, origin_of
 from evomerge.merge.resident.layer_slots import LayerSlots
 from evomerge.merge.resident.live_slices import LiveSlices
-from evomerge.merge.resident.loading import holds, load_module, load_tokenizer
+from evomerge.merge.resident.loading import holds, load_module
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.merge.resident.module_slices import ModuleSlice, ModuleSlices
 from evomerge.merge.resident.spread import SPREAD, anywhere, load_spread, moved, put, require_own_order
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.loaded import LoadedModel
 from evomerge.models.pool import Pool
+from evomerge.models.tokenizers import load_tokenizer
 from evomerge.recipes.slices import SliceId
 
 CACHE_SHARE = 0.25
@@ -39,10 +40,11 @@ class Resident:
     """One transformers model in memory that is moved from plan to plan, of any number of layers.
 
     It begins as the model that gives the pool's configuration (see `loading`), so that computed buffers, attention
-    implementation and generation settings are those of an ordinary load; its weights all come through plans. Slices are never written in place:
-    a changed slice gets memory of its own and what it replaces goes into the cache, so that neither keeping nor
-    fetching a slice moves a byte. Layers of a path are slots (see `slots`) that point to the tensors of the source
-    layers, and what they add to the residual stream is scaled on its way; merged slices that repeat are held once.
+    implementation and generation settings are those of an ordinary load; its weights all come through plans. Slices
+    are never written in place: a changed slice gets memory of its own and what it replaces goes into the cache, so that
+    neither keeping nor fetching a slice moves a byte. Layers of a path are slots (see `slots`) that point to the
+    tensors of the source layers, and what they add to the residual stream is scaled on its way; merged slices that
+    repeat are held once.
 
     Args:
         pool: the source models.
@@ -76,7 +78,7 @@ class Resident:
             module = load_module(pool, attn_implementation).to(torch.device(device))
         self.model = LoadedModel(
             module,
-            load_tokenizer(pool),
+            load_tokenizer(pool.folder(pool.tokenizer_from or pool.info.config_from), pool.trust_remote_code),
             TORCH_DTYPES[self.dtype],
             module.device,
             str(pool.folder(pool.info.config_from)),

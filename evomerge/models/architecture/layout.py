@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from evomerge.errors import PoolError, RecipeError, nearest
+from evomerge.errors import PoolError, RecipeError, nearest, reason_of
+from evomerge.models.architecture.config_fields import advice
 from evomerge.models.architecture.conversion import Join
 from evomerge.models.architecture.names import NameMatch, match_names
 from evomerge.recipes.slices import LAYER_COMPONENTS, Component, SliceId
@@ -163,12 +164,8 @@ def skeleton(config: Any, trust_remote_code: bool = False) -> nn.Module:
             else:
                 module = cls.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # the class may refuse its configuration in any way
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PoolError(
-            f"transformers cannot build a {config.model_type!r} model from config.json ({reason})",
-            "an architecture that the installed transformers knows",
-            "upgrade transformers, or set pool.trust_remote_code if the model brings its own code",
-        ) from error
+        what = f"transformers cannot build a {config.model_type!r} model from config.json ({reason_of(error)})"
+        raise PoolError(what, *advice(config)) from error
     return module
 
 

@@ -6,15 +6,19 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evomerge.errors import PoolError, nearest
+from evomerge.errors import PoolError, nearest, reason_of
 from evomerge.recipes.slices import ModelRef
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 # Weights other than safetensors are never fetched; some repositories hold a second copy of the weights
-# under other names, which transformers does not load either.
+# under other names, which transformers does not load either. Folders that begin with a digit hold the modules of
+# sentence-transformers.
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "README.md"]
-_UNWANTED = ["consolidated*", "original/*", "onnx/*", "*/*.safetensors"]
+_UNWANTED = ["consolidated*", "original/*", "onnx/*", "[!0-9]*/*.safetensors"]
+
+
+_SHOWN = 80  # characters of a location that is none
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,16 @@ def resolve(
 
 def _local_candidates(location: str, root: str | Path | None) -> list[Path]:
     """The folders that `location` may mean, in order."""
-    path = Path(location).expanduser()
+    try:
+        path = Path(location).expanduser()
+        path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, the home of nobody
+        reason = getattr(error, "strerror", None) or reason_of(error)
+        shown = location if len(location) <= _SHOWN else f"{location[:_SHOWN]}..."
+        raise PoolError(
+            f"{shown!r} cannot be a model's location ({reason})",
+            "a local folder, or a hub id such as org/name@revision",
+        ) from error
     if path.is_absolute():
         return [path]
     roots = [Path(root).expanduser()] if root is not None else []
@@ -151,7 +164,7 @@ def _from_hub(repo: str, revision: str | None, tried: list[Path]) -> tuple[Path,
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except HFValidationError as error:
-        raise PoolError(local, "which is not a valid one", _first_line(error)) from error
+        raise PoolError(local, "which is not a valid one", reason_of(error)) from error
     except GatedRepoError as error:
         raise PoolError(
             local, "access to it is gated", "accept its terms on the hub and log in with `hf auth login`"
@@ -169,12 +182,7 @@ def _from_hub(repo: str, revision: str | None, tried: list[Path]) -> tuple[Path,
             "check the folder's name, or go online (unset HF_HUB_OFFLINE) to download it",
         ) from error
     except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise PoolError(local, "the download failed", _first_line(error)) from error
+        raise PoolError(local, "the download failed", reason_of(error)) from error
     # The cache keeps every snapshot under the commit it belongs to.
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
     return folder, ModelRef(repo, revision=commit)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
