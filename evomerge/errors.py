@@ -53,6 +53,10 @@ class OutputError(EvomergeError):
     """An output folder that is not empty, or a disk that is too small."""
 
 
+class EvomergeWarning(UserWarning):
+    """Something about the models or settings that makes a result other than expected; shown in one line."""
+
+
 def nearest(name: str, choices: Iterable[str], limit: int = 5) -> str:
     """Describe the valid choices for a mistyped `name`, the nearest first.
 

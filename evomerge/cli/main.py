@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
+from evomerge import __version__
 from evomerge.cli.verbs import VERBS
-from evomerge.errors import ConfigError, EvomergeError, nearest
-from evomerge.utils.installation import VERSION
+from evomerge.errors import ConfigError, EvomergeError, EvomergeWarning, nearest
 from evomerge.utils.plain_text import printable
 
 _HELP = """evomerge finds model-merging recipes by evolution.
@@ -28,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("EVOMERGE_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
+    shown = warnings.showwarning
+    warnings.showwarning = partial(_show_warning, shown)
     try:
         return _run(arguments)
     except EvomergeError as error:
@@ -47,6 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split())[:500]
         print(printable(f"evomerge: {type(error).__name__}: {text} (--debug shows the traceback)"), file=sys.stderr)
         return 1
+    finally:
+        warnings.showwarning = shown
+
+
+def _show_warning(
+    otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any, **options: Any
+) -> None:
+    """Show a warning of evomerge's own in one line, without the place in the code."""
+    if issubclass(category, EvomergeWarning):
+        print(printable(f"warning: {message}"), file=sys.stderr)
+    else:
+        otherwise(message, category, *where, **options)
 
 
 def _run(arguments: list[str]) -> int:
@@ -57,7 +74,7 @@ def _run(arguments: list[str]) -> int:
         print(_help())
         return 0
     if arguments[0] == "--version":
-        print(f"evomerge {VERSION}")
+        print(f"evomerge {__version__}")
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:

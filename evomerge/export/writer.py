@@ -9,14 +9,14 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 
-from evomerge.errors import OutputError, PoolError
+from evomerge.errors import OutputError
 from evomerge.export.auto_class import auto_class, processor_class
 from evomerge.export.config_json import merged_config
+from evomerge.export.copied_files import files_to_copy
 from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.merge.execution.engine import TORCH_DTYPES
@@ -30,22 +30,6 @@ from evomerge.utils.files import sync_folder
 
 RECIPE_FILE = "evomerge_recipe.yaml"
 MAX_SHARD_BYTES = 5 * 10**9
-
-_INPUTS = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "*.model",
-    "bpe.codes",
-    "*.tiktoken",
-    "*preprocessor_config.json",
-    "processor_config.json",
-)
-_CODE = "*.py"  # what config.json or a tokenizer refers to
-_INPUT_FOLDERS = ("additional_chat_templates",)
 
 _DTYPES = {written: dtype for dtype, written in DTYPES.items()}
 
@@ -80,9 +64,9 @@ def write_model(
     """Merge a recipe slice by slice and write the model's folder.
 
     The folder holds the weights (safetensors, sharded beyond `max_shard_bytes`), the configuration and generation
-    configuration of `recipe.config_from`, the tokenizer of `recipe.tokenizer_from` or else of the same model, a model
-    card and the recipe. It is built beside `out` and takes its name in one step at the end. Memory does not grow with
-    the model (see `streaming.stream_slice` for exceptions).
+    configuration of `recipe.config_from`, the tokenizer of `recipe.tokenizer_from` or else of the same model, what else
+    `files_to_copy` finds, a model card and the recipe. It is built beside `out` and takes its name in one step at the
+    end. Memory does not grow with the model (see `streaming.stream_slice` for exceptions).
 
     Args:
         recipe: what to merge.
@@ -105,7 +89,8 @@ def write_model(
     check_output(out)
     plan = make_plan(recipe, pool)
     declared = declared_tensors(plan, pool, recipe)
-    source, inputs = pool.folder(recipe.config_from), pool.folder(recipe.tokenizer_from or recipe.config_from)
+    copied = files_to_copy(recipe, pool)
+    inputs = pool.folder(recipe.tokenizer_from or recipe.config_from)
     card = model_card(
         recipe,
         pool.layout,
@@ -116,12 +101,11 @@ def write_model(
         scores_title=scores_title,
     )
     with _new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes) as shards:
-        copied = _files_to_copy(source, inputs)
         _check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied.values()))
         _write_weights(plan, pool, shards, progress, torch.device(device))
         for name, file in copied.items():
             target = folder / name
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
         config = merged_config(recipe, pool)
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -156,46 +140,6 @@ def _write_weights(
         if progress is not None:
             progress(done, total)
     shards.finish()
-
-
-def _files_to_copy(source: Path, inputs: Path) -> dict[Path, Path]:
-    """Files by their name in the result.
-
-    Args:
-        source: folder of the model that gives the configuration: its generation configuration and code.
-        inputs: folder of the model that gives the tokenizer, or what else prepares inputs, and its code.
-    """
-    files = [
-        *_matching(inputs, (*_INPUTS, _CODE)),
-        *(f for n in _INPUT_FOLDERS for f in sorted((inputs / n).glob("*"))),
-    ]
-    found = {file.relative_to(inputs): file for file in files}
-    found |= {Path(file.name): file for file in _matching(source, ("generation_config.json", _CODE))}
-    found = {name: file for name, file in found.items() if file.is_file()}
-    for file in found.values():
-        _check_inside(file, inputs if file.is_relative_to(inputs) else source)
-    return found
-
-
-def _check_inside(file: Path, folder: Path) -> None:
-    """Refuse a link to a file outside the model's folder, which would be published with the result.
-
-    Raises:
-        PoolError: names the file.
-    """
-    # The hub's cache keeps files beside its snapshots: models--org--name/{snapshots/COMMIT,blobs}.
-    hub = folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir()
-    root = (folder.parent.parent if hub else folder).resolve()
-    if not file.resolve().is_relative_to(root):
-        raise PoolError(
-            f"{file} is a link to {file.resolve()}",
-            f"files within {root}: they are copied to the merged model",
-            "put the file itself in the place of the link",
-        )
-
-
-def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if any(fnmatch(file.name, pattern) for pattern in patterns)]
 
 
 def _check_space(folder: Path, out: Path, needed: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import ConfigError, EvomergeError, PoolError, nearest, reason_of
+from evomerge.errors import ConfigError, EvomergeError, EvomergeWarning, PoolError, nearest, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.layout import Layout, layout_from
 from evomerge.models.architecture.names import NameMatch
@@ -17,6 +17,7 @@ from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.folding import FoldedCheckpoint, warn_of_another_base
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
 from evomerge.models.checkpoints.reader import Checkpoint
+from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
 from evomerge.models.pool import Pool, of_model
 from evomerge.models.sources import Opened, dtype_of, open_sources, raise_all, warn_of_dtypes
 from evomerge.models.tokenizers import check_tokenizer
@@ -126,11 +127,15 @@ def _fitted(
             name, reference, checkpoints, configs, stored, layouts[name], frozenset(ignore_config), tokenizer_from
         )
     giver = tokenizer_from or reference
-    try:
-        rows = getattr(configs[giver].get_text_config(), "vocab_size", None)
-        check_tokenizer(giver, checkpoints[giver].folder, rows, trust_remote_code)
-    except PoolError as error:
-        problems.append(of_model(giver, error))
+    rows = getattr(configs[giver].get_text_config(), "vocab_size", None)
+    for name, check in (
+        (giver, lambda: check_tokenizer(giver, checkpoints[giver].folder, rows, trust_remote_code)),
+        ("", lambda: check_sentence_modules({name: own.folder for name, own in checkpoints.items()})),
+    ):
+        try:
+            check()
+        except PoolError as error:
+            problems.append(of_model(name, error) if name else error)
     raise_all(problems)
     warn_of_dtypes(checkpoints)
 
@@ -247,7 +252,11 @@ def _comparison(
             if difference is not None and tokenizer_from is None:
                 problems.append(difference)
             elif difference is not None:
-                warnings.warn(f"{difference.given}; results take the tokenizer of {tokenizer_from!r}", stacklevel=2)
+                warnings.warn(
+                    f"{difference.given}; results take the tokenizer of {tokenizer_from!r}",
+                    EvomergeWarning,
+                    stacklevel=2,
+                )
         except PoolError as error:
             problems.append(error)
     return [*problems, *tensors]  # what config.json says is mostly the reason for the tensors

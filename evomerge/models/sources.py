@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import PoolError, reason_of
+from evomerge.errors import EvomergeWarning, PoolError, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.config_fields import check_fields
 from evomerge.models.checkpoints.adapter import Adapter
@@ -134,6 +134,7 @@ def warn_of_dtypes(checkpoints: Mapping[str, Checkpoint]) -> None:
         warnings.warn(
             f"the models of the pool are stored in different dtypes ({listed}): what they differ by holds rounding, "
             f"and pool.dtype decides what the results are stored in",
+            EvomergeWarning,
             stacklevel=2,
         )
 

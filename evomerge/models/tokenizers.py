@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from evomerge.errors import PoolError, reason_of
+from evomerge.errors import EvomergeWarning, PoolError, reason_of
 from evomerge.models.checkpoints.side_files import INPUTS, matching
 from evomerge.models.vocabulary import has_tokenizer
 
@@ -72,6 +72,7 @@ def check_tokenizer(name: str, folder: Path, rows: int | None, trust_remote_code
         warnings.warn(
             f"the tokenizer of model {name!r} has ids up to {largest}, its embeddings {rows} rows: a text with such "
             f"a token cannot be scored",
+            EvomergeWarning,
             stacklevel=2,
         )
     if has_template:
@@ -80,6 +81,7 @@ def check_tokenizer(name: str, folder: Path, rows: int | None, trust_remote_code
             warnings.warn(
                 f"the chat template of model {name!r} fails on a message of a user ({problem}): "
                 f"fitness.apply_chat_template cannot be used with it",
+                EvomergeWarning,
                 stacklevel=2,
             )
 

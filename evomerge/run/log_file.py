@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from evomerge.errors import EvomergeWarning
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _HELD = 1000  # records kept until the run has a folder
 _OURS = ("evomerge", "fitness", "search_spaces")
@@ -152,5 +154,8 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
+    if issubclass(category, EvomergeWarning):  # told to the user as well
+        logging.getLogger("evomerge").warning("%s", message)
+        return
     text = warnings.formatwarning(message, category, filename, lineno, line)
     logging.getLogger("py.warnings").warning("%s", text.strip())

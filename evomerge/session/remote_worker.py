@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 
 from evomerge.candidate import Split
 from evomerge.config.schema import Config
+from evomerge.errors import EvomergeWarning
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.worker import Worker
 from evomerge.models.checkpoints.pins import changed_since
@@ -42,14 +44,16 @@ def remote_worker(
     config = cast(Config, OmegaConf.create(plain))
     import_modules(config.imports, "imports", folder)
     settings: Any = config.pool
-    pool = open_pool(
-        refs,
-        base=settings.base,
-        dtype=settings.dtype,
-        trust_remote_code=settings.trust_remote_code,
-        fingerprints=False,
-        tokenizer_from=settings.get("tokenizer_from"),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EvomergeWarning)  # said where the search runs
+        pool = open_pool(
+            refs,
+            base=settings.base,
+            dtype=settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+            fingerprints=False,
+            tokenizer_from=settings.get("tokenizer_from"),
+        )
     for name, ref in refs.items():
         for problem in changed_since(name, ref, pool.checkpoints[name]):
             raise problem

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from evomerge.errors import EvomergeWarning
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.model import Resident
 from evomerge.models.opening import open_pool
@@ -64,7 +65,7 @@ def test_nothing_else_in_the_folder_is_loaded(tiny_model: TinyModel) -> None:
     index = {"weight_map": dict.fromkeys(other, "model-00001-of-00001.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
-    with pytest.warns(UserWarning, match=r"holds two models: model.safetensors and the shards of .* differ"):
+    with pytest.warns(EvomergeWarning, match=r"holds two models: model.safetensors and the shards of .* differ"):
         pool = open_pool({"a": str(folder)})
     resident = Resident(pool, cache=0)
     assert torch.equal(resident.model.module(IDS).logits, wanted)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.errors import PoolError
+from evomerge.errors import EvomergeWarning, PoolError
 from evomerge.models.checkpoints.reader import Checkpoint
 
 TENSORS = {
@@ -277,7 +277,7 @@ def test_the_single_file_before_an_index_as_transformers_reads(folder: Path) -> 
     tensors = load_file(folder / "model.safetensors")
     big = torch.zeros(40_000)
     save_file({**tensors, "e.weight": big}, folder / "model.safetensors")
-    with pytest.warns(UserWarning, match="holds two models: model.safetensors and the shards of"):
+    with pytest.warns(EvomergeWarning, match="holds two models: model.safetensors and the shards of"):
         Checkpoint(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()  # as save_pretrained leaves it
     with warnings.catch_warnings():
@@ -292,7 +292,7 @@ def test_two_models_that_differ_in_one_value_of_a_large_tensor(tmp_path: Path) -
     save_file({"w": one}, tmp_path / "model.safetensors")
     save_file({"w": other}, tmp_path / "part.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "part.safetensors"}}))
-    with pytest.warns(UserWarning, match="holds two models"):
+    with pytest.warns(EvomergeWarning, match="holds two models"):
         checkpoint = Checkpoint(tmp_path)
     assert torch.equal(checkpoint.read("w"), one)
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 import torch
 from torch import nn
 
-from evomerge.errors import PoolError, nearest
+from evomerge.errors import EvomergeWarning, PoolError, nearest
 from evomerge.models.architecture.conversion import Renames
 from evomerge.models.architecture.names import NameMatch, tied_names
 from evomerge.models.checkpoints.adapter import Adapter, Change
@@ -117,6 +117,7 @@ def warn_of_another_base(model: str, adapter: Adapter, base: Checkpoint, locatio
         warnings.warn(
             f"model {model!r}: the adapter in {adapter.folder} was trained on {adapter.base}, "
             f"and is folded into {location}",
+            EvomergeWarning,
             stacklevel=2,
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import PoolError
+from evomerge.errors import EvomergeWarning, PoolError
 from evomerge.models.checkpoints.headers import TensorInfo, read_header, read_json
 
 INDEX = "model.safetensors.index.json"
@@ -118,6 +118,7 @@ def _warn_of_other(folder: Path, found: Mapping[str, TensorInfo], index: Path) -
         warnings.warn(
             f"{folder} holds two models: {SINGLE} and the shards of {INDEX} differ; {SINGLE} is read, as "
             f"transformers does. Remove the one that is not meant",
+            EvomergeWarning,
             stacklevel=2,
         )
 

@@ -1,0 +1,119 @@
+"""Tokenizers of a pool: loaded when it is opened; those that differ are merged where a key says whose is taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from tiny_models import TinyModel, write_tokenizer
+
+from evomerge.errors import ConfigError, EvomergeWarning, PoolError
+from evomerge.export.writer import write_model
+from evomerge.models.opening import open_pool, pool_of_recipe
+
+
+def test_renamed_tokens_are_accepted_where_a_key_says_whose_are_taken(tiny_model: TinyModel, tmp_path: Path) -> None:
+    a, b = tiny_model("a"), tiny_model("b", seed=1)
+    write_tokenizer(b, renamed={30: "new", 31: "newer"})
+    names = {"a": str(a), "b": str(b)}
+    with pytest.raises(PoolError) as caught:
+        open_pool(names)
+    assert "token 'new' has id 30 in model 'b', no id in 'a' (also " in str(caught.value)
+    assert "set pool.tokenizer_from=a to merge them all the same" in str(caught.value)
+    for giver, folder in (("a", a), ("b", b)):
+        with pytest.warns(EvomergeWarning, match=f"tokenizers differ: token 'new'.* take the tokenizer of '{giver}'"):
+            pool = open_pool(names, tokenizer_from=giver)
+        recipe = pool.info.linear({"a": 0.5, "b": 0.5})
+        assert recipe.tokenizer_from == giver
+        with pytest.warns(EvomergeWarning, match="tokenizers differ"):
+            again = pool_of_recipe(recipe)
+        out = write_model(recipe, again, tmp_path / f"out_{giver}")
+        assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"pool\.tokenizer_from is 'c'; one of: a, b"):
+        open_pool(names, tokenizer_from="c")
+
+
+def test_tokens_without_a_row_of_the_embeddings_are_said(tiny_model: TinyModel) -> None:
+    a = tiny_model("a")
+    path = a / "tokenizer.json"
+    content = json.loads(path.read_text())
+    entry = {"id": 40, "content": "<extra>", "special": True, "single_word": False, "lstrip": False}
+    content["added_tokens"] = [*(content.get("added_tokens") or []), entry | {"rstrip": False, "normalized": False}]
+    path.write_text(json.dumps(content))
+    with pytest.warns(EvomergeWarning, match="has ids up to 40, its embeddings 40 rows"):
+        open_pool({"a": str(a)})
+
+
+JUNK = {
+    "not JSON": "junk",
+    "empty": "",
+    "no object": "[]",
+    "an empty object": "{}",
+    "no vocabulary": '{"model": {"type": "BPE"}}',
+    "numbers": '{"version": 3, "model": 4}',
+}
+
+
+@pytest.mark.parametrize("content", JUNK.values(), ids=JUNK.keys())
+def test_junk_in_the_place_of_a_tokenizer(content: str, tiny_model: TinyModel) -> None:
+    a = tiny_model("a")
+    (a / "tokenizer.json").write_text(content)
+    with pytest.raises(PoolError, match="model 'a': the tokenizer in .* cannot be loaded") as caught:
+        open_pool({"a": str(a)})
+    assert "\n" not in str(caught.value)
+
+
+def test_code_of_the_tokenizer_alone_is_not_run(tiny_model: TinyModel) -> None:
+    a = tiny_model("a")
+    (a / "own.py").write_text(f"open({str(a / 'ran')!r}, 'w')")
+    path = a / "tokenizer_config.json"
+    content = json.loads(path.read_text())
+    content |= {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    path.write_text(json.dumps(content))
+    try:
+        open_pool({"a": str(a)})
+    except PoolError as error:
+        assert "pool.trust_remote_code" in str(error)
+    assert not (a / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "vocab.json"])
+def test_pipes_and_links_are_refused_and_not_waited_for(name: str, tiny_model: TinyModel, tmp_path: Path) -> None:
+    a = tiny_model("a")
+    (a / name).unlink(missing_ok=True)
+    os.mkfifo(a / name)
+    start = time.monotonic()
+    with pytest.raises(PoolError, match=f"{name} is not a regular file"):
+        open_pool({"a": str(a)})
+    assert time.monotonic() - start < 30
+    (a / name).unlink()
+    (tmp_path / "elsewhere").write_text("{}")
+    (a / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PoolError, match=f"{name} is a link to .*elsewhere"):
+        open_pool({"a": str(a)})
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('only tools') }}", "only tools"),
+        ("{% for x in %}", "Expected an expression"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a %}{% endfor %}{% endfor %}",
+            "takes longer than",
+        ),
+    ],
+)
+def test_a_chat_template_that_fails_is_said(
+    template: str, reason: str, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evomerge.models import tokenizers
+
+    monkeypatch.setattr(tokenizers, "_SECONDS", 0.5)
+    a = tiny_model("a")
+    (a / "chat_template.jinja").write_text(template)
+    with pytest.warns(EvomergeWarning, match=f"the chat template of model 'a' fails on a message .*{reason}"):
+        open_pool({"a": str(a)})
