@@ -29,6 +29,7 @@ _IMMATERIAL = re.compile(
 _ROTARY = re.compile(r"(^|\.)(rope_parameters|rope_scaling|rope_theta|original_max_position_embeddings)(\.|$)")
 
 _COUNT = re.compile(r"(num|n)_.*(layers?|experts?|blocks?)|.*_layers|.*_depth")
+_LONGEST = 200  # characters of a value that is shown
 _FEW = 1024  # of these, a model without weights is built in no time
 
 
@@ -59,7 +60,7 @@ def architecture_problem(name: str, config: Any, reference: str, reference_confi
         own, wanted = getattr(config, key, None), getattr(reference_config, key, None)
         if own != wanted:
             return PoolError(
-                f"model {name!r} has {key} {own}, {reference!r} has {wanted}",
+                f"model {name!r} has {key} {_shown(own)}, {reference!r} has {_shown(wanted)}",
                 "all models of a pool share one architecture",
             )
     return None
@@ -82,10 +83,11 @@ def config_problems(
         leaf, root = key.rpartition(".")[2], key.partition(".")[0]
         if same_rotary and _ROTARY.search(key):  # spelled otherwise
             continue
+        ours, theirs = _shown(own.get(key)), _shown(wanted.get(key))
         is_length = leaf.endswith("max_position_embeddings")
         if is_length and other_rotary and ignored.isdisjoint((key, leaf, root)) and own.get(key) != wanted.get(key):
             yield PoolError(
-                f"model {name!r} has {key} {own.get(key)} in config.json, {reference!r} has {wanted.get(key)}",
+                f"model {name!r} has {key} {ours} in config.json, {reference!r} has {theirs}",
                 "their rotary embeddings scale with it: models that compute differently from the same weights cannot "
                 "be merged",
             )
@@ -93,9 +95,16 @@ def config_problems(
             continue
         elif own.get(key) != wanted.get(key):
             yield PoolError(
-                f"model {name!r} has {key} {own.get(key)} in config.json, {reference!r} has {wanted.get(key)}",
+                f"model {name!r} has {key} {ours} in config.json, {reference!r} has {theirs}",
                 "models that compute differently from the same weights cannot be merged",
             )
+
+
+def _shown(value: Any) -> str:
+    """A value of config.json for a line of text."""
+    text = str(value)
+    text = text if text.isprintable() else repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def depth_of(config: Any) -> Any:

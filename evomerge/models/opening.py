@@ -19,7 +19,7 @@ from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
 from evomerge.models.pool import Pool, of_model
-from evomerge.models.sources import Opened, dtype_of, open_sources, raise_all, warn_of_dtypes
+from evomerge.models.sources import Opened, check_names, dtype_of, open_sources, raise_all, warn_of_dtypes
 from evomerge.models.tokenizers import check_tokenizer
 from evomerge.models.tying import match_models
 from evomerge.models.vocabulary import vocabulary_problem
@@ -56,6 +56,7 @@ def open_pool(
         ConfigError: `base`, `dtype` or `tokenizer_from` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
     """
+    check_names(models)
     if base is not None and base not in models:
         raise ConfigError(f"pool.base is {base!r}", nearest(base, models), "name one of pool.models")
     if tokenizer_from is not None and tokenizer_from not in models:

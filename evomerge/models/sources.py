@@ -40,6 +40,21 @@ class Opened:
     configs: dict[str, Any] = field(default_factory=dict)
 
 
+def check_names(models: Mapping[Any, Any]) -> None:
+    """Refuse what YAML has made of a name or location that was not quoted.
+
+    Raises:
+        PoolError: names the entry.
+    """
+    for name, location in models.items():
+        if not isinstance(name, str) or not name or not isinstance(location, str | ModelRef):
+            raise PoolError(
+                f"pool.models has {str(name)[:80]!r}: {str(location)[:200]!r}",
+                "names with a folder or a hub id each",
+                "quote a name or folder that YAML takes for something else, such as null or 7",
+            )
+
+
 def open_sources(
     models: Mapping[str, str] | Mapping[str, ModelRef],
     root: str | Path | None,
@@ -50,15 +65,6 @@ def open_sources(
     found = Opened()
     by_folder: dict[Path, Checkpoint] = {}
     for name, location in models.items():
-        if not isinstance(name, str) or not name or not isinstance(location, str | ModelRef):
-            problems.append(
-                PoolError(
-                    f"pool.models has {name!r}: {str(location)[:200]!r}",
-                    "names with a folder or a hub id each",
-                    "quote a name or folder that YAML takes for something else, such as null or 7",
-                )
-            )
-            continue
         try:
             place = locate(location, root)
             folder, found.refs[name] = place.folder, place.ref

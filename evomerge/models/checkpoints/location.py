@@ -120,6 +120,8 @@ def resolve(
 def _local_candidates(location: str, root: str | Path | None) -> list[Path]:
     """The folders that `location` may mean, in order."""
     try:
+        if any(ord(char) < 32 for char in location):
+            raise ValueError("it has control characters")
         path = Path(location).expanduser()
         path.is_dir()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, the home of nobody
