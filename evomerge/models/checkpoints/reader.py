@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+import warnings
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from evomerge.errors import PoolError
+from evomerge.errors import EvomergeWarning, PoolError
 from evomerge.models.checkpoints.headers import STORED_DTYPES, TensorInfo, read_header, read_json
 from evomerge.models.checkpoints.weight_files import gguf_problem, read_headers, same_bytes
 
@@ -163,6 +164,13 @@ class Checkpoint(TensorFiles):
                 f"{folder} holds an adapter, not a model",
                 "an adapter is folded into its base model",
                 "write the two as base+adapter",
+            )
+        if (folder / "adapter_config.json").is_file():
+            warnings.warn(
+                f"{folder} holds an adapter beside a model: the model is read without it, where transformers would "
+                f"load the adapter and its base. Write {folder}+{folder} to fold it in, or remove adapter_config.json",
+                EvomergeWarning,
+                stacklevel=2,
             )
         gguf = None if (folder / "config.json").exists() else gguf_problem(folder)
         if gguf is not None:
