@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from evomerge import __version__
 from evomerge.cli.verbs import VERBS
 from evomerge.errors import ConfigError, EvomergeError, EvomergeWarning, nearest
+from evomerge.utils.installation import VERSION
 from evomerge.utils.plain_text import printable
 
 _HELP = """evomerge finds model-merging recipes by evolution.
@@ -74,7 +74,7 @@ def _run(arguments: list[str]) -> int:
         print(_help())
         return 0
     if arguments[0] == "--version":
-        print(f"evomerge {__version__}")
+        print(f"evomerge {VERSION}")
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from evomerge.export.config_json import merged_config
 from evomerge.export.writer import declared_tensors
 from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.planning.plan import make_plan
-from evomerge.merge.resident.loading import load_tokenizer, no_progress_bar
+from evomerge.merge.resident.loading import no_progress_bar, set_generation
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.pool import Pool
+from evomerge.models.tokenizers import load_tokenizer
 from evomerge.recipes.recipe import Recipe
 
 
@@ -44,13 +44,10 @@ def merged_model(recipe: Recipe, pool: Pool, device: str | torch.device = "cpu")
         cls = type(skeleton(config, pool.trust_remote_code))
         with no_progress_bar():
             model = cls.from_pretrained(None, config=config, state_dict=tensors, dtype=config.dtype)  # type: ignore[attr-defined]
-        if (folder / "generation_config.json").is_file() and model.can_generate():
-            from transformers import GenerationConfig
-
-            model.generation_config = GenerationConfig.from_pretrained(str(folder))
+        set_generation(model, str(folder))
     except PoolError:
         raise
     except Exception as error:  # transformers raises whatever the architecture's code raises
         raise PoolError(f"transformers cannot load the merged model ({one_line(error)})") from error
-    model.tokenizer = load_tokenizer(replace(pool, tokenizer_from=recipe.tokenizer_from or recipe.config_from))
+    model.tokenizer = load_tokenizer(pool.folder(recipe.tokenizer_from or recipe.config_from), pool.trust_remote_code)
     return model.to(device).eval()

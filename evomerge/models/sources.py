@@ -95,6 +95,12 @@ def _config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(checkpoint.folder), trust_remote_code=trust_remote_code)
     except Exception as error:  # configuration classes raise whatever their checks raise
+        if "custom code" in str(error):
+            raise PoolError(
+                f"{checkpoint.folder} brings code of its own",
+                "code that models bring along is not run unasked",
+                "add --trust, or pool.trust_remote_code=true to a search, if you know where it comes from",
+            ) from error
         kind = checkpoint.config.get("model_type")
         if kind in CONFIG_MAPPING:
             do = "correct it, or download it again"

@@ -15,6 +15,7 @@ from evomerge.genomes.genome import GenomeSpec
 from evomerge.merge.methods import specs
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
+from evomerge.models.trusted_code import remember
 from evomerge.objectives import Objective, Scalarisation
 from evomerge.protocols import Fitness, SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo
@@ -26,7 +27,7 @@ from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 def pool_from_config(config: Config) -> Pool:
     """Open the pool, reading configs and headers only."""
     settings: Any = config.pool
-    return open_pool(
+    pool = open_pool(
         to_builtin(settings.models),
         base=settings.base,
         root=settings.root,
@@ -34,6 +35,9 @@ def pool_from_config(config: Config) -> Pool:
         trust_remote_code=settings.trust_remote_code,
         tokenizer_from=settings.get("tokenizer_from"),
     )
+    if settings.trust_remote_code:
+        remember(checkpoint.folders[0] for checkpoint in pool.checkpoints.values())
+    return pool
 
 
 def fitness_from_config(config: Config, key: str) -> Fitness:

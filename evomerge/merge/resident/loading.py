@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,6 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: str | N
     Raises:
         PoolError: transformers cannot load the model.
     """
-    from transformers.utils import logging
-
     name = pool.info.config_from
     folder = str(pool.folder(name))
     options = {"attn_implementation": attn_implementation, "device_map": device_map}
@@ -43,23 +43,19 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: str | N
         tensor: pool.read(name, tensor).to(dtype if pool.is_merged(tensor) else None, copy=True)
         for tensor in pool.layout.parameters
     }
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        module = cls.from_pretrained(  # type: ignore[attr-defined]
-            None,
-            config=deepcopy(pool.config),
-            state_dict=tensors,
-            dtype=dtype,
-            **options,
-        )
+        with no_progress_bar():
+            module = cls.from_pretrained(  # type: ignore[attr-defined]
+                None,
+                config=deepcopy(pool.config),
+                state_dict=tensors,
+                dtype=dtype,
+                **options,
+            )
         module.name_or_path = module.config.name_or_path = folder
-        _set_generation(module, folder)
+        set_generation(module, folder)
     except Exception as error:  # transformers raises whatever the architecture's code raises
         raise PoolError(f"transformers cannot load {folder} ({reason_of(error)})") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     module.eval()
     for parameter in module.parameters():
         # Loading may leave them as views of larger storages.
@@ -68,7 +64,7 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: str | N
     return module
 
 
-def _set_generation(module: Any, folder: str) -> None:
+def set_generation(module: Any, folder: str) -> None:
     """Give a model the generation settings that lie beside its weights, where there are any."""
     from transformers import GenerationConfig
 
@@ -93,3 +89,17 @@ def holds(pool: Pool, entry: SlicePlan, place: ModuleSlice) -> bool:
         tensor.copy_(pool.read(pool.info.config_from, name))
     place.settle(out, memory)
     return all(torch.equal(one, other) for one, other in zip(memory, own, strict=True))
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Without transformers' own progress bars, which are shown for models that load at once."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
