@@ -22,6 +22,7 @@ def load_pool(
     root: Location | None = None,
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    tokenizer_from: str | None = None,
 ) -> Pool:
     """Open models that are to be merged, reading configurations and headers only, and check that they fit together.
 
@@ -33,9 +34,10 @@ def load_pool(
         root: folder that relative locations are looked up in first.
         dtype: of merged models: ``float32``, ``bfloat16``, ``float16``; ``auto`` is the base's.
         trust_remote_code: run code that models bring along.
+        tokenizer_from: the model whose tokenizer results take, where tokenizers differ and that is meant.
 
     Raises:
-        ConfigError: `base` or `dtype` is none of those possible.
+        ConfigError: `base`, `dtype` or `tokenizer_from` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
 
     >>> pool = evomerge.load_pool({"base": "base", "math": "math"}, base="base", root="demo_pool/seed0")
@@ -45,7 +47,8 @@ def load_pool(
     if not isinstance(models, Mapping):
         raise ConfigError(f"models is a {type(models).__name__}", "a mapping of names to folders or hub ids")
     locations = {name: os.fspath(location) for name, location in models.items()}
-    return open_pool(locations, base, Path(root) if root is not None else None, dtype, trust_remote_code)
+    folder = Path(root) if root is not None else None
+    return open_pool(locations, base, folder, dtype, trust_remote_code, tokenizer_from=tokenizer_from)
 
 
 def merge_methods() -> dict[str, MethodSpec]:

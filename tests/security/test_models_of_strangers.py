@@ -88,7 +88,7 @@ def test_code_that_a_checkpoint_brings_along_is_not_run(pair: dict[str, Path], m
         change(folder, auto_map={"AutoConfig": "stranger_code.Part", "AutoModelForCausalLM": "stranger_code.Part"})
     open_pool({name: str(folder) for name, folder in pair.items()}, "base", fingerprints=False)
     change(pair["a"], model_type="strange")
-    with pytest.raises(PoolError, match="model 'a': transformers refuses"):
+    with pytest.raises(PoolError, match=r"model 'a': .* brings code of its own"):
         open_pool({name: str(folder) for name, folder in pair.items()}, "base", fingerprints=False)
     assert not marker.exists()
 
