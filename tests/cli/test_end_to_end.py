@@ -72,7 +72,7 @@ def test_evaluate_gives_the_same_scores_as_the_search(
     finished_run: Path, merged: Path, quick_search: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = told(finished_run, "search", best(finished_run))
-    for target, overrides in ((finished_run, []), (merged, quick_search)):
+    for target, overrides in ((finished_run, []), (merged, quick_search[:2])):
         assert main(["evaluate", str(target), "--json", *overrides]) == 0
         assert json.loads(capsys.readouterr().out)["metrics"] == expected
 
