@@ -56,6 +56,9 @@ class Fitness(Protocol):
     One that has a method ``shares() -> Sequence[MetricShare]`` says what each of its metrics counts in the objectives
     and which of its values are better: reports and paired tests then weigh the metrics as the search does. `check`
     comes before.
+
+    One that has a method ``documents() -> frozenset[str]`` gives a hash of the content of every item: held-out items
+    that are the search's own are found by them.
     """
 
     @property

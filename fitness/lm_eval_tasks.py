@@ -157,22 +157,16 @@ class LmEvalFitness:
         return count_work(self._loaded(), self._prompts["limit"], self._prompts["gen_kwargs"])
 
     def shares(self) -> list[MetricShare]:
-        """What every metric counts in the objectives, as the tasks' weights and directions say; `check` comes before.
-
-        The length of responses is an objective that no metric of a task counts in.
-        """
+        """What every metric counts in the objectives, as the tasks' weights and directions say; `check` comes before."""
         from fitness._lm_eval.objective import shares
 
-        self._loaded()
-        return shares(self._terms_weighed)
+        return shares(self._terms_weighed if self._loaded() else [])
 
     def cautions(self) -> list[str]:
-        """A line for every public benchmark that is scored on another split than its training split."""
-        return [
-            f"{name} is a public benchmark, and these are the items it is judged by: what wins here is fitted to them; "
-            "search on other items and keep these for held_out"
-            for name in self._loaded().benchmarks
-        ]
+        """A line for everything that makes a search on these tasks hard to trust."""
+        from fitness._lm_eval.cautions import cautions
+
+        return cautions(self._loaded(), self._prompts["num_fewshot"])
 
     def prepare(self, model: LoadedModel) -> None:
         """Build, tokenise and batch everything for a model's tokenizer, dtype and device.
@@ -275,6 +269,12 @@ class LmEvalFitness:
         tasks = self._loaded()
         with copy.copy(self._generators):
             return texts(tasks, self._prompts["limit"], most)
+
+    def documents(self) -> frozenset[str]:
+        """A hash of what each item asks and of its right answer; `check` comes before."""
+        from fitness._lm_eval.texts import documents
+
+        return documents(self._loaded(), self._prompts["limit"])
 
     def fingerprint(self) -> str:
         """``sha256:`` over documents, prompts, tokens, metrics, dtype, batch size and versions; not over places."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import cast
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -15,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.config.compose import explain, opened
+from evomerge.config.marks import check_marks
 from evomerge.config.schema import Config, register
 from evomerge.config.trust import FLAG, check_trust
 from evomerge.errors import ConfigError, EvomergeError, nearest
@@ -45,6 +48,8 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
     unknown = [a for a in arguments if a.startswith("--") and not _known_flag(a)]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}", nearest(unknown[0], [*_HYDRA_FLAGS, FLAG]))
+    for folder in _config_folders(arguments):
+        check_marks(Path(folder), arguments)
     before, sys.argv = sys.argv, [f"evomerge {verb}", *opened(arguments)]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
@@ -63,7 +68,7 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
 
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise explain(error, arguments) from error
     finally:
         sys.argv = before
@@ -77,3 +82,14 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
 def _known_flag(argument: str) -> bool:
     name = argument.split("=")[0].replace("_", "-")
     return name in _HYDRA_FLAGS or name in {"--resolve", "--package", "--run", "--version", "--experimental-rerun"}
+
+
+def _config_folders(arguments: Sequence[str]) -> list[str]:
+    """Folders with files of the user's that the configuration is composed of."""
+    found = [
+        a.partition("=")[2] for a in arguments if a.replace("_", "-").startswith(("--config-dir=", "--config-path="))
+    ]
+    for place, argument in enumerate(arguments[:-1]):
+        if argument.replace("_", "-") in ("--config-dir", "--config-path", "-cd", "-cp"):
+            found.append(arguments[place + 1])
+    return found

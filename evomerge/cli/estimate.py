@@ -113,8 +113,9 @@ def rows(found: Estimate) -> list[tuple[str, str]]:
         written = f", up to {work['written']:,} tokens written" if work["written"] else ""
         lines.append(("a candidate", f"{texts}{written}: up to {found.forwards:,} forwards of {found.batch}"))
         total = found.evaluations * found.forwards
-        more = f" and {found.others} models more" if found.others else ""
-        lines.append(("time", f"{found.evaluations:,} times that, {total:,} forwards, by {found.workers}{more}"))
+        more = f"; and once for each of {found.others} models to compare with" if found.others else ""
+        who = "1 worker" if str(found.workers) == "1" else f"{found.workers} workers"
+        lines.append(("time", f"{found.evaluations:,} times that, {total:,} forwards, by {who}{more}"))
     return lines
 
 

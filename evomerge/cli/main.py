@@ -13,7 +13,7 @@ from typing import Any
 from evomerge.cli.verbs import VERBS
 from evomerge.errors import ConfigError, EvomergeError, EvomergeWarning, nearest
 from evomerge.utils.installation import VERSION
-from evomerge.utils.plain_text import printable
+from evomerge.utils.plain_text import one_printable_line, printable
 
 _HELP = """evomerge finds model-merging recipes by evolution.
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EvomergeError as error:
         if debug:
             raise
-        print(printable(f"evomerge: error: {error}"), file=sys.stderr)
+        print(one_printable_line(f"evomerge: error: {error}"), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt as error:
         print("evomerge: interrupted; `evomerge resume RUN` goes on with a search", file=sys.stderr)
@@ -50,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         text = " ".join(str(error).split())[:500]
-        print(printable(f"evomerge: {type(error).__name__}: {text} (--debug shows the traceback)"), file=sys.stderr)
+        print(
+            one_printable_line(f"evomerge: {type(error).__name__}: {text} (--debug shows the traceback)"),
+            file=sys.stderr,
+        )
         return 1
     finally:
         warnings.showwarning = shown

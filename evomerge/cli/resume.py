@@ -17,7 +17,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what shall change: search.evaluations=500")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     parser.add_argument("--trust", action="store_true", help="run code of one's own that the configuration names")
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_intermixed_args(list(arguments))
 
     from evomerge.cli.console import print_result
     from evomerge.cli.path import print_path

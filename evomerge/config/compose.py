@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +28,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return cast(Config, compose("config", opened(overrides)))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise explain(error, overrides) from error
 
 
@@ -47,6 +48,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
     """One line for an error of Hydra or OmegaConf: what was given, what is allowed."""
     if isinstance(error, EvomergeError):
         return error
+    if isinstance(error, yaml.YAMLError):
+        return ConfigError(f"a file of the configuration is no YAML: {' '.join(str(error).split())[:300]}")
     chain = [error, *_causes(error)]
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.options is not None:

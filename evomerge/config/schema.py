@@ -75,6 +75,7 @@ class SearchConfig:
         sync: when the ledger reaches the disk: ``every`` event, or once a second (``interval``).
         checkpoint: how often the state is written.
         give_up: failures in a row, all for the same reason, after which the search ends; ``None`` for never.
+        allow_overlap: whether the held-out items may be the items of the search, by which the winner was chosen.
     """
 
     evaluations: int = 200
@@ -90,6 +91,7 @@ class SearchConfig:
     sync: str = "every"
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     give_up: int | None = 20
+    allow_overlap: bool = False
 
 
 @dataclass

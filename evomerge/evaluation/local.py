@@ -13,8 +13,8 @@ from types import FrameType
 from typing import ClassVar
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.errors import ConfigError
 from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.limits import check_threads, check_timeout
 from evomerge.evaluation.worker import Worker
 from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder
 from evomerge.protocols import Work
@@ -57,8 +57,8 @@ class LocalEvaluator:
         shared_cache_keeps: str = "likely",
         timeout: float | None = None,
     ) -> None:
-        if timeout is not None and timeout <= 0:
-            raise ConfigError(f"evaluator.timeout is {timeout:g}", "seconds above 0, or null")
+        check_timeout(timeout)
+        check_threads(threads)
         self._timeout = timeout
         self._build = build
         self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size, shared_cache_keeps)

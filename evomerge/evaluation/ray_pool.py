@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from ray.exceptions import (
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.limits import check_threads, check_timeout
 from evomerge.evaluation.ray_actor import cause
 from evomerge.evaluation.ray_cluster import Cluster
 from evomerge.evaluation.ray_workers import Call, RayWorkers
@@ -86,10 +88,10 @@ class RayEvaluator:
             )
         if gpus_per_worker < 0 or (gpus_per_worker > 1 and gpus_per_worker != int(gpus_per_worker)):
             raise ConfigError(f"evaluator.gpus_per_worker is {gpus_per_worker}", "a whole number, or a fraction of one")
-        if tries < 1 or patience <= 0 or (timeout is not None and timeout <= 0):
-            raise ConfigError(
-                f"evaluator.tries={tries}, patience={patience}, timeout={timeout}", "above 0; timeout may be null"
-            )
+        check_timeout(timeout)
+        check_threads(threads)
+        if tries < 1 or not 0 < patience < math.inf:
+            raise ConfigError(f"evaluator.tries={tries}, patience={patience}", "above 0, and finite")
         self._build = build
         self._fixed = workers if isinstance(workers, int) else None
         modules = getattr(build, "modules", ())

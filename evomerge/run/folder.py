@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from evomerge.candidate import Split
 from evomerge.errors import OutputError, RecipeError, nearest
@@ -118,6 +119,25 @@ class RunFolder:
             ) from error
         return folder
 
+    def _check_kinds(self) -> None:
+        """`LedgerError` where a file or folder is something else: opening a pipe would wait for its writer."""
+        files = (self.config, self.pool, self.lock, self.workers, self.log, self.best_recipe, self.best_mergekit)
+        texts = tuple(items_texts(self, split) for split in get_args(Split))
+        folders = (self.items, self.best_recipe.parent, self.checkpoint)
+        for path in (*folders, *files, self.pareto, *texts):
+            try:
+                mode = path.stat().st_mode
+            except FileNotFoundError:
+                continue
+            except NotADirectoryError:  # the folder that it would lie in is said already
+                continue
+            except OSError as error:
+                raise LedgerError(f"{path} cannot be read: {error.strerror}", "the folder of a run") from error
+            wanted = stat.S_ISDIR(mode) if path in folders else stat.S_ISREG(mode)
+            if not wanted:
+                kind = "folder" if path in folders else "regular file"
+                raise LedgerError(f"{path} is no {kind}", "the folder that a search wrote", "remove it, or take a copy")
+
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
         """The folder of a run that was started before.
@@ -136,6 +156,7 @@ class RunFolder:
                 f"the folder of a run; in {parent} {nearest(folder.path.name, runs)}",
                 "give the folder that a search wrote",
             )
+        folder._check_kinds()
         for inner in (folder.path, folder.best_recipe.parent, folder.checkpoint):
             links = [entry.name for entry in os.scandir(inner) if entry.is_symlink()] if inner.is_dir() else []
             if links:
@@ -214,3 +235,8 @@ def _pool_info(content: Any) -> PoolInfo:
 def _model_ref(content: Any) -> ModelRef:
     adapter = content.get("adapter")
     return ModelRef(**{**content, "adapter": None if adapter is None else ModelRef(**adapter)})
+
+
+def items_texts(folder: RunFolder, split: Split) -> Path:
+    """The texts of the items of a split, which reports show."""
+    return folder.items / f"{split}-texts.json"

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from evomerge.candidate import Items, Split
-from evomerge.run.folder import RunFolder
+from evomerge.run.folder import RunFolder, items_texts
 from evomerge.run.ledger_file import LedgerError
 from evomerge.utils.files import read_bounded, write_text_atomic
 
@@ -90,14 +90,14 @@ def write_texts(folder: RunFolder, split: Split, fitness: Any) -> None:
         found = {task: [_short(item) for item in items] for task, items in name(MOST_ITEMS).items()}
         text = json.dumps({"evomerge_texts": 1, "tasks": found}, ensure_ascii=False)
         if len(text) < MOST_BYTES // 4:  # of four bytes each at most
-            write_text_atomic(_file(folder, split), text + "\n")
+            write_text_atomic(items_texts(folder, split), text + "\n")
     except Exception as error:
         _log.warning("the texts of the %s items were not written: %s: %s", split, type(error).__name__, error)
 
 
 def read_texts(folder: RunFolder, split: Split) -> dict[str, list[dict[str, str]]]:
     """The texts by task; empty where there are none, or the file is not one that `write_texts` wrote."""
-    path = _file(folder, split)
+    path = items_texts(folder, split)
     try:
         if path.stat().st_size > MOST_BYTES:
             return {}
@@ -109,10 +109,6 @@ def read_texts(folder: RunFolder, split: Split) -> dict[str, list[dict[str, str]
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-
-
-def _file(folder: RunFolder, split: Split) -> Any:
-    return folder.items / f"{split}-texts.json"
 
 
 def _short(item: Mapping[str, str]) -> dict[str, str]:

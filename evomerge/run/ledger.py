@@ -5,7 +5,7 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
 
 - ``started``: `schema`, `version`, and what the run was started with: `seed`, `evaluations` (the budget),
   `objectives` (name to direction), `shares` (by split what each metric counts: ``task/metric``, weight, direction,
-  objective), `fitness` (its fingerprint), ...
+  objective), `overlap` (share of the held-out items that are the search's), `fitness` (its fingerprint), ...
 - ``phase``: `phase` (its name), `number` (from 1) of `phases`, `evaluations`, `genes` (of raw weights their
   number), `ordered`, `in_flight`, `winner` (the candidate that the search space begins with).
 - ``warm``: a candidate that was not evaluated here: the fields of ``asked`` and ``told``, and `source` (``RUN#ID``).

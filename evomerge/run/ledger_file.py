@@ -160,7 +160,7 @@ class Lock:
 def lock_holder(path: Path) -> str | None:
     """The process that holds a `Lock`; ``None`` for nobody, and ``""`` where the file system has no locks."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError:

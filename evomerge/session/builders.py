@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from evomerge.config.construct import TARGET, build, locate, to_builtin
 from evomerge.config.schema import Config
+from evomerge.config.trust import leaves
 from evomerge.errors import ConfigError, nearest
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.merge.methods import specs
@@ -22,6 +23,9 @@ from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.phases import Baselines, Phase, split_budget
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
+
+_LARGEST = 1_000_000
+"""Of any whole number of a strategy: sizes of populations, archives, batches."""
 
 
 def pool_from_config(config: Config) -> Pool:
@@ -116,6 +120,9 @@ def strategy_from_config(
 ) -> Strategy:
     """A phase's strategy for these genes, shown one number instead of the objectives when the user asks for that."""
     node, key = _node(config, phase, "strategy")
+    for name, value in leaves(to_builtin(node), key):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST:
+            raise ConfigError(f"{name} is {value}", f"at most {_LARGEST:,}: populations of that size find no memory")
     settings = config.search
     if settings.scalarise is None or len(objectives) == 1:
         return cast(Strategy, build(node, key, spec, tuple(objectives), seed=settings.seed))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.text import Text
 
 from evomerge.config.schema import Config
+from evomerge.errors import ConfigError
 from evomerge.report.plain_console import errors
 from evomerge.session.parts import Parts
 
 
 def warn_settings(config: Config, parts: Parts) -> None:
-    """Warn of settings that make the result hard to trust."""
+    """Warn of settings that make the result hard to trust.
+
+    Raises:
+        ConfigError: all held-out items are items of the search, and nobody has said that this is meant.
+    """
     for caution in parts.fitness.cautions():
         _warn(caution, "bold yellow")
+    _check_overlap(config, parts)
     slots, ordered = parts.evaluator.slots, config.search.ordered
     if ordered and config.search.in_flight is None and slots > 1 and getattr(parts.strategy, "asynchronous", False):
         _warn(
@@ -24,6 +32,31 @@ def warn_settings(config: Config, parts: Parts) -> None:
             "there is no held-out fitness: the best score will be that of the items it was "
             "chosen on; set one with fitness@held_out=lm_eval held_out.tasks=[...]"
         )
+
+
+def _check_overlap(config: Config, parts: Parts) -> None:
+    """Compare the items of both fitnesses by their content, where both can name it, and keep the share."""
+    search, held_out = (_documents(fitness) for fitness in (parts.fitness, parts.held_out))
+    if not search or not held_out:
+        return
+    parts.overlap = len(held_out & search) / len(held_out)
+    if parts.overlap == 1.0 and not config.search.allow_overlap:
+        raise ConfigError(
+            f"all {len(held_out):,} held-out items are items of the search",
+            "others: on these the winner is the luckiest",
+            "choose other tasks, or other documents with limit; search.allow_overlap=true if it is meant",
+        )
+    if parts.overlap:
+        _warn(
+            f"{parts.overlap:.0%} of the held-out items are items of the search too: the winner was chosen by them",
+            "bold yellow",
+        )
+
+
+def _documents(fitness: object) -> frozenset[str]:
+    """Hashes of what a fitness asks; empty where it cannot say."""
+    documents: Callable[[], frozenset[str]] | None = getattr(fitness, "documents", None)
+    return documents() if documents is not None else frozenset()
 
 
 def _warn(text: str, style: str = "yellow") -> None:

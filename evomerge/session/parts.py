@@ -28,6 +28,8 @@ from evomerge.trackers.tracker import Tracker, trackers_from_config
 from evomerge.utils.imports import import_modules, own_files
 
 DISPLAYS = ("auto", "live", "plain", "quiet")
+_MOST = 10**9
+_MOST_IN_FLIGHT = 10**6
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Parts:
         phases: all of them.
         warm: what the search begins with.
         trackers: by name.
+        overlap: share of the held-out items that are items of the search too; ``None`` where that is not known.
     """
 
     pool: Pool | None
@@ -51,6 +54,7 @@ class Parts:
     phases: Sequence[Phase]
     warm: WarmStartSources
     trackers: Sequence[tuple[str, Tracker]] = ()
+    overlap: float | None = None
 
 
 def build_parts(config: Config) -> Parts:
@@ -108,10 +112,13 @@ def _with_cache(config: Config) -> Any:
 
 def _check_search(config: Config) -> None:
     settings = config.search
-    if settings.evaluations < 1:
-        raise ConfigError(f"search.evaluations is {settings.evaluations}", "at least 1")
-    if settings.in_flight is not None and settings.in_flight < 1:
-        raise ConfigError(f"search.in_flight is {settings.in_flight}", "at least 1, or null")
+    if not 1 <= settings.evaluations <= _MOST:
+        reason = f"1 to {_MOST:,}, which take twelve days at a millisecond each"
+        raise ConfigError(f"search.evaluations is {settings.evaluations}", reason)
+    if settings.in_flight is not None and not 1 <= settings.in_flight <= _MOST_IN_FLIGHT:
+        raise ConfigError(f"search.in_flight is {settings.in_flight}", f"1 to {_MOST_IN_FLIGHT:,}, or null")
+    if not 0 <= settings.seed < 2**63:
+        raise ConfigError(f"search.seed is {settings.seed}", "0 to 2^63 - 1")
     if settings.give_up is not None and settings.give_up < 1:
         raise ConfigError(f"search.give_up is {settings.give_up}", "at least 1, or null")
     check_intervals(settings.checkpoint.every, settings.checkpoint.evaluations, settings.checkpoint.keep)

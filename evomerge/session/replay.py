@@ -27,7 +27,10 @@ from evomerge.session.wrapped import WrappedEvaluator
 from evomerge.utils.files import write_bytes_atomic
 
 _log = logging.getLogger(__name__)
-_FREE = {"phase": ("evaluations", "in_flight"), "started": ("evaluations", "version", "versions", "from_run", "shares")}
+_FREE = {
+    "phase": ("evaluations", "in_flight"),
+    "started": ("evaluations", "version", "versions", "from_run", "shares", "overlap"),
+}
 """Fields that may differ between sessions, by event."""
 
 

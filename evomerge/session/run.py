@@ -100,6 +100,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 evaluations=settings.evaluations,
                 objectives={o.name: o.direction for o in objectives},
                 shares=_shares(parts),
+                **({"overlap": parts.overlap} if parts.overlap is not None else {}),
                 fitness=fingerprint,
                 versions=library_versions(),
                 **({"from_run": source.event} if source is not None else {}),

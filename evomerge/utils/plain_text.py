@@ -11,3 +11,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u20
 def printable(text: str) -> str:
     """The text with control characters written out, as in ``\\x1b``; tabs and newlines stay."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_printable_line(text: str) -> str:
+    """The text as `printable` gives it, line breaks written out too: a name with one in it makes no second line."""
+    return printable(text).replace("\n", "\\n").replace("\t", " ")

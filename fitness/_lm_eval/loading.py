@@ -77,7 +77,7 @@ def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> TaskSe
                 raise FitnessError(f"task {name!r} is named twice", "each task once", "give one of them another name")
             _require_supported(name, task)
             loaded.tasks[name] = task
-            if _is_built_in(name, manager) and not _scored_split(task).startswith("train"):
+            if _is_built_in(name, manager) and not scored_split(task).startswith("train"):
                 loaded.benchmarks.append(name)
         groups = found.get("groups", {})
         loaded.groups.update(groups)
@@ -192,7 +192,8 @@ def _is_built_in(name: str, manager: Any) -> bool:
     return path is not None and Path(lm_eval.__file__).parent in Path(path).parents
 
 
-def _scored_split(task: Any) -> str:
+def scored_split(task: Any) -> str:
+    """The split whose documents are scored."""
     return str(getattr(task.config, "test_split" if task.has_test_docs() else "validation_split", None) or "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -21,10 +22,10 @@ def texts(tasks: TaskSet, limit: float | None, most: int) -> dict[str, list[Mapp
     Args:
         tasks: loaded.
         limit: documents of a task whose term does not say.
-        most: texts of each task.
+        most: texts of each task; 0 for all.
     """
     limits = {name: loaded.term.limit for loaded in tasks.terms for name in loaded.tasks}
-    share = max(1, min(most, MOST // max(1, len(tasks.tasks))))
+    share = max(1, min(most, MOST // max(1, len(tasks.tasks)))) if most else None
     found = {}
     for name, task in tasks.tasks.items():
         own = limits[name] if limits[name] is not None else limit
@@ -32,6 +33,13 @@ def texts(tasks: TaskSet, limit: float | None, most: int) -> dict[str, list[Mapp
             documents = task.doc_iterator(rank=0, limit=get_sample_size(task, own), world_size=1)
             found[name] = [_text(task, document) for _, document in islice(documents, share)]
     return found
+
+
+def documents(tasks: TaskSet, limit: float | None) -> frozenset[str]:
+    """A hash of what each scored document asks and of its right answer, whatever its task is called."""
+    found = texts(tasks, limit, most=0)
+    content = (f"{text['prompt']}\0{text['target']}" for of_task in found.values() for text in of_task)
+    return frozenset(hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest() for text in content)
 
 
 def _text(task: Any, document: Any) -> Mapping[str, str]:

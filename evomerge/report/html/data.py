@@ -27,6 +27,7 @@ from evomerge.report.trial import Trial
 from evomerge.run.folder import RunFolder
 from evomerge.run.items import read_items
 from evomerge.run.ledger_file import LedgerError, lock_holder
+from evomerge.utils.files import read_bounded
 from evomerge.utils.safe_yaml import parse
 
 State = Literal["running", "ended", "interrupted", "dead", "unknown"]
@@ -183,5 +184,5 @@ class RunView:
             if path.stat().st_size > LARGEST_FILE:
                 self.problems.append(f"{path.name} is larger than {LARGEST_FILE // 2**20} MB and is left out")
                 return ""
-            return path.read_text(errors="replace")
+            return read_bounded(path, LARGEST_FILE).decode(errors="replace")
         return ""

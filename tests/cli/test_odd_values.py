@@ -1,0 +1,88 @@
+"""Values and files that make no sense end in one line that says so, and never in a wait."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from evomerge.cli.main import main
+
+Error = Callable[..., str]
+
+
+@pytest.fixture
+def error(capsys: pytest.CaptureFixture[str]) -> Error:
+    """Runs a command that must fail with one line, and returns the line."""
+
+    def run(*words: str) -> str:
+        assert main(list(words)) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evomerge: error")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("search.evaluations=1" + "0" * 30, "1 to 1,000,000,000, which take twelve days"),
+        ("search.seed=1" + "0" * 30, "0 to 2^63 - 1"),
+        ("search.in_flight=1" + "0" * 12, "1 to 1,000,000, or null"),
+        ("strategy.popsize=1000000000", "at most 1,000,000: populations of that size find no memory"),
+        ("evaluator.timeout=nan", "evaluator.timeout is nan; seconds above 0, or null"),
+        ("evaluator.timeout=inf", "seconds above 0, or null"),
+        ("evaluator.threads=100000000", "1 to 4096, or null"),
+    ],
+)
+def test_values_out_of_any_bounds(error: Error, quick_pool: Path, word: str, says: str) -> None:
+    assert says in error("validate", "experiment=demo", f"pool.root='{quick_pool}'", word)
+
+
+def test_files_of_a_configuration_that_are_none(error: Error, tmp_path: Path) -> None:
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    text = "# @package _global_\ndefaults: [demo]\nsearch: {evaluations: 7}\n"
+    (folder / "marked.yaml").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (folder / "twice.yaml").write_text(text.replace("7}", "7, evaluations: 8}"))
+    (folder / "broken.yaml").write_text("search: [")
+    says = {
+        "marked": "begins with a byte order mark",
+        "twice": "found duplicate key evaluations",
+        "broken": "is no YAML",
+    }
+    for name, part in says.items():
+        text = error("validate", f"--config-dir={tmp_path}", f"experiment={name}")
+        assert part in text
+        assert name in text
+
+
+@pytest.mark.parametrize("place", ["ledger.lock", "log.txt", "best/recipe.yaml", "items/held_out-texts.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
+    error: Error, finished_run: Path, tmp_path: Path, place: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / place).unlink(missing_ok=True)
+    os.mkfifo(run / place)
+    for verb in ("status", "report", "resume"):
+        assert f"{place} is no regular file" in error(verb, str(run))
+
+
+@pytest.mark.parametrize("place", ["best", "items", "checkpoint"])
+def test_a_file_in_the_place_of_a_folder(error: Error, finished_run: Path, tmp_path: Path, place: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    shutil.rmtree(run / place, ignore_errors=True)
+    (run / place).write_text("x")
+    for verb in ("status", "report", "resume"):
+        assert f"{place} is no folder" in error(verb, str(run))
+
+
+def test_a_line_break_in_a_name_makes_no_second_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "runs/a\nb"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
