@@ -85,7 +85,11 @@ class Fitness(Protocol):
 
 
 class SearchSpace(Protocol):
-    """Turns genomes into recipes. Constructed with the pool's info and the method declarations."""
+    """Turns genomes into recipes. Constructed with the pool's info and the method declarations.
+
+    One with an attribute ``starts_as_it_is`` that is true has its start, `spec.initial`, evaluated before a strategy
+    proposes anything.
+    """
 
     @property
     def spec(self) -> GenomeSpec:

@@ -157,7 +157,7 @@ class LmEvalFitness:
         return count_work(self._loaded(), self._prompts["limit"], self._prompts["gen_kwargs"])
 
     def shares(self) -> list[MetricShare]:
-        """What every metric counts in the objectives, as the tasks' weights and directions say; `check` comes before."""
+        """What every metric counts in the objectives, as the tasks say; `check` comes before."""
         from fitness._lm_eval.objective import shares
 
         return shares(self._terms_weighed if self._loaded() else [])

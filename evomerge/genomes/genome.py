@@ -30,6 +30,8 @@ class Gene:
         resolution: continuous values are snapped to ``low + k * resolution``, so that nearby
             candidates share slices; ``None`` leaves them as proposed.
         choices: the values of a categorical gene.
+        spread: the standard deviation of a number at first, as a share of its range, for strategies that have one;
+            ``None`` for their own.
 
     >>> Gene("layers.0/math/weight", high=2.0, resolution=0.25).snap(0.9)
     1.0
@@ -44,6 +46,7 @@ class Gene:
     initial: Value | None = None
     resolution: float | None = None
     choices: tuple[str, ...] = ()
+    spread: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind in ("continuous", "integer"):
@@ -64,6 +67,8 @@ class Gene:
                 f"a grid within [{self.low}, {self.high}] needs a step between 1e-9 of the range and the range itself",
                 "leave it out for a continuous gene without a grid",
             )
+        if self.spread is not None and not 0 < self.spread <= 1:
+            raise ConfigError(f"gene {self.name!r} has spread {self.spread}", "above 0 and at most 1, or None")
         if self.initial is not None:
             self.check(self.initial)
 

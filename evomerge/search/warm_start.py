@@ -138,6 +138,8 @@ class WarmStartSources:
         again = list(dict.fromkeys(genome for _, genome in stale))[: self.again]
         if first:
             again = [self._encode(space, source, recipe) for source, recipe in self._recipes.items()] + again
+        if getattr(space, "starts_as_it_is", False) and not told and not again:
+            again = [space.spec.initial]
         best = max(told, key=lambda entry: self._gain(entry[1]), default=None)
         return WarmStart(told, again, again[0] if again else best[0] if best else None)
 

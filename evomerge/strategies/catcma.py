@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from cmaes import CatCMAwM
@@ -32,6 +32,9 @@ keeps it below 0.73."""
 
 CLOSE = 1e-5
 """Numbers are settled when none of them varies by more, as a standard deviation in units of a gene's range."""
+
+CHANGES, LEAST_SHARE = 1.5, 0.7
+"""How many choices a first candidate changes with ``start: auto``, and the least probability of one's start."""
 
 
 class CatCma(Generations):
@@ -56,7 +59,8 @@ class CatCma(Generations):
         sigma0: initial standard deviation, in units of a gene's range.
         popsize: candidates per generation; 4 + 3 ln(free genes), rounded down, for ``None``.
         start: the probability of a choice that the space starts from (the `initial` of a categorical or boolean
-            gene), at first; ``None`` ignores it. Genes without `initial` begin with equal probabilities.
+            gene), at first; ``auto``: such that a candidate changes one or two of them, however many there are, 0.7 at
+            least; ``None`` ignores it. Genes without `initial` begin with equal probabilities.
         restart: begin anew when settled.
 
     Raises:
@@ -73,26 +77,28 @@ class CatCma(Generations):
         seed: int,
         sigma0: float = 0.25,
         popsize: int | None = None,
-        start: float | None = 0.7,
+        start: float | Literal["auto"] | None = 0.7,
         restart: bool = True,
     ) -> None:
         if not (math.isfinite(sigma0) and 0 < sigma0 <= 1):
             raise ConfigError(f"strategy.sigma0 is {sigma0}", "above 0 and at most 1, in units of a gene's range")
         if popsize is not None and popsize < 4:
             raise ConfigError(f"strategy.popsize is {popsize}", "at least 4, or null for 4 + 3 ln(genes)")
-        if start is not None and not 0 < start < 1:
-            raise ConfigError(f"strategy.start is {start}", "a probability between 0 and 1, or null")
-        self._sigma0, self._initial_share, self._restart = float(sigma0), start, restart
+        if isinstance(start, float | int) and not 0 < start < 1:
+            raise ConfigError(f"strategy.start is {start}", "a probability between 0 and 1, auto, or null")
+        self._sigma0, self._start_given, self._restart = float(sigma0), start, restart
         values = [_values(gene) for gene in spec]
         self._real = [i for i, found in enumerate(values) if found is None]
         self._whole = {i: found for i, found in enumerate(values) if found is not None and len(found) > 1}
         choices = [_choices(gene) for gene in spec]
         self._chosen = {i: found for i, found in enumerate(choices) if len(found) > 1}
+        started = sum(spec.genes[i].initial is not None for i in self._chosen)
+        self._initial_share = max(LEAST_SHARE, 1 - CHANGES / max(started, 1)) if start == "auto" else start
         free = max(len(self._real) + len(self._whole) + len(self._chosen), 1)
         super().__init__(spec, objectives, seed=seed, popsize=popsize or 4 + int(3 * math.log(free)))
 
     def _settings(self) -> dict[str, Any]:
-        return {"sigma0": self._sigma0, "start": self._initial_share, "restart": self._restart}
+        return {"sigma0": self._sigma0, "start": self._start_given, "restart": self._restart}
 
     def _start(self, seed: int) -> None:
         self._starts = 0
@@ -105,7 +111,8 @@ class CatCma(Generations):
         units = [found / found[-1] for found in map(np.arange, map(len, self._whole.values()))]
         mean = [(float(initial[i]) - genes[i].low) / (genes[i].high - genes[i].low) for i in self._real]
         mean += [float(unit[np.abs(found - float(initial[i])).argmin()]) for unit, (i, found) in self._pairs(units)]
-        deviation = np.full(len(mean), self._sigma0)
+        numbers = [genes[i].spread or self._sigma0 for i in (*self._real, *self._whole)]
+        deviation = np.array(numbers, dtype=np.float64)
         self._model = CatCMAwM(
             x_space=[[0.0, 1.0]] * len(self._real) or None,
             z_space=[unit.tolist() for unit in units] or None,

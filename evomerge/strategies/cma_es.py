@@ -118,6 +118,9 @@ class CmaEs(Generations):
             "verb_log": 0,
             "verb_time": False,
         }
+        spreads = np.append(self._coordinates.spreads, missing * [np.nan])
+        if not np.isnan(spreads).all():
+            options["CMA_stds"] = np.where(np.isnan(spreads), 1.0, spreads / self._sigma0)
         self._cma = cma.CMAEvolutionStrategy(x0, self._sigma0, options)
         self._choice_rng = np.random.default_rng([seed, 1])
         self._categorical = Categorical(self._coordinates.counts)

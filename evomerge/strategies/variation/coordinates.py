@@ -25,6 +25,7 @@ class Coordinates:
         start: coordinates of the spec's start.
         steps: the width in which a coordinate is one value: of a grid, or of a whole number; 0 where it is neither.
         counts: how many choices each variable has.
+        spreads: the standard deviation of each coordinate at first; NaN where the gene does not say.
     """
 
     def __init__(self, spec: GenomeSpec) -> None:
@@ -47,6 +48,7 @@ class Coordinates:
         widths = np.where(self._whole, 1.0, [genes[i].resolution or 0.0 for i in self._free])
         scale = np.where(self._whole, self._span + 1, self._span)  # as many whole numbers as their difference and one
         self.steps: Array = widths / scale
+        self.spreads: Array = np.array([genes[i].spread or np.nan for i in self._free], dtype=np.float64)
         values = np.array([float(self._initial[i]) for i in self._free])
         self.start: Array = np.clip((values - self._low + 0.5 * self._whole) / scale, 0.0, 1.0)
 
