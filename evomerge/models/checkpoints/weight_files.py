@@ -187,6 +187,8 @@ def gguf_problem(folder: Path) -> PoolError | None:
     return PoolError(
         f"{folder} holds GGUF files ({files[0]}), not config.json and safetensors",
         "merging takes the weights before they were quantised",
-        "name the model that the GGUF was made from, or convert it: AutoModelForCausalLM.from_pretrained(folder, "
-        f"gguf_file={files[0]!r}).save_pretrained(new_folder), and AutoTokenizer likewise",
+        "name the model that the GGUF was made from, or convert it: "
+        "model = AutoModelForCausalLM.from_pretrained(folder, "
+        f"gguf_file={files[0]!r}); model.hf_quantizer = None; del model.config.quantization_config; "
+        "model.save_pretrained(new_folder); and the tokenizer: AutoTokenizer.from_pretrained with the same file",
     )
