@@ -271,7 +271,7 @@ class LmEvalFitness:
             return texts(tasks, self._prompts["limit"], most)
 
     def documents(self) -> frozenset[str]:
-        """A hash of what each item asks and of its right answer; `check` comes before."""
+        """A hash of the content of each item; `check` comes before."""
         from fitness._lm_eval.texts import documents
 
         return documents(self._loaded(), self._prompts["limit"])

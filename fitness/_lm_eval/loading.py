@@ -16,6 +16,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from evomerge.errors import FitnessError, nearest
 from fitness._lm_eval.isolation import quietly, sandbox_templates
+from fitness._lm_eval.repeated_keys import refuse_repeated_keys
 from fitness._lm_eval.terms import TaskTerm
 
 _log = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ def _require_sound(term: TaskTerm, manager: Any) -> None:
         return
     try:
         config = load_yaml(path, resolve_func=False)
+        refuse_repeated_keys(Path(path))
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise FitnessError(f"task file {path} cannot be read: {_reason(error)}") from error
     if "task" not in config and "group" not in config:

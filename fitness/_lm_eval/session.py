@@ -65,6 +65,7 @@ class Session:
         for instance in by_type.get("generate_until", []):
             lm.require_room(instance)
         self._require_sound(loglikelihood)
+        self._require_rows(by_type)
         self.grouped = True
         self.grouped = not self._mixed(by_type)
 
@@ -200,6 +201,24 @@ class Session:
             cut += len(request.context) + len(request.continuation) > limit + 1
         if cut:
             _log.warning("%d requests are longer than the model's %d positions and lose their beginning", cut, limit)
+
+    def _require_rows(self, by_type: Mapping[str, list[Any]]) -> None:
+        """Raise unless the model has an embedding for every token: a tokenizer may have been given more."""
+        rows = self._lm.model.get_input_embeddings().weight.shape[0]
+        for instances in by_type.values():
+            for instance in instances:
+                asked = self.requests.get(id(instance))
+                tokens = (
+                    [token for request in asked for token in (*request.context, *request.continuation)]
+                    if asked is not None
+                    else self._lm.tok_encode(str(instance.args[0]))
+                )
+                if max(tokens, default=0) >= rows:
+                    raise FitnessError(
+                        f"task {instance.task_name!r}, document {instance.doc_id} has token {max(tokens)}",
+                        f"below {rows}, the rows of the model's embeddings",
+                        "resize the embeddings as the tokenizer was, or take another tokenizer",
+                    )
 
 
 def _require_finite(values: NDArray[np.float64], instances: Sequence[Any]) -> None:

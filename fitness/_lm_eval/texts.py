@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from lm_eval.evaluator_utils import get_sample_size
 
+from evomerge.errors import FitnessError
 from fitness._lm_eval.isolation import quietly
 from fitness._lm_eval.loading import TaskSet
 
@@ -22,10 +24,10 @@ def texts(tasks: TaskSet, limit: float | None, most: int) -> dict[str, list[Mapp
     Args:
         tasks: loaded.
         limit: documents of a task whose term does not say.
-        most: texts of each task; 0 for all.
+        most: texts of each task.
     """
     limits = {name: loaded.term.limit for loaded in tasks.terms for name in loaded.tasks}
-    share = max(1, min(most, MOST // max(1, len(tasks.tasks)))) if most else None
+    share = max(1, min(most, MOST // max(1, len(tasks.tasks))))
     found = {}
     for name, task in tasks.tasks.items():
         own = limits[name] if limits[name] is not None else limit
@@ -36,10 +38,24 @@ def texts(tasks: TaskSet, limit: float | None, most: int) -> dict[str, list[Mapp
 
 
 def documents(tasks: TaskSet, limit: float | None) -> frozenset[str]:
-    """A hash of what each scored document asks and of its right answer, whatever its task is called."""
-    found = texts(tasks, limit, most=0)
-    content = (f"{text['prompt']}\0{text['target']}" for of_task in found.values() for text in of_task)
-    return frozenset(hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest() for text in content)
+    """A hash of the content of each scored document, whatever its task is called and however its prompt is written.
+
+    Raises:
+        FitnessError: a task's documents cannot be read; names the task.
+    """
+    limits = {name: loaded.term.limit for loaded in tasks.terms for name in loaded.tasks}
+    found = set[str]()
+    for name, task in tasks.tasks.items():
+        own = limits[name] if limits[name] is not None else limit
+        try:
+            with quietly():
+                for _, document in task.doc_iterator(rank=0, limit=get_sample_size(task, own), world_size=1):
+                    content = json.dumps(document, sort_keys=True, default=str)
+                    found.add(hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest())
+        except Exception as error:  # code of a task raises whatever it likes
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise FitnessError(f"the documents of task {name!r} cannot be read: {reason}") from error
+    return frozenset(found)
 
 
 def _text(task: Any, document: Any) -> Mapping[str, str]:

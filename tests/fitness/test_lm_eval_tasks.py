@@ -208,6 +208,35 @@ def test_yaml_files_that_cannot_be_used(tasks: Any, tmp_path: Path, managers: li
     assert "include_path 'nowhere' is not a folder" in error(["choose"], include_path="nowhere")
 
 
+def test_a_key_twice_is_refused_also_in_what_a_task_includes(tasks: Any, tmp_path: Path) -> None:
+    text = (tasks.path / "complete.yaml").read_text()
+    twice = text + "metric_list:\n- metric: acc\n  aggregation: mean\n  higher_is_better: true\n"
+    (tmp_path / "complete.yaml").write_text(twice)
+    first = next(n for n, line in enumerate(text.splitlines(), 1) if line.startswith("metric_list"))
+    says = f"gives 'metric_list' in line {first} and again in line {len(text.splitlines()) + 1}"
+    assert says in error(["complete"], include_path=str(tmp_path))
+    (tmp_path / "common.yaml").write_text("doc_to_text: a\ndoc_to_text: b\n")
+    (tmp_path / "complete.yaml").write_text("include: common.yaml\n" + text)
+    assert "common.yaml gives 'doc_to_text' in line 1 and again in line 2" in error(
+        ["complete"], include_path=str(tmp_path)
+    )
+
+
+@pytest.mark.parametrize("task", ["choose", "complete", "read", "write"])
+def test_tokens_beyond_the_embeddings_are_named(tasks: Any, model: Any, task: str) -> None:
+    """A tokenizer that was given a token more than the model has rows."""
+    fitness = LmEvalFitness([task], include_path=str(tasks.path))
+    fitness.check()
+    rows = model.module.get_input_embeddings().weight.shape[0]
+    words = model.tokenizer.get_vocab()
+    model.module.resize_token_embeddings(words["w5"])
+    with pytest.raises(
+        FitnessError, match=rf"task '{task}', document \d+ has token \d+; below {words['w5']}, the rows"
+    ):
+        fitness.prepare(model)
+    assert rows > words["w5"]
+
+
 def test_tasks_that_are_not_supported(tasks: Any, tmp_path: Path) -> None:
     text = (tasks.path / "choose.yaml").read_text()
     (tmp_path / "choose.yaml").write_text(text + "unsafe_code: true\n")
