@@ -18,7 +18,7 @@ from durability.killed_runs import Plan, Workers, content, session
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, EvomergeError, PoolError
-from evomerge.evaluation import ray_pool
+from evomerge.evaluation import ray_workers
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.ray_pool import RayEvaluator
 from evomerge.run.folder import RunFolder
@@ -184,7 +184,7 @@ def test_a_worker_whose_module_is_not_there_is_not_tried_for_ever(
 
 
 def test_workers_that_die_while_they_begin_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_pool, "_BACKOFF", 0.1)
+    monkeypatch.setattr(ray_workers, "_BACKOFF", 0.1)
     (tmp_path / "begin").touch()
     evaluator = RayEvaluator(Build(tmp_path), workers=1, **HERE)  # type: ignore[arg-type]
     with pytest.raises(EvomergeError, match="3 workers died one after the other while they began"):
@@ -261,7 +261,7 @@ def test_more_workers_than_this_machine_holds_are_refused(tmp_path: Path) -> Non
         ({"workers": 0}, "workers=0"),
         ({"workers": "many"}, "workers=many"),
         ({"gpus_per_worker": 1.5}, "gpus_per_worker is 1.5"),
-        ({"timeout": 0}, "timeout=0"),
+        ({"timeout": 0}, "timeout is 0"),
         ({"tries": 0}, "tries=0"),
     ],
 )
