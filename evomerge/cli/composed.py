@@ -23,6 +23,11 @@ from evomerge.config.trust import FLAG, check_trust
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.utils.installation import conf_dir
 
+_HEADERS = {
+    "validate": "evomerge validate checks an experiment without loading a model, and says what it would take.\n"
+    "It takes the words of evomerge search: compose an experiment from the groups below and override any key.\n"
+}
+"""What ``--help`` says first, for verbs that take a search's words."""
 _HYDRA_FLAGS = {
     "--multirun",
     "--help",
@@ -50,6 +55,8 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
         raise ConfigError(f"unknown option {unknown[0]}", nearest(unknown[0], [*_HYDRA_FLAGS, FLAG]))
     for folder in _config_folders(arguments):
         check_marks(Path(folder), arguments)
+    if verb in _HEADERS and "--help" in arguments:
+        arguments = [*arguments, f"hydra.help.app_name=evomerge {verb}", f"hydra.help.header='{_HEADERS[verb]}'"]
     before, sys.argv = sys.argv, [f"evomerge {verb}", *opened(arguments)]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting

@@ -43,6 +43,8 @@ def run(arguments: Sequence[str]) -> int:
 
         recipe, pool = open_recipe(options.recipe, trust=options.trust)
         text = to_mergekit(recipe, pool.layout)
+        if any(ref.adapter is not None for _, ref in recipe.models):
+            print("note: mergekit folds LoRA adapters only when it is given --lora-merge-cache FOLDER", file=sys.stderr)
     elif options.format == "svg":
         from evomerge.recipes.path import path_of
         from evomerge.report.path_svg import path_svg

@@ -16,6 +16,10 @@ from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, Parameters, SliceId
 """Parameter values by name, sorted by name: hashable and canonical."""
 
 
+MOST_INPUTS = 1000
+"""Inputs of a slice."""
+
+
 @dataclass(frozen=True, eq=False)
 class Recipe:
     """One merged model: for every output slice, in order, its inputs, method and parameters.
@@ -62,6 +66,12 @@ class Recipe:
         for entry in self.slices:
             groups.setdefault((id(entry.inputs), id(entry.parameters), id(entry.base)), entry)
         for entry in groups.values():
+            if len(entry.inputs) > MOST_INPUTS:
+                raise RecipeError(
+                    f"slice {entry.slice} has {len(entry.inputs):,} inputs",
+                    f"at most {MOST_INPUTS:,}: each is read and added by itself",
+                    "merge them in groups: an input may be an intermediate",
+                )
             for source in entry.inputs if entry.base is None else (*entry.inputs, entry.base):
                 if source.model not in names and source.model not in merged:
                     also = f", its intermediates {', '.join(sorted(merged))}" if merged else ""

@@ -36,7 +36,7 @@ def line(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: 
     [
         ("search.evaluatons=3", ("search.evaluatons", "search.evaluations")),
         ("search.evaluations=many", ("search.evaluations", "many")),
-        ("search.evaluations=0", ("search.evaluations", "at least 1")),
+        ("search.evaluations=0", ("search.evaluations", "1 to 1,000,000,000")),
         ("strategy=cmaes", ("cmaes", "cma_es")),
         ("strategyy=cma_es", ("strategyy", "strategy")),
         ("+strategy.popsizes=4", ("popsizes", "popsize")),

@@ -167,3 +167,9 @@ def test_a_pool_gives_baselines() -> None:
 def test_a_model_and_its_adapter_are_each_pinned() -> None:
     ref = ModelRef("org/base", "1a", adapter=ModelRef("lora", None, "sha256:c"))
     assert (ref.identity, ref.address) == ("org/base@1a+sha256:c", "org/base@1a+lora")
+
+
+def test_a_slice_of_too_many_inputs_is_refused_before_anything_is_read() -> None:
+    inputs = tuple(Input("a", None, (("weight", 0.1),)) for _ in range(1001))
+    with pytest.raises(RecipeError, match="slice embed has 1,001 inputs; at most 1,000"):
+        Recipe((("a", ModelRef("a")),), (SliceRecipe(SliceId("embed"), "linear", inputs),), "float32", "a")

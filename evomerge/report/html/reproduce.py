@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup
 
+from evomerge.config.trust import check_trust
+from evomerge.errors import EvomergeError
 from evomerge.report.formatting import clean, count, cut
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
@@ -87,21 +90,36 @@ def _models(view: RunView) -> list[dict[str, str]]:
 
 def _commands(view: RunView) -> list[Command]:
     run = shlex.quote(str(view.folder.path))
+    pool = view.config.get("pool")
+    code = " --trust" if isinstance(pool, Mapping) and pool.get("trust_remote_code") else ""
+    trust = code or (" --trust" if _needs_trust(view) else "")
     found = [
         Command("The best recipe", f"evomerge export {run} -o recipe.yaml"),
-        Command("The same for mergekit", f"evomerge export {run} --format mergekit -o mergekit.yaml"),
-        Command("The merged model, ready for transformers", f"evomerge merge {run} my-model"),
-        Command("Its scores on the held-out items", f"evomerge evaluate {run} --held-out"),
+        Command("The same for mergekit", f"evomerge export {run} --format mergekit -o mergekit.yaml{code}"),
+        Command("The merged model, ready for transformers", f"evomerge merge {run} my-model{code}"),
+        Command("Its scores on the held-out items", f"evomerge evaluate {run} --held-out{trust}"),
     ]
     if view.recipe is None:
         found = []
     elif not view.config.get("held_out"):
-        found[-1] = Command("Its scores again", f"evomerge evaluate {run}")
+        found[-1] = Command("Its scores again", f"evomerge evaluate {run}{trust}")
+    if view.recipe is not None and any(ref.adapter is not None for _, ref in view.recipe.models):
+        merged = "mergekit-yaml mergekit.yaml my-model --lora-merge-cache adapters"
+        found.insert(2, Command("The model by mergekit, adapters folded in", merged))
     if view.state != "ended":
-        found.insert(0, Command("Go on with the run", f"evomerge resume {run}"))
+        found.insert(0, Command("Go on with the run", f"evomerge resume {run}{trust}"))
     place = shlex.quote(str(view.folder.path.resolve()))
-    search = f"evomerge search --config-path {place} --config-name config run_dir=runs/again"
+    search = f"evomerge search --config-path {place} --config-name config run_dir=runs/again{trust}"
     return [*found, Command("The same search again, from its configuration", search)]
+
+
+def _needs_trust(view: RunView) -> bool:
+    """Whether the configuration names what is not run unasked."""
+    try:
+        check_trust(view.config, [], "")
+    except EvomergeError:
+        return True
+    return False
 
 
 def _files(view: RunView) -> list[File]:
