@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +61,8 @@ def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> TaskSe
     """
     sandbox_templates()
     for folder in include_path:
-        if not Path(folder).is_dir():
-            raise FitnessError(f"include_path {folder!r} is not a folder", "a folder with task YAMLs")
+        if not os.path.isdir(folder):  # no name is too odd for it
+            raise FitnessError(f"include_path {folder[:200]!r} is not a folder", "a folder with task YAMLs")
     manager = _manager(terms, include_path)
     loaded = TaskSet()
     for term in terms:
