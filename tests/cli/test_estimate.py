@@ -62,7 +62,7 @@ def test_generated_tokens_and_choices_are_counted(quick_search: list[str], quick
 
 def test_the_rows_say_it(quick_search: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", *quick_search, "evaluator.device=cpu", "fitness.limit=10"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "30 items, 30 texts read: up to 1 forwards of 64" in text
     assert "12 times that, 12 forwards, by 1 worker; and once for each of 9 models to compare with" in text
     assert "of weights on each worker's memory" in text

@@ -37,7 +37,9 @@ def test_models_of_several_depths_from_the_search_to_a_model(
 
     run, out = tmp_path / "run", tmp_path / "merged"
     models = {"math": quick_pool / "math", "deep": deep, "lang": quick_pool / "lang"}
-    more = ["search.evaluations=4", "strategy.popsize=4", "search_space.max_layers=12", "search.seed=1"]
+    # Not the input model first: with so few evaluations it would win, and has no path.
+    plain = ["search_space.gentle_start=false", "strategy.start=0.7"]
+    more = ["search.evaluations=4", "strategy.popsize=4", "search_space.max_layers=12", "search.seed=1", *plain]
     assert main(["search", *overrides(quick_pool, run, models), *more]) == 0
     told = [entry for entry in read_ledger(run) if entry["event"] == "told" and entry["split"] == "search"]
     assert len(told) == 4 + 3  # the sources too
