@@ -232,6 +232,10 @@ def notices(view: RunView, summary: Summary | None) -> list[Notice]:
                 "warn",
             )
         )
+    overlap = history.started.get("overlap")
+    if isinstance(overlap, float) and 0 < overlap <= 1:
+        text = f"{percent(overlap)} of the held-out items are items of the search too, by which the winner was chosen."
+        found.append(Notice(text, "warn"))
     found += [Notice(clean(problem, 600), "bad") for problem in view.problems[:8]]
     return found
 
