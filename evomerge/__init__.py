@@ -15,6 +15,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from evomerge.errors import EvomergeError
 from evomerge.utils.installation import VERSION as __version__
 from evomerge.utils.installation import check_siblings, conf_dir
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "EvomergeError",
     "FoundCandidate",
     "Recipe",
     "Run",

@@ -345,3 +345,8 @@ def test_merge_methods() -> None:
     assert list(methods) == sorted(methods)
     assert methods["ties"].base == "required"
     assert methods["slerp"].summary
+
+
+def test_errors_can_be_caught_by_their_name() -> None:
+    with pytest.raises(evomerge.EvomergeError, match="did you mean 'demo'"):
+        evomerge.search("experiment=dmeo")
