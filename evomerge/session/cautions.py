@@ -8,8 +8,12 @@ from rich.text import Text
 
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError
+from evomerge.genomes.arrays import ArraySpec
 from evomerge.report.plain_console import errors
 from evomerge.session.parts import Parts
+
+_TRIAL = 50
+"""Evaluations below which a search only shows that everything works."""
 
 
 def warn_settings(config: Config, parts: Parts) -> None:
@@ -21,6 +25,12 @@ def warn_settings(config: Config, parts: Parts) -> None:
     for caution in parts.fitness.cautions():
         _warn(caution, "bold yellow")
     _check_overlap(config, parts)
+    genes, budget = parts.space.spec, config.search.evaluations
+    if not isinstance(genes, ArraySpec) and len(genes) > budget >= _TRIAL:
+        _warn(
+            f"{len(genes)} genes for {budget} evaluations: each is hardly tried once; make groups of layers larger "
+            "(search_space.layer_group=8, or search_space.components=all), or give more search.evaluations"
+        )
     slots, ordered = parts.evaluator.slots, config.search.ordered
     if ordered and config.search.in_flight is None and slots > 1 and getattr(parts.strategy, "asynchronous", False):
         _warn(

@@ -75,3 +75,14 @@ def test_the_rows_say_it(quick_search: list[str], capsys: pytest.CaptureFixture[
 )
 def test_sizes(nbytes: float, text: str) -> None:
     assert size_text(nbytes) == text
+
+
+@pytest.mark.parametrize(("budget", "warned"), [(60, True), (200, False), (12, False)])
+def test_more_genes_than_evaluations_are_said(
+    quick_search: list[str], capsys: pytest.CaptureFixture[str], budget: int, warned: bool
+) -> None:
+    words = [word for word in quick_search if not word.startswith("search.evaluations")]
+    many = ["search_space=ties", "search_space.layer_group=layer", "search_space.components=each"]
+    assert main(["validate", *words, *many, f"search.evaluations={budget}"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (f"genes for {budget} evaluations: each is hardly tried once" in said) == warned
