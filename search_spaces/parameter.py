@@ -20,8 +20,6 @@ from search_spaces.methods import MethodChoice, gene_prefixes, method_choices
 from search_spaces.ranges import SMALLEST_SUM, Choice, Range
 
 KEY = "search_space"
-Place = tuple[str, Scalar | None, list[int]]
-"""A parameter with its fixed value, or ``None`` and the numbers of its genes."""
 
 
 class ParameterSpace:

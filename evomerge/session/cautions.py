@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.text import Text
 
@@ -28,8 +28,8 @@ def warn_settings(config: Config, parts: Parts) -> None:
     genes, budget = parts.space.spec, config.search.evaluations
     if not isinstance(genes, ArraySpec) and len(genes) > budget >= _TRIAL:
         _warn(
-            f"{len(genes)} genes for {budget} evaluations: each is hardly tried once; make groups of layers larger "
-            "(search_space.layer_group=8, or search_space.components=all), or give more search.evaluations"
+            f"{len(genes)} genes for {budget} evaluations: each is hardly tried once; "
+            f"{_fewer_genes(config)}give more search.evaluations"
         )
     slots, ordered = parts.evaluator.slots, config.search.ordered
     if ordered and config.search.in_flight is None and slots > 1 and getattr(parts.strategy, "asynchronous", False):
@@ -42,6 +42,16 @@ def warn_settings(config: Config, parts: Parts) -> None:
             "there is no held-out fitness: the best score will be that of the items it was "
             "chosen on; set one with fitness@held_out=lm_eval held_out.tasks=[...]"
         )
+
+
+def _fewer_genes(config: Config) -> str:
+    """What of the search space's own keys makes fewer genes; empty where it has none of these."""
+    space = config.search_space
+    known = {"layer_group": "8", "components": "all", "block": "4", "scales": "none"}
+    found = [
+        f"search_space.{key}={value}" for key, value in known.items() if isinstance(space, Mapping) and key in space
+    ]
+    return f"set {' or '.join(found)}, or " if found else ""
 
 
 def _check_overlap(config: Config, parts: Parts) -> None:

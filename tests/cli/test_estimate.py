@@ -86,3 +86,21 @@ def test_more_genes_than_evaluations_are_said(
     assert main(["validate", *words, *many, f"search.evaluations={budget}"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert (f"genes for {budget} evaluations: each is hardly tried once" in said) == warned
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        (
+            ["search_space=data_flow", "search_space.repeats=9"],
+            "set search_space.block=4 or search_space.scales=none, or",
+        ),
+        (["search_space=ties"], "set search_space.layer_group=8 or search_space.components=all, or"),
+    ],
+)
+def test_fewer_genes_are_advised_by_keys_that_the_space_has(
+    quick_search: list[str], capsys: pytest.CaptureFixture[str], space: list[str], says: str
+) -> None:
+    words = [word for word in quick_search if not word.startswith(("search.evaluations", "strategy"))]
+    assert main(["validate", *words, *space, "strategy=random", "search.evaluations=50"]) == 0
+    assert says in " ".join(capsys.readouterr().err.split())

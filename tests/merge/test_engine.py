@@ -80,13 +80,13 @@ def test_same_bits_whatever_is_noted(tiny_model: TinyModel, dtype: str) -> None:
     pool = opened(tiny_model, dtype)
     for method in ("ties", "slerp", "breadcrumbs", "model_stock"):
         plan = make_plan(recipe_of(pool, method), pool)
-        forgetful, noted = Sources(pool, placement=Placement(0, 0, 0)), Sources(pool, placement=Placement(0, 0, 10**9))
-        expected = tensors(plan, pool, forgetful)
+        uncached, noted = Sources(pool, placement=Placement(0, 0, 0)), Sources(pool, placement=Placement(0, 0, 10**9))
+        expected = tensors(plan, pool, uncached)
         for _ in range(3):  # from scratch; orders are found; all is known
             noted.notes._small = {k: v for k, v in noted.notes._small.items() if k[0] in ("large", "ranks")}
             merged = tensors(plan, pool, noted)
             assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items())
-        assert forgetful.notes.used == 0
+        assert uncached.notes.used == 0
         assert (noted.notes.used > 0) == (method in ("ties", "breadcrumbs"))
 
 

@@ -87,10 +87,10 @@ def test_the_best_is_written_in_a_fresh_process_bit_for_bit(
 
 def test_no_memory_and_a_deep_graph_give_the_same_tensors(llamas: Callable[..., dict[str, Path]]) -> None:
     pool = opened(llamas)
-    kept, forgetful = Resident(pool), Resident(pool, cache=0)
+    kept, uncached = Resident(pool), Resident(pool, cache=0)
     recipe, scored, _ = evolve(pool, kept, 40, split="tensor")
-    forgetful.apply(make_plan(recipe, pool))
-    for name, parameter in forgetful.model.module.named_parameters():
+    uncached.apply(make_plan(recipe, pool))
+    for name, parameter in uncached.model.module.named_parameters():
         assert torch.equal(parameter, scored[name]), name
 
 
