@@ -16,12 +16,10 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ if __name__ == "__main__":
 from evomerge.errors import EvomergeError
 from evomerge.merge.resident.model import Resident
 from evomerge.models.opening import open_pool
+from scripts.time_limit import TooLong, within
 
 LIMIT = 60
 LONGEST = 8000  # characters of a message
@@ -171,7 +170,8 @@ def try_case(case: Case, model: Path, folder: Path) -> str:
         case.change(changed)
         for names in ({"a": changed}, {"plain": model, "a": changed}):
             try:
-                with _within(LIMIT):
+                with within(LIMIT), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
                     pool = open_pool({name: str(place) for name, place in names.items()}, fingerprints=False)
                     if len(names) == 1:
                         Resident(pool, cache=0)
@@ -180,28 +180,12 @@ def try_case(case: Case, model: Path, folder: Path) -> str:
                 if "\n" in text or len(text) > LONGEST:
                     return f"the error has {text.count(chr(10)) + 1} lines and {len(text)} characters"
         return ""
+    except TooLong as error:
+        return str(error)
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     finally:
         shutil.rmtree(changed, ignore_errors=True)
-
-
-@contextmanager
-def _within(seconds: int) -> Iterator[None]:
-    """Raise `TimeoutError` in the main thread after so long, whatever it waits for."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"it takes longer than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _fields(content: Any, depth: int = 0) -> Iterator[tuple[Any, ...]]:

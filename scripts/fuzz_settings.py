@@ -13,9 +13,8 @@ import argparse
 import contextlib
 import io
 import random
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -25,6 +24,7 @@ from evomerge.cli.main import main as command
 from evomerge.config.compose import compose_config
 from evomerge.config.construct import to_builtin
 from evomerge.config.trust import leaves
+from scripts.time_limit import TooLong, within
 
 SLOW = 10  # seconds
 SKIPPED = ("pool.root", "run_dir", "name", "hydra")
@@ -58,34 +58,14 @@ def cases(pool: Path, most: int | None, seed: int) -> list[str]:
     return every if most is None else random.Random(seed).sample(every, min(most, len(every)))
 
 
-class _TooSlow(BaseException):
-    """Not an `Exception`: nothing may take it for one of its own."""
-
-
-@contextlib.contextmanager
-def limited() -> Iterator[None]:
-    """Raise in the main thread when a case takes too long."""
-
-    def ring(number: int, frame: object) -> None:
-        raise _TooSlow
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(SLOW)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def fault(pool: Path, word: str) -> str:
     """What is wrong with how a case ends; empty where nothing is."""
     said = io.StringIO()
     try:
-        with limited(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        with within(SLOW), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             status = command(["validate", "experiment=demo", f"pool.root='{pool}'", "fitness.limit=4", word])
-    except _TooSlow:
-        return f"took longer than {SLOW} s"
+    except TooLong as error:
+        return str(error)
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
     errors = [line for line in said.getvalue().splitlines() if not line.startswith((" ", "warning:"))]

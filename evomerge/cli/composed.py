@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import cast
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from evomerge.config.compose import explain, opened
+from evomerge.config.compose import COMPOSING, explain, opened
 from evomerge.config.marks import check_marks
 from evomerge.config.schema import Config, register
 from evomerge.config.trust import FLAG, check_trust
@@ -75,7 +72,7 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
 
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
-    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+    except COMPOSING as error:
         raise explain(error, arguments) from error
     finally:
         sys.argv = before

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from evomerge.report.formatting import count
 from evomerge.utils.sizes import size_text
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def rows(found: Estimate) -> list[tuple[str, str]]:
         lines.append(("a candidate", f"{texts}{written}: up to {found.forwards:,} forwards of {found.batch}"))
         total = found.evaluations * found.forwards
         more = f"; and once for each of {found.others} models to compare with" if found.others else ""
-        who = "1 worker" if str(found.workers) == "1" else f"{found.workers} workers"
+        who = count(found.workers, "worker")
         lines.append(("time", f"{found.evaluations:,} times that, {total:,} forwards, by {who}{more}"))
     return lines
 

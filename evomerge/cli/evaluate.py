@@ -99,34 +99,18 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
     return cast("Config", config)
 
 
-_USED = (
-    "fitness",
-    "held_out",
-    "imports",
-    "experiment",
-    "evaluator",
-    "pool.dtype",
-    "pool.root",
-    "pool.trust_remote_code",
-)
-_OF_EVALUATOR = ("device", "threads")
+_WHOLE = ("fitness", "held_out", "imports", "experiment")
+_SINGLE = ("pool.dtype", "pool.root", "pool.trust_remote_code", "evaluator.device", "evaluator.threads")
 
 
 def _check_used(overrides: Sequence[str]) -> None:
     """Refuse keys that scoring one model does nothing with: a value that is ignored is a wrong score."""
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        if override.startswith("-"):
-            continue
-        part, _, rest = key.partition(".")
-        used = part in _USED or any(key == name or key.startswith(f"{name}.") for name in _USED)
-        if part == "evaluator" and rest and rest not in _OF_EVALUATOR:
-            used = False
-        if not used:
+        used = key == "evaluator" or key.partition(".")[0] in _WHOLE or key in _SINGLE
+        if not used and not override.startswith("-"):
             raise ConfigError(
-                f"`evomerge evaluate` does not use {key}",
-                f"keys that it uses: fitness, held_out, imports, experiment, {', '.join(_USED[5:])}, "
-                f"{', '.join(f'evaluator.{name}' for name in _OF_EVALUATOR)}",
+                f"`evomerge evaluate` does not use {key}", f"keys that it uses: {', '.join((*_WHOLE, *_SINGLE))}"
             )
 
 

@@ -19,6 +19,8 @@ from evomerge.utils.installation import conf_dir
 
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
 _OPEN = ("pool.models", "search_space.parameters")
+COMPOSING = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
+"""What composing a configuration raises, for `explain`."""
 _KEYS = frozenset(field.name for field in fields(Config))
 
 
@@ -28,7 +30,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return cast(Config, compose("config", opened(overrides)))
-    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+    except COMPOSING as error:
         raise explain(error, overrides) from error
 
 
@@ -107,7 +109,7 @@ def _nearest_key(key: str, overrides: Sequence[str]) -> str:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             config = compose("config", groups)
-    except (HydraException, OmegaConfBaseException, ValueError):
+    except COMPOSING:
         return "see `evomerge search --help`"
     parent = key.rpartition(".")[0]
     node = OmegaConf.select(config, parent) if parent else config

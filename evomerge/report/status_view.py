@@ -17,7 +17,7 @@ from rich.text import Text
 
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
-from evomerge.report.formatting import clean, duration, rate
+from evomerge.report.formatting import clean, count, duration, rate
 from evomerge.report.status import RunStatus
 
 _STATES = {
@@ -152,7 +152,7 @@ def _rows(status: RunStatus, width: int, low: bool) -> Iterator[tuple[str, Rende
     yield from _score(status, width, low)
     if status.front is not None:
         volume = f", hypervolume {status.hypervolume:.4f}" if status.hypervolume is not None else ""
-        yield "front", Text(f"{status.front} recipe{'s' * (status.front != 1)}{volume}")
+        yield "front", Text(f"{count(status.front, 'recipe')}{volume}")
     if status.baselines:
         yield "models", _flow(_baselines(status), width)
     if status.held_out_asked:
@@ -166,7 +166,7 @@ def _rows(status: RunStatus, width: int, low: bool) -> Iterator[tuple[str, Rende
     if status.workers:
         yield "workers", _flow(_workers(status.workers, time.time()), width)
     elif status.in_flight:
-        yield "in flight", Text(f"{status.in_flight} candidate{'s' * (status.in_flight != 1)}")
+        yield "in flight", Text(count(status.in_flight, "candidate"))
 
 
 def _score(status: RunStatus, width: int, low: bool) -> Iterator[tuple[str, RenderableType]]:
@@ -236,7 +236,7 @@ def _flow(parts: Sequence[str], width: int) -> Text:
 def _held_out(status: RunStatus) -> str:
     """How far held-out scoring is."""
     all_, done = status.held_out_asked, status.held_out
-    text = f"{done} of {all_} models scored" if done < all_ else f"{all_} model{'s' * (all_ != 1)} scored"
+    text = f"{f'{done} of ' if done < all_ else ''}{count(all_, 'model')} scored"
     return text + (f" in {duration(status.held_out_seconds)}" if done and status.held_out_seconds else "")
 
 

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.report.formatting import fixed, p_text, signed_fixed
+from evomerge.report.formatting import count, fixed, p_text, signed_fixed
 from evomerge.report.outcome import metric_name
 from evomerge.report.statistics import Comparison
 from evomerge.report.summary import Row, Summary
@@ -121,7 +121,7 @@ def _notes(summary: Summary) -> list[str]:
     if summary.front is not None:
         size, volume = summary.front
         above = f"; hypervolume above the worst baselines {volume:.4g}" if volume is not None else ""
-        notes.append(f"Pareto front: {size} recipe{'s' * (size != 1)}, listed in best/pareto.yaml{above}.")
+        notes.append(f"Pareto front: {count(size, 'recipe')}, listed in best/pareto.yaml{above}.")
     if summary.stopped is None:
         notes.append("The run has not ended: this is its state so far.")
     if summary.recipe is not None:

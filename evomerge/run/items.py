@@ -99,9 +99,7 @@ def read_texts(folder: RunFolder, split: Split) -> dict[str, list[dict[str, str]
     """The texts by task; empty where there are none, or the file is not one that `write_texts` wrote."""
     path = items_texts(folder, split)
     try:
-        if path.stat().st_size > MOST_BYTES:
-            return {}
-        content = json.loads(path.read_text())
+        content = json.loads(read_bounded(path, MOST_BYTES))
         tasks = content["tasks"] if content["evomerge_texts"] == 1 else {}
         return {
             str(task): [{"prompt": str(item["prompt"]), "target": str(item["target"])} for item in items]

@@ -97,16 +97,28 @@ def _check_events(text: str) -> None:
 
 def _check_keys(node: yaml.Node | None) -> None:
     """Refuse keys that are given twice: YAML would silently keep the last."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise RecipeError(f"{key.value!r} on line {key.start_mark.line + 1} is given twice", "every key once")
-            seen.add(str(key.value))
-            _check_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _check_keys(value)
+    for key, _, line in repeated_keys(node):
+        raise RecipeError(f"{key!r} on line {line} is given twice", "every key once")
+
+
+def repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
+    """Keys that stand twice in the same mapping, with the lines of both from 1."""
+    todo, seen = [node], set[int]()
+    while todo:
+        each = todo.pop()
+        if each is None or id(each) in seen:  # an alias may lead back
+            continue
+        seen.add(id(each))
+        if isinstance(each, yaml.SequenceNode):
+            todo += reversed(each.value)
+        elif isinstance(each, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, _ in each.value:
+                name, line = str(key.value), key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode) and name in lines:
+                    yield name, lines[name], line
+                lines[name] = line
+            todo += [value for _, value in reversed(each.value)]
 
 
 def mapping(content: Any, where: str, required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
