@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +14,7 @@ from evomerge.recipes.recipe import Recipe
 
 Status = Literal["ok", "infeasible", "failed", "pruned"]
 Split = Literal["search", "held_out"]
+Responses = Mapping[str, Sequence[str]]
 Items = Mapping[str, NDArray[np.float64]]
 
 
@@ -50,6 +51,8 @@ class Evaluation:
         merge: what merging took: slices by where they came from, bytes, seconds saved (`merge.assemble.MergeCount`).
         error: one line saying why, unless ``ok``.
         traceback: of what it raised, where that is known: for the log, not for the ledger.
+        responses: by task what the model answered to its first items, in document order: for people, not for the
+            ledger.
     """
 
     candidate: int
@@ -62,6 +65,7 @@ class Evaluation:
     merge: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     traceback: str = ""
+    responses: Responses = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

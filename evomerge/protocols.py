@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.candidate import Candidate, Evaluation, Items, Split
+from evomerge.candidate import Candidate, Evaluation, Items, Responses, Split
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.recipes.recipe import Recipe
 
@@ -35,12 +35,15 @@ class Scores:
         metrics: ``task/metric`` -> value, exactly what the stock tool prints.
         items: ``task/metric`` -> per-item values in document order; NaN where an item was not run.
         seconds: ``model`` (time inside model calls) and ``other``.
+        responses: by task what the model answered to its first items, in document order; empty texts for those that
+            were not run.
     """
 
     objectives: Mapping[str, float]
     metrics: Mapping[str, float] = field(default_factory=dict)
     items: Items = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    responses: Responses = field(default_factory=dict)
 
 
 class Stop(Protocol):
@@ -56,6 +59,8 @@ class Fitness(Protocol):
     One that has a method ``shares() -> Sequence[MetricShare]`` says what each of its metrics counts in the objectives
     and which of its values are better: reports and paired tests then weigh the metrics as the search does. `check`
     comes before.
+
+    One that gives responses and has an attribute ``keep_responses`` that is true has those of every candidate kept.
 
     One that has a method ``documents() -> frozenset[str]`` gives a hash of the content of every item: held-out items
     that are the search's own are found by them.

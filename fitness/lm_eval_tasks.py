@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +14,13 @@ import numpy as np
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Block, Scores, Stop
+from fitness._lm_eval.blocks import spread
 from fitness._lm_eval.response_length import generates, response_lengths
 from fitness._lm_eval.terms import RESPONSE_LENGTH, check_fewshot, check_limit, parse_terms, plain
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from evomerge.models.loaded import LoadedModel
     from fitness._lm_eval.loading import TaskSet
     from fitness._lm_eval.objective import WeighedTerm
@@ -76,6 +80,8 @@ class LmEvalFitness:
         add_bos_token: whether prompts begin with the BOS token; None leaves it to the tokenizer.
         response_length: measure the tokens of generated responses, as scored: cut at the task's stop strings and
             before its filters.
+        keep_responses: keep what every candidate answered, in the run's folder; else only what was compared answers
+            are kept: the baselines', the best candidates', and all on held-out items.
 
     Raises:
         ConfigError: an argument out of its range, naming it.
@@ -99,6 +105,7 @@ class LmEvalFitness:
         block_size: int | None = None,
         add_bos_token: bool | None = None,
         response_length: bool = False,
+        keep_responses: bool = False,
     ) -> None:
         self._terms = parse_terms(tasks)
         check_limit(limit, "limit")
@@ -123,10 +130,12 @@ class LmEvalFitness:
         self._block_size = block_size
         self._add_bos_token = add_bos_token
         self._response_length = response_length
+        self.keep_responses = keep_responses
         self._generators: Any = None
         self._tasks: TaskSet | None = None
         self._terms_weighed: list[WeighedTerm] = []
         self._prepared: _Prepared | None = None
+        self._scored: dict[str, RawValues] = {}
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -191,9 +200,8 @@ class LmEvalFitness:
             build_requests(tasks, lm, BuildSettings(**self._prompts))
         scorers = {name: TaskScorer(name, task) for name, task in tasks.tasks.items()}
         session = Session(lm, scorers)
-        places = _spread(
-            {n: len(s.documents) for n, s in scorers.items()}, self._block_size, self._prompts["fewshot_seed"]
-        )
+        counts = {name: len(scorer.documents) for name, scorer in scorers.items()}
+        places = spread(counts, self._block_size, self._prompts["fewshot_seed"])
         settings = {
             "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in self._terms_weighed],
             "prompts": self._prompts,
@@ -226,8 +234,9 @@ class LmEvalFitness:
         Raises:
             FitnessError: a score that is not finite, naming the task and document.
         """
-        from fitness._lm_eval.objective import group_metrics, objectives
-        from fitness._lm_eval.scoring import all_items, all_metrics
+        from fitness._lm_eval.objective import totals
+        from fitness._lm_eval.responses import responses
+        from fitness._lm_eval.scoring import all_items
 
         start = time.perf_counter()
         ready = self._ready()
@@ -249,18 +258,30 @@ class LmEvalFitness:
         metrics: dict[str, float] = {}
         found: dict[str, float] = {}
         if len(done) == len(ready.blocks):
-            metrics = all_metrics(ready.scorers, raw)
-            if self._loaded().groups:
-                with self._generators:
-                    metrics |= group_metrics(self._loaded(), ready.scorers, metrics)
-            found = objectives(self._terms_weighed, ready.scorers, raw, metrics)
-            metrics = {name: metrics[name] for name in self._weighed_names() if name in metrics} | metrics
+            with self._generators if self._loaded().groups else nullcontext():
+                found, metrics = totals(self._loaded(), self._terms_weighed, ready.scorers, raw)
             if self._response_length:
                 lengths = response_lengths(ready.scorers, ready.session.count_tokens)
                 items |= lengths
                 metrics |= {name: float(values.mean()) for name, values in lengths.items()}
                 found[RESPONSE_LENGTH] = float(np.concatenate(list(lengths.values())).mean())
-        return Scores(found, metrics, items, {"model": seconds, "other": time.perf_counter() - start - seconds})
+        self._scored = raw
+        answers = responses(ready.scorers, raw)
+        timing = {"model": seconds, "other": time.perf_counter() - start - seconds}
+        return Scores(found, metrics, items, timing, answers)
+
+    def write_samples(self, folder: Path, model: str) -> list[Path]:
+        """Write what ``lm_eval --log_samples`` writes of the model that `run` scored last; returns the files.
+
+        Raises:
+            FitnessError: nothing was scored, or the files cannot be written.
+        """
+        from fitness._lm_eval.responses import stock_results
+        from fitness._lm_eval.sample_files import write_sample_files
+
+        settings = {"model": "hf", "model_args": {"pretrained": model}, "batch_size": self._batch_size} | self._prompts
+        results = stock_results(self._loaded(), self._ready().scorers, self._scored, settings)
+        return write_sample_files(folder, model, results, self._ready().session.prompt_settings(self._prompts))
 
     def texts(self, most: int) -> dict[str, list[Mapping[str, str]]]:
         """What the first documents of every task ask, and the right answers: for reports."""
@@ -280,10 +301,6 @@ class LmEvalFitness:
         """``sha256:`` over documents, prompts, tokens, metrics, dtype, batch size and versions; not over places."""
         return self._ready().fingerprint
 
-    def _weighed_names(self) -> list[str]:
-        """The metrics of the objective as ``task/metric``: they come first wherever metrics are listed."""
-        return [share.metric for share in self.shares()]
-
     def _loaded(self) -> TaskSet:
         if self._tasks is None:
             from fitness._lm_eval.isolation import StockGenerators
@@ -301,19 +318,3 @@ class LmEvalFitness:
         if self._prepared is None:
             raise FitnessError("the fitness has no items yet", "prepare(model) comes first")
         return self._prepared
-
-
-def _spread(counts: Mapping[str, int], block_size: int | None, seed: int) -> list[dict[str, list[int]]]:
-    """Documents of every block by task: shuffled, each block with its share of every task, in document order."""
-    rng = np.random.default_rng(seed)
-    order: list[tuple[float, str, int]] = []
-    for name, count in counts.items():
-        shuffled = rng.permutation(count).tolist()
-        order += [((rank + 0.5) / count, name, place) for rank, place in enumerate(shuffled)]
-    order.sort(key=lambda entry: entry[0])  # stable: tasks keep their order within a tie
-    size = block_size or len(order)
-    blocks = []
-    for first in range(0, len(order), size):
-        part = order[first : first + size]
-        blocks.append({name: sorted(place for _, of, place in part if of == name) for name in counts})
-    return blocks

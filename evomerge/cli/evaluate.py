@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +32,12 @@ def run(arguments: Sequence[str]) -> int:
         "target", metavar="RUN|RECIPE|MODEL", help="a run folder, a recipe file, a model folder or hub id"
     )
     parser.add_argument("--held-out", action="store_true", help="use the held-out fitness")
+    parser.add_argument(
+        "--log-samples",
+        type=Path,
+        metavar="FOLDER",
+        help="write prompts, responses and scores of every item there, in the files of lm_eval --log_samples",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_trust_option(parser, "run code that the models bring along, or that the run's configuration names")
     add_import_option(parser)
@@ -49,15 +56,29 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.candidate import Candidate
     from evomerge.cli.console import print_scores
     from evomerge.evaluation.worker import Worker
+    from evomerge.report.formatting import count
+    from evomerge.report.plain_console import errors
+    from evomerge.run.responses import unanswered
+    from evomerge.session.answers import ADVICE, gains
     from evomerge.session.builders import fitness_from_config
 
     fitness = fitness_from_config(config, key)
+    write_samples = getattr(fitness, "write_samples", None)
+    if options.log_samples is not None:
+        _check_samples(options.log_samples, write_samples, key)
     recipe, pool = _recipe(options.target, config, options.overrides, trust=options.trust)
     settings = config.evaluator
     worker = Worker(pool, {split: fitness}, device=settings.get("device", "auto"), threads=settings.get("threads"))
     evaluation = worker.evaluate(Candidate(0, recipe), split)
     if not evaluation.ok:
         raise EvomergeError(f"{options.target} could not be scored: {evaluation.error}")
+    if options.log_samples is not None:
+        assert write_samples is not None
+        files = write_samples(options.log_samples, options.target)
+        errors.print(f"wrote {count(len(files), 'file')} into {files[0].parent}")
+    line = unanswered({options.target: (evaluation.responses, evaluation.items)}, gains(fitness))
+    if line:
+        errors.print(f"{line}; {ADVICE}", markup=False, highlight=False)
     if options.json:
         json.dump(
             {"objectives": dict(evaluation.objectives), "metrics": dict(evaluation.metrics)}, sys.stdout, indent=2
@@ -72,6 +93,19 @@ def _check_target(target: str) -> None:
     path = Path(target)
     if not path.exists() and path.suffix in (".yaml", ".yml"):
         raise ConfigError(f"there is no file {target}", "a run folder, a recipe file, a model folder or a hub id")
+
+
+def _check_samples(folder: Path, write_samples: object, key: str) -> None:
+    """Refuse what `--log-samples` cannot do before the model is scored."""
+    if write_samples is None:
+        raise ConfigError(f"the fitness of {key} writes no samples", "fitness=lm_eval does", "leave --log-samples out")
+    parent = next(place for place in (folder, *folder.parents) if place.exists())
+    if not parent.is_dir():
+        raise ConfigError(
+            f"--log-samples {folder}: {parent} is no folder", "a folder, which is made if it is not there"
+        )
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(f"--log-samples {folder}: {parent} cannot be written", "a folder you can write")
 
 
 def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) -> Config:

@@ -131,4 +131,13 @@ class DirectEvaluator:
         except Exception as error:
             trace = "" if isinstance(error, EvomergeError) else traceback.format_exc()
             return Evaluation(candidate.id, "failed", split, error=one_line(error), traceback=trace)
-        return Evaluation(candidate.id, "ok", split, scores.objectives, scores.metrics, scores.items, scores.seconds)
+        return Evaluation(
+            candidate.id,
+            "ok",
+            split,
+            scores.objectives,
+            scores.metrics,
+            scores.items,
+            scores.seconds,
+            responses=scores.responses,
+        )

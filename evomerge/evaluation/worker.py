@@ -129,6 +129,7 @@ class Worker:
             items=scores.items,
             seconds=seconds,
             merge=count.as_dict(),
+            responses=scores.responses,
         )
 
     def _score(self, recipe: Recipe, fitness: Fitness) -> tuple[MergeCount, float, Scores]:

@@ -93,6 +93,10 @@ class RunFolder:
         """The per-item scores of one evaluation."""
         return self.items / f"{split}-{candidate}.safetensors"
 
+    def responses_file(self, candidate: int, split: Split) -> Path:
+        """What the model of one evaluation answered, where that was kept."""
+        return self.items / f"{split}-{candidate}-responses.json"
+
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
         """Make a new run folder, its parents too.

@@ -174,7 +174,7 @@ class Ledger:
                 self._unsynced_items.append(path)
             file, digest = path.name, hashlib.sha256(data).hexdigest()
         fields = {**vars(evaluation), "items": file, "items_hash": digest}
-        del fields["traceback"]  # for the log
+        del fields["traceback"], fields["responses"]  # for the log, and for files of their own
         return fields
 
     def know(self, event: Event) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from evomerge.candidate import Evaluation
 from evomerge.errors import EvomergeError
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.state import SearchState
@@ -21,6 +22,23 @@ class CheckpointHook(Protocol):
 
     def __call__(self, state: SearchState, /, *, now: bool) -> None:
         """Called whenever nothing is half done, so that it may; `now` when it is the last time."""
+
+
+class ResponseKeeper(Protocol):
+    """Keeps what models answered, where people will want to see it."""
+
+    def __call__(self, evaluation: Evaluation, name: str | None, /, *, compared: bool) -> None:
+        """Called with every evaluation that is told.
+
+        Args:
+            evaluation: with its responses.
+            name: of a model of the pool; ``None`` for candidates.
+            compared: whether it is one that others are compared with: a model of the pool, or the best so far.
+        """
+
+
+def no_responses(evaluation: Evaluation, name: str | None, /, *, compared: bool) -> None:
+    """Keeps nothing."""
 
 
 def no_checkpoint(state: SearchState, /, *, now: bool) -> None:

@@ -26,7 +26,16 @@ from evomerge.protocols import Evaluator, Proposal, SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo, baseline_recipes
 from evomerge.run.ledger import Ledger
 from evomerge.search.failures import Streak
-from evomerge.search.hooks import BestWriter, CheckpointHook, GaveUpError, Interrupted, never_stop, no_checkpoint
+from evomerge.search.hooks import (
+    BestWriter,
+    CheckpointHook,
+    GaveUpError,
+    Interrupted,
+    ResponseKeeper,
+    never_stop,
+    no_checkpoint,
+    no_responses,
+)
 from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import Phase
@@ -69,6 +78,7 @@ class Search:
         stop: asked between two evaluations; when it says so, nothing more is begun, and what is being evaluated is
             told if its turn comes.
         save: saves the state.
+        responses: keeps what models answered.
         give_up: after so many failures in a row for the same reason; ``None`` for never.
 
     Attributes:
@@ -88,6 +98,7 @@ class Search:
     warm: Callable[[SearchSpace, int], WarmStart] = no_warm_start
     stop: Callable[[], bool] = never_stop
     save: CheckpointHook = no_checkpoint
+    responses: ResponseKeeper = no_responses
     give_up: int | None = None
     state: SearchState = field(init=False)
     _scored: list[Candidate] = field(default_factory=list, init=False)
@@ -205,7 +216,7 @@ class Search:
             candidate, evaluation = pending.next_result()
             self._record(candidate, evaluation)
             learn = _inject(strategy) if candidate.id in phase.named else strategy.tell
-            learn(candidate, evaluation)
+            learn(candidate, replace(evaluation, responses={}))  # strategies may keep what they are told
             phase.named.discard(candidate.id)
         return "the strategy has nothing more to propose" if phase.left else "budget"
 
@@ -256,6 +267,7 @@ class Search:
                 if not pending.expects_result:
                     raise Interrupted
             candidate, evaluation = pending.next_result()
+            self.responses(evaluation, candidate.name, compared=True)
             self.ledger.log_told(evaluation)
             if not evaluation.ok:
                 raise EvomergeError(
@@ -274,14 +286,15 @@ class Search:
             _LOG.info(
                 "candidate %d %s: %s\n%s", candidate.id, evaluation.status, evaluation.error, evaluation.traceback
             )
-        self._improve(candidate, evaluation)
+        self.responses(evaluation, None, compared=self._improve(candidate, evaluation))
 
-    def _improve(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Write the winner and the front down where they have changed."""
+    def _improve(self, candidate: Candidate, evaluation: Evaluation) -> bool:
+        """Write the winner and the front down where they have changed; whether they have."""
         fields: dict[str, Any] | None = self.incumbent.see(candidate, evaluation)
         if fields is not None:
             self.keep(self.incumbent)
             self.ledger.append("improved", **fields)
+        return fields is not None
 
 
 def _inject(strategy: Strategy) -> Callable[[Candidate, Evaluation], None]:

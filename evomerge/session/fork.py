@@ -17,6 +17,7 @@ from evomerge.run.folder import RunFolder
 from evomerge.run.items import read_items
 from evomerge.run.ledger import evaluation_of
 from evomerge.run.ledger_file import decode, report_torn, scan
+from evomerge.run.responses import read_responses
 from evomerge.session.wrapped import WrappedEvaluator
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ class Source:
         items = {}
         if event.get("items") is not None:
             items = read_items(self.folder, int(event["candidate"]), digest=event["items_hash"])
-        return replace(evaluation_of(event, items), candidate=candidate)
+        answers = read_responses(self.folder, int(event["candidate"]), event.get("split", "search"))
+        return replace(evaluation_of(event, items), candidate=candidate, responses=answers)
 
     def check(self, fingerprint: str) -> None:
         """`EvomergeError` where the fitness is not this one's: scores could not be compared."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from typing import ClassVar, Literal, Protocol
 
 from evomerge.candidate import Split
 from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
-from evomerge.objectives import MetricShare
 from evomerge.protocols import Evaluator, Fitness
 from evomerge.run.checkpoint import Checkpoints
 from evomerge.run.folder import RunFolder
@@ -19,12 +18,14 @@ from evomerge.run.observers import Observer, Observers
 from evomerge.search.hooks import BestWriter, GaveUpError
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
+from evomerge.session.answers import AnswerKeeper
 from evomerge.session.best_folder import BestFolder
 from evomerge.session.checkpointing import CheckpointSaver
 from evomerge.session.fork import ForkedEvaluator, Source
 from evomerge.session.new_run import NewRun
 from evomerge.session.parts import Parts
 from evomerge.session.resume import library_versions
+from evomerge.session.shares import metric_shares
 from evomerge.session.signals import Interrupts
 from evomerge.trackers.background import tracking
 
@@ -119,6 +120,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 warm=lambda space, number: parts.warm(space, fingerprint, number == 0),
                 stop=interrupts.wanted,
                 save=CheckpointSaver(checkpoints, ledger),
+                responses=AnswerKeeper(folder, {"search": parts.fitness, "held_out": parts.held_out}),
                 give_up=settings.give_up,
             )
             beginning.begin(search)
@@ -138,7 +140,6 @@ def _shares(parts: Parts) -> dict[Split, list[list[object]]]:
     fitnesses: dict[Split, Fitness | None] = {"search": parts.fitness, "held_out": parts.held_out}
     found: dict[Split, list[list[object]]] = {}
     for split, fitness in fitnesses.items():
-        declared: Callable[[], Sequence[MetricShare]] | None = getattr(fitness, "shares", None)
-        if declared is not None:
-            found[split] = [share.to_json() for share in declared()]
+        if hasattr(fitness, "shares"):
+            found[split] = [share.to_json() for share in metric_shares(fitness)]
     return found

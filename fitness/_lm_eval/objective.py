@@ -10,7 +10,7 @@ from typing import Any, Literal
 from evomerge.errors import FitnessError, nearest
 from evomerge.objectives import MetricShare
 from fitness._lm_eval.loading import LoadedTerm, TaskSet
-from fitness._lm_eval.scoring import RawValues, TaskScorer, metric_key
+from fitness._lm_eval.scoring import RawValues, TaskScorer, all_metrics, metric_key
 from fitness._lm_eval.terms import MetricTerm, TaskTerm
 
 
@@ -96,6 +96,21 @@ def group_metrics(tasks: TaskSet, scorers: Mapping[str, TaskScorer], values: Map
     return found
 
 
+def totals(
+    tasks: TaskSet, terms: Sequence[WeighedTerm], scorers: Mapping[str, TaskScorer], raw: Mapping[str, RawValues]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Objectives, and every metric of tasks and groups as ``task/metric``, those that objectives are made of first.
+
+    Raises:
+        FitnessError: as for `objectives`.
+    """
+    metrics = all_metrics(scorers, raw)
+    metrics |= group_metrics(tasks, scorers, metrics) if tasks.groups else {}
+    found = objectives(terms, scorers, raw, metrics)
+    first = [share.metric for share in shares(terms)]
+    return found, {name: metrics[name] for name in first if name in metrics} | metrics
+
+
 def objectives(
     terms: Sequence[WeighedTerm],
     scorers: Mapping[str, TaskScorer],
@@ -113,15 +128,15 @@ def objectives(
     Raises:
         FitnessError: a metric that was not reported after all, or is not finite.
     """
-    totals: dict[str, float] = {}
+    sums: dict[str, float] = {}
     weights: dict[str, float] = {}
     for term in terms:
         name, weight = term.term.objective, term.term.weight
         weights[name] = weights.get(name, 0.0) + weight
         for metric in term.metrics:
             value = weight * metric.factor * _value(term, metric, scorers, raw, metrics)
-            totals[name] = totals.get(name, 0.0) + value
-    return {name: total / weights[name] for name, total in totals.items()}
+            sums[name] = sums.get(name, 0.0) + value
+    return {name: total / weights[name] for name, total in sums.items()}
 
 
 def shares(terms: Sequence[WeighedTerm]) -> list[MetricShare]:
@@ -129,14 +144,14 @@ def shares(terms: Sequence[WeighedTerm]) -> list[MetricShare]:
 
     A group's tasks share its weight equally, as in `objectives` where the group has no metric of its own.
     """
-    totals: dict[str, float] = {}
+    sums: dict[str, float] = {}
     for term in terms:
-        totals[term.term.objective] = totals.get(term.term.objective, 0.0) + term.term.weight
+        sums[term.term.objective] = sums.get(term.term.objective, 0.0) + term.term.weight
     found = []
     for term in terms:
         name = term.term.objective
         for metric in term.metrics:
-            weight = term.term.weight * abs(metric.factor) / totals[name] / len(term.tasks)
+            weight = term.term.weight * abs(metric.factor) / sums[name] / len(term.tasks)
             direction: Literal["maximize", "minimize"] = "maximize" if metric.factor > 0 else "minimize"
             for task, key in zip(term.tasks, metric.keys, strict=True):
                 if weight > 0:

@@ -99,6 +99,15 @@ class Session:
         encoded = self._lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
         return [len(ids) for ids in encoded]
 
+    def prompt_settings(self, prompts: Mapping[str, Any]) -> dict[str, Any]:
+        """How prompts are written, as lm-eval's results name it."""
+        asked = prompts["apply_chat_template"]
+        return {
+            "system_instruction": prompts["system_instruction"],
+            "chat_template": self._lm.chat_template(asked) if asked else None,
+            "fewshot_as_multiturn": prompts["fewshot_as_multiturn"],
+        }
+
     def _respond(self, kind: str, instances: list[Any], plan: _Plan) -> tuple[list[Any], float]:
         if kind == "generate_until":
             return self._lm.generate(instances)

@@ -196,9 +196,8 @@ def stock(model_folder: Path, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> An
             model_args={"pretrained": str(model_folder), "dtype": dtype, **(arguments or {})},
             tasks=names,
             device="cpu",
-            bootstrap_iters=0,
             task_manager=TaskManager(include_path=str(tasks.path), include_defaults=False),
-            **{"batch_size": 16, **kwargs},
+            **{"batch_size": 16, "bootstrap_iters": 0, **kwargs},
         )
 
     return run

@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from evomerge.report.summary import summarize
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import Ledger
 from evomerge.run.ledger_file import LedgerError, encode
+from evomerge.run.responses import write_responses
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +127,24 @@ def test_examples_of_items_won_and_lost(finished: Path) -> None:
     place = int(np.flatnonzero(own < other)[0])
     assert f"english_sums · item {place} english_sums: question {place}? Answer: answer {place}" in text
     assert "evolved wrong · math right" in text
+
+
+def test_examples_show_what_both_models_answered(finished: Path, tmp_path: Path) -> None:
+    run = copy(finished, tmp_path / "run")
+    record = RunView.of(run).record
+    assert record is not None
+    assert record.best is not None
+    rival = next(m for m in record.baselines if m.name == summarize(finished).rows[0].name)
+    for who, model in (("mine", record.best), ("theirs", rival)):
+        evaluation = model.evaluation
+        texts = {"english_sums": [f"<b>{who} {place}" for place in range(len(evaluation.items["english_sums/acc"]))]}
+        write_responses(RunFolder.open(run), replace(evaluation, responses=texts))
+    page = report_html([RunView.of(run)])
+    own, other = (model.evaluation.items["english_sums/acc"] for model in (record.best, rival))
+    place = int(np.flatnonzero(own < other)[0])
+    shown = f"evolved wrong, it answered: <b>mine {place} math right, it answered: <b>theirs {place}"
+    assert shown in text_of(page)
+    assert "<b>mine" not in page
 
 
 def test_reasons_of_failures(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from evomerge.report.html.plots import ACCENT, Plot, axis, figure, label
 from evomerge.report.outcome import Scored, task_name
 from evomerge.report.table import distinct
 from evomerge.run.items import read_texts
+from evomerge.run.responses import read_responses
 
 EXAMPLES = 4
 _MOST_TASKS = 40
@@ -41,7 +42,7 @@ class Differences:
 
 @dataclass(frozen=True)
 class Example:
-    """One item: its place in the task, both scores, and its text where the run kept it."""
+    """One item: its place in the task, both scores, its text and what both models answered where the run kept that."""
 
     task: str
     place: int
@@ -49,6 +50,8 @@ class Example:
     other: str
     prompt: str = ""
     target: str = ""
+    own_response: str = ""
+    other_response: str = ""
 
 
 def items(view: RunView, page: Page) -> Markup | None:
@@ -62,7 +65,9 @@ def items(view: RunView, page: Page) -> Markup | None:
         return None
     first, found = next(iter(against.items()))
     texts = read_texts(view.folder, record.split)
-    wins, losses = (_examples(found, texts, sign) for sign in (1, -1))
+    rival = next(model for model in rivals if model.name == first)
+    answers = (_responses(view, record.best), _responses(view, rival))
+    wins, losses = (_examples(found, texts, answers, sign) for sign in (1, -1))
     totals = [int(sum((d.gain * sign > 0).sum() for d in found)) for sign in (1, -1)]
     return page.render(
         "items.html",
@@ -144,7 +149,20 @@ def _bars(found: Sequence[Differences]) -> dict[str, Any]:
     return figure(bars(wins, 1, ACCENT, "won"), bars(losses, -1, "var(--minus)", "lost"), **layout)
 
 
-def _examples(found: Sequence[Differences], texts: dict[str, list[dict[str, str]]], sign: int) -> list[Example]:
+_Responses = Mapping[str, Sequence[str]]
+
+
+def _responses(view: RunView, model: Scored) -> _Responses:
+    """What a model answered to the items that the winner is judged by."""
+    return read_responses(view.folder, model.evaluation.candidate, model.evaluation.split)
+
+
+def _examples(
+    found: Sequence[Differences],
+    texts: dict[str, list[dict[str, str]]],
+    answers: tuple[_Responses, _Responses],
+    sign: int,
+) -> list[Example]:
     """A few items, from all tasks in turn; of scores that are no 0 or 1, the largest differences."""
     ranked = []
     for own in found:
@@ -154,7 +172,9 @@ def _examples(found: Sequence[Differences], texts: dict[str, list[dict[str, str]
     for turn in range(EXAMPLES):
         for own, places in zip(found, ranked, strict=True):
             if turn < len(places) and len(chosen) < EXAMPLES:
-                chosen.append(_example(own, places[turn], texts.get(task_name(f"{own.task}/")) or []))
+                task = task_name(f"{own.task}/")
+                own_answers, other_answers = ([*of_model.get(task, ())] for of_model in answers)
+                chosen.append(_example(own, places[turn], texts.get(task) or [], own_answers, other_answers))
     return chosen
 
 
@@ -166,8 +186,15 @@ def _score(value: float, own: Differences) -> str:
     return number(value)
 
 
-def _example(own: Differences, place: int, texts: Sequence[dict[str, str]]) -> Example:
+def _example(
+    own: Differences,
+    place: int,
+    texts: Sequence[dict[str, str]],
+    own_answers: Sequence[str],
+    other_answers: Sequence[str],
+) -> Example:
     text = texts[place] if place < len(texts) and len(texts) <= len(own.own) else {}
+    answers = [clean_lines(found[place], 500) if place < len(found) else "" for found in (own_answers, other_answers)]
     return Example(
         clean(own.task, 60),
         place,
@@ -175,4 +202,5 @@ def _example(own: Differences, place: int, texts: Sequence[dict[str, str]]) -> E
         _score(float(own.other[place]), own),
         clean_lines(text.get("prompt", ""), 700),
         clean(text.get("target", ""), 200),
+        *answers,
     )
