@@ -170,9 +170,12 @@ class Run(os.PathLike[str]):
         """The results as `evomerge search` prints them, in a number of columns; without baselines, the status."""
         return as_text(self._shown(), width)
 
-    def report(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write the report, a self-contained HTML page; ``report.html`` in the run folder by default."""
-        return write_report([self.path], Path(path) if path is not None else None)
+    def report(self, path: str | os.PathLike[str] | None = None, *, paths: bool = False) -> Path:
+        """Write the report, a self-contained HTML page; ``report.html`` in the run folder by default.
+
+        Absolute paths in it are their last names, unless `paths` asks for the whole.
+        """
+        return write_report([self.path], Path(path) if path is not None else None, paths=paths)
 
     def resume(
         self,

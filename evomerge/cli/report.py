@@ -19,10 +19,13 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "-o", "--output", type=Path, help="file to write (default: report.html in the first run folder)"
     )
+    parser.add_argument(
+        "--paths", action="store_true", help="show absolute paths whole; only their last names are shown otherwise"
+    )
     options = parser.parse_args(list(arguments))
 
     from evomerge.report.html.report import write_report
 
-    file = write_report(options.runs, options.output)
+    file = write_report(options.runs, options.output, paths=options.paths)
     print(f"wrote {file}")
     return 0

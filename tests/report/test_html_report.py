@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +146,36 @@ def test_examples_show_what_both_models_answered(finished: Path, tmp_path: Path)
     shown = f"evolved wrong, it answered: <b>mine {place} math right, it answered: <b>theirs {place}"
     assert shown in text_of(page)
     assert "<b>mine" not in page
+
+
+@pytest.mark.parametrize("make", [report_runs.parameter_run, report_runs.failed_run, report_runs.lineage_run])
+def test_paths_are_their_last_names_unless_asked_for(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    run = make(tmp_path / "private" / "run")
+    config = run / "config.yaml"
+    config.write_text(f"run_dir: {run}\npool:\n  models: {{a: {tmp_path}/private/a, b: '~/b/c/d', c: org/model}}\n")
+    page = report_html([RunView.of(run)])
+    assert str(tmp_path) not in page
+    assert "private" not in page
+    assert "evomerge export …/run -o recipe.yaml" in text_of(page)
+    assert "a: …/a, b: '…/d', c: org/model" in text_of(page)
+    whole = report_html([RunView.of(run)], paths=True)
+    assert f"evomerge export {run} -o recipe.yaml" in text_of(whole)
+    assert len(figures(page)) == len(figures(whole))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("see /home/me/run/log.txt.", "see …/log.txt."),
+        ('{"text": "/home/me/x"}', '{"text": "…/x"}'),
+        ("C:\\Users\\me\\x and \\\\host\\share\\y", "…/x and \\\\host\\share\\y"),
+        ("'~/models/a', =/b/c", "'…/a', =…/c"),
+        ("https://example.org/a/b, and/or, 1/2/3, </div></p>, org/model, ../up/x, /root", None),
+        ("data:image/png;base64,/9j/4AAQ/x", "data:image/png;base64,…/x"),
+    ],
+)
+def test_what_is_a_path(text: str, shown: str | None) -> None:
+    assert pages.names_only(text) == (shown or text)
 
 
 def test_reasons_of_failures(tmp_path: Path) -> None:

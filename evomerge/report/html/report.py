@@ -35,12 +35,13 @@ from evomerge.utils.files import write_text_atomic
 FILE = "report.html"
 
 
-def write_report(runs: Sequence[Path | str], output: Path | None = None) -> Path:
+def write_report(runs: Sequence[Path | str], output: Path | None = None, *, paths: bool = False) -> Path:
     """Write the report of the runs and return its file.
 
     Args:
         runs: run folders; several are compared.
         output: the file; ``report.html`` in the folder of the first run by default.
+        paths: show absolute paths whole instead of their last names.
 
     Raises:
         LedgerError: a folder is not a run's.
@@ -48,15 +49,15 @@ def write_report(runs: Sequence[Path | str], output: Path | None = None) -> Path
     """
     views = [RunView.of(run) for run in runs]
     file = output if output is not None else views[0].folder.path / FILE
-    write_text_atomic(file, report_html(views))
+    write_text_atomic(file, report_html(views, paths=paths))
     return file
 
 
-def report_html(views: Sequence[RunView]) -> str:
+def report_html(views: Sequence[RunView], *, paths: bool = False) -> str:
     """The report as HTML: of one run, or of several side by side."""
     if len(views) > MOST_RUNS:
         raise ConfigError(f"{len(views)} runs were given", f"at most {MOST_RUNS} side by side")
-    page = Page(f"{views[0].name} · evomerge" if len(views) == 1 else f"{len(views)} runs · evomerge")
+    page = Page(f"{views[0].name} · evomerge" if len(views) == 1 else f"{len(views)} runs · evomerge", paths=paths)
     if len(views) > 1:
         sections = [page.section(identity, title, partial(make, views, page)) for identity, title, make in _SEVERAL]
         head = page.section("top", "", partial(comparison_head, views, page))

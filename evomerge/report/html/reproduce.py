@@ -108,7 +108,8 @@ def _commands(view: RunView) -> list[Command]:
         found.insert(2, Command("The model by mergekit, adapters folded in", merged))
     if view.state != "ended":
         found.insert(0, Command("Go on with the run", f"evomerge resume {run}{trust}"))
-    place = shlex.quote(str(view.folder.path.resolve()))
+    given = view.folder.path
+    place = shlex.quote(str(given)) if given.is_absolute() else f'"$PWD"/{shlex.quote(str(given))}'
     search = f"evomerge search --config-path {place} --config-name config run_dir=runs/again{trust}"
     return [*found, Command("The same search again, from its configuration", search)]
 

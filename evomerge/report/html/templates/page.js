@@ -63,7 +63,18 @@
     return Plotly.react(element, resolve(view.data, style), layout, config);
   };
 
-  if (window.Plotly) {
+  // plotly.js comes packed: the page is passed on, and most of it would be that.
+  const unpack = async () => {
+    const packed = document.getElementById("plotly");
+    if (!packed) return;
+    const bytes = Uint8Array.from(atob(packed.textContent), (c) => c.charCodeAt(0));
+    packed.remove();
+    const script = document.createElement("script");
+    script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    document.head.append(script);
+  };
+
+  const begin = () => {
     const near = new IntersectionObserver((entries) => {
       for (const entry of entries)
         if (entry.isIntersecting) { near.unobserve(entry.target); if (!drawn.has(entry.target.id)) draw(entry.target.id); }
@@ -73,7 +84,8 @@
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
     document.addEventListener("evomerge-theme", redraw);
     window.addEventListener("beforeprint", () => Object.keys(figures).forEach((id) => drawn.has(id) || draw(id)));
-  }
+  };
+  unpack().then(begin, () => { document.getElementById("old").hidden = false; });
 
   for (const group of document.querySelectorAll(".switch"))
     group.addEventListener("click", (event) => {
