@@ -38,6 +38,8 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.demo.pool import make_demo_pool
 
     make_demo_pool(root, options.seed, threads=options.threads, quick=options.quick)
-    if not options.pool_only:
+    if options.pool_only:
+        print(f"the pool is in {root}; `evomerge search experiment=demo pool.root='{root}'` searches it")
+    else:
         search(config)
     return 0

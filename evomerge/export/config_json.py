@@ -23,8 +23,8 @@ def merged_config(recipe: Recipe, pool: Pool) -> dict[str, Any]:
     if [layer for _, layer in path] == list(range(pool.layout.layers)):
         return config
     key = type(text).attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    own = {model: _lists(recipe, pool, model) for model in {model for model, _ in path}}
-    known = _lists(recipe, pool, recipe.config_from)
+    own = {model: _lists(pool, model) for model in {model for model, _ in path}}
+    known = _lists(pool, recipe.config_from)
     lists = {k: [own[model].get(k, known[k])[layer] for model, layer in path] for k in known}
     return with_layers(config, key, lists, len(path))
 
@@ -44,7 +44,7 @@ def origins(recipe: Recipe) -> dict[int, tuple[str, int]]:
     return found
 
 
-def _lists(recipe: Recipe, pool: Pool, model: str) -> dict[str, list[Any]]:
+def _lists(pool: Pool, model: str) -> dict[str, list[Any]]:
     """What a model's configuration has an entry of per layer, also where its file leaves that to transformers."""
     config = pool.config
     if model != pool.info.config_from:
