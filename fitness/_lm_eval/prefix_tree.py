@@ -1,0 +1,110 @@
+"""Requests as a tree of their tokens: what several begin with is one path, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitness._lm_eval.model import TokenRequest
+
+
+@dataclass
+class Node:
+    """Tokens that come one after the other, the same for all requests that go through them.
+
+    Attributes:
+        path: [at least `stop`] the tokens from the root to here, and what one of its requests has after.
+        start, stop: which of these are the node's own.
+        children: what follows, in the order of their tokens.
+        scores: what is read from the logits of the node's tokens.
+    """
+
+    path: NDArray[np.int64]
+    start: int
+    stop: int
+    children: list[Node] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the node and all below it have."""
+        return sum(node.stop - node.start for node in self.walk())
+
+    def walk(self) -> Iterator[Node]:
+        """The node and all below it, parents first."""
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting.extend(reversed(node.children))
+
+
+@dataclass(frozen=True)
+class Score:
+    """The log-likelihood of one token of one continuation.
+
+    Attributes:
+        depth: of the token before it, counted from the root: where its logits are.
+        slot: its place among all tokens of all continuations.
+        token: itself.
+    """
+
+    depth: int
+    slot: int
+    token: int
+
+
+def prefix_tree(requests: Sequence[TokenRequest], max_length: int) -> list[Node]:
+    """The roots of the tree of what a model reads for `requests`: of each its context and continuation but the last.
+
+    Slots count the tokens of the first request's continuation, then those of the second's, and so on.
+
+    Args:
+        requests: as lm-eval asks them, each with a continuation.
+        max_length: positions of the model; longer inputs lose tokens on the left, as in lm-eval.
+    """
+    inputs = [
+        np.asarray((request.context + request.continuation)[-(max_length + 1) :][:-1], dtype=np.int64)
+        for request in requests
+    ]
+    first = np.cumsum([0, *(len(request.continuation) for request in requests)])
+    roots: list[Node] = []
+    open_nodes: list[Node] = []  # from the root to where the last request ended
+    last: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+    for index in sorted(range(len(inputs)), key=lambda index: inputs[index].tolist()):
+        tokens = inputs[index]
+        shared = _common(last, tokens)
+        while open_nodes and open_nodes[-1].start >= shared:
+            open_nodes.pop()
+        if open_nodes and open_nodes[-1].stop > shared:
+            _split(open_nodes[-1], shared)
+        if len(tokens) > shared:
+            node = Node(tokens, shared, len(tokens))
+            (open_nodes[-1].children if open_nodes else roots).append(node)
+            open_nodes.append(node)
+        continuation = requests[index].continuation
+        begin = len(tokens) - len(continuation)
+        for node in reversed(open_nodes):
+            for depth in range(max(node.start, begin), node.stop):
+                place = depth - begin
+                node.scores.append(Score(depth, int(first[index]) + place, continuation[place]))
+            if node.start <= begin:
+                break
+        last = tokens
+    return roots
+
+
+def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
+    length = min(len(one), len(other))
+    differing = np.flatnonzero(one[:length] != other[:length])
+    return int(differing[0]) if len(differing) else length
+
+
+def _split(node: Node, stop: int) -> None:
+    """Make what a node has from `stop` on its child."""
+    rest = Node(node.path, stop, node.stop, node.children, [s for s in node.scores if s.depth >= stop])
+    node.children, node.stop = [rest], stop
+    node.scores = [s for s in node.scores if s.depth < stop]

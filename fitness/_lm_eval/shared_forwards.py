@@ -1,0 +1,182 @@
+"""Log-likelihoods with every token of the requests' tree computed once."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from transformers import DynamicCache
+
+from evomerge.models.memory import give_back, out_of_memory
+from fitness._lm_eval.model import TokenRequest
+from fitness._lm_eval.prefix_tree import prefix_tree
+from fitness._lm_eval.token_batches import TokenBatch, token_batches
+from fitness._lm_eval.tree_mask import TreeMasks
+
+_log = logging.getLogger(__name__)
+
+_LOGITS = 128 * 2**20
+"""Bytes of logits in a batch, at most."""
+_SOFTMAX = 32 * 2**20
+"""Bytes of logarithms of softmax at a time."""
+_FEWEST_ROWS = 32
+_FEWEST_TOKENS = 32
+_NEEDED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
+
+
+def default_tokens(device: torch.device) -> int:
+    """Tokens of a batch: as few as keep the device busy, since tokens of other branches are attended to in vain."""
+    return 512 if device.type == "cpu" else 2048
+
+
+class SharedForwards:
+    """The requests of a fitness, in batches of their tree.
+
+    Args:
+        requests: as lm-eval asks them.
+        module: a model like those to be scored: its device, vocabulary and kinds of layers.
+        max_length: positions of the model.
+        batch_tokens: tokens of a forward, about.
+        softmax_dtype: as for ``lm_eval --model hf``.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[TokenRequest],
+        module: Any,
+        *,
+        max_length: int,
+        batch_tokens: int,
+        softmax_dtype: torch.dtype | None,
+    ) -> None:
+        self._requests, self._max_length = requests, max_length
+        self._device, self._softmax_dtype = module.device, softmax_dtype
+        self._lengths = [len(request.continuation) for request in requests]
+        self._masks = TreeMasks(module)
+        self._vocabulary = int(module.get_output_embeddings().weight.shape[0])
+        self._most_rows = max(_FEWEST_ROWS, _LOGITS // (self._vocabulary * module.dtype.itemsize))
+        self._most_tokens = batch_tokens
+        self._batches = self._planned()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are run for a candidate."""
+        return sum(batch.inputs.numel() for root in self._batches for batch in root.walk())
+
+    def score(self, module: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The log-likelihood of each request, in nats, and whether greedy decoding gives its continuation."""
+        while True:
+            try:
+                return self._scored(module)
+            except Exception as error:
+                if self._most_tokens <= _FEWEST_TOKENS or not out_of_memory(error):
+                    raise
+            # out of the handler, which holds on to the frames of the error
+            give_back()
+            self._most_tokens //= 2
+            self._most_rows = max(1, self._most_rows // 2)
+            _log.warning("not enough memory: %d tokens are run at a time from now on", self._most_tokens)
+            self._batches = self._planned()
+
+    def _planned(self) -> list[TokenBatch]:
+        roots = prefix_tree(self._requests, self._max_length)
+        return token_batches(roots, self._most_tokens, self._most_rows, self._device)
+
+    def _scored(self, module: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        chosen = torch.zeros(sum(self._lengths), dtype=torch.float32, device=self._device)
+        greedy = torch.zeros(sum(self._lengths), dtype=torch.bool, device=self._device)
+        with torch.no_grad():
+            for batch in self._batches:
+                self._run(module, batch, None, chosen, greedy)
+            values = chosen.cpu().to(torch.float64).numpy()
+            right = greedy.cpu().numpy()
+        if not self._lengths:
+            return np.empty(0), np.empty(0, dtype=bool)
+        first = np.cumsum([0, *self._lengths[:-1]])
+        return np.add.reduceat(values, first), np.logical_and.reduceat(right, first)
+
+    def _run(
+        self, module: Any, batch: TokenBatch, cache: DynamicCache | None, chosen: torch.Tensor, greedy: torch.Tensor
+    ) -> None:
+        """Run a batch after the tokens whose keys and values are in `cache`, and all that come after it."""
+        before = cache.get_seq_length() if cache is not None else 0
+        if cache is None and batch.after:
+            cache = DynamicCache()
+        # A model computes a row of logits at least.
+        rows = batch.rows if len(batch.rows) else torch.zeros(1, dtype=torch.long, device=self._device)
+        logits = module(
+            input_ids=batch.inputs,
+            attention_mask=self._masks(batch.positions, batch.ends, before),
+            position_ids=batch.positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=rows,
+        ).logits[0]
+        self._read(logits, batch, chosen, greedy)
+        del logits
+        for after in batch.after:
+            self._run(module, after, cache, chosen, greedy)
+        if cache is not None and before:
+            cache.crop(before - cache.get_seq_length())  # negative: so many tokens less
+
+    def _read(self, logits: torch.Tensor, batch: TokenBatch, chosen: torch.Tensor, greedy: torch.Tensor) -> None:
+        step = max(1, _SOFTMAX // (logits.shape[1] * 4))
+        for first in range(0, len(batch.rows), step):
+            part = slice(*batch.scores_of(first, min(first + step, len(batch.rows))))
+            rows, tokens, slots = batch.score_rows[part] - first, batch.tokens[part], batch.slots[part]
+            logprobs = F.log_softmax(logits[first : first + step], dim=-1, dtype=self._softmax_dtype)
+            chosen[slots] = logprobs[rows, tokens].float()
+            greedy[slots] = logprobs.argmax(dim=-1)[rows] == tokens
+
+
+def unsupported(module: Any) -> str:
+    """Why a model's tokens cannot be shared; empty where they can.
+
+    What a model takes is asked of its signature and configuration, what it does with it of the model itself: a few
+    tokens in a tree must give what they give one text after the other.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    missing = [name for name in _NEEDED if name not in parameters]
+    if missing:
+        return f"its forward takes no {missing[0]}"
+    attention = module.config.get_text_config()._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        return f"its attention is {attention}, which takes no mask of one's own"
+    unknown = TreeMasks(module).unknown
+    if unknown:
+        return f"it has layers of the kind {unknown[0]}"
+    try:
+        return _tried(module)
+    except Exception as error:  # code of a model raises whatever it likes
+        if out_of_memory(error):
+            raise
+        return f"a tree of tokens raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _tried(module: Any) -> str:
+    """Whether three short texts that begin alike score in a tree, cut at a trunk, as they do alone."""
+    rows = int(module.get_input_embeddings().weight.shape[0])
+    words = [(7 * place + 3) % rows for place in range(12)]
+    requests = [
+        TokenRequest(None, words[:5], words[5:8]),
+        TokenRequest(None, words[:5], words[8:11]),
+        TokenRequest(None, [*words[:3], words[11]], words[1:4]),
+    ]
+    shared = SharedForwards(requests, module, max_length=64, batch_tokens=64, softmax_dtype=torch.float32)
+    found, _ = shared.score(module)
+    expected = []
+    for request in requests:
+        tokens = torch.tensor([request.context + request.continuation], device=module.device)
+        with torch.no_grad():
+            logits = module(input_ids=tokens[:, :-1], use_cache=False).logits[0, -len(request.continuation) :]
+        logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+        expected.append(float(logprobs.gather(1, tokens[0, -len(request.continuation) :, None]).sum()))
+    apart = np.abs(found - np.array(expected)).max()
+    allowed = 1e-3 if module.dtype == torch.float32 else 0.3
+    return f"three texts in a tree score {apart:.2g} nats apart from each alone" if apart > allowed else ""
