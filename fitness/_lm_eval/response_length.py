@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.errors import FitnessError
 from fitness._lm_eval.terms import RESPONSE_LENGTH
 
 if TYPE_CHECKING:
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 def generates(task: Any) -> bool:
     """Whether an lm-eval task asks for generated responses."""
     return bool(getattr(task, "OUTPUT_TYPE", None) == "generate_until")
+
+
+def require_generating(tasks: Mapping[str, Any]) -> None:
+    """Raise `FitnessError` for tasks whose answers are not generated: lm-eval refuses them with ``enable_thinking``."""
+    others = [name for name, task in tasks.items() if task.OUTPUT_TYPE in ("loglikelihood", "multiple_choice")]
+    if others:
+        raise FitnessError(
+            f"enable_thinking is true, and answers are not generated in: {', '.join(others)}",
+            "tasks with output_type generate_until",
+            "leave it out, and give it to a task by its chat_template_args",
+        )
 
 
 def response_lengths(
