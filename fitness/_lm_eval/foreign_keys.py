@@ -33,6 +33,7 @@ FOREIGN_KEYS = {
     "load_in_8bit": _QUANTISED,
     "load_in_4bit": _QUANTISED,
     "quantization_config": _QUANTISED,
+    "attn_implementation": ("models run with the attention that transformers chooses for them", "leave it out"),
     # of simple_evaluate and the command
     "model": _MODELS,
     "model_args": ("what it holds are keys of the fitness", "write fitness.enable_thinking=false, for example"),
@@ -53,6 +54,8 @@ FOREIGN_KEYS = {
     "log_samples": ("responses are kept by request", "run `evomerge evaluate MODEL --log-samples FOLDER`"),
     "evaluation_tracker": ("a run is its own record", "set trackers, to follow it elsewhere"),
     "verbosity": ("lm-eval says nothing but its errors", "leave it out"),
+    "max_gen_toks": ("it is an argument of generation", "set fitness.gen_kwargs.max_gen_toks=64"),
+    "output_path": ("a run has its folder", "set run_dir, or keep what `evomerge evaluate --json` prints"),
     "predict_only": ("a search needs scores", "leave it out"),
     "confirm_run_unsafe_code": ("tasks that run what a model wrote are refused", "choose other tasks"),
     "metadata": ("what a task's data need stands in the task", "write metadata: {...} in the task's YAML"),

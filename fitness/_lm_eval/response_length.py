@@ -27,7 +27,7 @@ def require_generating(tasks: Mapping[str, Any]) -> None:
         raise FitnessError(
             f"enable_thinking is true, and answers are not generated in: {', '.join(others)}",
             "tasks with output_type generate_until",
-            "leave it out, and give it to a task by its chat_template_args",
+            "leave it out, and give those that do chat_template_args: {enable_thinking: true}",
         )
 
 

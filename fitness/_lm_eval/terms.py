@@ -138,6 +138,12 @@ def _term(value: Any, key: str) -> TaskTerm:
         return TaskTerm(value, value)
     if not isinstance(value, dict):
         raise ConfigError(f"{key} is {value!r}", "a task name, a path to a task YAML, or a mapping with the key 'task'")
+    if "enable_thinking" in value:
+        raise ConfigError(
+            f"{key} has no key 'enable_thinking'",
+            "it is one of all tasks",
+            "of a task write chat_template_args: {enable_thinking: ...}",
+        )
     _require_keys(value, _TERM_KEYS, key)
     source = value.get("task")
     if not source or not isinstance(source, str | dict):

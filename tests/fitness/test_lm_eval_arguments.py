@@ -382,7 +382,7 @@ def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str) -
         ({"system_instruction": ["w1"]}, "tasks[0].system_instruction is ['w1']; a text"),
         ({"chat_template_args": "style=w1"}, "tasks[0].chat_template_args is 'style=w1'; a mapping"),
         ({"chat_template_args": {"style": 1}}, "tasks[0] gives the chat template style, and its prompts use none"),
-        ({"enable_thinking": True}, "tasks[0] has no key 'enable_thinking'; "),
+        ({"enable_thinking": True}, "'enable_thinking'; it is one of all tasks; of a task write chat"),
     ],
 )
 def test_terms_that_make_no_sense(term: dict[str, Any], message: str) -> None:
