@@ -16,8 +16,8 @@ from evomerge.protocols import Block, Scores, Stop
 from fitness._lm_eval.arguments import AutocastDtype, ModelArguments, SoftmaxDtype
 from fitness._lm_eval.blocks import check_block_size
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
-from fitness._lm_eval.response_length import generates, require_generating, response_lengths
-from fitness._lm_eval.settings import BuildSettings
+from fitness._lm_eval.response_length import require_generating, require_responses, response_lengths
+from fitness._lm_eval.settings import BuildSettings, said_of_tasks
 from fitness._lm_eval.terms import RESPONSE_LENGTH, parse_terms, plain
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class LmEvalFitness:
             configuration), ``metrics`` (name -> weight, or name -> {weight, transform}, where ``transform: log`` takes
             the logarithm; the default is the first metric that the task reports; a filter follows a comma, as in
             ``exact_match,strict-match``), ``weight``, ``objective``, ``num_fewshot``, ``limit``, ``gen_kwargs``,
-            ``apply_chat_template``, ``system_instruction``, ``fewshot_as_multiturn`` and ``chat_template_args``; the
-            last seven as for the fitness, which says what holds for tasks that leave them out.
+            ``apply_chat_template``, ``system_instruction``, ``fewshot_as_multiturn`` and ``chat_template_args``.
         include_path: folder or folders with task YAMLs.
         num_fewshot: examples in the prompt, for tasks that do not fix them at 0; None leaves each task's own.
         limit: documents of each task: the first so many, or a share below 1.
@@ -162,12 +161,8 @@ class LmEvalFitness:
         tasks = self._loaded().tasks
         if self._arguments.enable_thinking:
             require_generating(tasks)
-        if self._response_length and not any(generates(task) for task in tasks.values()):
-            raise FitnessError(
-                f"{RESPONSE_LENGTH} is asked for, and no task generates responses: {', '.join(tasks)}",
-                "tasks with output_type generate_until have a length",
-                "leave fitness.response_length out",
-            )
+        if self._response_length:
+            require_responses(tasks)
 
     def check_tokenizer(self, load: Callable[[], Any]) -> None:
         """Check what is said of a tokenizer, before a model is loaded: chat templates by name, ids of tokens.
@@ -278,9 +273,7 @@ class LmEvalFitness:
         from fitness._lm_eval.sample_files import write_sample_files
 
         flags = self._settings.flags()
-        arguments = {"pretrained": model, **self._arguments.changed()}
-        settings = {"model": "hf", "model_args": arguments, "batch_size": self._arguments.batch_size, **flags}
-        settings |= {"task_prompts": said} if (said := {t.label: t.prompts for t in self._terms if t.prompts}) else {}
+        settings = self._arguments.as_asked(model) | flags | said_of_tasks(self._terms)
         results = stock_results(self._loaded(), self._ready().scorers, self._scored, settings)
         return write_sample_files(folder, model, results, self._ready().session.prompt_settings(flags))
 

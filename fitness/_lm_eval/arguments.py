@@ -92,6 +92,14 @@ class ModelArguments:
             if f.name not in _SINCE_THE_FIRST and getattr(self, f.name) != _default(f)
         }
 
+    def as_asked(self, model: str) -> dict[str, Any]:
+        """How lm-eval's results note a command with these arguments."""
+        return {
+            "model": "hf",
+            "model_args": {"pretrained": model, **self.changed()},
+            "batch_size": self.batch_size,
+        }
+
 
 def check_template_arguments(value: Any, key: str) -> None:
     """Raise `ConfigError` unless `value` is a mapping that a chat template can be given."""

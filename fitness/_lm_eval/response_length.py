@@ -20,6 +20,16 @@ def generates(task: Any) -> bool:
     return bool(getattr(task, "OUTPUT_TYPE", None) == "generate_until")
 
 
+def require_responses(tasks: Mapping[str, Any]) -> None:
+    """Raise `FitnessError` unless a task generates responses, whose length can be measured."""
+    if not any(generates(task) for task in tasks.values()):
+        raise FitnessError(
+            f"{RESPONSE_LENGTH} is asked for, and no task generates responses: {', '.join(tasks)}",
+            "tasks with output_type generate_until have a length",
+            "leave fitness.response_length out",
+        )
+
+
 def require_generating(tasks: Mapping[str, Any]) -> None:
     """Raise `FitnessError` for tasks whose answers are not generated: lm-eval refuses them with ``enable_thinking``."""
     others = [name for name, task in tasks.items() if task.OUTPUT_TYPE in ("loglikelihood", "multiple_choice")]

@@ -73,3 +73,9 @@ class BuildSettings:
                 "",
                 "leave chat_template_args.chat_template out",
             )
+
+
+def said_of_tasks(terms: Sequence[TaskTerm]) -> dict[str, Any]:
+    """What terms say of their prompts, as an entry ``task_prompts`` of results; none where they say nothing."""
+    said = {term.label: term.prompts for term in terms if term.prompts}
+    return {"task_prompts": said} if said else {}
