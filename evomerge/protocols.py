@@ -64,6 +64,9 @@ class Fitness(Protocol):
 
     One that has a method ``documents() -> frozenset[str]`` gives a hash of the content of every item: held-out items
     that are the search's own are found by them.
+
+    One that has a method ``check_tokenizer(load: Callable[[], Any]) -> None`` raises `FitnessError` where the tokenizer
+    that ``load()`` gives lacks what it needs, before a model is loaded.
     """
 
     @property

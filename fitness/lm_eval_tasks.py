@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from evomerge.errors import ConfigError, FitnessError
+from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Block, Scores, Stop
-from fitness._lm_eval.blocks import spread
-from fitness._lm_eval.response_length import generates, response_lengths
-from fitness._lm_eval.terms import RESPONSE_LENGTH, check_fewshot, check_limit, parse_terms, plain
+from fitness._lm_eval.arguments import AutocastDtype, ModelArguments, SoftmaxDtype
+from fitness._lm_eval.blocks import check_block_size
+from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
+from fitness._lm_eval.response_length import require_generating, require_responses, response_lengths
+from fitness._lm_eval.settings import BuildSettings, said_of_tasks
+from fitness._lm_eval.terms import RESPONSE_LENGTH, parse_terms, plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,19 +26,8 @@ if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
     from fitness._lm_eval.loading import TaskSet
     from fitness._lm_eval.objective import WeighedTerm
-    from fitness._lm_eval.scoring import RawValues, TaskScorer
-    from fitness._lm_eval.session import Session
-
-
-@dataclass
-class _Prepared:
-    """What is built once for a model."""
-
-    session: Session
-    scorers: Mapping[str, TaskScorer]
-    blocks: Sequence[Block]
-    places: Sequence[Mapping[str, Sequence[int]]]  # documents of each block, by task
-    fingerprint: str
+    from fitness._lm_eval.prepared import Prepared
+    from fitness._lm_eval.scoring import RawValues
 
 
 class LmEvalFitness:
@@ -64,20 +55,19 @@ class LmEvalFitness:
         tasks: task names, paths to task YAMLs, or mappings with the keys ``task`` (a name, a path or a whole task
             configuration), ``metrics`` (name -> weight, or name -> {weight, transform}, where ``transform: log`` takes
             the logarithm; the default is the first metric that the task reports; a filter follows a comma, as in
-            ``exact_match,strict-match``), ``weight``, ``objective``, ``num_fewshot``, ``limit`` and ``gen_kwargs``.
+            ``exact_match,strict-match``), ``weight``, ``objective``, ``num_fewshot``, ``limit``, ``gen_kwargs``,
+            ``apply_chat_template``, ``system_instruction``, ``fewshot_as_multiturn`` and ``chat_template_args``.
         include_path: folder or folders with task YAMLs.
         num_fewshot: examples in the prompt, for tasks that do not fix them at 0; None leaves each task's own.
         limit: documents of each task: the first so many, or a share below 1.
-        apply_chat_template: wrap prompts in the tokenizer's chat template.
+        apply_chat_template: wrap prompts in the tokenizer's chat template, or in the one of this name.
         fewshot_as_multiturn: with a chat template, examples as turns of a conversation.
         system_instruction: put before every prompt.
         gen_kwargs: added to the generation arguments of generative tasks.
-        batch_size: sequences in a forward.
-        max_length: positions; None takes the model's.
         fewshot_seed: chooses the examples.
-        softmax_dtype: ``auto`` is float32 for half precision and the model's own dtype otherwise.
         block_size: documents in a block; None for one block.
-        add_bos_token: whether prompts begin with the BOS token; None leaves it to the tokenizer.
+        batch_size, max_length, softmax_dtype, add_bos_token, prefix_token_id, truncation, logits_cache,
+            mixed_precision_dtype, enable_thinking, think_end_token, chat_template_args: see `ModelArguments`.
         response_length: measure the tokens of generated responses, as scored: cut at the task's stop strings and
             before its filters.
         keep_responses: keep what every candidate answered, in the run's folder; else only what was compared answers
@@ -87,6 +77,8 @@ class LmEvalFitness:
         ConfigError: an argument out of its range, naming it.
     """
 
+    foreign_keys: ClassVar[Mapping[str, tuple[str, str]]] = FOREIGN_KEYS
+
     def __init__(
         self,
         tasks: list[str | dict[str, Any]],
@@ -94,47 +86,62 @@ class LmEvalFitness:
         include_path: str | list[str] | None = None,
         num_fewshot: int | None = None,
         limit: int | float | None = None,
-        apply_chat_template: bool = False,
+        apply_chat_template: bool | str = False,
         fewshot_as_multiturn: bool = True,
         system_instruction: str | None = None,
         gen_kwargs: dict[str, Any] | None = None,
         batch_size: int = 16,
         max_length: int | None = None,
         fewshot_seed: int = 1234,
-        softmax_dtype: Literal["auto", "model", "float32"] = "auto",
+        softmax_dtype: SoftmaxDtype = "auto",
         block_size: int | None = None,
         add_bos_token: bool | None = None,
         response_length: bool = False,
+        prefix_token_id: int | None = None,
+        truncation: bool = False,
+        logits_cache: bool = True,
+        mixed_precision_dtype: AutocastDtype | None = None,
+        enable_thinking: bool | None = None,
+        think_end_token: str | int | None = None,
+        chat_template_args: dict[str, Any] | None = None,
         keep_responses: bool = False,
     ) -> None:
         self._terms = parse_terms(tasks)
-        check_limit(limit, "limit")
-        check_fewshot(num_fewshot, "num_fewshot")
-        for name, count in {"batch_size": batch_size, "max_length": max_length, "block_size": block_size}.items():
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise ConfigError(f"{name} is {count!r}", "a whole number, 1 or more")
+        self._arguments = ModelArguments(
+            batch_size=batch_size,
+            max_length=max_length,
+            softmax_dtype=softmax_dtype,
+            add_bos_token=add_bos_token,
+            prefix_token_id=prefix_token_id,
+            truncation=truncation,
+            logits_cache=logits_cache,
+            mixed_precision_dtype=mixed_precision_dtype,
+            enable_thinking=enable_thinking,
+            think_end_token=think_end_token,
+            chat_template_args=plain(chat_template_args or {}),
+        )
+        check_block_size(block_size)
         paths = plain(include_path) or []
         self._include_path: list[str] = [paths] if isinstance(paths, str) else paths
-        self._prompts: dict[str, Any] = {
-            "num_fewshot": num_fewshot,
-            "limit": limit,
-            "apply_chat_template": apply_chat_template,
-            "fewshot_as_multiturn": fewshot_as_multiturn,
-            "system_instruction": system_instruction,
-            "gen_kwargs": plain(gen_kwargs or {}),
-            "fewshot_seed": fewshot_seed,
-        }
-        self._batch_size = batch_size
-        self._max_length = max_length
-        self._softmax_dtype = softmax_dtype
+        self._settings = BuildSettings(
+            num_fewshot=num_fewshot,
+            limit=limit,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=fewshot_as_multiturn,
+            system_instruction=system_instruction,
+            gen_kwargs=plain(gen_kwargs or {}),
+            fewshot_seed=fewshot_seed,
+            chat_template_args=self._arguments.template_arguments,
+        )
+        self._settings.check(self._terms)
         self._block_size = block_size
-        self._add_bos_token = add_bos_token
         self._response_length = response_length
         self.keep_responses = keep_responses
+        self._tokenizer: Any = None  # as the pool has it; of a driver whose workers prepare
         self._generators: Any = None
         self._tasks: TaskSet | None = None
         self._terms_weighed: list[WeighedTerm] = []
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
         self._scored: dict[str, RawValues] = {}
 
     @property
@@ -149,21 +156,34 @@ class LmEvalFitness:
 
         Raises:
             FitnessError: an unknown task or metric, or a YAML or data file that is missing or cannot be read; no task
-            that generates, where the length of responses is asked for.
+            that generates, where the length of responses is asked for; one that does not, where thinking is.
         """
         tasks = self._loaded().tasks
-        if self._response_length and not any(generates(task) for task in tasks.values()):
-            raise FitnessError(
-                f"{RESPONSE_LENGTH} is asked for, and no task generates responses: {', '.join(tasks)}",
-                "tasks with output_type generate_until have a length",
-                "leave fitness.response_length out",
-            )
+        if self._arguments.enable_thinking:
+            require_generating(tasks)
+        if self._response_length:
+            require_responses(tasks)
+
+    def check_tokenizer(self, load: Callable[[], Any]) -> None:
+        """Check what is said of a tokenizer, before a model is loaded: chat templates by name, ids of tokens.
+
+        Warns of arguments that the chat template does not read.
+
+        Args:
+            load: gives the tokenizer; not called where nothing depends on it.
+
+        Raises:
+            FitnessError: it has no such template or token.
+        """
+        from fitness._lm_eval.tokens import check_tokenizer
+
+        self._tokenizer = check_tokenizer(load, self._loaded(), self._settings, self._arguments)
 
     def work(self) -> dict[str, int]:
         """What a candidate asks of a model: ``documents``, ``texts`` read, tokens ``written`` at most."""
         from fitness._lm_eval.work import count_work
 
-        return count_work(self._loaded(), self._prompts["limit"], self._prompts["gen_kwargs"])
+        return count_work(self._loaded(), self._settings.limit, self._settings.gen_kwargs)
 
     def shares(self) -> list[MetricShare]:
         """What every metric counts in the objectives, as the tasks say; `check` comes before."""
@@ -175,7 +195,7 @@ class LmEvalFitness:
         """A line for everything that makes a search on these tasks hard to trust."""
         from fitness._lm_eval.cautions import cautions
 
-        return cautions(self._loaded(), self._prompts["num_fewshot"])
+        return cautions(self._loaded(), self._settings.num_fewshot)
 
     def prepare(self, model: LoadedModel) -> None:
         """Build, tokenise and batch everything for a model's tokenizer, dtype and device.
@@ -183,45 +203,18 @@ class LmEvalFitness:
         Raises:
             FitnessError: what `check` finds; prompts that cannot be built; targets that do not fit the model.
         """
-        from fitness._lm_eval.building import BuildSettings, build_requests, fingerprint
-        from fitness._lm_eval.model import resident_lm
-        from fitness._lm_eval.scoring import TaskScorer
-        from fitness._lm_eval.session import Session
+        from fitness._lm_eval.prepared import prepare
 
         tasks = self._loaded()
-        lm = resident_lm(
+        self._prepared = prepare(
             model,
-            batch_size=self._batch_size,
-            max_length=self._max_length,
-            softmax_dtype=self._softmax_dtype,
-            add_bos_token=self._add_bos_token,
-        )
-        with copy.copy(self._generators):  # as loading left them, however often this is called
-            build_requests(tasks, lm, BuildSettings(**self._prompts))
-        scorers = {name: TaskScorer(name, task) for name, task in tasks.tasks.items()}
-        session = Session(lm, scorers)
-        counts = {name: len(scorer.documents) for name, scorer in scorers.items()}
-        places = spread(counts, self._block_size, self._prompts["fewshot_seed"])
-        settings = {
-            "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in self._terms_weighed],
-            "prompts": self._prompts,
-            "chat_template": getattr(lm.tokenizer, "chat_template", None)
-            if self._prompts["apply_chat_template"]
-            else None,
-            "dtype": str(model.dtype),
-            "softmax_dtype": str(lm.softmax_dtype),
-            "batch_size": self._batch_size,
-            "max_length": lm.max_length,
-            "add_bos_token": self._add_bos_token,
-            "grouped": session.grouped,
-            "block_size": self._block_size,
-        } | ({RESPONSE_LENGTH: True} if self._response_length else {})
-        self._prepared = _Prepared(
-            session,
-            scorers,
-            [Block(index, sum(map(len, of_block.values()))) for index, of_block in enumerate(places)],
-            places,
-            fingerprint(tasks, session.requests, settings),
+            tasks,
+            self._terms_weighed,
+            self._generators,
+            self._settings,
+            self._arguments,
+            self._block_size,
+            self._response_length,
         )
 
     def blocks(self) -> Sequence[Block]:
@@ -279,23 +272,30 @@ class LmEvalFitness:
         from fitness._lm_eval.responses import stock_results
         from fitness._lm_eval.sample_files import write_sample_files
 
-        settings = {"model": "hf", "model_args": {"pretrained": model}, "batch_size": self._batch_size} | self._prompts
+        flags = self._settings.flags()
+        settings = self._arguments.as_asked(model) | flags | said_of_tasks(self._terms)
         results = stock_results(self._loaded(), self._ready().scorers, self._scored, settings)
-        return write_sample_files(folder, model, results, self._ready().session.prompt_settings(self._prompts))
+        return write_sample_files(folder, model, results, self._ready().session.prompt_settings(flags))
 
     def texts(self, most: int) -> dict[str, list[Mapping[str, str]]]:
-        """What the first documents of every task ask, and the right answers: for reports."""
+        """What models read of the first documents of every task, and the right answers: for reports.
+
+        `prepare` or, where a chat template is used, `check_tokenizer` comes before.
+        """
+        from fitness._lm_eval.building import build_requests
         from fitness._lm_eval.texts import texts
 
         tasks = self._loaded()
         with copy.copy(self._generators):
-            return texts(tasks, self._prompts["limit"], most)
+            if self._prepared is None:
+                build_requests(tasks, self._tokenizer, self._settings)
+            return texts(tasks, most)
 
     def documents(self) -> frozenset[str]:
         """A hash of the content of each item; `check` comes before."""
         from fitness._lm_eval.texts import documents
 
-        return documents(self._loaded(), self._prompts["limit"])
+        return documents(self._loaded(), self._settings.limit)
 
     def fingerprint(self) -> str:
         """``sha256:`` over documents, prompts, tokens, metrics, dtype, batch size and versions; not over places."""
@@ -314,7 +314,7 @@ class LmEvalFitness:
             self._tasks = tasks
         return self._tasks
 
-    def _ready(self) -> _Prepared:
+    def _ready(self) -> Prepared:
         if self._prepared is None:
             raise FitnessError("the fitness has no items yet", "prepare(model) comes first")
         return self._prepared

@@ -60,13 +60,14 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.report.plain_console import errors
     from evomerge.run.responses import unanswered
     from evomerge.session.answers import ADVICE, gains
-    from evomerge.session.builders import fitness_from_config
+    from evomerge.session.builders import check_tokenizer, fitness_from_config
 
     fitness = fitness_from_config(config, key)
     write_samples = getattr(fitness, "write_samples", None)
     if options.log_samples is not None:
         _check_samples(options.log_samples, write_samples, key)
     recipe, pool = _recipe(options.target, config, options.overrides, trust=options.trust)
+    check_tokenizer(pool, (fitness,))
     settings = config.evaluator
     worker = Worker(pool, {split: fitness}, device=settings.get("device", "auto"), threads=settings.get("threads"))
     evaluation = worker.evaluate(Candidate(0, recipe), split)
@@ -125,6 +126,9 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
     kept = read_config(RunFolder.open(folder))
     try:
         OmegaConf.set_struct(kept, True)
+        for node in (kept.fitness, kept.held_out):  # a run may be older than a key: building it says what there is
+            if OmegaConf.is_dict(node):
+                OmegaConf.set_struct(node, False)
         config = OmegaConf.merge(kept, OmegaConf.from_dotlist(list(overrides)))
     except OmegaConfBaseException as error:
         raise explain(error, overrides) from error

@@ -13,12 +13,17 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from evomerge.config.construct import TARGET, instead_of, locate
 from evomerge.config.schema import Config, register
+from evomerge.config.trust import is_ours
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.utils.installation import conf_dir
 
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
-_OPEN = ("pool.models", "search_space.parameters")
+_OPEN = (
+    *("pool.models", "search_space.parameters"),
+    *(f"{node}.{name}" for node in ("fitness", "held_out") for name in ("gen_kwargs", "chat_template_args")),
+)
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 """What composing a configuration raises, for `explain`."""
 _KEYS = frozenset(field.name for field in fields(Config))
@@ -69,13 +74,14 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if missing_group or unknown:
         key = str((missing_group or unknown)[1])  # type: ignore[index]  # one of the two matched
-        return ConfigError(f"there is no key {key!r}", _nearest_key(key, overrides), "see `evomerge search --cfg job`")
+        return ConfigError(f"there is no key {key!r}", *_instead(key, overrides))
     for cause in chain:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             if "is not in struct" in str(cause) and isinstance(cause.parent_node, DictConfig):
                 prefix = cause.full_key.rpartition(".")[0]
-                known = [f"{prefix}.{name}" if prefix else str(name) for name in map(str, cause.parent_node)]
-                return ConfigError(f"there is no key {cause.full_key!r}", nearest(cause.full_key, known))
+                return ConfigError(
+                    f"there is no key {cause.full_key!r}", *_of_node(cause.parent_node, prefix, cause.full_key)
+                )
             return ConfigError(f"{cause.full_key}: {str(cause).splitlines()[0]}")
     return ConfigError(text[:500])
 
@@ -102,21 +108,28 @@ def _causes(error: BaseException) -> list[BaseException]:
     return [following, *_causes(following)] if following else []
 
 
-def _nearest_key(key: str, overrides: Sequence[str]) -> str:
-    """The valid keys nearest to `key`, from the composition without the overrides that set single keys."""
+def _instead(key: str, overrides: Sequence[str]) -> tuple[str, ...]:
+    """What to write instead of `key`, from the composition without the overrides that set single keys."""
     groups = [o for o in overrides if "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
     groups = [o for o in groups if not o.startswith("-")]
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             config = compose("config", groups)
     except COMPOSING:
-        return "see `evomerge search --help`"
+        return ("see `evomerge search --help`",)
     parent = key.rpartition(".")[0]
     node = OmegaConf.select(config, parent) if parent else config
-    if isinstance(node, DictConfig):
-        choices = [f"{parent}.{child}" if parent else str(child) for child in map(str, node)]
-        return nearest(key, choices)
-    return nearest(key, _all_keys(config))
+    said = _of_node(node, parent, key) if isinstance(node, DictConfig) else (nearest(key, _all_keys(config)),)
+    return said if len(said) > 1 else (*said, "see `evomerge search --cfg job`")
+
+
+def _of_node(node: DictConfig, prefix: str, key: str) -> tuple[str, ...]:
+    """What to write instead of `key`, which `node` at `prefix` does not have."""
+    known = [f"{prefix}.{name}" if prefix else str(name) for name in map(str, node)]
+    path = node.get(TARGET) if TARGET in node else None
+    if path is None or not is_ours(path):  # another's class is not imported for a word of advice
+        return (nearest(key, known),)
+    return instead_of(locate(str(path), f"{prefix}.{TARGET}"), key.rpartition(".")[2], prefix, known)
 
 
 def _all_keys(node: Any, prefix: str = "") -> list[str]:

@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from omegaconf import OmegaConf
@@ -57,12 +57,31 @@ def check_arguments(
     converted: dict[str, Any] = {}
     for name, value in given.items():
         if name not in allowed:
-            raise ConfigError(f"{key} has no key {name!r}", nearest(name, allowed))
+            raise ConfigError(f"{key} has no key {name!r}", *instead_of(target, name, key, allowed))
         converted[name] = _convert(value, hints.get(name, Any), f"{key}.{name}")
     for name, parameter in allowed.items():
         if name not in given and parameter.default is parameter.empty:
             raise ConfigError(f"{key}.{name} is missing", f"{key} needs it", f"set it with {key}.{name}=...")
     return converted
+
+
+def instead_of(target: object, name: str, key: str, allowed: Iterable[str]) -> tuple[str, ...]:
+    """What is said of a key that `target` does not have: the keys that there are, or what to do instead.
+
+    A class whose users come from another tool has an attribute ``foreign_keys``: that tool's keys which have no
+    meaning here -> why, and what to do instead.
+
+    Args:
+        target: a class or function.
+        name: the key that was given.
+        key: where the node stands in the configuration.
+        allowed: the keys that there are.
+    """
+    foreign: Mapping[str, tuple[str, str]] = getattr(target, "foreign_keys", {})
+    if name in foreign:
+        reason, instead = foreign[name]
+        return reason, instead.replace("fitness.", f"{key}.")
+    return (nearest(name, allowed),)
 
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:

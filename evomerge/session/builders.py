@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from evomerge.genomes.genome import GenomeSpec
 from evomerge.merge.methods import specs
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
+from evomerge.models.tokenizers import load_tokenizer
 from evomerge.models.trusted_code import remember
 from evomerge.objectives import Objective, Scalarisation
 from evomerge.protocols import Fitness, SearchSpace, Strategy
@@ -54,6 +55,20 @@ def fitness_from_config(config: Config, key: str) -> Fitness:
     fitness = cast(Fitness, build(node, key))
     fitness.check()
     return fitness
+
+
+def check_tokenizer(pool: Pool, fitnesses: Iterable[Fitness | None]) -> None:
+    """Let fitnesses check what they ask of a tokenizer on the pool's, before a model is loaded.
+
+    Raises:
+        FitnessError: it does not have what a fitness asks for.
+        PoolError: it cannot be loaded.
+    """
+    folder = pool.folder(pool.tokenizer_from or pool.info.config_from)
+    for fitness in fitnesses:
+        check: Callable[[Callable[[], Any]], None] | None = getattr(fitness, "check_tokenizer", None)
+        if check is not None:
+            check(functools.partial(load_tokenizer, folder, pool.trust_remote_code))
 
 
 def _node(config: Config, phase: str, part: str) -> tuple[Any, str]:

@@ -22,7 +22,13 @@ from evomerge.run.checkpoint import check_intervals
 from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
 from evomerge.search.warm_start import WarmStartSources
-from evomerge.session.builders import check_asynchronous, fitness_from_config, phase_nodes, pool_from_config
+from evomerge.session.builders import (
+    check_asynchronous,
+    check_tokenizer,
+    fitness_from_config,
+    phase_nodes,
+    pool_from_config,
+)
 from evomerge.session.remote_worker import remote_worker
 from evomerge.trackers.tracker import Tracker, trackers_from_config
 from evomerge.utils.imports import import_modules, own_files
@@ -68,6 +74,8 @@ def build_parts(config: Config) -> Parts:
     spaces = [node.space(None) for node in nodes]
     fitness = fitness_from_config(config, "fitness")
     held_out = fitness_from_config(config, "held_out") if config.held_out is not None else None
+    if pool is not None:
+        check_tokenizer(pool, (fitness, held_out))
     objectives = tuple(fitness.objectives)
     check_choice(config.search.best, objectives, config.search.weights)
     phases = [node.phase(config, objectives) for node in nodes]

@@ -119,13 +119,24 @@ def _batch(forwards: Sequence[tuple[list[int], list[tuple[int, list[int]]]]], de
 
 
 def score_batches(
-    module: Any, batches: Sequence[Batch], softmax_dtype: torch.dtype | None, count: int
+    module: Any,
+    batches: Sequence[Batch],
+    softmax_dtype: torch.dtype | None,
+    count: int,
+    autocast: torch.dtype | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[Batch]]:
     """Log-likelihoods of `count` requests, whether greedy decoding would give their continuations, and the batches.
 
     The numbers are stock lm-eval's bit for bit: the same forwards, the same logarithms of softmax, the same
     sums over one request at a time. Only rows that a continuation needs go through the softmax. A batch that there is
     no memory for is scored in two halves, padded as it was: the batches returned are those that were scored.
+
+    Args:
+        module: the model.
+        batches: planned for its tokenizer and device.
+        softmax_dtype: None for that of the logits.
+        count: requests of all batches.
+        autocast: dtype of the forwards, by autocast; None for the model's own.
     """
     kwargs = {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
     sums: list[torch.Tensor] = []
@@ -136,7 +147,7 @@ def score_batches(
         while waiting:
             batch = waiting.popleft()
             try:
-                found = _score(module, batch, softmax_dtype, kwargs)
+                found = _score(module, batch, softmax_dtype, autocast, kwargs)
             except Exception as error:
                 if len(batch.inputs) == 1 or not out_of_memory(error):
                     raise
@@ -188,10 +199,16 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
 
 
 def _score(
-    module: Any, batch: Batch, softmax_dtype: torch.dtype | None, kwargs: dict[str, Any]
+    module: Any,
+    batch: Batch,
+    softmax_dtype: torch.dtype | None,
+    autocast: torch.dtype | None,
+    kwargs: dict[str, Any],
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The log-likelihood of each request of a batch, and for each token whether it is the likeliest."""
-    logprobs, positions = _logprobs(module(batch.inputs, **kwargs).logits, batch.rows, softmax_dtype)
+    with torch.autocast(batch.inputs.device.type, autocast, enabled=autocast is not None):  # not of the softmax
+        logits = module(batch.inputs, **kwargs).logits
+    logprobs, positions = _logprobs(logits, batch.rows, softmax_dtype)
     choice_rows = batch.choice_rows if positions is None else positions[batch.choice_rows]
     chosen = logprobs[choice_rows, batch.choices]
     hits = logprobs.argmax(dim=-1)[choice_rows] == batch.choices

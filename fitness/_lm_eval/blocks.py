@@ -1,14 +1,29 @@
-"""Blocks of documents: each with its share of every task."""
+"""Blocks of documents: fixed parts of all tasks, for strategies that stop an evaluation early."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from evomerge.errors import ConfigError
+
+
+def check_block_size(block_size: Any) -> None:
+    """Raise `ConfigError` unless `block_size` is None or a count of at least 1."""
+    if block_size is not None and (not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1):
+        raise ConfigError(f"block_size is {block_size!r}", "a whole number, 1 or more")
+
 
 def spread(counts: Mapping[str, int], block_size: int | None, seed: int) -> list[dict[str, list[int]]]:
-    """Documents of every block by task: shuffled, each block with its share of every task, in document order."""
+    """Documents of every block by task: shuffled, each block with its share of every task, in document order.
+
+    Args:
+        counts: documents of each task.
+        block_size: documents in a block; None for one block.
+        seed: of the shuffle.
+    """
     rng = np.random.default_rng(seed)
     order: list[tuple[float, str, int]] = []
     for name, count in counts.items():

@@ -8,38 +8,31 @@ import importlib.metadata
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from lm_eval.evaluator_utils import get_sample_size
 
 from evomerge.errors import FitnessError
+from fitness._lm_eval.chat import ChatTemplate, require_template
 from fitness._lm_eval.isolation import quietly
 from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.scoring import forget_renderings
+from fitness._lm_eval.settings import BuildSettings
 from fitness._lm_eval.terms import TaskTerm
 
 _NOT_CONTENT = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "task_alias", "tag"}
 
 
-@dataclass(frozen=True)
-class BuildSettings:
-    """How prompts are made, for all tasks; terms may override some. Named as in ``lm_eval``."""
-
-    num_fewshot: int | None
-    limit: int | float | None
-    apply_chat_template: bool
-    fewshot_as_multiturn: bool
-    system_instruction: str | None
-    gen_kwargs: Mapping[str, Any]
-    fewshot_seed: int
-
-
-def build_requests(tasks: TaskSet, lm: Any, settings: BuildSettings) -> None:
+def build_requests(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> None:
     """Give every task its instances, with the steps and the order of ``simple_evaluate``.
 
     The few-shot generators are set anew, so that building again gives the same prompts.
+
+    Args:
+        tasks: loaded.
+        tokenizer: whose chat template is used; of no matter where no task uses one.
+        settings: those of the fitness.
 
     Raises:
         FitnessError: a task whose prompts cannot be made, or without documents.
@@ -49,24 +42,34 @@ def build_requests(tasks: TaskSet, lm: Any, settings: BuildSettings) -> None:
         forget_renderings(task)
         _configure(task, terms[name], settings)
         task.set_fewshot_seed(seed=settings.fewshot_seed)
-    if settings.apply_chat_template and not getattr(lm.tokenizer, "chat_template", None):
-        raise FitnessError("apply_chat_template is set", "a tokenizer with a chat template; this one has none")
+    require_templates(tasks, tokenizer, settings)
     for name, task in tasks.tasks.items():
         limit = terms[name].limit if terms[name].limit is not None else settings.limit
+        own = settings.of(terms[name])
+        choice = own.apply_chat_template
         try:
             with quietly():
                 task.build_all_requests(
                     limit=get_sample_size(task, limit),
                     rank=0,
                     world_size=1,
-                    system_instruction=settings.system_instruction,
-                    apply_chat_template=settings.apply_chat_template,
-                    fewshot_as_multiturn=settings.fewshot_as_multiturn,
-                    chat_template=lm.apply_chat_template if settings.apply_chat_template else None,
+                    system_instruction=own.system_instruction,
+                    apply_chat_template=bool(choice),
+                    fewshot_as_multiturn=own.fewshot_as_multiturn,
+                    chat_template=ChatTemplate(tokenizer, choice, own.chat_template_args) if choice else None,
                 )
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise FitnessError(f"the prompts of task {name!r} cannot be built: {reason}") from error
+
+
+def require_templates(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> None:
+    """Raise `FitnessError` unless the tokenizer has every chat template that a task asks for, naming the task."""
+    for loaded in tasks.terms:
+        choice = settings.of(loaded.term).apply_chat_template
+        whose = "" if loaded.term.apply_chat_template is None else f" of task {loaded.name!r}"
+        if choice:
+            require_template(tokenizer, choice, f"apply_chat_template{whose}")
 
 
 def _configure(task: Any, term: TaskTerm, settings: BuildSettings) -> None:
@@ -81,6 +84,18 @@ def _configure(task: Any, term: TaskTerm, settings: BuildSettings) -> None:
         task.set_config(key="num_fewshot", value=settings.num_fewshot)
     elif own is None:
         task.set_config(key="num_fewshot", value=0)
+
+
+def changed_prompts(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> dict[str, Any]:
+    """What terms say of how prompts are made, for a fingerprint; empty where they say nothing."""
+    said: dict[str, Any] = {}
+    for loaded in tasks.terms:
+        own = loaded.term.prompts | ({"arguments": args} if (args := loaded.term.chat_template_args) else {})
+        if own:
+            said[loaded.name] = own
+            if own.get("apply_chat_template") and not settings.apply_chat_template:
+                said[loaded.name]["chat_template"] = tokenizer.chat_template
+    return {"task_prompts": said} if said else {}
 
 
 def fingerprint(tasks: TaskSet, requests: Mapping[int, Sequence[Any]], settings: Mapping[str, Any]) -> str:

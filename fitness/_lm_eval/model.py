@@ -15,6 +15,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from evomerge.errors import FitnessError
 from evomerge.models.memory import give_back, out_of_memory
+from fitness._lm_eval.arguments import ModelArguments
+from fitness._lm_eval.chat import check_tokens
 from fitness._lm_eval.isolation import quietly
 
 if TYPE_CHECKING:
@@ -42,28 +44,28 @@ class ResidentLM(HFLM):
 
     Args:
         model: the resident model; its tokenizer is copied, since lm-eval may add a padding token.
-        batch_size, max_length, softmax_dtype, add_bos_token: as for ``lm_eval --model hf``.
+        arguments: as for ``lm_eval --model hf``.
+        softmax_dtype: None for that of the logits.
     """
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        *,
-        batch_size: int,
-        max_length: int | None,
-        softmax_dtype: torch.dtype | None,
-        add_bos_token: bool | None,
-    ) -> None:
+    def __init__(self, model: LoadedModel, arguments: ModelArguments, softmax_dtype: torch.dtype | None) -> None:
         tokenizer = copy.deepcopy(model.tokenizer)
-        if add_bos_token is not None and hasattr(tokenizer, "add_bos_token"):
-            tokenizer.add_bos_token = add_bos_token  # stock passes it to from_pretrained
+        if arguments.add_bos_token is not None and hasattr(tokenizer, "add_bos_token"):
+            tokenizer.add_bos_token = arguments.add_bos_token  # stock passes it to from_pretrained
         super().__init__(
             pretrained=model.module,
             tokenizer=tokenizer,
-            batch_size=batch_size,
-            max_length=max_length,
+            batch_size=arguments.batch_size,
+            max_length=arguments.max_length,
             softmax_dtype=softmax_dtype,
-            add_bos_token=add_bos_token,
+            mixed_precision_dtype=arguments.mixed_precision_dtype,
+            add_bos_token=arguments.add_bos_token,
+            prefix_token_id=arguments.prefix_token_id,
+            truncation=arguments.truncation,
+            logits_cache=arguments.logits_cache,
+            think_end_token=arguments.think_end_token,
+            enable_thinking=arguments.enable_thinking,
+            chat_template_args=dict(arguments.chat_template_args),
         )
         self._captured: list[Any] = []
         self._encoded: dict[Any, list[int]] = {}
@@ -191,33 +193,30 @@ def not_finite(instance: Any, what: str) -> FitnessError:
     )
 
 
-def resident_lm(
-    model: LoadedModel, *, batch_size: int, max_length: int | None, softmax_dtype: str, add_bos_token: bool | None
-) -> ResidentLM:
+def resident_lm(model: LoadedModel, arguments: ModelArguments) -> ResidentLM:
     """lm-eval's model around `model`.
 
-    Args:
-        softmax_dtype: ``auto`` is float32 for half precision and the model's dtype otherwise; ``model``, ``float32``.
-
     Raises:
-        FitnessError: no tokenizer, or not a decoder-only model.
+        FitnessError: no tokenizer, one without a token that `arguments` name, or not a decoder-only model.
     """
     if model.tokenizer is None:
         raise FitnessError(
             "the model has no tokenizer", "lm-eval tasks need one", "add tokenizer files to the model's folder"
         )
-    half = model.dtype in (torch.float16, torch.bfloat16)
+    check_tokens(model.tokenizer, arguments.prefix_token_id, arguments.think_end_token)
     with quietly():
-        lm = ResidentLM(
-            model,
-            batch_size=batch_size,
-            max_length=max_length,
-            softmax_dtype=torch.float32 if softmax_dtype == "float32" or (softmax_dtype == "auto" and half) else None,
-            add_bos_token=add_bos_token,
-        )
+        lm = ResidentLM(model, arguments, _softmax_dtype(arguments, model.dtype))
     if lm.backend != "causal":
         raise FitnessError(f"the model is {lm.backend}", "a decoder-only language model")
     return lm
+
+
+def _softmax_dtype(arguments: ModelArguments, dtype: torch.dtype) -> torch.dtype | None:
+    """The dtype that `arguments` ask for, of a model in `dtype`; None for that of the logits."""
+    if arguments.softmax_dtype == "auto":
+        half = dtype in (torch.float16, torch.bfloat16) or arguments.mixed_precision_dtype is not None
+        return torch.float32 if half else None
+    return None if arguments.softmax_dtype == "model" else getattr(torch, arguments.softmax_dtype)
 
 
 class _NotFinite(Exception):

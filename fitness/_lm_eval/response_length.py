@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.errors import FitnessError
 from fitness._lm_eval.terms import RESPONSE_LENGTH
 
 if TYPE_CHECKING:
@@ -17,6 +18,27 @@ if TYPE_CHECKING:
 def generates(task: Any) -> bool:
     """Whether an lm-eval task asks for generated responses."""
     return bool(getattr(task, "OUTPUT_TYPE", None) == "generate_until")
+
+
+def require_responses(tasks: Mapping[str, Any]) -> None:
+    """Raise `FitnessError` unless a task generates responses, whose length can be measured."""
+    if not any(generates(task) for task in tasks.values()):
+        raise FitnessError(
+            f"{RESPONSE_LENGTH} is asked for, and no task generates responses: {', '.join(tasks)}",
+            "tasks with output_type generate_until have a length",
+            "leave fitness.response_length out",
+        )
+
+
+def require_generating(tasks: Mapping[str, Any]) -> None:
+    """Raise `FitnessError` for tasks whose answers are not generated: lm-eval refuses them with ``enable_thinking``."""
+    others = [name for name, task in tasks.items() if task.OUTPUT_TYPE in ("loglikelihood", "multiple_choice")]
+    if others:
+        raise FitnessError(
+            f"enable_thinking is true, and answers are not generated in: {', '.join(others)}",
+            "tasks with output_type generate_until",
+            "leave it out, and give those that do chat_template_args: {enable_thinking: true}",
+        )
 
 
 def response_lengths(

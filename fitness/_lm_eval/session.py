@@ -66,8 +66,7 @@ class Session:
             lm.require_room(instance)
         self._require_sound(loglikelihood)
         self._require_rows(by_type)
-        self.grouped = True
-        self.grouped = not self._mixed(by_type)
+        self.grouped = lm.logits_cache and not self._mixed(by_type)
 
     def score(self, model: LoadedModel, places: Places, raw: dict[str, RawValues], block: int | None) -> float:
         """Score the documents at `places` into `raw`; returns the seconds spent in model calls.
@@ -125,7 +124,8 @@ class Session:
 
     def _run(self, batches: list[Batch], count: int) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[Batch]]:
         """Values, whether they are the greedy ones, and the batches to use from now on: smaller where memory ends."""
-        found = score_batches(self._lm.model, batches, self._lm.softmax_dtype, count)
+        lm = self._lm
+        found = score_batches(lm.model, batches, lm.softmax_dtype, count, lm.mixed_precision_dtype)
         if len(found[2]) > len(batches):
             _log.warning(
                 "batches of %d sequences do not fit into memory: %d became %d; scores may differ in their last digits",

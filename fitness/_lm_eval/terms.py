@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 from evomerge.errors import ConfigError, nearest
+from fitness._lm_eval.arguments import check_template_arguments
 
 Transform = Literal["none", "log"]
 
@@ -18,7 +19,12 @@ OBJECTIVE = "score"
 RESPONSE_LENGTH = "response_length"
 """The objective of how long generated responses are."""
 
-_TERM_KEYS = ("task", "metrics", "weight", "objective", "num_fewshot", "limit", "gen_kwargs")
+PROMPT_KEYS = ("apply_chat_template", "system_instruction", "fewshot_as_multiturn")
+_TERM_KEYS = (
+    *("task", "metrics", "weight", "objective", "num_fewshot", "limit", "gen_kwargs"),
+    *PROMPT_KEYS,
+    "chat_template_args",
+)
 _METRIC_KEYS = ("weight", "transform")
 
 
@@ -48,6 +54,8 @@ class TaskTerm:
         weight: its share of the objective.
         objective: the name of the objective that it counts in.
         num_fewshot, limit, gen_kwargs: override the fitness-wide ones for this task.
+        apply_chat_template, system_instruction, fewshot_as_multiturn: likewise, unless None.
+        chat_template_args: added to the fitness-wide ones.
     """
 
     source: str | dict[str, Any]
@@ -58,6 +66,15 @@ class TaskTerm:
     num_fewshot: int | None = None
     limit: int | float | None = None
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    apply_chat_template: bool | str | None = None
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool | None = None
+    chat_template_args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        """What the term says of how prompts are made, by `PROMPT_KEYS`; without those that it leaves to the fitness."""
+        return {key: value for key in PROMPT_KEYS if (value := getattr(self, key)) is not None}
 
 
 def parse_terms(tasks: Sequence[Any]) -> tuple[TaskTerm, ...]:
@@ -98,11 +115,35 @@ def check_fewshot(num_fewshot: Any, key: str) -> None:
         raise ConfigError(f"{key} is {num_fewshot!r}", "a number of examples, 0 or more")
 
 
+def check_template(value: Any, key: str) -> None:
+    """Raise `ConfigError` unless `value` is true, false, or the name of a chat template."""
+    if not isinstance(value, bool) and not (isinstance(value, str) and value):
+        raise ConfigError(f"{key} is {value!r}", "true, false, or the name of one of the tokenizer's chat templates")
+
+
+def check_flag(value: Any, key: str) -> None:
+    """Raise `ConfigError` unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key} is {value!r}", "true or false")
+
+
+def check_instruction(value: Any, key: str) -> None:
+    """Raise `ConfigError` unless `value` is None or a text."""
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{key} is {value!r}", "a text, which comes before every prompt; '' for none")
+
+
 def _term(value: Any, key: str) -> TaskTerm:
     if isinstance(value, str):
         return TaskTerm(value, value)
     if not isinstance(value, dict):
         raise ConfigError(f"{key} is {value!r}", "a task name, a path to a task YAML, or a mapping with the key 'task'")
+    if "enable_thinking" in value:
+        raise ConfigError(
+            f"{key} has no key 'enable_thinking'",
+            "it is one of all tasks",
+            "of a task write chat_template_args: {enable_thinking: ...}",
+        )
     _require_keys(value, _TERM_KEYS, key)
     source = value.get("task")
     if not source or not isinstance(source, str | dict):
@@ -118,6 +159,12 @@ def _term(value: Any, key: str) -> TaskTerm:
     gen_kwargs = value.get("gen_kwargs") or {}
     if not isinstance(gen_kwargs, dict):
         raise ConfigError(f"{key}.gen_kwargs is {gen_kwargs!r}", "a mapping such as {max_gen_toks: 64}")
+    for name, check in (("apply_chat_template", check_template), ("fewshot_as_multiturn", check_flag)):
+        if value.get(name) is not None:
+            check(value[name], f"{key}.{name}")
+    check_instruction(value.get("system_instruction"), f"{key}.system_instruction")
+    template_arguments = value.get("chat_template_args") or {}
+    check_template_arguments(template_arguments, f"{key}.chat_template_args")
     return TaskTerm(
         source,
         label,
@@ -127,6 +174,8 @@ def _term(value: Any, key: str) -> TaskTerm:
         value.get("num_fewshot"),
         value.get("limit"),
         gen_kwargs,
+        **{name: value.get(name) for name in PROMPT_KEYS},
+        chat_template_args=template_arguments,
     )
 
 

@@ -18,22 +18,21 @@ MOST = 6000
 """Documents of all tasks together."""
 
 
-def texts(tasks: TaskSet, limit: float | None, most: int) -> dict[str, list[Mapping[str, str]]]:
+def texts(tasks: TaskSet, most: int) -> dict[str, list[Mapping[str, str]]]:
     """The first documents of every task, in the order of its per-item scores.
 
     Args:
-        tasks: loaded.
-        limit: documents of a task whose term does not say.
+        tasks: their requests are built.
         most: texts of each task.
     """
-    limits = {name: loaded.term.limit for loaded in tasks.terms for name in loaded.tasks}
     share = max(1, min(most, MOST // max(1, len(tasks.tasks))))
     found = {}
     for name, task in tasks.tasks.items():
-        own = limits[name] if limits[name] is not None else limit
+        by_document: dict[int, list[Any]] = {}
+        for instance in task.instances:
+            by_document.setdefault(instance.doc_id, []).append(instance)
         with quietly():
-            documents = task.doc_iterator(rank=0, limit=get_sample_size(task, own), world_size=1)
-            found[name] = [_text(task, document) for _, document in islice(documents, share)]
+            found[name] = [_text(task, instances) for _, instances in islice(sorted(by_document.items()), share)]
     return found
 
 
@@ -58,13 +57,16 @@ def documents(tasks: TaskSet, limit: float | None) -> frozenset[str]:
     return frozenset(found)
 
 
-def _text(task: Any, document: Any) -> Mapping[str, str]:
-    """A prompt without examples, and the target; of a choice its words."""
-    prompt, target = task.doc_to_text(document), task.doc_to_target(document)
+def _text(task: Any, instances: Sequence[Any]) -> Mapping[str, str]:
+    """What the model read of a document, instruction, template and examples included, and the target in words."""
+    document = instances[0].doc
+    target = task.doc_to_target(document)
     choices = task.doc_to_choice(document) if task.get_config("doc_to_choice") is not None else None
-    if isinstance(prompt, int) and choices:  # the choices are prompts, as in Winogrande
-        prompt = "\n".join(map(str, choices))
-    return {"prompt": str(prompt), "target": _words(target, choices)}
+    if instances[0].request_type == "loglikelihood_rolling":  # all of the text is the target
+        return {"prompt": str(task.doc_to_text(document)), "target": _words(target, choices)}
+    # One, or as many as choices where these are prompts, as in Winogrande; mutual information has empty ones besides.
+    prompts = dict.fromkeys(str(instance.args[0]) for instance in instances if instance.args[0])
+    return {"prompt": "\n".join(prompts), "target": _words(target, choices)}
 
 
 def _words(target: Any, choices: Sequence[Any] | None) -> str:

@@ -1,4 +1,4 @@
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -41,6 +41,16 @@ def test_builds_with_injected_and_configured_arguments() -> None:
     part = build({"_target_": TARGET, "popsize": 12, "sigma0": 1}, "strategy", "spec", seed=3)
     assert (part.spec, part.seed, part.popsize, part.sigma0) == ("spec", 3, 12, 1.0)
     assert isinstance(part.sigma0, float)
+
+
+class Ported(Part):
+    foreign_keys: ClassVar[dict[str, tuple[str, str]]] = {"lr": ("steps have no rate", "set fitness.sigma0")}
+
+
+def test_keys_of_another_tool_are_answered() -> None:
+    node = {"_target_": f"{__name__}.Ported", "lr": 3}
+    with pytest.raises(ConfigError, match=r"^held_out has no key 'lr'; steps have no rate; set held_out.sigma0$"):
+        build(node, "held_out", "spec", seed=0)
 
 
 def test_builds_nested_targets() -> None:

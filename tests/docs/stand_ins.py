@@ -20,6 +20,10 @@ TASKS = {
 SMALL = ("search.evaluations=2", "held_out.limit=2")
 LAYERS = 6
 MODELS = ("base", "math", "lang")
+TEMPLATE = (
+    "{% if enable_thinking is defined %}{% endif %}"
+    "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+)
 EVOLVE = """genome:
   models: [org/math-7b, org/code-7b]
   merge_method: task_arithmetic

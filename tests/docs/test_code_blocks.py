@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from fences import ROOT, Command, Fence, commands, fences
-from stand_ins import SMALL, TASKS, Made, Place
+from stand_ins import SMALL, TASKS, TEMPLATE, Made, Place
 
 from evomerge.cli.main import main
 from evomerge.demo.pool import make_demo_pool
@@ -64,6 +64,8 @@ YAML = [f for f in fences() if f.language in ("yaml", "yml") and f.page not in N
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("stand-ins")
     pool = make_demo_pool(root / "pool", 0, quick=True, progress=False)
+    for config in pool.glob("*/tokenizer_config.json"):
+        config.with_name("chat_template.jinja").write_text(TEMPLATE)
     run, model = root / "run", root / "model"
     assert (
         main(["search", "experiment=demo", f"pool.root='{pool}'", "fitness.limit=2", *SMALL, f"run_dir='{run}'"]) == 0

@@ -1,0 +1,89 @@
+"""What a fitness builds once for a model: requests, batches, blocks, and the fingerprint of all that."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evomerge.protocols import Block
+from fitness._lm_eval.arguments import ModelArguments
+from fitness._lm_eval.blocks import spread
+from fitness._lm_eval.building import build_requests, changed_prompts, fingerprint
+from fitness._lm_eval.loading import TaskSet
+from fitness._lm_eval.model import resident_lm
+from fitness._lm_eval.objective import WeighedTerm
+from fitness._lm_eval.scoring import TaskScorer
+from fitness._lm_eval.session import Session
+from fitness._lm_eval.settings import BuildSettings
+from fitness._lm_eval.terms import RESPONSE_LENGTH
+
+if TYPE_CHECKING:
+    from evomerge.models.loaded import LoadedModel
+
+
+@dataclass
+class Prepared:
+    """What is built once for a model."""
+
+    session: Session
+    scorers: Mapping[str, TaskScorer]
+    blocks: Sequence[Block]
+    places: Sequence[Mapping[str, Sequence[int]]]  # documents of each block, by task
+    fingerprint: str
+
+
+def prepare(
+    model: LoadedModel,
+    tasks: TaskSet,
+    terms: Sequence[WeighedTerm],
+    generators: Any,
+    settings: BuildSettings,
+    arguments: ModelArguments,
+    block_size: int | None,
+    response_length: bool,
+) -> Prepared:
+    """Build, tokenise and batch everything for a model's tokenizer, dtype and device.
+
+    Args:
+        model: the first to be scored.
+        tasks: loaded.
+        terms: of the objectives.
+        generators: the global ones of the stock tool, as loading the tasks left them; they stay so.
+        settings, arguments: those of the fitness.
+        block_size: documents in a block; None for one block.
+        response_length: whether the length of responses is an objective.
+
+    Raises:
+        FitnessError: prompts that cannot be built; targets that do not fit the model.
+    """
+    lm = resident_lm(model, arguments)
+    with copy.copy(generators):
+        build_requests(tasks, lm.tokenizer, settings)
+    scorers = {name: TaskScorer(name, task) for name, task in tasks.tasks.items()}
+    session = Session(lm, scorers)
+    places = spread({n: len(s.documents) for n, s in scorers.items()}, block_size, settings.fewshot_seed)
+    decides = {
+        "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in terms],
+        "prompts": settings.flags(),
+        "chat_template": getattr(lm.tokenizer, "chat_template", None) if settings.apply_chat_template else None,
+        "dtype": str(model.dtype),
+        "softmax_dtype": str(lm.softmax_dtype),
+        "batch_size": arguments.batch_size,
+        "max_length": lm.max_length,
+        "add_bos_token": arguments.add_bos_token,
+        "grouped": session.grouped,
+        "block_size": block_size,
+        **({RESPONSE_LENGTH: True} if response_length else {}),
+        # What came later is named only where it is said: folders of earlier runs keep their fingerprint.
+        **arguments.changed(),
+        **changed_prompts(tasks, lm.tokenizer, settings),
+    }
+    return Prepared(
+        session,
+        scorers,
+        [Block(index, sum(map(len, of_block.values()))) for index, of_block in enumerate(places)],
+        places,
+        fingerprint(tasks, session.requests, decides),
+    )
