@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,22 +20,12 @@ from fitness._lm_eval.terms import RESPONSE_LENGTH, check_fewshot, check_limit, 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evomerge.models.loaded import LoadedModel
+    from evomerge.models.loaded import LoadedModel, ModelOutline
+    from evomerge.utils.memory import MemoryPart
     from fitness._lm_eval.loading import TaskSet
     from fitness._lm_eval.objective import WeighedTerm
-    from fitness._lm_eval.scoring import RawValues, TaskScorer
-    from fitness._lm_eval.session import Session
-
-
-@dataclass
-class _Prepared:
-    """What is built once for a model."""
-
-    session: Session
-    scorers: Mapping[str, TaskScorer]
-    blocks: Sequence[Block]
-    places: Sequence[Mapping[str, Sequence[int]]]  # documents of each block, by task
-    fingerprint: str
+    from fitness._lm_eval.scoring import RawValues
+    from fitness._lm_eval.session import Prepared
 
 
 class LmEvalFitness:
@@ -134,7 +123,7 @@ class LmEvalFitness:
         self._generators: Any = None
         self._tasks: TaskSet | None = None
         self._terms_weighed: list[WeighedTerm] = []
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
         self._scored: dict[str, RawValues] = {}
 
     @property
@@ -165,6 +154,15 @@ class LmEvalFitness:
 
         return count_work(self._loaded(), self._prompts["limit"], self._prompts["gen_kwargs"])
 
+    def memory(self, model: ModelOutline) -> list[MemoryPart]:
+        """What the forwards of a model take beside its weights, from the longest texts; `check` comes before."""
+        from fitness._lm_eval.memory import forward_memory
+
+        sizes = self._batch_size, self._max_length, self._softmax_dtype
+        tasks = self._loaded()
+        with copy.copy(self._generators):
+            return forward_memory(tasks, model, self._prompts, *sizes)
+
     def shares(self) -> list[MetricShare]:
         """What every metric counts in the objectives, as the tasks say; `check` comes before."""
         from fitness._lm_eval.objective import shares
@@ -186,7 +184,7 @@ class LmEvalFitness:
         from fitness._lm_eval.building import BuildSettings, build_requests, fingerprint
         from fitness._lm_eval.model import resident_lm
         from fitness._lm_eval.scoring import TaskScorer
-        from fitness._lm_eval.session import Session
+        from fitness._lm_eval.session import Prepared, Session
 
         tasks = self._loaded()
         lm = resident_lm(
@@ -216,7 +214,7 @@ class LmEvalFitness:
             "grouped": session.grouped,
             "block_size": self._block_size,
         } | ({RESPONSE_LENGTH: True} if self._response_length else {})
-        self._prepared = _Prepared(
+        self._prepared = Prepared(
             session,
             scorers,
             [Block(index, sum(map(len, of_block.values()))) for index, of_block in enumerate(places)],
@@ -314,7 +312,7 @@ class LmEvalFitness:
             self._tasks = tasks
         return self._tasks
 
-    def _ready(self) -> _Prepared:
+    def _ready(self) -> Prepared:
         if self._prepared is None:
             raise FitnessError("the fitness has no items yet", "prepare(model) comes first")
         return self._prepared

@@ -36,10 +36,18 @@ class BuildSettings:
     fewshot_seed: int
 
 
-def build_requests(tasks: TaskSet, lm: Any, settings: BuildSettings) -> None:
+def build_requests(
+    tasks: TaskSet, lm: Any, settings: BuildSettings, samples: Mapping[str, list[int]] | None = None
+) -> None:
     """Give every task its instances, with the steps and the order of ``simple_evaluate``.
 
     The few-shot generators are set anew, so that building again gives the same prompts.
+
+    Args:
+        tasks: loaded.
+        lm: with `tokenizer` and `apply_chat_template`.
+        settings: how prompts are made.
+        samples: numbers of the documents by task; all within the limit for ``None``.
 
     Raises:
         FitnessError: a task whose prompts cannot be made, or without documents.
@@ -57,6 +65,7 @@ def build_requests(tasks: TaskSet, lm: Any, settings: BuildSettings) -> None:
             with quietly():
                 task.build_all_requests(
                     limit=get_sample_size(task, limit),
+                    samples=samples[name] if samples is not None else None,
                     rank=0,
                     world_size=1,
                     system_instruction=settings.system_instruction,

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.errors import FitnessError
+from evomerge.protocols import Block
 from fitness._lm_eval.batches import Batch, mixed_lengths, plan_batches, score_batches
 from fitness._lm_eval.model import ResidentLM, TokenRequest, not_finite
 from fitness._lm_eval.scoring import RawValues, TaskScorer
@@ -234,3 +235,21 @@ def _require_finite(values: NDArray[np.float64], instances: Sequence[Any]) -> No
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise not_finite(instances[bad[0]], "a log-likelihood")
+
+
+@dataclass
+class Prepared:
+    """What is built once for a model.
+
+    Attributes:
+        session, scorers: by task; they hold the requests.
+        blocks: of documents.
+        places: documents of each block, by task.
+        fingerprint: of all that decides a score.
+    """
+
+    session: Session
+    scorers: Mapping[str, TaskScorer]
+    blocks: Sequence[Block]
+    places: Sequence[Mapping[str, Sequence[int]]]
+    fingerprint: str
