@@ -67,6 +67,9 @@ class Fitness(Protocol):
 
     One that has a method ``check_tokenizer(load: Callable[[], Any]) -> None`` raises `FitnessError` where the tokenizer
     that ``load()`` gives lacks what it needs, before a model is loaded.
+
+    One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
+    model's weights: `evomerge validate` adds it to the rest. `check` comes before.
     """
 
     @property
@@ -151,12 +154,18 @@ class Work:
         candidate: the id of the one that it evaluates, ``None`` while it waits.
         split: on which items.
         since: when it began, in seconds since the epoch.
+        stage: what it is at: ``noting`` what is to be known of the sources (the first candidates only), ``merging``,
+            ``scoring``; empty where that is not known.
+        done, slices: of a merge, slices that are done, of how many.
     """
 
     worker: str
     candidate: int | None = None
     split: Split = "search"
     since: float = 0.0
+    stage: str = ""
+    done: int = 0
+    slices: int = 0
 
 
 class Evaluator(Protocol):

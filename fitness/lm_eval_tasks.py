@@ -23,7 +23,8 @@ from fitness._lm_eval.terms import RESPONSE_LENGTH, parse_terms, plain
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evomerge.models.loaded import LoadedModel
+    from evomerge.models.loaded import LoadedModel, ModelOutline
+    from evomerge.utils.memory import MemoryPart
     from fitness._lm_eval.loading import TaskSet
     from fitness._lm_eval.objective import WeighedTerm
     from fitness._lm_eval.prepared import Prepared
@@ -185,6 +186,14 @@ class LmEvalFitness:
 
         return count_work(self._loaded(), self._settings.limit, self._settings.gen_kwargs)
 
+    def memory(self, model: ModelOutline) -> list[MemoryPart]:
+        """What the forwards of a model take beside its weights, from the longest texts; `check` comes before."""
+        from fitness._lm_eval.memory import forward_memory
+
+        tasks = self._loaded()
+        with copy.copy(self._generators):
+            return forward_memory(tasks, model, self._settings, self._arguments)
+
     def shares(self) -> list[MetricShare]:
         """What every metric counts in the objectives, as the tasks say; `check` comes before."""
         from fitness._lm_eval.objective import shares
@@ -233,24 +242,11 @@ class LmEvalFitness:
 
         start = time.perf_counter()
         ready = self._ready()
-        raw: dict[str, RawValues] = {}
-        seconds = 0.0
-        if len(ready.blocks) == 1 or (blocks is None and stop is None):
-            seconds = ready.session.score(model, ready.session.whole, raw, None)
-            done = {block.index for block in ready.blocks}
-            if stop is not None:
-                stop(all_items(ready.scorers, raw))
-        else:
-            done = set()
-            for block in ready.blocks if blocks is None else blocks:
-                seconds += ready.session.score(model, ready.places[block.index], raw, block.index)
-                done.add(block.index)
-                if stop is not None and stop(all_items(ready.scorers, raw)):
-                    break
+        raw, seconds, complete = ready.score(model, blocks, stop)
         items = all_items(ready.scorers, raw)
         metrics: dict[str, float] = {}
         found: dict[str, float] = {}
-        if len(done) == len(ready.blocks):
+        if complete:
             with self._generators if self._loaded().groups else nullcontext():
                 found, metrics = totals(self._loaded(), self._terms_weighed, ready.scorers, raw)
             if self._response_length:

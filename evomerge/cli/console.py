@@ -16,6 +16,7 @@ from evomerge.report.plain_console import console, errors
 if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
     from evomerge.candidate import Evaluation
     from evomerge.config.schema import Config
+    from evomerge.session.memory import MemoryEstimate
     from evomerge.session.parts import Parts
 
 
@@ -31,8 +32,8 @@ def merge_progress() -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
-def print_plan(config: Config, parts: Parts) -> None:
-    """What a search with this configuration would take."""
+def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> None:
+    """What a search with this configuration would take; of memory where it has a pool."""
     from evomerge.cli.estimate import estimate, rows
     from evomerge.utils.sizes import size_text
 
@@ -41,7 +42,7 @@ def print_plan(config: Config, parts: Parts) -> None:
     several = parts.phases if len(parts.phases) > 1 else ()
     if several:
         table.add_row("phases", ", then ".join(f"{phase.name} ({phase.evaluations} evaluations)" for phase in several))
-    if pool is None:
+    if pool is None or memory is None:
         table.add_row("genes", str(len(parts.space.spec)))
         console.print(table)
         return
@@ -52,7 +53,7 @@ def print_plan(config: Config, parts: Parts) -> None:
     table.add_row("genes", str(len(parts.space.spec)))
     table.add_row("objectives", ", ".join(f"{o.name} ({o.direction})" for o in parts.fitness.objectives))
     table.add_row("evaluations", f"{config.search.evaluations}, {parts.evaluator.slots} at a time")
-    for what, much in rows(estimate(config, parts)):
+    for what, much in rows(estimate(config, parts, memory)):
         table.add_row(what, much)
     console.print(table)
 

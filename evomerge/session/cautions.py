@@ -10,14 +10,20 @@ from evomerge.config.schema import Config
 from evomerge.errors import ConfigError
 from evomerge.genomes.arrays import ArraySpec
 from evomerge.report.plain_console import errors
+from evomerge.session.memory import MemoryEstimate, memory_caution
 from evomerge.session.parts import Parts
 
 _TRIAL = 50
 """Evaluations below which a search only shows that everything works."""
 
 
-def warn_settings(config: Config, parts: Parts) -> None:
-    """Warn of settings that make the result hard to trust.
+def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = None) -> None:
+    """Warn of settings that make the result hard to trust, or that this machine has too little memory for.
+
+    Args:
+        config: what is asked.
+        parts: built from it.
+        memory: what the workers take, where that was estimated.
 
     Raises:
         ConfigError: all held-out items are items of the search, and nobody has said that this is meant.
@@ -25,6 +31,9 @@ def warn_settings(config: Config, parts: Parts) -> None:
     for caution in parts.fitness.cautions():
         _warn(caution, "bold yellow")
     _check_overlap(config, parts)
+    caution = memory_caution(memory) if memory is not None else ""
+    if caution:
+        _warn(caution, "bold yellow")
     genes, budget = parts.space.spec, config.search.evaluations
     if not isinstance(genes, ArraySpec) and len(genes) > budget >= _TRIAL:
         _warn(

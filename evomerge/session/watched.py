@@ -9,6 +9,7 @@ from evomerge.config.schema import Config
 from evomerge.report.plain_console import console, errors
 from evomerge.run.folder import RunFolder
 from evomerge.session.cautions import warn_settings
+from evomerge.session.memory import estimate_memory
 from evomerge.session.parts import build_parts
 from evomerge.session.progress import Progress
 from evomerge.session.resume import open_run
@@ -23,7 +24,7 @@ def search(config: Config) -> RunFolder:
         KeyboardInterrupt: a signal ended the search; `resume` goes on with it.
     """
     parts = build_parts(config)
-    warn_settings(config, parts)
+    warn_settings(config, parts, estimate_memory(config, parts))
     with Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress:
         return run(config, parts, [progress])
 

@@ -24,7 +24,9 @@ from fitness._lm_eval.terms import TaskTerm
 _NOT_CONTENT = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "task_alias", "tag"}
 
 
-def build_requests(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> None:
+def build_requests(
+    tasks: TaskSet, tokenizer: Any, settings: BuildSettings, samples: Mapping[str, list[int]] | None = None
+) -> None:
     """Give every task its instances, with the steps and the order of ``simple_evaluate``.
 
     The few-shot generators are set anew, so that building again gives the same prompts.
@@ -33,6 +35,7 @@ def build_requests(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> N
         tasks: loaded.
         tokenizer: whose chat template is used; of no matter where no task uses one.
         settings: those of the fitness.
+        samples: numbers of the documents by task; all within the limit for ``None``.
 
     Raises:
         FitnessError: a task whose prompts cannot be made, or without documents.
@@ -51,6 +54,7 @@ def build_requests(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> N
             with quietly():
                 task.build_all_requests(
                     limit=get_sample_size(task, limit),
+                    samples=samples[name] if samples is not None else None,
                     rank=0,
                     world_size=1,
                     system_instruction=own.system_instruction,

@@ -9,6 +9,7 @@ from lm_eval.evaluator_utils import get_sample_size
 
 if TYPE_CHECKING:
     from fitness._lm_eval.loading import TaskSet
+    from fitness._lm_eval.terms import TaskTerm
 
 _GENERATED = 256  # what lm-eval's models write at most where nobody says
 
@@ -35,9 +36,13 @@ def count_work(tasks: TaskSet, limit: int | float | None, gen_kwargs: Mapping[st
         if kind == "multiple_choice" and documents:
             choices = max(1, len(task.doc_to_choice(task.eval_docs[0])))
         if kind == "generate_until":
-            arguments = {**(task.get_config("generation_kwargs") or {}), **gen_kwargs, **terms[name].gen_kwargs}
-            most = arguments.get("max_gen_toks", arguments.get("max_new_tokens", _GENERATED))
-            work["written"] += documents * int(most)
+            work["written"] += documents * written(task, terms[name], gen_kwargs)
         work["documents"] += documents
         work["texts"] += documents * choices
     return work
+
+
+def written(task: Any, term: TaskTerm, gen_kwargs: Mapping[str, Any]) -> int:
+    """Tokens that are written at most for a document of a generative task."""
+    arguments = {**(task.get_config("generation_kwargs") or {}), **gen_kwargs, **term.gen_kwargs}
+    return int(arguments.get("max_gen_toks", arguments.get("max_new_tokens", _GENERATED)))

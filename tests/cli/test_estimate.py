@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,22 @@ import pytest
 from evomerge.cli.estimate import Estimate, estimate, rows
 from evomerge.cli.main import main
 from evomerge.config.compose import compose_config
+from evomerge.session.memory import MemoryEstimate, estimate_memory, memory_caution
 from evomerge.session.parts import build_parts
+from evomerge.utils.memory import MemoryPart
 from evomerge.utils.sizes import size_text
 
 
 def found(quick_search: list[str], *overrides: str) -> Estimate:
     config: Any = compose_config([*quick_search, *overrides])
-    return estimate(config, build_parts(config))
+    parts = build_parts(config)
+    memory = estimate_memory(config, parts)
+    assert memory is not None
+    return estimate(config, parts, memory)
+
+
+def part(own: Estimate, name: str) -> MemoryPart:
+    return next(each for each in own.memory.parts if each.name == name)
 
 
 def test_memory_and_disk_are_those_of_the_files(quick_search: list[str], quick_pool: Path) -> None:
@@ -26,12 +36,66 @@ def test_memory_and_disk_are_those_of_the_files(quick_search: list[str], quick_p
     files = [quick_pool / name / "model.safetensors" for name in ("base", "math", "lang")]
     with safe_open(files[0], "np") as tensors:
         numbers = sum(tensors.get_tensor(name).size for name in tensors.keys())  # noqa: SIM118 - not a mapping
-    assert own.sources == sum(file.stat().st_size for file in files)
-    assert own.resident == own.written == 4 * numbers
-    assert own.host == own.sources + own.resident
-    assert found(quick_search, "evaluator.device=cuda").host == own.sources
+    assert part(own, "sources").nbytes == sum(file.stat().st_size for file in files)
+    assert part(own, "model").nbytes == own.written == 4 * numbers
+    assert part(own, "cache").nbytes == numbers
+    assert part(own, "process").nbytes > 1e8
+    assert own.memory.machine() - own.memory.machine(mapped=False) == part(own, "sources").nbytes
+    there = found(quick_search, "evaluator.device=cuda").memory
+    assert {each.name for each in there.at("device")} >= {"model", "cache", "sources", "forwards"}
+    assert {each.name for each in there.at("host")} >= {"process", "sources"}
     half = found(quick_search, "pool.dtype=bfloat16", "evaluator.device=cpu")
-    assert half.resident == 2 * numbers
+    assert part(half, "model").nbytes == 2 * numbers
+
+
+def test_what_is_noted_of_the_sources_is_that_of_the_methods(quick_search: list[str]) -> None:
+    own = found(quick_search, "search_space=ties", "evaluator.device=cpu")
+    numbers = part(own, "model").nbytes // 4
+    orders = part(own, "statistics")
+    assert 4 * 2 * numbers <= orders.nbytes <= 4 * 2 * numbers + 2 * 24_000 * 100  # two task vectors, and histograms
+    assert "for ties" in orders.text
+    assert "statistics" not in {each.name for each in found(quick_search, "search_space=linear").memory.parts}
+    assert "statistics" not in {each.name for each in found(quick_search, "search_space=dare_ties").memory.parts}
+    whole = found(quick_search, "search_space=ties", "search_space.method=della", "evaluator.device=cpu")
+    assert part(whole, "scratch").nbytes > 4 * 4 * 1000
+    assert part(whole, "scratch").during == "merging"
+
+
+def test_logits_grow_with_the_batch(quick_search: list[str]) -> None:
+    one, many = (
+        part(found(quick_search, f"fitness.batch_size={size}", "held_out=null"), "forwards") for size in (1, 8)
+    )
+    assert many.nbytes == 8 * one.nbytes
+    assert many.key == "fitness.batch_size"
+
+
+def test_workers_share_the_sources_and_nothing_else(quick_search: list[str]) -> None:
+    one = found(quick_search, "evaluator.device=cpu").memory
+    sources, process = (next(p.nbytes for p in one.parts if p.name == name) for name in ("sources", "process"))
+    each = one.worker() - sources
+    assert one.machine() == each + sources
+    assert replace(one, workers=3, apart=True).machine() == 3 * each + sources + process
+
+
+@pytest.mark.parametrize(
+    ("parts", "workers", "says"),
+    [
+        ([MemoryPart("forwards", 90, "", "fitness.batch_size", during="scoring")], 1, "forwards take 90 B, lower fit"),
+        ([MemoryPart("model", 40, "")], 3, "each of 3 workers takes 40 B, lower evaluator.workers"),
+        (
+            [MemoryPart("cache", 10, "", "evaluator.cache", most=200)],
+            1,
+            "what cache may grow to, the search takes 200 B",
+        ),
+        ([MemoryPart("model", 40, ""), MemoryPart("sources", 70, "", per_machine=True)], 1, "read from the disk again"),
+        ([MemoryPart("model", 40, ""), MemoryPart("sources", 30, "", per_machine=True)], 1, ""),
+        ([MemoryPart("forwards", 60, "", during="scoring"), MemoryPart("scratch", 60, "", during="merging")], 1, ""),
+    ],
+)
+def test_too_little_memory_is_said_with_what_to_change(parts: list[MemoryPart], workers: int, says: str) -> None:
+    said = memory_caution(MemoryEstimate(tuple(parts), workers, on_host=True, host=80))
+    assert says in said
+    assert bool(says) == bool(said)
 
 
 def test_work_is_that_of_the_items(quick_search: list[str], quick_pool: Path) -> None:
@@ -65,9 +129,10 @@ def test_the_rows_say_it(quick_search: list[str], capsys: pytest.CaptureFixture[
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "30 items, 30 texts read: up to 1 forwards of 64" in text
     assert "12 times that, 12 forwards, by 1 worker; and once for each of 9 models to compare with" in text
-    assert "of weights on each worker's memory" in text
+    assert "weights, and slices being replaced" in text
+    assert "on a machine with 1 worker" in text
     own = found(quick_search)
-    assert [what for what, _ in rows(own)] == ["memory", "", "disk", "a candidate", "time"]
+    assert [what for what, _ in rows(own)] == ["memory", "disk", "a candidate", "time"]
 
 
 @pytest.mark.parametrize(
