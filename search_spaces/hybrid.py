@@ -112,6 +112,8 @@ class JointSpace:
         )
         renamed = repeats > 1 and not shared  # these are no layers of the pool
         merges = [replace(gene, name=_of_slots_name(gene.name)) if renamed else gene for gene in self._merges.spec]
+        left_out = self._merges.left_out
+        self.left_out = tuple(_of_slots_name(name) for name in left_out) if renamed else left_out
         self._spec = GenomeSpec((*takes, *self._scaling.genes, *merges))
 
     @property
@@ -178,7 +180,10 @@ def _of_slots(pool: PoolInfo, slots: Sequence[int]) -> PoolInfo:
     inner = [SliceId(s.component, slot) for slot, layer in enumerate(slots) for s in pool.slices if s.layer == layer]
     before = [s for s in pool.slices if s.component == "embed"]
     after = [s for s in pool.slices if s.layer is None and s.component != "embed"]
-    return replace(pool, slices=(*before, *inner, *after), layers=len(slots), sizes=())
+    equal = {(s.component, s.layer) for s in pool.constant}
+    constant = [s for s in pool.constant if s.layer is None]
+    constant += [s for s in inner if s.layer is not None and (s.component, slots[s.layer]) in equal]
+    return replace(pool, slices=(*before, *inner, *after), layers=len(slots), sizes=(), constant=tuple(constant))
 
 
 def _of_slots_name(name: str) -> str:

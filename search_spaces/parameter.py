@@ -6,7 +6,8 @@ parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from evomerge.errors import ConfigError, InfeasibleError, nearest
@@ -34,6 +35,9 @@ class ParameterSpace:
     (``layers.2/math/weight``); the others' names begin with the method (``layers.2/slerp/t``), see
     `gene_prefixes`. Genes that the chosen method does not have are silent: the recipe does not depend on them.
 
+    Slices that are equal in all models (`PoolInfo.constant`) come out as they are where every method is idempotent
+    (`MethodSpec`): groups of nothing else have no genes.
+
     Args:
         pool: what recipes are made of. The inputs of every slice are the sources in order; for a method of
             two inputs and a pool of one source, the base and the source.
@@ -60,8 +64,11 @@ class ParameterSpace:
             snapped too.
         mask_seed: seed of the recipes, for methods that drop weights at random.
 
+    Attributes:
+        left_out: names of the genes that groups of equal slices would have.
+
     Raises:
-        ConfigError: anything of the above that cannot be; names the key.
+        ConfigError: anything of the above that cannot be, or models that are equal in all; names the key.
 
     >>> from evomerge.recipes import MethodSpec, ModelRef, ParameterSpec, SliceId
     >>> slices = SliceId("embed"), SliceId("attn", 0), SliceId("attn", 1)
@@ -126,9 +133,22 @@ class ParameterSpace:
         else:
             raise ConfigError(f"{KEY}.interpolation is {interpolation!r}", nearest(interpolation, ("none", "linear")))
         self._prefixes = gene_prefixes(self._choices)
+        # With methods that may change what is equal, such as sums of weights that are not normalised, genes count.
+        self._equal = frozenset(pool.constant if all(choice.idempotent for choice in self._choices) else ())
+        if self._equal.issuperset(pool.slices):
+            raise ConfigError(
+                f"the models of the pool are equal in every slice: {', '.join(name for name, _ in pool.refs)}",
+                "models that differ",
+                "look at their places in pool.models",
+            )
+        merged = {shares for slice_, shares in self._sharing.shares.items() if slice_ not in self._equal}
+        groups = {group for shares in merged for group, _ in shares}
         self._index: dict[tuple[int, str, str, str], int] = {}
-        self._spec = GenomeSpec(tuple(self._genes()))
-        shares = {*self._sharing.shares.values(), *(((i, 1.0),) for i in range(len(self._sharing.names)))}
+        self._spec = GenomeSpec(tuple(self._genes(groups)))
+        every = range(len(self._sharing.names))
+        self.left_out = tuple(gene.name for gene in self._genes([i for i in every if i not in groups], {}))
+        self._copied = self._choices[0].copied(pool.slices[0])
+        shares = {*merged, *(((i, 1.0),) for i in groups)}
         self._places = {
             (choice.name, shared, source): list(self._find(choice, shared, source))
             for choice in self._choices
@@ -160,13 +180,18 @@ class ParameterSpace:
         made: dict[Shares, SliceRecipe] = {}  # slices of a group are alike
         return (self._slice(slice_, genome, made) for slice_ in slices)
 
-    def _genes(self) -> list[Gene]:
-        """The genes, group by group; fills the index of (group, prefix, input, parameter)."""
+    def _genes(
+        self, groups: Collection[int], index: dict[tuple[int, str, str, str], int] | None = None
+    ) -> list[Gene]:
+        """The genes, group by group; fills the index of (group, prefix, input, parameter), or another one."""
         genes: list[Gene] = []
+        index = self._index if index is None else index
         sources = dict.fromkeys(name for choice in self._choices for name in choice.inputs)
         for number, group in enumerate(self._sharing.names):
+            if number not in groups:
+                continue
             if len(self._choices) > 1:
-                self._index[number, "", "", "method"] = len(genes)
+                index[number, "", "", "method"] = len(genes)
                 genes.append(Gene(f"{group}/method", "categorical", choices=tuple(self._by_name)))
             for source in (*sources, ""):
                 for choice in self._choices:
@@ -175,14 +200,16 @@ class ParameterSpace:
                     for parameter in choice.spec.parameters:
                         found = choice.explored[parameter.name]
                         key = (number, self._prefixes[choice.name, parameter.name], source, parameter.name)
-                        if parameter.per_input != bool(source) or key in self._index:
+                        if parameter.per_input != bool(source) or key in index:
                             continue
                         if isinstance(found, Range | Choice):
-                            self._index[key] = len(genes)
+                            index[key] = len(genes)
                             genes.append(found.gene("/".join(part for part in (group, *key[1:]) if part)))
         return genes
 
     def _slice(self, slice_: SliceId, genome: Genome, made: dict[Shares, SliceRecipe]) -> SliceRecipe:
+        if slice_ in self._equal:
+            return replace(self._copied, slice=slice_)
         shares = self._sharing.shares[slice_]
         alike = made.get(shares)
         if alike is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from evomerge.models.pool import Pool
 from evomerge.objectives import SCALARISATIONS
 from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
 from evomerge.run.checkpoint import check_intervals
+from evomerge.run.folder import RunFolder
 from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
 from evomerge.search.warm_start import WarmStartSources
@@ -57,13 +58,23 @@ class Parts:
     overlap: float | None = None
 
 
-def build_parts(config: Config) -> Parts:
-    """Build and check every part; the order is that of cost, so that errors come early."""
+def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
+    """Build and check every part; the order is that of cost, so that errors come early.
+
+    Args:
+        config: of the whole experiment. What a search space leaves to the budget (`auto`) is filled in.
+        run: one that is gone on with; that which the configuration's `from_run` names for ``None``. Slices without
+            genes are those that had none there.
+    """
     import_modules(config.imports, "imports")
     _check_search(config)
     trackers = trackers_from_config(config.trackers)
     built_from = _built_from(config)
     pool = None if built_from == "fitnesses" and not config.pool.models else pool_from_config(config)
+    if run is None and config.from_run is not None:
+        run = RunFolder.open(config.from_run)
+    if pool is not None and run is not None and run.pool.is_file():
+        pool = _with_genes_of(pool, run)
     nodes = phase_nodes(config, pool.info if pool is not None else None)
     spaces = [node.space(None) for node in nodes]
     fitness = fitness_from_config(config, "fitness")
@@ -86,6 +97,12 @@ def build_parts(config: Config) -> Parts:
         worker = functools.partial(Worker, pool, fitnesses) if built_from == "worker" else _shipped(config, pool)
     evaluator = build(_with_cache(config), "evaluator", worker)
     return Parts(pool, spaces[0], strategies[0], evaluator, fitness, held_out, phases, warm, trackers)
+
+
+def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:
+    """The pool, of whose equal slices only those count as such that did in a run: the others have genes there."""
+    known = set(run.read_pool().constant)
+    return replace(pool, info=replace(pool.info, constant=tuple(s for s in pool.info.constant if s in known)))
 
 
 def _built_from(config: Config) -> BuiltFrom:

@@ -122,11 +122,6 @@ class MapElites(SteadyState):
             for i, solution, gain, measures in zip(*data.values(), strict=True)
         ]
 
-    @property
-    def coverage(self) -> float:
-        """The share of cells that are filled."""
-        return len(self._archive) / int(self._archive.cells)
-
     def _settings(self) -> dict[str, Any]:
         return {
             "descriptors": self._descriptors.names,
