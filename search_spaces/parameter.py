@@ -16,7 +16,7 @@ from evomerge.recipes.method_spec import MethodSpec, Scalar
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
-from search_spaces.groups import Shares, component_lists, layer_anchors, layer_groups
+from search_spaces.groups import AUTO, Shares, component_lists, layer_anchors, layer_groups, sharings
 from search_spaces.methods import MethodChoice, gene_prefixes, method_choices
 from search_spaces.ranges import SMALLEST_SUM, Choice, Range
 
@@ -44,11 +44,11 @@ class ParameterSpace:
         methods: declarations by name.
         method: the merge method, or a list of methods to choose from.
         layer_group: how many layers share genes, ``layer`` (each its own) or ``all``; the last group may
-            be shorter.
+            be shorter. ``auto`` is ``layer``, unless a search chooses by its budget (`finest_first`).
         components: lists of ``attn mlp norm embed final_norm head`` that share genes within a layer group
             (those not listed form one more list); ``each`` its own, or ``all`` of a layer together. Words
             that the pool has no slice for are passed over. With ``layer_group=all`` a list may mix
-            components of layers with others.
+            components of layers with others. ``auto`` is ``each``, likewise.
         interpolation: ``linear`` puts genes at `anchors` evenly spaced depths and interpolates the layers
             between them; ``layer_group`` is then left at ``layer``. Methods and words are those of the nearer
             anchor, the earlier of two that are equally near; between anchors of different methods, numbers too.
@@ -121,7 +121,7 @@ class ParameterSpace:
         self._by_name = {choice.name: choice for choice in self._choices}
         lists = component_lists(components, f"{KEY}.components")
         if interpolation == "linear":
-            if layer_group != "layer":
+            if layer_group not in ("layer", AUTO):
                 raise ConfigError(
                     f"{KEY}.layer_group is {layer_group!r} with interpolation=linear",
                     "interpolation gives every layer its own value",
@@ -156,6 +156,15 @@ class ParameterSpace:
             for source in (*choice.inputs, "")
         }
 
+    @staticmethod
+    def finest_first(settings: Mapping[str, Any], pool: PoolInfo) -> Iterator[dict[str, Any]]:
+        """What ``layer_group`` and ``components`` can be where they are ``auto``, with ever fewer genes."""
+        whole = settings.get("interpolation", "none") != "none"
+        given = {key: settings[key] for key in ("layer_group", "components") if settings.get(key) == AUTO}
+        for pair in sharings(settings.get("layer_group"), settings.get("components"), pool.layers, whole):
+            found = dict(zip(("layer_group", "components"), pair, strict=True))
+            yield {key: found[key] for key in given}
+
     @property
     def spec(self) -> GenomeSpec:
         """The genes."""
@@ -180,9 +189,7 @@ class ParameterSpace:
         made: dict[Shares, SliceRecipe] = {}  # slices of a group are alike
         return (self._slice(slice_, genome, made) for slice_ in slices)
 
-    def _genes(
-        self, groups: Collection[int], index: dict[tuple[int, str, str, str], int] | None = None
-    ) -> list[Gene]:
+    def _genes(self, groups: Collection[int], index: dict[tuple[int, str, str, str], int] | None = None) -> list[Gene]:
         """The genes, group by group; fills the index of (group, prefix, input, parameter), or another one."""
         genes: list[Gene] = []
         index = self._index if index is None else index

@@ -38,6 +38,7 @@ def merge_progress() -> Iterator[Callable[[int, int], None]]:
 def print_plan(config: Config, parts: Parts) -> None:
     """What a search with this configuration would take."""
     from evomerge.cli.estimate import estimate, rows
+    from evomerge.session.gene_budget import PER_GENE
     from evomerge.utils.sizes import size_text
 
     pool = parts.pool
@@ -53,7 +54,8 @@ def print_plan(config: Config, parts: Parts) -> None:
     models = ", ".join(f"{name} ({size_text(nbytes)})" for name, nbytes in sizes.items())
     table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
-    table.add_row("genes", str(len(parts.space.spec)))
+    fitted = f", for {PER_GENE} evaluations a gene or more: {', '.join(parts.fitted)}" if parts.fitted else ""
+    table.add_row("genes", ", then ".join(str(len(space.spec)) for space in parts.spaces) + fitted)
     if pool.info.constant:
         fewer = len(getattr(parts.space, "left_out", ()))
         table.add_row("equal in all models", slice_names(pool.info) + (f": no genes, {fewer} fewer" if fewer else ""))
@@ -75,7 +77,7 @@ def slice_names(info: PoolInfo) -> str:
             return component
         if found[component] == total[component]:
             return f"{component} of every layer"
-        return f"{component} of {count(found[component], "layer")}"
+        return f"{component} of {count(found[component], 'layer')}"
 
     return ", ".join(named(component) for component in dict.fromkeys(own.component for own in info.constant))
 

@@ -135,7 +135,8 @@ class MethodSpec:
             parameters are; or the name of a boolean parameter that must be true for it where there is no base.
 
     Raises:
-        ConfigError: a parameter declared twice, `idempotent` names none that is boolean, or numbers of inputs that no slice can have.
+        ConfigError: a parameter declared twice, `idempotent` names none that is boolean, or numbers of inputs that no
+            slice can have.
     """
 
     name: str

@@ -64,9 +64,9 @@ class WarmStartSources:
     """Reads the sources once and says for each phase what fits it.
 
     A genome of an earlier run fits when its genes have the same names, but for those that the space leaves out since
-    their slices are equal in all models (`left_out`), which runs of before had. It is told without being evaluated when it
-    means the same recipe here and the fitness has the same fingerprint; otherwise it is evaluated first, if it is one
-    of the best. Recipes are encoded by the search space, when that has a method ``encode(recipe) -> Genome``.
+    their slices are equal in all models (`left_out`), which runs of before had. It is told without being evaluated
+    when it means the same recipe here and the fitness has the same fingerprint; otherwise it is evaluated first, if it
+    is one of the best. Recipes are encoded by the search space, when that has a method ``encode(recipe) -> Genome``.
 
     Args:
         sources: run folders and recipe files.

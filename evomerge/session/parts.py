@@ -24,6 +24,7 @@ from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
 from evomerge.search.warm_start import WarmStartSources
 from evomerge.session.builders import check_asynchronous, fitness_from_config, phase_nodes, pool_from_config
+from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.remote_worker import remote_worker
 from evomerge.trackers.tracker import Tracker, trackers_from_config
 from evomerge.utils.imports import import_modules, own_files
@@ -39,16 +40,17 @@ class Parts:
 
     Attributes:
         pool: ``None`` where genomes are the models.
-        space, strategy: of the first phase.
-        phases: all of them.
+        phases: one or several.
+        spaces, strategies: of every phase, as they begin.
         warm: what the search begins with.
         trackers: by name.
         overlap: share of the held-out items that are items of the search too; ``None`` where that is not known.
+        fitted: keys of search spaces that were chosen by the number of evaluations, with their values.
     """
 
     pool: Pool | None
-    space: SearchSpace
-    strategy: Strategy
+    spaces: Sequence[SearchSpace]
+    strategies: Sequence[Strategy]
     evaluator: Evaluator
     fitness: Fitness
     held_out: Fitness | None
@@ -56,6 +58,17 @@ class Parts:
     warm: WarmStartSources
     trackers: Sequence[tuple[str, Tracker]] = ()
     overlap: float | None = None
+    fitted: Sequence[str] = ()
+
+    @property
+    def space(self) -> SearchSpace:
+        """That of the first phase."""
+        return self.spaces[0]
+
+    @property
+    def strategy(self) -> Strategy:
+        """That of the first phase."""
+        return self.strategies[0]
 
 
 def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
@@ -76,6 +89,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     if pool is not None and run is not None and run.pool.is_file():
         pool = _with_genes_of(pool, run)
     nodes = phase_nodes(config, pool.info if pool is not None else None)
+    fitted = fit_spaces(nodes, pool.info) if pool is not None else ()
     spaces = [node.space(None) for node in nodes]
     fitness = fitness_from_config(config, "fitness")
     held_out = fitness_from_config(config, "held_out") if config.held_out is not None else None
@@ -96,7 +110,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     if pool is not None and built_from != "fitnesses":
         worker = functools.partial(Worker, pool, fitnesses) if built_from == "worker" else _shipped(config, pool)
     evaluator = build(_with_cache(config), "evaluator", worker)
-    return Parts(pool, spaces[0], strategies[0], evaluator, fitness, held_out, phases, warm, trackers)
+    return Parts(pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers, fitted=fitted)
 
 
 def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from models.test_folding import make_adapter
 from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel
 
 from evomerge.models.opening import open_pool
-from models.test_folding import make_adapter
 
 LAYERS = 2
 
