@@ -38,7 +38,6 @@ def merge_progress() -> Iterator[Callable[[int, int], None]]:
 def print_plan(config: Config, parts: Parts) -> None:
     """What a search with this configuration would take."""
     from evomerge.cli.estimate import estimate, rows
-    from evomerge.session.gene_budget import PER_GENE
     from evomerge.utils.sizes import size_text
 
     pool = parts.pool
@@ -54,7 +53,7 @@ def print_plan(config: Config, parts: Parts) -> None:
     models = ", ".join(f"{name} ({size_text(nbytes)})" for name, nbytes in sizes.items())
     table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
-    fitted = f", for {PER_GENE} evaluations a gene or more: {', '.join(parts.fitted)}" if parts.fitted else ""
+    fitted = f", chosen by the evaluations: {', '.join(parts.fitted)}" if parts.fitted else ""
     table.add_row("genes", ", then ".join(str(len(space.spec)) for space in parts.spaces) + fitted)
     if pool.info.constant:
         fewer = len(getattr(parts.space, "left_out", ()))

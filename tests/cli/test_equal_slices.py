@@ -35,7 +35,7 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 
 def genes(run: Path) -> list[str]:
-    return next(event["genes"] for event in events(run) if event["event"] == "started")
+    return next(event["genes"] for event in events(run) if event["event"] == "phase")
 
 
 def test_validate_names_them_in_one_line(shared: list[str], capsys: pytest.CaptureFixture[str]) -> None:
