@@ -99,7 +99,8 @@ class SearchSpace(Protocol):
     """Turns genomes into recipes. Constructed with the pool's info and the method declarations.
 
     One with an attribute ``starts_as_it_is`` that is true has its start, `spec.initial`, evaluated before a strategy
-    proposes anything.
+    proposes anything. An attribute ``left_out`` names genes that it would have, were their slices not equal in all
+    models: genomes of runs that had them are read without.
     """
 
     @property

@@ -56,7 +56,7 @@ def resume(
     config, again = open_run(path, overrides, trust=trust)
     if again.record.finished and again.record.first("started") and config.search.evaluations <= again.budget:
         return None
-    parts = build_parts(config)
+    parts = build_parts(config, again.folder)
     if parts.pool is not None:
         again.check_pool(parts.pool.info)
     say(f"{again.record.count('told', 'search')} evaluations are in the ledger")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from evomerge.cli.estimate import Estimate, estimate, rows
 from evomerge.cli.main import main
@@ -142,30 +143,75 @@ def test_sizes(nbytes: float, text: str) -> None:
     assert size_text(nbytes) == text
 
 
-@pytest.mark.parametrize(("budget", "warned"), [(60, True), (200, False), (12, False)])
-def test_more_genes_than_evaluations_are_said(
+MANY = "genes for {} evaluations, and strategies learn little from fewer than 10 a gene"
+
+
+def said(words: list[str], capsys: pytest.CaptureFixture[str], *changes: str) -> str:
+    """What `validate` warns of, of a search without its own strategy and budget."""
+    kept = [word for word in words if not word.startswith(("search.evaluations", "strategy"))]
+    assert main(["validate", *kept, *changes]) == 0
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("budget", "warned"), [(60, True), (200, True), (799, True), (800, False), (49, False)])
+def test_more_genes_than_can_be_learned_are_said(
     quick_search: list[str], capsys: pytest.CaptureFixture[str], budget: int, warned: bool
 ) -> None:
-    words = [word for word in quick_search if not word.startswith("search.evaluations")]
-    many = ["search_space=ties", "search_space.layer_group=layer", "search_space.components=each"]
-    assert main(["validate", *words, *many, f"search.evaluations={budget}"]) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert (f"genes for {budget} evaluations: each is hardly tried once" in said) == warned
+    """Twenty slices of the demo's models, with a weight and a density of two sources each."""
+    fine = ["search_space=ties", "search_space.layer_group=layer", "search_space.components=each"]
+    text = said(quick_search, capsys, *fine, f"search.evaluations={budget}")
+    assert (f"80 {MANY.format(budget)}" in text) == warned
+    assert ("or search.evaluations=800" in text) == warned
 
 
 @pytest.mark.parametrize(
     ("space", "says"),
     [
-        (
-            ["search_space=data_flow", "search_space.repeats=9"],
-            "set search_space.block=4 or search_space.scales=none, or",
-        ),
-        (["search_space=ties"], "set search_space.layer_group=8 or search_space.components=all, or"),
+        (["data_flow", "search_space.repeats=9"], "set search_space.block=4 or search_space.scales=none, or search.ev"),
+        (["ties", "search_space.layer_group=1"], "set search_space.layer_group=all, or search.evaluations=2"),
+        (["joint"], "set search_space.layer_group=all or search_space.scales=none, or search.ev"),
+        (["by_layer"], "set search_space.layer_group=all or search_space.components=all, or search.evaluations=160"),
     ],
 )
 def test_fewer_genes_are_advised_by_keys_that_the_space_has(
     quick_search: list[str], capsys: pytest.CaptureFixture[str], space: list[str], says: str
 ) -> None:
+    strategy = "strategy=catcma"
+    text = said(quick_search, capsys, f"search_space={space[0]}", *space[1:], strategy, "search.evaluations=50")
+    assert says in text
+
+
+@pytest.mark.parametrize("strategy", ["random", "qmc"])
+def test_strategies_that_learn_nothing_need_no_evaluations_for_it(
+    quick_search: list[str], capsys: pytest.CaptureFixture[str], strategy: str
+) -> None:
+    assert "genes for" not in said(quick_search, capsys, f"strategy={strategy}", "search.evaluations=50")
+    assert "genes for" in said(quick_search, capsys, "strategy=de", "search.evaluations=50")
+
+
+def test_phases_are_counted_by_themselves(quick_search: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=demo_hybrid", *quick_search[1:]]
+    text = said(words, capsys, "search.evaluations=400", "phases.path.evaluations=100")
+    assert "phase path has 33 genes for 100 evaluations" in text
+    assert "set phases.path.search_space.block=4" in text
+    assert "phases.path.evaluations=330" in text
+    assert "phase merge" not in text
+
+
+def test_a_space_that_fits_the_budget_is_shown_and_kept(
+    quick_search: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     words = [word for word in quick_search if not word.startswith(("search.evaluations", "strategy"))]
-    assert main(["validate", *words, *space, "strategy=random", "search.evaluations=50"]) == 0
-    assert says in " ".join(capsys.readouterr().err.split())
+    words += ["search_space=ties", "search.evaluations=240"]
+    assert main(["validate", *words]) == 0
+    out, err = capsys.readouterr()
+    text = " ".join(out.replace("│", " ").split())
+    assert "chosen by the evaluations: search_space.layer_group=2, search_space.components=all" in text
+    assert "genes for" not in err
+    run = tmp_path / "run"
+    small = ["search.evaluations=8", "search.baselines=false", "fitness.limit=4", "held_out.limit=4"]
+    assert main(["search", *words, *small, f"run_dir='{run}'"]) == 0
+    for more in (0, 4):  # as it was, also with a budget that would allow for more genes
+        kept: Any = OmegaConf.load(run / "config.yaml")
+        assert (kept.search_space.layer_group, kept.search_space.components) == ("all", "all")
+        assert main(["resume", str(run), f"search.evaluations={8 + more}", "-q"]) == 0
