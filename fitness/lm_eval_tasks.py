@@ -14,7 +14,7 @@ from evomerge.errors import ConfigError, FitnessError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Block, Scores, Stop
 from fitness._lm_eval.response_length import generates, response_lengths
-from fitness._lm_eval.terms import RESPONSE_LENGTH, check_fewshot, check_limit, parse_terms, plain
+from fitness._lm_eval.terms import RESPONSE_LENGTH, check_fewshot, check_limit, check_timeout, parse_terms, plain
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
@@ -76,6 +76,8 @@ class LmEvalFitness:
         add_bos_token: whether prompts begin with the BOS token; None leaves it to the tokenizer.
         response_length: measure the tokens of generated responses, as scored: cut at the task's stop strings and
             before its filters.
+        task_timeout: seconds of a processor's time that templates, filters and regular expressions of a task may take
+            to load it, to build its items and to score a candidate, beyond 0.05 for each use; None for no limit.
 
     Raises:
         ConfigError: an argument out of its range, naming it.
@@ -99,8 +101,10 @@ class LmEvalFitness:
         block_size: int | None = None,
         add_bos_token: bool | None = None,
         response_length: bool = False,
+        task_timeout: float | None = 30.0,
     ) -> None:
         self._terms = parse_terms(tasks)
+        check_timeout(task_timeout, "task_timeout")
         check_limit(limit, "limit")
         check_fewshot(num_fewshot, "num_fewshot")
         for name, count in {"batch_size": batch_size, "max_length": max_length, "block_size": block_size}.items():
@@ -123,6 +127,7 @@ class LmEvalFitness:
         self._block_size = block_size
         self._add_bos_token = add_bos_token
         self._response_length = response_length
+        self._task_timeout = task_timeout
         self._generators: Any = None
         self._tasks: TaskSet | None = None
         self._terms_weighed: list[WeighedTerm] = []
@@ -174,6 +179,7 @@ class LmEvalFitness:
         Raises:
             FitnessError: what `check` finds; prompts that cannot be built; targets that do not fit the model.
         """
+        from fitness._lm_eval.blocks import spread
         from fitness._lm_eval.building import BuildSettings, build_requests, fingerprint
         from fitness._lm_eval.model import resident_lm
         from fitness._lm_eval.scoring import TaskScorer
@@ -189,9 +195,9 @@ class LmEvalFitness:
         )
         with copy.copy(self._generators):  # as loading left them, however often this is called
             build_requests(tasks, lm, BuildSettings(**self._prompts))
-        scorers = {name: TaskScorer(name, task) for name, task in tasks.tasks.items()}
+        scorers = {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
         session = Session(lm, scorers)
-        places = _spread(
+        places = spread(
             {n: len(s.documents) for n, s in scorers.items()}, self._block_size, self._prompts["fewshot_seed"]
         )
         settings = {
@@ -292,7 +298,7 @@ class LmEvalFitness:
 
             self._generators = StockGenerators()
             with self._generators:
-                tasks = load_tasks(self._terms, self._include_path)
+                tasks = load_tasks(self._terms, self._include_path, self._task_timeout)
             self._terms_weighed = [weigh(term, tasks.tasks) for term in tasks.terms]
             self._tasks = tasks
         return self._tasks
@@ -301,19 +307,3 @@ class LmEvalFitness:
         if self._prepared is None:
             raise FitnessError("the fitness has no items yet", "prepare(model) comes first")
         return self._prepared
-
-
-def _spread(counts: Mapping[str, int], block_size: int | None, seed: int) -> list[dict[str, list[int]]]:
-    """Documents of every block by task: shuffled, each block with its share of every task, in document order."""
-    rng = np.random.default_rng(seed)
-    order: list[tuple[float, str, int]] = []
-    for name, count in counts.items():
-        shuffled = rng.permutation(count).tolist()
-        order += [((rank + 0.5) / count, name, place) for rank, place in enumerate(shuffled)]
-    order.sort(key=lambda entry: entry[0])  # stable: tasks keep their order within a tie
-    size = block_size or len(order)
-    blocks = []
-    for first in range(0, len(order), size):
-        part = order[first : first + size]
-        blocks.append({name: sorted(place for _, of, place in part if of == name) for name in counts})
-    return blocks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -227,9 +228,9 @@ def status_of(
     told = sum(seen.counts.values())
     best, objective = seen.last_improved or {}, seen.objective
     cache = CacheStatus(
-        {name: int(seen.merge.get(name, 0)) for name in SLICES},
-        int(seen.merge.get("bytes", 0)),
-        int(seen.merge.get("computed_bytes", 0)),
+        {name: _whole(seen.merge.get(name, 0)) for name in SLICES},
+        _whole(seen.merge.get("bytes", 0)),
+        _whole(seen.merge.get("computed_bytes", 0)),
         seen.merge.get("saved", 0.0),
     )
     return RunStatus(
@@ -261,6 +262,11 @@ def status_of(
         held_out_asked=seen.held_out_asked,
         held_out_seconds=seen.held_out_seconds,
     )
+
+
+def _whole(total: float) -> int:
+    """A sum of numbers of a ledger, which may be none that can be counted to."""
+    return int(total) if math.isfinite(total) else 0
 
 
 def read_workers(folder: RunFolder) -> tuple[Work, ...]:

@@ -44,6 +44,8 @@ MAY_CHANGE = (
     "evaluator",
     "pool.root",
     "pool.models",
+    "fitness.task_timeout",
+    "held_out.task_timeout",
 )
 """Keys whose values a resumed run may be given anew; those below them too."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from fitness._lm_eval.isolation import quietly
 from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.scoring import forget_renderings
 from fitness._lm_eval.terms import TaskTerm
+from fitness._lm_eval.time_limit import limited, timed
 
 _NOT_CONTENT = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "task_alias", "tag"}
 
@@ -51,10 +53,11 @@ def build_requests(tasks: TaskSet, lm: Any, settings: BuildSettings) -> None:
         task.set_fewshot_seed(seed=settings.fewshot_seed)
     if settings.apply_chat_template and not getattr(lm.tokenizer, "chat_template", None):
         raise FitnessError("apply_chat_template is set", "a tokenizer with a chat template; this one has none")
+    chat_template = _timed(lm.apply_chat_template) if settings.apply_chat_template else None
     for name, task in tasks.tasks.items():
         limit = terms[name].limit if terms[name].limit is not None else settings.limit
         try:
-            with quietly():
+            with quietly(), limited(name, tasks.timeout, "building its items"):
                 task.build_all_requests(
                     limit=get_sample_size(task, limit),
                     rank=0,
@@ -62,11 +65,24 @@ def build_requests(tasks: TaskSet, lm: Any, settings: BuildSettings) -> None:
                     system_instruction=settings.system_instruction,
                     apply_chat_template=settings.apply_chat_template,
                     fewshot_as_multiturn=settings.fewshot_as_multiturn,
-                    chat_template=lm.apply_chat_template if settings.apply_chat_template else None,
+                    chat_template=chat_template,
                 )
+        except FitnessError:
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise FitnessError(f"the prompts of task {name!r} cannot be built: {reason}") from error
+
+
+def _timed(render: Callable[..., str]) -> Callable[..., str]:
+    """A chat template as one of the task's own: it comes with a model."""
+
+    @functools.wraps(render)
+    def rendered(*args: Any, **kwargs: Any) -> str:
+        with timed():
+            return render(*args, **kwargs)
+
+    return rendered
 
 
 def _configure(task: Any, term: TaskTerm, settings: BuildSettings) -> None:

@@ -19,6 +19,7 @@ from evomerge.errors import FitnessError, nearest
 from fitness._lm_eval.isolation import quietly, sandbox_templates
 from fitness._lm_eval.repeated_keys import refuse_repeated_keys
 from fitness._lm_eval.terms import TaskTerm
+from fitness._lm_eval.time_limit import limited
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +49,12 @@ class TaskSet:
     groups: dict[str, Any] = field(default_factory=dict)
     benchmarks: list[str] = field(default_factory=list)
     """The tasks that lm-eval itself brings and that score another split than the training split."""
+    timeout: float | None = None
+    """Seconds that a task's templates and regular expressions may take at each stage, for `time_limit.limited`."""
 
 
-def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> TaskSet:
-    """Load every task of `terms` with its documents.
+def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str], timeout: float | None = None) -> TaskSet:
+    """Load every task of `terms` with its documents; `timeout` as in the `TaskSet`.
 
     lm-eval's own index of 14,000 entries takes many seconds to read: it is read only when a name is found
     neither in `include_path` nor as a file.
@@ -64,11 +67,11 @@ def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> TaskSe
         if not os.path.isdir(folder):  # no name is too odd for it
             raise FitnessError(f"include_path {folder[:200]!r} is not a folder", "a folder with task YAMLs")
     manager = _manager(terms, include_path)
-    loaded = TaskSet()
+    loaded = TaskSet(timeout=timeout)
     for term in terms:
         _require_sound(term, manager)
         try:
-            with quietly():
+            with quietly(), limited(term.label, timeout, "loading it"):
                 found = manager.load([term.source])
         except FitnessError:
             raise
