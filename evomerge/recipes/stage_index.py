@@ -1,0 +1,67 @@
+"""Which intermediates a recipe depends on, by name, told without walking the lineage behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from evomerge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from evomerge.recipes.recipe import Recipe
+
+
+class StageIndex:
+    """The intermediates of a recipe, direct and further ones, by name.
+
+    Recipes of one lineage share a table to which each appends, and know how many of its entries are theirs: a chain of
+    n recipes takes memory and time in proportion to n, where a table of each recipe's own would take n squared.
+    """
+
+    def __init__(self) -> None:
+        self._table: dict[str, tuple[int, Recipe]] = {}
+        self._size = 0
+
+    @classmethod
+    def of(cls, intermediates: Iterable[tuple[str, Recipe]]) -> StageIndex:
+        """That of a recipe with these intermediates.
+
+        Raises:
+            RecipeError: two that differ have the same name.
+        """
+        given = [(name, recipe, recipe.stage_index()) for name, recipe in intermediates]
+        largest = max(given, key=lambda entry: entry[2]._size)[2] if given else cls()
+        index = cls()
+        index._table, index._size = largest._table, largest._size
+        for name, recipe, _ in given:
+            index._add(name, recipe)
+        return index
+
+    def get(self, name: str) -> Recipe | None:
+        """The intermediate of that name."""
+        place, recipe = self._table.get(name, (self._size, None))
+        return recipe if place < self._size else None
+
+    def _add(self, name: str, recipe: Recipe) -> None:
+        """Add an intermediate and those that it depends on, as far as they are not there."""
+        todo = [(name, recipe)]
+        seen = set[int]()
+        while todo:
+            name, recipe = todo.pop()
+            known = self.get(name)
+            if known is recipe or id(recipe) in seen:  # what it depends on is there as well
+                continue
+            if known is None:
+                self._append(name, recipe)
+            elif not known.equals_alone(recipe):
+                raise RecipeError(f"two intermediates are called {name!r}", "one recipe for a name")
+            seen.add(id(recipe))
+            todo += recipe.intermediates
+
+    def _append(self, name: str, recipe: Recipe) -> None:
+        place, found = self._table.get(name, (-1, None))
+        if found is not recipe or place != self._size:  # another recipe's has not gone this way
+            if len(self._table) > self._size:
+                self._table = {key: entry for key, entry in self._table.items() if entry[0] < self._size}
+            self._table[name] = self._size, recipe
+        self._size += 1
