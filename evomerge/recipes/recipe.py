@@ -145,8 +145,21 @@ class Recipe:
         return self._index
 
     def __getstate__(self) -> dict[str, Any]:
-        # The index holds recipes of the lineage that this one does not depend on; it is made again when it is needed.
-        return {**vars(self), "_index": None}
+        # Flat: a lineage may be deeper than Python's stack. The index also holds recipes that this one has no part in.
+        stages = [(name, stage._flat()) for name, stage in self.stages.items()]
+        return {**self._flat(), "stages": stages}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        made: dict[str, Recipe] = {}
+        for name, own in state["stages"]:
+            made[name] = stage = object.__new__(Recipe)
+            vars(stage).update(own, intermediates=tuple((inner, made[inner]) for inner in own["intermediates"]))
+        own = {key: value for key, value in state.items() if key != "stages"}
+        vars(self).update(own, intermediates=tuple((inner, made[inner]) for inner in own["intermediates"]))
+
+    def _flat(self) -> dict[str, Any]:
+        """The fields, with names for intermediates."""
+        return {**vars(self), "_index": None, "intermediates": tuple(name for name, _ in self.intermediates)}
 
     def equals_alone(self, other: Recipe) -> bool:
         """Whether two recipes are the same but for the content of their intermediates."""

@@ -45,17 +45,17 @@ class StageIndex:
     def _add(self, name: str, recipe: Recipe) -> None:
         """Add an intermediate and those that it depends on, as far as they are not there."""
         todo = [(name, recipe)]
-        seen = set[int]()
+        seen = set[tuple[str, int]]()
         while todo:
             name, recipe = todo.pop()
             known = self.get(name)
-            if known is recipe or id(recipe) in seen:  # what it depends on is there as well
+            if known is recipe or (name, id(recipe)) in seen:  # what it depends on is there as well
                 continue
             if known is None:
                 self._append(name, recipe)
             elif not known.equals_alone(recipe):
                 raise RecipeError(f"two intermediates are called {name!r}", "one recipe for a name")
-            seen.add(id(recipe))
+            seen.add((name, id(recipe)))
             todo += recipe.intermediates
 
     def _append(self, name: str, recipe: Recipe) -> None:

@@ -84,9 +84,7 @@ def sandbox_templates() -> None:
     stock = lm_eval.utils.env
     if isinstance(stock, SandboxedEnvironment):
         return
-    boxed = _Sandbox(
-        loader=stock.loader, undefined=stock.undefined, keep_trailing_newline=stock.keep_trailing_newline
-    )
+    boxed = _Sandbox(loader=stock.loader, undefined=stock.undefined, keep_trailing_newline=stock.keep_trailing_newline)
     boxed.filters.update(stock.filters)
     lm_eval.utils.env = boxed
 
