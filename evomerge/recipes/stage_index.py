@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from evomerge.errors import RecipeError
 
-if TYPE_CHECKING:
-    from evomerge.recipes.recipe import Recipe
+
+class Stage(Protocol):
+    """What an index asks of a recipe."""
+
+    @property
+    def intermediates(self) -> tuple[tuple[str, Any], ...]:
+        """Those that it takes itself, by name."""
+
+    def stage_index(self) -> StageIndex:
+        """All that it depends on."""
+
+    def equals_alone(self, other: Any) -> bool:
+        """Whether another is the same but for the content of its intermediates."""
 
 
 class StageIndex:
@@ -19,11 +30,11 @@ class StageIndex:
     """
 
     def __init__(self) -> None:
-        self._table: dict[str, tuple[int, Recipe]] = {}
+        self._table: dict[str, tuple[int, Stage]] = {}
         self._size = 0
 
     @classmethod
-    def of(cls, intermediates: Iterable[tuple[str, Recipe]]) -> StageIndex:
+    def of(cls, intermediates: Iterable[tuple[str, Stage]]) -> StageIndex:
         """That of a recipe with these intermediates.
 
         Raises:
@@ -37,12 +48,12 @@ class StageIndex:
             index._add(name, recipe)
         return index
 
-    def get(self, name: str) -> Recipe | None:
+    def get(self, name: str) -> Stage | None:
         """The intermediate of that name."""
         place, recipe = self._table.get(name, (self._size, None))
         return recipe if place < self._size else None
 
-    def _add(self, name: str, recipe: Recipe) -> None:
+    def _add(self, name: str, recipe: Stage) -> None:
         """Add an intermediate and those that it depends on, as far as they are not there."""
         todo = [(name, recipe)]
         seen = set[tuple[str, int]]()
@@ -58,7 +69,7 @@ class StageIndex:
             seen.add((name, id(recipe)))
             todo += recipe.intermediates
 
-    def _append(self, name: str, recipe: Recipe) -> None:
+    def _append(self, name: str, recipe: Stage) -> None:
         place, found = self._table.get(name, (-1, None))
         if found is not recipe or place != self._size:  # another recipe's has not gone this way
             if len(self._table) > self._size:
