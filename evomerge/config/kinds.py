@@ -34,6 +34,8 @@ def check_kind(found: Any, key: str, named: str) -> None:
     if inspect.isroutine(found):
         return  # what it makes is looked at
     missing = [name for name in has if inspect.getattr_static(found, name, None) is None]
+    if hasattr(found if inspect.isclass(found) else type(found), "__getattr__"):
+        return  # one that hands on to another
     if inspect.isclass(found):
         missing = [name for name in missing if name != "spec"]
     if missing:
@@ -44,9 +46,7 @@ def check_kind(found: Any, key: str, named: str) -> None:
         )
 
 
-def check_call(
-    target: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any], key: str, path: str
-) -> None:
+def check_call(target: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any], key: str, path: str) -> None:
     """Refuse a target that cannot be given what the program gives it."""
     try:
         inspect.signature(target).bind(*args, **named)

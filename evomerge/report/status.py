@@ -17,6 +17,7 @@ from evomerge.report.trial import numbers
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import LedgerError, lock_holder
+from evomerge.utils.files import read_bounded
 
 State = Literal["running", "ended", "interrupted", "dead", "damaged", "unknown"]
 SLICES = ("kept", "referenced", "memory", "shared", "computed")
@@ -272,7 +273,7 @@ def _whole(total: float) -> int:
 def read_workers(folder: RunFolder) -> tuple[Work, ...]:
     """What the workers of a running search do, as it last wrote; nothing where it did not."""
     try:
-        return tuple(Work(**entry) for entry in json.loads(folder.workers.read_text()))
+        return tuple(Work(**entry) for entry in json.loads(read_bounded(folder.workers, 2**24, follow=False)))
     except (OSError, ValueError, TypeError):
         return ()
 
