@@ -170,8 +170,10 @@ class LmEvalFitness:
     def cautions(self) -> list[str]:
         """A line for everything that makes a search on these tasks hard to trust."""
         from fitness._lm_eval.cautions import cautions
+        from fitness._lm_eval.loading import said
 
-        return cautions(self._loaded(), self._prompts["num_fewshot"])
+        with said("the tasks' few-shot examples cannot be looked at"):
+            return cautions(self._loaded(), self._prompts["num_fewshot"])
 
     def prepare(self, model: LoadedModel) -> None:
         """Build, tokenise and batch everything for a model's tokenizer, dtype and device.
@@ -293,13 +295,14 @@ class LmEvalFitness:
     def _loaded(self) -> TaskSet:
         if self._tasks is None:
             from fitness._lm_eval.isolation import StockGenerators
-            from fitness._lm_eval.loading import load_tasks
+            from fitness._lm_eval.loading import load_tasks, said
             from fitness._lm_eval.objective import weigh
 
             self._generators = StockGenerators()
             with self._generators:
                 tasks = load_tasks(self._terms, self._include_path, self._task_timeout)
-            self._terms_weighed = [weigh(term, tasks.tasks) for term in tasks.terms]
+            with said("the metrics of the tasks cannot be weighed"):
+                self._terms_weighed = [weigh(term, tasks.tasks) for term in tasks.terms]
             self._tasks = tasks
         return self._tasks
 

@@ -6,8 +6,8 @@
 A case is a small task of lm-eval in which one key has another value (a wrong type, empty, huge, NaN, a template or
 pattern that never ends), or one file is something else (a pipe, a link, junk, a byte order mark). What a stranger's
 configuration may run is looked at, then the task is loaded, its documents are read and its texts written: each must
-work or raise an `EvomergeError` of one line within `LIMIT` seconds, and print nothing. Anything else is a crash; crashes
-are printed and the exit status is 1.
+work or raise an `EvomergeError` of one line within `LIMIT` seconds, and print nothing. Anything else is a crash;
+crashes are printed and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import datasets
 import yaml
 
 from evomerge.config.task_code import task_code
@@ -164,6 +165,11 @@ def _changed(kind: str, place: tuple[Any, ...], value: Any) -> Callable[[Path], 
     return change
 
 
+def _includes_a_pipe(path: Path) -> None:
+    os.mkfifo(path.parent / "pipe")
+    path.write_text("include: pipe\ntask: mine\n")
+
+
 SPECIAL: dict[str, Callable[[Path], Any]] = {
     "nothing": lambda path: None,
     "empty": lambda path: path.write_text(""),
@@ -183,7 +189,7 @@ SPECIAL: dict[str, Callable[[Path], Any]] = {
     "unreadable YAML": lambda path: path.write_text("a: [\n"),
     "an alias": lambda path: path.write_text("a: &x [1]\ntask: *x\n"),
     "an endless inclusion": lambda path: path.write_text(f"include: {path.name}\ntask: mine\n"),
-    "included pipe": lambda path: (os.mkfifo(path.parent / "pipe"), path.write_text("include: pipe\ntask: mine\n")),
+    "included pipe": _includes_a_pipe,
     "no mapping": lambda path: path.write_text("- task\n"),
     "many levels": lambda path: path.write_text("a: " + "[" * 5000),
 }
@@ -255,6 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
         every = random.Random(options.seed).sample(every, min(options.cases, len(every)))
     crashes = 0
     with tempfile.TemporaryDirectory() as folder:
+        datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"  # every case has data of its own
         for case in every:
             problem = try_case(case, Path(folder))
             if problem:

@@ -10,9 +10,8 @@ from typing import Any
 
 from lm_eval.evaluator_utils import get_sample_size
 
-from evomerge.errors import FitnessError
 from fitness._lm_eval.isolation import quietly
-from fitness._lm_eval.loading import TaskSet
+from fitness._lm_eval.loading import TaskSet, said
 from fitness._lm_eval.time_limit import limited
 
 MOST = 6000
@@ -32,7 +31,11 @@ def texts(tasks: TaskSet, limit: float | None, most: int) -> dict[str, list[Mapp
     found = {}
     for name, task in tasks.tasks.items():
         own = limits[name] if limits[name] is not None else limit
-        with quietly(), limited(name, tasks.timeout, "writing its items"):
+        with (
+            quietly(),
+            said(f"the items of task {name!r} cannot be written"),
+            limited(name, tasks.timeout, "writing its items"),
+        ):
             documents = task.doc_iterator(rank=0, limit=get_sample_size(task, own), world_size=1)
             found[name] = [_text(task, document) for _, document in islice(documents, share)]
     return found
@@ -48,16 +51,11 @@ def documents(tasks: TaskSet, limit: float | None) -> frozenset[str]:
     found = set[str]()
     for name, task in tasks.tasks.items():
         own = limits[name] if limits[name] is not None else limit
-        try:
-            with quietly(), limited(name, tasks.timeout, "reading its documents"):
-                for _, document in task.doc_iterator(rank=0, limit=get_sample_size(task, own), world_size=1):
-                    content = json.dumps(document, sort_keys=True, default=str)
-                    found.add(hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest())
-        except FitnessError:
-            raise
-        except Exception as error:  # code of a task raises whatever it likes
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise FitnessError(f"the documents of task {name!r} cannot be read: {reason}") from error
+        given = f"the documents of task {name!r} cannot be read"
+        with quietly(), said(given), limited(name, tasks.timeout, "reading its documents"):
+            for _, document in task.doc_iterator(rank=0, limit=get_sample_size(task, own), world_size=1):
+                content = json.dumps(document, sort_keys=True, default=str)
+                found.add(hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest())
     return frozenset(found)
 
 

@@ -32,7 +32,7 @@ def change(run: RunFolder, kind: str, **fields: Any) -> None:
 def test_a_budget_that_is_no_number(run: RunFolder, evaluations: Any) -> None:
     change(run, "stopped", evaluations=evaluations)
     _, resumed = open_run(run.path, [])
-    with pytest.raises(LedgerError, match="has evaluations .*; a number of evaluations") as caught:
+    with pytest.raises(LedgerError, match=r"has evaluations .*; a number of evaluations") as caught:
         assert resumed.budget
     assert "\n" not in str(caught.value)
 
