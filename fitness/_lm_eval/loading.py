@@ -159,7 +159,7 @@ def _require_sound(term: TaskTerm, manager: Any) -> None:
 
 def _require_data(config: Mapping[str, Any], path: Path | None, label: str) -> None:
     arguments = config.get("dataset_kwargs")
-    if config.get("dataset_path") not in _PACKAGED_READERS or config.get("custom_dataset") is not None:
+    if str(config.get("dataset_path")) not in _PACKAGED_READERS or config.get("custom_dataset") is not None:
         return
     given = arguments if isinstance(arguments, Mapping) else {}
     if not (
@@ -176,9 +176,9 @@ def _require_data(config: Mapping[str, Any], path: Path | None, label: str) -> N
         base = Path(str(arguments.get("data_dir") or "."))
         if glob.glob(str(base / file)):
             continue
-        beside = path.parent / file if path is not None else None
-        hint = f"write an absolute path; {beside} exists" if beside is not None and beside.exists() else ""
-        raise FitnessError(f"task {label!r} reads {file!r}, which does not exist", _relative_to(file), hint)
+        beside = str(path.parent / file) if path is not None else ""
+        hint = f"write an absolute path; {beside} exists" if os.path.exists(beside) else ""
+        raise FitnessError(f"task {label!r} reads {file[:200]!r}, which does not exist", _relative_to(file), hint)
     split = config.get("test_split") or config.get("validation_split")
     if files and not isinstance(files, Mapping) and split not in (None, "train"):
         raise FitnessError(

@@ -150,7 +150,7 @@ class Adapter(TensorFiles):
         try:
             change.scale = alpha / (math.sqrt(rank) if self._settings.rank_stabilized else rank)
         except OverflowError:
-            raise self._problem(given, f"has a rank or alpha of {len(str(rank))} digits", "numbers") from None
+            raise self._problem(given, "has a rank or alpha that no float holds", "numbers below 1e308") from None
         if change.a is None and change.b is None:
             return
         if change.a is None or change.b is None:
