@@ -20,6 +20,7 @@ from evomerge.objectives import SCALARISATIONS
 from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
 from evomerge.run.checkpoint import check_intervals
 from evomerge.run.folder import RunFolder
+from evomerge.search.in_flight import MOST_IN_FLIGHT
 from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
 from evomerge.search.warm_start import WarmStartSources
@@ -37,7 +38,6 @@ from evomerge.utils.imports import import_modules, own_files
 
 DISPLAYS = ("auto", "live", "plain", "quiet")
 _MOST = 10**9
-_MOST_IN_FLIGHT = 10**6
 
 
 @dataclass
@@ -154,8 +154,8 @@ def _check_search(config: Config) -> None:
     if not 1 <= settings.evaluations <= _MOST:
         reason = f"1 to {_MOST:,}, which take twelve days at a millisecond each"
         raise ConfigError(f"search.evaluations is {settings.evaluations}", reason)
-    if settings.in_flight is not None and not 1 <= settings.in_flight <= _MOST_IN_FLIGHT:
-        raise ConfigError(f"search.in_flight is {settings.in_flight}", f"1 to {_MOST_IN_FLIGHT:,}, or null")
+    if settings.in_flight is not None and not 1 <= settings.in_flight <= MOST_IN_FLIGHT:
+        raise ConfigError(f"search.in_flight is {settings.in_flight}", f"1 to {MOST_IN_FLIGHT:,}, or null")
     if not 0 <= settings.seed < 2**63:
         raise ConfigError(f"search.seed is {settings.seed}", "0 to 2^63 - 1")
     if settings.give_up is not None and settings.give_up < 1:

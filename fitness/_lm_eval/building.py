@@ -20,6 +20,7 @@ from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.scoring import forget_renderings
 from fitness._lm_eval.settings import BuildSettings
 from fitness._lm_eval.terms import TaskTerm
+from fitness._lm_eval.time_limit import limited
 
 _NOT_CONTENT = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "task_alias", "tag"}
 
@@ -51,7 +52,7 @@ def build_requests(
         own = settings.of(terms[name])
         choice = own.apply_chat_template
         try:
-            with quietly():
+            with quietly(), limited(name, tasks.timeout, "building its items"):
                 task.build_all_requests(
                     limit=get_sample_size(task, limit),
                     samples=samples[name] if samples is not None else None,
@@ -62,6 +63,8 @@ def build_requests(
                     fewshot_as_multiturn=own.fewshot_as_multiturn,
                     chat_template=ChatTemplate(tokenizer, choice, own.chat_template_args) if choice else None,
                 )
+        except FitnessError:
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise FitnessError(f"the prompts of task {name!r} cannot be built: {reason}") from error

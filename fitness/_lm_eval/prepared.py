@@ -79,7 +79,7 @@ def prepare(
     lm = resident_lm(model, arguments)
     with copy.copy(generators):
         build_requests(tasks, lm.tokenizer, settings)
-    scorers = {name: TaskScorer(name, task) for name, task in tasks.tasks.items()}
+    scorers = {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
     session = Session(lm, scorers)
     places = spread({n: len(s.documents) for n, s in scorers.items()}, block_size, settings.fewshot_seed)
     decides = {
