@@ -249,7 +249,8 @@ class LmEvalFitness:
         ready = self._ready()
         raw, seconds, complete = ready.score(model, blocks, stop)
         items = all_items(ready.scorers, raw)
-        found, metrics = {}, {}
+        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         if complete:
             with self._generators if self._loaded().groups else nullcontext():
                 found, metrics = totals(self._loaded(), self._terms_weighed, ready.scorers, raw)
