@@ -47,7 +47,8 @@ class Evaluation:
         objectives: by name, in the user's own direction; empty unless ``ok``.
         metrics: every reported metric as ``task/metric``, as lm-eval prints it.
         items: per-item values as ``task/metric``, float64 in document order.
-        seconds: by stage: ``merge``, ``model`` (forwards and generation), ``other``.
+        seconds: by stage: ``merge``, ``model`` (forwards and generation), ``other``; and ``note`` where something was
+            found out of the sources that the candidates to come need too.
         merge: what merging took: slices by where they came from, bytes, seconds saved (`merge.assemble.MergeCount`).
         error: one line saying why, unless ``ok``.
         traceback: of what it raised, where that is known: for the log, not for the ledger.

@@ -67,6 +67,9 @@ class Fitness(Protocol):
 
     One that has a method ``check_tokenizer(load: Callable[[], Any]) -> None`` raises `FitnessError` where the tokenizer
     that ``load()`` gives lacks what it needs, before a model is loaded.
+
+    One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
+    model's weights: `evomerge validate` adds it to the rest. `check` comes before.
     """
 
     @property
@@ -96,7 +99,8 @@ class SearchSpace(Protocol):
     """Turns genomes into recipes. Constructed with the pool's info and the method declarations.
 
     One with an attribute ``starts_as_it_is`` that is true has its start, `spec.initial`, evaluated before a strategy
-    proposes anything.
+    proposes anything. An attribute ``left_out`` names genes that it would have, were their slices not equal in all
+    models: genomes of runs that had them are read without.
     """
 
     @property
@@ -151,12 +155,18 @@ class Work:
         candidate: the id of the one that it evaluates, ``None`` while it waits.
         split: on which items.
         since: when it began, in seconds since the epoch.
+        stage: what it is at: ``noting`` what is to be known of the sources (the first candidates only), ``merging``,
+            ``scoring``; empty where that is not known.
+        done, slices: of a merge, slices that are done, of how many.
     """
 
     worker: str
     candidate: int | None = None
     split: Split = "search"
     since: float = 0.0
+    stage: str = ""
+    done: int = 0
+    slices: int = 0
 
 
 class Evaluator(Protocol):

@@ -8,22 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Block, Scores, Stop
 from fitness._lm_eval.arguments import AutocastDtype, ModelArguments, SoftmaxDtype
 from fitness._lm_eval.blocks import check_block_size
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
-from fitness._lm_eval.response_length import require_generating, require_responses, response_lengths
+from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
-from fitness._lm_eval.terms import RESPONSE_LENGTH, parse_terms, plain
+from fitness._lm_eval.terms import RESPONSE_LENGTH, check_timeout, parse_terms, plain
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evomerge.models.loaded import LoadedModel
+    from evomerge.models.loaded import LoadedModel, ModelOutline
+    from evomerge.utils.memory import MemoryPart
     from fitness._lm_eval.loading import TaskSet
     from fitness._lm_eval.objective import WeighedTerm
     from fitness._lm_eval.prepared import Prepared
@@ -72,6 +71,8 @@ class LmEvalFitness:
             before its filters.
         keep_responses: keep what every candidate answered, in the run's folder; else only what was compared answers
             are kept: the baselines', the best candidates', and all on held-out items.
+        task_timeout: seconds of a processor's time that templates, filters and regular expressions of a task may take
+            to load it, to build its items and to score a candidate, beyond 0.05 for each use; None for no limit.
 
     Raises:
         ConfigError: an argument out of its range, naming it.
@@ -105,6 +106,7 @@ class LmEvalFitness:
         think_end_token: str | int | None = None,
         chat_template_args: dict[str, Any] | None = None,
         keep_responses: bool = False,
+        task_timeout: float | None = 30.0,
     ) -> None:
         self._terms = parse_terms(tasks)
         self._arguments = ModelArguments(
@@ -121,6 +123,7 @@ class LmEvalFitness:
             chat_template_args=plain(chat_template_args or {}),
         )
         check_block_size(block_size)
+        check_timeout(task_timeout, "task_timeout")
         paths = plain(include_path) or []
         self._include_path: list[str] = [paths] if isinstance(paths, str) else paths
         self._settings = BuildSettings(
@@ -138,6 +141,7 @@ class LmEvalFitness:
         self._response_length = response_length
         self.keep_responses = keep_responses
         self._tokenizer: Any = None  # as the pool has it; of a driver whose workers prepare
+        self._task_timeout = task_timeout
         self._generators: Any = None
         self._tasks: TaskSet | None = None
         self._terms_weighed: list[WeighedTerm] = []
@@ -185,6 +189,14 @@ class LmEvalFitness:
 
         return count_work(self._loaded(), self._settings.limit, self._settings.gen_kwargs)
 
+    def memory(self, model: ModelOutline) -> list[MemoryPart]:
+        """What the forwards of a model take beside its weights, from the longest texts; `check` comes before."""
+        from fitness._lm_eval.memory import forward_memory
+
+        tasks = self._loaded()
+        with copy.copy(self._generators):
+            return forward_memory(tasks, model, self._settings, self._arguments)
+
     def shares(self) -> list[MetricShare]:
         """What every metric counts in the objectives, as the tasks say; `check` comes before."""
         from fitness._lm_eval.objective import shares
@@ -194,8 +206,10 @@ class LmEvalFitness:
     def cautions(self) -> list[str]:
         """A line for everything that makes a search on these tasks hard to trust."""
         from fitness._lm_eval.cautions import cautions
+        from fitness._lm_eval.loading import said
 
-        return cautions(self._loaded(), self._settings.num_fewshot)
+        with said("the tasks' few-shot examples cannot be looked at"):
+            return cautions(self._loaded(), self._settings.num_fewshot)
 
     def prepare(self, model: LoadedModel) -> None:
         """Build, tokenise and batch everything for a model's tokenizer, dtype and device.
@@ -233,31 +247,15 @@ class LmEvalFitness:
 
         start = time.perf_counter()
         ready = self._ready()
-        raw: dict[str, RawValues] = {}
-        seconds = 0.0
-        if len(ready.blocks) == 1 or (blocks is None and stop is None):
-            seconds = ready.session.score(model, ready.session.whole, raw, None)
-            done = {block.index for block in ready.blocks}
-            if stop is not None:
-                stop(all_items(ready.scorers, raw))
-        else:
-            done = set()
-            for block in ready.blocks if blocks is None else blocks:
-                seconds += ready.session.score(model, ready.places[block.index], raw, block.index)
-                done.add(block.index)
-                if stop is not None and stop(all_items(ready.scorers, raw)):
-                    break
+        raw, seconds, complete = ready.score(model, blocks, stop)
         items = all_items(ready.scorers, raw)
-        metrics: dict[str, float] = {}
         found: dict[str, float] = {}
-        if len(done) == len(ready.blocks):
+        metrics: dict[str, float] = {}
+        if complete:
             with self._generators if self._loaded().groups else nullcontext():
                 found, metrics = totals(self._loaded(), self._terms_weighed, ready.scorers, raw)
             if self._response_length:
-                lengths = response_lengths(ready.scorers, ready.session.count_tokens)
-                items |= lengths
-                metrics |= {name: float(values.mean()) for name, values in lengths.items()}
-                found[RESPONSE_LENGTH] = float(np.concatenate(list(lengths.values())).mean())
+                items |= add_response_lengths(ready.scorers, ready.session.count_tokens, found, metrics)
         self._scored = raw
         answers = responses(ready.scorers, raw)
         timing = {"model": seconds, "other": time.perf_counter() - start - seconds}
@@ -304,13 +302,14 @@ class LmEvalFitness:
     def _loaded(self) -> TaskSet:
         if self._tasks is None:
             from fitness._lm_eval.isolation import StockGenerators
-            from fitness._lm_eval.loading import load_tasks
+            from fitness._lm_eval.loading import load_tasks, said
             from fitness._lm_eval.objective import weigh
 
             self._generators = StockGenerators()
             with self._generators:
-                tasks = load_tasks(self._terms, self._include_path)
-            self._terms_weighed = [weigh(term, tasks.tasks) for term in tasks.terms]
+                tasks = load_tasks(self._terms, self._include_path, self._task_timeout)
+            with said("the metrics of the tasks cannot be weighed"):
+                self._terms_weighed = [weigh(term, tasks.tasks) for term in tasks.terms]
             self._tasks = tasks
         return self._tasks
 

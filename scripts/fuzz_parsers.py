@@ -30,6 +30,7 @@ from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
 from evomerge.report.history import read_history
+from evomerge.report.optuna_storage import journal_of
 from evomerge.report.status import read_status
 from evomerge.report.summary import summarize
 from evomerge.report.table import render
@@ -41,6 +42,7 @@ from evomerge.run.ledger_file import encode
 from evomerge.run.record import Record
 from evomerge.run.state_files import to_bytes
 from evomerge.search.warm_start import WarmStartSources
+from evomerge.session.replay import check_started
 from evomerge.session.resume import open_run
 
 SLICES = ("embed", "layers.0.attn", "layers.0.mlp", "layers.0.norm", "layers.1.attn", "layers.1.mlp", "final_norm")
@@ -274,7 +276,8 @@ def _ledger(data: bytes, folder: Path) -> None:
     run = _run_folder(folder)
     run.ledger.write_bytes(data)
     refused: EvomergeError | None = None
-    for read in (_told, Record, summarize, _status, _history, _warm, canonical_events):
+    readers = _told, Record, summarize, _status, _history, _warm, canonical_events, _resumed, journal_of
+    for read in readers:
         try:
             found = read(run)
             if isinstance(found, Record):
@@ -303,6 +306,16 @@ def _history(run: RunFolder) -> None:
 
 def _warm(run: RunFolder) -> None:
     WarmStartSources([str(run.path)], 4, (Objective("score", "maximize"),))
+
+
+def _resumed(run: RunFolder) -> None:
+    _, resumed = open_run(run.path, [])
+    try:
+        assert resumed.budget >= 0
+        check_started(resumed.record, "sha256:f", {"numpy": "1"})
+        resumed.check_pool(INFO)
+    finally:
+        resumed.record.close()
 
 
 def _items(data: bytes, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +62,9 @@ def tensor_parts(pool: PoolInfo, slice_: SliceId) -> tuple[tuple[str, int], ...]
     return pool.tensors[pool.slices.index(slice_)] if pool.tensors else ()
 
 
-def chromosomes_of(pool: PoolInfo, split: Split, components: Sequence[Sequence[str]], key: str) -> list[Chromosome]:
+def chromosomes_of(
+    pool: PoolInfo, split: Split, components: Sequence[Sequence[str]], key: str, equal: Collection[SliceId] = ()
+) -> list[Chromosome]:
     """The chromosomes of a pool; components that no list names are one more.
 
     Args:
@@ -70,6 +72,7 @@ def chromosomes_of(pool: PoolInfo, split: Split, components: Sequence[Sequence[s
         split: where a split may lie.
         components: lists of components.
         key: the configuration key, for messages.
+        equal: slices that are left out; a chromosome of nothing else is none.
 
     Raises:
         ConfigError: an unknown component or one named twice, an empty list, or splits within slices of a pool whose
@@ -92,7 +95,7 @@ def chromosomes_of(pool: PoolInfo, split: Split, components: Sequence[Sequence[s
     parts = dict(zip(pool.slices, pool.tensors, strict=True)) if pool.tensors else {}
     found = []
     for number in range(len(components) + 1):
-        slices = [s for s in pool.slices if owner.get(s.component, len(components)) == number]
+        slices = [s for s in pool.slices if owner.get(s.component, len(components)) == number and s not in equal]
         if not slices:
             continue
         sizes: list[int] = []

@@ -7,10 +7,8 @@ goes through all of them layer by layer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from statistics import NormalDist
+from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import ConfigError, nearest
@@ -18,12 +16,12 @@ from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
 from evomerge.recipes.method_spec import MethodSpec
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
+from search_spaces.gentle import gentle_scales, gentle_takes
 from search_spaces.layer_scaling import LayerScaling
 from search_spaces.path_pool import ALONE, KEY, Alone, PathPool
 from search_spaces.paths import Limits, Step, check_counts, check_head, path_slices, starting_path
 
 ORDERS = ("layer", "model")
-_CHANGES = 1.5  # places that a first candidate changes
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,8 @@ class DataFlowSpace:
         relaxed: indicators are numbers from -1 to 1 that take a slot when above 0, as in the paper, for strategies
             that know numbers only.
         relaxed_start: where these numbers start, above 0 for the input model's slots, below it for the others.
-        gentle_start: the first candidate is the input model as it is, and numbers begin with steps that are small for
-            the depth: all relaxed indicators together change one or two places, all scales do what one alone would.
+        gentle_start: the first candidate is the input model as it is, and genes say how far from it the others are at
+            first (`Gene.spread`): all indicators together change one or two places, all scales do what one alone would.
 
     Raises:
         ConfigError: anything of the above that cannot be; names the key.
@@ -146,15 +144,10 @@ class DataFlowSpace:
             pool=self._pool,
         )
         self._relaxed, self.starts_as_it_is = relaxed, gentle_start
-        spread: Sequence[Gene] = self._scaling.genes
+        scaling: Sequence[Gene] = self._scaling.genes
         if gentle_start:
-            genes = (
-                [replace(gene, spread=indicator_spread(len(genes), relaxed_start)) for gene in genes]
-                if relaxed
-                else genes
-            )
-            spread = [replace(gene, spread=0.25 / math.sqrt(len(spread))) for gene in spread]
-        self._spec = GenomeSpec((*genes, *spread))
+            genes, scaling = gentle_takes(genes), gentle_scales(scaling)
+        self._spec = GenomeSpec((*genes, *scaling))
 
     @property
     def spec(self) -> GenomeSpec:
@@ -234,9 +227,3 @@ def units_of(model: str, depth: int, block: int, fixed: int) -> list[Unit]:
     ends = fixed if 2 * fixed <= depth else 0
     starts = [*([0] if ends else []), *range(ends, depth - ends, block), *([depth - ends] if ends else [])]
     return [Unit(model, a, b - a) for a, b in zip(starts, [*starts[1:], depth], strict=True)]
-
-
-def indicator_spread(count: int, start: float) -> float:
-    """The standard deviation, as a share of the range from -1 to 1, with which so many indicators change few places."""
-    likely = min(0.4, _CHANGES / max(count, 1))
-    return min(1.0, start / 2 / NormalDist().inv_cdf(1 - likely))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from evomerge.errors import ConfigError, nearest
 from evomerge.recipes.pool_info import PoolInfo
@@ -11,6 +12,10 @@ from evomerge.recipes.slices import COMPONENTS, LAYER_COMPONENTS, Component, Sli
 
 Shares = tuple[tuple[int, float], ...]
 """What a slice takes from gene groups: pairs of group number and share; shares sum to 1."""
+
+
+AUTO = "auto"
+"""What is as fine as the budget of a search allows, and otherwise as fine as can be."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,10 @@ def component_lists(components: str | Sequence[Sequence[str]], key: str) -> list
     Raises:
         ConfigError: an unknown word, a component named twice, or an empty list.
     """
+    components = "each" if components == AUTO else components
     if isinstance(components, str):
         if components not in ("each", "all"):
-            allowed = f"{nearest(components, ('each', 'all'))}, or lists of {', '.join(COMPONENTS)}"
+            allowed = f"{nearest(components, ('auto', 'each', 'all'))}, or lists of {', '.join(COMPONENTS)}"
             raise ConfigError(f"{key} is {components!r}", allowed)
         given: Sequence[Sequence[str]] = [[c] for c in COMPONENTS] if components == "each" else []
     else:
@@ -59,6 +65,28 @@ def component_lists(components: str | Sequence[Sequence[str]], key: str) -> list
         if rest:
             lists.append(rest)
     return lists
+
+
+def sharings(layer_group: Any, components: Any, layers: int, whole: bool = False) -> Iterator[tuple[Any, Any]]:
+    """Pairs of `layer_group` and `components` from the finest to the coarsest, of what is ``auto`` in them.
+
+    First all components of a layer come to share their genes, then ever more layers.
+
+    Args:
+        layer_group, components: as given; what is not ``auto`` stays.
+        layers: of the pool.
+        whole: whether layers have no groups, since they are interpolated.
+    """
+    lists = ["each", "all"] if components == AUTO else [components]
+    groups = ["layer"] if layer_group == AUTO else [layer_group]
+    yield from ((groups[0], each) for each in lists)
+    if layer_group == AUTO and not whole:
+        known = layers
+        for size in range(2, layers + 1):
+            count = -(-layers // size)
+            if count < known:
+                yield "all" if count == 1 else size, lists[-1]
+            known = count
 
 
 def layer_groups(
@@ -137,9 +165,9 @@ def layer_anchors(pool: PoolInfo, anchors: int, components: Sequence[Sequence[Co
 def _group_size(layers: int, layer_group: int | str, key: str) -> int:
     if layer_group == "all":
         return layers
-    size = 1 if layer_group == "layer" else layer_group
+    size = 1 if layer_group in ("layer", AUTO) else layer_group
     if isinstance(size, str):
-        raise ConfigError(f"{key} is {size!r}", f"{nearest(size, ('layer', 'all'))}, or a number of layers")
+        raise ConfigError(f"{key} is {size!r}", f"{nearest(size, ('auto', 'layer', 'all'))}, or a number of layers")
     if isinstance(size, bool) or not 1 <= size <= layers:
         raise ConfigError(
             f"{key} is {size}",

@@ -18,6 +18,7 @@ from evomerge.recipes.method_spec import MethodSpec
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import SliceId, SliceRecipe
+from search_spaces.gentle import gentle_scales, gentle_takes
 from search_spaces.layer_scaling import LayerScaling
 from search_spaces.parameter import ParameterSpace
 from search_spaces.path_pool import ALONE, KEY, PathPool
@@ -39,6 +40,8 @@ class JointSpace:
         methods: declarations by name.
         repeats, fixed, scales, scale_range, negative_scales: as for `data_flow.DataFlowSpace`, of one model.
         min_layers, max_layers, max_uses, max_parameters: likewise.
+        gentle_start: likewise; the first candidate has every layer once, merged as the merge genes start. These have no
+            spread of their own.
         shared: whether repeats of a layer share its merge genes.
         method, layer_group, components, interpolation, anchors, parameters: as for `ParameterSpace`.
         negative_weights, normalize, resolution, mask_seed: likewise.
@@ -62,6 +65,7 @@ class JointSpace:
         max_layers: int | None = None,
         max_uses: int | None = None,
         max_parameters: float | None = None,
+        gentle_start: bool = False,
         method: str | list[str] = "task_arithmetic",
         layer_group: int | str = "layer",
         components: str | list[list[str]] = "all",
@@ -112,7 +116,13 @@ class JointSpace:
         )
         renamed = repeats > 1 and not shared  # these are no layers of the pool
         merges = [replace(gene, name=_of_slots_name(gene.name)) if renamed else gene for gene in self._merges.spec]
-        self._spec = GenomeSpec((*takes, *self._scaling.genes, *merges))
+        left_out = self._merges.left_out
+        self.left_out = tuple(_of_slots_name(name) for name in left_out) if renamed else left_out
+        scaling: Sequence[Gene] = self._scaling.genes
+        self.starts_as_it_is = gentle_start
+        if gentle_start:
+            takes, scaling = gentle_takes(takes), gentle_scales(scaling)
+        self._spec = GenomeSpec((*takes, *scaling, *merges))
 
     @property
     def spec(self) -> GenomeSpec:
@@ -178,7 +188,10 @@ def _of_slots(pool: PoolInfo, slots: Sequence[int]) -> PoolInfo:
     inner = [SliceId(s.component, slot) for slot, layer in enumerate(slots) for s in pool.slices if s.layer == layer]
     before = [s for s in pool.slices if s.component == "embed"]
     after = [s for s in pool.slices if s.layer is None and s.component != "embed"]
-    return replace(pool, slices=(*before, *inner, *after), layers=len(slots), sizes=())
+    equal = {(s.component, s.layer) for s in pool.constant}
+    constant = [s for s in pool.constant if s.layer is None]
+    constant += [s for s in inner if s.layer is not None and (s.component, slots[s.layer]) in equal]
+    return replace(pool, slices=(*before, *inner, *after), layers=len(slots), sizes=(), constant=tuple(constant))
 
 
 def _of_slots_name(name: str) -> str:

@@ -34,7 +34,8 @@ class LineageSpace:
     from A to B, those after it at ``1 - w``. The recipe of a child takes its parents as intermediates, which are
     rounded to the pool's dtype as if they had been written, and shares their recipes with all who descend from them.
     A flattened one is a weighted sum of the seeds instead, the weights multiplied out in float64: it is rounded once,
-    and it is what is scored.
+    and it is what is scored. Slices that are equal in all models (`PoolInfo.constant`) are in no chromosome, unless
+    seeds are merged models.
 
     Args:
         pool: what recipes are made of.
@@ -89,7 +90,11 @@ class LineageSpace:
         for name in names:
             if name not in self._stages and name not in dict(pool.refs):
                 raise ConfigError(f"{KEY}.seeds has {name!r}", nearest(name, dict(pool.refs)))
-        self._chromosomes = chromosomes_of(pool, split, chromosomes or [], f"{KEY}.chromosomes")
+        # What is equal in all models stays so in their children; merged seeds may have something else there.
+        self._equal = frozenset(pool.constant if not self._stages else ())
+        if self._equal.issuperset(pool.slices):
+            raise ConfigError("the models of the pool are equal in every slice", "models that differ")
+        self._chromosomes = chromosomes_of(pool, split, chromosomes or [], f"{KEY}.chromosomes", self._equal)
         try:
             bounds = Bounds(**(mix or {}))
             self._spec = LineageSpec(names, [chromosome.name for chromosome in self._chromosomes], bounds)
@@ -149,6 +154,7 @@ class LineageSpace:
             mix, split = (float(genome.values[2 * number + k]) for k in (0, 1))
             for slice_, cuts in chromosome.cut(split).items():
                 slices.append(self._slice(slice_, names, mix, cuts))
+        slices += [self._weighted(slice_, {names[0]: 1.0}) for slice_ in self._equal]
         info = self._pool
         own = tuple(stages.items())
         return Recipe(info.refs, tuple(slices), info.dtype, info.config_from, 0, own, info.tokenizer_from)
@@ -173,7 +179,7 @@ class LineageSpace:
             own[0, self._spec.seeds.index(str(genome.values[0]))] = 1.0
             return dict.fromkeys(self._pool.slices, own)
         first, second = (self._sums[parent.digest] for parent in genome.parents)
-        found = {}
+        found = {slice_: first[slice_] for slice_ in self._equal}
         for number, chromosome in enumerate(self._chromosomes):
             mix, split = (float(genome.values[2 * number + k]) for k in (0, 1))
             for slice_, cuts in chromosome.cut(split).items():

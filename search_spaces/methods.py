@@ -9,8 +9,11 @@ from typing import Any
 from evomerge.errors import ConfigError, nearest
 from evomerge.recipes.method_spec import MethodSpec, Scalar
 from evomerge.recipes.pool_info import PoolInfo
-from evomerge.recipes.slices import Input
-from search_spaces.ranges import Explored, parameter_ranges
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
+from search_spaces.ranges import Choice, Explored, Range, parameter_ranges
+
+_COPIED: Mapping[str, float] = {"weight": 1.0, "density": 1.0, "t": 0.0}
+"""Values with which a merge is its first input; weights are those of the first, 0 for the others."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,32 @@ class MethodChoice:
     def name(self) -> str:
         """The method's name."""
         return self.spec.name
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether equal inputs, and a base equal to them, come out as they are, whatever the genes say."""
+        needed = self.spec.idempotent
+        if isinstance(needed, str):
+            return self.base is not None or self.explored[needed] is True
+        return needed
+
+    def copied(self, slice_: SliceId) -> SliceRecipe:
+        """A slice that is equal in all models, by parameters that need no arithmetic where the method has such.
+
+        The method is that of the other slices: a file of mergekit's has only one.
+        """
+        values: dict[str, dict[str, Scalar]] = {name: {} for name in ("", *self.inputs)}
+        for parameter in self.spec.parameters:
+            found = self.explored[parameter.name]
+            value = found.initial if isinstance(found, Range | Choice) else found
+            if parameter.kind == "continuous" and parameter.name in _COPIED:
+                wanted = _COPIED[parameter.name]
+                value = wanted if parameter.minimum <= wanted <= parameter.maximum else value
+            for source in self.inputs if parameter.per_input else ("",):
+                whole = not (parameter.per_input and parameter.name == "weight") or source == self.inputs[0]
+                values[source][parameter.name] = value if whole else 0.0
+        inputs = tuple(Input(name, None, parameters(values[name])) for name in self.inputs)
+        return SliceRecipe(slice_, self.name, inputs, parameters(values[""]), self.base)
 
 
 def method_choices(

@@ -6,7 +6,8 @@ parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from evomerge.errors import ConfigError, InfeasibleError, nearest
@@ -15,7 +16,7 @@ from evomerge.recipes.method_spec import MethodSpec, Scalar
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
-from search_spaces.groups import Shares, component_lists, layer_anchors, layer_groups
+from search_spaces.groups import AUTO, Shares, component_lists, layer_anchors, layer_groups, sharings
 from search_spaces.methods import MethodChoice, gene_prefixes, method_choices
 from search_spaces.ranges import SMALLEST_SUM, Choice, Range
 
@@ -34,17 +35,20 @@ class ParameterSpace:
     (``layers.2/math/weight``); the others' names begin with the method (``layers.2/slerp/t``), see
     `gene_prefixes`. Genes that the chosen method does not have are silent: the recipe does not depend on them.
 
+    Slices that are equal in all models (`PoolInfo.constant`) come out as they are where every method is idempotent
+    (`MethodSpec`): groups of nothing else have no genes.
+
     Args:
         pool: what recipes are made of. The inputs of every slice are the sources in order; for a method of
             two inputs and a pool of one source, the base and the source.
         methods: declarations by name.
         method: the merge method, or a list of methods to choose from.
         layer_group: how many layers share genes, ``layer`` (each its own) or ``all``; the last group may
-            be shorter.
+            be shorter. ``auto`` is ``layer``, unless a search chooses by its budget (`finest_first`).
         components: lists of ``attn mlp norm embed final_norm head`` that share genes within a layer group
             (those not listed form one more list); ``each`` its own, or ``all`` of a layer together. Words
             that the pool has no slice for are passed over. With ``layer_group=all`` a list may mix
-            components of layers with others.
+            components of layers with others. ``auto`` is ``each``, likewise.
         interpolation: ``linear`` puts genes at `anchors` evenly spaced depths and interpolates the layers
             between them; ``layer_group`` is then left at ``layer``. Methods and words are those of the nearer
             anchor, the earlier of two that are equally near; between anchors of different methods, numbers too.
@@ -60,8 +64,11 @@ class ParameterSpace:
             snapped too.
         mask_seed: seed of the recipes, for methods that drop weights at random.
 
+    Attributes:
+        left_out: names of the genes that groups of equal slices would have.
+
     Raises:
-        ConfigError: anything of the above that cannot be; names the key.
+        ConfigError: anything of the above that cannot be, or models that are equal in all; names the key.
 
     >>> from evomerge.recipes import MethodSpec, ModelRef, ParameterSpec, SliceId
     >>> slices = SliceId("embed"), SliceId("attn", 0), SliceId("attn", 1)
@@ -114,7 +121,7 @@ class ParameterSpace:
         self._by_name = {choice.name: choice for choice in self._choices}
         lists = component_lists(components, f"{KEY}.components")
         if interpolation == "linear":
-            if layer_group != "layer":
+            if layer_group not in ("layer", AUTO):
                 raise ConfigError(
                     f"{KEY}.layer_group is {layer_group!r} with interpolation=linear",
                     "interpolation gives every layer its own value",
@@ -126,15 +133,37 @@ class ParameterSpace:
         else:
             raise ConfigError(f"{KEY}.interpolation is {interpolation!r}", nearest(interpolation, ("none", "linear")))
         self._prefixes = gene_prefixes(self._choices)
+        # With methods that may change what is equal, such as sums of weights that are not normalised, genes count.
+        self._equal = frozenset(pool.constant if all(choice.idempotent for choice in self._choices) else ())
+        if self._equal.issuperset(pool.slices):
+            raise ConfigError(
+                f"the models of the pool are equal in every slice: {', '.join(name for name, _ in pool.refs)}",
+                "models that differ",
+                "look at their places in pool.models",
+            )
+        merged = {shares for slice_, shares in self._sharing.shares.items() if slice_ not in self._equal}
+        groups = {group for shares in merged for group, _ in shares}
         self._index: dict[tuple[int, str, str, str], int] = {}
-        self._spec = GenomeSpec(tuple(self._genes()))
-        shares = {*self._sharing.shares.values(), *(((i, 1.0),) for i in range(len(self._sharing.names)))}
+        self._spec = GenomeSpec(tuple(self._genes(groups)))
+        every = range(len(self._sharing.names))
+        self.left_out = tuple(gene.name for gene in self._genes([i for i in every if i not in groups], {}))
+        self._copied = self._choices[0].copied(pool.slices[0])
+        shares = {*merged, *(((i, 1.0),) for i in groups)}
         self._places = {
             (choice.name, shared, source): list(self._find(choice, shared, source))
             for choice in self._choices
             for shared in shares
             for source in (*choice.inputs, "")
         }
+
+    @staticmethod
+    def finest_first(settings: Mapping[str, Any], pool: PoolInfo) -> Iterator[dict[str, Any]]:
+        """What ``layer_group`` and ``components`` can be where they are ``auto``, with ever fewer genes."""
+        whole = settings.get("interpolation", "none") != "none"
+        given = {key: settings[key] for key in ("layer_group", "components") if settings.get(key) == AUTO}
+        for pair in sharings(settings.get("layer_group"), settings.get("components"), pool.layers, whole):
+            found = dict(zip(("layer_group", "components"), pair, strict=True))
+            yield {key: found[key] for key in given}
 
     @property
     def spec(self) -> GenomeSpec:
@@ -160,13 +189,16 @@ class ParameterSpace:
         made: dict[Shares, SliceRecipe] = {}  # slices of a group are alike
         return (self._slice(slice_, genome, made) for slice_ in slices)
 
-    def _genes(self) -> list[Gene]:
-        """The genes, group by group; fills the index of (group, prefix, input, parameter)."""
+    def _genes(self, groups: Collection[int], index: dict[tuple[int, str, str, str], int] | None = None) -> list[Gene]:
+        """The genes, group by group; fills the index of (group, prefix, input, parameter), or another one."""
         genes: list[Gene] = []
+        index = self._index if index is None else index
         sources = dict.fromkeys(name for choice in self._choices for name in choice.inputs)
         for number, group in enumerate(self._sharing.names):
+            if number not in groups:
+                continue
             if len(self._choices) > 1:
-                self._index[number, "", "", "method"] = len(genes)
+                index[number, "", "", "method"] = len(genes)
                 genes.append(Gene(f"{group}/method", "categorical", choices=tuple(self._by_name)))
             for source in (*sources, ""):
                 for choice in self._choices:
@@ -175,14 +207,16 @@ class ParameterSpace:
                     for parameter in choice.spec.parameters:
                         found = choice.explored[parameter.name]
                         key = (number, self._prefixes[choice.name, parameter.name], source, parameter.name)
-                        if parameter.per_input != bool(source) or key in self._index:
+                        if parameter.per_input != bool(source) or key in index:
                             continue
                         if isinstance(found, Range | Choice):
-                            self._index[key] = len(genes)
+                            index[key] = len(genes)
                             genes.append(found.gene("/".join(part for part in (group, *key[1:]) if part)))
         return genes
 
     def _slice(self, slice_: SliceId, genome: Genome, made: dict[Shares, SliceRecipe]) -> SliceRecipe:
+        if slice_ in self._equal:
+            return replace(self._copied, slice=slice_)
         shares = self._sharing.shares[slice_]
         alike = made.get(shares)
         if alike is None:

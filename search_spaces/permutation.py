@@ -15,6 +15,7 @@ from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.recipes.method_spec import MethodSpec
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
+from search_spaces.gentle import gentle_scales, gentle_takes
 from search_spaces.layer_scaling import scale_gene
 from search_spaces.path_pool import ALONE, KEY, Alone, PathPool
 from search_spaces.paths import Limits, Step, check_counts, check_head, path_slices
@@ -59,6 +60,7 @@ class PermutationSpace:
         keep: whether a run of which nothing is taken keeps the input model's layers.
         scales: ``layer``, a scale on the way into every run (``layers.3/scale``), or ``none``.
         scale_range, negative_scales, min_layers, max_layers, max_uses, max_parameters: as for `DataFlowSpace`.
+        gentle_start: likewise. Genes of the order have no spread: where one candidate is taken it means nothing.
 
     Raises:
         ConfigError: anything of the above that cannot be, or models of different depths; names the key.
@@ -84,6 +86,7 @@ class PermutationSpace:
         max_layers: int | None = None,
         max_uses: int | None = None,
         max_parameters: float | None = None,
+        gentle_start: bool = False,
     ) -> None:
         self._pool = PathPool.of(pool, models, winner)
         depths = {name: self._pool.depth(name) for name in self._pool.models}
@@ -123,6 +126,13 @@ class PermutationSpace:
             scale = len(genes) if scales != "none" and first > 0 else None
             genes += [make(f"{name}/scale")] if scale is not None else []
             self._depths.append(_Depth(first, count, candidates, takes, order, scale))
+        self.starts_as_it_is = gentle_start
+        if gentle_start:
+            chosen = [place for d in self._depths for place in range(d.takes, d.takes + len(d.candidates))]
+            scaled = [d.scale for d in self._depths if d.scale is not None]
+            for places, gentle in ((chosen, gentle_takes), (scaled, gentle_scales)):
+                for place, gene in zip(places, gentle([genes[place] for place in places]), strict=True):
+                    genes[place] = gene
         self._spec = GenomeSpec(tuple(genes))
 
     @property

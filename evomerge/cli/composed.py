@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from evomerge.config.compose import COMPOSING, explain, opened
-from evomerge.config.marks import check_marks
+from evomerge.config.file_checks import check_files
 from evomerge.config.schema import Config, register
 from evomerge.config.trust import FLAG, check_trust
 from evomerge.errors import ConfigError, EvomergeError, nearest
@@ -51,7 +51,7 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}", nearest(unknown[0], [*_HYDRA_FLAGS, FLAG]))
     for folder in _config_folders(arguments):
-        check_marks(Path(folder), arguments)
+        check_files(Path(folder), arguments)
     if verb in _HEADERS and "--help" in arguments:
         arguments = [*arguments, f"hydra.help.app_name=evomerge {verb}", f"hydra.help.header='{_HEADERS[verb]}'"]
     before, sys.argv = sys.argv, [f"evomerge {verb}", *opened(arguments)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from evomerge.report.formatting import count
 from evomerge.report.plain_console import console, errors
 
 if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
     from evomerge.candidate import Evaluation
     from evomerge.config.schema import Config
+    from evomerge.recipes.pool_info import PoolInfo
+    from evomerge.recipes.slices import Component
+    from evomerge.session.memory import MemoryEstimate
     from evomerge.session.parts import Parts
 
 
@@ -31,8 +36,8 @@ def merge_progress() -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
-def print_plan(config: Config, parts: Parts) -> None:
-    """What a search with this configuration would take."""
+def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> None:
+    """What a search with this configuration would take; of memory where it has a pool."""
     from evomerge.cli.estimate import estimate, rows
     from evomerge.utils.sizes import size_text
 
@@ -41,7 +46,7 @@ def print_plan(config: Config, parts: Parts) -> None:
     several = parts.phases if len(parts.phases) > 1 else ()
     if several:
         table.add_row("phases", ", then ".join(f"{phase.name} ({phase.evaluations} evaluations)" for phase in several))
-    if pool is None:
+    if pool is None or memory is None:
         table.add_row("genes", str(len(parts.space.spec)))
         console.print(table)
         return
@@ -49,12 +54,32 @@ def print_plan(config: Config, parts: Parts) -> None:
     models = ", ".join(f"{name} ({size_text(nbytes)})" for name, nbytes in sizes.items())
     table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
-    table.add_row("genes", str(len(parts.space.spec)))
+    fitted = f", chosen by the evaluations: {', '.join(parts.fitted)}" if parts.fitted else ""
+    table.add_row("genes", ", then ".join(str(len(space.spec)) for space in parts.spaces) + fitted)
+    if pool.info.constant:
+        fewer = len(getattr(parts.space, "left_out", ()))
+        table.add_row("equal in all models", slice_names(pool.info) + (f": no genes, {fewer} fewer" if fewer else ""))
     table.add_row("objectives", ", ".join(f"{o.name} ({o.direction})" for o in parts.fitness.objectives))
     table.add_row("evaluations", f"{config.search.evaluations}, {parts.evaluator.slots} at a time")
-    for what, much in rows(estimate(config, parts)):
+    for what, much in rows(estimate(config, parts, memory)):
         table.add_row(what, much)
     console.print(table)
+
+
+def slice_names(info: PoolInfo) -> str:
+    """The slices that are equal in all models: ``embed, mlp of 4 layers, norm of every layer``."""
+    found = Counter(own.component for own in info.constant)
+    total = Counter(own.component for own in info.slices)
+    inner = {own.component for own in info.slices if own.layer is not None}
+
+    def named(component: Component) -> str:
+        if component not in inner:
+            return component
+        if found[component] == total[component]:
+            return f"{component} of every layer"
+        return f"{component} of {count(found[component], 'layer')}"
+
+    return ", ".join(named(component) for component in dict.fromkeys(own.component for own in info.constant))
 
 
 def print_scores(title: str, evaluation: Evaluation) -> None:

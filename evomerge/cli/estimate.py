@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.console import RenderableType
+from rich.table import Table
+
 from evomerge.report.formatting import count
+from evomerge.session.memory import MemoryEstimate
+from evomerge.utils.memory import MemoryPart
 from evomerge.utils.sizes import size_text
 
 if TYPE_CHECKING:
@@ -24,11 +29,8 @@ class Estimate:
     """What a search takes.
 
     Attributes:
-        sources: bytes of the models' files, mapped into memory once on each machine.
-        folded: bytes of tensors with an adapter folded in, which are kept beside them.
-        resident: bytes of weights that each worker has on its device: the largest of the first candidates' models.
+        memory: of the workers, part by part.
         workers: how many there are.
-        on_host: whether the device is the processor, whose memory holds the residents too.
         written: bytes of the winner's model on the disk, as `evomerge merge` writes it.
         run: bytes of the run folder at the end: ledger and per-item scores.
         evaluations: of the search, baselines not counted; `others` are those and the held-out ones.
@@ -36,22 +38,14 @@ class Estimate:
         batch: texts in a forward.
     """
 
-    sources: int
-    folded: int
-    resident: int
+    memory: MemoryEstimate
     workers: int
-    on_host: bool
     written: int
     run: int
     evaluations: int
     others: int
     work: Mapping[str, int]
     batch: int
-
-    @property
-    def host(self) -> int:
-        """Bytes of a machine with all workers: the mapped files, should they all stay, and what is kept beside."""
-        return self.sources + self.folded + (self.workers * self.resident if self.on_host else 0)
 
     @property
     def forwards(self) -> int:
@@ -62,34 +56,28 @@ class Estimate:
         return batches + math.ceil(self.work["written"] / self.batch)
 
 
-def estimate(config: Config, parts: Parts) -> Estimate:
+def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
     """What the search of a configuration takes; its pool is there, and its fitness was checked.
 
     Where the paths of a data flow may become longer than the one the search begins with, so may the resident model.
     """
     pool = parts.pool
     assert pool is not None
-    files = {info.file: 0 for checkpoint in pool.checkpoints.values() for info in checkpoint.tensors.values()}
-    sources = sum(file.stat().st_size for file in files)
     per_slice = dict(zip(pool.info.slices, pool.info.sizes, strict=True))
     per_layer = sum(size for slice_, size in per_slice.items() if slice_.layer == 0)
     depth = max(_layers(space, pool.info.layers) for space in (phase.space(None) for phase in parts.phases))
     outside = sum(size for slice_, size in per_slice.items() if slice_.layer is None)
     inside = sum(per_slice.values()) - outside
     weights = outside + inside + max(0, depth - pool.info.layers) * per_layer
-    resident = weights * _BYTES[pool.info.dtype]
     baselines = len(pool.info.refs) + 1
     others = (baselines if config.search.baselines else 0) + (baselines + 1 if parts.held_out is not None else 0)
     work = _work(parts.fitness)
     genes = max(len(phase.space(None).spec) for phase in parts.phases)
     settings: Any = config.fitness
     return Estimate(
-        sources=sources,
-        folded=sum(checkpoint.memory for checkpoint in pool.checkpoints.values()),
-        resident=resident,
+        memory=memory,
         workers=parts.evaluator.slots,
-        on_host=_on_host(config),
-        written=resident,
+        written=weights * _BYTES[pool.info.dtype],
         run=config.search.evaluations * (_EVENT + _GENE * genes + 2 * work.get("documents", 0)),
         evaluations=config.search.evaluations,
         others=others,
@@ -98,16 +86,11 @@ def estimate(config: Config, parts: Parts) -> Estimate:
     )
 
 
-def rows(found: Estimate) -> list[tuple[str, str]]:
+def rows(found: Estimate) -> list[tuple[str, RenderableType]]:
     """An estimate as lines of a table: what, and how much."""
-    each = "each worker's memory" if found.on_host else "each worker's device"
-    folded = f", {size_text(found.folded)} with adapters folded in" if found.folded else ""
-    sources, written = size_text(found.sources), size_text(found.written)
-    lines = [
-        ("memory", f"{size_text(found.resident)} of weights on {each}, and what forwards need"),
-        ("", f"{size_text(found.host)} on a machine with all workers: {sources} of sources, mapped{folded}"),
-        ("disk", f"{size_text(found.run)} for the run, {written} to write the winner with `evomerge merge`"),
-    ]
+    written = size_text(found.written)
+    lines: list[tuple[str, RenderableType]] = memory_rows(found.memory)
+    lines.append(("disk", f"{size_text(found.run)} for the run, {written} to write the winner with `evomerge merge`"))
     if found.work:
         work = found.work
         texts = f"{work['documents']:,} items, {work['texts']:,} texts read"
@@ -137,14 +120,32 @@ def _work(fitness: Any) -> Mapping[str, int]:
     return dict(count()) if count is not None else {}
 
 
-def _on_host(config: Config) -> bool:
-    """Whether workers compute on the processor."""
-    settings: Any = config.evaluator
-    device = str(settings.get("device", "auto"))
-    if device != "auto":
-        return device == "cpu"
-    if "gpus_per_worker" in settings:
-        return not float(settings.get("gpus_per_worker") or 0)
-    import torch
+def memory_rows(found: MemoryEstimate) -> list[tuple[str, RenderableType]]:
+    """What a worker takes in main memory and on a device, part by part, and what all workers of a machine take."""
+    lines: list[tuple[str, RenderableType]] = []
+    for place, label in (("host", "memory"), ("device", "device")):
+        parts = found.at(place)  # type: ignore[arg-type]
+        if not parts:
+            continue
+        table = Table.grid(padding=(0, 1))
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, justify="right")
+        table.add_column(overflow="fold")
+        for part in parts:
+            grows = f", up to {size_text(part.bound)}" if part.bound > part.nbytes else ""
+            key = f" ({part.key})" if part.key else ""
+            table.add_row(part.name, size_text(part.nbytes), f"{part.text}{grows}{key}")
+        table.add_row("a worker", size_text(found.worker(place)), _at_once(parts), style="bold")  # type: ignore[arg-type]
+        if place == "host":
+            has = f", which has {size_text(found.host)}" if found.host else ""
+            who = count(found.workers, "worker")
+            own = ", and the search" if found.apart else ""
+            table.add_row("in all", size_text(found.machine()), f"on a machine with {who}{own}{has}", style="bold")
+        lines.append((label, table))
+    return lines
 
-    return not torch.cuda.is_available()
+
+def _at_once(parts: Sequence[MemoryPart]) -> str:
+    """That not all of it is there at the same time, where that is so."""
+    several = {part.during for part in parts} >= {"merging", "scoring"}
+    return "scratch or forwards, and all the rest" if several else "all of it"

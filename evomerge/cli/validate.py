@@ -18,8 +18,10 @@ def validate(config: Config) -> None:
     """Build and check the parts, and print what the search would take."""
     from evomerge.cli.console import print_plan
     from evomerge.session.cautions import warn_settings
+    from evomerge.session.memory import estimate_memory
     from evomerge.session.parts import build_parts
 
     parts = build_parts(config)
-    warn_settings(config, parts)
-    print_plan(config, parts)
+    memory = estimate_memory(config, parts)
+    warn_settings(config, parts, memory)
+    print_plan(config, parts, memory)

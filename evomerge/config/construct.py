@@ -12,6 +12,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from evomerge.config.kinds import check_call, check_kind, signature_of
 from evomerge.errors import ConfigError, nearest
 from evomerge.protocols import StrategyBuilder
 
@@ -27,15 +28,23 @@ def build(node: Any, key: str, *args: Any, **injected: Any) -> Any:
         args, injected: arguments that come from the program, not from the user.
 
     Raises:
-        ConfigError: no such target, an argument it does not have or lacks, or a value of the wrong type.
+        ConfigError: no such target, one of another kind than the key's, an argument it does not have or lacks, or a
+            value of the wrong type.
     """
     values = to_builtin(node)
     if not isinstance(values, Mapping) or TARGET not in values:
         raise ConfigError(f"{key} is {node}", f"a group choice or a mapping with {TARGET}", f"see conf/{key}")
-    target = locate(str(values[TARGET]), f"{key}.{TARGET}")
+    path = str(values[TARGET])
+    target = locate(path, f"{key}.{TARGET}")
+    check_kind(target, key, path)
+    signature_of(target, key, path)
     hints = _hints(target)
     given = {n: _nested(v, hints.get(n), f"{key}.{n}") for n, v in values.items() if n != TARGET}
-    return target(*args, **injected, **check_arguments(target, given, key, len(args), set(injected)))
+    arguments = {**injected, **check_arguments(target, given, key, len(args), set(injected))}
+    check_call(target, args, arguments, key, path)
+    made = target(*args, **arguments)
+    check_kind(made, key, path)
+    return made
 
 
 def to_builtin(node: Any) -> Any:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.errors import ConfigError, nearest
+from evomerge.utils.yaml_numbers import misread
 
 
 def set_value(config: DictConfig, key: str, value: str) -> str:
@@ -20,6 +21,9 @@ def set_value(config: DictConfig, key: str, value: str) -> str:
     node = OmegaConf.select(config, parent) if parent else config
     if isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node)) and name not in node:
         raise ConfigError(f"there is no key {key!r}", nearest(name, map(str, node)))
+    read = misread(value.strip())
+    if read:
+        raise ConfigError(f"{key}={value} would be read as {read}", "a decimal number, or text in quotes")
     try:
         before = OmegaConf.select(config, key)
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)

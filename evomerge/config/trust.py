@@ -19,7 +19,9 @@ from evomerge.errors import ConfigError
 FLAG = "--trust"
 _TARGET = "_target_"
 _OURS = ("evomerge.strategies.", "evomerge.evaluation.", "evomerge.trackers.", "search_spaces.", "fitness.")
+_TIMEOUT = "task_timeout"
 _LM_EVAL = "fitness.lm_eval_tasks.LmEvalFitness"
+_LONGEST = 300.0  # seconds that a stranger's configuration may give a task
 _DO = f"name it on the command line, or add {FLAG} if you know where it comes from"
 
 
@@ -87,6 +89,8 @@ def _reason(key: str, value: Any) -> str:
         return "nothing is written outside the run unasked"
     if re.fullmatch(r"trackers\.\d+\.(tracking_uri|entity|folder)", key) and value is not None:
         return "a run is told to no strange server, account or folder unasked"
+    if key.rpartition(".")[2] == _TIMEOUT and not (isinstance(value, int | float) and value <= _LONGEST):
+        return f"templates that may never end are not given more than {_LONGEST:g} s unasked"
     return ""
 
 
@@ -97,6 +101,8 @@ def _is_asked(key: str, value: Any, asked: Sequence[str]) -> bool:
             continue
         if name.partition(".")[0] != key.partition(".")[0]:
             continue
+        if key.rpartition(".")[2] == _TIMEOUT and name == key:
+            return True
         if key == "pool.trust_remote_code":
             if name == key or "trust_remote_code" in given:
                 return True

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import ClassVar
 
@@ -41,6 +42,9 @@ class LocalEvaluator:
         shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
         timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
             that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
+
+    Attributes:
+        cache_settings: what of these concerns the caches.
     """
 
     built_from: ClassVar[BuiltFrom] = "worker"
@@ -61,7 +65,7 @@ class LocalEvaluator:
         check_threads(threads)
         self._timeout = timeout
         self._build = build
-        self._cache = CacheSettings.of(cache, shared_cache, shared_cache_size, shared_cache_keeps)
+        self.cache_settings = CacheSettings.of(cache, shared_cache, shared_cache_size, shared_cache_keeps)
         self._device, self._threads = device, threads
         self._worker: Worker | None = None
         self._doing = Work(_NAME)
@@ -76,7 +80,7 @@ class LocalEvaluator:
     def worker(self) -> Worker:
         """The worker, built at first use."""
         if self._worker is None:
-            self._worker = self._build(device=self._device, threads=self._threads, cache=self._cache)
+            self._worker = self._build(device=self._device, threads=self._threads, cache=self.cache_settings)
         return self._worker
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
@@ -101,7 +105,11 @@ class LocalEvaluator:
 
     def work(self) -> Sequence[Work]:
         """What the worker does; another thread may ask."""
-        return (self._doing,)
+        doing, worker = self._doing, self._worker
+        if doing.candidate is None or worker is None:
+            return (doing,)
+        stage, done, slices = worker.stage()
+        return (replace(doing, stage=stage, done=done, slices=slices),)
 
     def withdraw(self) -> list[int]:
         """Forget all that is queued; returns the candidates' ids."""

@@ -17,7 +17,10 @@ from evomerge.evaluation.worker_builder import WorkerBuilder
 from evomerge.utils.installation import VERSION
 
 if TYPE_CHECKING:
-    from evomerge.evaluation.worker import Worker
+    from evomerge.evaluation.worker import Stage, Worker
+
+WATCH = "watch"
+"""The concurrency group of calls that are answered while a candidate is evaluated."""
 
 
 class Actor:
@@ -45,6 +48,10 @@ class Actor:
         assert self._built is not None
         start = time.perf_counter()
         return self._built.evaluate(candidate, split), time.perf_counter() - start
+
+    def stage(self) -> Stage:
+        """What the worker is at; in a thread of its own (`WATCH`), while another evaluates."""
+        return self._built.stage() if self._built is not None else ("", 0, 0)
 
     def close(self) -> None:
         """Leave the shared cache."""

@@ -58,6 +58,9 @@ class RayEvaluator:
         tries: how many workers may die evaluating a candidate.
         patience: seconds to wait for a place for a worker while there is no worker.
         working_dir: a folder with files that workers of other machines need; they run in a copy of it.
+
+    Attributes:
+        cache_settings: what of these concerns the caches.
     """
 
     built_from: ClassVar[BuiltFrom] = "shipped worker"
@@ -98,6 +101,8 @@ class RayEvaluator:
         self._cluster = Cluster(address, cpus_per_worker, gpus_per_worker, self._fixed, modules, working_dir)
         self._scheduler = Scheduler(tries, timeout)
         several = device == "auto" and gpus_per_worker > 1
+        caches = shared_cache, shared_cache_size, shared_cache_keeps
+        self.cache_settings = CacheSettings.of(cache, *caches, self._fixed or 2)
         self._workers = RayWorkers(
             self._cluster,
             self._scheduler,
@@ -105,7 +110,7 @@ class RayEvaluator:
             fixed=self._fixed,
             device="spread" if several else device,
             threads=cpus_per_worker if threads is None else threads,
-            cache=CacheSettings.of(cache, shared_cache, shared_cache_size, shared_cache_keeps, self._fixed or 2),
+            cache=self.cache_settings,
             patience=patience,
         )
         self._done: deque[Evaluation] = deque()
@@ -139,9 +144,10 @@ class RayEvaluator:
         """What each worker does; another thread may ask."""
         doing = []
         for slot in list(self._scheduler.taken):
-            jobs = list(slot.jobs)
-            busy = Work(slot.name, jobs[0].candidate.id, jobs[0].split, slot.began) if jobs else Work(slot.name)
-            doing.append(busy)
+            jobs, name = list(slot.jobs), slot.name
+            doing.append(
+                Work(name, jobs[0].candidate.id, jobs[0].split, slot.began, *slot.stage) if jobs else Work(name)
+            )
         return doing
 
     def withdraw(self) -> list[int]:
@@ -170,6 +176,7 @@ class RayEvaluator:
         """Wait a little for anything to happen, and see to it."""
         self._workers.hire()
         self._dispatch()
+        self._workers.watch()
         pause = self._scheduler.pause(1.0)
         if not self._workers.calls:
             time.sleep(min(pause, 0.2))
@@ -193,7 +200,8 @@ class RayEvaluator:
         except _DEAD as error:
             self._lose(call.slot, error)
         except RayError as error:
-            raise cause(error) from error
+            if not call.watch:  # what a worker is at is worth no search
+                raise cause(error) from error
         else:
             self._take(call, result)
 
@@ -201,11 +209,14 @@ class RayEvaluator:
         slot = call.slot
         if call.job is not None:
             evaluation, seconds = result
+            slot.stage = ("", 0, 0)
             self._scheduler.finish(slot, call.job, seconds)
             self._done.append(evaluation)
         elif call.split is not None:
             version, fingerprint = result
             self._workers.prepared(slot, call.split, version, fingerprint)
+        elif call.watch:
+            slot.stage = result
         else:
             place, _ = result
             self._workers.placed(slot, place)

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from evomerge.candidate import Split
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluation.cache_settings import CacheSettings
-from evomerge.evaluation.ray_actor import Actor
+from evomerge.evaluation.ray_actor import WATCH, Actor
 from evomerge.evaluation.ray_cluster import Cluster
 from evomerge.evaluation.scheduler import Job, Scheduler, WorkerSlot
 from evomerge.evaluation.worker_builder import WorkerBuilder
@@ -23,16 +23,18 @@ from evomerge.utils.installation import VERSION
 _LOG = logging.getLogger(__name__)
 _CLOSING = 10  # seconds
 _LOOKING = 5.0  # seconds between two looks at what the cluster has room for
+_WATCHING = 2.0  # seconds between two questions to a worker what it is at
 _FAILED_STARTS = 3  # one after the other
 _BACKOFF = 2.0  # seconds after a failed start, to the power of their number
 
 
 class Call(NamedTuple):
-    """A call to an actor that is under way: of a job, else for a split, else to say where it is."""
+    """A call to an actor that is under way: of a job, for a split, to say what it is at, else to say where it is."""
 
     slot: WorkerSlot
     job: Job | None = None
     split: Split | None = None
+    watch: bool = False
 
 
 class RayWorkers:
@@ -119,7 +121,7 @@ class RayWorkers:
         """Ask for a worker."""
         resources = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus}
         self._named += 1
-        actor: Any = ray.remote(Actor).options(**resources)
+        actor: Any = ray.remote(Actor).options(**resources, concurrency_groups={WATCH: 1})
         worker = actor.remote(self._build, self._device, self._threads, self._cache)
         slot = WorkerSlot(f"worker {self._named}", worker)
         self._scheduler.taken.append(slot)
@@ -130,6 +132,14 @@ class RayWorkers:
         slot.splits.add(split)
         slot.preparing = True
         self.calls[slot.worker.begin.remote(split)] = Call(slot, split=split)
+
+    def watch(self) -> None:
+        """Ask workers that evaluate what they are at, now and then."""
+        now = time.monotonic()
+        for slot in self._scheduler.taken:
+            if slot.jobs and not slot.preparing and now - slot.watched >= _WATCHING:
+                slot.watched = now
+                self.calls[slot.worker.stage.options(concurrency_group=WATCH).remote()] = Call(slot, watch=True)
 
     def let_go(self, slot: WorkerSlot) -> list[tuple[Call, Any]]:
         """End a worker and forget its calls; returns those of jobs that were answered before, with the answers."""

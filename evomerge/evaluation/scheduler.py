@@ -48,6 +48,7 @@ class WorkerSlot:
         jobs: what it holds, in the order given: it evaluates the first, the others wait.
         preparing: whether it is not at its first job yet.
         since, began: when the first job began, by the monotonic clock and by the calendar.
+        stage, watched: what it was at when it was last asked (`Work.stage`, `done` and `slices`), and when that was.
     """
 
     name: str
@@ -59,6 +60,8 @@ class WorkerSlot:
     preparing: bool = False
     since: float = 0.0
     began: float = 0.0
+    stage: tuple[str, int, int] = ("", 0, 0)
+    watched: float = 0.0
 
     def start_clock(self) -> None:
         """The first job begins now."""

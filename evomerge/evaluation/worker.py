@@ -26,6 +26,9 @@ from evomerge.recipes.recipe import Recipe
 
 _LOG = logging.getLogger(__name__)
 
+Stage = tuple[str, int, int]
+"""As `Work.stage`, `Work.done` and `Work.slices`."""
+
 
 def choose_device(device: str) -> str:
     """``auto`` becomes the first accelerator there is; ``spread`` is all GPUs together; anything else is checked.
@@ -79,6 +82,7 @@ class Worker:
         shared = open_shared(settings, pool, "cuda" if device == SPREAD else device)
         self._resident = Resident(pool, device, cache=settings.memory, shared=shared, workers=settings.workers)
         self._prepared: set[Split] = set()
+        self._scoring = False
 
     def fitness(self, split: Split) -> Fitness:
         """The fitness of a split, its items built for this worker's model."""
@@ -86,6 +90,13 @@ class Worker:
             self._fitnesses[split].prepare(self._resident.model)
             self._prepared.add(split)
         return self._fitnesses[split]
+
+    def stage(self) -> Stage:
+        """What it is at, and the slices of a merge that are done, of how many; another thread may ask."""
+        progress = self._resident.progress
+        if self._scoring:
+            return "scoring", progress.done, progress.slices
+        return progress.doing, progress.done, progress.slices
 
     def evaluate(self, candidate: Candidate, split: Split = "search") -> Evaluation:
         """Merge and score one candidate. Whatever the candidate does wrong becomes the evaluation's status.
@@ -120,7 +131,9 @@ class Worker:
             return replace(outcome, error=one_line(error), seconds=_elapsed(start), traceback=trace)
         scored = time.perf_counter() - merged
         model = scores.seconds.get("model", scored)  # a fitness that measures nothing spends its time in the model
-        seconds = {"merge": merged - start, "model": model, "other": max(0.0, scored - model)}
+        seconds = {"merge": merged - start - count.noted, "model": model, "other": max(0.0, scored - model)}
+        if count.noted:
+            seconds["note"] = count.noted
         return replace(
             outcome,
             status="ok",
@@ -136,7 +149,11 @@ class Worker:
         """What merging took, when it was done, and the scores."""
         count = self._resident.apply(make_plan(recipe, self._pool))
         merged = time.perf_counter()
-        scores = fitness.run(self._resident.model)
+        self._scoring = True
+        try:
+            scores = fitness.run(self._resident.model)
+        finally:
+            self._scoring = False
         _require_finite(scores)
         return count, merged, scores
 

@@ -25,6 +25,8 @@ from evomerge.utils import safe_yaml
 from evomerge.utils.files import read_bounded
 
 _LARGEST_CARD = 16 * 2**20
+MOST_STAGES = 50
+"""Intermediates of a recipe that a card writes out."""
 _LONGEST = 300  # characters of a licence's name or link
 _TASKS = {
     "AutoModelForCausalLM": "text-generation",
@@ -245,12 +247,17 @@ def _link(part: ModelRef) -> str:
 
 
 def _recipe_text(recipe: Recipe, layout: Layout) -> str:
-    """The recipe as mergekit YAML where that says it all, as evomerge's own otherwise; without paths."""
+    """The recipe as mergekit YAML where that says it all, as evomerge's own otherwise; without paths.
+
+    One of a long lineage is not written out: nobody reads it there.
+    """
+    exact = "`evomerge_recipe.yaml` beside this file holds the exact recipe."
+    if len(recipe.stages) > MOST_STAGES:
+        return f"A lineage of {len(recipe.stages):,} merges. {exact}"
     parts = {part.location: published_name(part) for _, ref in recipe.models for part in _parts(ref)}
     # Two folders of one name would read as one model: then the recipe's own names are used.
     alike = {shown for shown, count in Counter(parts.values()).items() if count > 1}
     public = _published(recipe, {name: _published_ref(ref, name, alike) for name, ref in recipe.models})
-    exact = "`evomerge_recipe.yaml` beside this file holds the exact recipe."
     try:
         text = to_mergekit(public, layout)
     except RecipeError as error:
@@ -268,11 +275,14 @@ def _published_ref(ref: ModelRef, name: str, alike: Collection[str]) -> ModelRef
 
 def _published(recipe: Recipe, refs: Mapping[str, ModelRef]) -> Recipe:
     """`recipe` over other references of its models, intermediates included."""
-    return replace(
-        recipe,
-        models=tuple((name, refs[name]) for name, _ in recipe.models),
-        intermediates=tuple((name, _published(stage, refs)) for name, stage in recipe.intermediates),
-    )
+    made: dict[str | None, Recipe] = {}
+    for name, stage in (*recipe.stages.items(), (None, recipe)):  # each after those that it takes
+        made[name] = replace(
+            stage,
+            models=tuple((model, refs[model]) for model, _ in stage.models),
+            intermediates=tuple((inner, made[inner]) for inner, _ in stage.intermediates),
+        )
+    return made[None]
 
 
 def _count(recipe: Recipe) -> str:

@@ -30,8 +30,9 @@ class Gene:
         resolution: continuous values are snapped to ``low + k * resolution``, so that nearby
             candidates share slices; ``None`` leaves them as proposed.
         choices: the values of a categorical gene.
-        spread: the standard deviation of a number at first, as a share of its range, for strategies that have one;
-            ``None`` for their own.
+        spread: how far from the start first candidates are, for strategies that begin around it; ``None`` leaves it
+            to them. Of a number, the standard deviation as a share of its range; of a truth value or a choice, the
+            probability of another one than the start's.
 
     >>> Gene("layers.0/math/weight", high=2.0, resolution=0.25).snap(0.9)
     1.0

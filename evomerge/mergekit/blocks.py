@@ -121,7 +121,7 @@ class _Builder:
     ) -> None:
         self.layout, self.spec, self.places, self.form = layout, spec, places, FORMS[spec.name]
         self.leading = leading
-        self.depths = dict.fromkeys(places.values(), layout.layers)
+        self.depths = {places[name]: layout.layers for name, _ in recipe.models}
         self.depths |= {places[name]: depth_of(stage) for name, stage in recipe.intermediates}
 
     def build(self, layer: int, entries: list[SliceRecipe], outer: list[SliceRecipe]) -> Block:

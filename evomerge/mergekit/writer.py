@@ -54,14 +54,15 @@ def to_mergekit(recipe: Recipe, layout: Layout) -> str:
     places = {name: ref.address for name, ref in recipe.models}
     references = {ref.address: _reference(ref) for _, ref in recipe.models}
     stages = _stage_names(recipe, references)
+    every = places | stages
     parts = []
     for name, stage in recipe.stages.items():
         try:
-            written, notes = _document(stage, layout, places | stages, references)
+            written, notes = _document(stage, layout, every, references)
         except RecipeError as error:
             raise RecipeError(f"intermediate {name}: {error.given}", error.allowed, error.do) from None
         parts.append(notes + _dump({"name": stages[name], **written}))
-    written, notes = _document(recipe, layout, places | stages, references)
+    written, notes = _document(recipe, layout, every, references)
     command = "mergekit-multi FILE --intermediate-dir DIR --out-path OUT" if parts else "mergekit-yaml FILE OUT"
     head = f"# evomerge recipe {recipe.hash[:16]}. Carry it out with: {command}\n"
     return head + "---\n".join([*parts, notes + _dump(written)])
@@ -93,7 +94,7 @@ def _document(
         assert recipe.tokenizer_from is not None
         document["tokenizer_source"] = writer.reference(places[recipe.tokenizer_from])
     document |= {"dtype": "float32", "out_dtype": recipe.dtype}
-    depths = dict.fromkeys(places.values(), layout.layers)
+    depths = {places[name]: layout.layers for name, _ in recipe.models}
     depths |= {places[name]: depth_of(stage) for name, stage in recipe.intermediates}
     if len(pieces) == 1 and _whole(pieces[0], depths, top_base):
         shared = writer.shared(pieces[0])

@@ -27,3 +27,22 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     name_or_path: str
+
+
+@dataclass(frozen=True)
+class ModelOutline:
+    """What is known of a model before it is loaded: enough to say what its forwards will take.
+
+    Attributes:
+        config: the transformers configuration.
+        tokenizer: as of `LoadedModel`.
+        dtype: dtype of the weights.
+        layers: how many a merged model may have.
+        on_host: whether it will compute on the processor.
+    """
+
+    config: Any
+    tokenizer: Any
+    dtype: torch.dtype
+    layers: int
+    on_host: bool

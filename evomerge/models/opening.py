@@ -18,6 +18,7 @@ from evomerge.models.checkpoints.folding import FoldedCheckpoint, warn_of_anothe
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
+from evomerge.models.equal_slices import equal_slices
 from evomerge.models.pool import Pool, of_model
 from evomerge.models.sources import Opened, check_names, dtype_of, open_sources, raise_all, warn_of_dtypes
 from evomerge.models.tokenizers import check_tokenizer
@@ -48,7 +49,7 @@ def open_pool(
         root: folder that relative locations are looked up in first.
         dtype: dtype of merged models; ``auto`` is that of the model which gives the configuration.
         trust_remote_code: let models that bring their own code run it.
-        fingerprints: hash the content of models that no hub commit pins.
+        fingerprints: hash the content of models that no hub commit pins, and find the slices that are equal in all.
         ignore_config: configuration keys that may differ between models.
         tokenizer_from: the model whose tokenizer the results take; tokenizers may then differ, which is warned of.
 
@@ -146,6 +147,7 @@ def _fitted(
     residual = residual_of(configs[reference], trust_remote_code)
     layout = replace(layout, residual=residual)
     counts = {name: math.prod(shape) for name, shape in layout.shapes.items()}
+    even = all(own.layers == layout.layers for own in layouts.values())
     tensors = tuple(tuple((name, counts[name]) for name in layout.tensors[slice_]) for slice_ in layout.slices)
     info = PoolInfo(
         tuple(refs.items()),
@@ -161,6 +163,7 @@ def _fitted(
         sizes=tuple(sum(count for _, count in own) for own in tensors),
         tensors=tensors,
         tokenizer_from=tokenizer_from,
+        constant=equal_slices(layout, checkpoints, stored) if fingerprints and even else (),
     )
     return Pool(info, layout, checkpoints, configs[reference], stored, trust_remote_code, tokenizer_from, matched.tied)
 

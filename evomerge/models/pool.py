@@ -16,6 +16,7 @@ from evomerge.models.architecture.residual import Residual
 from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.recipes.pool_info import PoolInfo
+from evomerge.utils.memory import MemoryPart
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,17 @@ class Pool:
                 checkpoint.require_unchanged()
             except PoolError as error:
                 raise of_model(name, error) from None
+
+    def memory(self) -> list[MemoryPart]:
+        """What the open models take once all of their tensors have been read."""
+        own = self.checkpoints.values()
+        files = {info.file for checkpoint in own for info in checkpoint.tensors.values()}
+        mapped = sum(file.stat().st_size for file in files)
+        parts = [MemoryPart("sources", mapped, "files, mapped; they may be dropped", per_machine=True)]
+        folded = sum(checkpoint.memory for checkpoint in own)
+        if folded:
+            parts.append(MemoryPart("adapters", folded, "tensors with adapters folded in"))
+        return parts
 
     def is_merged(self, name: str) -> bool:
         """Whether a tensor of the layout is a float that is merged, rather than an integer buffer."""

@@ -131,9 +131,12 @@ class MethodSpec:
             given one (``optional``), or never (``none``: a base, when the pool has one, is not used).
         min_inputs, max_inputs: how many inputs a slice may have.
         summary: one line for the documentation.
+        idempotent: whether a merge of equal inputs, and of a base equal to them, is that tensor whatever the
+            parameters are; or the name of a boolean parameter that must be true for it where there is no base.
 
     Raises:
-        ConfigError: a parameter declared twice, or numbers of inputs that no slice can have.
+        ConfigError: a parameter declared twice, `idempotent` names none that is boolean, or numbers of inputs that no
+            slice can have.
     """
 
     name: str
@@ -142,6 +145,7 @@ class MethodSpec:
     min_inputs: int = 1
     max_inputs: int | None = None
     summary: str = ""
+    idempotent: bool | str = False
 
     def __post_init__(self) -> None:
         names = [p.name for p in self.parameters]
@@ -152,6 +156,15 @@ class MethodSpec:
             raise ConfigError(
                 f"method {self.name!r} takes {self.min_inputs} to {self.max_inputs} inputs", "1 or more, in this order"
             )
+
+        if isinstance(self.idempotent, str):
+            needed = self.parameter(self.idempotent)
+            if needed is None or needed.kind != "boolean":
+                booleans = [p.name for p in self.parameters if p.kind == "boolean"]
+                raise ConfigError(
+                    f"method {self.name!r} is declared idempotent={self.idempotent!r}",
+                    f"true, false, or a boolean parameter of it: {', '.join(booleans) or 'it has none'}",
+                )
 
     def parameter(self, name: str) -> ParameterSpec | None:
         """The declaration of one parameter, or ``None``."""

@@ -29,6 +29,8 @@ class PoolInfo:
         tensors: names of their tensors with their numbers of parameters, in the same order; empty where they are not
             known.
         tokenizer_from: the model whose tokenizer the results take; ``None`` for that of `config_from`.
+        constant: the slices of which all models, the base included, hold the same bits, in order: genomes need say
+            nothing of them. Empty where that is not known.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -44,6 +46,7 @@ class PoolInfo:
     tensors: tuple[tuple[tuple[str, int], ...], ...] = ()
     immovable: str = ""
     tokenizer_from: str | None = None
+    constant: tuple[SliceId, ...] = ()
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""

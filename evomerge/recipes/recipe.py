@@ -7,14 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
+from typing import Any
 
 from evomerge.errors import RecipeError
 from evomerge.recipes.hash import canonical_text
 from evomerge.recipes.method_spec import MethodSpec, find_method, scalars
 from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, Parameters, SliceId, SliceRecipe
-
-"""Parameter values by name, sorted by name: hashable and canonical."""
-
+from evomerge.recipes.stage_index import StageIndex
 
 MOST_INPUTS = 1000
 """Inputs of a slice."""
@@ -51,6 +50,7 @@ class Recipe:
     intermediates: tuple[tuple[str, Recipe], ...] = field(default=(), repr=False)
     tokenizer_from: str | None = None
     _hash: str = field(init=False, repr=False, default="")
+    _index: StageIndex | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slices", tuple(sorted(self.slices, key=attrgetter("slice.order"))))
@@ -106,11 +106,8 @@ class Recipe:
         """The names of the intermediates that slices may use; `RecipeError` where they contradict this recipe."""
         if not self.intermediates:
             return set()
-        models, stages = dict(self.models), dict[str, Recipe]()
+        models, stages = dict(self.models), self.stage_index()
         for name, recipe in self.intermediates:
-            for inner, stage in (*recipe.stages.items(), (name, recipe)):
-                if stages.setdefault(inner, stage) != stage:
-                    raise RecipeError(f"two intermediates are called {inner!r}", "one recipe for a name")
             for model, ref in recipe.models:
                 if models.get(model) != ref:
                     raise RecipeError(
@@ -118,7 +115,7 @@ class Recipe:
                         "models of the recipe, under the same names",
                     )
         names = [name for name, _ in self.intermediates]
-        twice = sorted({*stages} & {*models} | {name for name in names if names.count(name) > 1})
+        twice = sorted({name for name in models if stages.get(name)} | {n for n in names if names.count(n) > 1})
         if twice:
             raise RecipeError(f"{twice[0]!r} names an intermediate and something else", "every name once")
         return set(names)
@@ -137,6 +134,37 @@ class Recipe:
                 todo += [(n, r, False) for n, r in reversed(recipe.intermediates) if n not in found]
         return found
 
+    def stage_index(self) -> StageIndex:
+        """The names of `stages`; `RecipeError` where one means two recipes."""
+        if self._index is None:
+            if any(stage._index is None for _, stage in self.intermediates):
+                for stage in self.stages.values():  # in order: a lineage may be deeper than Python's stack
+                    object.__setattr__(stage, "_index", stage._index or StageIndex.of(stage.intermediates))
+            object.__setattr__(self, "_index", StageIndex.of(self.intermediates))
+        assert self._index is not None
+        return self._index
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Flat: a lineage may be deeper than Python's stack. The index also holds recipes that this one has no part in.
+        stages = [(name, stage._flat()) for name, stage in self.stages.items()]
+        return {**self._flat(), "stages": stages}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        made: dict[str, Recipe] = {}
+        for name, own in state["stages"]:
+            made[name] = stage = object.__new__(Recipe)
+            vars(stage).update(own, intermediates=tuple((inner, made[inner]) for inner in own["intermediates"]))
+        own = {key: value for key, value in state.items() if key != "stages"}
+        vars(self).update(own, intermediates=tuple((inner, made[inner]) for inner in own["intermediates"]))
+
+    def _flat(self) -> dict[str, Any]:
+        """The fields, with names for intermediates."""
+        return {**vars(self), "_index": None, "intermediates": tuple(name for name, _ in self.intermediates)}
+
+    def equals_alone(self, other: Recipe) -> bool:
+        """Whether two recipes are the same but for the content of their intermediates."""
+        return self is other or self._own() == other._own()
+
     def _own(self) -> tuple[object, ...]:
         """All but the content of the intermediates."""
         names = tuple(name for name, _ in self.intermediates)
@@ -149,8 +177,8 @@ class Recipe:
         if self is other:
             return True
         mine, theirs = self.stages, other.stages
-        same = self._own() == other._own() and list(mine) == list(theirs)
-        return same and all(stage is theirs[n] or stage._own() == theirs[n]._own() for n, stage in mine.items())
+        same = self.equals_alone(other) and list(mine) == list(theirs)
+        return same and all(stage.equals_alone(theirs[name]) for name, stage in mine.items())
 
     def __hash__(self) -> int:
         return hash(self.hash)

@@ -175,7 +175,7 @@ def _one_in(
             dtype=dtype,
             config_from=safe_yaml.text(fields["config_from"], f"{dot}config_from"),
             seed=safe_yaml.integer(fields.get("seed", 0), f"{dot}seed"),
-            intermediates=tuple((name, stage) for name, stage in sorted(stages.items()) if name in used),
+            intermediates=tuple((name, stages[name]) for name in sorted(used) if name in stages),
             tokenizer_from=None if tokenizer is None else safe_yaml.text(tokenizer, f"{dot}tokenizer_from"),
         )
     except RecipeError as error:

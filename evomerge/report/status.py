@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from evomerge.report.trial import numbers
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import LedgerError, lock_holder
+from evomerge.utils.files import read_bounded
 
 State = Literal["running", "ended", "interrupted", "dead", "damaged", "unknown"]
 SLICES = ("kept", "referenced", "memory", "shared", "computed")
@@ -227,9 +229,9 @@ def status_of(
     told = sum(seen.counts.values())
     best, objective = seen.last_improved or {}, seen.objective
     cache = CacheStatus(
-        {name: int(seen.merge.get(name, 0)) for name in SLICES},
-        int(seen.merge.get("bytes", 0)),
-        int(seen.merge.get("computed_bytes", 0)),
+        {name: _whole(seen.merge.get(name, 0)) for name in SLICES},
+        _whole(seen.merge.get("bytes", 0)),
+        _whole(seen.merge.get("computed_bytes", 0)),
         seen.merge.get("saved", 0.0),
     )
     return RunStatus(
@@ -263,10 +265,15 @@ def status_of(
     )
 
 
+def _whole(total: float) -> int:
+    """A sum of numbers of a ledger, which may be none that can be counted to."""
+    return int(total) if math.isfinite(total) else 0
+
+
 def read_workers(folder: RunFolder) -> tuple[Work, ...]:
     """What the workers of a running search do, as it last wrote; nothing where it did not."""
     try:
-        return tuple(Work(**entry) for entry in json.loads(folder.workers.read_text()))
+        return tuple(Work(**entry) for entry in json.loads(read_bounded(folder.workers, 2**24, follow=False)))
     except (OSError, ValueError, TypeError):
         return ()
 

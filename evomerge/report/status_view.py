@@ -35,7 +35,7 @@ _SOURCES = {
     "shared": "shared cache",
     "computed": "merged",
 }
-_STAGE_STYLES = {"merge": "cyan", "model": "blue", "other": "magenta"}
+_STAGE_STYLES = {"merge": "cyan", "note": "yellow", "model": "blue", "other": "magenta"}
 _WIDEST = 100
 _ROWS = 28
 _LABELS = 11
@@ -103,7 +103,9 @@ def _fit_to_show(status: RunStatus) -> RunStatus:
         phase=None if status.phase is None else clean(status.phase, 60),
         baselines={clean(name, 40): value for name, value in status.baselines.items()},
         failures={clean(reason): count for reason, count in status.failures.items()},
-        workers=tuple(replace(work, worker=clean(work.worker, 40)) for work in status.workers),
+        workers=tuple(
+            replace(work, worker=clean(work.worker, 40), stage=clean(work.stage, 20)) for work in status.workers
+        ),
     )
 
 
@@ -293,11 +295,23 @@ def _failures(status: RunStatus) -> str:
     return f"{failed} of {status.told}\n" + "\n".join([*shown, *([f"{more} × others"] if more else [])])
 
 
+def noting(workers: Sequence[Work]) -> str:
+    """That workers look at the sources once for all candidates, and how far the first of them is; empty where not."""
+    found = next((work for work in workers if work.stage == "noting"), None)
+    return "" if found is None else f"noting statistics of the sources, {found.done} of {found.slices} slices"
+
+
+def _stage(work: Work) -> str:
+    """What a worker is at, where that is known."""
+    slices = f" {work.done} of {work.slices} slices" if work.stage in ("noting", "merging") else ""
+    return f", {work.stage}{slices}," if work.stage else ""
+
+
 def _workers(workers: Sequence[Work], now: float) -> list[str]:
     busy = sorted((work for work in workers if work.candidate is not None), key=lambda work: work.since)
     shown = [
-        f"{work.worker}: candidate {work.candidate}{' (held-out items)' if work.split == 'held_out' else ''} "
-        f"for {duration(max(0.0, now - work.since))}"
+        f"{work.worker}: candidate {work.candidate}{' (held-out items)' if work.split == 'held_out' else ''}"
+        f"{_stage(work)} for {duration(max(0.0, now - work.since))}"
         for work in busy[:_SHOWN_WORKERS]
     ]
     more = [f"{len(busy) - _SHOWN_WORKERS} more"] if len(busy) > _SHOWN_WORKERS else []

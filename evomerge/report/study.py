@@ -150,5 +150,8 @@ def _param(value: Any, distribution: BaseDistribution) -> Any:
 
 
 def _time(stamp: float) -> datetime:
-    """Local time without a zone, as Optuna writes it."""
-    return datetime.fromtimestamp(stamp if math.isfinite(stamp) else 0.0, UTC).astimezone().replace(tzinfo=None)
+    """Local time without a zone, as Optuna writes it; the epoch for one that no clock of this machine shows."""
+    try:
+        return datetime.fromtimestamp(stamp, UTC).astimezone().replace(tzinfo=None)
+    except (OverflowError, ValueError, OSError):  # NaN, or the year 1 west of Greenwich
+        return datetime.fromtimestamp(0.0, UTC).astimezone().replace(tzinfo=None)

@@ -191,6 +191,7 @@ class RunFolder:
             "unscalable": info.unscalable,
             "unflippable": info.unflippable,
             "immovable": info.immovable,
+            "constant": [str(entry) for entry in info.constant],
         }
         write_text_atomic(self.pool, json.dumps(content, indent=2) + "\n")
 
@@ -233,6 +234,7 @@ def _pool_info(content: Any) -> PoolInfo:
         unscalable=str(content.get("unscalable", "")),
         unflippable=str(content.get("unflippable", "")),
         immovable=str(content.get("immovable", "")),
+        constant=tuple(SliceId.parse(text) for text in content.get("constant", ())),
     )
 
 

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.protocols import Evaluator
 
+MOST_IN_FLIGHT = 10**6
+"""Candidates that may be asked and not told at the same time."""
+
 
 class PendingEvaluations:
     """Sends candidates to the evaluator and says whose turn it is to be told.

@@ -117,11 +117,6 @@ class Search:
         """The winner so far."""
         return self.incumbent.best
 
-    @property
-    def best_value(self) -> float:
-        """The winner's first objective; NaN before there is one."""
-        return self.incumbent.value
-
     def run(self) -> Candidate | None:
         """Run to the end and return the best candidate, or ``None`` when every one failed.
 

@@ -63,9 +63,10 @@ class _Known:
 class WarmStartSources:
     """Reads the sources once and says for each phase what fits it.
 
-    A genome of an earlier run fits when its genes have the same names. It is told without being evaluated when it
-    means the same recipe here and the fitness has the same fingerprint; otherwise it is evaluated first, if it is one
-    of the best. Recipes are encoded by the search space, when that has a method ``encode(recipe) -> Genome``.
+    A genome of an earlier run fits when its genes have the same names, but for those that the space leaves out since
+    their slices are equal in all models (`left_out`), which runs of before had. It is told without being evaluated
+    when it means the same recipe here and the fitness has the same fingerprint; otherwise it is evaluated first, if it
+    is one of the best. Recipes are encoded by the search space, when that has a method ``encode(recipe) -> Genome``.
 
     Args:
         sources: run folders and recipe files.
@@ -96,15 +97,14 @@ class WarmStartSources:
         """Raise `ConfigError` when a source fits none of the phases' search spaces."""
         for source, recipe in self._recipes.items():
             self._encode(spaces[0], source, recipe)
-        fitting = {tuple(gene.name for gene in space.spec) for space in spaces}
         for source in self.sources:
             if source in self._recipes:
                 continue
             found = {known.genes for known in self._known if known.run.path == Path(source)}
-            if not found & fitting:
+            if not any(_places(genes, space) is not None for genes in found for space in spaces):
                 genes = next(iter(found), ())
                 told = f"has {len(genes)} genes: {', '.join(genes[:3])}, ..." if genes else "has no evaluated genomes"
-                wanted = next(iter(fitting))
+                wanted = tuple(gene.name for gene in spaces[0].spec)
                 raise ConfigError(
                     f"{KEY}: run {source} {told}",
                     f"this search space has {len(wanted)}: {', '.join(wanted[:3])}, ...",
@@ -118,13 +118,14 @@ class WarmStartSources:
             fingerprint: of the fitness.
             first: whether it is the first phase, which the recipes are for.
         """
-        genes = tuple(gene.name for gene in space.spec)
+        places = {genes: _places(genes, space) for genes in {known.genes for known in self._known}}
         told: list[tuple[Genome, Evaluation, str]] = []
         stale: list[tuple[float, Genome]] = []
         for known in self._known:
-            if known.genes != genes:
+            kept = places[known.genes]
+            if kept is None:
                 continue
-            genome, same = self._decode(space, known)
+            genome, same = self._decode(space, known, kept)
             if genome is None:
                 continue
             evaluation = evaluation_of(known.told)
@@ -160,11 +161,11 @@ class WarmStartSources:
             elif kind == "told" and event.get("split") == "search" and event["candidate"] in asked:
                 self._known.append(_Known(*asked.pop(event["candidate"]), event, genes, run))
 
-    def _decode(self, space: SearchSpace, known: _Known) -> tuple[Genome | None, bool]:
-        """The genome here, and whether it means the recipe that it meant there."""
+    def _decode(self, space: SearchSpace, known: _Known, kept: Sequence[int]) -> tuple[Genome | None, bool]:
+        """The genome here, of the values at places `kept`, and whether it means the recipe that it meant there."""
         try:
             plain = type(known.genome) is Genome
-            genome = space.spec.genome(known.genome.values) if plain else known.genome
+            genome = space.spec.genome([known.genome.values[place] for place in kept]) if plain else known.genome
             recipe: Recipe | None = space.decode(genome)  # none where genomes are the models
             return genome, (recipe.hash if recipe is not None else None) == known.recipe_hash
         except (InfeasibleError, ConfigError, TypeError):
@@ -188,6 +189,16 @@ class WarmStartSources:
         objective = self.objectives[0]
         value = evaluation.objectives.get(objective.name)
         return objective.gain(value) if evaluation.ok and value is not None else float("-inf")
+
+
+def _places(genes: tuple[str, ...], space: SearchSpace) -> Sequence[int] | None:
+    """Where in a genome of these genes the space's own are; ``None`` where it is none of this space."""
+    wanted = tuple(gene.name for gene in space.spec)
+    if genes == wanted:
+        return range(len(genes))
+    left_out = set(getattr(space, "left_out", ()))
+    kept = [place for place, name in enumerate(genes) if name not in left_out]
+    return kept if tuple(genes[place] for place in kept) == wanted else None
 
 
 def _items(known: _Known) -> Items:

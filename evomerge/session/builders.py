@@ -71,7 +71,7 @@ def check_tokenizer(pool: Pool, fitnesses: Iterable[Fitness | None]) -> None:
             check(functools.partial(load_tokenizer, folder, pool.trust_remote_code))
 
 
-def _node(config: Config, phase: str, part: str) -> tuple[Any, str]:
+def phase_node(config: Config, phase: str, part: str) -> tuple[Any, str]:
     """The node of a phase's search space or strategy, and its key: the phase's own, or that of all."""
     own = config.phases[phase] if config.phases else None
     node = own.get(part) if own is not None else None
@@ -83,13 +83,26 @@ class PhaseNode:
     """A phase before its strategy: that needs the objectives, which the fitness knows.
 
     Attributes:
-        name, evaluations, space, takes_winner: as of `Phase`.
+        name, evaluations, takes_winner: as of `Phase`.
+        node, key: of its search space in the configuration.
+        info: of the pool, ``None`` where genomes are the models.
     """
 
     name: str
     evaluations: int
-    space: Callable[[Recipe | None], SearchSpace]
+    node: Any
+    key: str
+    info: PoolInfo | None
     takes_winner: bool
+
+    def space(self, winner: Recipe | None) -> SearchSpace:
+        """The search space; `winner` is that of the phase before, for one that takes it."""
+        return self.space_of(self.node, winner)
+
+    def space_of(self, node: Any, winner: Recipe | None = None) -> SearchSpace:
+        """The search space that another node describes."""
+        injected = {"winner": winner} if self.takes_winner else {}
+        return cast(SearchSpace, build(node, self.key, self.info, specs(), **injected))
 
     def phase(self, config: Config, objectives: Sequence[Objective]) -> Phase:
         """The phase, for these objectives."""
@@ -114,15 +127,10 @@ def phase_nodes(config: Config, info: PoolInfo | None) -> list[PhaseNode]:
     )
     phases = []
     for number, name in enumerate(budget):
-        node, key = _node(config, name, "search_space")
+        node, key = phase_node(config, name, "search_space")
         takes = number > 0 and _takes_winner(node, key)
-        space = functools.partial(_space, node, key, info, takes)
-        phases.append(PhaseNode(name, budget[name], space, takes))
+        phases.append(PhaseNode(name, budget[name], node, key, info, takes))
     return phases
-
-
-def _space(node: Any, key: str, info: PoolInfo | None, takes: bool, winner: Recipe | None) -> SearchSpace:
-    return cast(SearchSpace, build(node, key, info, specs(), **({"winner": winner} if takes else {})))
 
 
 def _takes_winner(node: Any, key: str) -> bool:
@@ -134,7 +142,7 @@ def strategy_from_config(
     config: Config, phase: str, objectives: Sequence[Objective], spec: GenomeSpec, baselines: Baselines
 ) -> Strategy:
     """A phase's strategy for these genes, shown one number instead of the objectives when the user asks for that."""
-    node, key = _node(config, phase, "strategy")
+    node, key = phase_node(config, phase, "strategy")
     for name, value in leaves(to_builtin(node), key):
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST:
             raise ConfigError(f"{name} is {value}", f"at most {_LARGEST:,}: populations of that size find no memory")
@@ -153,7 +161,7 @@ def check_asynchronous(config: Config, phase: str, strategy: Strategy) -> None:
 
     inner = strategy.inner if isinstance(strategy, Scalarised) else strategy
     raise ConfigError(
-        f"search.ordered is false and {_node(config, phase, 'strategy')[1]} is {type(inner).__name__}",
+        f"search.ordered is false and {phase_node(config, phase, 'strategy')[1]} is {type(inner).__name__}",
         "it proposes a generation and waits until all of it has been told",
         f"set search.ordered=true, or choose strategy={', '.join(asynchronous_strategies())}",
     )

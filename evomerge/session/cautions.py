@@ -6,18 +6,28 @@ from collections.abc import Callable, Mapping
 
 from rich.text import Text
 
+from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError
 from evomerge.genomes.arrays import ArraySpec
+from evomerge.genomes.lineages import LineageSpec
 from evomerge.report.plain_console import errors
+from evomerge.session.builders import phase_node
+from evomerge.session.gene_budget import PER_GENE, free_genes
+from evomerge.session.memory import MemoryEstimate, memory_caution
 from evomerge.session.parts import Parts
 
 _TRIAL = 50
 """Evaluations below which a search only shows that everything works."""
 
 
-def warn_settings(config: Config, parts: Parts) -> None:
-    """Warn of settings that make the result hard to trust.
+def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = None) -> None:
+    """Warn of settings that make the result hard to trust, or that this machine has too little memory for.
+
+    Args:
+        config: what is asked.
+        parts: built from it.
+        memory: what the workers take, where that was estimated.
 
     Raises:
         ConfigError: all held-out items are items of the search, and nobody has said that this is meant.
@@ -25,12 +35,10 @@ def warn_settings(config: Config, parts: Parts) -> None:
     for caution in parts.fitness.cautions():
         _warn(caution, "bold yellow")
     _check_overlap(config, parts)
-    genes, budget = parts.space.spec, config.search.evaluations
-    if not isinstance(genes, ArraySpec) and len(genes) > budget >= _TRIAL:
-        _warn(
-            f"{len(genes)} genes for {budget} evaluations: each is hardly tried once; "
-            f"{_fewer_genes(config)}give more search.evaluations"
-        )
+    caution = memory_caution(memory) if memory is not None else ""
+    if caution:
+        _warn(caution, "bold yellow")
+    _warn_of_genes(config, parts)
     slots, ordered = parts.evaluator.slots, config.search.ordered
     if ordered and config.search.in_flight is None and slots > 1 and getattr(parts.strategy, "asynchronous", False):
         _warn(
@@ -44,14 +52,41 @@ def warn_settings(config: Config, parts: Parts) -> None:
         )
 
 
-def _fewer_genes(config: Config) -> str:
+def _warn_of_genes(config: Config, parts: Parts) -> None:
+    """Say of every phase that it has more genes than its strategy can learn, unless it learns none or is a trial."""
+    for phase, space, strategy in zip(parts.phases, parts.spaces, parts.strategies, strict=True):
+        genes, budget = free_genes(space.spec), phase.evaluations
+        inherited = isinstance(space.spec, ArraySpec | LineageSpec)  # together, rather than learned one by one
+        if inherited or budget < _TRIAL or genes * PER_GENE <= budget or not getattr(strategy, "learns", True):
+            continue
+        several = len(parts.phases) > 1
+        fewer = _fewer_genes(config, phase.name, parts.pool.info.layers if parts.pool is not None else 0)
+        more = f"phases.{phase.name}.evaluations" if several else "search.evaluations"
+        who = f"phase {phase.name} has " if several else ""
+        _warn(
+            f"{who}{genes:,} genes for {budget:,} evaluations, and strategies learn little from fewer than "
+            f"{PER_GENE} a gene; set {fewer}{more}={genes * PER_GENE}"
+        )
+
+
+def _fewer_genes(config: Config, phase: str, layers: int) -> str:
     """What of the search space's own keys makes fewer genes; empty where it has none of these."""
-    space = config.search_space
-    known = {"layer_group": "8", "components": "all", "block": "4", "scales": "none"}
-    found = [
-        f"search_space.{key}={value}" for key, value in known.items() if isinstance(space, Mapping) and key in space
-    ]
-    return f"set {' or '.join(found)}, or " if found else ""
+    node, key = phase_node(config, phase, "search_space")
+    space = to_builtin(node)
+    if not isinstance(space, Mapping):
+        return ""
+    found = []
+    group, block = space.get("layer_group"), space.get("block")
+    whole = space.get("interpolation", "none") != "none"  # then layers have no groups
+    if group is not None and group != "all" and not whole and (isinstance(group, str) or group < 8):
+        found.append(f"{key}.layer_group={8 if layers > 8 else 'all'}")
+    if space.get("components", "all") not in ("all", None):
+        found.append(f"{key}.components=all")
+    if isinstance(block, int) and block < 4 <= layers:
+        found.append(f"{key}.block=4")
+    if space.get("scales", "none") != "none":
+        found.append(f"{key}.scales=none")
+    return f"{' or '.join(found)}, or " if found else ""
 
 
 def _check_overlap(config: Config, parts: Parts) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,8 @@ from evomerge.models.pool import Pool
 from evomerge.objectives import SCALARISATIONS
 from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
 from evomerge.run.checkpoint import check_intervals
+from evomerge.run.folder import RunFolder
+from evomerge.search.in_flight import MOST_IN_FLIGHT
 from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
 from evomerge.search.warm_start import WarmStartSources
@@ -29,13 +31,13 @@ from evomerge.session.builders import (
     phase_nodes,
     pool_from_config,
 )
+from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.remote_worker import remote_worker
 from evomerge.trackers.tracker import Tracker, trackers_from_config
 from evomerge.utils.imports import import_modules, own_files
 
 DISPLAYS = ("auto", "live", "plain", "quiet")
 _MOST = 10**9
-_MOST_IN_FLIGHT = 10**6
 
 
 @dataclass
@@ -44,16 +46,17 @@ class Parts:
 
     Attributes:
         pool: ``None`` where genomes are the models.
-        space, strategy: of the first phase.
-        phases: all of them.
+        phases: one or several.
+        spaces, strategies: of every phase, as they begin.
         warm: what the search begins with.
         trackers: by name.
         overlap: share of the held-out items that are items of the search too; ``None`` where that is not known.
+        fitted: keys of search spaces that were chosen by the number of evaluations, with their values.
     """
 
     pool: Pool | None
-    space: SearchSpace
-    strategy: Strategy
+    spaces: Sequence[SearchSpace]
+    strategies: Sequence[Strategy]
     evaluator: Evaluator
     fitness: Fitness
     held_out: Fitness | None
@@ -61,16 +64,38 @@ class Parts:
     warm: WarmStartSources
     trackers: Sequence[tuple[str, Tracker]] = ()
     overlap: float | None = None
+    fitted: Sequence[str] = ()
+
+    @property
+    def space(self) -> SearchSpace:
+        """That of the first phase."""
+        return self.spaces[0]
+
+    @property
+    def strategy(self) -> Strategy:
+        """That of the first phase."""
+        return self.strategies[0]
 
 
-def build_parts(config: Config) -> Parts:
-    """Build and check every part; the order is that of cost, so that errors come early."""
+def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
+    """Build and check every part; the order is that of cost, so that errors come early.
+
+    Args:
+        config: of the whole experiment. What a search space leaves to the budget (`auto`) is filled in.
+        run: one that is gone on with; that which the configuration's `from_run` names for ``None``. Slices without
+            genes are those that had none there.
+    """
     import_modules(config.imports, "imports")
     _check_search(config)
     trackers = trackers_from_config(config.trackers)
     built_from = _built_from(config)
     pool = None if built_from == "fitnesses" and not config.pool.models else pool_from_config(config)
+    if run is None and config.from_run is not None:
+        run = RunFolder.open(config.from_run)
+    if pool is not None and run is not None and run.pool.is_file():
+        pool = _with_genes_of(pool, run)
     nodes = phase_nodes(config, pool.info if pool is not None else None)
+    fitted = fit_spaces(nodes, pool.info) if pool is not None else ()
     spaces = [node.space(None) for node in nodes]
     fitness = fitness_from_config(config, "fitness")
     held_out = fitness_from_config(config, "held_out") if config.held_out is not None else None
@@ -93,7 +118,13 @@ def build_parts(config: Config) -> Parts:
     if pool is not None and built_from != "fitnesses":
         worker = functools.partial(Worker, pool, fitnesses) if built_from == "worker" else _shipped(config, pool)
     evaluator = build(_with_cache(config), "evaluator", worker)
-    return Parts(pool, spaces[0], strategies[0], evaluator, fitness, held_out, phases, warm, trackers)
+    return Parts(pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers, fitted=fitted)
+
+
+def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:
+    """The pool, of whose equal slices only those count as such that did in a run: the others have genes there."""
+    known = set(run.read_pool().constant)
+    return replace(pool, info=replace(pool.info, constant=tuple(s for s in pool.info.constant if s in known)))
 
 
 def _built_from(config: Config) -> BuiltFrom:
@@ -123,8 +154,8 @@ def _check_search(config: Config) -> None:
     if not 1 <= settings.evaluations <= _MOST:
         reason = f"1 to {_MOST:,}, which take twelve days at a millisecond each"
         raise ConfigError(f"search.evaluations is {settings.evaluations}", reason)
-    if settings.in_flight is not None and not 1 <= settings.in_flight <= _MOST_IN_FLIGHT:
-        raise ConfigError(f"search.in_flight is {settings.in_flight}", f"1 to {_MOST_IN_FLIGHT:,}, or null")
+    if settings.in_flight is not None and not 1 <= settings.in_flight <= MOST_IN_FLIGHT:
+        raise ConfigError(f"search.in_flight is {settings.in_flight}", f"1 to {MOST_IN_FLIGHT:,}, or null")
     if not 0 <= settings.seed < 2**63:
         raise ConfigError(f"search.seed is {settings.seed}", "0 to 2^63 - 1")
     if settings.give_up is not None and settings.give_up < 1:

@@ -25,7 +25,7 @@ from evomerge.report.formatting import duration
 from evomerge.report.plain_console import PlainConsole, console, errors
 from evomerge.report.progress import RunProgress
 from evomerge.report.status import RunStatus, State, status_of
-from evomerge.report.status_view import StatusPanel, progress_line
+from evomerge.report.status_view import StatusPanel, noting, progress_line
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import Event
@@ -185,6 +185,8 @@ class Progress:
         seen = self._progress
         if wanted():
             text = "stopping once the candidates that are being evaluated have their scores; Ctrl-C again stops at once"
+        elif note := noting(self._work()):
+            text = note
         elif not seen.started:
             text = "loading the models and the items"
         elif seen.held_out_asked or sum(seen.counts.values()) >= self._evaluations:
@@ -214,6 +216,10 @@ class Progress:
     def _say_line(self) -> None:
         with self._lock:
             seen = sum(self._progress.counts.values())
+        if note := noting(self._work()):
+            _LOG.info("%s", note)
+            if self._display == "plain":
+                console.print(f"  {note}", soft_wrap=True)
         if seen and seen != self._seen:
             self._seen = seen
             line = progress_line(self._status())

@@ -23,6 +23,7 @@ from evomerge.run.items import items_bytes, read_items
 from evomerge.run.ledger import NOT_CONTENT, SESSION_EVENTS, Kind, Ledger, evaluation_of, kind_of
 from evomerge.run.ledger_file import Event, LedgerError, decode, encode
 from evomerge.run.record import Record
+from evomerge.search.in_flight import MOST_IN_FLIGHT
 from evomerge.session.wrapped import WrappedEvaluator
 from evomerge.utils.files import write_bytes_atomic
 
@@ -165,7 +166,9 @@ class ContinuedLedger(Ledger):
         if recorded is None or recorded.get("number") != phase + 1:
             return wanted
         number = recorded.get("in_flight")
-        return int(number) if isinstance(number, int) else None
+        if number is None:
+            return None
+        return number if type(number) is int and 1 <= number <= MOST_IN_FLIGHT else wanted
 
     def _write_resumed(self) -> None:
         if not self.live:

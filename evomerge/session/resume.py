@@ -20,6 +20,7 @@ from evomerge.protocols import Evaluator
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import Ledger
+from evomerge.run.ledger_file import LedgerError
 from evomerge.run.observers import Observers
 from evomerge.run.record import Record
 from evomerge.search.hooks import BestWriter
@@ -44,6 +45,8 @@ MAY_CHANGE = (
     "evaluator",
     "pool.root",
     "pool.models",
+    "fitness.task_timeout",
+    "held_out.task_timeout",
 )
 """Keys whose values a resumed run may be given anew; those below them too."""
 
@@ -87,9 +90,18 @@ class Resumed:
 
     @property
     def budget(self) -> int:
-        """Evaluations that the run was last given: by its ``stopped`` event, else its ``started``."""
+        """Evaluations that the run was last given: by its ``stopped`` event, else its ``started``.
+
+        `LedgerError` where the ledger says no number.
+        """
         event = self.record.last("stopped") or self.record.first("started") or {}
-        return int(event.get("evaluations", 0))
+        budget = event.get("evaluations", 0)
+        if type(budget) is not int or budget < 0:
+            raise LedgerError(
+                f"{self.folder.ledger}: event {event.get('seq')} has evaluations {str(budget)[:80]!r}",
+                "a number of evaluations, as the search wrote it",
+            )
+        return budget
 
     def open_folder(self, config: Config, parts: Parts) -> RunFolder:
         """The folder as it is."""

@@ -9,6 +9,7 @@ from evomerge.config.schema import Config
 from evomerge.report.plain_console import console, errors
 from evomerge.run.folder import RunFolder
 from evomerge.session.cautions import warn_settings
+from evomerge.session.memory import estimate_memory
 from evomerge.session.parts import build_parts
 from evomerge.session.progress import Progress
 from evomerge.session.resume import open_run
@@ -23,7 +24,7 @@ def search(config: Config) -> RunFolder:
         KeyboardInterrupt: a signal ended the search; `resume` goes on with it.
     """
     parts = build_parts(config)
-    warn_settings(config, parts)
+    warn_settings(config, parts, estimate_memory(config, parts))
     with Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress:
         return run(config, parts, [progress])
 
@@ -55,7 +56,7 @@ def resume(
     config, again = open_run(path, overrides, trust=trust)
     if again.record.finished and again.record.first("started") and config.search.evaluations <= again.budget:
         return None
-    parts = build_parts(config)
+    parts = build_parts(config, again.folder)
     if parts.pool is not None:
         again.check_pool(parts.pool.info)
     say(f"{again.record.count('told', 'search')} evaluations are in the ledger")

@@ -36,6 +36,7 @@ class BruteForce:
     asynchronous: ClassVar[bool] = True
     multi_objective: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = KINDS
+    learns: ClassVar[bool] = False
 
     def __init__(self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int, batch: int = 16) -> None:
         if batch < 1:

@@ -56,7 +56,7 @@ class CatCma(Generations):
         spec: the genes; those of one value keep it.
         objectives: one.
         seed: of all that is random here. The state of `numpy.random` is neither read nor changed.
-        sigma0: initial standard deviation, in units of a gene's range.
+        sigma0: initial standard deviation, in units of a gene's range; of genes with a `spread` that is it.
         popsize: candidates per generation; 4 + 3 ln(free genes), rounded down, for ``None``.
         start: the probability of a choice that the space starts from (the `initial` of a categorical or boolean
             gene), at first; ``auto``: such that a candidate changes one or two of them, however many there are, 0.7 at

@@ -53,7 +53,7 @@ class CmaEs(Generations):
         spec: the genes; those of one value keep it.
         objectives: one.
         seed: of all that is random here. The state of `numpy.random` is neither read nor changed.
-        sigma0: initial standard deviation, in units of a gene's range.
+        sigma0: initial standard deviation, in units of a gene's range; of genes with a `spread` that is it.
         popsize: candidates per generation; 4 + 3 ln(free genes), rounded down, for ``None``.
         separable: learn variances only, no covariances: for hundreds of genes and more.
 

@@ -96,11 +96,6 @@ class CmaMe(Generations):
             for i, solution, gain, measures in zip(*data.values(), strict=True)
         ]
 
-    @property
-    def coverage(self) -> float:
-        """The share of cells that are filled."""
-        return len(self._archive) / int(self._archive.cells)
-
     def state_dict(self) -> dict[str, Any]:
         """What `Generations` saves, and the descriptors of every generation, the present one's last."""
         measures = [*self._measures, *([self._measured] if self._genomes else [])]

@@ -16,6 +16,7 @@ from evomerge.strategies.bases.capabilities import check_range
 from evomerge.strategies.bases.generations import gain_of
 from evomerge.strategies.bases.members import Member, members_of, members_state
 from evomerge.strategies.bases.steady_state import FIRST, Array, Choices, SteadyState
+from evomerge.strategies.variation.coordinates import Spread
 
 NOBODY = -1
 """The member that a candidate competes with which is not a trial."""
@@ -55,7 +56,7 @@ class DifferentialEvolution(SteadyState):
         crossover: the probability that a gene is the mutant's; 0.9 is their choice for quick convergence.
         adaptive: jDE.
         spread: standard deviation of the first population's random numbers around the start, in units of a gene's
-            range; uniform within bounds for ``None``.
+            range; uniform within bounds for ``None``; ``auto`` as in `SteadyState`.
         batch: how many ``ask(None)`` proposes; `popsize` for ``None``.
 
     Raises:
@@ -75,7 +76,7 @@ class DifferentialEvolution(SteadyState):
         factor: float = 0.5,
         crossover: float = 0.9,
         adaptive: bool = False,
-        spread: float | None = None,
+        spread: Spread = None,
         batch: int | None = None,
     ) -> None:
         check_range("popsize", popsize, 1, math.inf)

@@ -17,6 +17,7 @@ from evomerge.strategies.bases.generations import gain_of
 from evomerge.strategies.bases.members import Member, members_of, members_state
 from evomerge.strategies.bases.steady_state import FIRST, VARIED, Array, Choices, SteadyState
 from evomerge.strategies.variation import operators
+from evomerge.strategies.variation.coordinates import Spread
 
 
 class GeneticAlgorithm(SteadyState):
@@ -47,7 +48,7 @@ class GeneticAlgorithm(SteadyState):
         replace: which member leaves: ``worst`` or ``oldest``.
         elites: how many of the best never leave by age.
         spread: standard deviation of the first population's random numbers around the start, in units of a gene's
-            range; uniform within bounds for ``None``.
+            range; uniform within bounds for ``None``; ``auto`` as in `SteadyState`.
         batch: how many ``ask(None)`` proposes; `popsize` for ``None``.
 
     Raises:
@@ -70,7 +71,7 @@ class GeneticAlgorithm(SteadyState):
         mutation_eta: float = 20.0,
         replace: Literal["worst", "oldest"] = "worst",
         elites: int = 1,
-        spread: float | None = None,
+        spread: Spread = None,
         batch: int | None = None,
     ) -> None:
         check_range("popsize", popsize, 1, math.inf)

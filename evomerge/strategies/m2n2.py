@@ -24,6 +24,7 @@ from evomerge.strategies.bases.capabilities import KINDS, require
 from evomerge.strategies.bases.saving import check_settings
 from evomerge.strategies.variation.base import Settings
 from evomerge.strategies.variation.choose import variation_of
+from evomerge.strategies.variation.coordinates import Spread
 from evomerge.strategies.variation.crossover import Angle, Interpolation
 
 
@@ -94,7 +95,7 @@ class M2N2:
         path: Interpolation = "slerp",
         angle: Angle = "segment",
         mutation: float | None = None,
-        spread: float | None = None,
+        spread: Spread = None,
         chromosomes: list[list[str]] | None = None,
         warmup: int = 0,
         items: list[str] | None = None,

@@ -21,6 +21,7 @@ from evomerge.strategies.bases.generations import gain_of
 from evomerge.strategies.bases.steady_state import VARIED, Array, Choices, SteadyState
 from evomerge.strategies.variation.base import Settings
 from evomerge.strategies.variation.choose import variation_of
+from evomerge.strategies.variation.coordinates import Spread
 from evomerge.strategies.variation.crossover import Angle
 from evomerge.strategies.variation.operators import reset
 
@@ -67,7 +68,8 @@ class MapElites(SteadyState):
         line_sigma: standard deviation along the line; 0.2 is its paper's.
         angle: of a crossover; see `crossover.child_of`.
         initial: how many random genomes come first.
-        spread: their standard deviation around the start, in units of a gene's range; uniform for ``None``.
+        spread: their standard deviation around the start, in units of a gene's range; uniform for ``None``; ``auto``
+            as in `SteadyState`.
         batch: how many ``ask(None)`` proposes.
 
     Raises:
@@ -93,7 +95,7 @@ class MapElites(SteadyState):
         line_sigma: float = 0.2,
         angle: Angle = "segment",
         initial: int = 20,
-        spread: float | None = None,
+        spread: Spread = None,
         batch: int = 16,
     ) -> None:
         super().__init__(spec, objectives, seed=seed, spread=spread, batch=batch)
@@ -121,11 +123,6 @@ class MapElites(SteadyState):
             Elite(int(i), self._coordinates.genome(*self._split(solution)), float(gain), tuple(measures.tolist()))
             for i, solution, gain, measures in zip(*data.values(), strict=True)
         ]
-
-    @property
-    def coverage(self) -> float:
-        """The share of cells that are filled."""
-        return len(self._archive) / int(self._archive.cells)
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -17,7 +17,7 @@ from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import Event
 from evomerge.trackers.tracker import Ending, TrackedRun, Tracker
-from evomerge.utils.files import write_text_atomic
+from evomerge.utils.files import read_bounded, write_text_atomic
 
 _LOG = logging.getLogger(__name__)
 _WAITING = 10_000  # events that a slow tracker may be behind; it misses those that come when there are more
@@ -176,7 +176,7 @@ def _file(folder: Path) -> Path:
 
 def _remembered(folder: Path) -> dict[str, str]:
     try:
-        content = json.loads(_file(folder).read_text())
+        content = json.loads(read_bounded(_file(folder), 2**20, follow=False))
     except (OSError, ValueError):
         return {}
     return {str(k): str(v) for k, v in content.items()} if isinstance(content, dict) else {}

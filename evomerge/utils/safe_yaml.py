@@ -12,6 +12,7 @@ import yaml
 
 from evomerge.errors import RecipeError, nearest
 from evomerge.utils.files import read_bounded
+from evomerge.utils.yaml_numbers import misread
 
 MAX_CHARACTERS = 16 * 2**20
 MAX_DEPTH = 16
@@ -90,6 +91,9 @@ def _check_events(text: str) -> None:
             raise RecipeError(f"{where} is nested {depth} deep", f"a recipe has at most {MAX_DEPTH} levels")
         if isinstance(event, yaml.AliasEvent):
             raise RecipeError(f"{where} uses the alias *{event.anchor}", "no aliases", "write the value out")
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and misread(event.value):
+            read = misread(event.value)
+            raise RecipeError(f"{where}: {event.value} would be read as {read}", "a decimal number, or text in quotes")
         tag = getattr(event, "tag", None)
         if tag is not None:
             raise RecipeError(f"{where} uses the tag {tag}", "no tags", "write the plain value")

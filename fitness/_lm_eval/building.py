@@ -20,11 +20,14 @@ from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.scoring import forget_renderings
 from fitness._lm_eval.settings import BuildSettings
 from fitness._lm_eval.terms import TaskTerm
+from fitness._lm_eval.time_limit import limited
 
 _NOT_CONTENT = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "task_alias", "tag"}
 
 
-def build_requests(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> None:
+def build_requests(
+    tasks: TaskSet, tokenizer: Any, settings: BuildSettings, samples: Mapping[str, list[int]] | None = None
+) -> None:
     """Give every task its instances, with the steps and the order of ``simple_evaluate``.
 
     The few-shot generators are set anew, so that building again gives the same prompts.
@@ -33,6 +36,7 @@ def build_requests(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> N
         tasks: loaded.
         tokenizer: whose chat template is used; of no matter where no task uses one.
         settings: those of the fitness.
+        samples: numbers of the documents by task; all within the limit for ``None``.
 
     Raises:
         FitnessError: a task whose prompts cannot be made, or without documents.
@@ -48,9 +52,10 @@ def build_requests(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> N
         own = settings.of(terms[name])
         choice = own.apply_chat_template
         try:
-            with quietly():
+            with quietly(), limited(name, tasks.timeout, "building its items"):
                 task.build_all_requests(
                     limit=get_sample_size(task, limit),
+                    samples=samples[name] if samples is not None else None,
                     rank=0,
                     world_size=1,
                     system_instruction=own.system_instruction,
@@ -58,6 +63,8 @@ def build_requests(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> N
                     fewshot_as_multiturn=own.fewshot_as_multiturn,
                     chat_template=ChatTemplate(tokenizer, choice, own.chat_template_args) if choice else None,
                 )
+        except FitnessError:
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise FitnessError(f"the prompts of task {name!r} cannot be built: {reason}") from error

@@ -11,6 +11,7 @@ from typing import Any, cast
 from lm_eval.models.huggingface import HFLM
 
 from evomerge.errors import EvomergeWarning, FitnessError, nearest
+from fitness._lm_eval.time_limit import timed
 
 _DEFAULT = "default"  # transformers' name of the template that is taken where none is named
 
@@ -34,7 +35,8 @@ class ChatTemplate:
 
     def __call__(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """The text of `chat_history`, ``{role, content}`` each."""
-        return str(HFLM.apply_chat_template(cast(Any, self), cast(Any, chat_history), add_generation_prompt))
+        with timed():  # it comes with a model
+            return str(HFLM.apply_chat_template(cast(Any, self), cast(Any, chat_history), add_generation_prompt))
 
 
 def require_template(tokenizer: Any, choice: bool | str, key: str) -> None:

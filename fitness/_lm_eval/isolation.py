@@ -12,7 +12,10 @@ from typing import Any
 import lm_eval.utils
 import numpy as np
 import torch
+from jinja2 import Template
 from jinja2.sandbox import SandboxedEnvironment
+
+from fitness._lm_eval.time_limit import timed
 
 _NOISY = ("lm_eval", "datasets")
 
@@ -53,6 +56,26 @@ def _restore(states: tuple[Any, Any, Any]) -> None:
     torch.set_rng_state(states[2])
 
 
+class _TimedTemplate(Template):
+    """One whose rendering counts as its task's time."""
+
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        """As the stock one."""
+        with timed():
+            return super().render(*args, **kwargs)
+
+
+class _Sandbox(SandboxedEnvironment):
+    """Shows templates documents and nothing behind them; making them and rendering them counts as their task's time."""
+
+    template_class = _TimedTemplate
+
+    def from_string(self, *args: Any, **kwargs: Any) -> Template:
+        """As the stock one, which computes what is constant in a template."""
+        with timed(0):
+            return super().from_string(*args, **kwargs)
+
+
 def sandbox_templates() -> None:
     """Let the templates of tasks see documents and nothing behind them: they could run any code otherwise.
 
@@ -61,20 +84,18 @@ def sandbox_templates() -> None:
     stock = lm_eval.utils.env
     if isinstance(stock, SandboxedEnvironment):
         return
-    boxed = SandboxedEnvironment(
-        loader=stock.loader, undefined=stock.undefined, keep_trailing_newline=stock.keep_trailing_newline
-    )
+    boxed = _Sandbox(loader=stock.loader, undefined=stock.undefined, keep_trailing_newline=stock.keep_trailing_newline)
     boxed.filters.update(stock.filters)
     lm_eval.utils.env = boxed
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Hold back the progress bars and the warnings of lm-eval and datasets; errors still reach their logs."""
+    """Hold back progress bars and what lm-eval and datasets log, errors too: they are raised besides."""
     loggers = [logging.getLogger(name) for name in _NOISY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield

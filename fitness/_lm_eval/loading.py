@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import yaml
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from evomerge.errors import FitnessError, nearest
+from evomerge.errors import EvomergeError, FitnessError, nearest
 from fitness._lm_eval.isolation import quietly, sandbox_templates
-from fitness._lm_eval.repeated_keys import refuse_repeated_keys
+from fitness._lm_eval.repeated_keys import refuse_repeated_keys, refuse_special_includes
 from fitness._lm_eval.terms import TaskTerm
+from fitness._lm_eval.time_limit import limited
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +50,12 @@ class TaskSet:
     groups: dict[str, Any] = field(default_factory=dict)
     benchmarks: list[str] = field(default_factory=list)
     """The tasks that lm-eval itself brings and that score another split than the training split."""
+    timeout: float | None = None
+    """Seconds that a task's templates and regular expressions may take at each stage, for `time_limit.limited`."""
 
 
-def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> TaskSet:
-    """Load every task of `terms` with its documents.
+def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str], timeout: float | None = None) -> TaskSet:
+    """Load every task of `terms` with its documents; `timeout` as in the `TaskSet`.
 
     lm-eval's own index of 14,000 entries takes many seconds to read: it is read only when a name is found
     neither in `include_path` nor as a file.
@@ -63,12 +67,13 @@ def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> TaskSe
     for folder in include_path:
         if not os.path.isdir(folder):  # no name is too odd for it
             raise FitnessError(f"include_path {folder[:200]!r} is not a folder", "a folder with task YAMLs")
+        refuse_special_includes(Path(folder))
     manager = _manager(terms, include_path)
-    loaded = TaskSet()
+    loaded = TaskSet(timeout=timeout)
     for term in terms:
         _require_sound(term, manager)
         try:
-            with quietly():
+            with quietly(), limited(term.label, timeout, "loading it"):
                 found = manager.load([term.source])
         except FitnessError:
             raise
@@ -91,7 +96,8 @@ def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> TaskSe
 
 def _manager(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> Any:
     """The smallest task index that knows every named task."""
-    own = TaskManager(include_path=list(include_path) or None, include_defaults=False)
+    with said(f"the task files in {', '.join(include_path)} cannot be indexed"):
+        own = TaskManager(include_path=list(include_path) or None, include_defaults=False)
     missing = [term for term in terms if not _resolves(term, own)]
     if not missing:
         return own
@@ -140,29 +146,39 @@ def _require_sound(term: TaskTerm, manager: Any) -> None:
     if path is None:  # a tag has no YAML of its own
         return
     try:
-        config = load_yaml(path, resolve_func=False)
         refuse_repeated_keys(Path(path))
+        config = load_yaml(path, resolve_func=False)
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise FitnessError(f"task file {path} cannot be read: {_reason(error)}") from error
     if "task" not in config and "group" not in config:
         raise FitnessError(f"task file {path} names no task", "a mapping with the key 'task'")
+    if not isinstance(config.get("task", config.get("group")), str | list):
+        raise FitnessError(f"task file {path} calls its task {str(config.get('task'))[:80]!r}", "a name: text")
     _require_data(config, path, term.label)
 
 
 def _require_data(config: Mapping[str, Any], path: Path | None, label: str) -> None:
     arguments = config.get("dataset_kwargs")
-    if config.get("dataset_path") not in _PACKAGED_READERS or not isinstance(arguments, Mapping):
+    if str(config.get("dataset_path")) not in _PACKAGED_READERS or config.get("custom_dataset") is not None:
         return
-    files = arguments.get("data_files")
+    given = arguments if isinstance(arguments, Mapping) else {}
+    if not (
+        given.get("data_files") or given.get("data_dir") or "include" in config
+    ):  # all files below the current folder would be read
+        raise FitnessError(
+            f"task {label!r} reads {config['dataset_path']} files and does not say which",
+            "dataset_kwargs: {data_files: {test: FILE}}",
+        )
+    arguments, files = given, given.get("data_files")
     for file in _files(files):
         if "://" in file:
             continue
         base = Path(str(arguments.get("data_dir") or "."))
         if glob.glob(str(base / file)):
             continue
-        beside = path.parent / file if path is not None else None
-        hint = f"write an absolute path; {beside} exists" if beside is not None and beside.exists() else ""
-        raise FitnessError(f"task {label!r} reads {file!r}, which does not exist", _relative_to(file), hint)
+        beside = str(path.parent / file) if path is not None else ""
+        hint = f"write an absolute path; {beside} exists" if os.path.exists(beside) else ""
+        raise FitnessError(f"task {label!r} reads {file[:200]!r}, which does not exist", _relative_to(file), hint)
     split = config.get("test_split") or config.get("validation_split")
     if files and not isinstance(files, Mapping) and split not in (None, "train"):
         raise FitnessError(
@@ -217,6 +233,17 @@ def _unreadable(include_path: Sequence[str]) -> list[str]:
             except (yaml.YAMLError, ValueError, OSError) as error:
                 problems.append(f"{path} ({_reason(error)})")
     return problems
+
+
+@contextmanager
+def said(given: str) -> Iterator[None]:
+    """Make what lm-eval or a task raises one line that begins with `given`: a `FitnessError`."""
+    try:
+        yield
+    except EvomergeError:
+        raise
+    except Exception as error:
+        raise FitnessError(f"{given}: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:

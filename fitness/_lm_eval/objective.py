@@ -59,7 +59,12 @@ def weigh(loaded: LoadedTerm, tasks: Mapping[str, Any]) -> WeighedTerm:
     """
     first = tasks[loaded.tasks[0]]
     weighed = []
-    for metric in loaded.term.metrics or (MetricTerm(declared_metrics(first)[0]),):
+    declared = declared_metrics(first)
+    if not declared and not loaded.term.metrics:
+        raise FitnessError(
+            f"task {loaded.name!r} reports no metric", "a metric_list with a metric, or metrics of the term"
+        )
+    for metric in loaded.term.metrics or (MetricTerm(declared[0]),):
         keys = tuple(_key(metric.name, name, tasks[name]) for name in loaded.tasks)
         # a metric that the task does not declare has no direction: lm-eval shows such metrics without an arrow
         rises = bool(first.higher_is_better().get(keys[0].split(",")[0], True))

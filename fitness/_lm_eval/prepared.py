@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evomerge.protocols import Block
+from evomerge.protocols import Block, Stop
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.blocks import spread
 from fitness._lm_eval.building import build_requests, changed_prompts, fingerprint
 from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.model import resident_lm
 from fitness._lm_eval.objective import WeighedTerm
-from fitness._lm_eval.scoring import TaskScorer
+from fitness._lm_eval.scoring import RawValues, TaskScorer, all_items
 from fitness._lm_eval.session import Session
 from fitness._lm_eval.settings import BuildSettings
 from fitness._lm_eval.terms import RESPONSE_LENGTH
@@ -32,6 +32,24 @@ class Prepared:
     blocks: Sequence[Block]
     places: Sequence[Mapping[str, Sequence[int]]]  # documents of each block, by task
     fingerprint: str
+
+    def score(
+        self, model: LoadedModel, blocks: Sequence[Block] | None, stop: Stop | None
+    ) -> tuple[dict[str, RawValues], float, bool]:
+        """What all blocks or some gave, the seconds in model calls, and whether no block is missing."""
+        raw: dict[str, RawValues] = {}
+        if len(self.blocks) == 1 or (blocks is None and stop is None):
+            seconds = self.session.score(model, self.session.whole, raw, None)
+            if stop is not None:
+                stop(all_items(self.scorers, raw))
+            return raw, seconds, True
+        seconds, done = 0.0, set[int]()
+        for block in self.blocks if blocks is None else blocks:
+            seconds += self.session.score(model, self.places[block.index], raw, block.index)
+            done.add(block.index)
+            if stop is not None and stop(all_items(self.scorers, raw)):
+                break
+        return raw, seconds, len(done) == len(self.blocks)
 
 
 def prepare(
@@ -61,7 +79,7 @@ def prepare(
     lm = resident_lm(model, arguments)
     with copy.copy(generators):
         build_requests(tasks, lm.tokenizer, settings)
-    scorers = {name: TaskScorer(name, task) for name, task in tasks.tasks.items()}
+    scorers = {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
     session = Session(lm, scorers)
     places = spread({n: len(s.documents) for n, s in scorers.items()}, block_size, settings.fewshot_seed)
     decides = {

@@ -60,3 +60,16 @@ def response_lengths(
             lengths[place] = float(np.mean(count(responses)))
         found[f"{name}/{RESPONSE_LENGTH}"] = lengths
     return found
+
+
+def add_response_lengths(
+    scorers: Mapping[str, TaskScorer],
+    count: Callable[[Sequence[str]], list[int]],
+    objectives: dict[str, float],
+    metrics: dict[str, float],
+) -> dict[str, NDArray[np.float64]]:
+    """Add the mean length of responses to `objectives`, of each task to `metrics`; the length of each item by task."""
+    lengths = response_lengths(scorers, count)
+    metrics |= {name: float(values.mean()) for name, values in lengths.items()}
+    objectives[RESPONSE_LENGTH] = float(np.concatenate(list(lengths.values())).mean())
+    return lengths

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from lm_eval.api import metrics as stock
+from lm_eval.api.task import ConfigurableTask
 from numpy.typing import NDArray
 
 from evomerge.errors import FitnessError
+from fitness._lm_eval.time_limit import limited, timed
 
 RawValues = dict[str, dict[int, Any]]
 """Metric key -> document's place -> what `process_results` gave."""
@@ -32,11 +34,15 @@ class TaskScorer:
     Args:
         name: of the task.
         task: an lm-eval task whose requests are built.
+        timeout: seconds that its templates, filters and metrics may take for a candidate (`time_limit`); functions
+            of its own may take what they like.
     """
 
-    def __init__(self, name: str, task: Any) -> None:
+    def __init__(self, name: str, task: Any, timeout: float | None = None) -> None:
         self.name = name  # not task.task_name: reading that draws from Python's global generator
         self.task = task
+        self._timeout = timeout
+        self._has_code = has_code(task)
         by_document: dict[int, list[Any]] = {}
         for instance in task.instances:
             by_document.setdefault(instance.doc_id, []).append(instance)
@@ -44,7 +50,19 @@ class TaskScorer:
         _remember_renderings(task)
 
     def collect(self, places: Sequence[int], raw: RawValues) -> None:
-        """Filter and process the responses of the documents at `places` into `raw`."""
+        """Filter and process the responses of the documents at `places` into `raw`.
+
+        Raises:
+            FitnessError: that takes longer than it may.
+        """
+        with limited(self.name, self._timeout, "scoring a candidate"):
+            if self._has_code:
+                self._collect(places, raw)
+                return
+            with timed(len(places)):
+                self._collect(places, raw)
+
+    def _collect(self, places: Sequence[int], raw: RawValues) -> None:
         instances = [instance for place in places for instance in self.documents[place]]
         self.task._instances, whole = instances, self.task._instances
         try:
@@ -105,6 +123,22 @@ def _item_value(aggregation: Callable[..., Any], example: Any) -> Callable[[Any]
     if aggregation in (stock.f1_score, stock.matthews_corrcoef):
         return lambda pair: float(pair[0] == pair[1])
     return float if isinstance(example, int | float | np.number | np.bool_) else None
+
+
+def has_code(task: Any) -> bool:
+    """Whether a task brings Python functions: those of its YAML, or a class of its own."""
+    if type(task) is not ConfigurableTask:
+        return True
+    todo: list[Any] = [vars(task.config)]
+    while todo:
+        value = todo.pop()
+        if callable(value):
+            return True
+        if isinstance(value, Mapping):
+            todo += value.values()
+        elif isinstance(value, list | tuple):
+            todo += value
+    return False
 
 
 _RENDERINGS = ("doc_to_text", "doc_to_target", "doc_to_choice")

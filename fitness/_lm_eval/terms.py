@@ -107,6 +107,13 @@ def check_limit(limit: Any, key: str) -> None:
         raise ConfigError(f"{key} is {limit!r}", "a number of documents, or a share of them between 0 and 1")
 
 
+def check_timeout(seconds: Any, key: str) -> None:
+    """Raise `ConfigError` unless `seconds` is None or a finite number above 0."""
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if seconds is not None and not (number and 0 < seconds < math.inf):
+        raise ConfigError(f"{key} is {seconds!r}", "seconds above 0, or null for no limit")
+
+
 def check_fewshot(num_fewshot: Any, key: str) -> None:
     """Raise `ConfigError` unless `num_fewshot` is None or a count."""
     if num_fewshot is not None and (

@@ -10,9 +10,9 @@ from typing import Any
 
 from lm_eval.evaluator_utils import get_sample_size
 
-from evomerge.errors import FitnessError
 from fitness._lm_eval.isolation import quietly
-from fitness._lm_eval.loading import TaskSet
+from fitness._lm_eval.loading import TaskSet, said
+from fitness._lm_eval.time_limit import limited
 
 MOST = 6000
 """Documents of all tasks together."""
@@ -31,7 +31,11 @@ def texts(tasks: TaskSet, most: int) -> dict[str, list[Mapping[str, str]]]:
         by_document: dict[int, list[Any]] = {}
         for instance in task.instances:
             by_document.setdefault(instance.doc_id, []).append(instance)
-        with quietly():
+        with (
+            quietly(),
+            said(f"the items of task {name!r} cannot be written"),
+            limited(name, tasks.timeout, "writing its items"),
+        ):
             found[name] = [_text(task, instances) for _, instances in islice(sorted(by_document.items()), share)]
     return found
 
@@ -46,14 +50,11 @@ def documents(tasks: TaskSet, limit: float | None) -> frozenset[str]:
     found = set[str]()
     for name, task in tasks.tasks.items():
         own = limits[name] if limits[name] is not None else limit
-        try:
-            with quietly():
-                for _, document in task.doc_iterator(rank=0, limit=get_sample_size(task, own), world_size=1):
-                    content = json.dumps(document, sort_keys=True, default=str)
-                    found.add(hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest())
-        except Exception as error:  # code of a task raises whatever it likes
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise FitnessError(f"the documents of task {name!r} cannot be read: {reason}") from error
+        given = f"the documents of task {name!r} cannot be read"
+        with quietly(), said(given), limited(name, tasks.timeout, "reading its documents"):
+            for _, document in task.doc_iterator(rank=0, limit=get_sample_size(task, own), world_size=1):
+                content = json.dumps(document, sort_keys=True, default=str)
+                found.add(hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest())
     return frozenset(found)
 
 

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.evaluator_utils import get_sample_size
 
+from fitness._lm_eval.loading import said
+from fitness._lm_eval.time_limit import limited
+
 if TYPE_CHECKING:
     from fitness._lm_eval.loading import TaskSet
+    from fitness._lm_eval.terms import TaskTerm
 
 _GENERATED = 256  # what lm-eval's models write at most where nobody says
 
@@ -26,18 +30,23 @@ def count_work(tasks: TaskSet, limit: int | float | None, gen_kwargs: Mapping[st
     terms = {name: loaded.term for loaded in tasks.terms for name in loaded.tasks}
     work = {"documents": 0, "texts": 0, "written": 0}
     for name, task in tasks.tasks.items():
-        own = terms[name].limit
-        documents = len(task.eval_docs)
-        asked = get_sample_size(task, limit if own is None else own)
-        documents = documents if asked is None else min(documents, int(asked))
-        choices = 1
-        kind = task.get_config("output_type")
-        if kind == "multiple_choice" and documents:
-            choices = max(1, len(task.doc_to_choice(task.eval_docs[0])))
-        if kind == "generate_until":
-            arguments = {**(task.get_config("generation_kwargs") or {}), **gen_kwargs, **terms[name].gen_kwargs}
-            most = arguments.get("max_gen_toks", arguments.get("max_new_tokens", _GENERATED))
-            work["written"] += documents * int(most)
-        work["documents"] += documents
-        work["texts"] += documents * choices
+        with said(f"what task {name!r} asks of a model cannot be told"), limited(name, tasks.timeout, "reading it"):
+            own = terms[name].limit
+            documents = len(task.eval_docs)
+            asked = get_sample_size(task, limit if own is None else own)
+            documents = documents if asked is None else min(documents, int(asked))
+            choices = 1
+            kind = task.get_config("output_type")
+            if kind == "multiple_choice" and documents:
+                choices = max(1, len(task.doc_to_choice(task.eval_docs[0])))
+            if kind == "generate_until":
+                work["written"] += documents * written(task, terms[name], gen_kwargs)
+            work["documents"] += documents
+            work["texts"] += documents * choices
     return work
+
+
+def written(task: Any, term: TaskTerm, gen_kwargs: Mapping[str, Any]) -> int:
+    """Tokens that are written at most for a document of a generative task."""
+    arguments = {**(task.get_config("generation_kwargs") or {}), **gen_kwargs, **term.gen_kwargs}
+    return int(arguments.get("max_gen_toks", arguments.get("max_new_tokens", _GENERATED)))

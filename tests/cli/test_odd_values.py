@@ -61,6 +61,26 @@ def test_files_of_a_configuration_that_are_none(error: Error, tmp_path: Path) ->
         assert name in text
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("search: {evaluations: 1:30}", "line 3: 1:30 would be read as 90, in base 60; a decimal number, or text in"),
+        ("search:\n  evaluations: 010", "line 4: 010 would be read as 8, in base 8"),
+        ("search: {evaluations: 0x1p3}", "search.evaluations: Value '0x1p3' of type 'str' could not be converted to"),
+    ],
+)
+def test_numbers_of_yaml_that_are_not_what_they_look_like(error: Error, tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "budget").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\ndefaults: [demo]\n{text}\n")
+    assert says in error("validate", f"--config-dir={tmp_path}", "experiment=mine")
+    lines = "# @package _global_\ndefaults: [demo, {override /budget: small}]\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(lines)
+    (tmp_path / "budget" / "small.yaml").write_text("\n\n" + text)
+    if "read as" in says:  # a file that another one names
+        assert says in error("validate", f"--config-dir={tmp_path}", "experiment=mine")
+
+
 @pytest.mark.parametrize("place", ["ledger.lock", "log.txt", "best/recipe.yaml", "items/held_out-texts.json"])
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
     error: Error, finished_run: Path, tmp_path: Path, place: str

@@ -187,9 +187,22 @@ def test_workers_are_noted_for_others(tmp_path: Path, monkeypatch: pytest.Monkey
         while not folder.workers.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         written = json.loads(folder.workers.read_text())
-    assert written[0] == {"worker": "worker 1", "candidate": 3, "split": "search", "since": 12.5}
+    assert Work(**written[0]) == Work("worker 1", 3, "search", 12.5)
     assert written[1]["candidate"] is None
     assert not folder.workers.exists()
+
+
+def test_noting_is_a_stage_with_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    class Notes(Evaluator):
+        def work(self) -> Sequence[Work]:
+            return (Work("worker 1", 3, "search", 12.5, "noting", 34, 210), Work("worker 2"))
+
+    monkeypatch.setattr(progress_module, "_FRAME", 0.01)
+    monkeypatch.setattr(progress_module, "_LINE", 0.02)
+    with Progress(str(tmp_path / "run"), 5, Notes(), "plain") as progress:  # type: ignore[arg-type]
+        time.sleep(0.2)
+        assert "noting statistics of the sources, 34 of 210 slices, " in progress._message()
+    assert "  noting statistics of the sources, 34 of 210 slices\n" in capsys.readouterr().out
 
 
 def test_a_display_that_fails_does_not_hurt_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from typing import ClassVar, Literal
 import pytest
 
 from evomerge.config.construct import build
+from evomerge.config.kinds import check_kind
 from evomerge.errors import ConfigError
 
 
@@ -32,6 +33,8 @@ class Part:
             names,
         )
         self.inner = inner
+
+    ask = tell = print  # what makes it a strategy
 
 
 TARGET = f"{__name__}.Part"
@@ -83,7 +86,44 @@ class Needs:
     def __init__(self, *, tasks: list[str]) -> None:
         self.tasks = tasks
 
+    prepare = run = fingerprint = print  # what makes it a fitness
+
 
 def test_names_a_missing_key() -> None:
     with pytest.raises(ConfigError, match=r"fitness\.tasks is missing"):
         build({"_target_": f"{__name__}.Needs"}, "fitness")
+
+
+@pytest.mark.parametrize("key", ["fitness", "held_out", "strategy", "search_space", "evaluator", "phases.one.strategy"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "evomerge.evaluation.ray_pool.RayEvaluator",
+        "evomerge.errors.ConfigError",
+        "search_spaces.parameter.ParameterSpace",
+        "builtins.print",
+        "builtins.int",
+        "collections.OrderedDict",
+        "evomerge.trackers.tracker.Tracker",
+    ],
+)
+def test_a_target_of_another_kind_is_refused(key: str, target: str) -> None:
+    part = key.rpartition(".")[2]
+    if target.rpartition(".")[2] in {"evaluator": "RayEvaluator", "search_space": "ParameterSpace"}.get(part, "-"):
+        return
+    given = {"strategy": ((1, 2), {"seed": 1}), "search_space": ((1, 2), {}), "evaluator": ((1,), {})}
+    args, named = given.get(part, ((), {}))
+    with pytest.raises(ConfigError, match=rf"{key}(\._target_ is|\.args is missing)") as caught:
+        build({"_target_": target}, key, *args, **named)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_hands_on_to_another_is_taken() -> None:
+    class Wrapper:
+        def __getattr__(self, name: str) -> object:
+            return len
+
+    check_kind(Wrapper, "strategy", "x.Wrapper")
+    check_kind(Wrapper(), "strategy", "x.Wrapper")
+    with pytest.raises(ConfigError, match="a strategy has ask, tell; this has no ask, tell"):
+        check_kind(object(), "strategy", "x.Wrapper")

@@ -19,10 +19,12 @@ def _normalize(default: bool) -> ParameterSpec:
 
 METHODS = method_table(
     [
-        MethodSpec("linear", (_WEIGHT, _normalize(True))),
-        MethodSpec("slerp", (ParameterSpec("t", 0.5, minimum=0.0, maximum=1.0, searched=True),), "none", 2, 2),
-        MethodSpec("task_arithmetic", (_WEIGHT, _LAMBDA, _normalize(False)), "required"),
-        MethodSpec("ties", (_WEIGHT, _DENSITY, _LAMBDA, _normalize(True)), "required"),
+        MethodSpec("linear", (_WEIGHT, _normalize(True)), idempotent="normalize"),
+        MethodSpec(
+            "slerp", (ParameterSpec("t", 0.5, minimum=0.0, maximum=1.0, searched=True),), "none", 2, 2, "", True
+        ),
+        MethodSpec("task_arithmetic", (_WEIGHT, _LAMBDA, _normalize(False)), "required", idempotent=True),
+        MethodSpec("ties", (_WEIGHT, _DENSITY, _LAMBDA, _normalize(True)), "required", idempotent=True),
         MethodSpec("nearswap", (ParameterSpec("t", 0.001, 0.0, 0.01, minimum=0.0, searched=True),), "required", 1, 1),
         MethodSpec(
             "karcher",
@@ -41,7 +43,7 @@ METHODS = method_table(
             ),
             "required",
         ),
-        MethodSpec("dare_ties", (_WEIGHT, _DENSITY, _LAMBDA, _normalize(False)), "required"),
+        MethodSpec("dare_ties", (_WEIGHT, _DENSITY, _LAMBDA, _normalize(False)), "required", idempotent=True),
     ]
 )
 

@@ -156,6 +156,21 @@ class MergeMethodContract:
             expected = carry_out(case.method, inputs, base, each, shared)
             torch.testing.assert_close(result, expected, rtol=1e-5, atol=2e-6)
 
+    def test_equal_inputs_come_out_as_they_are_where_it_is_declared(self, case: Case) -> None:
+        """And only there: a search has no genes for what is equal in all models."""
+        spec, needed = case.method.spec, case.method.spec.idempotent
+        changed = False
+        for seed in range(12):
+            base, inputs = case.models(seed=seed)
+            same = base if base is not None else inputs[0]
+            each, shared = case.settings(seed)
+            kept = bool(needed) and (not isinstance(needed, str) or base is not None or shared[needed] is True)
+            result = carry_out(case.method, [same] * len(inputs), base, each, shared)
+            if kept:
+                torch.testing.assert_close(result, same, rtol=1e-6, atol=1e-6, msg=f"{spec.name} {each} {shared}")
+            changed = changed or not torch.allclose(result, same, rtol=1e-3)
+        assert changed == (needed is False or (isinstance(needed, str) and not case.based))
+
     def test_an_input_of_weight_zero_is_not_there(self, case: Case) -> None:
         if case.method.spec.parameter("weight") is None or case.count < 3:
             pytest.skip("no weights, or two inputs at most")

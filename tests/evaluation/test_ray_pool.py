@@ -65,6 +65,17 @@ class Worker:
     def close(self) -> None: ...
 
 
+class Noting(Worker):
+    """Says that it is noting while it evaluates."""
+
+    def stage(self) -> tuple[str, int, int]:
+        return "noting", 3, 9
+
+    def evaluate(self, candidate: Candidate, split: str) -> Evaluation:
+        time.sleep(6)
+        return super().evaluate(candidate, split)
+
+
 class Weighing:
     """Scores recipes as the searches of the durability tests do."""
 
@@ -141,6 +152,20 @@ def test_what_kills_its_workers_fails_alone_and_what_does_so_once_is_tried_again
     processes = {evaluation.objectives["pid"] for evaluation in found.values() if evaluation.ok}
     assert len(processes - {float(os.getpid())}) > 2
     assert {work.candidate for work in evaluator.work()} == {None}
+
+
+def test_what_a_worker_is_at_is_known_while_it_evaluates(tmp_path: Path) -> None:
+    evaluator = RayEvaluator(Build(tmp_path, Noting), workers=1, **HERE)  # type: ignore[arg-type]
+    evaluator.submit(Candidate(0, None))
+    seen: set[tuple[str, int, int]] = set()
+    deadline = time.monotonic() + 120
+    while not evaluator._done and time.monotonic() < deadline:
+        evaluator._step()
+        seen |= {(work.stage, work.done, work.slices) for work in evaluator.work()}
+    assert ("noting", 3, 9) in seen
+    assert evaluator.collect().ok
+    assert evaluator.work()[0].stage == ""
+    evaluator.close()
 
 
 def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from evomerge.errors import ConfigError, FitnessError
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.worker import Worker, choose_device
+from evomerge.merge.execution.sources import Notes
+from evomerge.merge.resident.merge_progress import MergeProgress
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.objectives import Objective
@@ -104,6 +107,63 @@ def test_seconds_are_told_by_stage(pool: Pool) -> None:
     assert set(evaluation.seconds) == {"merge", "model", "other"}
     assert evaluation.seconds["model"] == 0.001
     assert evaluation.seconds["merge"] > 0
+
+
+def test_noting_has_seconds_and_a_stage_of_its_own(tiny_model: Any) -> None:
+    models = {name: str(tiny_model(name, seed=seed)) for seed, name in enumerate(("base", "a", "b"))}
+    pool, seen = open_pool(models, base="base"), []
+
+    class Watching(Norm):
+        def run(self, model: Any, blocks: Any = None, *, stop: Any = None) -> Scores:
+            seen.append(worker.stage())
+            return super().run(model, blocks, stop=stop)
+
+    def ties(density: float) -> Any:
+        inputs = tuple(Input(name, None, (("density", density), ("weight", 1.0))) for name in ("a", "b"))
+        return pool.info.recipe([SliceRecipe(s, "ties", inputs, base=Input("base")) for s in pool.info.slices])
+
+    worker = Worker(pool, {"search": Watching()}, device="cpu")
+    assert worker.stage() == ("", 0, 0)
+    first, second, third = (worker.evaluate(Candidate(i, ties(0.5 + i / 10))) for i in range(3))
+    assert first.ok, first.error
+    assert first.seconds["note"] > 0  # histograms of magnitudes
+    assert second.seconds["note"] > 0  # their orders, wanted again
+    assert "note" not in third.seconds
+    assert first.seconds["note"] == first.merge["noted"] <= first.merge["seconds"]
+    slices = len(pool.info.slices)
+    assert seen == [("scoring", slices, slices)] * 3
+    assert worker.stage()[0] == ""
+
+
+def test_the_stage_of_a_merge_is_noting_while_that_takes_most_of_it() -> None:
+    notes = Notes(1 << 20)
+    progress = MergeProgress(notes)
+    assert progress.doing == ""
+    progress.begin(3)
+    assert progress.doing == "merging"
+
+    def find() -> str:
+        assert notes.busy
+        assert progress.doing == "noting"
+        assert notes.small("inner", lambda: progress.doing, lasting=True) == "noting"  # counted once
+        time.sleep(0.02)
+        return "found"
+
+    assert notes.small("kind", find, lasting=True) == "found"
+    progress.step()
+    assert (progress.doing, progress.done, progress.slices) == ("noting", 1, 3)
+    assert progress.noted >= 0.02
+    assert notes.seconds == progress.noted
+    progress.end()
+    assert progress.doing == ""
+
+
+def test_memory_that_has_run_out_is_given_back_by_notes() -> None:
+    notes = Notes(1000)
+    assert notes.large("order", 600, lambda: "found", at_once=True) == "found"
+    notes.clear()
+    assert (notes.used, notes.budget) == (0, 500)
+    assert notes.large("order", 600, lambda: "found", at_once=True) is None
 
 
 def test_local_evaluates_in_the_order_of_submission(pool: Pool) -> None:

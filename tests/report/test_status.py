@@ -259,6 +259,14 @@ def test_shares_of_time(run: Written) -> None:
     assert shares == pytest.approx({"merge": 1.4 / 9.44, "model": 8 / 9.44, "other": 0.04 / 9.44})
 
 
+def test_noting_has_a_share_of_its_own(run: Written) -> None:
+    run.told(80, 6, 0.5, seconds={"merge": 0.1, "model": 1.0, "other": 0.0, "note": 9.46})
+    status = read_status(run.folder)
+    assert status.shares["note"] == pytest.approx(9.46 / 20.0)
+    assert "note" not in status.stages  # of a usual candidate
+    assert "note 47.3 %" in drawn(status)
+
+
 def test_what_workers_do(run: Written) -> None:
     lock = Lock(run.folder / "ledger.lock")
     try:
@@ -270,6 +278,10 @@ def test_what_workers_do(run: Written) -> None:
         status = read_status(run.folder)
         assert status.workers == (Work("worker 1", 6, "search", work[0]["since"]), Work("worker 2"))
         assert "1 of 2 busy · worker 1: candidate 6 for 1 min 5 s" in drawn(status)
+        work[0] |= {"stage": "noting", "done": 34, "slices": 210}
+        (run.folder / "workers.json").write_text(json.dumps(work))
+        said = " ".join(drawn(read_status(run.folder)).replace("│", " ").split())
+        assert "worker 1: candidate 6, noting 34 of 210 slices, for 1 min 5 s" in said
         (run.folder / "workers.json").write_text("[{]")  # it is a note, not a record
         assert read_status(run.folder).workers == ()
     finally:

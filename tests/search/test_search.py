@@ -147,7 +147,7 @@ def test_held_out_scores_the_baselines_and_the_best(tmp_path: Path) -> None:
 def test_finds_the_optimum_and_keeps_every_improvement(tmp_path: Path) -> None:
     kept: list[Recipe] = []
     search = run(tmp_path / "run", Evaluator(), evaluations=120, kept=kept)
-    assert search.best_value == pytest.approx(1.0, abs=1e-3)
+    assert search.incumbent.value == pytest.approx(1.0, abs=1e-3)
     values = [score(recipe) for recipe in kept]
     assert values == sorted(values)
     assert search.best is not None

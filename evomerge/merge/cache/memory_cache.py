@@ -9,6 +9,9 @@ import torch
 
 from evomerge.merge.cache.merged_slice import Merged, Shapes, allocate
 
+START_SHARE = 0.25
+"""Of the model's bytes: what is kept before anything has come back."""
+
 SPARE = 1 << 27
 """Bytes kept to be used again, besides a slice of every shape."""
 

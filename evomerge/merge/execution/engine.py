@@ -27,7 +27,7 @@ TORCH_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYP
 """Torch dtypes by the names that recipes use."""
 
 _CPU_BLOCK = 1 << 16  # elements: a handful of float32 temporaries of a block stay in the second-level cache
-_DEVICE_BLOCK = 1 << 26  # few large kernels
+DEVICE_BLOCK = 1 << 26  # few large kernels
 
 Made = Callable[[SlicePlan], Mapping[str, torch.Tensor]]
 """Gives the tensors of an intermediate's slice."""
@@ -146,7 +146,7 @@ class TensorMerge:
     def _by_blocks(self, out: torch.Tensor, begin: int, block: int | None) -> bool:
         """The mix or the method's function by torch operations; returns whether all of it is finite."""
         count, finite = out.numel(), torch.ones((), dtype=torch.bool, device=out.device)
-        size = block or (_CPU_BLOCK if out.device.type == "cpu" else _DEVICE_BLOCK)
+        size = block or (_CPU_BLOCK if out.device.type == "cpu" else DEVICE_BLOCK)
         for start in range(0, count, size):
             target = out[start : start + size]
             at = slice(begin + start, begin + start + target.numel())

@@ -59,7 +59,7 @@ class NotedStatistics:
     def gram(self, differences: bool = False) -> NDArray[np.float64]:
         """Inner products of the inputs, or of their task vectors."""
         base = self._base if differences else ()
-        return self._notes.small(("gram", *self._names, base), lambda: self._found.gram(differences))
+        return self._notes.small(("gram", *self._names, base), lambda: self._found.gram(differences), lasting=True)
 
     def cut(self, index: int, first: int, last: int) -> Cut | None:
         """What keeps the ranks from `first` to `last`."""
@@ -73,7 +73,7 @@ class NotedStatistics:
         order = self._notes.large(("order", name), 4 * self.count, lambda: found.order(index))
         if order is not None:
             return found.cut_from_order(order, index, first, last)
-        ranks = self._notes.small(("ranks", name), lambda: found.ranks(index))
+        ranks = self._notes.small(("ranks", name), lambda: found.ranks(index), lasting=True)
         return found.cut_from(ranks, index, first, last)
 
     def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,7 @@ def merge_slices(
     sources: Sources,
     outs: Sequence[Mapping[str, torch.Tensor]],
     made: Made | None = None,
+    step: Callable[[], None] = lambda: None,
 ) -> list[float]:
     """Merge slices into given tensors; returns the seconds that each took, as if it had all threads to itself.
 
@@ -48,6 +49,7 @@ def merge_slices(
         sources: the pool's tensors.
         outs: for each, the tensors to write into by output name.
         made: as for `engine.merge_slice`.
+        step: called for each slice, once all is known of its sources that its merge needs.
 
     Raises:
         EvomergeError: a tensor cannot be read or merged; it is named.
@@ -65,6 +67,7 @@ def merge_slices(
                 else:
                     jobs.append(_Job(number, index, *ready, out))
         seconds[number] = time.perf_counter() - start
+        step()
     _run(jobs, seconds)
     for job in jobs:
         if job.bad:

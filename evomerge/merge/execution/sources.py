@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Hashable
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -12,10 +13,12 @@ import torch
 
 from evomerge.merge.cache.merged_slice import ALIGNMENT
 from evomerge.models.pool import Pool
+from evomerge.utils.memory import free_host_memory
 
 T = TypeVar("T")
 
-_DEVICE_SHARE, _HOST_SHARE, _NOTES_SHARE = 0.5, 0.25, 0.25
+DEVICE_SHARE, HOST_SHARE, NOTES_SHARE = 0.5, 0.25, 0.25
+"""Of what is free when the model has been loaded: for sources on the device and pinned, and for notes."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,9 @@ class Placement:
         """Shares of what is free: half of the device, a quarter of the host, divided among the host's workers."""
         host = free_memory(torch.device("cpu")) // max(workers, 1)
         if device.type == "cpu":
-            return Placement(0, 0, int(host * _NOTES_SHARE))
+            return Placement(0, 0, int(host * NOTES_SHARE))
         own = free_memory(device)
-        return Placement(int(own * _DEVICE_SHARE), int(host * _HOST_SHARE), 0)
+        return Placement(int(own * DEVICE_SHARE), int(host * HOST_SHARE), 0)
 
 
 class Sources:
@@ -65,9 +68,10 @@ class Sources:
         """A tensor of a model as one dimension on the device, in its stored dtype: not to be written to."""
         kept = self._kept.get((model, name))
         if kept is None:
-            kept = self.pool.read(model, name).view(-1)
-            if self.device.type != "cpu":
-                kept = self._placed(kept)
+            with self.notes.noting():  # folds an adapter in, or takes it to the device
+                kept = self.pool.read(model, name).view(-1)
+                if self.device.type != "cpu":
+                    kept = self._placed(kept)
             self._kept[model, name] = kept
         return kept if kept.device == self.device else kept.to(self.device, non_blocking=True)
 
@@ -82,6 +86,12 @@ class Sources:
         if tensor.data_ptr() % ALIGNMENT == 0:
             return tensor
         return self.notes.large(("aligned", model, name), tensor.nbytes, tensor.clone, at_once=True)
+
+    def release(self) -> None:
+        """Let go of what is kept in main memory to save time; it is read and found out again when it is wanted."""
+        self._kept = {key: tensor for key, tensor in self._kept.items() if tensor.device.type != "cpu"}
+        self.host_bytes = 0
+        self.notes.clear()
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device or pinned, while there is room; else as it is, mapped from its file."""
@@ -101,21 +111,50 @@ class Notes:
     Attributes:
         budget: bytes for the large ones (`large`); the small ones are numbers.
         used: bytes of the large ones.
+        seconds: that finding out took, of what lasts as long as the pool does.
     """
 
     budget: int
     used: int = 0
+    seconds: float = 0.0
+    _begun: float | None = field(default=None, repr=False)
     _small: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _large: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _asked: set[Hashable] = field(default_factory=set, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def small(self, key: Hashable, find: Callable[[], T]) -> T:
-        """What `find` returned when `key` was first asked for."""
+    @property
+    def busy(self) -> bool:
+        """Whether something is being found out, that lasts; another thread may ask."""
+        return self._begun is not None
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Count the time inside as that of noting; once, where one note takes another."""
+        if self._begun is not None:
+            yield
+            return
+        self._begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - self._begun
+            self._begun = None
+
+    def clear(self) -> None:
+        """Let the large ones go, and keep half as much from now on: memory has run out."""
+        with self._lock:
+            self._large.clear()
+            self._asked.clear()
+            self.used, self.budget = 0, self.budget // 2
+
+    def small(self, key: Hashable, find: Callable[[], T], *, lasting: bool = False) -> T:
+        """What `find` returned when `key` was first asked for; `lasting` where every candidate will ask for it."""
         try:
             found: T = self._small[key]
         except KeyError:
-            found = find()
+            with self.noting() if lasting else nullcontext():
+                found = find()
             with self._lock:
                 if len(self._small) >= _MOST_NOTES:  # of continuous parameters, say: those of old candidates
                     del self._small[next(iter(self._small))]
@@ -134,7 +173,8 @@ class Notes:
             if not at_once and key not in self._asked:
                 self._asked.add(key)
                 return None
-            found = find()
+            with self.noting():
+                found = find()
             with self._lock:  # another thread may have been as fast
                 self.used += cost if key not in self._large else 0
                 self._large[key] = found
@@ -146,17 +186,7 @@ _MOST_NOTES = 1 << 18
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a device (for the CPU: in main memory)."""
+    """Bytes free on a device; for the CPU in main memory, within the limit of a container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (ValueError, OSError, AttributeError):
-        return 0
+    return free_host_memory()

@@ -32,6 +32,7 @@ def _quartiles(values: torch.Tensor) -> list[float]:
     "arcee_fusion",
     summary="the base, with the model's values where they differ most and matter most",
     base="required",
+    idempotent=True,
     max_inputs=1,
 )
 def arcee_fusion(inputs: Sequence[torch.Tensor], base: torch.Tensor | None, *, context: Context) -> torch.Tensor:

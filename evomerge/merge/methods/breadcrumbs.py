@@ -54,6 +54,7 @@ def _crumbs(values: Values, statistics: Statistics) -> tuple[Term, ...]:
     NO_RESCALE,
     summary="task vectors without outliers and small perturbations, summed (arXiv 2312.06795)",
     base="required",
+    idempotent=True,
     check=check_normalisable,
     unchanged=unchanged_task,
 )
@@ -72,6 +73,7 @@ def breadcrumbs(values: Values, statistics: Statistics) -> Mix:
     NO_RESCALE,
     summary="task vectors without outliers and small perturbations, merged where their signs agree",
     base="required",
+    idempotent=True,
     unchanged=unchanged_task,
 )
 def breadcrumbs_ties(values: Values, statistics: Statistics) -> Mix:

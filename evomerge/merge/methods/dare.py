@@ -46,6 +46,7 @@ def _dropped(values: Values, statistics: Statistics) -> tuple[Term, ...]:
     RESCALE_BY,
     summary="randomly dropped and rescaled task vectors, summed (arXiv 2311.03099)",
     base="required",
+    idempotent=True,
     check=check_normalisable,
     unchanged=unchanged_task,
     random=True,
@@ -69,6 +70,7 @@ def dare_linear(values: Values, statistics: Statistics) -> Mix:
     RESCALE_BY,
     summary="randomly dropped and rescaled task vectors, merged where their signs agree",
     base="required",
+    idempotent=True,
     unchanged=unchanged_task,
     random=True,
 )

@@ -146,6 +146,7 @@ def _share(pruning: _Pruning, rows: torch.Tensor, base: torch.Tensor, context: C
     RESCALE_BY,
     summary="task vectors dropped at random by rank of magnitude, averaged where signs agree (arXiv 2406.11617)",
     base="required",
+    idempotent=True,
     unchanged=unchanged_task,
     random=True,
 )
@@ -170,6 +171,7 @@ def della(inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Contex
     RESCALE_BY,
     summary="task vectors dropped at random by rank of magnitude, summed (arXiv 2406.11617)",
     base="required",
+    idempotent=True,
     check=check_normalisable,
     unchanged=unchanged_task,
     random=True,

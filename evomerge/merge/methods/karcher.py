@@ -41,6 +41,7 @@ def _shares(weights: Sequence[float]) -> Floats:
     ParameterSpec("max_iter", 10, low=1, high=100, kind="integer", minimum=0, summary="iterations at most"),
     ParameterSpec("tol", 1e-5, low=1e-9, high=1e-3, minimum=0.0, summary="a shorter step is the last"),
     summary="Riemannian mean of the models' directions, with their mean norm (arXiv 2603.04972)",
+    idempotent=True,
     check=_check_karcher,
     unchanged=lambda values: only_active(values["weight"]),
 )
@@ -78,6 +79,7 @@ def karcher(values: Values, statistics: Statistics) -> Mix:
     READING,
     summary="interpolation of any number of models on the sphere, through the tangent space at their mean",
     base="optional",
+    idempotent="normalize_weights",
     check=_check_multislerp,
     unchanged=_unchanged_multislerp,
 )

@@ -26,6 +26,7 @@ def _unchanged(values: Values) -> int | None:
     WEIGHT,
     NORMALIZE,
     summary="weighted sum of the models (model soups, arXiv 2203.05482)",
+    idempotent="normalize",
     check=check_normalisable,
     unchanged=_unchanged,
 )
@@ -41,6 +42,7 @@ def linear(values: Values, statistics: Statistics) -> Mix:
     NO_NORMALIZE,
     summary="base plus a weighted sum of task vectors (arXiv 2212.04089)",
     base="required",
+    idempotent=True,
     check=check_normalisable,
     unchanged=unchanged_task,
 )

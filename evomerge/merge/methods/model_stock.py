@@ -62,6 +62,7 @@ def _mix(values: Values, statistics: Statistics) -> Mix | None:
     READING,
     summary="between the base and the average of the models, by the angle between them (arXiv 2403.19522)",
     base="required",
+    idempotent=True,
     min_inputs=2,
     mix=_mix,
 )

@@ -15,6 +15,7 @@ from evomerge.recipes.method_spec import ParameterSpec
     ParameterSpec("t", 1e-4, low=0.0, high=0.01, minimum=0.0, searched=True, summary="largest change of an element"),
     summary="the base moved towards the model by at most t per element",
     base="required",
+    idempotent=True,
     max_inputs=1,
     elementwise=True,
     unchanged=lambda values: BASE if values["t"] == 0 else None,

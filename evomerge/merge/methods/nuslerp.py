@@ -59,6 +59,7 @@ def _mix(values: Values, statistics: Statistics) -> Mix | None:
     ),
     summary="spherical interpolation of two models, or of their task vectors, by weight",
     base="optional",
+    idempotent=True,
     min_inputs=2,
     max_inputs=2,
     mix=_mix,

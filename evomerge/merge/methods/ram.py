@@ -42,6 +42,7 @@ def _summed(tasks: Sequence[torch.Tensor]) -> torch.Tensor:
     EPSILON,
     summary="changes of one model kept, changes of several averaged (Reinforced Agent Merging, arXiv 2601.13572)",
     base="required",
+    idempotent=True,
     elementwise=True,
 )
 def ram(inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Context, epsilon: float) -> torch.Tensor:
@@ -59,6 +60,7 @@ def ram(inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Context,
     EPSILON,
     summary="ram, with unique changes rescaled by how much a model's changes overlap the others' (RAM+ per tensor)",
     base="required",
+    idempotent=True,
 )
 def ramplus_tl(
     inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Context, r: float, alpha: float, epsilon: float

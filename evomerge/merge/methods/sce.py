@@ -31,6 +31,7 @@ _MERGEKITS_ZERO = 1e-6
     READING,
     summary="elements that differ most, weighted by energy, averaged where their signs agree (arXiv 2408.07990)",
     base="required",
+    idempotent=True,
 )
 def sce(
     inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Context, select_topk: float, reading: str

@@ -17,6 +17,7 @@ from evomerge.merge.mixes.mix import Mix, Statistics
     NO_RESCALE,
     summary="trimmed task vectors, averaged where their signs agree (arXiv 2306.01708)",
     base="required",
+    idempotent=True,
     unchanged=unchanged_task,
 )
 def ties(values: Values, statistics: Statistics) -> Mix:

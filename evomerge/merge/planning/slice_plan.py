@@ -29,7 +29,7 @@ class Source:
     layer: int | None
     tensors: tuple[str, ...]
     identity: str
-    made: SlicePlan | None = None
+    made: SlicePlan | None = field(default=None, repr=False, compare=False)  # its key is `identity`; it may be deep
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ class MergeCount:
         bytes: size of all slices.
         computed_bytes: size of those that were merged.
         seconds: that it took.
+        noted: of these, seconds for what was found out of the sources for all candidates to come.
         saved: seconds that computing the kept and cached ones took when they were computed.
     """
 
@@ -29,6 +30,7 @@ class MergeCount:
     bytes: int = 0
     computed_bytes: int = 0
     seconds: float = 0.0
+    noted: float = 0.0
     saved: float = 0.0
 
     def as_dict(self) -> dict[str, float]:

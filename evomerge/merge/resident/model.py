@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from evomerge.errors import RecipeError
-from evomerge.merge.cache.memory_cache import MemoryCache
+from evomerge.merge.cache.memory_cache import START_SHARE, MemoryCache
 from evomerge.merge.cache.merged_slice import Merged
 from evomerge.merge.cache.shared_cache import SharedCache
 from evomerge.merge.execution.engine import TORCH_DTYPES, merge_slice
@@ -17,10 +17,12 @@ from evomerge.merge.execution.sources import Placement, Sources, free_memory
 from evomerge.merge.execution.stage_slices import StageSlices
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan, SlicePlan, canonical_slice, origin_of
+from evomerge.merge.resident.batches import batches
 from evomerge.merge.resident.layer_slots import LayerSlots
 from evomerge.merge.resident.live_slices import LiveSlices
 from evomerge.merge.resident.loading import holds, load_module
 from evomerge.merge.resident.merge_count import MergeCount
+from evomerge.merge.resident.merge_progress import MergeProgress
 from evomerge.merge.resident.module_slices import ModuleSlice, ModuleSlices
 from evomerge.merge.resident.spread import SPREAD, anywhere, load_spread, moved, put, require_own_order
 from evomerge.models.architecture.layout import skeleton
@@ -31,9 +33,6 @@ from evomerge.recipes.slices import SliceId
 
 CACHE_SHARE = 0.25
 """Of the memory that is free when the model has been loaded: what merged slices may take, unless told otherwise."""
-
-BATCH = 1 << 26
-"""Bytes of slices that are merged at a time: what they replace is used again for the next."""
 
 
 class Resident:
@@ -54,6 +53,9 @@ class Resident:
         cache: bytes of merged slices to keep besides those in the model; a quarter of what is free by default.
         shared: the cache that the node's workers share, or ``None``.
         workers: among how many what is free is divided, where `placement` or `cache` are not given.
+
+    Attributes:
+        progress: how far the model is on its way to the plan that is applied.
 
     Raises:
         PoolError: transformers cannot load the model.
@@ -84,6 +86,7 @@ class Resident:
             str(pool.folder(pool.info.config_from)),
         )
         self.sources = Sources(pool, module.device, placement or Placement.measured(module.device, workers))
+        self.progress = MergeProgress(self.sources.notes)
         # Converters look at the configuration and shapes of a module, which must not change under them.
         reference = skeleton(pool.config, pool.trust_remote_code) if pool.layout.joins else module
         slices = ModuleSlices(module, pool.layout, reference)
@@ -93,7 +96,8 @@ class Resident:
         if cache is None:
             cache = int(free_memory(module.device) * CACHE_SHARE / workers)
         self._places = set(self._own().values())
-        self._memory = MemoryCache(cache, start=sum(place.nbytes for place in self._places) // 4)
+        start = int(START_SHARE * sum(place.nbytes for place in self._places))
+        self._memory = MemoryCache(cache, start)
         self._live = LiveSlices(self._memory)
         self._references: dict[str, Merged] = {}
         own = make_plan(pool.info.linear({pool.info.config_from: 1.0}), pool)
@@ -118,6 +122,8 @@ class Resident:
     def spare_memory(self) -> None:
         """Let go of what is only kept to save time."""
         self._memory.clear()
+        self._references.clear()
+        self.sources.release()
         self.pool.release()
 
     def close(self) -> None:
@@ -134,8 +140,15 @@ class Resident:
         """
         if plan.dtype != self.dtype:
             raise RecipeError(f"the recipe's dtype is {plan.dtype}", f"the resident model is in {self.dtype}")
+        try:
+            return self._apply(plan)
+        finally:
+            self.progress.end()
+
+    def _apply(self, plan: Plan) -> MergeCount:
         count, start = MergeCount(), time.perf_counter()
         places = self._arranged(plan)
+        self.progress.begin(sum(place.key != entry.key for entry, place in places))
         changed: list[tuple[SlicePlan, ModuleSlice, Merged | None]] = []
         for entry, place in places:
             count.bytes += place.nbytes
@@ -152,11 +165,12 @@ class Resident:
         for entry, place, found in changed:
             if found is not None:
                 place.take(entry.key, found)
+                self.progress.step()
             else:
                 missing.setdefault(entry.key, (entry, []))[1].append(place)
-        for batch in self._batches(missing.values()):
+        for batch in batches(missing.values(), self.model.device):
             self._compute(batch, count)
-        count.seconds = time.perf_counter() - start
+        count.seconds, count.noted = time.perf_counter() - start, self.progress.noted
         return count
 
     def _arranged(self, plan: Plan) -> list[tuple[SlicePlan, ModuleSlice]]:
@@ -223,21 +237,6 @@ class Resident:
         self._live.claim(entry.key, found)
         return found
 
-    def _batches(
-        self, missing: Iterable[tuple[SlicePlan, list[ModuleSlice]]]
-    ) -> Iterator[list[tuple[SlicePlan, list[ModuleSlice]]]]:
-        """Slices to merge at a time: on the CPU enough for every thread, elsewhere one."""
-        batch: list[tuple[SlicePlan, list[ModuleSlice]]] = []
-        size = 0
-        for entry, places in missing:
-            batch.append((entry, places))
-            size += places[0].nbytes
-            if size >= BATCH or self.model.device.type != "cpu":
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
-
     def _reference(self, entry: SlicePlan, place: ModuleSlice) -> Merged | None:
         """A slice that is a source's own, where it lies; ``None`` where it must be copied."""
         known = self._references.get(entry.key)
@@ -266,7 +265,7 @@ class Resident:
             outs = [
                 places[0].out(entry.tensors, memory) for (entry, places), memory in zip(batch, memories, strict=True)
             ]
-            seconds = merge_slices(entries, self.sources, outs, self._made)
+            seconds = merge_slices(entries, self.sources, outs, self._made, self.progress.step)
             for (_, places), out, memory in zip(batch, outs, memories, strict=True):
                 places[0].settle(out, memory)
         except BaseException:
@@ -285,6 +284,7 @@ class Resident:
                 self._live.claim(entry.key, merged)
                 place.take(entry.key, merged)
             count.computed += 1
+            self.progress.done += len(places) - 1
             count.kept += len(places) - 1
             count.computed_bytes += merged.nbytes
             if self._shared is not None:

@@ -147,7 +147,10 @@ class Adapter(TensorFiles):
             return
         rank = _for_module(self._settings.ranks, change.module, self._settings.rank)
         alpha = _for_module(self._settings.alphas, change.module, self._settings.alpha)
-        change.scale = alpha / (math.sqrt(rank) if self._settings.rank_stabilized else rank)
+        try:
+            change.scale = alpha / (math.sqrt(rank) if self._settings.rank_stabilized else rank)
+        except OverflowError:
+            raise self._problem(given, "has a rank or alpha that no float holds", "numbers below 1e308") from None
         if change.a is None and change.b is None:
             return
         if change.a is None or change.b is None:

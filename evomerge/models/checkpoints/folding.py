@@ -20,7 +20,7 @@ from evomerge.errors import EvomergeWarning, PoolError, nearest
 from evomerge.models.architecture.conversion import Renames
 from evomerge.models.architecture.names import NameMatch, tied_names
 from evomerge.models.checkpoints.adapter import Adapter, Change
-from evomerge.models.checkpoints.headers import FLOAT_DTYPES
+from evomerge.models.checkpoints.headers import FLOAT_DTYPES, TensorInfo
 from evomerge.models.checkpoints.reader import Checkpoint, TensorFiles
 
 
@@ -74,6 +74,16 @@ class FoldedCheckpoint(Checkpoint):
         if name not in self._folded:
             self._folded.setdefault(name, self._fold(name))
         return self._folded[name]
+
+    def stored(self, name: str) -> TensorInfo | None:
+        """Where a tensor lies: the base's, or one that the adapter has whole and in the same dtype."""
+        if name not in self._changes:
+            return self.base.stored(name)
+        change, _ = self._changes[name]
+        if change.replacement is None or change.a is not None or change.bias is not None:
+            return None
+        own = self.adapter.tensors[change.replacement]
+        return own if own.dtype == self.tensors[name].dtype else None
 
     def unmap(self) -> None:
         """Give back the memory that the mapped files take."""

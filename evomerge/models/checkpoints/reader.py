@@ -112,6 +112,10 @@ class TensorFiles:
         """Whether two tensors are stored the same bit for bit: all of them is compared, in bounded memory."""
         return same_bytes(self.tensors[name], self.tensors[other])
 
+    def stored(self, name: str) -> TensorInfo | None:
+        """Where a tensor lies in a file as it is read; ``None`` for one that is computed."""
+        return self.tensors[name]
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor by name."""

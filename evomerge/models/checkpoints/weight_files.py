@@ -21,7 +21,7 @@ NAMES_FILES = ("transformers_weights",)
 """The keys of config.json that name weight files: a merged model's configuration does not have them."""
 
 _LONGEST_NAME = 255
-_CHUNK = 16 * 2**20
+_FIRST, _CHUNK = 4096, 16 * 2**20
 
 
 def read_headers(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorInfo]:
@@ -60,7 +60,7 @@ def read_headers(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorInf
 
 
 def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two stored tensors are the same bit for bit: all of their bytes, in pieces of 16 MB.
+    """Whether two stored tensors are the same bit for bit: all of their bytes, 4 kB and then pieces of 16 MB.
 
     Raises:
         PoolError: a file cannot be read.
@@ -76,19 +76,20 @@ def _pieces(info: TensorInfo) -> Iterator[bytes]:
     try:
         with info.file.open("rb", buffering=0) as file:
             file.seek(info.start)
-            left = info.nbytes
+            left, size = info.nbytes, _FIRST  # most tensors that differ do so at once
             while left:
-                piece = file.read(min(left, _CHUNK))
+                piece = file.read(min(left, size))
                 if not piece:
                     raise PoolError(f"{info.file} has been truncated: it ends in tensor {info.name!r}")
                 left -= len(piece)
                 # A short read is made up for, so that both tensors come in the same pieces.
-                while len(piece) < _CHUNK and left:
-                    more = file.read(min(left, _CHUNK - len(piece)))
+                while len(piece) < size and left:
+                    more = file.read(min(left, size - len(piece)))
                     if not more:
                         raise PoolError(f"{info.file} has been truncated: it ends in tensor {info.name!r}")
                     piece, left = piece + more, left - len(more)
                 yield piece
+                size = _CHUNK
     except OSError as error:
         raise PoolError(f"{info.file}: tensor {info.name!r} cannot be read ({error.strerror})") from error
 

@@ -15,7 +15,12 @@ from evomerge.report.html.page import Page
 from evomerge.report.trial import Trial
 from evomerge.utils.sizes import size_text
 
-STAGES = {"merge": "merging", "model": "in the model", "other": "everything else"}
+STAGES = {
+    "merge": "merging",
+    "note": "noting statistics of the sources, once",
+    "model": "in the model",
+    "other": "everything else",
+}
 SLICES = {
     "computed": "merged",
     "kept": "in the model already",
@@ -61,10 +66,11 @@ def cost(view: RunView, page: Page) -> Markup | None:
     median = {
         name: statistics.median(times)
         for name in seconds
-        if (times := [t.seconds[name] for t in ok if name in t.seconds])
+        if name != "note"  # of the first candidates only
+        and (times := [t.seconds[name] for t in ok if name in t.seconds])
     }
     slices = {name: merge.get(name, 0.0) for name in SLICES}
-    ordered = {name: seconds[name] for name in ("model", "merge", "other") if name in seconds}
+    ordered = {name: seconds[name] for name in ("model", "merge", "note", "other") if name in seconds}
     total = sum(seconds.values())
     return page.render(
         "cost.html",

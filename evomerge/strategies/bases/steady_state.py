@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.candidate import Candidate, Evaluation
+from evomerge.errors import ConfigError
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal
 from evomerge.strategies.bases.capabilities import KINDS, check_range, require
 from evomerge.strategies.bases.saving import InFlight, check_settings, rng_state, settings_of, starts_of
-from evomerge.strategies.variation.coordinates import Coordinates
+from evomerge.strategies.variation.coordinates import Coordinates, Spread
 
 Array = NDArray[np.float64]
 Choices = NDArray[np.int64]
@@ -37,7 +38,7 @@ class SteadyState(ABC):
     Args:
         spec, objectives, seed: as of every strategy.
         spread: standard deviation of the first random numbers around the start, in units of a gene's range; uniform
-            within bounds for ``None``.
+            within bounds for ``None``; for ``auto`` as near the start as genes say, uniform where they do not.
         batch: how many ``ask(None)`` proposes.
     """
 
@@ -47,10 +48,12 @@ class SteadyState(ABC):
     kinds: ClassVar[frozenset[str]] = KINDS
 
     def __init__(
-        self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int, spread: float | None, batch: int
+        self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int, spread: Spread, batch: int
     ) -> None:
         require(type(self), self.title, spec, objectives, seed)
-        check_range("spread", 0 if spread is None else spread, 0, 1)
+        if isinstance(spread, str) and spread != "auto":
+            raise ConfigError(f"strategy.spread is {spread!r}", "0 to 1, auto, or null")
+        check_range("spread", 0 if spread is None or spread == "auto" else spread, 0, 1)
         check_range("batch", batch, 1, math.inf)
         self._spec, self._objective = spec, objectives[0]
         self._spread, self._batch = spread, batch

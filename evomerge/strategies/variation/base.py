@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError, nearest
 from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.strategies.variation.coordinates import Spread
 from evomerge.strategies.variation.crossover import Angle, Interpolation
 
 Rng = np.random.Generator
@@ -27,7 +28,8 @@ class Settings:
         split: whether the parents' roles change at a random place.
         path, angle: as in `crossover.child_of`.
         mutation: standard deviation in units of a gene's range; of raw weights, absolute.
-        spread: of the first genomes around the start, in the same units; uniform within bounds for ``None``.
+        spread: of the first genomes around the start, in the same units; uniform within bounds for ``None``; for
+            ``auto`` as near the start as genes say, and as ``None`` where none does.
         chromosomes: patterns of gene names (``*.attn/*``) by chromosome; genes of none of them are one more.
     """
 
@@ -36,7 +38,7 @@ class Settings:
     path: Interpolation = "slerp"
     angle: Angle = "segment"
     mutation: float | None = None
-    spread: float | None = None
+    spread: Spread = None
     chromosomes: tuple[tuple[str, ...], ...] = ()
 
     def sigma(self, usual: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from evomerge.genomes.arrays import numbers
 from evomerge.genomes.genome import Genome, GenomeSpec, Value
 
 Array = NDArray[np.float64]
+Spread = float | Literal["auto"] | None
+"""How far from the start genomes are drawn: a standard deviation in units of a gene's range, ``auto`` for what each
+gene says itself (`Gene.spread`), ``None`` for anywhere within bounds."""
 
 
 class Coordinates:
@@ -26,6 +30,7 @@ class Coordinates:
         steps: the width in which a coordinate is one value: of a grid, or of a whole number; 0 where it is neither.
         counts: how many choices each variable has.
         spreads: the standard deviation of each coordinate at first; NaN where the gene does not say.
+        changes: the probability that each variable is not as in the start, at first; NaN likewise.
     """
 
     def __init__(self, spec: GenomeSpec) -> None:
@@ -49,6 +54,8 @@ class Coordinates:
         scale = np.where(self._whole, self._span + 1, self._span)  # as many whole numbers as their difference and one
         self.steps: Array = widths / scale
         self.spreads: Array = np.array([genes[i].spread or np.nan for i in self._free], dtype=np.float64)
+        self.spreads *= np.where(self._whole, self._span / scale, 1.0)
+        self.changes: Array = np.array([genes[i].spread or np.nan for i in self._chosen], dtype=np.float64)
         values = np.array([float(self._initial[i]) for i in self._free])
         self.start: Array = np.clip((values - self._low + 0.5 * self._whole) / scale, 0.0, 1.0)
 
@@ -82,14 +89,34 @@ class Coordinates:
             chosen.append(choices.index(str(value)) if choices else int(bool(value)))
         return np.clip((values - self._low + 0.5 * self._whole) / scale, 0.0, 1.0), np.array(chosen, dtype=np.int64)
 
-    def sample(self, rng: np.random.Generator, spread: float | None = None) -> tuple[Array, NDArray[np.int64]]:
+    def sample(self, rng: np.random.Generator, spread: Spread = None) -> tuple[Array, NDArray[np.int64]]:
         """Coordinates and numbers of choices drawn at random.
 
         Choices are drawn uniformly, and so are coordinates for ``None``; otherwise around the start, with `spread`
-        as the standard deviation, clipped to the unit cube.
+        as the standard deviation, clipped to the unit cube. For ``auto`` both are drawn around the start where their
+        genes say how far, and uniformly where they do not.
         """
+        if spread == "auto":
+            return self._around(rng)
         if spread is None:
             point = rng.random(len(self.start))
         else:
             point = np.clip(self.start + spread * rng.standard_normal(len(self.start)), 0.0, 1.0)
         return point, rng.integers(0, np.array(self.counts, dtype=np.int64))
+
+    def _around(self, rng: np.random.Generator) -> tuple[Array, NDArray[np.int64]]:
+        point, counts = rng.random(len(self.start)), np.array(self.counts, dtype=np.int64)
+        choices = rng.integers(0, counts)
+        if self.gentle:  # elsewhere the draws are those of ``None``
+            near = np.clip(self.start + self.spreads * rng.standard_normal(len(point)), 0.0, 1.0)
+            start = self.point(Genome(self._initial))[1]
+            other = (start + rng.integers(1, np.maximum(counts, 2))) % np.maximum(counts, 2)
+            kept = np.where(rng.random(len(counts)) < self.changes, other, start)
+            point = np.where(np.isnan(self.spreads), point, near)
+            choices = np.where(np.isnan(self.changes), choices, kept)
+        return point, choices
+
+    @property
+    def gentle(self) -> bool:
+        """Whether some gene says how far from the start it is at first."""
+        return not (np.isnan(self.spreads).all() and np.isnan(self.changes).all())

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from evomerge.genomes.genome import Genome, GenomeSpec, Value
 from evomerge.strategies.variation.base import SIGMA, Rng, Settings, layout_of
+from evomerge.strategies.variation.coordinates import Coordinates
 from evomerge.strategies.variation.crossover import Cut, child_of
 
 
@@ -36,13 +37,16 @@ class VectorVariation:
         self._choices = [i for i, gene in enumerate(spec) if gene.kind in ("categorical", "boolean")]
         self._sigma = settings.sigma(SIGMA)
         self._spread = settings.spread
-        self.fixed = int(self._spread is None)
+        self.fixed = int(self._spread is None or self._spread == "auto")
         self._ranges, self._order = layout_of(spec, settings.chromosomes)
 
     def start(self, number: int, rng: Rng) -> Genome:
         """The spec's start, and then genomes around it or uniform within bounds."""
         if self._spread is None:
             return self._spec.initial if number == 0 else self._spec.sample(rng)
+        if self._spread == "auto":
+            coordinates = Coordinates(self._spec)
+            return self._spec.initial if number == 0 else coordinates.genome(*coordinates.sample(rng, "auto"))
         start = self._spec.initial
         return self._mutated(self._numbers(start), list(start.values), self._spread, rng)
 

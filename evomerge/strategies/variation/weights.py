@@ -38,7 +38,7 @@ class WeightVariation:
         self.starts = len(spec.seeds) or None
         self.fixed = len(spec.seeds)
         self._sigma = settings.sigma(0.0 if spec.seeds else SIGMA)
-        self._spread = SIGMA if settings.spread is None else settings.spread
+        self._spread = settings.spread if isinstance(settings.spread, int | float) else SIGMA
         ranges, self._order = layout_of(spec, settings.chromosomes)
         self._chromosomes = np.array(ranges, dtype=np.int64)
         self._how = settings.split, settings.path == "slerp", settings.angle == "whole"

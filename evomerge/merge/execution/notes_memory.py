@@ -1,0 +1,198 @@
+"""What merging takes beside the sources and the model: notes about the sources, and scratch of the kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evomerge.merge.cache.merged_slice import ALIGNMENT
+from evomerge.merge.execution.engine import DEVICE_BLOCK, TORCH_DTYPES, merge_tensor
+from evomerge.merge.methods import METHODS
+from evomerge.merge.methods.registry import Method
+from evomerge.merge.mixes.mix import Cut
+from evomerge.merge.planning.slice_plan import Part, Plan, Source
+from evomerge.models.checkpoints.headers import FLOAT_DTYPES
+from evomerge.models.pool import Pool
+from evomerge.utils.memory import MemoryPart
+
+_ORDER = 4  # bytes of an element's index in an order (`CpuStatistics.order`)
+_SORT = 12  # bytes of an element while it is sorted: its magnitude twice, and another index (`selection.order`)
+_RANKS = 1500 * 16  # bytes of a histogram: bins that magnitudes of a task vector fill, with their counts
+_DEVICE_SORT = 20  # bytes of an element: difference, magnitude, its sorted copy and the indexes that come with it
+
+
+def notes_memory(plans: Sequence[Plan], pool: Pool, budget: int) -> list[MemoryPart]:
+    """What is kept of the sources for all candidates, on the processor, within a budget for the large notes.
+
+    Args:
+        plans: of some candidates of a search, and of the pool's own models where they are scored.
+        pool: the source models.
+        budget: bytes (`sources.Placement.notes`).
+    """
+    aligned = sum({name: _copied(pool, *name) for plan in plans for name in _unchanged(plan)}.values())
+    copies = min(aligned, budget)
+    asked = _sorted_tensors(plans, pool)
+    orders = min(_ORDER * sum(asked.values()), budget - copies)
+    ranks = sum(min(_RANKS, 16 * count) for count in asked.values())
+    parts = []
+    if copies:
+        parts.append(MemoryPart("copies", copies, "of sources, aligned, to be scored as they are"))
+    if asked:
+        methods = sorted({part.method for plan in plans for part in _parts(plan) if part.method and _asks(part, pool)})
+        text = f"for {', '.join(methods)}: the order of every task vector's magnitudes"
+        parts.append(MemoryPart("statistics", orders + ranks, text))
+    return parts
+
+
+def scratch_memory(plans: Sequence[Plan], pool: Pool, on_host: bool) -> list[MemoryPart]:
+    """What merging the largest tensor takes for a moment, on the processor or on the device."""
+    asked = _sorted_tensors(plans, pool)
+    largest = max(asked.values(), default=0) * (_SORT if on_host else _DEVICE_SORT)
+    for part, like in _tensors(plans, pool):
+        method, inputs = METHODS[part.method or "passthrough"], len(part.sources) + (part.base is not None)
+        count = math.prod(pool.layout.shapes[like])
+        whole = not method.elementwise and _mix(method, part, pool.layout.shapes[like]) is None
+        if whole:  # all as float32, the result, and as much again while it is computed
+            largest = max(largest, 4 * (inputs + 2) * count)
+        elif not on_host:  # `torch_mix.mix_block`: the parts, their sum and, where signs are elected, mean and divisor
+            largest = max(largest, 4 * (inputs + 5) * min(count, DEVICE_BLOCK))
+    if not largest:
+        return []
+    return [
+        MemoryPart("scratch", largest, "of the largest tensor", place="host" if on_host else "device", during="merging")
+    ]
+
+
+class _Asked:
+    """`mix.Statistics` that keeps which task vectors were asked for ranks, and answers with something."""
+
+    def __init__(self, shape: tuple[int, ...], inputs: int, has_base: bool) -> None:
+        self.shape, self.count, self.has_base = shape, math.prod(shape), has_base
+        self._inputs = inputs
+        self.ranked: set[int] = set()
+
+    def gram(self, differences: bool = False) -> NDArray[np.float64]:
+        return np.eye(self._inputs)
+
+    def cut(self, index: int, first: int, last: int) -> Cut | None:
+        self.ranked.add(index)
+        return None
+
+    def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
+        return 1.0
+
+
+def _parts(plan: Plan) -> Iterator[Part]:
+    """Those of a plan and of the intermediates that it takes."""
+    seen: set[str] = set()
+    todo = list(plan.slices)
+    while todo:
+        entry = todo.pop()
+        if entry.key in seen:
+            continue
+        seen.add(entry.key)
+        for part in entry.parts:
+            yield part
+            todo += [s.made for s in (*part.sources, *([part.base] if part.base else [])) if s.made is not None]
+
+
+def _tensors(plans: Sequence[Plan], pool: Pool) -> Iterator[tuple[Part, str]]:
+    """One tensor of every size that every part merges, by its name in the layout."""
+    seen: set[Any] = set()
+    for plan in plans:
+        for entry in plan.slices:
+            for part in entry.parts:
+                for index in part.tensors:
+                    shape = tuple(pool.layout.shapes[entry.like[index]])
+                    kind = part.method, part.values, len(part.sources), shape
+                    if part.method is not None and kind not in seen and pool.is_merged(entry.like[index]):
+                        seen.add(kind)
+                        yield part, entry.like[index]
+
+
+def _sorted_tensors(plans: Sequence[Plan], pool: Pool) -> dict[tuple[str, str, str], int]:
+    """Elements of every task vector that is sorted: by model, base and tensor."""
+    found: dict[tuple[str, str, str], int] = {}
+    for plan in plans:
+        for part in _parts(plan):
+            if part.method is None or part.base is None or part.base.made is not None:
+                continue
+            for index in part.tensors:
+                shape = _shape(pool, part.base, index)
+                for number in _ranked(METHODS[part.method], part, shape):
+                    source = part.sources[number]
+                    if source.made is None:  # of intermediates nothing is kept
+                        found[source.model, part.base.model, source.tensors[index]] = math.prod(shape)
+    return found
+
+
+def _asks(part: Part, pool: Pool) -> bool:
+    assert part.method is not None
+    return part.base is not None and bool(_ranked(METHODS[part.method], part, _shape(pool, part.base, part.tensors[0])))
+
+
+def _shape(pool: Pool, source: Source, index: int) -> tuple[int, ...]:
+    """Of a source's tensor, which may be in a layer beyond the layout's."""
+    return tuple(pool.layout.shapes.get(source.tensors[index], ()))
+
+
+def _ranked(method: Method, part: Part, shape: tuple[int, ...]) -> set[int]:
+    asked = _Asked(shape, len(part.sources), part.base is not None)
+    _mix(method, part, shape, asked)
+    return asked.ranked
+
+
+def _mix(method: Method, part: Part, shape: tuple[int, ...], asked: _Asked | None = None) -> Any:
+    """The mix that a part's method is on a tensor, were it asked; ``None`` where only its function will do."""
+    if method.mix is None or not math.prod(shape):
+        return None
+    values: Mapping[str, Any] = dict(part.values) if part.method is not None else {"scale": (1.0,)}
+    try:
+        return method.mix(values, asked or _Asked(shape, len(part.sources), part.base is not None))
+    except Exception:  # of a method of one's own, which may not like these answers
+        return ()
+
+
+def _unchanged(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Model and tensor, by its name in the layout, of all that a plan takes as it is."""
+    for entry in plan.slices:
+        source = entry.unchanged
+        if source is not None and source.made is None:
+            yield from ((source.model, name) for name in source.tensors)
+
+
+def _copied(pool: Pool, model: str, name: str) -> int:
+    """Bytes of a copy of a tensor that lies in its file where kernels cannot use it (`sources.Sources.aligned`)."""
+    checkpoint, stored = pool.checkpoints[model], pool.stored[model][name]
+    info = checkpoint.tensors[stored]
+    if stored in checkpoint.changed or info.start % ALIGNMENT == 0 or pool.layout.joins:
+        return 0
+    return info.nbytes if FLOAT_DTYPES.get(info.dtype) == TORCH_DTYPES[pool.info.dtype] else 0
+
+
+def device_sources(pool: Pool, on_device: int, on_host: int) -> list[MemoryPart]:
+    """The sources that an accelerator keeps, as far as there is room, and what is pinned of the rest.
+
+    Args:
+        pool: the source models.
+        on_device, on_host: bytes of room (`sources.Placement`).
+    """
+    whole = sum(info.nbytes for own in pool.checkpoints.values() for info in own.tensors.values())
+    kept = min(whole, on_device)
+    parts = [MemoryPart("sources", kept, "tensors kept where they are merged", place="device")]
+    if torch.cuda.is_available() and whole > kept:
+        parts.append(MemoryPart("pinned", min(whole - kept, on_host), "sources on their way to the device"))
+    return parts
+
+
+def load_kernels() -> None:
+    """Have the compiler and the kernels of the processor in memory, as the first merge has: they are not small."""
+    tensors = [torch.ones(ALIGNMENT), torch.ones(ALIGNMENT)]
+    merge_tensor(
+        METHODS["linear"], tensors, None, {"weight": (0.5, 0.5), "normalize": True}, out=torch.empty(ALIGNMENT)
+    )

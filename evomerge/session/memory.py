@@ -1,0 +1,222 @@
+"""What the workers of a search will take of memory: every part as its owner says, before anything is loaded."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.config.schema import Config
+from evomerge.errors import EvomergeError
+from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.merge.execution.engine import TORCH_DTYPES
+from evomerge.merge.execution.notes_memory import device_sources, load_kernels, notes_memory, scratch_memory
+from evomerge.merge.execution.sources import DEVICE_SHARE, HOST_SHARE, NOTES_SHARE
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan
+from evomerge.merge.resident.model import CACHE_SHARE
+from evomerge.merge.resident.resident_memory import model_bytes, resident_memory
+from evomerge.models.loaded import ModelOutline
+from evomerge.models.pool import Pool
+from evomerge.models.tokenizers import load_tokenizer
+from evomerge.recipes.pool_info import baseline_recipes
+from evomerge.recipes.recipe import Recipe
+from evomerge.session.parts import Parts
+from evomerge.utils.memory import MemoryPart, Place, free_host_memory, machine_memory, peak, process_memory
+from evomerge.utils.sizes import size_text
+
+_LOG = logging.getLogger(__name__)
+_SAMPLES = 3  # genomes of a search space, besides its start
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a search takes of memory.
+
+    Attributes:
+        parts: of one worker, those that a machine's workers share among them.
+        workers: how many there are.
+        on_host: whether they compute on the processor.
+        apart: whether they are other processes than the search, which then has one of its own.
+        host: bytes of main memory that this machine, or its container, has; 0 where that is not known.
+        device: bytes of an accelerator; 0 where there is none here.
+    """
+
+    parts: tuple[MemoryPart, ...]
+    workers: int
+    on_host: bool
+    apart: bool = False
+    host: int = 0
+    device: int = 0
+
+    def at(self, place: Place) -> tuple[MemoryPart, ...]:
+        """The parts in one place."""
+        return tuple(part for part in self.parts if part.place == place)
+
+    def worker(self, place: Place = "host") -> int:
+        """Bytes that one worker takes at its worst moment."""
+        return peak(self.at(place))
+
+    def machine(self, *, bounds: bool = False, mapped: bool = True) -> int:
+        """Bytes of main memory of a machine with all workers.
+
+        Args:
+            bounds: count what each part may grow to.
+            mapped: count what the system may drop and read again.
+        """
+        own = [part for part in self.at("host") if not part.per_machine]
+        shared = [part for part in self.at("host") if part.per_machine and (mapped or part.name != "sources")]
+        process = sum(part.nbytes for part in own if part.name == "process")
+        return self.workers * peak(own, bounds=bounds) + peak(shared, bounds=bounds) + (process if self.apart else 0)
+
+
+def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
+    """What the workers of a search take; ``None`` where there is no pool.
+
+    Raises:
+        EvomergeError: prompts that cannot be built.
+    """
+    pool = parts.pool
+    if pool is None:
+        return None
+    on_host = _on_host(config)
+    place: Place = "host" if on_host else "device"
+    workers = max(1, parts.evaluator.slots)
+    plans = list(_plans(config, parts, pool))
+    cache: CacheSettings = getattr(parts.evaluator, "cache_settings", CacheSettings())
+    weights = model_bytes(pool, plans)
+    room = max(0, free_host_memory() - (workers * weights if on_host else 0))
+    device_total, device_free = _device(on_host)
+    room_there = room if on_host else max(0, device_free - weights)
+    budget = int(room_there * CACHE_SHARE / (workers if on_host else 1)) if cache.memory is None else cache.memory
+    found = pool.memory()
+    found += resident_memory(pool, plans, budget, place)
+    if on_host:
+        found += notes_memory(plans, pool, int(room * NOTES_SHARE / workers))
+    else:
+        found += device_sources(pool, int(room_there * DEVICE_SHARE), int(room * HOST_SHARE / workers))
+    found += scratch_memory(plans, pool, on_host)
+    found += _forwards(parts, pool, plans, on_host)
+    if cache.shared == "memory":
+        most = cache.shared_size or room // 4
+        text = "merged layers for all workers"
+        found.append(MemoryPart("shared", 0, text, "evaluator.shared_cache_size", most=most, per_machine=True))
+    # Last: the others have imported what a worker imports.
+    if on_host:
+        load_kernels()
+    process = MemoryPart("process", process_memory(), "Python, its libraries and the items")
+    apart = getattr(parts.evaluator, "built_from", "") == "shipped worker"
+    return MemoryEstimate((process, *found), workers, on_host, apart, machine_memory(), device_total)
+
+
+def memory_caution(found: MemoryEstimate) -> str:
+    """What to change where a search takes more than this machine has; empty where it does not."""
+    for place, has in (("device", found.device), ("host", found.host)):
+        if not has:
+            continue
+        own = found.at(place)  # type: ignore[arg-type]
+        needs = found.machine(mapped=False) if place == "host" else peak(own)
+        most = found.machine(bounds=True, mapped=False) if place == "host" else peak(own, bounds=True)
+        where = "this machine" if place == "host" else "the device"
+        if needs > has:
+            less = _less(found, own)
+            return f"the search needs about {size_text(needs)} of memory, {where} has {size_text(has)}: {less}"
+        if most > has:
+            growing = max(own, key=lambda part: part.bound - part.nbytes)
+            return (
+                f"with what {growing.name} may grow to, the search takes {size_text(most)} of memory, {where} has "
+                f"{size_text(has)}: lower {growing.key}"
+            )
+        if place == "host" and found.machine() > has:
+            return (
+                f"the search needs about {size_text(needs)} of memory beside its sources, which leaves too little of "
+                f"{size_text(has)} to keep their files: they will be read from the disk again; {_less(found, own)}"
+            )
+    return ""
+
+
+def _less(found: MemoryEstimate, parts: Sequence[MemoryPart]) -> str:
+    """Which part to make smaller, by which key."""
+    able = [part for part in parts if part.key and part.nbytes]
+    advice = []
+    if able:
+        largest = max(able, key=lambda part: part.nbytes)
+        advice.append(f"{largest.name} take {size_text(largest.nbytes)}, lower {largest.key}")
+    if found.workers > 1:
+        advice.append(f"each of {found.workers} workers takes {size_text(found.worker())}, lower evaluator.workers")
+    return "; ".join(advice) or "use a larger machine"
+
+
+def _plans(config: Config, parts: Parts, pool: Pool) -> Iterator[Plan]:
+    """Of the pool's own models where they are scored, and of some candidates of every phase."""
+    for recipe in _recipes(config, parts, pool):
+        try:
+            found = recipe()
+            if found is not None:
+                yield make_plan(found, pool)
+        except Exception:  # some genomes have no recipe; a space of one's own may need more than there is now
+            continue
+
+
+def _recipes(config: Config, parts: Parts, pool: Pool) -> Iterator[Callable[[], Recipe | None]]:
+    """What gives the recipe of each of these."""
+    if config.search.baselines or parts.held_out is not None:
+        for recipe in baseline_recipes(pool.info).values():
+            yield functools.partial(_itself, recipe)
+    rng = np.random.default_rng(0)
+    for phase in parts.phases:
+        space: Any = phase.space(None)
+        yield lambda space=space: space.decode(space.spec.initial)  # type: ignore[misc]
+        for _ in range(_SAMPLES):
+            yield lambda space=space: space.decode(space.spec.sample(rng))  # type: ignore[misc]
+
+
+def _itself(recipe: Recipe) -> Recipe:
+    return recipe
+
+
+def _forwards(parts: Parts, pool: Pool, plans: Sequence[Plan], on_host: bool) -> list[MemoryPart]:
+    """The larger of what scoring on the search's and on the held-out items takes."""
+    tokenizer = load_tokenizer(pool.folder(pool.tokenizer_from or pool.info.config_from), pool.trust_remote_code)
+    numbers = (entry.slice.layer for plan in plans for entry in plan.slices if entry.slice.layer is not None)
+    layers = 1 + max(numbers, default=pool.info.layers - 1)
+    outline = ModelOutline(pool.config, tokenizer, TORCH_DTYPES[pool.info.dtype], layers, on_host)
+    found: list[MemoryPart] = []
+    for node, fitness in (("fitness", parts.fitness), ("held_out", parts.held_out)):
+        asked: Callable[[ModelOutline], Sequence[MemoryPart]] | None = getattr(fitness, "memory", None)
+        if asked is None:
+            continue
+        try:
+            own = asked(outline)
+        except EvomergeError:
+            raise
+        except Exception:  # of a task or tokenizer that scoring may still get along with
+            _LOG.info("what forwards take is not known", exc_info=True)
+            continue
+        found += [replace(part, key=f"{node}.{part.key}" if part.key else "") for part in own]
+    names = dict.fromkeys(part.name for part in found)
+    return [max((part for part in found if part.name == name), key=lambda part: part.nbytes) for name in names]
+
+
+def _on_host(config: Config) -> bool:
+    """Whether workers compute on the processor."""
+    settings: Any = config.evaluator
+    device = str(settings.get("device", "auto"))
+    if device != "auto":
+        return device == "cpu"
+    if "gpus_per_worker" in settings:
+        return not float(settings.get("gpus_per_worker") or 0)
+    return not torch.cuda.is_available()
+
+
+def _device(on_host: bool) -> tuple[int, int]:
+    """Bytes of the first accelerator, and those that are free; zeros where there is none here."""
+    if on_host or not torch.cuda.is_available():
+        return 0, 0
+    free, total = torch.cuda.mem_get_info()
+    return int(total), int(free)
