@@ -54,6 +54,7 @@ class Evaluation:
         traceback: of what it raised, where that is known: for the log, not for the ledger.
         responses: by task what the model answered to its first items, in document order: for people, not for the
             ledger.
+        tokens: that were `run`, and that `stock` lm-eval would have run.
     """
 
     candidate: int
@@ -67,6 +68,7 @@ class Evaluation:
     error: str = ""
     traceback: str = ""
     responses: Responses = field(default_factory=dict)
+    tokens: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

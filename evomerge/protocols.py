@@ -37,6 +37,7 @@ class Scores:
         seconds: ``model`` (time inside model calls) and ``other``.
         responses: by task what the model answered to its first items, in document order; empty texts for those that
             were not run.
+        tokens: how many log-likelihoods ``run``, and how many ``stock`` lm-eval would run for them.
     """
 
     objectives: Mapping[str, float]
@@ -44,6 +45,7 @@ class Scores:
     items: Items = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     responses: Responses = field(default_factory=dict)
+    tokens: Mapping[str, float] = field(default_factory=dict)
 
 
 class Stop(Protocol):

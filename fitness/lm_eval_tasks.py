@@ -14,6 +14,7 @@ from evomerge.protocols import Block, Scores, Stop
 from fitness._lm_eval.arguments import AutocastDtype, ModelArguments, SoftmaxDtype
 from fitness._lm_eval.blocks import check_block_size
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
+from fitness._lm_eval.forwards import Forwards, Mode
 from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
 from fitness._lm_eval.terms import RESPONSE_LENGTH, check_timeout, parse_terms, plain
@@ -73,6 +74,8 @@ class LmEvalFitness:
             are kept: the baselines', the best candidates', and all on held-out items.
         task_timeout: seconds of a processor's time that templates, filters and regular expressions of a task may take
             to load it, to build its items and to score a candidate, beyond 0.05 for each use; None for no limit.
+        forwards, batch_tokens: see `Forwards`. In a configuration ``auto`` is ``shared`` for the search's items and
+            ``exact`` for held-out ones and `evomerge evaluate`; here it is ``exact``.
 
     Raises:
         ConfigError: an argument out of its range, naming it.
@@ -107,6 +110,8 @@ class LmEvalFitness:
         chat_template_args: dict[str, Any] | None = None,
         keep_responses: bool = False,
         task_timeout: float | None = 30.0,
+        forwards: Mode = "exact",
+        batch_tokens: int | None = None,
     ) -> None:
         self._terms = parse_terms(tasks)
         self._arguments = ModelArguments(
@@ -124,6 +129,7 @@ class LmEvalFitness:
         )
         check_block_size(block_size)
         check_timeout(task_timeout, "task_timeout")
+        self._forwards = Forwards(forwards, batch_tokens)
         paths = plain(include_path) or []
         self._include_path: list[str] = [paths] if isinstance(paths, str) else paths
         self._settings = BuildSettings(
@@ -195,7 +201,7 @@ class LmEvalFitness:
 
         tasks = self._loaded()
         with copy.copy(self._generators):
-            return forward_memory(tasks, model, self._settings, self._arguments)
+            return forward_memory(tasks, model, self._settings, self._arguments, self._forwards)
 
     def shares(self) -> list[MetricShare]:
         """What every metric counts in the objectives, as the tasks say; `check` comes before."""
@@ -220,16 +226,8 @@ class LmEvalFitness:
         from fitness._lm_eval.prepared import prepare
 
         tasks = self._loaded()
-        self._prepared = prepare(
-            model,
-            tasks,
-            self._terms_weighed,
-            self._generators,
-            self._settings,
-            self._arguments,
-            self._block_size,
-            self._response_length,
-        )
+        how = self._settings, self._arguments, self._forwards, self._block_size, self._response_length
+        self._prepared = prepare(model, tasks, self._terms_weighed, self._generators, *how)
 
     def blocks(self) -> Sequence[Block]:
         """The fixed blocks of documents; `prepare` comes before."""
@@ -247,7 +245,7 @@ class LmEvalFitness:
 
         start = time.perf_counter()
         ready = self._ready()
-        raw, seconds, complete = ready.score(model, blocks, stop)
+        raw, seconds, tokens, complete = ready.score(model, blocks, stop)
         items = all_items(ready.scorers, raw)
         found: dict[str, float] = {}
         metrics: dict[str, float] = {}
@@ -259,7 +257,7 @@ class LmEvalFitness:
         self._scored = raw
         answers = responses(ready.scorers, raw)
         timing = {"model": seconds, "other": time.perf_counter() - start - seconds}
-        return Scores(found, metrics, items, timing, answers)
+        return Scores(found, metrics, items, timing, answers, tokens)
 
     def write_samples(self, folder: Path, model: str) -> list[Path]:
         """Write what ``lm_eval --log_samples`` writes of the model that `run` scored last; returns the files.

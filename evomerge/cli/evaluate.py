@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.session.answers import ADVICE, gains
     from evomerge.session.builders import check_tokenizer, fitness_from_config
 
-    fitness = fitness_from_config(config, key)
+    fitness = fitness_from_config(config, key, exact=True)
     write_samples = getattr(fitness, "write_samples", None)
     if options.log_samples is not None:
         _check_samples(options.log_samples, write_samples, key)

@@ -143,6 +143,7 @@ class Worker:
             seconds=seconds,
             merge=count.as_dict(),
             responses=scores.responses,
+            tokens=scores.tokens,
         )
 
     def _score(self, recipe: Recipe, fitness: Fitness) -> tuple[MergeCount, float, Scores]:

@@ -12,8 +12,8 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
 - ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or as `genomes.encoding` writes it), `parents`,
   `recipe_hash`.
 - ``told``: `candidate`, `split`, `status`, `objectives`, `metrics`, `seconds` by stage (as `Evaluation` has them),
-  `merge` (what the layer cache did), `error`, and `items`, `items_hash`: file name and SHA-256 of the per-item scores
-  in the folder ``items``.
+  `merge` (what the layer cache did), `tokens` (run, and run by stock lm-eval), `error`, and `items`, `items_hash`: file
+  name and SHA-256 of the per-item scores in the folder ``items``.
 - ``improved``: `candidate` (the winner), `objective` (its first), `recipe_hash`; with several objectives also who
   `entered` the Pareto front and who `left` it, its size `front` and its `hypervolume`.
 - ``stopped``: `reason` and counts.
@@ -46,7 +46,7 @@ Kind = tuple[str, str]
 
 SCHEMA = 1
 SESSION_EVENTS = ("interrupted", "resumed")
-NOT_CONTENT = ("seq", "time", "crc32", "seconds", "merge", "items", "versions")
+NOT_CONTENT = ("seq", "time", "crc32", "seconds", "merge", "tokens", "items", "versions")
 _SPLITS = get_args(Split)
 _OF_CANDIDATES = ("asked", "told", "warm", "improved")
 
@@ -271,6 +271,7 @@ def evaluation_of(told: Event, items: Items | None = None) -> Evaluation:
             seconds=_numbers(told["seconds"]),
             merge=_numbers(told.get("merge", {})),
             error=str(told["error"]),
+            tokens=_numbers(told.get("tokens", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise LedgerError(f"a told event is malformed ({type(error).__name__}: {error})") from error

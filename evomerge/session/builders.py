@@ -45,13 +45,21 @@ def pool_from_config(config: Config) -> Pool:
     return pool
 
 
-def fitness_from_config(config: Config, key: str) -> Fitness:
-    """Build and check the ``fitness`` or the ``held_out`` node."""
+def fitness_from_config(config: Config, key: str, *, exact: bool = False) -> Fitness:
+    """Build and check the ``fitness`` or the ``held_out`` node.
+
+    Args:
+        config: of the experiment.
+        key: which of them.
+        exact: whether ``forwards: auto`` means what the stock tool does, also on the search's items.
+    """
     node = getattr(config, key)
     if node is None:
         raise ConfigError(
             f"{key} is not set", "a fitness is needed", f"choose one with {key}=lm_eval and {key}.tasks=[...]"
         )
+    if node.get("forwards") == "auto":
+        node = {**to_builtin(node), "forwards": "exact" if exact or key == "held_out" else "shared"}
     fitness = cast(Fitness, build(node, key))
     fitness.check()
     return fitness

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lm_eval.evaluator_utils import get_sample_size
 
 from evomerge.models.loaded import ModelOutline
@@ -17,8 +18,10 @@ from evomerge.utils.memory import MemoryPart
 from evomerge.utils.sizes import size_text
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.building import build_requests
+from fitness._lm_eval.forwards import Forwards
 from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.settings import BuildSettings
+from fitness._lm_eval.shared_forwards import MOST_LOGITS, MOST_SOFTMAX, default_tokens
 from fitness._lm_eval.work import written
 
 _SHORTLIST = 64
@@ -46,6 +49,7 @@ def forward_memory(
     model: ModelOutline,
     settings: BuildSettings,
     arguments: ModelArguments,
+    forwards: Forwards,
 ) -> list[MemoryPart]:
     """What the largest batch takes; nothing where the model has no tokenizer, which scoring refuses.
 
@@ -54,6 +58,7 @@ def forward_memory(
         model: as far as it is known.
         settings: how prompts are made.
         arguments: of the model.
+        forwards: how log-likelihoods are run.
 
     Raises:
         FitnessError: prompts that cannot be built.
@@ -64,7 +69,13 @@ def forward_memory(
     positions = arguments.max_length or sizes.positions
     scored, generated = _largest(tasks, model.tokenizer, settings, arguments.batch_size, positions)
     found = []
-    if scored is not None:
+    if scored is not None and forwards.mode == "shared":
+        tokens = forwards.batch_tokens or default_tokens(torch.device("cpu" if model.on_host else "cuda"))
+        tokens = max(2 * tokens, scored.length)  # what one subtree may have, or a text alone
+        logits = min(tokens * sizes.vocabulary * sizes.width, MOST_LOGITS) + 2 * MOST_SOFTMAX
+        what = f"{tokens} tokens that texts share: logits of {sizes.vocabulary:,} words"
+        found.append((max(logits, sizes.activations(1, tokens)), f"{what} {size_text(logits)}"))
+    elif scored is not None:
         what = f"{scored.batch} texts of {scored.length} tokens: logits of {sizes.vocabulary:,} words"
         logits = sizes.logits(scored)
         found.append((max(logits, sizes.activations(scored.batch, scored.length)), f"{what} {size_text(logits)}"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,16 +13,20 @@ from evomerge.protocols import Block, Stop
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.blocks import spread
 from fitness._lm_eval.building import build_requests, changed_prompts, fingerprint
+from fitness._lm_eval.forwards import Forwards
 from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.model import resident_lm
 from fitness._lm_eval.objective import WeighedTerm
 from fitness._lm_eval.scoring import RawValues, TaskScorer, all_items
 from fitness._lm_eval.session import Session
 from fitness._lm_eval.settings import BuildSettings
+from fitness._lm_eval.shared_forwards import default_tokens, unsupported
 from fitness._lm_eval.terms import RESPONSE_LENGTH
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -35,21 +41,22 @@ class Prepared:
 
     def score(
         self, model: LoadedModel, blocks: Sequence[Block] | None, stop: Stop | None
-    ) -> tuple[dict[str, RawValues], float, bool]:
-        """What all blocks or some gave, the seconds in model calls, and whether no block is missing."""
+    ) -> tuple[dict[str, RawValues], float, dict[str, int], bool]:
+        """What all blocks or some gave, the seconds in model calls, the tokens, and whether no block is missing."""
         raw: dict[str, RawValues] = {}
         if len(self.blocks) == 1 or (blocks is None and stop is None):
             seconds = self.session.score(model, self.session.whole, raw, None)
             if stop is not None:
                 stop(all_items(self.scorers, raw))
-            return raw, seconds, True
-        seconds, done = 0.0, set[int]()
+            return raw, seconds, self.session.tokens(None), True
+        seconds, tokens, done = 0.0, Counter[str](), set[int]()
         for block in self.blocks if blocks is None else blocks:
             seconds += self.session.score(model, self.places[block.index], raw, block.index)
+            tokens.update(self.session.tokens(block.index))
             done.add(block.index)
             if stop is not None and stop(all_items(self.scorers, raw)):
                 break
-        return raw, seconds, len(done) == len(self.blocks)
+        return raw, seconds, dict(tokens), len(done) == len(self.blocks)
 
 
 def prepare(
@@ -59,6 +66,7 @@ def prepare(
     generators: Any,
     settings: BuildSettings,
     arguments: ModelArguments,
+    forwards: Forwards,
     block_size: int | None,
     response_length: bool,
 ) -> Prepared:
@@ -70,6 +78,7 @@ def prepare(
         terms: of the objectives.
         generators: the global ones of the stock tool, as loading the tasks left them; they stay so.
         settings, arguments: those of the fitness.
+        forwards: how log-likelihoods are run, where the model allows it.
         block_size: documents in a block; None for one block.
         response_length: whether the length of responses is an objective.
 
@@ -80,7 +89,9 @@ def prepare(
     with copy.copy(generators):
         build_requests(tasks, lm.tokenizer, settings)
     scorers = {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
-    session = Session(lm, scorers)
+    forwards = forwards if forwards.mode == "shared" and _can_share(lm.model) else Forwards()
+    tokens = forwards.batch_tokens or default_tokens(model.device)
+    session = Session(lm, scorers, tokens if forwards.mode == "shared" else None)
     places = spread({n: len(s.documents) for n, s in scorers.items()}, block_size, settings.fewshot_seed)
     decides = {
         "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in terms],
@@ -96,6 +107,7 @@ def prepare(
         **({RESPONSE_LENGTH: True} if response_length else {}),
         # What came later is named only where it is said: folders of earlier runs keep their fingerprint.
         **arguments.changed(),
+        **forwards.decides(),
         **changed_prompts(tasks, lm.tokenizer, settings),
     }
     return Prepared(
@@ -105,3 +117,11 @@ def prepare(
         places,
         fingerprint(tasks, session.requests, decides),
     )
+
+
+def _can_share(module: Any) -> bool:
+    """Whether a model computes a tree of tokens as it does one text; a line in the log where it does not."""
+    reason = unsupported(module)
+    if reason:
+        _log.warning("fitness.forwards=shared is not for this model: %s; its forwards are lm-eval's own", reason)
+    return not reason

@@ -16,6 +16,7 @@ from evomerge.errors import FitnessError
 from fitness._lm_eval.batches import Batch, mixed_lengths, plan_batches, score_batches
 from fitness._lm_eval.model import ResidentLM, TokenRequest, not_finite
 from fitness._lm_eval.scoring import RawValues, TaskScorer
+from fitness._lm_eval.shared_forwards import SharedForwards
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
@@ -34,9 +35,10 @@ class _Plan:
 
     places: Places
     instances: dict[str, list[Any]]  # by request type, repeated where the task repeats
-    loglikelihood: list[Batch]
-    rolling: list[Batch]
+    loglikelihood: list[Batch] | SharedForwards
+    rolling: list[Batch] | SharedForwards
     windows: list[int]  # windows of each rolling instance
+    stock_tokens: int  # of log-likelihoods, as lm-eval would run them, without padding
 
 
 class Session:
@@ -45,10 +47,13 @@ class Session:
     Args:
         lm: around the resident model.
         scorers: by task, in lm-eval's order; their requests are built.
+        batch_tokens: of a forward over the tree of tokens that requests share; None for lm-eval's own batches, whose
+            scores are lm-eval's to the last digit.
     """
 
-    def __init__(self, lm: ResidentLM, scorers: Mapping[str, TaskScorer]) -> None:
+    def __init__(self, lm: ResidentLM, scorers: Mapping[str, TaskScorer], batch_tokens: int | None = None) -> None:
         self._lm = lm
+        self._batch_tokens = batch_tokens
         self._scorers = scorers
         self.whole: Places = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
         self.requests: dict[int, list[TokenRequest]] = {}  # by identity of the instance
@@ -93,6 +98,13 @@ class Session:
                 self._scorers[name].collect(of_task, raw.setdefault(name, {}))
         return seconds
 
+    def tokens(self, block: int | None) -> dict[str, int]:
+        """Tokens that log-likelihoods ``run``, and would run in ``stock`` lm-eval; padding is not counted."""
+        plan = self._plans[block]
+        shared = [f for f in (plan.loglikelihood, plan.rolling) if isinstance(f, SharedForwards)]
+        run = sum(forwards.tokens for forwards in shared) if shared else plan.stock_tokens
+        return {"run": run, "stock": plan.stock_tokens}
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of texts, without special ones."""
         encoded = self._lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
@@ -122,9 +134,13 @@ class Session:
         numbers = iter(values.tolist())
         return [sum(next(numbers) for _ in range(count)) for count in plan.windows], seconds
 
-    def _run(self, batches: list[Batch], count: int) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[Batch]]:
+    def _run(
+        self, batches: list[Batch] | SharedForwards, count: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[Batch] | SharedForwards]:
         """Values, whether they are the greedy ones, and the batches to use from now on: smaller where memory ends."""
         lm = self._lm
+        if isinstance(batches, SharedForwards):
+            return *batches.score(lm.model), batches
         found = score_batches(lm.model, batches, lm.softmax_dtype, count, lm.mixed_precision_dtype)
         if len(found[2]) > len(batches):
             _log.warning(
@@ -140,12 +156,15 @@ class Session:
             by_type = self._by_type(places)
             loglikelihood = [self.requests[id(instance)][0] for instance in by_type.get("loglikelihood", [])]
             windows = [self.requests[id(instance)] for instance in by_type.get("loglikelihood_rolling", [])]
+            rolling = [window for of_instance in windows for window in of_instance]
+            shared = self._batch_tokens is not None
             self._plans[block] = _Plan(
                 places,
                 by_type,
-                self._batches(loglikelihood),
-                self._rolling([window for of_instance in windows for window in of_instance]),
+                self._shared(loglikelihood) if shared else self._batches(loglikelihood),
+                self._shared(rolling) if shared else self._rolling(rolling),
                 [len(of_instance) for of_instance in windows],
+                self._stock_tokens([*loglikelihood, *rolling]),
             )
         return self._plans[block]
 
@@ -157,6 +176,23 @@ class Session:
                 for instance in self._scorers[name].documents[place]:
                     by_type.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
         return by_type
+
+    def _shared(self, requests: Sequence[TokenRequest]) -> SharedForwards:
+        assert self._batch_tokens is not None
+        return SharedForwards(
+            requests,
+            self._lm.model,
+            max_length=self._lm.max_length,
+            batch_tokens=self._batch_tokens,
+            softmax_dtype=self._lm.softmax_dtype,
+            autocast=self._lm.mixed_precision_dtype,
+        )
+
+    def _stock_tokens(self, requests: Sequence[TokenRequest]) -> int:
+        """Tokens of the forwards that lm-eval makes: of requests that differ in their last token, one."""
+        most = self._lm.max_length
+        inputs = [((r.context + r.continuation)[-(most + 1) :][:-1]) for r in requests]
+        return sum(map(len, {tuple(tokens) for tokens in inputs} if self.grouped else inputs))
 
     def _batches(self, requests: Sequence[TokenRequest], first: int = 0) -> list[Batch]:
         return plan_batches(

@@ -21,9 +21,9 @@ from fitness._lm_eval.tree_mask import TreeMasks
 
 _log = logging.getLogger(__name__)
 
-_LOGITS = 128 * 2**20
+MOST_LOGITS = 128 * 2**20
 """Bytes of logits in a batch, at most."""
-_SOFTMAX = 32 * 2**20
+MOST_SOFTMAX = 32 * 2**20
 """Bytes of logarithms of softmax at a time."""
 _FEWEST_ROWS = 32
 _FEWEST_TOKENS = 32
@@ -32,7 +32,7 @@ _NEEDED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "lo
 
 def default_tokens(device: torch.device) -> int:
     """Tokens of a batch: as few as keep the device busy, since tokens of other branches are attended to in vain."""
-    return 512 if device.type == "cpu" else 2048
+    return 256 if device.type == "cpu" else 2048
 
 
 class SharedForwards:
@@ -43,7 +43,7 @@ class SharedForwards:
         module: a model like those to be scored: its device, vocabulary and kinds of layers.
         max_length: positions of the model.
         batch_tokens: tokens of a forward, about.
-        softmax_dtype: as for ``lm_eval --model hf``.
+        softmax_dtype, autocast: as for `batches.score_batches`.
     """
 
     def __init__(
@@ -54,13 +54,14 @@ class SharedForwards:
         max_length: int,
         batch_tokens: int,
         softmax_dtype: torch.dtype | None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self._requests, self._max_length = requests, max_length
-        self._device, self._softmax_dtype = module.device, softmax_dtype
+        self._device, self._softmax_dtype, self._autocast = module.device, softmax_dtype, autocast
         self._lengths = [len(request.continuation) for request in requests]
         self._masks = TreeMasks(module)
         self._vocabulary = int(module.get_output_embeddings().weight.shape[0])
-        self._most_rows = max(_FEWEST_ROWS, _LOGITS // (self._vocabulary * module.dtype.itemsize))
+        self._most_rows = max(_FEWEST_ROWS, MOST_LOGITS // (self._vocabulary * module.dtype.itemsize))
         self._most_tokens = batch_tokens
         self._batches = self._planned()
 
@@ -110,14 +111,15 @@ class SharedForwards:
             cache = DynamicCache()
         # A model computes a row of logits at least.
         rows = batch.rows if len(batch.rows) else torch.zeros(1, dtype=torch.long, device=self._device)
-        logits = module(
-            input_ids=batch.inputs,
-            attention_mask=self._masks(batch.positions, batch.ends, before),
-            position_ids=batch.positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=rows,
-        ).logits[0]
+        with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+            logits = module(
+                input_ids=batch.inputs,
+                attention_mask=self._masks(batch.positions, batch.ends, before),
+                position_ids=batch.positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=rows,
+            ).logits[0]
         self._read(logits, batch, chosen, greedy)
         del logits
         for after in batch.after:
@@ -126,7 +128,7 @@ class SharedForwards:
             cache.crop(before - cache.get_seq_length())  # negative: so many tokens less
 
     def _read(self, logits: torch.Tensor, batch: TokenBatch, chosen: torch.Tensor, greedy: torch.Tensor) -> None:
-        step = max(1, _SOFTMAX // (logits.shape[1] * 4))
+        step = max(1, MOST_SOFTMAX // (logits.shape[1] * 4))
         for first in range(0, len(batch.rows), step):
             part = slice(*batch.scores_of(first, min(first + step, len(batch.rows))))
             rows, tokens, slots = batch.score_rows[part] - first, batch.tokens[part], batch.slots[part]

@@ -27,7 +27,7 @@ class TokenBatch:
         rows: [rows] which tokens' logits are wanted.
         score_rows, tokens, slots: [scores] of each score its row, the token of the continuation, its slot.
         last_scores: [rows] how many scores there are up to each row's last.
-        after: the batches that come after this one's tokens; with any, they are a trunk, whose keys and values are kept.
+        after: the batches that come after this one's tokens, which are then a trunk: their keys and values are kept.
     """
 
     inputs: torch.Tensor

@@ -58,9 +58,11 @@ class TreeMasks:
 
     def _narrowed(self, kind: str, seen: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         if kind == "sliding_attention" and self._window:
-            return seen & (query - key < self._window)
+            near: torch.Tensor = query - key < self._window
+            return seen & near
         if kind == "chunked_attention" and self._chunk:
-            return seen & (query // self._chunk == key // self._chunk)
+            together: torch.Tensor = query // self._chunk == key // self._chunk
+            return seen & together
         return seen
 
     def _form(self, seen: torch.Tensor) -> torch.Tensor:

@@ -52,9 +52,7 @@ def alone(module: Any, requests: list[TokenRequest], limit: int = 31) -> tuple[A
 
 
 def shared(module: Any, requests: list[TokenRequest], tokens: int, limit: int = 31) -> SharedForwards:
-    return SharedForwards(
-        requests, module, max_length=limit, batch_tokens=tokens, softmax_dtype=torch.float32
-    )
+    return SharedForwards(requests, module, max_length=limit, batch_tokens=tokens, softmax_dtype=torch.float32)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -110,9 +108,9 @@ def test_half_precision_is_as_far_off_as_batches_of_another_size(dtype: torch.dt
 def test_rows_are_cut_where_their_logits_would_be_many(monkeypatch: pytest.MonkeyPatch) -> None:
     module = build("llama")
     values, greedy = alone(module, questions())
-    monkeypatch.setattr(shared_forwards, "_LOGITS", 0)
+    monkeypatch.setattr(shared_forwards, "MOST_LOGITS", 0)
     monkeypatch.setattr(shared_forwards, "_FEWEST_ROWS", 5)
-    monkeypatch.setattr(shared_forwards, "_SOFTMAX", 3 * 40 * 4)
+    monkeypatch.setattr(shared_forwards, "MOST_SOFTMAX", 3 * 40 * 4)
     widest = []
     module.lm_head.register_forward_hook(lambda _, __, logits: widest.append(logits.shape[1]))
     found, right = shared(module, questions(), 1000).score(module)
@@ -134,7 +132,7 @@ def test_no_requests_are_no_values() -> None:
     assert len(values) == len(greedy) == 0
 
 
-def test_without_memory_batches_become_smaller(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_memory_batches_become_smaller(caplog: pytest.LogCaptureFixture) -> None:
     module, requests = build("llama"), questions()
     values, _ = alone(module, requests)
     forwards = shared(module, requests, 256)

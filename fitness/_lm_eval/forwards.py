@@ -1,0 +1,36 @@
+"""How log-likelihoods are run: in lm-eval's batches, or with the tokens that prompts share computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from evomerge.errors import ConfigError, nearest
+
+Mode = Literal["exact", "shared", "auto"]
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """How log-likelihoods are run.
+
+    Attributes:
+        mode: ``exact``: as lm-eval does; ``shared``: every token of the requests' tree once; ``auto`` is ``exact``
+            unless who builds the fitness says otherwise.
+        batch_tokens: of a shared forward; None for as many as suit the device.
+    """
+
+    mode: Mode = "exact"
+    batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for an unknown mode or a count below 1."""
+        if self.mode not in get_args(Mode):
+            raise ConfigError(f"forwards is {self.mode!r}", nearest(str(self.mode), get_args(Mode)))
+        count = self.batch_tokens
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise ConfigError(f"batch_tokens is {count!r}", "a whole number, 1 or more; null suits the device")
+
+    def decides(self) -> dict[str, Any]:
+        """What of it goes into a fingerprint: nothing of what lm-eval does."""
+        return {"forwards": "shared", "batch_tokens": self.batch_tokens} if self.mode == "shared" else {}
