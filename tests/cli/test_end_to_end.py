@@ -72,9 +72,31 @@ def test_evaluate_gives_the_same_scores_as_the_search(
     finished_run: Path, merged: Path, quick_search: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = told(finished_run, "search", best(finished_run))
-    for target, overrides in ((finished_run, []), (merged, quick_search[:2])):
+    for target, overrides in ((finished_run, []), (merged, quick_search[:3])):
         assert main(["evaluate", str(target), "--json", *overrides]) == 0
         assert json.loads(capsys.readouterr().out)["metrics"] == expected
+
+
+def test_searches_share_forwards_and_held_out_scores_do_not(
+    finished_run: Path, quick_search: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["search", *quick_search, "fitness.forwards=auto", f"run_dir='{run}'"]) == 0
+    told_ = [event for event in read_ledger(run) if event["event"] == "told"]
+    for event in told_:
+        tokens = event["tokens"]
+        assert (tokens["run"] < 0.8 * tokens["stock"]) == (event["split"] == "search")
+        assert event["split"] == "search" or tokens["run"] == tokens["stock"]
+    for exact, shared in zip(
+        [event for event in read_ledger(finished_run) if event["event"] == "told"][:4], told_, strict=False
+    ):  # the baselines
+        assert shared["objectives"]["score"] == pytest.approx(exact["objectives"]["score"], rel=1e-5)
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["objectives"]["score"]
+    assert found == pytest.approx(
+        told_[[e["candidate"] for e in told_].index(best(run))]["objectives"]["score"], rel=1e-5
+    )
 
 
 def test_the_merged_model_is_the_recipe(finished_run: Path, merged: Path, quick_pool: Path) -> None:
