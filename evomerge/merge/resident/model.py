@@ -240,10 +240,7 @@ class Resident:
 
     def _reference(self, entry: SlicePlan, place: ModuleSlice) -> Merged | None:
         """A slice that is a source's own, where it lies; ``None`` where it must be copied."""
-        known = self._references.get(entry.key)
-        if known is not None:
-            return known
-        found = source_slice(entry, place, self.sources, self.model.dtype)
+        found = self._references.get(entry.key) or source_slice(entry, place, self.sources, self.model.dtype)
         if found is not None:
             self._references[entry.key] = found
         return found
