@@ -51,12 +51,11 @@ def _has_triton(device: torch.device) -> bool:
 
         if agrees_with_torch(device):
             return True
-        reason = "its result for an example is not that of torch operations"
+        reason = "its result for an example is not that of torch operations; Triton 3.6 or newer is needed"
     except Exception as error:  # compilers, loaders and drivers raise whatever they raise
         reason = reason_of(error)
     warnings.warn(
-        f"merging on {device} without fused kernels, several times slower and with the same result: "
-        f"Triton cannot be used ({reason})",
+        f"merging on {device} without fused kernels, slower and with the same result: Triton cannot be used ({reason})",
         EvomergeWarning,
         stacklevel=2,
     )
