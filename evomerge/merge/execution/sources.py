@@ -70,6 +70,11 @@ class Sources:
 
     def flat(self, model: str, name: str) -> torch.Tensor:
         """A tensor of a model as one dimension on the device, in its stored dtype: not to be written to."""
+        kept = self._held(model, name)
+        return kept if kept.device == self.device else kept.to(self.device, non_blocking=True)
+
+    def _held(self, model: str, name: str) -> torch.Tensor:
+        """The tensor where it is kept."""
         kept = self._kept.get((model, name))
         if kept is None:
             with self.notes.noting():  # folds an adapter in, or takes it to the device
@@ -77,16 +82,16 @@ class Sources:
                 if self.device.type != "cpu":
                     kept = self._placed(kept)
             self._kept[model, name] = kept
-        return kept if kept.device == self.device else kept.to(self.device, non_blocking=True)
+        return kept
 
     def aligned(self, model: str, name: str) -> torch.Tensor | None:
         """A flat tensor that a model can use in place: on the device, at a multiple of 64 bytes; ``None`` elsewhere.
 
         Files rarely align their tensors: those of the CPU are copied once, within the budget for notes.
         """
-        tensor = self.flat(model, name)
+        tensor = self._held(model, name)
         if self.device.type != "cpu":
-            return tensor if self._kept[model, name].device == self.device else None
+            return tensor if tensor.device == self.device else None
         if tensor.data_ptr() % ALIGNMENT == 0:
             return tensor
         return self.notes.large(("aligned", model, name), tensor.nbytes, tensor.clone, at_once=True)
