@@ -9,6 +9,7 @@ from typing import Any
 from evomerge.errors import ConfigError
 
 _FITNESS = ("a fitness", ("prepare", "run", "fingerprint"))
+_ARRAY_FITNESS = ("score", "fingerprint")
 _KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fitness": _FITNESS,
     "held_out": _FITNESS,
@@ -33,7 +34,9 @@ def check_kind(found: Any, key: str, named: str) -> None:
     what, has = _KINDS.get(key.rpartition(".")[2], ("", ()))
     if inspect.isroutine(found):
         return  # what it makes is looked at
-    missing = [name for name in has if inspect.getattr_static(found, name, None) is None]
+    missing = _missing(found, has)
+    if has is _FITNESS[1] and not _missing(found, _ARRAY_FITNESS):
+        return  # of genomes that are the models
     if hasattr(found if inspect.isclass(found) else type(found), "__getattr__"):
         return  # one that hands on to another
     if inspect.isclass(found):
@@ -44,6 +47,10 @@ def check_kind(found: Any, key: str, named: str) -> None:
             f"{what} has {', '.join(has)}; this has no {', '.join(missing)}",
             f"choose one with {key}=NAME, or see docs/extending.md for what one of your own needs",
         )
+
+
+def _missing(found: Any, has: Sequence[str]) -> list[str]:
+    return [name for name in has if inspect.getattr_static(found, name, None) is None]
 
 
 def check_call(target: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any], key: str, path: str) -> None:

@@ -175,7 +175,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(
         (["export", "x", "--format", "yaml"], ("--format", "mergekit")),
         (["evaluate", "nowhere.yaml"], ("nowhere.yaml",)),
         (["demo", "--sed", "1"], ("--sed",)),
-        (["evaluate", "RUN", "fitness.batch_sizes=4"], ("fitness.batch_sizes", "fitness.batch_size")),
+        (["evaluate", "RUN", "fitness.batch_sizes=4"], ("fitness has no key 'batch_sizes'", "'batch_size'")),
         (["search", "--multi"], ("--multi", "--multirun")),
     ],
 )

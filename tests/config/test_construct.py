@@ -48,6 +48,7 @@ def test_builds_with_injected_and_configured_arguments() -> None:
 
 class Ported(Part):
     foreign_keys: ClassVar[dict[str, tuple[str, str]]] = {"lr": ("steps have no rate", "set fitness.sigma0")}
+    prepare = run = fingerprint = print
 
 
 def test_keys_of_another_tool_are_answered() -> None:

@@ -329,7 +329,7 @@ def test_every_argument_of_lm_eval_is_taken_or_answered() -> None:
     page = (Path(__file__).parents[2] / "docs" / "lm_eval.md").read_text()
     first_column = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("|"))
     named = set(re.findall(r"`(\w+)`", first_column))
-    ours = {"response_length", "block_size", "fewshot_seed", "keep_responses"}
+    ours = {"response_length", "block_size", "fewshot_seed", "keep_responses", "task_timeout"}
     assert named == theirs | set(LmEvalFitness.foreign_keys) | ours | taken
 
 

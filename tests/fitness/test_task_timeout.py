@@ -80,7 +80,7 @@ def test_texts_for_reports_are_limited_too(tmp_path: Path) -> None:
     rows = [{"q": q, "a": "w1"} for q in ("w1", A)]
     fitness = fitness_of(write_task(tmp_path, rows, doc_to_text=f"{{% if q[0] == 'a' %}}{LOOP}{{% endif %}}w3"))
     fitness.check()
-    with pytest.raises(FitnessError, match="writing its items"):
+    with pytest.raises(FitnessError, match="building its items"):
         fitness.texts(5)
 
 

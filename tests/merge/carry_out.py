@@ -9,7 +9,8 @@ import torch
 
 from evomerge.merge.methods import BASE, METHODS, Context, Method, call_values
 from evomerge.merge.mixes.masks import mask_key
-from evomerge.merge.mixes.torch_mix import TensorStatistics, mix_block
+from evomerge.merge.mixes.torch_mix import mix_block
+from evomerge.merge.mixes.torch_statistics import TensorStatistics
 from evomerge.recipes.method_spec import Scalar
 
 KEYS = tuple(mask_key(7, f"model {i}", "tensor") for i in range(4))
@@ -27,6 +28,7 @@ def carry_out(
     dtype: torch.dtype = torch.float32,
     block: int | None = None,
     shortcut: bool = True,
+    ranked: bool = False,
 ) -> torch.Tensor:
     """The merged tensor, computed in float32 and rounded once to `dtype`.
 
@@ -38,6 +40,7 @@ def carry_out(
         keys: mask keys of the inputs, for random methods.
         dtype: of the result.
         block: elements merged at a time.
+        ranked: whether ranks in rows are to be had, as on accelerators.
         shortcut: take an input as it is where `Method.unchanged` says that it is the result, as a plan does.
     """
     method = METHODS[method] if isinstance(method, str) else method
@@ -51,7 +54,15 @@ def carry_out(
         chosen = below if same == BASE else inputs[same]
         assert chosen is not None
         return chosen.to(dtype, copy=True)
-    return _computed(method, inputs, below, values, tuple(keys[: len(inputs)]), block).to(dtype)
+    statistics = TensorStatistics if ranked else Unranked
+    return _computed(method, inputs, below, values, tuple(keys[: len(inputs)]), block, statistics).to(dtype)
+
+
+class Unranked(TensorStatistics):
+    """Without ranks in rows, as on the CPU."""
+
+    def row_ranks(self, index: int) -> None:  # type: ignore[override]
+        return None
 
 
 def _computed(
@@ -61,11 +72,12 @@ def _computed(
     values: Mapping[str, Any],
     keys: tuple[int, ...],
     block: int | None,
+    statistics: type[TensorStatistics],
 ) -> torch.Tensor:
     shape = inputs[0].shape
     flat = [tensor.reshape(-1) for tensor in inputs]
     origin = base.reshape(-1) if base is not None else None
-    mix = method.mix(values, TensorStatistics(flat, origin, tuple(shape), keys)) if method.mix else None
+    mix = method.mix(values, statistics(flat, origin, tuple(shape), keys)) if method.mix else None
     if mix is None:
         assert method.function is not None
         if not method.elementwise:

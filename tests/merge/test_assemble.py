@@ -147,7 +147,7 @@ def test_a_failed_merge_is_not_taken_for_done(tiny_model: TinyModel, monkeypatch
     pool = opened(tiny_model)
     resident, base = Resident(pool), make_plan(pool.info.linear({"base": 1.0}), pool)
 
-    def fails(plans: Any, sources: Any, outs: Any, made: Any, step: Any) -> Any:
+    def fails(plans: Any, sources: Any, outs: Any, *more: Any) -> Any:
         outs[0][plans[0].tensors[0]].fill_(torch.nan)
         raise PoolError("the disk went away")
 

@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 from merge.random_mixes import DTYPES, KEYS, random_tensor, unaligned
 
 from evomerge.errors import EvomergeError
+from evomerge.merge.execution import noted_statistics
 from evomerge.merge.execution.noted_statistics import NotedStatistics
 from evomerge.merge.execution.sources import Notes
+from evomerge.merge.mixes import torch_statistics
+from evomerge.merge.mixes.backend import Backend
 from evomerge.merge.mixes.cpu_statistics import CpuStatistics, exact_sum
-from evomerge.merge.mixes.torch_mix import TensorStatistics
+from evomerge.merge.mixes.masks import drop_
+from evomerge.merge.mixes.mix import Cut, cut_between
+from evomerge.merge.mixes.torch_mix import cut_
+from evomerge.merge.mixes.torch_statistics import TensorStatistics
 
 MANY = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SIZES = (1, 2, 3, 511, 512, 513, 65_535, 65_537)
@@ -39,39 +45,94 @@ def ranks_of(rng: np.random.Generator, count: int) -> tuple[int, int]:
     return first, last
 
 
+def by_sorting(task: torch.Tensor, first: int, last: int) -> Cut | None:
+    """What `Statistics.cut` is to return."""
+    magnitudes = task.view(torch.int32).bitwise_and(0x7FFFFFFF).numpy()
+    order = np.argsort(-magnitudes.astype(np.int64), kind="stable")
+    return cut_between(first, last, len(task), lambda rank: (int(magnitudes[order[rank]]), int(order[rank]) + 1))
+
+
 @MANY
-@given(seed=st.integers(0, 2**32), count=st.sampled_from(SIZES))
-def test_cuts_are_those_of_a_sort(seed: int, count: int) -> None:
+@given(seed=st.integers(0, 2**32), count=st.sampled_from(SIZES), large=st.sampled_from([0, 3, 100, 1 << 25]))
+def test_cuts_are_those_of_a_sort(seed: int, count: int, large: int) -> None:
     rng = np.random.default_rng(seed)
     base = random_tensor(rng, count)
-    fast, plain = both([random_tensor(rng, count, base) for _ in range(2)], base)
+    inputs = [random_tensor(rng, count, base) for _ in range(2)]
+    fast, plain = both(inputs, base)
     for index in range(2):
         ranks, order = fast.ranks(index), fast.order(index)
         assert order is not None
         assert sorted(order.tolist()) == list(range(count))
         for _ in range(4):
             first, last = ranks_of(rng, count)
-            expected = plain.cut(index, first, last)
+            expected = by_sorting(inputs[index].float() - base.float(), first, last)
             assert fast.cut(index, first, last) == expected
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch_statistics, "LARGE", large)
+                assert plain.cut(index, first, last) == expected
             assert fast.cut_from(ranks, index, first, last) == expected
             assert fast.cut_from_order(order, index, first, last) == expected
 
 
+def float64_gram(tensors: list[torch.Tensor]) -> np.ndarray:
+    flat = [tensor.double().numpy() for tensor in tensors]
+    return np.array([[a @ b for b in flat] for a in flat])
+
+
 @MANY
 @given(seed=st.integers(0, 2**32), count=st.sampled_from(SIZES))
-def test_sums_are_those_of_float64(seed: int, count: int) -> None:
+def test_sums_are_those_of_float64_and_the_same_bits_on_every_device(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     base = random_tensor(rng, count)
-    fast, plain = both([random_tensor(rng, count, base) for _ in range(int(rng.integers(1, 5)))], base)
+    inputs = [random_tensor(rng, count, base) for _ in range(int(rng.integers(1, 5)))]
+    fast, plain = both(inputs, base)
     for differences in (False, True):
-        exact = plain.gram(differences)
+        exact = float64_gram([x.float() - base.float() if differences else x.float() for x in inputs])
         scale = np.sqrt(np.outer(exact.diagonal(), exact.diagonal())) + 1e-30
         assert np.abs((fast.gram(differences) - exact) / scale).max() < 1e-5
         assert np.array_equal(fast.gram(differences), fast.gram(differences).T)
+        assert np.array_equal(plain.gram(differences), fast.gram(differences))
     first, last = ranks_of(rng, count)
-    for cut, density in itertools.product((None, fast.cut(0, first, last)), (None, 0.0, 0.4, 1.0)):
-        expected = plain.magnitude_kept(0, cut, density)
-        assert fast.magnitude_kept(0, cut, density) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    cuts = (None, fast.cut(0, first, last), Cut(0x3E000000, int(rng.integers(count)), 0x3F800000, count // 3))
+    task = inputs[0].float() - base.float()
+    for cut, density in itertools.product(cuts, (None, 0.0, 0.4, 1.0)):
+        left = task.clone()
+        if cut is not None:
+            cut_(left, cut, 0)
+        if density is not None:
+            drop_(left, KEYS[0], density, 0)
+        whole = float(task.double().abs().sum())
+        expected = float(left.double().abs().sum()) / whole if whole else 1.0
+        found = fast.magnitude_kept(0, cut, density)
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert plain.magnitude_kept(0, cut, density) == found
+
+
+@pytest.mark.parametrize("width", [1, 7, 300, 2**16, 2**16 + 3])
+def test_ranks_in_rows(width: int) -> None:
+    rng = np.random.default_rng(width)
+    rows = 3 if width > 300 else 41
+    base = random_tensor(rng, rows * width)
+    task = random_tensor(rng, rows * width, base)
+    found = TensorStatistics([task], base, (rows, width)).row_ranks(0)
+    ranks = found.numpy().astype(np.uint16 if width <= 2**16 else np.uint32).reshape(rows, width)
+    assert found.element_size() == (2 if width <= 2**16 else 4)
+    magnitudes = (task.float() - base.float()).abs().numpy().reshape(rows, width)
+    for row, expected in zip(ranks, magnitudes, strict=True):
+        assert np.array_equal(np.argsort(row), np.argsort(-expected, kind="stable"))
+
+
+@pytest.mark.parametrize("place", [0, 511, 70_000])
+def test_what_is_not_finite_on_a_device(place: int) -> None:
+    base, bad = torch.randn(70_001), torch.randn(70_001)
+    for number in (torch.nan, torch.inf):
+        bad[place] = number
+        found = TensorStatistics([bad], base, (70_001,), KEYS)
+        assert np.isnan(found.gram()).all()  # methods say which input it is
+        assert np.isnan(found.gram(True)).all()
+        assert np.isnan(found.magnitude_kept(0, None, None))
+        with pytest.raises(EvomergeError, match="NaN or infinite"):
+            found.cut(0, 0, 5)
 
 
 def test_hand_computed() -> None:
@@ -234,3 +295,47 @@ def test_a_note_that_cannot_be_found_takes_no_room() -> None:
         except EvomergeError:
             assert notes.used == 0
     assert notes.large("key", 60, lambda: "found") == "found"
+
+
+@pytest.mark.parametrize("budget", [0, 5000, 10**6])
+def test_a_device_looks_at_a_bin_once(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    count = 3000
+    base = random_tensor(rng, count)
+    inputs = [random_tensor(rng, count, base) for _ in range(2)]
+    names, notes = ["a", "b", "base"], Notes(budget)
+    passes: list[tuple[int, int]] = []
+    bin_of = TensorStatistics.bin
+
+    def counted(found: TensorStatistics, index: int, number: int) -> torch_statistics.Bin:
+        passes.append((index, number))
+        return bin_of(found, index, number)
+
+    monkeypatch.setattr(TensorStatistics, "bin", counted)
+    monkeypatch.setattr(noted_statistics, "backend_of", lambda device, dtypes: Backend.TORCH)
+    for _ in range(3):
+        for index, last in itertools.product(range(2), range(1, count, 37)):
+            found = NotedStatistics(inputs, base, (count,), KEYS, names, notes)
+            expected = by_sorting(inputs[index].float() - base.float(), last // 2, last)
+            assert found.cut(index, last // 2, last) == expected
+    assert notes.used <= budget
+    assert (len(set(passes)) == len(passes)) == (budget == 10**6)
+    row_ranks = NotedStatistics(inputs, base, (30, 100), KEYS, names, notes).row_ranks(0)
+    assert torch.equal(row_ranks, TensorStatistics(inputs, base, (30, 100)).row_ranks(0))
+
+
+def test_notes_on_a_device() -> None:
+    notes, calls = Notes(0, 100), list[str]()
+
+    def find(name: str) -> str:
+        calls.append(name)
+        return name
+
+    for name in ("a", "b", "a", "b", "c"):
+        assert notes.on_device(name, 50 if name != "b" else 60, lambda name=name: find(name)) == name
+    assert calls == ["a", "b", "b", "c"]
+    assert (notes.device_used, notes.used) == (100, 0)
+    notes.clear()
+    assert notes.on_device("a", 60, lambda: find("a")) == "a"
+    assert (notes.device_used, notes.device_budget, calls[-1]) == (0, 50, "a")
+    assert len(calls) == 5

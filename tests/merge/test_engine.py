@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -192,3 +193,27 @@ def test_sharded_sources(tiny_model: TinyModel, tmp_path: Path) -> None:
 
 def test_free_memory_is_plausible() -> None:
     assert 10**7 < free_memory(torch.device("cpu")) < 10**15
+
+
+def test_nothing_is_copied_to_a_device_to_find_that_it_is_not_there(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = opened(tiny_model)
+    name = next(iter(pool.layout.parameters))
+    copies: list[Any] = []
+    to = torch.Tensor.to
+
+    def counted(tensor: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        copies.append(given)
+        return to(tensor, *given, **named)
+
+    monkeypatch.setattr(torch.Tensor, "to", counted)
+    elsewhere = Sources(pool, "meta", Placement(0, 0, 0))
+    assert elsewhere.aligned("a", name) is None
+    assert copies == []
+    assert elsewhere.flat("a", name).is_meta
+    there = Sources(pool, "meta", Placement(10**9, 0, 0))
+    tensor = there.aligned("a", name)
+    assert tensor is not None
+    assert tensor.is_meta
+    assert len(copies) == 2

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from evomerge.cli.main import main
 from evomerge.errors import EvomergeError, InfeasibleError, RecipeError
 from evomerge.export.writer import write_model
-from evomerge.merge.execution.engine import merge_slice, merge_tensor
+from evomerge.merge.execution.engine import merge_slice
+from evomerge.merge.execution.tensor_merge import merge_tensor
 from evomerge.merge.methods import METHODS, Method
 from evomerge.merge.planning.plan import make_plan
 from evomerge.models.opening import open_pool

@@ -17,7 +17,7 @@ from tiny_models import TinyModel
 
 from evomerge.merge.execution.engine import merge_slice
 from evomerge.merge.methods import METHODS
-from evomerge.merge.mixes.torch_mix import TensorStatistics
+from evomerge.merge.mixes.torch_statistics import TensorStatistics
 from evomerge.merge.planning.plan import make_plan
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from evomerge.errors import EvomergeError
-from evomerge.merge.execution.engine import TensorMerge, merge_slice, merge_tensor
+from evomerge.merge.execution.engine import merge_slice
 from evomerge.merge.execution.streaming import stream_slice
+from evomerge.merge.execution.tensor_merge import TensorMerge, merge_tensor
 from evomerge.merge.kernels.sums import CHUNK
 from evomerge.merge.methods import METHODS
 from evomerge.merge.mixes.cpu_statistics import CpuStatistics, Window

@@ -137,8 +137,8 @@ def test_merges_that_fail_midway(tmp_path: Path, kind: str, monkeypatch: pytest.
     rng = np.random.default_rng(1)
     failed = 0
 
-    def fails(plans: Any, sources: Any, outs: Any, made: Any, step: Any) -> Any:
-        result = merge_slices(plans, sources, outs, made, step)
+    def fails(plans: Any, sources: Any, outs: Any, *more: Any) -> Any:
+        result = merge_slices(plans, sources, outs, *more)
         if rng.random() < 0.5:
             for tensor in (tensor for out in outs for tensor in out.values()):
                 tensor.fill_(torch.nan)

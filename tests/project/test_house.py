@@ -18,8 +18,9 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "mlflow": "mlflow-skinny",
     "optuna_dashboard": "optuna-dashboard",
+    "triton": "torch",
 }
-"""By module, where the names differ."""
+"""By module, where the names differ; Triton comes with CUDA builds of torch and is used where it is found."""
 
 OLD_WORDS = (
     *("Course", "Flight", "Seat", "Seats", "guilty", "_hungry_since", "Shell", "Shells", "held_as", "Tally", "Keeper"),

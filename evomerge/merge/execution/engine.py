@@ -2,179 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from evomerge.errors import EvomergeError
+from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.noted_statistics import NotedStatistics
 from evomerge.merge.execution.sources import Notes, Placement, Sources
 from evomerge.merge.execution.stage_slices import StageSlices
+from evomerge.merge.execution.tensor_merge import TensorMerge
 from evomerge.merge.kernels.sums import CHUNK
-from evomerge.merge.methods import METHODS, Context, Method
-from evomerge.merge.mixes.cpu_mix import KINDS, MixCall, mix_, mix_call
+from evomerge.merge.methods import METHODS
+from evomerge.merge.mixes.cpu_mix import MixCall
 from evomerge.merge.mixes.cpu_statistics import Window
 from evomerge.merge.mixes.masks import mask_key
-from evomerge.merge.mixes.mix import Mix, Statistics
-from evomerge.merge.mixes.torch_mix import mix_block
-from evomerge.merge.planning.slice_plan import Factor, Part, SlicePlan, Source
+from evomerge.merge.planning.slice_plan import Part, SlicePlan, Source
 from evomerge.models.checkpoints.headers import FLOAT_DTYPES
 from evomerge.models.pool import Pool
 
 TORCH_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES.values()}
 """Torch dtypes by the names that recipes use."""
 
-_CPU_BLOCK = 1 << 16  # elements: a handful of float32 temporaries of a block stay in the second-level cache
-DEVICE_BLOCK = 1 << 26  # few large kernels
-
 Made = Callable[[SlicePlan], Mapping[str, torch.Tensor]]
 """Gives the tensors of an intermediate's slice."""
-
-
-def merge_tensor(
-    method: Method,
-    inputs: Sequence[torch.Tensor],
-    base: torch.Tensor | None,
-    values: Mapping[str, Any],
-    keys: Sequence[int] = (),
-    *,
-    out: torch.Tensor,
-    statistics: Statistics | None = None,
-    block: int | None = None,
-) -> None:
-    """Merge one tensor into `out`.
-
-    Args:
-        method: the merge method.
-        inputs, base: the source tensors, as many elements as `out`, of any of the merged dtypes; not written to.
-        values: the method's arguments by name (`methods.call_values`).
-        keys: mask keys of the inputs, for methods that drop at random.
-        out: receives the result, computed in float32 and rounded once to its dtype; contiguous.
-        statistics: of the inputs; computed when asked by default.
-        block: elements merged at a time by torch operations; the result does not depend on it.
-
-    Raises:
-        EvomergeError: the result would not be finite.
-    """
-    TensorMerge(method, inputs, base, values, keys, tuple(out.shape), statistics).run(out.view(-1), block=block)
-
-
-class TensorMerge:
-    """One tensor's merge, to be carried out at once or in pieces.
-
-    Args:
-        method, inputs, base, values, keys, statistics: as for `merge_tensor`.
-        shape: of the tensor.
-        factor: changes the result before it is rounded.
-
-    Attributes:
-        divisible: whether `run` can give a part of the tensor.
-    """
-
-    def __init__(
-        self,
-        method: Method,
-        inputs: Sequence[torch.Tensor],
-        base: torch.Tensor | None,
-        values: Mapping[str, Any],
-        keys: Sequence[int],
-        shape: tuple[int, ...],
-        statistics: Statistics | None = None,
-        factor: Factor | None = None,
-    ) -> None:
-        self._factor = factor
-        self._method, self._values, self._keys, self._shape = method, values, tuple(keys), shape
-        self._inputs, self._base = [_flat(tensor) for tensor in inputs], _flat(base) if base is not None else None
-        self._mix: Mix | None = None
-        if method.mix is not None:
-            if statistics is None:
-                names: list[Hashable] = list(range(len(self._inputs) + (base is not None)))
-                statistics = NotedStatistics(self._inputs, self._base, shape, keys, names, Notes(0))
-            self._mix = method.mix(values, statistics)
-        self.divisible = self._mix is not None or method.elementwise
-
-    def run(self, out: torch.Tensor, begin: int = 0, block: int | None = None) -> None:
-        """Merge into `out`, flat: the whole tensor, or its elements from `begin` on.
-
-        Raises:
-            EvomergeError: the result would not be finite.
-        """
-        if self._factor is not None:
-            wide = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-            finite = self._merged(wide, begin, block)
-            self._factor(wide)
-            if wide is not out:
-                out.copy_(wide)
-            finite = finite and bool(torch.isfinite(out).all())
-        else:
-            finite = self._merged(out, begin, block)
-        if not finite:
-            raise self.not_finite(out.dtype)
-
-    def _merged(self, out: torch.Tensor, begin: int, block: int | None) -> bool:
-        """The merge without a factor; returns whether all of it is finite."""
-        mix = self._mix
-        if mix is not None and _compiled(out, self._inputs):
-            return mix_(out, mix, self._inputs, self._base, self._keys, begin)
-        return self._by_blocks(out, begin, block) if self.divisible else self._whole(out)
-
-    def call(self, out: torch.Tensor) -> MixCall | None:
-        """The whole tensor's merge into `out`, flat, ready for any thread; ``None`` where that is not to be had."""
-        if self._mix is None or self._factor is not None or not out.numel() or not _compiled(out, self._inputs):
-            return None
-        return mix_call(out, self._mix, self._inputs, self._base, self._keys)
-
-    def not_finite(self, dtype: torch.dtype) -> EvomergeError:
-        """The error for a result that is not finite."""
-        return EvomergeError(
-            f"merging by {self._method.spec.name} gives numbers that are NaN or beyond the range of {_name(dtype)}",
-            "finite numbers",
-            "check the sources' weights and the parameters, or merge to another dtype",
-        )
-
-    def _whole(self, out: torch.Tensor) -> bool:
-        """The method's function on whole tensors; returns whether all of it is finite."""
-        assert self._method.function is not None, "a method has a mix or a function"
-        shaped = [tensor.float().view(self._shape) for tensor in self._inputs]
-        below = self._base.float().view(self._shape) if self._base is not None else None
-        result = self._method.function(shaped, below, context=Context(0, self._keys), **self._values)
-        out.copy_(result.reshape(-1))
-        return bool(torch.isfinite(out).all())
-
-    def _by_blocks(self, out: torch.Tensor, begin: int, block: int | None) -> bool:
-        """The mix or the method's function by torch operations; returns whether all of it is finite."""
-        count, finite = out.numel(), torch.ones((), dtype=torch.bool, device=out.device)
-        size = block or (_CPU_BLOCK if out.device.type == "cpu" else DEVICE_BLOCK)
-        for start in range(0, count, size):
-            target = out[start : start + size]
-            at = slice(begin + start, begin + start + target.numel())
-            parts = [tensor[at] for tensor in self._inputs]
-            below = self._base[at] if self._base is not None else None
-            if self._mix is not None:
-                result = mix_block(self._mix, parts, below, self._keys, at.start)
-            else:
-                assert self._method.function is not None, "a method has a mix or a function"
-                floats = [part.float() for part in parts]
-                bottom = below.float() if below is not None else None
-                result = self._method.function(floats, bottom, context=Context(at.start, self._keys), **self._values)
-            target.copy_(result)
-            finite &= torch.isfinite(target).all()
-        return bool(finite)
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dim() == 1 else tensor.view(-1)
-
-
-def _compiled(target: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
-    """Whether the CPU's kernels can do it."""
-    return target.device.type == "cpu" and target.dtype in KINDS and all(x.dtype in KINDS for x in inputs)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @torch.no_grad()
@@ -202,7 +54,10 @@ def merge_slice(
     Raises:
         EvomergeError: a tensor cannot be read or merged; it is named.
     """
-    return SliceMerge(plan, pool, sources or Sources(pool, device, Placement(0, 0, 0)), made).run(out)
+    checks = FiniteChecks()
+    merged = SliceMerge(plan, pool, sources or Sources(pool, device, Placement(0, 0, 0)), made, checks=checks).run(out)
+    checks.settle()
+    return merged
 
 
 class SliceMerge:
@@ -211,16 +66,23 @@ class SliceMerge:
     Args:
         plan, pool, sources, made: as for `merge_slice`.
         window_bytes: how much of mapped sources may take memory at a time; all for ``None``.
+        checks: collects what is not known yet of results on accelerators; asked at once for ``None``.
     """
 
     def __init__(
-        self, plan: SlicePlan, pool: Pool, sources: Sources, made: Made | None = None, window_bytes: int | None = None
+        self,
+        plan: SlicePlan,
+        pool: Pool,
+        sources: Sources,
+        made: Made | None = None,
+        window_bytes: int | None = None,
+        checks: FiniteChecks | None = None,
     ) -> None:
         self.plan, self.pool, self.sources = plan, pool, sources
         self.dtype = TORCH_DTYPES[plan.dtype]
         self._made = made or StageSlices(plan, lambda inner, own: merge_slice(inner, pool, sources=sources, made=own))
         self._stages: dict[str, tuple[torch.Tensor, ...]] = {}
-        self._window_bytes = window_bytes
+        self._window_bytes, self._checks = window_bytes, checks
 
     def run(self, out: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
         """All tensors."""
@@ -242,7 +104,12 @@ class SliceMerge:
         target = given if direct else torch.empty(shape, dtype=self.dtype, device=self.sources.device)
         assert target is not None
         with self.naming(index):
-            self.merge(part, index).run(target.view(-1))
+            job = self.merge(part, index)
+            finite = job.into(target.view(-1))
+            if self._checks is not None and isinstance(finite, torch.Tensor):
+                self._checks.add(finite, lambda: self._named(index, job.not_finite(self.dtype)))
+            elif not finite:
+                raise job.not_finite(self.dtype)
         return target if given is None or direct else given.copy_(target)
 
     def prepared(self, part: Part, index: int, given: torch.Tensor) -> tuple[TensorMerge, MixCall] | None:
@@ -293,8 +160,10 @@ class SliceMerge:
         try:
             yield
         except EvomergeError as error:
-            name = self.plan.tensors[index]
-            raise type(error)(f"tensor {name!r}: {error.given}", error.allowed, error.do) from error
+            raise self._named(index, error) from error
+
+    def _named(self, index: int, error: EvomergeError) -> EvomergeError:
+        return type(error)(f"tensor {self.plan.tensors[index]!r}: {error.given}", error.allowed, error.do)
 
     def flat(self, source: Source, index: int) -> torch.Tensor:
         """A source's tensor as one dimension on the device."""

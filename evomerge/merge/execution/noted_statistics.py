@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.merge.execution.sources import Notes
+from evomerge.merge.mixes.backend import Backend, backend_of
 from evomerge.merge.mixes.cpu_statistics import CpuStatistics, Window
 from evomerge.merge.mixes.mix import Cut
-from evomerge.merge.mixes.torch_mix import TensorStatistics
+from evomerge.merge.mixes.torch_statistics import Bin, TensorStatistics, row_width
 
 
 class NotedStatistics:
@@ -49,10 +50,15 @@ class NotedStatistics:
         return math.prod(self.shape)
 
     @cached_property
+    def _backend(self) -> Backend:
+        inputs, base = self._tensors
+        return backend_of(inputs[0].device, [tensor.dtype for tensor in (*inputs, base) if tensor is not None])
+
+    @cached_property
     def _found(self) -> CpuStatistics | TensorStatistics:
         """What computes them: many methods ask for nothing."""
         inputs, base = self._tensors
-        if inputs[0].device.type == "cpu":
+        if self._backend is Backend.CPU:
             return CpuStatistics(inputs, base, self.shape, self._keys, self._window)
         return TensorStatistics(inputs, base, self.shape, self._keys)
 
@@ -69,12 +75,33 @@ class NotedStatistics:
     def _cut(self, name: tuple[Hashable, ...], index: int, first: int, last: int) -> Cut | None:
         found = self._found
         if not isinstance(found, CpuStatistics):
-            return found.cut(index, first, last)
+            return self._cut_by_bins(found, name, index, first, last)
         order = self._notes.large(("order", name), 4 * self.count, lambda: found.order(index))
         if order is not None:
             return found.cut_from_order(order, index, first, last)
         ranks = self._notes.small(("ranks", name), lambda: found.ranks(index), lasting=True)
         return found.cut_from(ranks, index, first, last)
+
+    def _cut_by_bins(
+        self, found: TensorStatistics, name: tuple[Hashable, ...], index: int, first: int, last: int
+    ) -> Cut | None:
+        """The cut from what is known of the bins that its ends lie in."""
+
+        def held(number: int, size: int) -> Bin:
+            kept = self._notes.large(("bin", name, number), 16 * size, lambda: found.bin(index, number), at_once=True)
+            return kept if kept is not None else found.bin(index, number)
+
+        ranks = self._notes.small(("ranks", name), lambda: found.ranks(index))
+        return found.cut_from(ranks, index, first, last, held)
+
+    def row_ranks(self, index: int) -> torch.Tensor | None:
+        """The ranks of all elements in their rows; ``None`` on the CPU."""
+        found = self._found
+        if isinstance(found, CpuStatistics):
+            return None
+        name = ("row ranks", self._names[index], self._base, self.shape)
+        cost = (2 if row_width(self.shape) <= 1 << 16 else 4) * self.count
+        return self._notes.on_device(name, cost, lambda: found.row_ranks(index))
 
     def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
         """The share of the sum of magnitudes that a cut and a random mask leave."""

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.merge.cache.merged_slice import ALIGNMENT
-from evomerge.merge.execution.engine import DEVICE_BLOCK, TORCH_DTYPES, merge_tensor
+from evomerge.merge.execution.engine import TORCH_DTYPES
+from evomerge.merge.execution.tensor_merge import DEVICE_BLOCK, merge_tensor
 from evomerge.merge.methods import METHODS
 from evomerge.merge.methods.registry import Method
 from evomerge.merge.mixes.mix import Cut
@@ -23,7 +24,7 @@ from evomerge.utils.memory import MemoryPart
 _ORDER = 4  # bytes of an element's index in an order (`CpuStatistics.order`)
 _SORT = 12  # bytes of an element while it is sorted: its magnitude twice, and another index (`selection.order`)
 _RANKS = 1500 * 16  # bytes of a histogram: bins that magnitudes of a task vector fill, with their counts
-_DEVICE_SORT = 20  # bytes of an element: difference, magnitude, its sorted copy and the indexes that come with it
+_DEVICE_COUNT = 20  # bytes of an element that is counted on a device: both sides, their difference, its bin as int64
 
 
 def notes_memory(plans: Sequence[Plan], pool: Pool, budget: int) -> list[MemoryPart]:
@@ -52,7 +53,8 @@ def notes_memory(plans: Sequence[Plan], pool: Pool, budget: int) -> list[MemoryP
 def scratch_memory(plans: Sequence[Plan], pool: Pool, on_host: bool) -> list[MemoryPart]:
     """What merging the largest tensor takes for a moment, on the processor or on the device."""
     asked = _sorted_tensors(plans, pool)
-    largest = max(asked.values(), default=0) * (_SORT if on_host else _DEVICE_SORT)
+    largest = max(asked.values(), default=0)
+    largest = largest * _SORT if on_host else min(largest, DEVICE_BLOCK) * _DEVICE_COUNT
     for part, like in _tensors(plans, pool):
         method, inputs = METHODS[part.method or "passthrough"], len(part.sources) + (part.base is not None)
         count = math.prod(pool.layout.shapes[like])
@@ -85,6 +87,9 @@ class _Asked:
 
     def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
         return 1.0
+
+    def row_ranks(self, index: int) -> None:
+        return None
 
 
 def _parts(plan: Plan) -> Iterator[Part]:

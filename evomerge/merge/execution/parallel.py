@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from evomerge.merge.execution.engine import Made, SliceMerge, TensorMerge
+from evomerge.merge.execution.engine import Made, SliceMerge
+from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.sources import Sources
+from evomerge.merge.execution.tensor_merge import TensorMerge
 from evomerge.merge.mixes.cpu_mix import PART, MixCall
 from evomerge.merge.planning.slice_plan import SlicePlan
 
@@ -39,6 +41,7 @@ def merge_slices(
     outs: Sequence[Mapping[str, torch.Tensor]],
     made: Made | None = None,
     step: Callable[[], None] = lambda: None,
+    checks: FiniteChecks | None = None,
 ) -> list[float]:
     """Merge slices into given tensors; returns the seconds that each took, as if it had all threads to itself.
 
@@ -50,11 +53,14 @@ def merge_slices(
         outs: for each, the tensors to write into by output name.
         made: as for `engine.merge_slice`.
         step: called for each slice, once all is known of its sources that its merge needs.
+        checks: collects what is not known yet of results on accelerators, for the caller to settle; settled here for
+            ``None``.
 
     Raises:
         EvomergeError: a tensor cannot be read or merged; it is named.
     """
-    merges = [SliceMerge(plan, sources.pool, sources, made) for plan in plans]
+    later = FiniteChecks() if checks is None else checks
+    merges = [SliceMerge(plan, sources.pool, sources, made, checks=later) for plan in plans]
     seconds, jobs = [0.0] * len(plans), list[_Job]()
     for number, (plan, merge) in enumerate(zip(plans, merges, strict=True)):
         start = time.perf_counter()
@@ -73,6 +79,8 @@ def merge_slices(
         if job.bad:
             with merges[job.slice].naming(job.index):
                 raise job.merge.not_finite(job.out.dtype)
+    if checks is None:
+        later.settle()
     return seconds
 
 

@@ -17,8 +17,8 @@ from evomerge.utils.memory import free_host_memory
 
 T = TypeVar("T")
 
-DEVICE_SHARE, HOST_SHARE, NOTES_SHARE = 0.5, 0.25, 0.25
-"""Of what is free when the model has been loaded: for sources on the device and pinned, and for notes."""
+DEVICE_SHARE, HOST_SHARE, NOTES_SHARE, DEVICE_NOTES_SHARE = 0.5, 0.25, 0.25, 0.125
+"""Of what is free when the model has been loaded: for sources on the device and pinned, for notes on either."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,25 @@ class Placement:
     Attributes:
         device: on an accelerator.
         host: in pinned host memory, for an accelerator; sources on the CPU are mapped and cost nothing.
-        notes: of what is derived from sources once for all candidates: orders of magnitudes.
+        notes: of what is derived from sources once for all candidates: orders of magnitudes, or parts of them.
+        device_notes: likewise, of what an accelerator reads beside the sources: ranks of magnitudes.
     """
 
     device: int
     host: int
     notes: int
+    device_notes: int = 0
 
     @staticmethod
     def measured(device: torch.device, workers: int = 1) -> Placement:
-        """Shares of what is free: half of the device, a quarter of the host, divided among the host's workers."""
+        """Shares of what is free: half of the device, a quarter of the host, divided among the host's workers, and for
+        notes a quarter of the host and an eighth of the device."""
         host = free_memory(torch.device("cpu")) // max(workers, 1)
         if device.type == "cpu":
             return Placement(0, 0, int(host * NOTES_SHARE))
         own = free_memory(device)
-        return Placement(int(own * DEVICE_SHARE), int(host * HOST_SHARE), 0)
+        notes = int(host * NOTES_SHARE), int(own * DEVICE_NOTES_SHARE)
+        return Placement(int(own * DEVICE_SHARE), int(host * HOST_SHARE), *notes)
 
 
 class Sources:
@@ -60,12 +64,17 @@ class Sources:
         self.pool = pool
         self.device = torch.device(device)
         self.placement = placement or Placement.measured(self.device)
-        self.notes = Notes(self.placement.notes)
+        self.notes = Notes(self.placement.notes, self.placement.device_notes)
         self.device_bytes = self.host_bytes = 0
         self._kept: dict[tuple[str, str], torch.Tensor] = {}
 
     def flat(self, model: str, name: str) -> torch.Tensor:
         """A tensor of a model as one dimension on the device, in its stored dtype: not to be written to."""
+        kept = self._held(model, name)
+        return kept if kept.device == self.device else kept.to(self.device, non_blocking=True)
+
+    def _held(self, model: str, name: str) -> torch.Tensor:
+        """The tensor where it is kept."""
         kept = self._kept.get((model, name))
         if kept is None:
             with self.notes.noting():  # folds an adapter in, or takes it to the device
@@ -73,16 +82,16 @@ class Sources:
                 if self.device.type != "cpu":
                     kept = self._placed(kept)
             self._kept[model, name] = kept
-        return kept if kept.device == self.device else kept.to(self.device, non_blocking=True)
+        return kept
 
     def aligned(self, model: str, name: str) -> torch.Tensor | None:
         """A flat tensor that a model can use in place: on the device, at a multiple of 64 bytes; ``None`` elsewhere.
 
         Files rarely align their tensors: those of the CPU are copied once, within the budget for notes.
         """
-        tensor = self.flat(model, name)
+        tensor = self._held(model, name)
         if self.device.type != "cpu":
-            return tensor if self._kept[model, name].device == self.device else None
+            return tensor if tensor.device == self.device else None
         if tensor.data_ptr() % ALIGNMENT == 0:
             return tensor
         return self.notes.large(("aligned", model, name), tensor.nbytes, tensor.clone, at_once=True)
@@ -110,16 +119,20 @@ class Notes:
 
     Attributes:
         budget: bytes for the large ones (`large`); the small ones are numbers.
-        used: bytes of the large ones.
+        device_budget: bytes for those on an accelerator (`on_device`).
+        used, device_used: bytes of them.
         seconds: that finding out took, of what lasts as long as the pool does.
     """
 
     budget: int
+    device_budget: int = 0
     used: int = 0
+    device_used: int = 0
     seconds: float = 0.0
     _begun: float | None = field(default=None, repr=False)
     _small: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _large: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _on_device: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _asked: set[Hashable] = field(default_factory=set, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -146,7 +159,9 @@ class Notes:
         with self._lock:
             self._large.clear()
             self._asked.clear()
+            self._on_device.clear()
             self.used, self.budget = 0, self.budget // 2
+            self.device_used, self.device_budget = 0, self.device_budget // 2
 
     def small(self, key: Hashable, find: Callable[[], T], *, lasting: bool = False) -> T:
         """What `find` returned when `key` was first asked for; `lasting` where every candidate will ask for it."""
@@ -180,6 +195,18 @@ class Notes:
                 self._large[key] = found
         kept: T | None = self._large[key]
         return kept
+
+    def on_device(self, key: Hashable, cost: int, find: Callable[[], T]) -> T:
+        """What `find` returned, on an accelerator; kept where there is room for its `cost` bytes."""
+        if key in self._on_device:
+            kept: T = self._on_device[key]
+            return kept
+        with self.noting():
+            found = find()
+        if cost <= self.device_budget - self.device_used:
+            self.device_used += cost
+            self._on_device[key] = found
+        return found
 
 
 _MOST_NOTES = 1 << 18

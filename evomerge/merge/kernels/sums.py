@@ -18,8 +18,10 @@ from evomerge.utils.compiling import compiled
 CHUNK = 1 << 16
 """Elements of a partial sum."""
 
+GROUP = 16
+"""Blocks whose products are added in float32 before they go into float64."""
+
 _AHEAD = 4096
-_GROUP = 16  # blocks whose products are added in float32 before they go into float64
 
 
 @compiled
@@ -101,7 +103,7 @@ def gram(inputs: Any, kinds: Any, base: int, base_kind: int, begin: int, end: in
                     _product(places[i], places[j], singles + pair * row, size, True)
                     pair += 1
             blocks += 1
-            if blocks == _GROUP or start + size == chunk_end:
+            if blocks == GROUP or start + size == chunk_end:
                 for p in range(pairs):
                     _flush(singles + p * row, sums + 2 * p * row, BLOCK)
                 blocks = 0

@@ -24,8 +24,9 @@ from evomerge.merge.methods.parameters import (
 from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.merge.methods.task_vectors import fused, restorable
 from evomerge.merge.mixes.masks import kept_up_to
-from evomerge.merge.mixes.mix import Term
+from evomerge.merge.mixes.mix import Mix, Pruning, Statistics, Term
 from evomerge.merge.mixes.torch_mix import mix_block
+from evomerge.merge.mixes.torch_statistics import by_magnitude, row_width
 from evomerge.recipes.method_spec import ParameterSpec
 
 EPSILON = ParameterSpec(
@@ -50,16 +51,19 @@ class _Pruning:
     Args:
         index: of the input.
         width: elements of a row.
-        device: of the tensor.
+
+    Attributes:
+        bounds: the largest random numbers that stay, by rank: int32.
+        by_probability: whether survivors are divided by their probability.
     """
 
-    def __init__(self, values: Values, index: int, width: int, device: torch.device) -> None:
+    def __init__(self, values: Values, index: int, width: int) -> None:
         density = min(1.0, max(0.0, float(values["density"][index])))
         epsilon = min(float(values["epsilon"][index]), density, 1 - density)
         self.index, self.whole = index, density >= 1
         self.by_probability = bool(values["rescale"]) and values["rescale_by"] == "probability"
         slope = 2 * np.arange(width) / max(1, width - 1) - (1.0 if width > 1 else 0.0)
-        self._bounds = torch.from_numpy(kept_up_to(density - epsilon * slope)).to(device)
+        self.bounds = kept_up_to(density - epsilon * slope)
 
     def kept(self, rows: torch.Tensor, base: torch.Tensor, context: Context, start: int) -> torch.Tensor:
         """Rows of the task vector, pruned, each survivor divided by its probability where that is asked for.
@@ -73,7 +77,8 @@ class _Pruning:
         if self.whole:
             return task
         bounds = torch.empty(task.shape, dtype=torch.int32, device=task.device)
-        bounds.scatter_(1, by_magnitude(task), self._bounds.expand_as(bounds))
+        by_rank = torch.from_numpy(self.bounds).to(task.device)
+        bounds.scatter_(1, by_magnitude(task), by_rank.expand_as(bounds))
         context.drop_each_(self.index, bounds.view(-1), task.view(-1), start)
         if self.by_probability:
             # The probability that the bound means, exactly; where it is zero nothing is left to divide.
@@ -81,32 +86,16 @@ class _Pruning:
         return task
 
 
-def by_magnitude(task: torch.Tensor) -> torch.Tensor:
-    """The columns of each row by falling magnitude, of equals the earlier first: int64, of the shape of `task`.
-
-    Args:
-        task: float32, of shape ``(rows, width)``.
-    """
-    # Magnitudes and columns in one number sort faster than by a stable sort, and the same on every device.
-    keys = task.view(torch.int32).bitwise_or(-(2**31)).bitwise_not_().to(torch.int64)
-    keys = keys.bitwise_left_shift_(32).add_(torch.arange(task.shape[1], device=task.device))
-    if keys.device.type == "cpu":
-        keys.numpy().sort(axis=1)
-    else:
-        keys = keys.sort(dim=1).values
-    return keys.bitwise_and_(2**32 - 1)
-
-
 def _merged(
     inputs: Sequence[torch.Tensor], base: torch.Tensor, context: Context, values: Values, elect: bool
 ) -> torch.Tensor:
     """Prune, then merge as DARE or TIES do; rows at a time, so that their ranks stay in the cache."""
-    width = base[0].numel() if base.dim() > 1 and len(base) else base.numel()
     if not base.numel():
         return base
+    width = row_width(tuple(base.shape))
     rows, origin = [x.reshape(-1, width) for x in inputs], base.reshape(-1, width)
     result = base.new_empty(origin.shape)
-    used = {i: _Pruning(values, i, width, base.device) for i, w in enumerate(values["weight"]) if w != 0}
+    used = {i: _Pruning(values, i, width) for i, w in enumerate(values["weight"]) if w != 0}
     shares = dict.fromkeys(used, 1.0)
     if values["rescale"] and values["rescale_by"] == "magnitude":
         for i, pruning in used.items():
@@ -123,6 +112,23 @@ def _merged(
         ]
         torch.add(mix_block(mix, left, None, (), 0).view_as(below), below, out=result[block])
     return result.view(base.shape)
+
+
+def _fused(values: Values, statistics: Statistics, *, elect: bool) -> Mix | None:
+    """The method as a mix by ranks; ``None`` where there are none, and where sums of magnitudes are restored."""
+    if not statistics.count or (values["rescale"] and values["rescale_by"] == "magnitude"):
+        return None
+    width, terms = row_width(statistics.shape), []
+    for i, weight in enumerate(values["weight"]):
+        if weight == 0:
+            terms.append(Term(0.0))
+            continue
+        ranks = statistics.row_ranks(i)
+        if ranks is None:
+            return None
+        pruning = _Pruning(values, i, width)
+        terms.append(Term(weight, pruning=Pruning(ranks, pruning.bounds, pruning.by_probability)))
+    return fused(tuple(terms), values, elect=elect)
 
 
 def _share(pruning: _Pruning, rows: torch.Tensor, base: torch.Tensor, context: Context) -> float:
@@ -149,6 +155,7 @@ def _share(pruning: _Pruning, rows: torch.Tensor, base: torch.Tensor, context: C
     idempotent=True,
     unchanged=unchanged_task,
     random=True,
+    mix=lambda values, statistics: _fused(values, statistics, elect=True),
 )
 def della(inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Context, **values: Any) -> torch.Tensor:
     """Drop by MagPrune, elect signs, fuse what agrees.
@@ -175,6 +182,7 @@ def della(inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Contex
     check=check_normalisable,
     unchanged=unchanged_task,
     random=True,
+    mix=lambda values, statistics: _fused(values, statistics, elect=False),
 )
 def della_linear(
     inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Context, **values: Any

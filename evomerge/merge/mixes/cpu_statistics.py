@@ -32,7 +32,8 @@ class Window:
     passed: Callable[[], None]
 
 
-_INFINITE_BIN = 0x7F800000 >> SHIFT
+INFINITE_BIN = 0x7F800000 >> SHIFT
+"""The first bin of magnitudes that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,18 @@ class Ranks:
 
     bins: NDArray[np.int64]
     above: NDArray[np.int64]
+
+    @staticmethod
+    def of(counts: NDArray[np.int64]) -> Ranks:
+        """Those of a histogram: how many elements are in each bin, the smallest magnitudes first."""
+        filled = np.flatnonzero(counts)[::-1]
+        return Ranks(filled, np.concatenate([[0], np.cumsum(counts[filled])]))
+
+    def find(self, rank: int) -> tuple[int, int, int]:
+        """The bin that a rank is in, how many elements that has, and the rank among them."""
+        number = int(np.searchsorted(self.above, rank, side="right")) - 1
+        before, end = int(self.above[number]), int(self.above[number + 1])
+        return int(self.bins[number]), end - before, rank - before
 
 
 class CpuStatistics:
@@ -121,10 +134,9 @@ class CpuStatistics:
 
         self._pass(count)
         bins = np.sum([part.sum(0, dtype=np.int64) for part in counted], axis=0)
-        if bins[_INFINITE_BIN:].any():
+        if bins[INFINITE_BIN:].any():
             raise not_finite()
-        filled = np.flatnonzero(bins)[::-1]
-        return Ranks(filled, np.concatenate([[0], np.cumsum(bins[filled])]))
+        return Ranks.of(bins)
 
     def cut(self, index: int, first: int, last: int) -> Cut | None:
         """The cut that keeps the ranks from `first` to `last`; ``None`` where that is all but zeros."""
@@ -136,8 +148,7 @@ class CpuStatistics:
 
     def _at(self, ranks: Ranks, index: int, rank: int) -> tuple[int, int]:
         """The magnitude bits of a rank, and one more than the index of its element."""
-        number = int(np.searchsorted(ranks.above, rank, side="right")) - 1
-        bin_, size = int(ranks.bins[number]), int(ranks.above[number + 1] - ranks.above[number])
+        bin_, size, within = ranks.find(rank)
         base, base_kind = self._origin()
         task = self._inputs[index]
         address, kind = task.data_ptr(), KINDS[task.dtype]
@@ -153,7 +164,6 @@ class CpuStatistics:
         self._pass(collect)
         bits = np.concatenate([parts[begin][0] for begin in sorted(parts)])
         places = np.concatenate([parts[begin][1] for begin in sorted(parts)])
-        within = rank - int(ranks.above[number])
         value = int(np.partition(bits, size - 1 - within)[size - 1 - within])
         equal = places[bits == value]
         return value, int(equal[within - int(np.count_nonzero(bits > value))]) + 1
@@ -189,6 +199,9 @@ class CpuStatistics:
         """The magnitude bits of one element of a task vector."""
         task = self._inputs[index]
         return int(magnitude_bits(task.data_ptr(), KINDS[task.dtype], *self._origin(), element))
+
+    def row_ranks(self, index: int) -> None:
+        """Methods that want them go by their function, row by row in the cache."""
 
     def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
         """The share of the sum of magnitudes that a cut and a random mask leave.

@@ -1,13 +1,13 @@
 """What most merge methods come down to: a sum of tensors, or of what is left of task vectors, with one factor each.
 
 A method says which `Mix` its parameters mean for a tensor, given the tensor's `Statistics`; the engine carries it out
-with fused kernels on the CPU (`cpu_kernels`) and with torch operations elsewhere (`torch_mix`).
+with fused kernels on the CPU (`cpu_mix`) and on GPUs (`triton_mix`), and with torch operations elsewhere (`torch_mix`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,20 @@ def cut_between(first: int, last: int, count: int, at: Callable[[int], tuple[int
     return Cut(low, low_end, *at(first - 1))
 
 
+class Pruning(NamedTuple):
+    """Which elements of a task vector stay at random, by the rank of their magnitude in their row (MagPrune).
+
+    Attributes:
+        ranks: of every element, as `Statistics.row_ranks` gives them.
+        bounds: by rank, what random numbers must not exceed (`masks.kept_up_to`): int32.
+        by_probability: whether what stays is divided by its probability of staying.
+    """
+
+    ranks: Any
+    bounds: NDArray[np.int32]
+    by_probability: bool
+
+
 class Term(NamedTuple):
     """One input of a mix.
 
@@ -51,12 +65,14 @@ class Term(NamedTuple):
         cut: which elements stay; ``None`` for all.
         density: probability that an element stays; ``None`` for all.
         vote: what an agreeing element adds to the divisor of `Mix.normalize`; `weight` for ``None``.
+        pruning: which elements stay by rank; all terms have one or none has, and the CPU's kernels take none.
     """
 
     weight: float
     cut: Cut | None = None
     density: float | None = None
     vote: float | None = None
+    pruning: Pruning | None = None
 
 
 class Mix(NamedTuple):
@@ -116,3 +132,7 @@ class Statistics(Protocol):
 
     def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
         """The share of the sum of magnitudes of input `index` that a cut and a random mask leave; 1 for a zero sum."""
+
+    def row_ranks(self, index: int) -> Any | None:
+        """The rank of every element of input `index` in its row, by falling magnitude and of equals the earlier first:
+        a flat tensor for `Pruning`; ``None`` on the CPU, where methods rank row by row in the cache."""

@@ -1,4 +1,4 @@
-"""Mixes and statistics by torch operations: what accelerators run, and what the CPU's kernels are tested against."""
+"""Mixes by torch operations: what accelerators run without Triton, and what all kernels are tested against."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from evomerge.merge.mixes.masks import drop_
-from evomerge.merge.mixes.mix import LARGEST, Cut, Mix, Term, cut_between
+from evomerge.merge.mixes.masks import drop_, drop_each_
+from evomerge.merge.mixes.mix import LARGEST, Cut, Mix, Pruning, Term
 
 
 def mix_block(
@@ -36,6 +35,8 @@ def mix_block(
             cut_(part, term.cut, offset)
         if term.density is not None:
             drop_(part, keys[i], term.density, offset)
+        if term.pruning is not None:
+            prune_(part, term.pruning, keys[i], offset)
         parts.append(part.mul_(term.weight))
     total = parts[0].clone() if mix.elect else parts[0]
     for part in parts[1:]:
@@ -43,10 +44,23 @@ def mix_block(
     if mix.elect:
         total = _agreeing(mix, used, parts, total)
     elif mix.divisor != 1:
-        total.div_(mix.divisor)
+        # By a tensor: devices multiply by the reciprocal of a number, which rounds twice.
+        total.div_(torch.full((), mix.divisor, dtype=torch.float32, device=total.device))
     if mix.scale != 1:
         total.mul_(mix.scale)
     return total.add_(origin) if origin is not None else total
+
+
+def prune_(task: torch.Tensor, pruning: Pruning, key: int, offset: int) -> None:
+    """Set the elements of a flat float32 block that a pruning drops to zero, and divide the others, in place."""
+    ranks = pruning.ranks[offset : offset + task.numel()].long()
+    if pruning.ranks.dtype == torch.int16:
+        ranks.bitwise_and_(0xFFFF)
+    bounds = torch.from_numpy(pruning.bounds).to(task.device)[ranks]
+    drop_each_(task, key, bounds, offset)
+    if pruning.by_probability:
+        # The probability that a bound means, exactly; where it is zero nothing is left to divide.
+        task.div_(bounds.float().add_(1).mul_(2.0**-31).clamp_min_(2.0**-31))
 
 
 def _agreeing(mix: Mix, used: Sequence[int], parts: Sequence[torch.Tensor], total: torch.Tensor) -> torch.Tensor:
@@ -89,63 +103,3 @@ def cut_(task: torch.Tensor, cut: Cut, offset: int) -> None:
         at = cut.high_start - offset
         dropped[:at] |= bits[:at] == cut.high
     task.masked_fill_(dropped, 0.0)
-
-
-class TensorStatistics:
-    """`mix.Statistics` of flat tensors on any device, computed when asked.
-
-    Args:
-        inputs, base: flat tensors of any merged dtype.
-        shape: of the tensor.
-        keys: mask keys of the inputs.
-    """
-
-    def __init__(
-        self,
-        inputs: Sequence[torch.Tensor],
-        base: torch.Tensor | None,
-        shape: tuple[int, ...],
-        keys: Sequence[int] = (),
-    ) -> None:
-        self._inputs, self._base, self._keys = inputs, base, keys
-        self.shape = shape
-        self.count = math.prod(shape)
-        self.has_base = base is not None
-
-    def _task(self, index: int) -> torch.Tensor:
-        assert self._base is not None, "methods that need a base declare it"
-        return self._inputs[index].float() - self._base.float()
-
-    def gram(self, differences: bool = False) -> NDArray[np.float64]:
-        """Inner products of the inputs, or of their task vectors, added up in float64."""
-        flat = [self._task(i) if differences else x.float() for i, x in enumerate(self._inputs)]
-        products = np.zeros((len(flat), len(flat)))
-        for i, a in enumerate(flat):
-            for j, b in enumerate(flat[: i + 1]):
-                products[i, j] = products[j, i] = float((a.double() * b.double()).sum())
-        return products
-
-    def cut(self, index: int, first: int, last: int) -> Cut | None:
-        """The cut that keeps the ranks from `first` to `last`; ``None`` where that is all but zeros."""
-        bits = self._task(index).view(torch.int32).bitwise_and_(0x7FFFFFFF)
-        ordered = torch.sort(bits).values
-
-        def at(rank: int) -> tuple[int, int]:
-            """The magnitude bits of a rank, and one more than the index of its element."""
-            value = int(ordered[self.count - 1 - rank])
-            equal = torch.nonzero(bits == value).view(-1)
-            return value, int(equal[rank - int(torch.count_nonzero(bits > value))]) + 1
-
-        return cut_between(first, last, self.count, at)
-
-    def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
-        """The share of the sum of magnitudes that a cut and a random mask leave."""
-        task = self._task(index)
-        whole = float(task.abs().sum(dtype=torch.float64))
-        if not math.isfinite(whole):
-            return math.nan
-        if cut is not None:
-            cut_(task, cut, 0)
-        if density is not None:
-            drop_(task, self._keys[index], density, 0)
-        return float(task.abs().sum(dtype=torch.float64)) / whole if whole else 1.0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
+from evomerge.merge.cache.merged_slice import Merged
 from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.merge.resident.module_slices import ModuleSlice
 
@@ -28,3 +29,10 @@ def batches(missing: Iterable[Missing], device: torch.device) -> Iterator[list[M
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def share_cost(made: Sequence[Merged], seconds: float) -> None:
+    """Say of slices that took some time together what each took: shares by size."""
+    each_byte = seconds / max(1, sum(merged.nbytes for merged in made))
+    for merged in made:
+        merged.cost = merged.nbytes * each_byte

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -12,18 +12,20 @@ from evomerge.merge.cache.memory_cache import START_SHARE, MemoryCache
 from evomerge.merge.cache.merged_slice import Merged
 from evomerge.merge.cache.shared_cache import SharedCache
 from evomerge.merge.execution.engine import TORCH_DTYPES, merge_slice
+from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.parallel import merge_slices
 from evomerge.merge.execution.sources import Placement, Sources, free_memory
 from evomerge.merge.execution.stage_slices import StageSlices
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan, SlicePlan, canonical_slice, origin_of
-from evomerge.merge.resident.batches import batches
+from evomerge.merge.resident.batches import Missing, batches, share_cost
 from evomerge.merge.resident.layer_slots import LayerSlots
 from evomerge.merge.resident.live_slices import LiveSlices
 from evomerge.merge.resident.loading import holds, load_module
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.merge.resident.merge_progress import MergeProgress
 from evomerge.merge.resident.module_slices import ModuleSlice, ModuleSlices
+from evomerge.merge.resident.source_slice import source_slice
 from evomerge.merge.resident.spread import SPREAD, anywhere, load_spread, moved, put, require_own_order
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.loaded import LoadedModel
@@ -161,15 +163,14 @@ class Resident:
         # The model has what is replaced until it gets others; should merging fail, that is known to be nobody's.
         for _, place, _ in changed:
             self._live.release(place)
-        missing: dict[str, tuple[SlicePlan, list[ModuleSlice]]] = {}
+        missing: dict[str, Missing] = {}
         for entry, place, found in changed:
             if found is not None:
                 place.take(entry.key, found)
                 self.progress.step()
             else:
                 missing.setdefault(entry.key, (entry, []))[1].append(place)
-        for batch in batches(missing.values(), self.model.device):
-            self._compute(batch, count)
+        self._compute(missing.values(), count)
         count.seconds, count.noted = time.perf_counter() - start, self.progress.noted
         return count
 
@@ -239,42 +240,46 @@ class Resident:
 
     def _reference(self, entry: SlicePlan, place: ModuleSlice) -> Merged | None:
         """A slice that is a source's own, where it lies; ``None`` where it must be copied."""
-        known = self._references.get(entry.key)
-        if known is not None:
-            return known
-        source = entry.unchanged
-        if source is None or source.made is not None or not place.is_direct or place.device != self.model.device:
-            return None
-        tensors = []
-        for name, like, (shape, dtype) in zip(source.tensors, entry.like, place.shapes, strict=True):
-            if not self.pool.is_merged(like):
-                return None
-            tensor = self.sources.aligned(source.model, name)
-            if tensor is None or tensor.dtype != dtype or dtype != self.model.dtype:
-                return None
-            tensors.append(tensor.view(shape))
-        self._references[entry.key] = merged = Merged(tuple(tensors), owned=False)
-        return merged
+        found = self._references.get(entry.key) or source_slice(entry, place, self.sources, self.model.dtype)
+        if found is not None:
+            self._references[entry.key] = found
+        return found
 
-    def _compute(self, batch: Sequence[tuple[SlicePlan, list[ModuleSlice]]], count: MergeCount) -> None:
+    def _compute(self, missing: Iterable[Missing], count: MergeCount) -> None:
         """Merge slices, each into memory of its own, for all places that want it."""
-        start = time.perf_counter()
+        start, checks = time.perf_counter(), FiniteChecks()
+        made: list[tuple[SlicePlan, Merged]] = []
+        try:
+            for batch in batches(missing, self.model.device):
+                made += self._merge_batch(batch, count, checks)
+            checks.settle()
+        except BaseException:
+            if not checks.settled:
+                self.forget()  # nobody has looked at what the device has made so far
+            raise
+        if self.model.device.type != "cpu":  # which was waited for once: shares of the time by size
+            share_cost([merged for _, merged in made], time.perf_counter() - start)
+        if self._shared is not None:
+            for entry, merged in made:
+                self._shared.offer(anywhere(entry.key), merged)
+
+    def _merge_batch(
+        self, batch: Sequence[Missing], count: MergeCount, checks: FiniteChecks
+    ) -> Iterator[tuple[SlicePlan, Merged]]:
+        """Merge some of them; gives what was made."""
         entries = [entry for entry, _ in batch]
         memories = [self._memory.empty(places[0].shapes, self.model.device) for _, places in batch]
         try:
             outs = [
                 places[0].out(entry.tensors, memory) for (entry, places), memory in zip(batch, memories, strict=True)
             ]
-            seconds = merge_slices(entries, self.sources, outs, self._made, self.progress.step)
+            seconds = merge_slices(entries, self.sources, outs, self._made, self.progress.step, checks)
             for (_, places), out, memory in zip(batch, outs, memories, strict=True):
                 places[0].settle(out, memory)
         except BaseException:
             for memory in memories:
                 self._memory.recycle(Merged(memory))
             raise
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-            seconds = [time.perf_counter() - start]
         for (entry, places), memory, cost in zip(batch, memories, seconds, strict=True):
             merged = Merged(memory, cost)
             if places[0].device != self.model.device:
@@ -287,8 +292,7 @@ class Resident:
             self.progress.done += len(places) - 1
             count.kept += len(places) - 1
             count.computed_bytes += merged.nbytes
-            if self._shared is not None:
-                self._shared.offer(anywhere(entry.key), merged)
+            yield entry, merged
 
     def _made(self, entry: SlicePlan) -> Mapping[str, torch.Tensor]:
         """The tensors of an intermediate's slice, which the next candidates of a lineage will ask for again."""

@@ -5,7 +5,7 @@ import torch
 from merge.carry_out import KEYS, carry_out, merged
 from merge.mergekits import assert_same, by_mergekit, fine_tunes
 
-from evomerge.errors import PoolError
+from evomerge.errors import EvomergeError
 from evomerge.merge.mixes.masks import uniform
 from evomerge.recipes.method_spec import Scalar
 
@@ -89,5 +89,5 @@ def test_sums_of_magnitudes_that_are_not_finite_are_refused(method: str) -> None
     shared: dict[str, Scalar] = {"rescale": True}
     if method == "dare_linear":
         shared["rescale_by"] = "magnitude"
-    with pytest.raises(PoolError, match="NaN or infinite"):
+    with pytest.raises(EvomergeError, match="NaN or infinite"):
         carry_out(method, [task], torch.zeros(40), [{"density": 0.5}], shared)

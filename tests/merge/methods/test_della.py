@@ -9,8 +9,8 @@ from merge.papers_sparse import probabilities
 
 from evomerge.errors import PoolError
 from evomerge.merge.methods import blocks
-from evomerge.merge.methods.della import by_magnitude
 from evomerge.merge.mixes.masks import mask_key, uniform
+from evomerge.merge.mixes.torch_statistics import by_magnitude
 from evomerge.recipes.method_spec import Scalar
 
 sparsify = pytest.importorskip("mergekit.sparsify")
@@ -157,3 +157,19 @@ def test_sums_of_magnitudes_that_are_not_finite_are_refused() -> None:
     tasks = torch.tensor([1.0, float("inf"), 2.0])
     with pytest.raises(PoolError, match="NaN or infinite"):
         left(tasks, density=0.5, epsilon=0.1, rescale_by="magnitude")
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+def test_as_a_mix_by_ranks_it_has_the_same_bits(method: str) -> None:
+    for shape, dtype in (((3, 517), torch.float32), ((1201,), torch.bfloat16), ((2, 3, 4), torch.float16), ((), None)):
+        base, *inputs = (torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(4))
+        each: list[dict[str, Scalar]] = [
+            {"weight": 0.7, "density": 0.5, "epsilon": 0.2},
+            {"weight": -0.4, "density": 0.1, "epsilon": 0.1},
+            {"weight": 0.3, "density": 1.0},
+        ]
+        for shared in ({}, {"rescale": False, "lambda": 0.5}, {"normalize": False}, {"rescale_by": "magnitude"}):
+            by_rows = carry_out(method, inputs, base, each, shared)
+            by_ranks = carry_out(method, inputs, base, each, shared, ranked=True)
+            assert torch.equal(by_ranks, by_rows), (shape, shared)
+            assert torch.equal(carry_out(method, inputs, base, each, shared, ranked=True, block=100), by_rows)

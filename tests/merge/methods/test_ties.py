@@ -5,7 +5,8 @@ import torch
 from merge.carry_out import merged, weights
 
 from evomerge.merge.mixes.mix import Cut
-from evomerge.merge.mixes.torch_mix import TensorStatistics, cut_
+from evomerge.merge.mixes.torch_mix import cut_
+from evomerge.merge.mixes.torch_statistics import TensorStatistics
 from evomerge.recipes.method_spec import Scalar
 
 
