@@ -48,6 +48,13 @@ def main() -> None:
     six.add_argument("--paths", type=int, default=20)
     six.add_argument("--threads", type=int)
     six.add_argument("overrides", nargs="*", help="of the configuration: search_space.negative_scales=true")
+    seven = benchmarks.add_parser(
+        "forwards", help="log-likelihoods with shared tokens, exact, and plain forwards"
+    )
+    seven.add_argument("--cases", nargs="+", default=["peer", "preamble", "vocabulary"])
+    seven.add_argument("--dtypes", nargs="+", default=["float32"], choices=("float32", "bfloat16"))
+    seven.add_argument("--threads", type=int)
+    seven.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if options.benchmark == "overhead":
         from scripts.benchmark_overhead import overhead
@@ -71,6 +78,10 @@ def main() -> None:
         from scripts.benchmark_paths import paths
 
         paths(options.layers, options.switches, options.threads)
+    elif options.benchmark == "forwards":
+        from scripts.benchmark_forwards import forwards
+
+        forwards(options.cases, options.dtypes, options.threads, options.repeats)
     else:
         from scripts.benchmark_cache import cache
 

@@ -48,7 +48,8 @@ def overhead(folder: Path, seed: int, candidates: int, threads: int | None, over
 
     root = folder / f"seed{seed}"
     make_demo_pool(root, seed)
-    config = compose_config(["experiment=demo", f"pool.root='{root}'", *overrides])
+    exact = "fitness.forwards=exact"  # the same forwards as the stock evaluation's
+    config = compose_config(["experiment=demo", f"pool.root='{root}'", exact, *overrides])
     parts = build_parts(config)
     assert parts.pool is not None, "the demo merges models"
     worker = Worker(parts.pool, {"search": parts.fitness}, device="cpu", threads=threads)

@@ -42,6 +42,7 @@ class RunProgress:
         last_improved: the last improvement.
         merge: what the layer cache did, added up over all evaluations.
         stages: seconds by stage, added up over the candidates told.
+        tokens: that their log-likelihoods ``run``, and would run in ``stock`` lm-eval.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ class RunProgress:
         self.held_out: dict[str, Trial] = {}
         self.last_improved: Event | None = None
         self.merge: dict[str, float] = {}
+        self.tokens: dict[str, float] = {}
         self.stages: dict[str, float] = {}
         self._named: dict[tuple[Any, Any], list[str]] = {}
         self._reasons: dict[str, str] = {}
@@ -213,6 +215,7 @@ class RunProgress:
         self.counts[status] = self.counts.get(status, 0) + 1
         seconds = event.get("seconds")
         _add(self.stages, seconds)
+        _add(self.tokens, event.get("tokens"))
         if status == "ok":
             if self._objective is None:
                 self._objective = self.objective.name if self.objective is not None else ""

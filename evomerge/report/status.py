@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +79,7 @@ class RunStatus:
         per_minute: candidates told in a minute of search.
         stages: median seconds of the latest candidates by stage.
         stage_seconds: seconds of all candidates by stage.
+        tokens: that log-likelihoods of all candidates ``run``, and would run in ``stock`` lm-eval.
         cache: what the layer cache did.
         error: why the last failed candidate failed.
         failures: how many candidates were not ok, by reason.
@@ -115,6 +116,7 @@ class RunStatus:
     hypervolume: float | None = None
     held_out_asked: int = 0
     held_out_seconds: float = 0.0
+    tokens: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def told(self) -> int:
@@ -262,6 +264,7 @@ def status_of(
         hypervolume=numbers(best).get("hypervolume"),
         held_out_asked=seen.held_out_asked,
         held_out_seconds=seen.held_out_seconds,
+        tokens=dict(seen.tokens),
     )
 
 

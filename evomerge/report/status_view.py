@@ -254,7 +254,9 @@ def _speed(status: RunStatus) -> list[str]:
         return ["not known yet"]
     medians = ", ".join(f"{name} {duration(value)}" for name, value in status.stages.items())
     speed = f"{rate(status.per_hour)} candidates an hour over {duration(status.seconds)}"
-    return [speed, *([f"median {medians}"] if medians else [])]
+    run, stock = (status.tokens.get(name, 0.0) for name in ("run", "stock"))
+    fewer = [f"{stock / run:.1f} times fewer tokens than lm-eval runs"] if 0 < run < stock < math.inf else []
+    return [speed, *([f"median {medians}"] if medians else []), *fewer]
 
 
 def _time(status: RunStatus, width: int) -> RenderableType:

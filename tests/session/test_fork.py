@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from test_search import POOL, Evaluator, TwoWeights, told
+from search.test_search import POOL, Evaluator, TwoWeights, told
 
 from evomerge.candidate import Evaluation
 from evomerge.errors import ConfigError, EvomergeError

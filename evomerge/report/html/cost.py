@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -83,11 +84,20 @@ def cost(view: RunView, page: Page) -> Markup | None:
         saved=duration(merge.get("saved", 0.0)) if merge.get("saved") else "",
         bytes=size_text(merge.get("bytes", 0.0)),
         computed=size_text(merge.get("computed_bytes", 0.0)),
+        tokens=_tokens(history.trials),
         reasons=(found := reasons(history.trials))[:_REASONS],
         more=len(found) - _REASONS,
         failed=sum(reason.count for reason in found),
         told=len(history.trials),
     )
+
+
+def _tokens(trials: Sequence[Trial]) -> tuple[int, int, float] | None:
+    """Tokens that the search's log-likelihoods ran, those that stock lm-eval would have run, and their ratio."""
+    run, stock = (sum(trial.tokens.get(name, 0.0) for trial in trials) for name in ("run", "stock"))
+    if not (0 < run <= stock < math.inf):
+        return None
+    return int(run), int(stock), stock / run
 
 
 def reasons(trials: Sequence[Trial]) -> list[Reason]:
