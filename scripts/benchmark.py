@@ -48,9 +48,7 @@ def main() -> None:
     six.add_argument("--paths", type=int, default=20)
     six.add_argument("--threads", type=int)
     six.add_argument("overrides", nargs="*", help="of the configuration: search_space.negative_scales=true")
-    seven = benchmarks.add_parser(
-        "forwards", help="log-likelihoods with shared tokens, exact, and plain forwards"
-    )
+    seven = benchmarks.add_parser("forwards", help="log-likelihoods with shared tokens, exact, and plain forwards")
     seven.add_argument("--cases", nargs="+", default=["peer", "preamble", "vocabulary"])
     seven.add_argument("--dtypes", nargs="+", default=["float32"], choices=("float32", "bfloat16"))
     seven.add_argument("--threads", type=int)
