@@ -64,6 +64,13 @@ def cut_ledger(run: Path, until: str, split: str = "search") -> None:
     (run / "ledger.jsonl").write_bytes(b"".join(lines[:place]))
 
 
+def rewrite(run: Path, change: Callable[[dict], dict]) -> None:
+    """Change events of a run, their checksums too."""
+    lines = (run / "ledger.jsonl").read_bytes().splitlines()
+    events = [{k: v for k, v in json.loads(line).items() if k != "crc32"} for line in lines]
+    (run / "ledger.jsonl").write_bytes(b"".join(encode(change(event)) for event in events))
+
+
 def test_the_head_says_what_won_and_how_sure_that_is(finished: Path) -> None:
     summary = summarize(finished)
     row = summary.evolved
@@ -176,6 +183,23 @@ def test_paths_are_their_last_names_unless_asked_for(make: Callable[[Path], Path
 )
 def test_what_is_a_path(text: str, shown: str | None) -> None:
     assert pages.names_only(text) == (shown or text)
+
+
+def test_tokens_that_were_saved_are_said(finished: Path, tmp_path: Path) -> None:
+    run = copy(finished, tmp_path / "run")
+    rewrite(run, lambda e: {**e, "tokens": {"run": 1000, "stock": 4200}} if e["event"] == "told" else e)
+    assert "where lm-eval runs" in words(run)
+    assert "4.2 times as many" in words(run)
+    rewrite(run, lambda e: {**e, "tokens": {"run": 4200, "stock": 4200}} if e["event"] == "told" else e)
+    assert "tokens, as lm-eval runs them." in words(run)
+    assert "Log-likelihoods of the search" not in words(finished)  # which says nothing of tokens
+
+
+def test_an_overlap_of_items_is_said(finished: Path, tmp_path: Path) -> None:
+    run = copy(finished, tmp_path / "run")
+    rewrite(run, lambda e: {**e, "overlap": 0.25} if e["event"] == "started" else e)
+    assert "25 % of the held-out items are items of the search too" in words(run)
+    assert "items of the search too" not in words(finished)
 
 
 def test_reasons_of_failures(tmp_path: Path) -> None:

@@ -92,12 +92,12 @@ def cost(view: RunView, page: Page) -> Markup | None:
     )
 
 
-def _tokens(trials: Sequence[Trial]) -> tuple[int, int, float] | None:
+def _tokens(trials: Sequence[Trial]) -> tuple[int, int, str] | None:
     """Tokens that the search's log-likelihoods ran, those that stock lm-eval would have run, and their ratio."""
     run, stock = (sum(trial.tokens.get(name, 0.0) for trial in trials) for name in ("run", "stock"))
     if not (0 < run <= stock < math.inf):
         return None
-    return int(run), int(stock), stock / run
+    return int(run), int(stock), f"{stock / run:.1f}"
 
 
 def reasons(trials: Sequence[Trial]) -> list[Reason]:
