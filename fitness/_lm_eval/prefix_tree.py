@@ -27,11 +27,23 @@ class Node:
     stop: int
     children: list[Node] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
+    _size: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Tokens of the node and all below it, and those of them whose logits are read; the tree is whole by then."""
+        if self._size is None:
+            for node in reversed([*self.walk()]):  # children first
+                below = [child._size or (0, 0) for child in node.children]
+                own = node.stop - node.start, len({score.depth for score in node.scores})
+                node._size = own[0] + sum(size[0] for size in below), own[1] + sum(size[1] for size in below)
+        assert self._size is not None
+        return self._size
 
     @property
     def tokens(self) -> int:
         """How many tokens the node and all below it have."""
-        return sum(node.stop - node.start for node in self.walk())
+        return self.size[0]
 
     def walk(self) -> Iterator[Node]:
         """The node and all below it, parents first."""
@@ -74,7 +86,8 @@ def prefix_tree(requests: Sequence[TokenRequest], max_length: int) -> list[Node]
     roots: list[Node] = []
     open_nodes: list[Node] = []  # from the root to where the last request ended
     last: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-    for index in sorted(range(len(inputs)), key=lambda index: inputs[index].tolist()):
+    # Bytes with the highest first are in the order of the numbers, and a fraction of a list of them.
+    for index in sorted(range(len(inputs)), key=lambda index: inputs[index].astype(">i8").tobytes()):
         tokens = inputs[index]
         shared = _common(last, tokens)
         while open_nodes and open_nodes[-1].start >= shared:

@@ -63,7 +63,7 @@ def token_batches(roots: Sequence[Node], most_tokens: int, most_rows: int, devic
     waiting = list(reversed(roots))
     while waiting:
         node = waiting.pop()
-        own_tokens, own_rows = _size(node)
+        own_tokens, own_rows = node.size
         if own_rows > most_rows or (own_tokens > 2 * most_tokens and node.children):
             trunk, parts = _cut(node, own_tokens, most_tokens, most_rows)
             if trunk is None:
@@ -99,22 +99,13 @@ def _cut(node: Node, whole: int, most_tokens: int, most_rows: int) -> tuple[Node
     parts: list[Node] = []
     tokens, rows = 0, len(depths)  # the first part reads what the beginning is asked for
     for child in node.children:
-        own_tokens, own_rows = _size(child)
+        own_tokens, own_rows = child.size
         if not parts or own + tokens + own_tokens > most_tokens or rows + own_rows > most_rows:
             parts.append(Node(node.path, node.start, node.stop, [], [] if parts else node.scores))
             tokens, rows = 0, rows if len(parts) == 1 else 0
         parts[-1].children.append(child)
         tokens, rows = tokens + own_tokens, rows + own_rows
     return None, parts
-
-
-def _size(node: Node) -> tuple[int, int]:
-    """Tokens and rows of a node and all below it."""
-    tokens = rows = 0
-    for each in node.walk():
-        tokens += each.stop - each.start
-        rows += len({score.depth for score in each.scores})
-    return tokens, rows
 
 
 def _batch(nodes: Sequence[Node], device: torch.device) -> TokenBatch:
