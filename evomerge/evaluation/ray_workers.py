@@ -28,6 +28,13 @@ _FAILED_STARTS = 3  # one after the other
 _BACKOFF = 2.0  # seconds after a failed start, to the power of their number
 
 
+def _given(device: str, gpus: float) -> str:
+    """The device of a worker to which Ray gives so many GPUs: those it sees; given none it would see all."""
+    if device != "auto":
+        return device
+    return "spread" if gpus > 1 else "auto" if gpus else "cpu"
+
+
 class Call(NamedTuple):
     """A call to an actor that is under way: of a job, for a split, to say what it is at, else to say where it is."""
 
@@ -87,7 +94,8 @@ class RayWorkers:
             raise ConfigError(
                 f"{self._fixed} workers with {self._cluster.cpus} CPUs and {self._cluster.gpus:g} GPUs each",
                 f"this machine has room for {sum(room)}",
-                "lower evaluator.workers or the resources of each",
+                "lower evaluator.workers or the resources of each"
+                + (": gpus_per_worker=0.5 lets two share a GPU" if self._cluster.gpus == 1 else ""),
             )
         if self._fixed is not None and sum(room) < self._fixed:
             _LOG.warning(
@@ -95,6 +103,9 @@ class RayWorkers:
             )
         most = max([1, *room])
         self._cache = replace(self._cache, workers=most if self._fixed is None else min(most, self._fixed))
+        if self._cluster.gpus:
+            self._cache = self._cache.on_gpus(self._cluster.sharing)
+        self._device = _given(self._device, self._cluster.gpus)
         self._no_worker_since = time.monotonic()
         self.hire()
 

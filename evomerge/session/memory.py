@@ -14,12 +14,13 @@ import torch
 from evomerge.config.schema import Config
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.devices import computes_on_host
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.notes_memory import device_sources, load_kernels, notes_memory, scratch_memory
 from evomerge.merge.execution.sources import DEVICE_SHARE, HOST_SHARE, NOTES_SHARE
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
-from evomerge.merge.resident.model import CACHE_SHARE
+from evomerge.merge.resident.budgets import CACHE_SHARE
 from evomerge.merge.resident.resident_memory import model_bytes, resident_memory
 from evomerge.models.loaded import ModelOutline
 from evomerge.models.pool import Pool
@@ -84,7 +85,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     pool = parts.pool
     if pool is None:
         return None
-    on_host = _on_host(config)
+    on_host = computes_on_host(config.evaluator)
     place: Place = "host" if on_host else "device"
     workers = max(1, parts.evaluator.slots)
     plans = list(_plans(config, parts, pool))
@@ -201,17 +202,6 @@ def _forwards(parts: Parts, pool: Pool, plans: Sequence[Plan], on_host: bool) ->
         found += [replace(part, key=f"{node}.{part.key}" if part.key else "") for part in own]
     names = dict.fromkeys(part.name for part in found)
     return [max((part for part in found if part.name == name), key=lambda part: part.nbytes) for name in names]
-
-
-def _on_host(config: Config) -> bool:
-    """Whether workers compute on the processor."""
-    settings: Any = config.evaluator
-    device = str(settings.get("device", "auto"))
-    if device != "auto":
-        return device == "cpu"
-    if "gpus_per_worker" in settings:
-        return not float(settings.get("gpus_per_worker") or 0)
-    return not torch.cuda.is_available()
 
 
 def _device(on_host: bool) -> tuple[int, int]:
