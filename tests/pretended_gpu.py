@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -157,6 +159,8 @@ class PretendedGpu:
         """``cuda:0`` is this device, for torch and all that ask it."""
         torch._C._ensureCUDADeviceGuardSet()
         with contextlib.ExitStack() as stack:
+            # transformers' threads that load would not see the device: modes are a thread's own.
+            stack.enter_context(mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"}))
             for owner, name, value in self._stand_ins():
                 stack.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, value)

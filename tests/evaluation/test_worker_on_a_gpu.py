@@ -31,8 +31,7 @@ ASSERT = "CUDA error: device-side assert triggered\nCUDA kernel errors might be 
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
-    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads of their own would not see the device
+def gpu() -> Iterator[PretendedGpu]:
     device = PretendedGpu()
     with device.present():
         yield device

@@ -33,8 +33,7 @@ FREE = ("linear", "task_arithmetic", "slerp", "dare_linear", "dare_ties", "karch
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
-    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads of their own would not see the device
+def gpu() -> Iterator[PretendedGpu]:
     device = PretendedGpu()
     with device.present():
         yield device
