@@ -59,7 +59,13 @@ def computes_on_host(settings: Mapping[str, Any]) -> bool:
         return device == "cpu"
     if settings.get("gpus_per_worker") is not None:
         return not float(settings["gpus_per_worker"])
-    return not torch.cuda.is_available()
+    return settings.get("gpu") is None and not torch.cuda.is_available()
+
+
+def sharing(settings: Mapping[str, Any]) -> int:
+    """How many workers of an evaluator's configuration share a GPU."""
+    gpus = float(settings.get("gpus_per_worker") or 1)
+    return int(1 / gpus + 1e-9) if gpus < 1 else 1
 
 
 def await_memory(device: str) -> None:
