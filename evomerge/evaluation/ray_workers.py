@@ -132,7 +132,7 @@ class RayWorkers:
         """Ask for a worker."""
         resources = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus}
         self._named += 1
-        actor: Any = ray.remote(Actor).options(**resources, concurrency_groups={WATCH: 1})
+        actor: Any = ray.remote(**resources, concurrency_groups={WATCH: 1})(Actor)
         worker = actor.remote(self._build, self._device, self._threads, self._cache)
         slot = WorkerSlot(f"worker {self._named}", worker)
         self._scheduler.taken.append(slot)

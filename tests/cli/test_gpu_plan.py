@@ -73,7 +73,7 @@ def test_three_models_of_7b(
     for found_, expected in ((plan.device, device), (plan.pinned, pinned), (plan.mapped, mapped)):
         assert found_ / GB == pytest.approx(expected, abs=0.06)
     assert plan.seconds == pytest.approx(seconds, abs=0.06)
-    assert plan.device + plan.cache + plan.weights + plan.forwards <= 0.95 * gpu * GB
+    assert plan.device + plan.cache + plan.weights + plan.forwards <= 0.95 * gpu * GB + 1
     text = "\n".join(plan.lines())
     assert f"{gpu} GB: 14.5 GB of weights" in text
     assert ("no candidate copies any" in text) == (gpu >= 80)
