@@ -22,6 +22,7 @@ from ray.exceptions import (
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, DeviceLostError, EvomergeError
+from evomerge.evaluation import ray_workers
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.limits import check_gpus, check_threads, check_timeout
 from evomerge.evaluation.ray_actor import cause
@@ -262,7 +263,9 @@ class RayEvaluator:
             self._take(call, result)
 
     def _end_overdue(self) -> None:
-        """End workers whose evaluation takes too long."""
+        """End workers whose evaluation, or beginning, takes too long."""
+        for slot in self._scheduler.stuck(ray_workers.LONGEST_START):
+            self._end(slot, f"it did not begin within {ray_workers.LONGEST_START:g} s")
         for slot in self._scheduler.overdue():
             self._let_go(slot)
             late = slot in self._scheduler.overdue()  # unless its answer was just there

@@ -24,6 +24,9 @@ _LOG = logging.getLogger(__name__)
 _CLOSING = 10  # seconds
 _LOOKING = 5.0  # seconds between two looks at what the cluster has room for
 _WATCHING = 2.0  # seconds between two questions to a worker what it is at
+LONGEST_START = 3600.0
+"""Seconds that a worker may take to load its model, or to build the items of a split."""
+
 _FAILED_STARTS = 3  # one after the other
 _BACKOFF = 2.0  # seconds after a failed start, to the power of their number
 
@@ -132,7 +135,8 @@ class RayWorkers:
         """Ask for a worker."""
         resources = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus}
         self._named += 1
-        actor: Any = ray.remote(**resources, concurrency_groups={WATCH: 1})(Actor)
+        remote: Any = ray.remote
+        actor = remote(**resources, concurrency_groups={WATCH: 1})(Actor)
         worker = actor.remote(self._build, self._device, self._threads, self._cache)
         slot = WorkerSlot(f"worker {self._named}", worker)
         self._scheduler.taken.append(slot)
@@ -141,7 +145,7 @@ class RayWorkers:
     def prepare(self, slot: WorkerSlot, split: Split) -> None:
         """Let a worker prepare a split's items; calls to it come after."""
         slot.splits.add(split)
-        slot.preparing = True
+        slot.preparing, slot.asked = True, time.monotonic()
         self.calls[slot.worker.begin.remote(split)] = Call(slot, split=split)
 
     def watch(self) -> None:

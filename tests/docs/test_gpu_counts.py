@@ -11,10 +11,6 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_the_table_is_up_to_date() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "gpu_counts.py"), "--check"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_counts.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"run `python scripts/gpu_counts.py`\n{done.stderr[-2000:]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import ray
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, DeviceLostError, EvomergeError
+from evomerge.evaluation import ray_workers
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.limits import check_gpus
 from evomerge.evaluation.ray_pool import RayEvaluator
@@ -33,6 +35,10 @@ class Worker:
         self.folder, self.device, self.cache = folder, device, cache
 
     def fitness(self, split: str) -> Fitness:
+        stuck = self.folder / "stuck"
+        if stuck.exists():
+            stuck.unlink()
+            time.sleep(600)
         return Fitness()
 
     def evaluate(self, candidate: Candidate, split: Any) -> Evaluation:
@@ -120,6 +126,17 @@ def test_a_worker_whose_gpu_failed_is_replaced(cluster: None, tmp_path: Path) ->
     assert [number for number, evaluation in found.items() if not evaluation.ok] == [9]
     assert found[9].error == "its worker died 2 times: the GPU failed: device-side assert triggered"
     assert len({evaluation.objectives["pid"] for evaluation in found.values() if evaluation.ok}) > 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_never_begins_is_replaced(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_workers, "LONGEST_START", 8.0)
+    monkeypatch.setattr(ray_workers, "_BACKOFF", 0.1)
+    (tmp_path / "stuck").touch()
+    evaluator = RayEvaluator(Build(tmp_path), workers=1, **HERE)  # type: ignore[arg-type]
+    evaluator.submit(Candidate(0, None))
+    assert evaluator.collect().ok
+    evaluator.close()
 
 
 @pytest.mark.slow
