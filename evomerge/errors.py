@@ -49,6 +49,12 @@ class FitnessError(EvomergeError):
     """Tasks, metrics or items that cannot be scored."""
 
 
+class DeviceLostError(EvomergeError):
+    """The accelerator gives this process nothing but errors from now on: another process may use it."""
+
+    exit_status = 3
+
+
 class OutputError(EvomergeError):
     """An output folder that is not empty, or a disk that is too small."""
 

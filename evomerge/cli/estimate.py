@@ -90,6 +90,8 @@ def rows(found: Estimate) -> list[tuple[str, RenderableType]]:
     """An estimate as lines of a table: what, and how much."""
     written = size_text(found.written)
     lines: list[tuple[str, RenderableType]] = memory_rows(found.memory)
+    if found.memory.gpu is not None:
+        lines += zip(("a GPU", "", "", ""), found.memory.gpu.lines(), strict=False)
     lines.append(("disk", f"{size_text(found.run)} for the run, {written} to write the winner with `evomerge merge`"))
     if found.work:
         work = found.work

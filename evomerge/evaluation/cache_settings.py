@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evomerge.errors import ConfigError
 from evomerge.utils.sizes import byte_count
@@ -23,6 +23,9 @@ class CacheSettings:
         keep_all: whether the shared cache keeps what was merged once, and not only what is likely wanted again.
         workers: how many of them one machine may hold.
         run: tells the temporary folders of runs apart.
+        sharing: how many of them share a GPU.
+        gpu: bytes of a GPU to count with; ``None`` for those that it has.
+        automatic: whether nobody said what is shared.
     """
 
     memory: int | None = None
@@ -31,10 +34,19 @@ class CacheSettings:
     keep_all: bool = False
     workers: int = 1
     run: str = ""
+    sharing: int = 1
+    gpu: int | None = None
+    automatic: bool = False
 
     @classmethod
     def of(
-        cls, cache: str | int, shared_cache: str, shared_cache_size: str | int, keeps: str = "likely", workers: int = 1
+        cls,
+        cache: str | int,
+        shared_cache: str,
+        shared_cache_size: str | int,
+        keeps: str = "likely",
+        workers: int = 1,
+        gpu: str | int | None = None,
     ) -> CacheSettings:
         """From an evaluator's configuration: ``auto`` shares in memory between several workers.
 
@@ -50,4 +62,17 @@ class CacheSettings:
             )
         if keeps not in ("likely", "all"):
             raise ConfigError(f"evaluator.shared_cache_keeps is {keeps!r}", "likely or all")
-        return cls(memory, shared, size, keeps == "all", workers, secrets.token_hex(4))
+        found = cls(memory, shared, size, keeps == "all", workers, secrets.token_hex(4))
+        most = None if gpu is None else byte_count(gpu, "evaluator.gpu")
+        return replace(found, gpu=most, automatic=shared_cache == "auto")
+
+    def on_gpus(self, sharing: int = 1) -> CacheSettings:
+        """The same for workers on GPUs.
+
+        There merging takes less time than fetching what another worker merged from the host's memory, and publishing
+        copies it there: nothing is shared unless somebody said so.
+
+        Args:
+            sharing: workers on each GPU.
+        """
+        return replace(self, sharing=sharing, shared="off" if self.automatic else self.shared)

@@ -19,3 +19,23 @@ def check_threads(threads: int | None) -> None:
     """`ConfigError` for a number of threads that no machine has."""
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise ConfigError(f"evaluator.threads is {threads}", f"1 to {MOST_THREADS}, or null")
+
+
+def check_gpus(gpus: float | None, device: str) -> None:
+    """`ConfigError` for a share of GPUs that no worker can have, or that does not fit its device."""
+    if gpus is None:
+        return
+    if not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus)):
+        raise ConfigError(f"evaluator.gpus_per_worker is {gpus}", "a whole number, or a fraction of one")
+    if not gpus and (device == "spread" or device.startswith("cuda")):
+        raise ConfigError(
+            f"evaluator.device is {device!r} and evaluator.gpus_per_worker is 0",
+            "Ray would put every worker on the same GPU",
+            "set gpus_per_worker=1, or a fraction of one to let workers share a GPU",
+        )
+    if gpus and device == "cpu":
+        raise ConfigError(
+            f"evaluator.device is 'cpu' and evaluator.gpus_per_worker is {gpus:g}",
+            "workers on the processor need none",
+            "leave one of them out",
+        )

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.devices import idle_gpus
 from evomerge.evaluation.limits import check_threads, check_timeout
 from evomerge.evaluation.worker import Worker
 from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder
@@ -40,6 +41,7 @@ class LocalEvaluator:
         shared_cache: ``off`` (and ``auto``), ``memory``, ``disk``, or a folder that outlives the run.
         shared_cache_size: its bytes.
         shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
+        gpu: bytes of a GPU to count with (``24GB``), where it shall not be all that it has.
         timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
             that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
 
@@ -59,13 +61,14 @@ class LocalEvaluator:
         shared_cache: str = "auto",
         shared_cache_size: str | int = "auto",
         shared_cache_keeps: str = "likely",
+        gpu: str | int | None = None,
         timeout: float | None = None,
     ) -> None:
         check_timeout(timeout)
         check_threads(threads)
         self._timeout = timeout
         self._build = build
-        self.cache_settings = CacheSettings.of(cache, shared_cache, shared_cache_size, shared_cache_keeps)
+        self.cache_settings = CacheSettings.of(cache, shared_cache, shared_cache_size, shared_cache_keeps, gpu=gpu)
         self._device, self._threads = device, threads
         self._worker: Worker | None = None
         self._doing = Work(_NAME)
@@ -80,6 +83,9 @@ class LocalEvaluator:
     def worker(self) -> Worker:
         """The worker, built at first use."""
         if self._worker is None:
+            idle = idle_gpus(self._device)
+            if idle:
+                _LOG.warning(idle)
             self._worker = self._build(device=self._device, threads=self._threads, cache=self.cache_settings)
         return self._worker
 
@@ -97,11 +103,15 @@ class LocalEvaluator:
             with _limit(self._timeout):
                 return worker.evaluate(candidate, split)
         except _TimeIsUp:
-            self.close()  # its model is somewhere between two candidates
-            error = f"it took longer than evaluator.timeout={self._timeout:g} s"
-            return Evaluation(candidate.id, "failed", split, error=error)
+            pass
         finally:
             self._doing = Work(_NAME)
+        # Out of the handler, which holds on to what the evaluation had: its model is somewhere between two candidates,
+        # and the next one is not to be made beside it.
+        del worker
+        self.close()
+        error = f"it took longer than evaluator.timeout={self._timeout:g} s"
+        return Evaluation(candidate.id, "failed", split, error=error)
 
     def work(self) -> Sequence[Work]:
         """What the worker does; another thread may ask."""

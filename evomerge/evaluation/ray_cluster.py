@@ -40,7 +40,8 @@ class Cluster:
 
     Args:
         address: ``host:port`` or ``auto``; ``None`` starts Ray on this machine.
-        cpus, gpus: of each worker.
+        cpus, gpus: of each worker; GPUs may be ``None`` until `open` has seen the cluster: then one each where there
+            are any, else none.
         workers: CPUs for so many are promised to a Ray that is started here; ``None`` for all that there are.
         modules: files and folders with modules that workers of other machines need.
         working_dir: a folder whose content they get, and run in.
@@ -50,12 +51,13 @@ class Cluster:
         self,
         address: str | None,
         cpus: int,
-        gpus: float,
+        gpus: float | None,
         workers: int | None,
         modules: Sequence[str] = (),
         working_dir: str | None = None,
     ) -> None:
-        self.address, self.cpus, self.gpus, self.workers = address, cpus, gpus, workers
+        self.address, self.cpus, self.workers = address, cpus, workers
+        self.gpus, self._asked = gpus or 0, gpus
         self._environment: dict[str, Any] = {}
         if address is not None and modules:
             self._environment["py_modules"] = list(modules)
@@ -74,6 +76,8 @@ class Cluster:
             self._ours = True
         elif self._environment:
             _LOG.warning("Ray was started before: its workers get no modules and no folder")
+        if self._asked is None:
+            self.gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         self._head = str(ray.get_runtime_context().gcs_address)
         self._identity = _identity(self._head)
         self.is_open = True
@@ -130,6 +134,11 @@ class Cluster:
                 "start the cluster, or leave the address out to start Ray here",
             ) from error
 
+    @property
+    def sharing(self) -> int:
+        """How many workers share a GPU."""
+        return int(1 / self.gpus + 1e-9) if 0 < self.gpus < 1 else 1
+
     def room(self) -> list[int]:
         """How many workers each node could hold, were it empty."""
         found = []
@@ -138,7 +147,7 @@ class Cluster:
                 have = node["Resources"]
                 count = int(have.get("CPU", 0) / self.cpus)
                 if 0 < self.gpus < 1:
-                    count = min(count, int(have.get("GPU", 0)) * int(1 / self.gpus + 1e-9))
+                    count = min(count, int(have.get("GPU", 0)) * self.sharing)
                 elif self.gpus:
                     count = min(count, int(have.get("GPU", 0) / self.gpus))
                 found.append(count)

@@ -21,9 +21,10 @@ from ray.exceptions import (
 )
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.errors import ConfigError, EvomergeError
+from evomerge.errors import ConfigError, DeviceLostError, EvomergeError
+from evomerge.evaluation import ray_workers
 from evomerge.evaluation.cache_settings import CacheSettings
-from evomerge.evaluation.limits import check_threads, check_timeout
+from evomerge.evaluation.limits import check_gpus, check_threads, check_timeout
 from evomerge.evaluation.ray_actor import cause
 from evomerge.evaluation.ray_cluster import Cluster
 from evomerge.evaluation.ray_workers import Call, RayWorkers
@@ -45,15 +46,19 @@ class RayEvaluator:
         build: makes a worker inside its actor; travels by pickle. Its `modules`, if it has any, are files that the
             workers of other machines need.
         workers: number of actors, or ``auto``: as many as the cluster has room for, at any time.
-        cpus_per_worker, gpus_per_worker: Ray resources of each; GPUs may be a fraction.
+        cpus_per_worker: of Ray's CPUs, for each.
+        gpus_per_worker: of Ray's GPUs; a fraction lets several workers share one, 0 is a worker on the processor.
+            ``None``: one where the cluster has any and `device` is a GPU or ``auto``.
         address: of a running cluster; ``None`` starts Ray on this machine for this run.
-        device: as in the local evaluator; ``auto`` with several GPUs for each worker spreads the model over them.
+        device: as in the local evaluator; ``auto`` is the GPU that Ray gives a worker, with several the model is spread
+            over them, with none it is the processor.
         threads: CPU threads of torch in each worker; ``None`` is `cpus_per_worker`.
         cache: bytes of merged slices that each worker keeps (``2GB``); ``auto`` for a quarter of what is free, divided.
         shared_cache: of the workers of a machine: ``memory`` (``auto`` with several workers), ``disk``, ``off``, or a
             folder that outlives the run.
         shared_cache_size: its bytes.
         shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
+        gpu: bytes of a GPU to count with (``24GB``), where they shall not be all that it has.
         timeout: seconds that an evaluation may take; then its worker is replaced, and it has failed.
         tries: how many workers may die evaluating a candidate.
         patience: seconds to wait for a place for a worker while there is no worker.
@@ -71,7 +76,7 @@ class RayEvaluator:
         *,
         workers: int | str = 2,
         cpus_per_worker: int = 1,
-        gpus_per_worker: float = 0,
+        gpus_per_worker: float | None = None,
         address: str | None = None,
         device: str = "auto",
         threads: int | None = None,
@@ -79,6 +84,7 @@ class RayEvaluator:
         shared_cache: str = "auto",
         shared_cache_size: str | int = "auto",
         shared_cache_keeps: str = "likely",
+        gpu: str | int | None = None,
         timeout: float | None = None,
         tries: int = 2,
         patience: float = 600,
@@ -89,8 +95,7 @@ class RayEvaluator:
                 f"evaluator.workers={workers}, cpus_per_worker={cpus_per_worker}",
                 "at least one worker (or auto), and one CPU each",
             )
-        if gpus_per_worker < 0 or (gpus_per_worker > 1 and gpus_per_worker != int(gpus_per_worker)):
-            raise ConfigError(f"evaluator.gpus_per_worker is {gpus_per_worker}", "a whole number, or a fraction of one")
+        check_gpus(gpus_per_worker, device)
         check_timeout(timeout)
         check_threads(threads)
         if tries < 1 or not 0 < patience < math.inf:
@@ -98,17 +103,17 @@ class RayEvaluator:
         self._build = build
         self._fixed = workers if isinstance(workers, int) else None
         modules = getattr(build, "modules", ())
-        self._cluster = Cluster(address, cpus_per_worker, gpus_per_worker, self._fixed, modules, working_dir)
+        gpus = 0 if device in ("cpu", "mps") else gpus_per_worker
+        self._cluster = Cluster(address, cpus_per_worker, gpus, self._fixed, modules, working_dir)
         self._scheduler = Scheduler(tries, timeout)
-        several = device == "auto" and gpus_per_worker > 1
         caches = shared_cache, shared_cache_size, shared_cache_keeps
-        self.cache_settings = CacheSettings.of(cache, *caches, self._fixed or 2)
+        self.cache_settings = CacheSettings.of(cache, *caches, self._fixed or 2, gpu)
         self._workers = RayWorkers(
             self._cluster,
             self._scheduler,
             build,
             fixed=self._fixed,
-            device="spread" if several else device,
+            device=device,
             threads=cpus_per_worker if threads is None else threads,
             cache=self.cache_settings,
             patience=patience,
@@ -200,8 +205,11 @@ class RayEvaluator:
         except _DEAD as error:
             self._lose(call.slot, error)
         except RayError as error:
-            if not call.watch:  # what a worker is at is worth no search
-                raise cause(error) from error
+            raised = cause(error)
+            if isinstance(raised, DeviceLostError):
+                self._end(call.slot, raised.given)
+            elif not call.watch:  # what a worker is at is worth no search
+                raise raised from error
         else:
             self._take(call, result)
 
@@ -235,7 +243,11 @@ class RayEvaluator:
         memory = isinstance(error, OutOfMemoryError)
         caused_failure = memory or isinstance(error, WorkerCrashedError) or "worker process has died" in text
         how = "Ray ended it because its node ran out of memory" if memory else "killed, or crashed"
-        _LOG.warning("%s is gone (%s)", slot.name, how if caused_failure else text[:200])
+        self._end(slot, how if caused_failure else text[:200], caused_failure=caused_failure)
+
+    def _end(self, slot: WorkerSlot, how: str, *, caused_failure: bool = True) -> None:
+        """A worker is of no use any more: another one takes its place, and its candidate is tried again."""
+        _LOG.warning("%s is gone (%s)", slot.name, how)
         self._let_go(slot)
         if caused_failure and (slot.preparing or not slot.begun):
             self._workers.count_failed_start(slot, how)
@@ -251,7 +263,9 @@ class RayEvaluator:
             self._take(call, result)
 
     def _end_overdue(self) -> None:
-        """End workers whose evaluation takes too long."""
+        """End workers whose evaluation, or beginning, takes too long."""
+        for slot in self._scheduler.stuck(ray_workers.LONGEST_START):
+            self._end(slot, f"it did not begin within {ray_workers.LONGEST_START:g} s")
         for slot in self._scheduler.overdue():
             self._let_go(slot)
             late = slot in self._scheduler.overdue()  # unless its answer was just there

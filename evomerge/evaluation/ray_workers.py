@@ -24,8 +24,18 @@ _LOG = logging.getLogger(__name__)
 _CLOSING = 10  # seconds
 _LOOKING = 5.0  # seconds between two looks at what the cluster has room for
 _WATCHING = 2.0  # seconds between two questions to a worker what it is at
+LONGEST_START = 3600.0
+"""Seconds that a worker may take to load its model, or to build the items of a split."""
+
 _FAILED_STARTS = 3  # one after the other
 _BACKOFF = 2.0  # seconds after a failed start, to the power of their number
+
+
+def _given(device: str, gpus: float) -> str:
+    """The device of a worker to which Ray gives so many GPUs: those it sees; given none it would see all."""
+    if device != "auto":
+        return device
+    return "spread" if gpus > 1 else "auto" if gpus else "cpu"
 
 
 class Call(NamedTuple):
@@ -87,7 +97,8 @@ class RayWorkers:
             raise ConfigError(
                 f"{self._fixed} workers with {self._cluster.cpus} CPUs and {self._cluster.gpus:g} GPUs each",
                 f"this machine has room for {sum(room)}",
-                "lower evaluator.workers or the resources of each",
+                "lower evaluator.workers or the resources of each"
+                + (": gpus_per_worker=0.5 lets two share a GPU" if self._cluster.gpus == 1 else ""),
             )
         if self._fixed is not None and sum(room) < self._fixed:
             _LOG.warning(
@@ -95,6 +106,9 @@ class RayWorkers:
             )
         most = max([1, *room])
         self._cache = replace(self._cache, workers=most if self._fixed is None else min(most, self._fixed))
+        if self._cluster.gpus:
+            self._cache = self._cache.on_gpus(self._cluster.sharing)
+        self._device = _given(self._device, self._cluster.gpus)
         self._no_worker_since = time.monotonic()
         self.hire()
 
@@ -121,7 +135,8 @@ class RayWorkers:
         """Ask for a worker."""
         resources = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus}
         self._named += 1
-        actor: Any = ray.remote(Actor).options(**resources, concurrency_groups={WATCH: 1})
+        remote: Any = ray.remote
+        actor = remote(**resources, concurrency_groups={WATCH: 1})(Actor)
         worker = actor.remote(self._build, self._device, self._threads, self._cache)
         slot = WorkerSlot(f"worker {self._named}", worker)
         self._scheduler.taken.append(slot)
@@ -130,7 +145,7 @@ class RayWorkers:
     def prepare(self, slot: WorkerSlot, split: Split) -> None:
         """Let a worker prepare a split's items; calls to it come after."""
         slot.splits.add(split)
-        slot.preparing = True
+        slot.preparing, slot.asked = True, time.monotonic()
         self.calls[slot.worker.begin.remote(split)] = Call(slot, split=split)
 
     def watch(self) -> None:

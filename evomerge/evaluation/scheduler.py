@@ -47,6 +47,7 @@ class WorkerSlot:
         splits: those it has items of, or is asked to prepare.
         jobs: what it holds, in the order given: it evaluates the first, the others wait.
         preparing: whether it is not at its first job yet.
+        asked: when it was asked to prepare what it prepares, by the monotonic clock.
         since, began: when the first job began, by the monotonic clock and by the calendar.
         stage, watched: what it was at when it was last asked (`Work.stage`, `done` and `slices`), and when that was.
     """
@@ -58,6 +59,7 @@ class WorkerSlot:
     splits: set[Split] = field(default_factory=set)
     jobs: deque[Job] = field(default_factory=deque)
     preparing: bool = False
+    asked: float = 0.0
     since: float = 0.0
     began: float = 0.0
     stage: tuple[str, int, int] = ("", 0, 0)
@@ -117,6 +119,11 @@ class Scheduler:
             return []
         late = time.monotonic() - self.timeout
         return [slot for slot in self.taken if slot.jobs and not slot.preparing and slot.since < late]
+
+    def stuck(self, longest: float) -> list[WorkerSlot]:
+        """Workers that have been preparing for more than so many seconds: a call of a driver may never return."""
+        late = time.monotonic() - longest
+        return [slot for slot in self.taken if slot.preparing and slot.asked < late]
 
     def pause(self, most: float) -> float:
         """Seconds until something may be overdue, at most so many."""

@@ -12,46 +12,24 @@ from dataclasses import replace
 import torch
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.errors import ConfigError, EvomergeError, FitnessError, InfeasibleError, one_line
+from evomerge.errors import EvomergeError, FitnessError, InfeasibleError, one_line
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.caching import open_shared
+from evomerge.evaluation.devices import await_memory, choose_device
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.merge.resident.model import Resident
 from evomerge.merge.resident.spread import SPREAD
-from evomerge.models.memory import give_back, out_of_memory
+from evomerge.models.memory import device_lost, give_back, lost, out_of_memory
 from evomerge.models.pool import Pool
 from evomerge.protocols import Fitness, Scores
 from evomerge.recipes.recipe import Recipe
 
 _LOG = logging.getLogger(__name__)
+_TRIES = 6  # of a candidate that finds no memory: what is kept becomes less each time
 
 Stage = tuple[str, int, int]
 """As `Work.stage`, `Work.done` and `Work.slices`."""
-
-
-def choose_device(device: str) -> str:
-    """``auto`` becomes the first accelerator there is; ``spread`` is all GPUs together; anything else is checked.
-
-    Raises:
-        ConfigError: the device is unknown to torch or not on this machine.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == SPREAD and torch.cuda.is_available():
-        return device
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"evaluator.device is {device!r}",
-            f"torch cannot use it here: {reason}",
-            "auto, cpu, spread, or a GPU",
-        ) from error
-    return device
 
 
 class Worker:
@@ -80,14 +58,28 @@ class Worker:
         self._fitnesses = dict(fitnesses)
         settings, device = cache or CacheSettings(), choose_device(device)
         shared = open_shared(settings, pool, "cuda" if device == SPREAD else device)
-        self._resident = Resident(pool, device, cache=settings.memory, shared=shared, workers=settings.workers)
+        await_memory(device)
+        self._resident = Resident(
+            pool,
+            device,
+            cache=settings.memory,
+            shared=shared,
+            workers=settings.workers,
+            sharing=settings.sharing,
+            gpu=settings.gpu,
+        )
         self._prepared: set[Split] = set()
         self._scoring = False
 
     def fitness(self, split: Split) -> Fitness:
         """The fitness of a split, its items built for this worker's model."""
         if split not in self._prepared:
-            self._fitnesses[split].prepare(self._resident.model)
+            try:
+                self._fitnesses[split].prepare(self._resident.model)
+            except Exception as error:
+                if device_lost(error):
+                    raise lost(error) from error
+                raise
             self._prepared.add(split)
         return self._fitnesses[split]
 
@@ -104,6 +96,7 @@ class Worker:
         Raises:
             PoolError: a source file is not what it was, which is not the candidate's fault.
             FitnessError: the fitness cannot be prepared: the same.
+            DeviceLostError: the GPU failed: no candidate can be evaluated in this process any more.
         """
         fitness = self.fitness(split)
         self._pool.require_unchanged()
@@ -112,21 +105,12 @@ class Worker:
             return replace(outcome, status="infeasible", error="the genome has no recipe")
         start = time.perf_counter()
         try:
-            try:
-                count: MergeCount | None
-                count, merged, scores = self._score(candidate.recipe, fitness)
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                _LOG.warning("candidate %d found no memory; what is kept to save time is let go", candidate.id)
-                count = None
-            if count is None:  # out of the handler, which holds on to the frames of the error
-                self._resident.spare_memory()
-                give_back()
-                count, merged, scores = self._score(candidate.recipe, fitness)
+            count, merged, scores = self._score_with_room(candidate, fitness)
         except InfeasibleError as error:
             return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
         except Exception as error:
+            if device_lost(error):
+                raise lost(error) from error
             trace = "" if isinstance(error, EvomergeError) else traceback.format_exc()
             return replace(outcome, error=one_line(error), seconds=_elapsed(start), traceback=trace)
         scored = time.perf_counter() - merged
@@ -134,6 +118,7 @@ class Worker:
         seconds = {"merge": merged - start - count.noted, "model": model, "other": max(0.0, scored - model)}
         if count.noted:
             seconds["note"] = count.noted
+        self._resident.use_room()
         return replace(
             outcome,
             status="ok",
@@ -145,6 +130,23 @@ class Worker:
             responses=scores.responses,
             tokens=scores.tokens,
         )
+
+    def _score_with_room(self, candidate: Candidate, fitness: Fitness) -> tuple[MergeCount, float, Scores]:
+        """`_score`, again each time that memory has run out and something was let go."""
+        assert candidate.recipe is not None
+        for left in reversed(range(_TRIES)):
+            try:
+                return self._score(candidate.recipe, fitness)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                failed = error.with_traceback(None)
+            # Out of the handler, which holds on to the frames of the error.
+            if not left or not self._resident.spare_memory():
+                raise failed
+            _LOG.warning("candidate %d found no memory; what is kept to save time is let go", candidate.id)
+            give_back()
+        raise AssertionError("the last try returns or raises")
 
     def _score(self, recipe: Recipe, fitness: Fitness) -> tuple[MergeCount, float, Scores]:
         """What merging took, when it was done, and the scores."""
@@ -159,8 +161,9 @@ class Worker:
         return count, merged, scores
 
     def close(self) -> None:
-        """Leave the shared cache."""
+        """Leave the shared cache and give the model's memory back, whoever still holds it."""
         self._resident.close()
+        give_back()
 
 
 def _require_finite(scores: Scores) -> None:

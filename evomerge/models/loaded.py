@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ class LoadedModel:
         dtype: dtype of the weights.
         device: where the weights are.
         name_or_path: folder that configuration and tokenizer come from.
+        spare: lets go of what is only kept to save time, when memory has run out; says whether there was anything, and
+            may be called until there is not.
     """
 
     module: PreTrainedModel
@@ -27,6 +30,7 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     name_or_path: str
+    spare: Callable[[], bool] = field(default=bool, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

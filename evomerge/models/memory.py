@@ -1,4 +1,4 @@
-"""What it looks like when memory has run out, and what can be done at once."""
+"""What it looks like when memory has run out or a device has gone, and what can be done at once."""
 
 from __future__ import annotations
 
@@ -6,14 +6,53 @@ import gc
 
 import torch
 
-_SAID = ("can't allocate memory", "out of memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+from evomerge.errors import DeviceLostError, reason_of
+
+_NO_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "not enough memory",
+    "STATUS_ALLOC_FAILED",  # CUBLAS, CUDNN, CUSOLVER
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its workspace found no room
+    "CUDNN_STATUS_NOT_INITIALIZED",
+)
+_DEEPEST = 20  # of errors that caused each other
+_DEVICE_ERRORS = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "cuDNN error", "HIP error", "device-side assert")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that host or device had no memory left: torch raises different ones for each."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+def device_lost(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is one of CUDA other than memory that ran out.
+
+    After one, a process has no working context any more: each later call fails, within milliseconds.
+    """
+    found: BaseException | None = error
+    for _ in range(_DEEPEST):
+        if found is None:
+            break
+        if isinstance(found, RuntimeError) and not out_of_memory(found):
+            accelerator = getattr(torch, "AcceleratorError", None)  # since torch 2.8
+            if accelerator is not None and isinstance(found, accelerator):
+                return True
+            if any(text in str(found) for text in _DEVICE_ERRORS):
+                return True
+        found = found.__cause__ or found.__context__
+    return False
+
+
+def lost(error: BaseException) -> DeviceLostError:
+    """The error to raise for one that `device_lost` knows."""
+    return DeviceLostError(
+        f"the GPU failed and its process cannot use it any more ({reason_of(error)})",
+        "a GPU that works, and code that does not stop it",
+        "`evomerge resume RUN` goes on; evaluator=ray evaluator.workers=1 replaces such a worker by itself",
+    )
 
 
 def give_back() -> None:

@@ -56,6 +56,11 @@ class Pool:
         """A model's tensor by its name in the layout, in the stored dtype, mapped from its file."""
         return self.checkpoints[model].read(self.stored[model][name])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all models' tensors, as they are stored."""
+        return sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
+
     def release(self) -> None:
         """Give back the memory of tensors with an adapter folded in; they are folded again when they are read."""
         for checkpoint in self.checkpoints.values():

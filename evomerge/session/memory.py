@@ -14,18 +14,20 @@ import torch
 from evomerge.config.schema import Config
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.devices import computes_on_host, sharing
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.notes_memory import device_sources, load_kernels, notes_memory, scratch_memory
-from evomerge.merge.execution.sources import DEVICE_SHARE, HOST_SHARE, NOTES_SHARE
+from evomerge.merge.execution.sources import DEVICE_SHARE, NOTES_SHARE
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
-from evomerge.merge.resident.model import CACHE_SHARE
+from evomerge.merge.resident.budgets import CACHE_SHARE
 from evomerge.merge.resident.resident_memory import model_bytes, resident_memory
 from evomerge.models.loaded import ModelOutline
 from evomerge.models.pool import Pool
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.recipes.pool_info import baseline_recipes
 from evomerge.recipes.recipe import Recipe
+from evomerge.session.gpu_plan import GpuPlan, plan_gpu
 from evomerge.session.parts import Parts
 from evomerge.utils.memory import MemoryPart, Place, free_host_memory, machine_memory, peak, process_memory
 from evomerge.utils.sizes import size_text
@@ -44,7 +46,8 @@ class MemoryEstimate:
         on_host: whether they compute on the processor.
         apart: whether they are other processes than the search, which then has one of its own.
         host: bytes of main memory that this machine, or its container, has; 0 where that is not known.
-        device: bytes of an accelerator; 0 where there is none here.
+        device: bytes of an accelerator; 0 where there is none here and none was named.
+        gpu: what a worker does with a GPU, where there is or was named one.
     """
 
     parts: tuple[MemoryPart, ...]
@@ -53,6 +56,7 @@ class MemoryEstimate:
     apart: bool = False
     host: int = 0
     device: int = 0
+    gpu: GpuPlan | None = None
 
     def at(self, place: Place) -> tuple[MemoryPart, ...]:
         """The parts in one place."""
@@ -84,24 +88,32 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     pool = parts.pool
     if pool is None:
         return None
-    on_host = _on_host(config)
+    on_host = computes_on_host(config.evaluator)
     place: Place = "host" if on_host else "device"
     workers = max(1, parts.evaluator.slots)
     plans = list(_plans(config, parts, pool))
     cache: CacheSettings = getattr(parts.evaluator, "cache_settings", CacheSettings())
     weights = model_bytes(pool, plans)
     room = max(0, free_host_memory() - (workers * weights if on_host else 0))
-    device_total, device_free = _device(on_host)
-    room_there = room if on_host else max(0, device_free - weights)
-    budget = int(room_there * CACHE_SHARE / (workers if on_host else 1)) if cache.memory is None else cache.memory
+    forwards, scratch = _forwards(parts, pool, plans, on_host), scratch_memory(plans, pool, on_host)
+    size = 0 if on_host else cache.gpu or _gpu_bytes()
+    plan = None
+    if size:
+        # Of merging and scoring the larger: they are never there together.
+        need = max((part.nbytes for part in (*forwards, *scratch)), default=0) if forwards else None
+        plan = plan_gpu(size, sharing(config.evaluator), weights, need, pool.nbytes, room // workers)
+    elsewhere = int(room * CACHE_SHARE / workers)
+    budget = cache.memory if cache.memory is not None else plan.cache if plan else elsewhere
     found = pool.memory()
     found += resident_memory(pool, plans, budget, place)
     if on_host:
         found += notes_memory(plans, pool, int(room * NOTES_SHARE / workers))
+    elif plan is not None:
+        found += device_sources(pool, plan.device, plan.pinned)
     else:
-        found += device_sources(pool, int(room_there * DEVICE_SHARE), int(room * HOST_SHARE / workers))
-    found += scratch_memory(plans, pool, on_host)
-    found += _forwards(parts, pool, plans, on_host)
+        found += device_sources(pool, int(room * DEVICE_SHARE / workers), 0)
+    found += scratch
+    found += forwards
     if cache.shared == "memory":
         most = cache.shared_size or room // 4
         text = "merged layers for all workers"
@@ -111,7 +123,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
         load_kernels()
     process = MemoryPart("process", process_memory(), "Python, its libraries and the items")
     apart = getattr(parts.evaluator, "built_from", "") == "shipped worker"
-    return MemoryEstimate((process, *found), workers, on_host, apart, machine_memory(), device_total)
+    return MemoryEstimate((process, *found), workers, on_host, apart, machine_memory(), size, plan)
 
 
 def memory_caution(found: MemoryEstimate) -> str:
@@ -203,20 +215,6 @@ def _forwards(parts: Parts, pool: Pool, plans: Sequence[Plan], on_host: bool) ->
     return [max((part for part in found if part.name == name), key=lambda part: part.nbytes) for name in names]
 
 
-def _on_host(config: Config) -> bool:
-    """Whether workers compute on the processor."""
-    settings: Any = config.evaluator
-    device = str(settings.get("device", "auto"))
-    if device != "auto":
-        return device == "cpu"
-    if "gpus_per_worker" in settings:
-        return not float(settings.get("gpus_per_worker") or 0)
-    return not torch.cuda.is_available()
-
-
-def _device(on_host: bool) -> tuple[int, int]:
-    """Bytes of the first accelerator, and those that are free; zeros where there is none here."""
-    if on_host or not torch.cuda.is_available():
-        return 0, 0
-    free, total = torch.cuda.mem_get_info()
-    return int(total), int(free)
+def _gpu_bytes() -> int:
+    """Bytes of the first GPU; 0 where there is none here."""
+    return int(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else 0

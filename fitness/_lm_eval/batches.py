@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from evomerge.models.memory import give_back, out_of_memory
 from fitness._lm_eval.model import TokenRequest
 
 _ALIGNED = 16  # bytes; CUDA kernels read rows in words of this size
+_MOST_LOGITS = 1 << 28  # whose logarithms are taken at a time: 2 GB of float32 and of what it is converted from
 _VECTORISED = 128  # elements from which CUDA's sum depends on the alignment of its input
 
 
@@ -124,12 +125,14 @@ def score_batches(
     softmax_dtype: torch.dtype | None,
     count: int,
     autocast: torch.dtype | None = None,
+    spare: Callable[[], bool] = bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[Batch]]:
     """Log-likelihoods of `count` requests, whether greedy decoding would give their continuations, and the batches.
 
     The numbers are stock lm-eval's bit for bit: the same forwards, the same logarithms of softmax, the same
     sums over one request at a time. Only rows that a continuation needs go through the softmax. A batch that there is
-    no memory for is scored in two halves, padded as it was: the batches returned are those that were scored.
+    no memory for is scored again once something was spared; with nothing left to spare in two halves, padded as it was:
+    the batches returned are those that were scored.
 
     Args:
         module: the model.
@@ -137,6 +140,7 @@ def score_batches(
         softmax_dtype: None for that of the logits.
         count: requests of all batches.
         autocast: dtype of the forwards, by autocast; None for the model's own.
+        spare: lets go of what is only kept to save time, and says whether there was anything.
     """
     kwargs = {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
     sums: list[torch.Tensor] = []
@@ -149,12 +153,15 @@ def score_batches(
             try:
                 found = _score(module, batch, softmax_dtype, autocast, kwargs)
             except Exception as error:
-                if len(batch.inputs) == 1 or not out_of_memory(error):
+                if not out_of_memory(error):
                     raise
-                found = None
+                found, failed = None, error.with_traceback(None)
             if found is None:  # out of the handler, which holds on to the frames of the error
+                again = (batch,) if spare() else halves(batch) if len(batch.inputs) > 1 else ()
+                if not again:
+                    raise failed
                 give_back()
-                waiting.extendleft(reversed(halves(batch)))
+                waiting.extendleft(reversed(again))
                 continue
             scored.append(batch)
             sums += found[0]
@@ -208,25 +215,33 @@ def _score(
     """The log-likelihood of each request of a batch, and for each token whether it is the likeliest."""
     with torch.autocast(batch.inputs.device.type, autocast, enabled=autocast is not None):  # not of the softmax
         logits = module(batch.inputs, **kwargs).logits
-    logprobs, positions = _logprobs(logits, batch.rows, softmax_dtype)
-    choice_rows = batch.choice_rows if positions is None else positions[batch.choice_rows]
-    chosen = logprobs[choice_rows, batch.choices]
-    hits = logprobs.argmax(dim=-1)[choice_rows] == batch.choices
+    logits, wanted = _rows_to_score(logits, batch.rows, batch.choice_rows)
+    step = max(1, _MOST_LOGITS // logits.shape[1])
+    chosen = torch.empty(0)
+    hits = torch.empty(0)
+    for first in range(0, len(logits), step):
+        logprobs = F.log_softmax(logits[first : first + step], dim=-1, dtype=softmax_dtype)
+        # Tokens of other rows get values of one that is there, for now: which they are is known on the device only.
+        rows = wanted if len(logprobs) == len(logits) else (wanted - first).clamp_(0, len(logprobs) - 1)
+        values = logprobs[rows, batch.choices]
+        right = logprobs.argmax(dim=-1)[rows] == batch.choices
+        chosen = values if not first else torch.where(wanted >= first, values, chosen)
+        hits = right if not first else torch.where(wanted >= first, right, hits)
     return [_sum(part) for part in chosen.split(batch.lengths)], hits
 
 
-def _logprobs(
-    logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The wanted rows of ``log_softmax(logits)``; or all rows, with where the wanted ones are.
+def _rows_to_score(
+    logits: torch.Tensor, rows: torch.Tensor, choice_rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The wanted rows of logits, flat, and for each token which of them is its; or all rows, likewise.
 
     CUDA's softmax adds up a row in an order that depends on the row's alignment: rows may be moved only when
     every row is aligned alike.
     """
     flat = logits.flatten(0, 1)
     if logits.is_cuda and flat.shape[1] * flat.element_size() % _ALIGNED:
-        return F.log_softmax(flat, dim=-1, dtype=dtype), rows
-    return F.log_softmax(flat.index_select(0, rows), dim=-1, dtype=dtype), None
+        return flat, rows[choice_rows]
+    return flat.index_select(0, rows), choice_rows
 
 
 def _sum(part: torch.Tensor) -> torch.Tensor:

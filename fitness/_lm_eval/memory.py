@@ -131,7 +131,7 @@ class _Sizes:
         )
 
     def logits(self, texts: Texts) -> int:
-        """Of all positions; then the wanted rows, and their logarithms (`batches._logprobs`)."""
+        """Of all positions; then the wanted rows, and their logarithms (`batches._score`)."""
         rows = texts.more * self.vocabulary
         taken = rows * self.width + rows * (8 if self.wide else self.width)  # in float32: converted first
         return texts.batch * texts.length * (self.vocabulary * self.width + self.hidden * self.width) + taken

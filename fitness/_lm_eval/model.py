@@ -73,10 +73,11 @@ class ResidentLM(HFLM):
         self._instances: Sequence[Any] = ()
         self._prompts: Sequence[str] = ()
         self._seconds = 0.0
+        self.spare = model.spare
 
     def rebind(self, model: LoadedModel) -> None:
         """Score another module of the same tokenizer, dtype and device from now on."""
-        self._model = model.module
+        self._model, self.spare = model.module, model.spare
         self._config = model.module.config
         if model.module.training:  # dropout would make scores random
             model.module.eval()
@@ -113,10 +114,16 @@ class ResidentLM(HFLM):
                     torch.manual_seed(_SAMPLING_SEED)
                     texts = self.generate_until(list(instances), disable_tqdm=True)
             except Exception as error:
-                if self.batch_size_per_gpu == 1 or not out_of_memory(error):
+                if not out_of_memory(error):
                     raise
+                failed = error.with_traceback(None)
             if texts is None:  # out of the handler, which holds on to the frames of the error
+                spared = self.spare()
+                if not spared and self.batch_size_per_gpu == 1:
+                    raise failed
                 give_back()
+                if spared:
+                    continue
                 self._batches.clear()
                 self.batch_size_per_gpu //= 2
                 _log.warning(

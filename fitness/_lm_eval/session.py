@@ -141,7 +141,7 @@ class Session:
         lm = self._lm
         if isinstance(batches, SharedForwards):
             return *batches.score(lm.model), batches
-        found = score_batches(lm.model, batches, lm.softmax_dtype, count, lm.mixed_precision_dtype)
+        found = score_batches(lm.model, batches, lm.softmax_dtype, count, lm.mixed_precision_dtype, lm.spare)
         if len(found[2]) > len(batches):
             _log.warning(
                 "batches of %d sequences do not fit into memory: %d became %d; scores may differ in their last digits",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from fitness._lm_eval import batches as batches_module
 from fitness._lm_eval.batches import halves, mixed_lengths, plan_batches, score_batches
 from fitness._lm_eval.model import TokenRequest
 from fitness.lm_eval_tasks import LmEvalFitness
@@ -91,6 +92,20 @@ def test_a_batch_that_finds_no_memory_is_scored_in_smaller_ones() -> None:
     assert 2 <= found["batches"] <= 8
     assert found["values"] == pytest.approx(found["whole"], abs=1e-5)
     assert found["greedy"] == found["right"]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_logarithms_of_some_rows_at_a_time_are_the_same_digits(
+    model: Any, rows: int, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [request(list(range(4, 6 + i)), [7 + i, 9, *([8] * (i % 3))]) for i in range(13)]
+    planned = plan_batches(requests, batch_size=5, max_length=48, device=torch.device("cpu"), grouped=True)
+    whole = score_batches(model.module, planned, dtype, len(requests))
+    monkeypatch.setattr(batches_module, "_MOST_LOGITS", rows * 51)
+    pieces = score_batches(model.module, planned, dtype, len(requests))
+    assert pieces[0].tolist() == whole[0].tolist()
+    assert pieces[1].tolist() == whole[1].tolist()
 
 
 def test_greedy_answers_are_recognised(model: Any) -> None:

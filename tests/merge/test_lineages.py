@@ -21,7 +21,7 @@ from evomerge.merge.execution.stage_slices import stages_of
 from evomerge.merge.methods import specs
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import SlicePlan
-from evomerge.merge.resident import model as assemble
+from evomerge.merge.resident import kept_stages
 from evomerge.merge.resident.model import Resident
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
@@ -126,7 +126,7 @@ def test_a_parent_that_was_a_candidate_is_not_merged_again(
         merged.append(entry.key)
         return merge_slice(entry, *rest, **more)
 
-    monkeypatch.setattr(assemble, "merge_slice", counted)
+    monkeypatch.setattr(kept_stages, "merge_slice", counted)
 
     def tensors(resident: Resident, *genomes: Any) -> Tensors:
         for genome in genomes:

@@ -40,6 +40,7 @@ class MemoryCache:
         self._queue: list[tuple[float, str]] = []  # of priorities, with those that were taken since
         self._age = 0.0
         self._spare_bytes = 0
+        self._recycles = True
         self._spare: dict[tuple[Shapes, torch.device], list[tuple[torch.Tensor, ...]]] = {}
 
     def __len__(self) -> int:
@@ -91,18 +92,34 @@ class MemoryCache:
             self._dropped.popitem(last=False)
         self.recycle(merged)
 
-    def clear(self) -> None:
-        """Let everything go, and keep half as much from now on: memory has run out."""
+    def resize(self, budget: int, start: int | None = None) -> None:
+        """Keep so many bytes from now on, at least at first; `start` as it is when a cache is made."""
+        self.budget = budget
+        self.allowed = budget if start is None else min(start, budget)
+        while self.used > self.allowed:
+            self._evict()
+
+    def clear(self) -> bool:
+        """Let everything go: memory has run out. Half as much is kept from now on, the second time nothing.
+
+        What is free goes back to whoever gives memory, instead of being used again here.
+
+        Returns:
+            Whether there was anything.
+        """
+        held = bool(self.used or self._spare_bytes)
         self._held.clear()
         self._queue.clear()
         self._spare.clear()
         self.used = self._spare_bytes = 0
-        self.budget //= 2
+        self.budget = self.budget // 2 if self._recycles else 0
+        self._recycles = False
         self.allowed = min(self.allowed, self.budget)
+        return held
 
     def recycle(self, merged: Merged) -> None:
         """Keep the memory of a slice for the next one of its shapes."""
-        if not merged.owned or not merged.tensors:
+        if not merged.owned or not merged.tensors or not self._recycles:
             return
         spare = self._spare.setdefault((merged.shapes, merged.tensors[0].device), [])
         size = merged.nbytes

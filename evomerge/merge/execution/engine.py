@@ -107,7 +107,9 @@ class SliceMerge:
             job = self.merge(part, index)
             finite = job.into(target.view(-1))
             if self._checks is not None and isinstance(finite, torch.Tensor):
-                self._checks.add(finite, lambda: self._named(index, job.not_finite(self.dtype)))
+                # The error and not what makes it: that holds the sources that were copied for this tensor.
+                error = self._named(index, job.not_finite(self.dtype))
+                self._checks.add(finite, lambda: error)
             elif not finite:
                 raise job.not_finite(self.dtype)
         return target if given is None or direct else given.copy_(target)

@@ -185,12 +185,12 @@ def device_sources(pool: Pool, on_device: int, on_host: int) -> list[MemoryPart]
 
     Args:
         pool: the source models.
-        on_device, on_host: bytes of room (`sources.Placement`).
+        on_device, on_host: bytes of room (`sources.Placement`); on the host, where tensors can be pinned.
     """
     whole = sum(info.nbytes for own in pool.checkpoints.values() for info in own.tensors.values())
     kept = min(whole, on_device)
     parts = [MemoryPart("sources", kept, "tensors kept where they are merged", place="device")]
-    if torch.cuda.is_available() and whole > kept:
+    if on_host and whole > kept:
         parts.append(MemoryPart("pinned", min(whole - kept, on_host), "sources on their way to the device"))
     return parts
 

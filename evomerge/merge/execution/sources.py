@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from evomerge.utils.memory import free_host_memory
 T = TypeVar("T")
 
 DEVICE_SHARE, HOST_SHARE, NOTES_SHARE, DEVICE_NOTES_SHARE = 0.5, 0.25, 0.25, 0.125
-"""Of what is free when the model has been loaded: for sources on the device and pinned, for notes on either."""
+"""Of what is free: for sources on an accelerator that is no GPU and pinned ones, for notes on either."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,28 @@ class Sources:
         pool: the source models.
         device: where merging happens.
         placement: how much to keep where; measured by default.
+        peers: other devices of the same kind that keep an equal part of what goes on the device: what comes from them
+            does not come from the host.
+
+    Attributes:
+        placement: as it is now.
+        device_bytes, host_bytes: of what is kept there.
     """
 
-    def __init__(self, pool: Pool, device: str | torch.device = "cpu", placement: Placement | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        device: str | torch.device = "cpu",
+        placement: Placement | None = None,
+        peers: Sequence[torch.device] = (),
+    ) -> None:
         self.pool = pool
         self.device = torch.device(device)
         self.placement = placement or Placement.measured(self.device)
         self.notes = Notes(self.placement.notes, self.placement.device_notes)
         self.device_bytes = self.host_bytes = 0
+        self._taken = dict.fromkeys((self.device, *peers), 0)
+        self._ran_out = False
         self._kept: dict[tuple[str, str], torch.Tensor] = {}
 
     def flat(self, model: str, name: str) -> torch.Tensor:
@@ -96,17 +110,43 @@ class Sources:
             return tensor
         return self.notes.large(("aligned", model, name), tensor.nbytes, tensor.clone, at_once=True)
 
-    def release(self) -> None:
-        """Let go of what is kept in main memory to save time; it is read and found out again when it is wanted."""
+    def place(self, placement: Placement) -> None:
+        """Keep so much from now on; what is in main memory comes to the device when it is wanted and there is room."""
+        self.placement = placement
+        self.notes.budget, self.notes.device_budget = placement.notes, placement.device_notes
+        self._forget_host()
+
+    def release(self) -> bool:
+        """Let go of what is kept to save time, first in main memory, then on the device: memory has run out there.
+
+        It is read and found out again when it is wanted. Of the device, half as much is kept from then on, the second
+        time nothing.
+
+        Returns:
+            Whether something was let go where merging happens.
+        """
+        self._forget_host()
+        held = bool(self.device_bytes or self.notes.device_used or (self.device.type == "cpu" and self.notes.used))
+        self.notes.clear()
+        if self.device_bytes:
+            self.placement = replace(self.placement, device=0 if self._ran_out else self.device_bytes // 2)
+            self._ran_out = True
+            self._kept.clear()
+            self._taken = dict.fromkeys(self._taken, 0)
+            self.device_bytes = 0
+        return held
+
+    def _forget_host(self) -> None:
         self._kept = {key: tensor for key, tensor in self._kept.items() if tensor.device.type != "cpu"}
         self.host_bytes = 0
-        self.notes.clear()
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device or pinned, while there is room; else as it is, mapped from its file."""
-        if tensor.nbytes <= self.placement.device - self.device_bytes:
-            self.device_bytes += tensor.nbytes
-            return tensor.to(self.device)
+        for device, taken in self._taken.items():
+            if tensor.nbytes <= self.placement.device // len(self._taken) - taken:
+                self._taken[device] += tensor.nbytes
+                self.device_bytes += tensor.nbytes
+                return tensor.to(device)
         if self.device.type == "cuda" and tensor.nbytes <= self.placement.host - self.host_bytes:
             self.host_bytes += tensor.nbytes
             return tensor.pin_memory()

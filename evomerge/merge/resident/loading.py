@@ -15,10 +15,12 @@ from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.merge.resident.module_slices import ModuleSlice
 from evomerge.models.architecture.layout import skeleton
+from evomerge.models.memory import give_back, out_of_memory
 from evomerge.models.pool import Pool
+from evomerge.utils.sizes import size_text
 
 
-def load_module(pool: Pool, attn_implementation: str | None, device_map: str | None = None) -> Any:
+def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = None) -> Any:
     """The model that gives the pool's configuration, in evaluation mode, its weights in memory of its own.
 
     transformers builds it and is given the tensors that the pool's layout has, as the pool reads them: whatever else
@@ -27,7 +29,7 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: str | N
     Args:
         pool: the source models.
         attn_implementation: as in `from_pretrained`; ``None`` leaves the choice to transformers.
-        device_map: as in `from_pretrained`; ``None`` for the CPU.
+        device_map: as in `from_pretrained`, where each tensor then goes straight from its file; ``None`` for the CPU.
 
     Raises:
         PoolError: transformers cannot load the model.
@@ -38,9 +40,9 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: str | N
     options = {option: value for option, value in options.items() if value}
     cls = type(skeleton(pool.config, pool.trust_remote_code))
     dtype = TORCH_DTYPES[pool.info.dtype]
-    # Copies: transformers makes parameters of the very tensors, and the pool's are mapped.
+    # On the CPU copies: transformers makes parameters of the very tensors, and the pool's are mapped.
     tensors = {
-        tensor: pool.read(name, tensor).to(dtype if pool.is_merged(tensor) else None, copy=True)
+        tensor: pool.read(name, tensor).to(dtype if pool.is_merged(tensor) else None, copy=device_map is None)
         for tensor in pool.layout.parameters
     }
     try:
@@ -55,6 +57,8 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: str | N
         module.name_or_path = module.config.name_or_path = folder
         set_generation(module, folder)
     except Exception as error:  # transformers raises whatever the architecture's code raises
+        if out_of_memory(error):
+            raise
         raise PoolError(f"transformers cannot load {folder} ({reason_of(error)})") from error
     module.eval()
     for parameter in module.parameters():
@@ -62,6 +66,33 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: str | N
         if parameter.untyped_storage().nbytes() != parameter.nbytes or not parameter.is_contiguous():
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     return module
+
+
+def load_on(device: str | torch.device, pool: Pool, attn_implementation: str | None) -> Any:
+    """The model on a device, never as a whole in main memory where that is a GPU.
+
+    Raises:
+        PoolError: transformers cannot load the model, or a GPU has no room for it.
+    """
+    where = torch.device(device)
+    if where.type != "cuda":
+        return load_module(pool, attn_implementation).to(where)
+    weights = sum(pool.info.sizes) * TORCH_DTYPES[pool.info.dtype].itemsize
+    free, total = torch.cuda.mem_get_info(where)
+    if weights <= free:
+        try:
+            return load_module(pool, attn_implementation, device_map={"": where})
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+    give_back()
+    raise PoolError(
+        f"the model has {size_text(weights)} of weights in {pool.info.dtype}, and {size_text(free)} of the "
+        f"{size_text(total)} of {where} are free",
+        "a GPU that holds it, with room for forwards",
+        "let several GPUs hold a model (evaluator.device=spread, or evaluator=ray evaluator.gpus_per_worker=2)"
+        + (", or set pool.dtype=bfloat16" if pool.info.dtype == "float32" else ""),
+    )
 
 
 def set_generation(module: Any, folder: str) -> None:

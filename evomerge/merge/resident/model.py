@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -11,17 +11,18 @@ from evomerge.errors import RecipeError
 from evomerge.merge.cache.memory_cache import START_SHARE, MemoryCache
 from evomerge.merge.cache.merged_slice import Merged
 from evomerge.merge.cache.shared_cache import SharedCache
-from evomerge.merge.execution.engine import TORCH_DTYPES, merge_slice
+from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.parallel import merge_slices
-from evomerge.merge.execution.sources import Placement, Sources, free_memory
-from evomerge.merge.execution.stage_slices import StageSlices
+from evomerge.merge.execution.sources import Placement, Sources
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan, SlicePlan, canonical_slice, origin_of
 from evomerge.merge.resident.batches import Missing, batches, share_cost
+from evomerge.merge.resident.budgets import Room, first_budgets
+from evomerge.merge.resident.kept_stages import KeptStages
 from evomerge.merge.resident.layer_slots import LayerSlots
 from evomerge.merge.resident.live_slices import LiveSlices
-from evomerge.merge.resident.loading import holds, load_module
+from evomerge.merge.resident.loading import holds, load_on
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.merge.resident.merge_progress import MergeProgress
 from evomerge.merge.resident.module_slices import ModuleSlice, ModuleSlices
@@ -32,9 +33,6 @@ from evomerge.models.loaded import LoadedModel
 from evomerge.models.pool import Pool
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.recipes.slices import SliceId
-
-CACHE_SHARE = 0.25
-"""Of the memory that is free when the model has been loaded: what merged slices may take, unless told otherwise."""
 
 
 class Resident:
@@ -54,7 +52,9 @@ class Resident:
         placement: how much of the sources to keep where (see `sources.Sources`); measured by default.
         cache: bytes of merged slices to keep besides those in the model; a quarter of what is free by default.
         shared: the cache that the node's workers share, or ``None``.
-        workers: among how many what is free is divided, where `placement` or `cache` are not given.
+        workers: among how many the host's free memory is divided, where `placement` or `cache` are not given.
+        sharing: how many of them share a GPU, likewise.
+        gpu: bytes of a GPU to count with; those that it has by default.
 
     Attributes:
         progress: how far the model is on its way to the plan that is applied.
@@ -72,22 +72,26 @@ class Resident:
         cache: int | None = None,
         shared: SharedCache | None = None,
         workers: int = 1,
+        sharing: int = 1,
+        gpu: int | None = None,
     ) -> None:
         self.pool = pool
         self.dtype = pool.info.dtype
         self._spread = device == SPREAD
-        if self._spread:
-            module = load_spread(pool, attn_implementation)
-        else:
-            module = load_module(pool, attn_implementation).to(torch.device(device))
+        module = load_spread(pool, attn_implementation) if self._spread else load_on(device, pool, attn_implementation)
         self.model = LoadedModel(
             module,
             load_tokenizer(pool.folder(pool.tokenizer_from or pool.info.config_from), pool.trust_remote_code),
             TORCH_DTYPES[self.dtype],
             module.device,
             str(pool.folder(pool.info.config_from)),
+            self.spare_memory,
         )
-        self.sources = Sources(pool, module.device, placement or Placement.measured(module.device, workers))
+        devices = tuple(dict.fromkeys(parameter.device for parameter in module.parameters()))
+        self._room = Room(devices, workers, sharing, gpu, placement is None, cache)
+        first = first_budgets(module.device, workers)
+        peers = [device for device in devices if device.type == module.device.type]
+        self.sources = Sources(pool, module.device, placement or first.placement, peers)
         self.progress = MergeProgress(self.sources.notes)
         # Converters look at the configuration and shapes of a module, which must not change under them.
         reference = skeleton(pool.config, pool.trust_remote_code) if pool.layout.joins else module
@@ -95,12 +99,11 @@ class Resident:
         self._outer = {s: slices.of(s) for s in pool.layout.slices if s.layer is None}
         self._layer_slots = LayerSlots(module, pool, slices)
         self._shared = shared
-        if cache is None:
-            cache = int(free_memory(module.device) * CACHE_SHARE / workers)
         self._places = set(self._own().values())
         start = int(START_SHARE * sum(place.nbytes for place in self._places))
-        self._memory = MemoryCache(cache, start)
+        self._memory = MemoryCache(first.cache if cache is None else cache, start)
         self._live = LiveSlices(self._memory)
+        self._stages = KeptStages(self.sources, self._memory, self._live, shared)
         self._references: dict[str, Merged] = {}
         own = make_plan(pool.info.linear({pool.info.config_from: 1.0}), pool)
         for entry in own.slices:
@@ -121,17 +124,29 @@ class Resident:
         """Take the model's slices for none that is known: the next plan is computed whole."""
         self._live.forget(self._layer_slots.every() | self._places)
 
-    def spare_memory(self) -> None:
-        """Let go of what is only kept to save time."""
-        self._memory.clear()
-        self._references.clear()
-        self.sources.release()
+    def use_room(self) -> None:
+        """Keep sources and merged slices in what is left of a GPU now that a candidate was scored there; once."""
+        self._room.use(self.sources, self._memory)
+
+    def spare_memory(self) -> bool:
+        """Let go of what is only kept to save time: merged slices first, then sources; whether there was anything."""
+        self._room.settled = True
         self.pool.release()
+        if self._memory.clear():
+            return True
+        self._references.clear()
+        return self.sources.release()
 
     def close(self) -> None:
-        """Leave the shared cache."""
+        """Leave the shared cache and give all memory back, whoever still holds the model: it has no weights left."""
         if self._shared is not None:
             self._shared.close()
+        self.forget()
+        for place in self._layer_slots.every() | self._places:
+            place.empty()
+        self._references.clear()
+        self._memory.clear()
+        self.sources.release()
 
     def apply(self, plan: Plan) -> MergeCount:
         """Make the model the one that `plan` describes, computing only slices that are nowhere to be had.
@@ -273,7 +288,7 @@ class Resident:
             outs = [
                 places[0].out(entry.tensors, memory) for (entry, places), memory in zip(batch, memories, strict=True)
             ]
-            seconds = merge_slices(entries, self.sources, outs, self._made, self.progress.step, checks)
+            seconds = merge_slices(entries, self.sources, outs, self._stages, self.progress.step, checks)
             for (_, places), out, memory in zip(batch, outs, memories, strict=True):
                 places[0].settle(out, memory)
         except BaseException:
@@ -293,27 +308,3 @@ class Resident:
             count.kept += len(places) - 1
             count.computed_bytes += merged.nbytes
             yield entry, merged
-
-    def _made(self, entry: SlicePlan) -> Mapping[str, torch.Tensor]:
-        """The tensors of an intermediate's slice, which the next candidates of a lineage will ask for again."""
-        kept = self._kept_stage(entry)
-        return kept or self._merge_stage(entry, StageSlices(entry, self._merge_stage, self._kept_stage))
-
-    def _kept_stage(self, entry: SlicePlan) -> Mapping[str, torch.Tensor] | None:
-        """Tensors of an intermediate's slice that a cache or an earlier candidate has; ``None`` where none has them."""
-        found = self._memory.peek(f"intermediate {entry.key}")
-        if found is None and not self.pool.layout.joins:  # otherwise a model's tensors are not those of a checkpoint
-            found = self._live.get(entry.key) or self._memory.peek(entry.key)
-            if found is None and self._shared is not None:
-                found = self._shared.get(anywhere(entry.key))
-                found = None if found is None else moved(found, self.model.device)
-        return None if found is None else dict(zip(entry.tensors, found.tensors, strict=True))
-
-    def _merge_stage(
-        self, entry: SlicePlan, made: Callable[[SlicePlan], Mapping[str, torch.Tensor]]
-    ) -> Mapping[str, torch.Tensor]:
-        """Merge it, and keep it for those who come."""
-        start = time.perf_counter()
-        tensors = merge_slice(entry, self.pool, sources=self.sources, made=made)
-        self._memory.put(f"intermediate {entry.key}", Merged(tuple(tensors.values()), time.perf_counter() - start))
-        return tensors

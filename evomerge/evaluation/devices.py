@@ -1,0 +1,86 @@
+"""Which device a worker computes on, and what it may take of its memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from evomerge.errors import ConfigError
+from evomerge.merge.resident.spread import SPREAD
+
+_POLL = 0.5  # seconds between two looks at the free memory
+_LOOKS = 3  # one after the other without a change: what is taken stays so
+_LONGEST = 30.0  # seconds
+_NEARLY_ALL = 0.9
+
+
+def choose_device(device: str) -> str:
+    """``auto`` becomes the first accelerator there is; ``spread`` is all GPUs together; anything else is checked.
+
+    Raises:
+        ConfigError: the device is unknown to torch or not on this machine.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == SPREAD and torch.cuda.is_available():
+        return device
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"evaluator.device is {device!r}",
+            f"torch cannot use it here: {reason}",
+            "auto, cpu, spread, or a GPU",
+        ) from error
+    return device
+
+
+def idle_gpus(device: str) -> str:
+    """What to say of GPUs that one worker in this process leaves idle; empty where it does not."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < 2 or device not in ("auto", "cuda"):
+        return ""
+    return (
+        f"evaluator=local uses one of {count} GPUs: evaluator=ray evaluator.workers={count} uses all, "
+        f"CUDA_VISIBLE_DEVICES=0 means this one, and evaluator.device=spread is for a model larger than one"
+    )
+
+
+def computes_on_host(settings: Mapping[str, Any]) -> bool:
+    """Whether the workers of an evaluator's configuration compute on the processor, as far as this machine shows."""
+    device = str(settings.get("device", "auto"))
+    if device != "auto":
+        return device == "cpu"
+    if settings.get("gpus_per_worker") is not None:
+        return not float(settings["gpus_per_worker"])
+    return settings.get("gpu") is None and not torch.cuda.is_available()
+
+
+def sharing(settings: Mapping[str, Any]) -> int:
+    """How many workers of an evaluator's configuration share a GPU."""
+    gpus = float(settings.get("gpus_per_worker") or 1)
+    return int(1 / gpus + 1e-9) if gpus < 1 else 1
+
+
+def await_memory(device: str) -> None:
+    """Wait while a GPU's memory is being given back: of a worker that was ended just now the driver still holds it.
+
+    Args:
+        device: where a worker begins; nothing happens unless it is a GPU, and one that others have memory of.
+    """
+    if torch.device("cuda" if device == SPREAD else device).type != "cuda":
+        return
+    end, seen, same = time.monotonic() + _LONGEST, -1, 0
+    while same < _LOOKS and time.monotonic() < end:
+        free, total = torch.cuda.mem_get_info()
+        if free >= _NEARLY_ALL * total:
+            return
+        same = same + 1 if free <= seen else 0
+        seen = free
+        time.sleep(_POLL)

@@ -1,0 +1,129 @@
+"""What a worker does with the memory that its model and its forwards leave: sources first, then merged slices.
+
+Copies of sources are what a candidate pays for most on a GPU, merging again what was merged before costs little there.
+The same rules divide what was measured on a GPU and what a GPU of some size would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from evomerge.merge.cache.memory_cache import MemoryCache
+from evomerge.merge.execution.sources import (
+    DEVICE_NOTES_SHARE,
+    HOST_SHARE,
+    NOTES_SHARE,
+    Placement,
+    Sources,
+    free_memory,
+)
+
+CACHE_SHARE = 0.25
+"""Of the memory that is free: what merged slices may take, unless told otherwise."""
+
+MARGIN = 0.05
+"""Of a worker's share of a GPU: what fragments there."""
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Bytes that a worker may keep.
+
+    Attributes:
+        placement: of sources.
+        cache: of merged slices.
+    """
+
+    placement: Placement
+    cache: int
+
+
+def divide(room: int, host: int, sources: int) -> Budgets:
+    """The budgets of a worker on a GPU.
+
+    Args:
+        room: bytes of the GPU that are left when the model is there and its largest forward has been.
+        host: free bytes of main memory for each of the machine's workers.
+        sources: bytes of all source models.
+    """
+    on_device = max(0, min(room, sources))
+    pinned = min(sources - on_device, int(host * HOST_SHARE))
+    left = max(0, room - on_device)
+    placement = Placement(on_device, pinned, int(host * NOTES_SHARE), int(left * DEVICE_NOTES_SHARE))
+    return Budgets(placement, int(left * CACHE_SHARE))
+
+
+def share_of(total: int, workers: int) -> int:
+    """Bytes of a GPU that each of the workers which share it may take."""
+    return int(total / max(workers, 1) * (1 - MARGIN))
+
+
+def room_on(devices: Sequence[torch.device], workers: int, most: int | None = None) -> int:
+    """Bytes that this process may take beside what it has: of several GPUs the least, times their number.
+
+    Args:
+        devices: the GPUs.
+        workers: how many share each of them.
+        most: bytes of a GPU to count with, where that is less than it has.
+    """
+    found = []
+    for device in devices:
+        free, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_reserved(device)
+        share = share_of(total if most is None else min(most, total), workers)
+        found.append(max(0, min(int(free - MARGIN * total / max(workers, 1)), share - own)))
+    return len(found) * min(found, default=0)
+
+
+def first_budgets(device: torch.device, workers: int) -> Budgets:
+    """What may be kept before anything was scored; on a GPU nothing, until forwards have shown what they need.
+
+    Args:
+        device: where the model is; its memory is that of the machine unless it is a GPU.
+        workers: of the machine.
+    """
+    host = free_memory(torch.device("cpu")) // max(workers, 1)
+    if device.type == "cuda":
+        return Budgets(Placement(0, 0, int(host * NOTES_SHARE)), 0)
+    cache = int(free_memory(device) * CACHE_SHARE / max(workers, 1))
+    return Budgets(Placement.measured(device, workers), cache)
+
+
+@dataclass
+class Room:
+    """What is left of the GPUs that a model is on, to be divided once a candidate was scored there.
+
+    Attributes:
+        devices: that the model is on; those of another kind had their room divided from the start.
+        workers: of the machine.
+        sharing: of them, those that share a GPU.
+        gpu: bytes of a GPU to count with; ``None`` for those that it has.
+        places: whether sources are to be placed; not where a placement was given.
+        cache: bytes of merged slices that were asked for; ``None`` to leave it to the room.
+        settled: whether it was divided, or memory has run out before.
+    """
+
+    devices: Sequence[torch.device]
+    workers: int
+    sharing: int
+    gpu: int | None
+    places: bool
+    cache: int | None
+    settled: bool = False
+
+    def use(self, sources: Sources, memory: MemoryCache) -> None:
+        """Tell sources and merged slices what they may take; does something once."""
+        if self.settled or self.devices[0].type != "cuda":
+            return
+        self.settled = True
+        room = room_on(self.devices, self.sharing, self.gpu)
+        promised = max(0, self.cache - memory.used) if self.cache is not None else 0
+        host = free_memory(torch.device("cpu")) // max(self.workers, 1)
+        found = divide(max(0, room - promised), host, sources.pool.nbytes)
+        if self.places:
+            sources.place(found.placement)
+        if self.cache is None:
+            memory.resize(found.cache, sources.pool.nbytes // max(1, 4 * len(sources.pool.checkpoints)))

@@ -1,0 +1,115 @@
+"""Where the sources of a search go on a GPU of some size, what is left for forwards, and what copies take.
+
+Nothing of it is measured: a worker divides by the same rules what its first scored candidate has left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evomerge.merge.resident.budgets import divide, share_of
+from evomerge.utils.sizes import size_text
+
+PINNED, MAPPED = 25e9, 5e9
+"""Bytes a second from pinned and from mapped host memory, assumed: PCI Express 4.0 with 16 lanes."""
+
+UNKNOWN = 0.1
+"""Of a worker's share: what forwards are taken to need where the fitness cannot say."""
+
+_SPREAD = "let several GPUs hold a model: evaluator.device=spread, or evaluator=ray evaluator.gpus_per_worker=2"
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """What one worker does with its share of a GPU.
+
+    Attributes:
+        gpu: bytes of the GPU.
+        sharing: workers that share it.
+        weights: bytes of the model.
+        left: bytes that are left for forwards when nothing else is kept; negative where the model does not fit.
+        forwards: bytes that they are estimated to need; `known` where the fitness says so.
+        sources: bytes of all source models.
+        device, pinned, mapped: of these, bytes on the device, in pinned memory and read from files.
+        notes: bytes of host memory for what is noted of the sources, and `device_notes` on the device.
+        cache: bytes of merged slices that may be kept.
+    """
+
+    gpu: int
+    sharing: int
+    weights: int
+    left: int
+    forwards: int
+    known: bool
+    sources: int
+    device: int
+    pinned: int
+    mapped: int
+    notes: int
+    device_notes: int
+    cache: int
+
+    @property
+    def copied(self) -> int:
+        """Bytes that a candidate copies which changes every slice."""
+        return self.pinned + self.mapped
+
+    @property
+    def seconds(self) -> float:
+        """That these copies take."""
+        return self.pinned / PINNED + self.mapped / MAPPED
+
+    def lines(self) -> list[str]:
+        """All of it, for people."""
+        own = f"a share of 1/{self.sharing} of " if self.sharing > 1 else ""
+        if self.left <= 0:
+            return [f"{size_text(self.weights)} of weights do not fit into {own}{size_text(self.gpu)}: {_SPREAD}"]
+        need = f"they need about {size_text(self.forwards)}" if self.known else "what they need is not known"
+        first = f"{own}{size_text(self.gpu)}: {size_text(self.weights)} of weights, {size_text(self.left)} left for "
+        lines = [f"{first}forwards ({need})"]
+        if self.forwards > self.left:
+            lines.append("a batch does not fit: it will be halved, lower batch_size")
+        places = {"on the device": self.device, "pinned": self.pinned, "mapped from their files": self.mapped}
+        where = ", ".join(f"{size_text(nbytes)} {place}" for place, nbytes in places.items() if nbytes)
+        lines.append(f"sources: {where}")
+        if self.copied:
+            rates = f"{PINNED / 1e9:g} GB/s pinned, {MAPPED / 1e9:g} GB/s mapped"
+            lines.append(
+                f"a candidate that changes every slice copies {size_text(self.copied)}: about {self.seconds:.1f} s "
+                f"({rates}, assumed)"
+            )
+        else:
+            lines.append("no candidate copies any")
+        return lines
+
+
+def plan_gpu(gpu: int, sharing: int, weights: int, forwards: int | None, sources: int, host: int) -> GpuPlan:
+    """The plan of one worker.
+
+    Args:
+        gpu: bytes of the GPU.
+        sharing: workers that share it.
+        weights: bytes of the model.
+        forwards: bytes that its largest forward needs; ``None`` where nobody says.
+        sources: bytes of all source models.
+        host: free bytes of main memory for each of the machine's workers.
+    """
+    share = share_of(gpu, sharing)
+    need = int(UNKNOWN * share) if forwards is None else forwards
+    found = divide(max(0, share - weights - need), host, sources)
+    device, pinned = found.placement.device, found.placement.host
+    return GpuPlan(
+        gpu,
+        sharing,
+        weights,
+        share - weights,
+        need,
+        forwards is not None,
+        sources,
+        device,
+        pinned,
+        sources - device - pinned,
+        found.placement.notes,
+        found.placement.device_notes,
+        found.cache,
+    )

@@ -1,0 +1,337 @@
+"""What a GPU does with merging, scoring, memory and Ray: run once where there is one.
+
+    python scripts/gpu_check.py [--out gpu_check.json] [--device cuda] [--only merges placements]
+
+Writes its findings after every step, so that a run that is cut short still counts, and prints a table in the end. On
+``--device cpu`` everything is smaller, and memory runs out on a pretended GPU.
+"""
+
+# ruff: noqa: E402 - what the tests are made of is found first
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from pretended_gpu import PretendedGpu  # type: ignore[import-not-found]
+from tiny_models import write_tokenizer  # type: ignore[import-not-found]
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from evomerge.candidate import Candidate
+from evomerge.evaluation.worker import Worker
+from evomerge.merge.execution.sources import Placement
+from evomerge.merge.methods import METHODS
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan
+from evomerge.merge.resident.model import Resident
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
+from evomerge.objectives import Objective
+from evomerge.protocols import Scores
+from evomerge.recipes.slices import Input, SliceRecipe, parameters
+from fitness.lm_eval_tasks import LmEvalFitness
+
+METHOD_VALUES: dict[str, dict[str, float]] = {
+    "linear": {"weight": 0.4},
+    "task_arithmetic": {"weight": 0.6},
+    "slerp": {},
+    "ties": {"weight": 0.6, "density": 0.5},
+    "dare_linear": {"weight": 0.6, "density": 0.5},
+    "dare_ties": {"weight": 0.6, "density": 0.5},
+    "breadcrumbs": {"weight": 0.6, "density": 0.5},
+    "della": {"weight": 0.6, "density": 0.5},
+}
+MUCH = 1 << 50
+Findings = dict[str, Any]
+
+
+class Check:
+    """The steps, in the order of what is most worth knowing.
+
+    Args:
+        device: ``cuda`` or ``cpu``.
+        folder: for models.
+    """
+
+    def __init__(self, device: str, folder: Path) -> None:
+        self.device, self.folder, self.large = torch.device(device), folder, device != "cpu"
+        self._pool: Pool | None = None
+
+    @property
+    def pool(self) -> Pool:
+        """A base and two models around it in bfloat16, of Mistral's shapes and four layers where there is a GPU."""
+        if self._pool is None:
+            wide = {"hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 32000, "num_attention_heads": 32}
+            small = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 64, "num_attention_heads": 4}
+            config = LlamaConfig(
+                **(wide if self.large else small),
+                num_hidden_layers=4,
+                num_key_value_heads=8 if self.large else 2,
+                max_position_embeddings=512,
+                tie_word_embeddings=False,
+            )
+            folders = {}
+            with torch.device(self.device):
+                model = LlamaForCausalLM(config).to(torch.bfloat16)
+            for name in ("base", "a", "b"):
+                folders[name] = str(self.folder / name)
+                model.save_pretrained(folders[name])
+                write_tokenizer(Path(folders[name]), config.vocab_size)
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter.add_(torch.randn_like(parameter) * 0.01)
+            del model
+            self._pool = open_pool(folders, base="base", fingerprints=False)
+        return self._pool
+
+    def plan(self, method: str, change: float) -> Plan:
+        """A method on every slice of the pool."""
+        spec = METHODS[method].spec
+        values = {name: value + change for name, value in METHOD_VALUES[method].items()}
+        inputs = tuple(Input(name, None, parameters(values)) for name in ("a", "b"))
+        base = Input("base") if spec.base != "none" else None
+        shared = parameters({"t": 0.4 + change}) if method == "slerp" else ()
+        slices = [SliceRecipe(s, method, inputs, shared, base) for s in self.pool.info.slices]
+        return make_plan(self.pool.info.recipe(slices), self.pool)
+
+    def wait(self) -> None:
+        """Until the device has done all."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """That something takes, on the device too."""
+        self.wait()
+        start = time.perf_counter()
+        work()
+        self.wait()
+        return time.perf_counter() - start
+
+    def environment(self) -> Findings:
+        """Versions, the device and how fast it copies, in GB/s."""
+        count = 1 << (30 if self.large else 20)
+        there, other = (torch.zeros(count, dtype=torch.uint8, device=self.device) for _ in range(2))
+        host = torch.zeros(count, dtype=torch.uint8)
+        found: Findings = {"torch": torch.__version__, "python": platform.python_version(), "device": str(self.device)}
+        found["copy_"] = 2 * count / 1e9 / min(self.seconds(lambda: other.copy_(there)) for _ in range(3))
+        found["from mapped"] = count / 1e9 / min(self.seconds(lambda: there.copy_(host)) for _ in range(3))
+        if self.device.type == "cuda":
+            pinned = host.pin_memory()
+            copied = min(self.seconds(lambda: there.copy_(pinned, non_blocking=True)) for _ in range(3))
+            found |= {"name": torch.cuda.get_device_name(), "from pinned": count / 1e9 / copied}
+            found["memory"] = torch.cuda.mem_get_info()[1]
+        return found
+
+    def merges(self) -> Findings:
+        """GB/s of every method, later candidates: every source read once and the result written once; and the peak."""
+        resident = Resident(self.pool, self.device, placement=Placement(MUCH, 0, MUCH, MUCH), cache=0)
+        numbers, found = sum(self.pool.info.sizes), dict[str, Any]()
+        for method in METHOD_VALUES:
+            plans = [self.plan(method, i / 50) for i in range(3)]
+            first, *later = [self.seconds(functools.partial(resident.apply, plan)) for plan in plans]
+            moved = 2 * numbers * (2 + (METHODS[method].spec.base != "none") + 1)
+            found[method] = {"GB/s": moved / 1e9 / min(later), "first s": first, "later s": min(later)}
+        if self.device.type == "cuda":
+            found["peak bytes"] = torch.cuda.max_memory_allocated()
+        resident.close()
+        return found
+
+    def placements(self) -> Findings:
+        """Seconds of a linear merge by where the sources are."""
+        found = {}
+        for name, placement in {
+            "device": Placement(MUCH, 0, MUCH, MUCH),
+            "pinned": Placement(0, MUCH, MUCH),
+            "mapped": Placement(0, 0, MUCH),
+        }.items():
+            resident = Resident(self.pool, self.device, placement=placement, cache=0)
+            resident.apply(self.plan("linear", 0.0))
+            found[name] = self.seconds(functools.partial(resident.apply, self.plan("linear", 0.1)))
+            resident.close()
+        return found
+
+    def bits(self) -> Findings:
+        """The share of elements that the device and the processor merge differently, by method."""
+        there = Resident(self.pool, self.device, placement=Placement(MUCH, 0, MUCH, MUCH), cache=0)
+        here = Resident(self.pool, placement=Placement(0, 0, 0), cache=0)
+        found = {}
+        for method in METHOD_VALUES:
+            plan = self.plan(method, 0.05)
+            there.apply(plan)
+            here.apply(plan)
+            theirs = dict(here.model.module.named_parameters())
+            pairs = [(own.detach().cpu(), theirs[name]) for name, own in there.model.module.named_parameters()]
+            found[method] = sum(int((a != b).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)
+        there.close()
+        return found
+
+    def lm_eval(self) -> Findings:
+        """Whether a worker's scores are those of stock lm_eval on the same device, and its texts a second."""
+        from lm_eval import evaluator
+
+        rows = [{"q": f"w{4 + i % 20} w{5 + i % 7}", "a": f"w{4 + i % 11}"} for i in range(64)]
+        file = self.folder / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        mean = {"aggregation": "mean", "higher_is_better": True}
+        task: dict[str, Any] = {
+            "task": "gpu_check",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(file)}},
+            "test_split": "test",
+            "output_type": "loglikelihood",
+            "doc_to_text": "{{q}}",
+            "doc_to_target": " {{a}}",
+            "metric_list": [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}],
+        }
+        written = task | {"task": "gpu_check_written", "output_type": "generate_until"}
+        written["generation_kwargs"] = {"until": ["."], "max_gen_toks": 8}
+        written["metric_list"] = [{"metric": "exact_match", **mean}]
+        fitness = LmEvalFitness(
+            [{"task": deepcopy(each)} for each in (task, written)], batch_size=16, softmax_dtype="float32"
+        )
+        resident = Resident(self.pool, self.device, placement=Placement(0, 0, 0), cache=0)
+        fitness.prepare(resident.model)
+        ours = fitness.run(resident.model)
+        took = self.seconds(lambda: fitness.run(resident.model))
+        folder = str(self.pool.folder("base"))
+        stock = evaluator.simple_evaluate(
+            model="hf",
+            model_args={"pretrained": folder, "dtype": "bfloat16", "softmax_dtype": "float32"},
+            tasks=[deepcopy(task), deepcopy(written)],
+            device=str(self.device),
+            batch_size=16,
+            bootstrap_iters=0,
+        )
+        theirs = stock["results"]["gpu_check"]["perplexity,none"]
+        own = ours.metrics["gpu_check/perplexity"]
+        resident.close()
+        return {"equal": own == theirs, "ours": own, "stock": theirs, "texts/s": 2 * len(rows) / took}
+
+    def memory(self) -> Findings:
+        """Whether candidates succeed where memory holds 1.2 times the model and a batch, once sources were kept."""
+        with self._little_memory() as cap:
+            scores = Forward()
+            worker = Worker(self.pool, {"search": scores}, device="cuda")
+            shares = [self.pool.info.linear({"a": 1 - i / 5, "b": i / 5}) for i in range(4)]
+            found = [worker.evaluate(Candidate(i, recipe)).ok for i, recipe in enumerate(shares[:2])]
+            cap(int(1.2 * self.pool.checkpoints["base"].nbytes) + scores.batch_bytes)
+            found += [worker.evaluate(Candidate(i, recipe)).ok for i, recipe in enumerate(shares[2:], 2)]
+            worker.close()
+        return {"succeeded": sum(found), "of": len(found)}
+
+    @contextlib.contextmanager
+    def _little_memory(self) -> Iterator[Callable[[int], None]]:
+        """A device whose memory can be capped: the GPU's, or a pretended one's."""
+        if self.device.type == "cuda":
+            total = torch.cuda.mem_get_info()[1]
+            try:
+                yield lambda nbytes: torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / total))
+            finally:
+                torch.cuda.set_per_process_memory_fraction(1.0)
+            return
+        gpu = PretendedGpu()
+        with gpu.present():
+            yield lambda nbytes: setattr(gpu, "memory", nbytes)
+
+    def ray(self) -> Findings:
+        """A search with two workers that share the GPU."""
+        import evomerge
+        from evomerge.demo.pool import make_demo_pool
+
+        root = make_demo_pool(self.folder / "demo", 0, quick=True, progress=False)
+        run = evomerge.search(
+            *("experiment=demo", f"pool.root='{root}'", f"run_dir='{self.folder / 'run'}'", "display=quiet"),
+            *("search.evaluations=6", "strategy.popsize=3", "fitness.limit=8", "held_out.limit=8"),
+            *("evaluator=ray", "evaluator.workers=2", f"evaluator.gpus_per_worker={0.5 if self.large else 0}"),
+        )
+        status = run.evaluations["status"].value_counts().to_dict()
+        return {str(name): int(count) for name, count in status.items()}
+
+
+class Forward:
+    """Scores by one forward of a batch, and keeps how much memory that takes."""
+
+    objectives = (Objective("score"),)
+
+    def __init__(self) -> None:
+        self.batch_bytes = 0
+
+    def check(self) -> None:
+        """Nothing can be wrong."""
+
+    def cautions(self) -> list[str]:
+        """None."""
+        return []
+
+    def prepare(self, model: Any) -> None:
+        """Make the batch, and see what it takes."""
+        self.ids = torch.arange(8 * 64, device=model.device).remainder(60).view(8, 64)
+        before = torch.cuda.mem_get_info()[0]
+        self.run(model)
+        # A pretended GPU gives back at once; what a real one took stays in its allocator.
+        rows = model.module.config.vocab_size + 8 * model.module.config.intermediate_size
+        self.batch_bytes = max(before - torch.cuda.mem_get_info()[0], self.ids.numel() * rows * 8)
+
+    def blocks(self) -> list[Any]:
+        """None."""
+        return []
+
+    def run(self, model: Any, blocks: Any = None, *, stop: Any = None) -> Scores:
+        """The sum of the logits."""
+        with torch.no_grad():
+            return Scores({"score": float(model.module(self.ids, use_cache=False).logits.float().sum())})
+
+    def fingerprint(self) -> str:
+        """The same everywhere."""
+        return "sha256:forward"
+
+
+STEPS = ("environment", "merges", "placements", "bits", "lm_eval", "memory", "ray")
+
+
+def main() -> int:
+    """Run the steps; exit status 1 where one of them failed."""
+    parser = argparse.ArgumentParser(description="what a GPU does with evomerge")
+    parser.add_argument("--out", type=Path, default=Path("gpu_check.json"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
+    parser.add_argument("--only", nargs="+", default=STEPS, choices=STEPS, metavar="STEP")
+    given = parser.parse_args()
+    found: dict[str, Findings] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        check = Check(given.device, Path(folder))
+        for step in given.only:
+            start = time.perf_counter()
+            try:
+                found[step] = getattr(check, step)()
+            except Exception:
+                found[step] = {"failed": traceback.format_exc()}
+            found[step]["step s"] = time.perf_counter() - start
+            given.out.write_text(json.dumps(found, indent=1))
+    for step, findings in found.items():
+        for name, value in findings.items():
+            for inner, number in value.items() if isinstance(value, dict) else [("", value)]:
+                shown = f"{number:.4g}" if isinstance(number, float) else str(number)
+                print(f"| {step} | {' '.join(filter(None, (name, inner)))} | {shown} |")
+    return int(any("failed" in findings for findings in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

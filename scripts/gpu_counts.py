@@ -1,0 +1,100 @@
+"""Counts what merging asks of a GPU, on a pretended one, and writes the table in docs/performance.md.
+
+    python scripts/gpu_counts.py [--check]
+
+Every merge method is put on all slices of a small bfloat16 model, three times with other parameters; the first time
+notes what is needed of the sources. ``--check`` changes nothing and exits with 1 where the table is not up to date.
+"""
+
+# ruff: noqa: E402 - what the tests are made of is found first
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from contracts.test_merge_methods import CASES, Case  # type: ignore[import-not-found]
+from merge.gpu_recipes import everywhere, small_pool  # type: ignore[import-not-found]
+from pretended_gpu import Counts, PretendedGpu  # type: ignore[import-not-found]
+from tiny_llama import save_llama  # type: ignore[import-not-found]
+
+from evomerge.merge.execution.sources import Placement
+from evomerge.merge.resident.model import Resident
+from evomerge.models.pool import Pool
+
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- gpu counts -->", "<!-- end of gpu counts -->"
+MUCH = 10**9
+HEAD = (
+    "| method | waits, first | waits, later | copies, later | kernels a tensor | bytes an element | at best |\n"
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+)
+
+
+def counted(case: Case, pool: Pool) -> list[Counts]:
+    """What three candidates of a method take on a GPU that has all sources."""
+    gpu = PretendedGpu()
+    with gpu.present():
+        resident = Resident(pool, "cuda", placement=Placement(MUCH, 0, MUCH, MUCH), cache=0)
+        found = []
+        for seed in range(3):
+            plan = everywhere(case, pool, seed)
+            gpu.reset()
+            resident.apply(plan)
+            found.append(gpu.reset())
+    return found
+
+
+def row(case: Case, found: list[Counts], pool: Pool) -> str:
+    """A line of the table; where the later candidates differ, the one that waits more."""
+    first, *later = found
+    most = max(later, key=lambda counts: (counts.waits.total(), counts.moved_bytes))
+    numbers, tensors = sum(pool.info.sizes), len(pool.layout.parameters)
+    best = 2 * (case.count + case.based + 1)
+    return (
+        f"| {case} | {_number(first.waits)} | {_number(most.waits)} | {_number(most.copies)} | "
+        f"{most.kernels / tensors:.0f} | {most.moved_bytes / numbers:.0f} | {best} |\n"
+    )
+
+
+def _number(counter: Counter[str]) -> str:
+    return str(counter.total())
+
+
+def table() -> str:
+    """All of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        folders = {
+            name: save_llama(Path(folder) / name, seed, layers=1, dtype=torch.bfloat16)
+            for seed, name in enumerate(("base", "a", "b", "c"))
+        }
+        pool = small_pool(folders)
+        return HEAD + "".join(row(case, counted(case, pool), pool) for case in CASES)
+
+
+def main() -> int:
+    """Write the table, or compare it."""
+    parser = argparse.ArgumentParser(description="counts for docs/performance.md")
+    parser.add_argument("--check", action="store_true", help="exit with 1 unless the table is up to date")
+    check = parser.parse_args().check
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    old, _, after = rest.partition(END)
+    new = f"\n{table()}"
+    if check:
+        return int(old != new)
+    PAGE.write_text(f"{before}{BEGIN}{new}{END}{after}", encoding="utf-8")
+    print(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The lm-eval fitness on a pretended GPU: the right device, few waits, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from pretended_gpu import CUDA, PretendedGpu
+
+from evomerge.models.loaded import LoadedModel
+from fitness.lm_eval_tasks import LmEvalFitness
+
+TASKS: list[str | dict[str, Any]] = ["choose", "complete", "read", "write"]
+
+
+@pytest.fixture
+def gpu() -> Iterator[PretendedGpu]:
+    device = PretendedGpu()
+    with device.present():
+        yield device
+
+
+def on(model: LoadedModel, device: torch.device, spare: Callable[[], bool] = bool) -> LoadedModel:
+    module: Any = model.module
+    return LoadedModel(module.to(device), model.tokenizer, model.dtype, device, model.name_or_path, spare)
+
+
+@pytest.fixture
+def expected(model: LoadedModel, tasks: Any) -> Any:
+    fitness = LmEvalFitness(TASKS, include_path=str(tasks.path))
+    fitness.prepare(model)
+    return fitness.run(model)
+
+
+def test_every_kind_of_request(model: LoadedModel, expected: Any, tasks: Any, gpu: PretendedGpu) -> None:
+    fitness = LmEvalFitness(TASKS, include_path=str(tasks.path))
+    there = on(model, CUDA)
+    fitness.prepare(there)
+    gpu.reset()
+    scores = fitness.run(there)
+    first = gpu.reset()
+    again = fitness.run(there)
+    assert again.metrics == scores.metrics
+    for name, values in expected.items.items():
+        assert scores.items[name] == pytest.approx(values, abs=1e-4), name
+    # Requests are on the device; of log-likelihoods two copies come back for all that are asked together.
+    waits = {where: count for where, count in gpu.counts.waits.items() if "batches.py" in where}
+    assert waits.pop("copy back in fitness/_lm_eval/batches.py score_batches") == 2 * 2
+    # transformers asks once in a forward whether texts are packed.
+    assert list(waits) == ["__bool__ in fitness/_lm_eval/batches.py _score"]
+    assert not {where for where in gpu.counts.copies if "batches.py" in where}
+    assert gpu.counts.copies.total() <= first.copies.total()
+
+
+def test_what_is_kept_is_let_go_before_batches_become_smaller(
+    model: LoadedModel, expected: Any, tasks: Any, gpu: PretendedGpu, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = [gpu.put(torch.zeros(1 << 20, dtype=torch.uint8)) for _ in range(2)]
+
+    def spare() -> bool:
+        return bool(kept) and kept.pop() is not None
+
+    fitness = LmEvalFitness(TASKS, include_path=str(tasks.path))
+    there = on(model, CUDA, spare)
+    fitness.prepare(there)
+    gpu.reset()
+    fitness.run(there)
+    gpu.memory = gpu.peak - (1 << 21) + (1 << 16)  # a full batch fits once both are gone
+    scores = fitness.run(there)
+    assert kept == []
+    assert "memory" not in caplog.text
+    gpu.reset()
+    fitness.run(there)
+    gpu.memory = gpu.used + (gpu.peak - gpu.used) // 2
+    smaller = fitness.run(there)
+    assert "do not fit into memory" in caplog.text or "at a time from now on" in caplog.text
+    for name, values in scores.items.items():
+        assert smaller.items[name] == pytest.approx(values, abs=1e-4), name
+        assert values == pytest.approx(expected.items[name], abs=1e-4), name

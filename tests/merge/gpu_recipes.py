@@ -1,0 +1,29 @@
+"""Recipes that put one merge method on every slice of a small pool, for what is counted on a pretended GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contracts.test_merge_methods import Case
+
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
+from evomerge.recipes.slices import Input, SliceRecipe, parameters
+
+NAMES = "abc"
+
+
+def small_pool(folders: dict[str, Path]) -> Pool:
+    """A base and models `a`, `b` and `c`."""
+    return open_pool({name: str(folder) for name, folder in folders.items()}, base="base")
+
+
+def everywhere(case: Case, pool: Pool, seed: int) -> Plan:
+    """A method on every slice, its parameters drawn from their bounds."""
+    each, shared = case.settings(seed)
+    inputs = tuple(Input(name, None, parameters(own)) for name, own in zip(NAMES[: case.count], each, strict=True))
+    base = Input("base") if case.based else None
+    slices = [SliceRecipe(s, case.method.spec.name, inputs, parameters(shared), base) for s in pool.info.slices]
+    return make_plan(pool.info.recipe(slices), pool)
