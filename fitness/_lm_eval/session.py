@@ -140,7 +140,7 @@ class Session:
         """Values, whether they are the greedy ones, and the batches to use from now on: smaller where memory ends."""
         lm = self._lm
         if isinstance(batches, SharedForwards):
-            return *batches.score(lm.model), batches
+            return *batches.score(lm.model, lm.spare), batches
         found = score_batches(lm.model, batches, lm.softmax_dtype, count, lm.mixed_precision_dtype, lm.spare)
         if len(found[2]) > len(batches):
             _log.warning(

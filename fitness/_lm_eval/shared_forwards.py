@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,16 +70,29 @@ class SharedForwards:
         """Tokens that are run for a candidate."""
         return sum(batch.inputs.numel() for root in self._batches for batch in root.walk())
 
-    def score(self, module: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The log-likelihood of each request, in nats, and whether greedy decoding gives its continuation."""
+    def score(self, module: Any, spare: Callable[[], bool] = bool) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The log-likelihood of each request, in nats, and whether greedy decoding gives its continuation.
+
+        Where memory ends, all is run again: once something was spared, and with nothing left to spare in smaller batches.
+
+        Args:
+            module: the model.
+            spare: as for `batches.score_batches`.
+        """
         while True:
             try:
                 return self._scored(module)
             except Exception as error:
-                if self._most_tokens <= _FEWEST_TOKENS or not out_of_memory(error):
+                if not out_of_memory(error):
                     raise
+                failed = error.with_traceback(None)
             # out of the handler, which holds on to the frames of the error
+            spared = spare()
+            if not spared and self._most_tokens <= _FEWEST_TOKENS:
+                raise failed
             give_back()
+            if spared:
+                continue
             self._most_tokens //= 2
             self._most_rows = max(1, self._most_rows // 2)
             _log.warning("not enough memory: %d tokens are run at a time from now on", self._most_tokens)

@@ -141,9 +141,20 @@ def test_without_memory_batches_become_smaller(caplog: pytest.LogCaptureFixture)
         if kwargs["input_ids"].numel() > 70:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
+    hook = module.register_forward_pre_hook(scarce, with_kwargs=True)
+    kept = [hook.remove]  # memory that something else holds goes first
+
+    def spare() -> bool:
+        return bool(kept) and kept.pop()() is None
+
+    np.testing.assert_allclose(forwards.score(module, spare)[0], values, atol=1e-4)
+    assert caplog.text == ""
     module.register_forward_pre_hook(scarce, with_kwargs=True)
-    np.testing.assert_allclose(forwards.score(module)[0], values, atol=1e-4)
+    np.testing.assert_allclose(forwards.score(module, spare)[0], values, atol=1e-4)
     assert "not enough memory: 64 tokens are run at a time from now on" in caplog.text
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        module.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("CUDA")))
+        forwards.score(module, spare)
 
 
 MAMBA = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 40, "state_size": 4}
