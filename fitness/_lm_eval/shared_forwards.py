@@ -73,7 +73,8 @@ class SharedForwards:
     def score(self, module: Any, spare: Callable[[], bool] = bool) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The log-likelihood of each request, in nats, and whether greedy decoding gives its continuation.
 
-        Where memory ends, all is run again: once something was spared, and with nothing left to spare in smaller batches.
+        Where memory ends, all is run again: after something was spared, or with nothing left to spare in smaller
+        batches.
 
         Args:
             module: the model.
