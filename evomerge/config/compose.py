@@ -129,7 +129,8 @@ def _of_node(node: DictConfig, prefix: str, key: str) -> tuple[str, ...]:
     path = node.get(TARGET) if TARGET in node else None
     if path is None or not is_ours(path):  # another's class is not imported for a word of advice
         return (nearest(key, known),)
-    return instead_of(locate(str(path), f"{prefix}.{TARGET}"), key.rpartition(".")[2], prefix, known)
+    said = instead_of(locate(str(path), f"{prefix}.{TARGET}"), key.rpartition(".")[2], prefix, known)
+    return said if len(said) > 1 else (nearest(key, known),)
 
 
 def _all_keys(node: Any, prefix: str = "") -> list[str]:

@@ -88,7 +88,8 @@ def forward_memory(
         return []
     nbytes, text = max(found)
     place = "host" if model.on_host else "device"
-    return [MemoryPart("forwards", nbytes, text, "batch_size", place=place, during="scoring")]  # type: ignore[arg-type]
+    key = "batch_tokens" if "texts share" in text else "batch_size"
+    return [MemoryPart("forwards", nbytes, text, key, place=place, during="scoring")]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +55,7 @@ class Node:
             waiting.extend(reversed(node.children))
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """The log-likelihood of one token of one continuation.
 
     Attributes:

@@ -20,7 +20,8 @@ from fitness._lm_eval.objective import WeighedTerm
 from fitness._lm_eval.scoring import RawValues, TaskScorer, all_items
 from fitness._lm_eval.session import Session
 from fitness._lm_eval.settings import BuildSettings
-from fitness._lm_eval.shared_forwards import default_tokens, unsupported
+from fitness._lm_eval.shared_forwards import default_tokens
+from fitness._lm_eval.shared_probe import unsupported
 from fitness._lm_eval.terms import RESPONSE_LENGTH
 
 if TYPE_CHECKING:
@@ -89,9 +90,11 @@ def prepare(
     with copy.copy(generators):
         build_requests(tasks, lm.tokenizer, settings)
     scorers = {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
-    forwards = forwards if forwards.mode == "shared" and _can_share(lm.model) else Forwards()
-    tokens = forwards.batch_tokens or default_tokens(model.device)
-    session = Session(lm, scorers, tokens if forwards.mode == "shared" else None)
+    session = Session(lm, scorers)
+    if forwards.mode == "shared" and _can_share(lm.model, session.longest):
+        session.share(forwards.batch_tokens or default_tokens(model.device))
+    else:
+        forwards = Forwards()
     places = spread({n: len(s.documents) for n, s in scorers.items()}, block_size, settings.fewshot_seed)
     decides = {
         "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in terms],
@@ -119,9 +122,9 @@ def prepare(
     )
 
 
-def _can_share(module: Any) -> bool:
+def _can_share(module: Any, longest: int) -> bool:
     """Whether a model computes a tree of tokens as it does one text; a line in the log where it does not."""
-    reason = unsupported(module)
+    reason = unsupported(module, longest)
     if reason:
         _log.warning("fitness.forwards=shared is not for this model: %s; its forwards are lm-eval's own", reason)
     return not reason

@@ -47,13 +47,11 @@ class Session:
     Args:
         lm: around the resident model.
         scorers: by task, in lm-eval's order; their requests are built.
-        batch_tokens: of a forward over the tree of tokens that requests share; None for lm-eval's own batches, whose
-            scores are lm-eval's to the last digit.
     """
 
-    def __init__(self, lm: ResidentLM, scorers: Mapping[str, TaskScorer], batch_tokens: int | None = None) -> None:
+    def __init__(self, lm: ResidentLM, scorers: Mapping[str, TaskScorer]) -> None:
         self._lm = lm
-        self._batch_tokens = batch_tokens
+        self._batch_tokens: int | None = None  # of shared forwards; of exact ones lm-eval's batches
         self._scorers = scorers
         self.whole: Places = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
         self.requests: dict[int, list[TokenRequest]] = {}  # by identity of the instance
@@ -97,6 +95,17 @@ class Session:
             if of_task:
                 self._scorers[name].collect(of_task, raw.setdefault(name, {}))
         return seconds
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text whose log-likelihood is asked, as the model reads it."""
+        lengths = (len(r.context) + len(r.continuation) - 1 for requests in self.requests.values() for r in requests)
+        return min(max(lengths, default=0), int(self._lm.max_length))
+
+    def share(self, batch_tokens: int) -> None:
+        """Run log-likelihoods over the tree of tokens that requests share, from the next candidate on."""
+        self._batch_tokens = batch_tokens
+        self._plans.clear()
 
     def tokens(self, block: int | None) -> dict[str, int]:
         """Tokens that log-likelihoods ``run``, and would run in ``stock`` lm-eval; padding is not counted."""
@@ -164,7 +173,7 @@ class Session:
                 self._shared(loglikelihood) if shared else self._batches(loglikelihood),
                 self._shared(rolling) if shared else self._rolling(rolling),
                 [len(of_instance) for of_instance in windows],
-                self._stock_tokens([*loglikelihood, *rolling]),
+                self._stock_tokens(loglikelihood) + sum(self._stock_tokens(call) for _, call in self._calls(rolling)),
             )
         return self._plans[block]
 

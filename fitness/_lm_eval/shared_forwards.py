@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +26,6 @@ MOST_SOFTMAX = 32 * 2**20
 """Bytes of logarithms of softmax at a time."""
 _FEWEST_ROWS = 32
 _FEWEST_TOKENS = 32
-_NEEDED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
 
 
 def default_tokens(device: torch.device) -> int:
@@ -89,14 +87,17 @@ class SharedForwards:
                 failed = error.with_traceback(None)
             # out of the handler, which holds on to the frames of the error
             spared = spare()
-            if not spared and self._most_tokens <= _FEWEST_TOKENS:
+            if not spared and self._most_tokens <= _FEWEST_TOKENS and self._most_rows == 1:
                 raise failed
             give_back()
             if spared:
                 continue
-            self._most_tokens //= 2
+            self._most_tokens = max(_FEWEST_TOKENS, self._most_tokens // 2)
             self._most_rows = max(1, self._most_rows // 2)
-            _log.warning("not enough memory: %d tokens are run at a time from now on", self._most_tokens)
+            _log.warning(
+                "not enough memory: %d tokens are run at a time from now on; scores may differ in their last digits",
+                self._most_tokens,
+            )
             self._batches = self._planned()
 
     def _planned(self) -> list[TokenBatch]:
@@ -108,7 +109,7 @@ class SharedForwards:
         greedy = torch.zeros(sum(self._lengths), dtype=torch.bool, device=self._device)
         with torch.no_grad():
             for batch in self._batches:
-                self._run(module, batch, None, chosen, greedy)
+                self._run(module, batch, chosen, greedy)
             values = chosen.cpu().to(torch.float64).numpy()
             right = greedy.cpu().numpy()
         if not self._lengths:
@@ -116,30 +117,32 @@ class SharedForwards:
         first = np.cumsum([0, *self._lengths[:-1]])
         return np.add.reduceat(values, first), np.logical_and.reduceat(right, first)
 
-    def _run(
-        self, module: Any, batch: TokenBatch, cache: DynamicCache | None, chosen: torch.Tensor, greedy: torch.Tensor
-    ) -> None:
-        """Run a batch after the tokens whose keys and values are in `cache`, and all that come after it."""
-        before = cache.get_seq_length() if cache is not None else 0
-        if cache is None and batch.after:
-            cache = DynamicCache()
-        # A model computes a row of logits at least.
-        rows = batch.rows if len(batch.rows) else torch.zeros(1, dtype=torch.long, device=self._device)
-        with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
-            logits = module(
-                input_ids=batch.inputs,
-                attention_mask=self._masks(batch.positions, batch.ends, before),
-                position_ids=batch.positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=rows,
-            ).logits[0]
-        self._read(logits, batch, chosen, greedy)
-        del logits
-        for after in batch.after:
-            self._run(module, after, cache, chosen, greedy)
-        if cache is not None and before:
-            cache.crop(before - cache.get_seq_length())  # negative: so many tokens less
+    def _run(self, module: Any, root: TokenBatch, chosen: torch.Tensor, greedy: torch.Tensor) -> None:
+        """Run a batch, then all that come after its tokens, whose keys and values are kept meanwhile."""
+        cache = DynamicCache() if root.after else None
+        waiting: list[tuple[TokenBatch, int | None]] = [(root, None)]
+        while waiting:
+            batch, keep = waiting.pop()
+            if keep is not None:  # all after this batch are done
+                if cache is not None and keep:
+                    cache.crop(keep - cache.get_seq_length())  # negative: so many tokens less
+                continue
+            before = cache.get_seq_length() if cache is not None else 0
+            # A model computes a row of logits at least.
+            rows = batch.rows if len(batch.rows) else torch.zeros(1, dtype=torch.long, device=self._device)
+            with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+                logits = module(
+                    input_ids=batch.inputs,
+                    attention_mask=self._masks(batch.positions, batch.ends, before),
+                    position_ids=batch.positions,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                    logits_to_keep=rows,
+                ).logits[0]
+            self._read(logits, batch, chosen, greedy)
+            del logits
+            waiting.append((batch, before))
+            waiting.extend((after, None) for after in reversed(batch.after))
 
     def _read(self, logits: torch.Tensor, batch: TokenBatch, chosen: torch.Tensor, greedy: torch.Tensor) -> None:
         step = max(1, MOST_SOFTMAX // (logits.shape[1] * 4))
@@ -149,50 +152,3 @@ class SharedForwards:
             logprobs = F.log_softmax(logits[first : first + step], dim=-1, dtype=self._softmax_dtype)
             chosen[slots] = logprobs[rows, tokens].float()
             greedy[slots] = logprobs.argmax(dim=-1)[rows] == tokens
-
-
-def unsupported(module: Any) -> str:
-    """Why a model's tokens cannot be shared; empty where they can.
-
-    What a model takes is asked of its signature and configuration, what it does with it of the model itself: a few
-    tokens in a tree must give what they give one text after the other.
-    """
-    parameters = inspect.signature(module.forward).parameters
-    missing = [name for name in _NEEDED if name not in parameters]
-    if missing:
-        return f"its forward takes no {missing[0]}"
-    attention = module.config.get_text_config()._attn_implementation
-    if attention not in ("sdpa", "eager"):
-        return f"its attention is {attention}, which takes no mask of one's own"
-    unknown = TreeMasks(module).unknown
-    if unknown:
-        return f"it has layers of the kind {unknown[0]}"
-    try:
-        return _tried(module)
-    except Exception as error:  # code of a model raises whatever it likes
-        if out_of_memory(error):
-            raise
-        return f"a tree of tokens raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _tried(module: Any) -> str:
-    """Whether three short texts that begin alike score in a tree, cut at a trunk, as they do alone."""
-    rows = int(module.get_input_embeddings().weight.shape[0])
-    words = [(7 * place + 3) % rows for place in range(12)]
-    requests = [
-        TokenRequest(None, words[:5], words[5:8]),
-        TokenRequest(None, words[:5], words[8:11]),
-        TokenRequest(None, [*words[:3], words[11]], words[1:4]),
-    ]
-    shared = SharedForwards(requests, module, max_length=64, batch_tokens=64, softmax_dtype=torch.float32)
-    found, _ = shared.score(module)
-    expected = []
-    for request in requests:
-        tokens = torch.tensor([request.context + request.continuation], device=module.device)
-        with torch.no_grad():
-            logits = module(input_ids=tokens[:, :-1], use_cache=False).logits[0, -len(request.continuation) :]
-        logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-        expected.append(float(logprobs.gather(1, tokens[0, -len(request.continuation) :, None]).sum()))
-    apart = np.abs(found - np.array(expected)).max()
-    allowed = 1e-3 if module.dtype == torch.float32 else 0.3
-    return f"three texts in a tree score {apart:.2g} nats apart from each alone" if apart > allowed else ""

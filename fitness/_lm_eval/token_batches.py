@@ -46,39 +46,53 @@ class TokenBatch:
 
     def walk(self) -> Iterator[TokenBatch]:
         """The batch and all that come after it."""
-        yield self
-        for batch in self.after:
-            yield from batch.walk()
+        waiting = [self]
+        while waiting:
+            batch = waiting.pop()
+            yield batch
+            waiting.extend(reversed(batch.after))
 
 
 def token_batches(roots: Sequence[Node], most_tokens: int, most_rows: int, device: torch.device) -> list[TokenBatch]:
     """Batches of about `most_tokens` tokens and at most `most_rows` rows of logits.
 
     What is too much for one batch is cut: a beginning that saves `SAVED` tokens is run once and kept, a shorter one is
-    run again with each part. A text that is alone is not cut, but for its rows.
+    run again with each part. A long text alone is run part by part.
     """
+    found, trunks = _level(roots, most_tokens, most_rows, device)
+    while trunks:
+        trunk, after = trunks.pop()
+        trunk.after, more = _level(after, most_tokens, most_rows, device)
+        trunks += more
+    return found
+
+
+def _level(
+    nodes: Sequence[Node], most_tokens: int, most_rows: int, device: torch.device
+) -> tuple[list[TokenBatch], list[tuple[TokenBatch, list[Node]]]]:
+    """The batches of nodes that come after the same tokens, and what comes after those of them that are trunks."""
     batches = []
+    trunks = []
     row: list[Node] = []
     tokens = rows = 0
-    waiting = list(reversed(roots))
+    waiting = list(reversed(nodes))
     while waiting:
         node = waiting.pop()
         own_tokens, own_rows = node.size
-        if own_rows > most_rows or (own_tokens > 2 * most_tokens and node.children):
+        if own_rows > most_rows or own_tokens > 2 * most_tokens:
             trunk, parts = _cut(node, own_tokens, most_tokens, most_rows)
             if trunk is None:
                 waiting.extend(reversed(parts))
             else:
-                batch = _batch([trunk], device)
-                batch.after = token_batches(parts, most_tokens, most_rows, device)
-                batches.append(batch)
+                batches.append(_batch([trunk], device))
+                trunks.append((batches[-1], parts))
             continue
         if row and (tokens + own_tokens > most_tokens or rows + own_rows > most_rows):
             batches.append(_batch(row, device))
             row, tokens, rows = [], 0, 0
         row.append(node)
         tokens, rows = tokens + own_tokens, rows + own_rows
-    return [*batches, _batch(row, device)] if row else batches
+    return ([*batches, _batch(row, device)] if row else batches), trunks
 
 
 def _cut(node: Node, whole: int, most_tokens: int, most_rows: int) -> tuple[Node | None, list[Node]]:
@@ -87,13 +101,14 @@ def _cut(node: Node, whole: int, most_tokens: int, most_rows: int) -> tuple[Node
         (child,) = node.children
         node = Node(child.path, node.start, child.stop, child.children, [*node.scores, *child.scores])
     depths = sorted({score.depth for score in node.scores})
+    stop = node.start + most_tokens if node.stop - node.start > 2 * most_tokens else node.stop
     if len(depths) > most_rows:
-        rest = Node(node.path, depths[most_rows], node.stop, node.children, [])
+        stop = min(stop, depths[most_rows])
+    if stop < node.stop:
+        rest = Node(node.path, stop, node.stop, node.children, [])
         rest.scores = [score for score in node.scores if score.depth >= rest.start]
         return Node(node.path, node.start, rest.start, [], [s for s in node.scores if s.depth < rest.start]), [rest]
     own = node.stop - node.start
-    if not node.children:  # a text alone
-        return None, [node]
     if own >= TRUNK and own * (whole // most_tokens) >= SAVED:
         return Node(node.path, node.start, node.stop, [], node.scores), node.children
     parts: list[Node] = []

@@ -51,8 +51,9 @@ class TreeMasks:
         seen = (place[None, :] <= place[:, None]) & (place[:, None] < ends[None, :])  # [query, key]
         if trunk:
             seen = torch.cat([torch.ones(count, trunk, dtype=torch.bool, device=ends.device), seen], dim=1)
-        query = positions[0][:, None]
-        key = torch.cat([torch.arange(trunk, device=ends.device), positions[0]])[None, :]
+        places = positions[0].to(torch.int32)  # of tokens by tokens, half the bytes count
+        query = places[:, None]
+        key = torch.cat([torch.arange(trunk, device=ends.device, dtype=torch.int32), places])[None, :]
         masks = {kind: self._form(self._narrowed(kind, seen, query, key)) for kind in self._kinds}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 

@@ -52,7 +52,7 @@ def test_a_model_that_cannot_share_is_scored_exactly_with_a_line(
     model: Any, tasks: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fitness, exact = scored(tasks, model)
-    monkeypatch.setattr(prepared, "unsupported", lambda module: "it is recurrent")
+    monkeypatch.setattr(prepared, "unsupported", lambda module, longest: "it is recurrent")
     other, found = scored(tasks, model, forwards="shared")
     assert "fitness.forwards=shared is not for this model: it is recurrent" in caplog.text
     assert other.fingerprint() == fitness.fingerprint()

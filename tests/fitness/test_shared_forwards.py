@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 from models.architectures import ARCHITECTURES, build
+from transformers import LlamaForCausalLM
 
 from fitness._lm_eval import shared_forwards, token_batches
 from fitness._lm_eval.model import TokenRequest
-from fitness._lm_eval.shared_forwards import SharedForwards, unsupported
+from fitness._lm_eval.shared_forwards import SharedForwards
+from fitness._lm_eval.shared_probe import unsupported
 
 DECODERS = [kind for kind, found in ARCHITECTURES.items() if found.auto == "AutoModelForCausalLM"]
 
@@ -65,7 +67,7 @@ def test_architectures_score_as_alone(kind: str, attention: str, monkeypatch: py
         pytest.skip(f"{kind} has no {attention}")
     if module.config.get_text_config()._attn_implementation != attention:
         pytest.skip(f"{kind} has no {attention}")
-    assert unsupported(module) == ""
+    assert unsupported(module, 31) == ""
     _small_trunks(monkeypatch)
     requests = questions()
     values, greedy = alone(module, requests)
@@ -169,11 +171,78 @@ def test_what_takes_no_tree_says_why(name: str, values: dict[str, Any]) -> None:
     config = getattr(transformers, f"{name}Config")(**values)
     torch.manual_seed(0)
     module = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    assert unsupported(module) != ""
+    assert unsupported(module, 31) != ""
 
 
-def test_a_model_that_ignores_the_mask_is_found_out() -> None:
-    module = build("llama")
-    forward = module.model.forward
-    module.model.forward = lambda *args, **kwargs: forward(*args, **{**kwargs, "attention_mask": None})
-    assert "nats apart from each alone" in unsupported(module)
+class Deaf(LlamaForCausalLM):
+    """One that takes a mask and positions and heeds neither."""
+
+    def forward(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        use_cache: Any = None,
+        logits_to_keep: Any = 0,
+    ) -> Any:
+        return super().forward(
+            input_ids, past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep
+        )
+
+
+@pytest.mark.parametrize("weights", [1.0, 0.1, float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_ignores_mask_and_positions_is_found_out_whatever_its_weights(
+    weights: float, dtype: torch.dtype
+) -> None:
+    module = Deaf(build("llama").config).to(dtype)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(weights)
+    assert "nats apart in a tree and alone" in unsupported(module, 31)
+    assert unsupported(build("llama").to(dtype), 31) == ""
+
+
+def test_a_window_that_a_model_does_not_use_is_found_out() -> None:
+    assert "nats apart" in unsupported(build("llama", sliding_window=4096), 31)
+
+
+def test_local_attention_by_places_in_a_row_is_found_out() -> None:
+    config = transformers.GPTNeoConfig(
+        hidden_size=16, num_layers=2, num_heads=4, vocab_size=40, attention_types=[[["global", "local"], 1]]
+    )
+    assert unsupported(transformers.GPTNeoForCausalLM(config).eval(), 31) != ""
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_embeddings_of_the_longest_text_are_refused_where_texts_are_long(kind: str) -> None:
+    if kind == "longrope":
+        rope = {"rope_type": kind, "rope_theta": 1e4, "short_factor": [1.0] * 2, "long_factor": [4.0] * 2}
+        module = build("phi3", rope_parameters=rope, original_max_position_embeddings=16)
+    else:
+        rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
+        module = build("llama", rope_parameters=rope, max_position_embeddings=16)
+    assert unsupported(module, 16) == ""
+    assert f"{kind} rotary embeddings follow from the longest text" in unsupported(module, 17)
+
+
+def test_a_long_text_alone_is_run_part_by_part_and_scores_as_whole() -> None:
+    module = build("llama", max_position_embeddings=2000)
+    rng = random.Random(0)
+    requests = [TokenRequest(None, [3], [rng.randrange(3, 40) for _ in range(1500)])]
+    values, _ = alone(module, requests, limit=2000)
+    forwards = shared(module, requests, 64, limit=2000)
+    (first,) = forwards._batches
+    assert max(batch.inputs.numel() for batch in first.walk()) <= 128
+    np.testing.assert_allclose(forwards.score(module)[0], values, rtol=1e-6)
+
+
+def test_rows_fall_to_one_without_deep_recursion(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = build("llama", max_position_embeddings=4000)
+    requests = [TokenRequest(None, [3], list(range(3, 40)) * 54)]
+    monkeypatch.setattr(shared_forwards, "MOST_LOGITS", 0)
+    monkeypatch.setattr(shared_forwards, "_FEWEST_ROWS", 1)
+    forwards = shared(module, requests, 64, limit=4000)
+    assert sum(1 for _ in forwards._batches[0].walk()) > 1900
+    assert sum(batch.inputs.numel() for batch in forwards._batches[0].walk()) == forwards.tokens

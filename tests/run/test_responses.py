@@ -73,5 +73,10 @@ def test_that_one_of_several_models_knows_nothing_of_one_task_is_no_surprise() -
     assert unanswered({"a": (responses, both), "b": (responses, neither)}, []).startswith("b scores 0 on all")
 
 
+def test_likelihoods_are_no_answers() -> None:
+    responses = {"sums": ["log-likelihood -3.00; greedy decoding gives something else"] * 5}
+    assert unanswered({"me": (responses, {"sums/acc": np.zeros(5)})}, []) == ""
+
+
 def test_few_items_say_nothing() -> None:
     assert unanswered({"me": ({"sums": ["1"] * 3}, {"sums/acc": np.zeros(3)})}, []) == ""
