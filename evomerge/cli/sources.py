@@ -90,6 +90,8 @@ def _recipe_file(path: str) -> Path:
         file = file / BEST_RECIPE
         if not file.is_file():
             raise RecipeError(f"the run {path} has no best recipe yet", "a run with at least one scored candidate")
+    if file.exists() and not file.is_file():
+        raise RecipeError(f"{path} is no regular file", "a run folder or a recipe file")
     if not file.is_file():
         raise RecipeError(f"there is no file or folder {path}", "a run folder or a recipe file", _hint(file))
     return file

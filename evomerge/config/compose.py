@@ -66,7 +66,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
         return ConfigError(*_unreadable(str(error.override), error.message.splitlines()[0], overrides))
     if text.startswith("Error merging override"):
         typed = _typed(text.removeprefix("Error merging override ").strip(), overrides)
-        reason = " ".join(str(chain[1]).split())[:200] if len(chain) > 1 else ""
+        reason = _plainly(" ".join(str(chain[1]).split())[:200]) if len(chain) > 1 else ""
         if re.search(r"Key 'None'|KeyValidationError|null\s*:", f"{reason} {typed}"):
             reason = "names are words: null, true and numbers are none; quote them, as in {'null': folder}"
         return ConfigError(f"cannot apply the override {typed!r}", reason or "a value of the key's type")
@@ -82,8 +82,34 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
                 return ConfigError(
                     f"there is no key {cause.full_key!r}", *_of_node(cause.parent_node, prefix, cause.full_key)
                 )
-            return ConfigError(f"{cause.full_key}: {str(cause).splitlines()[0]}")
+            return ConfigError(f"{cause.full_key}: {_plainly(str(cause).splitlines()[0])}")
     return ConfigError(text[:500])
+
+
+_TAKES = {
+    "Integer": "a whole number",
+    "int": "a whole number",
+    "Float": "a number",
+    "float": "a number",
+    "Boolean": "true or false",
+    "bool": "true or false",
+    "String": "a text",
+}
+"""What a key takes, by OmegaConf's names of it."""
+
+
+def _plainly(reason: str) -> str:
+    """What OmegaConf says of a value, without its own classes."""
+    wrong = re.match(r"Value (.*) (?:of type '[^']*' could not be converted to|is not a valid) (\w+)", reason)
+    if wrong:
+        return f"{wrong[1]} is given, and it takes {_TAKES.get(wrong[2], wrong[2])}"
+    if "not Optional" in reason:
+        return "null is given, and it takes a value"
+    if reason.startswith("Cannot merge") and "reference_type=Dict" in reason:
+        return "a list is given, and it takes a mapping, as in {name: value}"
+    if reason.startswith("Cannot merge"):
+        return "a list is given where a mapping stands, or a mapping where a list does"
+    return reason
 
 
 def _typed(override: str, overrides: Sequence[str]) -> str:

@@ -104,9 +104,21 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[")))
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        message = next((takes for kind, takes in _TAKES.items() if first["type"].startswith(kind)), message)
         raise ConfigError(
             f"{key} is {value!r}", f"it should be {message}" + (f" (at {place})" if place else "")
         ) from error
+
+
+_TAKES = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "bool_": "true or false",
+    "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+}
+"""What a value should be, by how pydantic calls the fault."""
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:

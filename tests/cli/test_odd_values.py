@@ -66,7 +66,7 @@ def test_files_of_a_configuration_that_are_none(error: Error, tmp_path: Path) ->
     [
         ("search: {evaluations: 1:30}", "line 3: 1:30 would be read as 90, in base 60; a decimal number, or text in"),
         ("search:\n  evaluations: 010", "line 4: 010 would be read as 8, in base 8"),
-        ("search: {evaluations: 0x1p3}", "search.evaluations: Value '0x1p3' of type 'str' could not be converted to"),
+        ("search: {evaluations: 0x1p3}", "search.evaluations: '0x1p3' is given, and it takes a whole number"),
     ],
 )
 def test_numbers_of_yaml_that_are_not_what_they_look_like(error: Error, tmp_path: Path, text: str, says: str) -> None:
@@ -106,3 +106,25 @@ def test_a_file_in_the_place_of_a_folder(error: Error, finished_run: Path, tmp_p
 def test_a_line_break_in_a_name_makes_no_second_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "runs/a\nb"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("search.evaluations=ten", "'ten' is given, and it takes a whole number"),
+        ("search.ordered=maybe", "'maybe' is given, and it takes true or false"),
+        ("search.seed=null", "null is given, and it takes a value"),
+        ("pool.models=[base,math]", "a list is given, and it takes a mapping, as in {name: value}"),
+        ("trackers={a: b}", "a list is given where a mapping stands, or a mapping where a list does"),
+        ("fitness.limt=3", "did you mean 'fitness.limit'?"),
+    ],
+)
+def test_values_of_the_wrong_type_are_said_plainly(error: Error, override: str, says: str) -> None:
+    said = error("validate", "experiment=demo", override)
+    assert says in said
+    assert "reference_type" not in said
+
+
+def test_a_pipe_is_not_said_to_be_missing(error: Error, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is no regular file" in error("merge", str(tmp_path / "pipe"), str(tmp_path / "out"))
