@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from evomerge.config.schema import Config
 
@@ -17,10 +18,12 @@ def run(arguments: Sequence[str]) -> int:
 def validate(config: Config) -> None:
     """Build and check the parts, and print what the search would take."""
     from evomerge.cli.console import print_plan
+    from evomerge.run.folder import RunFolder
     from evomerge.session.cautions import warn_settings
     from evomerge.session.memory import estimate_memory
     from evomerge.session.parts import build_parts
 
+    RunFolder(Path(config.run_dir)).require_new()
     parts = build_parts(config)
     memory = estimate_memory(config, parts)
     warn_settings(config, parts, memory)

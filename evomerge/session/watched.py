@@ -23,6 +23,7 @@ def search(config: Config) -> RunFolder:
         EvomergeError: the configuration, the models or the tasks cannot be used, or everything failed.
         KeyboardInterrupt: a signal ended the search; `resume` goes on with it.
     """
+    RunFolder(Path(config.run_dir)).require_new()  # said before what takes long
     parts = build_parts(config)
     warn_settings(config, parts, estimate_memory(config, parts))
     with Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress:

@@ -128,3 +128,22 @@ def test_values_of_the_wrong_type_are_said_plainly(error: Error, override: str, 
 def test_a_pipe_is_not_said_to_be_missing(error: Error, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "pipe is no regular file" in error("merge", str(tmp_path / "pipe"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [
+        ("", "run_dir is empty"),
+        ("taken/run", "taken is no folder"),
+        ("full", "full is not an empty folder"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["validate", "search"])
+def test_a_folder_that_no_run_can_begin_in_is_said_first(
+    error: Error, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, folder: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("")
+    Path("full").mkdir()
+    Path("full/file").write_text("")
+    assert says in error(verb, "experiment=demo", f"run_dir='{folder}'")  # and not that there is no pool
