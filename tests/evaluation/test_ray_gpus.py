@@ -97,7 +97,7 @@ def given(folder: Path, **settings: Any) -> tuple[int, set[str]]:
         ({"workers": 2, "device": "cpu"}, 2, {"cpu of none, 1 share, memory"}),
         ({"workers": 1, "shared_cache": "disk"}, 1, {"auto of 0, 1 share, disk"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),  # sets have no order to go by
 )
 def test_workers_and_the_gpus_they_see(
     cluster: None,
