@@ -23,7 +23,7 @@ def validate(config: Config) -> None:
     from evomerge.session.memory import estimate_memory
     from evomerge.session.parts import build_parts
 
-    RunFolder(Path(config.run_dir)).require_new()
+    RunFolder(Path(config.run_dir)).require_place()
     parts = build_parts(config)
     memory = estimate_memory(config, parts)
     warn_settings(config, parts, memory)

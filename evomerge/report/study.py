@@ -99,7 +99,12 @@ def _distributions(params: Iterable[Mapping[str, Any]]) -> dict[str, BaseDistrib
     for own in params:
         for name, value in own.items():
             values.setdefault(name, []).append(value)
-    return {name: _distribution(tried) for name, tried in values.items()}
+    # A ledger that somebody changed may hold lists for numbers.
+    return {
+        name: _distribution(tried)
+        for name, tried in values.items()
+        if all(value is None or isinstance(value, str | bool | int | float) for value in tried)
+    }
 
 
 def _distribution(values: Sequence[Any]) -> BaseDistribution:
@@ -131,11 +136,11 @@ def _trial(
         attributes["error"] = trial.error
     if trial.source is not None:
         attributes["warm"] = trial.source
-    own = {name: distributions[name] for name in params}
+    own = {name: distributions[name] for name in params if name in distributions}
     made = create_trial(
         state=TrialState.COMPLETE if state is TrialState.COMPLETE else TrialState.FAIL,
         values=values if state is TrialState.COMPLETE else None,
-        params={name: _param(value, own[name]) for name, value in params.items()},
+        params={name: _param(value, own[name]) for name, value in params.items() if name in own},
         distributions=own,
         user_attrs=attributes,
     )

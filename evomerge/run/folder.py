@@ -117,21 +117,25 @@ class RunFolder:
             ) from error
         return folder
 
-    def require_new(self) -> None:
-        """Raise `OutputError` unless a run may begin here: before what takes long."""
+    def require_place(self) -> None:
+        """Raise `OutputError` unless the folder is there or can be made."""
         if not self.path.parts:
             raise OutputError("run_dir is empty", "a folder that does not exist yet", "set run_dir, or leave it out")
         there = next(place for place in (self.path, *self.path.absolute().parents) if os.path.lexists(place))
-        if there == self.path and (not there.is_dir() or any(there.iterdir())):
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            what = "cannot be written" if there.is_dir() else "is no folder"
+            raise OutputError(f"run folder {self.path} cannot be made: {there} {what}", "a place you can write")
+
+    def require_new(self) -> None:
+        """Raise `OutputError` unless a run may begin here: before what takes long."""
+        self.require_place()
+        if self.path.is_dir() and any(self.path.iterdir()):
             held = "holds a run" if self.ledger.exists() else "is not an empty folder"
             raise OutputError(
                 f"run folder {self.path} {held}",
                 "a folder that does not exist yet, or is empty",
                 "choose another one, remove it, or go on with the run in it: `evomerge resume`",
             )
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            what = "cannot be written" if there.is_dir() else "is no folder"
-            raise OutputError(f"run folder {self.path} cannot be made: {there} {what}", "a place you can write")
 
     def _check_kinds(self) -> None:
         """`LedgerError` where a file or folder is something else: opening a pipe would wait for its writer."""

@@ -230,7 +230,7 @@ def _unreadable(include_path: Sequence[str]) -> list[str]:
         for path in sorted(Path(folder).glob("**/*.yaml")):
             try:
                 load_yaml(path, resolve_func=False)
-            except (yaml.YAMLError, ValueError, OSError) as error:
+            except (yaml.YAMLError, ValueError, OSError, RuntimeError) as error:  # a loop of links is the last
                 problems.append(f"{path} ({_reason(error)})")
     return problems
 

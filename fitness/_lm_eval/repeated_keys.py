@@ -53,6 +53,8 @@ def refuse_special_includes(folder: Path) -> None:
         FitnessError: names what is no regular file.
     """
     for file in folder.rglob("*.yaml"):
+        if not file.is_dir():
+            _refuse_special(file)  # lm-eval reads all of them
         if file.is_file():
             for name in _INCLUDE.findall(file.read_bytes()):
                 _refuse_special(file.parent / name.decode(errors="replace"))

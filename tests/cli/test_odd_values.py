@@ -135,7 +135,6 @@ def test_a_pipe_is_not_said_to_be_missing(error: Error, tmp_path: Path) -> None:
     [
         ("", "run_dir is empty"),
         ("taken/run", "taken is no folder"),
-        ("full", "full is not an empty folder"),
     ],
 )
 @pytest.mark.parametrize("verb", ["validate", "search"])
@@ -144,6 +143,9 @@ def test_a_folder_that_no_run_can_begin_in_is_said_first(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("")
-    Path("full").mkdir()
-    Path("full/file").write_text("")
     assert says in error(verb, "experiment=demo", f"run_dir='{folder}'")  # and not that there is no pool
+
+
+def test_a_folder_that_is_not_empty_is_said_before_the_pool_is_read(error: Error, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "is not an empty folder" in error("search", "experiment=demo", f"run_dir='{tmp_path}'")

@@ -150,7 +150,7 @@ def test_what_kills_its_workers_fails_alone_and_what_does_so_once_is_tried_again
     # Twice, and once more where the answer before it was lost on its way: its first death then counts as that one's.
     assert begun(tmp_path).count(20) in (2, 3)
     processes = {evaluation.objectives["pid"] for evaluation in found.values() if evaluation.ok}
-    assert len(processes - {float(os.getpid())}) > 2
+    assert len(processes - {float(os.getpid())}) >= 2  # the others may be done before a new one has begun
     assert {work.candidate for work in evaluator.work()} == {None}
 
 

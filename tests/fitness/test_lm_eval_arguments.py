@@ -499,10 +499,21 @@ def test_evaluate_takes_them(chat: LoadedModel, chat_folder: Path, tasks: Any, c
         assert len(err.splitlines()) == 1
 
 
+def changed(folder: Path, root: Path) -> Path:
+    """A copy of a model with other weights."""
+    module = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.01)
+    module.save_pretrained(root / "changed")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(root / "changed")
+    return root / "changed"
+
+
 @pytest.mark.slow
 def test_a_search_takes_them(chat_folder: Path, tasks: Any, tmp_path: Path, capsys: Any) -> None:
     search = (
-        f"pool.models={{a: '{chat_folder}', b: '{chat_folder}'}}",
+        f"pool.models={{a: '{chat_folder}', b: '{changed(chat_folder, tmp_path)}'}}",
         *("search_space=linear", "strategy=random", "search.evaluations=2", "search.baselines=false", "display=quiet"),
         *("fitness=lm_eval", f"fitness.include_path='{tasks.path}'"),
         "fitness.tasks=[{task: write, apply_chat_template: short}, {task: choose, system_instruction: w1}]",
@@ -525,7 +536,7 @@ def test_a_run_that_is_older_than_the_keys(chat_folder: Path, tasks: Any, tmp_pa
     """Its configuration has none of them: it goes on as with their defaults, and `evaluate` takes them."""
     run = tmp_path / "run"
     search = (
-        f"pool.models={{a: '{chat_folder}', b: '{chat_folder}'}}",
+        f"pool.models={{a: '{chat_folder}', b: '{changed(chat_folder, tmp_path)}'}}",
         *("search_space=linear", "strategy=random", "search.evaluations=2", "search.baselines=false", "display=quiet"),
         *("fitness=lm_eval", f"fitness.include_path='{tasks.path}'", f"run_dir='{run}'"),
         *("fitness.tasks=[read, write]", "fitness.response_length=true", "search.scalarise=weighted"),
