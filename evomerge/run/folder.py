@@ -128,14 +128,14 @@ class RunFolder:
 
     def require_new(self) -> None:
         """Raise `OutputError` unless a run may begin here: before what takes long."""
-        self.require_place()
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if os.path.lexists(self.path) and (not self.path.is_dir() or any(self.path.iterdir())) and self.path.parts:
             held = "holds a run" if self.ledger.exists() else "is not an empty folder"
             raise OutputError(
                 f"run folder {self.path} {held}",
                 "a folder that does not exist yet, or is empty",
                 "choose another one, remove it, or go on with the run in it: `evomerge resume`",
             )
+        self.require_place()
 
     def _check_kinds(self) -> None:
         """`LedgerError` where a file or folder is something else: opening a pipe would wait for its writer."""
