@@ -47,7 +47,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "other")
     with pytest.raises(OutputError, match=r"letter.txt is not an empty folder"):
         RunFolder.create(tmp_path / "other" / "letter.txt")
-    with pytest.raises(OutputError, match="cannot be made: .*letter.txt is no folder"):
+    with pytest.raises(OutputError, match=r"cannot be made: .*letter.txt is no folder"):
         RunFolder.create(tmp_path / "other" / "letter.txt" / "run")
 
 
