@@ -17,6 +17,9 @@ Split = Literal["search", "held_out"]
 Responses = Mapping[str, Sequence[str]]
 Items = Mapping[str, NDArray[np.float64]]
 
+LIKELIHOOD = "log-likelihood "
+"""What a response begins with where a model was asked how likely a text is, which is no answer."""
+
 
 @dataclass(frozen=True)
 class Candidate:

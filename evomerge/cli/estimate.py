@@ -65,14 +65,14 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
     assert pool is not None
     per_slice = dict(zip(pool.info.slices, pool.info.sizes, strict=True))
     per_layer = sum(size for slice_, size in per_slice.items() if slice_.layer == 0)
-    depth = max(_layers(space, pool.info.layers) for space in (phase.space(None) for phase in parts.phases))
+    depth = max(_layers(space, pool.info.layers) for space in parts.spaces)
     outside = sum(size for slice_, size in per_slice.items() if slice_.layer is None)
     inside = sum(per_slice.values()) - outside
     weights = outside + inside + max(0, depth - pool.info.layers) * per_layer
     baselines = len(pool.info.refs) + 1
     others = (baselines if config.search.baselines else 0) + (baselines + 1 if parts.held_out is not None else 0)
     work = _work(parts.fitness)
-    genes = max(len(phase.space(None).spec) for phase in parts.phases)
+    genes = max(len(space.spec) for space in parts.spaces)
     settings: Any = config.fitness
     return Estimate(
         memory=memory,

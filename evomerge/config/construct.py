@@ -37,11 +37,11 @@ def build(node: Any, key: str, *args: Any, **injected: Any) -> Any:
     path = str(values[TARGET])
     target = locate(path, f"{key}.{TARGET}")
     check_kind(target, key, path)
-    signature_of(target, key, path)
+    signature = signature_of(target, key, path)
     hints = _hints(target)
     given = {n: _nested(v, hints.get(n), f"{key}.{n}") for n, v in values.items() if n != TARGET}
     arguments = {**injected, **check_arguments(target, given, key, len(args), set(injected))}
-    check_call(target, args, arguments, key, path)
+    check_call(signature, args, arguments, key, path)
     made = target(*args, **arguments)
     check_kind(made, key, path)
     return made

@@ -53,10 +53,12 @@ def _missing(found: Any, has: Sequence[str]) -> list[str]:
     return [name for name in has if inspect.getattr_static(found, name, None) is None]
 
 
-def check_call(target: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any], key: str, path: str) -> None:
-    """Refuse a target that cannot be given what the program gives it."""
+def check_call(
+    signature: inspect.Signature, args: Sequence[Any], named: Mapping[str, Any], key: str, path: str
+) -> None:
+    """Refuse a target, of this signature, that cannot be given what the program gives it."""
     try:
-        inspect.signature(target).bind(*args, **named)
+        signature.bind(*args, **named)
     except TypeError as error:
         what, _ = _KINDS.get(key.rpartition(".")[2], ("a part", ()))
         raise ConfigError(f"{key}._target_ is {path!r}, which cannot be made like {what}: {error}") from error

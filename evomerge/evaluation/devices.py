@@ -62,12 +62,6 @@ def computes_on_host(settings: Mapping[str, Any]) -> bool:
     return settings.get("gpu") is None and not torch.cuda.is_available()
 
 
-def sharing(settings: Mapping[str, Any]) -> int:
-    """How many workers of an evaluator's configuration share a GPU."""
-    gpus = float(settings.get("gpus_per_worker") or 1)
-    return int(1 / gpus + 1e-9) if gpus < 1 else 1
-
-
 def await_memory(device: str) -> None:
     """Wait while a GPU's memory is being given back: of a worker that was ended just now the driver still holds it.
 

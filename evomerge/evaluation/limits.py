@@ -21,6 +21,11 @@ def check_threads(threads: int | None) -> None:
         raise ConfigError(f"evaluator.threads is {threads}", f"1 to {MOST_THREADS}, or null")
 
 
+def sharing(gpus: float) -> int:
+    """How many workers share a GPU, when each has so many of them."""
+    return int(1 / gpus + 1e-9) if 0 < gpus < 1 else 1
+
+
 def check_gpus(gpus: float | None, device: str) -> None:
     """`ConfigError` for a share of GPUs that no worker can have, or that does not fit its device."""
     if gpus is None:

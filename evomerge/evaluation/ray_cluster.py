@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.evaluation.limits import sharing
 
 _LOG = logging.getLogger(__name__)
 _BETWEEN_CHECKS = 1.0  # seconds
@@ -137,7 +138,7 @@ class Cluster:
     @property
     def sharing(self) -> int:
         """How many workers share a GPU."""
-        return int(1 / self.gpus + 1e-9) if 0 < self.gpus < 1 else 1
+        return sharing(self.gpus)
 
     def room(self) -> list[int]:
         """How many workers each node could hold, were it empty."""

@@ -57,6 +57,11 @@ class Pool:
         return self.checkpoints[model].read(self.stored[model][name])
 
     @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer of merged models lies."""
+        return self.folder(self.tokenizer_from or self.info.config_from)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all models' tensors, as they are stored."""
         return sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())

@@ -28,7 +28,7 @@ class Trial:
         asked_at, told_at: seconds since the Unix epoch; NaN when it is still in flight.
         clock: seconds of search until it was told, interruptions left out.
         status: ``ok``, ``infeasible``, ``failed``, ``pruned``; ``""`` while in flight.
-        objectives, metrics, seconds, merge, tokens, error: as of `evomerge.candidate.Evaluation`.
+        objectives, metrics, seconds, merge, error: as of `evomerge.candidate.Evaluation`.
         digest: hash of its per-item scores, or ``None``.
         source: of a warm start, the run and candidate that it comes from.
     """
@@ -46,7 +46,6 @@ class Trial:
     metrics: Numbers = field(default_factory=dict)
     seconds: Numbers = field(default_factory=dict)
     merge: Numbers = field(default_factory=dict)
-    tokens: Numbers = field(default_factory=dict)
     error: str = ""
     digest: str | None = None
     source: str | None = None
@@ -70,7 +69,6 @@ class Trial:
         self.status = str(event.get("status"))
         self.objectives, self.metrics = numbers(event.get("objectives")), numbers(event.get("metrics"))
         self.seconds, self.merge = numbers(event.get("seconds")), numbers(event.get("merge"))
-        self.tokens = numbers(event.get("tokens"))
         self.error = str(event.get("error") or "")
         self.digest = str(event["items_hash"]) if event.get("items") and event.get("items_hash") else None
         return self
@@ -87,7 +85,6 @@ class Trial:
             items=items,
             seconds=self.seconds,
             merge=self.merge,
-            tokens=self.tokens,
             error=self.error,
         )
 

@@ -6,12 +6,10 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 
-from evomerge.candidate import Evaluation, Items, Responses, Split
+from evomerge.candidate import LIKELIHOOD, Evaluation, Items, Responses, Split
 from evomerge.run.folder import RunFolder
+from evomerge.run.items import MOST_BYTES, MOST_CHARACTERS
 from evomerge.utils.files import read_bounded, write_text_atomic
-
-MOST_CHARACTERS = 1200
-MOST_BYTES = 16 * 2**20
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +66,7 @@ def unanswered(models: Mapping[str, tuple[Responses, Items]], better: Sequence[s
 def _all_wrong(responses: Responses, items: Items, better: Sequence[str]) -> list[str]:
     found = []
     for task, texts in responses.items():
-        if all(text.startswith(NO_ANSWER) for text in texts):  # nothing was asked but how likely a text is
+        if all(text.startswith(LIKELIHOOD) for text in texts):  # nothing was asked but how likely a text is
             continue
         scores = [
             values for name, values in items.items() if name.startswith(f"{task}/") and (not better or name in better)
@@ -81,9 +79,6 @@ def _all_wrong(responses: Responses, items: Items, better: Sequence[str]) -> lis
 def _listed(tasks: Sequence[str]) -> str:
     return ", ".join(tasks[:3]) + (f" and {len(tasks) - 3} more tasks" if len(tasks) > 3 else "")
 
-
-NO_ANSWER = "log-likelihood "
-"""What stands for the response where a model was asked how likely a text is."""
 
 _FEWEST = 4
 """Items of a task below which 0 on all of them says nothing."""

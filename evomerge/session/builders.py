@@ -72,7 +72,7 @@ def check_tokenizer(pool: Pool, fitnesses: Iterable[Fitness | None]) -> None:
         FitnessError: it does not have what a fitness asks for.
         PoolError: it cannot be loaded.
     """
-    folder = pool.folder(pool.tokenizer_from or pool.info.config_from)
+    folder = pool.tokenizer_folder
     for fitness in fitnesses:
         check: Callable[[Callable[[], Any]], None] | None = getattr(fitness, "check_tokenizer", None)
         if check is not None:

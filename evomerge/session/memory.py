@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from evomerge.config.schema import Config
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.cache_settings import CacheSettings
-from evomerge.evaluation.devices import computes_on_host, sharing
+from evomerge.evaluation.devices import computes_on_host
+from evomerge.evaluation.limits import sharing
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.notes_memory import device_sources, load_kernels, notes_memory, scratch_memory
 from evomerge.merge.execution.sources import DEVICE_SHARE, NOTES_SHARE
@@ -91,7 +92,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     on_host = computes_on_host(config.evaluator)
     place: Place = "host" if on_host else "device"
     workers = max(1, parts.evaluator.slots)
-    plans = list(_plans(config, parts, pool))
+    plans = _plans(config, parts, pool)
     cache: CacheSettings = getattr(parts.evaluator, "cache_settings", CacheSettings())
     weights = model_bytes(pool, plans)
     room = max(0, free_host_memory() - (workers * weights if on_host else 0))
@@ -101,7 +102,14 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     if size:
         # Of merging and scoring the larger: they are never there together.
         need = max((part.nbytes for part in (*forwards, *scratch)), default=0) if forwards else None
-        plan = plan_gpu(size, sharing(config.evaluator), weights, need, pool.nbytes, room // workers)
+        plan = plan_gpu(
+            size,
+            sharing(float(config.evaluator.get("gpus_per_worker") or 0)),
+            weights,
+            need,
+            pool.nbytes,
+            room // workers,
+        )
     elsewhere = int(room * CACHE_SHARE / workers)
     budget = cache.memory if cache.memory is not None else plan.cache if plan else elsewhere
     found = pool.memory()
@@ -164,37 +172,27 @@ def _less(found: MemoryEstimate, parts: Sequence[MemoryPart]) -> str:
     return "; ".join(advice) or "use a larger machine"
 
 
-def _plans(config: Config, parts: Parts, pool: Pool) -> Iterator[Plan]:
+def _plans(config: Config, parts: Parts, pool: Pool) -> list[Plan]:
     """Of the pool's own models where they are scored, and of some candidates of every phase."""
-    for recipe in _recipes(config, parts, pool):
-        try:
-            found = recipe()
-            if found is not None:
-                yield make_plan(found, pool)
-        except Exception:  # some genomes have no recipe; a space of one's own may need more than there is now
-            continue
-
-
-def _recipes(config: Config, parts: Parts, pool: Pool) -> Iterator[Callable[[], Recipe | None]]:
-    """What gives the recipe of each of these."""
-    if config.search.baselines or parts.held_out is not None:
-        for recipe in baseline_recipes(pool.info).values():
-            yield functools.partial(_itself, recipe)
+    scored = config.search.baselines or parts.held_out is not None
+    recipes: list[Recipe | None] = [*baseline_recipes(pool.info).values()] if scored else []
     rng = np.random.default_rng(0)
-    for phase in parts.phases:
-        space: Any = phase.space(None)
-        yield lambda space=space: space.decode(space.spec.initial)  # type: ignore[misc]
-        for _ in range(_SAMPLES):
-            yield lambda space=space: space.decode(space.spec.sample(rng))  # type: ignore[misc]
-
-
-def _itself(recipe: Recipe) -> Recipe:
-    return recipe
+    for space in parts.spaces:
+        spec: Any = space.spec
+        for draw in range(1 + _SAMPLES):
+            with contextlib.suppress(Exception):  # some genomes have no recipe; others need more than there is now
+                recipes.append(space.decode(spec.sample(rng) if draw else spec.initial))
+    plans = []
+    for recipe in recipes:
+        with contextlib.suppress(Exception):
+            if recipe is not None:
+                plans.append(make_plan(recipe, pool))
+    return plans
 
 
 def _forwards(parts: Parts, pool: Pool, plans: Sequence[Plan], on_host: bool) -> list[MemoryPart]:
     """The larger of what scoring on the search's and on the held-out items takes."""
-    tokenizer = load_tokenizer(pool.folder(pool.tokenizer_from or pool.info.config_from), pool.trust_remote_code)
+    tokenizer = load_tokenizer(pool.tokenizer_folder, pool.trust_remote_code)
     numbers = (entry.slice.layer for plan in plans for entry in plan.slices if entry.slice.layer is not None)
     layers = 1 + max(numbers, default=pool.info.layers - 1)
     outline = ModelOutline(pool.config, tokenizer, TORCH_DTYPES[pool.info.dtype], layers, on_host)

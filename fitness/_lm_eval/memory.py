@@ -74,21 +74,21 @@ def forward_memory(
         tokens = max(2 * tokens, scored.length)  # what one subtree may have, or a text alone
         logits = min(tokens * sizes.vocabulary * sizes.width, MOST_LOGITS) + 2 * MOST_SOFTMAX
         what = f"{tokens} tokens that texts share: logits of {sizes.vocabulary:,} words"
-        found.append((max(logits, sizes.activations(1, tokens)), f"{what} {size_text(logits)}"))
+        found.append((max(logits, sizes.activations(1, tokens)), f"{what} {size_text(logits)}", "batch_tokens"))
     elif scored is not None:
         what = f"{scored.batch} texts of {scored.length} tokens: logits of {sizes.vocabulary:,} words"
         logits = sizes.logits(scored)
-        found.append((max(logits, sizes.activations(scored.batch, scored.length)), f"{what} {size_text(logits)}"))
+        largest = max(logits, sizes.activations(scored.batch, scored.length))
+        found.append((largest, f"{what} {size_text(logits)}", "batch_size"))
     if generated is not None:
         cache = sizes.key_values(generated)
         what = f"{generated.batch} texts of {generated.length} tokens, {generated.more} more written"
         prompt = sizes.activations(generated.batch, generated.length) + sizes.next_token(generated.batch)
-        found.append((cache + prompt, f"{what}: keys and values {size_text(cache)}"))
+        found.append((cache + prompt, f"{what}: keys and values {size_text(cache)}", "batch_size"))
     if not found:
         return []
-    nbytes, text = max(found)
+    nbytes, text, key = max(found)
     place = "host" if model.on_host else "device"
-    key = "batch_tokens" if "texts share" in text else "batch_size"
     return [MemoryPart("forwards", nbytes, text, key, place=place, during="scoring")]  # type: ignore[arg-type]
 
 

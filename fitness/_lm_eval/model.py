@@ -34,6 +34,10 @@ class TokenRequest(NamedTuple):
     context: list[int]
     continuation: list[int]
 
+    def read(self, max_length: int) -> list[int]:
+        """What a model of so many positions reads: all but the last token; longer inputs lose tokens on the left."""
+        return (self.context + self.continuation)[-(max_length + 1) :][:-1]
+
 
 class ResidentLM(HFLM):
     """`HFLM` around a module whose weights change in place.

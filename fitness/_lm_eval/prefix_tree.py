@@ -78,10 +78,7 @@ def prefix_tree(requests: Sequence[TokenRequest], max_length: int) -> list[Node]
         requests: as lm-eval asks them, each with a continuation.
         max_length: positions of the model; longer inputs lose tokens on the left, as in lm-eval.
     """
-    inputs = [
-        np.asarray((request.context + request.continuation)[-(max_length + 1) :][:-1], dtype=np.int64)
-        for request in requests
-    ]
+    inputs = [np.asarray(request.read(max_length), dtype=np.int64) for request in requests]
     first = np.cumsum([0, *(len(request.continuation) for request in requests)])
     roots: list[Node] = []
     open_nodes: list[Node] = []  # from the root to where the last request ended

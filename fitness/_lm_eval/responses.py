@@ -12,6 +12,7 @@ from typing import Any
 from lm_eval.evaluator_utils import _process_results
 from lm_eval.utils import handle_non_serializable, hash_string
 
+from evomerge.candidate import LIKELIHOOD
 from fitness._lm_eval.isolation import quietly
 from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.scoring import RawValues, TaskScorer
@@ -103,10 +104,10 @@ def _in_words(task: Any, instances: Sequence[Any]) -> str:
     if first.request_type == "generate_until":
         return str(first.resps[0])
     if first.request_type == "loglikelihood_rolling":
-        return f"log-likelihood {first.resps[0]:.2f}"
+        return f"{LIKELIHOOD}{first.resps[0]:.2f}"
     choices = task.doc_to_choice(first.doc) if task.OUTPUT_TYPE == "multiple_choice" else None
     if not choices or len(choices) > len(instances):
         value, greedy = first.resps[0]
-        return f"log-likelihood {value:.2f}; greedy decoding gives {'it' if greedy else 'something else'}"
+        return f"{LIKELIHOOD}{value:.2f}; greedy decoding gives {'it' if greedy else 'something else'}"
     values = [instance.resps[0][0] for instance in instances[: len(choices)]]
     return str(choices[values.index(max(values))])

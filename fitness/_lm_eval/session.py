@@ -99,8 +99,8 @@ class Session:
     @property
     def longest(self) -> int:
         """Tokens of the longest text whose log-likelihood is asked, as the model reads it."""
-        lengths = (len(r.context) + len(r.continuation) - 1 for requests in self.requests.values() for r in requests)
-        return min(max(lengths, default=0), int(self._lm.max_length))
+        most = self._lm.max_length
+        return max((len(r.read(most)) for requests in self.requests.values() for r in requests), default=0)
 
     def share(self, batch_tokens: int) -> None:
         """Run log-likelihoods over the tree of tokens that requests share, from the next candidate on."""
@@ -199,8 +199,7 @@ class Session:
 
     def _stock_tokens(self, requests: Sequence[TokenRequest]) -> int:
         """Tokens of the forwards that lm-eval makes: of requests that differ in their last token, one."""
-        most = self._lm.max_length
-        inputs = [((r.context + r.continuation)[-(most + 1) :][:-1]) for r in requests]
+        inputs = [request.read(self._lm.max_length) for request in requests]
         return sum(map(len, {tuple(tokens) for tokens in inputs} if self.grouped else inputs))
 
     def _batches(self, requests: Sequence[TokenRequest], first: int = 0) -> list[Batch]:

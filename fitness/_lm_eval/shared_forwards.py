@@ -42,6 +42,9 @@ class SharedForwards:
         max_length: positions of the model.
         batch_tokens: tokens of a forward, about.
         softmax_dtype, autocast: as for `batches.score_batches`.
+
+    Attributes:
+        tokens: that are run for a candidate.
     """
 
     def __init__(
@@ -61,12 +64,7 @@ class SharedForwards:
         self._vocabulary = int(module.get_output_embeddings().weight.shape[0])
         self._most_rows = max(_FEWEST_ROWS, MOST_LOGITS // (self._vocabulary * module.dtype.itemsize))
         self._most_tokens = batch_tokens
-        self._batches = self._planned()
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are run for a candidate."""
-        return sum(batch.inputs.numel() for root in self._batches for batch in root.walk())
+        self._plan()
 
     def score(self, module: Any, spare: Callable[[], bool] = bool) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The log-likelihood of each request, in nats, and whether greedy decoding gives its continuation.
@@ -98,11 +96,12 @@ class SharedForwards:
                 "not enough memory: %d tokens are run at a time from now on; scores may differ in their last digits",
                 self._most_tokens,
             )
-            self._batches = self._planned()
+            self._plan()
 
-    def _planned(self) -> list[TokenBatch]:
+    def _plan(self) -> None:
         roots = prefix_tree(self._requests, self._max_length)
-        return token_batches(roots, self._most_tokens, self._most_rows, self._device)
+        self._batches = token_batches(roots, self._most_tokens, self._most_rows, self._device)
+        self.tokens = sum(batch.inputs.numel() for root in self._batches for batch in root.walk())
 
     def _scored(self, module: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         chosen = torch.zeros(sum(self._lengths), dtype=torch.float32, device=self._device)

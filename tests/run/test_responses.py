@@ -7,7 +7,8 @@ import pytest
 
 from evomerge.candidate import Evaluation
 from evomerge.run.folder import RunFolder
-from evomerge.run.responses import MOST_CHARACTERS, read_responses, unanswered, write_responses
+from evomerge.run.items import MOST_CHARACTERS
+from evomerge.run.responses import read_responses, unanswered, write_responses
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ def device_sources(pool: Pool, on_device: int, on_host: int) -> list[MemoryPart]
         pool: the source models.
         on_device, on_host: bytes of room (`sources.Placement`); on the host, where tensors can be pinned.
     """
-    whole = sum(info.nbytes for own in pool.checkpoints.values() for info in own.tensors.values())
+    whole = pool.nbytes
     kept = min(whole, on_device)
     parts = [MemoryPart("sources", kept, "tensors kept where they are merged", place="device")]
     if on_host and whole > kept:

@@ -81,7 +81,7 @@ class Resident:
         module = load_spread(pool, attn_implementation) if self._spread else load_on(device, pool, attn_implementation)
         self.model = LoadedModel(
             module,
-            load_tokenizer(pool.folder(pool.tokenizer_from or pool.info.config_from), pool.trust_remote_code),
+            load_tokenizer(pool.tokenizer_folder, pool.trust_remote_code),
             TORCH_DTYPES[self.dtype],
             module.device,
             str(pool.folder(pool.info.config_from)),

@@ -84,7 +84,7 @@ def cost(view: RunView, page: Page) -> Markup | None:
         saved=duration(merge.get("saved", 0.0)) if merge.get("saved") else "",
         bytes=size_text(merge.get("bytes", 0.0)),
         computed=size_text(merge.get("computed_bytes", 0.0)),
-        tokens=_tokens(history.trials),
+        tokens=_tokens(history.tokens),
         reasons=(found := reasons(history.trials))[:_REASONS],
         more=len(found) - _REASONS,
         failed=sum(reason.count for reason in found),
@@ -92,9 +92,9 @@ def cost(view: RunView, page: Page) -> Markup | None:
     )
 
 
-def _tokens(trials: Sequence[Trial]) -> tuple[int, int, str] | None:
+def _tokens(tokens: Mapping[str, float]) -> tuple[int, int, str] | None:
     """Tokens that the search's log-likelihoods ran, those that stock lm-eval would have run, and their ratio."""
-    run, stock = (sum(trial.tokens.get(name, 0.0) for trial in trials) for name in ("run", "stock"))
+    run, stock = (tokens.get(name, 0.0) for name in ("run", "stock"))
     if not (0 < run <= stock < math.inf):
         return None
     return int(run), int(stock), f"{stock / run:.1f}"
