@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from evomerge.cli.options import add_import_option, add_trust_option
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.recipes.slices import DTYPES
+from evomerge.utils.files import place_problem
 from evomerge.utils.imports import import_modules
 
 if TYPE_CHECKING:
@@ -100,13 +100,9 @@ def _check_samples(folder: Path, write_samples: object, key: str) -> None:
     """Refuse what `--log-samples` cannot do before the model is scored."""
     if write_samples is None:
         raise ConfigError(f"the fitness of {key} writes no samples", "fitness=lm_eval does", "leave --log-samples out")
-    parent = next(place for place in (folder, *folder.parents) if place.exists())
-    if not parent.is_dir():
-        raise ConfigError(
-            f"--log-samples {folder}: {parent} is no folder", "a folder, which is made if it is not there"
-        )
-    if not os.access(parent, os.W_OK):
-        raise ConfigError(f"--log-samples {folder}: {parent} cannot be written", "a folder you can write")
+    problem = place_problem(folder)
+    if problem:
+        raise ConfigError(f"--log-samples {folder}: {problem}", "a folder you can write, made if it is not there")
 
 
 def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) -> Config:

@@ -14,7 +14,7 @@ from evomerge.errors import OutputError, RecipeError, nearest
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
 from evomerge.run.ledger_file import LedgerError
-from evomerge.utils.files import read_bounded, write_text_atomic
+from evomerge.utils.files import place_problem, read_bounded, write_text_atomic
 
 MAX_POOL = 64 * 2**20  # bytes
 
@@ -121,10 +121,9 @@ class RunFolder:
         """Raise `OutputError` unless the folder is there or can be made."""
         if not self.path.parts:
             raise OutputError("run_dir is empty", "a folder that does not exist yet", "set run_dir, or leave it out")
-        there = next(place for place in (self.path, *self.path.absolute().parents) if os.path.lexists(place))
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            what = "cannot be written" if there.is_dir() else "is no folder"
-            raise OutputError(f"run folder {self.path} cannot be made: {there} {what}", "a place you can write")
+        problem = place_problem(self.path)
+        if problem:
+            raise OutputError(f"run folder {self.path} cannot be made: {problem}", "a place you can write")
 
     def require_new(self) -> None:
         """Raise `OutputError` unless a run may begin here: before what takes long."""

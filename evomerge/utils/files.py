@@ -93,6 +93,14 @@ def read_bounded(path: Path, most: int, *, follow: bool = True) -> bytes:
         os.close(descriptor)
 
 
+def place_problem(path: Path) -> str:
+    """Why a folder at `path` can neither be written into nor be made; empty where it can."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return "" if os.access(there, os.W_OK) else f"{there} cannot be written"
+
+
 def sync_folder(folder: Path) -> None:
     """Make names that were created, renamed or removed in `folder` survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -12,6 +12,7 @@ import yaml
 
 from evomerge.errors import RecipeError, nearest
 from evomerge.utils.files import read_bounded
+from evomerge.utils.yaml_nodes import nodes
 from evomerge.utils.yaml_numbers import misread
 
 MAX_CHARACTERS = 16 * 2**20
@@ -107,22 +108,13 @@ def _check_keys(node: yaml.Node | None) -> None:
 
 def repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
     """Keys that stand twice in the same mapping, with the lines of both from 1."""
-    todo, seen = [node], set[int]()
-    while todo:
-        each = todo.pop()
-        if each is None or id(each) in seen:  # an alias may lead back
-            continue
-        seen.add(id(each))
-        if isinstance(each, yaml.SequenceNode):
-            todo += reversed(each.value)
-        elif isinstance(each, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, _ in each.value:
-                name, line = str(key.value), key.start_mark.line + 1
-                if isinstance(key, yaml.ScalarNode) and name in lines:
-                    yield name, lines[name], line
-                lines[name] = line
-            todo += [value for _, value in reversed(each.value)]
+    for each in nodes(node):
+        lines: dict[str, int] = {}
+        for key, _ in each.value if isinstance(each, yaml.MappingNode) else ():
+            name, line = str(key.value), key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and name in lines:
+                yield name, lines[name], line
+            lines[name] = line
 
 
 def mapping(content: Any, where: str, required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from evomerge.utils.yaml_nodes import nodes
+
 _COLONS = re.compile(r"[-+]?[1-9][\d_]*(:[0-5]?\d)+|[-+]?\d[\d_]*(:[0-5]?\d)+\.[\d_]*")
 _ZERO = re.compile(r"[-+]?0[0-7_]+")
 
@@ -28,15 +30,6 @@ def misread(text: str) -> str:
 
 def misread_values(node: Any) -> Iterator[tuple[str, str, int]]:
     """The plain scalars below a node that `misread` knows: text, what it is read as, and line from 1."""
-    todo, seen = [node], set[int]()
-    while todo:
-        each = todo.pop()
-        if each is None or id(each) in seen:  # an alias may lead back
-            continue
-        seen.add(id(each))
-        if isinstance(each, yaml.SequenceNode):
-            todo += reversed(each.value)
-        elif isinstance(each, yaml.MappingNode):
-            todo += [part for pair in reversed(each.value) for part in reversed(pair)]
-        elif isinstance(each, yaml.ScalarNode) and not each.style and misread(each.value):
+    for each in nodes(node, keys=True):
+        if isinstance(each, yaml.ScalarNode) and not each.style and misread(each.value):
             yield each.value, misread(each.value), each.start_mark.line + 1

@@ -23,7 +23,7 @@ from evomerge.merge.methods.parameters import (
 )
 from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.merge.methods.task_vectors import fused, restorable
-from evomerge.merge.mixes.masks import kept_up_to
+from evomerge.merge.mixes.masks import kept_up_to, restore_
 from evomerge.merge.mixes.mix import Mix, Pruning, Statistics, Term
 from evomerge.merge.mixes.torch_mix import mix_block
 from evomerge.merge.mixes.torch_statistics import by_magnitude, row_width
@@ -81,8 +81,7 @@ class _Pruning:
         bounds.scatter_(1, by_magnitude(task), by_rank.expand_as(bounds))
         context.drop_each_(self.index, bounds.view(-1), task.view(-1), start)
         if self.by_probability:
-            # The probability that the bound means, exactly; where it is zero nothing is left to divide.
-            task.div_(bounds.float().add_(1).mul_(2.0**-31).clamp_min_(2.0**-31))
+            restore_(task, bounds)
         return task
 
 

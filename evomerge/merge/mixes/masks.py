@@ -56,6 +56,14 @@ def drop_each_(task: torch.Tensor, key: int, bounds: torch.Tensor, start: int) -
     task.masked_fill_(uniform(key, start, task.numel(), task.device) > bounds, 0)
 
 
+def restore_(task: torch.Tensor, bounds: torch.Tensor) -> None:
+    """Divide elements by the probability of staying that their bounds mean, exactly, in place: float32, like int32.
+
+    Where it is zero nothing is left to divide.
+    """
+    task.div_(bounds.float().add_(1).mul_(2.0**-31).clamp_min_(2.0**-31))
+
+
 def kept_up_to(probabilities: NDArray[np.float64]) -> NDArray[np.int32]:
     """The bounds of `drop_each_`: elements stay with these probabilities, to 2**-31; -1 for none, the largest for one.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from evomerge.merge.mixes.masks import drop_, drop_each_
+from evomerge.merge.mixes.masks import drop_, drop_each_, restore_
 from evomerge.merge.mixes.mix import LARGEST, Cut, Mix, Pruning, Term
 
 
@@ -59,8 +59,7 @@ def prune_(task: torch.Tensor, pruning: Pruning, key: int, offset: int) -> None:
     bounds = torch.from_numpy(pruning.bounds).to(task.device)[ranks]
     drop_each_(task, key, bounds, offset)
     if pruning.by_probability:
-        # The probability that a bound means, exactly; where it is zero nothing is left to divide.
-        task.div_(bounds.float().add_(1).mul_(2.0**-31).clamp_min_(2.0**-31))
+        restore_(task, bounds)
 
 
 def _agreeing(mix: Mix, used: Sequence[int], parts: Sequence[torch.Tensor], total: torch.Tensor) -> torch.Tensor:

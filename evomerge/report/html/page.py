@@ -104,7 +104,7 @@ class Page:
                 figures=Markup(embed(figures) if self.paths else names_only(embed(figures))),
                 plotly=_packed(plotly) if plotly else "",
                 script=Markup(script),
-                policy=_policy([script, plotly]),
+                policy=_policy([script, plotly] if plotly else [script]),
             )
         )
 
