@@ -44,7 +44,7 @@ def task_code(tasks: Sequence[Any], include_path: Sequence[str]) -> str | None:
         elif isinstance(source, str) and _is_file(Path(source)):
             files.append(_resolved(Path(source)))
     for folder in include_path:
-        for path in _resolved(Path(str(folder))).rglob("*.yaml"):
+        for path in _yaml_files(Path(str(folder))):
             files.append(_resolved(path))
             if len(files) > MAX_FILES:
                 raise ConfigError(f"include_path {folder} has more than {MAX_FILES:,} files", "a folder of tasks")
@@ -61,6 +61,14 @@ def task_code(tasks: Sequence[Any], include_path: Sequence[str]) -> str | None:
             if key == "include":
                 files.append(_resolved(path.parent / value))
     return None
+
+
+def _yaml_files(folder: Path) -> Iterator[Path]:
+    """All below a folder; a name that cannot be a folder's has none, which is the fitness's to report."""
+    try:
+        yield from _resolved(folder).rglob("*.yaml")
+    except (OSError, ValueError):
+        return
 
 
 def _is_file(path: Path) -> bool:

@@ -81,6 +81,12 @@ def test_what_needs_no_asking() -> None:
     check_trust({"evaluator": {"shared_cache": "run"}}, [], "it")
 
 
+@pytest.mark.parametrize("folder", ["a" * 300, "a\0b", "~nobody-of-this-name/tasks"])
+def test_a_folder_of_tasks_that_no_name_can_be_of_runs_nothing(folder: str) -> None:
+    """The fitness says that there is no such folder."""
+    check_trust({"fitness": {"_target_": LM_EVAL, "tasks": ["gsm8k"], "include_path": folder}}, (), "the config")
+
+
 @pytest.mark.parametrize(
     ("task", "reason"),
     [
