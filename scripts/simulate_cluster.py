@@ -7,7 +7,7 @@ and added to the virtual clock, during which no worker is given work. The share 
 candidate was handed out, as a longer search would go on, and for the whole run with its end.
 
 Ordered rows give every worker a candidate of each generation (`popsize` or `batch`). Rows of evaluations told as they
-arrive are of strategies that never wait; the others refuse it.
+arrive are of strategies that need not wait, CMA-ES with a generation as large as the cluster; the others refuse it.
 """
 
 from __future__ import annotations
@@ -235,8 +235,9 @@ def modes(node: dict[str, Any], workers: int) -> list[tuple[str, dict[str, Any],
     target = locate(node[TARGET], "strategy")
     size = next((key for key in ("batch", "popsize") if key in inspect.signature(target).parameters), None)
     found = [("by generations", {**node, size: workers} if size else node, True)]
-    if getattr(target, "asynchronous", False) is True:
-        found.append(("as they arrive", node, False))
+    if can_be_asynchronous(target):
+        told = {"asynchronous": True, "popsize": workers} if takes_asynchronous(target) else {}
+        found.append(("as they arrive", {**node, **told}, False))
     return found
 
 

@@ -135,7 +135,9 @@ def _abilities(option: str) -> str:
     parameters = inspect.signature(target.__init__).parameters.values()
     shown = [f"`{p.name}={p.default}`" if p.default is not p.empty else f"`{p.name}`" for p in parameters
              if p.name not in INJECTED]  # fmt: skip
-    words = [_says(target.asynchronous), _says(target.multi_objective)]
+    words = [_says(can_be_asynchronous(target)), _says(target.multi_objective)]
+    if takes_asynchronous(target):
+        words[0] = "with `search.ordered=false`"
     if option == "islands":
         words[0] = "if all islands are"
     return _row([f"`{option}`", *words, ", ".join(shown) or "none"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,25 @@ from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.utils.installation import conf_dir
 
 
+def can_be_asynchronous(strategy: Any) -> bool:
+    """Whether a class of strategies never waits for evaluations, or need not: it takes ``asynchronous=True``."""
+    return getattr(strategy, "asynchronous", False) is True or takes_asynchronous(strategy)
+
+
+def takes_asynchronous(strategy: Any) -> bool:
+    """Whether a class of strategies is told by its argument ``asynchronous`` not to wait."""
+    return "asynchronous" in inspect.signature(strategy).parameters
+
+
 def asynchronous_strategies() -> list[str]:
-    """The choices of the group ``strategy`` that never wait for evaluations, by name."""
+    """The choices of the group ``strategy`` that never wait for evaluations, or need not, by name."""
     found = []
     for path in sorted((conf_dir() / "strategy").glob("*.yaml")):
         try:
             strategy = locate(str(strategy_node(conf_dir(), path.stem)[TARGET]), path.stem)
         except EvomergeError:  # a strategy whose library is not installed
             continue
-        if getattr(strategy, "asynchronous", False) is True:
+        if can_be_asynchronous(strategy):
             found.append(path.stem)
     return found
 

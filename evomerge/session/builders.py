@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from evomerge.config.construct import TARGET, build, locate, to_builtin
+from evomerge.config.groups import asynchronous_strategies, takes_asynchronous
 from evomerge.config.schema import Config
 from evomerge.config.trust import leaves
 from evomerge.errors import ConfigError, nearest
@@ -154,19 +155,26 @@ def strategy_from_config(
     for name, value in leaves(to_builtin(node), key):
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST:
             raise ConfigError(f"{name} is {value}", f"at most {_LARGEST:,}: populations of that size find no memory")
+    more = {} if config.search.ordered else _as_they_arrive(node, key)
     settings = config.search
     if settings.scalarise is None or len(objectives) == 1:
-        return cast(Strategy, build(node, key, spec, tuple(objectives), seed=settings.seed))
+        return cast(Strategy, build(node, key, spec, tuple(objectives), seed=settings.seed, **more))
     scalarisation = Scalarisation.of(objectives, settings.scalarise, settings.weights, baselines.values())
-    return Scalarised(build(node, key, spec, (SCALAR,), seed=settings.seed), scalarisation)
+    return Scalarised(build(node, key, spec, (SCALAR,), seed=settings.seed, **more), scalarisation)
+
+
+def _as_they_arrive(node: Any, key: str) -> dict[str, bool]:
+    """What tells a strategy that could wait for its generation not to, unless its node says."""
+    content = to_builtin(node)
+    if not isinstance(content, Mapping) or TARGET not in content or "asynchronous" in content:
+        return {}
+    return {"asynchronous": True} if takes_asynchronous(locate(str(content[TARGET]), f"{key}.{TARGET}")) else {}
 
 
 def check_asynchronous(config: Config, phase: str, strategy: Strategy) -> None:
     """`ConfigError` for a strategy that waits for its generation in a search that is not ordered."""
     if config.search.ordered or getattr(strategy, "asynchronous", False):
         return
-    from evomerge.config.groups import asynchronous_strategies
-
     inner = strategy.inner if isinstance(strategy, Scalarised) else strategy
     raise ConfigError(
         f"search.ordered is false and {phase_node(config, phase, 'strategy')[1]} is {type(inner).__name__}",

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
 from evomerge.objectives import Objective
-from evomerge.strategies.bases.generations import Array, Generations, ranks_of
+from evomerge.strategies.bases.arrivals import Arrivals, Sample, longest
+from evomerge.strategies.bases.generations import Array, ranks_of
 
 GRID = 100
 """Numbers on a grid of at most so many values have a margin of their own; finer grids are rounded in proposals only."""
@@ -37,7 +38,7 @@ CHANGES, LEAST_SHARE = 1.5, 0.7
 """How many choices a first candidate changes with ``start: auto``, and the least probability of one's start."""
 
 
-class CatCma(Generations):
+class CatCma(Arrivals):
     """CatCMA with margin over genes of every kind; implements `protocols.Strategy`.
 
     Numbers have a Gaussian, whole numbers and numbers on a coarse grid (`GRID` values or fewer) the same Gaussian,
@@ -62,6 +63,7 @@ class CatCma(Generations):
             gene), at first; ``auto``: such that a candidate changes one or two of them, however many there are, 0.7 at
             least; ``None`` ignores it. Genes without `initial` begin with equal probabilities.
         restart: begin anew when settled.
+        asynchronous: move as evaluations arrive, see `Arrivals`; what was drawn before a new beginning is forgotten.
 
     Raises:
         ConfigError: no free gene, several objectives, or arguments out of range.
@@ -79,6 +81,7 @@ class CatCma(Generations):
         popsize: int | None = None,
         start: float | Literal["auto"] | None = 0.7,
         restart: bool = True,
+        asynchronous: bool = False,
     ) -> None:
         if not (math.isfinite(sigma0) and 0 < sigma0 <= 1):
             raise ConfigError(f"strategy.sigma0 is {sigma0}", "above 0 and at most 1, in units of a gene's range")
@@ -95,13 +98,15 @@ class CatCma(Generations):
         started = sum(spec.genes[i].initial is not None for i in self._chosen)
         self._initial_share = max(LEAST_SHARE, 1 - CHANGES / max(started, 1)) if start == "auto" else start
         free = max(len(self._real) + len(self._whole) + len(self._chosen), 1)
-        super().__init__(spec, objectives, seed=seed, popsize=popsize or 4 + int(3 * math.log(free)))
+        popsize = popsize or 4 + int(3 * math.log(free))
+        super().__init__(spec, objectives, seed=seed, popsize=popsize, asynchronous=asynchronous)
 
     def _settings(self) -> dict[str, Any]:
-        return {"sigma0": self._sigma0, "start": self._start_given, "restart": self._restart}
+        more = {"asynchronous": True} if self.asynchronous else {}
+        return {"sigma0": self._sigma0, "start": self._start_given, "restart": self._restart, **more}
 
     def _start(self, seed: int) -> None:
-        self._starts = 0
+        self._starts, self._moves = 0, 0
         self._fresh()
 
     def _fresh(self) -> None:
@@ -125,6 +130,7 @@ class CatCma(Generations):
             seed=int(np.random.SeedSequence([self._seed, self._starts]).generate_state(1)[0]),
         )
         self._starts += 1
+        self._began = self._moves
         self._solutions: list[CatCMAwM.Solution] = []
         self._best, self._likeliest = -math.inf, deque[float](maxlen=PATIENCE)
 
@@ -164,7 +170,49 @@ class CatCma(Generations):
                 values[i] = choices[int(one_hot.argmax())]
         return self._spec.genome(values)
 
+    def _sample(self) -> tuple[Genome, Sample]:
+        solution = self._model.ask()
+        point = np.empty(0) if solution._v_raw is None else np.array(solution._v_raw)
+        choices = np.empty(0, dtype=bool) if solution.c is None else solution.c
+        return self._genome(solution), Sample(point, self._mean, choices, self._moves)
+
+    def _restored(self, point: Array, choices: NDArray[Any], moves: int) -> tuple[Genome, Sample]:
+        sample = Sample(point, self._mean, choices, moves)
+        return self._genome(self._solution(sample, point)), sample
+
+    @property
+    def _mean(self) -> Array:
+        return np.array(self._model._mean) if self._real or self._whole else np.empty(0)
+
+    def _counts(self, sample: Sample) -> bool:
+        return sample.moves >= self._began
+
+    def _replace(self, samples: Sequence[Sample]) -> None:
+        self._solutions = [
+            self._solution(sample, sample.point if sample.moves == self._moves else self._followed(sample))
+            for sample in samples
+        ]
+
+    def _followed(self, sample: Sample) -> Array:
+        """Not farther from the mean than Hansen's bound for injected points."""
+        if not len(sample.point):
+            return sample.point
+        step = sample.followed(self._mean) - self._mean
+        basis, lengths = self._model._eigen_decomposition()
+        distance = float(np.linalg.norm(basis.T @ (step / self._model._A) / lengths)) / self._model._sigma
+        return np.asarray(self._mean + step * min(1.0, longest(len(step)) / max(distance, 1e-300)))
+
+    def _solution(self, sample: Sample, point: Array) -> CatCMAwM.Solution:
+        model, reals = self._model, len(self._real)
+        return CatCMAwM.Solution(
+            x=model._repair_continuous_params(point[:reals]) if reals else None,
+            z=model._discretization(point[reals:]) if self._whole else None,
+            c=sample.choices if self._chosen else None,
+            _v_raw=point if reals or self._whole else None,
+        )
+
     def _move(self, gains: Array) -> None:
+        self._moves += 1
         self._model.tell(list(zip(self._solutions, ranks_of(gains).astype(float).tolist(), strict=True)))
         if float(np.nanmax(gains)) > self._best:
             self._best = float(np.nanmax(gains))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
-from evomerge.strategies.bases.generations import Generations, ranks_of
+from evomerge.strategies.bases.arrivals import Arrivals, Sample
+from evomerge.strategies.bases.generations import ranks_of
 from evomerge.strategies.variation.categorical import Categorical
 from evomerge.strategies.variation.coordinates import Coordinates
 
@@ -37,7 +39,7 @@ GRID_STD = 0.2
 pycma's own floor for integer variables; what CMA-ES with margin (arXiv 2205.13482) achieves by moving the mean."""
 
 
-class CmaEs(Generations):
+class CmaEs(Arrivals):
     """Single-objective CMA-ES over genes of every kind; implements `protocols.Strategy`.
 
     pycma works on the unit cube (every gene's range scaled to 0..1) and keeps to it by its bound transform,
@@ -56,6 +58,7 @@ class CmaEs(Generations):
         sigma0: initial standard deviation, in units of a gene's range; of genes with a `spread` that is it.
         popsize: candidates per generation; 4 + 3 ln(free genes), rounded down, for ``None``.
         separable: learn variances only, no covariances: for hundreds of genes and more.
+        asynchronous: move as evaluations arrive, see `Arrivals`.
 
     Raises:
         ConfigError: no free gene, several objectives, or arguments out of range.
@@ -83,6 +86,7 @@ class CmaEs(Generations):
         sigma0: float = 0.25,
         popsize: int | None = None,
         separable: bool = False,
+        asynchronous: bool = False,
     ) -> None:
         if not (math.isfinite(sigma0) and 0 < sigma0 <= 1):
             raise ConfigError(f"strategy.sigma0 is {sigma0}", "above 0 and at most 1, in units of a gene's range")
@@ -91,10 +95,12 @@ class CmaEs(Generations):
         self._sigma0, self._separable = float(sigma0), separable
         self._coordinates = Coordinates(spec)
         free = max(len(self._coordinates.names), 1)
-        super().__init__(spec, objectives, seed=seed, popsize=popsize or 4 + int(3 * math.log(free)))
+        popsize = popsize or 4 + int(3 * math.log(free))
+        super().__init__(spec, objectives, seed=seed, popsize=popsize, asynchronous=asynchronous)
 
     def _settings(self) -> dict[str, Any]:
-        return {"sigma0": self._sigma0, "separable": self._separable}
+        more = {"asynchronous": True} if self.asynchronous else {}
+        return {"sigma0": self._sigma0, "separable": self._separable, **more}
 
     def _start(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -118,6 +124,8 @@ class CmaEs(Generations):
             "verb_log": 0,
             "verb_time": False,
         }
+        if self.asynchronous:
+            options["CMA_mirrors"] = 0  # points are drawn one at a time
         spreads = np.append(self._coordinates.spreads, missing * [np.nan])
         if not np.isnan(spreads).all():
             options["CMA_stds"] = np.where(np.isnan(spreads), 1.0, spreads / self._sigma0)
@@ -129,6 +137,27 @@ class CmaEs(Generations):
         self._points = list(self._cma.ask())
         self._choices = self._categorical.sample(self._choice_rng, self._popsize)
         return self._decoded([point[: len(self._coordinates.start)] for point in self._points], self._choices)
+
+    def _sample(self) -> tuple[Genome, Sample]:
+        point = self._cma.ask(1)[0]
+        choices = self._categorical.sample(self._choice_rng, 1)[0]
+        sample = Sample(np.array(point), np.array(self._cma.mean), choices, self._cma.countiter)
+        return self._decoded([point[: len(self._coordinates.start)]], [choices])[0], sample
+
+    def _restored(self, point: Array, choices: NDArray[Any], moves: int) -> tuple[Genome, Sample]:
+        sample = Sample(point, np.array(self._cma.mean), choices, moves)
+        return self._decoded([point[: len(self._coordinates.start)]], [choices])[0], sample
+
+    def _replace(self, samples: Sequence[Sample]) -> None:
+        self._points = [s.point if s.moves == self._cma.countiter else self._followed(s) for s in samples]
+        self._choices = np.array([sample.choices for sample in samples])
+
+    def _followed(self, sample: Sample) -> Array:
+        """Within the bounds; pycma shortens what it did not draw where that is far from the mean."""
+        transform = self._cma.gp
+        start = np.asarray(transform.geno(sample.point))
+        moved = replace(sample, point=start).followed(np.asarray(self._cma.mean))
+        return np.asarray(transform.pheno(moved, into_bounds=self._cma.boundary_handler.repair))
 
     def _move(self, gains: Array) -> None:
         ranks = ranks_of(gains)
@@ -153,5 +182,7 @@ class CmaEs(Generations):
         self._choices = np.array(drawn["choices"], dtype=np.int64)
         return self._decoded(np.asarray(drawn["points"], dtype=np.float64), self._choices)
 
-    def _decoded(self, points: Sequence[Array] | Array, choices: NDArray[np.int64]) -> list[Genome]:
+    def _decoded(
+        self, points: Sequence[Array] | Array, choices: Sequence[NDArray[np.int64]] | NDArray[np.int64]
+    ) -> list[Genome]:
         return [self._coordinates.genome(np.array(p), c) for p, c in zip(points, choices, strict=True)]

@@ -60,7 +60,7 @@ class Generations(ABC):
     """
 
     title: ClassVar[str] = "strategy"
-    asynchronous: ClassVar[bool] = False
+    asynchronous: bool = False  # an instance's own, see `Arrivals`
     multi_objective: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]] = KINDS
 
@@ -151,7 +151,7 @@ class Generations(ABC):
         Raises:
             ConfigError: the state is of a strategy with other settings or genes.
         """
-        check_settings(self.title, self._agreed(), state["settings"])
+        self._check(state)
         self._begin(int(state["seed"]))
         for gains in np.asarray(state["history"], dtype=np.float64):
             self._genomes = self._draw()
@@ -160,11 +160,7 @@ class Generations(ABC):
             return
         self._genomes = self._draw()
         if any(not np.array_equal(state[name], value) for name, value in self._drawn().items()):
-            warnings.warn(
-                f"this machine does not repeat the saved {self.title} bit for bit (another numpy, processor or thread "
-                "count); the search goes on from the saved generation",
-                stacklevel=2,
-            )
+            warnings.warn(self._not_repeated(), stacklevel=2)
             self._genomes = self._take(state)
         self._asked = int(state["asked"])
         self._gains = np.array(state["gains"], dtype=np.float64)
@@ -179,6 +175,15 @@ class Generations(ABC):
             FitnessError: the evaluation is ok and lacks something; nothing has changed then.
         """
         return gain_of(evaluation, self._objective)
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        check_settings(self.title, self._agreed(), state["settings"])
+
+    def _not_repeated(self) -> str:
+        return (
+            f"this machine does not repeat the saved {self.title} bit for bit (another numpy, processor or thread "
+            "count); the search goes on from the saved generation"
+        )
 
     def _agreed(self) -> dict[str, Any]:
         return settings_of(self._spec, [self._objective], popsize=self._popsize, **self._settings())
