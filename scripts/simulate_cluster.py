@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.config.construct import TARGET, build, locate
+from evomerge.config.groups import can_be_asynchronous, takes_asynchronous
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Strategy

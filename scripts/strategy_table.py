@@ -19,6 +19,7 @@ from evomerge import conf_dir
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.config.compose import compose_config
 from evomerge.config.construct import TARGET, build, locate, to_builtin
+from evomerge.config.groups import can_be_asynchronous, takes_asynchronous
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.merge.methods import specs

@@ -45,6 +45,12 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
             f"in order, the strategy's own batch is evaluated at a time, which may leave some of "
             f"{slots} workers idle; set search.in_flight={slots}, or search.ordered=false"
         )
+    popsize = getattr(getattr(parts.strategy, "inner", parts.strategy), "popsize", slots)
+    if not ordered and popsize < slots:
+        _warn(
+            f"{slots} workers and a generation of {popsize}: most of what arrives was drawn {slots // popsize} moves "
+            f"before; set strategy.popsize={slots}"
+        )
     if config.held_out is None:
         _warn(
             "there is no held-out fitness: the best score will be that of the items it was "

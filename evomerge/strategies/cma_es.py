@@ -129,7 +129,7 @@ class CmaEs(Arrivals):
         spreads = np.append(self._coordinates.spreads, missing * [np.nan])
         if not np.isnan(spreads).all():
             options["CMA_stds"] = np.where(np.isnan(spreads), 1.0, spreads / self._sigma0)
-        self._cma = cma.CMAEvolutionStrategy(x0, self._sigma0, options)
+        self._cma, self._drawn_from = cma.CMAEvolutionStrategy(x0, self._sigma0, options), -1
         self._choice_rng = np.random.default_rng([seed, 1])
         self._categorical = Categorical(self._coordinates.counts)
 
@@ -140,6 +140,7 @@ class CmaEs(Arrivals):
 
     def _sample(self) -> tuple[Genome, Sample]:
         point = self._cma.ask(1)[0]
+        self._drawn_from = self._cma.countiter
         choices = self._categorical.sample(self._choice_rng, 1)[0]
         sample = Sample(np.array(point), np.array(self._cma.mean), choices, self._cma.countiter)
         return self._decoded([point[: len(self._coordinates.start)]], [choices])[0], sample
@@ -149,6 +150,8 @@ class CmaEs(Arrivals):
         return self._decoded([point[: len(self._coordinates.start)]], [choices])[0], sample
 
     def _replace(self, samples: Sequence[Sample]) -> None:
+        if self._drawn_from != self._cma.countiter:  # pycma wants a distribution drawn from before it moves
+            self._sample()
         self._points = [s.point if s.moves == self._cma.countiter else self._followed(s) for s in samples]
         self._choices = np.array([sample.choices for sample in samples])
 

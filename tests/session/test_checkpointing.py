@@ -166,7 +166,9 @@ GA = partial(GeneticAlgorithm, popsize=6)
 CASES = {
     "cma_es": Case(CmaEs),
     "cma_es on mixed genes": Case(CmaEs, MIXED, in_flight=3, slots=2),
+    "cma_es, no order": Case(partial(CmaEs, asynchronous=True), MIXED, ordered=False, slots=8),
     "catcma": Case(CatCma, DISCRETE),
+    "catcma, no order": Case(partial(CatCma, asynchronous=True), MIXED, ordered=False, slots=5),
     "cma_me": Case(partial(CmaMe, emitters=2, popsize=4, **FEW)),
     "de": Case(partial(DifferentialEvolution, popsize=6), in_flight=4, slots=3),
     "ga": Case(GA, slots=2),

@@ -17,6 +17,7 @@ from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal
 from evomerge.strategies.bases.generations import Array, Generations
+from evomerge.strategies.bases.saving import check_settings
 
 FOLLOWED = 0.5
 """The share of the mean's way since it was drawn that a sample is taken along before it is learnt from.
@@ -24,8 +25,9 @@ FOLLOWED = 0.5
 Samples of an earlier distribution lie around an earlier mean. Learnt from where they are (0: injected, Hansen, arXiv
 1110.4181) they pull the mean back on its way: the fastest on the sphere, but the step size collapses on ill-conditioned
 functions. Taken along the whole way (1: the step that would have been taken then, as in delayed gradients), they
-overshoot on the sphere. Half way was as good as by generations, or better, on sphere and Rastrigin and the best compromise
-on an ellipsoid of condition 1000, with as many and with four times as many workers as a generation has members."""
+overshoot on the sphere. Half way was as good as by generations, or better, on sphere and Rastrigin, and the best compromise
+on an ellipsoid of condition 1000, with as many and with four times as many workers as a generation has members.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Arrivals(Generations):
 
     With `asynchronous`, `ask` draws from the distribution as it is, and `tell` moves it whenever as many candidates as
     a generation has were told, whichever distribution these were drawn from. Samples of an earlier one are taken
-    along with the mean (`FOLLOWED`) and no longer than Hansen's bound for injected points (arXiv 1110.4181, section 3.1).
+    along with the mean (`FOLLOWED`), and no longer than Hansen's bound for injected points (`longest`).
 
     The state is what was told, each with the number of candidates that had been asked by then: drawn and told again,
     they make the same distribution.
@@ -86,6 +88,10 @@ class Arrivals(Generations):
     @abstractmethod
     def _replace(self, samples: Sequence[Sample]) -> None:
         """Make these the present generation."""
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        before = {"asynchronous": False, **state["settings"]}  # states of old runs do not say
+        check_settings(self.title, {"asynchronous": self.asynchronous, **self._agreed()}, before)
 
     def _counts(self, sample: Sample) -> bool:
         """Whether there is something to learn from a sample: not of what is over."""

@@ -78,6 +78,11 @@ class Generations(ABC):
         self._popsize = popsize
         self._begin(seed)
 
+    @property
+    def popsize(self) -> int:
+        """Candidates of a generation."""
+        return self._popsize
+
     @abstractmethod
     def _settings(self) -> dict[str, Any]:
         """What a saved state must agree on, besides genes, objective and population."""
