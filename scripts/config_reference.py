@@ -223,7 +223,7 @@ def option_section(group: str, path: Path) -> Iterator[str]:
     rows = [
         (
             f"`{key.name}`",
-            type_text(hints.get(key.name, Any)),
+            type_text(hints.get(key.name, dict if key.name == "bounds" else Any)),
             _value(key.value),
             comment_on(group, path, key.name) or said.get(key.name, ""),
         )

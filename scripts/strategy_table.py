@@ -22,11 +22,11 @@ from evomerge.config.construct import TARGET, build, locate, to_builtin
 from evomerge.config.groups import can_be_asynchronous, takes_asynchronous
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import GenomeSpec
-from evomerge.merge.methods import specs
 from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import LAYER_COMPONENTS, ModelRef, SliceId
+from evomerge.session.builders import space_from_node
 
 PAGE = Path(__file__).parents[1] / "docs" / "strategies.md"
 BEGIN, END = "<!-- table: python scripts/strategy_table.py -->", "<!-- end of table -->"
@@ -70,7 +70,7 @@ def node(group: str, option: str, *overrides: str) -> dict[str, Any]:
 
 def genes(option: str, *overrides: str) -> GenomeSpec:
     """The genes of one search space on the small pool."""
-    space: SearchSpace = build(node("search_space", option, *overrides), "search_space", small_pool(), specs())
+    space: SearchSpace = space_from_node(node("search_space", option, *overrides), "search_space", small_pool())
     return space.spec
 
 

@@ -24,6 +24,7 @@ from evomerge.protocols import Fitness, SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.phases import Baselines, Phase, split_budget
+from evomerge.session.bounded_space import BoundedSpace
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 
 _LARGEST = 1_000_000
@@ -87,6 +88,21 @@ def phase_node(config: Config, phase: str, part: str) -> tuple[Any, str]:
     return (getattr(config, part), part) if node is None else (node, f"phases.{phase}.{part}")
 
 
+def space_from_node(node: Any, key: str, info: PoolInfo | None, **injected: Any) -> SearchSpace:
+    """The search space that a node describes, within the bounds that it gives genes.
+
+    Args:
+        node: with a `_target_`; its key ``bounds`` is that of every search space.
+        key: where it stands in the configuration.
+        info: of the pool.
+        injected: what else the space is given by the program.
+    """
+    content = to_builtin(node)
+    bounds = content.pop("bounds", None) if isinstance(content, dict) else None
+    space = cast(SearchSpace, build(content, key, info, specs(), **injected))
+    return BoundedSpace(space, bounds, f"{key}.bounds") if bounds or bounds == 0 else space
+
+
 @dataclass(frozen=True)
 class PhaseNode:
     """A phase before its strategy: that needs the objectives, which the fitness knows.
@@ -110,8 +126,7 @@ class PhaseNode:
 
     def space_of(self, node: Any, winner: Recipe | None = None) -> SearchSpace:
         """The search space that another node describes."""
-        injected = {"winner": winner} if self.takes_winner else {}
-        return cast(SearchSpace, build(node, self.key, self.info, specs(), **injected))
+        return space_from_node(node, self.key, self.info, **({"winner": winner} if self.takes_winner else {}))
 
     def phase(self, config: Config, objectives: Sequence[Objective]) -> Phase:
         """The phase, for these objectives."""

@@ -17,6 +17,7 @@ from evomerge.merge.methods import specs
 from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo
+from evomerge.session.builders import space_from_node
 
 SPACES = sorted(path.stem for path in (conf_dir() / "search_space").glob("*.yaml"))
 PATHS = ("data_flow", "blocks", "permutation", "relaxed_data_flow")
@@ -34,7 +35,7 @@ def pool() -> PoolInfo:
 
 def space(*overrides: str) -> SearchSpace:
     config: Any = compose_config([*overrides, "~fitness"])
-    made: SearchSpace = build(config.search_space, "search_space", pool(), specs())
+    made: SearchSpace = space_from_node(config.search_space, "search_space", pool())
     return made
 
 

@@ -16,6 +16,7 @@ from evomerge.config.construct import build
 from evomerge.merge.methods import specs
 from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace, Strategy
+from evomerge.session.builders import space_from_node
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data_flow.md").read_text(encoding="utf-8")
 EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]
@@ -24,7 +25,7 @@ EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", 
 def space(*overrides: str, layers: int = 6) -> SearchSpace:
     config: Any = compose_config([*overrides, "~fitness"])
     info = with_sources(pool(layers), "math", "lang")
-    made: SearchSpace = build(config.search_space, "search_space", info, specs())
+    made: SearchSpace = space_from_node(config.search_space, "search_space", info)
     return made
 
 

@@ -25,8 +25,9 @@ FOLLOWED = 0.5
 Samples of an earlier distribution lie around an earlier mean. Learnt from where they are (0: injected, Hansen, arXiv
 1110.4181) they pull the mean back on its way: the fastest on the sphere, but the step size collapses on ill-conditioned
 functions. Taken along the whole way (1: the step that would have been taken then, as in delayed gradients), they
-overshoot on the sphere. Half way was as good as by generations, or better, on sphere and Rastrigin, and the best compromise
-on an ellipsoid of condition 1000, with as many and with four times as many workers as a generation has members.
+overshoot on the sphere. Half way was as good as by generations, or better, on sphere and Rastrigin, and the best
+compromise on an ellipsoid of condition 1000, with as many and with four times as many workers as a generation has
+members.
 """
 
 

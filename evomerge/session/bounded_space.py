@@ -1,0 +1,133 @@
+"""Bounds and fixed values that a user gives genes of any search space, by patterns of their names."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from evomerge.errors import ConfigError, nearest
+from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
+from evomerge.genomes.lineages import LineageSpec
+from evomerge.protocols import SearchSpace
+from evomerge.recipes.recipe import Recipe
+
+
+class BoundedSpace:
+    """A search space whose genes were given narrower bounds, fewer choices, or one value; implements `SearchSpace`.
+
+    A gene of one value is none any more: genomes are without it, recipes are made with it. Starts are moved inside.
+    Grids stay where they are.
+
+    Args:
+        space: whose genes are numbers, choices and truth values.
+        bounds: by pattern (``*``, ``?`` and ``[...]`` as in a shell; of several that match, the last counts): a value,
+            ``[low, high]`` for numbers, a list of choices for methods and the like.
+        key: where they stand in the configuration.
+
+    Attributes:
+        spec: what is left to search.
+        left_out: names of genes that are not searched: those of the space, and those of one value.
+
+    Raises:
+        ConfigError: a pattern that no gene matches, a value that a gene does not take, or nothing left to search.
+    """
+
+    def __init__(self, space: SearchSpace, bounds: Mapping[str, Any], key: str) -> None:
+        if isinstance(space.spec, LineageSpec) or not isinstance(space.spec, GenomeSpec):
+            kind = "merges of merges" if isinstance(space.spec, LineageSpec) else "raw weights"
+            raise ConfigError(f"{key} is given, and genomes are {kind}", "a search space whose genes have names")
+        self._space, self._all = space, space.spec
+        given = _by_gene(bounds, [gene.name for gene in self._all], key)
+        genes = {gene.name: _narrowed(gene, *given[gene.name]) if gene.name in given else gene for gene in self._all}
+        self._fixed: dict[str, Value] = {name: gene for name, gene in genes.items() if not isinstance(gene, Gene)}
+        free = tuple(gene for gene in genes.values() if isinstance(gene, Gene))
+        if not free:
+            raise ConfigError(f"{key} fixes all {len(genes)} genes", "a search needs at least one that it may change")
+        self.spec = GenomeSpec(free)
+        self.left_out: Sequence[str] = (*getattr(space, "left_out", ()), *self._fixed)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_space":  # not there yet while it is unpickled
+            raise AttributeError(name)
+        return getattr(self._space, name)
+
+    def decode(self, genome: Genome) -> Recipe:
+        """The recipe of a genome and of the values that are fixed."""
+        values = iter(genome.values)
+        fixed = self._fixed
+        return self._space.decode(
+            Genome(tuple(fixed[gene.name] if gene.name in fixed else next(values) for gene in self._all))
+        )
+
+    @property
+    def encode(self) -> Any:
+        """The space's own, where it has one: the nearest genome within the bounds."""
+        encode = self._space.encode  # type: ignore[attr-defined]  # spaces have it or not
+
+        def narrowed(*args: Any, **options: Any) -> Genome | None:
+            found = encode(*args, **options)
+            if found is None:
+                return None
+            named = self._all.named(found)
+            return self.spec.genome([named[gene.name] for gene in self.spec])
+
+        return narrowed
+
+
+def _by_gene(bounds: Mapping[str, Any], names: Sequence[str], key: str) -> dict[str, tuple[Any, str]]:
+    """What is given for each gene, and where."""
+    if not isinstance(bounds, Mapping):
+        raise ConfigError(
+            f"{key} is {bounds!r}", "a mapping from patterns of genes to bounds", f"{key}={{'*': [0, 1]}}"
+        )
+    found: dict[str, tuple[Any, str]] = {}
+    for pattern, value in bounds.items():
+        matching = [name for name in names if fnmatch.fnmatchcase(name, str(pattern))]
+        if not matching:
+            raise ConfigError(f"{key} has {str(pattern)!r}, which no gene matches", nearest(str(pattern), names))
+        found.update(dict.fromkeys(matching, (value, f"{key}.{pattern}")))
+    return found
+
+
+def _narrowed(gene: Gene, given: Any, key: str) -> Gene | Value:
+    """The gene within other bounds, or its only value."""
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    if gene.kind in ("categorical", "boolean"):
+        values = list(dict.fromkeys(given)) if several else [given]
+        for value in values or [None]:
+            _check(gene, value, key)
+        if len(values) == 1:
+            return values[0]
+        if gene.kind == "boolean":
+            return gene
+        initial = gene.initial if gene.initial in values else values[0]
+        return replace(gene, choices=tuple(values), initial=initial)
+    if several and len(given) != 2:
+        raise ConfigError(f"{key} is {list(given)}", f"a number, or [low, high], for gene {gene.name}")
+    for value in given if several else [given]:
+        _check(gene, value, key)
+    low, high = given if several else (given, given)
+    if low > high:
+        raise ConfigError(f"{key} is {list(given)}", "low must not exceed high")
+    if gene.kind == "continuous":
+        low, high = gene.snap(low), gene.snap(high)
+    else:
+        low, high = math.ceil(low), math.floor(high)
+    if low >= high:
+        return gene.snap(low)
+    start = gene.start
+    assert not isinstance(start, str)  # of a number
+    return replace(gene, low=low, high=high, initial=min(max(start, low), high))
+
+
+def _check(gene: Gene, value: Any, key: str) -> None:
+    try:
+        gene.check(value)
+    except ConfigError as error:
+        do = "" if gene.kind in ("categorical", "boolean") else "search_space.parameters widens what is searched"
+        raise ConfigError(
+            f"{key} is {value!r}", f"gene {gene.name}: {error.allowed.removeprefix('allowed: ')}", do
+        ) from None
