@@ -96,15 +96,15 @@ def _narrowed(gene: Gene, given: Any, key: str) -> Gene | Value:
     """The gene within other bounds, or its only value."""
     several = isinstance(given, Sequence) and not isinstance(given, str)
     if gene.kind in ("categorical", "boolean"):
-        values = list(dict.fromkeys(given)) if several else [given]
-        for value in values or [None]:
+        values: list[Value] = list(dict.fromkeys(given)) if several else [given]
+        for value in values or [given]:
             _check(gene, value, key)
         if len(values) == 1:
             return values[0]
         if gene.kind == "boolean":
             return gene
         initial = gene.initial if gene.initial in values else values[0]
-        return replace(gene, choices=tuple(values), initial=initial)
+        return replace(gene, choices=tuple(map(str, values)), initial=initial)
     if several and len(given) != 2:
         raise ConfigError(f"{key} is {list(given)}", f"a number, or [low, high], for gene {gene.name}")
     for value in given if several else [given]:

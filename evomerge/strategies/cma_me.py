@@ -54,7 +54,6 @@ class CmaMe(Generations):
     """
 
     title = "CMA-ME"
-    asynchronous: ClassVar[bool] = False
     multi_objective: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = KINDS - {"categorical"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,9 @@ def slow_pattern(pattern: str) -> str:
     """
     if len(pattern) > _LONGEST:
         return f"at most {_LONGEST} characters"
-    re.compile(pattern)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what later versions of Python may read otherwise
+        re.compile(pattern)
     depths = list(_repeats(re._parser.parse(pattern), 0))  # type: ignore[attr-defined]  # there is no public parser
     if max(depths, default=0) > 1:
         return "no repetition within a repetition"
