@@ -1,8 +1,9 @@
 """A GPU that is not there: tensors that say they are on ``cuda:0`` and are computed on the CPU.
 
 What mixes devices raises as CUDA does; what makes the host wait, what is copied between host and device, the bytes that
-kernels move and the memory that is taken are counted, and memory ends where the test says. Real streams, CUDA's
-numerics and the temporaries inside a kernel are not to be seen here.
+kernels move and the memory that is taken are counted, and memory ends where the test says. Work on several streams is
+done at once, in the order in which it is launched, and what the streams would not have kept in that order is an error.
+CUDA's numerics and the temporaries inside a kernel are not to be seen here.
 """
 
 from __future__ import annotations
@@ -66,18 +67,104 @@ class Counts:
     kernels: int = 0
 
 
+Clock = dict[int, int]
+"""How far each stream was, at some moment of a stream's own."""
+
+
+class Stream:
+    """A queue of the device's work: number 0 is the one that is current unless told otherwise."""
+
+    def __init__(self, gpu: PretendedGpu) -> None:
+        self._gpu, self.number = gpu, len(gpu.clocks)
+        gpu.clocks.append({self.number: 0})
+
+    def wait_event(self, event: Event) -> None:
+        """What is launched from now on comes after an event."""
+        self._gpu.log.append(("wait", self.number))
+        self._after(event.clock)
+
+    def wait_stream(self, other: Stream) -> None:
+        """What is launched from now on comes after all that another stream has."""
+        self._gpu.log.append(("wait", self.number))
+        self._after(self._gpu.clocks[other.number])
+
+    def _after(self, clock: Clock) -> None:
+        own = self._gpu.clocks[self.number]
+        for stream, time in clock.items():
+            own[stream] = max(own.get(stream, 0), time)
+
+
+class Event:
+    """A moment of a stream: none before it was recorded."""
+
+    def __init__(self, gpu: PretendedGpu) -> None:
+        self._gpu, self.clock = gpu, Clock()
+
+    def record(self, stream: Stream) -> None:
+        """From now on it is the moment when all that a stream has is done."""
+        self._gpu.log.append(("record", stream.number))
+        self.clock = dict(self._gpu.clocks[stream.number])
+
+
+@dataclass
+class _Use:
+    """That a stream read or wrote bytes of some memory, and when."""
+
+    begin: int
+    end: int
+    stream: int
+    time: int
+    writes: bool
+    copied_by: str = ""
+
+
 class _Memory:
-    """Memory of the device, given back when the last tensor that has it goes."""
+    """Memory of the device, given back when the last tensor that has it goes.
+
+    Attributes:
+        is_read: whether anything read it since it was copied as a whole.
+        last: when the stream that had it first used it last.
+        uses: by which other streams and since: kept from when there is a second one.
+    """
 
     def __init__(self, gpu: PretendedGpu, nbytes: int, copied_by: str = "") -> None:
         self._gpu, self._nbytes, self._copied_by, self.is_read = gpu, nbytes, copied_by, False
+        self._first, self.last = gpu.stream, gpu.clocks[gpu.stream][gpu.stream]
+        self.uses: list[_Use] | None = None
         gpu.used += nbytes
         gpu.peak = max(gpu.peak, gpu.used)
+
+    def use(self, begin: int, end: int, writes: bool, copied_by: str = "") -> None:
+        """The current stream reads or writes bytes of it: an error where another's use is not known to be over."""
+        gpu = self._gpu
+        clock = gpu.clocks[gpu.stream]
+        now = _Use(begin, end, gpu.stream, clock[gpu.stream], writes, copied_by)
+        if self.uses is None:
+            if gpu.stream == self._first:
+                self.last = now.time
+                return
+            self.uses = [_Use(0, self._nbytes, self._first, self.last, True)]
+        for use in self.uses:
+            if use.begin < end and begin < use.end and (use.writes or writes):
+                if clock.get(use.stream, 0) < use.time:
+                    raise RuntimeError(f"race: stream {gpu.stream} does not wait for stream {use.stream}, {_asking()}")
+                if writes and use.copied_by:
+                    gpu.counts.wasted[use.copied_by] += 1
+                use.copied_by = ""
+        if writes:  # what came before is over: waited for
+            self.uses = [use for use in self.uses if not (begin <= use.begin and use.end <= end)]
+        self.uses.append(now)
 
     def __del__(self) -> None:
         self._gpu.used -= self._nbytes
         if self._copied_by and not self.is_read:
             self._gpu.counts.wasted[self._copied_by] += 1
+        clock = self._gpu.clocks[self._first]
+        for use in self.uses or ():
+            if use.copied_by:
+                self._gpu.counts.wasted[use.copied_by] += 1
+            if clock.get(use.stream, 0) < use.time:
+                self._gpu.races.append(f"memory is given back that stream {use.stream} may be using")
 
 
 class DeviceTensor(torch.Tensor):
@@ -139,6 +226,11 @@ class PretendedGpu:
         used, peak: bytes taken now, and at most since `reset`.
         counts: what happened since `reset`.
         memory: may be changed at any time.
+        log: what was launched since `reset`, in order: ``copy`` (from the host), ``kernel`` (or several), ``record``
+            and ``wait`` of an event, each with the number of its stream.
+        stream: number of the current one.
+        clocks: of every stream.
+        races: what went wrong with streams where nothing could be raised.
         on_allocation: called with the bytes of each allocation before it is made; may raise.
     """
 
@@ -146,12 +238,17 @@ class PretendedGpu:
         self.memory = memory
         self.used = self.peak = 0
         self.counts = Counts()
+        self.log: list[tuple[str, int]] = []
+        self.clocks: list[Clock] = []
+        self.races: list[str] = []
+        self.stream = 0
+        self._streams = [Stream(self)]
         self.on_allocation: Callable[[int], None] = lambda nbytes: None
         self._pinned: dict[int, torch.UntypedStorage] = {}
 
     def reset(self) -> Counts:
         """Count anew; returns what was counted."""
-        counts, self.counts, self.peak = self.counts, Counts(), self.used
+        counts, self.counts, self.peak, self.log = self.counts, Counts(), self.used, []
         return counts
 
     @contextlib.contextmanager
@@ -168,6 +265,25 @@ class PretendedGpu:
             stack.enter_context(_Functions(self))
             stack.enter_context(_Dispatch(self))
             yield self
+        assert not self.races, self.races
+
+    @contextlib.contextmanager
+    def _on(self, stream: Stream) -> Iterator[None]:
+        before, self.stream = self.stream, stream.number
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def _new_stream(self, device: Any = None) -> Stream:
+        self._streams.append(Stream(self))
+        return self._streams[-1]
+
+    def _launched(self, what: str) -> None:
+        """Something more on the current stream."""
+        self.clocks[self.stream][self.stream] += 1
+        if what != "kernel" or not self.log or self.log[-1] != (what, self.stream):
+            self.log.append((what, self.stream))
 
     def _stand_ins(self) -> list[tuple[Any, str, Any]]:
         cuda: Any = torch.cuda
@@ -193,6 +309,10 @@ class PretendedGpu:
             (cuda, "memory_reserved", lambda device=None: self.used),
             (cuda, "memory_allocated", lambda device=None: self.used),
             (cuda, "synchronize", wait),
+            (cuda, "Stream", self._new_stream),
+            (cuda, "Event", lambda: Event(self)),
+            (cuda, "stream", self._on),
+            (cuda, "current_stream", lambda device=None: self._streams[self.stream]),
             (cuda, "empty_cache", lambda: None),
             (cuda, "get_rng_state", lambda device=None: state),
             (cuda, "set_rng_state", lambda new, device=None: None),
@@ -255,9 +375,12 @@ class PretendedGpu:
         with torch._C.DisableTorchFunctionSubclass():
             to, of = (x.there if isinstance(x, DeviceTensor) else x for x in (target, source))
             to.copy_(of)
-        self._crossed(source, isinstance(target, DeviceTensor))
+        copied_by = self._crossed(source, isinstance(target, DeviceTensor))
+        self._launched("copy" if copied_by else "kernel")
         if isinstance(source, DeviceTensor):
-            source.memory.is_read = True
+            self._used(source)
+        if isinstance(target, DeviceTensor):
+            self._used(target, writes=True, copied_by=copied_by)
         self.counts.kernels += 1
         self.counts.moved_bytes += source.nbytes + target.nbytes
         return target
@@ -265,8 +388,9 @@ class PretendedGpu:
     def _as_host(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What a function gives on the CPU, on the device."""
         here = [x for x in tree_leaves((args, kwargs)) if isinstance(x, DeviceTensor)]
+        self._launched("kernel")
         for tensor in here:
-            tensor.memory.is_read = True
+            self._used(tensor)
         with torch._C.DisableTorchFunctionSubclass():
             given, options = tree_map(_there, (args, kwargs))
             out = func(*given, **options)
@@ -314,9 +438,16 @@ class PretendedGpu:
             options["device"] = torch.device("cpu")
         given, options = tree_map(_there, (args, options))
         out = func(*given, **options)
+        if copied_by:
+            self._launched("copy")
         if here:
             self._count_bytes(func, args, kwargs, out)
         return self._on_device(out, here, copied_by) if to_device else out
+
+    def _used(self, tensor: DeviceTensor, writes: bool = False, copied_by: str = "") -> None:
+        """The current stream reads or writes a tensor."""
+        tensor.memory.is_read |= not writes
+        tensor.memory.use(*_range(tensor.there), writes, copied_by)
 
     def _crossed(self, source: torch.Tensor, to_device: bool) -> str:
         """Count a copy between host and device; returns who copied to the device."""
@@ -360,11 +491,23 @@ class PretendedGpu:
         fresh = [x for x in results if x.untyped_storage()._cdata not in storages]
         if func.is_view or (not written and not fresh and results):
             return
+        self._launched("kernel")
         for tensor in read:
-            tensor.memory.is_read = True
+            self._used(tensor)
+        for tensor in written:
+            self._used(tensor, writes=True)
         if name not in _NOTHING_MOVES:
             self.counts.kernels += 1
             self.counts.moved_bytes += sum(_extent(x) for x in (*read, *written, *fresh))
+
+
+def _range(x: torch.Tensor) -> tuple[int, int]:
+    """The bytes of its storage that a tensor begins and ends at."""
+    if not x.numel():
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    begin = x.storage_offset() * x.element_size()
+    return begin, begin + (last + 1) * x.element_size()
 
 
 def _there(x: Any) -> Any:

@@ -133,3 +133,32 @@ def test_nothing_is_left_of_it() -> None:
         assert torch.cuda.is_available()
     assert torch.cuda.is_available is available
     assert type(torch.zeros(2) + 1) is torch.Tensor
+
+
+def test_streams_that_do_not_wait_for_each_other_race(gpu: PretendedGpu) -> None:
+    stream, event = torch.cuda.Stream(), torch.cuda.Event()
+    buffer = torch.empty(12, device=CUDA)
+    first, second = buffer[:6], buffer[6:]
+    with pytest.raises(RuntimeError, match="race: stream 1 does not wait for stream 0"), torch.cuda.stream(stream):
+        first.copy_(HOST)  # its memory may still be used by what had it before
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        first.copy_(HOST)
+    event.record(stream)
+    second.zero_()
+    with pytest.raises(RuntimeError, match="race: stream 0 does not wait for stream 1"):
+        first.sum()
+    torch.cuda.current_stream().wait_event(event)
+    first.sum()
+    with pytest.raises(RuntimeError, match="race"), torch.cuda.stream(stream):
+        first.copy_(HOST)
+    event.record(torch.cuda.current_stream())
+    stream.wait_event(event)
+    assert not gpu.counts.wasted
+    with torch.cuda.stream(stream):
+        first.copy_(HOST)
+        first.copy_(HOST)
+    assert gpu.counts.wasted.total() == 1
+    del buffer, first, second
+    assert len(gpu.races) == 1
+    gpu.races.clear()

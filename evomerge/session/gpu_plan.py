@@ -31,6 +31,7 @@ class GpuPlan:
         forwards: bytes that they are estimated to need; `known` where the fitness says so.
         sources: bytes of all source models.
         device, pinned, mapped: of these, bytes on the device, in pinned memory and read from files.
+        staging: bytes of the device that sources are copied into ahead of their merge.
         notes: bytes of host memory for what is noted of the sources, and `device_notes` on the device.
         cache: bytes of merged slices that may be kept.
     """
@@ -45,6 +46,7 @@ class GpuPlan:
     device: int
     pinned: int
     mapped: int
+    staging: int
     notes: int
     device_notes: int
     cache: int
@@ -74,16 +76,19 @@ class GpuPlan:
         lines.append(f"sources: {where}")
         if self.copied:
             rates = f"{PINNED / 1e9:g} GB/s pinned, {MAPPED / 1e9:g} GB/s mapped"
+            ahead = f", while it is merged, into {size_text(self.staging)} of the GPU" if self.staging else ""
             lines.append(
                 f"a candidate that changes every slice copies {size_text(self.copied)}: about {self.seconds:.1f} s "
-                f"({rates}, assumed)"
+                f"({rates}, assumed){ahead}"
             )
         else:
             lines.append("no candidate copies any")
         return lines
 
 
-def plan_gpu(gpu: int, sharing: int, weights: int, forwards: int | None, sources: int, host: int) -> GpuPlan:
+def plan_gpu(
+    gpu: int, sharing: int, weights: int, forwards: int | None, sources: int, host: int, layer: int = 0
+) -> GpuPlan:
     """The plan of one worker.
 
     Args:
@@ -93,10 +98,11 @@ def plan_gpu(gpu: int, sharing: int, weights: int, forwards: int | None, sources
         forwards: bytes that its largest forward needs; ``None`` where nobody says.
         sources: bytes of all source models.
         host: free bytes of main memory for each of the machine's workers.
+        layer: bytes of the slice of a layer that has most, from every source.
     """
     share = share_of(gpu, sharing)
     need = int(UNKNOWN * share) if forwards is None else forwards
-    found = divide(max(0, share - weights - need), host, sources)
+    found = divide(max(0, share - weights - need), host, sources, layer)
     device, pinned = found.placement.device, found.placement.host
     return GpuPlan(
         gpu,
@@ -109,6 +115,7 @@ def plan_gpu(gpu: int, sharing: int, weights: int, forwards: int | None, sources
         device,
         pinned,
         sources - device - pinned,
+        found.placement.staging,
         found.placement.notes,
         found.placement.device_notes,
         found.cache,

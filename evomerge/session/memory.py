@@ -21,7 +21,7 @@ from evomerge.merge.execution.notes_memory import device_sources, load_kernels, 
 from evomerge.merge.execution.sources import DEVICE_SHARE, NOTES_SHARE
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
-from evomerge.merge.resident.budgets import CACHE_SHARE
+from evomerge.merge.resident.budgets import CACHE_SHARE, layer_bytes
 from evomerge.merge.resident.resident_memory import model_bytes, resident_memory
 from evomerge.models.loaded import ModelOutline
 from evomerge.models.pool import Pool
@@ -109,6 +109,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
             need,
             pool.nbytes,
             room // workers,
+            layer_bytes(pool),
         )
     elsewhere = int(room * CACHE_SHARE / workers)
     budget = cache.memory if cache.memory is not None else plan.cache if plan else elsewhere
@@ -117,7 +118,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     if on_host:
         found += notes_memory(plans, pool, int(room * NOTES_SHARE / workers))
     elif plan is not None:
-        found += device_sources(pool, plan.device, plan.pinned)
+        found += device_sources(pool, plan.device, plan.pinned, plan.staging)
     else:
         found += device_sources(pool, int(room * DEVICE_SHARE / workers), 0)
     found += scratch

@@ -10,6 +10,7 @@ from cli.test_estimate import found
 from tiny_models import write_tokenizer
 from transformers import MistralConfig
 
+from evomerge.merge.resident.budgets import layer_bytes
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.session.gpu_plan import MAPPED, PINNED, plan_gpu
@@ -53,27 +54,28 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "left", "device", "pinned", "mapped", "seconds"),
+    ("gpu", "left", "device", "staging", "pinned", "mapped", "seconds"),
     [
-        (24, 8.3, 4.3, 39.1, 0.0, 1.6),
-        (48, 31.1, 27.1, 16.3, 0.0, 0.7),
-        (80, 61.5, 43.5, 0.0, 0.0, 0.0),
-        (141, 119.5, 43.5, 0.0, 0.0, 0.0),
+        (24, 8.3, 3.2, 1.1, 40.2, 0.0, 1.6),
+        (48, 31.1, 25.0, 2.1, 18.4, 0.0, 0.7),
+        (80, 61.5, 43.5, 0.0, 0.0, 0.0, 0.0),
+        (141, 119.5, 43.5, 0.0, 0.0, 0.0, 0.0),
     ],
 )
 def test_three_models_of_7b(
-    pool: Pool, gpu: int, left: float, device: float, pinned: float, mapped: float, seconds: float
+    pool: Pool, gpu: int, left: float, device: float, staging: float, pinned: float, mapped: float, seconds: float
 ) -> None:
     """With 4 GB for forwards, on a host with 200 GB free."""
     weights = 2 * sum(pool.info.sizes)
     assert weights == pytest.approx(14.48 * GB, rel=1e-3)
     assert pool.nbytes == 3 * weights
-    plan = plan_gpu(gpu * GB, 1, weights, 4 * GB, pool.nbytes, 200 * GB)
+    plan = plan_gpu(gpu * GB, 1, weights, 4 * GB, pool.nbytes, 200 * GB, layer_bytes(pool))
     assert plan.left / GB == pytest.approx(left, abs=0.06)
-    for found_, expected in ((plan.device, device), (plan.pinned, pinned), (plan.mapped, mapped)):
+    found_bytes = (plan.device, plan.staging, plan.pinned, plan.mapped)
+    for found_, expected in zip(found_bytes, (device, staging, pinned, mapped), strict=True):
         assert found_ / GB == pytest.approx(expected, abs=0.06)
     assert plan.seconds == pytest.approx(seconds, abs=0.06)
-    assert plan.device + plan.cache + plan.weights + plan.forwards <= 0.95 * gpu * GB + 1
+    assert plan.device + plan.staging + plan.cache + plan.weights + plan.forwards <= 0.95 * gpu * GB + 1
     text = "\n".join(plan.lines())
     assert f"{gpu} GB: 14.5 GB of weights" in text
     assert ("no candidate copies any" in text) == (gpu >= 80)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from evomerge.errors import EvomergeError
+from evomerge.merge.execution.copies_ahead import CopiesAhead
 from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.noted_statistics import NotedStatistics
 from evomerge.merge.execution.sources import Notes, Placement, Sources
@@ -67,6 +68,7 @@ class SliceMerge:
         plan, pool, sources, made: as for `merge_slice`.
         window_bytes: how much of mapped sources may take memory at a time; all for ``None``.
         checks: collects what is not known yet of results on accelerators; asked at once for ``None``.
+        copies: gives the models' tensors where they are copied ahead; `sources` does for ``None``.
     """
 
     def __init__(
@@ -77,12 +79,13 @@ class SliceMerge:
         made: Made | None = None,
         window_bytes: int | None = None,
         checks: FiniteChecks | None = None,
+        copies: CopiesAhead | None = None,
     ) -> None:
         self.plan, self.pool, self.sources = plan, pool, sources
         self.dtype = TORCH_DTYPES[plan.dtype]
         self._made = made or StageSlices(plan, lambda inner, own: merge_slice(inner, pool, sources=sources, made=own))
         self._stages: dict[str, tuple[torch.Tensor, ...]] = {}
-        self._window_bytes, self._checks = window_bytes, checks
+        self._window_bytes, self._checks, self._copies = window_bytes, checks, copies
 
     def run(self, out: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
         """All tensors."""
@@ -135,6 +138,8 @@ class SliceMerge:
         keys: tuple[int, ...] = ()
         if method.random:
             keys = tuple(mask_key(part.seed, source.identity, source.tensors[index]) for source in part.sources)
+        if self._copies is not None:
+            self._copies.enter(self.plan, index)
         inputs = [self.flat(source, index) for source in part.sources]
         base = self.flat(part.base, index) if part.base else None
         every = (*part.sources, *([part.base] if part.base else []))
@@ -170,7 +175,7 @@ class SliceMerge:
     def flat(self, source: Source, index: int) -> torch.Tensor:
         """A source's tensor as one dimension on the device."""
         if source.made is None:
-            return self.sources.flat(source.model, source.tensors[index])
+            return (self._copies or self.sources).flat(source.model, source.tensors[index])
         # By number: slices of two layers may be one and the same, under the names of either.
         if source.identity not in self._stages:
             made = self._made(source.made)

@@ -180,16 +180,19 @@ def _copied(pool: Pool, model: str, name: str) -> int:
     return info.nbytes if FLOAT_DTYPES.get(info.dtype) == TORCH_DTYPES[pool.info.dtype] else 0
 
 
-def device_sources(pool: Pool, on_device: int, on_host: int) -> list[MemoryPart]:
+def device_sources(pool: Pool, on_device: int, on_host: int, staging: int = 0) -> list[MemoryPart]:
     """The sources that an accelerator keeps, as far as there is room, and what is pinned of the rest.
 
     Args:
         pool: the source models.
         on_device, on_host: bytes of room (`sources.Placement`); on the host, where tensors can be pinned.
+        staging: bytes of the device that sources are copied into.
     """
     whole = pool.nbytes
     kept = min(whole, on_device)
     parts = [MemoryPart("sources", kept, "tensors kept where they are merged", place="device")]
+    if staging:
+        parts.append(MemoryPart("staging", staging, "sources of the slices that are merged next", place="device"))
     if on_host and whole > kept:
         parts.append(MemoryPart("pinned", min(whole - kept, on_host), "sources on their way to the device"))
     return parts

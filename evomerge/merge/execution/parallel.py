@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from evomerge.merge.execution.copies_ahead import CopiesAhead
 from evomerge.merge.execution.engine import Made, SliceMerge
 from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.sources import Sources
@@ -42,6 +43,7 @@ def merge_slices(
     made: Made | None = None,
     step: Callable[[], None] = lambda: None,
     checks: FiniteChecks | None = None,
+    copies: CopiesAhead | None = None,
 ) -> list[float]:
     """Merge slices into given tensors; returns the seconds that each took, as if it had all threads to itself.
 
@@ -55,12 +57,13 @@ def merge_slices(
         step: called for each slice, once all is known of its sources that its merge needs.
         checks: collects what is not known yet of results on accelerators, for the caller to settle; settled here for
             ``None``.
+        copies: gives the models' tensors where they are copied ahead of these slices and those that follow.
 
     Raises:
         EvomergeError: a tensor cannot be read or merged; it is named.
     """
     later = FiniteChecks() if checks is None else checks
-    merges = [SliceMerge(plan, sources.pool, sources, made, checks=later) for plan in plans]
+    merges = [SliceMerge(plan, sources.pool, sources, made, checks=later, copies=copies) for plan in plans]
     seconds, jobs = [0.0] * len(plans), list[_Job]()
     for number, (plan, merge) in enumerate(zip(plans, merges, strict=True)):
         start = time.perf_counter()

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 
 from evomerge.merge.cache.merged_slice import ALIGNMENT
+from evomerge.merge.execution.copies_ahead import CopiesAhead, Staging
+from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.models.pool import Pool
 from evomerge.utils.memory import free_host_memory
 
@@ -30,12 +32,14 @@ class Placement:
         host: in pinned host memory, for an accelerator; sources on the CPU are mapped and cost nothing.
         notes: of what is derived from sources once for all candidates: orders of magnitudes, or parts of them.
         device_notes: likewise, of what an accelerator reads beside the sources: ranks of magnitudes.
+        staging: of a GPU, for sources that are copied while the slice before theirs is merged (`Sources.ahead`).
     """
 
     device: int
     host: int
     notes: int
     device_notes: int = 0
+    staging: int = 0
 
     @staticmethod
     def measured(device: torch.device, workers: int = 1) -> Placement:
@@ -81,14 +85,26 @@ class Sources:
         self._taken = dict.fromkeys((self.device, *peers), 0)
         self._ran_out = False
         self._kept: dict[tuple[str, str], torch.Tensor] = {}
+        self._staging: Staging | None = None
 
     def flat(self, model: str, name: str) -> torch.Tensor:
         """A tensor of a model as one dimension on the device, in its stored dtype: not to be written to."""
-        kept = self._held(model, name)
+        kept = self.held(model, name)
         return kept if kept.device == self.device else kept.to(self.device, non_blocking=True)
 
-    def _held(self, model: str, name: str) -> torch.Tensor:
-        """The tensor where it is kept."""
+    def ahead(self, plans: Sequence[SlicePlan]) -> CopiesAhead | None:
+        """The source tensors of slices that are merged in this order, each copied while the one before is merged.
+
+        ``None`` where nothing is copied that way: no GPU, or no memory of it to be used for that.
+        """
+        if self.device.type != "cuda" or not self.placement.staging or not plans:
+            return None
+        if self._staging is None:
+            self._staging = Staging(self.device, self.placement.staging)
+        return CopiesAhead(self, self._staging, plans)
+
+    def held(self, model: str, name: str) -> torch.Tensor:
+        """A tensor of a model as one dimension where it is kept, on the device or on the host: not to be written to."""
         kept = self._kept.get((model, name))
         if kept is None:
             with self.notes.noting():  # folds an adapter in, or takes it to the device
@@ -103,7 +119,7 @@ class Sources:
 
         Files rarely align their tensors: those of the CPU are copied once, within the budget for notes.
         """
-        tensor = self._held(model, name)
+        tensor = self.held(model, name)
         if self.device.type != "cpu":
             return tensor if tensor.device == self.device else None
         if tensor.data_ptr() % ALIGNMENT == 0:
@@ -115,6 +131,7 @@ class Sources:
         self.placement = placement
         self.notes.budget, self.notes.device_budget = placement.notes, placement.device_notes
         self._forget_host()
+        self._forget_staging()
 
     def release(self) -> bool:
         """Let go of what is kept to save time, first in main memory, then on the device: memory has run out there.
@@ -126,19 +143,30 @@ class Sources:
             Whether something was let go where merging happens.
         """
         self._forget_host()
-        held = bool(self.device_bytes or self.notes.device_used or (self.device.type == "cpu" and self.notes.used))
+        noted = bool(self.notes.device_used or (self.device.type == "cpu" and self.notes.used))
         self.notes.clear()
-        if self.device_bytes:
+        staged, kept = self._forget_staging(), bool(self.device_bytes)
+        if staged:
+            self.placement = replace(self.placement, staging=0 if self._ran_out else self.placement.staging // 2)
+        if kept:
             self.placement = replace(self.placement, device=0 if self._ran_out else self.device_bytes // 2)
-            self._ran_out = True
             self._kept.clear()
             self._taken = dict.fromkeys(self._taken, 0)
             self.device_bytes = 0
-        return held
+        self._ran_out |= staged or kept
+        return noted or staged or kept
 
     def _forget_host(self) -> None:
         self._kept = {key: tensor for key, tensor in self._kept.items() if tensor.device.type != "cpu"}
         self.host_bytes = 0
+
+    def _forget_staging(self) -> bool:
+        """Let go of the buffers that sources are copied into; whether there were any."""
+        if self._staging is None:
+            return False
+        self._staging.close()
+        self._staging = None
+        return True
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device or pinned, while there is room; else as it is, mapped from its file."""

@@ -20,9 +20,13 @@ from evomerge.merge.execution.sources import (
     Sources,
     free_memory,
 )
+from evomerge.models.pool import Pool
 
 CACHE_SHARE = 0.25
 """Of the memory that is free: what merged slices may take, unless told otherwise."""
+
+STAGING_SHARE = 0.25
+"""Of what is left of a GPU that cannot hold all sources: at most, for those that are copied ahead."""
 
 MARGIN = 0.05
 """Of a worker's share of a GPU: what fragments there."""
@@ -41,19 +45,35 @@ class Budgets:
     cache: int
 
 
-def divide(room: int, host: int, sources: int) -> Budgets:
+def divide(room: int, host: int, sources: int, layer: int = 0) -> Budgets:
     """The budgets of a worker on a GPU.
 
     Args:
         room: bytes of the GPU that are left when the model is there and its largest forward has been.
         host: free bytes of main memory for each of the machine's workers.
         sources: bytes of all source models.
+        layer: of these, bytes of the slice of a layer that has most, from every model.
     """
-    on_device = max(0, min(room, sources))
+    # No more than what has to be copied anyway: what it takes is copied besides.
+    staging = max(0, min(2 * layer, int(room * STAGING_SHARE), sources - room))
+    on_device = max(0, min(room - staging, sources))
     pinned = min(sources - on_device, int(host * HOST_SHARE))
-    left = max(0, room - on_device)
-    placement = Placement(on_device, pinned, int(host * NOTES_SHARE), int(left * DEVICE_NOTES_SHARE))
+    left = max(0, room - staging - on_device)
+    notes = int(host * NOTES_SHARE), int(left * DEVICE_NOTES_SHARE)
+    placement = Placement(on_device, pinned, *notes, staging)
     return Budgets(placement, int(left * CACHE_SHARE))
+
+
+def layer_bytes(pool: Pool) -> int:
+    """Bytes of the slice of a layer that has most, from every model, as they are stored."""
+    elements, largest = (
+        sum(pool.info.sizes),
+        max(
+            (size for slice_, size in zip(pool.info.slices, pool.info.sizes, strict=True) if slice_.layer is not None),
+            default=0,
+        ),
+    )
+    return -(-pool.nbytes * largest // max(1, elements))
 
 
 def share_of(total: int, workers: int) -> int:
@@ -122,7 +142,7 @@ class Room:
         room = room_on(self.devices, self.sharing, self.gpu)
         promised = max(0, self.cache - memory.used) if self.cache is not None else 0
         host = free_memory(torch.device("cpu")) // max(self.workers, 1)
-        found = divide(max(0, room - promised), host, sources.pool.nbytes)
+        found = divide(max(0, room - promised), host, sources.pool.nbytes, layer_bytes(sources.pool))
         if self.places:
             sources.place(found.placement)
         if self.cache is None:

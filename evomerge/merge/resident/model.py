@@ -11,6 +11,7 @@ from evomerge.errors import RecipeError
 from evomerge.merge.cache.memory_cache import START_SHARE, MemoryCache
 from evomerge.merge.cache.merged_slice import Merged
 from evomerge.merge.cache.shared_cache import SharedCache
+from evomerge.merge.execution.copies_ahead import CopiesAhead
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.parallel import merge_slices
@@ -262,11 +263,12 @@ class Resident:
 
     def _compute(self, missing: Iterable[Missing], count: MergeCount) -> None:
         """Merge slices, each into memory of its own, for all places that want it."""
-        start, checks = time.perf_counter(), FiniteChecks()
+        start, checks, missing = time.perf_counter(), FiniteChecks(), list(missing)
         made: list[tuple[SlicePlan, Merged]] = []
         try:
+            copies = self.sources.ahead([entry for entry, _ in missing])
             for batch in batches(missing, self.model.device):
-                made += self._merge_batch(batch, count, checks)
+                made += self._merge_batch(batch, count, checks, copies)
             checks.settle()
         except BaseException:
             if not checks.settled:
@@ -279,7 +281,7 @@ class Resident:
                 self._shared.offer(anywhere(entry.key), merged)
 
     def _merge_batch(
-        self, batch: Sequence[Missing], count: MergeCount, checks: FiniteChecks
+        self, batch: Sequence[Missing], count: MergeCount, checks: FiniteChecks, copies: CopiesAhead | None
     ) -> Iterator[tuple[SlicePlan, Merged]]:
         """Merge some of them; gives what was made."""
         entries = [entry for entry, _ in batch]
@@ -288,7 +290,7 @@ class Resident:
             outs = [
                 places[0].out(entry.tensors, memory) for (entry, places), memory in zip(batch, memories, strict=True)
             ]
-            seconds = merge_slices(entries, self.sources, outs, self._stages, self.progress.step, checks)
+            seconds = merge_slices(entries, self.sources, outs, self._stages, self.progress.step, checks, copies)
             for (_, places), out, memory in zip(batch, outs, memories, strict=True):
                 places[0].settle(out, memory)
         except BaseException:
