@@ -307,9 +307,9 @@ def test_a_device_looks_at_a_bin_once(budget: int, monkeypatch: pytest.MonkeyPat
     passes: list[tuple[int, int]] = []
     bin_of = TensorStatistics.bin
 
-    def counted(found: TensorStatistics, index: int, number: int) -> torch_statistics.Bin:
+    def counted(found: TensorStatistics, index: int, number: int, size: int) -> torch_statistics.Bin:
         passes.append((index, number))
-        return bin_of(found, index, number)
+        return bin_of(found, index, number, size)
 
     monkeypatch.setattr(TensorStatistics, "bin", counted)
     monkeypatch.setattr(noted_statistics, "backend_of", lambda device, dtypes: Backend.TORCH)

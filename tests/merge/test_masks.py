@@ -109,19 +109,19 @@ def test_densities_at_the_ends() -> None:
 
 def test_bounds_of_probabilities() -> None:
     given = np.array([-0.5, 0.0, 2.0**-32, 2.0**-31, 0.25, 0.5, 1 - 2.0**-31, 1 - 2.0**-40, 1.0, 1.5])
-    bounds = kept_up_to(given)
-    assert bounds.dtype == np.int32
+    bounds = kept_up_to(torch.from_numpy(given))
+    assert bounds.dtype == torch.int32
     most = 2**31 - 1
     assert bounds.tolist() == [-1, -1, -1, 0, 2**29 - 1, 2**30 - 1, most - 1, most - 1, most, most]
     for density in (1e-9, 0.1, 0.3, 1 / 3, 0.9999):
-        assert kept_up_to(np.array([density])).tolist() == [kept_below(density) - 1]
+        assert kept_up_to(torch.tensor([density], dtype=torch.float64)).tolist() == [kept_below(density) - 1]
 
 
 def test_each_element_has_its_own_probability() -> None:
     n = 300_000
     chances = np.tile([0.0, 0.2, 0.7, 1.0], n // 4)
     task = torch.ones(n)
-    drop_each_(task, KEY, torch.from_numpy(kept_up_to(chances)), 0)
+    drop_each_(task, KEY, kept_up_to(torch.from_numpy(chances)), 0)
     shares = task.view(-1, 4).mean(0)
     assert shares[0] == 0
     assert shares[3] == 1
@@ -130,7 +130,7 @@ def test_each_element_has_its_own_probability() -> None:
 
 
 def test_each_element_does_not_depend_on_blocks() -> None:
-    bounds = torch.from_numpy(kept_up_to(np.linspace(0, 1, 10_000)))
+    bounds = kept_up_to(torch.from_numpy(np.linspace(0, 1, 10_000)))
     whole = torch.ones(10_000)
     drop_each_(whole, KEY, bounds, 0)
     for start, stop in ((0, 1), (1, 4000), (4000, 9999), (9999, 10_000)):
@@ -145,7 +145,7 @@ def test_the_same_mask_on_a_gpu() -> None:
     for task in tasks:
         drop_(task, KEY, 0.3, 2**32 - 50_000)
     assert torch.equal(tasks[0], tasks[1].cpu())
-    bounds = torch.from_numpy(kept_up_to(np.linspace(0, 1, 100_001)))
+    bounds = kept_up_to(torch.from_numpy(np.linspace(0, 1, 100_001)))
     tasks = [torch.ones(100_001, device=device) for device in ("cpu", "cuda")]
     for task in tasks:
         drop_each_(task, KEY, bounds.to(task.device), 7)

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -56,7 +55,7 @@ def forms(weight: float) -> dict[str, Mix]:
     cut = Cut(0x3C000000, 1000)
     both = Cut(0x3C000000, 1000, 0x3F000000, 16)
     ranks = torch.zeros(COUNT, dtype=torch.int16)
-    pruning = Pruning(ranks, np.zeros(COUNT, np.int32), True)
+    pruning = Pruning(ranks, torch.zeros(COUNT, dtype=torch.int32), True)
 
     def terms(count: int, **options: Any) -> tuple[Term, ...]:
         return tuple(Term(weight + i, **options) for i in range(count))

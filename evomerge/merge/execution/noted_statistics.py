@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from evomerge.merge.execution.sources import Notes
 from evomerge.merge.mixes.backend import Backend, backend_of
 from evomerge.merge.mixes.cpu_statistics import CpuStatistics, Window
-from evomerge.merge.mixes.mix import Cut
+from evomerge.merge.mixes.mix import Cut, DeviceCut
 from evomerge.merge.mixes.torch_statistics import Bin, TensorStatistics, row_width
 
 
@@ -54,6 +54,11 @@ class NotedStatistics:
         inputs, base = self._tensors
         return backend_of(inputs[0].device, [tensor.dtype for tensor in (*inputs, base) if tensor is not None])
 
+    @property
+    def _stays(self) -> bool:
+        """Whether what a candidate asks for stays on an accelerator: too small to be kept, and never waited for."""
+        return self._tensors[0][0].device.type != "cpu"
+
     @cached_property
     def _found(self) -> CpuStatistics | TensorStatistics:
         """What computes them: many methods ask for nothing."""
@@ -67,12 +72,14 @@ class NotedStatistics:
         base = self._base if differences else ()
         return self._notes.small(("gram", *self._names, base), lambda: self._found.gram(differences), lasting=True)
 
-    def cut(self, index: int, first: int, last: int) -> Cut | None:
+    def cut(self, index: int, first: int, last: int) -> Cut | DeviceCut | None:
         """What keeps the ranks from `first` to `last`."""
         name = (self._names[index], *self._base)
+        if self._stays:
+            return self._cut(name, index, first, last)
         return self._notes.small(("cut", name, first, last), lambda: self._cut(name, index, first, last))
 
-    def _cut(self, name: tuple[Hashable, ...], index: int, first: int, last: int) -> Cut | None:
+    def _cut(self, name: tuple[Hashable, ...], index: int, first: int, last: int) -> Cut | DeviceCut | None:
         found = self._found
         if not isinstance(found, CpuStatistics):
             return self._cut_by_bins(found, name, index, first, last)
@@ -84,14 +91,20 @@ class NotedStatistics:
 
     def _cut_by_bins(
         self, found: TensorStatistics, name: tuple[Hashable, ...], index: int, first: int, last: int
-    ) -> Cut | None:
+    ) -> Cut | DeviceCut | None:
         """The cut from what is known of the bins that its ends lie in."""
 
         def held(number: int, size: int) -> Bin:
-            kept = self._notes.large(("bin", name, number), 16 * size, lambda: found.bin(index, number), at_once=True)
-            return kept if kept is not None else found.bin(index, number)
+            def find() -> Bin:
+                return found.bin(index, number, size)
 
-        ranks = self._notes.small(("ranks", name), lambda: found.ranks(index))
+            key, cost = ("bin", name, number), 8 * size
+            if self._stays:
+                return self._notes.on_device(key, cost, find)
+            kept = self._notes.large(key, cost, find, at_once=True)
+            return kept if kept is not None else find()
+
+        ranks = self._notes.small(("ranks", name), lambda: found.ranks(index), lasting=True)
         return found.cut_from(ranks, index, first, last, held)
 
     def row_ranks(self, index: int) -> torch.Tensor | None:
@@ -103,8 +116,10 @@ class NotedStatistics:
         cost = (2 if row_width(self.shape) <= 1 << 16 else 4) * self.count
         return self._notes.on_device(name, cost, lambda: found.row_ranks(index))
 
-    def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
+    def magnitude_kept(self, index: int, cut: Cut | DeviceCut | None, density: float | None) -> float | torch.Tensor:
         """The share of the sum of magnitudes that a cut and a random mask leave."""
+        if self._stays:
+            return self._found.magnitude_kept(index, cut, density)
         key = self._keys[index] if density is not None else None
         name = ("kept", self._names[index], self._base, cut, density, key)
         return self._notes.small(name, lambda: self._found.magnitude_kept(index, cut, density))

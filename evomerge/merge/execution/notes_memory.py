@@ -15,7 +15,7 @@ from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.tensor_merge import DEVICE_BLOCK, merge_tensor
 from evomerge.merge.methods import METHODS
 from evomerge.merge.methods.registry import Method
-from evomerge.merge.mixes.mix import Cut
+from evomerge.merge.mixes.mix import Cut, DeviceCut
 from evomerge.merge.planning.slice_plan import Part, Plan, Source
 from evomerge.models.checkpoints.headers import FLOAT_DTYPES
 from evomerge.models.pool import Pool
@@ -85,7 +85,7 @@ class _Asked:
         self.ranked.add(index)
         return None
 
-    def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
+    def magnitude_kept(self, index: int, cut: Cut | DeviceCut | None, density: float | None) -> float:
         return 1.0
 
     def row_ranks(self, index: int) -> None:

@@ -86,11 +86,11 @@ def _floats(address, lane, inside, WHOLE: tl.constexpr):
 def _cut(part, start, lane, low, low_end, high, high_start, BAND: tl.constexpr, BLOCK: tl.constexpr):
     """What a `mix.Cut` keeps, zero elsewhere; a NaN is kept. Without `BAND` none of the largest is cut off."""
     bits = _magnitude(part)
-    first = tl.minimum(tl.maximum(_long(low_end) - start, 0), BLOCK).to(tl.int32)
-    outside = bits < _word(low) + tl.where(lane >= first, 1, 0)
+    first = tl.minimum(tl.maximum(low_end - start, 0), BLOCK).to(tl.int32)
+    outside = bits < low + tl.where(lane >= first, 1, 0)
     if BAND:
-        second = tl.minimum(tl.maximum(_long(high_start) - start, 0), BLOCK).to(tl.int32)
-        most = _word(high) - tl.where(lane < second, 1, 0)
+        second = tl.minimum(tl.maximum(high_start - start, 0), BLOCK).to(tl.int32)
+        most = high - tl.where(lane < second, 1, 0)
         outside = outside | ((bits > most) & (bits <= _INFINITE))
     return tl.where(outside, 0.0, part)
 
@@ -194,6 +194,8 @@ def mix(
     divisor,
     scale,
     COUNT: tl.constexpr,
+    WEIGHTS_THERE: tl.constexpr,
+    CUTS_THERE: tl.constexpr,
     BAND: tl.constexpr,
     DIVIDE: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -210,8 +212,8 @@ def mix(
         begin, end: elements of the tensor to mix; looked at only without `WHOLE`.
         inputs: the first elements of the whole tensors.
         base: likewise; ``None`` where terms are no differences.
-        weights: float32, one for each input.
-        cuts: the four fields of a `mix.Cut` for each input.
+        weights: float32, one for each input; or where they are.
+        cuts: the four fields of a `mix.Cut` for each input; or where they are, int64.
         masks: the lower and the upper word of the key and the largest number that stays, for each input.
         votes: what agreeing elements add to the divisor, float32; ``None`` for no election of signs.
         inverses: one over the votes of every choice of inputs, the last one's bit the lowest; for up to `FEW` inputs.
@@ -221,6 +223,7 @@ def mix(
         divisor: of the sum, or ``None``.
         scale: factor on the sum.
         COUNT: inputs.
+        WEIGHTS_THERE, CUTS_THERE: whether these are tensors.
         BAND: whether a cut drops the largest magnitudes too.
         DIVIDE: whether what stays by rank is divided by its probability.
         WHOLE: whether all elements of the blocks are to be mixed, and `begin` is zero.
@@ -238,7 +241,12 @@ def mix(
         if base is not None:
             part = part - origin
         if cuts is not None:
-            low, low_end, high, high_start = cuts[4 * i], cuts[4 * i + 1], cuts[4 * i + 2], cuts[4 * i + 3]
+            if CUTS_THERE:
+                low, high = tl.load(cuts + 4 * i).to(tl.int32), tl.load(cuts + 4 * i + 2).to(tl.int32)
+                low_end, high_start = tl.load(cuts + 4 * i + 1), tl.load(cuts + 4 * i + 3)
+            else:
+                low, high = _word(cuts[4 * i]), _word(cuts[4 * i + 2])
+                low_end, high_start = _long(cuts[4 * i + 1]), _long(cuts[4 * i + 3])
             part = _cut(part, start, lane, low, low_end, high, high_start, BAND, BLOCK)
         if masks is not None:
             numbers = _numbers(start, lane, masks[3 * i], masks[3 * i + 1])
@@ -246,7 +254,7 @@ def mix(
                 part = _pruned(part, numbers, ranks[i] + start, bounds[i], lane, inside, WHOLE, DIVIDE)
             else:
                 part = tl.where(numbers <= _word(masks[3 * i + 2]), part, 0.0)
-        part = part * weights[i]
+        part = part * tl.load(weights + i) if WEIGHTS_THERE else part * weights[i]
         total = part if i == 0 else total + part
         parts = parts + (part,)  # noqa: RUF005 - Triton knows no starred expressions
     if votes is not None:

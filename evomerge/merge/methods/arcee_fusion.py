@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from evomerge.errors import PoolError
+from evomerge.merge.methods.blocks import Number
 from evomerge.merge.methods.registry import Context, merge_method
 from evomerge.merge.methods.rows import blocks, inner, vectors
 
@@ -18,14 +19,17 @@ def _divergence(model: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     return inner(p.exp(), p - q).clamp_(min=0.0)
 
 
-def _quartiles(values: torch.Tensor) -> list[float]:
-    """The elements of ranks ``floor(q (n - 1))`` for q of 1/4, 1/2 and 3/4, of flat values none of which is NaN."""
+def _quartiles(values: torch.Tensor) -> list[Number]:
+    """The elements of ranks ``floor(q (n - 1))`` for q of 1/4, 1/2 and 3/4, of flat values none of which is NaN.
+
+    As float64; on an accelerator they stay there.
+    """
     ranks = [int(q * (values.numel() - 1)) for q in (0.25, 0.5, 0.75)]
     if values.device.type == "cpu":
         ordered = np.partition(values.numpy(), ranks)
         return [float(ordered[rank]) for rank in ranks]
     ordered_there = torch.sort(values).values
-    return [float(ordered_there[rank]) for rank in ranks]
+    return [ordered_there[rank].double() for rank in ranks]
 
 
 @merge_method(
@@ -53,12 +57,16 @@ def arcee_fusion(inputs: Sequence[torch.Tensor], base: torch.Tensor | None, *, c
     for part in blocks(out):
         divergence = _divergence(a[part], b[part])
         out[part] = (a[part] - b[part]).abs_().double().mul_(divergence.unsqueeze(1)).float()
-    if not bool(torch.isfinite(importance).all()):
+    finite = torch.isfinite(importance).all()
+    if finite.device.type == "cpu" and not finite:
         raise PoolError(
             "the model or the base: values that are NaN or infinite",
             "importances need finite values",
             "repair the model or leave it out",
         )
     first, median, third = _quartiles(importance.view(-1))
-    threshold = float(np.float32(median + 1.5 * (third - first)))
-    return torch.where(importance >= threshold, model, base)
+    threshold = median + 1.5 * (third - first)
+    if isinstance(threshold, torch.Tensor):
+        # What only an accelerator knows not to be finite is found in the result.
+        return torch.where(importance >= threshold.float(), model, base).masked_fill_(~finite, torch.nan)
+    return torch.where(importance >= float(np.float32(threshold)), model, base)

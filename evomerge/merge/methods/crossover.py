@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from evomerge.merge.methods.blocks import Number, factor
 from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.merge.methods.rows import inner
-from evomerge.merge.methods.slerp import arc_factors
+from evomerge.merge.methods.slerp import arc_factors, arc_factors_there
 from evomerge.recipes.method_spec import ParameterSpec
 
 _SOURCE = {(1.0, 0.0): 0, (1.0, 1.0): 1, (0.0, 0.0): 1, (0.0, 1.0): 0}
@@ -58,10 +59,13 @@ def crossover(
         if begin < end:
             u, v = a[begin:end], b[begin:end]
             first, second = (1.0 - mix, mix) if path == "linear" else _arc(u, v, mix)
-            torch.mul(u, first, out=out[begin:end]).add_(v, alpha=second)
+            # Not by `alpha`: of one multiplication and addition some devices round once, others twice.
+            torch.mul(u, factor(first), out=out[begin:end]).add_(v * factor(second))
     return out.view(inputs[0].shape)
 
 
-def _arc(u: torch.Tensor, v: torch.Tensor, t: float) -> tuple[float, float]:
-    uu, uv, vv = (float(inner(x.view(1, -1), y.view(1, -1))[0]) for x, y in ((u, u), (u, v), (v, v)))
-    return arc_factors(uu, uv, vv, t)
+def _arc(u: torch.Tensor, v: torch.Tensor, t: float) -> tuple[Number, ...]:
+    uu, uv, vv = (inner(x.view(1, -1), y.view(1, -1))[0] for x, y in ((u, u), (u, v), (v, v)))
+    if u.device.type != "cpu":
+        return arc_factors_there(uu, uv, vv, t)
+    return arc_factors(float(uu), float(uv), float(vv), t)

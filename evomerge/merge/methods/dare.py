@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evomerge.merge.methods.blocks import Number
 from evomerge.merge.methods.parameters import (
     DENSITY,
     LAMBDA,
@@ -28,7 +29,7 @@ def _dropped(values: Values, statistics: Statistics) -> tuple[Term, ...]:
         if not kept_below(density):
             terms.append(Term(0.0))
             continue
-        share = 1.0
+        share: Number = 1.0
         if values["rescale"]:
             by_probability = values["rescale_by"] == "probability"
             share = density if by_probability else restorable(statistics.magnitude_kept(i, None, density))

@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from evomerge.merge.methods.blocks import blocks, sum_of_magnitudes
+from evomerge.merge.methods.blocks import Number, blocks, sum_of_magnitudes
 from evomerge.merge.methods.parameters import (
     DENSITY,
     LAMBDA,
@@ -51,19 +50,22 @@ class _Pruning:
     Args:
         index: of the input.
         width: elements of a row.
+        device: where its rows are.
 
     Attributes:
-        bounds: the largest random numbers that stay, by rank: int32.
+        bounds: the largest random numbers that stay, by rank: int32, on the device.
         by_probability: whether survivors are divided by their probability.
     """
 
-    def __init__(self, values: Values, index: int, width: int) -> None:
+    def __init__(self, values: Values, index: int, width: int, device: torch.device) -> None:
         density = min(1.0, max(0.0, float(values["density"][index])))
         epsilon = min(float(values["epsilon"][index]), density, 1 - density)
         self.index, self.whole = index, density >= 1
         self.by_probability = bool(values["rescale"]) and values["rescale_by"] == "probability"
-        slope = 2 * np.arange(width) / max(1, width - 1) - (1.0 if width > 1 else 0.0)
-        self.bounds = kept_up_to(density - epsilon * slope)
+        slope = 2 * torch.arange(width, dtype=torch.float64, device=device)
+        # By a tensor: devices multiply by the reciprocal of a number, which rounds twice.
+        slope /= torch.full((), max(1, width - 1), dtype=torch.float64, device=device)
+        self.bounds = kept_up_to(density - epsilon * (slope - (1.0 if width > 1 else 0.0)))
 
     def kept(self, rows: torch.Tensor, base: torch.Tensor, context: Context, start: int) -> torch.Tensor:
         """Rows of the task vector, pruned, each survivor divided by its probability where that is asked for.
@@ -77,8 +79,7 @@ class _Pruning:
         if self.whole:
             return task
         bounds = torch.empty(task.shape, dtype=torch.int32, device=task.device)
-        by_rank = torch.from_numpy(self.bounds).to(task.device)
-        bounds.scatter_(1, by_magnitude(task), by_rank.expand_as(bounds))
+        bounds.scatter_(1, by_magnitude(task), self.bounds.expand_as(bounds))
         context.drop_each_(self.index, bounds.view(-1), task.view(-1), start)
         if self.by_probability:
             restore_(task, bounds)
@@ -94,8 +95,8 @@ def _merged(
     width = row_width(tuple(base.shape))
     rows, origin = [x.reshape(-1, width) for x in inputs], base.reshape(-1, width)
     result = base.new_empty(origin.shape)
-    used = {i: _Pruning(values, i, width) for i, w in enumerate(values["weight"]) if w != 0}
-    shares = dict.fromkeys(used, 1.0)
+    used = {i: _Pruning(values, i, width, base.device) for i, w in enumerate(values["weight"]) if w != 0}
+    shares: dict[int, Number] = dict.fromkeys(used, 1.0)
     if values["rescale"] and values["rescale_by"] == "magnitude":
         for i, pruning in used.items():
             shares[i] = _share(pruning, rows[i], origin, context)
@@ -125,18 +126,22 @@ def _fused(values: Values, statistics: Statistics, *, elect: bool) -> Mix | None
         ranks = statistics.row_ranks(i)
         if ranks is None:
             return None
-        pruning = _Pruning(values, i, width)
+        pruning = _Pruning(values, i, width, ranks.device)
         terms.append(Term(weight, pruning=Pruning(ranks, pruning.bounds, pruning.by_probability)))
     return fused(tuple(terms), values, elect=elect)
 
 
-def _share(pruning: _Pruning, rows: torch.Tensor, base: torch.Tensor, context: Context) -> float:
+def _share(pruning: _Pruning, rows: torch.Tensor, base: torch.Tensor, context: Context) -> Number:
     """The share of the sum of magnitudes of a task vector that is left of it."""
-    whole = left = 0.0
+    whole: Number = 0.0
+    left: Number = 0.0
     width = base.shape[1]
     for block in blocks(len(rows), base.device, width):
         whole += sum_of_magnitudes(rows[block] - base[block])
         left += sum_of_magnitudes(pruning.kept(rows[block], base[block], context, block.start * width))
+    if isinstance(whole, torch.Tensor):
+        share = torch.where(whole == 0, torch.ones_like(whole), left / whole)
+        return restorable(torch.where(whole.isfinite(), share, torch.full_like(share, math.nan)))
     return restorable(left / whole if math.isfinite(whole) else math.nan) if whole else 1.0
 
 

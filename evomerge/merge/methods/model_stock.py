@@ -5,20 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
+from evomerge.merge.methods.blocks import quotient
 from evomerge.merge.methods.parameters import READING
 from evomerge.merge.methods.registry import Context, Values, merge_method
-from evomerge.merge.methods.rows import blocks, grams, one_vector, vectors
-from evomerge.merge.methods.sphere import Floats, finite, finite_gram
+from evomerge.merge.methods.rows import blocks, grams, one_vector, row_factors, vectors
+from evomerge.merge.methods.sphere import Array, arrays_of, finite, finite_gram
 from evomerge.merge.mixes.mix import Mix, Statistics, weighted
 from evomerge.recipes.method_spec import ParameterSpec
 
 _SMALLEST = 1e-6  # of mergekit: a smaller product of norms is read as this, a smaller denominator as none
 
 
-def ratio(gram: Floats, reading: str) -> Floats:
+def ratio(gram: Array, reading: str) -> Array:
     """The share ``t`` of the average model (eq. 2).
 
     ``t = N cos / (1 + (N - 1) cos)``, with the mean cosine between the task vectors of each pair of models; one that
@@ -32,20 +32,21 @@ def ratio(gram: Floats, reading: str) -> Floats:
     Returns:
         `t`, of the shape of the other dimensions.
     """
-    count = len(gram)
-    norms = [np.sqrt(gram[i, i]) for i in range(count)]
+    count, xp = len(gram), arrays_of(gram)
+    norms = [xp.sqrt(gram[i, i]) for i in range(count)]
     cosines = []
     for i, j in itertools.combinations(range(count), 2):
         product = norms[i] * norms[j]
         if reading == "mergekit":
-            product = np.maximum(product, _SMALLEST)
-        cosines.append(np.clip(gram[i, j] / np.where(product > 0, product, 1.0), -1, 1))
-    mean = np.mean(cosines, axis=0)
+            product = xp.clip(product, _SMALLEST, None)
+        cosines.append(xp.clip(gram[i, j] / xp.where(product > 0, product, 1.0), -1, 1))
+    mean = quotient(sum(cosines), len(cosines))
     if reading == "paper":
-        mean = np.maximum(mean, 0.0)
+        mean = xp.clip(mean, 0.0, None)
     denominator = 1 + (count - 1) * mean
-    singular = np.abs(denominator) < _SMALLEST
-    return np.asarray(np.where(singular, 0.0, count * mean / np.where(singular, 1.0, denominator)))
+    singular = xp.abs(denominator) < _SMALLEST
+    found: Array = xp.where(singular, 0.0, count * mean / xp.where(singular, 1.0, denominator))
+    return found
 
 
 def _mix(values: Values, statistics: Statistics) -> Mix | None:
@@ -77,9 +78,8 @@ def model_stock(
     rows = [vectors(x.contiguous()) for x in inputs]
     for part in blocks(out):
         tasks = [x[part] - origin[part] for x in rows]
-        share = (
-            torch.from_numpy(ratio(finite(grams(tasks)), reading) / count).to(base.device, torch.float32).unsqueeze(1)
-        )
+        shares = ratio(finite(grams(tasks)), reading)
+        share = row_factors(quotient(shares, count))
         total = tasks[0]
         for task in tasks[1:]:
             total += task

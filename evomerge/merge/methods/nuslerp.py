@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from evomerge.merge.methods.parameters import WEIGHT, only_active, sum_of
 from evomerge.merge.methods.registry import Context, Values, merge_method
-from evomerge.merge.methods.rows import blocks, grams, one_vector, vectors
-from evomerge.merge.methods.sphere import ZERO, Floats, arc, finite, finite_gram
+from evomerge.merge.methods.rows import blocks, grams, one_vector, row_factors, vectors
+from evomerge.merge.methods.sphere import ZERO, Array, arc, arrays_of, finite, finite_gram
 from evomerge.merge.mixes.mix import Mix, Statistics, weighted
 from evomerge.recipes.method_spec import ParameterSpec
 
@@ -27,14 +26,15 @@ def _check(values: Values) -> None:
     sum_of(tuple(values["weight"]))
 
 
-def _factors(gram: Floats, t: float) -> tuple[Floats, Floats]:
+def _factors(gram: Array, t: float) -> tuple[Array, Array]:
     """Factors on two vectors from their inner products, of shape ``(2, 2, ...)``.
 
     A zero vector is at right angles to every other.
     """
-    norms = np.sqrt(gram[0, 0]), np.sqrt(gram[1, 1])
-    directed = np.minimum(norms[0], norms[1]) > ZERO
-    cosine = np.where(directed, gram[0, 1] / np.where(directed, norms[0] * norms[1], 1.0), 0.0)
+    xp = arrays_of(gram)
+    norms = xp.sqrt(gram[0, 0]), xp.sqrt(gram[1, 1])
+    directed = xp.minimum(norms[0], norms[1]) > ZERO
+    cosine: Array = xp.where(directed, gram[0, 1] / xp.where(directed, norms[0] * norms[1], 1.0), 0.0)
     return arc(cosine, t, _STRAIGHT)
 
 
@@ -88,8 +88,7 @@ def nuslerp(
         u, v = a[part], b[part]
         if origin is not None:
             u, v = u - origin[part], v - origin[part]
-        factors = _factors(finite(grams((u, v))), t)
-        first, second = (torch.from_numpy(f).to(u.device, torch.float32).unsqueeze(1) for f in factors)
+        first, second = map(row_factors, _factors(finite(grams((u, v))), t))
         mixed = (u * first).add_(v * second)
         out[part] = mixed.add_(origin[part]) if origin is not None else mixed
     return result

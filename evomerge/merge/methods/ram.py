@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from evomerge.merge.methods.blocks import blocks
+from evomerge.merge.methods.blocks import Number, blocks, factor, number
 from evomerge.merge.methods.registry import Context, merge_method
 from evomerge.recipes.method_spec import ParameterSpec
 
@@ -73,18 +73,25 @@ def ramplus_tl(
     if len(inputs) == 1:
         return ram(inputs, base, context=context, epsilon=epsilon)
     flat, origin, result = [x.reshape(-1) for x in inputs], base.reshape(-1), base.new_empty(base.numel())
-    shared, unique = [0] * len(inputs), [0] * len(inputs)
+    shared: list[Number] = [0.0] * len(inputs)
+    unique: list[Number] = [0.0] * len(inputs)
     for block in blocks(base.numel(), base.device):
         tasks, count = _changes([x[block] for x in flat], origin[block], epsilon)
         for i, task in enumerate(tasks):
             changed = task != 0
-            unique[i] += int(torch.count_nonzero(changed & (count == 1)))
-            shared[i] += int(torch.count_nonzero(changed & (count > 1)))
-    # With no unique changes there are none to rescale.
-    factors = [1 + r * min(s / u, alpha) if u else 1.0 for s, u in zip(shared, unique, strict=True)]
+            unique[i] += number(torch.count_nonzero(changed & (count == 1)).double())
+            shared[i] += number(torch.count_nonzero(changed & (count > 1)).double())
+    factors = [factor(_rescaling(s, u, r, alpha)) for s, u in zip(shared, unique, strict=True)]
     for block in blocks(base.numel(), base.device):
         tasks, count = _changes([x[block] for x in flat], origin[block], epsilon)
         mean = _summed(tasks).div_(count.clamp(min=1))
-        rescaled = _summed([task.mul_(factor) for task, factor in zip(tasks, factors, strict=True)])
+        rescaled = _summed([task.mul_(own) for task, own in zip(tasks, factors, strict=True)])
         torch.add(torch.where(count == 1, rescaled, mean), origin[block], out=result[block])
     return result.view(base.shape)
+
+
+def _rescaling(shared: Number, unique: Number, r: float, alpha: float) -> Number:
+    """``1 + r min(shared / unique, alpha)``; 1 where there are no unique changes: there are none to rescale."""
+    if isinstance(shared, torch.Tensor) and isinstance(unique, torch.Tensor):
+        return torch.where(unique > 0, 1 + r * (shared / unique).clamp_max(alpha), 1.0)
+    return float(1 + r * min(shared / unique, alpha)) if unique else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,11 +43,20 @@ def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.stack([chunk.sum() for chunk in products.view(-1).split(_CHUNK)]).sum().view(1)
 
 
-def grams(matrices: Sequence[torch.Tensor]) -> NDArray[np.float64]:
-    """Inner products of the matrices' rows, of shape ``(matrices, matrices, rows)``."""
+def grams(matrices: Sequence[torch.Tensor]) -> Any:
+    """Inner products of the matrices' rows: float64 of shape ``(matrices, matrices, rows)``.
+
+    A numpy array, or a tensor where they are on an accelerator.
+    """
     count = len(matrices)
-    products = np.empty((count, count, matrices[0].shape[0]))
+    products = matrices[0].new_empty((count, count, matrices[0].shape[0]), dtype=torch.float64)
     for i in range(count):
         for j in range(i + 1):
-            products[i, j] = products[j, i] = inner(matrices[i], matrices[j]).cpu().numpy()
-    return products
+            products[i, j] = products[j, i] = inner(matrices[i], matrices[j])
+    return products.numpy() if products.device.type == "cpu" else products
+
+
+def row_factors(factors: NDArray[np.float64] | torch.Tensor) -> torch.Tensor:
+    """Factors on rows, where these are: float32 of shape ``(rows, 1)``."""
+    tensor = factors if isinstance(factors, torch.Tensor) else torch.from_numpy(factors)
+    return tensor.float().unsqueeze(1)

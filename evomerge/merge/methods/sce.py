@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from evomerge.merge.methods.blocks import blocks, sum_of_squares
+from evomerge.merge.methods.blocks import Number, blocks, quotient, sum_of_squares
 from evomerge.merge.methods.parameters import READING
 from evomerge.merge.methods.registry import Context, merge_method
 from evomerge.merge.methods.sphere import finite
@@ -62,7 +62,7 @@ def sce(
         for task, weight in zip(tasks, weights, strict=True):
             agrees = (task * sign) > 0
             mean.add_(task.mul_(weight).mul_(agrees))
-            divisor.add_(agrees, alpha=weight)
+            divisor.add_(agrees * weight)
         divisor = divisor.clamp_min_(least) if least else divisor.masked_fill_(divisor == 0, 1)
         torch.add(mean.div_(divisor), origin[block], out=result[block])
     return result.view(base.shape)
@@ -88,41 +88,55 @@ def _selected(flat: Sequence[torch.Tensor], base: torch.Tensor, share: float) ->
         mean, squares = torch.zeros_like(tasks[0]), torch.zeros_like(tasks[0])
         for task in tasks:
             mean.add_(task)
-        mean.div_(len(tasks))
+        count = torch.full((), len(tasks), dtype=torch.float64, device=base.device)  # see `blocks.quotient`
+        mean.div_(count)
         for task in tasks:
             squares.add_(task.sub_(mean).square_())
-        variance[block] = squares.div_(len(tasks))
-        if not torch.isfinite(squares.sum()):
-            finite(np.diag([sum_of_squares(x[block] - base[block]) for x in flat]))
-    return largest(variance, int(share * int(torch.count_nonzero(variance))))
+        variance[block] = squares.div_(count)
+        if base.device.type == "cpu" and not torch.isfinite(squares.sum()):
+            finite(np.diag(np.array([sum_of_squares(x[block] - base[block]) for x in flat], np.float64)))
+    differing = torch.count_nonzero(variance)
+    if base.device.type == "cpu":
+        return largest(variance, int(share * int(differing)))
+    return largest_there(variance, (differing.double() * share).long())
 
 
 def largest(values: torch.Tensor, count: int) -> torch.Tensor:
-    """Where the `count` largest of flat values that are not negative lie, of equals the earlier: bool."""
-    chosen = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+    """Where the `count` largest of flat values of the host that are not negative lie, of equals the earlier: bool."""
+    chosen = torch.zeros(values.shape, dtype=torch.bool)
     if not count:
         return chosen
     at = len(values) - count
-    if values.device.type == "cpu":
-        least = float(np.partition(values.numpy(), at)[at])
-    else:
-        least = float(values.sort().values[at])
+    least = float(np.partition(values.numpy(), at)[at])
     torch.gt(values, least, out=chosen)
     equal = torch.nonzero(values == least).view(-1)
     chosen[equal[: count - int(torch.count_nonzero(chosen))]] = True
     return chosen
 
 
-def _weights(flat: Sequence[torch.Tensor], base: torch.Tensor, chosen: torch.Tensor | None, zero: float) -> list[float]:
+def largest_there(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """`largest` without waiting for an accelerator: `count` is a tensor of no dimension, int64."""
+    if not len(values):
+        return torch.zeros(0, dtype=torch.bool, device=values.device)
+    least = values.sort().values.gather(0, (len(values) - count).clamp_max(len(values) - 1).view(1))
+    larger, equal = values > least, values == least
+    return larger | (equal & (equal.cumsum(0) <= count - torch.count_nonzero(larger)))
+
+
+def _weights(
+    flat: Sequence[torch.Tensor], base: torch.Tensor, chosen: torch.Tensor | None, zero: float
+) -> list[Number]:
     """Mean squares of the chosen elements over their sum; equal weights where that is below or equal to `zero`.
 
     Raises:
         PoolError: inputs have values that are not finite.
     """
-    squares = [0.0] * len(flat)
+    squares: list[Number] = [0.0] * len(flat)
     for block in blocks(len(base), base.device):
         for i, task in enumerate(_tasks(flat, base, chosen, block)):
-            squares[i] += sum_of_squares(task) / len(base)
-    finite(np.diag(squares))
-    total = sum(squares)
-    return [square / total for square in squares] if total > zero else [1 / len(flat)] * len(flat)
+            squares[i] += quotient(sum_of_squares(task), len(base))
+    total, equal = sum(squares), 1 / len(flat)
+    if isinstance(total, torch.Tensor):  # where it is not finite, nor is the result
+        return [torch.where(total <= zero, equal, square / total).float() for square in squares]
+    finite(np.diag(np.array(squares, np.float64)))
+    return [square / total for square in squares] if total > zero else [equal] * len(flat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
 from evomerge.merge.methods.registry import Values, mix_method
 from evomerge.merge.methods.sphere import ZERO, finite_gram
@@ -34,6 +35,17 @@ def slerp(values: Values, statistics: Statistics) -> Mix:
     """
     gram = finite_gram(statistics)
     return weighted(arc_factors(gram[0, 0], gram[0, 1], gram[1, 1], float(values["t"])))
+
+
+def arc_factors_there(aa: torch.Tensor, ab: torch.Tensor, bb: torch.Tensor, t: float) -> tuple[torch.Tensor, ...]:
+    """`arc_factors` of inner products that only an accelerator knows: float64, like the factors, and no dimension."""
+    norms = aa.sqrt(), bb.sqrt()
+    cosine = (ab / (norms[0] * norms[1])).clamp(-1.0, 1.0)
+    straight = (norms[0].minimum(norms[1]) <= ZERO) | (cosine.abs() > _COLLINEAR)
+    omega = torch.where(straight, 1.0, cosine).acos()
+    sine = omega.sin()
+    first = torch.where(straight, float(np.float32(1) - np.float32(t)), ((1 - t) * omega).sin() / sine)
+    return first, torch.where(straight, t, (t * omega).sin() / sine)
 
 
 def arc_factors(aa: float, ab: float, bb: float, t: float) -> tuple[float, float]:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from evomerge.errors import PoolError
 from evomerge.merge.mixes.mix import Statistics
 
 Floats = NDArray[np.float64]
+Array = TypeVar("Array", NDArray[np.float64], torch.Tensor)
 ZERO = 1e-8
 """A tensor whose norm is no larger has no direction."""
 OPPOSITE = -0.9995
@@ -32,8 +35,10 @@ def finite_gram(statistics: Statistics, differences: bool = False) -> Floats:
     return finite(statistics.gram(differences))
 
 
-def finite(gram: Floats) -> Floats:
+def finite(gram: Array) -> Array:
     """Inner products that are checked to be finite, as they were given.
+
+    Those on an accelerator are not looked at: what follows from them is not finite either.
 
     Args:
         gram: of shape ``(inputs, inputs, ...)``.
@@ -41,7 +46,7 @@ def finite(gram: Floats) -> Floats:
     Raises:
         PoolError: they are not finite, as an input (or the base) has values that are not.
     """
-    if not np.isfinite(gram).all():
+    if isinstance(gram, np.ndarray) and not np.isfinite(gram).all():
         bad = [i + 1 for i in range(len(gram)) if not np.isfinite(gram[i, i]).all()]
         which = "all inputs of the merge, or their base, have" if len(bad) == len(gram) else f"input {bad[0]} has"
         raise PoolError(
@@ -52,15 +57,21 @@ def finite(gram: Floats) -> Floats:
     return gram
 
 
-def arc(cosine: Floats, t: float, straight: float) -> tuple[Floats, Floats]:
+def arc(cosine: Array, t: float, straight: float) -> tuple[Array, Array]:
     """Factors of two vectors at `t` along the arc between them (Shoemake, 1985), of the shape of `cosine`.
 
     Where the squared sine of the angle is at most `straight` they are interpolated linearly.
     """
+    xp = arrays_of(cosine)
     linear = 1 - cosine * cosine <= straight
-    angle = np.arccos(np.where(linear, 0.0, np.clip(cosine, -1, 1)))
-    sine = np.sin(angle)
-    return np.where(linear, 1 - t, np.sin((1 - t) * angle) / sine), np.where(linear, t, np.sin(t * angle) / sine)
+    angle = xp.arccos(xp.where(linear, 0.0, xp.clip(cosine, -1, 1)))
+    sine = xp.sin(angle)
+    return xp.where(linear, 1 - t, xp.sin((1 - t) * angle) / sine), xp.where(linear, t, xp.sin(t * angle) / sine)
+
+
+def arrays_of(numbers: Floats | torch.Tensor) -> Any:
+    """The library that float64 numbers are of: numpy, or torch where they stay on an accelerator."""
+    return torch if isinstance(numbers, torch.Tensor) else np
 
 
 class Sphere:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
+
 from evomerge.errors import PoolError
+from evomerge.merge.methods.blocks import Number
 from evomerge.merge.methods.parameters import divisor
 from evomerge.merge.methods.registry import Values
 from evomerge.merge.mixes.mix import Mix, Statistics, Term
@@ -45,17 +48,23 @@ def trimmed(values: Values, statistics: Statistics, ranks: Callable[[int, float]
             terms.append(Term(0.0))
             continue
         cut = statistics.cut(i, first, last)
-        share = restorable(statistics.magnitude_kept(i, cut, None)) if values["rescale"] and cut is not None else 1.0
+        share: Number = 1.0
+        if values["rescale"] and cut is not None:
+            share = restorable(statistics.magnitude_kept(i, cut, None))
         terms.append(Term(weight / share, cut, vote=weight))
     return tuple(terms)
 
 
-def restorable(share: float) -> float:
+def restorable(share: Number) -> Number:
     """What to divide by so that the sum of magnitudes is what it was: the share of it that is left, 1 where none is.
+
+    A tensor stays what it is: where it is no number, nor is the result, which is found there.
 
     Raises:
         PoolError: it is not a number, as the task vector has values that are not finite.
     """
+    if isinstance(share, torch.Tensor):
+        return torch.where(share <= _LEAST_SHARE, torch.ones_like(share), share)
     if not math.isfinite(share):
         raise PoolError(
             "an input of the merge, or its base, has values that are NaN or infinite",

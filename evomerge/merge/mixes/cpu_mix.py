@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from evomerge.merge.kernels.memory import BF16, F16, F32
 from evomerge.merge.kernels.mixing import mix as mix_kernel
 from evomerge.merge.mixes.masks import kept_below
-from evomerge.merge.mixes.mix import LARGEST, Cut, Mix, Term
+from evomerge.merge.mixes.mix import LARGEST, Cut, DeviceCut, Mix, Term
 from evomerge.merge.mixes.torch_mix import least_vote, vote_of
 
 KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
@@ -100,7 +100,7 @@ def mix_call(
     begin: int = 0,
 ) -> MixCall | None:
     """What `mix_` does, ready to be done; ``None`` where no input has a weight. The tensors must outlive it."""
-    used = [i for i, term in enumerate(mix.terms) if term.weight != 0]
+    used = [i for i, term in enumerate(mix.terms) if term.is_used]
     if not used:
         return None
     origin = base if mix.differences else None
@@ -146,8 +146,9 @@ def mask_last(density: float | None) -> int:
     return _EVERY if density is None or density >= 1 else kept_below(density) - 1
 
 
-def cut_row(cut: Cut | None) -> tuple[int, int, int, int]:
+def cut_row(cut: Cut | DeviceCut | None) -> tuple[int, int, int, int]:
     """A cut as the kernels take it."""
+    assert not isinstance(cut, DeviceCut), "it is of another device"
     if cut is None:
         return -1, 0, LARGEST + 1, 0
     # Nothing finite is above the largest: infinities stay, to be found in the result.

@@ -16,7 +16,7 @@ from evomerge.merge.kernels.selection import BINS, SHIFT, gather, histogram, mag
 from evomerge.merge.kernels.sums import CHUNK, gram, magnitudes
 from evomerge.merge.mixes.cpu_mix import KINDS, cut_row, in_parts
 from evomerge.merge.mixes.masks import kept_below
-from evomerge.merge.mixes.mix import LARGEST, Cut, cut_between
+from evomerge.merge.mixes.mix import LARGEST, Cut, DeviceCut, cut_between
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,18 @@ class Ranks:
     Attributes:
         bins: numbers of the bins that are not empty, the largest magnitudes first.
         above: how many elements are in bins before each, and in all at the end.
+        zeros: how many are zero, where that was counted.
     """
 
     bins: NDArray[np.int64]
     above: NDArray[np.int64]
+    zeros: int = 0
 
     @staticmethod
-    def of(counts: NDArray[np.int64]) -> Ranks:
+    def of(counts: NDArray[np.int64], zeros: int = 0) -> Ranks:
         """Those of a histogram: how many elements are in each bin, the smallest magnitudes first."""
         filled = np.flatnonzero(counts)[::-1]
-        return Ranks(filled, np.concatenate([[0], np.cumsum(counts[filled])]))
+        return Ranks(filled, np.concatenate([[0], np.cumsum(counts[filled])]), zeros)
 
     def find(self, rank: int) -> tuple[int, int, int]:
         """The bin that a rank is in, how many elements that has, and the rank among them."""
@@ -203,7 +205,7 @@ class CpuStatistics:
     def row_ranks(self, index: int) -> None:
         """Methods that want them go by their function, row by row in the cache."""
 
-    def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
+    def magnitude_kept(self, index: int, cut: Cut | DeviceCut | None, density: float | None) -> float:
         """The share of the sum of magnitudes that a cut and a random mask leave.
 
         Raises:
@@ -220,7 +222,7 @@ class CpuStatistics:
         self._pass(
             lambda begin, end: magnitudes(address, kind, base, base_kind, begin, end, limits, key, bound, chunks)
         )
-        whole, kept = exact_sum(chunks[:, 0]), exact_sum(chunks[:, 1])
+        whole, kept = folded_sum(chunks[:, 0]), folded_sum(chunks[:, 1])
         return kept / whole if whole else 1.0
 
 
@@ -237,6 +239,26 @@ def exact_sum(parts: NDArray[np.float64]) -> float:
     if not np.isfinite(parts).all():
         raise not_finite()
     return math.fsum(parts.tolist())
+
+
+def folded_sum(parts: NDArray[np.float64]) -> float:
+    """The sum, halves first: in an order that devices can follow.
+
+    Raises:
+        EvomergeError: it is not finite.
+    """
+    if not np.isfinite(parts).all():
+        raise not_finite()
+    total = np.concatenate([parts, np.zeros(power_of_two(len(parts)) - len(parts))])
+    while len(total) > 1:
+        half = len(total) // 2
+        total = total[:half] + total[half:]
+    return float(total[0])
+
+
+def power_of_two(count: int) -> int:
+    """The smallest that is not less than a count."""
+    return 1 << max(0, count - 1).bit_length()
 
 
 def not_finite() -> EvomergeError:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from evomerge.merge.kernels.triple32 import ROUNDS, WRAP
 
@@ -26,14 +24,14 @@ def mask_key(seed: int, identity: str, tensor: str) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def drop_(task: torch.Tensor, key: int, density: float, start: int) -> None:
+def drop_(task: torch.Tensor, key: int, density: float, start: int | torch.Tensor) -> None:
     """Set the elements of a flat float32 block to zero in place, each but with probability `density`.
 
     Args:
         task: elements ``start`` and following of a tensor.
         key: the tensor's `mask_key`.
         density: probability that an element stays.
-        start: index of the block's first element in its tensor.
+        start: index of the block's first element in its tensor; int64 of no dimension where only the device knows it.
     """
     if density < 1:
         task.masked_fill_(uniform(key, start, task.numel(), task.device) >= kept_below(density), 0)
@@ -64,18 +62,17 @@ def restore_(task: torch.Tensor, bounds: torch.Tensor) -> None:
     task.div_(bounds.float().add_(1).mul_(2.0**-31).clamp_min_(2.0**-31))
 
 
-def kept_up_to(probabilities: NDArray[np.float64]) -> NDArray[np.int32]:
-    """The bounds of `drop_each_`: elements stay with these probabilities, to 2**-31; -1 for none, the largest for one.
+def kept_up_to(probabilities: torch.Tensor) -> torch.Tensor:
+    """The bounds of `drop_each_`: int32 for float64 probabilities to stay, to 2**-31; -1 for none, the largest for one.
 
     A bound is one less than that of `drop_`, so that all of them fit a signed word.
     """
-    bounds = np.floor(np.clip(probabilities, 0, 1) * 2.0**31) - 1
-    return bounds.astype(np.int32)
+    return probabilities.clamp(0, 1).mul_(2.0**31).floor_().sub_(1).to(torch.int32)
 
 
-def uniform(key: int, start: int, count: int, device: torch.device) -> torch.Tensor:
+def uniform(key: int, start: int | torch.Tensor, count: int, device: torch.device) -> torch.Tensor:
     """The numbers of ``count`` elements from ``start``: int32, uniform below 2**31, of shape ``(count,)``."""
-    index = torch.arange(start, start + count, dtype=torch.int64, device=device)
+    index = torch.arange(count, dtype=torch.int64, device=device).add_(start)
     upper = (index >> 32).mul_(WRAP).add_(key >> 32)
     x = _word(index.add_(key & _MASK32))
     for number, (shift, factor) in enumerate(ROUNDS):

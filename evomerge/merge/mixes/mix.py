@@ -7,9 +7,10 @@ with fused kernels on the CPU (`cpu_mix`) and on GPUs (`triton_mix`), and with t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 LARGEST = 0x7F7FFFFF
@@ -43,17 +44,30 @@ def cut_between(first: int, last: int, count: int, at: Callable[[int], tuple[int
     return Cut(low, low_end, *at(first - 1))
 
 
+class DeviceCut(NamedTuple):
+    """A `Cut` that a device has found and the host has not asked for.
+
+    Attributes:
+        limits: its four fields, with `high` beyond `LARGEST` where none of the largest are dropped: int64 of shape
+            ``(4,)``, on the device.
+        has_band: whether some may be.
+    """
+
+    limits: torch.Tensor
+    has_band: bool
+
+
 class Pruning(NamedTuple):
     """Which elements of a task vector stay at random, by the rank of their magnitude in their row (MagPrune).
 
     Attributes:
         ranks: of every element, as `Statistics.row_ranks` gives them.
-        bounds: by rank, what random numbers must not exceed (`masks.kept_up_to`): int32.
+        bounds: by rank, what random numbers must not exceed (`masks.kept_up_to`): int32, on the device of `ranks`.
         by_probability: whether what stays is divided by its probability of staying.
     """
 
-    ranks: Any
-    bounds: NDArray[np.int32]
+    ranks: torch.Tensor
+    bounds: torch.Tensor
     by_probability: bool
 
 
@@ -61,18 +75,24 @@ class Term(NamedTuple):
     """One input of a mix.
 
     Attributes:
-        weight: factor on the input, or on what is left of its task vector; an input of weight zero is not read.
+        weight: factor on the input, or on what is left of its task vector; an input of weight zero is not read. A
+            tensor of no dimension, on the device of the inputs, where only that knows it; `vote` is then given.
         cut: which elements stay; ``None`` for all.
         density: probability that an element stays; ``None`` for all.
         vote: what an agreeing element adds to the divisor of `Mix.normalize`; `weight` for ``None``.
         pruning: which elements stay by rank; all terms have one or none has, and the CPU's kernels take none.
     """
 
-    weight: float
-    cut: Cut | None = None
+    weight: float | torch.Tensor
+    cut: Cut | DeviceCut | None = None
     density: float | None = None
     vote: float | None = None
     pruning: Pruning | None = None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the input is read."""
+        return isinstance(self.weight, torch.Tensor) or self.weight != 0
 
 
 class Mix(NamedTuple):
@@ -126,13 +146,16 @@ class Statistics(Protocol):
     def gram(self, differences: bool = False) -> NDArray[np.float64]:
         """Inner products of the inputs, or of their task vectors: float64, of shape ``(inputs, inputs)``."""
 
-    def cut(self, index: int, first: int, last: int) -> Cut | None:
+    def cut(self, index: int, first: int, last: int) -> Cut | DeviceCut | None:
         """What keeps of input `index` the ranks ``first <= rank < last`` by falling magnitude, of equals the first ones
         first; ``None`` where that is all but zeros."""
 
-    def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
-        """The share of the sum of magnitudes of input `index` that a cut and a random mask leave; 1 for a zero sum."""
+    def magnitude_kept(self, index: int, cut: Cut | DeviceCut | None, density: float | None) -> float | torch.Tensor:
+        """The share of the sum of magnitudes of input `index` that a cut and a random mask leave; 1 for a zero sum.
 
-    def row_ranks(self, index: int) -> Any | None:
+        On an accelerator a float64 tensor of no dimension that stays there, NaN where the sum is not finite.
+        """
+
+    def row_ranks(self, index: int) -> torch.Tensor | None:
         """The rank of every element of input `index` in its row, by falling magnitude and of equals the earlier first:
         a flat tensor for `Pruning`; ``None`` on the CPU, where methods rank row by row in the cache."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from evomerge.merge.mixes.masks import drop_, drop_each_, restore_
-from evomerge.merge.mixes.mix import LARGEST, Cut, Mix, Pruning, Term
+from evomerge.merge.mixes.mix import LARGEST, Cut, DeviceCut, Mix, Pruning, Term
 
 
 def mix_block(
@@ -24,7 +24,7 @@ def mix_block(
     """
     origin = base.float() if base is not None and mix.differences else None
     like = origin if origin is not None else inputs[0]
-    used = [i for i, term in enumerate(mix.terms) if term.weight != 0]
+    used = [i for i, term in enumerate(mix.terms) if term.is_used]
     if not used:
         return origin.clone() if origin is not None else torch.zeros_like(like, dtype=torch.float32)
     parts = []
@@ -37,7 +37,8 @@ def mix_block(
             drop_(part, keys[i], term.density, offset)
         if term.pruning is not None:
             prune_(part, term.pruning, keys[i], offset)
-        parts.append(part.mul_(term.weight))
+        weight = term.weight
+        parts.append(part.mul_(weight.float() if isinstance(weight, torch.Tensor) else weight))
     total = parts[0].clone() if mix.elect else parts[0]
     for part in parts[1:]:
         total.add_(part)
@@ -56,7 +57,7 @@ def prune_(task: torch.Tensor, pruning: Pruning, key: int, offset: int) -> None:
     ranks = pruning.ranks[offset : offset + task.numel()].long()
     if pruning.ranks.dtype == torch.int16:
         ranks.bitwise_and_(0xFFFF)
-    bounds = torch.from_numpy(pruning.bounds).to(task.device)[ranks]
+    bounds = pruning.bounds[ranks]
     drop_each_(task, key, bounds, offset)
     if pruning.by_probability:
         restore_(task, bounds)
@@ -81,7 +82,9 @@ def _agreeing(mix: Mix, used: Sequence[int], parts: Sequence[torch.Tensor], tota
 
 def vote_of(term: Term) -> float:
     """What an agreeing element of a term adds to the divisor."""
-    return term.weight if term.vote is None else term.vote
+    vote = term.weight if term.vote is None else term.vote
+    assert not isinstance(vote, torch.Tensor), "who gives a tensor as weight says what it counts"
+    return vote
 
 
 def least_vote(votes: Sequence[float]) -> float:
@@ -89,9 +92,18 @@ def least_vote(votes: Sequence[float]) -> float:
     return float(np.float32(1e-6 * math.fsum(abs(vote) for vote in votes)))
 
 
-def cut_(task: torch.Tensor, cut: Cut, offset: int) -> None:
-    """Set the elements of a flat float32 block that a cut drops to zero, in place."""
+def cut_(task: torch.Tensor, cut: Cut | DeviceCut, offset: int | torch.Tensor) -> None:
+    """Set the elements of a flat float32 block that a cut drops to zero, in place.
+
+    Args:
+        task: float32; elements `offset` and following of a tensor.
+        cut: which of that tensor's stay.
+        offset: where the block begins; int64 of no dimension where only the device knows it.
+    """
     bits = task.view(torch.int32).bitwise_and(0x7FFFFFFF)
+    if isinstance(cut, DeviceCut) or isinstance(offset, torch.Tensor):
+        task.masked_fill_(_outside(bits, cut, offset), 0.0)
+        return
     dropped = bits < cut.low
     if cut.high < LARGEST:  # else infinities and NaN stay, to be found in the result
         dropped |= bits > cut.high
@@ -102,3 +114,18 @@ def cut_(task: torch.Tensor, cut: Cut, offset: int) -> None:
         at = cut.high_start - offset
         dropped[:at] |= bits[:at] == cut.high
     task.masked_fill_(dropped, 0.0)
+
+
+def _outside(bits: torch.Tensor, cut: Cut | DeviceCut, offset: int | torch.Tensor) -> torch.Tensor:
+    """What a cut drops of a block of magnitude bits, where the host does not know both."""
+    lane = torch.arange(len(bits), dtype=torch.int32, device=bits.device)
+    if isinstance(cut, DeviceCut):
+        low, low_end, high, high_start = cut.limits.unbind()
+        low, high, has_band = low.int(), high.int(), cut.has_band
+    else:
+        low, low_end, high, high_start = (torch.full((), n, device=bits.device) for n in cut)
+        low, high, has_band = low.int(), high.int(), cut.high < LARGEST
+    dropped = bits < low + (lane >= (low_end - offset).clamp(0, len(bits)).int()).int()
+    if has_band:
+        dropped |= bits > high - (lane < (high_start - offset).clamp(0, len(bits)).int()).int()
+    return dropped

@@ -1,7 +1,8 @@
 """Statistics of a tensor's inputs by torch operations, on any device: bit for bit those of the CPU's kernels.
 
 Sums are added up in the order in which `kernels.sums` adds; a rank is found by a histogram of the magnitudes' highest
-bits, then in what one bin of it holds. Both are noted once per pool, so that no candidate sorts a tensor.
+bits, then in what one bin of it holds. Both are noted once per pool, so that no candidate sorts a tensor. What a
+candidate asks of an accelerator stays there as tensors of no dimension: the host does not wait for it.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ from numpy.typing import NDArray
 from evomerge.merge.kernels.mixing import BLOCK
 from evomerge.merge.kernels.selection import BINS, SHIFT
 from evomerge.merge.kernels.sums import CHUNK, GROUP
-from evomerge.merge.mixes.cpu_statistics import INFINITE_BIN, Ranks, exact_sum, not_finite
+from evomerge.merge.mixes.cpu_statistics import INFINITE_BIN, Ranks, exact_sum, not_finite, power_of_two
 from evomerge.merge.mixes.masks import drop_
-from evomerge.merge.mixes.mix import Cut, cut_between
+from evomerge.merge.mixes.mix import LARGEST, Cut, DeviceCut, cut_between
 from evomerge.merge.mixes.torch_mix import cut_
 
-Bin = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Magnitude bits and indexes of a bin's elements, by falling magnitude and of equals the first ones first."""
+Bin = torch.Tensor
+"""A bin's elements by falling magnitude, of equals the first ones first: in the upper word of each int64 what its
+magnitude bits lack to `_SIZE`, in the lower one its index."""
 
 LARGE = 1 << 25
-"""Elements of a bin that are no longer copied to the host, where 16 bytes are kept of each."""
+"""Elements of a bin that are no longer collected: 8 bytes of each, and as many while they are sorted."""
 
 _CPU_PART, _DEVICE_PART = 1 << 18, 1 << 26  # elements worked on at a time, multiples of `CHUNK`
-_SIZE = 0x7FFFFFFF
+_BIN_PART = 1 << 24  # where each takes 25 bytes
+_SIZE, _WORD = 0x7FFFFFFF, 0xFFFFFFFF
 
 
 class TensorStatistics:
@@ -53,8 +56,8 @@ class TensorStatistics:
         self.has_base = base is not None
         self._device = inputs[0].device
 
-    def _parts(self) -> Iterator[slice]:
-        size = _CPU_PART if self._device.type == "cpu" else _DEVICE_PART
+    def _parts(self, most: int = _DEVICE_PART) -> Iterator[slice]:
+        size = _CPU_PART if self._device.type == "cpu" else most
         for start in range(0, self.count, size):
             yield slice(start, min(start + size, self.count))
 
@@ -88,84 +91,162 @@ class TensorStatistics:
         Raises:
             EvomergeError: an element is not finite.
         """
-        total = torch.zeros(BINS, dtype=torch.int64, device=self._device)
+        total = torch.zeros(BINS + 1, dtype=torch.int64, device=self._device)
         for at in self._parts():
-            total += torch.bincount(self._bits(index, at) >> SHIFT, minlength=BINS)
-        bins = total.cpu().numpy()
-        if bins[INFINITE_BIN:].any():
+            bits = self._bits(index, at)
+            total[:BINS] += torch.bincount(bits >> SHIFT, minlength=BINS)
+            total[BINS] += (bits == 0).sum()
+        *_, zeros = bins = total.cpu().numpy()
+        if bins[INFINITE_BIN:BINS].any():
             raise not_finite()
-        return Ranks.of(bins)
+        return Ranks.of(bins[:BINS], int(zeros))
 
-    def bin(self, index: int, number: int) -> Bin:
-        """What a bin of a task vector's histogram holds: one pass over the task vector."""
-        bits, places = [], []
-        for at in self._parts():
-            part = self._bits(index, at)
-            inside = torch.nonzero((part >> SHIFT) == number).view(-1)
-            bits.append(part[inside].cpu().numpy().astype(np.int64))
-            places.append(inside.cpu().numpy() + at.start)
-        found, at_ = np.concatenate(bits), np.concatenate(places)
-        order = np.argsort(-found, kind="stable")
-        return found[order], at_[order]
+    def bin(self, index: int, number: int, size: int) -> Bin:
+        """What a bin of a task vector's histogram holds, `size` elements: one pass over the task vector."""
+        # In place of one behind the others goes what is not in the bin.
+        found = torch.empty(size + 1, dtype=torch.int64, device=self._device)
+        before = torch.full((), -1, dtype=torch.int64, device=self._device)
+        for at in self._parts(_BIN_PART):
+            bits = self._bits(index, at)
+            inside = (bits >> SHIFT) == number
+            places = inside.cumsum(0).add_(before)
+            before = places[-1].clone()
+            keys = _keys(bits).add_(torch.arange(at.start, at.stop, device=self._device))
+            found.scatter_(0, places.masked_fill_(~inside, size), keys)
+        return _sorted(found[:size].view(1, -1)).view(-1)
 
-    def cut(self, index: int, first: int, last: int) -> Cut | None:
+    def cut(self, index: int, first: int, last: int) -> Cut | DeviceCut | None:
         """The cut that keeps the ranks from `first` to `last`; ``None`` where that is all but zeros."""
-        return self.cut_from(self.ranks(index), index, first, last, lambda number, size: self.bin(index, number))
+        return self.cut_from(self.ranks(index), index, first, last, lambda number, size: self.bin(index, number, size))
 
-    def cut_from(self, ranks: Ranks, index: int, first: int, last: int, held: Callable[[int, int], Bin]) -> Cut | None:
-        """`cut` from a histogram and ``held(bin, size)``, which gives what a bin of that size holds."""
+    def cut_from(
+        self, ranks: Ranks, index: int, first: int, last: int, held: Callable[[int, int], Bin]
+    ) -> Cut | DeviceCut | None:
+        """`cut` from a histogram and ``held(bin, size)``, which gives what a bin of that size holds.
 
-        def at(rank: int) -> tuple[int, int]:
-            """The magnitude bits of a rank, and one more than the index of its element."""
+        On an accelerator the host does not wait for it.
+        """
+
+        def at(rank: int) -> torch.Tensor:
+            """The magnitude bits of a rank, and one more than the index of its element: int64, on the device."""
             number, size, within = ranks.find(rank)
             if size > LARGE:
                 return self._at(index, number, within)
-            bits, places = held(number, size)
-            return int(bits[within]), int(places[within]) + 1
+            key = held(number, size)[within]
+            return torch.stack([_SIZE - (key >> 32), (key & _WORD) + 1])
 
-        return cut_between(first, last, self.count, at)
+        if self._device.type == "cpu":
+            return cut_between(first, last, self.count, lambda rank: tuple(at(rank).tolist()))
+        last = min(last, self.count)
+        assert 0 <= first < last, "a cut keeps something"
+        if first == 0 and last > self.count - 1 - ranks.zeros:  # as `cut_between` says of a smallest one that is zero
+            return None
+        low = at(last - 1) if last < self.count else self._numbers(0, self.count)
+        if first == 0:
+            return DeviceCut(torch.cat([low, self._numbers(LARGEST + 1, 0)]), False)
+        high = at(first - 1)
+        high[:1] += high[:1] == LARGEST  # see `cpu_mix.cut_row`
+        return DeviceCut(torch.cat([low, high]), True)
 
-    def _at(self, index: int, number: int, within: int) -> tuple[int, int]:
+    def _numbers(self, *numbers: int) -> torch.Tensor:
+        """Numbers of the host on the device, without a copy that it would wait for: int64."""
+        return torch.stack([torch.full((), number, dtype=torch.int64, device=self._device) for number in numbers])
+
+    def _at(self, index: int, number: int, within: int) -> torch.Tensor:
         """`cut_from`'s look-up without the bin's content: by a second histogram, of the lower bits, and by counting."""
-        lower = torch.zeros(1 << SHIFT, dtype=torch.int64, device=self._device)
-        for at in self._parts():
+        # One more than there are takes what is in other bins.
+        lower = torch.zeros((1 << SHIFT) + 1, dtype=torch.int64, device=self._device)
+        for at in self._parts(_BIN_PART):
             bits = self._bits(index, at)
-            inside = bits[(bits >> SHIFT) == number].bitwise_and_((1 << SHIFT) - 1)
-            lower += torch.bincount(inside, minlength=1 << SHIFT)
-        counts = Ranks.of(lower.cpu().numpy())
-        low, _, left = counts.find(within)
-        value = number << SHIFT | low
-        for at in self._parts():
-            equal = self._bits(index, at) == value
-            many = int(torch.count_nonzero(equal))
-            if left < many:
-                return value, at.start + int(torch.nonzero(equal)[left]) + 1
-            left -= many
-        raise AssertionError("a rank is one of the elements'")
+            own = torch.where((bits >> SHIFT) == number, bits & ((1 << SHIFT) - 1), 1 << SHIFT).long()
+            lower.scatter_add_(0, own, torch.ones_like(own))
+        above = lower[:-1].flip(0).cumsum(0)
+        place = (above <= within).sum()  # of the value, the largest first
+        value = ((number + 1) << SHIFT) - 1 - place
+        left = within - torch.where(place > 0, above.gather(0, (place - 1).clamp_min(0).view(1))[0], 0)
+        counts = [_padded((self._bits(index, at) == value).int(), CHUNK).view(-1, CHUNK).sum(1) for at in self._parts()]
+        upto = torch.cat(counts).cumsum(0)
+        chunk = (upto <= left).sum()
+        left = left - torch.where(chunk > 0, upto.gather(0, (chunk - 1).clamp_min(0).view(1))[0], 0)
+        places, inside = self._chunk(chunk)
+        equal = (self._gathered(index, places).view(torch.int32).bitwise_and_(_SIZE) == value) & inside
+        element = chunk * CHUNK + (equal.cumsum(0) <= left).sum()
+        return torch.stack([value, element + 1])
 
-    def magnitude_kept(self, index: int, cut: Cut | None, density: float | None) -> float:
-        """The share of the sum of magnitudes that a cut and a random mask leave; NaN where the sum is not finite."""
-        # Partial sums begin anew where a cut changes its rule: their order is that of the CPU's kernel.
-        splits = sorted({cut.low_end, cut.high_start}) if cut is not None else []
-        whole: list[torch.Tensor] = []
-        kept: list[torch.Tensor] = []
+    def _chunk(self, chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Indexes of the elements of a chunk, and which of them there are."""
+        places = torch.arange(CHUNK, device=self._device) + chunk * CHUNK
+        return places.clamp_max(self.count - 1), places < self.count
+
+    def _gathered(self, index: int, places: torch.Tensor) -> torch.Tensor:
+        """Elements of a task vector at some places."""
+        assert self._base is not None, "methods that need a base declare it"
+        return self._inputs[index][places].float() - self._base[places].float()
+
+    def magnitude_kept(self, index: int, cut: Cut | DeviceCut | None, density: float | None) -> float | torch.Tensor:
+        """The share of the sum of magnitudes that a cut and a random mask leave; NaN where the sum is not finite.
+
+        On an accelerator a float64 tensor of no dimension that stays there.
+        """
+        sums: list[torch.Tensor] = []
         for at in self._parts():
             task = self._task(index, at)
-            left = task.clone()
-            if cut is not None:
-                cut_(left, cut, at.start)
-            if density is not None:
-                drop_(left, self._keys[index], density, at.start)
-            for values, sums in ((task, whole), (left, kept)):
-                sums.append(_magnitudes(_padded(values, CHUNK).view(-1, CHUNK // BLOCK, BLOCK)))
-                for chunk in {split // CHUNK * CHUNK for split in splits if split % BLOCK}:
-                    if at.start <= chunk < at.stop:
-                        own = values[chunk - at.start : chunk - at.start + CHUNK]
-                        ends = [split - chunk for split in splits if chunk < split < chunk + len(own)]
-                        runs = [_padded(run, BLOCK) for run in torch.tensor_split(own, ends)]
-                        sums[-1][(chunk - at.start) // CHUNK] = _magnitudes(torch.cat(runs).view(1, -1, BLOCK))[0]
-        before, after = (_sum(torch.cat(parts).cpu().numpy()) if parts else 0.0 for parts in (whole, kept))
-        return after / before if before else 1.0
+            both = task, self._left(task, index, cut, density, at.start)
+            parts = [_padded(values.abs_(), CHUNK).view(-1, CHUNK // BLOCK, BLOCK) for values in both]
+            sums.append(torch.stack([_magnitudes(part) for part in parts]))
+        if not sums:
+            return 1.0
+        chunks = torch.cat(sums, 1)
+        if cut is not None:
+            self._split(chunks, index, cut, density)
+        before, after = _folded(torch.nn.functional.pad(chunks, (0, power_of_two(chunks.shape[1]) - chunks.shape[1])))
+        share = torch.where(before == 0, torch.ones_like(before), after / before)
+        share = torch.where(before.isfinite(), share, torch.full_like(share, math.nan))
+        return float(share) if share.device.type == "cpu" else share
+
+    def _left(
+        self,
+        task: torch.Tensor,
+        index: int,
+        cut: Cut | DeviceCut | None,
+        density: float | None,
+        start: int | torch.Tensor,
+    ) -> torch.Tensor:
+        """What a cut and a mask leave of elements of a task vector from `start` on."""
+        left = task.clone()
+        if cut is not None:
+            cut_(left, cut, start)
+        if density is not None:
+            drop_(left, self._keys[index], density, start)
+        return left
+
+    def _split(self, chunks: torch.Tensor, index: int, cut: Cut | DeviceCut, density: float | None) -> None:
+        """Add the chunks in which a cut changes its rule up anew.
+
+        Partial sums begin anew there: their order is that of the CPU's kernel.
+
+        Args:
+            chunks: sums of magnitudes, before and after: float64, of shape ``(2, chunks)``; changed in place.
+            index, cut, density: as for `magnitude_kept`.
+        """
+        limits = cut.limits if isinstance(cut, DeviceCut) else self._numbers(*cut)
+        splits = limits[1].minimum(limits[3]), limits[1].maximum(limits[3])
+        lane = torch.arange(CHUNK, device=self._device)
+        runs = torch.zeros((2, 2, CHUNK + 2 * BLOCK), device=self._device)
+        changed = [(split // CHUNK).clamp_max(chunks.shape[1] - 1) for split in splits]
+        for number, chunk in enumerate(changed):
+            start = chunk * CHUNK
+            target, taken = lane, torch.zeros_like(start)
+            for end in splits:
+                own = end - start
+                gap = torch.where((own > 0) & (own < CHUNK), -(own + taken) % BLOCK, 0)
+                target, taken = target + torch.where(lane >= own, gap, 0), taken + gap
+            places, inside = self._chunk(chunk)
+            task = self._gathered(index, places)
+            for row, values in enumerate((task, self._left(task, index, cut, density, start))):
+                runs[row, number].scatter_(0, target, torch.where(inside, values, 0.0))
+        found = _magnitudes(runs.abs_().view(4, -1, BLOCK)).view(2, 2)
+        chunks.scatter_(1, torch.stack(changed).expand(2, 2), found)  # twice the same where both are of one chunk
 
     def row_ranks(self, index: int) -> torch.Tensor:
         """The rank of every element in its row (see `by_magnitude`): int16, to be read as unsigned, or int32 for rows
@@ -197,14 +278,21 @@ def by_magnitude(task: torch.Tensor) -> torch.Tensor:
     Args:
         task: float32, of shape ``(rows, width)``.
     """
-    # Magnitudes and columns in one number sort faster than by a stable sort, and the same on every device.
-    keys = task.view(torch.int32).bitwise_or(-(2**31)).bitwise_not_().to(torch.int64)
-    keys = keys.bitwise_left_shift_(32).add_(torch.arange(task.shape[1], device=task.device))
+    keys = _keys(task.view(torch.int32)).add_(torch.arange(task.shape[1], device=task.device))
+    return _sorted(keys).bitwise_and_(_WORD)
+
+
+def _keys(bits: torch.Tensor) -> torch.Tensor:
+    """Numbers that ascend with falling magnitude: int64 with a free lower word, of float32 bits of either sign."""
+    return bits.bitwise_or(-(2**31)).bitwise_not_().to(torch.int64).bitwise_left_shift_(32)
+
+
+def _sorted(keys: torch.Tensor) -> torch.Tensor:
+    """Rows of numbers with their places in the lower words, ascending: faster than a stable sort, the same anywhere."""
     if keys.device.type == "cpu":
         keys.numpy().sort(axis=1)
-    else:
-        keys = keys.sort(dim=1).values
-    return keys.bitwise_and_(2**32 - 1)
+        return keys
+    return keys.sort(dim=1).values
 
 
 def _padded(values: torch.Tensor, multiple: int) -> torch.Tensor:
@@ -231,11 +319,11 @@ def _magnitudes(values: torch.Tensor) -> torch.Tensor:
     """Sums of magnitudes as `kernels.sums.magnitudes` adds them up: float64, one for each chunk.
 
     Args:
-        values: float32, of shape ``(chunks, blocks, BLOCK)``.
+        values: magnitudes, float32, of shape ``(chunks, blocks, BLOCK)``.
     """
     total = torch.zeros_like(values[:, 0], dtype=torch.float64)
     for block in range(values.shape[1]):
-        total += values[:, block].abs().double()
+        total += values[:, block]
     return _folded(total)
 
 

@@ -12,7 +12,7 @@ import torch
 from evomerge.merge.kernels.triton_mixing import BLOCK, FEW, OPTIONS, setting
 from evomerge.merge.kernels.triton_mixing import mix as mix_kernel
 from evomerge.merge.mixes.cpu_mix import cut_row, mask_last
-from evomerge.merge.mixes.mix import LARGEST, Cut, Mix, Pruning, Term
+from evomerge.merge.mixes.mix import LARGEST, Cut, DeviceCut, Mix, Term
 from evomerge.merge.mixes.torch_mix import least_vote, mix_block, vote_of
 
 
@@ -36,7 +36,7 @@ def mix_(
         Whether every element is finite: bool, of no dimension and on the device, so that nobody need wait for it.
     """
     origin = base if mix.differences else None
-    used = [i for i, term in enumerate(mix.terms) if term.weight != 0]
+    used = [i for i, term in enumerate(mix.terms) if term.is_used]
     end = begin + out.numel()
     if not used or begin == end:
         if origin is not None:
@@ -61,13 +61,22 @@ def _settings(
     mix: Mix, used: Sequence[int], inputs: Sequence[torch.Tensor], base: torch.Tensor | None, keys: Sequence[int]
 ) -> tuple[Any, ...]:
     """Arguments of the kernel from `inputs` to `DIVIDE`."""
+    device = inputs[used[0]].device
     terms = [mix.terms[i] for i in used]
     votes = [float(vote_of(term)) for term in terms] if mix.elect else None
     least = least_vote(votes) if votes and mix.normalize else None
     prunings = [term.pruning for term in terms if term.pruning is not None]
     assert len(prunings) in (0, len(terms)), "all inputs are pruned by rank or none is"
-    cuts, masks = None, None
-    if any(term.cut for term in terms):
+    weights: Any = tuple(term.weight for term in terms)
+    if any(isinstance(weight, torch.Tensor) for weight in weights):
+        weights = torch.stack([_there(weight, torch.float32, device) for weight in weights])
+    else:
+        weights = tuple(map(float, weights))
+    cuts: Any = None
+    masks = None
+    if any(isinstance(term.cut, DeviceCut) for term in terms):
+        cuts = torch.stack([_limits(term.cut, device) for term in terms])
+    elif any(term.cut for term in terms):
         cuts = tuple(setting(number) for term in terms for number in cut_row(term.cut))
     if prunings or any(term.density is not None for term in terms):
         rows = ((keys[i] & 0xFFFFFFFF, keys[i] >> 32, mask_last(mix.terms[i].density)) for i in used)
@@ -75,18 +84,20 @@ def _settings(
     return (
         tuple(_bits(inputs[i]) for i in used),
         _bits(base) if base is not None else None,
-        tuple(float(term.weight) for term in terms),
+        weights,
         cuts,
         masks,
         tuple(votes) if votes else None,
         _inverses(votes, least) if votes and least is not None and len(votes) <= FEW else None,
         tuple(pruning.ranks for pruning in prunings) or None,
-        tuple(_bounds(pruning) for pruning in prunings) or None,
+        tuple(pruning.bounds for pruning in prunings) or None,
         least,
         float(mix.divisor) if not mix.elect and mix.divisor != 1 else None,
         float(mix.scale),
         len(used),
-        any(term.cut is not None and term.cut.high != LARGEST for term in terms),
+        isinstance(weights, torch.Tensor),
+        isinstance(cuts, torch.Tensor),
+        any(_has_band(term.cut) for term in terms),
         bool(prunings) and prunings[0].by_probability,
     )
 
@@ -104,10 +115,21 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
 
 
-def _bounds(pruning: Pruning) -> torch.Tensor:
-    """The bounds of a pruning beside its ranks."""
-    bounds = torch.from_numpy(pruning.bounds)
-    return bounds.pin_memory().to(pruning.ranks.device, non_blocking=True) if pruning.ranks.is_cuda else bounds
+def _there(number: float | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A number as a tensor on the device, without a copy that the host would wait for."""
+    return number.to(dtype) if isinstance(number, torch.Tensor) else torch.full((), number, dtype=dtype, device=device)
+
+
+def _limits(cut: Cut | DeviceCut | None, device: torch.device) -> torch.Tensor:
+    """A cut as the kernel takes it where only the device knows one of them: int64, of shape ``(4,)``."""
+    if isinstance(cut, DeviceCut):
+        return cut.limits
+    return torch.stack([_there(number, torch.int64, device) for number in cut_row(cut)])
+
+
+def _has_band(cut: Cut | DeviceCut | None) -> bool:
+    """Whether a cut may drop the largest."""
+    return cut.has_band if isinstance(cut, DeviceCut) else cut is not None and cut.high != LARGEST
 
 
 def agrees_with_torch(device: torch.device) -> bool:
