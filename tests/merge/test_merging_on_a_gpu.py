@@ -28,8 +28,8 @@ PLACES = {
     "pinned": Placement(0, MUCH, MUCH, MUCH),
     "mapped": Placement(0, 0, MUCH, MUCH),
 }
-FREE = ("linear", "task_arithmetic", "slerp", "dare_linear", "dare_ties", "karcher", "multislerp", "nearswap", "ram")
-"""Methods that ask the device for nothing once a pool's statistics are noted."""
+NOTED = {"model_stock": 10}
+"""Waits for statistics of the pool that the second candidate is the first to ask for."""
 
 
 @pytest.fixture
@@ -60,9 +60,9 @@ def test_every_method_stays_on_the_device_with_the_bits_of_torch_on_the_processo
         there.apply(plan)
         counts = gpu.counts
         assert not counts.wasted
-        assert seed == 0 or not counts.copies.keys() & {"evomerge/merge/execution/sources.py _placed"}
-        if seed and case.method.spec.name in FREE:
-            assert counts.waits.total() <= 1, counts.waits
+        if seed:
+            assert counts.waits.total() <= NOTED.get(case.method.spec.name, 1), counts.waits
+            assert not counts.copies
         assert all(tensor.device == CUDA for tensor in there.model.module.parameters())
         here.apply(plan)
         theirs = weights(here)

@@ -19,8 +19,10 @@ from evomerge.merge.execution import noted_statistics, tensor_merge
 from evomerge.merge.methods import METHODS, call_values
 from evomerge.merge.mixes import backend, cpu_mix
 from evomerge.merge.mixes.backend import Backend, backend_of
+from evomerge.merge.mixes.cpu_mix import cut_row
 from evomerge.merge.mixes.masks import uniform
-from evomerge.merge.mixes.mix import Cut, Mix, Term
+from evomerge.merge.mixes.mix import LARGEST, Cut, DeviceCut, Mix, Term
+from evomerge.merge.mixes.torch_mix import mix_block
 from evomerge.recipes.method_spec import Scalar
 
 pytest.importorskip("triton", reason="needs Triton, which the dev extra installs on Linux")
@@ -102,6 +104,31 @@ def test_the_same_bits_as_on_the_cpu(form: str, dtype: torch.dtype) -> None:
         finite, expected, known, result = both(case_of(form, count, (dtype,), dtype))
         assert (finite, known) == (True, True)
         assert torch.equal(bits(result), bits(expected)), count
+
+
+@pytest.mark.parametrize("form", [form for form, mix in MIXED.items() if any(term.cut for term in mix.terms)])
+def test_numbers_that_only_the_device_knows(form: str) -> None:
+    def there(term: Term, weight: bool, cut: bool) -> Term:
+        limits = torch.tensor(cut_row(term.cut), device=DEVICE)
+        own = DeviceCut(limits, term.cut is not None and term.cut.high != LARGEST)
+        known = torch.tensor(term.weight, dtype=torch.float64, device=DEVICE)
+        vote = float(term.weight) if term.vote is None else term.vote
+        return term._replace(
+            weight=known if weight and term.weight else term.weight,
+            vote=vote,
+            cut=own if cut and term.cut else term.cut,
+        )
+
+    case = case_of(form, 2 * BLOCK + 77, (torch.bfloat16,), torch.bfloat16)
+    expected = both(case)[3]
+    base = case.base.to(DEVICE) if case.mix.differences else None
+    inputs = [x.to(DEVICE) for x in case.inputs]
+    for weight, cut, some in ((True, False, 9), (False, True, 9), (True, True, 9), (True, True, 1)):
+        terms = tuple(there(t, weight, cut) if i < some else t for i, t in enumerate(case.mix.terms))
+        mix, result = case.mix._replace(terms=terms), torch.empty_like(expected)
+        assert triton_mix.mix_(result, mix, inputs, base, KEYS)
+        assert torch.equal(bits(result), bits(expected))
+        assert torch.equal(bits(mix_block(mix, inputs, base, KEYS, 0).to(case.dtype)), bits(expected))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

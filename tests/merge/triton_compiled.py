@@ -16,7 +16,7 @@ from triton.runtime.driver import driver
 
 from evomerge.merge.kernels import triton_mixing
 from evomerge.merge.mixes import triton_mix
-from evomerge.merge.mixes.mix import Cut, Mix, Pruning, Term
+from evomerge.merge.mixes.mix import Cut, DeviceCut, Mix, Pruning, Term
 
 COUNT = 4 * triton_mixing.BLOCK
 
@@ -54,6 +54,7 @@ def forms(weight: float) -> dict[str, Mix]:
     """The mixes of the methods, by name and number of inputs."""
     cut = Cut(0x3C000000, 1000)
     both = Cut(0x3C000000, 1000, 0x3F000000, 16)
+    there = DeviceCut(torch.zeros(4, dtype=torch.int64), True)
     ranks = torch.zeros(COUNT, dtype=torch.int16)
     pruning = Pruning(ranks, torch.zeros(COUNT, dtype=torch.int32), True)
 
@@ -66,6 +67,9 @@ def forms(weight: float) -> dict[str, Mix]:
         "task arithmetic, base + 2": Mix(terms(2), True),
         "TIES, base + 2": Mix(terms(2, cut=cut), True, True, True),
         "breadcrumbs, base + 2": Mix(terms(2, cut=both), True),
+        "TIES, found there": Mix(
+            tuple(Term(torch.tensor(weight), cut=there, vote=weight) for _ in range(2)), True, True, True
+        ),
         "DARE-linear, base + 2": Mix(terms(2, density=0.3), True),
         "DARE-TIES, base + 3": Mix(terms(3, density=0.3), True, True),
         "DELLA, base + 2": Mix(terms(2, pruning=pruning), True, True, True),
