@@ -216,6 +216,31 @@ class DeviceTensor(torch.Tensor):
         return f"DeviceTensor({self.there})"
 
 
+class Cudart:
+    """What registers memory of the host.
+
+    Attributes:
+        registered: where each piece begins and ends.
+        code: what registering returns; nothing is registered unless it is 0.
+        most: how many pieces there have been at a time.
+    """
+
+    def __init__(self) -> None:
+        self.registered: dict[int, int] = {}
+        self.code = self.most = 0
+
+    def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
+        assert address not in self.registered, "registered twice"
+        if not self.code:
+            self.registered[address] = address + nbytes
+            self.most = max(self.most, len(self.registered))
+        return self.code
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.registered[address]
+        return 0
+
+
 class PretendedGpu:
     """The device.
 
@@ -226,6 +251,7 @@ class PretendedGpu:
         used, peak: bytes taken now, and at most since `reset`.
         counts: what happened since `reset`.
         memory: may be changed at any time.
+        cudart: what registers memory of the host.
         log: what was launched since `reset`, in order: ``copy`` (from the host), ``kernel`` (or several), ``record``
             and ``wait`` of an event, each with the number of its stream.
         stream: number of the current one.
@@ -238,6 +264,7 @@ class PretendedGpu:
         self.memory = memory
         self.used = self.peak = 0
         self.counts = Counts()
+        self.cudart = Cudart()
         self.log: list[tuple[str, int]] = []
         self.clocks: list[Clock] = []
         self.races: list[str] = []
@@ -309,6 +336,7 @@ class PretendedGpu:
             (cuda, "memory_reserved", lambda device=None: self.used),
             (cuda, "memory_allocated", lambda device=None: self.used),
             (cuda, "synchronize", wait),
+            (cuda, "cudart", lambda: self.cudart),
             (cuda, "Stream", self._new_stream),
             (cuda, "Event", lambda: Event(self)),
             (cuda, "stream", self._on),
@@ -322,6 +350,9 @@ class PretendedGpu:
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor of the host is in pinned memory."""
+        begin = tensor.data_ptr()
+        if any(start <= begin and begin + tensor.nbytes <= end for start, end in self.cudart.registered.items()):
+            return True
         return tensor.untyped_storage().data_ptr() in self._pinned
 
     def put(self, tensor: torch.Tensor) -> DeviceTensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from evomerge.merge.execution.sources import HOST_SHARE
 from evomerge.merge.resident.budgets import divide, share_of
 from evomerge.utils.sizes import size_text
 
@@ -87,7 +88,14 @@ class GpuPlan:
 
 
 def plan_gpu(
-    gpu: int, sharing: int, weights: int, forwards: int | None, sources: int, host: int, layer: int = 0
+    gpu: int,
+    sharing: int,
+    weights: int,
+    forwards: int | None,
+    sources: int,
+    host: int,
+    layer: int = 0,
+    workers: int = 1,
 ) -> GpuPlan:
     """The plan of one worker.
 
@@ -99,11 +107,13 @@ def plan_gpu(
         sources: bytes of all source models.
         host: free bytes of main memory for each of the machine's workers.
         layer: bytes of the slice of a layer that has most, from every source.
+        workers: of the machine, which share what is pinned.
     """
     share = share_of(gpu, sharing)
     need = int(UNKNOWN * share) if forwards is None else forwards
     found = divide(max(0, share - weights - need), host, sources, layer)
-    device, pinned = found.placement.device, found.placement.host
+    device = found.placement.device
+    pinned = min(sources - device, int(host * workers * HOST_SHARE))
     return GpuPlan(
         gpu,
         sharing,

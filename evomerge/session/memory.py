@@ -110,6 +110,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
             pool.nbytes,
             room // workers,
             layer_bytes(pool),
+            workers,
         )
     elsewhere = int(room * CACHE_SHARE / workers)
     budget = cache.memory if cache.memory is not None else plan.cache if plan else elsewhere

@@ -68,7 +68,7 @@ class SharedCache:
 
     def __init__(self, folder: Path, budget: int, *, temporary: bool = True, keep_all: bool = False) -> None:
         self.folder, self.budget, self._temporary, self._keep_all = folder, budget, temporary, keep_all
-        self._lock = _used(folder)
+        self._lock = lock_folder(folder)
         table = folder / "seen"
         with table.open("a+b") as file:
             os.posix_fallocate(file.fileno(), 0, _SEEN)  # a write to a page that finds no room is a crash
@@ -219,7 +219,7 @@ class SharedCache:
 
 
 def remove_if_unused(folder: Path) -> None:
-    """Remove a cache's folder unless a worker uses it."""
+    """Remove a folder (`lock_folder`) unless a worker uses it."""
     with _exclusive(folder / "users") as mine:
         if mine:
             # Whoever opens it meanwhile is to find all of it or nothing.
@@ -229,8 +229,8 @@ def remove_if_unused(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _used(folder: Path) -> IO[str]:
-    """Make a folder and lock its file of users; removing it takes the same lock.
+def lock_folder(folder: Path) -> IO[str]:
+    """Make a folder and lock its file of users; removing it (`remove_if_unused`) takes the same lock.
 
     Raises:
         OSError: the folder cannot be made or written.

@@ -194,7 +194,8 @@ def device_sources(pool: Pool, on_device: int, on_host: int, staging: int = 0) -
     if staging:
         parts.append(MemoryPart("staging", staging, "sources of the slices that are merged next", place="device"))
     if on_host and whole > kept:
-        parts.append(MemoryPart("pinned", min(whole - kept, on_host), "sources on their way to the device"))
+        text = "sources on their way to the device, for all workers"
+        parts.append(MemoryPart("pinned", min(whole - kept, on_host), text, per_machine=True))
     return parts
 
 

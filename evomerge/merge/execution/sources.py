@@ -13,6 +13,7 @@ import torch
 
 from evomerge.merge.cache.merged_slice import ALIGNMENT
 from evomerge.merge.execution.copies_ahead import CopiesAhead, Staging
+from evomerge.merge.execution.pinned_region import PinnedRegion, open_region
 from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.models.pool import Pool
 from evomerge.utils.memory import free_host_memory
@@ -29,7 +30,8 @@ class Placement:
 
     Attributes:
         device: on an accelerator.
-        host: in pinned host memory, for an accelerator; sources on the CPU are mapped and cost nothing.
+        host: in pinned host memory, for an accelerator; sources on the CPU are mapped and cost nothing. Where the
+            machine's workers share what they pin (`pinned_region`), anything above zero allows it.
         notes: of what is derived from sources once for all candidates: orders of magnitudes, or parts of them.
         device_notes: likewise, of what an accelerator reads beside the sources: ranks of magnitudes.
         staging: of a GPU, for sources that are copied while the slice before theirs is merged (`Sources.ahead`).
@@ -86,6 +88,8 @@ class Sources:
         self._ran_out = False
         self._kept: dict[tuple[str, str], torch.Tensor] = {}
         self._staging: Staging | None = None
+        self._region: PinnedRegion | None = None
+        self._has_region = True  # until it is known that there can be none
 
     def flat(self, model: str, name: str) -> torch.Tensor:
         """A tensor of a model as one dimension on the device, in its stored dtype: not to be written to."""
@@ -110,7 +114,7 @@ class Sources:
             with self.notes.noting():  # folds an adapter in, or takes it to the device
                 kept = self.pool.read(model, name).view(-1)
                 if self.device.type != "cpu":
-                    kept = self._placed(kept)
+                    kept = self._placed(model, name, kept)
             self._kept[model, name] = kept
         return kept
 
@@ -168,14 +172,33 @@ class Sources:
         self._staging = None
         return True
 
-    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+    def close(self) -> None:
+        """Let go of everything, and leave what the machine's workers share."""
+        self.release()
+        if self._region is not None:
+            self._region.close()
+        self._region, self._has_region = None, False
+
+    def _placed(self, model: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device or pinned, while there is room; else as it is, mapped from its file."""
         for device, taken in self._taken.items():
             if tensor.nbytes <= self.placement.device // len(self._taken) - taken:
                 self._taken[device] += tensor.nbytes
                 self.device_bytes += tensor.nbytes
                 return tensor.to(device)
-        if self.device.type == "cuda" and tensor.nbytes <= self.placement.host - self.host_bytes:
+        return self._pinned(model, name, tensor) if self.device.type == "cuda" and self.placement.host else tensor
+
+    def _pinned(self, model: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor in memory that all workers of the machine have pinned, or pinned for this one alone."""
+        if self._region is None and self._has_region:
+            self._region = open_region(self.pool, int(free_memory(torch.device("cpu")) * HOST_SHARE))
+            self._has_region = self._region is not None
+        stored = self.pool.checkpoints[model].stored(self.pool.stored[model][name])
+        if self._region is not None and stored is not None:
+            kept = self._region.pinned(stored, tensor)
+            if kept is not None or self._region.works:
+                return tensor if kept is None else kept
+        if tensor.nbytes <= self.placement.host - self.host_bytes:
             self.host_bytes += tensor.nbytes
             return tensor.pin_memory()
         return tensor

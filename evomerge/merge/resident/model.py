@@ -147,7 +147,7 @@ class Resident:
             place.empty()
         self._references.clear()
         self._memory.clear()
-        self.sources.release()
+        self.sources.close()
 
     def apply(self, plan: Plan) -> MergeCount:
         """Make the model the one that `plan` describes, computing only slices that are nowhere to be had.
