@@ -40,8 +40,8 @@ HEAD = (
 )
 
 
-def counted(case: Case, pool: Pool) -> list[Counts]:
-    """What three candidates of a method take on a GPU that has all sources."""
+def counted(case: Case, pool: Pool) -> list[tuple[Counts, int]]:
+    """What three candidates of a method take on a GPU that has all sources, and how many statistics each noted."""
     gpu = PretendedGpu()
     with gpu.present():
         resident = Resident(pool, "cuda", placement=Placement(MUCH, 0, MUCH, MUCH), cache=0)
@@ -49,14 +49,15 @@ def counted(case: Case, pool: Pool) -> list[Counts]:
         for seed in range(3):
             plan = everywhere(case, pool, seed)
             gpu.reset()
+            before = len(resident.sources.notes._small)
             resident.apply(plan)
-            found.append(gpu.reset())
+            found.append((gpu.reset(), len(resident.sources.notes._small) - before))
     return found
 
 
-def row(case: Case, found: list[Counts], pool: Pool) -> str:
-    """A line of the table; where the later candidates differ, the one that waits more."""
-    first, *later = found
+def row(case: Case, found: list[tuple[Counts, int]], pool: Pool) -> str:
+    """A line of the table; where the later candidates that note nothing new differ, the one that waits more."""
+    first, later = found[0][0], [counts for counts, noted in found[1:] if not noted]
     most = max(later, key=lambda counts: (counts.waits.total(), counts.moved_bytes))
     numbers, tensors = sum(pool.info.sizes), len(pool.layout.parameters)
     best = 2 * (case.count + case.based + 1)
