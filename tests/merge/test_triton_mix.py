@@ -16,8 +16,9 @@ from merge.test_cpu_mix import FORMS, NOT_FINITE
 
 from evomerge.errors import EvomergeError, EvomergeWarning
 from evomerge.merge.execution import noted_statistics, tensor_merge
+from evomerge.merge.kernels.sums import CHUNK
 from evomerge.merge.methods import METHODS, call_values
-from evomerge.merge.mixes import backend, cpu_mix
+from evomerge.merge.mixes import backend, cpu_mix, cpu_statistics
 from evomerge.merge.mixes.backend import Backend, backend_of
 from evomerge.merge.mixes.cpu_mix import cut_row
 from evomerge.merge.mixes.masks import uniform
@@ -33,6 +34,7 @@ import triton.language as tl
 from evomerge.merge.kernels import triton_mixing
 from evomerge.merge.kernels.triton_mixing import BLOCK, setting
 from evomerge.merge.mixes import triton_mix
+from evomerge.merge.mixes.triton_statistics import TritonStatistics
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = (0, 1, 7, BLOCK - 1, BLOCK, 2 * BLOCK + 77)
@@ -354,3 +356,19 @@ def test_kernels_that_do_not_work_are_not_used_and_said_once(
         assert {backend_of(with_a_gpu, DTYPES) for _ in range(3)} == {Backend.TORCH}
     assert len(said) == 1
     assert "\n" not in str(said[0].message)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_of_magnitudes_are_those_of_the_cpu(dtype: torch.dtype) -> None:
+    count = CHUNK + 700
+    rng = np.random.default_rng(2)
+    base, task = (torch.from_numpy(rng.standard_normal(count)).to(dtype) for _ in range(2))
+    here = cpu_statistics.CpuStatistics([task], base, (count,), KEYS)
+    there = TritonStatistics([task.to(DEVICE)], base.to(DEVICE), (count,), KEYS)
+    cuts = [
+        None,
+        *(Cut(0x3E000000, low_end, 0x3F800000, high_start) for low_end, high_start in ((700, 513), (CHUNK + 3, 0))),
+    ]
+    for cut, density in zip((*cuts, here.cut(0, 0, 999)), (0.3, None, 0.4, None), strict=True):
+        assert float(there.magnitude_kept(0, cut, density)) == here.magnitude_kept(0, cut, density)
+    assert float(TritonStatistics([task], task, (count,), KEYS).magnitude_kept(0, None, 0.5)) == 1.0

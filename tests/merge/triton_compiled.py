@@ -14,8 +14,8 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from evomerge.merge.kernels import triton_mixing
-from evomerge.merge.mixes import triton_mix
+from evomerge.merge.kernels import triton_mixing, triton_sums
+from evomerge.merge.mixes import triton_mix, triton_statistics
 from evomerge.merge.mixes.mix import Cut, DeviceCut, Mix, Pruning, Term
 
 COUNT = 4 * triton_mixing.BLOCK
@@ -40,12 +40,13 @@ class Absent:
 class Compiled:
     """Takes the place of the kernel: compiles for what it would be launched with."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
         self.made: list[Any] = []
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         def compile_(*arguments: Any, **options: Any) -> None:
-            self.made.append(triton_mixing.mix.warmup(*arguments, grid=grid, **options))
+            self.made.append(self.kernel.warmup(*arguments, grid=grid, **options))
 
         return compile_
 
@@ -85,6 +86,21 @@ def moved(ptx: str, instruction: str) -> float:
     return total * threads / triton_mixing.BLOCK
 
 
+def described(capability: int, dtype: torch.dtype, name: str, kernel: Compiled) -> dict[str, Any]:
+    """What a compiled kernel does."""
+    ptx = kernel.made[0].asm["ptx"]
+    return {
+        "capability": capability,
+        "dtype": str(dtype).removeprefix("torch."),
+        "mix": name,
+        "kernels": len({id(made) for made in kernel.made}),
+        "arithmetic": sorted(set(re.findall(r"\b((?:fma|mad|mul|add|sub|div|rcp)\.\S*f(?:32|64))\b", ptx))),
+        "read": moved(ptx, "ld"),
+        # Of the words that say what is not finite none is written in general.
+        "written": moved(ptx, "st") - 4,
+    }
+
+
 def main() -> None:
     """Print, by capability, dtype and mix: arithmetic instructions, bytes an element, and kernels compiled."""
     found = []
@@ -92,24 +108,18 @@ def main() -> None:
         driver.set_active(Absent(capability))
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             for name in forms(1.0):
-                kernel = triton_mix.mix_kernel = Compiled()
+                kernel = triton_mix.mix_kernel = Compiled(triton_mixing.mix)
                 for weight, keys in ((0.3, (5, 7, 9)), (1.0, (1, 16, 2**64 - 1))):
                     mix = forms(weight)[name]
                     tensors = [torch.zeros(COUNT, dtype=dtype) for _ in range(len(mix.terms) + 1)]
                     triton_mix.mix_(tensors[0], mix, tensors[1:], tensors[0], keys)
-                ptx = kernel.made[0].asm["ptx"]
-                found.append(
-                    {
-                        "capability": capability,
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "mix": name,
-                        "kernels": len({id(made) for made in kernel.made}),
-                        "arithmetic": sorted(set(re.findall(r"\b((?:fma|mad|mul|add|sub|div|rcp)\.\S*f32)\b", ptx))),
-                        "read": moved(ptx, "ld"),
-                        # Of the words that say what is not finite none is written in general.
-                        "written": moved(ptx, "st") - 4,
-                    }
-                )
+                found.append(described(capability, dtype, name, kernel))
+            kernel = triton_statistics.magnitudes = Compiled(triton_sums.magnitudes)
+            for keys in ((5,), (2**64 - 1,)):
+                tensors = [torch.zeros(COUNT, dtype=dtype) for _ in range(2)]
+                statistics = triton_statistics.TritonStatistics(tensors[:1], tensors[1], (COUNT,), keys)
+                statistics._magnitudes(0, Cut(0x3C000000, keys[0] % COUNT, 0x3F000000, 16), 0.3)
+            found.append(described(capability, dtype, "sums of magnitudes", kernel))
     print(json.dumps(found))
 
 

@@ -65,7 +65,10 @@ class NotedStatistics:
         inputs, base = self._tensors
         if self._backend is Backend.CPU:
             return CpuStatistics(inputs, base, self.shape, self._keys, self._window)
-        return TensorStatistics(inputs, base, self.shape, self._keys)
+        kind = TensorStatistics
+        if self._backend is Backend.TRITON:
+            from evomerge.merge.mixes.triton_statistics import TritonStatistics as kind  # there is Triton
+        return kind(inputs, base, self.shape, self._keys)
 
     def gram(self, differences: bool = False) -> NDArray[np.float64]:
         """Inner products of the inputs, or of their task vectors."""

@@ -188,21 +188,26 @@ class TensorStatistics:
 
         On an accelerator a float64 tensor of no dimension that stays there.
         """
+        if not self.count:
+            return 1.0
+        chunks = self._magnitudes(index, cut, density)
+        before, after = folded(torch.nn.functional.pad(chunks, (0, power_of_two(chunks.shape[1]) - chunks.shape[1])))
+        share = torch.where(before == 0, torch.ones_like(before), after / before)
+        share = torch.where(before.isfinite(), share, torch.full_like(share, math.nan))
+        return float(share) if share.device.type == "cpu" else share
+
+    def _magnitudes(self, index: int, cut: Cut | DeviceCut | None, density: float | None) -> torch.Tensor:
+        """Sums of magnitudes before and after a cut and a mask: float64, of shape ``(2, chunks)``."""
         sums: list[torch.Tensor] = []
         for at in self._parts():
             task = self._task(index, at)
             both = task, self._left(task, index, cut, density, at.start)
             parts = [_padded(values.abs_(), CHUNK).view(-1, CHUNK // BLOCK, BLOCK) for values in both]
             sums.append(torch.stack([_magnitudes(part) for part in parts]))
-        if not sums:
-            return 1.0
         chunks = torch.cat(sums, 1)
         if cut is not None:
             self._split(chunks, index, cut, density)
-        before, after = _folded(torch.nn.functional.pad(chunks, (0, power_of_two(chunks.shape[1]) - chunks.shape[1])))
-        share = torch.where(before == 0, torch.ones_like(before), after / before)
-        share = torch.where(before.isfinite(), share, torch.full_like(share, math.nan))
-        return float(share) if share.device.type == "cpu" else share
+        return chunks
 
     def _left(
         self,
@@ -312,7 +317,7 @@ def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     total = torch.zeros_like(singles[:, 0], dtype=torch.float64)
     for group in range(a.shape[1]):
         total += singles[:, group].double()
-    return _folded(total)
+    return folded(total)
 
 
 def _magnitudes(values: torch.Tensor) -> torch.Tensor:
@@ -324,10 +329,10 @@ def _magnitudes(values: torch.Tensor) -> torch.Tensor:
     total = torch.zeros_like(values[:, 0], dtype=torch.float64)
     for block in range(values.shape[1]):
         total += values[:, block]
-    return _folded(total)
+    return folded(total)
 
 
-def _folded(total: torch.Tensor) -> torch.Tensor:
+def folded(total: torch.Tensor) -> torch.Tensor:
     """Sums of rows, halves first."""
     while total.shape[1] > 1:
         half = total.shape[1] // 2

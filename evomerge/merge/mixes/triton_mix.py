@@ -48,12 +48,11 @@ def mix_(
     settings = _settings(mix, used, inputs, origin, keys)
     whole = 0 if begin else end // BLOCK
     first = whole or begin // BLOCK  # of the blocks that are not mixed whole
-    # Triton launches on the current device, whichever the tensors are on.
-    with torch.cuda.device(out.device) if out.is_cuda else contextlib.nullcontext():
+    with on_device_of(out):
         for programs, at, all_of_them in ((whole, 0, True), (-(-end // BLOCK) - first, first, False)):
             if programs:
                 places = setting(at), setting(begin), setting(end)
-                mix_kernel[(programs,)](_bits(out), bad, *places, *settings, all_of_them, BLOCK, **OPTIONS)
+                mix_kernel[(programs,)](stored_bits(out), bad, *places, *settings, all_of_them, BLOCK, **OPTIONS)
     return bad == 0
 
 
@@ -75,15 +74,15 @@ def _settings(
     cuts: Any = None
     masks = None
     if any(isinstance(term.cut, DeviceCut) for term in terms):
-        cuts = torch.stack([_limits(term.cut, device) for term in terms])
+        cuts = torch.stack([limits_of(term.cut, device) for term in terms])
     elif any(term.cut for term in terms):
         cuts = tuple(setting(number) for term in terms for number in cut_row(term.cut))
     if prunings or any(term.density is not None for term in terms):
         rows = ((keys[i] & 0xFFFFFFFF, keys[i] >> 32, mask_last(mix.terms[i].density)) for i in used)
         masks = tuple(setting(number) for row in rows for number in row)
     return (
-        tuple(_bits(inputs[i]) for i in used),
-        _bits(base) if base is not None else None,
+        tuple(stored_bits(inputs[i]) for i in used),
+        stored_bits(base) if base is not None else None,
         weights,
         cuts,
         masks,
@@ -97,7 +96,7 @@ def _settings(
         len(used),
         isinstance(weights, torch.Tensor),
         isinstance(cuts, torch.Tensor),
-        any(_has_band(term.cut) for term in terms),
+        any(has_band(term.cut) for term in terms),
         bool(prunings) and prunings[0].by_probability,
     )
 
@@ -110,9 +109,14 @@ def _inverses(votes: Sequence[float], least: float) -> tuple[float, ...]:
     return tuple((np.float32(1) / np.where(abs(sums) <= np.float32(least), np.float32(1), sums)).tolist())
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def stored_bits(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor as the kernels take it: bfloat16 as whole numbers."""
     return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+
+
+def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device, whichever the tensors are on: here on that of a tensor."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def _there(number: float | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -120,14 +124,14 @@ def _there(number: float | torch.Tensor, dtype: torch.dtype, device: torch.devic
     return number.to(dtype) if isinstance(number, torch.Tensor) else torch.full((), number, dtype=dtype, device=device)
 
 
-def _limits(cut: Cut | DeviceCut | None, device: torch.device) -> torch.Tensor:
+def limits_of(cut: Cut | DeviceCut | None, device: torch.device) -> torch.Tensor:
     """A cut as the kernel takes it where only the device knows one of them: int64, of shape ``(4,)``."""
     if isinstance(cut, DeviceCut):
         return cut.limits
     return torch.stack([_there(number, torch.int64, device) for number in cut_row(cut)])
 
 
-def _has_band(cut: Cut | DeviceCut | None) -> bool:
+def has_band(cut: Cut | DeviceCut | None) -> bool:
     """Whether a cut may drop the largest."""
     return cut.has_band if isinstance(cut, DeviceCut) else cut is not None and cut.high != LARGEST
 
