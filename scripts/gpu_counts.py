@@ -87,9 +87,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="counts for docs/performance.md")
     parser.add_argument("--check", action="store_true", help="exit with 1 unless the table is up to date")
     check = parser.parse_args().check
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    old, _, after = rest.partition(END)
     new = f"\n{table()}"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)  # last: the page may be edited meanwhile
+    old, _, after = rest.partition(END)
     if check:
         return int(old != new)
     PAGE.write_text(f"{before}{BEGIN}{new}{END}{after}", encoding="utf-8")

@@ -32,7 +32,7 @@ def magnitudes(
 
     Args:
         task, base: the first elements; bfloat16 as int16.
-        result: float64 of shape ``(2, chunks, BLOCK)``: sums of the elements that have their place in a block in common.
+        result: float64 of shape ``(2, chunks, BLOCK)``: sums of the elements with the same place in their blocks.
         count: elements, as `triton_mixing.setting` gives it, like the numbers in `mask`.
         cuts: where the four fields of a `mix.Cut` are, int64; or ``None``.
         mask: the lower and the upper word of the key and the largest number that stays; or ``None``.
