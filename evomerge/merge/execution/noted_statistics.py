@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from evomerge.merge.execution.sources import Notes
 from evomerge.merge.mixes.backend import Backend, backend_of
 from evomerge.merge.mixes.cpu_statistics import CpuStatistics, Window
+from evomerge.merge.mixes.magnitude_order import row_width
 from evomerge.merge.mixes.mix import Cut, DeviceCut
-from evomerge.merge.mixes.torch_statistics import Bin, TensorStatistics, row_width
+from evomerge.merge.mixes.torch_statistics import Bin, TensorStatistics
 
 
 class NotedStatistics:

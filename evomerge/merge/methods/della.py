@@ -22,10 +22,10 @@ from evomerge.merge.methods.parameters import (
 )
 from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.merge.methods.task_vectors import fused, restorable
+from evomerge.merge.mixes.magnitude_order import by_magnitude, row_width
 from evomerge.merge.mixes.masks import kept_up_to, restore_
 from evomerge.merge.mixes.mix import Mix, Pruning, Statistics, Term
 from evomerge.merge.mixes.torch_mix import mix_block
-from evomerge.merge.mixes.torch_statistics import by_magnitude, row_width
 from evomerge.recipes.method_spec import ParameterSpec
 
 EPSILON = ParameterSpec(

@@ -18,9 +18,11 @@ from evomerge.merge.kernels.mixing import BLOCK
 from evomerge.merge.kernels.selection import BINS, SHIFT
 from evomerge.merge.kernels.sums import CHUNK, GROUP
 from evomerge.merge.mixes.cpu_statistics import INFINITE_BIN, Ranks, exact_sum, not_finite, power_of_two
+from evomerge.merge.mixes.magnitude_order import WORD, ascending, by_magnitude, keys_of, row_width
 from evomerge.merge.mixes.masks import drop_
 from evomerge.merge.mixes.mix import LARGEST, Cut, DeviceCut, cut_between
 from evomerge.merge.mixes.torch_mix import cut_
+from evomerge.merge.mixes.torch_sums import folded, inner_products, magnitudes, padded
 
 Bin = torch.Tensor
 """A bin's elements by falling magnitude, of equals the first ones first: in the upper word of each int64 what its
@@ -31,7 +33,7 @@ LARGE = 1 << 25
 
 _CPU_PART, _DEVICE_PART = 1 << 18, 1 << 26  # elements worked on at a time, multiples of `CHUNK`
 _BIN_PART = 1 << 24  # where each takes 25 bytes
-_SIZE, _WORD = 0x7FFFFFFF, 0xFFFFFFFF
+_SIZE = 0x7FFFFFFF
 
 
 class TensorStatistics:
@@ -77,8 +79,8 @@ class TensorStatistics:
         sums: list[torch.Tensor] = []
         for at in self._parts():
             values = [self._task(i, at) if differences else x[at].float() for i, x in enumerate(self._inputs)]
-            whole = [_padded(value, CHUNK).view(-1, CHUNK // (GROUP * BLOCK), GROUP, BLOCK) for value in values]
-            sums.append(torch.stack([_inner(whole[i], whole[j]) for i, j in pairs]))
+            whole = [padded(value, CHUNK).view(-1, CHUNK // (GROUP * BLOCK), GROUP, BLOCK) for value in values]
+            sums.append(torch.stack([inner_products(whole[i], whole[j]) for i, j in pairs]))
         found = torch.cat(sums, 1).cpu().numpy() if sums else np.zeros((len(pairs), 0))
         products = np.zeros((n, n))
         for (i, j), chunks in zip(pairs, found, strict=True):
@@ -111,9 +113,9 @@ class TensorStatistics:
             inside = (bits >> SHIFT) == number
             places = inside.cumsum(0).add_(before)
             before = places[-1].clone()
-            keys = _keys(bits).add_(torch.arange(at.start, at.stop, device=self._device))
+            keys = keys_of(bits).add_(torch.arange(at.start, at.stop, device=self._device))
             found.scatter_(0, places.masked_fill_(~inside, size), keys)
-        return _sorted(found[:size].view(1, -1)).view(-1)
+        return ascending(found[:size].view(1, -1)).view(-1)
 
     def cut(self, index: int, first: int, last: int) -> Cut | DeviceCut | None:
         """The cut that keeps the ranks from `first` to `last`; ``None`` where that is all but zeros."""
@@ -133,7 +135,7 @@ class TensorStatistics:
             if size > LARGE:
                 return self._at(index, number, within)
             key = held(number, size)[within]
-            return torch.stack([_SIZE - (key >> 32), (key & _WORD) + 1])
+            return torch.stack([_SIZE - (key >> 32), (key & WORD) + 1])
 
         if self._device.type == "cpu":
             return cut_between(first, last, self.count, lambda rank: tuple(at(rank).tolist()))
@@ -164,7 +166,7 @@ class TensorStatistics:
         place = (above <= within).sum()  # of the value, the largest first
         value = ((number + 1) << SHIFT) - 1 - place
         left = within - torch.where(place > 0, above.gather(0, (place - 1).clamp_min(0).view(1))[0], 0)
-        counts = [_padded((self._bits(index, at) == value).int(), CHUNK).view(-1, CHUNK).sum(1) for at in self._parts()]
+        counts = [padded((self._bits(index, at) == value).int(), CHUNK).view(-1, CHUNK).sum(1) for at in self._parts()]
         upto = torch.cat(counts).cumsum(0)
         chunk = (upto <= left).sum()
         left = left - torch.where(chunk > 0, upto.gather(0, (chunk - 1).clamp_min(0).view(1))[0], 0)
@@ -202,8 +204,8 @@ class TensorStatistics:
         for at in self._parts():
             task = self._task(index, at)
             both = task, self._left(task, index, cut, density, at.start)
-            parts = [_padded(values.abs_(), CHUNK).view(-1, CHUNK // BLOCK, BLOCK) for values in both]
-            sums.append(torch.stack([_magnitudes(part) for part in parts]))
+            parts = [padded(values.abs_(), CHUNK).view(-1, CHUNK // BLOCK, BLOCK) for values in both]
+            sums.append(torch.stack([magnitudes(part) for part in parts]))
         chunks = torch.cat(sums, 1)
         if cut is not None:
             self._split(chunks, index, cut, density)
@@ -250,7 +252,7 @@ class TensorStatistics:
             task = self._gathered(index, places)
             for row, values in enumerate((task, self._left(task, index, cut, density, start))):
                 runs[row, number].scatter_(0, target, torch.where(inside, values, 0.0))
-        found = _magnitudes(runs.abs_().view(4, -1, BLOCK)).view(2, 2)
+        found = magnitudes(runs.abs_().view(4, -1, BLOCK)).view(2, 2)
         chunks.scatter_(1, torch.stack(changed).expand(2, 2), found)  # twice the same where both are of one chunk
 
     def row_ranks(self, index: int) -> torch.Tensor:
@@ -270,71 +272,3 @@ class TensorStatistics:
 
 def _sum(chunks: NDArray[np.float64]) -> float:
     return exact_sum(chunks) if np.isfinite(chunks).all() else math.nan
-
-
-def row_width(shape: tuple[int, ...]) -> int:
-    """Elements that belong to an index of a tensor's first dimension; all of a vector's."""
-    return math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
-
-
-def by_magnitude(task: torch.Tensor) -> torch.Tensor:
-    """The columns of each row by falling magnitude, of equals the earlier first: int64, of the shape of `task`.
-
-    Args:
-        task: float32, of shape ``(rows, width)``.
-    """
-    keys = _keys(task.view(torch.int32)).add_(torch.arange(task.shape[1], device=task.device))
-    return _sorted(keys).bitwise_and_(_WORD)
-
-
-def _keys(bits: torch.Tensor) -> torch.Tensor:
-    """Numbers that ascend with falling magnitude: int64 with a free lower word, of float32 bits of either sign."""
-    return bits.bitwise_or(-(2**31)).bitwise_not_().to(torch.int64).bitwise_left_shift_(32)
-
-
-def _sorted(keys: torch.Tensor) -> torch.Tensor:
-    """Rows of numbers with their places in the lower words, ascending: faster than a stable sort, the same anywhere."""
-    if keys.device.type == "cpu":
-        keys.numpy().sort(axis=1)
-        return keys
-    return keys.sort(dim=1).values
-
-
-def _padded(values: torch.Tensor, multiple: int) -> torch.Tensor:
-    """With zeros at the end, which change no sum."""
-    return torch.nn.functional.pad(values, (0, -len(values) % multiple))
-
-
-def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Inner products as `kernels.sums.gram` adds them up: float64, one for each chunk.
-
-    Args:
-        a, b: float32, of shape ``(chunks, groups, blocks, BLOCK)``.
-    """
-    singles = torch.zeros_like(a[:, :, 0])
-    for block in range(a.shape[2]):
-        singles += a[:, :, block] * b[:, :, block]
-    total = torch.zeros_like(singles[:, 0], dtype=torch.float64)
-    for group in range(a.shape[1]):
-        total += singles[:, group].double()
-    return folded(total)
-
-
-def _magnitudes(values: torch.Tensor) -> torch.Tensor:
-    """Sums of magnitudes as `kernels.sums.magnitudes` adds them up: float64, one for each chunk.
-
-    Args:
-        values: magnitudes, float32, of shape ``(chunks, blocks, BLOCK)``.
-    """
-    total = torch.zeros_like(values[:, 0], dtype=torch.float64)
-    for block in range(values.shape[1]):
-        total += values[:, block]
-    return folded(total)
-
-
-def folded(total: torch.Tensor) -> torch.Tensor:
-    """Sums of rows, halves first."""
-    while total.shape[1] > 1:
-        half = total.shape[1] // 2
-        total = total[:, :half] + total[:, half:]
-    return total.view(-1)

@@ -10,7 +10,8 @@ from evomerge.merge.kernels.triton_mixing import OPTIONS, setting
 from evomerge.merge.kernels.triton_sums import magnitudes
 from evomerge.merge.mixes.cpu_mix import mask_last
 from evomerge.merge.mixes.mix import Cut, DeviceCut
-from evomerge.merge.mixes.torch_statistics import TensorStatistics, folded
+from evomerge.merge.mixes.torch_statistics import TensorStatistics
+from evomerge.merge.mixes.torch_sums import folded
 from evomerge.merge.mixes.triton_mix import has_band, limits_of, on_device_of, stored_bits
 
 

@@ -9,8 +9,8 @@ from merge.papers_sparse import probabilities
 
 from evomerge.errors import PoolError
 from evomerge.merge.methods import blocks
+from evomerge.merge.mixes.magnitude_order import by_magnitude
 from evomerge.merge.mixes.masks import mask_key, uniform
-from evomerge.merge.mixes.torch_statistics import by_magnitude
 from evomerge.recipes.method_spec import Scalar
 
 sparsify = pytest.importorskip("mergekit.sparsify")
