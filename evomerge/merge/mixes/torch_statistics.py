@@ -175,9 +175,14 @@ class TensorStatistics:
         element = chunk * CHUNK + (equal.cumsum(0) <= left).sum()
         return torch.stack([value, element + 1])
 
+    @property
+    def _chunk_size(self) -> int:
+        """Elements of a chunk that are looked at: of a small tensor's those that there are, in whole blocks."""
+        return min(CHUNK, -(-self.count // BLOCK) * BLOCK)
+
     def _chunk(self, chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Indexes of the elements of a chunk, and which of them there are."""
-        places = torch.arange(CHUNK, device=self._device) + chunk * CHUNK
+        places = torch.arange(self._chunk_size, device=self._device) + chunk * CHUNK
         return places.clamp_max(self.count - 1), places < self.count
 
     def _gathered(self, index: int, places: torch.Tensor) -> torch.Tensor:
@@ -201,10 +206,11 @@ class TensorStatistics:
     def _magnitudes(self, index: int, cut: Cut | DeviceCut | None, density: float | None) -> torch.Tensor:
         """Sums of magnitudes before and after a cut and a mask: float64, of shape ``(2, chunks)``."""
         sums: list[torch.Tensor] = []
+        size = self._chunk_size
         for at in self._parts():
             task = self._task(index, at)
             both = task, self._left(task, index, cut, density, at.start)
-            parts = [padded(values.abs_(), CHUNK).view(-1, CHUNK // BLOCK, BLOCK) for values in both]
+            parts = [padded(values.abs_(), size).view(-1, size // BLOCK, BLOCK) for values in both]
             sums.append(torch.stack([magnitudes(part) for part in parts]))
         chunks = torch.cat(sums, 1)
         if cut is not None:
@@ -238,8 +244,8 @@ class TensorStatistics:
         """
         limits = cut.limits if isinstance(cut, DeviceCut) else self._numbers(*cut)
         splits = limits[1].minimum(limits[3]), limits[1].maximum(limits[3])
-        lane = torch.arange(CHUNK, device=self._device)
-        runs = torch.zeros((2, 2, CHUNK + 2 * BLOCK), device=self._device)
+        lane = torch.arange(self._chunk_size, device=self._device)
+        runs = torch.zeros((2, 2, len(lane) + 2 * BLOCK), device=self._device)
         changed = [(split // CHUNK).clamp_max(chunks.shape[1] - 1) for split in splits]
         for number, chunk in enumerate(changed):
             start = chunk * CHUNK
