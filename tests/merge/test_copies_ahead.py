@@ -146,6 +146,7 @@ def test_a_forgotten_wait_is_found(
     gpu.races.clear()
 
 
+@pytest.mark.slow
 def test_lineages_read_what_they_take_themselves(pool: Pool, gpu: PretendedGpu) -> None:
     there = Resident(pool, "cuda", placement=pinned(1 << 18), cache=10**6)
     here = Resident(pool, placement=Placement(0, 0, 0), cache=0)

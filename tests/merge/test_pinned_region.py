@@ -138,6 +138,7 @@ def test_other_files_are_another_region(pool: Pool, gpu: PretendedGpu, shm: Path
     assert list(shm.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_region_that_nobody_closed_is_removed(pool: Pool, gpu: PretendedGpu, shm: Path) -> None:
     region = open_region(pool, MUCH, shm)
     assert region is not None

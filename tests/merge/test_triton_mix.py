@@ -358,6 +358,7 @@ def test_kernels_that_do_not_work_are_not_used_and_said_once(
     assert "\n" not in str(said[0].message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sums_of_magnitudes_are_those_of_the_cpu(dtype: torch.dtype) -> None:
     count = CHUNK + 700
