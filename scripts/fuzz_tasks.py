@@ -252,7 +252,7 @@ def _load(source: str, include: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _without_built_in_tasks() -> Iterator[None]:
+def without_built_in_tasks() -> Iterator[None]:
     """Let lm-eval know no tasks but those of a case: reading its 14,000 takes longer than everything else."""
     stock = loading.TaskManager
     loading.TaskManager = lambda include_path=None, **_: stock(include_path=include_path, include_defaults=False)
@@ -272,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.cases is not None:
         every = random.Random(options.seed).sample(every, min(options.cases, len(every)))
     crashes = 0
-    with tempfile.TemporaryDirectory() as folder, _without_built_in_tasks():
+    with tempfile.TemporaryDirectory() as folder, without_built_in_tasks():
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"  # every case has data of its own
         for case in every:
             problem = try_case(case, Path(folder))
