@@ -1,9 +1,9 @@
 """Where a search for a path begins, on a deep model: `python scripts/benchmark_path_starts.py FOLDER`.
 
 Makes two random Llamas of 30 layers and a task, and searches paths through their layers with few evaluations, as
-searches begin now and as they did before `gentle_start`. The task's questions are random words, with four words to go on
-with; the right one is that which a third random model, of which both are noisy copies, finds the likeliest. So there is
-something to be right about without any training, and every layer matters to it. Prints a Markdown table.
+searches begin now and as they did before `gentle_start`. The task's questions are random words, with four words to go
+on with; the right one is that which a third random model, of which both are noisy copies, finds the likeliest. So there
+is something to be right about without any training, and every layer matters to it. Prints a Markdown table.
 
 FOLDER gets the models, the task and the runs; runs that are there already are read and not made again.
 """

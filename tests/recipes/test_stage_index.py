@@ -10,8 +10,17 @@ from typing import Any
 import pytest
 
 from evomerge.errors import RecipeError
-from evomerge.recipes import Input, ModelRef, Recipe, SliceId, SliceRecipe, dump_recipe, load_recipe, parameters
-from evomerge.recipes import stage_index
+from evomerge.recipes import (
+    Input,
+    ModelRef,
+    Recipe,
+    SliceId,
+    SliceRecipe,
+    dump_recipe,
+    load_recipe,
+    parameters,
+    stage_index,
+)
 from evomerge.recipes.stage_index import StageIndex
 
 MODELS = (("a", ModelRef("org/a", "1")), ("b", ModelRef("org/b", "2")))
