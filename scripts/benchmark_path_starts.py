@@ -106,8 +106,11 @@ def scores(folder: Path, models: dict[str, str], words: list[str], run: Path) ->
     """The scores of a search's candidates, in order; 0 for those without one."""
     if not run.exists():
         evomerge.search(
-            *("search_space=data_flow", "strategy=catcma", f"search.evaluations={EVALUATIONS}", *words),
-            **{"pool.models": models, "run_dir": str(run), "display": "quiet", "search.baselines": False},
+            *("search_space=data_flow", "strategy=catcma", *words),
+            display="quiet",
+            run_dir=str(run),
+            pool={"models": models},
+            search={"evaluations": EVALUATIONS, "baselines": False},
             fitness={"tasks": [str(folder.absolute() / "likeliest.yaml")], "batch_size": 64},
         )
     return [trial.objectives.get("score", 0.0) for trial in read_history(run).trials]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -21,6 +22,7 @@ import random
 import shutil
 import sys
 import tempfile
+import unittest.mock
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ if __name__ == "__main__":
 
 import datasets
 import yaml
+from lm_eval.tasks import TaskManager
 
 from evomerge.config.task_code import task_code
 from evomerge.errors import EvomergeError
@@ -254,12 +257,11 @@ def _load(source: str, include: str | None) -> None:
 @contextlib.contextmanager
 def without_built_in_tasks() -> Iterator[None]:
     """Let lm-eval know no tasks but those of a case: reading its 14,000 takes longer than everything else."""
-    stock = loading.TaskManager
-    loading.TaskManager = lambda include_path=None, **_: stock(include_path=include_path, include_defaults=False)
-    try:
+    only = functools.partial(TaskManager, include_defaults=False)
+    with unittest.mock.patch.object(
+        loading, "TaskManager", lambda include_path=None, **_: only(include_path=include_path)
+    ):
         yield
-    finally:
-        loading.TaskManager = stock
 
 
 def main(arguments: list[str] | None = None) -> int:
