@@ -67,9 +67,10 @@ def nearest(name: str, choices: Iterable[str], limit: int = 5) -> str:
     """Describe the valid choices for a mistyped `name`, the nearest first.
 
     Returns a phrase such as ``did you mean 'linear'? (linear, slerp, ties)``, never empty when
-    there are choices; long lists are cut to the nearest `limit`.
+    there are choices; long lists are cut to the nearest `limit`. Control characters are written out: choices may be
+    names from files, and the phrase is part of a line.
     """
-    known = sorted(set(choices))
+    known = sorted({each if each.isprintable() else repr(each)[1:-1] for each in choices})
     if not known:
         return "there are none"
     close = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)

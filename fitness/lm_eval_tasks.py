@@ -287,11 +287,11 @@ class LmEvalFitness:
                 build_requests(tasks, self._tokenizer, self._settings)
             return texts(tasks, most)
 
-    def documents(self) -> frozenset[str]:
-        """A hash of the content of each item; `check` comes before."""
+    def documents(self) -> Sequence[tuple[str, str]]:
+        """For each item the hashes of what is asked and scored, and of its document; `check` comes before."""
         from fitness._lm_eval.texts import documents
 
-        return documents(self._loaded(), self._settings.limit)
+        return documents(self._loaded(), self._settings.limit, self._generators)
 
     def fingerprint(self) -> str:
         """``sha256:`` over documents, prompts, tokens, metrics, dtype, batch size and versions; not over places."""

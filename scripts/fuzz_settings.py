@@ -58,12 +58,16 @@ def cases(pool: Path, most: int | None, seed: int) -> list[str]:
     return every if most is None else random.Random(seed).sample(every, min(most, len(every)))
 
 
+def _words(pool: Path, word: str) -> list[str]:
+    return ["validate", "experiment=demo", f"pool.root='{pool}'", "fitness.limit=4", word]
+
+
 def fault(pool: Path, word: str) -> str:
     """What is wrong with how a case ends; empty where nothing is."""
     said = io.StringIO()
     try:
         with within(SLOW), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            status = command(["validate", "experiment=demo", f"pool.root='{pool}'", "fitness.limit=4", word])
+            status = command(_words(pool, word))
     except TooLong as error:
         return str(error)
     except BaseException as error:
@@ -75,6 +79,14 @@ def fault(pool: Path, word: str) -> str:
     return "" if len(lines) == (status == 2) else f"{len(lines)} lines of error: {said.getvalue()[:300]}"
 
 
+def import_all(pool: Path) -> None:
+    """Import what the cases need, without a limit: an import that is broken off breaks all that come later."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        status = command(_words(pool, "search.seed=0"))
+    if status != 0:
+        sys.exit(f"{pool} is not the folder of the demo's models")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Try the cases and print what was found; 1 where anything was."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -83,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     words = cases(options.pool, options.most, options.seed)
-    fault(options.pool, "search.seed=0")  # what is imported is imported now
+    import_all(options.pool)
     found = 0
     for word in words:
         wrong = fault(options.pool, word)

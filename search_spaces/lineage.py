@@ -243,11 +243,13 @@ def _recipes(pool: PoolInfo, files: Mapping[str, str], winner: Recipe | None) ->
             raise ConfigError(f"{KEY}.recipes.{name}: {error.given}", error.allowed, error.do) from error
     if winner is not None:
         found["winner"] = adopted(winner, pool)
-    for name, recipe in found.items():
-        taken = {*dict(pool.refs), *(stage for other in found.values() for stage in other.stages)}
-        if name in taken:
-            raise ConfigError(f"{KEY}.recipes has {name!r}", "the name of no model and of no intermediate of a recipe")
+    stages: dict[str, Recipe] = {}
+    for recipe in found.values():
         for stage, content in recipe.stages.items():
-            if any(other.stages.get(stage, content) != content for other in found.values()):
+            # Alone: those that it takes itself are in this loop too, and a lineage is long.
+            if not stages.setdefault(stage, content).equals_alone(content):
                 raise ConfigError(f"{KEY}.recipes: two intermediates are called {stage!r}", "one recipe for a name")
+    for name in found:
+        if name in stages or name in dict(pool.refs):
+            raise ConfigError(f"{KEY}.recipes has {name!r}", "the name of no model and of no intermediate of a recipe")
     return found

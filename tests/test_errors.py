@@ -19,6 +19,7 @@ def test_nearest_puts_the_likely_choice_first() -> None:
     assert nearest("tis", ["linear", "slerp", "ties"]) == "did you mean 'ties'? (one of: linear, slerp, ties)"
     assert nearest("zzz", ["b", "a"]) == "one of: a, b"
     assert nearest("x", []) == "there are none"
+    assert nearest("zzz", ["b\nc\x1b", "ä"]) == "one of: b\\nc\\x1b, ä"
 
 
 def test_nearest_cuts_long_lists() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
@@ -114,8 +115,8 @@ class Recipe:
                         f"intermediate {name!r} has a model {model!r} that is not the recipe's own",
                         "models of the recipe, under the same names",
                     )
-        names = [name for name, _ in self.intermediates]
-        twice = sorted({name for name in models if stages.get(name)} | {n for n in names if names.count(n) > 1})
+        names = Counter(name for name, _ in self.intermediates)
+        twice = sorted({name for name in models if stages.get(name)} | {n for n, times in names.items() if times > 1})
         if twice:
             raise RecipeError(f"{twice[0]!r} names an intermediate and something else", "every name once")
         return set(names)
@@ -137,11 +138,13 @@ class Recipe:
     def stage_index(self) -> StageIndex:
         """The names of `stages`; `RecipeError` where one means two recipes."""
         if self._index is None:
-            if any(stage._index is None for _, stage in self.intermediates):
-                for stage in self.stages.values():  # in order: a lineage may be deeper than Python's stack
-                    object.__setattr__(stage, "_index", stage._index or StageIndex.of(stage.intermediates))
-            object.__setattr__(self, "_index", StageIndex.of(self.intermediates))
+            object.__setattr__(self, "_index", StageIndex(self.intermediates))
         assert self._index is not None
+        return self._index
+
+    @property
+    def known_index(self) -> StageIndex | None:
+        """`stage_index`, where that was asked for before."""
         return self._index
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.text import Text
 
@@ -17,6 +17,7 @@ from evomerge.session.gene_budget import PER_GENE, free_genes
 from evomerge.session.memory import MemoryEstimate, memory_caution
 from evomerge.session.parts import Parts
 
+_BOLD = "bold yellow"
 _TRIAL = 50
 """Evaluations below which a search only shows that everything works."""
 
@@ -33,11 +34,11 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
         ConfigError: all held-out items are items of the search, and nobody has said that this is meant.
     """
     for caution in parts.fitness.cautions():
-        _warn(caution, "bold yellow")
+        _warn(caution, _BOLD)
     _check_overlap(config, parts)
     caution = memory_caution(memory) if memory is not None else ""
     if caution:
-        _warn(caution, "bold yellow")
+        _warn(caution, _BOLD)
     _warn_of_genes(config, parts)
     slots, ordered = parts.evaluator.slots, config.search.ordered
     if ordered and config.search.in_flight is None and slots > 1 and getattr(parts.strategy, "asynchronous", False):
@@ -97,27 +98,32 @@ def _fewer_genes(config: Config, phase: str, layers: int) -> str:
 
 def _check_overlap(config: Config, parts: Parts) -> None:
     """Compare the items of both fitnesses by their content, where both can name it, and keep the share."""
-    search, held_out = (_documents(fitness) for fitness in (parts.fitness, parts.held_out))
+    held_out = _documents(parts.held_out)
+    search = _documents(parts.fitness) if held_out else []
     if not search or not held_out:
         return
-    parts.overlap = len(held_out & search) / len(held_out)
-    if parts.overlap == 1.0 and not config.search.allow_overlap:
+    asked, contents = ({document[of] for document in search} for of in (0, 1))
+    same = [document[0] in asked for document in held_out]
+    same_content = [document[1] in contents for document in held_out]
+    parts.overlap = sum(map(any, zip(same, same_content, strict=True))) / len(held_out)
+    if all(same) and not config.search.allow_overlap:
         raise ConfigError(
             f"all {len(held_out):,} held-out items are items of the search",
             "others: on these the winner is the luckiest",
             "choose other tasks, or other documents with limit; search.allow_overlap=true if it is meant",
         )
-    if parts.overlap:
-        _warn(
-            f"{parts.overlap:.0%} of the held-out items are items of the search too: the winner was chosen by them",
-            "bold yellow",
-        )
+    if any(same):
+        share = sum(same) / len(held_out)
+        _warn(f"{share:.0%} of the held-out items are items of the search too: the winner was chosen by them", _BOLD)
+    rewritten = sum(content and not equal for content, equal in zip(same_content, same, strict=True)) / len(held_out)
+    if rewritten:
+        _warn(f"{rewritten:.0%} of the held-out items are documents of the search, asked in other words", _BOLD)
 
 
-def _documents(fitness: object) -> frozenset[str]:
-    """Hashes of what a fitness asks; empty where it cannot say."""
-    documents: Callable[[], frozenset[str]] | None = getattr(fitness, "documents", None)
-    return documents() if documents is not None else frozenset()
+def _documents(fitness: object) -> Sequence[tuple[str, str]]:
+    """Of each item the hash of what is asked and scored, and that of its document; none where a fitness cannot say."""
+    documents: Callable[[], Sequence[tuple[str, str]]] | None = getattr(fitness, "documents", None)
+    return documents() if documents is not None else ()
 
 
 def _warn(text: str, style: str = "yellow") -> None:

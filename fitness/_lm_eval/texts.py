@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm_eval.evaluator_utils import get_sample_size
 
@@ -40,22 +41,62 @@ def texts(tasks: TaskSet, most: int) -> dict[str, list[Mapping[str, str]]]:
     return found
 
 
-def documents(tasks: TaskSet, limit: float | None) -> frozenset[str]:
-    """A hash of the content of each scored document, whatever its task is called and however its prompt is written.
+class Document(NamedTuple):
+    """What identifies a scored document.
+
+    Attributes:
+        asked: hash of the question, the choices and the target, as the task writes them.
+        content: hash of all that the document holds, whatever a task makes of it.
+    """
+
+    asked: str
+    content: str
+
+
+def documents(tasks: TaskSet, limit: float | None, generators: Any) -> list[Document]:
+    """Every scored document, whatever its task is called: what the model is asked and scored on, by content.
+
+    Descriptions, few-shot examples and chat templates, the order of choices and the spaces around texts do not
+    matter; nor does, for `asked`, what the document holds besides, such as a number of its own.
+
+    Args:
+        tasks: loaded.
+        limit: documents of each task, where its term has none of its own.
+        generators: the global ones of the stock tool, as loading the tasks left them; they stay so.
 
     Raises:
-        FitnessError: a task's documents cannot be read; names the task.
+        FitnessError: a task's documents cannot be read, or not be written as texts; names the task.
     """
     limits = {name: loaded.term.limit for loaded in tasks.terms for name in loaded.tasks}
-    found = set[str]()
+    found: list[Document] = []
     for name, task in tasks.tasks.items():
         own = limits[name] if limits[name] is not None else limit
         given = f"the documents of task {name!r} cannot be read"
-        with quietly(), said(given), limited(name, tasks.timeout, "reading its documents"):
+        reading = limited(name, tasks.timeout, "reading its documents")
+        with copy.copy(generators), quietly(), said(given), reading:
             for _, document in task.doc_iterator(rank=0, limit=get_sample_size(task, own), world_size=1):
-                content = json.dumps(document, sort_keys=True, default=str)
-                found.add(hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest())
-    return frozenset(found)
+                found.append(Document(_hash(_asked(task, document)), _hash(document)))
+    return found
+
+
+def _asked(task: Any, document: Any) -> list[Any]:
+    """The question, the choices in an order of their own, and the target in words."""
+    choices = task.doc_to_choice(document) if task.get_config("doc_to_choice") is not None else None
+    question = _words(task.doc_to_text(document), choices)  # a number where the choices are the questions
+    target = _words(task.doc_to_target(document), choices)
+    return [question.strip(), sorted(str(choice).strip() for choice in choices or ()), target.strip()]
+
+
+def _hash(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=_bytes)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def _bytes(value: Any) -> str:
+    """What JSON has no word for: arrays and images by all of their content, of which ``str`` shows a part or none."""
+    content = value.tobytes() if callable(getattr(value, "tobytes", None)) else str(value).encode()
+    kind = type(value).__qualname__, getattr(value, "shape", None), getattr(value, "size", None)
+    return f"{kind} {hashlib.sha256(content).hexdigest()}"
 
 
 def _text(task: Any, instances: Sequence[Any]) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.evaluator_utils import get_sample_size
 
+from fitness._lm_eval.isolation import quietly
 from fitness._lm_eval.loading import said
 from fitness._lm_eval.time_limit import limited
 
@@ -30,7 +31,8 @@ def count_work(tasks: TaskSet, limit: int | float | None, gen_kwargs: Mapping[st
     terms = {name: loaded.term for loaded in tasks.terms for name in loaded.tasks}
     work = {"documents": 0, "texts": 0, "written": 0}
     for name, task in tasks.tasks.items():
-        with said(f"what task {name!r} asks of a model cannot be told"), limited(name, tasks.timeout, "reading it"):
+        given = f"what task {name!r} asks of a model cannot be told"
+        with quietly(), said(given), limited(name, tasks.timeout, "reading it"):
             own = terms[name].limit
             documents = len(task.eval_docs)
             asked = get_sample_size(task, limit if own is None else own)

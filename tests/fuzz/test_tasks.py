@@ -13,7 +13,7 @@ import pytest
 
 from evomerge.errors import EvomergeError
 from scripts import fuzz_tasks
-from scripts.fuzz_tasks import SPECIAL, Case, cases, try_case
+from scripts.fuzz_tasks import SPECIAL, Case, cases, try_case, without_built_in_tasks
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +28,15 @@ def test_changed_keys_and_files(part: int, tmp_path: Path) -> None:
     chosen = random.Random(part).sample(every, 25)
     special = [case for case in every if case.name.partition(": ")[2] in SPECIAL]
     chosen += special[part::4]
-    problems = {case.name: try_case(case, tmp_path) for case in chosen}
+    with without_built_in_tasks():
+        problems = {case.name: try_case(case, tmp_path) for case in chosen}
     assert {name: problem for name, problem in problems.items() if problem} == {}
+
+
+@pytest.mark.parametrize("name", ["choice: doc_to_choice = null", "choice: task = control characters"])
+def test_what_was_found_before(name: str, tmp_path: Path) -> None:
+    with without_built_in_tasks():
+        assert try_case(next(case for case in cases() if case.name == name), tmp_path) == ""
 
 
 def test_the_tasks_themselves_are_taken(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import pytest
 from tiny_models import TinyModel
 
 from evomerge.errors import InfeasibleError, RecipeError
+from evomerge.merge.planning import plan as plan_module
+from evomerge.merge.planning import stage_cache
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan, SlicePlan
 from evomerge.models.opening import open_pool
@@ -195,3 +197,23 @@ def test_models_that_the_pool_lacks_or_has_otherwise(pool: Pool) -> None:
     swapped = replace(recipe, models=tuple((n, refs["b"] if n == "a" else r) for n, r in recipe.models))
     with pytest.raises(RecipeError, match="the recipe's model 'a' has other content than the pool's"):
         make_plan(swapped, pool)
+
+
+def test_a_lineage_longer_than_what_is_kept_is_planned_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_cache, "KEPT", 4)
+    last = changed(pool)
+    for number in range(12):
+        inputs = Input(f"g{number}"), Input("b")
+        slices = tuple(SliceRecipe(entry, "slerp", inputs, parameters({"t": 0.5})) for entry in pool.info.slices)
+        last = replace(last, slices=slices, seed=number, intermediates=((f"g{number}", last),))
+    planned = []
+    plan_slice = plan_module._Planner.slice
+    monkeypatch.setattr(
+        plan_module._Planner, "slice", lambda self, entry: planned.append(entry) or plan_slice(self, entry)
+    )
+    first = make_plan(last, pool)
+    assert len(planned) == 13 * len(pool.info.slices)
+    planned.clear()
+    assert make_plan(replace(last, seed=99), pool) == first  # the next candidate: only its own slices are planned
+    assert len(planned) == len(pool.info.slices)
+    assert len(stage_cache.stage_plans(pool)._plans) == 12

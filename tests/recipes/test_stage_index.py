@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import pickle
+import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from evomerge.errors import RecipeError
-from evomerge.recipes import Input, ModelRef, Recipe, SliceId, SliceRecipe, dump_recipe, load_recipe, parameters
+from evomerge.recipes import (
+    Input,
+    ModelRef,
+    Recipe,
+    SliceId,
+    SliceRecipe,
+    dump_recipe,
+    load_recipe,
+    parameters,
+    stage_index,
+)
 from evomerge.recipes.stage_index import StageIndex
 
 MODELS = (("a", ModelRef("org/a", "1")), ("b", ModelRef("org/b", "2")))
@@ -32,9 +44,9 @@ def test_a_chain_has_one_table_and_every_recipe_is_added_once(monkeypatch: pytes
     added = list[str]()
     append = StageIndex._append
 
-    def counted(self: StageIndex, name: str, recipe: Recipe) -> None:
+    def counted(self: StageIndex, entries: Any, name: str, recipe: Recipe) -> Any:
         added.append(name)
-        append(self, name, recipe)
+        return append(self, entries, name, recipe)
 
     monkeypatch.setattr(StageIndex, "_append", counted)
     last = chain(300)
@@ -61,6 +73,24 @@ def test_each_sees_its_own_ancestors_and_no_others() -> None:
     twice = merge(0.4, ("here", parent), ("there", parent))
     assert twice.stage_index().get("here") is twice.stage_index().get("there") is parent
     assert [*one.stages] == [*(f"g{number}" for number in range(5)), "g5"]
+
+
+def test_tables_of_a_population_are_bounded_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_index, "MOST_TABLES", 8)
+    rng = random.Random(0)
+    every = [("g0", merge(0.5))]
+    for number in range(1, 300):
+        parents = rng.sample(every[-20:], min(2, len(every)))
+        every.append((f"g{number}", merge(0.5 + number / 1e6, *parents)))
+    tables = {id(index._table): index._table.entries for _, each in every if (index := each.known_index)}
+    kept = [entries for entries in tables.values() if entries is not None]
+    assert len(tables) > 50
+    assert len(kept) <= 8
+    for _, recipe in every[::17]:  # most of theirs are gone
+        index = recipe.stage_index()
+        assert {name: index.get(name) for name, _ in every} == {name: recipe.stages.get(name) for name, _ in every}
+    with pytest.raises(RecipeError, match="two intermediates are called 'g0'"):
+        merge(0.5, every[200], ("g0", merge(0.1)))
 
 
 @pytest.mark.parametrize("deep", [0, 1, 7])

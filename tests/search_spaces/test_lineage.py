@@ -235,6 +235,31 @@ def test_seeds_of_one_recipe_and_of_the_phase_before(tmp_path: Path) -> None:
     assert load_recipe(dump_recipe(child)) == child
 
 
+def test_seeds_of_long_lineages_are_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = build()
+    genome = space.spec.child(space.spec.seed("math"), space.spec.seed("lang"), [0.5, 0.5])
+    for _ in range(60):
+        genome = space.spec.child(genome, space.spec.seed("lang"), [0.5, 0.5])
+    last = space.decode(genome)
+    (tmp_path / "last.yaml").write_text(dump_recipe(last))
+    (tmp_path / "parent.yaml").write_text(dump_recipe(last.intermediates[0][1]))
+    looked = []
+    compare = Recipe.equals_alone
+    monkeypatch.setattr(Recipe, "equals_alone", lambda a, b: looked.append(a) or compare(a, b))
+    monkeypatch.setattr(Recipe, "__eq__", lambda a, b: pytest.fail("compared with all of its ancestors"))
+    recipes = {name: str(tmp_path / f"{name}.yaml") for name in ("last", "parent")}
+    build(recipes=recipes)
+    assert len(looked) < 10 * 60
+    other = replace(last, intermediates=((last.intermediates[0][0], INFO.linear({"math": 1.0})),))
+    monkeypatch.undo()
+    (tmp_path / "parent.yaml").write_text(dump_recipe(other))
+    with pytest.raises(ConfigError, match="two intermediates are called"):
+        build(recipes=recipes)
+    name = last.intermediates[0][0]
+    with pytest.raises(ConfigError, match=f"recipes has '{name}'"):
+        build(recipes={"last": recipes["last"], name: recipes["last"]})
+
+
 def test_chromosomes() -> None:
     found = chromosomes_of(INFO, "tensor", [["attn"], ["mlp", "norm"]], "search_space.chromosomes")
     assert [(c.name, c.ends[-1]) for c in found] == [("attn", 64), ("mlp+norm", 104), ("rest", 44)]

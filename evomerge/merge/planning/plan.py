@@ -31,7 +31,8 @@ def make_plan(recipe: Recipe, pool: Pool) -> Plan:
     identities = _identities(recipe, pool)
     known = stage_plans(pool)
     stages: dict[str, Plan] = {}
-    for name, stage in recipe.stages.items():  # each comes after those that it takes itself
+    every = recipe.stages
+    for name, stage in every.items():  # each comes after those that it takes itself
         key = stage.hash, stage.models
         plan = known.get(key)
         if plan is None:
@@ -40,7 +41,7 @@ def make_plan(recipe: Recipe, pool: Pool) -> Plan:
             except RecipeError as error:
                 raise RecipeError(f"intermediate {name}: {error.given}", error.allowed, error.do) from error
             plan = _Planner(stage, pool, identities, stages).plan(f"intermediate {name}: ")
-            known.put(key, plan)
+            known.put(key, plan, len(every))
         stages[name] = plan
     recipe.check_own(methods)
     return _Planner(recipe, pool, identities, stages).plan()

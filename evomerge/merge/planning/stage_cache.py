@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 P = TypeVar("P")
 
 KEPT = 1024
-"""Plans that are kept for a pool at most, those used last."""
+"""Plans that are kept for a pool at most, those used last; more where one recipe has more intermediates."""
 
 
 class StagePlans(Generic[P]):
@@ -29,10 +29,17 @@ class StagePlans(Generic[P]):
             self._plans[key] = plan
         return plan
 
-    def put(self, key: Any, plan: P) -> None:
-        """Keep a plan, instead of the one that was not used for longest."""
+    def put(self, key: Any, plan: P, together: int = 0) -> None:
+        """Keep a plan, instead of the one that was not used for longest.
+
+        Args:
+            key: the recipe's.
+            plan: the recipe's.
+            together: how many are used one after the other. All of these are kept: the next candidate of a long lineage
+                asks for them in the same order, and would find none where the first had made room for the last.
+        """
         self._plans[key] = plan
-        if len(self._plans) > KEPT:
+        if len(self._plans) > max(KEPT, together):
             del self._plans[next(iter(self._plans))]
 
 
