@@ -67,6 +67,7 @@ class Worker:
             workers=settings.workers,
             sharing=settings.sharing,
             gpu=settings.gpu,
+            states=settings.states,
         )
         self._prepared: set[Split] = set()
         self._scoring = False

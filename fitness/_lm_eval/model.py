@@ -77,11 +77,11 @@ class ResidentLM(HFLM):
         self._instances: Sequence[Any] = ()
         self._prompts: Sequence[str] = ()
         self._seconds = 0.0
-        self.spare = model.spare
+        self.spare, self.states = model.spare, model.states
 
     def rebind(self, model: LoadedModel) -> None:
         """Score another module of the same tokenizer, dtype and device from now on."""
-        self._model, self.spare = model.module, model.spare
+        self._model, self.spare, self.states = model.module, model.spare, model.states
         self._config = model.module.config
         if model.module.training:  # dropout would make scores random
             model.module.eval()

@@ -52,6 +52,7 @@ class Session:
     def __init__(self, lm: ResidentLM, scorers: Mapping[str, TaskScorer]) -> None:
         self._lm = lm
         self._batch_tokens: int | None = None  # of shared forwards; of exact ones lm-eval's batches
+        self._keeps_states = False
         self._scorers = scorers
         self.whole: Places = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
         self.requests: dict[int, list[TokenRequest]] = {}  # by identity of the instance
@@ -102,17 +103,30 @@ class Session:
         most = self._lm.max_length
         return max((len(r.read(most)) for requests in self.requests.values() for r in requests), default=0)
 
-    def share(self, batch_tokens: int) -> None:
-        """Run log-likelihoods over the tree of tokens that requests share, from the next candidate on."""
-        self._batch_tokens = batch_tokens
+    def share(self, batch_tokens: int, keep_states: bool = True) -> None:
+        """Run log-likelihoods over the tree of tokens that requests share, from the next candidate on.
+
+        Args:
+            batch_tokens: of a forward.
+            keep_states: whether a model may begin above the layers that an earlier one had too.
+        """
+        self._batch_tokens, self._keeps_states = batch_tokens, keep_states
         self._plans.clear()
 
-    def tokens(self, block: int | None) -> dict[str, int]:
-        """Tokens that log-likelihoods ``run``, and would run in ``stock`` lm-eval; padding is not counted."""
+    def tokens(self, block: int | None) -> dict[str, float]:
+        """Tokens of the log-likelihoods that were scored last, without padding.
+
+        Returns:
+            ``run``, and what ``stock`` lm-eval would run; of those run, what ``hidden`` states saved, as whole passes
+            through the model.
+        """
         plan = self._plans[block]
         shared = [f for f in (plan.loglikelihood, plan.rolling) if isinstance(f, SharedForwards)]
-        run = sum(forwards.tokens for forwards in shared) if shared else plan.stock_tokens
-        return {"run": run, "stock": plan.stock_tokens}
+        if not shared:
+            return {"run": plan.stock_tokens, "stock": plan.stock_tokens}
+        found: dict[str, float] = {"run": sum(forwards.tokens for forwards in shared), "stock": plan.stock_tokens}
+        hidden = sum(forwards.hidden for forwards in shared)
+        return found | {"hidden": round(hidden, 1)} if hidden else found
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of texts, without special ones."""
@@ -149,7 +163,7 @@ class Session:
         """Values, whether they are the greedy ones, and the batches to use from now on: smaller where memory ends."""
         lm = self._lm
         if isinstance(batches, SharedForwards):
-            return *batches.score(lm.model, lm.spare), batches
+            return *batches.score(lm.model, lm.spare, lm.states if self._keeps_states else None), batches
         found = score_batches(lm.model, batches, lm.softmax_dtype, count, lm.mixed_precision_dtype, lm.spare)
         if len(found[2]) > len(batches):
             _log.warning(

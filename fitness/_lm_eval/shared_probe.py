@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from evomerge.models.architecture.layout import find_layers
 from evomerge.models.architecture.tiny_model import tiny
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.shared_forwards import SharedForwards
@@ -56,6 +57,52 @@ def unsupported(module: Any, longest: int) -> str:
         return f"a tree of tokens raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
+def no_states(module: Any) -> str:
+    """Why hidden states of a model that shares tokens cannot be kept; empty where they can.
+
+    Tried on a tiny one of its class: it must score the same, bit for bit, from every layer on, also where the weights
+    below are not numbers.
+
+    Args:
+        module: a transformers decoder.
+    """
+    small = _small(module)
+    layers = list(find_layers(small)[1])
+    states = _States(layers)
+    shared = SharedForwards(_texts(), small, max_length=64, batch_tokens=12, softmax_dtype=torch.float32)
+    try:
+        expected, _ = shared.score(small, states=states)
+        for depth, layer in enumerate(layers, 1):
+            for tensor in layer.parameters():
+                tensor.data.fill_(torch.nan)
+            states.known = {states.keys[depth]}
+            found, _ = shared.score(small, states=states)
+            if not shared.hidden:
+                return "its layers give more than hidden states"
+            if not np.array_equal(found, expected):
+                return f"a tiny one scores otherwise from layer {depth} on"
+    except Exception as error:  # code of a model raises whatever it likes
+        return f"beginning above a layer raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+class _States:
+    """Keeps the hidden states of every layer, and gives those of the known keys."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.keys = tuple(f"after {depth}" for depth in range(len(layers) + 1))
+        self.seen = 0
+        self.budget = 1 << 40
+        self.known: set[str] = set()
+        self._kept: dict[str, tuple[torch.Tensor, ...]] = {}
+
+    def get(self, key: str) -> tuple[torch.Tensor, ...] | None:
+        return self._kept.get(key) if any(key.endswith(f" {known}") for known in self.known) else None
+
+    def put(self, key: str, tensors: Sequence[torch.Tensor], cost: float) -> None:
+        self._kept.setdefault(key, tuple(tensors))
+
+
 def _rotary(config: Any) -> Iterator[tuple[str, int]]:
     """Kinds of rotary embeddings, and the tokens up to which each is what it is trained with."""
     whole = int(getattr(config, "max_position_embeddings", 0) or 0)
@@ -90,10 +137,14 @@ def _small(module: Any) -> Any:
     return small.float().eval()
 
 
+def _texts() -> list[TokenRequest]:
+    words = torch.randint(1, 60, (4, 18), generator=torch.Generator().manual_seed(1)).tolist()
+    return [TokenRequest(None, words[0], words[branch][:9]) for branch in (1, 2, 3)]
+
+
 def _tried(module: Any) -> str:
     """Whether texts that begin alike score in one row, and after a trunk, as they do alone."""
-    words = torch.randint(1, 60, (4, 18), generator=torch.Generator().manual_seed(1)).tolist()
-    requests = [TokenRequest(None, words[0], words[branch][:9]) for branch in (1, 2, 3)]
+    requests = _texts()
     expected = []
     for request in requests:
         tokens = torch.tensor([request.context + request.continuation])
