@@ -26,7 +26,7 @@ class CacheSettings:
         sharing: how many of them share a GPU.
         gpu: bytes of a GPU to count with; ``None`` for those that it has.
         automatic: whether nobody said what is shared.
-        states: bytes of hidden states in each worker; ``None`` for an eighth of what is free, divided among the workers.
+        states: bytes of hidden states in each worker; ``None`` for an eighth of what is free, divided likewise.
     """
 
     memory: int | None = None

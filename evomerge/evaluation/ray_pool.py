@@ -58,8 +58,7 @@ class RayEvaluator:
             folder that outlives the run.
         shared_cache_size: its bytes.
         shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
-        hidden_states: bytes of hidden states that each worker keeps, 0 for none; ``auto`` for an eighth of what is free,
-            divided.
+        hidden_states: bytes of hidden states that each worker keeps, 0 for none; ``auto``: an eighth of what is free.
         gpu: bytes of a GPU to count with (``24GB``), where they shall not be all that it has.
         timeout: seconds that an evaluation may take; then its worker is replaced, and it has failed.
         tries: how many workers may die evaluating a candidate.

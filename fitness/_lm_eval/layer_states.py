@@ -70,25 +70,24 @@ class LayerStates:
         if states is None:
             yield
             return
-        depth, found = 0, ()
+        depth = 0
+        found: tuple[torch.Tensor, ...] = ()
         for depth in range(len(self._layers), 0, -1):
             kept = states.get(self._key(number, states.keys[depth]))
             if kept is not None and len(kept) == self._counts[number] and self._form is not None:
                 found = kept
                 break
         depth = depth if found else 0
-        made: dict[int, list[torch.Tensor]] = {
-            d: [] for d, trees in self._keep.items() if d > depth and number < trees
-        }
+        made: dict[int, list[torch.Tensor]] = {d: [] for d, trees in self._keep.items() if d > depth and number < trees}
         changed = self._layers[: max((depth, *made))]
         try:
             for place, layer in enumerate(changed, 1):
                 if place < depth:
-                    layer.forward = self._handed_on  # type: ignore[assignment]
+                    layer.forward = self._handed_on
                 elif place == depth:
-                    layer.forward = self._given(iter(found))  # type: ignore[assignment]
+                    layer.forward = self._given(iter(found))
                 elif place in made:
-                    layer.forward = self._noted(layer.forward, made[place])  # type: ignore[assignment]
+                    layer.forward = self._noted(layer.forward, made[place])
             yield
         finally:
             for layer in changed:

@@ -37,7 +37,7 @@ def default_tokens(device: torch.device) -> int:
     return 256 if device.type == "cpu" else 2048
 
 
-class _Trunks(DynamicCache):  # type: ignore[misc]
+class _Trunks(DynamicCache):
     """Keys and values of trunks, of the layers that ran."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

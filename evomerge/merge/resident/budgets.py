@@ -127,7 +127,7 @@ class Room:
         sharing: of them, those that share a GPU.
         gpu: bytes of a GPU to count with; ``None`` for those that it has.
         places: whether sources are to be placed; not where a placement was given.
-        cache, states: bytes of merged slices and of hidden states that were asked for; ``None`` to leave it to the room.
+        cache, states: bytes of merged slices and hidden states that were asked for; ``None`` to leave it to the room.
         settled: whether it was divided, or memory has run out before.
     """
 

@@ -58,7 +58,7 @@ class HiddenStates:
             self._known.popitem(last=False)
 
     def get(self, key: str) -> tuple[torch.Tensor, ...] | None:
-        """What was put under a key, as one that was used just now; ``None`` where it is not there. Not to be written to."""
+        """What was put under a key, as used just now; ``None`` where it is not there. Not to be written to."""
         found = self._cache.peek(key)
         return None if found is None else found.tensors
 

@@ -138,7 +138,7 @@ class Resident:
         self._room.use(self.sources, self._memory, self._states)
 
     def spare_memory(self) -> bool:
-        """Let go of what is only kept to save time: hidden states, merged slices, sources; whether there was anything."""
+        """Let go of what is only kept to save time: hidden states, merged slices, sources; says whether any was."""
         self._room.settled = True
         self.pool.release()
         if self._states.clear() or self._memory.clear():

@@ -50,4 +50,5 @@ def resident_memory(pool: Pool, plans: Sequence[Plan], budget: int, place: Place
 
 def states_memory(budget: int, place: Place) -> MemoryPart:
     """The hidden states that one worker keeps from candidate to candidate, within a budget of bytes."""
-    return MemoryPart("states", 0, "hidden states below new layers", "evaluator.hidden_states", most=budget, place=place)
+    text = "hidden states below new layers"
+    return MemoryPart("states", 0, text, "evaluator.hidden_states", most=budget, place=place)
