@@ -57,7 +57,7 @@ class Evaluation:
         traceback: of what it raised, where that is known: for the log, not for the ledger.
         responses: by task what the model answered to its first items, in document order: for people, not for the
             ledger.
-        tokens: that were `run`, and that `stock` lm-eval would have run.
+        tokens: that were `run`, that `stock` lm-eval would have run, and of those run what `hidden` states saved.
     """
 
     candidate: int

@@ -37,7 +37,8 @@ class Scores:
         seconds: ``model`` (time inside model calls) and ``other``.
         responses: by task what the model answered to its first items, in document order; empty texts for those that
             were not run.
-        tokens: how many log-likelihoods ``run``, and how many ``stock`` lm-eval would run for them.
+        tokens: how many log-likelihoods ``run``, how many ``stock`` lm-eval would run for them, what ``hidden`` states
+            saved of those run, as whole passes through the model.
     """
 
     objectives: Mapping[str, float]

@@ -189,7 +189,11 @@ def test_tokens_that_were_saved_are_said(finished: Path, tmp_path: Path) -> None
     run = copy(finished, tmp_path / "run")
     rewrite(run, lambda e: {**e, "tokens": {"run": 1000, "stock": 4200}} if e["event"] == "told" else e)
     assert "where lm-eval runs" in words(run)
-    assert "4.2 times as many" in words(run)
+    assert "4.2 times as many: prefixes saved 76 %. What prompts have in common" in words(run)
+    kept = {"run": 1000, "stock": 4200, "hidden": 500.0}
+    rewrite(run, lambda e: {**e, "tokens": kept} if e["event"] == "told" else e)
+    assert "8.4 times as many: prefixes saved 76 %, hidden states 12 %." in words(run)
+    assert "up to their first new layer" in words(run)
     rewrite(run, lambda e: {**e, "tokens": {"run": 4200, "stock": 4200}} if e["event"] == "told" else e)
     assert "tokens, as lm-eval runs them." in words(run)
     assert "Log-likelihoods of the search" not in words(finished)  # which says nothing of tokens

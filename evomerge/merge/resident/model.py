@@ -57,8 +57,7 @@ class Resident:
         workers: among how many the host's free memory is divided, where `placement` or `cache` are not given.
         sharing: how many of them share a GPU, likewise.
         gpu: bytes of a GPU to count with; those that it has by default.
-        states: bytes of hidden states to keep from candidate to candidate, 0 for none; an eighth of what is free by
-            default. None are kept of a model on several GPUs.
+        states: bytes of hidden states to keep, 0 for none, as for ``spread``; an eighth of what is free by default.
 
     Attributes:
         progress: how far the model is on its way to the plan that is applied.
@@ -169,11 +168,9 @@ class Resident:
             raise RecipeError(f"the recipe's dtype is {plan.dtype}", f"the resident model is in {self.dtype}")
         self._states.begin(())
         try:
-            count = self._apply(plan)
-            self._states.begin(hidden_keys(plan))
+            return self._apply(plan)
         finally:
             self.progress.end()
-        return count
 
     def _apply(self, plan: Plan) -> MergeCount:
         count, start = MergeCount(), time.perf_counter()
@@ -199,6 +196,7 @@ class Resident:
             else:
                 missing.setdefault(entry.key, (entry, []))[1].append(place)
         self._compute(missing.values(), count)
+        self._states.begin(hidden_keys(plan))
         count.seconds, count.noted = time.perf_counter() - start, self.progress.noted
         return count
 
