@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from fitness._lm_eval.isolation import quietly
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
+    from fitness._lm_eval.shared_prefill import SharedPrefill
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class ResidentLM(HFLM):
         self._prompts: Sequence[str] = ()
         self._seconds = 0.0
         self.spare, self.states = model.spare, model.states
+        self.prefill: SharedPrefill | None = None
 
     def rebind(self, model: LoadedModel) -> None:
         """Score another module of the same tokenizer, dtype and device from now on."""
@@ -110,6 +112,15 @@ class ResidentLM(HFLM):
             FitnessError: a score of a next token is not finite, naming the task and document.
         """
         self._seconds, self._instances = 0.0, instances
+        if self.prefill is None:
+            return self._texts(instances), self._seconds
+        self.prefill.begin()
+        try:
+            return self._texts(instances), self._seconds
+        finally:
+            self.prefill.end()
+
+    def _texts(self, instances: Sequence[Any]) -> list[str]:
         devices = [self.device] if self.device.type == "cuda" else []
         texts: list[str] | None = None
         while texts is None:
@@ -135,7 +146,7 @@ class ResidentLM(HFLM):
                     "of larger batches",
                     self.batch_size_per_gpu,
                 )
-        return texts, self._seconds
+        return texts
 
     def require_room(self, instance: Any) -> None:
         """Raise `FitnessError` when an instance asks for more tokens than the model has positions."""
@@ -178,6 +189,9 @@ class ResidentLM(HFLM):
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
         check = _FiniteScores(at_once=bool(kwargs.get("do_sample")))
         start = time.perf_counter()
+        cache = self._prefilled(context, kwargs)
+        if cache is not None:
+            kwargs["past_key_values"] = cache
         try:
             tokens: torch.Tensor = super()._model_generate(
                 context=context,
@@ -193,6 +207,18 @@ class ResidentLM(HFLM):
             raise not_finite(instance, "a next-token score") from None
         self._seconds += time.perf_counter() - start
         return tokens
+
+    def _prefilled(self, context: torch.Tensor, kwargs: Mapping[str, Any]) -> Any:
+        """A cache of keys and values that greedy generation begins with; ``None`` to leave the prompts to it."""
+        settings = self.model.generation_config
+        beams = kwargs.get("num_beams") or getattr(settings, "num_beams", None) or 1
+        greedy = not kwargs.get("do_sample") and not kwargs.get("temperature") and beams == 1
+        if self.prefill is None or not greedy or kwargs.get("cache_implementation") or settings.cache_implementation:
+            return None
+        with torch.autocast(
+            self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
+        ):
+            return self.prefill(self.model, context, kwargs["attention_mask"])
 
 
 def not_finite(instance: Any, what: str) -> FitnessError:

@@ -21,7 +21,7 @@ from fitness._lm_eval.scoring import RawValues, TaskScorer, all_items
 from fitness._lm_eval.session import Session
 from fitness._lm_eval.settings import BuildSettings
 from fitness._lm_eval.shared_forwards import default_tokens
-from fitness._lm_eval.shared_probe import no_states, unsupported
+from fitness._lm_eval.shared_probe import no_prefill, no_states, unsupported
 from fitness._lm_eval.terms import RESPONSE_LENGTH
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def prepare(
     scorers = {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
     session = Session(lm, scorers)
     if forwards.mode == "shared" and _can_share(lm.model, session.longest):
-        session.share(forwards.batch_tokens or default_tokens(model.device), _can_keep_states(model))
+        tokens = forwards.batch_tokens or default_tokens(model.device)
+        session.share(tokens, _can_keep_states(model), session.generates and _can_prefill(lm.model))
     else:
         forwards = Forwards()
     places = spread({n: len(s.documents) for n, s in scorers.items()}, block_size, settings.fewshot_seed)
@@ -137,4 +138,12 @@ def _can_keep_states(model: LoadedModel) -> bool:
     reason = no_states(model.module)
     if reason:
         _log.warning("no hidden states are kept of this model: %s; all layers run for every candidate", reason)
+    return not reason
+
+
+def _can_prefill(module: Any) -> bool:
+    """Whether generation can begin with keys and values that were computed before; a line in the log where not."""
+    reason = no_prefill(module)
+    if reason:
+        _log.warning("prompts of generation are not shared by this model: %s; it reads each of them whole", reason)
     return not reason

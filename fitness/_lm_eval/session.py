@@ -17,6 +17,7 @@ from fitness._lm_eval.batches import Batch, mixed_lengths, plan_batches, score_b
 from fitness._lm_eval.model import ResidentLM, TokenRequest, not_finite
 from fitness._lm_eval.scoring import RawValues, TaskScorer
 from fitness._lm_eval.shared_forwards import SharedForwards
+from fitness._lm_eval.shared_prefill import SharedPrefill
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
@@ -98,33 +99,43 @@ class Session:
         return seconds
 
     @property
+    def generates(self) -> bool:
+        """Whether texts are generated."""
+        scorers = self._scorers.values()
+        return any(i.request_type == "generate_until" for s in scorers for own in s.documents for i in own)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest text whose log-likelihood is asked, as the model reads it."""
         most = self._lm.max_length
         return max((len(r.read(most)) for requests in self.requests.values() for r in requests), default=0)
 
-    def share(self, batch_tokens: int, keep_states: bool = True) -> None:
-        """Run log-likelihoods over the tree of tokens that requests share, from the next candidate on.
+    def share(self, batch_tokens: int, keep_states: bool = True, prefill: bool = True) -> None:
+        """Run log-likelihoods and prompts over the tree of tokens that requests share, from the next candidate on.
 
         Args:
             batch_tokens: of a forward.
             keep_states: whether a model may begin above the layers that an earlier one had too.
+            prefill: whether generation takes keys and values that were computed before.
         """
         self._batch_tokens, self._keeps_states = batch_tokens, keep_states
+        self._lm.prefill = SharedPrefill(self._lm.model, batch_tokens) if prefill else None
         self._plans.clear()
 
     def tokens(self, block: int | None) -> dict[str, float]:
-        """Tokens of the log-likelihoods that were scored last, without padding.
+        """Tokens of the log-likelihoods, and of prompts that may share theirs, that were scored last; without padding.
 
         Returns:
             ``run``, and what ``stock`` lm-eval would run; of those run, what ``hidden`` states saved, as whole passes
             through the model.
         """
-        plan = self._plans[block]
+        plan, prefill = self._plans[block], self._lm.prefill
         shared = [f for f in (plan.loglikelihood, plan.rolling) if isinstance(f, SharedForwards)]
         if not shared:
             return {"run": plan.stock_tokens, "stock": plan.stock_tokens}
         found: dict[str, float] = {"run": sum(forwards.tokens for forwards in shared), "stock": plan.stock_tokens}
+        if prefill is not None and "generate_until" in plan.instances:
+            found = {"run": found["run"] + prefill.run, "stock": found["stock"] + prefill.stock}
         hidden = sum(forwards.hidden for forwards in shared)
         return found | {"hidden": round(hidden, 1)} if hidden else found
 

@@ -15,6 +15,7 @@ from evomerge.models.architecture.layout import find_layers
 from evomerge.models.architecture.tiny_model import tiny
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.shared_forwards import SharedForwards
+from fitness._lm_eval.shared_prefill import SharedPrefill
 from fitness._lm_eval.tree_mask import TreeMasks
 
 _NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
@@ -24,6 +25,8 @@ _BY_LENGTH = ("dynamic", "longrope")
 _REACH = 6
 """Tokens that sliding windows and the like of the model that is tried reach: fewer than its texts have."""
 _REACHES = re.compile(r"window|chunk_size|floor_scale|block_size")
+_WRITTEN = 9
+"""Tokens that are generated to try it: more than windows reach."""
 _APART = 1e-3  # nats, of some twenty tokens in float32
 
 
@@ -83,6 +86,39 @@ def no_states(module: Any) -> str:
                 return f"a tiny one scores otherwise from layer {depth} on"
     except Exception as error:  # code of a model raises whatever it likes
         return f"beginning above a layer raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+def no_prefill(module: Any) -> str:
+    """Why generation cannot begin with keys and values of prompts that begin alike; empty where it can.
+
+    Args:
+        module: a transformers decoder that shares tokens.
+    """
+    kind = module.generation_config.cache_implementation
+    if kind:
+        return f"its generation settings ask for a cache of the kind {kind}"
+    small = _small(module)
+    texts = [request.context[:8] + request.continuation[:5] for request in _texts()]  # models of 32 positions do
+    prompts = torch.tensor([texts[0], texts[1], [0] * 3 + texts[2][:-3]])
+    mask = torch.ones_like(prompts)
+    mask[2, :3] = 0
+    asked = {
+        "input_ids": prompts,
+        "attention_mask": mask,
+        "max_new_tokens": _WRITTEN,
+        "do_sample": False,
+        "use_cache": True,
+    }
+    asked |= {"pad_token_id": 0, "eos_token_id": None, "output_logits": True, "return_dict_in_generate": True}
+    try:
+        cache = SharedPrefill(small, batch_tokens=12, trunk=4)(small, prompts, mask)
+        expected, found = small.generate(**asked), small.generate(**asked, past_key_values=cache)
+    except Exception as error:  # code of a model raises whatever it likes
+        return f"a cache of its prompts raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    apart = max(float((x - y).abs().max()) for x, y in zip(expected.logits, found.logits, strict=True))
+    if not torch.equal(expected.sequences, found.sequences) or not apart <= _APART:
+        return f"a tiny one goes on {apart:.2g} apart after prompts in a tree and alone"
     return ""
 
 
