@@ -71,6 +71,9 @@ class Fitness(Protocol):
     One that has a method ``check_tokenizer(load: Callable[[], Any]) -> None`` raises `FitnessError` where the tokenizer
     that ``load()`` gives lacks what it needs, before a model is loaded.
 
+    One that scores in another way than its stock tool may have a method ``apart(model: LoadedModel) -> Mapping[str,
+    float]`` that scores in both and says how far they are apart: it is asked of the winner. `prepare` comes before.
+
     One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
     model's weights: `evomerge validate` adds it to the rest. `check` comes before.
     """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -122,12 +123,25 @@ class Session:
         self._lm.prefill = SharedPrefill(self._lm.model, batch_tokens) if prefill else None
         self._plans.clear()
 
+    @property
+    def shares(self) -> bool:
+        """Whether tokens are shared."""
+        return self._batch_tokens is not None
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Score as lm-eval does within this."""
+        kept = self._batch_tokens, self._plans, self._lm.prefill
+        self._batch_tokens, self._plans, self._lm.prefill = None, {}, None
+        try:
+            yield
+        finally:
+            self._batch_tokens, self._plans, self._lm.prefill = kept
+
     def tokens(self, block: int | None) -> dict[str, float]:
         """Tokens of the log-likelihoods, and of prompts that may share theirs, that were scored last; without padding.
 
-        Returns:
-            ``run``, and what ``stock`` lm-eval would run; of those run, what ``hidden`` states saved, as whole passes
-            through the model.
+        ``run``; what ``stock`` lm-eval would run; of those run what ``hidden`` states saved, as whole passes.
         """
         plan, prefill = self._plans[block], self._lm.prefill
         shared = [f for f in (plan.loglikelihood, plan.rolling) if isinstance(f, SharedForwards)]
