@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from evomerge.models.memory import give_back, out_of_memory
+from fitness._lm_eval.half_precision import float32_products
 from fitness._lm_eval.layer_states import LayerStates
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.prefix_tree import prefix_tree
@@ -131,7 +132,7 @@ class SharedForwards:
     def _scored(self, module: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         chosen = torch.zeros(sum(self._lengths), dtype=torch.float32, device=self._device)
         greedy = torch.zeros(sum(self._lengths), dtype=torch.bool, device=self._device)
-        with torch.no_grad():
+        with torch.no_grad(), float32_products(module):
             for number, batch in enumerate(self._batches):
                 with self._states.tree(number):
                     self._run(module, batch, chosen, greedy)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
+from fitness._lm_eval.half_precision import float32_products
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.prefix_tree import Node, prefix_tree
 from fitness._lm_eval.token_batches import TRUNK, TokenBatch, token_batches
@@ -110,7 +111,7 @@ class SharedPrefill:
             return None
         self.run += len(prompts)  # their last tokens
         made: KeyValues = []
-        with torch.no_grad():
+        with torch.no_grad(), float32_products(module):
             for group in plan.groups:
                 self._read(module, group, made, prompts.shape)
         cache = DynamicCache(config=module.config)
