@@ -24,6 +24,10 @@ class KeptStates(Protocol):
     seen: int
 
     @property
+    def likely(self) -> bool:
+        """Whether models begin like others often enough to keep what none has asked for yet."""
+
+    @property
     def budget(self) -> int:
         """Bytes that all hidden states may take."""
 

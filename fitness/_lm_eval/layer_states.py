@@ -72,7 +72,7 @@ class LayerStates:
             return
         depth = 0
         found: tuple[torch.Tensor, ...] = ()
-        for depth in range(len(self._layers), 0, -1):
+        for depth in range(states.seen, 0, -1):  # others are of no model before this one
             kept = states.get(self._key(number, states.keys[depth]))
             if kept is not None and len(kept) == self._counts[number] and self._form is not None:
                 found = kept
@@ -103,12 +103,12 @@ class LayerStates:
     def _to_keep(self, states: KeptStates, layers: int) -> dict[int, int]:
         """After which layers hidden states are kept, and of how many trees.
 
-        Those where an earlier model went another way, since it will not be the last; and some on the way up, as many as
-        there is room for.
+        Those where an earlier model went another way, since it will not be the last; and, unless models seldom begin
+        alike, some on the way up, as many as there is room for.
         """
         whole = max(1, sum(self._tokens) * self._width)
         room = states.budget // _CANDIDATES
-        count = min(layers, room // whole)
+        count = min(layers, room // whole) if states.likely else 0
         spaced = range(1, layers + 1) if count == layers else [layers * (i + 1) // (count + 1) for i in range(count)]
         found = {depth: len(self._tokens) for depth in spaced if depth}
         if states.seen:

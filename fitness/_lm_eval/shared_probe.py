@@ -127,7 +127,8 @@ class _States:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.keys = tuple(f"after {depth}" for depth in range(len(layers) + 1))
-        self.seen = 0
+        self.seen = len(layers)
+        self.likely = True
         self.budget = 1 << 40
         self.known: set[str] = set()
         self._kept: dict[str, tuple[torch.Tensor, ...]] = {}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from models.architectures import build
 from shared_questions import DECODERS, questions, shared
 from transformers import LlamaForCausalLM
@@ -17,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from evomerge.merge.resident.hidden_states import HiddenStates
 from evomerge.models.architecture.layout import find_layers
 from fitness._lm_eval import prepared, token_batches
-from fitness._lm_eval.shared_probe import no_states
+from fitness._lm_eval.shared_probe import no_states, unsupported
 from fitness.lm_eval_tasks import LmEvalFitness
 
 LAYERS = 4
@@ -110,6 +111,23 @@ def test_the_budget_holds_and_what_is_left_out_is_run(room: float) -> None:
         assert states.used <= states.budget == int(room * whole)
         saved.append(forwards.hidden)
     assert sum(saved) > 0 or room < 1
+
+
+def test_a_search_that_shares_nothing_keeps_nothing() -> None:
+    model = Pretended(deep("llama"))
+    forwards = shared(model.module, questions(), 24)
+    used = []
+    for number in range(60):
+        model.states.begin([f"{number} {depth}" for depth in range(LAYERS + 1)])
+        forwards.score(model.module, states=model.states)
+        used.append(model.states.used)
+    assert 0 < used[0] < used[20]
+    assert used[-1] == used[-5]
+    for number in range(4):  # until they share again
+        model.states.begin(["embed", "first", *(f"{number} {depth}" for depth in range(2, LAYERS + 1))])
+        forwards.score(model.module, states=model.states)
+    assert forwards.hidden == pytest.approx(forwards.tokens / LAYERS)
+    assert model.states.likely
 
 
 def test_a_larger_budget_saves_more() -> None:
@@ -256,6 +274,25 @@ def test_what_cannot_begin_above_a_layer_says_why(cls: type[LlamaForCausalLM], w
     if cls is TakesMore:  # found out while it runs, too
         for _ in range(2):
             np.testing.assert_array_equal(forwards.score(module, states=model.become((0, 0)))[0], expected)
+
+
+def test_layers_that_use_the_keys_of_others_run_whole() -> None:
+    kinds = ["sliding_attention", "full_attention"] * 2
+    sizes = {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 4, "head_dim": 16, "vocab_size": 64}
+    more = {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 16, "laurel_rank": 8}
+    config = transformers.Gemma3nTextConfig(
+        **sizes,
+        **more,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_kv_shared_layers=2,
+        layer_types=kinds,
+        sliding_window=8,
+        activation_sparsity_pattern=[0.0] * 4,
+    )
+    module = transformers.Gemma3nForCausalLM(config).eval()
+    assert unsupported(module, 31) == ""
+    assert "beginning above a layer raises KeyError: 'sliding_attention'" in no_states(module)
 
 
 def test_a_fitness_begins_above_layers_and_says_what_it_saved(

@@ -14,6 +14,8 @@ from evomerge.merge.cache.merged_slice import Merged
 from evomerge.merge.planning.slice_plan import Plan, SlicePlan, canonical_slice, origin_of
 
 _MOST_SEEN = 1 << 16  # keys to know again
+_MEMORY = 16  # how many models "of late" is
+_SELDOM = 0.05
 _AFTER = ("final_norm", "head")  # what computes after the layers
 
 
@@ -31,6 +33,9 @@ class HiddenStates:
         seen: how many of its layers a model before it had too, from the first one on.
     """
 
+    # Of late, the share of models that began like one before: at first they are taken to.
+    _repeats = 1.0
+
     def __init__(self, budget: int) -> None:
         self._cache = _States(budget)
         self._known: OrderedDict[str, None] = OrderedDict()
@@ -47,10 +52,17 @@ class HiddenStates:
         """Bytes that they take."""
         return self._cache.used
 
+    @property
+    def likely(self) -> bool:
+        """Whether models begin like others often enough to keep what none has asked for yet."""
+        return self._repeats > _SELDOM
+
     def begin(self, keys: Sequence[str]) -> None:
         """The model is another one, or, without keys, one that is not known."""
         self.keys = tuple(keys)
         self.seen = max((depth for depth, key in enumerate(self.keys) if key in self._known), default=0)
+        if self.keys:
+            self._repeats += (bool(self.seen) - self._repeats) / _MEMORY
         for key in self.keys:
             self._known[key] = None
             self._known.move_to_end(key)
