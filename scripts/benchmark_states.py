@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _rows(module: Any, requests: Any, repeats: int) -> list[list[str]]:
         states = HiddenStates(1 << 32)
         states.begin(known)
         shared.score(module, states=states)
-        whole, above = alternating(repeats, lambda: scored(None), lambda depth=depth: scored(depth))
+        whole, above = alternating(repeats, partial(scored, None), partial(scored, depth))
         saved = 1 - above / whole
         share = f"{depth / layers:.0%}"
         rows.append(

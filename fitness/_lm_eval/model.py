@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -21,7 +21,6 @@ from fitness._lm_eval.isolation import quietly
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
-    from fitness._lm_eval.shared_prefill import SharedPrefill
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +37,22 @@ class TokenRequest(NamedTuple):
     def read(self, max_length: int) -> list[int]:
         """What a model of so many positions reads: all but the last token; longer inputs lose tokens on the left."""
         return (self.context + self.continuation)[-(max_length + 1) :][:-1]
+
+
+class Prefill(Protocol):
+    """Computes keys and values of prompts before generation does: see `shared_prefill.SharedPrefill`."""
+
+    run: int
+    stock: int
+
+    def begin(self) -> None:
+        """The model is another one from now on."""
+
+    def end(self) -> None:
+        """Let go of what is kept for the next prompts."""
+
+    def __call__(self, module: Any, prompts: torch.Tensor, mask: torch.Tensor) -> Any:
+        """The cache to begin with; ``None`` where generation is to read the prompts itself."""
 
 
 class ResidentLM(HFLM):
@@ -79,7 +94,7 @@ class ResidentLM(HFLM):
         self._prompts: Sequence[str] = ()
         self._seconds = 0.0
         self.spare, self.states = model.spare, model.states
-        self.prefill: SharedPrefill | None = None
+        self.prefill: Prefill | None = None
 
     def rebind(self, model: LoadedModel) -> None:
         """Score another module of the same tokenizer, dtype and device from now on."""
