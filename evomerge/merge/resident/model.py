@@ -79,9 +79,7 @@ class Resident:
         gpu: int | None = None,
         states: int | None = None,
     ) -> None:
-        self.pool = pool
-        self.dtype = pool.info.dtype
-        self._spread = device == SPREAD
+        self.pool, self.dtype, self._spread = pool, pool.info.dtype, device == SPREAD
         module = load_spread(pool, attn_implementation) if self._spread else load_on(device, pool, attn_implementation)
         self.model = LoadedModel(
             module,
