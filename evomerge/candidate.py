@@ -57,7 +57,8 @@ class Evaluation:
         traceback: of what it raised, where that is known: for the log, not for the ledger.
         responses: by task what the model answered to its first items, in document order: for people, not for the
             ledger.
-        tokens: that were `run`, and that `stock` lm-eval would have run.
+        tokens: that were `run`, that `stock` lm-eval would have run, and of those run what `hidden` states saved.
+        apart: of a winner, how far the way in which the search scored is from the stock tool's (`Fitness.apart`).
     """
 
     candidate: int
@@ -72,6 +73,7 @@ class Evaluation:
     traceback: str = ""
     responses: Responses = field(default_factory=dict)
     tokens: Mapping[str, float] = field(default_factory=dict)
+    apart: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

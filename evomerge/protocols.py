@@ -37,7 +37,8 @@ class Scores:
         seconds: ``model`` (time inside model calls) and ``other``.
         responses: by task what the model answered to its first items, in document order; empty texts for those that
             were not run.
-        tokens: how many log-likelihoods ``run``, and how many ``stock`` lm-eval would run for them.
+        tokens: how many log-likelihoods ``run``, how many ``stock`` lm-eval would run for them, what ``hidden`` states
+            saved of those run, as whole passes through the model.
     """
 
     objectives: Mapping[str, float]
@@ -69,6 +70,9 @@ class Fitness(Protocol):
 
     One that has a method ``check_tokenizer(load: Callable[[], Any]) -> None`` raises `FitnessError` where the tokenizer
     that ``load()`` gives lacks what it needs, before a model is loaded.
+
+    One that scores in another way than its stock tool may have a method ``apart(model: LoadedModel) -> Mapping[str,
+    float]`` that scores in both and says how far they are apart: it is asked of the winner. `prepare` comes before.
 
     One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
     model's weights: `evomerge validate` adds it to the rest. `check` comes before.

@@ -74,8 +74,8 @@ class LmEvalFitness:
             are kept: the baselines', the best candidates', and all on held-out items.
         task_timeout: seconds of a processor's time that templates, filters and regular expressions of a task may take
             to load it, to build its items and to score a candidate, beyond 0.05 for each use; None for no limit.
-        forwards, batch_tokens: see `Forwards`. In a configuration ``auto`` is ``shared`` for the search's items and
-            ``exact`` for held-out ones and `evomerge evaluate`; here it is ``exact``.
+        forwards, batch_tokens, compare_forwards: see `Forwards`. In a configuration ``auto`` is ``shared`` for the
+            search's items and ``exact`` for held-out ones and `evomerge evaluate`; here it is ``exact``.
 
     Raises:
         ConfigError: an argument out of its range, naming it.
@@ -112,6 +112,7 @@ class LmEvalFitness:
         task_timeout: float | None = 30.0,
         forwards: Mode = "exact",
         batch_tokens: int | None = None,
+        compare_forwards: bool = True,
     ) -> None:
         self._terms = parse_terms(tasks)
         self._arguments = ModelArguments(
@@ -129,7 +130,7 @@ class LmEvalFitness:
         )
         check_block_size(block_size)
         check_timeout(task_timeout, "task_timeout")
-        self._forwards = Forwards(forwards, batch_tokens)
+        self._forwards = Forwards(forwards, batch_tokens, compare_forwards)
         paths = plain(include_path) or []
         self._include_path: list[str] = [paths] if isinstance(paths, str) else paths
         self._settings = BuildSettings(
@@ -143,11 +144,9 @@ class LmEvalFitness:
             chat_template_args=self._arguments.template_arguments,
         )
         self._settings.check(self._terms)
-        self._block_size = block_size
-        self._response_length = response_length
-        self.keep_responses = keep_responses
+        self._block_size, self._response_length = block_size, response_length
+        self.keep_responses, self._task_timeout = keep_responses, task_timeout
         self._tokenizer: Any = None  # as the pool has it; of a driver whose workers prepare
-        self._task_timeout = task_timeout
         self._generators: Any = None
         self._tasks: TaskSet | None = None
         self._terms_weighed: list[WeighedTerm] = []
@@ -247,8 +246,7 @@ class LmEvalFitness:
         ready = self._ready()
         raw, seconds, tokens, complete = ready.score(model, blocks, stop)
         items = all_items(ready.scorers, raw)
-        found: dict[str, float] = {}
-        metrics: dict[str, float] = {}
+        found, metrics = dict[str, float](), dict[str, float]()
         if complete:
             with self._generators if self._loaded().groups else nullcontext():
                 found, metrics = totals(self._loaded(), self._terms_weighed, ready.scorers, raw)
@@ -259,6 +257,12 @@ class LmEvalFitness:
         timing = {"model": seconds, "other": time.perf_counter() - start - seconds}
         return Scores(found, metrics, items, timing, answers, tokens)
 
+    def apart(self, model: LoadedModel) -> Mapping[str, float]:
+        """How far shared forwards are from lm-eval's own on a model: see `_lm_eval.apart`; empty where not asked."""
+        from fitness._lm_eval.apart import apart
+
+        return apart(self._ready(), lambda: self.run(model)) if self._forwards.compare else {}
+
     def write_samples(self, folder: Path, model: str) -> list[Path]:
         """Write what ``lm_eval --log_samples`` writes of the model that `run` scored last; returns the files.
 
@@ -268,8 +272,7 @@ class LmEvalFitness:
         from fitness._lm_eval.responses import stock_results
         from fitness._lm_eval.sample_files import write_sample_files
 
-        flags = self._settings.flags()
-        settings = self._arguments.as_asked(model) | flags | said_of_tasks(self._terms)
+        settings = self._arguments.as_asked(model) | (flags := self._settings.flags()) | said_of_tasks(self._terms)
         results = stock_results(self._loaded(), self._ready().scorers, self._scored, settings)
         return write_sample_files(folder, model, results, self._ready().session.prompt_settings(flags))
 

@@ -53,6 +53,15 @@ def main() -> None:
     seven.add_argument("--dtypes", nargs="+", default=["float32"], choices=("float32", "bfloat16"))
     seven.add_argument("--threads", type=int)
     seven.add_argument("--repeats", type=int, default=3)
+    seven.add_argument(
+        "--states",
+        choices=("depth", "searches"),
+        help="what hidden states save: by depth, or of searches over the demo's",
+    )
+    seven.add_argument("--folder", type=Path, help="of the demo's models, for searches; trained quickly otherwise")
+    seven.add_argument("--evaluations", type=int, default=150, help="of each search")
+    seven.add_argument("--limit", type=int, default=50, help="items of a task, for searches")
+    seven.add_argument("overrides", nargs="*", help="of the searches' configuration")
     options = parser.parse_args()
     if options.benchmark == "overhead":
         from scripts.benchmark_overhead import overhead
@@ -76,6 +85,14 @@ def main() -> None:
         from scripts.benchmark_paths import paths
 
         paths(options.layers, options.switches, options.threads)
+    elif options.benchmark == "forwards" and options.states == "depth":
+        from scripts.benchmark_states import depths
+
+        depths(options.cases, options.dtypes, options.threads, options.repeats)
+    elif options.benchmark == "forwards" and options.states == "searches":
+        from scripts.benchmark_states import searches
+
+        searches(options.evaluations, options.limit, options.folder, options.overrides)
     elif options.benchmark == "forwards":
         from scripts.benchmark_forwards import forwards
 

@@ -110,7 +110,7 @@ def _row(name: str, case: Case, dtype_name: str, repeats: int) -> list[str]:
     found, _ = shared.score(module)
     most_shared = max(rows)
     hook.remove()
-    exact_s, shared_s = _alternating(
+    exact_s, shared_s = alternating(
         repeats,
         lambda: score_batches(module, batches, softmax, len(requests)),
         lambda: shared.score(module),
@@ -133,7 +133,7 @@ def _row(name: str, case: Case, dtype_name: str, repeats: int) -> list[str]:
     ]
 
 
-def _alternating(repeats: int, *calls: Callable[[], Any]) -> list[float]:
+def alternating(repeats: int, *calls: Callable[[], Any]) -> list[float]:
     """Median seconds of each call, in turns so that a busy machine hits all alike."""
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats):

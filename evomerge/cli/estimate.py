@@ -36,6 +36,7 @@ class Estimate:
         evaluations: of the search, baselines not counted; `others` are those and the held-out ones.
         work: of one candidate: `documents`, `texts` read and tokens `written` at most; empty where nobody counts.
         batch: texts in a forward.
+        arithmetic: of half precision on this processor, in words; empty where that goes without saying.
     """
 
     memory: MemoryEstimate
@@ -46,6 +47,7 @@ class Estimate:
     others: int
     work: Mapping[str, int]
     batch: int
+    arithmetic: str = ""
 
     @property
     def forwards(self) -> int:
@@ -61,6 +63,8 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
 
     Where the paths of a data flow may become longer than the one the search begins with, so may the resident model.
     """
+    from evomerge.models.arithmetic import arithmetic_of
+
     pool = parts.pool
     assert pool is not None
     per_slice = dict(zip(pool.info.slices, pool.info.sizes, strict=True))
@@ -83,6 +87,7 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
         others=others,
         work=work,
         batch=int(settings.get("batch_size") or 1),
+        arithmetic=arithmetic_of(pool.info.dtype) if memory.on_host else "",
     )
 
 
@@ -93,6 +98,8 @@ def rows(found: Estimate) -> list[tuple[str, RenderableType]]:
     if found.memory.gpu is not None:
         lines += zip(("a GPU", "", "", ""), found.memory.gpu.lines(), strict=False)
     lines.append(("disk", f"{size_text(found.run)} for the run, {written} to write the winner with `evomerge merge`"))
+    if found.arithmetic:
+        lines.append(("arithmetic", found.arithmetic))
     if found.work:
         work = found.work
         texts = f"{work['documents']:,} items, {work['texts']:,} texts read"

@@ -26,6 +26,7 @@ class CacheSettings:
         sharing: how many of them share a GPU.
         gpu: bytes of a GPU to count with; ``None`` for those that it has.
         automatic: whether nobody said what is shared.
+        states: bytes of hidden states in each worker; ``None`` for an eighth of what is free, divided likewise.
     """
 
     memory: int | None = None
@@ -37,6 +38,7 @@ class CacheSettings:
     sharing: int = 1
     gpu: int | None = None
     automatic: bool = False
+    states: int | None = None
 
     @classmethod
     def of(
@@ -47,6 +49,7 @@ class CacheSettings:
         keeps: str = "likely",
         workers: int = 1,
         gpu: str | int | None = None,
+        hidden_states: str | int = "auto",
     ) -> CacheSettings:
         """From an evaluator's configuration: ``auto`` shares in memory between several workers.
 
@@ -64,7 +67,8 @@ class CacheSettings:
             raise ConfigError(f"evaluator.shared_cache_keeps is {keeps!r}", "likely or all")
         found = cls(memory, shared, size, keeps == "all", workers, secrets.token_hex(4))
         most = None if gpu is None else byte_count(gpu, "evaluator.gpu")
-        return replace(found, gpu=most, automatic=shared_cache == "auto")
+        states = None if hidden_states == "auto" else byte_count(hidden_states, "evaluator.hidden_states", least=0)
+        return replace(found, gpu=most, automatic=shared_cache == "auto", states=states)
 
     def on_gpus(self, sharing: int = 1) -> CacheSettings:
         """The same for workers on GPUs.

@@ -41,6 +41,7 @@ class LocalEvaluator:
         shared_cache: ``off`` (and ``auto``), ``memory``, ``disk``, or a folder that outlives the run.
         shared_cache_size: its bytes.
         shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
+        hidden_states: bytes of hidden states to keep (``2GB``), 0 for none; ``auto`` for an eighth of what is free.
         gpu: bytes of a GPU to count with (``24GB``), where it shall not be all that it has.
         timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
             that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
@@ -61,6 +62,7 @@ class LocalEvaluator:
         shared_cache: str = "auto",
         shared_cache_size: str | int = "auto",
         shared_cache_keeps: str = "likely",
+        hidden_states: str | int = "auto",
         gpu: str | int | None = None,
         timeout: float | None = None,
     ) -> None:
@@ -68,7 +70,8 @@ class LocalEvaluator:
         check_threads(threads)
         self._timeout = timeout
         self._build = build
-        self.cache_settings = CacheSettings.of(cache, shared_cache, shared_cache_size, shared_cache_keeps, gpu=gpu)
+        caches = shared_cache, shared_cache_size, shared_cache_keeps
+        self.cache_settings = CacheSettings.of(cache, *caches, gpu=gpu, hidden_states=hidden_states)
         self._device, self._threads = device, threads
         self._worker: Worker | None = None
         self._doing = Work(_NAME)

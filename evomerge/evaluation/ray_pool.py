@@ -58,6 +58,7 @@ class RayEvaluator:
             folder that outlives the run.
         shared_cache_size: its bytes.
         shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
+        hidden_states: bytes of hidden states that each worker keeps, 0 for none; ``auto``: an eighth of what is free.
         gpu: bytes of a GPU to count with (``24GB``), where they shall not be all that it has.
         timeout: seconds that an evaluation may take; then its worker is replaced, and it has failed.
         tries: how many workers may die evaluating a candidate.
@@ -84,6 +85,7 @@ class RayEvaluator:
         shared_cache: str = "auto",
         shared_cache_size: str | int = "auto",
         shared_cache_keeps: str = "likely",
+        hidden_states: str | int = "auto",
         gpu: str | int | None = None,
         timeout: float | None = None,
         tries: int = 2,
@@ -107,7 +109,7 @@ class RayEvaluator:
         self._cluster = Cluster(address, cpus_per_worker, gpus, self._fixed, modules, working_dir)
         self._scheduler = Scheduler(tries, timeout)
         caches = shared_cache, shared_cache_size, shared_cache_keeps
-        self.cache_settings = CacheSettings.of(cache, *caches, self._fixed or 2, gpu)
+        self.cache_settings = CacheSettings.of(cache, *caches, self._fixed or 2, gpu, hidden_states)
         self._workers = RayWorkers(
             self._cluster,
             self._scheduler,

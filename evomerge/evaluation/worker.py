@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -67,6 +68,7 @@ class Worker:
             workers=settings.workers,
             sharing=settings.sharing,
             gpu=settings.gpu,
+            states=settings.states,
         )
         self._prepared: set[Split] = set()
         self._scoring = False
@@ -119,6 +121,8 @@ class Worker:
         if count.noted:
             seconds["note"] = count.noted
         self._resident.use_room()
+        # A winner: the only candidates that held-out items are for.
+        apart = self._apart(candidate) if split == "held_out" and candidate.genome is not None else {}
         return replace(
             outcome,
             status="ok",
@@ -129,7 +133,25 @@ class Worker:
             merge=count.as_dict(),
             responses=scores.responses,
             tokens=scores.tokens,
+            apart=apart,
         )
+
+    def _apart(self, candidate: Candidate) -> Mapping[str, float]:
+        """How far the search's way to score is from the stock tool's on the present model; its failure is only said."""
+        if "search" not in self._fitnesses or not hasattr(self._fitnesses["search"], "apart"):
+            return {}
+        self._scoring = True
+        try:
+            fitness: Any = self.fitness("search")
+            found: Mapping[str, float] = fitness.apart(self._resident.model)
+            return found
+        except Exception as error:
+            if device_lost(error):
+                raise lost(error) from error
+            _LOG.warning("candidate %d could not be scored in both ways: %s", candidate.id, one_line(error))
+            return {}
+        finally:
+            self._scoring = False
 
     def _score_with_room(self, candidate: Candidate, fitness: Fitness) -> tuple[MergeCount, float, Scores]:
         """`_score`, again each time that memory has run out and something was let go."""

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+
+class KeptStates(Protocol):
+    """Hidden states that models before the present one gave on the same tokens.
+
+    Attributes:
+        keys: of the present model: before its first layer, before its second, ..., after its last; equal keys, equal
+            hidden states. Empty while it is not known what the model is.
+        seen: how many of its layers a model before it had too, from the first one on.
+    """
+
+    keys: tuple[str, ...]
+    seen: int
+
+    @property
+    def likely(self) -> bool:
+        """Whether models begin like others often enough to keep what none has asked for yet."""
+
+    @property
+    def budget(self) -> int:
+        """Bytes that all hidden states may take."""
+
+    def get(self, key: str) -> tuple[torch.Tensor, ...] | None:
+        """What was put under a key; ``None`` where it is not there. Not to be written to."""
+
+    def put(self, key: str, tensors: Sequence[torch.Tensor], cost: float) -> None:
+        """Hand hidden states over that cost so much to compute again, in any unit."""
 
 
 @dataclass
@@ -23,6 +50,7 @@ class LoadedModel:
         name_or_path: folder that configuration and tokenizer come from.
         spare: lets go of what is only kept to save time, when memory has run out; says whether there was anything, and
             may be called until there is not.
+        states: hidden states to begin with; ``None`` where none are kept.
     """
 
     module: PreTrainedModel
@@ -31,6 +59,7 @@ class LoadedModel:
     device: torch.device
     name_or_path: str
     spare: Callable[[], bool] = field(default=bool, repr=False, compare=False)
+    states: KeptStates | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class RunProgress:
         last_improved: the last improvement.
         merge: what the layer cache did, added up over all evaluations.
         stages: seconds by stage, added up over the candidates told.
-        tokens: that their log-likelihoods ``run``, and would run in ``stock`` lm-eval.
+        tokens: that their log-likelihoods ``run``, and would run in ``stock`` lm-eval; what ``hidden`` states saved.
     """
 
     def __init__(self) -> None:

@@ -79,7 +79,8 @@ class RunStatus:
         per_minute: candidates told in a minute of search.
         stages: median seconds of the latest candidates by stage.
         stage_seconds: seconds of all candidates by stage.
-        tokens: that log-likelihoods of all candidates ``run``, and would run in ``stock`` lm-eval.
+        tokens: that log-likelihoods of all candidates ``run``, and would run in ``stock`` lm-eval; and what ``hidden``
+            states saved of those run.
         cache: what the layer cache did.
         error: why the last failed candidate failed.
         failures: how many candidates were not ok, by reason.

@@ -18,6 +18,7 @@ from rich.text import Text
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
 from evomerge.report.formatting import clean, count, duration, rate
+from evomerge.report.saved_tokens import SavedTokens
 from evomerge.report.status import RunStatus
 
 _STATES = {
@@ -254,9 +255,8 @@ def _speed(status: RunStatus) -> list[str]:
         return ["not known yet"]
     medians = ", ".join(f"{name} {duration(value)}" for name, value in status.stages.items())
     speed = f"{rate(status.per_hour)} candidates an hour over {duration(status.seconds)}"
-    run, stock = (status.tokens.get(name, 0.0) for name in ("run", "stock"))
-    fewer = [f"{stock / run:.1f} times fewer tokens than lm-eval runs"] if 0 < run < stock < math.inf else []
-    return [speed, *([f"median {medians}"] if medians else []), *fewer]
+    tokens = SavedTokens.of(status.tokens)
+    return [speed, *([f"median {medians}"] if medians else []), *(tokens.lines() if tokens is not None else [])]
 
 
 def _time(status: RunStatus, width: int) -> RenderableType:

@@ -31,6 +31,7 @@ class Trial:
         objectives, metrics, seconds, merge, error: as of `evomerge.candidate.Evaluation`.
         digest: hash of its per-item scores, or ``None``.
         source: of a warm start, the run and candidate that it comes from.
+        apart: of the winner on held-out items, as of `evomerge.candidate.Evaluation`.
     """
 
     candidate: int
@@ -49,6 +50,7 @@ class Trial:
     error: str = ""
     digest: str | None = None
     source: str | None = None
+    apart: Numbers = field(default_factory=dict)
 
     @classmethod
     def asked(cls, event: Event, phase: int) -> Trial:
@@ -69,7 +71,7 @@ class Trial:
         self.status = str(event.get("status"))
         self.objectives, self.metrics = numbers(event.get("objectives")), numbers(event.get("metrics"))
         self.seconds, self.merge = numbers(event.get("seconds")), numbers(event.get("merge"))
-        self.error = str(event.get("error") or "")
+        self.error, self.apart = str(event.get("error") or ""), numbers(event.get("apart"))
         self.digest = str(event["items_hash"]) if event.get("items") and event.get("items_hash") else None
         return self
 

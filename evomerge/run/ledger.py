@@ -12,8 +12,9 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
 - ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or as `genomes.encoding` writes it), `parents`,
   `recipe_hash`.
 - ``told``: `candidate`, `split`, `status`, `objectives`, `metrics`, `seconds` by stage (as `Evaluation` has them),
-  `merge` (what the layer cache did), `tokens` (run, and run by stock lm-eval), `error`, and `items`, `items_hash`: file
-  name and SHA-256 of the per-item scores in the folder ``items``.
+  `merge` (what the layer cache did), `tokens` (run, run by stock lm-eval, and of those run what hidden states saved),
+  `apart` (how far the search's way to score is from the stock tool's, of the winner), `error`, and `items`,
+  `items_hash`: file name and SHA-256 of the per-item scores in the folder ``items``.
 - ``improved``: `candidate` (the winner), `objective` (its first), `recipe_hash`; with several objectives also who
   `entered` the Pareto front and who `left` it, its size `front` and its `hypervolume`.
 - ``stopped``: `reason` and counts.
@@ -46,7 +47,7 @@ Kind = tuple[str, str]
 
 SCHEMA = 1
 SESSION_EVENTS = ("interrupted", "resumed")
-NOT_CONTENT = ("seq", "time", "crc32", "seconds", "merge", "tokens", "items", "versions")
+NOT_CONTENT = ("seq", "time", "crc32", "seconds", "merge", "tokens", "apart", "items", "versions")
 _SPLITS = get_args(Split)
 _OF_CANDIDATES = ("asked", "told", "warm", "improved")
 
@@ -176,6 +177,8 @@ class Ledger:
             file, digest = path.name, hashlib.sha256(data).hexdigest()
         fields = {**vars(evaluation), "items": file, "items_hash": digest}
         del fields["traceback"], fields["responses"]  # for the log, and for files of their own
+        if not evaluation.apart:
+            del fields["apart"]
         return fields
 
     def know(self, event: Event) -> None:
@@ -272,6 +275,7 @@ def evaluation_of(told: Event, items: Items | None = None) -> Evaluation:
             merge=_numbers(told.get("merge", {})),
             error=str(told["error"]),
             tokens=_numbers(told.get("tokens", {})),
+            apart=_numbers(told.get("apart", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise LedgerError(f"a told event is malformed ({type(error).__name__}: {error})") from error

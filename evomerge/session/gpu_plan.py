@@ -35,6 +35,7 @@ class GpuPlan:
         staging: bytes of the device that sources are copied into ahead of their merge.
         notes: bytes of host memory for what is noted of the sources, and `device_notes` on the device.
         cache: bytes of merged slices that may be kept.
+        states: bytes of hidden states that may be.
     """
 
     gpu: int
@@ -51,6 +52,7 @@ class GpuPlan:
     notes: int
     device_notes: int
     cache: int
+    states: int
 
     @property
     def copied(self) -> int:
@@ -129,4 +131,5 @@ def plan_gpu(
         found.placement.notes,
         found.placement.device_notes,
         found.cache,
+        found.states,
     )

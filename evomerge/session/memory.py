@@ -21,8 +21,8 @@ from evomerge.merge.execution.notes_memory import device_sources, load_kernels, 
 from evomerge.merge.execution.sources import DEVICE_SHARE, NOTES_SHARE
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
-from evomerge.merge.resident.budgets import CACHE_SHARE, layer_bytes
-from evomerge.merge.resident.resident_memory import model_bytes, resident_memory
+from evomerge.merge.resident.budgets import CACHE_SHARE, STATES_SHARE, layer_bytes
+from evomerge.merge.resident.resident_memory import model_bytes, resident_memory, states_memory
 from evomerge.models.loaded import ModelOutline
 from evomerge.models.pool import Pool
 from evomerge.models.tokenizers import load_tokenizer
@@ -116,6 +116,8 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     budget = cache.memory if cache.memory is not None else plan.cache if plan else elsewhere
     found = pool.memory()
     found += resident_memory(pool, plans, budget, place)
+    most = plan.states if plan else int(room * STATES_SHARE / workers)
+    found.append(states_memory(most if cache.states is None else cache.states, place))
     if on_host:
         found += notes_memory(plans, pool, int(room * NOTES_SHARE / workers))
     elif plan is not None:

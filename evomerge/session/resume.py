@@ -46,6 +46,7 @@ MAY_CHANGE = (
     "pool.root",
     "pool.models",
     "fitness.task_timeout",
+    "fitness.compare_forwards",
     "held_out.task_timeout",
 )
 """Keys whose values a resumed run may be given anew; those below them too."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -37,6 +37,22 @@ class TokenRequest(NamedTuple):
     def read(self, max_length: int) -> list[int]:
         """What a model of so many positions reads: all but the last token; longer inputs lose tokens on the left."""
         return (self.context + self.continuation)[-(max_length + 1) :][:-1]
+
+
+class Prefill(Protocol):
+    """Computes keys and values of prompts before generation does: see `shared_prefill.SharedPrefill`."""
+
+    run: int
+    stock: int
+
+    def begin(self) -> None:
+        """The model is another one from now on."""
+
+    def end(self) -> None:
+        """Let go of what is kept for the next prompts."""
+
+    def __call__(self, module: Any, prompts: torch.Tensor, mask: torch.Tensor) -> Any:
+        """The cache to begin with; ``None`` where generation is to read the prompts itself."""
 
 
 class ResidentLM(HFLM):
@@ -77,11 +93,12 @@ class ResidentLM(HFLM):
         self._instances: Sequence[Any] = ()
         self._prompts: Sequence[str] = ()
         self._seconds = 0.0
-        self.spare = model.spare
+        self.spare, self.states = model.spare, model.states
+        self.prefill: Prefill | None = None
 
     def rebind(self, model: LoadedModel) -> None:
         """Score another module of the same tokenizer, dtype and device from now on."""
-        self._model, self.spare = model.module, model.spare
+        self._model, self.spare, self.states = model.module, model.spare, model.states
         self._config = model.module.config
         if model.module.training:  # dropout would make scores random
             model.module.eval()
@@ -110,6 +127,15 @@ class ResidentLM(HFLM):
             FitnessError: a score of a next token is not finite, naming the task and document.
         """
         self._seconds, self._instances = 0.0, instances
+        if self.prefill is None:
+            return self._texts(instances), self._seconds
+        self.prefill.begin()
+        try:
+            return self._texts(instances), self._seconds
+        finally:
+            self.prefill.end()
+
+    def _texts(self, instances: Sequence[Any]) -> list[str]:
         devices = [self.device] if self.device.type == "cuda" else []
         texts: list[str] | None = None
         while texts is None:
@@ -135,7 +161,7 @@ class ResidentLM(HFLM):
                     "of larger batches",
                     self.batch_size_per_gpu,
                 )
-        return texts, self._seconds
+        return texts
 
     def require_room(self, instance: Any) -> None:
         """Raise `FitnessError` when an instance asks for more tokens than the model has positions."""
@@ -178,6 +204,9 @@ class ResidentLM(HFLM):
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
         check = _FiniteScores(at_once=bool(kwargs.get("do_sample")))
         start = time.perf_counter()
+        cache = self._prefilled(context, kwargs)
+        if cache is not None:
+            kwargs["past_key_values"] = cache
         try:
             tokens: torch.Tensor = super()._model_generate(
                 context=context,
@@ -193,6 +222,18 @@ class ResidentLM(HFLM):
             raise not_finite(instance, "a next-token score") from None
         self._seconds += time.perf_counter() - start
         return tokens
+
+    def _prefilled(self, context: torch.Tensor, kwargs: Mapping[str, Any]) -> Any:
+        """A cache of keys and values that greedy generation begins with; ``None`` to leave the prompts to it."""
+        settings = self.model.generation_config
+        beams = kwargs.get("num_beams") or getattr(settings, "num_beams", None) or 1
+        greedy = not kwargs.get("do_sample") and not kwargs.get("temperature") and beams == 1
+        if self.prefill is None or not greedy or kwargs.get("cache_implementation") or settings.cache_implementation:
+            return None
+        with torch.autocast(
+            self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
+        ):
+            return self.prefill(self.model, context, kwargs["attention_mask"])
 
 
 def not_finite(instance: Any, what: str) -> FitnessError:

@@ -21,7 +21,7 @@ from fitness._lm_eval.scoring import RawValues, TaskScorer, all_items
 from fitness._lm_eval.session import Session
 from fitness._lm_eval.settings import BuildSettings
 from fitness._lm_eval.shared_forwards import default_tokens
-from fitness._lm_eval.shared_probe import unsupported
+from fitness._lm_eval.shared_probe import no_prefill, no_states, unsupported
 from fitness._lm_eval.terms import RESPONSE_LENGTH
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Prepared:
 
     def score(
         self, model: LoadedModel, blocks: Sequence[Block] | None, stop: Stop | None
-    ) -> tuple[dict[str, RawValues], float, dict[str, int], bool]:
+    ) -> tuple[dict[str, RawValues], float, dict[str, float], bool]:
         """What all blocks or some gave, the seconds in model calls, the tokens, and whether no block is missing."""
         raw: dict[str, RawValues] = {}
         if len(self.blocks) == 1 or (blocks is None and stop is None):
@@ -92,7 +92,8 @@ def prepare(
     scorers = {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
     session = Session(lm, scorers)
     if forwards.mode == "shared" and _can_share(lm.model, session.longest):
-        session.share(forwards.batch_tokens or default_tokens(model.device))
+        tokens = forwards.batch_tokens or default_tokens(model.device)
+        session.share(tokens, _can_keep_states(model), session.generates and _can_prefill(lm.model))
     else:
         forwards = Forwards()
     places = spread({n: len(s.documents) for n, s in scorers.items()}, block_size, settings.fewshot_seed)
@@ -127,4 +128,22 @@ def _can_share(module: Any, longest: int) -> bool:
     reason = unsupported(module, longest)
     if reason:
         _log.warning("fitness.forwards=shared is not for this model: %s; its forwards are lm-eval's own", reason)
+    return not reason
+
+
+def _can_keep_states(model: LoadedModel) -> bool:
+    """Whether a model can begin above its first layers; a line in the log where it cannot and was meant to."""
+    if model.states is None:
+        return False
+    reason = no_states(model.module)
+    if reason:
+        _log.warning("no hidden states are kept of this model: %s; all layers run for every candidate", reason)
+    return not reason
+
+
+def _can_prefill(module: Any) -> bool:
+    """Whether generation can begin with keys and values that were computed before; a line in the log where not."""
+    reason = no_prefill(module)
+    if reason:
+        _log.warning("prompts of generation are not shared by this model: %s; it reads each of them whole", reason)
     return not reason

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from fitness._lm_eval.batches import Batch, mixed_lengths, plan_batches, score_b
 from fitness._lm_eval.model import ResidentLM, TokenRequest, not_finite
 from fitness._lm_eval.scoring import RawValues, TaskScorer
 from fitness._lm_eval.shared_forwards import SharedForwards
+from fitness._lm_eval.shared_prefill import SharedPrefill
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
@@ -52,6 +54,7 @@ class Session:
     def __init__(self, lm: ResidentLM, scorers: Mapping[str, TaskScorer]) -> None:
         self._lm = lm
         self._batch_tokens: int | None = None  # of shared forwards; of exact ones lm-eval's batches
+        self._keeps_states = False
         self._scorers = scorers
         self.whole: Places = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
         self.requests: dict[int, list[TokenRequest]] = {}  # by identity of the instance
@@ -97,22 +100,58 @@ class Session:
         return seconds
 
     @property
+    def generates(self) -> bool:
+        """Whether texts are generated."""
+        scorers = self._scorers.values()
+        return any(i.request_type == "generate_until" for s in scorers for own in s.documents for i in own)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest text whose log-likelihood is asked, as the model reads it."""
         most = self._lm.max_length
         return max((len(r.read(most)) for requests in self.requests.values() for r in requests), default=0)
 
-    def share(self, batch_tokens: int) -> None:
-        """Run log-likelihoods over the tree of tokens that requests share, from the next candidate on."""
-        self._batch_tokens = batch_tokens
+    def share(self, batch_tokens: int, keep_states: bool = True, prefill: bool = True) -> None:
+        """Run log-likelihoods and prompts over the tree of tokens that requests share, from the next candidate on.
+
+        Args:
+            batch_tokens: of a forward.
+            keep_states: whether a model may begin above the layers that an earlier one had too.
+            prefill: whether generation takes keys and values that were computed before.
+        """
+        self._batch_tokens, self._keeps_states = batch_tokens, keep_states
+        self._lm.prefill = SharedPrefill(self._lm.model, batch_tokens) if prefill else None
         self._plans.clear()
 
-    def tokens(self, block: int | None) -> dict[str, int]:
-        """Tokens that log-likelihoods ``run``, and would run in ``stock`` lm-eval; padding is not counted."""
-        plan = self._plans[block]
+    @property
+    def shares(self) -> bool:
+        """Whether tokens are shared."""
+        return self._batch_tokens is not None
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Score as lm-eval does within this."""
+        kept = self._batch_tokens, self._plans, self._lm.prefill
+        self._batch_tokens, self._plans, self._lm.prefill = None, {}, None
+        try:
+            yield
+        finally:
+            self._batch_tokens, self._plans, self._lm.prefill = kept
+
+    def tokens(self, block: int | None) -> dict[str, float]:
+        """Tokens of the log-likelihoods, and of prompts that may share theirs, that were scored last; without padding.
+
+        ``run``; what ``stock`` lm-eval would run; of those run what ``hidden`` states saved, as whole passes.
+        """
+        plan, prefill = self._plans[block], self._lm.prefill
         shared = [f for f in (plan.loglikelihood, plan.rolling) if isinstance(f, SharedForwards)]
-        run = sum(forwards.tokens for forwards in shared) if shared else plan.stock_tokens
-        return {"run": run, "stock": plan.stock_tokens}
+        if not shared:
+            return {"run": plan.stock_tokens, "stock": plan.stock_tokens}
+        found: dict[str, float] = {"run": sum(forwards.tokens for forwards in shared), "stock": plan.stock_tokens}
+        if prefill is not None and "generate_until" in plan.instances:
+            found = {"run": found["run"] + prefill.run, "stock": found["stock"] + prefill.stock}
+        hidden = sum(forwards.hidden for forwards in shared)
+        return found | {"hidden": round(hidden, 1)} if hidden else found
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of texts, without special ones."""
@@ -149,7 +188,7 @@ class Session:
         """Values, whether they are the greedy ones, and the batches to use from now on: smaller where memory ends."""
         lm = self._lm
         if isinstance(batches, SharedForwards):
-            return *batches.score(lm.model, lm.spare), batches
+            return *batches.score(lm.model, lm.spare, lm.states if self._keeps_states else None), batches
         found = score_batches(lm.model, batches, lm.softmax_dtype, count, lm.mixed_precision_dtype, lm.spare)
         if len(found[2]) > len(batches):
             _log.warning(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,10 +13,15 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from evomerge.models.memory import give_back, out_of_memory
+from fitness._lm_eval.half_precision import float32_products
+from fitness._lm_eval.layer_states import LayerStates
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.prefix_tree import prefix_tree
 from fitness._lm_eval.token_batches import TokenBatch, token_batches
 from fitness._lm_eval.tree_mask import TreeMasks
+
+if TYPE_CHECKING:
+    from evomerge.models.loaded import KeptStates
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +38,16 @@ def default_tokens(device: torch.device) -> int:
     return 256 if device.type == "cpu" else 2048
 
 
+class _Trunks(DynamicCache):
+    """Keys and values of trunks, of the layers that ran."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the trunks; asked of none in particular, of any: the first may not have run."""
+        if layer_idx:
+            return int(super().get_seq_length(layer_idx))
+        return max((int(layer.get_seq_length()) for layer in self.layers), default=0)
+
+
 class SharedForwards:
     """The requests of a fitness, in batches of their tree.
 
@@ -44,7 +59,7 @@ class SharedForwards:
         softmax_dtype, autocast: as for `batches.score_batches`.
 
     Attributes:
-        tokens: that are run for a candidate.
+        tokens: that are run for a candidate, some of them in its upper layers alone.
     """
 
     def __init__(
@@ -64,9 +79,16 @@ class SharedForwards:
         self._vocabulary = int(module.get_output_embeddings().weight.shape[0])
         self._most_rows = max(_FEWEST_ROWS, MOST_LOGITS // (self._vocabulary * module.dtype.itemsize))
         self._most_tokens = batch_tokens
-        self._plan()
+        self._plan(module)
 
-    def score(self, module: Any, spare: Callable[[], bool] = bool) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    @property
+    def hidden(self) -> float:
+        """Of the tokens of the last model, those that hidden states saved, as whole passes through it."""
+        return self._states.saved
+
+    def score(
+        self, module: Any, spare: Callable[[], bool] = bool, states: KeptStates | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The log-likelihood of each request, in nats, and whether greedy decoding gives its continuation.
 
         Where memory ends, all is run again: after something was spared, or with nothing left to spare in smaller
@@ -75,9 +97,11 @@ class SharedForwards:
         Args:
             module: the model.
             spare: as for `batches.score_batches`.
+            states: hidden states of models before it; ``None`` to run all layers.
         """
         while True:
             try:
+                self._states.begin(module, states)
                 return self._scored(module)
             except Exception as error:
                 if not out_of_memory(error):
@@ -96,19 +120,22 @@ class SharedForwards:
                 "not enough memory: %d tokens are run at a time from now on; scores may differ in their last digits",
                 self._most_tokens,
             )
-            self._plan()
+            self._plan(module)
 
-    def _plan(self) -> None:
+    def _plan(self, module: Any) -> None:
         roots = prefix_tree(self._requests, self._max_length)
         self._batches = token_batches(roots, self._most_tokens, self._most_rows, self._device)
-        self.tokens = sum(batch.inputs.numel() for root in self._batches for batch in root.walk())
+        sizes = [[batch.inputs.numel() for batch in root.walk()] for root in self._batches]
+        self.tokens = sum(map(sum, sizes))
+        self._states = LayerStates(sizes, module)
 
     def _scored(self, module: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         chosen = torch.zeros(sum(self._lengths), dtype=torch.float32, device=self._device)
         greedy = torch.zeros(sum(self._lengths), dtype=torch.bool, device=self._device)
-        with torch.no_grad():
-            for batch in self._batches:
-                self._run(module, batch, chosen, greedy)
+        with torch.no_grad(), float32_products(module):
+            for number, batch in enumerate(self._batches):
+                with self._states.tree(number):
+                    self._run(module, batch, chosen, greedy)
             values = chosen.cpu().to(torch.float64).numpy()
             right = greedy.cpu().numpy()
         if not self._lengths:
@@ -118,15 +145,15 @@ class SharedForwards:
 
     def _run(self, module: Any, root: TokenBatch, chosen: torch.Tensor, greedy: torch.Tensor) -> None:
         """Run a batch, then all that come after its tokens, whose keys and values are kept meanwhile."""
-        cache = DynamicCache() if root.after else None
-        waiting: list[tuple[TokenBatch, int | None]] = [(root, None)]
+        cache = _Trunks() if root.after else None
+        waiting: list[tuple[TokenBatch, int, bool]] = [(root, 0, False)]
         while waiting:
-            batch, keep = waiting.pop()
-            if keep is not None:  # all after this batch are done
-                if cache is not None and keep:
-                    cache.crop(keep - cache.get_seq_length())  # negative: so many tokens less
+            batch, before, done = waiting.pop()
+            own = batch.inputs.numel()
+            if done:  # all after this batch too
+                if cache is not None and before:
+                    cache.crop(-own)  # so many tokens less
                 continue
-            before = cache.get_seq_length() if cache is not None else 0
             # A model computes a row of logits at least.
             rows = batch.rows if len(batch.rows) else torch.zeros(1, dtype=torch.long, device=self._device)
             with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
@@ -140,8 +167,8 @@ class SharedForwards:
                 ).logits[0]
             self._read(logits, batch, chosen, greedy)
             del logits
-            waiting.append((batch, before))
-            waiting.extend((after, None) for after in reversed(batch.after))
+            waiting.append((batch, before, True))
+            waiting.extend((after, before + own, False) for after in reversed(batch.after))
 
     def _read(self, logits: torch.Tensor, batch: TokenBatch, chosen: torch.Tensor, greedy: torch.Tensor) -> None:
         step = max(1, MOST_SOFTMAX // (logits.shape[1] * 4))

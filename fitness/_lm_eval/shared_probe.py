@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from evomerge.models.architecture.layout import find_layers
 from evomerge.models.architecture.tiny_model import tiny
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.shared_forwards import SharedForwards
+from fitness._lm_eval.shared_prefill import SharedPrefill
 from fitness._lm_eval.tree_mask import TreeMasks
 
 _NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
@@ -23,6 +25,8 @@ _BY_LENGTH = ("dynamic", "longrope")
 _REACH = 6
 """Tokens that sliding windows and the like of the model that is tried reach: fewer than its texts have."""
 _REACHES = re.compile(r"window|chunk_size|floor_scale|block_size")
+_WRITTEN = 9
+"""Tokens that are generated to try it: more than windows reach."""
 _APART = 1e-3  # nats, of some twenty tokens in float32
 
 
@@ -54,6 +58,86 @@ def unsupported(module: Any, longest: int) -> str:
         return _tried(_small(module))
     except Exception as error:  # code of a model raises whatever it likes
         return f"a tree of tokens raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def no_states(module: Any) -> str:
+    """Why hidden states of a model that shares tokens cannot be kept; empty where they can.
+
+    Tried on a tiny one of its class: it must score the same, bit for bit, from every layer on, also where the weights
+    below are not numbers.
+
+    Args:
+        module: a transformers decoder.
+    """
+    small = _small(module)
+    layers = list(find_layers(small)[1])
+    states = _States(layers)
+    shared = SharedForwards(_texts(), small, max_length=64, batch_tokens=12, softmax_dtype=torch.float32)
+    try:
+        expected, _ = shared.score(small, states=states)
+        for depth, layer in enumerate(layers, 1):
+            for tensor in layer.parameters():
+                tensor.data.fill_(torch.nan)
+            states.known = {states.keys[depth]}
+            found, _ = shared.score(small, states=states)
+            if not shared.hidden:
+                return "its layers give more than hidden states"
+            if not np.array_equal(found, expected):
+                return f"a tiny one scores otherwise from layer {depth} on"
+    except Exception as error:  # code of a model raises whatever it likes
+        return f"beginning above a layer raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+def no_prefill(module: Any) -> str:
+    """Why generation cannot begin with keys and values of prompts that begin alike; empty where it can.
+
+    Args:
+        module: a transformers decoder that shares tokens.
+    """
+    kind = module.generation_config.cache_implementation
+    if kind:
+        return f"its generation settings ask for a cache of the kind {kind}"
+    small = _small(module)
+    texts = [request.context[:8] + request.continuation[:5] for request in _texts()]  # models of 32 positions do
+    prompts = torch.tensor([texts[0], texts[1], [0] * 3 + texts[2][:-3]])
+    mask = torch.ones_like(prompts)
+    mask[2, :3] = 0
+    asked = {
+        "input_ids": prompts,
+        "attention_mask": mask,
+        "max_new_tokens": _WRITTEN,
+        "do_sample": False,
+        "use_cache": True,
+    }
+    asked |= {"pad_token_id": 0, "eos_token_id": None, "output_logits": True, "return_dict_in_generate": True}
+    try:
+        cache = SharedPrefill(small, batch_tokens=12, trunk=4)(small, prompts, mask)
+        expected, found = small.generate(**asked), small.generate(**asked, past_key_values=cache)
+    except Exception as error:  # code of a model raises whatever it likes
+        return f"a cache of its prompts raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    apart = max(float((x - y).abs().max()) for x, y in zip(expected.logits, found.logits, strict=True))
+    if not torch.equal(expected.sequences, found.sequences) or not apart <= _APART:
+        return f"a tiny one goes on {apart:.2g} apart after prompts in a tree and alone"
+    return ""
+
+
+class _States:
+    """Keeps the hidden states of every layer, and gives those of the known keys."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.keys = tuple(f"after {depth}" for depth in range(len(layers) + 1))
+        self.seen = len(layers)
+        self.likely = True
+        self.budget = 1 << 40
+        self.known: set[str] = set()
+        self._kept: dict[str, tuple[torch.Tensor, ...]] = {}
+
+    def get(self, key: str) -> tuple[torch.Tensor, ...] | None:
+        return self._kept.get(key) if any(key.endswith(f" {known}") for known in self.known) else None
+
+    def put(self, key: str, tensors: Sequence[torch.Tensor], cost: float) -> None:
+        self._kept.setdefault(key, tuple(tensors))
 
 
 def _rotary(config: Any) -> Iterator[tuple[str, int]]:
@@ -90,10 +174,14 @@ def _small(module: Any) -> Any:
     return small.float().eval()
 
 
+def _texts() -> list[TokenRequest]:
+    words = torch.randint(1, 60, (4, 18), generator=torch.Generator().manual_seed(1)).tolist()
+    return [TokenRequest(None, words[0], words[branch][:9]) for branch in (1, 2, 3)]
+
+
 def _tried(module: Any) -> str:
     """Whether texts that begin alike score in one row, and after a trunk, as they do alone."""
-    words = torch.randint(1, 60, (4, 18), generator=torch.Generator().manual_seed(1)).tolist()
-    requests = [TokenRequest(None, words[0], words[branch][:9]) for branch in (1, 2, 3)]
+    requests = _texts()
     expected = []
     for request in requests:
         tokens = torch.tensor([request.context + request.continuation])

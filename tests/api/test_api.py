@@ -209,6 +209,30 @@ def test_resuming_and_reporting(search: Callable[..., evomerge.Run], tmp_path: P
         run.resume(strategy="ga")
 
 
+@pytest.mark.slow
+def test_hidden_states_change_nothing_but_the_time(search: Callable[..., evomerge.Run], tmp_path: Path) -> None:
+    lineage = ("search_space=lineage", "search_space.mix.high=0", "strategy=m2n2", "strategy.size=4")
+
+    def made(name: str, evaluations: int, states: str) -> evomerge.Run:
+        keys: dict[str, Any] = {"search": {"evaluations": evaluations}, "evaluator": {"hidden_states": states}}
+        return search(*lineage, run_dir=tmp_path / name, **keys)
+
+    def told(run: evomerge.Run) -> list[dict[str, Any]]:
+        events = [json.loads(line) for line in (run.path / "ledger.jsonl").read_text().splitlines()]
+        same = ("candidate", "split", "objectives", "metrics", "items_hash", "status")
+        return [{key: event.get(key) for key in same} for event in events if event["event"] == "told"]
+
+    whole = made("with", 14, "auto")
+    expected = told(made("without", 14, "0"))
+    assert told(whole) == expected
+    assert whole.status.tokens["hidden"] > 0.2 * whole.status.tokens["run"]
+    resumed = made("resumed", 7, "auto").resume(search={"evaluations": 14}, display="quiet")
+    assert resumed.status.told == 14
+    assert [event for event in told(resumed) if event["split"] == "search"] == [
+        event for event in expected if event["split"] == "search"
+    ]
+
+
 def test_a_run_can_begin_others(run: evomerge.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     forked = evomerge.search(from_run=run, run_dir=tmp_path / "forked", display="plain", search={"evaluations": 8})
     assert forked.best is not None

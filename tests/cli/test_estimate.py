@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from evomerge.cli.estimate import Estimate, estimate, rows
 from evomerge.cli.main import main
 from evomerge.config.compose import compose_config
+from evomerge.models import arithmetic
 from evomerge.session.memory import MemoryEstimate, estimate_memory, memory_caution
 from evomerge.session.parts import build_parts
 from evomerge.utils.memory import MemoryPart
@@ -134,6 +135,9 @@ def test_the_rows_say_it(quick_search: list[str], capsys: pytest.CaptureFixture[
     assert "on a machine with 1 worker" in text
     own = found(quick_search)
     assert [what for what, _ in rows(own)] == ["memory", "disk", "a candidate", "time"]
+    half = found(quick_search, "pool.dtype=bfloat16", "evaluator.device=cpu")
+    assert half.arithmetic in (arithmetic.NATIVE, arithmetic.FLOAT32)
+    assert ("arithmetic", half.arithmetic) in rows(half)
 
 
 @pytest.mark.parametrize(

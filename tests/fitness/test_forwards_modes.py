@@ -10,6 +10,7 @@ import torch
 
 from evomerge.errors import ConfigError
 from fitness._lm_eval import prepared
+from fitness._lm_eval.shared_forwards import SharedForwards
 from fitness.lm_eval_tasks import LmEvalFitness
 
 ALL = ["choose", "complete", "read", "write"]
@@ -79,8 +80,39 @@ def test_half_precision_is_near(load: Any, tasks: Any, dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"forwards": "share"}, "forwards is 'share'"), ({"batch_tokens": 0}, "batch_tokens is 0")],
+    [
+        ({"forwards": "share"}, "forwards is 'share'"),
+        ({"batch_tokens": 0}, "batch_tokens is 0"),
+        ({"compare_forwards": "no"}, "compare_forwards is 'no'"),
+    ],
 )
 def test_typos_are_said(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LmEvalFitness(["choose"], **settings)
+
+
+def test_both_ways_are_compared_on_one_model(model: Any, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitness, shared = scored(tasks, model, forwards="shared")
+    found = fitness.apart(model)
+    assert 0 <= found["nats"] < 1e-4
+    assert (found["turned"], found["texts"], found["generated"]) == (0, 0, 9)
+    assert found["items"] == 24 + 24 + 31 + 9 + 9  # acc, acc_norm; acc; exact_match by two filters
+    assert abs(found["objective/score"]) < 1e-4
+    assert fitness.run(model).tokens == shared.tokens  # shared again
+    exact, _ = scored(tasks, model)
+    assert exact.apart(model) == {}
+    silent, _ = scored(tasks, model, forwards="shared", compare_forwards=False)
+    assert silent.apart(model) == {}
+
+    real = SharedForwards.score
+
+    def off(*args: Any) -> Any:
+        values, greedy = real(*args)
+        values[3] -= 0.25
+        return values, ~greedy
+
+    monkeypatch.setattr(SharedForwards, "score", off)
+    wrong = fitness.apart(model)
+    assert wrong["nats"] == pytest.approx(0.25, abs=1e-4)
+    assert wrong["turned"] >= 31
+    assert wrong["objective/score"] != 0

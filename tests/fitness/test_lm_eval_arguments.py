@@ -330,7 +330,7 @@ def test_every_argument_of_lm_eval_is_taken_or_answered() -> None:
     first_column = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("|"))
     named = set(re.findall(r"`(\w+)`", first_column))
     ours = {"response_length", "block_size", "fewshot_seed", "keep_responses", "task_timeout"}
-    ours |= {"forwards", "batch_tokens"}
+    ours |= {"forwards", "batch_tokens", "compare_forwards"}
     assert named == theirs | set(LmEvalFitness.foreign_keys) | ours | taken
 
 

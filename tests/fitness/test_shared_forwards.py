@@ -10,29 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from models.architectures import ARCHITECTURES, build
+from models.architectures import build
+from shared_questions import DECODERS, questions, shared
 from transformers import LlamaForCausalLM
 
 from fitness._lm_eval import shared_forwards, token_batches
 from fitness._lm_eval.model import TokenRequest
-from fitness._lm_eval.shared_forwards import SharedForwards
 from fitness._lm_eval.shared_probe import unsupported
-
-DECODERS = [kind for kind, found in ARCHITECTURES.items() if found.auto == "AutoModelForCausalLM"]
-
-
-def questions(seed: int = 0, words: int = 36) -> list[TokenRequest]:
-    """Choices after examples that all share, and texts of their own; with sliding windows of 8 most are longer."""
-    rng = random.Random(seed)
-
-    def text(low: int, high: int) -> list[int]:
-        return [rng.randrange(3, words) for _ in range(rng.randint(low, high))]
-
-    examples, found = text(6, 6), []
-    for _ in range(6):
-        question = text(2, 6)
-        found += [TokenRequest(None, examples + question, text(1, 4)) for _ in range(4)]
-    return [*found, *(TokenRequest(None, text(1, 12), text(1, 12)) for _ in range(6))]
 
 
 def _small_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,10 +35,6 @@ def alone(module: Any, requests: list[TokenRequest], limit: int = 31) -> tuple[A
         values.append(float(logprobs.gather(1, wanted[:, None]).sum()))
         greedy.append(bool((logprobs.argmax(dim=-1) == wanted).all()))
     return np.array(values), np.array(greedy)
-
-
-def shared(module: Any, requests: list[TokenRequest], tokens: int, limit: int = 31) -> SharedForwards:
-    return SharedForwards(requests, module, max_length=limit, batch_tokens=tokens, softmax_dtype=torch.float32)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

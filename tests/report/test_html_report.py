@@ -189,10 +189,30 @@ def test_tokens_that_were_saved_are_said(finished: Path, tmp_path: Path) -> None
     run = copy(finished, tmp_path / "run")
     rewrite(run, lambda e: {**e, "tokens": {"run": 1000, "stock": 4200}} if e["event"] == "told" else e)
     assert "where lm-eval runs" in words(run)
-    assert "4.2 times as many" in words(run)
+    assert "4.2 times as many: prefixes saved 76 %. What prompts have in common" in words(run)
+    kept = {"run": 1000, "stock": 4200, "hidden": 500.0}
+    rewrite(run, lambda e: {**e, "tokens": kept} if e["event"] == "told" else e)
+    assert "8.4 times as many: prefixes saved 76 %, hidden states 12 %." in words(run)
+    assert "up to their first new layer" in words(run)
     rewrite(run, lambda e: {**e, "tokens": {"run": 4200, "stock": 4200}} if e["event"] == "told" else e)
     assert "tokens, as lm-eval runs them." in words(run)
     assert "Log-likelihoods of the search" not in words(finished)  # which says nothing of tokens
+
+
+def test_how_far_both_ways_to_score_are_apart_is_said(finished: Path, tmp_path: Path) -> None:
+    run = copy(finished, tmp_path / "run")
+    apart = {"nats": 5.7e-6, "turned": 0, "items": 450, "texts": 1, "generated": 20, "objective/score": -1.5e-7}
+    assert "scored with shared forwards" not in words(run)
+
+    def told(event: dict, apart: dict) -> dict:
+        return {**event, "apart": apart} if event["event"] == "told" and event["split"] == "held_out" else event
+
+    rewrite(run, lambda event: told(event, apart))
+    assert "log-likelihoods differ by 5.7e-06 nats at most, 0 of 450 right or wrong answers turned" in words(run)
+    assert "1 of 20 texts differ, score by -1.5e-07." in words(run)
+    for odd in ({"nats": "far"}, {"nats": -1}, {"turned": 3}, {"nats": 0.0, "items": -2}):
+        rewrite(run, lambda event, odd=odd: told(event, odd))
+        assert "turned" not in words(run)
 
 
 def test_an_overlap_of_items_is_said(finished: Path, tmp_path: Path) -> None:

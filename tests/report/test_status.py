@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from evomerge.protocols import Work
+from evomerge.report.saved_tokens import SavedTokens
 from evomerge.report.status import RunStatus, read_status
 from evomerge.report.status_view import StatusPanel, progress_line
 from evomerge.run.ledger_file import LedgerError, Lock, encode
@@ -195,6 +197,25 @@ def test_panel_in_80_columns(run: Written) -> None:
     assert "merge 14.8 % · model 84.7 % · other 0.4 %" in flat
     assert "90.0 % of slices, 95.0 % of bytes not merged again 5.0 s saved" in flat
     assert "merged 10.0 %" in flat
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lines"),
+    [
+        ({"run": 850.0, "stock": 1000.0, "hidden": 450.0}, ["2.5 times", "prefixes saved 15 %, hidden states 45 %"]),
+        ({"run": 1000.0, "stock": 1000.0, "hidden": 500.0}, ["2.0 times", "hidden states saved 50 %"]),
+        ({"run": 500.0, "stock": 1000.0}, ["2.0 times", "prefixes saved 50 %"]),
+        ({"run": 1000.0, "stock": 1000.0}, []),
+        ({"run": 0.0, "stock": math.nan, "hidden": math.inf}, None),
+        ({}, None),
+    ],
+)
+def test_tokens_that_were_saved(tokens: dict[str, float], lines: list[str] | None) -> None:
+    found = SavedTokens.of(tokens)
+    assert (found is None) == (lines is None)
+    if found is not None and lines is not None:
+        assert [line.partition(" fewer")[0] for line in found.lines()] == lines
+        assert sum(found.shares.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 200])

@@ -20,10 +20,13 @@ from evomerge.merge.execution.sources import (
     Sources,
     free_memory,
 )
+from evomerge.merge.resident.hidden_states import HiddenStates
 from evomerge.models.pool import Pool
 
 CACHE_SHARE = 0.25
 """Of the memory that is free: what merged slices may take, unless told otherwise."""
+STATES_SHARE = 0.125
+"""The same of hidden states."""
 
 STAGING_SHARE = 0.25
 """Of what is left of a GPU that cannot hold all sources: at most, for those that are copied ahead."""
@@ -39,10 +42,12 @@ class Budgets:
     Attributes:
         placement: of sources.
         cache: of merged slices.
+        states: of hidden states.
     """
 
     placement: Placement
     cache: int
+    states: int = 0
 
 
 def divide(room: int, host: int, sources: int, layer: int = 0) -> Budgets:
@@ -61,7 +66,7 @@ def divide(room: int, host: int, sources: int, layer: int = 0) -> Budgets:
     left = max(0, room - staging - on_device)
     notes = int(host * NOTES_SHARE), int(left * DEVICE_NOTES_SHARE)
     placement = Placement(on_device, pinned, *notes, staging)
-    return Budgets(placement, int(left * CACHE_SHARE))
+    return Budgets(placement, int(left * CACHE_SHARE), int(left * STATES_SHARE))
 
 
 def layer_bytes(pool: Pool) -> int:
@@ -108,8 +113,8 @@ def first_budgets(device: torch.device, workers: int) -> Budgets:
     host = free_memory(torch.device("cpu")) // max(workers, 1)
     if device.type == "cuda":
         return Budgets(Placement(0, 0, int(host * NOTES_SHARE)), 0)
-    cache = int(free_memory(device) * CACHE_SHARE / max(workers, 1))
-    return Budgets(Placement.measured(device, workers), cache)
+    free = free_memory(device) / max(workers, 1)
+    return Budgets(Placement.measured(device, workers), int(free * CACHE_SHARE), int(free * STATES_SHARE))
 
 
 @dataclass
@@ -122,7 +127,7 @@ class Room:
         sharing: of them, those that share a GPU.
         gpu: bytes of a GPU to count with; ``None`` for those that it has.
         places: whether sources are to be placed; not where a placement was given.
-        cache: bytes of merged slices that were asked for; ``None`` to leave it to the room.
+        cache, states: bytes of merged slices and hidden states that were asked for; ``None`` to leave it to the room.
         settled: whether it was divided, or memory has run out before.
     """
 
@@ -132,18 +137,22 @@ class Room:
     gpu: int | None
     places: bool
     cache: int | None
+    states: int | None = None
     settled: bool = False
 
-    def use(self, sources: Sources, memory: MemoryCache) -> None:
-        """Tell sources and merged slices what they may take; does something once."""
+    def use(self, sources: Sources, memory: MemoryCache, states: HiddenStates) -> None:
+        """Tell sources, merged slices and hidden states what they may take; does something once."""
         if self.settled or self.devices[0].type != "cuda":
             return
         self.settled = True
         room = room_on(self.devices, self.sharing, self.gpu)
         promised = max(0, self.cache - memory.used) if self.cache is not None else 0
+        promised += max(0, self.states - states.used) if self.states is not None else 0
         host = free_memory(torch.device("cpu")) // max(self.workers, 1)
         found = divide(max(0, room - promised), host, sources.pool.nbytes, layer_bytes(sources.pool))
         if self.places:
             sources.place(found.placement)
         if self.cache is None:
             memory.resize(found.cache, sources.pool.nbytes // max(1, 4 * len(sources.pool.checkpoints)))
+        if self.states is None:
+            states.resize(found.states)

@@ -20,6 +20,7 @@ from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan, SlicePlan, canonical_slice, origin_of
 from evomerge.merge.resident.batches import Missing, batches, share_cost
 from evomerge.merge.resident.budgets import Room, first_budgets
+from evomerge.merge.resident.hidden_states import HiddenStates, hidden_keys
 from evomerge.merge.resident.kept_stages import KeptStages
 from evomerge.merge.resident.layer_slots import LayerSlots
 from evomerge.merge.resident.live_slices import LiveSlices
@@ -56,6 +57,7 @@ class Resident:
         workers: among how many the host's free memory is divided, where `placement` or `cache` are not given.
         sharing: how many of them share a GPU, likewise.
         gpu: bytes of a GPU to count with; those that it has by default.
+        states: bytes of hidden states to keep, 0 for none, as for ``spread``; an eighth of what is free by default.
 
     Attributes:
         progress: how far the model is on its way to the plan that is applied.
@@ -75,10 +77,9 @@ class Resident:
         workers: int = 1,
         sharing: int = 1,
         gpu: int | None = None,
+        states: int | None = None,
     ) -> None:
-        self.pool = pool
-        self.dtype = pool.info.dtype
-        self._spread = device == SPREAD
+        self.pool, self.dtype, self._spread = pool, pool.info.dtype, device == SPREAD
         module = load_spread(pool, attn_implementation) if self._spread else load_on(device, pool, attn_implementation)
         self.model = LoadedModel(
             module,
@@ -89,8 +90,11 @@ class Resident:
             self.spare_memory,
         )
         devices = tuple(dict.fromkeys(parameter.device for parameter in module.parameters()))
-        self._room = Room(devices, workers, sharing, gpu, placement is None, cache)
+        states = 0 if self._spread else states
+        self._room = Room(devices, workers, sharing, gpu, placement is None, cache, states)
         first = first_budgets(module.device, workers)
+        self._states = HiddenStates(first.states if states is None else states)
+        self.model.states = None if states == 0 else self._states
         peers = [device for device in devices if device.type == module.device.type]
         self.sources = Sources(pool, module.device, placement or first.placement, peers)
         self.progress = MergeProgress(self.sources.notes)
@@ -123,17 +127,18 @@ class Resident:
 
     def forget(self) -> None:
         """Take the model's slices for none that is known: the next plan is computed whole."""
+        self._states.begin(())
         self._live.forget(self._layer_slots.every() | self._places)
 
     def use_room(self) -> None:
-        """Keep sources and merged slices in what is left of a GPU now that a candidate was scored there; once."""
-        self._room.use(self.sources, self._memory)
+        """Keep sources, merged slices and hidden states in what is left of a GPU after a candidate was scored; once."""
+        self._room.use(self.sources, self._memory, self._states)
 
     def spare_memory(self) -> bool:
-        """Let go of what is only kept to save time: merged slices first, then sources; whether there was anything."""
+        """Let go of what is only kept to save time: hidden states, merged slices, sources; says whether any was."""
         self._room.settled = True
         self.pool.release()
-        if self._memory.clear():
+        if self._states.clear() or self._memory.clear():
             return True
         self._references.clear()
         return self.sources.release()
@@ -147,6 +152,7 @@ class Resident:
             place.empty()
         self._references.clear()
         self._memory.clear()
+        self._states.clear()
         self.sources.close()
 
     def apply(self, plan: Plan) -> MergeCount:
@@ -158,6 +164,7 @@ class Resident:
         """
         if plan.dtype != self.dtype:
             raise RecipeError(f"the recipe's dtype is {plan.dtype}", f"the resident model is in {self.dtype}")
+        self._states.begin(())
         try:
             return self._apply(plan)
         finally:
@@ -187,6 +194,7 @@ class Resident:
             else:
                 missing.setdefault(entry.key, (entry, []))[1].append(place)
         self._compute(missing.values(), count)
+        self._states.begin(hidden_keys(plan))
         count.seconds, count.noted = time.perf_counter() - start, self.progress.noted
         return count
 

@@ -46,3 +46,9 @@ def resident_memory(pool: Pool, plans: Sequence[Plan], budget: int, place: Place
         MemoryPart("model", weights + working + spare, "weights, and slices being replaced", place=place),
         MemoryPart("cache", start, "merged layers that may come back", "evaluator.cache", most=budget, place=place),
     ]
+
+
+def states_memory(budget: int, place: Place) -> MemoryPart:
+    """The hidden states that one worker keeps from candidate to candidate, within a budget of bytes."""
+    text = "hidden states below new layers"
+    return MemoryPart("states", 0, text, "evaluator.hidden_states", most=budget, place=place)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from markupsafe import Markup
 from evomerge.report.formatting import clean, count, duration
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
+from evomerge.report.saved_tokens import SavedTokens
 from evomerge.report.trial import Trial
 from evomerge.utils.sizes import size_text
 
@@ -84,20 +84,12 @@ def cost(view: RunView, page: Page) -> Markup | None:
         saved=duration(merge.get("saved", 0.0)) if merge.get("saved") else "",
         bytes=size_text(merge.get("bytes", 0.0)),
         computed=size_text(merge.get("computed_bytes", 0.0)),
-        tokens=_tokens(history.tokens),
+        tokens=SavedTokens.of(history.tokens),
         reasons=(found := reasons(history.trials))[:_REASONS],
         more=len(found) - _REASONS,
         failed=sum(reason.count for reason in found),
         told=len(history.trials),
     )
-
-
-def _tokens(tokens: Mapping[str, float]) -> tuple[int, int, str] | None:
-    """Tokens that the search's log-likelihoods ran, those that stock lm-eval would have run, and their ratio."""
-    run, stock = (tokens.get(name, 0.0) for name in ("run", "stock"))
-    if not (0 < run <= stock < math.inf):
-        return None
-    return int(run), int(stock), f"{stock / run:.1f}"
 
 
 def reasons(trials: Sequence[Trial]) -> list[Reason]:

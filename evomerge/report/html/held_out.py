@@ -8,11 +8,12 @@ from typing import Any
 from markupsafe import Markup
 
 from evomerge.report.formatting import clean, count, number, signed
+from evomerge.report.forwards_apart import apart_text
 from evomerge.report.html.data import RunView
 from evomerge.report.html.headline import p_cell
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, FAINT, GROUND, QUIET, Plot, axis, figure, label, rounded
-from evomerge.report.outcome import metric_name
+from evomerge.report.outcome import BEST, metric_name
 from evomerge.report.summary import Row, Summary, TaskResult
 from evomerge.report.table import distinct
 
@@ -60,6 +61,7 @@ def held_out(view: RunView, page: Page) -> Markup | None:
         mixed=summary.mixed,
         dtype=clean(summary.dtype),
         figure=_dots(summary, names),
+        apart=apart_text(best_trial.apart) if (best_trial := view.history.held_out.get(BEST)) is not None else "",
     )
 
 
