@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from evomerge.models.architecture.tiny_model import tiny
 from fitness._lm_eval.model import TokenRequest
-from fitness._lm_eval.shared_forwards import SharedForwards
+from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 from fitness._lm_eval.tree_mask import TreeMasks
 
 _NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
@@ -103,7 +103,7 @@ def _tried(module: Any) -> str:
         expected.append(float(F.log_softmax(logits.float(), dim=-1).gather(1, wanted[:, None]).sum()))
     for tokens_at_once in (256, 12):
         shared = SharedForwards(
-            requests, module, max_length=64, batch_tokens=tokens_at_once, softmax_dtype=torch.float32
+            requests, module, max_length=64, limits=BatchLimits(tokens_at_once), softmax_dtype=torch.float32
         )
         found, _ = shared.score(module)
         apart = np.abs(found - np.array(expected)).max()

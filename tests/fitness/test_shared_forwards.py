@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from fitness._lm_eval import shared_forwards, token_batches
 from fitness._lm_eval.model import TokenRequest
-from fitness._lm_eval.shared_forwards import SharedForwards
+from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 from fitness._lm_eval.shared_probe import unsupported
 
 DECODERS = [kind for kind, found in ARCHITECTURES.items() if found.auto == "AutoModelForCausalLM"]
@@ -54,7 +54,7 @@ def alone(module: Any, requests: list[TokenRequest], limit: int = 31) -> tuple[A
 
 
 def shared(module: Any, requests: list[TokenRequest], tokens: int, limit: int = 31) -> SharedForwards:
-    return SharedForwards(requests, module, max_length=limit, batch_tokens=tokens, softmax_dtype=torch.float32)
+    return SharedForwards(requests, module, max_length=limit, limits=BatchLimits(tokens), softmax_dtype=torch.float32)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
