@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from merge.gpu_recipes import everywhere_recipe, small_pool
 from merge.path_models import path_recipe
 from pretended_gpu import PACKAGES, PretendedGpu
 from tiny_llama import save_llama
+from transformers import modeling_utils
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.evaluation.local import _TimeIsUp
@@ -127,10 +128,14 @@ class Bench:
     Args:
         folder: for models and items.
         layers: of the models.
+        jobs: processes at a time.
+
+    Attributes:
+        enough: bytes of the device that `shrunk` leaves.
     """
 
-    def __init__(self, folder: Path, layers: int = 1) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, layers: int = 1, jobs: int | None = None) -> None:
+        self.folder, self.jobs, self.enough = folder, jobs or os.cpu_count() or 1, 0
         self.gpu = PretendedGpu()
         names = ("base", "a", "b", "c")
         self.pool: Pool = small_pool({n: save_llama(folder / n, i, layers=layers) for i, n in enumerate(names)})
@@ -172,11 +177,14 @@ class Bench:
             found += [Kind(f"{case}, later", "forward", recipes[1], (one, two, recipes[0]))]
         return found
 
-    def worker(self) -> Worker:
-        """A worker that has no items yet."""
-        with mock.patch.object(prepared, "unsupported", return_value=""):  # tried on the host, and for long
+    def worker(self, splits: Iterable[Any] = ("forward", "exact", "shared")) -> Worker:
+        """A worker with the items of some fitnesses."""
+        with (
+            mock.patch.object(prepared, "unsupported", return_value=""),  # tried on the host, and for long
+            mock.patch.object(modeling_utils, "caching_allocator_warmup"),  # takes 1.2 GB less than there are
+        ):
             worker = Worker(self.pool, self.fitnesses, device="cuda")
-            for split in self.fitnesses:
+            for split in splits:
                 worker.fitness(split)
         return worker
 
@@ -190,6 +198,7 @@ class Bench:
             deep: whether places differ by the whole stack; otherwise by what of it is this project's.
         """
         attempts, places, count = list[tuple[int, Act, Path]](), set[Hashable](), 0
+        running: list[int] = []
         child: Path | None = None
 
         def hook(nbytes: int) -> None:
@@ -206,11 +215,14 @@ class Bench:
                         child, self.gpu.on_allocation = report, _nothing
                         act(self)
                         return
-                    os.waitpid(process, 0)
+                    running.append(process)
+                    while len(running) >= self.jobs:
+                        os.waitpid(running.pop(0), 0)
             places.add(place)
             count += 1
 
-        worker, plenty, said, evaluation, again = self.worker(), self.gpu.memory, _Said(), None, None
+        worker, plenty = self.worker({"forward", kind.split}), self.gpu.memory
+        said, evaluation, again = _Said(), None, None
         for recipe in kind.before:
             assert worker.evaluate(Candidate(0, recipe), "forward").ok  # type: ignore[arg-type]
         logging.getLogger("fitness").addHandler(said)
@@ -219,6 +231,7 @@ class Bench:
             with suppress(_TimeIsUp):
                 evaluation = worker.evaluate(Candidate(1, kind.recipe), kind.split)
             self.gpu.on_allocation, self.gpu.memory = _nothing, plenty
+            gc.collect()  # generation leaves cycles, which go when memory runs out or at any time before
             beside = self.gpu.used - kept(worker)
             if evaluation is not None:
                 again = worker.evaluate(Candidate(2, kind.recipe), kind.split)
@@ -233,6 +246,8 @@ class Bench:
                 os._exit(0)
             self.gpu.on_allocation = _nothing
             logging.getLogger("fitness").removeHandler(said)
+        for process in running:
+            os.waitpid(process, 0)
         wrong: dict[str, list[int]] = {}
         for number, act, report in attempts:
             found = pickle.loads(report.read_bytes()) if report.exists() else None
@@ -241,6 +256,33 @@ class Bench:
             report.unlink(missing_ok=True)
         return Tried(count, len(places), len(attempts), wrong)
 
+    def within(self, budget: int, split: Any, recipes: Sequence[Recipe]) -> list[Evaluation]:
+        """What becomes of a worker and its candidates on a device of so many bytes.
+
+        Raises:
+            EvomergeError: the worker has no room.
+        """
+        plenty, self.gpu.memory = self.gpu.memory, budget
+        worker = None
+        try:
+            worker = self.worker([split])
+            return [worker.evaluate(Candidate(i, recipe), split) for i, recipe in enumerate(recipes)]
+        finally:
+            if worker is not None:
+                worker.close()
+            self.gpu.memory = plenty
+
+    def needs(self, split: Any) -> tuple[int, int]:
+        """Bytes of the model, and what scoring it takes beside it at most, items included."""
+        worker: Any = self.worker([split])
+        worker.evaluate(Candidate(0, self.pool.info.linear({"a": 1.0})), split)
+        self.gpu.reset()
+        self.fitnesses[split].run(worker._resident.model)
+        model = self.pool.checkpoints["base"].nbytes
+        batch = self.gpu.peak - model
+        worker.close()
+        return model, batch
+
 
 Act = Callable[[Bench], None]
 
@@ -248,6 +290,11 @@ Act = Callable[[Bench], None]
 def refused(bench: Bench) -> None:
     """Refuse an allocation."""
     raise torch.OutOfMemoryError(REFUSED)
+
+
+def shrunk(bench: Bench) -> None:
+    """Leave only `Bench.enough` of the device from now on."""
+    bench.gpu.memory = bench.enough
 
 
 def time_is_up(bench: Bench) -> None:
