@@ -274,9 +274,9 @@ class Check:
 
     def path(self) -> Findings:
         """A path with repeated layers: cached generation and logits in memory against those of its export."""
-        recipe = path_recipe(
-            self.pool, [("a", 0, 1.0), ("b", 1, 1.1), ("a", 1, 1.0), ("b", 1, 0.9), ("a", 2, 1.0), ("b", 3, 1.0)]
-        )
+        # No factors: an export rounds them into its weights, in memory they are applied to the stream.
+        layers = [("a", 0), ("b", 1), ("a", 1), ("b", 1), ("a", 2), ("b", 3)]
+        recipe = path_recipe(self.pool, [(*layer, 1.0) for layer in layers])
         resident = self.bare()
         resident.apply(make_plan(recipe, self.pool))
         ids = (torch.arange(4 * 12, device=self.device) % 50).view(4, 12)
