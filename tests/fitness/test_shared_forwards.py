@@ -171,15 +171,15 @@ def test_what_memory_holds_is_learnt_once_for_all_blocks(monkeypatch: pytest.Mon
 
     def scarce(_: Any, args: Any, kwargs: Any) -> None:
         runs.append(kwargs["input_ids"].numel())
-        if runs[-1] > 40:
+        if runs[-1] > 24:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     module.register_forward_pre_hook(scarce, with_kwargs=True)
     blocks[0].score(module)
-    assert max(runs) > 40
+    assert max(runs) > 24
     runs.clear()
     found, _ = blocks[1].score(module)
-    assert max(runs) <= 40
+    assert max(runs) <= 24
     module._forward_pre_hooks.clear()
     np.testing.assert_allclose(found, alone(module, requests[12:])[0], atol=1e-4)
 
