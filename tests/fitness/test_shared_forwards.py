@@ -178,8 +178,10 @@ def test_what_memory_holds_is_learnt_once_for_all_blocks(monkeypatch: pytest.Mon
     blocks[0].score(module)
     assert max(runs) > 24
     runs.clear()
+    learnt = limits.tokens
+    assert blocks[1].tokens > 2 * learnt
     found, _ = blocks[1].score(module)
-    assert max(runs) <= 24
+    assert max(runs) <= 2 * learnt  # what a subtree may have
     module._forward_pre_hooks.clear()
     np.testing.assert_allclose(found, alone(module, requests[12:])[0], atol=1e-4)
 
