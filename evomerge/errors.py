@@ -55,6 +55,10 @@ class DeviceLostError(EvomergeError):
     exit_status = 3
 
 
+class NoMemoryError(EvomergeError):
+    """Host or accelerator have no room for what is asked, however little is kept beside it."""
+
+
 class OutputError(EvomergeError):
     """An output folder that is not empty, or a disk that is too small."""
 

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fitness._lm_eval.batches import plan_batches, score_batches
 from fitness._lm_eval.model import TokenRequest
-from fitness._lm_eval.shared_forwards import SharedForwards, default_tokens
+from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards, default_tokens
 
 console = Console()
 _SHAPES = ((1, 128), (1, 256), (1, 512), (4, 64), (4, 128), (8, 128), (16, 64))  # of plain batches, texts by tokens
@@ -101,7 +101,7 @@ def _row(name: str, case: Case, dtype_name: str, repeats: int) -> list[str]:
     softmax = None if dtype == torch.float32 else torch.float32
     batches = plan_batches(requests, batch_size=16, max_length=2048, device=torch.device("cpu"), grouped=True)
     tokens = default_tokens(module.device)
-    shared = SharedForwards(requests, module, max_length=2048, batch_tokens=tokens, softmax_dtype=softmax)
+    shared = SharedForwards(requests, module, max_length=2048, limits=BatchLimits(tokens), softmax_dtype=softmax)
     rows: list[int] = []
     hook = module.lm_head.register_forward_hook(lambda _, __, out: rows.append(out.shape[:-1].numel()))
     expected = score_batches(module, batches, softmax, len(requests))[0]

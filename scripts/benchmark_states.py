@@ -16,7 +16,7 @@ import evomerge
 from evomerge.demo.pool import make_demo_pool
 from evomerge.merge.resident.hidden_states import HiddenStates
 from evomerge.models.architecture.layout import find_layers
-from fitness._lm_eval.shared_forwards import SharedForwards, default_tokens
+from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards, default_tokens
 from scripts.benchmark_forwards import CASES, alternating
 
 console = Console()
@@ -56,7 +56,7 @@ def _rows(module: Any, requests: Any, repeats: int) -> list[list[str]]:
     layers = len(find_layers(module)[1])
     softmax = None if module.dtype == torch.float32 else torch.float32
     tokens = default_tokens(module.device)
-    shared = SharedForwards(requests, module, max_length=2048, batch_tokens=tokens, softmax_dtype=softmax)
+    shared = SharedForwards(requests, module, max_length=2048, limits=BatchLimits(tokens), softmax_dtype=softmax)
     known = [f"known {depth}" for depth in range(layers + 1)]
     number = 0
 

@@ -16,12 +16,14 @@ import functools
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from merge.path_models import path_recipe  # type: ignore[import-not-found]
 from pretended_gpu import PretendedGpu  # type: ignore[import-not-found]
 from tiny_models import write_tokenizer  # type: ignore[import-not-found]
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from evomerge.candidate import Candidate
+from evomerge.evaluation.ray_pool import RayEvaluator
 from evomerge.evaluation.worker import Worker
+from evomerge.export.writer import write_model
 from evomerge.merge.execution.sources import Placement
-from evomerge.merge.methods import METHODS
+from evomerge.merge.execution.tensor_merge import merge_tensor
+from evomerge.merge.methods import METHODS, call_values
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.merge.resident.model import Resident
@@ -72,7 +78,7 @@ class Check:
     """
 
     def __init__(self, device: str, folder: Path) -> None:
-        self.device, self.folder, self.large = torch.device(device), folder, device != "cpu"
+        self.device, self.folder, self.is_large = torch.device(device), folder, device != "cpu"
         self._pool: Pool | None = None
 
     @property
@@ -82,9 +88,9 @@ class Check:
             wide = {"hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 32000, "num_attention_heads": 32}
             small = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 64, "num_attention_heads": 4}
             config = LlamaConfig(
-                **(wide if self.large else small),
+                **(wide if self.is_large else small),
                 num_hidden_layers=4,
-                num_key_value_heads=8 if self.large else 2,
+                num_key_value_heads=8 if self.is_large else 2,
                 max_position_embeddings=512,
                 tie_word_embeddings=False,
             )
@@ -127,7 +133,7 @@ class Check:
 
     def environment(self) -> Findings:
         """Versions, the device and how fast it copies, in GB/s."""
-        count = 1 << (30 if self.large else 20)
+        count = 1 << (30 if self.is_large else 20)
         there, other = (torch.zeros(count, dtype=torch.uint8, device=self.device) for _ in range(2))
         host = torch.zeros(count, dtype=torch.uint8)
         found: Findings = {"torch": torch.__version__, "python": platform.python_version(), "device": str(self.device)}
@@ -183,47 +189,133 @@ class Check:
         there.close()
         return found
 
-    def lm_eval(self) -> Findings:
-        """Whether a worker's scores are those of stock lm_eval on the same device, and its texts a second."""
-        from lm_eval import evaluator
-
-        rows = [{"q": f"w{4 + i % 20} w{5 + i % 7}", "a": f"w{4 + i % 11}"} for i in range(64)]
-        file = self.folder / "rows.jsonl"
+    def tasks(self, count: int) -> list[dict[str, Any]]:
+        """A task of log-likelihoods with texts that begin alike, a rolling one, and one that is written."""
+        rows = [{"q": f"w{4 + i % 20} w{5 + i % 7}", "a": f"w{4 + i % 11}"} for i in range(count)]
+        file = self.folder / f"rows{count}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        mean = {"aggregation": "mean", "higher_is_better": True}
         task: dict[str, Any] = {
             "task": "gpu_check",
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"test": str(file)}},
             "test_split": "test",
             "output_type": "loglikelihood",
-            "doc_to_text": "{{q}}",
+            "doc_to_text": "w1 w2 w3 w1 w2 w3 w1 w2 w3 w1 w2 w3 w1 w2 w3 w1 w2 w3 w1 w2 w3 {{q}}",
             "doc_to_target": " {{a}}",
             "metric_list": [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}],
         }
+        rolling = {name: value for name, value in task.items() if name != "metric_list"}
+        rolling |= {"task": "gpu_check_rolling", "output_type": "loglikelihood_rolling", "doc_to_text": ""}
+        rolling |= {"doc_to_target": "{{q}} {{a}} {{q}}"}
         written = task | {"task": "gpu_check_written", "output_type": "generate_until"}
         written["generation_kwargs"] = {"until": ["."], "max_gen_toks": 8}
-        written["metric_list"] = [{"metric": "exact_match", **mean}]
-        fitness = LmEvalFitness(
-            [{"task": deepcopy(each)} for each in (task, written)], batch_size=16, softmax_dtype="float32"
-        )
-        resident = Resident(self.pool, self.device, placement=Placement(0, 0, 0), cache=0)
+        written["metric_list"] = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+        return [task, rolling, written]
+
+    def fitness(self, tasks: list[dict[str, Any]], batch_size: int = 16, forwards: Any = "exact") -> LmEvalFitness:
+        """A fitness of these tasks, its softmax as stock lm_eval's is asked for below."""
+        given: list[Any] = [{"task": deepcopy(task)} for task in tasks]
+        return LmEvalFitness(given, batch_size=batch_size, softmax_dtype="float32", forwards=forwards)
+
+    def lm_eval(self) -> Findings:
+        """Whether a worker's scores of three request types are those of stock lm_eval on the same device, twice."""
+        from lm_eval import evaluator
+
+        tasks, resident = self.tasks(64), self.bare()
+        fitness = self.fitness(tasks)
         fitness.prepare(resident.model)
-        ours = fitness.run(resident.model)
-        took = self.seconds(lambda: fitness.run(resident.model))
-        folder = str(self.pool.folder("base"))
+        ours, again = fitness.run(resident.model).metrics, fitness.run(resident.model).metrics
+        resident.close()
         stock = evaluator.simple_evaluate(
             model="hf",
-            model_args={"pretrained": folder, "dtype": "bfloat16", "softmax_dtype": "float32"},
-            tasks=[deepcopy(task), deepcopy(written)],
+            model_args={"pretrained": str(self.pool.folder("base")), "dtype": "bfloat16", "softmax_dtype": "float32"},
+            tasks=deepcopy(tasks),
             device=str(self.device),
             batch_size=16,
             bootstrap_iters=0,
         )
-        theirs = stock["results"]["gpu_check"]["perplexity,none"]
-        own = ours.metrics["gpu_check/perplexity"]
+        theirs = {
+            f"{task}/{key.split(',')[0]}": value for task, own in stock["results"].items() for key, value in own.items()
+        }
+        differ = sorted(name for name, value in ours.items() if value != theirs[name.split(",")[0]])
+        found: Findings = {"equal": not differ, "again": again == ours, "metrics": len(ours)}
+        return found | {name: [ours[name], theirs[name.split(",")[0]]] for name in differ}
+
+    def bare(self) -> Resident:
+        """The base model on the device, no sources kept."""
+        return Resident(self.pool, self.device, placement=Placement(0, 0, 0), cache=0)
+
+    def batches(self) -> Findings:
+        """Tokens a second that log-likelihoods read, padding not counted, by batch size."""
+        resident, found = self.bare(), dict[str, Any]()
+        tasks = self.tasks(512 if self.is_large else 64)[:1]
+        for size in (16, 64, 256):
+            fitness = self.fitness(tasks, size)
+            fitness.prepare(resident.model)
+            tokens = fitness.run(resident.model).tokens["run"]
+            found[f"tokens/s at {size}"] = tokens / self.seconds(functools.partial(fitness.run, resident.model))
         resident.close()
-        return {"equal": own == theirs, "ours": own, "stock": theirs, "texts/s": 2 * len(rows) / took}
+        return found
+
+    def shared(self) -> Findings:
+        """Shared forwards against exact ones: how far log-likelihoods are apart, tokens that are run, times faster."""
+        resident, tasks = self.bare(), self.tasks(256 if self.is_large else 64)[:2]
+        scores, took = list[Scores](), list[float]()
+        for mode in ("exact", "shared"):
+            fitness = self.fitness(tasks, forwards=mode)
+            fitness.prepare(resident.model)
+            scores.append(fitness.run(resident.model))
+            took.append(self.seconds(functools.partial(fitness.run, resident.model)))
+        resident.close()
+        exact, shared = scores
+        apart = max(float(abs(exact.items[name] - shared.items[name]).max()) for name in exact.items)
+        run = shared.tokens["run"] / shared.tokens["stock"]
+        return {"apart at most": apart, "tokens of exact": run, "times faster": took[0] / took[1]}
+
+    def path(self) -> Findings:
+        """A path with repeated layers: cached generation and logits in memory against those of its export."""
+        # No factors: an export rounds them into its weights, in memory they are applied to the stream.
+        layers = [("a", 0), ("b", 1), ("a", 1), ("b", 1), ("a", 2), ("b", 3)]
+        recipe = path_recipe(self.pool, [(*layer, 1.0) for layer in layers])
+        resident = self.bare()
+        resident.apply(make_plan(recipe, self.pool))
+        ids = (torch.arange(4 * 12, device=self.device) % 50).view(4, 12)
+        options: dict[str, Any] = {"max_new_tokens": 16, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+        with torch.no_grad():
+            ours = resident.model.module.generate(ids, use_cache=True, **options)
+            logits = resident.model.module(ids).logits
+        resident.close()
+        folder = write_model(recipe, self.pool, self.folder / "path", device=self.device)
+        module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(self.device).eval()
+        with torch.no_grad():
+            theirs, again = module.generate(ids, use_cache=True, **options), module(ids).logits
+        return {
+            "layers": int(module.config.num_hidden_layers),
+            "texts equal": bool(torch.equal(ours, theirs)),
+            "logits equal": bool(torch.equal(logits, again)),
+            "logits apart at most": float((logits.float() - again.float()).abs().max()),
+        }
+
+    def large(self) -> Findings:
+        """Seconds and peak memory of one tensor of 152064 x 3584, an embedding of today, statistics not noted."""
+        shape = (152064, 3584) if self.is_large else (1520, 36)
+        base, *inputs = (torch.randn(shape, device=self.device).to(torch.bfloat16) for _ in range(3))
+        out, found = torch.empty_like(base), dict[str, Any]()
+        for name, values in METHOD_VALUES.items():
+            method = METHODS[name]
+            of = base if method.spec.base != "none" else None
+            shared = {"t": 0.4} if name == "slerp" else {}
+            given = call_values(method.spec, [values] * 2, shared)
+            keys = (1, 2) if method.random else ()
+            work = functools.partial(merge_tensor, method, inputs, of, given, keys, out=out)
+            self.seconds(work)
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            found[name] = {"s": self.seconds(work)}
+            if self.device.type == "cuda":
+                found[name]["bytes an element"] = (torch.cuda.max_memory_allocated() - before) / out.numel()
+        return found
 
     def memory(self) -> Findings:
         """Whether candidates succeed where memory holds 1.2 times the model and a batch, once sources were kept."""
@@ -252,18 +344,55 @@ class Check:
             yield lambda nbytes: setattr(gpu, "memory", nbytes)
 
     def ray(self) -> Findings:
-        """A search with two workers that share the GPU."""
-        import evomerge
-        from evomerge.demo.pool import make_demo_pool
-
-        root = make_demo_pool(self.folder / "demo", 0, quick=True, progress=False)
-        run = evomerge.search(
-            *("experiment=demo", f"pool.root='{root}'", f"run_dir='{self.folder / 'run'}'", "display=quiet"),
-            *("search.evaluations=6", "strategy.popsize=3", "fitness.limit=8", "held_out.limit=8"),
-            *("evaluator=ray", "evaluator.workers=2", f"evaluator.gpus_per_worker={0.5 if self.large else 0}"),
+        """Two workers that share the GPU: one is killed, a device-side assert ends the other, both are replaced."""
+        folders = {name: str(self.pool.folder(name)) for name in ("base", "a", "b")}
+        root = self.folder / "ray"
+        root.mkdir()
+        evaluator = RayEvaluator(
+            RayBuild(folders, root), workers=2, gpus_per_worker=0.5 if self.is_large else 0, tries=3, timeout=120
         )
-        status = run.evaluations["status"].value_counts().to_dict()
-        return {str(name): int(count) for name, count in status.items()}
+        count, recipes = 10, [self.pool.info.linear({"a": 1 - i / 10, "b": i / 10}) for i in range(10)]
+        try:
+            evaluator.fingerprint("search")
+            (root / "kill").touch()
+            for number, recipe in enumerate(recipes[:5]):
+                evaluator.submit(Candidate(number, recipe))
+            found = [evaluator.collect() for _ in range(5)]
+            (root / "assert").touch()
+            for number, recipe in enumerate(recipes[5:], 5):
+                evaluator.submit(Candidate(number, recipe))
+            found += [evaluator.collect() for _ in range(5)]
+        finally:
+            evaluator.close()
+        errors = sorted({evaluation.error for evaluation in found if not evaluation.ok})
+        ended = [line.split() for line in (root / "ended").read_text().splitlines()]
+        used = [evaluation.metrics["share of the device"] for evaluation in found if evaluation.ok]
+        return {
+            "succeeded": sum(evaluation.ok for evaluation in found),
+            "of": count,
+            "ended": [how for how, _ in ended],
+            "processes": len(set((root / "begun").read_text().split())),
+            "most of the device by both": max(used),
+            **({"errors": errors} if errors else {}),
+        }
+
+
+@dataclass
+class RayBuild:
+    """Makes a worker in its actor.
+
+    Attributes:
+        folders: of the pool's models.
+        orders: a folder where files say what happens to the next evaluation, once.
+    """
+
+    folders: dict[str, str]
+    orders: Path
+
+    def __call__(self, *, device: str, threads: int | None, cache: Any) -> Worker:
+        """Open the pool and build the worker."""
+        pool = open_pool(self.folders, base="base", fingerprints=False)
+        return Worker(pool, {"search": Doomed(self.orders)}, device=device, threads=threads, cache=cache)
 
 
 class Forward:
@@ -304,7 +433,48 @@ class Forward:
         return "sha256:forward"
 
 
-STEPS = ("environment", "merges", "placements", "bits", "lm_eval", "memory", "ray")
+class Doomed(Forward):
+    """Does to its process what a file orders."""
+
+    def __init__(self, orders: Path) -> None:
+        super().__init__()
+        self.orders = orders
+
+    def _said(self, file: str, text: str) -> None:
+        with (self.orders / file).open("a") as log:
+            log.write(text + "\n")
+
+    def prepare(self, model: Any) -> None:
+        """Make the batch, and say that there is another process."""
+        self.ids = torch.arange(8 * 64, device=model.device).remainder(60).view(8, 64)
+        self._said("begun", str(os.getpid()))
+
+    def run(self, model: Any, blocks: Any = None, *, stop: Any = None) -> Scores:
+        """The sum of the logits, if nothing else was ordered."""
+        time.sleep(0.2)  # both workers have a candidate
+        for order in ("kill", "assert"):
+            try:
+                (self.orders / order).unlink()
+            except FileNotFoundError:
+                continue
+            self._said("ended", f"{order} {os.getpid()}")
+            if order == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if model.device.type != "cuda":
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            model.module.model.embed_tokens(self.ids + (1 << 30))
+            torch.cuda.synchronize()
+        scores, share = super().run(model), 0.0
+        if model.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info()
+            share = 1 - free / total
+        return Scores(scores.objectives, {"share of the device": share})
+
+
+STEPS = (
+    *("environment", "merges", "large", "placements", "bits", "lm_eval", "batches", "shared", "path"),
+    *("memory", "ray"),
+)
 
 
 def main() -> int:

@@ -62,6 +62,19 @@ def computes_on_host(settings: Mapping[str, Any]) -> bool:
     return settings.get("gpu") is None and not torch.cuda.is_available()
 
 
+def gpus_of_worker(settings: Mapping[str, Any]) -> int | None:
+    """Over how many GPUs the workers of an evaluator's configuration spread a model; 1 where they do not.
+
+    ``None`` for all that there are where there are none here.
+    """
+    device, given = str(settings.get("device", "auto")), settings.get("gpus_per_worker")
+    if "gpus_per_worker" in settings:  # workers see what Ray gives them
+        return max(1, int(given or 1)) if device in ("auto", SPREAD) else 1
+    if device != SPREAD:
+        return 1
+    return torch.cuda.device_count() if torch.cuda.is_available() else None
+
+
 def await_memory(device: str) -> None:
     """Wait while a GPU's memory is being given back: of a worker that was ended just now the driver still holds it.
 

@@ -6,9 +6,9 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,10 +21,12 @@ from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.merge.resident.model import Resident
 from evomerge.merge.resident.spread import SPREAD
-from evomerge.models.memory import device_lost, give_back, lost, out_of_memory
+from evomerge.models.memory import Retries, device_lost, give_back, lost, no_room, out_of_memory
 from evomerge.models.pool import Pool
 from evomerge.protocols import Fitness, Scores
 from evomerge.recipes.recipe import Recipe
+
+T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _TRIES = 6  # of a candidate that finds no memory: what is kept becomes less each time
@@ -60,16 +62,21 @@ class Worker:
         settings, device = cache or CacheSettings(), choose_device(device)
         shared = open_shared(settings, pool, "cuda" if device == SPREAD else device)
         await_memory(device)
-        self._resident = Resident(
-            pool,
-            device,
-            cache=settings.memory,
-            shared=shared,
-            workers=settings.workers,
-            sharing=settings.sharing,
-            gpu=settings.gpu,
-            states=settings.states,
-        )
+        try:
+            self._resident = Resident(
+                pool,
+                device,
+                cache=settings.memory,
+                shared=shared,
+                workers=settings.workers,
+                sharing=settings.sharing,
+                gpu=settings.gpu,
+                states=settings.states,
+            )
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise no_room(error, "for the model", torch.device("cuda" if device == SPREAD else device)) from None
         self._prepared: set[Split] = set()
         self._scoring = False
 
@@ -77,7 +84,9 @@ class Worker:
         """The fitness of a split, its items built for this worker's model."""
         if split not in self._prepared:
             try:
-                self._fitnesses[split].prepare(self._resident.model)
+                self._with_room(
+                    lambda: self._fitnesses[split].prepare(self._resident.model), f"to prepare {split} items"
+                )
             except Exception as error:
                 if device_lost(error):
                     raise lost(error) from error
@@ -107,7 +116,8 @@ class Worker:
             return replace(outcome, status="infeasible", error="the genome has no recipe")
         start = time.perf_counter()
         try:
-            count, merged, scores = self._score_with_room(candidate, fitness)
+            recipe, what = candidate.recipe, f"to merge and score candidate {candidate.id}"
+            count, merged, scores = self._with_room(lambda: self._score(recipe, fitness), what)
         except InfeasibleError as error:
             return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
         except Exception as error:
@@ -153,21 +163,24 @@ class Worker:
         finally:
             self._scoring = False
 
-    def _score_with_room(self, candidate: Candidate, fitness: Fitness) -> tuple[MergeCount, float, Scores]:
-        """`_score`, again each time that memory has run out and something was let go."""
-        assert candidate.recipe is not None
+    def _with_room(self, work: Callable[[], T], what: str) -> T:
+        """What some work returns, done again each time that memory has run out and something was let go.
+
+        Raises:
+            NoMemoryError: nothing is left to let go.
+        """
+        retries = Retries(self._resident.spare_memory)
         for left in reversed(range(_TRIES)):
             try:
-                return self._score(candidate.recipe, fitness)
+                return work()
             except Exception as error:
                 if not out_of_memory(error):
                     raise
                 failed = error.with_traceback(None)
             # Out of the handler, which holds on to the frames of the error.
-            if not left or not self._resident.spare_memory():
-                raise failed
-            _LOG.warning("candidate %d found no memory; what is kept to save time is let go", candidate.id)
-            give_back()
+            if not left or not retries.again():
+                raise no_room(failed, what, self._resident.model.device)
+            _LOG.warning("no memory %s: what is kept to save time is let go", what)
         raise AssertionError("the last try returns or raises")
 
     def _score(self, recipe: Recipe, fitness: Fitness) -> tuple[MergeCount, float, Scores]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import torch
 
-from evomerge.errors import DeviceLostError, reason_of
+from evomerge.errors import DeviceLostError, NoMemoryError, reason_of
+
+MORE_GPUS = "let several GPUs hold a model (evaluator.device=spread, or evaluator=ray evaluator.gpus_per_worker=2)"
 
 _NO_MEMORY = (
     "can't allocate memory",
@@ -53,6 +56,46 @@ def lost(error: BaseException) -> DeviceLostError:
         "a GPU that works, and code that does not stop it",
         "`evomerge resume RUN` goes on; evaluator=ray evaluator.workers=1 replaces such a worker by itself",
     )
+
+
+def no_room(error: BaseException, what: str, device: torch.device) -> NoMemoryError:
+    """The error to raise where memory has run out for good, with what to set.
+
+    Args:
+        error: the last of those that `out_of_memory` knows.
+        what: the work that there is no memory for.
+        device: that it was done on; memory may have run out on the host all the same.
+    """
+    more = "shorter texts (fitness.max_length, max_gen_toks) and fewer workers of a machine take less"
+    if device.type == "cuda":
+        more = f"{MORE_GPUS}, or fewer workers share one (evaluator.gpus_per_worker=1); {more}"
+    return NoMemoryError(
+        f"there is no memory {what}, with all let go that is kept to save time ({reason_of(error, 200)})",
+        "room for the model's weights, for a slice that is merged beside them, and for the smallest batch",
+        more,
+    )
+
+
+class Retries:
+    """Whether to do at once again what found no memory: after something was let go, and once with nothing to let go.
+
+    The last time because memory that is free may lie in pieces, or have been another's for a moment: `give_back` mends
+    that, and work done again in smaller pieces would round differently for ever.
+
+    Args:
+        spare: as of `evomerge.models.loaded.LoadedModel`.
+    """
+
+    def __init__(self, spare: Callable[[], bool]) -> None:
+        self._spare, self._as_it_is = spare, True
+
+    def again(self) -> bool:
+        """Whether to try again as before; to be asked outside the error's handler, which holds on to its frames."""
+        found = self._spare()
+        if not found:
+            found, self._as_it_is = self._as_it_is, False
+        give_back()
+        return found
 
 
 def give_back() -> None:

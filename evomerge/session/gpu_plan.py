@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from evomerge.merge.execution.sources import HOST_SHARE
 from evomerge.merge.resident.budgets import divide, share_of
+from evomerge.models.memory import MORE_GPUS
 from evomerge.utils.sizes import size_text
 
 PINNED, MAPPED = 25e9, 5e9
@@ -17,18 +18,18 @@ PINNED, MAPPED = 25e9, 5e9
 UNKNOWN = 0.1
 """Of a worker's share: what forwards are taken to need where the fitness cannot say."""
 
-_SPREAD = "let several GPUs hold a model: evaluator.device=spread, or evaluator=ray evaluator.gpus_per_worker=2"
-
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """What one worker does with its share of a GPU.
+    """What one worker does with its share of a GPU, or with several.
 
     Attributes:
-        gpu: bytes of the GPU.
-        sharing: workers that share it.
+        gpu: bytes of a GPU.
+        gpus: how many the worker has, over which its model is spread.
+        sharing: workers that share a GPU.
         weights: bytes of the model.
-        left: bytes that are left for forwards when nothing else is kept; negative where the model does not fit.
+        left: bytes that are left for forwards when nothing else is kept, of several GPUs as many times what the fullest
+            has; negative where the model does not fit.
         forwards: bytes that they are estimated to need; `known` where the fitness says so.
         sources: bytes of all source models.
         device, pinned, mapped: of these, bytes on the device, in pinned memory and read from files.
@@ -39,6 +40,7 @@ class GpuPlan:
     """
 
     gpu: int
+    gpus: int
     sharing: int
     weights: int
     left: int
@@ -67,12 +69,14 @@ class GpuPlan:
     def lines(self) -> list[str]:
         """All of it, for people."""
         own = f"a share of 1/{self.sharing} of " if self.sharing > 1 else ""
+        own = f"{self.gpus} GPUs of " if self.gpus > 1 else own
         if self.left <= 0:
-            return [f"{size_text(self.weights)} of weights do not fit into {own}{size_text(self.gpu)}: {_SPREAD}"]
+            more = MORE_GPUS if self.gpus == 1 else f"give a worker more than {self.gpus} (evaluator.gpus_per_worker)"
+            return [f"{size_text(self.weights)} of weights do not fit into {own}{size_text(self.gpu)}: {more}"]
         need = f"they need about {size_text(self.forwards)}" if self.known else "what they need is not known"
         first = f"{own}{size_text(self.gpu)}: {size_text(self.weights)} of weights, {size_text(self.left)} left for "
         lines = [f"{first}forwards ({need})"]
-        if self.forwards > self.left:
+        if self.forwards > self.left // self.gpus:
             lines.append("a batch does not fit: it will be halved, lower batch_size")
         places = {"on the device": self.device, "pinned": self.pinned, "mapped from their files": self.mapped}
         where = ", ".join(f"{size_text(nbytes)} {place}" for place, nbytes in places.items() if nbytes)
@@ -98,29 +102,37 @@ def plan_gpu(
     host: int,
     layer: int = 0,
     workers: int = 1,
+    gpus: int = 1,
+    piece: int = 0,
 ) -> GpuPlan:
     """The plan of one worker.
 
     Args:
-        gpu: bytes of the GPU.
-        sharing: workers that share it.
+        gpu: bytes of a GPU.
+        sharing: workers that share one.
         weights: bytes of the model.
         forwards: bytes that its largest forward needs; ``None`` where nobody says.
         sources: bytes of all source models.
         host: free bytes of main memory for each of the machine's workers.
         layer: bytes of the slice of a layer that has most, from every source.
         workers: of the machine, which share what is pinned.
+        gpus: how many the worker has; its model is spread over them, and so is what it keeps.
+        piece: bytes of the largest layer: by so much more weights may lie on one of several GPUs than on the others.
     """
     share = share_of(gpu, sharing)
     need = int(UNKNOWN * share) if forwards is None else forwards
-    found = divide(max(0, share - weights - need), host, sources, layer)
+    most = weights if gpus == 1 else weights // gpus + piece  # weights on one GPU
+    # As a worker measures it (`budgets.room_on`): the least that is left on any. Each of them has a forward's largest
+    # part in turn.
+    found = divide(gpus * max(0, share - most - need), host, sources, layer)
     device = found.placement.device
     pinned = min(sources - device, int(host * workers * HOST_SHARE))
     return GpuPlan(
         gpu,
+        gpus,
         sharing,
         weights,
-        share - weights,
+        gpus * (share - most),
         need,
         forwards is not None,
         sources,
@@ -133,3 +145,12 @@ def plan_gpu(
         found.cache,
         found.states,
     )
+
+
+def fewest_gpus(gpu: int, weights: int, forwards: int | None, piece: int) -> int:
+    """How many GPUs hold a model and its forwards, at least; arguments as of `plan_gpu`."""
+    share = share_of(gpu, 1)
+    need = int(UNKNOWN * share) if forwards is None else forwards
+    if weights + need <= share or share <= piece + need:  # one does, or no number of them
+        return 1
+    return -(-weights // (share - piece - need))

@@ -14,7 +14,7 @@ import torch
 from evomerge.config.schema import Config
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.cache_settings import CacheSettings
-from evomerge.evaluation.devices import computes_on_host
+from evomerge.evaluation.devices import computes_on_host, gpus_of_worker
 from evomerge.evaluation.limits import sharing
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.notes_memory import device_sources, load_kernels, notes_memory, scratch_memory
@@ -28,7 +28,7 @@ from evomerge.models.pool import Pool
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.recipes.pool_info import baseline_recipes
 from evomerge.recipes.recipe import Recipe
-from evomerge.session.gpu_plan import GpuPlan, plan_gpu
+from evomerge.session.gpu_plan import GpuPlan, fewest_gpus, plan_gpu
 from evomerge.session.parts import Parts
 from evomerge.utils.memory import MemoryPart, Place, free_host_memory, machine_memory, peak, process_memory
 from evomerge.utils.sizes import size_text
@@ -47,7 +47,7 @@ class MemoryEstimate:
         on_host: whether they compute on the processor.
         apart: whether they are other processes than the search, which then has one of its own.
         host: bytes of main memory that this machine, or its container, has; 0 where that is not known.
-        device: bytes of an accelerator; 0 where there is none here and none was named.
+        device: bytes that a worker has of its accelerators; 0 where there is none here and none was named.
         gpu: what a worker does with a GPU, where there is or was named one.
     """
 
@@ -98,20 +98,25 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     room = max(0, free_host_memory() - (workers * weights if on_host else 0))
     forwards, scratch = _forwards(parts, pool, plans, on_host), scratch_memory(plans, pool, on_host)
     size = 0 if on_host else cache.gpu or _gpu_bytes()
-    plan = None
+    plan, has = None, 0
     if size:
         # Of merging and scoring the larger: they are never there together.
         need = max((part.nbytes for part in (*forwards, *scratch)), default=0) if forwards else None
+        shared_by, piece = sharing(float(config.evaluator.get("gpus_per_worker") or 0)), _largest_layer(pool)
+        gpus = gpus_of_worker(config.evaluator) or fewest_gpus(size, weights, need, piece)
         plan = plan_gpu(
             size,
-            sharing(float(config.evaluator.get("gpus_per_worker") or 0)),
+            shared_by,
             weights,
             need,
             pool.nbytes,
             room // workers,
             layer_bytes(pool),
             workers,
+            gpus,
+            piece,
         )
+        has = size * gpus // shared_by
     elsewhere = int(room * CACHE_SHARE / workers)
     budget = cache.memory if cache.memory is not None else plan.cache if plan else elsewhere
     found = pool.memory()
@@ -135,7 +140,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
         load_kernels()
     process = MemoryPart("process", process_memory(), "Python, its libraries and the items")
     apart = getattr(parts.evaluator, "built_from", "") == "shipped worker"
-    return MemoryEstimate((process, *found), workers, on_host, apart, machine_memory(), size, plan)
+    return MemoryEstimate((process, *found), workers, on_host, apart, machine_memory(), has, plan)
 
 
 def memory_caution(found: MemoryEstimate) -> str:
@@ -146,7 +151,7 @@ def memory_caution(found: MemoryEstimate) -> str:
         own = found.at(place)  # type: ignore[arg-type]
         needs = found.machine(mapped=False) if place == "host" else peak(own)
         most = found.machine(bounds=True, mapped=False) if place == "host" else peak(own, bounds=True)
-        where = "this machine" if place == "host" else "the device"
+        where = "this machine" if place == "host" else _device(found.gpu)
         if needs > has:
             less = _less(found, own)
             return f"the search needs about {size_text(needs)} of memory, {where} has {size_text(has)}: {less}"
@@ -162,6 +167,22 @@ def memory_caution(found: MemoryEstimate) -> str:
                 f"{size_text(has)} to keep their files: they will be read from the disk again; {_less(found, own)}"
             )
     return ""
+
+
+def _device(plan: GpuPlan | None) -> str:
+    """What a worker has of GPUs, for people."""
+    if plan is None or plan.gpus == plan.sharing == 1:
+        return "the device"
+    return f"its {plan.gpus} GPUs" if plan.gpus > 1 else f"its share of 1/{plan.sharing} of the device"
+
+
+def _largest_layer(pool: Pool) -> int:
+    """Bytes of the largest part of a model that lies on one GPU: a layer, or what comes before and after them."""
+    sizes: dict[Any, int] = {}
+    for slice_, size in zip(pool.info.slices, pool.info.sizes, strict=True):
+        part = slice_.component if slice_.layer is None else slice_.layer
+        sizes[part] = sizes.get(part, 0) + size
+    return max(sizes.values(), default=0) * TORCH_DTYPES[pool.info.dtype].itemsize
 
 
 def _less(found: MemoryEstimate, parts: Sequence[MemoryPart]) -> str:

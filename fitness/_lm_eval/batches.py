@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from lm_eval.models.utils import Collator
 from numpy.typing import NDArray
 
-from evomerge.models.memory import give_back, out_of_memory
+from evomerge.models.memory import Retries, out_of_memory
 from fitness._lm_eval.model import TokenRequest
 
 _ALIGNED = 16  # bytes; CUDA kernels read rows in words of this size
@@ -41,6 +41,21 @@ class Batch:
     choices: torch.Tensor
     lengths: tuple[int, ...]
     requests: tuple[int, ...]
+
+
+@dataclass
+class TooLarge:
+    """What memory did not hold, known to all batches of a kind.
+
+    Attributes:
+        tokens: of the smallest such batch, with padding; ``None`` where all had room.
+    """
+
+    tokens: int | None = None
+
+    def cut(self, batch: Batch) -> bool:
+        """Whether a batch is to be run in two halves at once."""
+        return self.tokens is not None and batch.inputs.numel() >= self.tokens and len(batch.inputs) > 1
 
 
 def mixed_lengths(requests: Sequence[TokenRequest]) -> list[int]:
@@ -126,13 +141,14 @@ def score_batches(
     count: int,
     autocast: torch.dtype | None = None,
     spare: Callable[[], bool] = bool,
+    too_large: TooLarge | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[Batch]]:
     """Log-likelihoods of `count` requests, whether greedy decoding would give their continuations, and the batches.
 
     The numbers are stock lm-eval's bit for bit: the same forwards, the same logarithms of softmax, the same
     sums over one request at a time. Only rows that a continuation needs go through the softmax. A batch that there is
-    no memory for is scored again once something was spared; with nothing left to spare in two halves, padded as it was:
-    the batches returned are those that were scored.
+    no memory for is scored again once something was spared, and once with nothing left to spare; then in two halves,
+    padded as it was, and all that are as large with it: the batches returned are those that were scored.
 
     Args:
         module: the model.
@@ -141,7 +157,9 @@ def score_batches(
         count: requests of all batches.
         autocast: dtype of the forwards, by autocast; None for the model's own.
         spare: lets go of what is only kept to save time, and says whether there was anything.
+        too_large: what is known of memory; it is told what is found out.
     """
+    known, retries = too_large or TooLarge(), Retries(spare)
     kwargs = {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
     sums: list[torch.Tensor] = []
     hits: list[torch.Tensor] = []
@@ -150,6 +168,9 @@ def score_batches(
     with torch.no_grad():
         while waiting:
             batch = waiting.popleft()
+            if known.cut(batch):
+                waiting.extendleft(reversed(halves(batch)))
+                continue
             try:
                 found = _score(module, batch, softmax_dtype, autocast, kwargs)
             except Exception as error:
@@ -157,11 +178,11 @@ def score_batches(
                     raise
                 found, failed = None, error.with_traceback(None)
             if found is None:  # out of the handler, which holds on to the frames of the error
-                again = (batch,) if spare() else halves(batch) if len(batch.inputs) > 1 else ()
-                if not again:
-                    raise failed
-                give_back()
-                waiting.extendleft(reversed(again))
+                if not retries.again():
+                    if len(batch.inputs) == 1:
+                        raise failed
+                    known.tokens = batch.inputs.numel()
+                waiting.appendleft(batch)
                 continue
             scored.append(batch)
             sums += found[0]

@@ -14,7 +14,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from evomerge.errors import FitnessError
-from evomerge.models.memory import give_back, out_of_memory
+from evomerge.models.memory import Retries, out_of_memory
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.chat import check_tokens
 from fitness._lm_eval.isolation import quietly
@@ -138,6 +138,7 @@ class ResidentLM(HFLM):
     def _texts(self, instances: Sequence[Any]) -> list[str]:
         devices = [self.device] if self.device.type == "cuda" else []
         texts: list[str] | None = None
+        retries = Retries(self.spare)
         while texts is None:
             try:
                 with torch.random.fork_rng(devices):
@@ -148,12 +149,10 @@ class ResidentLM(HFLM):
                     raise
                 failed = error.with_traceback(None)
             if texts is None:  # out of the handler, which holds on to the frames of the error
-                spared = self.spare()
-                if not spared and self.batch_size_per_gpu == 1:
-                    raise failed
-                give_back()
-                if spared:
+                if retries.again():
                     continue
+                if self.batch_size_per_gpu == 1:
+                    raise failed
                 self._batches.clear()
                 self.batch_size_per_gpu //= 2
                 _log.warning(

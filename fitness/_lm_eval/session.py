@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.errors import FitnessError
-from fitness._lm_eval.batches import Batch, mixed_lengths, plan_batches, score_batches
+from fitness._lm_eval.batches import Batch, TooLarge, mixed_lengths, plan_batches, score_batches
 from fitness._lm_eval.model import ResidentLM, TokenRequest, not_finite
 from fitness._lm_eval.scoring import RawValues, TaskScorer
-from fitness._lm_eval.shared_forwards import SharedForwards
+from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 from fitness._lm_eval.shared_prefill import SharedPrefill
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class Session:
 
     def __init__(self, lm: ResidentLM, scorers: Mapping[str, TaskScorer]) -> None:
         self._lm = lm
-        self._batch_tokens: int | None = None  # of shared forwards; of exact ones lm-eval's batches
+        self._limits: BatchLimits | None = None  # of shared forwards; of exact ones lm-eval's batches
+        self._too_large = {kind: TooLarge() for kind in _KINDS}  # rolling ones score more rows of a batch
         self._keeps_states = False
         self._scorers = scorers
         self.whole: Places = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
@@ -119,24 +120,24 @@ class Session:
             keep_states: whether a model may begin above the layers that an earlier one had too.
             prefill: whether generation takes keys and values that were computed before.
         """
-        self._batch_tokens, self._keeps_states = batch_tokens, keep_states
+        self._limits, self._keeps_states = BatchLimits(batch_tokens), keep_states
         self._lm.prefill = SharedPrefill(self._lm.model, batch_tokens) if prefill else None
         self._plans.clear()
 
     @property
     def shares(self) -> bool:
         """Whether tokens are shared."""
-        return self._batch_tokens is not None
+        return self._limits is not None
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
         """Score as lm-eval does within this."""
-        kept = self._batch_tokens, self._plans, self._lm.prefill
-        self._batch_tokens, self._plans, self._lm.prefill = None, {}, None
+        kept = self._limits, self._plans, self._lm.prefill
+        self._limits, self._plans, self._lm.prefill = None, {}, None
         try:
             yield
         finally:
-            self._batch_tokens, self._plans, self._lm.prefill = kept
+            self._limits, self._plans, self._lm.prefill = kept
 
     def tokens(self, block: int | None) -> dict[str, float]:
         """Tokens of the log-likelihoods, and of prompts that may share theirs, that were scored last; without padding.
@@ -172,24 +173,25 @@ class Session:
             return self._lm.generate(instances)
         start = time.perf_counter()
         if kind == "loglikelihood":
-            values, greedy, plan.loglikelihood = self._run(plan.loglikelihood, len(instances))
+            values, greedy, plan.loglikelihood = self._run(kind, plan.loglikelihood, len(instances))
             seconds = time.perf_counter() - start
             _require_finite(values, instances)
             return list(zip(values.tolist(), greedy.tolist(), strict=True)), seconds
-        values, _, plan.rolling = self._run(plan.rolling, sum(plan.windows))
+        values, _, plan.rolling = self._run(kind, plan.rolling, sum(plan.windows))
         seconds = time.perf_counter() - start
         _require_finite(values, [i for i, count in zip(instances, plan.windows, strict=True) for _ in range(count)])
         numbers = iter(values.tolist())
         return [sum(next(numbers) for _ in range(count)) for count in plan.windows], seconds
 
     def _run(
-        self, batches: list[Batch] | SharedForwards, count: int
+        self, kind: str, batches: list[Batch] | SharedForwards, count: int
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[Batch] | SharedForwards]:
         """Values, whether they are the greedy ones, and the batches to use from now on: smaller where memory ends."""
         lm = self._lm
         if isinstance(batches, SharedForwards):
             return *batches.score(lm.model, lm.spare, lm.states if self._keeps_states else None), batches
-        found = score_batches(lm.model, batches, lm.softmax_dtype, count, lm.mixed_precision_dtype, lm.spare)
+        known = self._too_large[kind]
+        found = score_batches(lm.model, batches, lm.softmax_dtype, count, lm.mixed_precision_dtype, lm.spare, known)
         if len(found[2]) > len(batches):
             _log.warning(
                 "batches of %d sequences do not fit into memory: %d became %d; scores may differ in their last digits",
@@ -205,7 +207,7 @@ class Session:
             loglikelihood = [self.requests[id(instance)][0] for instance in by_type.get("loglikelihood", [])]
             windows = [self.requests[id(instance)] for instance in by_type.get("loglikelihood_rolling", [])]
             rolling = [window for of_instance in windows for window in of_instance]
-            shared = self._batch_tokens is not None
+            shared = self._limits is not None
             self._plans[block] = _Plan(
                 places,
                 by_type,
@@ -226,12 +228,12 @@ class Session:
         return by_type
 
     def _shared(self, requests: Sequence[TokenRequest]) -> SharedForwards:
-        assert self._batch_tokens is not None
+        assert self._limits is not None
         return SharedForwards(
             requests,
             self._lm.model,
             max_length=self._lm.max_length,
-            batch_tokens=self._batch_tokens,
+            limits=self._limits,
             softmax_dtype=self._lm.softmax_dtype,
             autocast=self._lm.mixed_precision_dtype,
         )

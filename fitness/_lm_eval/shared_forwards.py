@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from evomerge.models.memory import give_back, out_of_memory
+from evomerge.models.memory import Retries, out_of_memory
 from fitness._lm_eval.half_precision import float32_products
 from fitness._lm_eval.layer_states import LayerStates
 from fitness._lm_eval.model import TokenRequest
@@ -38,6 +39,30 @@ def default_tokens(device: torch.device) -> int:
     return 256 if device.type == "cpu" else 2048
 
 
+@dataclass
+class BatchLimits:
+    """What a batch may have, known to all forwards of a fitness: where memory ends for one, it does for the others.
+
+    Attributes:
+        tokens: that are run together, about.
+        share: of the rows of logits that `MOST_LOGITS` allows.
+    """
+
+    tokens: int
+    share: float = 1.0
+
+    def rows(self, width: int) -> int:
+        """Rows of logits of so many bytes."""
+        return max(1, int(self.share * max(_FEWEST_ROWS, MOST_LOGITS // width)))
+
+    def smaller(self, width: int) -> bool:
+        """Allow half as much; whether that is less than before."""
+        if self.tokens <= _FEWEST_TOKENS and self.rows(width) == 1:
+            return False
+        self.tokens, self.share = max(min(self.tokens, _FEWEST_TOKENS), self.tokens // 2), self.share / 2
+        return True
+
+
 class _Trunks(DynamicCache):
     """Keys and values of trunks, of the layers that ran."""
 
@@ -55,7 +80,7 @@ class SharedForwards:
         requests: as lm-eval asks them.
         module: a model like those to be scored: its device, vocabulary and kinds of layers.
         max_length: positions of the model.
-        batch_tokens: tokens of a forward, about.
+        limits: of a forward; shared with others.
         softmax_dtype, autocast: as for `batches.score_batches`.
 
     Attributes:
@@ -68,7 +93,7 @@ class SharedForwards:
         module: Any,
         *,
         max_length: int,
-        batch_tokens: int,
+        limits: BatchLimits,
         softmax_dtype: torch.dtype | None,
         autocast: torch.dtype | None = None,
     ) -> None:
@@ -76,9 +101,8 @@ class SharedForwards:
         self._device, self._softmax_dtype, self._autocast = module.device, softmax_dtype, autocast
         self._lengths = [len(request.continuation) for request in requests]
         self._masks = TreeMasks(module)
-        self._vocabulary = int(module.get_output_embeddings().weight.shape[0])
-        self._most_rows = max(_FEWEST_ROWS, MOST_LOGITS // (self._vocabulary * module.dtype.itemsize))
-        self._most_tokens = batch_tokens
+        self._width = int(module.get_output_embeddings().weight.shape[0]) * module.dtype.itemsize  # of a row of logits
+        self._limits = limits
         self._plan(module)
 
     @property
@@ -91,16 +115,19 @@ class SharedForwards:
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The log-likelihood of each request, in nats, and whether greedy decoding gives its continuation.
 
-        Where memory ends, all is run again: after something was spared, or with nothing left to spare in smaller
-        batches.
+        Where memory ends, all is run again: after something was spared, once with nothing left to spare, then in
+        smaller batches, as are all others of these limits from then on.
 
         Args:
             module: the model.
             spare: as for `batches.score_batches`.
             states: hidden states of models before it; ``None`` to run all layers.
         """
+        retries = Retries(spare)
         while True:
             try:
+                if self._planned != self._limits:
+                    self._plan(module)
                 self._states.begin(module, states)
                 return self._scored(module)
             except Exception as error:
@@ -108,26 +135,24 @@ class SharedForwards:
                     raise
                 failed = error.with_traceback(None)
             # out of the handler, which holds on to the frames of the error
-            spared = spare()
-            if not spared and self._most_tokens <= _FEWEST_TOKENS and self._most_rows == 1:
-                raise failed
-            give_back()
-            if spared:
+            if retries.again():
                 continue
-            self._most_tokens = max(_FEWEST_TOKENS, self._most_tokens // 2)
-            self._most_rows = max(1, self._most_rows // 2)
+            if not self._limits.smaller(self._width):
+                raise failed
             _log.warning(
                 "not enough memory: %d tokens are run at a time from now on; scores may differ in their last digits",
-                self._most_tokens,
+                self._limits.tokens,
             )
-            self._plan(module)
 
     def _plan(self, module: Any) -> None:
         roots = prefix_tree(self._requests, self._max_length)
-        self._batches = token_batches(roots, self._most_tokens, self._most_rows, self._device)
+        self._batches: list[TokenBatch] = []  # those before give their memory back
+        self._planned: BatchLimits | None = None  # memory may end here, too
+        self._batches = token_batches(roots, self._limits.tokens, self._limits.rows(self._width), self._device)
         sizes = [[batch.inputs.numel() for batch in root.walk()] for root in self._batches]
         self.tokens = sum(map(sum, sizes))
         self._states = LayerStates(sizes, module)
+        self._planned = replace(self._limits)
 
     def _scored(self, module: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         chosen = torch.zeros(sum(self._lengths), dtype=torch.float32, device=self._device)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from evomerge.models.architecture.layout import find_layers
 from evomerge.models.architecture.tiny_model import tiny
 from fitness._lm_eval.model import TokenRequest
-from fitness._lm_eval.shared_forwards import SharedForwards
+from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 from fitness._lm_eval.shared_prefill import SharedPrefill
 from fitness._lm_eval.tree_mask import TreeMasks
 
@@ -72,7 +72,7 @@ def no_states(module: Any) -> str:
     small = _small(module)
     layers = list(find_layers(small)[1])
     states = _States(layers)
-    shared = SharedForwards(_texts(), small, max_length=64, batch_tokens=12, softmax_dtype=torch.float32)
+    shared = SharedForwards(_texts(), small, max_length=64, limits=BatchLimits(12), softmax_dtype=torch.float32)
     try:
         expected, _ = shared.score(small, states=states)
         for depth, layer in enumerate(layers, 1):
@@ -191,7 +191,7 @@ def _tried(module: Any) -> str:
         expected.append(float(F.log_softmax(logits.float(), dim=-1).gather(1, wanted[:, None]).sum()))
     for tokens_at_once in (256, 12):
         shared = SharedForwards(
-            requests, module, max_length=64, batch_tokens=tokens_at_once, softmax_dtype=torch.float32
+            requests, module, max_length=64, limits=BatchLimits(tokens_at_once), softmax_dtype=torch.float32
         )
         found, _ = shared.score(module)
         apart = np.abs(found - np.array(expected)).max()

@@ -13,7 +13,8 @@ from transformers import MistralConfig
 from evomerge.merge.resident.budgets import layer_bytes
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
-from evomerge.session.gpu_plan import MAPPED, PINNED, plan_gpu
+from evomerge.session.gpu_plan import MAPPED, PINNED, fewest_gpus, plan_gpu
+from evomerge.session.memory import _largest_layer
 
 GB = 10**9
 
@@ -92,6 +93,31 @@ def test_a_model_that_does_not_fit_says_spread(pool: Pool) -> None:
     (line,) = plan_gpu(24 * GB, 2, 2 * sum(pool.info.sizes), None, pool.nbytes, 200 * GB).lines()
     assert "14.5 GB of weights do not fit into a share of 1/2 of 24 GB" in line
     assert "evaluator.device=spread" in line
+    (line,) = plan_gpu(6 * GB, 1, 2 * sum(pool.info.sizes), None, pool.nbytes, 200 * GB, gpus=2).lines()
+    assert "14.5 GB of weights do not fit into 2 GPUs of 6 GB: give a worker more than 2" in line
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gpus", "left", "device", "pinned"),
+    [(24, 2, 30.2, 22.2, 21.2), (16, 2, 15.0, 7.0, 36.4), (12, 4, 29.4, 13.4, 30.1), (12, 2, 7.4, 0.0, 43.5)],
+)
+def test_a_model_that_several_gpus_hold(
+    pool: Pool, gpu: int, gpus: int, left: float, device: float, pinned: float
+) -> None:
+    """As a worker divides what it measures: of its GPUs the least that is left, as many times."""
+    weights, piece = 2 * sum(pool.info.sizes), _largest_layer(pool)
+    assert piece == 2 * 218_112_000
+    plan = plan_gpu(gpu * GB, 1, weights, 4 * GB, pool.nbytes, 200 * GB, gpus=gpus, piece=piece)
+    assert plan.left / GB == pytest.approx(left, abs=0.06)
+    assert (plan.device / GB, plan.pinned / GB) == (pytest.approx(device, abs=0.06), pytest.approx(pinned, abs=0.06))
+    assert f"{gpus} GPUs of {gpu} GB: 14.5 GB of weights" in plan.lines()[0]
+    assert ("a batch does not fit" in "\n".join(plan.lines())) == (plan.left < gpus * 4 * GB)
+
+
+def test_how_many_gpus_a_model_asks_for(pool: Pool) -> None:
+    weights, piece = 2 * sum(pool.info.sizes), _largest_layer(pool)
+    assert [fewest_gpus(gpu * GB, weights, 4 * GB, piece) for gpu in (24, 12, 8, 4)] == [1, 3, 5, 1]
+    assert plan_gpu(12 * GB, 1, weights, 4 * GB, 0, 0, gpus=3, piece=piece).left >= 3 * 4 * GB
 
 
 def test_two_workers_of_the_small_experiment_fit_a_gpu_of_24_gb() -> None:
@@ -112,4 +138,11 @@ def test_validate_needs_no_gpu_to_say_so(quick_search: list[str], evaluator: str
     half = found(quick_search, "evaluator=ray", "evaluator.gpus_per_worker=0.5", "evaluator.gpu=24GB").memory
     assert half.gpu is not None
     assert half.gpu.sharing == 2
+    assert half.device == 12 * GB
+    two = found(quick_search, "evaluator=ray", "evaluator.gpus_per_worker=2", "evaluator.gpu=24GB").memory
+    assert two.gpu is not None
+    assert (two.gpu.gpus, two.gpu.sharing, two.device) == (2, 1, 48 * GB)
+    spread = found(quick_search, "evaluator.device=spread", "evaluator.gpu=24GB").memory
+    assert spread.gpu is not None
+    assert spread.gpu.gpus == 1  # there are none here: as many as it asks for
     assert found(quick_search, "evaluator.device=cpu", "evaluator.gpu=24GB").memory.gpu is None

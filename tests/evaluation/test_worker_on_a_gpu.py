@@ -91,53 +91,6 @@ def test_a_whole_search(demo: Path, tmp_path: Path, gpu: PretendedGpu) -> None:
     assert there.evaluations["score"].tolist() == pytest.approx(here.evaluations["score"].tolist(), abs=0.02)
 
 
-@pytest.mark.slow
-def test_a_candidate_succeeds_wherever_an_allocation_is_refused(pool: Pool, gpu: PretendedGpu) -> None:
-    """While 1.2 times the model and one batch fit; each allocation of a candidate is refused once, in turn."""
-    fitness = Forwards()
-    plenty = gpu.memory
-    worker = Worker(pool, {"search": fitness}, device="cuda")
-    todo = recipes(pool, 4)
-    expected = [worker.evaluate(Candidate(i, recipe)).objectives["score"] for i, recipe in enumerate(todo)]
-    model, resting = pool.checkpoints["base"].nbytes, gpu.used
-    gpu.reset()
-    fitness.run(fitness.model)
-    batch = gpu.peak - resting
-    enough = int(1.2 * model) + batch
-    assert enough < resting, "sources are kept on the device while there is room"
-    sites = 0
-
-    def count(nbytes: int) -> None:
-        nonlocal sites
-        sites += 1
-
-    gpu.on_allocation = count
-    worker.evaluate(Candidate(9, recipes(pool, 5)[2]))
-    worker.close()
-    places = range(1, sites, max(1, sites // 24))
-    for refused in places:
-        gpu.memory, gpu.on_allocation = plenty, lambda nbytes: None
-        again = Worker(pool, {"search": fitness}, device="cuda")
-        for recipe in todo[:2]:  # the second one takes sources and merged slices to the device
-            again.evaluate(Candidate(0, recipe))
-        assert gpu.used > enough
-        sites = 0
-
-        def refuse(nbytes: int, at: int = refused) -> None:
-            nonlocal sites
-            sites += 1
-            if sites == at:
-                gpu.memory = enough
-
-        gpu.on_allocation = refuse
-        evaluation = again.evaluate(Candidate(refused, todo[2]))
-        assert evaluation.ok, (refused, evaluation.error)
-        assert evaluation.objectives["score"] == expected[2]
-        gpu.memory = plenty
-        again.close()
-    assert len(places) >= 24
-
-
 def test_a_local_timeout_frees_the_model_before_it_makes_another(pool: Pool, gpu: PretendedGpu) -> None:
     def slow(run: int) -> None:
         if run == 2:

@@ -9,7 +9,7 @@ import torch
 from models.architectures import ARCHITECTURES
 
 from fitness._lm_eval.model import TokenRequest
-from fitness._lm_eval.shared_forwards import SharedForwards
+from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 
 DECODERS = [kind for kind, found in ARCHITECTURES.items() if found.auto == "AutoModelForCausalLM"]
 
@@ -29,4 +29,4 @@ def questions(seed: int = 0, words: int = 36) -> list[TokenRequest]:
 
 
 def shared(module: Any, requests: list[TokenRequest], tokens: int, limit: int = 31) -> SharedForwards:
-    return SharedForwards(requests, module, max_length=limit, batch_tokens=tokens, softmax_dtype=torch.float32)
+    return SharedForwards(requests, module, max_length=limit, limits=BatchLimits(tokens), softmax_dtype=torch.float32)

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fitness._lm_eval import batches as batches_module
-from fitness._lm_eval.batches import halves, mixed_lengths, plan_batches, score_batches
+from fitness._lm_eval.batches import TooLarge, halves, mixed_lengths, plan_batches, score_batches
 from fitness._lm_eval.model import TokenRequest
 from fitness.lm_eval_tasks import LmEvalFitness
 
@@ -106,6 +107,37 @@ def test_logarithms_of_some_rows_at_a_time_are_the_same_digits(
     pieces = score_batches(model.module, planned, dtype, len(requests))
     assert pieces[0].tolist() == whole[0].tolist()
     assert pieces[1].tolist() == whole[1].tolist()
+
+
+def test_what_memory_does_not_hold_is_tried_again_once_and_then_cut_everywhere(model: Any) -> None:
+    """A refusal that passes changes no digit; one that stays is learnt once for all batches of the kind."""
+    requests = [request(list(range(4, 12)), [7 + i, 9]) for i in range(24)]
+    planned = plan_batches(requests, batch_size=8, max_length=48, device=torch.device("cpu"), grouped=True)
+    whole = score_batches(model.module, planned, None, len(requests))
+    asked: list[int] = []
+    most = 10**9
+
+    def scarce(_: Any, args: Any) -> None:
+        asked.append(args[0].numel())
+        if asked[-1] > most or len(asked) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    hook = model.module.register_forward_pre_hook(scarce)
+    again = score_batches(model.module, planned, None, len(requests))
+    assert again[0].tolist() == whole[0].tolist()
+    assert again[2] == planned
+    most, known = 40, TooLarge()
+    asked += [0, 0]
+    first = len(asked)
+    halved = score_batches(model.module, planned, None, len(requests), too_large=known)
+    assert sum(count > most for count in asked[first:]) == 2  # the first batch, twice
+    assert known.tokens is not None
+    first = len(asked)
+    other = score_batches(model.module, planned, None, len(requests), too_large=known)
+    assert max(asked[first:]) <= most
+    hook.remove()
+    for found in (halved, other):
+        np.testing.assert_allclose(found[0], whole[0], atol=1e-4)
 
 
 def test_greedy_answers_are_recognised(model: Any) -> None:

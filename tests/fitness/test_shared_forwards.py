@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 
 from fitness._lm_eval import shared_forwards, token_batches
 from fitness._lm_eval.model import TokenRequest
+from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 from fitness._lm_eval.shared_probe import unsupported
 
 
@@ -137,6 +138,42 @@ def test_without_memory_batches_become_smaller(caplog: pytest.LogCaptureFixture)
     module.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("CUDA")))
     with pytest.raises(torch.cuda.OutOfMemoryError):
         forwards.score(module, spare)
+
+
+def test_what_memory_holds_is_learnt_once_for_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_forwards, "_FEWEST_TOKENS", 4)
+    module, requests = build("llama"), questions()
+    limits = BatchLimits(256)
+    blocks = [
+        SharedForwards(part, module, max_length=31, limits=limits, softmax_dtype=torch.float32)
+        for part in (requests[:12], requests[12:])
+    ]
+    runs: list[int] = []
+
+    def scarce(_: Any, args: Any, kwargs: Any) -> None:
+        runs.append(kwargs["input_ids"].numel())
+        if runs[-1] > 24:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    module.register_forward_pre_hook(scarce, with_kwargs=True)
+    blocks[0].score(module)
+    assert max(runs) > 24
+    runs.clear()
+    learnt = limits.tokens
+    assert blocks[1].tokens > 2 * learnt
+    found, _ = blocks[1].score(module)
+    assert max(runs) <= 2 * learnt  # what a subtree may have
+    module._forward_pre_hooks.clear()
+    np.testing.assert_allclose(found, alone(module, requests[12:])[0], atol=1e-4)
+
+
+def test_few_tokens_never_become_more() -> None:
+    limits = BatchLimits(8)
+    assert limits.smaller(160)
+    assert limits.tokens == 8
+    while limits.smaller(160):
+        pass
+    assert (limits.tokens, limits.rows(160)) == (8, 1)
 
 
 MAMBA = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 40, "state_size": 4}

@@ -10,6 +10,7 @@ from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
+from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
 
 NAMES = "abc"
@@ -21,9 +22,14 @@ def small_pool(folders: dict[str, Path]) -> Pool:
 
 
 def everywhere(case: Case, pool: Pool, seed: int) -> Plan:
+    """The plan of `everywhere_recipe`."""
+    return make_plan(everywhere_recipe(case, pool, seed), pool)
+
+
+def everywhere_recipe(case: Case, pool: Pool, seed: int) -> Recipe:
     """A method on every slice, its parameters drawn from their bounds."""
     each, shared = case.settings(seed)
     inputs = tuple(Input(name, None, parameters(own)) for name, own in zip(NAMES[: case.count], each, strict=True))
     base = Input("base") if case.based else None
     slices = [SliceRecipe(s, case.method.spec.name, inputs, parameters(shared), base) for s in pool.info.slices]
-    return make_plan(pool.info.recipe(slices), pool)
+    return pool.info.recipe(slices)

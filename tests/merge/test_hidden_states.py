@@ -25,7 +25,7 @@ from evomerge.objectives import Objective
 from evomerge.recipes.recipe import Recipe
 from evomerge.strategies.m2n2 import M2N2
 from fitness._lm_eval.model import TokenRequest
-from fitness._lm_eval.shared_forwards import SharedForwards
+from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 
 REQUESTS = [TokenRequest(None, [5, 9, 31, 7, 12, *more], [3, 17, 26][: len(more)]) for more in ([2], [4, 6], [8, 1, 3])]
 
@@ -38,7 +38,9 @@ class Scored:
         self.with_states, self.without = Resident(pool, **options), Resident(pool, states=0)
         assert self.without.model.states is None
         self._forwards = [
-            SharedForwards(REQUESTS, each.model.module, max_length=31, batch_tokens=256, softmax_dtype=torch.float32)
+            SharedForwards(
+                REQUESTS, each.model.module, max_length=31, limits=BatchLimits(256), softmax_dtype=torch.float32
+            )
             for each in (self.with_states, self.without)
         ]
 

@@ -15,7 +15,7 @@ from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.merge.resident.module_slices import ModuleSlice
 from evomerge.models.architecture.layout import skeleton
-from evomerge.models.memory import give_back, out_of_memory
+from evomerge.models.memory import MORE_GPUS, give_back, out_of_memory
 from evomerge.models.pool import Pool
 from evomerge.utils.sizes import size_text
 
@@ -90,8 +90,7 @@ def load_on(device: str | torch.device, pool: Pool, attn_implementation: str | N
         f"the model has {size_text(weights)} of weights in {pool.info.dtype}, and {size_text(free)} of the "
         f"{size_text(total)} of {where} are free",
         "a GPU that holds it, with room for forwards",
-        "let several GPUs hold a model (evaluator.device=spread, or evaluator=ray evaluator.gpus_per_worker=2)"
-        + (", or set pool.dtype=bfloat16" if pool.info.dtype == "float32" else ""),
+        MORE_GPUS + (", or set pool.dtype=bfloat16" if pool.info.dtype == "float32" else ""),
     )
 
 
