@@ -17,6 +17,7 @@ from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
 from fitness._lm_eval.forwards import Forwards, Mode
 from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
+from fitness._lm_eval.task_files import check_files
 from fitness._lm_eval.terms import RESPONSE_LENGTH, check_timeout, parse_terms, plain
 
 if TYPE_CHECKING:
@@ -173,13 +174,14 @@ class LmEvalFitness:
         if self._response_length:
             require_responses(tasks)
 
+    def check_files(self) -> None:
+        """Raise `FitnessError` for a folder or a task file that is not there: what needs no task to be loaded."""
+        check_files(self._terms, self._include_path)
+
     def check_tokenizer(self, load: Callable[[], Any]) -> None:
         """Check what is said of a tokenizer, before a model is loaded: chat templates by name, ids of tokens.
 
-        Warns of arguments that the chat template does not read.
-
-        Args:
-            load: gives the tokenizer; not called where nothing depends on it.
+        Warns of arguments that the chat template does not read. `load` is called where something depends on it alone.
 
         Raises:
             FitnessError: it has no such template or token.

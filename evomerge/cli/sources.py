@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import RecipeError
+from evomerge.recipes.method_spec import find_method
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import load_recipe
 from evomerge.utils.plain_text import printable
@@ -44,16 +45,19 @@ def open_recipe(path: str, *, root: str | None = None, trust: bool = False) -> t
         RecipeError, PoolError: there is no such file, it is malformed, or its models cannot be merged.
     """
     from evomerge.mergekit.document import looks_like_mergekit
-    from evomerge.models.opening import open_pool, pool_of_recipe
     from evomerge.models.trusted_code import asked_before
 
     file = _recipe_file(path)
     text = _read(file)
     if not looks_like_mergekit(text):
         recipe = load_recipe(text, str(file))
+        _check_recipe(recipe, root)
+        from evomerge.models.opening import pool_of_recipe
+
         return recipe, pool_of_recipe(recipe, root, trust or asked_before((ref for _, ref in recipe.models), root))
 
     from evomerge.mergekit.reader import read_mergekit
+    from evomerge.models.opening import open_pool
 
     read = read_mergekit(text, str(file), file.parent)
     for note in read.notes:
@@ -62,6 +66,22 @@ def open_recipe(path: str, *, root: str | None = None, trust: bool = False) -> t
     pool = open_pool(read.models, read.base, root, read.dtype, trusted)
     recipe = read.recipe(pool)
     return recipe, replace(pool, tokenizer_from=recipe.tokenizer_from)
+
+
+def _check_recipe(recipe: Recipe, root: str | None) -> None:
+    """Check what needs no file of a model: that the models are there, and the merge methods known."""
+    from evomerge.models.pool_settings import check_places
+
+    check_places(dict(recipe.models), root)
+    from evomerge.merge.methods import specs
+
+    methods = specs()
+    seen = set[str]()
+    for part in (recipe, *recipe.stages.values()):
+        for entry in part.slices:
+            if entry.method not in seen:
+                find_method(entry.method, methods, f"slice {entry.slice}")
+            seen.add(entry.method)
 
 
 def read_recipe(path: str, *, trust: bool = False) -> Recipe:

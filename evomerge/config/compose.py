@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.config.construct import TARGET, instead_of, locate
-from evomerge.config.schema import Config, register
+from evomerge.config.key_types import check_types, register
+from evomerge.config.schema import Config
 from evomerge.config.trust import is_ours
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.utils.installation import conf_dir
@@ -34,9 +35,11 @@ def compose_config(overrides: Sequence[str]) -> Config:
     register()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return cast(Config, compose("config", opened(overrides)))
+            config = compose("config", opened(overrides))
+        check_types(config)
     except COMPOSING as error:
         raise explain(error, overrides) from error
+    return cast(Config, config)
 
 
 def opened(overrides: Sequence[str]) -> list[str]:
@@ -105,6 +108,8 @@ def _plainly(reason: str) -> str:
         return f"{wrong[1]} is given, and it takes {_TAKES.get(wrong[2], wrong[2])}"
     if "not Optional" in reason:
         return "null is given, and it takes a value"
+    if reason.startswith("Invalid type assigned"):
+        return "a mapping is what it takes, as in {key: value}"
     if reason.startswith("Cannot merge") and "reference_type=Dict" in reason:
         return "a list is given, and it takes a mapping, as in {name: value}"
     if reason.startswith("Cannot merge"):

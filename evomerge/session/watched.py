@@ -9,11 +9,11 @@ from evomerge.config.schema import Config
 from evomerge.report.plain_console import console, errors
 from evomerge.run.folder import RunFolder
 from evomerge.session.cautions import warn_settings
-from evomerge.session.memory import estimate_memory
 from evomerge.session.parts import build_parts
 from evomerge.session.progress import Progress
 from evomerge.session.resume import open_run
 from evomerge.session.run import run
+from evomerge.session.settings import check_name, check_settings
 
 
 def search(config: Config) -> RunFolder:
@@ -23,8 +23,12 @@ def search(config: Config) -> RunFolder:
         EvomergeError: the configuration, the models or the tasks cannot be used, or everything failed.
         KeyboardInterrupt: a signal ended the search; `resume` goes on with it.
     """
+    check_settings(config)
+    check_name(config.name)
     RunFolder(Path(config.run_dir)).require_new()  # said before what takes long
     parts = build_parts(config)
+    from evomerge.session.memory import estimate_memory
+
     warn_settings(config, parts, estimate_memory(config, parts))
     with Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress:
         return run(config, parts, [progress])

@@ -19,6 +19,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from evomerge.errors import EvomergeError, FitnessError, nearest
 from fitness._lm_eval.isolation import quietly, sandbox_templates
 from fitness._lm_eval.repeated_keys import refuse_repeated_keys, refuse_special_includes
+from fitness._lm_eval.task_files import check_files, relative_to
 from fitness._lm_eval.terms import TaskTerm
 from fitness._lm_eval.time_limit import limited
 
@@ -64,9 +65,8 @@ def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str], timeout: 
         FitnessError: an unknown task, a missing YAML or data file, a YAML that cannot be read, a task named twice.
     """
     sandbox_templates()
+    check_files(terms, include_path)
     for folder in include_path:
-        if not os.path.isdir(folder):  # no name is too odd for it
-            raise FitnessError(f"include_path {folder[:200]!r} is not a folder", "a folder with task YAMLs")
         refuse_special_includes(Path(folder))
     manager = _manager(terms, include_path)
     loaded = TaskSet(timeout=timeout)
@@ -101,9 +101,6 @@ def _manager(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> Any:
     missing = [term for term in terms if not _resolves(term, own)]
     if not missing:
         return own
-    for term in missing:
-        if isinstance(term.source, str) and term.source.endswith((".yaml", ".yml")):
-            raise FitnessError(f"task file {term.source!r} does not exist", _relative_to(term.source))
     _log.info("reading lm-eval's index of built-in tasks for %s", ", ".join(term.label for term in missing))
     full = TaskManager(include_path=list(include_path) or None)
     for term in missing:
@@ -178,7 +175,7 @@ def _require_data(config: Mapping[str, Any], path: Path | None, label: str) -> N
             continue
         beside = str(path.parent / file) if path is not None else ""
         hint = f"write an absolute path; {beside} exists" if os.path.exists(beside) else ""
-        raise FitnessError(f"task {label!r} reads {file[:200]!r}, which does not exist", _relative_to(file), hint)
+        raise FitnessError(f"task {label!r} reads {file[:200]!r}, which does not exist", relative_to(file), hint)
     split = config.get("test_split") or config.get("validation_split")
     if files and not isinstance(files, Mapping) and split not in (None, "train"):
         raise FitnessError(
@@ -197,12 +194,6 @@ def _files(value: Any) -> Iterable[str]:
     elif isinstance(value, Sequence):
         for inner in value:
             yield from _files(inner)
-
-
-def _relative_to(file: str) -> str:
-    if file.startswith("~"):
-        return "lm-eval does not expand '~'"
-    return "" if Path(file).is_absolute() else f"relative paths start from the current folder, {Path.cwd()}"
 
 
 def _is_built_in(name: str, manager: Any) -> bool:
