@@ -213,7 +213,7 @@ class LmEvalFitness:
     def cautions(self) -> list[str]:
         """A line for everything that makes a search on these tasks hard to trust."""
         from fitness._lm_eval.cautions import cautions
-        from fitness._lm_eval.loading import said
+        from fitness._lm_eval.task_errors import said
 
         with said("the tasks' few-shot examples cannot be looked at"):
             return cautions(self._loaded(), self._settings.num_fewshot)
@@ -305,8 +305,9 @@ class LmEvalFitness:
     def _loaded(self) -> TaskSet:
         if self._tasks is None:
             from fitness._lm_eval.isolation import StockGenerators
-            from fitness._lm_eval.loading import load_tasks, said
+            from fitness._lm_eval.loading import load_tasks
             from fitness._lm_eval.objective import weigh
+            from fitness._lm_eval.task_errors import said
 
             self._generators = StockGenerators()
             with self._generators:

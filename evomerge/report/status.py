@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from evomerge.config.resume_command import resume_command
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
 from evomerge.report.progress import RunProgress
@@ -208,7 +209,7 @@ def read_status(run: Path | str, now: datetime | None = None) -> RunStatus:
         )
     if damage is not None:
         return status_of(seen, folder, "damaged", damage, now)
-    state, detail = _state(seen, holder)
+    state, detail = _state(seen, holder, folder)
     return status_of(seen, folder, state, detail, now, read_workers(folder) if state == "running" else ())
 
 
@@ -282,11 +283,12 @@ def read_workers(folder: RunFolder) -> tuple[Work, ...]:
         return ()
 
 
-def _state(seen: RunProgress, holder: str | None) -> tuple[State, str]:
+def _state(seen: RunProgress, holder: str | None, folder: RunFolder) -> tuple[State, str]:
     if seen.stopped is not None:
         return "ended", seen.stopped
     if holder is None:
+        again = f"`{resume_command(folder.path)}` goes on"
         if seen.interrupted is not None:
-            return "interrupted", f"{seen.interrupted}; `evomerge resume RUN` goes on"
-        return "dead", "no process writes it and it has not ended"
+            return "interrupted", f"{seen.interrupted}; {again}"
+        return "dead", f"no process writes it and it has not ended; {again}"
     return ("running", holder) if holder else ("unknown", "its file system has no locks that would tell")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from evomerge.config.resume_command import resumable
 from evomerge.config.schema import Config
 from evomerge.report.plain_console import console, errors
 from evomerge.run.folder import RunFolder
@@ -25,6 +26,11 @@ def search(config: Config) -> RunFolder:
     """
     check_settings(config)
     check_name(config.name)
+    with resumable(config.run_dir):
+        return _search(config)
+
+
+def _search(config: Config) -> RunFolder:
     RunFolder(Path(config.run_dir)).require_new()  # said before what takes long
     parts = build_parts(config)
     from evomerge.session.memory import estimate_memory
@@ -58,6 +64,13 @@ def resume(
         EvomergeError: there is no such run, or it cannot go on like this.
         KeyboardInterrupt: as for `search`.
     """
+    with resumable(path):
+        return _resume(path, overrides, trust, display, say)
+
+
+def _resume(
+    path: str | Path, overrides: Sequence[str], trust: bool, display: str | None, say: Callable[[str], None]
+) -> Config | None:
     config, again = open_run(path, overrides, trust=trust)
     if again.record.finished and again.record.first("started") and config.search.evaluations <= again.budget:
         return None
