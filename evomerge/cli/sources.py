@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import RecipeError
-from evomerge.recipes.method_spec import find_method
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import load_recipe
 from evomerge.utils.plain_text import printable
@@ -69,19 +68,13 @@ def open_recipe(path: str, *, root: str | None = None, trust: bool = False) -> t
 
 
 def _check_recipe(recipe: Recipe, root: str | None) -> None:
-    """Check what needs no file of a model: that the models are there, and the merge methods known."""
+    """Check what needs no file of a model: that the models are there, merge methods and parameters."""
     from evomerge.models.pool_settings import check_places
 
     check_places(dict(recipe.models), root)
     from evomerge.merge.methods import specs
 
-    methods = specs()
-    seen = set[str]()
-    for part in (recipe, *recipe.stages.values()):
-        for entry in part.slices:
-            if entry.method not in seen:
-                find_method(entry.method, methods, f"slice {entry.slice}")
-            seen.add(entry.method)
+    recipe.check(specs())
 
 
 def read_recipe(path: str, *, trust: bool = False) -> Recipe:
