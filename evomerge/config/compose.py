@@ -192,7 +192,12 @@ def _set_beside(key: str, overrides: Sequence[str]) -> tuple[str, ...]:
     """What could have been meant by a key that is not set: those beside it that are."""
     config, parent = _groups_alone(key, overrides), key.rpartition(".")[0]
     node = OmegaConf.select(config, parent) if config is not None and parent else config
-    return (nearest(key, [f"{parent}.{name}".lstrip(".") for name in node]),) if OmegaConf.is_dict(node) else ()
+    if not isinstance(node, DictConfig):
+        return ()
+    values = {f"{parent}.{name}".lstrip("."): node.get(name) for name in map(str, node)}
+    if key in values:  # Hydra takes null for nothing
+        return ("it is null already",)
+    return (nearest(key, [name for name, value in values.items() if value is not None]),)
 
 
 def _groups_alone(key: str, overrides: Sequence[str]) -> DictConfig | None:
