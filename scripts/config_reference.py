@@ -61,8 +61,8 @@ evomerge validate experiment=demo held_out=null                             # no
 ```
 
 Keys of the schema, such as `search.seed`, are always there: they take another value, or `null` where the table says so.
-Numbers are numbers: `true`, `'3'` and, where a whole number is due, `3.0` are refused. `name` is the name of one folder;
-`run_dir` is for a run folder elsewhere.
+Numbers are numbers: `true`, `'3'` and, where a whole number is due, `3.0` are refused. `name` is the name of one
+folder; `run_dir` is for a run folder elsewhere.
 """
 
 SHARED = {"search_space": ("parameter", "data_flow"), "strategy": ("map_elites",)}

@@ -97,6 +97,11 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     )
     if run is None and config.from_run is not None:
         run = RunFolder.open(config.from_run)
+    fitnesses: dict[Split, Fitness] = {"search": fitness}
+    if held_out is not None:
+        fitnesses["held_out"] = held_out
+    local = _LocalBuilder(fitnesses)
+    evaluator: Evaluator | None = build(_with_cache(config), "evaluator", local) if wanted == "worker" else None
     pool = pool_from_config(config) if pooled else None
     if pool is not None and run is not None and run.pool.is_file():
         pool = _with_genes_of(pool, run)
@@ -108,17 +113,12 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     for phase, strategy in zip(phases, strategies, strict=True):
         check_asynchronous(config, phase.name, strategy)
     warm.check(spaces)
-    fitnesses: dict[Split, Fitness] = {"search": fitness}
-    if held_out is not None:
-        fitnesses["held_out"] = held_out
     if pool is None or wanted == "fitnesses":
-        evaluator: Evaluator = build(_with_cache(config), "evaluator", fitnesses)
-        check_fitnesses(fitness, held_out, pool)
-    elif wanted == "worker":
-        evaluator = build(_with_cache(config), "evaluator", functools.partial(_worker, pool, fitnesses))
-        check_fitnesses(fitness, held_out, pool)
-    else:  # a cluster is not connected to for tasks that are none
-        check_fitnesses(fitness, held_out, pool)
+        evaluator = build(_with_cache(config), "evaluator", fitnesses)
+    local.pool = pool
+    check_fitnesses(fitness, held_out, pool)
+    if evaluator is None:  # a cluster is not connected to for tasks that are none
+        assert pool is not None
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool))
     return Parts(pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers, fitted=fitted)
 
@@ -129,11 +129,19 @@ def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:
     return replace(pool, info=replace(pool.info, constant=tuple(s for s in pool.info.constant if s in known)))
 
 
-def _worker(pool: Pool, fitnesses: Mapping[Split, Fitness], **settings: Any) -> Worker:
-    """The worker of this process."""
-    from evomerge.evaluation.worker import Worker
+@dataclass
+class _LocalBuilder:
+    """Builds the worker of this process. It is there before the pool, so that the evaluator's settings are checked."""
 
-    return Worker(pool, fitnesses, **settings)
+    fitnesses: Mapping[Split, Fitness]
+    pool: Pool | None = None
+
+    def __call__(self, **settings: Any) -> Worker:
+        """Build it, once the pool is there."""
+        from evomerge.evaluation.worker import Worker
+
+        assert self.pool is not None
+        return Worker(self.pool, self.fitnesses, **settings)
 
 
 def _shipped(config: Config, pool: Pool) -> ShippedBuilder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from evomerge.config.construct import to_builtin
 from evomerge.config.resume_command import resumable
 from evomerge.config.schema import Config
 from evomerge.report.plain_console import console, errors
@@ -14,7 +15,7 @@ from evomerge.session.parts import build_parts
 from evomerge.session.progress import Progress
 from evomerge.session.resume import open_run
 from evomerge.session.run import run
-from evomerge.session.settings import check_name, check_settings
+from evomerge.session.settings import built_from, check_name, check_settings
 
 
 def search(config: Config) -> RunFolder:
@@ -33,7 +34,11 @@ def search(config: Config) -> RunFolder:
 def _search(config: Config) -> RunFolder:
     RunFolder(Path(config.run_dir)).require_new()  # said before what takes long
     parts = build_parts(config)
+    from evomerge.evaluation.devices import choose_device
     from evomerge.session.memory import estimate_memory
+
+    if parts.pool is not None and built_from(config) == "worker":  # before there is a run folder
+        choose_device(str(to_builtin(config.evaluator).get("device", "auto")))
 
     warn_settings(config, parts, estimate_memory(config, parts))
     with Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress:
