@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.cli.verbs import verb_parser
+from evomerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from evomerge.config.schema import Config
@@ -27,6 +28,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress of the search")
     options = parser.parse_intermixed_args(list(arguments))
+
+    if options.threads is not None and options.threads < 1:
+        raise ConfigError(f"--threads is {options.threads}", "1 or more")
 
     from evomerge.cli.search import search
     from evomerge.config.compose import compose_config

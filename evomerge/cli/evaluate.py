@@ -136,6 +136,9 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
     folder = run_folder(target)
     if folder is None:
         return compose_config(overrides)
+    for override in overrides:
+        if override.startswith("~") or "=" not in override:
+            raise ConfigError(f"cannot read the override {override!r}", "key=value, of the run's configuration")
     kept = read_config(RunFolder.open(folder))
     try:
         OmegaConf.set_struct(kept, True)

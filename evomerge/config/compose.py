@@ -93,6 +93,11 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
         return ConfigError(f"{group}={option}: there is no such option", nearest(option, error.options))
     if isinstance(error, OverrideParseException):
         return ConfigError(*_unreadable(str(error.override), error.message.splitlines()[0], overrides))
+    if text.startswith("Config group override must be"):
+        given = [o for o in overrides if o.endswith("=null") and "." not in o]
+        return ConfigError(
+            f"{' '.join(given) or 'null'}: null is no option", "GROUP=OPTION", "see `evomerge search --help`"
+        )
     if text.startswith("Error merging override"):
         typed = _typed(text.removeprefix("Error merging override ").strip(), overrides)
         reason = _plainly(" ".join(str(chain[1]).split())[:200]) if len(chain) > 1 else ""
@@ -146,6 +151,8 @@ def _plainly(reason: str) -> str:
         return f"{wrong[1]} is given, and it takes {_TAKES.get(wrong[2], wrong[2])}"
     if "not Optional" in reason:
         return "null is given, and it takes a value"
+    if reason.startswith("Cannot assign"):
+        return "a single value is given, and it takes a mapping or a list, as in {name: value} or [value]"
     if reason.startswith("Invalid type assigned"):
         return "a mapping is what it takes, as in {key: value}"
     if reason.startswith("Cannot merge") and "reference_type=Dict" in reason:

@@ -13,6 +13,7 @@ from evomerge.models.pool_settings import check_places, check_pool_settings
 from evomerge.objectives import SCALARISATIONS
 from evomerge.run.checkpoint import check_intervals
 from evomerge.search.in_flight import MOST_IN_FLIGHT
+from evomerge.search.phases import split_budget
 from evomerge.session.builders import check_phases, phase_node
 
 DISPLAYS = ("auto", "live", "plain", "quiet")
@@ -27,7 +28,9 @@ def check_settings(config: Config) -> None:
         ConfigError: names the key.
     """
     _check_search(config)
-    check_phases(config)
+    phases = check_phases(config)
+    if phases:
+        split_budget(config.search.evaluations, {name: entry.get("evaluations") for name, entry in phases.items()})
 
 
 def check_nodes(config: Config) -> None:
