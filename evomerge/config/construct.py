@@ -79,6 +79,10 @@ def arguments_of(part: object) -> list[str]:
 def _nested_nodes(value: Any, hint: Any, key: str) -> list[tuple[Any, str]]:
     """The nodes that an argument holds, with their keys."""
     if hint == list[StrategyBuilder] and isinstance(value, list):
+        for place, entry in enumerate(value):
+            if not (isinstance(entry, Mapping) and TARGET in entry):
+                allowed = f"a mapping with {TARGET}, as the file of a strategy in conf/strategy has it"
+                raise ConfigError(f"{key}.{place} is {entry!r}", allowed)
         return [(entry, f"{key}.{place}") for place, entry in enumerate(value) if isinstance(entry, Mapping)]
     return [(value, key)] if isinstance(value, Mapping) and TARGET in value else []
 
@@ -150,6 +154,7 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
 def _nested(value: Any, annotation: Any, key: str) -> Any:
     """What a nested node describes, or a builder of it where the target is to build it itself."""
     if annotation == list[StrategyBuilder] and isinstance(value, list):
+        _nested_nodes(value, annotation, key)
         return [_nested(entry, StrategyBuilder, f"{key}.{place}") for place, entry in enumerate(value)]
     if not (isinstance(value, Mapping) and TARGET in value):
         return value

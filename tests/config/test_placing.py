@@ -2,7 +2,7 @@
 
 import pytest
 
-from evomerge.config.construct import build
+from evomerge.config.construct import build, check_node
 from evomerge.config.placing import placed
 from evomerge.errors import ConfigError, FitnessError
 
@@ -49,3 +49,9 @@ def test_an_error_that_is_in_full_already_stays() -> None:
     with pytest.raises(ConfigError) as error, placed("strategy", ["popsize"]):
         raise ConfigError("strategy.popsize is 1", "strategy.popsize=4")
     assert error.value.args == ("strategy.popsize is 1", "strategy.popsize=4", "")
+
+
+def test_a_strategy_of_strategies_is_given_nodes() -> None:
+    node = {"_target_": "evomerge.strategies.islands.Islands", "strategies": ["cma_es"]}
+    with pytest.raises(ConfigError, match=r"^strategy\.strategies\.0 is 'cma_es'; a mapping with _target_"):
+        check_node(node, "strategy", 2, {"seed"})
