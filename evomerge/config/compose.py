@@ -213,7 +213,7 @@ def _groups_alone(key: str, overrides: Sequence[str]) -> DictConfig | None:
     groups = [o for o in groups if not o.startswith("-")]
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose("config", groups)
+            return cast(DictConfig, compose("config", groups))
     except COMPOSING:
         return None
 
