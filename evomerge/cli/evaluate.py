@@ -47,9 +47,9 @@ def run(arguments: Sequence[str]) -> int:
     _check_used(options.overrides)
     named = [f"imports={name}" for name in options.imports]
     config = _config(options.target, options.overrides, None if options.trust else [*options.overrides, *named])
+    import_modules(options.imports, "--import")
     _check_target(options.target, _root(config, options.overrides))
     import_modules(config.imports, "imports")
-    import_modules(options.imports, "--import")
     key = "held_out" if options.held_out else "fitness"
     split: Split = "held_out" if options.held_out else "search"
 

@@ -44,6 +44,7 @@ def answers(commands: list[list[str]], folder: Path) -> list[tuple[int, list[str
     ]
 
 
+@pytest.mark.slow
 def test_plain_mistakes_are_answered_before_heavy_imports(
     quick_pool: Path, quick_search: list[str], finished_run: Path, tmp_path: Path
 ) -> None:

@@ -346,7 +346,7 @@ def test_interrupted(run: Written) -> None:
     run.add(62, "interrupted", reason="SIGTERM")
     status = read_status(run.folder)
     assert (status.state, status.detail) == ("interrupted", "SIGTERM")
-    assert status.resume == status.as_dict()["resume"] == f"evomerge resume {run.folder.path}"
+    assert status.resume == status.as_dict()["resume"] == f"evomerge resume {run.folder}"
     run.add(70, "resumed", evaluations=12)
     status = read_status(run.folder)
     assert status.detail == "no process writes it and it has not ended"
