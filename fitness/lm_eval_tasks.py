@@ -17,6 +17,7 @@ from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
 from fitness._lm_eval.forwards import Forwards, Mode
 from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
+from fitness._lm_eval.task_errors import said
 from fitness._lm_eval.task_files import check_files
 from fitness._lm_eval.terms import RESPONSE_LENGTH, check_timeout, parse_terms, plain
 
@@ -179,9 +180,7 @@ class LmEvalFitness:
         check_files(self._terms, self._include_path)
 
     def check_tokenizer(self, load: Callable[[], Any]) -> None:
-        """Check what is said of a tokenizer, before a model is loaded: chat templates by name, ids of tokens.
-
-        Warns of arguments that the chat template does not read. `load` is called where something depends on it alone.
+        """Check what is said of the tokenizer that `load` gives: names and arguments of chat templates, ids of tokens.
 
         Raises:
             FitnessError: it has no such template or token.
@@ -213,7 +212,6 @@ class LmEvalFitness:
     def cautions(self) -> list[str]:
         """A line for everything that makes a search on these tasks hard to trust."""
         from fitness._lm_eval.cautions import cautions
-        from fitness._lm_eval.task_errors import said
 
         with said("the tasks' few-shot examples cannot be looked at"):
             return cautions(self._loaded(), self._settings.num_fewshot)
@@ -307,7 +305,6 @@ class LmEvalFitness:
             from fitness._lm_eval.isolation import StockGenerators
             from fitness._lm_eval.loading import load_tasks
             from fitness._lm_eval.objective import weigh
-            from fitness._lm_eval.task_errors import said
 
             self._generators = StockGenerators()
             with self._generators:
