@@ -17,6 +17,8 @@ from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
 from fitness._lm_eval.forwards import Forwards, Mode
 from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
+from fitness._lm_eval.task_errors import said
+from fitness._lm_eval.task_files import check_files
 from fitness._lm_eval.terms import RESPONSE_LENGTH, check_timeout, parse_terms, plain
 
 if TYPE_CHECKING:
@@ -173,13 +175,12 @@ class LmEvalFitness:
         if self._response_length:
             require_responses(tasks)
 
+    def check_files(self) -> None:
+        """Raise `FitnessError` for a folder or a task file that is not there: what needs no task to be loaded."""
+        check_files(self._terms, self._include_path)
+
     def check_tokenizer(self, load: Callable[[], Any]) -> None:
-        """Check what is said of a tokenizer, before a model is loaded: chat templates by name, ids of tokens.
-
-        Warns of arguments that the chat template does not read.
-
-        Args:
-            load: gives the tokenizer; not called where nothing depends on it.
+        """Check what is said of the tokenizer that `load` gives: names and arguments of chat templates, ids of tokens.
 
         Raises:
             FitnessError: it has no such template or token.
@@ -211,7 +212,6 @@ class LmEvalFitness:
     def cautions(self) -> list[str]:
         """A line for everything that makes a search on these tasks hard to trust."""
         from fitness._lm_eval.cautions import cautions
-        from fitness._lm_eval.loading import said
 
         with said("the tasks' few-shot examples cannot be looked at"):
             return cautions(self._loaded(), self._settings.num_fewshot)
@@ -303,7 +303,7 @@ class LmEvalFitness:
     def _loaded(self) -> TaskSet:
         if self._tasks is None:
             from fitness._lm_eval.isolation import StockGenerators
-            from fitness._lm_eval.loading import load_tasks, said
+            from fitness._lm_eval.loading import load_tasks
             from fitness._lm_eval.objective import weigh
 
             self._generators = StockGenerators()

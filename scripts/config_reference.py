@@ -49,6 +49,20 @@ evomerge search -m experiment=demo search.seed=1,2       # a run for every value
 Options of your own are files in a folder that `--config-dir` names, arranged as in `conf`: `my/strategy/careful.yaml`
 is `evomerge search --config-dir my strategy=careful`. An experiment is a file that starts with `# @package _global_`,
 chooses options in `defaults` with `override`, and sets any keys; `conf/experiment/demo.yaml` is one.
+
+Mappings are merged and everything else is replaced: `fitness.tasks=[...]` is the whole list, while
+`pool.models={code: /models/code}` adds a model to those that an experiment names. What takes something away:
+
+```bash
+evomerge validate experiment=demo '~pool.models.math'                       # one model of an experiment's pool
+evomerge validate experiment=demo pool=custom 'pool.models={a: A, b: B}'    # all of them: pool=custom begins with none
+evomerge validate experiment=demo '~search_space.parameters.weight'         # one entry of any mapping
+evomerge validate experiment=demo held_out=null                             # no held-out items; ~held_out says the same
+```
+
+Keys of the schema, such as `search.seed`, are always there: they take another value, or `null` where the table says so.
+Numbers are numbers: `true`, `'3'` and, where a whole number is due, `3.0` are refused. `name` is the name of one
+folder; `run_dir` is for a run folder elsewhere.
 """
 
 SHARED = {"search_space": ("parameter", "data_flow"), "strategy": ("map_elites",)}

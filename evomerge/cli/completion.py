@@ -13,7 +13,7 @@ def run(arguments: Sequence[str]) -> int:
     """Answer ``evomerge -sc install=bash`` and the queries of the installed script."""
     import hydra
 
-    from evomerge.config.schema import register
+    from evomerge.config.key_types import register
     from evomerge.utils.installation import conf_dir
 
     if any(argument.startswith("query=") for argument in arguments):

@@ -13,9 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from evomerge.config.compose import COMPOSING, explain, opened
+from evomerge.config.compose import COMPOSING, check_composed, explain, opened
 from evomerge.config.file_checks import check_files
-from evomerge.config.schema import Config, register
+from evomerge.config.key_types import register
+from evomerge.config.schema import Config
 from evomerge.config.trust import FLAG, check_trust
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.utils.installation import conf_dir
@@ -64,6 +65,7 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # jobs of a sweep must not share a run folder
             config.run_dir = os.path.join(config.run_dir, str(HydraConfig.get().job.num))
         try:
+            check_composed(config, arguments)
             if not trust:
                 check_trust(OmegaConf.to_container(config, resolve=True), arguments, "the configuration")
             task(cast(Config, config))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,17 +91,19 @@ def print_scores(title: str, evaluation: Evaluation) -> None:
     console.print(table)
 
 
-def print_result(run: Path, imports: Sequence[str] = ()) -> None:
-    """The final table of a run, and what to do next; its merge methods may need `imports`."""
+def print_result(run: Path, config: Config) -> None:
+    """The final table of a run, and the commands that come next, with what its configuration asks for."""
     from evomerge.report.outcome import NoBaselinesError
     from evomerge.report.summary import summarize
     from evomerge.report.table import render
 
-    needed = "".join(f" --import {module}" for module in imports)
+    needed = "".join(f" --import {module}" for module in config.imports)
+    needed += " --trust" if config.pool.trust_remote_code else ""
+    place = shlex.quote(str(run))
     try:
         console.print(render(summarize(run)))
     except NoBaselinesError:
         console.print("There is no table: without baselines the winner has nothing to be compared with.")
-    console.print(f"\nWhat it found, in pictures: evomerge report {run}", soft_wrap=True)
-    console.print(f"The recipe for mergekit:    evomerge export {run} --format mergekit{needed}", soft_wrap=True)
-    console.print(f"The model, ready to load:   evomerge merge {run} OUT{needed}", soft_wrap=True)
+    console.print(f"\nWhat it found, in pictures: evomerge report {place}", soft_wrap=True)
+    console.print(f"The recipe for mergekit:    evomerge export {place} --format mergekit{needed}", soft_wrap=True)
+    console.print(f"The model, ready to load:   evomerge merge {place} OUT{needed}", soft_wrap=True)

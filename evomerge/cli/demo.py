@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evomerge.cli.verbs import verb_parser
+from evomerge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evomerge.config.schema import Config
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -24,6 +29,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress of the search")
     options = parser.parse_intermixed_args(list(arguments))
 
+    if options.threads is not None and options.threads < 1:
+        raise ConfigError(f"--threads is {options.threads}", "1 or more")
+
     from evomerge.cli.search import search
     from evomerge.config.compose import compose_config
 
@@ -31,9 +39,8 @@ def run(arguments: Sequence[str]) -> int:
     settings = ["experiment=demo", f"pool.root='{root}'", f"search.seed={options.seed}"]
     quiet = ["display=quiet"] if options.quiet else []
     quick = ["search.evaluations=12", "strategy.popsize=4"] if options.quick else []
-    config = compose_config(
-        [*settings, *quick, *quiet, *options.overrides]
-    )  # before training: a typo should not wait for it
+    config = compose_config([*settings, *quick, *quiet, *options.overrides])
+    _check(config, options.pool_only)  # before training: a typo should not wait for it
 
     from evomerge.demo.pool import make_demo_pool
 
@@ -43,3 +50,19 @@ def run(arguments: Sequence[str]) -> int:
     else:
         search(config)
     return 0
+
+
+def _check(config: Config, pool_only: bool) -> None:
+    """Check what can be said before the models are there."""
+    from evomerge.run.folder import RunFolder
+    from evomerge.session.builders import fitness_from_config
+    from evomerge.session.settings import check_name, check_nodes, check_settings
+
+    check_settings(config)
+    check_name(config.name)
+    check_nodes(config)
+    for key in ("fitness", "held_out"):
+        if getattr(config, key) is not None:
+            fitness_from_config(config, key, files=False)
+    if not pool_only:
+        RunFolder(Path(config.run_dir)).require_new()

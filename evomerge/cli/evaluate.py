@@ -44,14 +44,23 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     options = parser.parse_intermixed_args(list(arguments))
 
-    _check_target(options.target)
     _check_used(options.overrides)
     named = [f"imports={name}" for name in options.imports]
     config = _config(options.target, options.overrides, None if options.trust else [*options.overrides, *named])
-    import_modules(config.imports, "imports")
     import_modules(options.imports, "--import")
+    _check_target(options.target, _root(config, options.overrides))
+    import_modules(config.imports, "imports")
     key = "held_out" if options.held_out else "fitness"
     split: Split = "held_out" if options.held_out else "search"
+
+    from evomerge.session.builders import check_fitnesses, fitness_from_config
+
+    fitness = fitness_from_config(config, key, exact=True)
+    write_samples = getattr(fitness, "write_samples", None)
+    if options.log_samples is not None:
+        _check_samples(options.log_samples, write_samples, key)
+    recipe, pool = _recipe(options.target, config, options.overrides, trust=options.trust)
+    check_fitnesses(fitness, pool=pool, key=key)
 
     from evomerge.candidate import Candidate
     from evomerge.cli.console import print_scores
@@ -60,14 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.report.plain_console import errors
     from evomerge.run.responses import unanswered
     from evomerge.session.answers import ADVICE, gains
-    from evomerge.session.builders import check_tokenizer, fitness_from_config
 
-    fitness = fitness_from_config(config, key, exact=True)
-    write_samples = getattr(fitness, "write_samples", None)
-    if options.log_samples is not None:
-        _check_samples(options.log_samples, write_samples, key)
-    recipe, pool = _recipe(options.target, config, options.overrides, trust=options.trust)
-    check_tokenizer(pool, (fitness,))
     settings = config.evaluator
     worker = Worker(pool, {split: fitness}, device=settings.get("device", "auto"), threads=settings.get("threads"))
     evaluation = worker.evaluate(Candidate(0, recipe), split)
@@ -90,10 +92,24 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _check_target(target: str) -> None:
+def _check_target(target: str, root: str | None) -> None:
+    """Refuse what is neither there nor can be a hub's, and recipes that cannot be read."""
+    from evomerge.cli.sources import LEDGER
+
     path = Path(target)
-    if not path.exists() and path.suffix in (".yaml", ".yml"):
+    if path.is_file() or (path / LEDGER).is_file():
+        return  # opening it says what is wrong with it
+    if path.suffix in (".yaml", ".yml") and not path.exists():
         raise ConfigError(f"there is no file {target}", "a run folder, a recipe file, a model folder or a hub id")
+    from evomerge.models.pool_settings import check_places
+
+    check_places({"model": target}, root)
+
+
+def _root(config: Config, overrides: Sequence[str]) -> str | None:
+    """Where models are looked up first: said by the command line, since a run's own place is that of its pool."""
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    return config.pool.root if "pool.root" in given else None
 
 
 def _check_samples(folder: Path, write_samples: object, key: str) -> None:
@@ -112,6 +128,7 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
 
     from evomerge.cli.sources import run_folder
     from evomerge.config.compose import compose_config, explain
+    from evomerge.config.key_types import check_types
     from evomerge.config.trust import check_trust
     from evomerge.run.folder import RunFolder
     from evomerge.session.resume import read_config
@@ -119,6 +136,9 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
     folder = run_folder(target)
     if folder is None:
         return compose_config(overrides)
+    for override in overrides:
+        if override.startswith("~") or "=" not in override:
+            raise ConfigError(f"cannot read the override {override!r}", "key=value, of the run's configuration")
     kept = read_config(RunFolder.open(folder))
     try:
         OmegaConf.set_struct(kept, True)
@@ -128,6 +148,7 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
         config = OmegaConf.merge(kept, OmegaConf.from_dotlist(list(overrides)))
     except OmegaConfBaseException as error:
         raise explain(error, overrides) from error
+    check_types(config)
     if asked is not None:
         check_trust(OmegaConf.to_container(config, resolve=True), asked, "the run's configuration")
     return cast("Config", config)
@@ -156,7 +177,7 @@ def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: boo
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     settings = config.pool
     trusted = trust or ("pool.trust_remote_code" in given and settings.trust_remote_code)
-    root = settings.root if "pool.root" in given else None
+    root = _root(config, overrides)
     dtype = str(settings.dtype) if "pool.dtype" in given else "auto"
     path = Path(target)
     if path.is_file() or (path / LEDGER).is_file():

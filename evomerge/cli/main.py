@@ -41,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(one_printable_line(f"evomerge: error: {error}"), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt as error:
-        print("evomerge: interrupted; `evomerge resume RUN` goes on with a search", file=sys.stderr)
+        again = getattr(error, "resume", "")
+        print(
+            one_printable_line(f"evomerge: interrupted{f'; `{again}` goes on' if again else ''}"),
+            file=sys.stderr,
+        )
         return 143 if type(error).__name__ == "Terminated" else 130
     except BrokenPipeError:  # the reader of our output went away, as in `evomerge export ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

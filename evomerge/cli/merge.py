@@ -27,16 +27,18 @@ def run(arguments: Sequence[str]) -> int:
     shard = byte_count(options.max_shard_size, "--max-shard-size")
 
     with without_collector():
-        from evomerge.cli.console import merge_progress
         from evomerge.cli.sources import held_out_scores, open_recipe
+        from evomerge.export.output import check_output
+
+        check_output(options.out)
+        import_modules(options.imports, "--import")
+        recipe, pool = open_recipe(options.recipe, trust=options.trust)
+
+        from evomerge.cli.console import merge_progress
         from evomerge.export.licences import licence_notes, stated_licences
         from evomerge.export.model_card import source_licences
-        from evomerge.export.writer import check_output, write_model
+        from evomerge.export.writer import write_model
         from evomerge.report.plain_console import errors
-
-        import_modules(options.imports, "--import")
-        check_output(options.out)
-        recipe, pool = open_recipe(options.recipe, trust=options.trust)
     if options.dtype:
         recipe = replace(recipe, dtype=options.dtype)
     scores = held_out_scores(options.recipe, recipe)

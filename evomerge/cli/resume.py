@@ -21,14 +21,16 @@ def run(arguments: Sequence[str]) -> int:
 
     from evomerge.cli.console import print_result
     from evomerge.cli.path import print_path
+    from evomerge.config.resume_command import resume_command
     from evomerge.report.plain_console import console
     from evomerge.session import watched
 
     display = "quiet" if options.quiet else None
     config = watched.resume(options.run, options.overrides, trust=options.trust, display=display)
     if config is None:
-        console.print(f"{options.run} is finished; search.evaluations=N goes on to N evaluations")
+        again = f"{resume_command(options.run)} search.evaluations=N"
+        console.print(f"{options.run} is finished; `{again}` goes on to N evaluations", soft_wrap=True, markup=False)
         return 0
-    print_result(Path(options.run), config.imports)
+    print_result(Path(options.run), config)
     print_path(Path(options.run))
     return 0

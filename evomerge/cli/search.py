@@ -33,5 +33,5 @@ def search(config: Config) -> None:
     from evomerge.session import watched
 
     folder = watched.search(config)
-    print_result(folder.path, config.imports)
+    print_result(folder.path, config)
     print_path(folder.path)

@@ -44,16 +44,19 @@ def open_recipe(path: str, *, root: str | None = None, trust: bool = False) -> t
         RecipeError, PoolError: there is no such file, it is malformed, or its models cannot be merged.
     """
     from evomerge.mergekit.document import looks_like_mergekit
-    from evomerge.models.opening import open_pool, pool_of_recipe
     from evomerge.models.trusted_code import asked_before
 
     file = _recipe_file(path)
     text = _read(file)
     if not looks_like_mergekit(text):
         recipe = load_recipe(text, str(file))
+        _check_recipe(recipe, root)
+        from evomerge.models.opening import pool_of_recipe
+
         return recipe, pool_of_recipe(recipe, root, trust or asked_before((ref for _, ref in recipe.models), root))
 
     from evomerge.mergekit.reader import read_mergekit
+    from evomerge.models.opening import open_pool
 
     read = read_mergekit(text, str(file), file.parent)
     for note in read.notes:
@@ -62,6 +65,16 @@ def open_recipe(path: str, *, root: str | None = None, trust: bool = False) -> t
     pool = open_pool(read.models, read.base, root, read.dtype, trusted)
     recipe = read.recipe(pool)
     return recipe, replace(pool, tokenizer_from=recipe.tokenizer_from)
+
+
+def _check_recipe(recipe: Recipe, root: str | None) -> None:
+    """Check what needs no file of a model: that the models are there, merge methods and parameters."""
+    from evomerge.models.pool_settings import check_places
+
+    check_places(dict(recipe.models), root)
+    from evomerge.merge.methods import specs
+
+    recipe.check(specs())
 
 
 def read_recipe(path: str, *, trust: bool = False) -> Recipe:

@@ -27,5 +27,7 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.report.status_view import StatusPanel
 
     console.print(StatusPanel(status))
+    if status.resume:  # in a line of its own, for the clipboard
+        console.print(f"To go on: {status.resume}", soft_wrap=True)
     print_path(options.run)
     return 2 if status.state == "damaged" else 0

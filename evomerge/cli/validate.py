@@ -20,11 +20,15 @@ def validate(config: Config) -> None:
     from evomerge.cli.console import print_plan
     from evomerge.run.folder import RunFolder
     from evomerge.session.cautions import warn_settings
-    from evomerge.session.memory import estimate_memory
     from evomerge.session.parts import build_parts
+    from evomerge.session.settings import check_name, check_settings
 
+    check_settings(config)
+    check_name(config.name)
     RunFolder(Path(config.run_dir)).require_place()
     parts = build_parts(config)
+    from evomerge.session.memory import estimate_memory
+
     memory = estimate_memory(config, parts)
     warn_settings(config, parts, memory)
     print_plan(config, parts, memory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.config.construct import TARGET, instead_of, locate
-from evomerge.config.schema import Config, register
+from evomerge.config.key_types import check_types, register
+from evomerge.config.schema import Config
 from evomerge.config.trust import is_ours
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.utils.installation import conf_dir
@@ -24,6 +25,8 @@ _OPEN = (
     *("pool.models", "search_space.parameters"),
     *(f"{node}.{name}" for node in ("fitness", "held_out") for name in ("gen_kwargs", "chat_template_args")),
 )
+_NO_HELD_OUT = ("~held_out", "~fitness@held_out", "fitness@held_out=null")
+"""Ways to say that nothing is held out. Hydra would leave the keys that an experiment sets."""
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 """What composing a configuration raises, for `explain`."""
 _KEYS = frozenset(field.name for field in fields(Config))
@@ -34,9 +37,34 @@ def compose_config(overrides: Sequence[str]) -> Config:
     register()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return cast(Config, compose("config", opened(overrides)))
+            config = compose("config", opened(overrides))
     except COMPOSING as error:
         raise explain(error, overrides) from error
+    check_composed(config, overrides)
+    return cast(Config, config)
+
+
+def check_composed(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse what composing has let through: a part taken away, ``{}`` that took nothing away, values of another type.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for name in sorted(_KEYS):
+        if name not in config:
+            raise ConfigError(f"~{name} was given", f"a configuration has {name}", f"choose another: {name}=OPTION")
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if value.replace(" ", "") == "{}" and OmegaConf.is_dict(node := OmegaConf.select(config, key)) and node:
+            raise ConfigError(f"{key}={{}} changes nothing: mappings are merged", *_taking_away(key, node))
+    check_types(config)
+
+
+def _taking_away(key: str, names: Iterable[Any] = ()) -> tuple[str, str]:
+    """How entries of a mapping are taken away."""
+    listed = ", ".join(f"~{key}.{name}" for name in names)
+    whole = "pool=custom begins with no models" if key == "pool.models" else f"{key}=null leaves all of it out"
+    return f"what takes one away: {listed or f'~{key}.NAME'}", whole
 
 
 def opened(overrides: Sequence[str]) -> list[str]:
@@ -48,7 +76,8 @@ def opened(overrides: Sequence[str]) -> list[str]:
         known = key.partition(".")[0] in _KEYS  # others stay as they are, for Hydra to refuse
         return bool(assigned) and (inside or (known and value.startswith("{")))
 
-    return [f"++{override}" if is_open(override) else override for override in overrides]
+    given = ["held_out=null" if override in _NO_HELD_OUT else override for override in overrides]
+    return [f"++{override}" if is_open(override) else override for override in given]
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
@@ -64,12 +93,29 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
         return ConfigError(f"{group}={option}: there is no such option", nearest(option, error.options))
     if isinstance(error, OverrideParseException):
         return ConfigError(*_unreadable(str(error.override), error.message.splitlines()[0], overrides))
+    if text.startswith("Config group override must be"):
+        given = [o for o in overrides if o.endswith("=null") and "." not in o]
+        return ConfigError(
+            f"{' '.join(given) or 'null'}: null is no option", "GROUP=OPTION", "see `evomerge search --help`"
+        )
     if text.startswith("Error merging override"):
         typed = _typed(text.removeprefix("Error merging override ").strip(), overrides)
         reason = _plainly(" ".join(str(chain[1]).split())[:200]) if len(chain) > 1 else ""
+        if "does not support deletion" in reason:
+            key = typed.removeprefix("~").partition("=")[0]
+            mapping = key in _OPEN
+            return ConfigError(
+                f"{typed}: {key} is always there",
+                *(_taking_away(key) if mapping else ("another value", f"{key}=null where it takes null")),
+            )
+        if typed.startswith("pool.models.") and typed.endswith("=null"):
+            return ConfigError(f"{typed}: null is no folder and no hub id", *_taking_away("pool.models"))
         if re.search(r"Key 'None'|KeyValidationError|null\s*:", f"{reason} {typed}"):
             reason = "names are words: null, true and numbers are none; quote them, as in {'null': folder}"
         return ConfigError(f"cannot apply the override {typed!r}", reason or "a value of the key's type")
+    gone = re.search(r"Could not delete from config\. '([^']+)' does not exist", text)
+    if gone:
+        return ConfigError(f"~{gone[1]}: {gone[1]} is not set", *_set_beside(gone[1], overrides))
     missing_group = re.search(r"Could not override '([^']+)'\. No match in the defaults list", text)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if missing_group or unknown:
@@ -105,6 +151,10 @@ def _plainly(reason: str) -> str:
         return f"{wrong[1]} is given, and it takes {_TAKES.get(wrong[2], wrong[2])}"
     if "not Optional" in reason:
         return "null is given, and it takes a value"
+    if reason.startswith("Cannot assign"):
+        return "a single value is given, and it takes a mapping or a list, as in {name: value} or [value]"
+    if reason.startswith("Invalid type assigned"):
+        return "a mapping is what it takes, as in {key: value}"
     if reason.startswith("Cannot merge") and "reference_type=Dict" in reason:
         return "a list is given, and it takes a mapping, as in {name: value}"
     if reason.startswith("Cannot merge"):
@@ -136,17 +186,36 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 def _instead(key: str, overrides: Sequence[str]) -> tuple[str, ...]:
     """What to write instead of `key`, from the composition without the overrides that set single keys."""
-    groups = [o for o in overrides if "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
-    groups = [o for o in groups if not o.startswith("-")]
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = compose("config", groups)
-    except COMPOSING:
+    config = _groups_alone(key, overrides)
+    if config is None:
         return ("see `evomerge search --help`",)
     parent = key.rpartition(".")[0]
     node = OmegaConf.select(config, parent) if parent else config
     said = _of_node(node, parent, key) if isinstance(node, DictConfig) else (nearest(key, _all_keys(config)),)
     return said if len(said) > 1 else (*said, "see `evomerge search --cfg job`")
+
+
+def _set_beside(key: str, overrides: Sequence[str]) -> tuple[str, ...]:
+    """What could have been meant by a key that is not set: those beside it that are."""
+    config, parent = _groups_alone(key, overrides), key.rpartition(".")[0]
+    node = OmegaConf.select(config, parent) if config is not None and parent else config
+    if not isinstance(node, DictConfig):
+        return ()
+    values = {f"{parent}.{name}".lstrip("."): node.get(name) for name in map(str, node)}
+    if key in values:  # Hydra takes null for nothing
+        return ("it is null already",)
+    return (nearest(key, [name for name, value in values.items() if value is not None]),)
+
+
+def _groups_alone(key: str, overrides: Sequence[str]) -> DictConfig | None:
+    """The composition without the overrides that set single keys, or `key`; ``None`` where there is none."""
+    groups = [o for o in overrides if "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
+    groups = [o for o in groups if not o.startswith("-")]
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return cast(DictConfig, compose("config", groups))
+    except COMPOSING:
+        return None
 
 
 def _of_node(node: DictConfig, prefix: str, key: str) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from omegaconf import OmegaConf
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from evomerge.config.kinds import check_call, check_kind, signature_of
+from evomerge.config.placing import placed
+from evomerge.config.values import converted
 from evomerge.errors import ConfigError, nearest
 from evomerge.protocols import StrategyBuilder
 
@@ -32,19 +33,68 @@ def build(node: Any, key: str, *args: Any, **injected: Any) -> Any:
             value of the wrong type.
     """
     values = to_builtin(node)
-    if not isinstance(values, Mapping) or TARGET not in values:
-        raise ConfigError(f"{key} is {node}", f"a group choice or a mapping with {TARGET}", f"see conf/{key}")
-    path = str(values[TARGET])
-    target = locate(path, f"{key}.{TARGET}")
-    check_kind(target, key, path)
+    target, path = _target(values, key)
     signature = signature_of(target, key, path)
     hints = _hints(target)
     given = {n: _nested(v, hints.get(n), f"{key}.{n}") for n, v in values.items() if n != TARGET}
     arguments = {**injected, **check_arguments(target, given, key, len(args), set(injected))}
     check_call(signature, args, arguments, key, path)
-    made = target(*args, **arguments)
+    with placed(key, signature.parameters):
+        made = target(*args, **arguments)
     check_kind(made, key, path)
     return made
+
+
+def check_node(node: Any, key: str, positional: int, injected: set[str] | None = None) -> None:
+    """Check what a node describes as far as its target's signature says, without constructing it; nested nodes too.
+
+    Args:
+        node, key: as for `build`.
+        positional: how many arguments come from the program by position.
+        injected: names of others that do.
+
+    Raises:
+        ConfigError: as for `build`.
+    """
+    values = to_builtin(node)
+    target, path = _target(values, key)
+    signature_of(target, key, path)
+    hints = _hints(target)
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        hint, place = hints.get(name), f"{key}.{name}"
+        nested = _nested_nodes(value, hint, place)
+        for inner, where in nested:
+            check_node(inner, where, *((2, {"seed"}) if hint in (StrategyBuilder, list[StrategyBuilder]) else (0,)))
+        if name != TARGET:
+            given[name] = object() if nested else value
+    check_arguments(target, given, key, positional, injected)
+
+
+def arguments_of(part: object) -> list[str]:
+    """Names of the arguments that a part's class takes."""
+    return list(inspect.signature(type(part)).parameters)
+
+
+def _nested_nodes(value: Any, hint: Any, key: str) -> list[tuple[Any, str]]:
+    """The nodes that an argument holds, with their keys."""
+    if hint == list[StrategyBuilder] and isinstance(value, list):
+        for place, entry in enumerate(value):
+            if not (isinstance(entry, Mapping) and TARGET in entry):
+                allowed = f"a mapping with {TARGET}, as the file of a strategy in conf/strategy has it"
+                raise ConfigError(f"{key}.{place} is {entry!r}", allowed)
+        return [(entry, f"{key}.{place}") for place, entry in enumerate(value) if isinstance(entry, Mapping)]
+    return [(value, key)] if isinstance(value, Mapping) and TARGET in value else []
+
+
+def _target(values: Any, key: str) -> tuple[Callable[..., Any], str]:
+    """What a node's `_target_` names, and the name."""
+    if not isinstance(values, Mapping) or TARGET not in values:
+        raise ConfigError(f"{key} is {values}", f"a group choice or a mapping with {TARGET}", f"see conf/{key}")
+    path = str(values[TARGET])
+    target = locate(path, f"{key}.{TARGET}")
+    check_kind(target, key, path)
+    return target, path
 
 
 def to_builtin(node: Any) -> Any:
@@ -98,39 +148,13 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
         return value
     if not isinstance(value, str | int | float | list | dict | None):
         return value  # an object that a nested node described
-    try:
-        return _adapter(annotation).validate_python(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[")))
-        message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        message = next((takes for kind, takes in _TAKES.items() if first["type"].startswith(kind)), message)
-        raise ConfigError(
-            f"{key} is {value!r}", f"it should be {message}" + (f" (at {place})" if place else "")
-        ) from error
-
-
-_TAKES = {
-    "int_": "a whole number",
-    "float_": "a number",
-    "bool_": "true or false",
-    "string_type": "a text",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-}
-"""What a value should be, by how pydantic calls the fault."""
-
-
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    try:
-        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # dataclasses and models bring a configuration of their own
-        return TypeAdapter(annotation)
+    return converted(value, annotation, key)
 
 
 def _nested(value: Any, annotation: Any, key: str) -> Any:
     """What a nested node describes, or a builder of it where the target is to build it itself."""
     if annotation == list[StrategyBuilder] and isinstance(value, list):
+        _nested_nodes(value, annotation, key)
         return [_nested(entry, StrategyBuilder, f"{key}.{place}") for place, entry in enumerate(value)]
     if not (isinstance(value, Mapping) and TARGET in value):
         return value

@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-
-SCHEMA = "evomerge_schema"
 
 
 @dataclass
@@ -127,11 +124,6 @@ class Config:
     from_run: str | None = None
     display: str = "auto"
     trackers: Any = field(default_factory=list)
-
-
-def register() -> None:
-    """Make the schema known to Hydra under the name that `conf/config.yaml` lists."""
-    ConfigStore.instance().store(name=SCHEMA, node=Config)
 
 
 def to_yaml(config: DictConfig) -> str:

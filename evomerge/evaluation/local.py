@@ -11,15 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.evaluation.cache_settings import CacheSettings
-from evomerge.evaluation.devices import idle_gpus
 from evomerge.evaluation.limits import check_threads, check_timeout
-from evomerge.evaluation.worker import Worker
 from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder
 from evomerge.protocols import Work
+
+if TYPE_CHECKING:
+    from evomerge.evaluation.worker import Worker
 
 _NAME = "this process"
 _LOG = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ class LocalEvaluator:
     def worker(self) -> Worker:
         """The worker, built at first use."""
         if self._worker is None:
+            from evomerge.evaluation.devices import idle_gpus
+
             idle = idle_gpus(self._device)
             if idle:
                 _LOG.warning(idle)

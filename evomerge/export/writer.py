@@ -18,6 +18,7 @@ from evomerge.export.auto_class import auto_class, processor_class
 from evomerge.export.config_json import merged_config
 from evomerge.export.copied_files import files_to_copy
 from evomerge.export.model_card import ScoreLine, model_card
+from evomerge.export.output import check_output
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.streaming import stream_slice
@@ -35,19 +36,6 @@ _DTYPES = {written: dtype for dtype, written in DTYPES.items()}
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and their total."""
-
-
-def check_output(out: Path) -> None:
-    """Raise `OutputError` unless `out` is a folder that does not exist yet or is empty."""
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise OutputError(
-                f"output folder {out} is not empty",
-                "a new or an empty folder",
-                "name another folder, or empty this one",
-            )
-    elif out.exists() or out.is_symlink():
-        raise OutputError(f"{out} is a file", "a new or an empty folder", "name another folder")
 
 
 def write_model(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import ConfigError, EvomergeError, EvomergeWarning, PoolError, nearest, reason_of
+from evomerge.errors import EvomergeError, EvomergeWarning, PoolError, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.layout import Layout, layout_from
 from evomerge.models.architecture.names import NameMatch
@@ -19,14 +19,15 @@ from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
 from evomerge.models.equal_slices import equal_slices
-from evomerge.models.pool import Pool, of_model
-from evomerge.models.sources import Opened, check_names, dtype_of, open_sources, raise_all, warn_of_dtypes
+from evomerge.models.pool import Pool
+from evomerge.models.pool_settings import check_pool_settings, of_model, raise_all
+from evomerge.models.sources import Opened, dtype_of, open_sources, warn_of_dtypes
 from evomerge.models.tokenizers import check_tokenizer
 from evomerge.models.tying import match_models
 from evomerge.models.vocabulary import vocabulary_problem
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
-from evomerge.recipes.slices import DTYPES, ModelRef
+from evomerge.recipes.slices import ModelRef
 
 
 def open_pool(
@@ -57,22 +58,7 @@ def open_pool(
         ConfigError: `base`, `dtype` or `tokenizer_from` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
     """
-    check_names(models)
-    if base is not None and base not in models:
-        raise ConfigError(f"pool.base is {base!r}", nearest(base, models), "name one of pool.models")
-    if tokenizer_from is not None and tokenizer_from not in models:
-        raise ConfigError(
-            f"pool.tokenizer_from is {tokenizer_from!r}", nearest(tokenizer_from, models), "name one of pool.models"
-        )
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ConfigError(f"pool.dtype is {dtype!r}", nearest(dtype, ("auto", *DTYPES)))
-    sources = tuple(name for name in models if name != base)
-    if not sources:
-        raise PoolError(
-            "the pool has no models" if base is None else f"the pool has no model besides its base {base!r}",
-            "at least one source model",
-            "list models under pool.models as name: folder or hub id",
-        )
+    sources = check_pool_settings(models, base, dtype, tokenizer_from)
     problems: list[PoolError] = []
     opened = open_sources(models, root, trust_remote_code, problems)
     raise_all(problems)

@@ -15,6 +15,7 @@ from evomerge.models.architecture.layout import Layout
 from evomerge.models.architecture.residual import Residual
 from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.reader import Checkpoint
+from evomerge.models.pool_settings import of_model
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.utils.memory import MemoryPart
 
@@ -98,8 +99,3 @@ class Pool:
     def is_merged(self, name: str) -> bool:
         """Whether a tensor of the layout is a float that is merged, rather than an integer buffer."""
         return name not in self.layout.integers
-
-
-def of_model(name: str, error: PoolError) -> PoolError:
-    """The error, with the name of the model that it is of."""
-    return PoolError(f"model {name!r}: {error.given}", error.allowed, error.do)

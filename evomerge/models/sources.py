@@ -16,11 +16,8 @@ from evomerge.models.checkpoints.headers import FLOAT_DTYPES
 from evomerge.models.checkpoints.location import locate
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.checkpoints.side_files import check_side_files
-from evomerge.models.pool import of_model
+from evomerge.models.pool_settings import of_model
 from evomerge.recipes.slices import DTYPES, Dtype, ModelRef
-
-_MOST_LISTED = 5
-_LONGEST = 800
 
 
 @dataclass
@@ -38,21 +35,6 @@ class Opened:
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     adapters: dict[str, Adapter] = field(default_factory=dict)
     configs: dict[str, Any] = field(default_factory=dict)
-
-
-def check_names(models: Mapping[Any, Any]) -> None:
-    """Refuse what YAML has made of a name or location that was not quoted.
-
-    Raises:
-        PoolError: names the entry.
-    """
-    for name, location in models.items():
-        if not isinstance(name, str) or not name or not isinstance(location, str | ModelRef):
-            raise PoolError(
-                f"pool.models has {str(name)[:80]!r}: {str(location)[:200]!r}",
-                "names with a folder or a hub id each",
-                "quote a name or folder that YAML takes for something else, such as null or 7",
-            )
 
 
 def open_sources(
@@ -149,14 +131,3 @@ def warn_of_dtypes(checkpoints: Mapping[str, Checkpoint]) -> None:
             EvomergeWarning,
             stacklevel=2,
         )
-
-
-def raise_all(problems: list[PoolError]) -> None:
-    """Raise one error for all problems, the first in front: a line of bounded length."""
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        listed = [str(problem) for problem in problems[:_MOST_LISTED]]
-        listed = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text in listed]
-        cut = f" | and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
-        raise PoolError(f"{len(problems)} problems with the pool: {' | '.join(listed)}{cut}")

@@ -7,12 +7,14 @@ themselves from them without importing torch. The functions live in `evomerge.me
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from evomerge.errors import ConfigError, RecipeError, nearest
+
+FLOAT32_MAX = 3.4028234663852886e38
+"""Merges are computed in float32, by parameters in it."""
 
 Scalar = float | int | str | bool
 
@@ -108,12 +110,13 @@ class ParameterSpec:
             valid = (
                 isinstance(value, (int, float))
                 and not isinstance(value, bool)
-                and abs(value) <= sys.float_info.max
+                and abs(value) <= FLOAT32_MAX
                 and self.minimum <= value <= self.maximum
             )
             bounded = math.isfinite(self.minimum) or math.isfinite(self.maximum)
             number = "a whole number" if self.kind == "integer" else "a number"
-            allowed = f"{number} in [{self.minimum}, {self.maximum}]" if bounded else f"a finite{number[1:]}"
+            free = f"a finite{number[1:]} that float32 holds, at most 3.4e38"
+            allowed = f"{number} in [{self.minimum}, {self.maximum}]" if bounded else free
             if self.kind == "integer":
                 valid = valid and float(value) == int(value)
         if not valid:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from evomerge.config.resume_command import resume_command
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
 from evomerge.report.progress import RunProgress
@@ -164,10 +165,16 @@ class RunStatus:
             return None
         return max(0, self.evaluations - self.told) * 60 / self.per_minute
 
+    @property
+    def resume(self) -> str:
+        """The command that goes on with the run; empty where it goes on by itself, or has ended."""
+        return resume_command(self.run) if self.state in ("interrupted", "dead") else ""
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         own = {name: value for name, value in vars(self).items() if name not in ("run", "cache", "workers")}
-        derived = {name: getattr(self, name) for name in ("told", "best_baseline", "gain", "best_source", "left")}
+        names = ("told", "best_baseline", "gain", "best_source", "left", "resume")
+        derived = {name: getattr(self, name) for name in names}
         gains = {"gain_on_source": self.gain_on(self.best_source), "gain_on_average": self.gain_on(UNIFORM)}
         more: dict[str, Any] = {**gains, "per_hour": self.per_hour, "shares": self.shares}
         curve = [None if value != value else value for value in self.curve]
@@ -287,6 +294,6 @@ def _state(seen: RunProgress, holder: str | None) -> tuple[State, str]:
         return "ended", seen.stopped
     if holder is None:
         if seen.interrupted is not None:
-            return "interrupted", f"{seen.interrupted}; `evomerge resume RUN` goes on"
+            return "interrupted", seen.interrupted
         return "dead", "no process writes it and it has not ended"
     return ("running", holder) if holder else ("unknown", "its file system has no locks that would tell")

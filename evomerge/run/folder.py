@@ -128,11 +128,11 @@ class RunFolder:
     def require_new(self) -> None:
         """Raise `OutputError` unless a run may begin here: before what takes long."""
         if os.path.lexists(self.path) and (not self.path.is_dir() or any(self.path.iterdir())) and self.path.parts:
-            held = "holds a run" if self.ledger.exists() else "is not an empty folder"
+            held = self.ledger.exists()
             raise OutputError(
-                f"run folder {self.path} {held}",
+                f"run folder {self.path} {'holds a run' if held else 'is not an empty folder'}",
                 "a folder that does not exist yet, or is empty",
-                "choose another one, remove it, or go on with the run in it: `evomerge resume`",
+                "choose another one, or remove it" + ("; `evomerge resume RUN` goes on with the run in it" * held),
             )
         self.require_place()
 

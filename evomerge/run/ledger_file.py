@@ -141,11 +141,7 @@ class Lock:
         except BlockingIOError as error:
             holder = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(self._descriptor)
-            raise LedgerError(
-                f"run folder {path.parent} is being written by {holder}",
-                "one writer at a time",
-                "wait until that run has ended, or choose another run folder",
-            ) from error
+            raise _written_by(holder, path) from error
         except OSError as error:  # some cluster file systems are mounted without locks
             _log.warning("%s: this file system has no locks (%s); do not start a second writer", path, error.strerror)
         with contextlib.suppress(OSError):  # a full disk: naming the holder is a courtesy
@@ -174,6 +170,21 @@ def lock_holder(path: Path) -> str | None:
         return ""
     finally:
         os.close(descriptor)
+
+
+def require_no_writer(path: Path) -> None:
+    """Raise the `LedgerError` of a `Lock` that another process holds, without taking it."""
+    holder = lock_holder(path)
+    if holder:
+        raise _written_by(holder, path)
+
+
+def _written_by(holder: str, path: Path) -> LedgerError:
+    return LedgerError(
+        f"run folder {path.parent} is being written by {holder}",
+        "one writer at a time",
+        "wait until that run has ended, or choose another run folder",
+    )
 
 
 class LineFile:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import yaml
 from safetensors import numpy as safetensors
@@ -9,12 +11,13 @@ from safetensors import numpy as safetensors
 from evomerge.candidate import Candidate
 from evomerge.errors import EvomergeError
 from evomerge.genomes.arrays import numbers
-from evomerge.mergekit.writer import to_mergekit
-from evomerge.models.pool import Pool
 from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.run.folder import RunFolder
 from evomerge.search.incumbent import Incumbent
 from evomerge.utils.files import write_bytes_atomic, write_text_atomic
+
+if TYPE_CHECKING:
+    from evomerge.models.pool import Pool
 
 
 class BestFolder:
@@ -54,6 +57,8 @@ class BestFolder:
             return
         write_text_atomic(self._folder.best_recipe, dump_recipe(best.recipe))
         assert self._pool is not None
+        from evomerge.mergekit.writer import to_mergekit
+
         try:
             text = to_mergekit(best.recipe, self._pool.layout)
         except EvomergeError as error:  # mergekit cannot express it: the recipe is the result, say why beside it

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from evomerge.config.construct import TARGET, build, locate, to_builtin
+from evomerge.config.construct import TARGET, arguments_of, build, locate, to_builtin
 from evomerge.config.groups import asynchronous_strategies, takes_asynchronous
+from evomerge.config.placing import placed
 from evomerge.config.schema import Config
 from evomerge.config.trust import leaves
 from evomerge.errors import ConfigError, nearest
 from evomerge.genomes.genome import GenomeSpec
-from evomerge.merge.methods import specs
-from evomerge.models.opening import open_pool
-from evomerge.models.pool import Pool
-from evomerge.models.tokenizers import load_tokenizer
 from evomerge.models.trusted_code import remember
 from evomerge.objectives import Objective, Scalarisation
 from evomerge.protocols import Fitness, SearchSpace, Strategy
@@ -27,12 +24,17 @@ from evomerge.search.phases import Baselines, Phase, split_budget
 from evomerge.session.bounded_space import BoundedSpace
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 
+if TYPE_CHECKING:
+    from evomerge.models.pool import Pool
+
 _LARGEST = 1_000_000
 """Of any whole number of a strategy: sizes of populations, archives, batches."""
 
 
 def pool_from_config(config: Config) -> Pool:
     """Open the pool, reading configs and headers only."""
+    from evomerge.models.opening import open_pool
+
     settings: Any = config.pool
     pool = open_pool(
         to_builtin(settings.models),
@@ -47,12 +49,13 @@ def pool_from_config(config: Config) -> Pool:
     return pool
 
 
-def fitness_from_config(config: Config, key: str, *, exact: bool = False) -> Fitness:
-    """Build and check the ``fitness`` or the ``held_out`` node.
+def fitness_from_config(config: Config, key: str, *, exact: bool = False, files: bool = True) -> Fitness:
+    """Build the ``fitness`` or the ``held_out`` node: its arguments and files are checked, `check_fitnesses` does more.
 
     Args:
         config: of the experiment.
         key: which of them.
+        files: whether the files that it names are there by now.
         exact: whether ``forwards: auto`` means what the stock tool does, also on the search's items.
     """
     node = getattr(config, key)
@@ -63,22 +66,47 @@ def fitness_from_config(config: Config, key: str, *, exact: bool = False) -> Fit
     if node.get("forwards") == "auto":
         node = {**to_builtin(node), "forwards": "exact" if exact or key == "held_out" else "shared"}
     fitness = cast(Fitness, build(node, key))
-    fitness.check()
+    check_files: Callable[[], None] | None = getattr(fitness, "check_files", None)
+    if check_files is not None and files:
+        with placed(key, arguments_of(fitness)):
+            check_files()
     return fitness
 
 
-def check_tokenizer(pool: Pool, fitnesses: Iterable[Fitness | None]) -> None:
-    """Let fitnesses check what they ask of a tokenizer on the pool's, before a model is loaded.
+def check_fitnesses(
+    fitness: Fitness, held_out: Fitness | None = None, pool: Pool | None = None, *, key: str = "fitness"
+) -> None:
+    """Load what the fitnesses score by, and check what they ask of the pool's tokenizer.
+
+    Args:
+        fitness, held_out: built by `fitness_from_config`.
+        pool: ``None`` where no tokenizer is looked at.
+        key: of `fitness`, for messages.
+
+    Raises:
+        FitnessError: tasks, metrics or items that cannot be scored; a tokenizer without what they ask for.
+        PoolError: the tokenizer cannot be loaded.
+    """
+    for node, part in ((key, fitness), ("held_out", held_out)):
+        if part is not None:
+            with placed(node, arguments_of(part)):
+                part.check()
+                if pool is not None:
+                    check_tokenizer(pool, part)
+
+
+def check_tokenizer(pool: Pool, fitness: Fitness) -> None:
+    """Let a fitness check what it asks of a tokenizer on the pool's, before a model is loaded.
 
     Raises:
         FitnessError: it does not have what a fitness asks for.
         PoolError: it cannot be loaded.
     """
-    folder = pool.tokenizer_folder
-    for fitness in fitnesses:
-        check: Callable[[Callable[[], Any]], None] | None = getattr(fitness, "check_tokenizer", None)
-        if check is not None:
-            check(functools.partial(load_tokenizer, folder, pool.trust_remote_code))
+    from evomerge.models.tokenizers import load_tokenizer
+
+    check: Callable[[Callable[[], Any]], None] | None = getattr(fitness, "check_tokenizer", None)
+    if check is not None:
+        check(functools.partial(load_tokenizer, pool.tokenizer_folder, pool.trust_remote_code))
 
 
 def phase_node(config: Config, phase: str, part: str) -> tuple[Any, str]:
@@ -99,6 +127,8 @@ def space_from_node(node: Any, key: str, info: PoolInfo | None, **injected: Any)
     """
     content = to_builtin(node)
     bounds = content.pop("bounds", None) if isinstance(content, dict) else None
+    from evomerge.merge.methods import specs
+
     space = cast(SearchSpace, build(content, key, info, specs(), **injected))
     return BoundedSpace(space, bounds, f"{key}.bounds") if bounds or bounds == 0 else space
 
@@ -136,16 +166,7 @@ class PhaseNode:
 
 def phase_nodes(config: Config, info: PoolInfo | None) -> list[PhaseNode]:
     """The phases of the configuration, in order; their spaces are checked when they are made."""
-    entries = to_builtin(config.phases) if config.phases else {"search": {}}
-    if not isinstance(entries, Mapping):
-        raise ConfigError(f"phases is {entries}", "a mapping of names to phases")
-    for name, entry in entries.items():
-        if not isinstance(entry, Mapping):
-            raise ConfigError(f"phases.{name} is {entry}", "a mapping with search_space, strategy and evaluations")
-        for key in entry:
-            if key not in ("search_space", "strategy", "evaluations"):
-                allowed = nearest(str(key), ("search_space", "strategy", "evaluations"))
-                raise ConfigError(f"phases.{name} has no key {key!r}", allowed)
+    entries = check_phases(config) or {"search": {}}
     budget = split_budget(
         config.search.evaluations, {str(name): entry.get("evaluations") for name, entry in entries.items()}
     )
@@ -155,6 +176,25 @@ def phase_nodes(config: Config, info: PoolInfo | None) -> list[PhaseNode]:
         takes = number > 0 and _takes_winner(node, key)
         phases.append(PhaseNode(name, budget[name], node, key, info, takes))
     return phases
+
+
+def check_phases(config: Config) -> Mapping[str, Mapping[str, Any]]:
+    """The entries of `phases`, by name; empty where there are none.
+
+    Raises:
+        ConfigError: an entry that is no mapping, a key that it has not.
+    """
+    entries = to_builtin(config.phases) if config.phases else {}
+    if not isinstance(entries, Mapping):
+        raise ConfigError(f"phases is {entries}", "a mapping of names to phases")
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"phases.{name} is {entry}", "a mapping with search_space, strategy and evaluations")
+        for key in entry:
+            if key not in ("search_space", "strategy", "evaluations"):
+                allowed = nearest(str(key), ("search_space", "strategy", "evaluations"))
+                raise ConfigError(f"phases.{name} has no key {key!r}", allowed)
+    return entries
 
 
 def _takes_winner(node: Any, key: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -14,8 +15,10 @@ from evomerge.genomes.lineages import LineageSpec
 from evomerge.report.plain_console import errors
 from evomerge.session.builders import phase_node
 from evomerge.session.gene_budget import PER_GENE, free_genes
-from evomerge.session.memory import MemoryEstimate, memory_caution
 from evomerge.session.parts import Parts
+
+if TYPE_CHECKING:
+    from evomerge.session.memory import MemoryEstimate
 
 _BOLD = "bold yellow"
 _TRIAL = 50
@@ -36,9 +39,12 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
     for caution in parts.fitness.cautions():
         _warn(caution, _BOLD)
     _check_overlap(config, parts)
-    caution = memory_caution(memory) if memory is not None else ""
-    if caution:
-        _warn(caution, _BOLD)
+    if memory is not None:
+        from evomerge.session.memory import memory_caution
+
+        caution = memory_caution(memory)
+        if caution:
+            _warn(caution, _BOLD)
     _warn_of_genes(config, parts)
     slots, ordered = parts.evaluator.slots, config.search.ordered
     if ordered and config.search.in_flight is None and slots > 1 and getattr(parts.strategy, "asynchronous", False):

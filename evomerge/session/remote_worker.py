@@ -18,7 +18,7 @@ from evomerge.models.checkpoints.pins import changed_since
 from evomerge.models.opening import open_pool
 from evomerge.protocols import Fitness
 from evomerge.recipes.slices import ModelRef
-from evomerge.session.builders import fitness_from_config
+from evomerge.session.builders import check_fitnesses, fitness_from_config
 from evomerge.utils.imports import import_modules
 
 
@@ -60,4 +60,5 @@ def remote_worker(
     fitnesses: dict[Split, Fitness] = {"search": fitness_from_config(config, "fitness")}
     if config.held_out is not None:
         fitnesses["held_out"] = fitness_from_config(config, "held_out")
+    check_fitnesses(fitnesses["search"], fitnesses.get("held_out"))
     return Worker(pool, fitnesses, device=device, threads=threads, cache=cache)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from evomerge.config.key_types import check_types, composed_schema
 from evomerge.config.overrides import set_value
 from evomerge.config.schema import Config, to_yaml
 from evomerge.config.trust import check_trust, leaves
@@ -20,7 +21,7 @@ from evomerge.protocols import Evaluator
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import Ledger
-from evomerge.run.ledger_file import LedgerError
+from evomerge.run.ledger_file import LedgerError, require_no_writer
 from evomerge.run.observers import Observers
 from evomerge.run.record import Record
 from evomerge.search.hooks import BestWriter
@@ -183,6 +184,7 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
         EvomergeError: there is no such run, or it cannot go on like this; says why.
     """
     folder = RunFolder.open(path)
+    require_no_writer(folder.lock)
     config = read_config(folder)
     before = int(config.search.evaluations)
     config.from_run = None  # another folder is read when the command line names it
@@ -232,11 +234,15 @@ def read_config(folder: RunFolder) -> DictConfig:
         if isinstance(value, str) and "${" in value:
             raise ConfigError(f"{folder.config}: {key} is {value!r}", "plain values, as the search wrote them")
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), content)
+        config = OmegaConf.merge(OmegaConf.structured(composed_schema()), content)
     except (OmegaConfBaseException, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{folder.config} is malformed: {reason}", "the file that the search wrote") from error
     assert isinstance(config, DictConfig)
+    try:
+        check_types(config)
+    except ConfigError as error:
+        raise ConfigError(f"{folder.config}: {error.given}", error.allowed) from error
     return config
 
 

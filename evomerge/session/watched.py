@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from evomerge.config.construct import to_builtin
+from evomerge.config.resume_command import resumable
 from evomerge.config.schema import Config
 from evomerge.report.plain_console import console, errors
 from evomerge.run.folder import RunFolder
 from evomerge.session.cautions import warn_settings
-from evomerge.session.memory import estimate_memory
 from evomerge.session.parts import build_parts
 from evomerge.session.progress import Progress
 from evomerge.session.resume import open_run
 from evomerge.session.run import run
+from evomerge.session.settings import built_from, check_name, check_settings
 
 
 def search(config: Config) -> RunFolder:
@@ -23,8 +25,21 @@ def search(config: Config) -> RunFolder:
         EvomergeError: the configuration, the models or the tasks cannot be used, or everything failed.
         KeyboardInterrupt: a signal ended the search; `resume` goes on with it.
     """
+    check_settings(config)
+    check_name(config.name)
+    with resumable(config.run_dir):
+        return _search(config)
+
+
+def _search(config: Config) -> RunFolder:
     RunFolder(Path(config.run_dir)).require_new()  # said before what takes long
     parts = build_parts(config)
+    from evomerge.evaluation.devices import choose_device
+    from evomerge.session.memory import estimate_memory
+
+    if parts.pool is not None and built_from(config) == "worker":  # before there is a run folder
+        choose_device(str(to_builtin(config.evaluator).get("device", "auto")))
+
     warn_settings(config, parts, estimate_memory(config, parts))
     with Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress:
         return run(config, parts, [progress])
@@ -54,6 +69,13 @@ def resume(
         EvomergeError: there is no such run, or it cannot go on like this.
         KeyboardInterrupt: as for `search`.
     """
+    with resumable(path):
+        return _resume(path, overrides, trust, display, say)
+
+
+def _resume(
+    path: str | Path, overrides: Sequence[str], trust: bool, display: str | None, say: Callable[[str], None]
+) -> Config | None:
     config, again = open_run(path, overrides, trust=trust)
     if again.record.finished and again.record.first("started") and config.search.evaluations <= again.budget:
         return None

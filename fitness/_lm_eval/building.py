@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 from lm_eval.evaluator_utils import get_sample_size
 
-from evomerge.errors import FitnessError
 from fitness._lm_eval.chat import ChatTemplate, require_template
 from fitness._lm_eval.isolation import quietly
 from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.scoring import forget_renderings
 from fitness._lm_eval.settings import BuildSettings
+from fitness._lm_eval.task_errors import building_document, said_of_document
 from fitness._lm_eval.terms import TaskTerm
 from fitness._lm_eval.time_limit import limited
+
+PROMPT_PARTS = "doc_to_text, doc_to_target, doc_to_choice and fewshot_config"
+"""Keys of a task's YAML that prompts are made by."""
 
 _NOT_CONTENT = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "task_alias", "tag"}
 
@@ -51,23 +54,18 @@ def build_requests(
         limit = terms[name].limit if terms[name].limit is not None else settings.limit
         own = settings.of(terms[name])
         choice = own.apply_chat_template
-        try:
-            with quietly(), limited(name, tasks.timeout, "building its items"):
-                task.build_all_requests(
-                    limit=get_sample_size(task, limit),
-                    samples=samples[name] if samples is not None else None,
-                    rank=0,
-                    world_size=1,
-                    system_instruction=own.system_instruction,
-                    apply_chat_template=bool(choice),
-                    fewshot_as_multiturn=own.fewshot_as_multiturn,
-                    chat_template=ChatTemplate(tokenizer, choice, own.chat_template_args) if choice else None,
-                )
-        except FitnessError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise FitnessError(f"the prompts of task {name!r} cannot be built: {reason}") from error
+        broken = said_of_document(name, "its prompt cannot be built", PROMPT_PARTS, building_document)
+        with broken, quietly(), limited(name, tasks.timeout, "building its items"):
+            task.build_all_requests(
+                limit=get_sample_size(task, limit),
+                samples=samples[name] if samples is not None else None,
+                rank=0,
+                world_size=1,
+                system_instruction=own.system_instruction,
+                apply_chat_template=bool(choice),
+                fewshot_as_multiturn=own.fewshot_as_multiturn,
+                chat_template=ChatTemplate(tokenizer, choice, own.chat_template_args) if choice else None,
+            )
 
 
 def require_templates(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ import yaml
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from evomerge.errors import EvomergeError, FitnessError, nearest
+from evomerge.errors import FitnessError, nearest
 from fitness._lm_eval.isolation import quietly, sandbox_templates
 from fitness._lm_eval.repeated_keys import refuse_repeated_keys, refuse_special_includes
+from fitness._lm_eval.task_errors import own_place, reason, said
+from fitness._lm_eval.task_files import check_files, relative_to
 from fitness._lm_eval.terms import TaskTerm
 from fitness._lm_eval.time_limit import limited
 
@@ -64,9 +65,8 @@ def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str], timeout: 
         FitnessError: an unknown task, a missing YAML or data file, a YAML that cannot be read, a task named twice.
     """
     sandbox_templates()
+    check_files(terms, include_path)
     for folder in include_path:
-        if not os.path.isdir(folder):  # no name is too odd for it
-            raise FitnessError(f"include_path {folder[:200]!r} is not a folder", "a folder with task YAMLs")
         refuse_special_includes(Path(folder))
     manager = _manager(terms, include_path)
     loaded = TaskSet(timeout=timeout)
@@ -78,7 +78,9 @@ def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str], timeout: 
         except FitnessError:
             raise
         except Exception as error:
-            raise FitnessError(f"task {term.label!r} cannot be loaded: {_reason(error)}") from error
+            place = own_place(error)
+            do = f"look at {place}" if place else "lm-eval reads its YAML and data, and renders its first document"
+            raise FitnessError(f"task {term.label!r} cannot be loaded: {reason(error)}", "", do) from error
         for name, task in found["tasks"].items():
             if name in loaded.tasks:
                 raise FitnessError(f"task {name!r} is named twice", "each task once", "give one of them another name")
@@ -101,9 +103,6 @@ def _manager(terms: Sequence[TaskTerm], include_path: Sequence[str]) -> Any:
     missing = [term for term in terms if not _resolves(term, own)]
     if not missing:
         return own
-    for term in missing:
-        if isinstance(term.source, str) and term.source.endswith((".yaml", ".yml")):
-            raise FitnessError(f"task file {term.source!r} does not exist", _relative_to(term.source))
     _log.info("reading lm-eval's index of built-in tasks for %s", ", ".join(term.label for term in missing))
     full = TaskManager(include_path=list(include_path) or None)
     for term in missing:
@@ -149,7 +148,7 @@ def _require_sound(term: TaskTerm, manager: Any) -> None:
         refuse_repeated_keys(Path(path))
         config = load_yaml(path, resolve_func=False)
     except (yaml.YAMLError, ValueError, OSError) as error:
-        raise FitnessError(f"task file {path} cannot be read: {_reason(error)}") from error
+        raise FitnessError(f"task file {path} cannot be read: {reason(error)}") from error
     if "task" not in config and "group" not in config:
         raise FitnessError(f"task file {path} names no task", "a mapping with the key 'task'")
     if not isinstance(config.get("task", config.get("group")), str | list):
@@ -178,7 +177,7 @@ def _require_data(config: Mapping[str, Any], path: Path | None, label: str) -> N
             continue
         beside = str(path.parent / file) if path is not None else ""
         hint = f"write an absolute path; {beside} exists" if os.path.exists(beside) else ""
-        raise FitnessError(f"task {label!r} reads {file[:200]!r}, which does not exist", _relative_to(file), hint)
+        raise FitnessError(f"task {label!r} reads {file[:200]!r}, which does not exist", relative_to(file), hint)
     split = config.get("test_split") or config.get("validation_split")
     if files and not isinstance(files, Mapping) and split not in (None, "train"):
         raise FitnessError(
@@ -197,12 +196,6 @@ def _files(value: Any) -> Iterable[str]:
     elif isinstance(value, Sequence):
         for inner in value:
             yield from _files(inner)
-
-
-def _relative_to(file: str) -> str:
-    if file.startswith("~"):
-        return "lm-eval does not expand '~'"
-    return "" if Path(file).is_absolute() else f"relative paths start from the current folder, {Path.cwd()}"
 
 
 def _is_built_in(name: str, manager: Any) -> bool:
@@ -231,25 +224,5 @@ def _unreadable(include_path: Sequence[str]) -> list[str]:
             try:
                 load_yaml(path, resolve_func=False)
             except (yaml.YAMLError, ValueError, OSError, RuntimeError) as error:  # a loop of links is the last
-                problems.append(f"{path} ({_reason(error)})")
+                problems.append(f"{path} ({reason(error)})")
     return problems
-
-
-@contextmanager
-def said(given: str) -> Iterator[None]:
-    """Make what lm-eval or a task raises one line that begins with `given`: a `FitnessError`."""
-    try:
-        yield
-    except EvomergeError:
-        raise
-    except Exception as error:
-        raise FitnessError(f"{given}: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The root cause in one line: lm-eval and datasets wrap what a user needs to see."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem or error.context}, line {error.problem_mark.line + 1}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

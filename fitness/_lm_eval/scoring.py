@@ -13,7 +13,11 @@ from lm_eval.api.task import ConfigurableTask
 from numpy.typing import NDArray
 
 from evomerge.errors import FitnessError
+from fitness._lm_eval.task_errors import document_error, own_place, reason, said_of_document
 from fitness._lm_eval.time_limit import limited, timed
+
+_SCORED_BY = "process_results, metric_list and doc_to_target"
+"""Keys of a task's YAML that responses are scored by."""
 
 RawValues = dict[str, dict[int, Any]]
 """Metric key -> document's place -> what `process_results` gave."""
@@ -66,15 +70,24 @@ class TaskScorer:
         instances = [instance for place in places for instance in self.documents[place]]
         self.task._instances, whole = instances, self.task._instances
         try:
-            self.task.apply_filters()
+            with said_of_document(self.name, "its filters cannot be applied", "filter_list", lambda error: None):
+                self.task.apply_filters()
         finally:
             self.task._instances = whole
         for filter_name in instances[0].filtered_resps:
             for place in places:
                 document = self.documents[place]
                 results = [instance.filtered_resps[filter_name] for instance in document]
-                for metric, value in self.task.process_results(document[0].doc, results).items():
+                for metric, value in self._process(document[0], results).items():
                     raw.setdefault(metric_key(metric, filter_name), {})[place] = value
+
+    def _process(self, instance: Any, results: list[Any]) -> Mapping[str, Any]:
+        try:
+            values: Mapping[str, Any] = self.task.process_results(instance.doc, results)
+        except Exception as error:
+            document = instance.doc_id, instance.doc
+            raise document_error(self.name, "its response cannot be scored", _SCORED_BY, document, error) from error
+        return values
 
     def metrics(self, raw: RawValues) -> dict[str, float]:
         """Every metric by lm-eval's own aggregation; an overflow (of a perplexity) is infinite."""
@@ -85,6 +98,9 @@ class TaskScorer:
             return float(self._aggregation(key)(values))
         except OverflowError:
             return math.inf
+        except Exception as error:
+            do = f"look at metric_list of the task, {own_place(error)}".rstrip(", ")
+            raise FitnessError(f"task {self.name!r}: its {key} cannot be aggregated: {reason(error)}", do) from error
 
     def items(self, raw: RawValues) -> dict[str, NDArray[np.float64]]:
         """Per-item values of metrics for which one item has a value; NaN where an item was not run."""

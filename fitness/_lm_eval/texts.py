@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from lm_eval.evaluator_utils import get_sample_size
 
 from fitness._lm_eval.isolation import quietly
-from fitness._lm_eval.loading import TaskSet, said
+from fitness._lm_eval.loading import TaskSet
+from fitness._lm_eval.task_errors import said
 from fitness._lm_eval.time_limit import limited
 
 MOST = 6000

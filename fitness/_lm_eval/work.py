@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.evaluator_utils import get_sample_size
 
 from fitness._lm_eval.isolation import quietly
-from fitness._lm_eval.loading import said
+from fitness._lm_eval.task_errors import said
 from fitness._lm_eval.time_limit import limited
 
 if TYPE_CHECKING:

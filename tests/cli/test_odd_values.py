@@ -66,7 +66,7 @@ def test_files_of_a_configuration_that_are_none(error: Error, tmp_path: Path) ->
     [
         ("search: {evaluations: 1:30}", "line 3: 1:30 would be read as 90, in base 60; a decimal number, or text in"),
         ("search:\n  evaluations: 010", "line 4: 010 would be read as 8, in base 8"),
-        ("search: {evaluations: 0x1p3}", "search.evaluations: '0x1p3' is given, and it takes a whole number"),
+        ("search: {evaluations: 0x1p3}", "search.evaluations is '0x1p3'; it should be a whole number"),
     ],
 )
 def test_numbers_of_yaml_that_are_not_what_they_look_like(error: Error, tmp_path: Path, text: str, says: str) -> None:
@@ -111,9 +111,9 @@ def test_a_line_break_in_a_name_makes_no_second_line(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("search.evaluations=ten", "'ten' is given, and it takes a whole number"),
-        ("search.ordered=maybe", "'maybe' is given, and it takes true or false"),
-        ("search.seed=null", "null is given, and it takes a value"),
+        ("search.evaluations=ten", "search.evaluations is 'ten'; it should be a whole number"),
+        ("search.ordered=maybe", "search.ordered is 'maybe'; it should be true or false"),
+        ("search.seed=null", "search.seed is null; it should be a whole number"),
         ("pool.models=[base,math]", "a list is given, and it takes a mapping, as in {name: value}"),
         ("trackers={a: b}", "a list is given where a mapping stands, or a mapping where a list does"),
         ("fitness.limt=3", "did you mean 'fitness.limit'?"),

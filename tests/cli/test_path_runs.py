@@ -22,6 +22,7 @@ EXPERIMENT = ["experiment=demo_data_flow", "pool=custom"]
 
 
 def overrides(tasks: Path, run: Path, models: dict[str, Path]) -> list[str]:
+    (tasks / "tasks").mkdir(exist_ok=True)
     named = ", ".join(f"{name}: '{folder}'" for name, folder in models.items())
     return [*EXPERIMENT, f"pool.root='{tasks}'", f"pool.models={{{named}}}", f"run_dir='{run}'"]
 

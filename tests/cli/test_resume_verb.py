@@ -106,7 +106,7 @@ def test_a_finished_run_is_left_alone_or_extended(
         ("search.seed=1", "search.seed cannot change"),
         ("search.ordered=false", "search.ordered cannot change"),
         ("search.evaluations=3", "12 candidates were asked already"),
-        ("search.evaluations=many", "search.evaluations cannot be 'many'"),
+        ("search.evaluations=many", "search.evaluations is 'many'; it should be a whole number"),
         ("evaluator=lokal", "evaluator=lokal: there is no such option"),
         ("evaluator.devise=cpu", "evaluator has no key 'devise'"),
         ("fast", "cannot read the override 'fast'"),

@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from evomerge.errors import OutputError
 from evomerge.export import writer
 from evomerge.export.model_card import ScoreRow
-from evomerge.export.writer import check_output, write_model
+from evomerge.export.output import check_output
+from evomerge.export.writer import write_model
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.model import Resident
 from evomerge.models.opening import open_pool, pool_of_recipe

@@ -205,7 +205,7 @@ def test_yaml_files_that_cannot_be_used(tasks: Any, tmp_path: Path, managers: li
     assert f"task file {file} names no task" in error([str(file)])
     file.write_text("task: bad\ninclude: missing.yaml\n")
     assert "missing.yaml" in error([str(file)])
-    assert "include_path 'nowhere' is not a folder" in error(["choose"], include_path="nowhere")
+    assert "include_path is 'nowhere', which is not a folder" in error(["choose"], include_path="nowhere")
 
 
 def test_a_key_twice_is_refused_also_in_what_a_task_includes(tasks: Any, tmp_path: Path) -> None:

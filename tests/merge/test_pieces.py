@@ -65,6 +65,13 @@ def test_what_is_not_finite_is_found_in_a_later_piece() -> None:
         job.run(out, 500)
 
 
+def test_what_is_not_finite_is_said_with_the_largest_parameter() -> None:
+    sources, values = [torch.ones(8), 2 * torch.ones(8)], {"weight": (1.0, 3e38), "normalize": False}
+    job = TensorMerge(METHODS["linear"], sources, None, values, (), (8,))
+    with pytest.raises(EvomergeError, match=r"range of float32; its largest parameter is weight=3e\+38 of input 2;"):
+        job.run(torch.empty(8))
+
+
 @pytest.mark.parametrize("windows", [1, 2])
 def test_statistics_by_windows(windows: int) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -345,7 +345,8 @@ def test_text_of_strangers_moves_no_cursor(tmp_path: Path) -> None:
 def test_interrupted(run: Written) -> None:
     run.add(62, "interrupted", reason="SIGTERM")
     status = read_status(run.folder)
-    assert (status.state, status.detail) == ("interrupted", "SIGTERM; `evomerge resume RUN` goes on")
+    assert (status.state, status.detail) == ("interrupted", "SIGTERM")
+    assert status.resume == status.as_dict()["resume"] == f"evomerge resume {run.folder}"
     run.add(70, "resumed", evaluations=12)
     status = read_status(run.folder)
     assert status.detail == "no process writes it and it has not ended"

@@ -8,7 +8,7 @@ import pytest
 
 from evomerge.evaluation.direct import DirectEvaluator
 from evomerge.evaluation.local import LocalEvaluator
-from evomerge.session.parts import _built_from
+from evomerge.session import settings
 
 
 class OwnLocal(LocalEvaluator):
@@ -30,4 +30,4 @@ class Elsewhere:
 def test_the_class_of_an_evaluator_says_what_it_is_built_from(evaluator: type, built_from: str) -> None:
     """Not the name of its module: a subclass of one's own is built as its parent is."""
     config: Any = type("Config", (), {"evaluator": {"_target_": f"{__name__}.{evaluator.__name__}"}})
-    assert _built_from(config) == built_from
+    assert settings.built_from(config) == built_from

@@ -19,6 +19,7 @@ from evomerge.merge.planning.slice_plan import Factor
 
 _CPU_BLOCK = 1 << 16  # elements: a handful of float32 temporaries of a block stay in the second-level cache
 DEVICE_BLOCK = 1 << 26  # few large kernels
+_LARGE = 1e3  # of a parameter: what overflows may do so by it
 
 
 def merge_tensor(
@@ -125,8 +126,10 @@ class TensorMerge:
 
     def not_finite(self, dtype: torch.dtype) -> EvomergeError:
         """The error for a result that is not finite."""
+        large = _largest(self._values)
         return EvomergeError(
-            f"merging by {self._method.spec.name} gives numbers that are NaN or beyond the range of {_name(dtype)}",
+            f"merging by {self._method.spec.name} gives numbers that are NaN or beyond the range of {_name(dtype)}"
+            + (f"; its largest parameter is {large}" if large else ""),
             "finite numbers",
             "check the sources' weights and the parameters, or merge to another dtype",
         )
@@ -173,3 +176,18 @@ def _finite(tensor: torch.Tensor) -> bool | torch.Tensor:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _largest(values: Mapping[str, Any]) -> str:
+    """The largest number among a method's arguments, where it is large enough for sums to overflow; else empty."""
+    found = [
+        (abs(number), name, place, number)
+        for name, given in values.items()
+        for place, number in enumerate(given if isinstance(given, list | tuple) else [given])
+        if isinstance(number, int | float) and not isinstance(number, bool)
+    ]
+    size, name, place, number = max(found, default=(0.0, "", 0, 0.0))
+    if size < _LARGE:
+        return ""
+    several = isinstance(values[name], list | tuple)
+    return f"{name.rstrip('_')}={number:g}" + (f" of input {place + 1}" if several else "")

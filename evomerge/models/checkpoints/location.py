@@ -62,6 +62,16 @@ def locate(source: str | ModelRef, root: str | Path | None = None) -> Located:
     return Located(folder, own, replace(ref, adapter=adapter_ref))
 
 
+def check_place(source: str | ModelRef, root: str | Path | None = None) -> None:
+    """Raise the `PoolError` of `locate` for what is no folder and no hub id; no hub is asked."""
+    if isinstance(source, ModelRef):
+        parts = [source.location, *([source.adapter.location] if source.adapter is not None else [])]
+    else:
+        parts = [part for part in _split(source, root) if part is not None]
+    for location in parts:
+        _folder_or_hub(location, root, "a model's")
+
+
 def _split(location: str, root: str | Path | None) -> tuple[str, str | None]:
     """A model and its adapter, at that ``+`` of `location` which leaves the most likely two."""
 
@@ -96,13 +106,20 @@ def resolve(
     Raises:
         PoolError: nothing is found there; the hub cannot be reached or does not know the id or revision.
     """
+    found = _folder_or_hub(location, root, whose)
+    if isinstance(found, Path):
+        return found, ModelRef(str(found))
+    return _from_hub(found["repo"], revision or found["revision"], _local_candidates(location, root))
+
+
+def _folder_or_hub(location: str, root: str | Path | None, whose: str) -> Path | re.Match[str]:
+    """The folder that `location` is, or the parts of the hub id that it may be; `PoolError` where it is neither."""
     if not location:
         raise PoolError(f"{whose} location is empty", "a local folder, or a hub id such as org/name@revision")
     tried = _local_candidates(location, root)
     for folder in tried:
         if folder.is_dir():
-            found = folder.resolve()
-            return found, ModelRef(str(found))
+            return folder.resolve()
         if folder.is_file():
             raise PoolError(
                 f"{location} is a file", "a model is a folder with config.json and safetensors", "name its folder"
@@ -114,7 +131,7 @@ def resolve(
             _siblings(tried[0]),
             "give a folder, or a hub id such as org/name@revision",
         )
-    return _from_hub(match["repo"], revision or match["revision"], tried)
+    return match
 
 
 def _local_candidates(location: str, root: str | Path | None) -> list[Path]:

@@ -11,8 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from evomerge.config.trust import check_trust
-from evomerge.errors import EvomergeError
+from evomerge.config.resume_command import needs_trust
 from evomerge.report.formatting import clean, count, cut
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
@@ -92,7 +91,7 @@ def _commands(view: RunView) -> list[Command]:
     run = shlex.quote(str(view.folder.path))
     pool = view.config.get("pool")
     code = " --trust" if isinstance(pool, Mapping) and pool.get("trust_remote_code") else ""
-    trust = code or (" --trust" if _needs_trust(view) else "")
+    trust = code or (" --trust" if needs_trust(view.config) else "")
     found = [
         Command("The best recipe", f"evomerge export {run} -o recipe.yaml"),
         Command("The same for mergekit", f"evomerge export {run} --format mergekit -o mergekit.yaml{code}"),
@@ -112,15 +111,6 @@ def _commands(view: RunView) -> list[Command]:
     place = shlex.quote(str(given)) if given.is_absolute() else f'"$PWD"/{shlex.quote(str(given))}'
     search = f"evomerge search --config-path {place} --config-name config run_dir=runs/again{trust}"
     return [*found, Command("The same search again, from its configuration", search)]
-
-
-def _needs_trust(view: RunView) -> bool:
-    """Whether the configuration names what is not run unasked."""
-    try:
-        check_trust(view.config, [], "")
-    except EvomergeError:
-        return True
-    return False
 
 
 def _files(view: RunView) -> list[File]:

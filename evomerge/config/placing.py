@@ -1,0 +1,39 @@
+"""Errors of a part's own, with the keys as the user has written them: a class does not know where its node stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from evomerge.errors import EvomergeError
+
+_NODES = ("fitness", "held_out", "search_space", "strategy", "evaluator")
+
+
+@contextmanager
+def placed(key: str, names: Iterable[str]) -> Iterator[None]:
+    """Name keys in full in errors that are raised inside: ``held_out.tasks is empty``.
+
+    Args:
+        key: where the node of the part stands: ``held_out``, ``phases.path.strategy``.
+        names: of the arguments that the part takes from it.
+    """
+    try:
+        yield
+    except EvomergeError as error:
+        parts = [_in_full(part, key, names) for part in (error.given, error.allowed, error.do)]
+        error.given, error.allowed, error.do = parts
+        error.args = (*parts, *error.args[3:])
+        raise
+
+
+def _in_full(text: str, key: str, names: Iterable[str]) -> str:
+    own = "fitness" if key == "held_out" else next((part for part in reversed(key.split(".")) if part in _NODES), "")
+    if own and own != key and not text.startswith(f"{key}."):  # said of the group's first place
+        text = re.sub(rf"(?<![\w.@]){own}\.(?=\w)", f"{key}.", text)
+    alternatives = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    if not alternatives:
+        return text
+    known = rf"(?<![\w.\-/'\"{{=])({alternatives})(?= is (?!a\b|the\b)|=|\.\w|\[\d| has no key| are both)"
+    return re.sub(known, lambda found: f"{key}.{found[1]}", text)

@@ -1,0 +1,87 @@
+"""What can be said of a pool before any of its files is read. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import ConfigError, PoolError, nearest
+from evomerge.models.checkpoints.location import check_place
+from evomerge.recipes.slices import DTYPES, ModelRef
+
+_MOST_LISTED = 5
+_LONGEST = 800
+
+
+def check_pool_settings(
+    models: Mapping[str, str] | Mapping[str, ModelRef], base: str | None, dtype: str, tokenizer_from: str | None
+) -> tuple[str, ...]:
+    """Check what a pool is asked to be; returns the names of its source models, the base not among them.
+
+    Args:
+        models, base, dtype, tokenizer_from: as for `opening.open_pool`.
+
+    Raises:
+        ConfigError: `base`, `dtype` or `tokenizer_from` is none of those possible.
+        PoolError: no source models, or an entry that is no name with a location.
+    """
+    check_names(models)
+    if base is not None and base not in models:
+        raise ConfigError(f"pool.base is {base!r}", nearest(base, models), "name one of pool.models")
+    if tokenizer_from is not None and tokenizer_from not in models:
+        raise ConfigError(
+            f"pool.tokenizer_from is {tokenizer_from!r}", nearest(tokenizer_from, models), "name one of pool.models"
+        )
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ConfigError(f"pool.dtype is {dtype!r}", nearest(dtype, ("auto", *DTYPES)))
+    sources = tuple(name for name in models if name != base)
+    if not sources:
+        raise PoolError(
+            "the pool has no models" if base is None else f"the pool has no model besides its base {base!r}",
+            "at least one source model",
+            "list models under pool.models as name: folder or hub id",
+        )
+    return sources
+
+
+def check_places(models: Mapping[str, str] | Mapping[str, ModelRef], root: str | Path | None) -> None:
+    """`PoolError` naming all models that lie in no folder and can be no hub's; what a hub has is not asked."""
+    problems = []
+    for name, location in models.items():
+        try:
+            check_place(location, root)
+        except PoolError as error:
+            problems.append(of_model(name, error))
+    raise_all(problems)
+
+
+def check_names(models: Mapping[Any, Any]) -> None:
+    """Refuse what YAML has made of a name or location that was not quoted.
+
+    Raises:
+        PoolError: names the entry.
+    """
+    for name, location in models.items():
+        if not isinstance(name, str) or not name or not isinstance(location, str | ModelRef):
+            raise PoolError(
+                f"pool.models has {str(name)[:80]!r}: {str(location)[:200]!r}",
+                "names with a folder or a hub id each",
+                "quote a name or folder that YAML takes for something else, such as null or 7",
+            )
+
+
+def of_model(name: str, error: PoolError) -> PoolError:
+    """The error, with the name of the model that it is of."""
+    return PoolError(f"model {name!r}: {error.given}", error.allowed, error.do)
+
+
+def raise_all(problems: list[PoolError]) -> None:
+    """Raise one error for all problems, the first in front: a line of bounded length."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        listed = [str(problem) for problem in problems[:_MOST_LISTED]]
+        listed = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text in listed]
+        cut = f" | and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
+        raise PoolError(f"{len(problems)} problems with the pool: {' | '.join(listed)}{cut}")

@@ -1,0 +1,41 @@
+"""What takes models, entries and parts away from an experiment, and what is said where something does not."""
+
+import pytest
+
+from evomerge.config.compose import compose_config
+from evomerge.errors import ConfigError
+
+
+def test_what_takes_something_away() -> None:
+    assert list(compose_config(["experiment=demo", "~pool.models.math"]).pool.models) == ["base", "lang"]
+    chosen = compose_config(["experiment=demo", "pool=custom", "pool.models={a: A}"]).pool
+    assert (dict(chosen.models), chosen.base, chosen.root) == ({"a": "A"}, None, None)
+    assert list(compose_config(["experiment=demo", "pool.models={a: A}"]).pool.models) == ["base", "math", "lang", "a"]
+    assert (
+        "weight" not in compose_config(["experiment=demo", "~search_space.parameters.weight"]).search_space.parameters
+    )
+    for word in ("held_out=null", "~held_out", "~fitness@held_out", "fitness@held_out=null"):
+        assert compose_config(["experiment=demo", word]).held_out is None
+    assert compose_config(["search.weights={}", "pool.models={}"]).pool.models == {}
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("pool.models={}", ("changes nothing: mappings are merged", "~pool.models.math", "pool=custom begins with no")),
+        ("search_space.parameters={}", ("changes nothing", "~search_space.parameters.weight")),
+        ("~pool.models.maths", ("pool.models.maths is not set", "did you mean 'pool.models.math'?")),
+        ("~pool.models", ("~pool.models.NAME", "pool=custom begins with no models")),
+        ("pool.models.math=null", ("null is no folder", "~pool.models.NAME")),
+        ("~search.seed", ("search.seed is always there",)),
+        ("~strategy", ("a configuration has strategy", "strategy=OPTION")),
+        ("~strategy.popsize", ("strategy.popsize is not set", "it is null already")),
+        ("~fitness.taks", ("did you mean 'fitness.tasks'?",)),
+    ],
+)
+def test_what_is_said(word: str, says: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose_config(["experiment=demo", word])
+    assert len(str(error.value).splitlines()) == 1
+    for part in says:
+        assert part in str(error.value)
