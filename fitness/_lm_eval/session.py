@@ -302,11 +302,10 @@ class Session:
         for instances in by_type.values():
             for instance in instances:
                 asked = self.requests.get(id(instance))
-                tokens = (
-                    [token for request in asked for token in (*request.context, *request.continuation)]
-                    if asked is not None
-                    else self._lm.tok_encode(str(instance.args[0]))
-                )
+                if asked is None:
+                    tokens = self._lm.tok_encode(str(instance.args[0]))
+                else:
+                    tokens = [token for request in asked for token in (*request.context, *request.continuation)]
                 if max(tokens, default=0) >= rows:
                     raise FitnessError(
                         f"task {instance.task_name!r}, document {instance.doc_id} has token {max(tokens)}",
