@@ -74,7 +74,7 @@ def test_a_candidate_succeeds_whenever_a_fifth_more_than_the_model_and_a_batch_f
         model, batch = deep.needs("forward")
         deep.enough = int(1.2 * model) + batch
         outcomes = {}
-        for percent in (80, 100, 105, 110, 120, 140, 200, 300, 500):
+        for percent in (80, 110, 120, 200, 500):
             budget = percent * model // 100 + batch * (percent >= 100)
             try:
                 found = deep.within(budget, "forward", recipes)
@@ -85,7 +85,7 @@ def test_a_candidate_succeeds_whenever_a_fifth_more_than_the_model_and_a_batch_f
                 if evaluation.ok:
                     assert evaluation.objectives == objectives, percent
                 outcomes[percent] = "" if evaluation.ok else evaluation.error
-        assert [outcomes[percent] for percent in (120, 140, 200, 300, 500)] == [""] * 5
+        assert [outcomes[percent] for percent in (120, 200, 500)] == [""] * 3
         assert "of weights in float32" in outcomes[80]
         for text in filter(None, outcomes.values()):
             assert "evaluator.device=spread" in text
