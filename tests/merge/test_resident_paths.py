@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from export.export_paths import Step
+from export.export_paths import by_definition as path_by_definition
 from merge.path_models import IDS, KINDS, LAYERS, by_definition, open_sources, path_recipe, random_path, save_source
+from models.architectures import load, save_pool
 
 from evomerge.errors import RecipeError
 from evomerge.merge.cache.merged_slice import ALIGNMENT
@@ -145,6 +148,20 @@ def test_kinds_of_layers_follow_their_source(tmp_path: Path) -> None:
     resident.apply(make_plan(pool.info.linear(SOURCE), pool))
     assert config.layer_types is own
     assert config.num_hidden_layers == LAYERS
+
+
+def test_scaled_layers_with_experts_and_without(tmp_path: Path) -> None:
+    """Their outputs come from different modules; a candidate is scored the same, whatever came before it."""
+    folders = save_pool("qwen3_moe", tmp_path, ("a", "b"), num_hidden_layers=3)  # the first layer is dense
+    pool = open_pool({name: str(folder) for name, folder in folders.items()})
+    path = [("b", 0, 1.3), ("a", 1, 0.8), ("b", 2, 1.2)]
+    modules = {name: load(folder) for name, folder in folders.items()}
+    expected = path_by_definition(modules, [Step(*hop) for hop in path])
+    resident = Resident(pool)
+    for _ in range(2):
+        follow(resident, pool, path)
+        with torch.no_grad():
+            assert close(logits(resident), expected(IDS).logits)
 
 
 def test_a_path_through_an_intermediate_holds_its_layers_once(tmp_path: Path) -> None:

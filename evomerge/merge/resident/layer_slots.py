@@ -126,12 +126,18 @@ class LayerSlots:
         if known is None:
             if factor == 1.0:
                 return
-            known = slot.factors[component] = Factor()
             residual = self._pool.residual
             if residual.unscalable:
                 raise RecipeError(f"a scale of {factor} on {component}", residual.unscalable)
-            for name in residual.writers[component]:
-                slot.module.get_submodule(name).register_forward_hook(known)
+            parts = dict(slot.module.named_modules())
+            # Of all kinds of layers: dense ones write with other modules than those with experts.
+            writers = [parts[name] for name in residual.writers.get(component, ()) if name in parts]
+            if not writers:
+                raise RecipeError(f"a scale of {factor} on {component}", "the layer has no module that it could scale")
+            known = Factor()
+            for module in writers:
+                module.register_forward_hook(known)
+            slot.factors[component] = known  # last: a factor that is known here is one that works
         known.value = factor
 
     def _kind(self, model: str, layer: int) -> Kind:
