@@ -17,6 +17,7 @@ from evomerge.errors import FitnessError
 from evomerge.models.memory import Retries, out_of_memory
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.chat import check_tokens
+from fitness._lm_eval.document_errors import no_prompt, no_target, not_finite
 from fitness._lm_eval.isolation import quietly
 
 if TYPE_CHECKING:
@@ -106,6 +107,10 @@ class ResidentLM(HFLM):
     def token_requests(self, instances: Sequence[Any]) -> list[TokenRequest]:
         """What stock `loglikelihood` would ask of the model for `instances`, in their order."""
         self._captured = []
+        for instance in instances:
+            context, continuation = instance.args
+            if context == "" and not self.tok_encode(continuation, add_special_tokens=False):
+                raise no_target(instance)  # stock code asks for its first token
         if instances:
             self.loglikelihood(list(instances), disable_tqdm=True)
         self._encoded.clear()
@@ -163,7 +168,7 @@ class ResidentLM(HFLM):
         return texts
 
     def require_room(self, instance: Any) -> None:
-        """Raise `FitnessError` when an instance asks for more tokens than the model has positions."""
+        """Raise `FitnessError` when an instance asks for more tokens than the model has positions, or has no prompt."""
         asked = normalize_gen_kwargs(instance.args[1], self.max_gen_toks)["max_gen_toks"]
         if asked >= self.max_length:
             raise FitnessError(
@@ -171,6 +176,9 @@ class ResidentLM(HFLM):
                 f"fewer than the model's {self.max_length} positions",
                 f"set gen_kwargs.max_gen_toks below {self.max_length}",
             )
+        prompt = str(instance.args[0])
+        if not self.tok_encode(prompt) and not super().tok_batch_encode([prompt])[1].any():
+            raise no_prompt(instance)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
@@ -233,15 +241,6 @@ class ResidentLM(HFLM):
             self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
         ):
             return self.prefill(self.model, context, kwargs["attention_mask"])
-
-
-def not_finite(instance: Any, what: str) -> FitnessError:
-    """The error for a document on which a model's scores are NaN or infinite."""
-    return FitnessError(
-        f"task {instance.task_name!r}, document {instance.doc_id}: {what} is not finite",
-        "finite numbers",
-        "the model's weights are NaN, infinite or out of the range of its dtype",
-    )
 
 
 def resident_lm(model: LoadedModel, arguments: ModelArguments) -> ResidentLM:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from evomerge.errors import FitnessError
 from fitness._lm_eval.batches import Batch, TooLarge, mixed_lengths, plan_batches, score_batches
-from fitness._lm_eval.model import ResidentLM, TokenRequest, not_finite
+from fitness._lm_eval.document_errors import not_finite, require_tokens
+from fitness._lm_eval.model import ResidentLM, TokenRequest
 from fitness._lm_eval.scoring import RawValues, TaskScorer
 from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 from fitness._lm_eval.shared_prefill import SharedPrefill
@@ -285,8 +286,7 @@ class Session:
         for instance in loglikelihood:
             (request,) = self.requests[id(instance)]
             place = f"task {instance.task_name!r}, document {instance.doc_id}"
-            if not request.continuation:
-                raise FitnessError(f"{place} has a target without tokens", "a target of at least one token")
+            require_tokens(instance, request.context, request.continuation)
             if len(request.continuation) > limit:
                 raise FitnessError(
                     f"{place} has a target of {len(request.continuation)} tokens",

@@ -293,6 +293,17 @@ def test_prompts_that_do_not_fit_the_model(model: Any, tasks: Any, tmp_path: Pat
     (tmp_path / "complete.yaml").write_text(text.replace("doc_to_target: ' {{a}}'", "doc_to_target: ''"))
     with pytest.raises(FitnessError, match="task 'complete', document 0 has a target without tokens"):
         run(model, ["complete"], include_path=str(tmp_path))
+    for target, blank in (("", "''"), ("{{a}}", "' '"), ("{{a}}", "'  '")):  # an empty context stands for a token
+        changed = text.replace("' {{a}}'", f"'{target}'").replace("'{{q}} :'", blank)
+        (tmp_path / "complete.yaml").write_text(changed)
+        what = "a context" if target else "a target"
+        for forwards in ("exact", "shared"):
+            with pytest.raises(FitnessError, match=f"task 'complete', document 0 has {what} without tokens"):
+                run(model, ["complete"], include_path=str(tmp_path), forwards=forwards)
+    text = (tasks.path / "write.yaml").read_text()
+    (tmp_path / "write.yaml").write_text(text.replace("'{{q}} :'", "' '"))
+    with pytest.raises(FitnessError, match="task 'write', document 0 has a prompt without tokens"):
+        run(model, ["write"], include_path=str(tmp_path))
     model.tokenizer.chat_template = None
     with pytest.raises(FitnessError, match="chat template"):
         run(model, ["write"], include_path=str(tasks.path), apply_chat_template=True)
