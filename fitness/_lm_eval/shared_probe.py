@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from evomerge.models.architecture.layout import find_layers
 from evomerge.models.architecture.tiny_model import tiny
+from evomerge.models.memory import device_lost, out_of_memory
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 from fitness._lm_eval.shared_prefill import SharedPrefill
@@ -57,7 +58,7 @@ def unsupported(module: Any, longest: int) -> str:
     try:
         return _tried(_small(module))
     except Exception as error:  # code of a model raises whatever it likes
-        return f"a tree of tokens raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return _raised("a tree of tokens", error)
 
 
 def no_states(module: Any) -> str:
@@ -85,7 +86,7 @@ def no_states(module: Any) -> str:
             if not np.array_equal(found, expected):
                 return f"a tiny one scores otherwise from layer {depth} on"
     except Exception as error:  # code of a model raises whatever it likes
-        return f"beginning above a layer raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return _raised("beginning above a layer", error)
     return ""
 
 
@@ -115,11 +116,22 @@ def no_prefill(module: Any) -> str:
         cache = SharedPrefill(small, batch_tokens=12, trunk=4)(small, prompts, mask)
         expected, found = small.generate(**asked), small.generate(**asked, past_key_values=cache)
     except Exception as error:  # code of a model raises whatever it likes
-        return f"a cache of its prompts raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return _raised("a cache of its prompts", error)
     apart = max(float((x - y).abs().max()) for x, y in zip(expected.logits, found.logits, strict=True))
     if not torch.equal(expected.sequences, found.sequences) or not apart <= _APART:
         return f"a tiny one goes on {apart:.2g} apart after prompts in a tree and alone"
     return ""
+
+
+def _raised(what: str, error: Exception) -> str:
+    """What a trial that raised says of the model: nothing where memory has run out or the device is gone.
+
+    Taken for the model's, that would have this worker run as lm-eval does for ever, and others not. Who prepares a
+    fitness lets something go and tries again.
+    """
+    if out_of_memory(error) or device_lost(error):
+        raise error
+    return f"{what} raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 class _States:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import LlamaForCausalLM
 from fitness._lm_eval import shared_forwards, token_batches
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
-from fitness._lm_eval.shared_probe import unsupported
+from fitness._lm_eval.shared_probe import no_prefill, no_states, unsupported
 
 
 def _small_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +220,27 @@ def test_a_model_that_ignores_mask_and_positions_is_found_out_whatever_its_weigh
             parameter.mul_(weights)
     assert "nats apart in a tree and alone" in unsupported(module, 31)
     assert unsupported(build("llama").to(dtype), 31) == ""
+
+
+class Scarce(LlamaForCausalLM):
+    """One that finds no memory."""
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        logits_to_keep: Any = 0,
+        **_: Any,
+    ) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("ask", [lambda module: unsupported(module, 31), no_states, no_prefill])
+def test_memory_that_ends_while_a_model_is_tried_says_nothing_of_it(ask: Callable[[Any], str]) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        ask(Scarce(build("llama").config).eval())
 
 
 def test_a_window_that_a_model_does_not_use_is_found_out() -> None:

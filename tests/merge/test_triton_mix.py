@@ -358,6 +358,22 @@ def test_kernels_that_do_not_work_are_not_used_and_said_once(
     assert "\n" not in str(said[0].message)
 
 
+def test_memory_that_ends_while_kernels_are_tried_is_no_fault_of_theirs(
+    with_a_gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[Exception] = [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def tried(device: torch.device) -> bool:
+        if faults:
+            raise faults.pop()
+        return True
+
+    monkeypatch.setattr(triton_mix, "agrees_with_torch", tried)
+    with pytest.raises(torch.OutOfMemoryError):
+        backend_of(with_a_gpu, DTYPES)
+    assert backend_of(with_a_gpu, DTYPES) is Backend.TRITON
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sums_of_magnitudes_are_those_of_the_cpu(dtype: torch.dtype) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import EvomergeWarning, PoolError
+from evomerge.models.checkpoints import reader
 from evomerge.models.checkpoints.reader import Checkpoint
 
 TENSORS = {
@@ -166,6 +167,18 @@ def test_file_that_is_gone_or_replaced_is_refused_when_read(folder: Path) -> Non
         checkpoint.read("a.weight")
     path.unlink()
     with pytest.raises(PoolError, match=r"model\.safetensors: tensor 'a\.weight' cannot be read"):
+        checkpoint.read("a.weight")
+
+
+def test_memory_that_ends_while_a_file_is_read_is_not_the_files_fault(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    checkpoint = Checkpoint(folder)
+    monkeypatch.setattr(reader, "_tensor", scarce)
+    with pytest.raises(torch.OutOfMemoryError):
         checkpoint.read("a.weight")
 
 

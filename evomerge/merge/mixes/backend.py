@@ -12,6 +12,7 @@ import torch
 
 from evomerge.errors import EvomergeWarning, reason_of
 from evomerge.merge.mixes.cpu_mix import KINDS
+from evomerge.models.memory import out_of_memory
 
 
 class Backend(Enum):
@@ -53,6 +54,8 @@ def _has_triton(device: torch.device) -> bool:
             return True
         reason = "its result for an example is not that of torch operations; Triton 3.6 or newer is needed"
     except Exception as error:  # compilers, loaders and drivers raise whatever they raise
+        if out_of_memory(error):  # says nothing of Triton: asked again once something was let go
+            raise
         reason = reason_of(error)
     warnings.warn(
         f"merging on {device} without fused kernels, slower and with the same result: Triton cannot be used ({reason})",

@@ -18,6 +18,7 @@ import torch
 from evomerge.errors import EvomergeWarning, PoolError
 from evomerge.models.checkpoints.headers import STORED_DTYPES, TensorInfo, read_header, read_json
 from evomerge.models.checkpoints.weight_files import gguf_problem, read_headers, same_bytes
+from evomerge.models.memory import out_of_memory
 
 _SAMPLE = 4096
 
@@ -80,6 +81,8 @@ class TensorFiles:
                 self._maps[info.file] = mapped(info.file)
             tensor = _tensor(self._maps[info.file], info) if size >= end else None
         except (OSError, ValueError, RuntimeError, PoolError) as error:
+            if out_of_memory(error):  # the file is as it was: who merges lets something go and tries again
+                raise
             reason = error.given if isinstance(error, PoolError) else str(error)
             raise PoolError(
                 f"{info.file}: tensor {name!r} cannot be read ({reason})", "", "download or save the file again"
