@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -37,6 +38,13 @@ _HYDRA_FLAGS = {
     "--info",
 }
 
+_WITH_VALUE = {
+    **dict.fromkeys(("--config-dir", "-cd", "--config-path", "-cp"), "a folder: --config-dir my"),
+    **dict.fromkeys(("--config-name", "-cn"), "the name of a file without .yaml"),
+    **dict.fromkeys(("--cfg", "-c"), "job, hydra or all: --cfg job"),
+}
+"""What follows flags of Hydra, whose parser would print its usage."""
+
 
 def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None]) -> int:
     """Run `task` as a Hydra application: overrides, ``-m`` sweeps, ``--cfg``, ``--help``.
@@ -51,6 +59,11 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
     unknown = [a for a in arguments if a.startswith("--") and not _known_flag(a)]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}", nearest(unknown[0], [*_HYDRA_FLAGS, FLAG]))
+    if arguments and arguments[-1] in _WITH_VALUE:
+        raise ConfigError(f"{arguments[-1]} is given without a value", _WITH_VALUE[arguments[-1]])
+    for flag, value in itertools.pairwise(arguments):
+        if flag in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
+            raise ConfigError(f"{flag} is {value!r}", nearest(value, ["job", "hydra", "all"]))
     for folder in _config_folders(arguments):
         check_files(Path(folder), arguments)
     if verb in _HEADERS and "--help" in arguments:

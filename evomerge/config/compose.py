@@ -13,6 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from evomerge.config.composing_words import of_a_file, plainly, unreadable
 from evomerge.config.construct import TARGET, instead_of, locate
 from evomerge.config.key_types import check_types, register
 from evomerge.config.schema import Config
@@ -22,7 +23,7 @@ from evomerge.utils.installation import conf_dir
 
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
 _OPEN = (
-    *("pool.models", "search_space.parameters"),
+    *("pool.models", "search_space.parameters", "strategy.asynchronous"),
     *(f"{node}.{name}" for node in ("fitness", "held_out") for name in ("gen_kwargs", "chat_template_args")),
 )
 _NO_HELD_OUT = ("~held_out", "~fitness@held_out", "fitness@held_out=null")
@@ -30,6 +31,7 @@ _NO_HELD_OUT = ("~held_out", "~fitness@held_out", "fitness@held_out=null")
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 """What composing a configuration raises, for `explain`."""
 _KEYS = frozenset(field.name for field in fields(Config))
+_GROUPS = ("pool", "search_space", "strategy", "fitness", "evaluator")
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
@@ -52,11 +54,18 @@ def check_composed(config: DictConfig, overrides: Sequence[str]) -> None:
     """
     for name in sorted(_KEYS):
         if name not in config:
-            raise ConfigError(f"~{name} was given", f"a configuration has {name}", f"choose another: {name}=OPTION")
+            do = f"choose another: {name}=OPTION" if name in _GROUPS else f"leave ~{name} out, and change what is in it"
+            raise ConfigError(f"~{name} was given", f"a configuration has {name}", do)
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if value.replace(" ", "") == "{}" and OmegaConf.is_dict(node := OmegaConf.select(config, key)) and node:
             raise ConfigError(f"{key}={{}} changes nothing: mappings are merged", *_taking_away(key, node))
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        reason, place = str(error).splitlines()[0], re.search(r"full_key: (\S+)", str(error))
+        if place and plainly(reason) != reason:  # others are for who reads the value
+            raise ConfigError(f"{place[1]}: {plainly(reason)}") from error
     check_types(config)
 
 
@@ -68,7 +77,11 @@ def _taking_away(key: str, names: Iterable[Any] = ()) -> tuple[str, str]:
 
 
 def opened(overrides: Sequence[str]) -> list[str]:
-    """The overrides with Hydra's "add or change" prefix where they set keys of an open mapping."""
+    """The overrides with Hydra's "add or change" prefix where they set keys of an open mapping.
+
+    Raises:
+        ConfigError: one that has no key.
+    """
 
     def is_open(override: str) -> bool:
         key, assigned, value = override.partition("=")
@@ -76,6 +89,9 @@ def opened(overrides: Sequence[str]) -> list[str]:
         known = key.partition(".")[0] in _KEYS  # others stay as they are, for Hydra to refuse
         return bool(assigned) and (inside or (known and value.startswith("{")))
 
+    keyless = [override for override in overrides if not override.lstrip("+~").partition("=")[0].strip()]
+    if keyless:
+        raise ConfigError(f"the override {keyless[0]!r} has no key", "KEY=VALUE, or ~KEY", "search.seed=1, say")
     given = ["held_out=null" if override in _NO_HELD_OUT else override for override in overrides]
     return [f"++{override}" if is_open(override) else override for override in given]
 
@@ -92,7 +108,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
         group, _, option = str(error.missing_cfg_file or "").rpartition("/")
         return ConfigError(f"{group}={option}: there is no such option", nearest(option, error.options))
     if isinstance(error, OverrideParseException):
-        return ConfigError(*_unreadable(str(error.override), error.message.splitlines()[0], overrides))
+        return ConfigError(*unreadable(_typed(str(error.override), overrides), error.message.splitlines()[0]))
     if text.startswith("Config group override must be"):
         given = [o for o in overrides if o.endswith("=null") and "." not in o]
         return ConfigError(
@@ -100,7 +116,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
         )
     if text.startswith("Error merging override"):
         typed = _typed(text.removeprefix("Error merging override ").strip(), overrides)
-        reason = _plainly(" ".join(str(chain[1]).split())[:200]) if len(chain) > 1 else ""
+        reason = plainly(" ".join(str(chain[1]).split())[:200]) if len(chain) > 1 else ""
         if "does not support deletion" in reason:
             key = typed.removeprefix("~").partition("=")[0]
             mapping = key in _OPEN
@@ -110,9 +126,24 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
             )
         if typed.startswith("pool.models.") and typed.endswith("=null"):
             return ConfigError(f"{typed}: null is no folder and no hub id", *_taking_away("pool.models"))
-        if re.search(r"Key 'None'|KeyValidationError|null\s*:", f"{reason} {typed}"):
-            reason = "names are words: null, true and numbers are none; quote them, as in {'null': folder}"
+        if re.search(
+            r"Key 'None'|KeyValidationError|null\s*:|^Key .* is incompatible with \(str\)", f"{reason} {typed}"
+        ):
+            key = typed.lstrip("+").partition("=")[0]
+            reason = f"names are words: null, true and numbers are none; one of them as a name: {key}.NAME=..."
         return ConfigError(f"cannot apply the override {typed!r}", reason or "a value of the key's type")
+    other = re.search(r"Could not delete from config\. The value of '([^']+)' is (.*) and not (.*)\.$", text)
+    if other:
+        return ConfigError(
+            f"~{other[1]}={other[3]}: {other[1]} is {other[2]!r}", "a key is taken away without a value", f"~{other[1]}"
+        )
+    at = re.search(r"Override (\S+) looks like a config group override, but config group '([^']+)'", text)
+    if at:
+        return ConfigError(
+            f"cannot apply the override {_typed(at[1], overrides)!r}",
+            f"what stands before an @ is a group, and {at[2]} is none",
+            "names with other marks stand in braces: pool.models={NAME: FOLDER}",
+        )
     gone = re.search(r"Could not delete from config\. '([^']+)' does not exist", text)
     if gone:
         return ConfigError(f"~{gone[1]}: {gone[1]} is not set", *_set_beside(gone[1], overrides))
@@ -121,6 +152,11 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
     if missing_group or unknown:
         key = str((missing_group or unknown)[1])  # type: ignore[index]  # one of the two matched
         return ConfigError(f"there is no key {key!r}", *_instead(key, overrides))
+    said = of_a_file(text, _KEYS)
+    if said is None and len(chain) > 1:
+        said = of_a_file(" ".join(str(chain[1]).split()), _KEYS)
+    if said is not None:
+        return ConfigError(*said)
     for cause in chain:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             if "is not in struct" in str(cause) and isinstance(cause.parent_node, DictConfig):
@@ -128,55 +164,14 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
                 return ConfigError(
                     f"there is no key {cause.full_key!r}", *_of_node(cause.parent_node, prefix, cause.full_key)
                 )
-            return ConfigError(f"{cause.full_key}: {_plainly(str(cause).splitlines()[0])}")
+            return ConfigError(f"{cause.full_key}: {plainly(str(cause).splitlines()[0])}")
     return ConfigError(text[:500])
-
-
-_TAKES = {
-    "Integer": "a whole number",
-    "int": "a whole number",
-    "Float": "a number",
-    "float": "a number",
-    "Boolean": "true or false",
-    "bool": "true or false",
-    "String": "a text",
-}
-"""What a key takes, by OmegaConf's names of it."""
-
-
-def _plainly(reason: str) -> str:
-    """What OmegaConf says of a value, without its own classes."""
-    wrong = re.match(r"Value (.*) (?:of type '[^']*' could not be converted to|is not a valid) (\w+)", reason)
-    if wrong:
-        return f"{wrong[1]} is given, and it takes {_TAKES.get(wrong[2], wrong[2])}"
-    if "not Optional" in reason:
-        return "null is given, and it takes a value"
-    if reason.startswith("Cannot assign"):
-        return "a single value is given, and it takes a mapping or a list, as in {name: value} or [value]"
-    if reason.startswith("Invalid type assigned"):
-        return "a mapping is what it takes, as in {key: value}"
-    if reason.startswith("Cannot merge") and "reference_type=Dict" in reason:
-        return "a list is given, and it takes a mapping, as in {name: value}"
-    if reason.startswith("Cannot merge"):
-        return "a list is given where a mapping stands, or a mapping where a list does"
-    return reason
 
 
 def _typed(override: str, overrides: Sequence[str]) -> str:
     """An override as it was typed, without the prefix that it was given for Hydra."""
     bare = override.removeprefix("++")
     return bare if bare in overrides else override
-
-
-def _unreadable(override: str, reason: str, overrides: Sequence[str]) -> tuple[str, str, str]:
-    """What is said of an override that Hydra's grammar does not take; its grammar has marks that paths have too."""
-    typed = _typed(override, overrides)
-    key, assigned, value = typed.partition("=")
-    if assigned and value and not re.search(r"""['"{}\[\]]""", value):
-        do = f"""a value with = , : or other marks needs quotes of its own: {key}='"{value}"'"""
-    else:
-        do = "write key=value, quoted as a whole; a text with = , : or other marks needs quotes of its own"
-    return f"cannot read the override {typed!r}", reason, do
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -188,7 +183,7 @@ def _instead(key: str, overrides: Sequence[str]) -> tuple[str, ...]:
     """What to write instead of `key`, from the composition without the overrides that set single keys."""
     config = _groups_alone(key, overrides)
     if config is None:
-        return ("see `evomerge search --help`",)
+        return *((nearest(key, _KEYS),) if "." not in key else ()), "see `evomerge search --help`"
     parent = key.rpartition(".")[0]
     node = OmegaConf.select(config, parent) if parent else config
     said = _of_node(node, parent, key) if isinstance(node, DictConfig) else (nearest(key, _all_keys(config)),)

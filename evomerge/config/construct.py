@@ -39,7 +39,8 @@ def build(node: Any, key: str, *args: Any, **injected: Any) -> Any:
     given = {n: _nested(v, hints.get(n), f"{key}.{n}") for n, v in values.items() if n != TARGET}
     arguments = {**injected, **check_arguments(target, given, key, len(args), set(injected))}
     check_call(signature, args, arguments, key, path)
-    with placed(key, signature.parameters):
+    own = [name for name in signature.parameters if name not in injected][len(args) :]  # `pool` has keys of its own
+    with placed(key, own):
         made = target(*args, **arguments)
     check_kind(made, key, path)
     return made
@@ -116,7 +117,8 @@ def check_arguments(
     converted: dict[str, Any] = {}
     for name, value in given.items():
         if name not in allowed:
-            raise ConfigError(f"{key} has no key {name!r}", *instead_of(target, name, key, allowed))
+            of_all = ("bounds",) if key.rpartition(".")[2] == "search_space" else ()  # what is read before `target`
+            raise ConfigError(f"{key} has no key {name!r}", *instead_of(target, name, key, (*allowed, *of_all)))
         converted[name] = _convert(value, hints.get(name, Any), f"{key}.{name}")
     for name, parameter in allowed.items():
         if name not in given and parameter.default is parameter.empty:

@@ -56,8 +56,12 @@ class CacheSettings:
         Raises:
             ConfigError: a size or a word that cannot be read.
         """
-        memory = None if cache == "auto" else byte_count(cache, "evaluator.cache", least=0)
-        size = None if shared_cache_size == "auto" else byte_count(shared_cache_size, "evaluator.shared_cache_size")
+        memory = None if cache == "auto" else byte_count(cache, "evaluator.cache", least=0, words="auto, 0 for none")
+        size = (
+            None
+            if shared_cache_size == "auto"
+            else byte_count(shared_cache_size, "evaluator.shared_cache_size", words="auto")
+        )
         shared = ("memory" if workers > 1 else "off") if shared_cache == "auto" else shared_cache
         if shared not in WORDS and os.sep not in shared:
             raise ConfigError(
@@ -66,8 +70,12 @@ class CacheSettings:
         if keeps not in ("likely", "all"):
             raise ConfigError(f"evaluator.shared_cache_keeps is {keeps!r}", "likely or all")
         found = cls(memory, shared, size, keeps == "all", workers, secrets.token_hex(4))
-        most = None if gpu is None else byte_count(gpu, "evaluator.gpu")
-        states = None if hidden_states == "auto" else byte_count(hidden_states, "evaluator.hidden_states", least=0)
+        most = None if gpu is None else byte_count(gpu, "evaluator.gpu", words="null")
+        states = (
+            None
+            if hidden_states == "auto"
+            else byte_count(hidden_states, "evaluator.hidden_states", least=0, words="auto, 0 for none")
+        )
         return replace(found, gpu=most, automatic=shared_cache == "auto", states=states)
 
     def on_gpus(self, sharing: int = 1) -> CacheSettings:

@@ -81,7 +81,9 @@ def _by_gene(bounds: Mapping[str, Any], names: Sequence[str], key: str) -> dict[
     """What is given for each gene, and where."""
     if not isinstance(bounds, Mapping):
         raise ConfigError(
-            f"{key} is {bounds!r}", "a mapping from patterns of genes to bounds", f"{key}={{'*': [0, 1]}}"
+            f"{key} is {bounds!r}",
+            "a mapping from patterns of genes to bounds",
+            f"'{key}={{*: [0, 1]}}', or quoted in a file: {{'*': [0, 1]}}",
         )
     found: dict[str, tuple[Any, str]] = {}
     for pattern, value in bounds.items():
@@ -127,7 +129,10 @@ def _check(gene: Gene, value: Any, key: str) -> None:
     try:
         gene.check(value)
     except ConfigError as error:
-        do = "" if gene.kind in ("categorical", "boolean") else "search_space.parameters widens what is searched"
+        number = gene.kind not in ("categorical", "boolean") and isinstance(value, int | float)
+        wider = "scale_range" if gene.name.endswith("/scale") else "parameters"  # of paths, of merges
+        outside = number and not isinstance(value, bool) and math.isfinite(value)
+        do = f"search_space.{wider} widens what is searched" if outside else ""
         raise ConfigError(
             f"{key} is {value!r}", f"gene {gene.name}: {error.allowed.removeprefix('allowed: ')}", do
         ) from None

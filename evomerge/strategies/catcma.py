@@ -63,7 +63,8 @@ class CatCma(Arrivals):
             gene), at first; ``auto``: such that a candidate changes one or two of them, however many there are, 0.7 at
             least; ``None`` ignores it. Genes without `initial` begin with equal probabilities.
         restart: begin anew when settled.
-        asynchronous: move as evaluations arrive, see `Arrivals`; what was drawn before a new beginning is forgotten.
+        asynchronous: move as evaluations arrive, and forget what was drawn before a new beginning; with
+            search.ordered=false it is true unless it is given.
 
     Raises:
         ConfigError: no free gene, several objectives, or arguments out of range.

@@ -58,7 +58,7 @@ class CmaEs(Arrivals):
         sigma0: initial standard deviation, in units of a gene's range; of genes with a `spread` that is it.
         popsize: candidates per generation; 4 + 3 ln(free genes), rounded down, for ``None``.
         separable: learn variances only, no covariances: for hundreds of genes and more.
-        asynchronous: move as evaluations arrive, see `Arrivals`.
+        asynchronous: move as evaluations arrive; with search.ordered=false it is true unless it is given.
 
     Raises:
         ConfigError: no free gene, several objectives, or arguments out of range.

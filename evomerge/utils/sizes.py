@@ -9,8 +9,14 @@ from evomerge.errors import ConfigError
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-def byte_count(size: str | int, key: str, *, least: int = 1) -> int:
+def byte_count(size: str | int, key: str, *, least: int = 1, words: str = "") -> int:
     """Read ``5GB``, ``500MB`` or a number of bytes.
+
+    Args:
+        size: what is given.
+        key: where.
+        least: the smallest that makes sense.
+        words: what may be given as well, for messages.
 
     Raises:
         ConfigError: it is no size, or less than `least`; names `key`.
@@ -19,7 +25,7 @@ def byte_count(size: str | int, key: str, *, least: int = 1) -> int:
     unit = match[2] if match else ""
     unit = unit if unit.endswith("B") and len(unit) == 2 else f"{unit.rstrip('B')}B" if unit.rstrip("B") else ""
     if match is None or int(float(match[1]) * _UNITS[unit]) < least:
-        raise ConfigError(f"{key} is {size!r}", "a size such as 5GB or 500MB")
+        raise ConfigError(f"{key} is {size!r}", f"{words}{', or ' if words else ''}a size such as 5GB or 500MB")
     return int(float(match[1]) * _UNITS[unit])
 
 

@@ -164,3 +164,13 @@ def test_every_space_with_named_genes(option: str) -> None:
 def test_lineages_have_no_genes_by_name() -> None:
     with pytest.raises(ConfigError, match=r"genomes are merges of merges"):
         space("search_space=lineage", "search_space.split=slice", "+search_space.bounds={a: 0}")
+
+
+def test_what_widens_a_search_is_said_of_numbers_outside_alone() -> None:
+    scales = Values()
+    scales.spec = GenomeSpec((Gene("lang.0/scale", low=0.5, high=1.5),))
+    with pytest.raises(ConfigError, match=r"; search_space\.scale_range widens"):
+        BoundedSpace(scales, {"*": 3}, "search_space.bounds")
+    for value in (None, True, "abc"):
+        with pytest.raises(ConfigError, match=r"a number in \[0\.5, 1\.5\]$"):
+            BoundedSpace(scales, {"*": value}, "search_space.bounds")
