@@ -19,7 +19,7 @@ from evomerge import conf_dir
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.config.compose import compose_config
 from evomerge.config.construct import TARGET, build, locate, to_builtin
-from evomerge.config.groups import can_be_asynchronous, takes_asynchronous
+from evomerge.config.groups import can_be_asynchronous, strategy_node, takes_asynchronous
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.objectives import Objective
@@ -134,8 +134,11 @@ def table(found: Mapping[str, Mapping[str, str]]) -> str:
 def _abilities(option: str) -> str:
     target: Any = locate(str(node("strategy", option)[TARGET]), f"strategy={option}")
     parameters = inspect.signature(target.__init__).parameters.values()
-    shown = [f"`{p.name}={p.default}`" if p.default is not p.empty else f"`{p.name}`" for p in parameters
-             if p.name not in INJECTED]  # fmt: skip
+    said = strategy_node(conf_dir(), option)
+    defaults = {p.name: said.get(p.name, p.default) for p in parameters if p.name not in INJECTED}
+    shown = [
+        f"`{name}={value}`" if value is not inspect.Parameter.empty else f"`{name}`" for name, value in defaults.items()
+    ]
     words = [_says(can_be_asynchronous(target)), _says(target.multi_objective)]
     if takes_asynchronous(target):
         words[0] = "with `search.ordered=false`"

@@ -19,7 +19,7 @@ class BoundedSpace:
     """A search space whose genes were given narrower bounds, fewer choices, or one value; implements `SearchSpace`.
 
     A gene of one value is none any more: genomes are without it, recipes are made with it. Starts are moved inside.
-    Grids stay where they are.
+    Grids stay where they are, and what is searched of them lies within; one value need not be on them.
 
     Args:
         space: whose genes are numbers, choices and truth values.
@@ -114,15 +114,29 @@ def _narrowed(gene: Gene, given: Any, key: str) -> Gene | Value:
     low, high = given if several else (given, given)
     if low > high:
         raise ConfigError(f"{key} is {list(given)}", "low must not exceed high")
-    if gene.kind == "continuous":
-        low, high = gene.snap(low), gene.snap(high)
-    else:
-        low, high = math.ceil(low), math.floor(high)
-    if low >= high:
-        return gene.snap(low)
+    if not several or low == high:
+        return int(low) if gene.kind == "integer" else float(low)
+    if gene.resolution is not None:
+        low, high = _grid_within(gene, low, high, key)
+    if low == high:
+        return float(low)
     start = gene.start
     assert not isinstance(start, str)  # of a number
     return replace(gene, low=low, high=high, initial=min(max(start, low), high))
+
+
+def _grid_within(gene: Gene, low: float, high: float, key: str) -> tuple[float, float]:
+    """The first and the last point of the gene's grid from `low` to `high`."""
+    step = gene.resolution
+    assert step is not None
+    first, last = math.ceil((low - gene.low) / step - 1e-9), math.floor((high - gene.low) / step + 1e-9)
+    if first > last:
+        raise ConfigError(
+            f"{key} is {[low, high]}",
+            f"gene {gene.name} goes in steps of {step} from {gene.low}: none is between",
+            "give one value, which need not be of the grid, or wider bounds",
+        )
+    return round(gene.low + first * step, 12), round(gene.low + last * step, 12)
 
 
 def _check(gene: Gene, value: Any, key: str) -> None:

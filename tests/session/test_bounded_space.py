@@ -74,11 +74,20 @@ def test_narrower_bounds_keep_grid_and_spread_and_move_the_start_inside() -> Non
     }
     genes = {gene.name: gene for gene in BoundedSpace(Values(), given, "b").spec}
     weight, rank, method = genes["layers.0/a/weight"], genes["layers.1/rank"], genes["layers.0/method"]
-    assert (weight.low, weight.high, weight.initial, weight.resolution) == (-1.0, 0.5, 0.5, 0.25)
+    assert (weight.low, weight.high, weight.initial, weight.resolution) == (-0.75, 0.5, 0.5, 0.25)
     assert (rank.low, rank.high, rank.start, rank.spread) == (3, 7, 5, 0.2)
     assert (method.choices, method.start) == (("slerp", "linear"), "slerp")
     assert genes["layers.1/taken"].start is True
     assert genes["embed/a/weight"] == Gene("embed/a/weight")
+
+
+def test_what_is_searched_lies_within_and_one_value_is_taken_as_it_is() -> None:
+    space = BoundedSpace(Values(), {"layers.0/a/weight": 0.1}, "b")
+    assert space.decode(space.spec.initial)["layers.0/a/weight"] == 0.1
+    with pytest.raises(ConfigError, match=r"goes in steps of 0.25 from -1.0: none is between"):
+        BoundedSpace(Values(), {"layers.0/a/weight": [0.1, 0.2]}, "b")
+    alone = BoundedSpace(Values(), {"layers.0/a/weight": [0.1, 0.3]}, "b")
+    assert alone.decode(alone.spec.initial)["layers.0/a/weight"] == 0.25
 
 
 def test_the_last_pattern_that_matches_counts() -> None:
