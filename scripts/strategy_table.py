@@ -136,9 +136,9 @@ def _abilities(option: str) -> str:
     parameters = inspect.signature(target.__init__).parameters.values()
     said = strategy_node(conf_dir(), option)
     defaults = {p.name: said.get(p.name, p.default) for p in parameters if p.name not in INJECTED}
-    shown = [
-        f"`{name}={value}`" if value is not inspect.Parameter.empty else f"`{name}`" for name, value in defaults.items()
-    ]
+    given = {name: "" if value is inspect.Parameter.empty or isinstance(value, list) else f"={value}"
+             for name, value in defaults.items()}  # fmt: skip
+    shown = [f"`{name}{value}`" for name, value in given.items()]
     words = [_says(can_be_asynchronous(target)), _says(target.multi_objective)]
     if takes_asynchronous(target):
         words[0] = "with `search.ordered=false`"
