@@ -133,6 +133,7 @@ def test_the_peak_is_what_was_said(
         "fitness.batch_size=24",
         "evaluator.device=cpu",
         "evaluator.threads=1",
+        "evaluator.hidden_states=0",
         "search.evaluations=4",
         "strategy.popsize=4",
         "display=quiet",
