@@ -55,7 +55,7 @@ Mappings are merged and everything else is replaced: `fitness.tasks=[...]` is th
 
 ```bash
 evomerge validate experiment=demo '~pool.models.math'                       # one model of an experiment's pool
-evomerge validate experiment=demo pool=custom 'pool.models={base: base, lang: lang}' pool.base=base   # others: pool=custom has none
+evomerge validate experiment=demo pool=custom 'pool.models={base: base, lang: lang}' pool.base=base  # others
 evomerge validate experiment=demo '~search_space.parameters.weight'         # one entry of any mapping
 evomerge validate experiment=demo held_out=null                             # no held-out items; ~held_out says the same
 ```
