@@ -164,8 +164,8 @@ class RunFolder:
                 from elsewhere must not land outside it.
         """
         folder = cls(Path(path))
-        if not folder.ledger.is_file():
-            missing = "has no ledger.jsonl" if folder.path.is_dir() else "does not exist"
+        if not os.path.isfile(folder.ledger):  # pathlib's raises for names that are too long
+            missing = "has no ledger.jsonl" if os.path.isdir(folder.path) else "does not exist"
             parent = folder.path.parent
             runs = [entry.parent.name for entry in parent.glob("*/ledger.jsonl")]
             raise LedgerError(

@@ -89,3 +89,9 @@ def test_a_malformed_pool_is_one_error(tmp_path: Path, change: dict[str, object]
     folder.pool.write_text("[" * 100_000)
     with pytest.raises(LedgerError, match=r"pool\.json is malformed"):
         folder.read_pool()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "no\0where"])
+def test_a_folder_whose_name_cannot_be_one_does_not_exist(name: str, tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="does not exist"):
+        RunFolder.open(tmp_path / name)
