@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from evomerge.config.compose import COMPOSING, check_composed, explain, opened
+from evomerge.config.compose import COMPOSING, check_composed, explain, not_composed, opened
 from evomerge.config.file_checks import check_files
 from evomerge.config.key_types import register
 from evomerge.config.schema import Config
@@ -73,6 +73,7 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
 
     failed: list[EvomergeError] = []
+    unexpected: list[Exception] = []
 
     def job(config: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # jobs of a sweep must not share a run folder
@@ -84,11 +85,18 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
             task(cast(Config, config))
         except EvomergeError as error:  # raised after Hydra, which would print lines of its own about it
             failed.append(error)
+        except Exception as error:
+            unexpected.append(error)
+            raise
 
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
     except COMPOSING as error:
         raise explain(error, arguments) from error
+    except Exception as error:
+        if error in unexpected:
+            raise
+        raise not_composed(error) from error
     finally:
         sys.argv = before
         if full_error is None:
@@ -100,7 +108,12 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
 
 def _known_flag(argument: str) -> bool:
     name = argument.split("=")[0].replace("_", "-")
-    return name in _HYDRA_FLAGS or name in {"--resolve", "--package", "--run", "--version", "--experimental-rerun"}
+    return name in _HYDRA_FLAGS or name in {
+        "--resolve",
+        "--package",
+        "--run",
+        "--version",
+    }  # rerunning a pickle runs what it holds
 
 
 def _config_folders(arguments: Sequence[str]) -> list[str]:

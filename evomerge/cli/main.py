@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -34,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = warnings.showwarning
     warnings.showwarning = partial(_show_warning, shown)
     try:
-        return _run(arguments)
+        status = _run(arguments)
+        sys.stdout.flush()  # what finds no room is said here, not after all is over
+        return status
     except EvomergeError as error:
         if debug:
             raise
@@ -53,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno and (error.filename or error.errno == errno.ENOSPC):
+            place = error.filename if error.filename else "what is said"
+            reason = f"{place} cannot be read or written: {error.strerror}; a place that is there, and room in it"
+            print(one_printable_line(f"evomerge: error: {reason}"), file=sys.stderr)
+            return 2
         text = " ".join(str(error).split())[:500]
         print(
             one_printable_line(f"evomerge: {type(error).__name__}: {text} (--debug shows the traceback)"),

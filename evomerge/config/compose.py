@@ -42,8 +42,23 @@ def compose_config(overrides: Sequence[str]) -> Config:
             config = compose("config", opened(overrides))
     except COMPOSING as error:
         raise explain(error, overrides) from error
+    except RecursionError as error:
+        raise not_composed(error) from error
     check_composed(config, overrides)
     return cast(Config, config)
+
+
+def not_composed(error: Exception) -> ConfigError:
+    """What is said of an error of Hydra's that is none of `COMPOSING`."""
+    if isinstance(error, RecursionError):
+        return ConfigError(
+            "files of the configuration name each other, or themselves, in their defaults", "files that end somewhere"
+        )
+    reason = " ".join(str(error).split())[:300]
+    return ConfigError(
+        f"Hydra cannot begin: {type(error).__name__}{f': {reason}' if reason else ''}",
+        "values of hydra.* as its documentation has them",
+    )
 
 
 def check_composed(config: DictConfig, overrides: Sequence[str]) -> None:

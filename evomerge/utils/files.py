@@ -19,7 +19,8 @@ def write_text_atomic(path: Path, text: str, *, sync: bool = True) -> None:
 def write_bytes_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Replace the file at `path` by `data`: a reader sees the old content or the new, never a part.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and take the name in one step.
+    The bytes go to a temporary file in the same folder, reach the disk, and take the name in one step. A device, and a
+    pipe that is read, are written into: a file in the place of /dev/null would be one for all.
 
     Args:
         path: its folder must exist.
@@ -32,6 +33,9 @@ def write_bytes_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        if _takes_bytes(path):
+            _write_into(path, data)
+            return
         # Not tempfile: its files are private to the user, whatever the umask says.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -53,6 +57,24 @@ def write_bytes_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _takes_bytes(path: Path) -> bool:
+    """Whether there is something that is neither file nor folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _write_into(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # a pipe without a reader is an error
+    try:
+        os.set_blocking(descriptor, True)
+        write_all(descriptor, data)
+    finally:
+        os.close(descriptor)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

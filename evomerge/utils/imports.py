@@ -46,11 +46,11 @@ def _import(name: str, key: str, here: Path) -> None:
             "an installed module or one of the current folder" + (f": {nearest(name, beside)}" if beside else ""),
             f"run evomerge where {name.split('.')[0]}.py is",
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # one that exits would end the program as if all were done
         raise _broken(name, key, error) from error
 
 
-def _broken(name: str, key: str, error: Exception) -> ConfigError:
+def _broken(name: str, key: str, error: BaseException) -> ConfigError:
     """An error inside the module, with its place in it."""
     given = f"{key}: the module {name!r} cannot be imported"
     if isinstance(error, EvomergeError):

@@ -169,7 +169,14 @@ class ResidentLM(HFLM):
 
     def require_room(self, instance: Any) -> None:
         """Raise `FitnessError` when an instance asks for more tokens than the model has positions, or has no prompt."""
-        asked = normalize_gen_kwargs(instance.args[1], self.max_gen_toks)["max_gen_toks"]
+        try:
+            asked = normalize_gen_kwargs(instance.args[1], self.max_gen_toks)["max_gen_toks"]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise FitnessError(
+                f"task {instance.task_name!r} has generation_kwargs {str(instance.args[1])[:200]}",
+                f"lm-eval cannot read them: {' '.join(str(error).split())[:200]}",
+                "mend the task's generation_kwargs, or gen_kwargs",
+            ) from error
         if asked >= self.max_length:
             raise FitnessError(
                 f"task {instance.task_name!r} generates up to {asked} tokens",

@@ -56,7 +56,7 @@ def test_a_value_with_marks_is_shown_as_typed_and_with_the_quotes_that_it_needs(
 
 def test_a_model_named_null(error: Error) -> None:
     text = error("validate", "experiment=demo", "pool.models={base: base, null: math}")
-    assert "names are words: null, true and numbers are none; quote them" in text
+    assert "names are words: null, true and numbers are none; one of them as a name: pool.models.NAME=" in text
 
 
 def test_a_run_with_nothing_to_compare_can_be_merged_and_exported(

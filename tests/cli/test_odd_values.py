@@ -149,3 +149,41 @@ def test_a_folder_that_no_run_can_begin_in_is_said_first(
 def test_a_folder_that_is_not_empty_is_said_before_the_pool_is_read(error: Error, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "is not an empty folder" in error("search", "experiment=demo", f"run_dir='{tmp_path}'")
+
+
+def test_files_that_name_themselves_are_said_to(error: Error, tmp_path: Path) -> None:
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text("defaults: [mine]\n")
+    for verb in ("validate", "search"):
+        line = error(verb, "--config-dir", str(tmp_path), "experiment=demo", "strategy=mine")
+        assert "name each other, or themselves, in their defaults" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["validate", "hydra.run.dir=/proc/x"], "/proc/x"),
+        (["search", "-m", "hydra.sweeper.max_batch_size=-1", "search.seed=1,2"], "Hydra cannot begin: AssertionError"),
+        (["validate", "--experimental-rerun", "a.pickle"], "unknown option --experimental-rerun"),
+        (["demo", "--quick", "--pool-only", "--folder", "/dev/null"], "/dev/null cannot be read or written"),
+    ],
+)
+def test_what_hydra_and_the_system_say_is_one_line(error: Error, words: list[str], says: str) -> None:
+    assert says in error(*words)
+
+
+def test_a_module_that_ends_the_program_is_not_taken_for_success(
+    error: Error, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ends_all.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    assert "SystemExit: 0 (ends_all.py:2)" in error("validate", "experiment=demo", "imports=[ends_all]")
+
+
+def test_an_answer_that_finds_no_room_is_said(error: Error, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        line = error("--version")
+        monkeypatch.undo()
+        full.detach().detach().close()  # what is left in it can go nowhere
+    assert "cannot be read or written: No space left on device" in line

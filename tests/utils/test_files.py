@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import resource
+import stat
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,27 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="nowhere/x cannot be written: No such file"):
         write_text_atomic(tmp_path / "nowhere" / "x", "")
+
+
+def test_a_device_is_written_into_and_stays_one(tmp_path: Path) -> None:
+    """A file in its place would be there for all programs."""
+    device = tmp_path / "null"
+    device.symlink_to("/dev/null")
+    write_text_atomic(device, "text")
+    assert device.is_symlink()
+    device.unlink()
+    device.symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="No space left"):
+        write_text_atomic(device, "text")
+    assert device.is_symlink()
+
+
+def test_a_pipe_is_written_into_where_it_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_text_atomic(tmp_path / "pipe", "text")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text_atomic(tmp_path / "pipe", "text")
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
