@@ -51,13 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 143 if type(error).__name__ == "Terminated" else 130
     except BrokenPipeError:  # the reader of our output went away, as in `evomerge export ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except Exception as error:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno and (error.filename or error.errno == errno.ENOSPC):
-            place = error.filename if error.filename else "what is said"
+            if not error.filename:
+                _drop_output()
+            place = error.filename or "the output"
             reason = f"{place} cannot be read or written: {error.strerror}; a place that is there, and room in it"
             print(one_printable_line(f"evomerge: error: {reason}"), file=sys.stderr)
             return 2
@@ -69,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     finally:
         warnings.showwarning = shown
+
+
+def _drop_output() -> None:
+    """Let what is still to be printed go nowhere: Python tries again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(

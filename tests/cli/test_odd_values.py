@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,10 +182,9 @@ def test_a_module_that_ends_the_program_is_not_taken_for_success(
     assert "SystemExit: 0 (ends_all.py:2)" in error("validate", "experiment=demo", "imports=[ends_all]")
 
 
-def test_an_answer_that_finds_no_room_is_said(error: Error, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_finds_no_room_is_said() -> None:
     with open("/dev/full", "w") as full:
-        monkeypatch.setattr("sys.stdout", full)
-        line = error("--version")
-        monkeypatch.undo()
-        full.detach().detach().close()  # what is left in it can go nowhere
-    assert "cannot be read or written: No space left on device" in line
+        command = [sys.executable, "-m", "evomerge", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    line = "evomerge: error: the output cannot be read or written: No space left on device; a place that is there, and room"
+    assert (done.returncode, done.stderr) == (2, f"{line} in it\n")
