@@ -186,5 +186,5 @@ def test_an_answer_that_finds_no_room_is_said() -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "evomerge", "--version"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    line = "evomerge: error: the output cannot be read or written: No space left on device; a place that is there, and room"
-    assert (done.returncode, done.stderr) == (2, f"{line} in it\n")
+    said = "the output cannot be read or written: No space left on device; a place that is there, and room in it"
+    assert (done.returncode, done.stderr) == (2, f"evomerge: error: {said}\n")
