@@ -59,7 +59,7 @@ evomerge validate experiment=demo '~search_space.parameters.weight'         # on
 evomerge validate experiment=demo held_out=null                             # no held-out items; ~held_out says the same
 ```
 
-`pool=custom` begins without models, root and base: `experiment=demo pool=custom 'pool.models={a: A, b: B}'` is a pool of others.
+`pool=custom` begins without models, root and base: `experiment=demo pool=custom 'pool.models={a: A, b: B}'` has others.
 Keys of the schema, such as `search.seed`, are always there: they take another value, or `null` where the table says so.
 Numbers are numbers: `true`, `'3'` and, where a whole number is due, `3.0` are refused. `name` is the name of one
 folder; `run_dir` is for a run folder elsewhere.
