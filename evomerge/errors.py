@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -27,6 +27,11 @@ class EvomergeError(Exception):
 
     def __str__(self) -> str:
         return "; ".join(part for part in (self.given, self.allowed, self.do) if part)
+
+    def reword(self, change: Callable[[str], str]) -> None:
+        """Change the words of all three parts: who lets an error pass may know what its raiser does not."""
+        self.given, self.allowed, self.do = map(change, (self.given, self.allowed, self.do))
+        self.args = (self.given, self.allowed, self.do, *self.args[3:])
 
 
 class ConfigError(EvomergeError):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pretended_gpu import PretendedGpu
 from tiny_models import ARCHITECTURES, TinyModel, tiny_config, write_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,14 @@ os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="evomerge-state-
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; kernels for GPUs then run anywhere
 pytest.register_assert_rewrite("contracts")
+
+
+@pytest.fixture
+def gpu() -> Iterator[PretendedGpu]:
+    """A GPU that is pretended, present while a test runs."""
+    device = PretendedGpu()
+    with device.present():
+        yield device
 
 
 @pytest.fixture

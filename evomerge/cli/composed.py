@@ -108,12 +108,8 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
 
 def _known_flag(argument: str) -> bool:
     name = argument.split("=")[0].replace("_", "-")
-    return name in _HYDRA_FLAGS or name in {
-        "--resolve",
-        "--package",
-        "--run",
-        "--version",
-    }  # rerunning a pickle runs what it holds
+    # --experimental-rerun is none of them: it reads a pickle, which may run anything.
+    return name in {*_HYDRA_FLAGS, "--resolve", "--package", "--run", "--version"}
 
 
 def _config_folders(arguments: Sequence[str]) -> list[str]:

@@ -22,9 +22,7 @@ def placed(key: str, names: Iterable[str]) -> Iterator[None]:
     try:
         yield
     except EvomergeError as error:
-        parts = [_in_full(part, key, names) for part in (error.given, error.allowed, error.do)]
-        error.given, error.allowed, error.do = parts
-        error.args = (*parts, *error.args[3:])
+        error.reword(lambda part: _in_full(part, key, names))
         raise
 
 

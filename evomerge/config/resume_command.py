@@ -43,11 +43,9 @@ def resumable(run: str | Path) -> Iterator[None]:
     try:
         yield
     except EvomergeError as error:
-        parts = (error.given, error.allowed, error.do)
-        if any(PLACEHOLDER in part for part in parts):
+        if PLACEHOLDER in str(error):
             command = f"`{resume_command(run)}"
-            error.given, error.allowed, error.do = (part.replace(PLACEHOLDER, command) for part in parts)
-            error.args = (error.given, error.allowed, error.do, *error.args[3:])
+            error.reword(lambda part: part.replace(PLACEHOLDER, command))
         raise
     except KeyboardInterrupt as error:
         if RunFolder(Path(run)).ledger.is_file():

@@ -116,6 +116,12 @@ def phase_node(config: Config, phase: str, part: str) -> tuple[Any, str]:
     return (getattr(config, part), part) if node is None else (node, f"phases.{phase}.{part}")
 
 
+def without_bounds(node: Any) -> tuple[Any, Any]:
+    """The node of a search space without its key ``bounds``, which is that of every space, and what that says."""
+    content = to_builtin(node)
+    return content, content.pop("bounds", None) if isinstance(content, dict) else None
+
+
 def space_from_node(node: Any, key: str, info: PoolInfo | None, **injected: Any) -> SearchSpace:
     """The search space that a node describes, within the bounds that it gives genes.
 
@@ -125,10 +131,9 @@ def space_from_node(node: Any, key: str, info: PoolInfo | None, **injected: Any)
         info: of the pool.
         injected: what else the space is given by the program.
     """
-    content = to_builtin(node)
-    bounds = content.pop("bounds", None) if isinstance(content, dict) else None
     from evomerge.merge.methods import specs
 
+    content, bounds = without_bounds(node)
     space = cast(SearchSpace, build(content, key, info, specs(), **injected))
     return BoundedSpace(space, bounds, f"{key}.bounds") if bounds or bounds == 0 else space
 

@@ -11,7 +11,7 @@ from evomerge.errors import FitnessError
 def not_finite(instance: Any, what: str) -> FitnessError:
     """The error for a document on which a model's scores are NaN or infinite."""
     return FitnessError(
-        f"{_place(instance)}: {what} is not finite",
+        f"{place_of(instance)}: {what} is not finite",
         "finite numbers",
         "the model's weights are NaN, infinite or out of the range of its dtype",
     )
@@ -20,7 +20,7 @@ def not_finite(instance: Any, what: str) -> FitnessError:
 def no_target(instance: Any) -> FitnessError:
     """The error for a document whose target has no tokens."""
     return FitnessError(
-        f"{_place(instance)} has a target without tokens",
+        f"{place_of(instance)} has a target without tokens",
         "a target of at least one token",
         "look at doc_to_target or doc_to_choice for empty fields",
     )
@@ -30,7 +30,7 @@ def require_tokens(instance: Any, context: Sequence[int], target: Sequence[int])
     """Raise `FitnessError` where no token comes before the target's, as lm-eval asserts, or it has none."""
     if not context:
         raise FitnessError(
-            f"{_place(instance)} has a context without tokens",
+            f"{place_of(instance)} has a context without tokens",
             "words, or no text at all, for which the prefix token stands",
             "look at doc_to_text for blanks, which this tokenizer drops",
         )
@@ -41,11 +41,12 @@ def require_tokens(instance: Any, context: Sequence[int], target: Sequence[int])
 def no_prompt(instance: Any) -> FitnessError:
     """The error for a document whose prompt has no tokens to go on from."""
     return FitnessError(
-        f"{_place(instance)} has a prompt without tokens",
+        f"{place_of(instance)} has a prompt without tokens",
         "a prompt of at least one token",
         "look at doc_to_text for empty fields, or set add_bos_token=true of the fitness",
     )
 
 
-def _place(instance: Any) -> str:
+def place_of(instance: Any) -> str:
+    """How messages name the document of an instance."""
     return f"task {instance.task_name!r}, document {instance.doc_id}"

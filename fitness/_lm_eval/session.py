@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import FitnessError
 from fitness._lm_eval.batches import Batch, TooLarge, mixed_lengths, plan_batches, score_batches
-from fitness._lm_eval.document_errors import not_finite, require_tokens
+from fitness._lm_eval.document_errors import not_finite, place_of, require_tokens
 from fitness._lm_eval.model import ResidentLM, TokenRequest
 from fitness._lm_eval.scoring import RawValues, TaskScorer
 from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
@@ -285,7 +285,7 @@ class Session:
         cut = 0
         for instance in loglikelihood:
             (request,) = self.requests[id(instance)]
-            place = f"task {instance.task_name!r}, document {instance.doc_id}"
+            place = place_of(instance)
             require_tokens(instance, request.context, request.continuation)
             if len(request.continuation) > limit:
                 raise FitnessError(
@@ -308,7 +308,7 @@ class Session:
                     tokens = [token for request in asked for token in (*request.context, *request.continuation)]
                 if max(tokens, default=0) >= rows:
                     raise FitnessError(
-                        f"task {instance.task_name!r}, document {instance.doc_id} has token {max(tokens)}",
+                        f"{place_of(instance)} has token {max(tokens)}",
                         f"below {rows}, the rows of the model's embeddings",
                         "resize the embeddings as the tokenizer was, or take another tokenizer",
                     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,6 @@ from evomerge.objectives import Objective
 from evomerge.protocols import Scores
 
 ASSERT = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
-
-
-@pytest.fixture
-def gpu() -> Iterator[PretendedGpu]:
-    device = PretendedGpu()
-    with device.present():
-        yield device
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,15 @@ def stream(count: int, layers: int, seed: int = 0) -> Iterator[Variants]:
         yield seen[-1]
 
 
+def scores_alike(module: Any, candidates: int) -> None:
+    model = Pretended(module)
+    forwards = shared(module, questions(), 24)
+    for variants in stream(candidates, LAYERS):
+        states = model.become(variants)
+        expected, _ = forwards.score(module)
+        np.testing.assert_array_equal(forwards.score(module, states=states)[0], expected)
+
+
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_stream_of_candidates_scores_bit_for_bit_as_without(kind: str) -> None:
     model = Pretended(deep(kind))
@@ -90,12 +99,7 @@ def test_a_stream_of_candidates_scores_bit_for_bit_as_without(kind: str) -> None
 def test_half_precision_and_eager_attention_too(dtype: torch.dtype, kind: str, attention: str) -> None:
     module = deep(kind).to(dtype)
     module.set_attn_implementation(attention)
-    model = Pretended(module)
-    forwards = shared(module, questions(), 24)
-    for variants in stream(6, LAYERS):
-        states = model.become(variants)
-        expected, _ = forwards.score(module)
-        np.testing.assert_array_equal(forwards.score(module, states=states)[0], expected)
+    scores_alike(module, 6)
 
 
 @pytest.mark.parametrize("room", [0.2, 1.0, 2.5, 20.0])
@@ -229,12 +233,7 @@ def test_a_layer_that_writes_into_what_it_is_given_spoils_nothing() -> None:
     module = deep("llama")
     for layer in module.model.layers:
         layer.__class__ = Writes
-    model = Pretended(module)
-    forwards = shared(module, questions(), 24)
-    for variants in stream(10, LAYERS):
-        states = model.become(variants)
-        expected, _ = forwards.score(module)
-        np.testing.assert_array_equal(forwards.score(module, states=states)[0], expected)
+    scores_alike(module, 10)
 
 
 class GivesMore(LlamaDecoderLayer):

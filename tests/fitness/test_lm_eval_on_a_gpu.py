@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,13 +13,6 @@ from evomerge.models.loaded import LoadedModel
 from fitness.lm_eval_tasks import LmEvalFitness
 
 TASKS: list[str | dict[str, Any]] = ["choose", "complete", "read", "write"]
-
-
-@pytest.fixture
-def gpu() -> Iterator[PretendedGpu]:
-    device = PretendedGpu()
-    with device.present():
-        yield device
 
 
 def on(model: LoadedModel, device: torch.device, spare: Callable[[], bool] = bool) -> LoadedModel:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from contracts.test_merge_methods import Case
 
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
+from evomerge.merge.resident.model import Resident
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
@@ -19,6 +21,11 @@ NAMES = "abc"
 def small_pool(folders: dict[str, Path]) -> Pool:
     """A base and models `a`, `b` and `c`."""
     return open_pool({name: str(folder) for name, folder in folders.items()}, base="base")
+
+
+def weights(resident: Resident) -> dict[str, torch.Tensor]:
+    """The parameters of the resident model, in host memory."""
+    return {name: tensor.detach().cpu() for name, tensor in resident.model.module.named_parameters()}
 
 
 def everywhere(case: Case, pool: Pool, seed: int) -> Plan:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from merge.candidate_walks import walk
-from merge.gpu_recipes import small_pool
+from merge.gpu_recipes import small_pool, weights
 from pretended_gpu import PretendedGpu
 
 from evomerge.errors import EvomergeError
@@ -24,19 +24,8 @@ MUCH = 10**9
 
 
 @pytest.fixture
-def gpu() -> Iterator[PretendedGpu]:
-    device = PretendedGpu()
-    with device.present():
-        yield device
-
-
-@pytest.fixture
 def pool(llamas: Callable[..., dict[str, Path]]) -> Pool:
     return small_pool(llamas(layers=3, dtype=torch.bfloat16))
-
-
-def weights(resident: Resident) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in resident.model.module.named_parameters()}
 
 
 def pinned(staging: int, device: int = 0) -> Placement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from contracts.test_merge_methods import CASES, Case
-from merge.gpu_recipes import everywhere, small_pool
+from merge.gpu_recipes import everywhere, small_pool, weights
 from merge.path_models import IDS, LAYERS, open_sources, path_recipe, random_path
 from pretended_gpu import CUDA, PretendedGpu
 
@@ -33,19 +33,8 @@ NOTED = {"model_stock": 10}
 
 
 @pytest.fixture
-def gpu() -> Iterator[PretendedGpu]:
-    device = PretendedGpu()
-    with device.present():
-        yield device
-
-
-@pytest.fixture
 def pool(llamas: Callable[..., dict[str, Path]]) -> Pool:
     return small_pool(llamas(layers=1, dtype=torch.bfloat16))
-
-
-def weights(resident: Resident) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in resident.model.module.named_parameters()}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,13 +19,6 @@ from evomerge.merge.mixes.cpu_statistics import CpuStatistics
 from evomerge.merge.mixes.mix import LARGEST, Cut, DeviceCut
 from evomerge.merge.mixes.torch_mix import cut_
 from evomerge.merge.mixes.torch_statistics import TensorStatistics
-
-
-@pytest.fixture
-def gpu() -> Iterator[PretendedGpu]:
-    device = PretendedGpu()
-    with device.present():
-        yield device
 
 
 def on_host(cut: Cut | DeviceCut | None) -> Cut | None:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,6 @@ def shm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(sources, "open_region", lambda pool, limit: open_region(pool, limit, folder))
     return folder
-
-
-@pytest.fixture
-def gpu() -> Iterator[PretendedGpu]:
-    device = PretendedGpu()
-    with device.present():
-        yield device
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.candidate import Candidate, Evaluation
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal
@@ -110,19 +109,6 @@ class Arrivals(Generations):
             proposals.append(Proposal(genome))
         return proposals
 
-    def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """See `Generations.tell`."""
-        if not self.asynchronous:
-            super().tell(candidate, evaluation)
-            return
-        waiting = self._waiting.get(candidate.genome) if candidate.genome is not None else None
-        if waiting:
-            gain = self._gain(waiting[0], candidate, evaluation)
-            self._arrive(waiting.popleft(), gain)
-            if not waiting:
-                assert candidate.genome is not None
-                del self._waiting[candidate.genome]
-
     def state_dict(self) -> dict[str, Any]:
         """See `Generations.state_dict`; as they arrive, the events and the candidates in flight."""
         if not self.asynchronous:
@@ -178,6 +164,9 @@ class Arrivals(Generations):
         self._waiting.setdefault(genome, deque()).append(number)
 
     def _arrive(self, number: int, gain: float) -> None:
+        if not self.asynchronous:
+            super()._arrive(number, gain)
+            return
         self._events.append((self._asked, number, gain))
         sample = self._samples.pop(number)
         if self._counts(sample):

@@ -128,11 +128,7 @@ class Generations(ABC):
         if not waiting:
             return
         gain = self._gain(waiting[0], candidate, evaluation)
-        index = waiting.popleft()
-        self._gains[index] = gain
-        self._told[index] = True
-        if self._told.all():
-            self._learn(self._gains)
+        self._arrive(waiting.popleft(), gain)
 
     def state_dict(self) -> dict[str, Any]:
         """Seed, settings and the gains of all generations (higher is better, NaN for failures)."""
@@ -172,6 +168,13 @@ class Generations(ABC):
         self._told = np.array(state["told"], dtype=np.bool_)
         for index in np.flatnonzero(~self._told[: self._asked]):
             self._waiting.setdefault(self._genomes[index], deque()).append(int(index))
+
+    def _arrive(self, number: int, gain: float) -> None:
+        """Keep the gain of a candidate by its number; move when it is the generation's last."""
+        self._gains[number] = gain
+        self._told[number] = True
+        if self._told.all():
+            self._learn(self._gains)
 
     def _gain(self, index: int, candidate: Candidate, evaluation: Evaluation) -> float:
         """The gain of a candidate by its number within the generation, NaN where there is nothing to learn from.
