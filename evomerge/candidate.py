@@ -16,6 +16,8 @@ Status = Literal["ok", "infeasible", "failed", "pruned"]
 Split = Literal["search", "held_out"]
 Responses = Mapping[str, Sequence[str]]
 Items = Mapping[str, NDArray[np.float64]]
+Part = Mapping[str, Sequence[int]]
+"""Some of a fitness's items: by task their places, from 0, in the order of its documents."""
 
 LIKELIHOOD = "log-likelihood "
 """What a response begins with where a model was asked how likely a text is, which is no answer."""
@@ -31,6 +33,7 @@ class Candidate:
         genome: ``None`` for baselines.
         parents: ids of the candidates it was made from.
         name: for baselines: the model's name, or ``uniform average``.
+        part: the items to score it on; ``None`` for all.
     """
 
     id: int
@@ -38,6 +41,7 @@ class Candidate:
     genome: Genome | None = None
     parents: tuple[int, ...] = ()
     name: str | None = None
+    part: Part | None = None
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from evomerge.candidate import Candidate, Evaluation, Items, Responses, Split
+from evomerge.candidate import Candidate, Evaluation, Items, Part, Responses, Split
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.recipes.recipe import Recipe
 
@@ -19,19 +16,11 @@ from evomerge.objectives import Objective
 
 
 @dataclass(frozen=True)
-class Block:
-    """A fixed group of items scored together, in fixed batches."""
-
-    index: int
-    items: int
-
-
-@dataclass(frozen=True)
 class Scores:
     """What a fitness says of one model.
 
     Attributes:
-        objectives: by name; empty while blocks are missing.
+        objectives: by name; of a part of the items, those of these items alone.
         metrics: ``task/metric`` -> value, exactly what the stock tool prints.
         items: ``task/metric`` -> per-item values in document order; NaN where an item was not run.
         seconds: ``model`` (time inside model calls) and ``other``.
@@ -49,13 +38,6 @@ class Scores:
     tokens: Mapping[str, float] = field(default_factory=dict)
 
 
-class Stop(Protocol):
-    """Asked after every block with the per-item values so far; true ends the evaluation early."""
-
-    def __call__(self, items: Mapping[str, NDArray[np.float64]]) -> bool:
-        """Whether to stop."""
-
-
 class Fitness(Protocol):
     """Scores a model on fixed items. Constructed from its config alone; `prepare` comes before `run`.
 
@@ -64,6 +46,9 @@ class Fitness(Protocol):
     comes before.
 
     One that gives responses and has an attribute ``keep_responses`` that is true has those of every candidate kept.
+
+    One that has a method ``items() -> Mapping[str, int]`` says how many items each task has: a search may then score
+    candidates on some of them first. `check` comes before.
 
     One that has a method ``documents() -> frozenset[str]`` gives a hash of the content of every item: held-out items
     that are the search's own are found by them.
@@ -91,14 +76,42 @@ class Fitness(Protocol):
     def prepare(self, model: LoadedModel) -> None:
         """Build and tokenise the items once, for this model's tokenizer, dtype and device."""
 
-    def blocks(self) -> Sequence[Block]:
-        """The fixed blocks of items."""
-
-    def run(self, model: LoadedModel, blocks: Sequence[Block] | None = None, *, stop: Stop | None = None) -> Scores:
-        """Score the model; with all blocks when `blocks` is None. `FitnessError` on non-finite scores."""
+    def run(self, model: LoadedModel, part: Part | None = None) -> Scores:
+        """Score the model on some items, or on all. `FitnessError` on non-finite scores."""
 
     def fingerprint(self) -> str:
         """Hash of items, prompts, tokens, dtype, batch size and versions; `prepare` comes before."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What all items of a fitness would give a model, told from some of them.
+
+    Attributes:
+        value: of an objective, in the user's own direction.
+        error: its standard error; 0 where all items were scored.
+    """
+
+    value: float
+    error: float
+
+
+class Estimator(Protocol):
+    """Tells from the values of some items what all would give. Deterministic: the same knowledge, the same estimates.
+
+    Constructed as ``Estimator(shares, objectives, **config)``: what each metric counts, and the objectives.
+    """
+
+    def fit(self, known: Sequence[Items]) -> None:
+        """Learn what the items are like from the values of models: the pool's own first, then candidates as they were
+        told; NaN where an item was not run. Each call replaces what was learnt before."""
+
+    def order(self, counts: Mapping[str, int]) -> Mapping[str, Sequence[int]] | None:
+        """By task its places (all of `counts`), those that tell most first; ``None`` for no preference. `fit` comes
+        before."""
+
+    def estimate(self, items: Items) -> Mapping[str, Estimate]:
+        """By objective; every item has a value or NaN. `fit` comes before."""
 
 
 class SearchSpace(Protocol):

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare, Objective
-from evomerge.protocols import Block, Scores, Stop
+from evomerge.protocols import Scores
 from fitness._lm_eval.arguments import AutocastDtype, ModelArguments, SoftmaxDtype
-from fitness._lm_eval.blocks import check_block_size
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
 from fitness._lm_eval.forwards import Forwards, Mode
 from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
@@ -46,10 +46,6 @@ class LmEvalFitness:
     must the command's be: ``--model_args pretrained=...,dtype=bfloat16,softmax_dtype=float32``. Per-task ``limit`` and
     ``gen_kwargs`` have no counterpart in one stock command.
 
-    Blocks hold documents drawn once, each block with its share of every task, in batches of their own. A run over
-    blocks can differ from the whole set's by rounding, since batches are padded differently; a run without blocks and
-    without ``stop`` uses the stock batches.
-
     Per-item values are in the metric's own direction: 0/1 for accuracies, negative log-likelihoods in nats for
     ``perplexity``, bits per word or byte for the rolling metrics.
 
@@ -67,7 +63,6 @@ class LmEvalFitness:
         system_instruction: put before every prompt.
         gen_kwargs: added to the generation arguments of generative tasks.
         fewshot_seed: chooses the examples.
-        block_size: documents in a block; None for one block.
         batch_size, max_length, softmax_dtype, add_bos_token, prefix_token_id, truncation, logits_cache,
             mixed_precision_dtype, enable_thinking, think_end_token, chat_template_args: see `ModelArguments`.
         response_length: measure the tokens of generated responses, as scored: cut at the task's stop strings and
@@ -100,7 +95,6 @@ class LmEvalFitness:
         max_length: int | None = None,
         fewshot_seed: int = 1234,
         softmax_dtype: SoftmaxDtype = "auto",
-        block_size: int | None = None,
         add_bos_token: bool | None = None,
         response_length: bool = False,
         prefix_token_id: int | None = None,
@@ -130,7 +124,6 @@ class LmEvalFitness:
             think_end_token=think_end_token,
             chat_template_args=plain(chat_template_args or {}),
         )
-        check_block_size(block_size)
         check_timeout(task_timeout, "task_timeout")
         self._forwards = Forwards(forwards, batch_tokens, compare_forwards)
         paths = plain(include_path) or []
@@ -146,7 +139,7 @@ class LmEvalFitness:
             chat_template_args=self._arguments.template_arguments,
         )
         self._settings.check(self._terms)
-        self._block_size, self._response_length = block_size, response_length
+        self._response_length = response_length
         self.keep_responses, self._task_timeout = keep_responses, task_timeout
         self._tokenizer: Any = None  # as the pool has it; of a driver whose workers prepare
         self._generators: Any = None
@@ -189,6 +182,12 @@ class LmEvalFitness:
 
         self._tokenizer = check_tokenizer(load, self._loaded(), self._settings, self._arguments)
 
+    def items(self) -> dict[str, int]:
+        """How many documents each task has; `check` comes before."""
+        from fitness._lm_eval.work import count_documents
+
+        return count_documents(self._loaded(), self._settings.limit)
+
     def work(self) -> dict[str, int]:
         """What a candidate asks of a model: ``documents``, ``texts`` read, tokens ``written`` at most."""
         from fitness._lm_eval.work import count_work
@@ -225,18 +224,18 @@ class LmEvalFitness:
         from fitness._lm_eval.prepared import prepare
 
         tasks = self._loaded()
-        how = self._settings, self._arguments, self._forwards, self._block_size, self._response_length
+        how = self._settings, self._arguments, self._forwards, self._response_length
         self._prepared = prepare(model, tasks, self._terms_weighed, self._generators, *how)
 
-    def blocks(self) -> Sequence[Block]:
-        """The fixed blocks of documents; `prepare` comes before."""
-        return self._ready().blocks
-
-    def run(self, model: LoadedModel, blocks: Sequence[Block] | None = None, *, stop: Stop | None = None) -> Scores:
+    def run(self, model: LoadedModel, part: Part | None = None) -> Scores:
         """Score a model: one like the prepared, in tokenizer, dtype and device.
 
+        Args:
+            part: places of documents by task; every task must have some. Their batches are not the whole set's, so
+                that their values may differ from the whole set's by rounding.
+
         Raises:
-            FitnessError: a score that is not finite, naming the task and document.
+            FitnessError: a score that is not finite, naming the task and document; a part that is none.
         """
         from fitness._lm_eval.objective import totals
         from fitness._lm_eval.responses import responses
@@ -244,14 +243,12 @@ class LmEvalFitness:
 
         start = time.perf_counter()
         ready = self._ready()
-        raw, seconds, tokens, complete = ready.score(model, blocks, stop)
+        raw, seconds, tokens = ready.score(model, part)
         items = all_items(ready.scorers, raw)
-        found, metrics = dict[str, float](), dict[str, float]()
-        if complete:
-            with self._generators if self._loaded().groups else nullcontext():
-                found, metrics = totals(self._loaded(), self._terms_weighed, ready.scorers, raw)
-            if self._response_length:
-                items |= add_response_lengths(ready.scorers, ready.session.count_tokens, found, metrics)
+        with self._generators if self._loaded().groups else nullcontext():
+            found, metrics = totals(self._loaded(), self._terms_weighed, ready.scorers, raw)
+        if self._response_length:
+            items |= add_response_lengths(ready.scorers, ready.session.count_tokens, part, found, metrics)
         self._scored = raw
         answers = responses(ready.scorers, raw)
         timing = {"model": seconds, "other": time.perf_counter() - start - seconds}

@@ -52,11 +52,7 @@ class Forward:
         """Make the batch."""
         self.ids = torch.arange(self.batch * self.length, device=model.device).remainder(16).view(self.batch, -1)
 
-    def blocks(self) -> list[Any]:
-        """None."""
-        return []
-
-    def run(self, model: Any, blocks: Any = None, *, stop: Any = None) -> Scores:
+    def run(self, model: Any, part: Any = None) -> Scores:
         """The sum of the logits."""
         return Scores({"score": float(model.module(self.ids, use_cache=False).logits.double().sum())})
 

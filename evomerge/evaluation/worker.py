@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.candidate import Candidate, Evaluation, Part, Split
 from evomerge.errors import EvomergeError, FitnessError, InfeasibleError, one_line
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.caching import open_shared
@@ -116,8 +116,8 @@ class Worker:
             return replace(outcome, status="infeasible", error="the genome has no recipe")
         start = time.perf_counter()
         try:
-            recipe, what = candidate.recipe, f"to merge and score candidate {candidate.id}"
-            count, merged, scores = self._with_room(lambda: self._score(recipe, fitness), what)
+            recipe, part, what = candidate.recipe, candidate.part, f"to merge and score candidate {candidate.id}"
+            count, merged, scores = self._with_room(lambda: self._score(recipe, fitness, part), what)
         except InfeasibleError as error:
             return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
         except Exception as error:
@@ -183,13 +183,14 @@ class Worker:
             _LOG.warning("no memory %s: what is kept to save time is let go", what)
         raise AssertionError("the last try returns or raises")
 
-    def _score(self, recipe: Recipe, fitness: Fitness) -> tuple[MergeCount, float, Scores]:
+    def _score(self, recipe: Recipe, fitness: Fitness, part: Part | None) -> tuple[MergeCount, float, Scores]:
         """What merging took, when it was done, and the scores."""
         count = self._resident.apply(make_plan(recipe, self._pool))
         merged = time.perf_counter()
         self._scoring = True
         try:
-            scores = fitness.run(self._resident.model)
+            model = self._resident.model
+            scores = fitness.run(model) if part is None else fitness.run(model, part)
         finally:
             self._scoring = False
         _require_finite(scores)

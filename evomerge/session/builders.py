@@ -65,6 +65,8 @@ def fitness_from_config(config: Config, key: str, *, exact: bool = False, files:
         )
     if node.get("forwards") == "auto":
         node = {**to_builtin(node), "forwards": "exact" if exact or key == "held_out" else "shared"}
+    if node.get(TARGET) == "fitness.lm_eval_tasks.LmEvalFitness" and node.get("block_size", 0) is None:
+        node = {name: value for name, value in to_builtin(node).items() if name != "block_size"}  # of earlier versions
     fitness = cast(Fitness, build(node, key))
     check_files: Callable[[], None] | None = getattr(fitness, "check_files", None)
     if check_files is not None and files:

@@ -1,23 +1,22 @@
-"""What a fitness builds once for a model: requests, batches, blocks, and the fingerprint of all that."""
+"""What a fitness builds once for a model: requests, batches, and the fingerprint of all that."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evomerge.protocols import Block, Stop
+from evomerge.candidate import Part
+from evomerge.errors import FitnessError, nearest
 from fitness._lm_eval.arguments import ModelArguments
-from fitness._lm_eval.blocks import spread
 from fitness._lm_eval.building import build_requests, changed_prompts, fingerprint
 from fitness._lm_eval.forwards import Forwards
 from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.model import resident_lm
 from fitness._lm_eval.objective import WeighedTerm
-from fitness._lm_eval.scoring import RawValues, TaskScorer, all_items
+from fitness._lm_eval.scoring import RawValues, TaskScorer
 from fitness._lm_eval.session import Session
 from fitness._lm_eval.settings import BuildSettings
 from fitness._lm_eval.shared_forwards import default_tokens
@@ -36,28 +35,30 @@ class Prepared:
 
     session: Session
     scorers: Mapping[str, TaskScorer]
-    blocks: Sequence[Block]
-    places: Sequence[Mapping[str, Sequence[int]]]  # documents of each block, by task
     fingerprint: str
 
-    def score(
-        self, model: LoadedModel, blocks: Sequence[Block] | None, stop: Stop | None
-    ) -> tuple[dict[str, RawValues], float, dict[str, float], bool]:
-        """What all blocks or some gave, the seconds in model calls, the tokens, and whether no block is missing."""
+    def score(self, model: LoadedModel, part: Part | None) -> tuple[dict[str, RawValues], float, dict[str, float]]:
+        """What some documents gave, or all, the seconds in model calls, and the tokens.
+
+        Raises:
+            FitnessError: a score that is not finite; a part without documents of some task, or with others.
+        """
+        places = self.session.whole if part is None else self._places(part)
         raw: dict[str, RawValues] = {}
-        if len(self.blocks) == 1 or (blocks is None and stop is None):
-            seconds = self.session.score(model, self.session.whole, raw, None)
-            if stop is not None:
-                stop(all_items(self.scorers, raw))
-            return raw, seconds, self.session.tokens(None), True
-        seconds, tokens, done = 0.0, Counter[str](), set[int]()
-        for block in self.blocks if blocks is None else blocks:
-            seconds += self.session.score(model, self.places[block.index], raw, block.index)
-            tokens.update(self.session.tokens(block.index))
-            done.add(block.index)
-            if stop is not None and stop(all_items(self.scorers, raw)):
-                break
-        return raw, seconds, dict(tokens), len(done) == len(self.blocks)
+        seconds, tokens = self.session.score(model, places, raw)
+        return raw, seconds, tokens
+
+    def _places(self, part: Part) -> Mapping[str, Sequence[int]]:
+        """A part as the tasks and documents come; an aggregate needs documents of every task."""
+        counts = {name: len(scorer.documents) for name, scorer in self.scorers.items()}
+        for name in sorted({*part, *counts}):
+            places = part.get(name, ())
+            if name not in counts or not places or not 0 <= min(places) <= max(places) < counts[name]:
+                allowed = (
+                    f"some of the {counts[name]} documents of {name!r}" if name in counts else nearest(name, counts)
+                )
+                raise FitnessError(f"a part has {len(places)} documents of task {name!r}", allowed)
+        return {name: sorted(set(part[name])) for name in counts}
 
 
 def prepare(
@@ -68,7 +69,6 @@ def prepare(
     settings: BuildSettings,
     arguments: ModelArguments,
     forwards: Forwards,
-    block_size: int | None,
     response_length: bool,
 ) -> Prepared:
     """Build, tokenise and batch everything for a model's tokenizer, dtype and device.
@@ -80,7 +80,6 @@ def prepare(
         generators: the global ones of the stock tool, as loading the tasks left them; they stay so.
         settings, arguments: those of the fitness.
         forwards: how log-likelihoods are run, where the model allows it.
-        block_size: documents in a block; None for one block.
         response_length: whether the length of responses is an objective.
 
     Raises:
@@ -96,7 +95,6 @@ def prepare(
         session.share(tokens, _can_keep_states(model), session.generates and _can_prefill(lm.model))
     else:
         forwards = Forwards()
-    places = spread({n: len(s.documents) for n, s in scorers.items()}, block_size, settings.fewshot_seed)
     decides = {
         "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in terms],
         "prompts": settings.flags(),
@@ -107,20 +105,14 @@ def prepare(
         "max_length": lm.max_length,
         "add_bos_token": arguments.add_bos_token,
         "grouped": session.grouped,
-        "block_size": block_size,
+        "block_size": None,  # of earlier versions: folders of their runs keep their fingerprint
         **({RESPONSE_LENGTH: True} if response_length else {}),
         # What came later is named only where it is said: folders of earlier runs keep their fingerprint.
         **arguments.changed(),
         **forwards.decides(),
         **changed_prompts(tasks, lm.tokenizer, settings),
     }
-    return Prepared(
-        session,
-        scorers,
-        [Block(index, sum(map(len, of_block.values()))) for index, of_block in enumerate(places)],
-        places,
-        fingerprint(tasks, session.requests, decides),
-    )
+    return Prepared(session, scorers, fingerprint(tasks, session.requests, decides))
 
 
 def _can_share(module: Any, longest: int) -> bool:

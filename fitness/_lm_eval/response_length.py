@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from fitness._lm_eval.terms import RESPONSE_LENGTH
 
@@ -42,20 +43,22 @@ def require_generating(tasks: Mapping[str, Any]) -> None:
 
 
 def response_lengths(
-    scorers: Mapping[str, TaskScorer], count: Callable[[Sequence[str]], list[int]]
+    scorers: Mapping[str, TaskScorer], count: Callable[[Sequence[str]], list[int]], part: Part | None
 ) -> dict[str, NDArray[np.float64]]:
-    """``task/response_length`` -> mean tokens of each document's responses, in document order.
+    """``task/response_length`` -> mean tokens of each document's responses, in document order; NaN where not asked.
 
     Args:
         scorers: by task, their responses as last generated.
         count: tokens of texts.
+        part: what was asked; ``None`` for all.
     """
     found = {}
     for name, scorer in scorers.items():
         if not generates(scorer.task):
             continue
-        lengths = np.empty(len(scorer.documents))
-        for place, document in enumerate(scorer.documents):
+        lengths = np.full(len(scorer.documents), np.nan)
+        for place in range(len(scorer.documents)) if part is None else part[name]:
+            document = scorer.documents[place]
             responses = [str(response) for instance in document for response in instance.resps]
             lengths[place] = float(np.mean(count(responses)))
         found[f"{name}/{RESPONSE_LENGTH}"] = lengths
@@ -65,11 +68,12 @@ def response_lengths(
 def add_response_lengths(
     scorers: Mapping[str, TaskScorer],
     count: Callable[[Sequence[str]], list[int]],
+    part: Part | None,
     objectives: dict[str, float],
     metrics: dict[str, float],
 ) -> dict[str, NDArray[np.float64]]:
     """Add the mean length of responses to `objectives`, of each task to `metrics`; the length of each item by task."""
-    lengths = response_lengths(scorers, count)
-    metrics |= {name: float(values.mean()) for name, values in lengths.items()}
-    objectives[RESPONSE_LENGTH] = float(np.concatenate(list(lengths.values())).mean())
+    lengths = response_lengths(scorers, count, part)
+    metrics |= {name: float(np.nanmean(values)) for name, values in lengths.items()}
+    objectives[RESPONSE_LENGTH] = float(np.nanmean(np.concatenate(list(lengths.values()))))
     return lengths

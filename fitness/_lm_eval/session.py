@@ -31,6 +31,9 @@ _KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 Places = Mapping[str, Sequence[int]]
 """Task -> places of documents."""
 
+_Key = tuple[tuple[str, tuple[int, ...]], ...] | None  # of a plan; None for all documents
+_MOST_PARTS = 32
+
 
 @dataclass
 class _Plan:
@@ -60,7 +63,7 @@ class Session:
         self._scorers = scorers
         self.whole: Places = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
         self.requests: dict[int, list[TokenRequest]] = {}  # by identity of the instance
-        self._plans: dict[int | None, _Plan] = {}
+        self._plans: dict[_Key, _Plan] = {}
         by_type = self._by_type(self.whole)
         for kind, instances in by_type.items():
             if kind not in _KINDS:
@@ -76,17 +79,16 @@ class Session:
         self._require_rows(by_type)
         self.grouped = lm.logits_cache and not self._mixed(by_type)
 
-    def score(self, model: LoadedModel, places: Places, raw: dict[str, RawValues], block: int | None) -> float:
-        """Score the documents at `places` into `raw`; returns the seconds spent in model calls.
+    def score(self, model: LoadedModel, places: Places, raw: dict[str, RawValues]) -> tuple[float, dict[str, float]]:
+        """Score the documents at `places` into `raw`; returns the seconds spent in model calls, and the tokens.
 
-        Args:
-            block: names the frozen batches of `places`; None for the whole set.
+        The same places are scored in the same batches every time.
 
         Raises:
             FitnessError: a score that is not finite, naming the task and document.
         """
         self._lm.rebind(model)
-        plan = self._plan(places, block)
+        plan = self._plan(places)
         for instances in plan.instances.values():
             for instance in instances:  # else lm-eval would score the first candidate's responses again
                 instance.resps, instance.filtered_resps = [], {}
@@ -99,7 +101,7 @@ class Session:
         for name, of_task in plan.places.items():
             if of_task:
                 self._scorers[name].collect(of_task, raw.setdefault(name, {}))
-        return seconds
+        return seconds, self._tokens(plan)
 
     @property
     def generates(self) -> bool:
@@ -140,12 +142,12 @@ class Session:
         finally:
             self._limits, self._plans, self._lm.prefill = kept
 
-    def tokens(self, block: int | None) -> dict[str, float]:
+    def _tokens(self, plan: _Plan) -> dict[str, float]:
         """Tokens of the log-likelihoods, and of prompts that may share theirs, that were scored last; without padding.
 
         ``run``; what ``stock`` lm-eval would run; of those run what ``hidden`` states saved, as whole passes.
         """
-        plan, prefill = self._plans[block], self._lm.prefill
+        prefill = self._lm.prefill
         shared = [f for f in (plan.loglikelihood, plan.rolling) if isinstance(f, SharedForwards)]
         if not shared:
             return {"run": plan.stock_tokens, "stock": plan.stock_tokens}
@@ -202,14 +204,21 @@ class Session:
             )
         return found
 
-    def _plan(self, places: Places, block: int | None) -> _Plan:
-        if block not in self._plans:
+    def _plan(self, places: Places) -> _Plan:
+        """The plan of some documents, kept for the next candidate; of parts those that were used last."""
+        key = None if places is self.whole else tuple((name, tuple(of_task)) for name, of_task in places.items())
+        if key in self._plans:
+            self._plans[key] = self._plans.pop(key)
+        else:
+            parts = [each for each in self._plans if each is not None]
+            for oldest in parts[: len(parts) - _MOST_PARTS + 1]:
+                del self._plans[oldest]
             by_type = self._by_type(places)
             loglikelihood = [self.requests[id(instance)][0] for instance in by_type.get("loglikelihood", [])]
             windows = [self.requests[id(instance)] for instance in by_type.get("loglikelihood_rolling", [])]
             rolling = [window for of_instance in windows for window in of_instance]
             shared = self._limits is not None
-            self._plans[block] = _Plan(
+            self._plans[key] = _Plan(
                 places,
                 by_type,
                 self._shared(loglikelihood) if shared else self._batches(loglikelihood),
@@ -217,7 +226,7 @@ class Session:
                 [len(of_instance) for of_instance in windows],
                 self._stock_tokens(loglikelihood) + sum(self._stock_tokens(call) for _, call in self._calls(rolling)),
             )
-        return self._plans[block]
+        return self._plans[key]
 
     def _by_type(self, places: Places) -> dict[str, list[Any]]:
         """Instances by request type in stock order: tasks as asked, documents in order, repeats together."""

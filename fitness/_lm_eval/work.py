@@ -33,10 +33,7 @@ def count_work(tasks: TaskSet, limit: int | float | None, gen_kwargs: Mapping[st
     for name, task in tasks.tasks.items():
         given = f"what task {name!r} asks of a model cannot be told"
         with quietly(), said(given), limited(name, tasks.timeout, "reading it"):
-            own = terms[name].limit
-            documents = len(task.eval_docs)
-            asked = get_sample_size(task, limit if own is None else own)
-            documents = documents if asked is None else min(documents, int(asked))
+            documents = _documents(task, terms[name], limit)
             choices = 1
             kind = task.get_config("output_type")
             if kind == "multiple_choice" and documents:
@@ -46,6 +43,23 @@ def count_work(tasks: TaskSet, limit: int | float | None, gen_kwargs: Mapping[st
             work["documents"] += documents
             work["texts"] += documents * choices
     return work
+
+
+def count_documents(tasks: TaskSet, limit: int | float | None) -> dict[str, int]:
+    """How many documents each task has, by name. Arguments as for `count_work`."""
+    terms = {name: loaded.term for loaded in tasks.terms for name in loaded.tasks}
+    found = {}
+    for name, task in tasks.tasks.items():
+        given = f"the documents of task {name!r} cannot be counted"
+        with quietly(), said(given), limited(name, tasks.timeout, "reading it"):
+            found[name] = _documents(task, terms[name], limit)
+    return found
+
+
+def _documents(task: Any, term: TaskTerm, limit: int | float | None) -> int:
+    documents = len(task.eval_docs)
+    asked = get_sample_size(task, limit if term.limit is None else term.limit)
+    return documents if asked is None else min(documents, int(asked))
 
 
 def written(task: Any, term: TaskTerm, gen_kwargs: Mapping[str, Any]) -> int:

@@ -101,47 +101,30 @@ class FitnessContract:
             assert values.dtype == np.float64
             assert np.isfinite(values).all()
             documents[key.split("/")[0]] = len(values)
-        assert sum(documents.values()) == sum(block.items for block in fitness.blocks())
+        assert documents == dict(fitness.items())
         assert set(scores.seconds) == {"model", "other"}
         assert scores.seconds["model"] > 0
 
-    def test_blocks_together_are_the_whole(self, make: Make, load: Load) -> None:
+    def test_parts_together_are_the_whole(self, make: Make, load: Load) -> None:
         model = load()
         fitness = prepared(make, model)
         whole = fitness.run(model)
-        blocks = fitness.blocks()
-        assert len(blocks) > 1
+        counts = fitness.items()
+        parts = [{task: range(first, count, 2) for task, count in counts.items()} for first in (0, 1)]
         union = {key: np.full_like(values, np.nan) for key, values in whole.items.items()}
-        for block in blocks:
-            part = fitness.run(model, [block])
-            assert not part.objectives
-            assert not part.metrics
-            scored = {key.split("/")[0]: int(np.isfinite(values).sum()) for key, values in part.items.items()}
-            assert sum(scored.values()) == block.items
-            for key, values in part.items.items():
+        for part in parts:
+            found = fitness.run(model, part)
+            assert set(found.objectives) == set(whole.objectives)
+            for key, values in found.items.items():
+                assert len(values) == len(whole.items[key])
                 new = np.isfinite(values)
-                assert np.isnan(union[key][new]).all(), "an item is in two blocks"
+                assert np.flatnonzero(new).tolist() == list(part[key.split("/")[0]])
                 union[key][new] = values[new]
+            again = fitness.run(model, part)
+            assert all(np.array_equal(again.items[key], values, equal_nan=True) for key, values in found.items.items())
         for key, values in whole.items.items():
             np.testing.assert_allclose(union[key], values, rtol=1e-5, atol=1e-5)
-        together = fitness.run(model, blocks)
-        assert together.objectives == pytest.approx(dict(whole.objectives), rel=1e-5)
-        assert together.metrics == pytest.approx(dict(whole.metrics), rel=1e-5)
-
-    def test_stops_when_told(self, make: Make, load: Load) -> None:
-        model = load()
-        fitness = prepared(make, model)
-        seen: list[int] = []
-
-        def stop(items: Any) -> bool:
-            seen.append(sum(int(np.isfinite(values).sum()) for values in items.values()))
-            return len(seen) == 2
-
-        scores = fitness.run(model, stop=stop)
-        assert not scores.objectives
-        assert len(seen) == 2
-        assert 0 < seen[0] < seen[1] == sum(int(np.isfinite(values).sum()) for values in scores.items.values())
-        assert fitness.run(model, stop=lambda items: False).objectives
+        assert same(fitness.run(model), whole)
 
     def test_refuses_weights_that_are_not_finite(self, make: Make, load: Load) -> None:
         model = load()

@@ -37,10 +37,7 @@ class Norm:
     def prepare(self, model: Any) -> None:
         self.prepared += 1
 
-    def blocks(self) -> list[Any]:
-        return []
-
-    def run(self, model: Any, blocks: Any = None, *, stop: Any = None) -> Scores:
+    def run(self, model: Any, part: Any = None) -> Scores:
         self.runs += 1
         if self.runs in self.misbehave:
             return Scores({"norm": self.misbehave[self.runs]()})
@@ -115,9 +112,9 @@ def test_noting_has_seconds_and_a_stage_of_its_own(tiny_model: Any) -> None:
     pool, seen = open_pool(models, base="base"), []
 
     class Watching(Norm):
-        def run(self, model: Any, blocks: Any = None, *, stop: Any = None) -> Scores:
+        def run(self, model: Any, part: Any = None) -> Scores:
             seen.append(worker.stage())
-            return super().run(model, blocks, stop=stop)
+            return super().run(model, part)
 
     def ties(density: float) -> Any:
         inputs = tuple(Input(name, None, (("density", density), ("weight", 1.0))) for name in ("a", "b"))

@@ -56,10 +56,7 @@ class Forwards:
         self.model = model
         self.ids = torch.arange(self.batch * 16, device=model.device).remainder(40).view(self.batch, 16)
 
-    def blocks(self) -> list[Any]:
-        return []
-
-    def run(self, model: Any, blocks: Any = None, *, stop: Any = None) -> Scores:
+    def run(self, model: Any, part: Any = None) -> Scores:
         self.runs += 1
         self.before(self.runs)
         return Scores({"score": float(model.module(self.ids, use_cache=False).logits.double().sum())})

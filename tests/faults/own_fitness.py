@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from evomerge.objectives import Objective
-from evomerge.protocols import Block, Scores
+from evomerge.protocols import Scores
 
 
 class Norm:
@@ -35,13 +35,10 @@ class Norm:
 
     def prepare(self, model: Any) -> None: ...
 
-    def blocks(self) -> list[Block]:
-        return [Block(0, 1)]
-
     def fingerprint(self) -> str:
         return "sha256:norm"
 
-    def run(self, model: Any, blocks: Any = None, *, stop: Any = None) -> Scores:
+    def run(self, model: Any, part: Any = None) -> Scores:
         Norm.runs += 1
         value = sum(float((p.double() - 0.01).square().sum()) for p in model.module.parameters())
         if self.fault and Norm.runs == self.at:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -297,20 +297,18 @@ def test_layers_that_use_the_keys_of_others_run_whole() -> None:
 def test_a_fitness_begins_above_layers_and_says_what_it_saved(
     model: Any, tasks: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def scores(*keys: Sequence[str], block_size: int | None = None) -> list[Any]:
+    def scores(*keys: Sequence[str], part: Mapping[str, Sequence[int]] | None = None) -> list[Any]:
         model.states = HiddenStates(10**9)
-        fitness = LmEvalFitness(
-            ["choose", "complete", "read"], include_path=str(tasks.path), forwards="shared", block_size=block_size
-        )
+        fitness = LmEvalFitness(["choose", "complete", "read"], include_path=str(tasks.path), forwards="shared")
         fitness.prepare(model)
         found = []
         for each in keys:
             model.states.begin(each)
-            found.append(fitness.run(model, fitness.blocks() if block_size else None))
+            found.append(fitness.run(model, part))
         return found
 
-    for size in (None, 7):
-        first, second, third = scores(["e", "a", "b"], ["e", "a", "c"], ["e", "a", "b"], block_size=size)
+    for part in (None, {"choose": range(7), "complete": [1], "read": [2, 5]}):
+        first, second, third = scores(["e", "a", "b"], ["e", "a", "c"], ["e", "a", "b"], part=part)
         assert "hidden" not in first.tokens
         assert second.tokens["hidden"] == pytest.approx(second.tokens["run"] / 2)
         assert third.tokens["hidden"] == pytest.approx(third.tokens["run"])

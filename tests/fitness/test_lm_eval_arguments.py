@@ -246,7 +246,6 @@ def test_fingerprint_is_as_it_was_unless_something_new_is_said(
             "max_length": 48,
             "add_bos_token": None,
             "grouped": True,
-            "block_size": None,
         }
     ]
     others = [
@@ -329,7 +328,7 @@ def test_every_argument_of_lm_eval_is_taken_or_answered() -> None:
     page = (Path(__file__).parents[2] / "docs" / "lm_eval.md").read_text()
     first_column = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("|"))
     named = set(re.findall(r"`(\w+)`", first_column))
-    ours = {"response_length", "block_size", "fewshot_seed", "keep_responses", "task_timeout"}
+    ours = {"response_length", "fewshot_seed", "keep_responses", "task_timeout"}
     ours |= {"forwards", "batch_tokens", "compare_forwards"}
     assert named == theirs | set(LmEvalFitness.foreign_keys) | ours | taken
 

@@ -274,7 +274,7 @@ def test_terms_that_make_no_sense(tasks: list[Any], message: str) -> None:
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("argument", [{"batch_size": 0}, {"limit": 0}, {"max_length": -1}, {"block_size": 0}])
+@pytest.mark.parametrize("argument", [{"batch_size": 0}, {"limit": 0}, {"max_length": -1}])
 def test_arguments_out_of_range(argument: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(argument))):
         LmEvalFitness(["a"], **argument)
@@ -376,19 +376,34 @@ def test_fingerprint_covers_what_decides_a_score(model: Any, load: Any, tasks: A
     assert len({reference, *others}) == len(others) + 1
 
 
-def test_blocks_hold_their_share_of_every_task(model: Any, tasks: Any) -> None:
-    fitness = LmEvalFitness(["choose", "complete", "read"], include_path=str(tasks.path), block_size=17)
+def test_a_part_is_scored_alone(model: Any, tasks: Any) -> None:
+    fitness = LmEvalFitness(["choose", "complete", "read"], include_path=str(tasks.path))
+    fitness.check()
+    assert fitness.items() == {"choose": 24, "complete": 31, "read": 13}
     fitness.prepare(model)
-    assert [block.items for block in fitness.blocks()] == [17, 17, 17, 17]
-    for block in fitness.blocks():
-        items = fitness.run(model, [block]).items
-        counts = [
-            int(np.isfinite(items[f"{task}"]).sum()) for task in ("choose/acc", "complete/acc", "read/bits_per_byte")
-        ]
-        assert np.abs(np.array(counts) - 17 * np.array([24, 31, 13]) / 68).max() <= 1
-    whole = LmEvalFitness(["choose"], include_path=str(tasks.path))
-    whole.prepare(model)
-    assert [block.items for block in whole.blocks()] == [24]
+    part = {"read": [12, 0], "choose": [3, 4, 23], "complete": [30]}
+    found, whole = fitness.run(model, part), fitness.run(model)
+    for key, values in found.items.items():
+        places = sorted(part[key.split("/")[0]])
+        assert np.flatnonzero(np.isfinite(values)).tolist() == places
+        np.testing.assert_allclose(values[places], whole.items[key][places], rtol=1e-5)
+    assert found.metrics["choose/acc"] == pytest.approx(whole.items["choose/acc"][[3, 4, 23]].mean())
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"choose": [0]}, "a part has 0 documents of task 'complete': some of the 31"),
+        ({"choose": [24], "complete": [0]}, "a part has 1 documents of task 'choose': some of the 24"),
+        ({"choose": [-1], "complete": [0]}, "some of the 24 documents of 'choose'"),
+        ({"choose": [0], "complete": [0], "chose": [0]}, "task 'chose': .*choose"),
+    ],
+)
+def test_a_part_that_is_none(model: Any, tasks: Any, part: dict[str, list[int]], words: str) -> None:
+    fitness = LmEvalFitness(["choose", "complete"], include_path=str(tasks.path))
+    fitness.prepare(model)
+    with pytest.raises(FitnessError, match=words):
+        fitness.run(model, part)
 
 
 def test_nothing_is_printed(model: Any, tasks: Any, capfd: Any, caplog: Any) -> None:
