@@ -113,6 +113,9 @@ class Estimator(Protocol):
     def estimate(self, items: Items) -> Mapping[str, Estimate]:
         """By objective; every item has a value or NaN. `fit` comes before."""
 
+    def difference(self, items: Items, other: Items) -> Mapping[str, Estimate]:
+        """By objective how much more the first gets than the other, from the items that both have, item by item."""
+
 
 class SearchSpace(Protocol):
     """Turns genomes into recipes. Constructed with the pool's info and the method declarations.
