@@ -13,7 +13,8 @@ from evomerge.genomes.genome import Genome
 from evomerge.recipes.recipe import Recipe
 
 Status = Literal["ok", "infeasible", "failed", "pruned"]
-Split = Literal["search", "held_out"]
+Split = Literal["search", "validation", "held_out"]
+"""Which items: those of the search, those that choose among its finalists, those that nothing was chosen by."""
 Responses = Mapping[str, Sequence[str]]
 Items = Mapping[str, NDArray[np.float64]]
 Part = Mapping[str, Sequence[int]]
@@ -50,8 +51,9 @@ class Evaluation:
 
     Attributes:
         candidate: the candidate's id.
-        status: ``ok``, ``infeasible`` (no such model), ``failed`` (it raised or scored NaN) or ``pruned``.
-        objectives: by name, in the user's own direction; empty unless ``ok``.
+        status: ``ok``, ``infeasible`` (no such model), ``failed`` (it raised or scored NaN) or ``pruned`` (it lost its
+            race, scored on some items).
+        objectives: by name, in the user's own direction; empty where it was not scored. Estimates where `race` says so.
         metrics: every reported metric as ``task/metric``, as lm-eval prints it.
         items: per-item values as ``task/metric``, float64 in document order.
         seconds: by stage: ``merge``, ``model`` (forwards and generation), ``other``; and ``note`` where something was
@@ -62,6 +64,9 @@ class Evaluation:
         responses: by task what the model answered to its first items, in document order: for people, not for the
             ledger.
         tokens: that were `run`, that `stock` lm-eval would have run, and of those run what `hidden` states saved.
+        race: of a candidate that was not scored on all items at once: how many ``items`` it was, ``of`` how many; after
+            each step ``step/0``, ``step/1``, ... what decided about it; and ``error/NAME``, the standard error of an
+            objective that is an estimate.
         apart: of a winner, how far the way in which the search scored is from the stock tool's (`Fitness.apart`).
     """
 
@@ -77,6 +82,7 @@ class Evaluation:
     traceback: str = ""
     responses: Responses = field(default_factory=dict)
     tokens: Mapping[str, float] = field(default_factory=dict)
+    race: Mapping[str, float] = field(default_factory=dict)
     apart: Mapping[str, float] = field(default_factory=dict)
 
     @property

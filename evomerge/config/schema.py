@@ -51,6 +51,28 @@ class CheckpointConfig:
 
 
 @dataclass
+class RacingConfig:
+    """On how many of the fitness's items candidates are scored (`evomerge.search.racing.settings.Racing`).
+
+    Attributes:
+        items: that every candidate is scored on first: a number, or a share below 1; ``None`` for all: no race.
+        against: whom a candidate has to beat to be scored on more: its ``generation``, the ``incumbent``, or ``none``:
+            nobody is.
+        keep: share of a generation that goes on to more items.
+        most: items that the best are scored on: a number, or a share; 1.0 for all.
+        rotate: each generation begins behind the items that the last one began with.
+        confidence: with which a candidate must be worse than the incumbent to be pruned.
+    """
+
+    items: float | None = None
+    against: str = "generation"
+    keep: float = 0.5
+    most: float = 1.0
+    rotate: bool = True
+    confidence: float = 0.95
+
+
+@dataclass
 class SearchConfig:
     """The budget and the order of a search.
 
@@ -72,6 +94,9 @@ class SearchConfig:
         sync: when the ledger reaches the disk: ``every`` event, or once a second (``interval``).
         checkpoint: how often the state is written.
         give_up: failures in a row, all for the same reason, after which the search ends; ``None`` for never.
+        racing: on how many items candidates are scored.
+        finalists: so many of the best are scored on all items in the end, and the winner is chosen there; ``None`` for
+            8 where there is a race, else 0.
         allow_overlap: whether the held-out items may be the items of the search, by which the winner was chosen.
     """
 
@@ -88,6 +113,8 @@ class SearchConfig:
     sync: str = "every"
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     give_up: int | None = 20
+    racing: RacingConfig = field(default_factory=RacingConfig)
+    finalists: int | None = None
     allow_overlap: bool = False
 
 

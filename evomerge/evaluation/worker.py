@@ -82,6 +82,8 @@ class Worker:
 
     def fitness(self, split: Split) -> Fitness:
         """The fitness of a split, its items built for this worker's model."""
+        if split not in self._prepared and any(self._fitnesses[s] is self._fitnesses[split] for s in self._prepared):
+            self._prepared.add(split)
         if split not in self._prepared:
             try:
                 self._with_room(

@@ -39,7 +39,8 @@ class RunProgress:
         error: the last of these messages.
         baselines: the pool's own models on the search items, by name.
         held_out: models on the held-out items, by name; the winner is called ``best``.
-        last_improved: the last improvement.
+        last_improved: the last improvement; once a finalist has won, it.
+        finalists: the event of the finalists; empty where there were none.
         merge: what the layer cache did, added up over all evaluations.
         stages: seconds by stage, added up over the candidates told.
         tokens: that their log-likelihoods ``run``, and would run in ``stock`` lm-eval; what ``hidden`` states saved.
@@ -59,6 +60,7 @@ class RunProgress:
         self.baselines: dict[str, Trial] = {}
         self.held_out: dict[str, Trial] = {}
         self.last_improved: Event | None = None
+        self.finalists: Event = {}
         self.merge: dict[str, float] = {}
         self.tokens: dict[str, float] = {}
         self.stages: dict[str, float] = {}
@@ -82,6 +84,8 @@ class RunProgress:
         elif kind == "improved":
             self.last_improved = event
             self._improved(event)
+        elif kind == "finalists":
+            self._finalists(event)
         elif kind == "warm":
             self._warm(event)
         elif kind == "started":
@@ -200,7 +204,7 @@ class RunProgress:
         candidate, split = event.get("candidate"), event.get("split")
         _add(self.merge, event.get("merge"))
         names = self._named.get((candidate, split)) if self._named else None
-        if split != "search":
+        if split == "held_out":
             self._judging.mark(self._last)
         if names:
             scored = self.baselines if split == "search" else self.held_out
@@ -216,10 +220,11 @@ class RunProgress:
         seconds = event.get("seconds")
         _add(self.stages, seconds)
         _add(self.tokens, event.get("tokens"))
-        if status == "ok":
+        if status in ("ok", "pruned"):
             if self._objective is None:
                 self._objective = self.objective.name if self.objective is not None else ""
-            self._scores.append(number(event.get("objectives"), self._objective))
+            value = number(event.get("objectives"), self._objective) if status == "ok" else np.nan
+            self._scores.append(value)
             if seconds:
                 for name, recent in self._recent.items():
                     recent.append(seconds.get(name) if isinstance(seconds, dict) else None)
@@ -244,6 +249,15 @@ class RunProgress:
 
     def _improved(self, event: Event) -> None:
         """Keep an improvement."""
+
+    def _finalists(self, event: Event) -> None:
+        """Take the finalist that won for the winner."""
+        self.finalists = event
+        candidates, values = event.get("candidates"), event.get("validation")
+        if isinstance(candidates, list) and isinstance(values, list) and event.get("winner") in candidates:
+            place = candidates.index(event["winner"])
+            value = values[place] if place < len(values) else None
+            self.last_improved = {**event, "candidate": event["winner"], "objective": value}
 
     def _failed(self, error: str) -> None:
         self.error = error

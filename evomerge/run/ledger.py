@@ -13,10 +13,13 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
   `recipe_hash`.
 - ``told``: `candidate`, `split`, `status`, `objectives`, `metrics`, `seconds` by stage (as `Evaluation` has them),
   `merge` (what the layer cache did), `tokens` (run, run by stock lm-eval, and of those run what hidden states saved),
-  `apart` (how far the search's way to score is from the stock tool's, of the winner), `error`, and `items`,
+  `apart` (how far the search's way to score is from the stock tool's, of the winner), `race` (of candidates that were
+  not scored on all items at once: `Evaluation.race`), `error`, and `items`,
   `items_hash`: file name and SHA-256 of the per-item scores in the folder ``items``.
 - ``improved``: `candidate` (the winner), `objective` (its first), `recipe_hash`; with several objectives also who
   `entered` the Pareto front and who `left` it, its size `front` and its `hypervolume`.
+- ``finalists``: `candidates` that were scored on all items in the end, their values of the first objective by the
+  search (`search`) and there (`validation`), and the `winner`.
 - ``stopped``: `reason` and counts.
 - ``interrupted``, ``resumed``: a session ended early, another went on. Not part of the run's content.
 
@@ -177,8 +180,9 @@ class Ledger:
             file, digest = path.name, hashlib.sha256(data).hexdigest()
         fields = {**vars(evaluation), "items": file, "items_hash": digest}
         del fields["traceback"], fields["responses"]  # for the log, and for files of their own
-        if not evaluation.apart:
-            del fields["apart"]
+        for name in ("apart", "race"):
+            if not fields[name]:
+                del fields[name]
         return fields
 
     def know(self, event: Event) -> None:
@@ -276,6 +280,7 @@ def evaluation_of(told: Event, items: Items | None = None) -> Evaluation:
             error=str(told["error"]),
             tokens=_numbers(told.get("tokens", {})),
             apart=_numbers(told.get("apart", {})),
+            race=_numbers(told.get("race", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise LedgerError(f"a told event is malformed ({type(error).__name__}: {error})") from error

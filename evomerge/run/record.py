@@ -76,6 +76,11 @@ class Record:
             for offset in sorted(o for kind in kinds for o in self._offsets.get(kind, _NONE)[: passed.get(kind, 0)]):
                 yield self._read(offset)
 
+    def evaluations(self, passed: Mapping[Kind, int]) -> Iterator[Event]:
+        """Of so many events of each kind, those of evaluations on the search's items."""
+        for offset in self._offsets.get(("told", "search"), _NONE)[: passed.get(("told", "search"), 0)]:
+            yield self._read(offset)
+
     def told(self, candidate: int, split: Split) -> bool:
         """Whether the evaluation of a candidate is in the record."""
         marks = self._told.get(split, b"")

@@ -64,15 +64,33 @@ class PendingEvaluations:
         """Those in flight, in the order asked."""
         return list(self._waiting.values())
 
-    def wait(self) -> None:
-        """Until `next_result` has something to return. There must be a candidate in flight."""
-        while (next(iter(self._waiting)) not in self._arrived) if self._ordered else not self._arrived:
+    @property
+    def settled(self) -> bool:
+        """Whether a search can be gone on with from here, the candidates in flight evaluated anew."""
+        return True
+
+    @property
+    def _ready(self) -> bool:
+        return (next(iter(self._waiting), None) in self._arrived) if self._ordered else bool(self._arrived)
+
+    def step(self) -> bool:
+        """Wait for one evaluation, unless `next_result` has something to return; whether it has.
+
+        There must be a candidate in flight.
+        """
+        if not self._ready:
             evaluation = self._evaluator.collect()
             self._arrived[evaluation.candidate] = evaluation
             self._sent.discard(evaluation.candidate)
+        return self._ready
+
+    def shown(self, evaluation: Evaluation) -> Evaluation:
+        """What a strategy is told of an evaluation."""
+        return evaluation
 
     def next_result(self) -> tuple[Candidate, Evaluation]:
         """The next candidate to tell, and its evaluation, waited for."""
-        self.wait()
+        while not self.step():
+            pass
         number = next(iter(self._waiting if self._ordered else self._arrived))
         return self._waiting.pop(number), self._arrived.pop(number)

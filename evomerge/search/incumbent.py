@@ -75,6 +75,11 @@ class Incumbent:
             self._see_one(candidate, evaluation) if len(self.objectives) == 1 else self._see_many(candidate, evaluation)
         )
 
+    def settle(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Let a candidate be the winner, whatever others had."""
+        self.best, self.front = candidate, {candidate.id: candidate}
+        self.values = {candidate.id: evaluation.objectives}
+
     def state(self) -> dict[str, Any]:
         """The winner and the front by id, with their objectives, as JSON values."""
         return {

@@ -26,6 +26,7 @@ from evomerge.protocols import Evaluator, Proposal, SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo, baseline_recipes
 from evomerge.run.ledger import Ledger
 from evomerge.search.failures import Streak
+from evomerge.search.finalists import Leaders, best_of, favourite
 from evomerge.search.hooks import (
     BestWriter,
     CheckpointHook,
@@ -39,6 +40,7 @@ from evomerge.search.hooks import (
 from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import Phase
+from evomerge.search.racing.race import Race, RacedEvaluations
 from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.warm_start import WarmStart, no_warm_start
 from evomerge.strategies.bases.capabilities import Injectable
@@ -79,6 +81,8 @@ class Search:
             told if its turn comes.
         save: saves the state.
         responses: keeps what models answered.
+        race: scores candidates on some items first; ``None`` for all at once.
+        finalists: so many of the best are scored on all items in the end, and the winner is chosen there; 0 for none.
         give_up: after so many failures in a row for the same reason; ``None`` for never.
 
     Attributes:
@@ -100,17 +104,27 @@ class Search:
     save: CheckpointHook = no_checkpoint
     responses: ResponseKeeper = no_responses
     give_up: int | None = None
+    race: Race | None = None
+    finalists: int = 0
     state: SearchState = field(init=False)
     _scored: list[Candidate] = field(default_factory=list, init=False)
+    _last: tuple[SearchSpace, Strategy] | None = field(default=None, init=False)  # of the phase that is over
 
     def __post_init__(self) -> None:
         self._streak = Streak(self.give_up)
-        self.state = SearchState(self.incumbent)
+        self.state = SearchState(self.incumbent, leaders=Leaders(self.incumbent.objectives[0], self.finalists))
 
     def begin_from(self, state: SearchState) -> None:
         """Go on from a state that was saved, instead of beginning."""
         self._take_models()
         self.state = state
+
+    def in_flight_of(self, strategy: Strategy) -> PendingEvaluations:
+        """What keeps the candidates of a phase that are in flight."""
+        if self.race is None:
+            return PendingEvaluations(self.evaluator, "search", ordered=self.ordered)
+        bar: Callable[[], int | None] = getattr(strategy, "bar", lambda: self.best.id if self.best else None)
+        return RacedEvaluations(self.evaluator, ordered=self.ordered, race=self.race, bar=bar)
 
     @property
     def best(self) -> Candidate | None:
@@ -130,12 +144,16 @@ class Search:
                 self._take_models()
                 for candidate, evaluation in self._score(self._scored):
                     self.incumbent.baseline(evaluation)
+                    if self.race is not None:
+                        self.race.knowledge.see(evaluation, baseline=True)
                     self.state.scores[str(candidate.name)] = evaluation.objectives
             reason = self._run_phases()
         except (KeyboardInterrupt, EvomergeError):
             if self.state.settled and self.state.phase is not None:
                 self.save(self.state, now=True)
             raise
+        if self.finalists and self.best is not None:
+            self._choose()
         if self.held_out and self.best is not None:
             self._score([*(self._scored or self._models()), replace(self.best, name=BEST)], "held_out")
         self.ledger.append(
@@ -157,6 +175,7 @@ class Search:
                     return f"no candidate could be scored, and phase {phase.name} begins with the winner"
                 self.state.phase = self._begin(len(self.state.winners), phase)
             reason = self._go_on(self.state.phase)
+            self._last = self.state.phase.space, self.state.phase.strategy
             self.state.spent += self.state.phase.asked
             self.state.phase, self.state.settled = None, True
         return reason
@@ -182,7 +201,7 @@ class Search:
         )
         self._learn(warm, space, strategy)
         # Candidates of the user's come first; the strategy learns from them when it is able to.
-        pending = PendingEvaluations(self.evaluator, "search", ordered=self.ordered)
+        pending = self.in_flight_of(strategy)
         first, bounded = deque(warm.to_reevaluate[: phase.evaluations]), len(warm.to_reevaluate) > phase.evaluations
         return PhaseState(phase, space, strategy, limit, first, pending, bounded=bounded)
 
@@ -201,17 +220,21 @@ class Search:
                     "a fitness, a pool and workers that work",
                     "mend what is broken and go on with `evomerge resume RUN`, or set search.give_up=null",
                 )
-            self.save(self.state, now=False)
-            if self.stop():
-                pending.stop()  # the strategy is asked and told as ever, so that the ledger stays a beginning
-                if not pending.expects_result:
-                    raise Interrupted
-            pending.wait()
+            if pending.settled:
+                self.save(self.state, now=False)
+            self.state.settled = pending.settled
+            while True:
+                if self.stop():
+                    pending.stop()  # the strategy is asked and told as ever, so that the ledger stays a beginning
+                    if not pending.expects_result:
+                        raise Interrupted
+                if pending.step():
+                    break
             self.state.settled = False
             candidate, evaluation = pending.next_result()
             self._record(candidate, evaluation)
             learn = _inject(strategy) if candidate.id in phase.named else strategy.tell
-            learn(candidate, replace(evaluation, responses={}))  # strategies may keep what they are told
+            learn(candidate, replace(pending.shown(evaluation), responses={}))  # strategies may keep what they are told
             phase.named.discard(candidate.id)
         return "the strategy has nothing more to propose" if phase.left else "budget"
 
@@ -248,8 +271,31 @@ class Search:
         recipes = baseline_recipes(self.pool) if self.pool is not None else {}
         return [Candidate(self.state.new_id(), recipe, name=name) for name, recipe in recipes.items()]
 
-    def _score(self, candidates: Sequence[Candidate], split: Split = "search") -> list[tuple[Candidate, Evaluation]]:
-        """Evaluate models that must have a score, in order."""
+    def _choose(self) -> None:
+        """Score the finalists on all items, and let the best of them be the winner."""
+        first = self.incumbent.objectives[0]
+        candidates = list(self.state.leaders.candidates)
+        if self.race is not None and self._last is not None:
+            candidates += favourite(*self._last, self.state.new_id, {c.recipe.hash for c in candidates if c.recipe})
+        scored = self._score(candidates, "validation", must=False)
+        found = best_of(scored, first)
+        if found is None:
+            _LOG.warning("none of %d finalists could be scored; the winner is the one of the search", len(candidates))
+            return
+        self.ledger.append(
+            "finalists",
+            candidates=[candidate.id for candidate, _ in scored],
+            search=[self.state.leaders.value(candidate.id) for candidate, _ in scored],
+            validation=[evaluation.objectives.get(first.name) for _, evaluation in scored],
+            winner=found[0].id,
+        )
+        self.incumbent.settle(*found)
+        self.keep(self.incumbent)
+
+    def _score(
+        self, candidates: Sequence[Candidate], split: Split = "search", *, must: bool = True
+    ) -> list[tuple[Candidate, Evaluation]]:
+        """Evaluate models on all items, in order; those that `must` have a score raise where they have none."""
         pending = PendingEvaluations(self.evaluator, split, ordered=True)
         for candidate in candidates:
             self.ledger.log_asked(candidate, split)
@@ -264,7 +310,7 @@ class Search:
             candidate, evaluation = pending.next_result()
             self.responses(evaluation, candidate.name, compared=True)
             self.ledger.log_told(evaluation)
-            if not evaluation.ok:
+            if must and not evaluation.ok:
                 raise EvomergeError(
                     f"{candidate.name!r} could not be scored on the {split} items: {evaluation.error}",
                     "every model of the pool must have a score",
@@ -281,6 +327,9 @@ class Search:
             _LOG.info(
                 "candidate %d %s: %s\n%s", candidate.id, evaluation.status, evaluation.error, evaluation.traceback
             )
+        if self.race is not None:
+            self.race.knowledge.see(evaluation)
+        self.state.leaders.see(candidate, evaluation)
         self.responses(evaluation, None, compared=self._improve(candidate, evaluation))
 
     def _improve(self, candidate: Candidate, evaluation: Evaluation) -> bool:

@@ -11,6 +11,7 @@ from evomerge.errors import InfeasibleError
 from evomerge.genomes.genome import Genome
 from evomerge.protocols import Proposal, SearchSpace, Strategy
 from evomerge.recipes.recipe import Recipe
+from evomerge.search.finalists import Leaders
 from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import Phase
@@ -63,6 +64,7 @@ class SearchState:
 
     Attributes:
         incumbent: keeps the best.
+        leaders: those that the winner is chosen among in the end.
         phase: the one that is under way.
         winners, begins: the best candidate, and the next candidate's id, when each phase began.
         scores: objectives of the baselines, by name.
@@ -73,6 +75,7 @@ class SearchState:
     """
 
     incumbent: Incumbent
+    leaders: Leaders
     phase: PhaseState | None = None
     winners: list[Candidate | None] = field(default_factory=list)
     begins: list[int] = field(default_factory=list)

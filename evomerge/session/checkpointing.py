@@ -17,6 +17,7 @@ from evomerge.run.checkpoint import Checkpoint, Checkpoints, Position, read_chec
 from evomerge.run.ledger import Kind, Ledger
 from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.loop import Search
+from evomerge.search.racing.race import RacedEvaluations
 from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.session.replay import ContinuedLedger
 
@@ -42,7 +43,8 @@ def capture(state: SearchState, ledger: Ledger) -> dict[str, Any]:
     phase = state.phase
     assert phase is not None
     pending = phase.pending.candidates
-    needed = {c.id: c for c in (*state.winners, *state.incumbent.front.values(), *pending) if c is not None}
+    kept = (*state.winners, *state.incumbent.front.values(), *state.leaders.candidates, *pending)
+    needed = {c.id: c for c in kept if c is not None}
     genomes = [candidate.genome for candidate in needed.values() if candidate.genome is not None]
     assert len(genomes) == len(needed)
     return {
@@ -59,6 +61,8 @@ def capture(state: SearchState, ledger: Ledger) -> dict[str, Any]:
         "first": len(phase.first),
         "named": sorted(phase.named),
         "flight": [candidate.id for candidate in pending],
+        "against": [[number, other] for number, other in against_of(phase.pending).items()],
+        "leaders": state.leaders.state(),
         "candidates": [
             [candidate.id, list(candidate.parents), candidate.recipe.hash if candidate.recipe is not None else None]
             for candidate in needed.values()
@@ -105,13 +109,14 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
         strategy,
         None if saved["limit"] is None else int(saved["limit"]),
         deque(first[len(first) - int(saved["first"]) :]),
-        PendingEvaluations(search.evaluator, "search", ordered=search.ordered),
+        search.in_flight_of(strategy),
         asked=int(saved["asked"]),
         named=set(map(int, saved["named"])),
     )
     search.begin_from(
         SearchState(
             search.incumbent,
+            search.state.leaders,
             phase=current,
             winners=winners,
             begins=begins,
@@ -121,8 +126,18 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
             counts={str(status): int(count) for status, count in saved["counts"].items()},
         )
     )
+    search.state.leaders.load(saved.get("leaders", ()), known)
+    against = {int(number): int(other) for number, other in saved.get("against", ())}
     for candidate in pending:
-        current.pending.submit(candidate, refused[candidate.id])
+        if isinstance(current.pending, RacedEvaluations):
+            current.pending.submit(candidate, refused[candidate.id], against.get(candidate.id))
+        else:
+            current.pending.submit(candidate, refused[candidate.id])
+
+
+def against_of(pending: PendingEvaluations) -> dict[int, int]:
+    """Whom candidates in flight must beat, in a race."""
+    return pending.against if isinstance(pending, RacedEvaluations) else {}
 
 
 def _of(known: Mapping[int, Candidate], identity: Any) -> Candidate | None:
@@ -172,6 +187,11 @@ def begin(search: Search, ledger: ContinuedLedger) -> Position | None:
             continue
         try:
             passed = passed_of(found.state)
+            if search.race is not None:
+                search.race.knowledge.forget()
+                for evaluation in ledger.evaluations(passed):
+                    baseline = evaluation.candidate < int(found.state["begins"][0])
+                    search.race.knowledge.see(evaluation, baseline=baseline)
             restore(search, found.state)
         except Exception as error:  # strategies may be the user's, the checkpoint anybody's
             reason = str(error) if isinstance(error, EvomergeError) else f"{type(error).__name__}: {error}"

@@ -129,7 +129,8 @@ class ForkedEvaluator(WrappedEvaluator):
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
         """Look a candidate up, or queue it. What is held out is scored anew."""
-        place = self._source.place(candidate) if split == "search" else None
+        whole = split == "search" and candidate.part is None
+        place = self._source.place(candidate) if whole else None
         if place is None:
             self._evaluator.submit(candidate, split)
         else:

@@ -17,6 +17,7 @@ from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
 from evomerge.run.folder import RunFolder
 from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
+from evomerge.search.racing.race import Race
 from evomerge.search.warm_start import WarmStartSources
 from evomerge.session.builders import (
     check_asynchronous,
@@ -26,6 +27,7 @@ from evomerge.session.builders import (
     pool_from_config,
 )
 from evomerge.session.gene_budget import fit_spaces
+from evomerge.session.racing import build_race, count_finalists
 from evomerge.session.settings import built_from, check_nodes, check_pool, check_settings
 from evomerge.trackers.tracker import Tracker, trackers_from_config
 from evomerge.utils.imports import import_modules, own_files
@@ -46,6 +48,8 @@ class Parts:
         warm: what the search begins with.
         trackers: by name.
         overlap: share of the held-out items that are items of the search too; ``None`` where that is not known.
+        race: scores candidates on some items first; ``None`` for all at once.
+        finalists: how many of the best are scored on all items in the end.
         fitted: keys of search spaces that were chosen by the number of evaluations, with their values.
     """
 
@@ -60,6 +64,8 @@ class Parts:
     trackers: Sequence[tuple[str, Tracker]] = ()
     overlap: float | None = None
     fitted: Sequence[str] = ()
+    race: Race | None = None
+    finalists: int = 0
 
     @property
     def space(self) -> SearchSpace:
@@ -97,7 +103,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     )
     if run is None and config.from_run is not None:
         run = RunFolder.open(config.from_run)
-    fitnesses: dict[Split, Fitness] = {"search": fitness}
+    fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": fitness}
     if held_out is not None:
         fitnesses["held_out"] = held_out
     local = _LocalBuilder(fitnesses)
@@ -120,7 +126,10 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     if evaluator is None:  # a cluster is not connected to for tasks that are none
         assert pool is not None
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool))
-    return Parts(pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers, fitted=fitted)
+    race = build_race(config, fitness, strategies)
+    finalists = count_finalists(config, objectives, race is not None)
+    parts = pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers
+    return Parts(*parts, fitted=fitted, race=race, finalists=finalists)
 
 
 def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:

@@ -57,7 +57,8 @@ def remote_worker(
     for name, ref in refs.items():
         for problem in changed_since(name, ref, pool.checkpoints[name]):
             raise problem
-    fitnesses: dict[Split, Fitness] = {"search": fitness_from_config(config, "fitness")}
+    fitness = fitness_from_config(config, "fitness")
+    fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": fitness}
     if config.held_out is not None:
         fitnesses["held_out"] = fitness_from_config(config, "held_out")
     check_fitnesses(fitnesses["search"], fitnesses.get("held_out"))

@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 from evomerge.candidate import Candidate, Evaluation, Items, Split
 from evomerge.errors import EvomergeError
@@ -49,7 +50,7 @@ class RecordedEvaluator(WrappedEvaluator):
     def __init__(self, evaluator: Evaluator, record: Record) -> None:
         super().__init__(evaluator)
         self._record = record
-        self._waiting: dict[str, dict[int, Candidate]] = {"search": {}, "held_out": {}}
+        self._waiting: dict[str, dict[int, Candidate]] = {split: {} for split in get_args(Split)}
         self._early: deque[Evaluation] = deque()  # what the other one made while something lost was waited for
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
@@ -61,7 +62,7 @@ class RecordedEvaluator(WrappedEvaluator):
 
     def collect(self) -> Evaluation:
         """The evaluation that was told first of those that are waited for, else one that is made now."""
-        splits: tuple[Split, ...] = ("search", "held_out")
+        splits: tuple[Split, ...] = get_args(Split)
         for split in splits:
             while self._waiting[split]:
                 event = self._record.peek("told", split)
@@ -153,6 +154,19 @@ class ContinuedLedger(Ledger):
         self._write_resumed()
         return super().log_told(evaluation)
 
+    def evaluations(self, passed: Mapping[Kind, int]) -> Iterator[Evaluation]:
+        """Of so many events of each kind, the evaluations on the search's items, with these.
+
+        Raises:
+            LedgerError: a file of items is missing or damaged.
+        """
+        for event in self._record.evaluations(passed):
+            found = evaluation_of(event)
+            if event.get("items") is not None:
+                items = read_items(self.folder, found.candidate, "search", digest=event["items_hash"])
+                found = replace(found, items=items)
+            yield found
+
     def skip(self, passed: Mapping[Kind, int]) -> None:
         """Go on after so many events of each kind: the search has them behind it."""
         for event in self._record.lineages(passed):
@@ -185,7 +199,7 @@ class ContinuedLedger(Ledger):
         if not differing:
             return True
         # What follows the budget's end: another budget ends elsewhere, with another winner.
-        if kind == "stopped" or recorded.get("split") == "held_out":
+        if kind in ("stopped", "finalists") or recorded.get("split") in ("validation", "held_out"):
             return False
         key = differing[0]
         raise LedgerError(

@@ -122,6 +122,8 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 save=CheckpointSaver(checkpoints, ledger),
                 responses=AnswerKeeper(folder, {"search": parts.fitness, "held_out": parts.held_out}),
                 give_up=settings.give_up,
+                race=parts.race,
+                finalists=parts.finalists,
             )
             beginning.begin(search)
             interrupts.settled = lambda: search.state.settled

@@ -138,6 +138,13 @@ class CmaEs(Arrivals):
         self._choices = self._categorical.sample(self._choice_rng, self._popsize)
         return self._decoded([point[: len(self._coordinates.start)] for point in self._points], self._choices)
 
+    def favourite(self) -> Genome | None:
+        """The mean of the distribution, and the likeliest choices; ``None`` before anything was learnt."""
+        if not self._cma.countiter:
+            return None
+        mean = np.asarray(self._cma.result.xfavorite)[: len(self._coordinates.start)]
+        return self._decoded([mean], [self._categorical.likeliest])[0]
+
     def _sample(self) -> tuple[Genome, Sample]:
         point = self._cma.ask(1)[0]
         self._drawn_from = self._cma.countiter

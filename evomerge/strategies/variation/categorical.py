@@ -36,6 +36,11 @@ class Categorical:
         self._gamma = 0.0
         self._distrust = 1.0  # the step is its inverse
 
+    @property
+    def likeliest(self) -> NDArray[np.int64]:
+        """Number of the likeliest choice of each variable, the first among equals."""
+        return np.array([int(p.argmax()) for p in self.probabilities], dtype=np.int64)
+
     def sample(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
         """Numbers of choices, of shape ``(count, variables)``."""
         drawn = rng.random((count, len(self.probabilities)))

@@ -1,0 +1,105 @@
+"""One candidate's evaluation, joined from those of parts of its items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from evomerge.candidate import Candidate, Evaluation, Items, Part
+from evomerge.protocols import Estimate
+from evomerge.search.racing.parts import join, size
+
+
+@dataclass
+class Runner:
+    """A candidate in a race.
+
+    Attributes:
+        candidate: it.
+        start: where its items begin in the order of all, as a share.
+        opponent: the values of whom it must beat, item by item.
+        part: the items that it was scored on.
+        items: their values; NaN where an item was not run.
+        steps: what decided about it after each step: estimates of the first objective.
+        ended: its evaluation, where it is over: of an earlier session, or failed.
+    """
+
+    candidate: Candidate
+    start: float
+    opponent: Items | None = None
+    part: Part = field(default_factory=dict)
+    items: Items = field(default_factory=dict)
+    steps: list[float] = field(default_factory=list)
+    ended: Evaluation | None = None
+    _parts: list[tuple[int, Evaluation]] = field(default_factory=list)
+
+    def add(self, part: Part, evaluation: Evaluation) -> None:
+        """Take in the evaluation of a part."""
+        self.part = join(self.part, part)
+        self.items = joined_items(self.items, evaluation.items)
+        self._parts.append((size(part), evaluation))
+
+    @property
+    def plain(self) -> dict[str, float]:
+        """The objectives of the parts, by their numbers of items."""
+        return _mean([(count, evaluation.objectives) for count, evaluation in self._parts])
+
+    def joined(self, estimates: Mapping[str, Estimate], total: int, pruned: bool) -> Evaluation:
+        """The evaluation of all parts.
+
+        Args:
+            estimates: by objective.
+            total: items of the fitness.
+            pruned: whether others went on and it did not.
+        """
+        last = self._parts[-1][1]
+        parts = [evaluation for _, evaluation in self._parts]
+        complete = size(self.part) == total
+        race = {"items": float(size(self.part)), "of": float(total)}
+        race |= {f"step/{number}": value for number, value in enumerate(self.steps)}
+        if not complete:
+            race |= {f"error/{name}": e.error for name, e in estimates.items() if e.error == e.error}
+        seen = {task: len(places) for task, places in self.part.items()}
+        return replace(
+            last,
+            status="pruned" if pruned else "ok",
+            objectives={name: estimate.value for name, estimate in estimates.items()},
+            metrics=_mean([(count, evaluation.metrics) for count, evaluation in self._parts]),
+            items=self.items,
+            seconds=_sum([evaluation.seconds for evaluation in parts]),
+            merge=_sum([evaluation.merge for evaluation in parts]),
+            tokens=_sum([evaluation.tokens for evaluation in parts]),
+            responses=_joined_responses(parts),
+            race=race,
+            error="" if not pruned else f"pruned after {sum(seen.values())} of {total} items",
+        )
+
+
+def joined_items(first: Items, second: Items) -> Items:
+    """Values of either, those of the first where both have one."""
+    found = dict(first)
+    for name, values in second.items():
+        found[name] = np.where(np.isnan(found[name]), values, found[name]) if name in found else values
+    return found
+
+
+def _joined_responses(parts: Sequence[Evaluation]) -> dict[str, Sequence[str]]:
+    found: dict[str, Sequence[str]] = {}
+    for evaluation in parts:
+        for task, texts in evaluation.responses.items():
+            before = found.get(task, [""] * len(texts))
+            found[task] = [old or new for old, new in zip(before, texts, strict=True)]
+    return found
+
+
+def _mean(parts: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    total = sum(count for count, _ in parts)
+    names = dict.fromkeys(name for _, values in parts for name in values)
+    return {name: sum(count * values.get(name, np.nan) for count, values in parts) / total for name in names}
+
+
+def _sum(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for values in parts for name in values)
+    return {name: sum(values.get(name, 0.0) for values in parts) for name in names}

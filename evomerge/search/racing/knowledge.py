@@ -1,0 +1,89 @@
+"""What a search knows of its items: the values that models had, and the estimator that learns from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+
+from evomerge.candidate import Evaluation, Items
+from evomerge.objectives import Objective
+from evomerge.protocols import Estimate, Estimator
+
+_MOST = 500  # models that an estimator learns from: the pool's own, and those told last
+_GROWTH = 1.1  # it learns again when it is to know so many times as many
+
+
+class Knowledge:
+    """Values of items by model, in the order in which they were told.
+
+    What the estimator has learnt follows from how many models were told, so that a search that is gone on with
+    estimates as it would have.
+
+    Args:
+        estimator: ``None`` where the fitness has none.
+        objectives: of the fitness.
+    """
+
+    def __init__(self, estimator: Estimator | None, objectives: tuple[Objective, ...]) -> None:
+        self.estimator, self._objectives = estimator, objectives
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing."""
+        self._models: dict[int, Items] = {}
+        self._baselines: dict[int, Items] = {}
+        self._told = self._due = self._fitted = 0
+
+    def see(self, evaluation: Evaluation, *, baseline: bool = False) -> None:
+        """Take in an evaluation of the search's items."""
+        if evaluation.items and evaluation.objectives:
+            (self._baselines if baseline else self._models)[evaluation.candidate] = evaluation.items
+            self._told += 1
+            self._due = self._told if self._told >= max(1, math.floor(self._due * _GROWTH)) else self._due
+            if len(self._models) > _MOST:
+                del self._models[next(iter(self._models))]
+
+    def items(self, candidate: int) -> Items | None:
+        """The values that a candidate had, where they are still known."""
+        return self._models.get(candidate, self._baselines.get(candidate))
+
+    def order(self, counts: Mapping[str, int]) -> Mapping[str, Sequence[int]] | None:
+        """The order of items that the estimator prefers, from the pool's own models alone."""
+        if self.estimator is None:
+            return None
+        self.estimator.fit(list(self._baselines.values()))
+        self._fitted = 0
+        return self.estimator.order(counts)
+
+    def learn(self) -> None:
+        """Let the estimator learn what it is due to."""
+        if self.estimator is not None and self._due > self._fitted:
+            self._fitted = self._due
+            behind = self._told - self._due
+            models = list(self._models.values())
+            self.estimator.fit([*self._baselines.values(), *models[: len(models) - behind]])
+
+    def estimate(self, items: Items, plain: Mapping[str, float]) -> dict[str, Estimate]:
+        """By objective what all items would give.
+
+        Args:
+            items: values, NaN where an item was not run.
+            plain: the objectives of those that were run, for a fitness without an estimator.
+        """
+        if self.estimator is None:
+            return {name: Estimate(value, math.nan) for name, value in plain.items()}
+        self.learn()
+        return dict(self.estimator.estimate(items))
+
+    def worse(self, items: Items, other: Items, confidence: float) -> bool:
+        """Whether a model is worse than another in the first objective, on the items that both were scored on."""
+        if self.estimator is None:
+            return False
+        self.learn()
+        first = self._objectives[0]
+        found = self.estimator.difference(items, other).get(first.name)
+        if found is None or not (math.isfinite(found.value) and math.isfinite(found.error)):
+            return False
+        gain = first.gain(found.value)
+        return gain + NormalDist().inv_cdf(confidence) * found.error < 0

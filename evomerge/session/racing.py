@@ -1,0 +1,103 @@
+"""The race of a search from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from evomerge.config.schema import Config
+from evomerge.errors import ConfigError
+from evomerge.objectives import Objective
+from evomerge.protocols import Estimator, Fitness, Strategy
+from evomerge.search.racing.knowledge import Knowledge
+from evomerge.search.racing.race import Race
+from evomerge.search.racing.settings import Racing
+
+_FINALISTS = 8
+_MOST_FINALISTS = 10_000
+
+
+def race_settings(config: Config) -> Racing | None:
+    """What is asked of the race; ``None`` for none.
+
+    Raises:
+        ConfigError: a key out of its range, naming it.
+    """
+    asked = config.search.racing
+    if asked.items is None:
+        return None
+    return Racing(
+        items=asked.items,
+        against=asked.against,  # type: ignore[arg-type]  # it checks
+        keep=asked.keep,
+        most=asked.most,
+        rotate=asked.rotate,
+        confidence=asked.confidence,
+    )
+
+
+def build_race(config: Config, fitness: Fitness, strategies: Sequence[Strategy]) -> Race | None:
+    """The race of a search; ``None`` for none. The fitness must have been checked.
+
+    Raises:
+        ConfigError: it is asked for more items than there are; the fitness, the objectives or a strategy allow none.
+    """
+    settings = race_settings(config)
+    if settings is None:
+        return None
+    count: Callable[[], Mapping[str, int]] | None = getattr(fitness, "items", None)
+    if count is None:
+        raise ConfigError(
+            "search.racing.items is set, and the fitness cannot be asked for some of its items",
+            "a fitness with a method items() whose run takes a part, as lm_eval's",
+            "set search.racing.items=null",
+        )
+    objectives = tuple(fitness.objectives)
+    if settings.against != "none" and len(objectives) > 1 and config.search.scalarise is None:
+        raise ConfigError(
+            f"search.racing.against is {settings.against} and there are {len(objectives)} objectives",
+            "a race is decided by one number",
+            "set search.racing.against=none: all candidates are then scored on as many items",
+        )
+    for strategy in strategies:
+        if not getattr(strategy, "estimates", True):
+            raise ConfigError(
+                f"search.racing.items is set, and strategy {type(strategy).__name__} needs the scores of all items",
+                "a strategy that learns from objectives alone",
+                "set search.racing.items=null, or take another strategy",
+            )
+    if settings.against == "generation" and (not config.search.ordered or config.search.in_flight is not None):
+        raise ConfigError(
+            "search.racing.against is generation, and candidates do not come by generations",
+            "search.ordered=true and search.in_flight=null",
+            "set search.racing.against=incumbent",
+        )
+    builder: Callable[[], Estimator] | None = getattr(fitness, "build_estimator", None)
+    estimator: Any = builder() if builder is not None else None
+    if settings.against == "incumbent" and estimator is None:
+        raise ConfigError(
+            "search.racing.against is incumbent, and the fitness does not say what its items count",
+            "a fitness with a method build_estimator(), as lm_eval's",
+            "set search.racing.against=none",
+        )
+    return Race(settings, count(), Knowledge(estimator, objectives), objectives, config.search.seed)
+
+
+def count_finalists(config: Config, objectives: Sequence[Objective], raced: bool) -> int:
+    """How many candidates are scored on all items in the end.
+
+    Raises:
+        ConfigError: a number out of range, or several objectives, of which none decides.
+    """
+    asked = config.search.finalists
+    if asked is None:
+        return _FINALISTS if raced and len(objectives) == 1 else 0
+    if not 0 <= asked <= _MOST_FINALISTS:
+        raise ConfigError(f"search.finalists is {asked}", f"0 to {_MOST_FINALISTS:,}, or null")
+    if asked and len(objectives) > 1:
+        raise ConfigError(
+            f"search.finalists is {asked} and there are {len(objectives)} objectives",
+            "a winner among finalists is chosen by one objective",
+            "set search.finalists=0: the Pareto front stays as it is",
+        )
+    return asked
