@@ -114,7 +114,8 @@ class Estimator(Protocol):
         """By objective; every item has a value or NaN. `fit` comes before."""
 
     def difference(self, items: Items, other: Items) -> Mapping[str, Estimate]:
-        """By objective how much more the first gets than the other, from the items that both have, item by item."""
+        """By objective how much more the first gets than the other, from the items that both have, item by item. It knows
+        nothing but these."""
 
 
 class SearchSpace(Protocol):

@@ -55,7 +55,7 @@ class RacingConfig:
     """On how many of the fitness's items candidates are scored (`evomerge.search.racing.settings.Racing`).
 
     Attributes:
-        items: that every candidate is scored on first: a number, or a share below 1; ``None`` for all: no race.
+        first: items that every candidate is scored on first: a number, or a share below 1; ``None`` for all: no race.
         against: whom a candidate has to beat to be scored on more: its ``generation``, the ``incumbent``, or ``none``:
             nobody is.
         keep: share of a generation that goes on to more items.
@@ -64,7 +64,7 @@ class RacingConfig:
         confidence: with which a candidate must be worse than the incumbent to be pruned.
     """
 
-    items: float | None = None
+    first: float | None = None
     against: str = "generation"
     keep: float = 0.5
     most: float = 1.0

@@ -24,10 +24,10 @@ def race_settings(config: Config) -> Racing | None:
         ConfigError: a key out of its range, naming it.
     """
     asked = config.search.racing
-    if asked.items is None:
+    if asked.first is None:
         return None
     return Racing(
-        items=asked.items,
+        first=asked.first,
         against=asked.against,  # type: ignore[arg-type]  # it checks
         keep=asked.keep,
         most=asked.most,
@@ -48,9 +48,9 @@ def build_race(config: Config, fitness: Fitness, strategies: Sequence[Strategy])
     count: Callable[[], Mapping[str, int]] | None = getattr(fitness, "items", None)
     if count is None:
         raise ConfigError(
-            "search.racing.items is set, and the fitness cannot be asked for some of its items",
+            "search.racing.first is set, and the fitness cannot be asked for some of its items",
             "a fitness with a method items() whose run takes a part, as lm_eval's",
-            "set search.racing.items=null",
+            "set search.racing.first=null",
         )
     objectives = tuple(fitness.objectives)
     if settings.against != "none" and len(objectives) > 1 and config.search.scalarise is None:
@@ -62,9 +62,9 @@ def build_race(config: Config, fitness: Fitness, strategies: Sequence[Strategy])
     for strategy in strategies:
         if not getattr(strategy, "estimates", True):
             raise ConfigError(
-                f"search.racing.items is set, and strategy {type(strategy).__name__} needs the scores of all items",
+                f"search.racing.first is set, and strategy {type(strategy).__name__} needs the scores of all items",
                 "a strategy that learns from objectives alone",
-                "set search.racing.items=null, or take another strategy",
+                "set search.racing.first=null, or take another strategy",
             )
     if settings.against == "generation" and (not config.search.ordered or config.search.in_flight is not None):
         raise ConfigError(

@@ -22,7 +22,7 @@ class Runner:
         opponent: the values of whom it must beat, item by item.
         part: the items that it was scored on.
         items: their values; NaN where an item was not run.
-        steps: what decided about it after each step: estimates of the first objective.
+        steps: what decided about it after each step against its generation: estimates of the first objective.
         ended: its evaluation, where it is over: of an earlier session, or failed.
     """
 
@@ -40,6 +40,11 @@ class Runner:
         self.part = join(self.part, part)
         self.items = joined_items(self.items, evaluation.items)
         self._parts.append((size(part), evaluation))
+
+    @property
+    def done(self) -> int:
+        """How many steps it has been scored on."""
+        return len(self._parts)
 
     @property
     def plain(self) -> dict[str, float]:

@@ -80,7 +80,6 @@ class Knowledge:
         """Whether a model is worse than another in the first objective, on the items that both were scored on."""
         if self.estimator is None:
             return False
-        self.learn()
         first = self._objectives[0]
         found = self.estimator.difference(items, other).get(first.name)
         if found is None or not (math.isfinite(found.value) and math.isfinite(found.error)):

@@ -16,6 +16,9 @@ from evomerge.search.racing.parts import ItemOrder
 from evomerge.search.racing.settings import Racing
 
 
+NOBODY = -1
+
+
 class Race:
     """What races of a search have in common: the items' order, the steps, and what is known of the items.
 
@@ -57,7 +60,7 @@ class Race:
         """The items that a candidate is scored on next."""
         if self._order is None:  # the pool's own models are known by now
             self._order = ItemOrder(self._counts, self._seed, self.knowledge.order(self._counts))
-        done = len(runner.steps)
+        done = runner.done
         first = self.steps[done - 1] if done else 0.0
         return self._order.part(runner.start + first, runner.start + self.steps[done])
 
@@ -67,14 +70,15 @@ class Race:
             runner.ended = evaluation
             return
         runner.add(part, evaluation)
-        runner.steps.append(self.knowledge.estimate(runner.items, runner.plain)[self.objective.name].value)
+        if self.by_generation:  # otherwise what is known by now depends on who was faster
+            runner.steps.append(self.knowledge.estimate(runner.items, runner.plain)[self.objective.name].value)
 
     def evaluation(self, runner: Runner) -> Evaluation:
         """What a candidate is told as."""
         if runner.ended is not None:
             return runner.ended
         estimates = self.knowledge.estimate(runner.items, runner.plain)
-        return runner.joined(estimates, self.total, pruned=len(runner.steps) < len(self.steps))
+        return runner.joined(estimates, self.total, pruned=runner.done < len(self.steps))
 
     def gain(self, runner: Runner, step: int) -> float:
         """What decides about a candidate after a step, larger is better; below all others where it has failed."""
@@ -112,14 +116,14 @@ class RacedEvaluations(PendingEvaluations):
         self._step = 0  # of the generation
         self._shown: dict[int, float] = {}
         self.against: dict[int, int] = {}
-        """Whom each candidate in flight must beat."""
+        """Whom each candidate in flight must beat; `NOBODY` where there was no one."""
 
     def submit(self, candidate: Candidate, refused: str | None = None, against: int | None = None) -> None:
         """Send a candidate to be scored on its first items.
 
         Args:
             candidate, refused: as for `PendingEvaluations`.
-            against: whom it must beat, of a search that is gone on with.
+            against: whom it must beat (`NOBODY`: there is none), of a search that is gone on with.
         """
         if refused is not None:
             super().submit(candidate, refused)
@@ -130,10 +134,10 @@ class RacedEvaluations(PendingEvaluations):
             self._runners[candidate.id] = runner  # begun when all of its generation are there
             return
         runner.start = self._race.start(candidate.id, 1)
-        number = self._bar() if against is None else against
-        if number is not None and self._race.settings.against == "incumbent":
-            self.against[candidate.id] = number
-            runner.opponent = self._race.knowledge.items(number)
+        if self._race.settings.against == "incumbent":
+            number = self._bar() if against is None else against
+            self.against[candidate.id] = NOBODY if number is None else number
+            runner.opponent = self._race.knowledge.items(self.against[candidate.id])
         self._runners[candidate.id] = runner
         self._send(runner)
 
@@ -213,7 +217,7 @@ class RacedEvaluations(PendingEvaluations):
         if self._race.by_generation:
             if not self._parts:
                 self._next_step()
-        elif runner.ended is not None or len(runner.steps) == len(self._race.steps) or self._beaten(runner):
+        elif runner.ended is not None or runner.done == len(self._race.steps) or self._beaten(runner):
             self._arrived[number] = evaluation
         else:
             self._send(runner)

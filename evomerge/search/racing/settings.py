@@ -16,18 +16,18 @@ class Racing:
     """A race: every candidate is scored on some items first, those that may win on more.
 
     Attributes:
-        items: that every candidate is scored on: a number, or a share of all below 1.
+        first: items that every candidate is scored on: a number, or a share of all below 1.
         against: whom a candidate has to beat to be scored on more. ``generation``: the best `keep` of its generation go
             on, so that all of a generation are compared on the same items (successive halving; Jamieson and Talwalkar,
             arXiv 1502.07943). ``incumbent``: whoever may still be better than the best so far, or than whom the
             strategy says must be beaten, item by item. ``none``: nobody goes on.
         keep: share of a generation that goes on, and of a step's items that the step before had.
-        most: items that the best are scored on, as `items`; 1.0 for all.
+        most: items that the best are scored on, as `first`; 1.0 for all.
         rotate: whether each generation begins behind the items that the last one began with.
         confidence: with which a candidate must be worse than the incumbent to be pruned.
     """
 
-    items: float
+    first: float
     against: Against = "generation"
     keep: float = 0.5
     most: float = 1.0
@@ -35,7 +35,7 @@ class Racing:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        for name in ("items", "most"):
+        for name in ("first", "most"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0 and (value <= 1 or value == int(value))):
                 allowed = "a share of the items up to 1, or a number of them"
@@ -53,12 +53,12 @@ class Racing:
         Raises:
             ConfigError: more items than there are, or fewer at most than at first.
         """
-        first, most = (_share(getattr(self, name), total, name) for name in ("items", "most"))
+        first, most = (_share(getattr(self, name), total, name) for name in ("first", "most"))
         if self.against == "none":
             return [first]
         if most < first:
             raise ConfigError(
-                f"search.racing.most is {self.most:g} and search.racing.items {self.items:g}",
+                f"search.racing.most is {self.most:g} and search.racing.first {self.first:g}",
                 "at most as many items at first as in the end",
             )
         found = [first]
