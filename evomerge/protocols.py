@@ -114,8 +114,10 @@ class Estimator(Protocol):
         """By objective; every item has a value or NaN. `fit` comes before."""
 
     def difference(self, items: Items, other: Items) -> Mapping[str, Estimate]:
-        """By objective how much more the first gets than the other, from the items that both have, item by item. It knows
-        nothing but these."""
+        """By objective how much more the first gets than the other, from the items that both have, item by item.
+
+        It knows nothing but these, whatever was fitted.
+        """
 
 
 class SearchSpace(Protocol):

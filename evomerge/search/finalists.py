@@ -51,9 +51,14 @@ class Leaders:
         """The best first."""
         return [candidate for _, _, candidate in self._found]
 
-    def value(self, candidate: int) -> float | None:
-        """The objective that a candidate was told with; ``None`` for others."""
-        return next((self._objective.gain(gain) for _, gain, c in self._found if c.id == candidate), None)
+    def compared(self, scored: Sequence[tuple[Candidate, Evaluation]]) -> dict[str, Any]:
+        """Fields of a ``finalists`` event: what the candidates had in the search, and what they have on all items."""
+        told = {candidate.id: self._objective.gain(gain) for _, gain, candidate in self._found}
+        return {
+            "candidates": [candidate.id for candidate, _ in scored],
+            "search": [told.get(candidate.id) for candidate, _ in scored],
+            "validation": [evaluation.objectives.get(self._objective.name) for _, evaluation in scored],
+        }
 
     def state(self) -> list[list[Any]]:
         """As JSON values, candidates by their ids."""

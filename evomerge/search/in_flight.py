@@ -11,6 +11,17 @@ MOST_IN_FLIGHT = 10**6
 """Candidates that may be asked and not told at the same time."""
 
 
+def in_flight_limit(in_flight: int | None, ordered: bool, slots: int) -> int | None:
+    """How many candidates are in flight at once; ``None`` for a generation at a time.
+
+    Not ordered and not given: as many as there are workers, and an eighth more that wait for one, so that no worker
+    waits for the strategy. One worker gets one: what is asked later knows more.
+    """
+    if in_flight is not None or ordered:
+        return in_flight
+    return slots if slots == 1 else slots + -(-slots // 8)
+
+
 class PendingEvaluations:
     """Sends candidates to the evaluator and says whose turn it is to be told.
 

@@ -37,7 +37,7 @@ from evomerge.search.hooks import (
     no_checkpoint,
     no_responses,
 )
-from evomerge.search.in_flight import PendingEvaluations
+from evomerge.search.in_flight import PendingEvaluations, in_flight_limit
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import Phase
 from evomerge.search.racing.race import Race, RacedEvaluations
@@ -47,17 +47,6 @@ from evomerge.strategies.bases.capabilities import Injectable
 
 _LOG = logging.getLogger(__name__)
 BEST = "best"
-
-
-def in_flight_limit(in_flight: int | None, ordered: bool, slots: int) -> int | None:
-    """How many candidates are in flight at once; ``None`` for a generation at a time.
-
-    Not ordered and not given: as many as there are workers, and an eighth more that wait for one, so that no worker
-    waits for the strategy. One worker gets one: what is asked later knows more.
-    """
-    if in_flight is not None or ordered:
-        return in_flight
-    return slots if slots == 1 else slots + -(-slots // 8)
 
 
 @dataclass
@@ -273,24 +262,15 @@ class Search:
 
     def _choose(self) -> None:
         """Score the finalists on all items, and let the best of them be the winner."""
-        first = self.incumbent.objectives[0]
         candidates = list(self.state.leaders.candidates)
         if self.race is not None and self._last is not None:
             candidates += favourite(*self._last, self.state.new_id, {c.recipe.hash for c in candidates if c.recipe})
         scored = self._score(candidates, "validation", must=False)
-        found = best_of(scored, first)
-        if found is None:
-            _LOG.warning("none of %d finalists could be scored; the winner is the one of the search", len(candidates))
-            return
-        self.ledger.append(
-            "finalists",
-            candidates=[candidate.id for candidate, _ in scored],
-            search=[self.state.leaders.value(candidate.id) for candidate, _ in scored],
-            validation=[evaluation.objectives.get(first.name) for _, evaluation in scored],
-            winner=found[0].id,
-        )
-        self.incumbent.settle(*found)
-        self.keep(self.incumbent)
+        found = best_of(scored, self.incumbent.objectives[0])
+        if found is not None:
+            self.ledger.append("finalists", winner=found[0].id, **self.state.leaders.compared(scored))
+            self.incumbent.settle(*found)
+            self.keep(self.incumbent)
 
     def _score(
         self, candidates: Sequence[Candidate], split: Split = "search", *, must: bool = True

@@ -15,7 +15,6 @@ from evomerge.search.racing.knowledge import Knowledge
 from evomerge.search.racing.parts import ItemOrder
 from evomerge.search.racing.settings import Racing
 
-
 NOBODY = -1
 
 
