@@ -223,8 +223,7 @@ class RunProgress:
         if status in ("ok", "pruned"):
             if self._objective is None:
                 self._objective = self.objective.name if self.objective is not None else ""
-            value = number(event.get("objectives"), self._objective) if status == "ok" else np.nan
-            self._scores.append(value)
+            self._scores.append(number(event.get("objectives"), self._objective) if status == "ok" else np.nan)
             if seconds:
                 for name, recent in self._recent.items():
                     recent.append(seconds.get(name) if isinstance(seconds, dict) else None)
@@ -256,7 +255,7 @@ class RunProgress:
         candidates, values = event.get("candidates"), event.get("validation")
         if isinstance(candidates, list) and isinstance(values, list) and event.get("winner") in candidates:
             place = candidates.index(event["winner"])
-            value = values[place] if place < len(values) else None
+            value = dict(enumerate(values)).get(place)
             self.last_improved = {**event, "candidate": event["winner"], "objective": value}
 
     def _failed(self, error: str) -> None:

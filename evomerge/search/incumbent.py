@@ -55,6 +55,11 @@ class Incumbent:
         self._baselines: list[Mapping[str, float]] = []
 
     @property
+    def number(self) -> int | None:
+        """The winner's id; ``None`` before there is one."""
+        return None if self.best is None else self.best.id
+
+    @property
     def value(self) -> float:
         """The first objective of the winner; NaN before there is one."""
         if self.best is None:

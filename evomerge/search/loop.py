@@ -1,8 +1,8 @@
 """The search: baselines, phases of ask and tell until the budget is spent, then the held-out items.
 
-The loop has no randomness, reads no clock and keeps little state (`Search.state`). What it does next is a function of
-its configuration and of the evaluations told so far, in the order of the ledger: an evaluator that hands out the
-evaluations of a ledger in the ledger's order makes the same run again, ordered or not.
+The loop has no randomness, reads no clock and keeps little state (`Search.state`). What it does next follows from its
+configuration and the evaluations told so far: an evaluator that hands out the evaluations of a ledger in the ledger's
+order makes the same run again, ordered or not.
 `evomerge.session.checkpointing` saves that state between two evaluations, and begins from it.
 
 - *Ordered*: candidates are told in the order in which they were asked. With `in_flight` ``None`` the strategy's own
@@ -43,7 +43,7 @@ from evomerge.search.phases import Phase
 from evomerge.search.racing.race import Race, RacedEvaluations
 from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.warm_start import WarmStart, no_warm_start
-from evomerge.strategies.bases.capabilities import Injectable
+from evomerge.strategies.bases.capabilities import learner
 
 _LOG = logging.getLogger(__name__)
 BEST = "best"
@@ -112,8 +112,7 @@ class Search:
         """What keeps the candidates of a phase that are in flight."""
         if self.race is None:
             return PendingEvaluations(self.evaluator, "search", ordered=self.ordered)
-        bar: Callable[[], int | None] = getattr(strategy, "bar", lambda: self.best.id if self.best else None)
-        return RacedEvaluations(self.evaluator, ordered=self.ordered, race=self.race, bar=bar)
+        return RacedEvaluations(self.evaluator, ordered=self.ordered, race=self.race, bar=lambda: self.incumbent.number)
 
     @property
     def best(self) -> Candidate | None:
@@ -212,17 +211,13 @@ class Search:
             if pending.settled:
                 self.save(self.state, now=False)
             self.state.settled = pending.settled
-            while True:
-                if self.stop():
-                    pending.stop()  # the strategy is asked and told as ever, so that the ledger stays a beginning
-                    if not pending.expects_result:
-                        raise Interrupted
-                if pending.step():
-                    break
+            self._heed(pending)
+            while not pending.step():
+                self._heed(pending)
             self.state.settled = False
             candidate, evaluation = pending.next_result()
             self._record(candidate, evaluation)
-            learn = _inject(strategy) if candidate.id in phase.named else strategy.tell
+            learn = learner(strategy) if candidate.id in phase.named else strategy.tell
             learn(candidate, replace(pending.shown(evaluation), responses={}))  # strategies may keep what they are told
             phase.named.discard(candidate.id)
         return "the strategy has nothing more to propose" if phase.left else "budget"
@@ -253,7 +248,7 @@ class Search:
             known = replace(evaluation, candidate=candidate.id)
             self.ledger.log_warm(candidate, known, source)
             self._improve(candidate, known)
-            _inject(strategy)(candidate, known)
+            learner(strategy)(candidate, known)
 
     def _models(self) -> list[Candidate]:
         """The pool's own models, and what else the search has to beat."""
@@ -283,10 +278,7 @@ class Search:
             pending.submit(candidate)
         scored = []
         while pending:
-            if self.stop():
-                pending.stop()
-                if not pending.expects_result:
-                    raise Interrupted
+            self._heed(pending)
             candidate, evaluation = pending.next_result()
             self.responses(evaluation, candidate.name, compared=True)
             self.ledger.log_told(evaluation)
@@ -298,6 +290,13 @@ class Search:
                 )
             scored.append((candidate, evaluation))
         return scored
+
+    def _heed(self, pending: PendingEvaluations) -> None:
+        """Begin nothing more where `stop` says so; end where nothing is waited for any longer."""
+        if self.stop():
+            pending.stop()  # the strategy is asked and told as ever, so that the ledger stays a beginning
+            if not pending.expects_result:
+                raise Interrupted
 
     def _record(self, candidate: Candidate, evaluation: Evaluation) -> None:
         if self.ledger.log_told(evaluation) >= 0:  # what is in the ledger of an earlier session may have been mended
@@ -319,8 +318,3 @@ class Search:
             self.keep(self.incumbent)
             self.ledger.append("improved", **fields)
         return fields is not None
-
-
-def _inject(strategy: Strategy) -> Callable[[Candidate, Evaluation], None]:
-    """How a strategy learns from a candidate that it did not propose."""
-    return strategy.inject if isinstance(strategy, Injectable) else strategy.tell

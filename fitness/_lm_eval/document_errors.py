@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evomerge.errors import FitnessError
 
 
@@ -50,3 +53,10 @@ def no_prompt(instance: Any) -> FitnessError:
 def place_of(instance: Any) -> str:
     """How messages name the document of an instance."""
     return f"task {instance.task_name!r}, document {instance.doc_id}"
+
+
+def require_finite(values: NDArray[np.float64], instances: Sequence[Any]) -> None:
+    """Raise `FitnessError` for a log-likelihood that is not finite, naming its document."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise not_finite(instances[bad[0]], "a log-likelihood")

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from fitness._lm_eval.batches import Batch, TooLarge, mixed_lengths, plan_batches, score_batches
-from fitness._lm_eval.document_errors import not_finite, place_of, require_tokens
+from fitness._lm_eval.document_errors import place_of, require_finite, require_tokens
 from fitness._lm_eval.model import ResidentLM, TokenRequest
 from fitness._lm_eval.scoring import RawValues, TaskScorer
 from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
@@ -28,9 +29,6 @@ _log = logging.getLogger(__name__)
 
 _KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
-Places = Mapping[str, Sequence[int]]
-"""Task -> places of documents."""
-
 _Key = tuple[tuple[str, tuple[int, ...]], ...] | None  # of a plan; None for all documents
 _MOST_PARTS = 32
 
@@ -39,7 +37,7 @@ _MOST_PARTS = 32
 class _Plan:
     """Documents that are scored together, with their frozen batches."""
 
-    places: Places
+    places: Part
     instances: dict[str, list[Any]]  # by request type, repeated where the task repeats
     loglikelihood: list[Batch] | SharedForwards
     rolling: list[Batch] | SharedForwards
@@ -61,7 +59,7 @@ class Session:
         self._too_large = {kind: TooLarge() for kind in _KINDS}  # rolling ones score more rows of a batch
         self._keeps_states = False
         self._scorers = scorers
-        self.whole: Places = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
+        self.whole: Part = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
         self.requests: dict[int, list[TokenRequest]] = {}  # by identity of the instance
         self._plans: dict[_Key, _Plan] = {}
         by_type = self._by_type(self.whole)
@@ -79,7 +77,7 @@ class Session:
         self._require_rows(by_type)
         self.grouped = lm.logits_cache and not self._mixed(by_type)
 
-    def score(self, model: LoadedModel, places: Places, raw: dict[str, RawValues]) -> tuple[float, dict[str, float]]:
+    def score(self, model: LoadedModel, places: Part, raw: dict[str, RawValues]) -> tuple[float, dict[str, float]]:
         """Score the documents at `places` into `raw`; returns the seconds spent in model calls, and the tokens.
 
         The same places are scored in the same batches every time.
@@ -178,11 +176,11 @@ class Session:
         if kind == "loglikelihood":
             values, greedy, plan.loglikelihood = self._run(kind, plan.loglikelihood, len(instances))
             seconds = time.perf_counter() - start
-            _require_finite(values, instances)
+            require_finite(values, instances)
             return list(zip(values.tolist(), greedy.tolist(), strict=True)), seconds
         values, _, plan.rolling = self._run(kind, plan.rolling, sum(plan.windows))
         seconds = time.perf_counter() - start
-        _require_finite(values, [i for i, count in zip(instances, plan.windows, strict=True) for _ in range(count)])
+        require_finite(values, [i for i, count in zip(instances, plan.windows, strict=True) for _ in range(count)])
         numbers = iter(values.tolist())
         return [sum(next(numbers) for _ in range(count)) for count in plan.windows], seconds
 
@@ -204,14 +202,13 @@ class Session:
             )
         return found
 
-    def _plan(self, places: Places) -> _Plan:
+    def _plan(self, places: Part) -> _Plan:
         """The plan of some documents, kept for the next candidate; of parts those that were used last."""
         key = None if places is self.whole else tuple((name, tuple(of_task)) for name, of_task in places.items())
         if key in self._plans:
-            self._plans[key] = self._plans.pop(key)
+            self._plans[key] = self._plans.pop(key)  # the last to go
         else:
-            parts = [each for each in self._plans if each is not None]
-            for oldest in parts[: len(parts) - _MOST_PARTS + 1]:
+            for oldest in [each for each in self._plans if each is not None][: len(self._plans) - _MOST_PARTS]:
                 del self._plans[oldest]
             by_type = self._by_type(places)
             loglikelihood = [self.requests[id(instance)][0] for instance in by_type.get("loglikelihood", [])]
@@ -228,7 +225,7 @@ class Session:
             )
         return self._plans[key]
 
-    def _by_type(self, places: Places) -> dict[str, list[Any]]:
+    def _by_type(self, places: Part) -> dict[str, list[Any]]:
         """Instances by request type in stock order: tasks as asked, documents in order, repeats together."""
         by_type: dict[str, list[Any]] = {}
         for name, of_task in places.items():
@@ -321,9 +318,3 @@ class Session:
                         f"below {rows}, the rows of the model's embeddings",
                         "resize the embeddings as the tokenizer was, or take another tokenizer",
                     )
-
-
-def _require_finite(values: NDArray[np.float64], instances: Sequence[Any]) -> None:
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise not_finite(instances[bad[0]], "a log-likelihood")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol, get_args, runtime_checkable
 
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, nearest
 from evomerge.genomes.genome import GenomeSpec, Kind
 from evomerge.objectives import Objective
+from evomerge.protocols import Strategy
 
 KINDS: frozenset[str] = frozenset(get_args(Kind)) - {"lineage"}
 """Every kind of gene that has a value; genomes that descend from others (``lineage``) are for those who say so."""
@@ -42,6 +43,11 @@ class Injectable(Protocol):
 
     def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Learn from a candidate as if it had been proposed; one without a genome or a score is ignored."""
+
+
+def learner(strategy: Strategy) -> Callable[[Candidate, Evaluation], None]:
+    """How a strategy learns from a candidate that it did not propose."""
+    return strategy.inject if isinstance(strategy, Injectable) else strategy.tell
 
 
 def require(strategy: type[Capable], name: str, spec: GenomeSpec, objectives: Sequence[Objective], seed: int) -> None:
