@@ -75,6 +75,7 @@ class M2N2:
 
     asynchronous: ClassVar[bool] = True
     multi_objective: ClassVar[bool] = True
+    estimates: ClassVar[bool] = False  # niches are of the items that each member solves
     kinds: ClassVar[frozenset[str]] = KINDS | {"lineage"}
 
     def __init__(

@@ -23,6 +23,8 @@ class Capable(Protocol):
         asynchronous: `ask` never waits for evaluations: it proposes as many as are wanted at any time.
         multi_objective: it takes more than one objective.
         kinds: the kinds of genes that it handles.
+
+    One with an attribute `estimates` that is false needs the scores of all items, and cannot be raced.
     """
 
     @property

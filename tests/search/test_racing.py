@@ -1,0 +1,359 @@
+"""Candidates that are scored on some items first: the order of items, the steps, who goes on, and who wins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evomerge.candidate import Candidate, Evaluation, Items, Split
+from evomerge.errors import ConfigError
+from evomerge.genomes.genome import Gene, GenomeSpec
+from evomerge.objectives import Objective
+from evomerge.protocols import Estimate
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.slices import ModelRef, SliceId
+from evomerge.search.finalists import Leaders, best_of, favourite
+from evomerge.search.racing.knowledge import Knowledge
+from evomerge.search.racing.parts import ItemOrder, join, size
+from evomerge.search.racing.race import Race, RacedEvaluations, ranked
+from evomerge.search.racing.settings import Racing
+
+SCORE = (Objective("score"),)
+COUNTS = {"one": 80, "two": 20}
+POOL = PoolInfo(
+    refs=tuple((name, ModelRef(name, fingerprint=f"sha256:{name}")) for name in ("base", "a")),
+    sources=("a",),
+    base="base",
+    slices=(SliceId("embed"),),
+    layers=1,
+    dtype="float32",
+)
+
+
+class TestItemOrder:
+    def test_stretches_that_meet_share_no_item_and_are_all_items(self) -> None:
+        order = ItemOrder(COUNTS, seed=1)
+        parts = [order.part(first / 10, (first + 1) / 10) for first in range(10)]
+        assert [size(part) for part in parts] == [10] * 10
+        assert all({task: len(places) for task, places in part.items()} == {"one": 8, "two": 2} for part in parts)
+        for task, count in COUNTS.items():
+            assert sorted(place for part in parts for place in part[task]) == list(range(count))
+
+    def test_begins_again_behind_the_last(self) -> None:
+        order = ItemOrder(COUNTS, seed=1)
+        assert order.part(0.9, 1.1) == join(order.part(0.9, 1.0), order.part(0.0, 0.1))
+        assert order.part(1.2, 1.3) == order.part(0.2, 0.3)
+
+    def test_every_task_has_an_item(self) -> None:
+        order = ItemOrder({"large": 1000, "small": 2}, seed=0)
+        assert all(len(order.part(k / 50, (k + 1) / 50)["small"]) == 1 for k in range(50))
+        assert size(order.part(0.0, 3.0)) == 1002
+
+    def test_begins_with_those_that_are_preferred(self) -> None:
+        order = ItemOrder({"task": 4}, seed=0, preferred={"task": [3, 1, 0, 2]})
+        assert order.part(0.0, 0.5) == {"task": (1, 3)}
+
+    def test_another_seed_is_another_order(self) -> None:
+        assert ItemOrder(COUNTS, seed=1).part(0, 0.1) == ItemOrder(COUNTS, seed=1).part(0, 0.1)
+        assert ItemOrder(COUNTS, seed=1).part(0, 0.1) != ItemOrder(COUNTS, seed=2).part(0, 0.1)
+
+
+class TestSettings:
+    def test_steps_double_up_to_the_most(self) -> None:
+        assert Racing(0.1).steps(100) == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0])
+        assert Racing(25, most=50).steps(100) == pytest.approx([0.25, 0.5])
+        assert Racing(10, keep=0.25, most=0.4).steps(100) == pytest.approx([0.1, 0.4])
+        assert Racing(0.1, "none").steps(100) == [0.1]
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"first": 0}, "search.racing.first is 0"),
+            ({"first": 1.5}, "search.racing.first is 1.5"),
+            ({"first": math.nan}, "search.racing.first is nan"),
+            ({"first": 0.1, "most": -1}, "search.racing.most is -1"),
+            ({"first": 0.1, "against": "generations"}, "search.racing.against is 'generations'.*generation"),
+            ({"first": 0.1, "keep": 1.0}, "search.racing.keep is 1.0"),
+            ({"first": 0.1, "confidence": 0.2}, "search.racing.confidence is 0.2"),
+        ],
+    )
+    def test_refused(self, arguments: dict[str, Any], words: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            Racing(**arguments)
+
+    def test_more_items_than_there_are(self) -> None:
+        with pytest.raises(ConfigError, match="first is 101; at most 100"):
+            Racing(101).steps(100)
+        with pytest.raises(ConfigError, match="at most as many items at first as in the end"):
+            Racing(0.5, most=0.2).steps(100)
+
+
+class Means:
+    """Plain means of the values, over tasks; knows how often it was fitted."""
+
+    fits = 0
+
+    def fit(self, known: Sequence[Items]) -> None:
+        self.fits += 1
+        self.known = len(known)
+
+    def order(self, counts: Mapping[str, int]) -> None:
+        return None
+
+    def estimate(self, items: Items) -> dict[str, Estimate]:
+        return {"score": Estimate(float(np.mean([np.nanmean(values) for values in items.values()])), 0.5)}
+
+    def difference(self, items: Items, other: Items) -> dict[str, Estimate]:
+        found = np.concatenate([values - other[name] for name, values in items.items()])
+        found = found[np.isfinite(found)]
+        return {"score": Estimate(float(found.mean()), float(found.std(ddof=1) / math.sqrt(len(found))))}
+
+
+class Worker:
+    """Scores a candidate by its number: its quality, the same on every item but for a little that is the item's own."""
+
+    slots = 1
+
+    def __init__(self, qualities: Mapping[int, float], fails: Sequence[tuple[int, int]] = ()) -> None:
+        self.qualities, self.fails = qualities, set(fails)
+        self.items: dict[int, int] = {}
+        self.calls: list[int] = []
+        self._queue: list[Candidate] = []
+
+    def submit(self, candidate: Candidate, split: Split = "search") -> None:
+        self._queue.append(candidate)
+
+    def collect(self) -> Evaluation:
+        candidate = self._queue.pop(0)
+        self.calls.append(candidate.id)
+        part = candidate.part or {task: range(count) for task, count in COUNTS.items()}
+        if (candidate.id, self.calls.count(candidate.id)) in self.fails:
+            return Evaluation(candidate.id, "failed", error="it broke")
+        items = {}
+        for task, count in COUNTS.items():
+            values = np.full(count, np.nan)
+            places = list(part[task])
+            values[places] = self.qualities[candidate.id] + np.array(places) % 7 / 1000
+            items[f"{task}/acc"] = values
+        self.items[candidate.id] = self.items.get(candidate.id, 0) + size(part)
+        value = float(np.mean([np.nanmean(values) for values in items.values()]))
+        return Evaluation(candidate.id, "ok", "search", {"score": value}, {"m": value}, items, {"model": 1.0})
+
+    def withdraw(self) -> list[int]:
+        ids = [candidate.id for candidate in self._queue]
+        self._queue.clear()
+        return ids
+
+    def fingerprint(self, split: Split) -> str:
+        return ""
+
+    def close(self) -> None: ...
+
+
+def raced(worker: Worker, settings: Racing, *, ordered: bool = True, bar: int | None = None) -> RacedEvaluations:
+    race = Race(settings, COUNTS, Knowledge(Means(), SCORE), SCORE, seed=0)
+    return RacedEvaluations(worker, ordered=ordered, race=race, bar=lambda: bar)
+
+
+def candidates(count: int) -> list[Candidate]:
+    return [Candidate(number, POOL.linear({"a": number / 10})) for number in range(count)]
+
+
+def test_half_of_a_generation_goes_on_to_twice_the_items() -> None:
+    worker = Worker({0: 0.1, 1: 0.5, 2: 0.3, 3: 0.8, 4: 0.2, 5: 0.7, 6: 0.6, 7: 0.4})
+    pending = raced(worker, Racing(0.1, most=0.4))
+    for candidate in candidates(8):
+        pending.submit(candidate)
+    found = {}
+    while pending:
+        candidate, evaluation = pending.next_result()
+        found[candidate.id] = evaluation
+    assert list(found) == list(range(8))  # in the order asked
+    assert worker.items == {0: 10, 1: 20, 2: 10, 3: 40, 4: 10, 5: 40, 6: 20, 7: 10}
+    assert [number for number, evaluation in found.items() if evaluation.status == "ok"] == [3, 5]
+    assert found[6].status == "pruned"
+    assert found[6].error == "pruned after 20 of 100 items"
+    assert found[6].race["items"] == 20
+    assert set(found[3].race) == {"items", "of", "step/0", "step/1", "step/2", "error/score"}
+    assert found[3].objectives["score"] == pytest.approx(0.803, abs=0.001)
+    assert found[3].seconds == {"model": 3.0}
+    assert int(np.isfinite(found[3].items["one/acc"]).sum()) == 32
+
+
+def test_generations_begin_where_the_last_one_did_not() -> None:
+    def begun(rotate: bool) -> list[set[int]]:
+        worker = Worker({number: number / 10 for number in range(8)})
+        pending = raced(worker, Racing(0.25, "generation", most=0.5, rotate=rotate))
+        places = []
+        for first in (0, 4):
+            for candidate in candidates(8)[first : first + 4]:
+                pending.submit(candidate)
+            while pending:
+                _, evaluation = pending.next_result()
+            places.append(set(np.flatnonzero(np.isfinite(evaluation.items["one/acc"])).tolist()))
+        return places
+
+    first, second = begun(rotate=True)
+    assert len(first - second) == 20  # the last of four goes on to half of the items, from a quarter further on
+    first, second = begun(rotate=False)
+    assert first == second
+
+
+def test_one_that_fails_goes_on_no_further() -> None:
+    worker = Worker({number: number / 10 for number in range(4)}, fails=[(3, 2), (0, 1)])
+    pending = raced(worker, Racing(0.1, most=0.4))
+    for candidate in candidates(4):
+        pending.submit(candidate, refused="no model" if candidate.id == 1 else None)
+    found = [pending.next_result()[1] for _ in range(4)]
+    assert [evaluation.status for evaluation in found] == ["failed", "infeasible", "pruned", "failed"]
+
+
+def test_all_of_a_generation_may_fail() -> None:
+    worker = Worker({0: 0.1, 1: 0.2}, fails=[(0, 1), (1, 1)])
+    pending = raced(worker, Racing(0.1))
+    for candidate in candidates(2):
+        pending.submit(candidate)
+    assert [pending.next_result()[1].status for _ in range(2)] == ["failed", "failed"]
+
+
+def test_whoever_is_surely_worse_than_the_best_is_pruned() -> None:
+    worker = Worker({0: 0.5, 1: 0.2, 2: 0.51})
+    race = Race(Racing(0.1, "incumbent"), COUNTS, Knowledge(Means(), SCORE), SCORE, seed=0)
+    pending = RacedEvaluations(worker, ordered=True, race=race, bar=lambda: 0)
+    best = Worker({0: 0.5})
+    best.submit(candidates(1)[0])
+    race.knowledge.see(best.collect())
+    for candidate in candidates(3)[1:]:
+        pending.submit(candidate)
+    found = [pending.next_result()[1] for _ in range(2)]
+    assert [evaluation.status for evaluation in found] == ["pruned", "ok"]
+    assert worker.items == {1: 10, 2: 100}
+    assert "error/score" not in found[1].race  # all items: no estimate
+    assert pending.against == {}
+
+
+def test_without_a_best_nobody_is_pruned() -> None:
+    worker = Worker({0: 0.5, 1: 0.2})
+    pending = raced(worker, Racing(0.1, "incumbent"))
+    for candidate in candidates(2):
+        pending.submit(candidate)
+    assert [pending.next_result()[1].status for _ in range(2)] == ["ok", "ok"]
+
+
+def test_strategies_see_none_of_the_pruned_above_those_that_went_on() -> None:
+    def told(number: int, score: float, steps: int) -> Evaluation:
+        race = {f"step/{step}": 0.0 for step in range(steps)}
+        return Evaluation(number, "pruned", objectives={"score": score}, race=race)
+
+    evaluations = {0: told(0, 0.9, 1), 1: told(1, 0.5, 2), 2: told(2, 0.6, 3), 3: told(3, 0.4, 3), 4: told(4, 0.1, 1)}
+    assert ranked(evaluations, Objective("score")) == {0: 0.4, 1: 0.4, 2: 0.6, 3: 0.4, 4: 0.1}
+    assert ranked(evaluations, Objective("score", "minimize")) == {0: 0.9, 1: 0.6, 2: 0.6, 3: 0.4, 4: 0.6}
+
+
+def test_strategies_are_told_estimates_as_scores() -> None:
+    worker = Worker({0: 0.1, 1: 0.5})
+    pending = raced(worker, Racing(0.1, most=0.2))
+    for candidate in candidates(2):
+        pending.submit(candidate)
+    shown = [pending.shown(pending.next_result()[1]) for _ in range(2)]
+    assert [evaluation.status for evaluation in shown] == ["ok", "ok"]
+    assert shown[0].objectives["score"] == pytest.approx(0.103, abs=0.002)
+
+
+def test_a_race_that_is_stopped_tells_nobody() -> None:
+    worker = Worker(dict.fromkeys(range(4), 0.1))
+    pending = raced(worker, Racing(0.1))
+    for candidate in candidates(4):
+        pending.submit(candidate)
+    assert pending.settled
+    assert not pending.step()
+    pending.stop()
+    assert not pending.expects_result
+    assert pending.settled
+
+
+def test_an_estimator_learns_when_it_knows_a_tenth_more() -> None:
+    means = Means()
+    knowledge = Knowledge(means, SCORE)
+    worker = Worker(dict.fromkeys(range(60), 0.1))
+    known = []
+    for candidate in candidates(60):
+        worker.submit(candidate)
+        knowledge.see(worker.collect(), baseline=candidate.id < 3)
+        knowledge.learn()
+        known.append(means.known)
+    assert known[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert means.fits < 40
+    late = Knowledge(Means(), SCORE)
+    for candidate in candidates(60):
+        worker.submit(candidate)
+        late.see(worker.collect(), baseline=candidate.id < 3)
+    late.learn()
+    assert late.estimator.known == means.known  # type: ignore[union-attr]
+
+
+class TestFinalists:
+    def leaders(self, most: int = 3) -> Leaders:
+        leaders = Leaders(SCORE[0], most)
+        for number, (status, value) in enumerate(
+            [("ok", 0.5), ("pruned", 0.9), ("ok", 0.7), ("failed", 0.0), ("ok", 0.6), ("pruned", 0.8)]
+        ):
+            objectives = {} if status == "failed" else {"score": value}
+            evaluation = Evaluation(number, status, objectives=objectives)  # type: ignore[arg-type]
+            leaders.see(Candidate(number, POOL.linear({"a": number / 10})), evaluation)
+        return leaders
+
+    def test_those_that_finished_their_race_come_first(self) -> None:
+        assert [candidate.id for candidate in self.leaders(5).candidates] == [2, 4, 0, 1, 5]
+
+    def test_a_recipe_comes_once(self) -> None:
+        leaders = self.leaders()
+        leaders.see(Candidate(9, POOL.linear({"a": 0.2})), Evaluation(9, "ok", objectives={"score": 0.99}))
+        assert [candidate.id for candidate in leaders.candidates] == [2, 4, 0]
+
+    def test_none_are_kept_where_none_are_wanted(self) -> None:
+        assert self.leaders(0).candidates == []
+
+    def test_goes_on_from_its_state(self) -> None:
+        leaders = self.leaders()
+        again = Leaders(SCORE[0], 3)
+        again.load(leaders.state(), {candidate.id: candidate for candidate in leaders.candidates})
+        assert again.state() == leaders.state() == [[2, 1.0, 0.7], [4, 1.0, 0.6], [0, 1.0, 0.5]]
+
+    def test_the_best_of_those_that_could_be_scored(self) -> None:
+        scored = [
+            (Candidate(0, None), Evaluation(0, "failed")),
+            (Candidate(1, None), Evaluation(1, "ok", objectives={"score": 0.5})),
+            (Candidate(2, None), Evaluation(2, "ok", objectives={"score": 0.5})),
+        ]
+        found = best_of(scored, SCORE[0])
+        assert found is not None
+        assert found[0].id == 1
+        assert best_of(scored[:1], SCORE[0]) is None
+
+    def test_the_mean_of_a_distribution_is_one_more(self) -> None:
+        from evomerge.strategies.cma_es import CmaEs
+
+        class Space:
+            spec = GenomeSpec((Gene("a"), Gene("b")))
+
+            def decode(self, genome: Any) -> Any:
+                return POOL.linear({"a": genome.values[0]})
+
+        strategy = CmaEs(Space.spec, SCORE, seed=0, popsize=6)
+        assert favourite(Space(), strategy, lambda: 7, set()) == []
+        for _ in range(12):
+            for number, proposal in enumerate(strategy.ask()):
+                score = -abs(proposal.genome.values[0] - 0.3) - abs(proposal.genome.values[1] - 0.6)
+                evaluation = Evaluation(number, "ok", objectives={"score": score})
+                strategy.tell(Candidate(number, None, proposal.genome), evaluation)
+        (found,) = favourite(Space(), strategy, lambda: 7, set())
+        assert found.id == 7
+        assert found.genome is not None
+        assert found.genome.values == pytest.approx((0.3, 0.6), abs=0.05)
+        assert found.recipe is not None
+        assert favourite(Space(), strategy, lambda: 7, {found.recipe.hash}) == []
