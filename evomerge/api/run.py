@@ -103,10 +103,11 @@ class Run(os.PathLike[str]):
     def best(self) -> FoundCandidate | None:
         """The winner; ``None`` before any candidate was scored."""
         history = read_history(self._folder)
-        trial = next((own for own in history.trials if own.candidate == history.winner), None)
+        told = [*history.validated.values(), *history.trials]
+        trial = next((own for own in told if own.candidate == history.winner), None)
         if trial is None:
             return None
-        decided = history.improved[-1].get("objective")
+        decided = (history.last_improved or {}).get("objective")
         recipe = load_recipe(self.path) if self._folder.best_recipe.is_file() else None
         found = _found(trial, history, recipe)
         return replace(found, score=float(decided)) if isinstance(decided, int | float) else found

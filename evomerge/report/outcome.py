@@ -11,6 +11,7 @@ from evomerge.candidate import Evaluation, Split
 from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare
 from evomerge.recipes.pool_info import PoolInfo
+from evomerge.report.finalists import race_lines
 from evomerge.report.progress import RunProgress
 from evomerge.report.trial import Trial
 from evomerge.run.folder import RunFolder
@@ -55,6 +56,7 @@ class RunRecord:
         stopped: why the search ended, or ``None`` when it did not end.
         phases: what the ledger says of each part of the search.
         improved: its last improvement: with several objectives, of the Pareto front.
+        race: in words, on how many items candidates were scored, and how the finalists fared.
         shares: what metrics count in its objectives, on these items; empty where the run does not say.
     """
 
@@ -68,6 +70,7 @@ class RunRecord:
     stopped: str | None
     phases: tuple[Event, ...] = ()
     improved: Event | None = None
+    race: tuple[str, ...] = ()
     shares: tuple[MetricShare, ...] = ()
 
     def headlines(self, evaluation: Evaluation) -> dict[str, str]:
@@ -152,7 +155,7 @@ def read_run(run: Path | RunFolder) -> RunRecord:
         """The winner's evaluation by a second pass: the first does not keep them all."""
         last = None
         for event in read_ledger(folder, on_torn=lambda torn: None):
-            own = (event.get("candidate"), event.get("split")) == (seen.winner, "search")
+            own = event.get("candidate") == seen.winner and event.get("split", "search") != "held_out"
             if own and event["event"] in ("told", "warm"):
                 last = event
         return None if last is None else Trial.asked(last, 0).told(last)
@@ -195,10 +198,13 @@ def outcome_of(
         started=seen.started,
         split=split,
         baselines=tuple(Scored(name, evaluation(trial, split)) for name, trial in baselines.items()),
-        best=Scored(BEST, evaluation(best, split)) if best is not None else None,
+        best=Scored(BEST, evaluation(best, "validation" if best.split == "validation" else split))
+        if best is not None
+        else None,
         counts=dict(sorted(seen.counts.items())),
         stopped=seen.stopped,
         phases=tuple(seen.phases),
         improved=seen.last_improved,
+        race=race_lines(seen),
         shares=seen.shares(split),
     )

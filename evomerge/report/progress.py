@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.objectives import MetricShare, Objective
+from evomerge.report.clock import Clock
 from evomerge.report.trial import Trial, number, numbers, time_of
 from evomerge.run.ledger_file import Event
 
@@ -41,6 +42,8 @@ class RunProgress:
         held_out: models on the held-out items, by name; the winner is called ``best``.
         last_improved: the last improvement; once a finalist has won, it.
         finalists: the event of the finalists; empty where there were none.
+        validated: candidates that were scored on all items in the end, by id.
+        raced: of candidates in a race, the ``items`` that they were scored on, and ``of`` how many.
         merge: what the layer cache did, added up over all evaluations.
         stages: seconds by stage, added up over the candidates told.
         tokens: that their log-likelihoods ``run``, and would run in ``stock`` lm-eval; what ``hidden`` states saved.
@@ -61,6 +64,8 @@ class RunProgress:
         self.held_out: dict[str, Trial] = {}
         self.last_improved: Event | None = None
         self.finalists: Event = {}
+        self.validated: dict[Any, Trial] = {}
+        self.raced: dict[str, float] = {}
         self.merge: dict[str, float] = {}
         self.tokens: dict[str, float] = {}
         self.stages: dict[str, float] = {}
@@ -71,7 +76,7 @@ class RunProgress:
         self._objective: str | None = None
         # Times stay text until they are asked for: a search with candidates of a millisecond would notice.
         self._last: Any = None
-        self._search, self._judging = _Clock(), _Clock()
+        self._search, self._judging = Clock(), Clock()
 
     def update(self, event: Event) -> None:
         """Take in the next event."""
@@ -196,6 +201,8 @@ class RunProgress:
             self._named.setdefault((candidate, split), []).append(str(event["name"]))
             if split == "held_out":
                 self._judging.begin(self._last)
+        elif split == "validation":
+            self.validated[candidate] = Trial.asked(event, self._phase)
         elif split == "search" and candidate not in self.in_flight:
             self._search.begin(self._last)
             self.in_flight[candidate] = self._trial(event)
@@ -212,6 +219,8 @@ class RunProgress:
                 scored[name] = Trial.asked(event, self._phase).told(event, self.seconds)
             return
         if split != "search":
+            if split == "validation" and candidate in self.validated:
+                self.validated[candidate].told(event, self.seconds)
             return
         known = self.in_flight.pop(candidate, None)
         self._search.mark(self._last)
@@ -220,6 +229,7 @@ class RunProgress:
         seconds = event.get("seconds")
         _add(self.stages, seconds)
         _add(self.tokens, event.get("tokens"))
+        _add(self.raced, {name: v for name, v in numbers(event.get("race")).items() if name in ("items", "of")})
         if status in ("ok", "pruned"):
             if self._objective is None:
                 self._objective = self.objective.name if self.objective is not None else ""
@@ -266,45 +276,6 @@ class RunProgress:
             reason = self._reasons[kind] = error
         reason = reason or "other reasons"
         self.failures[reason] = self.failures.get(reason, 0) + 1
-
-
-class _Clock:
-    """Seconds of something over several sessions, from times that stay text until they are asked for."""
-
-    def __init__(self) -> None:
-        self._begin: Any = None
-        self._mark: Any = None
-        self._before = 0.0
-        self._ran = False
-
-    @property
-    def running(self) -> bool:
-        return self._begin is not None
-
-    @property
-    def seconds(self) -> float:
-        if self._mark is None or self._begin is None:
-            return self._before
-        return self._before + max(0.0, (time_of(self._mark) - time_of(self._begin)).total_seconds())
-
-    def begin(self, time: Any) -> None:
-        if self._begin is None:
-            self._begin, self._ran = time, True
-
-    def mark(self, time: Any) -> None:
-        self._mark = time
-
-    def go_on(self, time: Any) -> None:
-        """Where it ran in an earlier session, it runs again from now."""
-        if self._ran:
-            self._begin, self._mark = time, None
-
-    def end(self, time: Any = None) -> None:
-        """A session is over at this time; at the last mark where none is given."""
-        if self._begin is not None:
-            self._mark = self._mark if time is None else time
-            self._before = self.seconds
-        self._begin = self._mark = None
 
 
 def _add(sums: dict[str, float], values: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from evomerge.config.resume_command import resume_command
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
+from evomerge.report.finalists import race_lines
 from evomerge.report.progress import RunProgress
 from evomerge.report.trial import numbers
 from evomerge.run.folder import RunFolder
@@ -80,6 +81,7 @@ class RunStatus:
         per_minute: candidates told in a minute of search.
         stages: median seconds of the latest candidates by stage.
         stage_seconds: seconds of all candidates by stage.
+        race: in words, on how many items candidates were scored, and how the finalists fared.
         tokens: that log-likelihoods of all candidates ``run``, and would run in ``stock`` lm-eval; and what ``hidden``
             states saved of those run.
         cache: what the layer cache did.
@@ -119,6 +121,7 @@ class RunStatus:
     held_out_asked: int = 0
     held_out_seconds: float = 0.0
     tokens: Mapping[str, float] = field(default_factory=dict)
+    race: tuple[str, ...] = ()
 
     @property
     def told(self) -> int:
@@ -273,6 +276,7 @@ def status_of(
         held_out_asked=seen.held_out_asked,
         held_out_seconds=seen.held_out_seconds,
         tokens=dict(seen.tokens),
+        race=race_lines(seen),
     )
 
 

@@ -255,8 +255,8 @@ def _speed(status: RunStatus) -> list[str]:
         return ["not known yet"]
     medians = ", ".join(f"{name} {duration(value)}" for name, value in status.stages.items())
     speed = f"{rate(status.per_hour)} candidates an hour over {duration(status.seconds)}"
-    tokens = SavedTokens.of(status.tokens)
-    return [speed, *([f"median {medians}"] if medians else []), *(tokens.lines() if tokens is not None else [])]
+    saved = tokens.lines() if (tokens := SavedTokens.of(status.tokens)) is not None else []
+    return [speed, *([f"median {medians}"] if medians else []), *saved, *status.race]
 
 
 def _time(status: RunStatus, width: int) -> RenderableType:

@@ -91,6 +91,7 @@ class Summary:
         phases: name and evaluations of each part of the search, when there are several.
         front: number of recipes on the Pareto front and its hypervolume above the worst baselines, of a search with
             several objectives; the hypervolume is ``None`` without baselines on the search items.
+        race: in words, on how many items candidates were scored, and how the finalists fared.
         guesses: whether the run does not say what metrics count: weights are equal, directions go by names.
     """
 
@@ -107,6 +108,7 @@ class Summary:
     phases: tuple[tuple[str, int], ...] = ()
     front: tuple[int, float | None] | None = None
     guesses: bool = False
+    race: tuple[str, ...] = ()
 
     @property
     def evolved(self) -> Row | None:
@@ -163,6 +165,7 @@ def summarize_record(record: RunRecord) -> Summary:
         recipe=record.folder.best_recipe if record.folder.best_recipe.is_file() else None,
         phases=_phases(record),
         front=_front(record),
+        race=record.race,
         guesses=record.guesses,
     )
 

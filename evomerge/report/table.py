@@ -115,6 +115,7 @@ def _notes(summary: Summary) -> list[str]:
         notes.append(
             "The run does not say what its metrics count: weights are equal here, directions go by their names."
         )
+    notes.extend(summary.race)
     if summary.phases:
         parts = ", then ".join(f"{name} ({count} evaluations)" for name, count in summary.phases)
         notes.append(f"Phases: {parts}.")

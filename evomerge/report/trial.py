@@ -32,6 +32,8 @@ class Trial:
         digest: hash of its per-item scores, or ``None``.
         source: of a warm start, the run and candidate that it comes from.
         apart: of the winner on held-out items, as of `evomerge.candidate.Evaluation`.
+        race: as of `evomerge.candidate.Evaluation`.
+        split: the items that it was scored on.
     """
 
     candidate: int
@@ -51,6 +53,8 @@ class Trial:
     digest: str | None = None
     source: str | None = None
     apart: Numbers = field(default_factory=dict)
+    race: Numbers = field(default_factory=dict)
+    split: str = "search"
 
     @classmethod
     def asked(cls, event: Event, phase: int) -> Trial:
@@ -63,6 +67,7 @@ class Trial:
             parents=tuple(p for p in parents if type(p) is int) if isinstance(parents, list) else (),
             recipe_hash=str(event.get("recipe_hash") or ""),
             asked_at=stamp(event),
+            split=str(event.get("split") or "search"),
         )
 
     def told(self, event: Event, clock: float = math.nan) -> Trial:
@@ -72,6 +77,7 @@ class Trial:
         self.objectives, self.metrics = numbers(event.get("objectives")), numbers(event.get("metrics"))
         self.seconds, self.merge = numbers(event.get("seconds")), numbers(event.get("merge"))
         self.error, self.apart = str(event.get("error") or ""), numbers(event.get("apart"))
+        self.race = numbers(event.get("race"))
         self.digest = str(event["items_hash"]) if event.get("items") and event.get("items_hash") else None
         return self
 

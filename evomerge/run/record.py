@@ -36,6 +36,7 @@ class Record:
         self._offsets: dict[Kind, array[int]] = {}
         self._taken: dict[Kind, int] = {}
         self._told: dict[str, bytearray] = {}
+        self._validated: dict[int, str | None] = {}
         self.events = self.lines = self.proposed = offset = 0
         self.finished = self._lineages = False
         for number, line in scan(folder.ledger, self._torn):
@@ -86,6 +87,14 @@ class Record:
         marks = self._told.get(split, b"")
         return candidate < len(marks) and bool(marks[candidate])
 
+    def forget_other(self, candidate: int, recipe_hash: str) -> None:
+        """Forget what a finalist had where its number was another recipe's: of a run that was given more evaluations.
+
+        The mean of a distribution gets its number when the budget ends, and with a larger one another candidate does.
+        """
+        if self._validated.get(candidate, recipe_hash) != recipe_hash and self.told(candidate, "validation"):
+            self._told["validation"][candidate] = 0
+
     def first(self, event: str, split: str = "") -> Event | None:
         """The first event of a kind, taken or not."""
         offsets = self._offsets.get((event, split), _NONE)
@@ -104,6 +113,8 @@ class Record:
         self._offsets.setdefault(kind, array("q")).append(offset)
         if kind == ("asked", "search") and event.get("name") is None:
             self.proposed += 1
+        if kind == ("asked", "validation"):
+            self._validated[event["candidate"]] = event.get("recipe_hash")
         genome = event.get("genome")
         self._lineages = self._lineages or (isinstance(genome, dict) and "lineage" in genome)
         if kind[0] == "told":

@@ -57,13 +57,13 @@ class Reason:
 def cost(view: RunView, page: Page) -> Markup | None:
     """Bars of seconds and slices, and the table of failures."""
     history = view.history
-    every = [*history.trials, *history.baselines.values(), *history.held_out.values()]
+    every = [*history.trials, *history.validated.values(), *history.baselines.values(), *history.held_out.values()]
     every = [trial for trial in every if trial.source is None]
     if not every:
         return None
     seconds = _sums(trial.seconds for trial in every)
     merge = _sums(trial.merge for trial in every)
-    ok = [trial for trial in history.trials if trial.status == "ok" and trial.source is None]
+    ok = [trial for trial in history.trials if trial.status in ("ok", "pruned") and trial.source is None]
     median = {
         name: statistics.median(times)
         for name in seconds
@@ -96,7 +96,7 @@ def reasons(trials: Sequence[Trial]) -> list[Reason]:
     """Failures by status and message, numbers left out of the comparison; the most frequent first."""
     found: dict[tuple[str, str], Reason] = {}
     for trial in trials:
-        if trial.status == "ok":
+        if trial.status in ("ok", "pruned"):
             continue
         key = trial.status, re.sub(r"[-+]?\d[\d.,e+-]*", "#", trial.error[:300])
         example = clean(trial.error, 240) or "no reason was given"

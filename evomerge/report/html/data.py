@@ -132,8 +132,10 @@ class RunView:
 
     @cached_property
     def winner(self) -> Trial | None:
-        """The best candidate on the search items."""
+        """The best candidate: where finalists were scored on all items, the best of those."""
         wanted = self.history.winner
+        if wanted in self.history.validated:
+            return self.history.validated[wanted]
         return next((t for t in reversed(self.history.trials) if t.candidate == wanted and t.status == "ok"), None)
 
     @cached_property

@@ -19,6 +19,7 @@ from evomerge.report.html.compare import (
 from evomerge.report.html.cost import cost
 from evomerge.report.html.curve import curve
 from evomerge.report.html.data import RunView
+from evomerge.report.html.finalists import finalists
 from evomerge.report.html.front import front
 from evomerge.report.html.grid import grid
 from evomerge.report.html.headline import headline
@@ -71,6 +72,7 @@ def report_html(views: Sequence[RunView], *, paths: bool = False) -> str:
 _ONE: Sequence[tuple[str, str, Callable[[RunView, Page], Markup | None]]] = (
     ("held-out", "Scores", held_out),
     ("search", "Search", curve),
+    ("finalists", "Finalists", finalists),
     ("front", "Front", front),
     ("archive", "Archive", grid),
     ("niches", "Niches", niches),

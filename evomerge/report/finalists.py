@@ -1,0 +1,85 @@
+"""What racing saved, and how much better the finalists looked in the search than on all items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evomerge.report.formatting import count, number, signed
+from evomerge.report.trial import numbers
+
+if TYPE_CHECKING:
+    from evomerge.report.progress import RunProgress
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A candidate that was scored on all items in the end.
+
+    Attributes:
+        candidate: its id.
+        search: the first objective as the search told it; NaN of one that the search did not evaluate.
+        error: its standard error there; NaN where it is not known, 0 where that was all items.
+        validation: the first objective on all items; NaN where it could not be scored.
+        winner: whether it won.
+    """
+
+    candidate: int
+    search: float
+    error: float
+    validation: float
+    winner: bool
+
+    @property
+    def shrinkage(self) -> float:
+        """How much less it has on all items than in the search."""
+        return self.search - self.validation
+
+
+def finalists(event: Mapping[str, Any], races: Mapping[int, Mapping[str, float]], objective: str) -> list[Finalist]:
+    """The finalists of a ``finalists`` event, in its order.
+
+    Args:
+        event: empty where there were none.
+        races: `Evaluation.race` by candidate, where it is known.
+        objective: the first.
+    """
+    candidates = event.get("candidates")
+    if not isinstance(candidates, list):
+        return []
+
+    def column(name: str) -> dict[str, float]:
+        values = event.get(name)
+        return numbers(dict(enumerate(values))) if isinstance(values, list) else {}
+
+    search, validation = column("search"), column("validation")
+    found = []
+    for place, candidate in enumerate(candidates):
+        if type(candidate) is int:
+            race = races.get(candidate)
+            error = math.nan if race is None else race.get(f"error/{objective}", 0.0)
+            scores = (values.get(str(place), math.nan) for values in (search, validation))
+            score, validated = scores
+            found.append(Finalist(candidate, score, error, validated, candidate == event.get("winner")))
+    return found
+
+
+def race_lines(seen: RunProgress) -> tuple[str, ...]:
+    """What a run says of its race, a sentence each; none where there was none."""
+    lines = []
+    items, of = (seen.raced.get(name, 0.0) for name in ("items", "of"))
+    if 0 < items <= of < math.inf:
+        lines.append(f"Scored {count(round(items), 'item')} of {round(of):,} ({items / of:.1%}) in the search.")
+    found = finalists(seen.finalists, {}, "")
+    winner = next((finalist for finalist in found if finalist.winner), None)
+    if winner is not None:
+        line = f"{count(len(found), 'finalist')} scored on all items: candidate {winner.candidate} won with "
+        line += number(winner.validation)
+        if math.isfinite(winner.search):
+            line += f", {number(winner.search)} in the search"
+        known = [f.shrinkage for f in found if math.isfinite(f.shrinkage)]
+        line += f"; on average they changed by {signed(-sum(known) / len(known))}." if known else "."
+        lines.append(line)
+    return tuple(lines)
