@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evomerge.report.formatting import count, number, signed
+from evomerge.report.formatting import count, number, percent, signed
 from evomerge.report.trial import numbers
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def race_lines(seen: RunProgress) -> tuple[str, ...]:
     lines = []
     items, of = (seen.raced.get(name, 0.0) for name in ("items", "of"))
     if 0 < items <= of < math.inf:
-        lines.append(f"Scored {count(round(items), 'item')} of {round(of):,} ({items / of:.1%}) in the search.")
+        lines.append(f"Scored {count(round(items), 'item')} of {round(of):,} ({percent(items / of)}) in the search.")
     found = finalists(seen.finalists, {}, "")
     winner = next((finalist for finalist in found if finalist.winner), None)
     if winner is not None:

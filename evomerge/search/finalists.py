@@ -7,6 +7,7 @@ few items. Scoring some of the best once more, on items that did not choose them
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from evomerge.candidate import Candidate, Evaluation
@@ -14,6 +15,23 @@ from evomerge.errors import InfeasibleError
 from evomerge.genomes.genome import Genome
 from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace, Strategy
+
+
+@dataclass(frozen=True)
+class Leader:
+    """One of the best candidates.
+
+    Attributes:
+        candidate: it.
+        finished: whether it went on to the end of its race.
+        complete: whether it was scored on all items.
+        gain: the first objective that it was told with, larger is better.
+    """
+
+    candidate: Candidate
+    finished: bool
+    complete: bool
+    gain: float
 
 
 class Leaders:
@@ -26,7 +44,7 @@ class Leaders:
 
     def __init__(self, objective: Objective, most: int) -> None:
         self._objective, self._most = objective, most
-        self._found: list[tuple[float, float, Candidate]] = []  # whether not pruned, and the gain
+        self._found: list[Leader] = []
         self._recipes: set[str] = set()
 
     def see(self, candidate: Candidate, evaluation: Evaluation) -> None:
@@ -34,26 +52,38 @@ class Leaders:
         value = evaluation.objectives.get(self._objective.name)
         if value is None or candidate.recipe is None or evaluation.status not in ("ok", "pruned"):
             return
-        self.add(candidate, float(evaluation.ok), self._objective.gain(value))
+        complete = evaluation.race.get("items") == evaluation.race.get("of")
+        self.add(Leader(candidate, evaluation.ok, complete, self._objective.gain(value)))
 
-    def add(self, candidate: Candidate, whole: float, gain: float) -> None:
+    def add(self, leader: Leader) -> None:
         """Keep a candidate where it is among the best."""
-        recipe = candidate.recipe.hash if candidate.recipe is not None else ""
-        if not self._most or recipe in self._recipes:
+        if not self._most or _recipe(leader.candidate) in self._recipes:
             return
-        self._found.append((whole, gain, candidate))
-        self._found.sort(key=lambda entry: (-entry[0], -entry[1], entry[2].id))
+        self._found.append(leader)
+        self._found.sort(key=lambda each: (not each.finished, -each.gain, each.candidate.id))
         del self._found[self._most :]
-        self._recipes = {c.recipe.hash for _, _, c in self._found if c.recipe is not None}
+        self._recipes = {_recipe(each.candidate) for each in self._found}
 
     @property
     def candidates(self) -> list[Candidate]:
         """The best first."""
-        return [candidate for _, _, candidate in self._found]
+        return [each.candidate for each in self._found]
+
+    @property
+    def known(self) -> dict[int, Evaluation]:
+        """Evaluations of those that were scored on all items in the search, by candidate."""
+        name = self._objective.name
+        return {
+            each.candidate.id: Evaluation(
+                each.candidate.id, "ok", "validation", objectives={name: self._objective.gain(each.gain)}
+            )
+            for each in self._found
+            if each.complete
+        }
 
     def compared(self, scored: Sequence[tuple[Candidate, Evaluation]]) -> dict[str, Any]:
         """Fields of a ``finalists`` event: what the candidates had in the search, and what they have on all items."""
-        told = {candidate.id: self._objective.gain(gain) for _, gain, candidate in self._found}
+        told = {each.candidate.id: self._objective.gain(each.gain) for each in self._found}
         return {
             "candidates": [candidate.id for candidate, _ in scored],
             "search": [told.get(candidate.id) for candidate, _ in scored],
@@ -62,13 +92,17 @@ class Leaders:
 
     def state(self) -> list[list[Any]]:
         """As JSON values, candidates by their ids."""
-        return [[candidate.id, whole, gain] for whole, gain, candidate in self._found]
+        return [[each.candidate.id, each.finished, each.complete, each.gain] for each in self._found]
 
     def load(self, state: Sequence[Sequence[Any]], candidates: Mapping[int, Candidate]) -> None:
         """Go on from `state`."""
         self._found, self._recipes = [], set()
-        for number, whole, gain in state:
-            self.add(candidates[int(number)], float(whole), float(gain))
+        for number, finished, complete, gain in state:
+            self.add(Leader(candidates[int(number)], bool(finished), bool(complete), float(gain)))
+
+
+def _recipe(candidate: Candidate) -> str:
+    return candidate.recipe.hash if candidate.recipe is not None else ""
 
 
 def best_of(

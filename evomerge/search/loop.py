@@ -40,7 +40,7 @@ from evomerge.search.hooks import (
 from evomerge.search.in_flight import PendingEvaluations, in_flight_limit
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import Phase
-from evomerge.search.racing.race import Race, RacedEvaluations
+from evomerge.search.racing.race import Race, pending_of
 from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.warm_start import WarmStart, no_warm_start
 from evomerge.strategies.bases.capabilities import learner
@@ -108,11 +108,9 @@ class Search:
         self._take_models()
         self.state = state
 
-    def in_flight_of(self, strategy: Strategy) -> PendingEvaluations:
+    def pending(self) -> PendingEvaluations:
         """What keeps the candidates of a phase that are in flight."""
-        if self.race is None:
-            return PendingEvaluations(self.evaluator, "search", ordered=self.ordered)
-        return RacedEvaluations(self.evaluator, ordered=self.ordered, race=self.race, bar=lambda: self.incumbent.number)
+        return pending_of(self.evaluator, self.ordered, self.race, lambda: self.incumbent.number)
 
     @property
     def best(self) -> Candidate | None:
@@ -189,7 +187,7 @@ class Search:
         )
         self._learn(warm, space, strategy)
         # Candidates of the user's come first; the strategy learns from them when it is able to.
-        pending = self.in_flight_of(strategy)
+        pending = self.pending()
         first, bounded = deque(warm.to_reevaluate[: phase.evaluations]), len(warm.to_reevaluate) > phase.evaluations
         return PhaseState(phase, space, strategy, limit, first, pending, bounded=bounded)
 
@@ -260,7 +258,9 @@ class Search:
         candidates = list(self.state.leaders.candidates)
         if self.race is not None and self._last is not None:
             candidates += favourite(*self._last, self.state.new_id, {c.recipe.hash for c in candidates if c.recipe})
-        scored = self._score(candidates, "validation", must=False)
+        known = self.state.leaders.known  # on all items: scoring them again says nothing new
+        scored = self._score([c for c in candidates if c.id not in known], "validation", must=False)
+        scored += [(c, known[c.id]) for c in candidates if c.id in known]
         found = best_of(scored, self.incumbent.objectives[0])
         if found is not None:
             self.ledger.append("finalists", winner=found[0].id, **self.state.leaders.compared(scored))

@@ -109,7 +109,7 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
         strategy,
         None if saved["limit"] is None else int(saved["limit"]),
         deque(first[len(first) - int(saved["first"]) :]),
-        search.in_flight_of(strategy),
+        search.pending(),
         asked=int(saved["asked"]),
         named=set(map(int, saved["named"])),
     )

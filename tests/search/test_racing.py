@@ -322,7 +322,19 @@ class TestFinalists:
         leaders = self.leaders()
         again = Leaders(SCORE[0], 3)
         again.load(leaders.state(), {candidate.id: candidate for candidate in leaders.candidates})
-        assert again.state() == leaders.state() == [[2, 1.0, 0.7], [4, 1.0, 0.6], [0, 1.0, 0.5]]
+        expected = [[2, True, True, 0.7], [4, True, True, 0.6], [0, True, True, 0.5]]
+        assert again.state() == leaders.state() == expected
+        assert {number: dict(e.objectives) for number, e in leaders.known.items()} == {
+            2: {"score": 0.7},
+            4: {"score": 0.6},
+            0: {"score": 0.5},
+        }
+
+    def test_estimates_are_not_known(self) -> None:
+        leaders = Leaders(SCORE[0], 3)
+        race = {"items": 10.0, "of": 20.0}
+        leaders.see(Candidate(1, POOL.linear({"a": 0.2})), Evaluation(1, "ok", objectives={"score": 0.9}, race=race))
+        assert leaders.known == {}
 
     def test_the_best_of_those_that_could_be_scored(self) -> None:
         scored = [

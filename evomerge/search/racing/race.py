@@ -249,6 +249,15 @@ class RacedEvaluations(PendingEvaluations):
         self._shown = ranked(evaluations, self._race.objective)
 
 
+def pending_of(
+    evaluator: Evaluator, ordered: bool, race: Race | None, bar: Callable[[], int | None]
+) -> PendingEvaluations:
+    """What keeps candidates in flight, with a race or without. Arguments as for `RacedEvaluations`."""
+    if race is None:
+        return PendingEvaluations(evaluator, "search", ordered=ordered)
+    return RacedEvaluations(evaluator, ordered=ordered, race=race, bar=bar)
+
+
 def ranked(evaluations: Mapping[int, Evaluation], objective: Objective) -> dict[int, float]:
     """By candidate the value of an objective such that none who was scored on less is above one who went on.
 
