@@ -96,6 +96,7 @@ def print_result(run: Path, config: Config) -> None:
     from evomerge.report.outcome import NoBaselinesError
     from evomerge.report.summary import summarize
     from evomerge.report.table import render
+    from evomerge.run.folder import RunFolder
 
     needed = "".join(f" --import {module}" for module in config.imports)
     needed += " --trust" if config.pool.trust_remote_code else ""
@@ -105,5 +106,7 @@ def print_result(run: Path, config: Config) -> None:
     except NoBaselinesError:
         console.print("There is no table: without baselines the winner has nothing to be compared with.")
     console.print(f"\nWhat it found, in pictures: evomerge report {place}", soft_wrap=True)
+    if not RunFolder(run).best_recipe.is_file():  # genomes are the models
+        return
     console.print(f"The recipe for mergekit:    evomerge export {place} --format mergekit{needed}", soft_wrap=True)
     console.print(f"The model, ready to load:   evomerge merge {place} OUT{needed}", soft_wrap=True)
