@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-
-import numpy as np
 
 from evomerge.candidate import Part
 from evomerge.errors import ConfigError, FitnessError
@@ -76,13 +75,8 @@ class SurrogateFitness:
         """
         started = time.perf_counter()
         values, items = self._landscape.score(genome, self._seed, part)
-        metrics = {
-            name: float(value)
-            for name, value in zip(self._landscape.targets, values, strict=True)
-            if not np.isnan(value)
-        }
-        objectives = self._landscape.worth(metrics)
-        missing = [name for name, value in objectives.items() if np.isnan(value)]
+        metrics, objectives = self._landscape.metrics_of(values), self._landscape.objectives_of(values)
+        missing = [name for name, value in objectives.items() if math.isnan(value)]
         if missing:
             raise FitnessError(f"the part has no item of {', '.join(missing)}", "items of every objective")
         return Scores(objectives, metrics, items, {"model": 0.0, "other": time.perf_counter() - started})

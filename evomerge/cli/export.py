@@ -22,8 +22,8 @@ def run(arguments: Sequence[str]) -> int:
         "--format",
         choices=("evomerge", "mergekit", "svg", "optuna", "landscape"),
         default="evomerge",
-        help="svg: a picture, of paths only; optuna: a run as a study, a file that optuna-dashboard opens; landscape: a "
-        "model of a run's scores, on which searches are compared without models (fitness=surrogate)",
+        help="svg: a picture, of paths only; optuna: a run as a study, a file that optuna-dashboard opens; landscape: "
+        "a model of a run's scores, on which searches are compared without models (fitness=surrogate)",
     )
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
     add_import_option(parser)

@@ -1,4 +1,4 @@
-"""Landscapes as files: arrays and JSON in one archive, named by the hash of their content. Nothing in it is executed."""
+"""Landscapes as files: arrays and JSON in one archive, by the hash of their content. Nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _arrays(landscape: Landscape) -> dict[str, NDArray[Any]]:
         "source": dict(landscape.source),
     }
     text = json.dumps(header, sort_keys=True, allow_nan=False)
-    arrays = {_HEADER: np.frombuffer(text.encode(), np.uint8)}
+    arrays: dict[str, NDArray[Any]] = {_HEADER: np.frombuffer(text.encode(), np.uint8)}
     arrays |= {f"forest.{own.name}": getattr(landscape.forest, own.name) for own in fields(Forest)}
     for number, own in enumerate(landscape.items.values()):
         arrays[f"items.{number}.offsets"] = own.offsets

@@ -31,8 +31,9 @@ class Evaluated:
     Attributes:
         genes: of its search space.
         genomes: of its candidates that were scored.
-        objectives, shares: of the run.
-        targets: by name what each candidate got, of shape ``(genomes,)`` and finite.
+        objectives: of the run.
+        shares: of which metrics they are the sum; empty where they are targets themselves.
+        targets: by name what counts of each candidate's metric, or its objective: shape ``(genomes,)``, finite.
         items: by target, where it is the mean of its items, their values, shape ``(genomes, items)``.
     """
 

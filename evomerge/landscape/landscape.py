@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from evomerge.objectives import MetricShare, Objective
 
 Array = NDArray[np.float64]
 Part = Mapping[str, Sequence[int]]
+_LARGEST_LOG = 700.0  # of which float64 has an exponential
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class Landscape:
     Attributes:
         genes: the search space of the run.
         objectives: of the run, in order.
-        shares: what each target counts in the objectives.
-        targets: names of what the forest predicts: metrics, ``task/metric``, or objectives.
+        shares: what each metric counts in the objectives.
+        targets: names of what the forest predicts: metrics, ``task/metric``, those whose logarithm counts as their
+            logarithm; or objectives, where these are not made of metrics.
         forest: predicts the targets from the genes' features.
         items: by target the items that it is the mean of.
         fit: by target, cross-validated.
@@ -126,9 +129,15 @@ class Landscape:
                 predicted[number] = np.nanmean(values)
         return predicted, found
 
-    def worth(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The objectives of targets: weighted means over the shares that have a value, as the run's were made."""
-        return objectives_of(values, self.objectives, self.shares)
+    def objectives_of(self, values: Array) -> dict[str, float]:
+        """The objectives of targets; those that are NaN are left out of them."""
+        return objectives_of(dict(zip(self.targets, map(float, values), strict=True)), self.objectives, self.shares)
+
+    def metrics_of(self, values: Array) -> dict[str, float]:
+        """The metrics of targets that are not NaN, as the run reported them."""
+        logs = {share.metric for share in self.shares if share.transform}
+        pairs = zip(self.targets, map(float, values), strict=True)
+        return {n: math.exp(min(v, _LARGEST_LOG)) if n in logs else v for n, v in pairs if not math.isnan(v)}
 
     def _places(self, task: str, places: Sequence[int]) -> NDArray[np.int64]:
         chosen = np.asarray(places, dtype=np.int64)
@@ -151,25 +160,30 @@ def task_of(target: str) -> str:
 
 
 def objectives_of(
-    values: Mapping[str, float], objectives: Sequence[Objective], shares: Sequence[MetricShare]
+    counted: Mapping[str, float], objectives: Sequence[Objective], shares: Sequence[MetricShare]
 ) -> dict[str, float]:
-    """Objectives from metrics: ``sum(w c(v)) / sum(w)`` over the shares whose metric has a value.
+    """Objectives from what counts of metrics: ``sum(w c)`` over an objective's shares.
 
-    A metric whose direction is not its objective's counts negatively; of an objective without shares its own value
-    counts, by its name. NaN where nothing has a value.
+    A metric whose better values are not the objective's counts negatively. Where some have no value (NaN), the sum over
+    the others is scaled by the weight of all over theirs. An objective without shares is a target itself.
+
+    Args:
+        counted: by metric what counts of it (`MetricShare.counted`), or by objective its value.
+        objectives: by name.
+        shares: the weights as they are, not only their ratios.
+
+    Returns:
+        By objective; NaN where nothing has a value.
     """
     found: dict[str, float] = {}
     for objective in objectives:
         own = [share for share in shares if share.objective in ("", objective.name)]
-        pairs = [(share, values.get(share.metric, np.nan)) for share in own]
-        known = [(share, value) for share, value in pairs if not np.isnan(value)]
         if not own:
-            found[objective.name] = float(values.get(objective.name, np.nan))
+            found[objective.name] = counted.get(objective.name, math.nan)
             continue
-        total = sum(share.weight for share, _ in known)
-        signed = [
-            share.weight * (1 if share.direction == objective.direction else -1) * share.counted(value)
-            for share, value in known
-        ]
-        found[objective.name] = float(sum(signed) / total) if total else float("nan")
+        known = [share for share in own if not math.isnan(counted.get(share.metric, math.nan))]
+        weight, total = sum(share.weight for share in known), sum(share.weight for share in own)
+        signs = [1 if share.direction == objective.direction else -1 for share in known]
+        value = sum(sign * s.weight * counted[s.metric] for sign, s in zip(signs, known, strict=True))
+        found[objective.name] = value * total / weight if weight else math.nan
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -101,26 +102,40 @@ def _items(folder: RunFolder, scored: Sequence[Trial]) -> list[dict[str, Array]]
 def _targets(
     scored: Sequence[Trial], objectives: Sequence[Objective], shares: Sequence[MetricShare]
 ) -> tuple[dict[str, Array], Sequence[MetricShare]]:
-    """What is predicted, and what it counts: the metrics of which objectives are made, as the run says, or else the
-    objectives themselves."""
-    names = dict.fromkeys(share.metric for share in shares)
-    known = {name: np.array([trial.metrics.get(name, np.nan) for trial in scored]) for name in names}
-    if scored and known and all(np.isfinite(values).all() for values in known.values()):
-        made = [
-            objectives_of({n: float(v[i]) for n, v in known.items()}, objectives, shares) for i in range(len(scored))
-        ]
-        given = [trial.objectives for trial in scored]
-        if all(
-            abs(own[o.name] - theirs.get(o.name, np.nan)) <= 1e-9 * max(1.0, abs(own[o.name]))
-            for own, theirs in zip(made, given, strict=True)
-            for o in objectives
-        ):
-            return known, shares
-    return {o.name: np.array([trial.objectives.get(o.name, np.nan) for trial in scored]) for o in objectives}, ()
+    """What is predicted, and what it counts.
+
+    What counts of the metrics of which objectives are made, as the run says; or the objectives themselves, where that
+    does not give what the run's candidates have. Only the ratios of the shares' weights are declared: here they are
+    scaled so that their sum is the objective.
+    """
+    own = {o.name: np.array([trial.objectives.get(o.name, np.nan) for trial in scored]) for o in objectives}
+    transforms = {(share.metric, share.transform) for share in shares}
+    known = {
+        share.metric: np.array([share.counted(trial.metrics.get(share.metric, np.nan)) for trial in scored])
+        for share in shares
+    }
+    if len(transforms) > len(known) or not all(np.isfinite(values).all() for values in known.values()):
+        return own, ()
+    scaled: list[MetricShare] = []
+    for objective in objectives:
+        parts = [share for share in shares if share.objective in ("", objective.name)]
+        total = sum(share.weight for share in parts)
+        for factor in (1.0, 1.0 / total) if parts else ():
+            tried = [replace(share, weight=share.weight * factor) for share in parts]
+            made = [
+                objectives_of({n: float(v[i]) for n, v in known.items()}, [objective], tried)[objective.name]
+                for i in range(len(scored))
+            ]
+            if np.allclose(made, own[objective.name], rtol=1e-6, atol=1e-9):
+                scaled += [replace(share, objective=objective.name) for share in tried]
+                break
+        else:
+            return own, ()
+    return known, scaled
 
 
 def _means(targets: Mapping[str, Array], items: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Of the targets that are the mean of their items, these."""
+    """The items of the targets that are their mean."""
     found: dict[str, Array] = {}
     counts: dict[str, int] = {}
     for name, values in targets.items():
@@ -128,7 +143,7 @@ def _means(targets: Mapping[str, Array], items: Sequence[Mapping[str, Array]]) -
         if len(own) != len(values) or len({len(each) for each in own}) != 1 or not len(own[0]):
             continue
         stacked = np.stack(own)
-        same = np.allclose(stacked.mean(axis=1), values, rtol=0, atol=1e-9)
+        same = np.allclose(stacked.mean(axis=1), values, rtol=1e-6, atol=1e-9)
         if same and counts.setdefault(task_of(name), stacked.shape[1]) == stacked.shape[1]:
             found[name] = stacked
     return found

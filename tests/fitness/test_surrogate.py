@@ -90,8 +90,8 @@ def test_searches_run_on_it_and_repeat(file: Path, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "one" / "best" / "genome.json").read_text())
     assert written == {"evomerge_genome": 1, "values": list(winner.values)}
     landscape = read_landscape(file)
-    metrics = dict(zip(landscape.targets, landscape.predict([winner])[0], strict=True))
-    assert held_out.objectives["score"] == pytest.approx(landscape.worth(metrics)["score"])
+    expected = landscape.objectives_of(landscape.predict([winner])[0])
+    assert held_out.objectives["score"] == pytest.approx(expected["score"])
 
 
 def test_a_file_that_is_none_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

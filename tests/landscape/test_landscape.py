@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,17 @@ def test_parts_are_of_the_same_draws(fitted: Landscape) -> None:
             fitted.score(GOOD, 1, part)
 
 
-def test_objectives_are_weighted_means_of_what_there_is(fitted: Landscape) -> None:
-    assert fitted.worth({"a/acc": 0.5, "b/acc": 0.9}) == {"score": pytest.approx(0.6)}
-    assert fitted.worth({"b/acc": 0.9}) == {"score": 0.9}
-    shares = [MetricShare("a/ppl", 2.0, "minimize", "both", "log"), MetricShare("a/acc", 1.0, objective="both")]
-    found = objectives_of({"a/ppl": np.e, "a/acc": 0.4}, [Objective("both"), Objective("size", "minimize")], shares)
-    assert found["both"] == pytest.approx((-2 * 1 + 0.4) / 3)
+def test_objectives_are_sums_of_what_there_is(fitted: Landscape) -> None:
+    assert fitted.objectives_of(np.array([0.5, 0.9])) == {"score": pytest.approx(0.6)}
+    assert fitted.objectives_of(np.array([np.nan, 0.9])) == {"score": pytest.approx(0.9)}
+    shares = [MetricShare("a/ppl", 0.2, "minimize", "both", "log"), MetricShare("a/acc", 1.0, objective="both")]
+    objectives = [Objective("both"), Objective("size", "minimize")]
+    found = objectives_of({"a/ppl": 3.0, "a/acc": 0.4}, objectives, shares)
+    assert found["both"] == pytest.approx(-0.2 * 3 + 0.4)
+    assert objectives_of({"a/ppl": 3.0}, objectives[:1], shares)["both"] == pytest.approx(-0.6 * 1.2 / 0.2)
     assert np.isnan(found["size"])
+    logs = replace(fitted, shares=tuple(shares), targets=("a/ppl", "a/acc"))
+    assert logs.metrics_of(np.array([3.0, np.nan])) == {"a/ppl": pytest.approx(np.exp(3.0))}
 
 
 def test_the_file_holds_all_of_it(fitted: Landscape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
