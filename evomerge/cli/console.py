@@ -40,6 +40,7 @@ def merge_progress() -> Iterator[Callable[[int, int], None]]:
 def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> None:
     """What a search with this configuration would take; of memory where it has a pool."""
     from evomerge.cli.estimate import estimate, rows
+    from evomerge.session.prior import priors_of
     from evomerge.utils.sizes import size_text
 
     pool = parts.pool
@@ -57,6 +58,8 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
     fitted = f", chosen by the evaluations: {', '.join(parts.fitted)}" if parts.fitted else ""
     table.add_row("genes", ", then ".join(str(len(space.spec)) for space in parts.spaces) + fitted)
+    for prior in priors_of(parts.spaces):
+        table.add_row("prior", prior)
     if pool.info.constant:
         fewer = len(getattr(parts.space, "left_out", ()))
         table.add_row("equal in all models", slice_names(pool.info) + (f": no genes, {fewer} fewer" if fewer else ""))

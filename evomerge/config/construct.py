@@ -117,8 +117,10 @@ def check_arguments(
     converted: dict[str, Any] = {}
     for name, value in given.items():
         if name not in allowed:
-            of_all = ("bounds",) if key.rpartition(".")[2] == "search_space" else ()  # what is read before `target`
-            raise ConfigError(f"{key} has no key {name!r}", *instead_of(target, name, key, (*allowed, *of_all)))
+            of_all = {"search_space": ("bounds",), "strategy": ("prior",)}.get(key.rpartition(".")[2], ())
+            raise ConfigError(
+                f"{key} has no key {name!r}", *instead_of(target, name, key, (*allowed, *of_all))
+            )  # and what is read before `target`
         converted[name] = _convert(value, hints.get(name, Any), f"{key}.{name}")
     for name, parameter in allowed.items():
         if name not in given and parameter.default is parameter.empty:
