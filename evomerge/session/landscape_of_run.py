@@ -70,7 +70,8 @@ def _genes(folder: RunFolder, history: History, trust: bool) -> tuple[Gene, ...]
     else:
         check_trust(OmegaConf.to_container(config, resolve=True), (), "the run's configuration")
     info = folder.read_pool() if folder.pool.is_file() else None
-    space = phase_nodes(cast(Config, config), info)[0].space(None)
+    phase = phase_nodes(cast(Config, config), info)[0]
+    space = phase.space_of(phase.node)
     names = tuple(gene.name for gene in space.spec)
     if type(space.spec) is not GenomeSpec:
         raise ConfigError(f"genomes of run {folder.path} are merges of merges", _ALLOWED)

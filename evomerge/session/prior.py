@@ -193,7 +193,7 @@ def check_prior(prior: Any, key: str) -> str | None:
         ConfigError: there is no such prior.
     """
     if prior is None or prior in PRIORS:
-        return prior
+        return None if prior is None else str(prior)
     raise ConfigError(f"{key}.prior is {prior!r}", f"{nearest(str(prior), PRIORS)}, or null")
 
 
