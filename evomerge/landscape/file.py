@@ -19,6 +19,7 @@ from evomerge.genomes.genome import Gene
 from evomerge.landscape.forest import Forest
 from evomerge.landscape.items import HARDEST, ItemModel
 from evomerge.landscape.landscape import Fit, Landscape
+from evomerge.landscape.surface import Surface
 from evomerge.objectives import MetricShare, Objective
 from evomerge.utils.files import read_bounded, write_bytes_atomic
 
@@ -26,7 +27,7 @@ FORMAT = 1
 _MOST = 2**28  # bytes of the file
 _MOST_UNPACKED = 2**30
 _HEADER, _DIGEST = "header", "sha256"
-_DTYPES = {"threshold": np.float64, "value": np.float64}
+_WHOLE = ("roots", "feature", "left", "right")
 
 
 def write_landscape(landscape: Landscape, path: Path | None = None) -> Path:
@@ -92,7 +93,9 @@ def _arrays(landscape: Landscape) -> dict[str, NDArray[Any]]:
     }
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     arrays: dict[str, NDArray[Any]] = {_HEADER: np.frombuffer(text.encode(), np.uint8)}
-    arrays |= {f"forest.{own.name}": getattr(landscape.forest, own.name) for own in fields(Forest)}
+    for part in (landscape.surface, landscape.forest):
+        name = type(part).__name__.lower()
+        arrays |= {f"{name}.{own.name}": getattr(part, own.name) for own in fields(part)}
     for number, own in enumerate(landscape.items.values()):
         arrays[f"items.{number}.offsets"] = own.offsets
         if own.deviations is not None:
@@ -107,6 +110,7 @@ def _landscape(arrays: Mapping[str, NDArray[Any]]) -> Landscape:
     genes = tuple(Gene(**{**entry, "choices": tuple(entry.get("choices", ()))}) for entry in header["genes"])
     shares = [MetricShare.from_json(entry) for entry in header["shares"]]
     targets = tuple(str(target) for target in header["targets"])
+    surface = Surface(**{own.name: _numbers(arrays, f"surface.{own.name}") for own in fields(Surface)})
     forest = Forest(**{own.name: _numbers(arrays, f"forest.{own.name}") for own in fields(Forest)})
     items = {
         str(target): _items(arrays, number) for number, target in enumerate(header["items"]) if str(target) in targets
@@ -114,7 +118,8 @@ def _landscape(arrays: Mapping[str, NDArray[Any]]) -> Landscape:
     fit = {str(target): Fit(**{k: float(v) for k, v in own.items()}) for target, own in header["fit"].items()}
     objectives = tuple(Objective(name, direction) for name, direction in header["objectives"])
     known = tuple(share for share in shares if share is not None)
-    found = Landscape(genes, objectives, known, targets, forest, items, fit, header["source"])
+    found = Landscape(genes, objectives, known, targets, surface, forest, items, fit, header["source"])
+    surface.check(found.features.count, len(targets))
     forest.check(found.features.count, len(targets))
     sizes: dict[str, set[int]] = {}
     for target, own in items.items():
@@ -127,7 +132,7 @@ def _landscape(arrays: Mapping[str, NDArray[Any]]) -> Landscape:
 
 
 def _numbers(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
-    wanted = _DTYPES.get(name.rpartition(".")[2], np.int32)
+    wanted = np.int32 if name.rpartition(".")[2] in _WHOLE else np.float64
     if arrays[name].dtype != wanted:
         raise ValueError(f"{name} is {arrays[name].dtype}, not {np.dtype(wanted)}")
     return arrays[name]

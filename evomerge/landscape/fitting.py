@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Gene, Genome
-from evomerge.landscape.features import Features
+from evomerge.landscape.features import Features, Rows
 from evomerge.landscape.forest import Forest
 from evomerge.landscape.items import ItemModel
 from evomerge.landscape.landscape import Fit, Landscape
+from evomerge.landscape.surface import Surface
 from evomerge.objectives import MetricShare, Objective
 
 Array = NDArray[np.float64]
@@ -48,12 +49,14 @@ class Evaluated:
 def fit_landscape(
     found: Evaluated, *, seed: int = 0, source: Mapping[str, str | int | float] | None = None
 ) -> Landscape:
-    """Fit extremely randomised trees (Geurts et al., Machine Learning 63, 2006), one forest for all targets.
+    """Fit a quadratic surface, and a forest of extremely randomised trees to what that leaves.
 
-    Forests are what told best from worst among the models that stand in for expensive objectives in "Efficient
-    Benchmarking of Hyperparameter Optimizers via Surrogates" (Eggensperger et al., AAAI 2015); with random thresholds
-    their steps are many and small, on which strategies that go by small steps depend. A leaf holds two candidates at
-    least. Targets are scaled to a standard deviation of 1, so that all have the same say in where trees split.
+    The surface (`Surface`) is smooth, as scores are within the small steps on which strategies depend; the forest
+    (Geurts et al., Machine Learning 63, 2006), one for all targets, has the rest: choices, edges, what is no parabola.
+    It is fitted to what surfaces leave that have not seen the same candidates (five folds), since those that have leave
+    less. Forests alone were best in "Efficient Benchmarking of Hyperparameter Optimizers via Surrogates" (Eggensperger
+    et al., AAAI 2015), for spaces with more choices than numbers. A leaf holds two candidates at least. What is left of
+    each target is scaled to a standard deviation of 1, so that all have the same say in where trees split.
 
     How well it does is told by cross-validation with five folds, drawn with the seed.
 
@@ -76,24 +79,45 @@ def fit_landscape(
     rows = Features(found.genes).rows(found.genomes)
     names = tuple(found.targets)
     values = np.stack([found.targets[name] for name in names], axis=1)
-    mean, scale = values.mean(axis=0), values.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    scaled = (values - mean) / scale
 
-    def fitted(chosen: NDArray[np.bool_]) -> Forest:
+    def fitted(chosen: NDArray[np.bool_]) -> tuple[Surface, Forest]:
+        own, wanted = rows[chosen], values[chosen]
+        rest = wanted - _left_out(own, wanted, seed)
+        mean, scale = rest.mean(axis=0), rest.std(axis=0)
+        scaled = (rest - mean) / np.where(scale > 0, scale, 1.0)
         model = ExtraTreesRegressor(_TREES, min_samples_leaf=_LEAF, random_state=seed, n_jobs=1)
-        model.fit(rows[chosen], scaled[chosen] if len(names) > 1 else scaled[chosen, 0])
-        return Forest.of(model.estimators_, mean, scale)
+        model.fit(own, scaled if len(names) > 1 else scaled[:, 0])
+        return Surface.fitted(own, wanted), Forest.of(model.estimators_, mean, scale)
 
     folds = np.random.default_rng(seed).permutation(np.arange(len(rows)) % FOLDS)
     told = np.empty_like(values)
     for fold in range(FOLDS):
-        told[folds == fold] = fitted(folds != fold).predict(rows[folds == fold])
+        surface, forest = fitted(folds != fold)
+        told[folds == fold] = surface.predict(rows[folds == fold]) + forest.predict(rows[folds == fold])
     items = {name: ItemModel.of(own, told[:, names.index(name)]) for name, own in found.items.items() if name in names}
     fit = {name: _fit(values[:, i], told[:, i], items.get(name)) for i, name in enumerate(names)}
     noted = {"evaluations": len(rows), "seed": seed, **(source or {})}
-    forest = fitted(np.ones(len(rows), bool))
-    return Landscape(tuple(found.genes), tuple(found.objectives), tuple(found.shares), names, forest, items, fit, noted)
+    surface, forest = fitted(np.ones(len(rows), bool))
+    return Landscape(
+        tuple(found.genes),
+        tuple(found.objectives),
+        tuple(found.shares),
+        names,
+        surface,
+        forest,
+        items,
+        fit,
+        noted,
+    )
+
+
+def _left_out(rows: Rows, values: Array, seed: int) -> Array:
+    """What surfaces tell of candidates that they were not fitted to."""
+    folds = np.random.default_rng([seed, 1]).permutation(np.arange(len(rows)) % FOLDS)
+    told = np.empty_like(values)
+    for fold in range(FOLDS):
+        told[folds == fold] = Surface.fitted(rows[folds != fold], values[folds != fold]).predict(rows[folds == fold])
+    return told
 
 
 def _fit(true: Array, told: Array, items: ItemModel | None) -> Fit:

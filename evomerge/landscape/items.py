@@ -42,7 +42,7 @@ class ItemModel:
 
         Args:
             values: of shape ``(models, items)``, without NaN.
-            scores: what each model is expected to have on average, shape ``(models,)``.
+            scores: what each model has on average, or is expected to have, shape ``(models,)``.
         """
         if np.isin(values, (0.0, 1.0)).all():
             right = (values.sum(axis=0) + 0.5) / (len(values) + 1)

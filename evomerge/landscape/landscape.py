@@ -16,6 +16,7 @@ from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.landscape.features import Features
 from evomerge.landscape.forest import Forest
 from evomerge.landscape.items import ItemModel
+from evomerge.landscape.surface import Surface
 from evomerge.objectives import MetricShare, Objective
 
 Array = NDArray[np.float64]
@@ -48,9 +49,9 @@ class Landscape:
         genes: the search space of the run.
         objectives: of the run, in order.
         shares: what each metric counts in the objectives.
-        targets: names of what the forest predicts: metrics, ``task/metric``, those whose logarithm counts as their
+        targets: names of what is predicted: metrics, ``task/metric``, those whose logarithm counts as their
             logarithm; or objectives, where these are not made of metrics.
-        forest: predicts the targets from the genes' features.
+        surface, forest: predict the targets from the genes' features, as a sum.
         items: by target the items that it is the mean of.
         fit: by target, cross-validated.
         source: what it was fitted to: ``evaluations``, ``seed`` and the like.
@@ -60,6 +61,7 @@ class Landscape:
     objectives: tuple[Objective, ...]
     shares: tuple[MetricShare, ...]
     targets: tuple[str, ...]
+    surface: Surface
     forest: Forest
     items: Mapping[str, ItemModel]
     fit: Mapping[str, Fit]
@@ -73,7 +75,7 @@ class Landscape:
 
     @cached_property
     def features(self) -> Features:
-        """What the forest sees of genomes."""
+        """What surface and forest see of genomes."""
         return Features(self.genes)
 
     @cached_property
@@ -90,7 +92,15 @@ class Landscape:
         Raises:
             ConfigError: a genome of other genes.
         """
-        return self.forest.predict(self.features.rows(genomes))
+        rows = self.features.rows(genomes)
+        found = self.surface.predict(rows) + self.forest.predict(rows)
+        shares = [i for i, target in enumerate(self.targets) if self._is_share(target)]
+        found[:, shares] = np.clip(found[:, shares], 0.0, 1.0)
+        return found
+
+    def _is_share(self, target: str) -> bool:
+        """Whether it is the share of items that are right."""
+        return target in self.items and self.items[target].deviations is None
 
     def score(
         self, genome: Genome, seed: int | None = None, part: Part | None = None

@@ -59,7 +59,7 @@ def landscape_of(run: str | Path, *, seed: int = 0, trust: bool = False) -> Land
     genomes = [_genome(genes, trial) for trial in scored]
     targets, shares = _targets(scored, history.objectives, history.shares("search"))
     found = Evaluated(genes, genomes, history.objectives, shares, targets, _means(targets, items))
-    return fit_landscape(found, seed=seed, source={"run": folder.path.resolve().name, "fitted": "extra trees"})
+    return fit_landscape(found, seed=seed, source={"run": folder.path.resolve().name})
 
 
 def _genes(folder: RunFolder, history: History, trust: bool) -> tuple[Gene, ...]:

@@ -40,6 +40,12 @@ def test_it_knows_the_good_from_the_bad(fitted: Landscape) -> None:
         assert fitted.fit[name].r2 < 1
 
 
+def test_shares_of_items_stay_shares(fitted: Landscape) -> None:
+    far = replace(fitted, surface=replace(fitted.surface, low=np.array([2.0, -3.0]), high=np.array([2.0, -3.0])))
+    assert far.predict([GOOD]).tolist() == [[1.0, 0.0]]
+    assert far.score(GOOD, 1)[1]["a/acc"].tolist() == [1.0] * COUNTS["a"]
+
+
 def test_a_genome_has_the_same_draws_in_every_search(fitted: Landscape) -> None:
     first, items = fitted.score(GOOD, 5)
     fitted.score(BAD, 5)
