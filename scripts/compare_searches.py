@@ -8,6 +8,12 @@ by item. With three seeds:
 
 `--figure curves.svg` draws the best mean of the tasks' first metrics so far, on the search items, by evaluations,
 whatever a search's own objectives are: the mean over runs, and their range (`pip install 'evomerge[figures]'`).
+
+`--landscape FILE` runs the searches itself, without models, on what `evomerge export --format landscape` made of a run:
+strategies, or labels with any overrides of `evomerge search`, each with `--seeds` seeds. The table has what the
+landscape expects of the best candidate so far at several budgets, and tests every search against the first:
+
+    python scripts/compare_searches.py --landscape L.npz random cma_es wide='strategy=cma_es strategy.sigma0=0.5'
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -163,13 +170,36 @@ def figure(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
     drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
+def _on_landscape(options: argparse.Namespace, folder: Path) -> str:
+    """Run the searches, and say how they did; draw them where that is asked for."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from scripts.landscape_searches import landscape_table, parse_searches, run_all
+
+    budgets = [int(word) if word.isdigit() else 0 for word in options.budgets.split(",")]
+    if min(budgets) < 1 or options.seeds < 1:
+        raise ConfigError(f"--budgets {options.budgets} --seeds {options.seeds}", "numbers from 1, with commas between")
+    searches = parse_searches(options.runs)
+    runs = run_all(options.landscape, searches, options.seeds, max(budgets), folder)
+    if options.figure is not None:
+        figure(runs, options.figure)
+    return landscape_table(options.landscape, runs, budgets)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and print the table; returns the exit status."""
     parser = argparse.ArgumentParser(description="Print the held-out scores of searches side by side.")
     parser.add_argument("runs", nargs="+", metavar="LABEL=RUN", help="a run folder and the name of its search")
     parser.add_argument("--figure", type=Path, help="also draw the searches' progress to this file")
+    parser.add_argument("--landscape", type=Path, help="search on this landscape: STRATEGY or LABEL=OVERRIDES")
+    parser.add_argument("--seeds", type=int, default=10, help="searches of each kind on a landscape (default: 10)")
+    parser.add_argument("--budgets", default="50,100,200", help="evaluations to compare after (default: 50,100,200)")
+    parser.add_argument("--runs", type=Path, dest="folder", help="keep the searches on a landscape in this folder")
     options = parser.parse_args(arguments)
     try:
+        if options.landscape is not None:
+            with TemporaryDirectory() as temporary:
+                print(_on_landscape(options, options.folder or Path(temporary)))
+            return 0
         runs = parse_runs(options.runs)
         print(table(runs))
         if options.figure is not None:

@@ -36,6 +36,9 @@ SMALL = {
 }
 """Overrides that keep a space small."""
 
+OTHERS = ("landscape",)
+"""Spaces that have the genes of another."""
+
 GRID = "parameter with a resolution"
 """What stands for all spaces whose genes are discrete."""
 
@@ -102,7 +105,7 @@ def outcome(strategy: Mapping[str, Any], spec: GenomeSpec) -> str:
 
 def outcomes() -> dict[str, dict[str, str]]:
     """Strategy -> search space -> the reason, ``""`` where there is none."""
-    spaces = {option: genes(option) for option in options("search_space")}
+    spaces = {option: genes(option) for option in options("search_space") if option not in OTHERS}
     spaces[GRID] = genes("parameter", "search_space.resolution=0.1")
     strategies = {option: node("strategy", option) for option in options("strategy")}
     return {

@@ -40,6 +40,7 @@ def merge_progress() -> Iterator[Callable[[int, int], None]]:
 def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> None:
     """What a search with this configuration would take; of memory where it has a pool."""
     from evomerge.cli.estimate import estimate, rows
+    from evomerge.session.prior import priors_of
     from evomerge.utils.sizes import size_text
 
     pool = parts.pool
@@ -57,6 +58,8 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
     fitted = f", chosen by the evaluations: {', '.join(parts.fitted)}" if parts.fitted else ""
     table.add_row("genes", ", then ".join(str(len(space.spec)) for space in parts.spaces) + fitted)
+    for prior in priors_of(parts.spaces):
+        table.add_row("prior", prior)
     if pool.info.constant:
         fewer = len(getattr(parts.space, "left_out", ()))
         table.add_row("equal in all models", slice_names(pool.info) + (f": no genes, {fewer} fewer" if fewer else ""))
@@ -96,6 +99,7 @@ def print_result(run: Path, config: Config) -> None:
     from evomerge.report.outcome import NoBaselinesError
     from evomerge.report.summary import summarize
     from evomerge.report.table import render
+    from evomerge.run.folder import RunFolder
 
     needed = "".join(f" --import {module}" for module in config.imports)
     needed += " --trust" if config.pool.trust_remote_code else ""
@@ -105,5 +109,7 @@ def print_result(run: Path, config: Config) -> None:
     except NoBaselinesError:
         console.print("There is no table: without baselines the winner has nothing to be compared with.")
     console.print(f"\nWhat it found, in pictures: evomerge report {place}", soft_wrap=True)
+    if not RunFolder(run).best_recipe.is_file():  # genomes are the models
+        return
     console.print(f"The recipe for mergekit:    evomerge export {place} --format mergekit{needed}", soft_wrap=True)
     console.print(f"The model, ready to load:   evomerge merge {place} OUT{needed}", soft_wrap=True)

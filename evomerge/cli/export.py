@@ -1,4 +1,4 @@
-"""``evomerge export``: a recipe as evomerge or mergekit YAML, the picture of its path, a run as a study of Optuna."""
+"""``evomerge export``: a recipe as YAML or the picture of its path, a run as a study of Optuna or as a landscape."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--format",
-        choices=("evomerge", "mergekit", "svg", "optuna"),
+        choices=("evomerge", "mergekit", "svg", "optuna", "landscape"),
         default="evomerge",
-        help="svg: a picture, of paths only; optuna: a run as a study, a file that optuna-dashboard opens",
+        help="svg: a picture, of paths only; optuna: a run as a study, a file that optuna-dashboard opens; landscape: "
+        "a model of a run's scores, on which searches are compared without models (fitness=surrogate)",
     )
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
     add_import_option(parser)
@@ -34,6 +35,9 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.utils.files import write_text_atomic
 
     import_modules(options.imports, "--import")
+    if options.format == "landscape":
+        _landscape(options.recipe, options.output, options.trust)
+        return 0
     if options.format == "optuna":
         from evomerge.report.optuna_storage import journal_of
 
@@ -60,3 +64,22 @@ def run(arguments: Sequence[str]) -> int:
     else:
         sys.stdout.write(text)
     return 0
+
+
+def _landscape(run: str, output: Path | None, trust: bool) -> None:
+    """Write a run's landscape, and print how well it tells the candidates that it was not fitted to."""
+    from rich.table import Table
+
+    from evomerge.landscape.file import write_landscape
+    from evomerge.report.plain_console import console
+    from evomerge.session.landscape_of_run import landscape_of
+
+    landscape = landscape_of(run, trust=trust)
+    path = write_landscape(landscape, output)
+    table = Table("metric", "R2", "rank correlation", "error", "of items", title="Cross-validated")
+    for name, fit in landscape.fit.items():
+        drawn = f"{fit.items:.4f}" if name in landscape.items else ""
+        table.add_row(name, f"{fit.r2:.3f}", f"{fit.rank:.3f}", f"{fit.error:.4f}", drawn)
+    console.print(table)
+    evaluations, genes = landscape.source["evaluations"], len(landscape.genes)
+    console.print(f"{path}: {evaluations} evaluations, {genes} genes", soft_wrap=True)

@@ -15,7 +15,7 @@ VERBS = {
     "dashboard": "show a run in optuna-dashboard, also while it goes on",
     "validate": "check an experiment without loading a model",
     "demo": "make the demo's models and tasks, then search on them",
-    "export": "write a recipe as evomerge or mergekit YAML, or a run as a study of Optuna",
+    "export": "write a recipe as evomerge or mergekit YAML, or a run as a study of Optuna or a landscape",
     "merge": "write the model of a recipe: safetensors, tokenizer, model card",
     "evaluate": "score a recipe or a model with a fitness",
     "import": "write a mergekit-evolve configuration as an experiment",

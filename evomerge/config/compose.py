@@ -23,7 +23,7 @@ from evomerge.utils.installation import conf_dir
 
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
 _OPEN = (
-    *("pool.models", "search_space.parameters", "strategy.asynchronous"),
+    *("pool.models", "search_space.parameters", "strategy.asynchronous", "strategy.prior"),
     *(f"{node}.{name}" for node in ("fitness", "held_out") for name in ("gen_kwargs", "chat_template_args")),
 )
 _NO_HELD_OUT = ("~held_out", "~fitness@held_out", "fitness@held_out=null")

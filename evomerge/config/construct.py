@@ -18,6 +18,8 @@ from evomerge.errors import ConfigError, nearest
 from evomerge.protocols import StrategyBuilder
 
 TARGET = "_target_"
+_READ_BEFORE = {"search_space": ("bounds",), "strategy": ("prior",)}
+"""Keys of every part of a group, which are taken out of its node before the part is made."""
 
 
 def build(node: Any, key: str, *args: Any, **injected: Any) -> Any:
@@ -117,7 +119,7 @@ def check_arguments(
     converted: dict[str, Any] = {}
     for name, value in given.items():
         if name not in allowed:
-            of_all = ("bounds",) if key.rpartition(".")[2] == "search_space" else ()  # what is read before `target`
+            of_all = _READ_BEFORE.get(key.rpartition(".")[2], ())
             raise ConfigError(f"{key} has no key {name!r}", *instead_of(target, name, key, (*allowed, *of_all)))
         converted[name] = _convert(value, hints.get(name, Any), f"{key}.{name}")
     for name, parameter in allowed.items():

@@ -9,7 +9,7 @@ from typing import Any
 from evomerge.errors import ConfigError
 
 _FITNESS = ("a fitness", ("prepare", "run", "fingerprint"))
-_ARRAY_FITNESS = ("score", "fingerprint")
+_WITHOUT_MODELS = (("score", "fingerprint"), ("score_genome", "fingerprint"))
 _KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fitness": _FITNESS,
     "held_out": _FITNESS,
@@ -35,7 +35,7 @@ def check_kind(found: Any, key: str, named: str) -> None:
     if inspect.isroutine(found):
         return  # what it makes is looked at
     missing = _missing(found, has)
-    if has is _FITNESS[1] and not _missing(found, _ARRAY_FITNESS):
+    if has is _FITNESS[1] and not all(_missing(found, own) for own in _WITHOUT_MODELS):
         return  # of genomes that are the models
     if hasattr(found if inspect.isclass(found) else type(found), "__getattr__"):
         return  # one that hands on to another

@@ -1,4 +1,4 @@
-"""An evaluator without models: a fitness scores the genomes' own arrays, in this process."""
+"""An evaluator without models: a fitness scores the genomes themselves, in this process."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.candidate import Candidate, Evaluation, Part, Split
 from evomerge.errors import ConfigError, EvomergeError, one_line
 from evomerge.evaluation.worker_builder import BuiltFrom
 from evomerge.genomes.arrays import numbers
+from evomerge.genomes.genome import Genome
 from evomerge.objectives import Objective
 from evomerge.protocols import Scores
 
@@ -44,8 +45,34 @@ class ArrayFitness(Protocol):
         """Hash of the items and of how they are scored."""
 
 
+class GenomeFitness(Protocol):
+    """Scores genomes of named genes: as `ArrayFitness`, but for its method `score_genome`.
+
+    One that has a method ``items() -> Mapping[str, int]`` says how many items each task has: see `protocols.Fitness`.
+    """
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What a search optimises, in order."""
+
+    def check(self) -> None:
+        """Raise `FitnessError` for all that can be seen without a genome."""
+
+    def cautions(self) -> Sequence[str]:
+        """What makes a search on these items hard to trust, a line each."""
+
+    def score_genome(self, genome: Genome, part: Part | None = None) -> Scores:
+        """Score one genome on some items, or on all. `EvomergeError` for one that has no score.
+
+        Threads call it at the same time where `evaluator.workers` is more than one.
+        """
+
+    def fingerprint(self) -> str:
+        """Hash of the items and of how they are scored."""
+
+
 class DirectEvaluator:
-    """Hands each candidate's genome to an `ArrayFitness`; implements `protocols.Evaluator`.
+    """Hands each candidate's genome to a fitness of arrays or of genomes; implements `protocols.Evaluator`.
 
     Args:
         fitnesses: by split; ``search`` must be among them.
@@ -54,18 +81,18 @@ class DirectEvaluator:
             candidate in flight (`search.in_flight`).
 
     Raises:
-        ConfigError: a fitness that scores models, not arrays; no worker.
+        ConfigError: a fitness that scores models; no worker.
     """
 
     built_from: ClassVar[BuiltFrom] = "fitnesses"
 
-    def __init__(self, fitnesses: Mapping[Split, ArrayFitness], *, workers: int = 1) -> None:
+    def __init__(self, fitnesses: Mapping[Split, ArrayFitness | GenomeFitness], *, workers: int = 1) -> None:
         for split, fitness in fitnesses.items():
-            if not hasattr(fitness, "score"):
+            if not (hasattr(fitness, "score") or hasattr(fitness, "score_genome")):
                 raise ConfigError(
                     f"the {split} fitness {type(fitness).__name__} scores models",
-                    "evaluator=direct needs one that scores arrays",
-                    "choose another fitness, such as digits, or evaluator=local",
+                    "evaluator=direct needs one that scores arrays or genomes",
+                    "choose another fitness, such as digits or surrogate, or evaluator=local",
                 )
         if workers < 1:
             raise ConfigError(f"evaluator.workers is {workers}", "at least 1")
@@ -127,7 +154,7 @@ class DirectEvaluator:
         if candidate.genome is None:
             return Evaluation(candidate.id, "failed", split, error="there is no genome to score")
         try:
-            scores = self._fitnesses[split].score(numbers(candidate.genome).astype(np.float32, copy=False))
+            scores = self._scores(candidate.genome, candidate.part, self._fitnesses[split])
         except Exception as error:
             trace = "" if isinstance(error, EvomergeError) else traceback.format_exc()
             return Evaluation(candidate.id, "failed", split, error=one_line(error), traceback=trace)
@@ -141,3 +168,10 @@ class DirectEvaluator:
             scores.seconds,
             responses=scores.responses,
         )
+
+    @staticmethod
+    def _scores(genome: Genome, part: Part | None, fitness: Any) -> Scores:
+        """What its fitness says; one of arrays has no items by which it could be asked for a part."""
+        if hasattr(fitness, "score_genome"):
+            return cast(GenomeFitness, fitness).score_genome(genome, part)
+        return cast(ArrayFitness, fitness).score(numbers(genome).astype(np.float32, copy=False))

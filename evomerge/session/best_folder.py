@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors import numpy as safetensors
 
 from evomerge.candidate import Candidate
 from evomerge.errors import EvomergeError
-from evomerge.genomes.arrays import numbers
+from evomerge.genomes.arrays import ArrayGenome, numbers
 from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.run.folder import RunFolder
 from evomerge.search.incumbent import Incumbent
@@ -25,7 +26,8 @@ class BestFolder:
 
     ``recipe.yaml`` and ``mergekit.yaml`` are the winner. With several objectives ``pareto.yaml`` lists the front, and
     ``pareto/ID.yaml`` are its recipes: a recipe is there before the list names it, and goes after it is off the list.
-    Where genomes are the models, ``weights.safetensors`` holds the winner's.
+    Where genomes are the models, ``weights.safetensors`` holds the winner's; where they are scored as they are, of
+    named genes and without a recipe, ``genome.json`` holds its values in the order of the genes.
 
     Args:
         folder: the run folder.
@@ -50,6 +52,10 @@ class BestFolder:
     def _write_winner(self, best: Candidate) -> None:
         if best.recipe is None:
             assert best.genome is not None
+            if not isinstance(best.genome, ArrayGenome):
+                text = json.dumps({"evomerge_genome": 1, "values": best.genome.values}) + "\n"
+                write_text_atomic(self._folder.best_recipe.with_name("genome.json"), text)
+                return
             weights = np.ascontiguousarray(numbers(best.genome))
             write_bytes_atomic(
                 self._folder.best_recipe.with_name("weights.safetensors"), safetensors.save({"weights": weights})

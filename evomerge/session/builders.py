@@ -18,10 +18,12 @@ from evomerge.genomes.genome import GenomeSpec
 from evomerge.models.trusted_code import remember
 from evomerge.objectives import Objective, Scalarisation
 from evomerge.protocols import Fitness, SearchSpace, Strategy
+from evomerge.recipes.differences import Differences
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.phases import Baselines, Phase, split_budget
 from evomerge.session.bounded_space import BoundedSpace
+from evomerge.session.prior import check_prior, first_deviation, with_prior
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 
 if TYPE_CHECKING:
@@ -124,6 +126,16 @@ def without_bounds(node: Any) -> tuple[Any, Any]:
     return content, content.pop("bounds", None) if isinstance(content, dict) else None
 
 
+def without_prior(node: Any, key: str) -> tuple[Any, str | None]:
+    """The node of a strategy without its key ``prior``, which is that of every strategy, and what that says.
+
+    Raises:
+        ConfigError: there is no such prior.
+    """
+    content = to_builtin(node)
+    return content, check_prior(content.pop("prior", None), key) if isinstance(content, dict) else None
+
+
 def space_from_node(node: Any, key: str, info: PoolInfo | None, **injected: Any) -> SearchSpace:
     """The search space that a node describes, within the bounds that it gives genes.
 
@@ -148,6 +160,8 @@ class PhaseNode:
         name, evaluations, takes_winner: as of `Phase`.
         node, key: of its search space in the configuration.
         info: of the pool, ``None`` where genomes are the models.
+        deviation: that of its strategy's first candidates, in units of a gene's range, where the strategy has a prior.
+        measure: what reads the pool's differences for it.
     """
 
     name: str
@@ -156,13 +170,16 @@ class PhaseNode:
     key: str
     info: PoolInfo | None
     takes_winner: bool
+    deviation: float | None = None
+    measure: Callable[[], Differences] | None = None
 
     def space(self, winner: Recipe | None) -> SearchSpace:
         """The search space; `winner` is that of the phase before, for one that takes it."""
-        return self.space_of(self.node, winner)
+        space = self.space_of(self.node, winner)
+        return space if self.deviation is None else with_prior(space, self.measure, self.deviation)
 
     def space_of(self, node: Any, winner: Recipe | None = None) -> SearchSpace:
-        """The search space that another node describes."""
+        """The search space that another node describes, without a prior."""
         return space_from_node(node, self.key, self.info, **({"winner": winner} if self.takes_winner else {}))
 
     def phase(self, config: Config, objectives: Sequence[Objective]) -> Phase:
@@ -171,7 +188,9 @@ class PhaseNode:
         return Phase(self.name, self.evaluations, self.space, strategy, self.takes_winner)
 
 
-def phase_nodes(config: Config, info: PoolInfo | None) -> list[PhaseNode]:
+def phase_nodes(
+    config: Config, info: PoolInfo | None, measure: Callable[[], Differences] | None = None
+) -> list[PhaseNode]:
     """The phases of the configuration, in order; their spaces are checked when they are made."""
     entries = check_phases(config) or {"search": {}}
     budget = split_budget(
@@ -181,7 +200,9 @@ def phase_nodes(config: Config, info: PoolInfo | None) -> list[PhaseNode]:
     for number, name in enumerate(budget):
         node, key = phase_node(config, name, "search_space")
         takes = number > 0 and _takes_winner(node, key)
-        phases.append(PhaseNode(name, budget[name], node, key, info, takes))
+        strategy, prior = without_prior(*phase_node(config, name, "strategy"))
+        deviation = first_deviation(strategy) if prior else None
+        phases.append(PhaseNode(name, budget[name], node, key, info, takes, deviation, measure))
     return phases
 
 
@@ -214,6 +235,7 @@ def strategy_from_config(
 ) -> Strategy:
     """A phase's strategy for these genes, shown one number instead of the objectives when the user asks for that."""
     node, key = phase_node(config, phase, "strategy")
+    node, _ = without_prior(node, key)
     for name, value in leaves(to_builtin(node), key):
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST:
             raise ConfigError(f"{name} is {value}", f"at most {_LARGEST:,}: populations of that size find no memory")

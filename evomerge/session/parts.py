@@ -27,6 +27,7 @@ from evomerge.session.builders import (
     pool_from_config,
 )
 from evomerge.session.gene_budget import fit_spaces
+from evomerge.session.prior import measured
 from evomerge.session.racing import build_race, count_finalists
 from evomerge.session.settings import built_from, check_nodes, check_pool, check_settings
 from evomerge.trackers.tracker import Tracker, trackers_from_config
@@ -111,7 +112,8 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     pool = pool_from_config(config) if pooled else None
     if pool is not None and run is not None and run.pool.is_file():
         pool = _with_genes_of(pool, run)
-    nodes = phase_nodes(config, pool.info if pool is not None else None)
+    measure = functools.partial(measured, pool) if pool is not None else None
+    nodes = phase_nodes(config, pool.info if pool is not None else None, measure)
     fitted = fit_spaces(nodes, pool.info) if pool is not None else ()
     spaces = [node.space(None) for node in nodes]
     phases = [node.phase(config, objectives) for node in nodes]

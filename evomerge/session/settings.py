@@ -14,7 +14,7 @@ from evomerge.objectives import SCALARISATIONS
 from evomerge.run.checkpoint import check_intervals
 from evomerge.search.in_flight import MOST_IN_FLIGHT
 from evomerge.search.phases import split_budget
-from evomerge.session.builders import check_phases, phase_node, without_bounds
+from evomerge.session.builders import check_phases, phase_node, without_bounds, without_prior
 
 DISPLAYS = ("auto", "live", "plain", "quiet")
 _MOST = 10**9
@@ -43,7 +43,8 @@ def check_nodes(config: Config) -> None:
     for phase in phases:
         for part, given in (("search_space", {"winner"}), ("strategy", {"seed"})):
             node, key = phase_node(config, phase, part)
-            check_node(without_bounds(node)[0] if part == "search_space" else node, key, 2, given)
+            own = without_bounds(node)[0] if part == "search_space" else without_prior(node, key)[0]
+            check_node(own, key, 2, given)
     check_node(config.evaluator, "evaluator", 1)
 
 

@@ -45,6 +45,8 @@ NOT_RUN = {
     ("demo",): "takes minutes; tests/cli/test_end_to_end.py makes the pool and searches",
     ("resume", "evaluator=ray"): "starts Ray; tests/durability resumes on it",
     ("export", "svg"): "asks for the run of a path; tests/report/test_path.py draws one",
+    ("export", "landscape"): "asks for 30 evaluations; tests/session/test_landscape_of_run.py fits one",
+    ("experiment=landscape",): "asks for a landscape; tests/fitness/test_surrogate.py searches on one",
     ("dashboard",): "serves until it is interrupted; tests/cli opens it",
 }
 """Words of evomerge commands that are not run here, and why."""

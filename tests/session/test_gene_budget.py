@@ -93,7 +93,7 @@ def test_each_phase_fits_its_own_evaluations_and_a_shared_space_the_shortest() -
 
 @pytest.mark.parametrize("node", [{"_target_": "search_spaces.data_flow.DataFlowSpace"}, {"method": "ties"}, None])
 def test_other_spaces_are_left_alone(node: Any) -> None:
-    config = OmegaConf.create({"search": {"evaluations": 50}, "search_space": node, "phases": None})
+    config = OmegaConf.create({"search": {"evaluations": 50}, "search_space": node, "phases": None, "strategy": {}})
     assert fit_spaces(phase_nodes(config, pool()), pool()) == ()
 
 

@@ -1,0 +1,1 @@
+"""Landscapes: small models of what a run found, on which searches are compared without models."""
