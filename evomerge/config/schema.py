@@ -72,6 +72,12 @@ class SearchConfig:
         sync: when the ledger reaches the disk: ``every`` event, or once a second (``interval``).
         checkpoint: how often the state is written.
         give_up: failures in a row, all for the same reason, after which the search ends; ``None`` for never.
+        hours: of search, over all sessions, after which it ends: what is being evaluated is told, then come the held-out
+            items; ``None`` for no such rule.
+        patience: evaluations without a better winner (of several objectives: with the same front) after which the
+            search ends, or the phase of several; ``None`` for no such rule.
+        target: ends the search when a candidate reaches it: a value of the objective; of several, a mapping of names to
+            values, of which one candidate must reach all.
         allow_overlap: whether the held-out items may be the items of the search, by which the winner was chosen.
     """
 
@@ -88,6 +94,9 @@ class SearchConfig:
     sync: str = "every"
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     give_up: int | None = 20
+    hours: float | None = None
+    patience: int | None = None
+    target: Any = None
     allow_overlap: bool = False
 
 

@@ -40,6 +40,7 @@ from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import Phase
 from evomerge.search.state import PhaseState, SearchState, decoded
+from evomerge.search.stopping import StopRules
 from evomerge.search.warm_start import WarmStart, no_warm_start
 from evomerge.strategies.bases.capabilities import Injectable
 
@@ -80,6 +81,7 @@ class Search:
         save: saves the state.
         responses: keeps what models answered.
         give_up: after so many failures in a row for the same reason; ``None`` for never.
+        rules: what ends it before the budget is spent.
 
     Attributes:
         state: everything that decides how it goes on.
@@ -100,6 +102,7 @@ class Search:
     save: CheckpointHook = no_checkpoint
     responses: ResponseKeeper = no_responses
     give_up: int | None = None
+    rules: StopRules = field(default_factory=StopRules)
     state: SearchState = field(init=False)
     _scored: list[Candidate] = field(default_factory=list, init=False)
 
@@ -138,9 +141,8 @@ class Search:
             raise
         if self.held_out and self.best is not None:
             self._score([*(self._scored or self._models()), replace(self.best, name=BEST)], "held_out")
-        self.ledger.append(
-            "stopped", reason=reason, evaluations=self.state.spent, counts=dict(sorted(self.state.counts.items()))
-        )
+        counts, more = dict(sorted(self.state.counts.items())), self.state.stopping.event
+        self.ledger.append("stopped", reason=reason, evaluations=self.state.spent, counts=counts, **more)
         return self.best
 
     def _take_models(self) -> None:
@@ -152,6 +154,8 @@ class Search:
         reason = "budget"
         while self.state.phase is not None or len(self.state.winners) < len(self.phases):
             if self.state.phase is None:
+                if self.state.stopping.final:
+                    return reason
                 phase = self.phases[len(self.state.winners)]
                 if self.state.winners and phase.takes_winner and self.best is None:
                     return f"no candidate could be scored, and phase {phase.name} begins with the winner"
@@ -181,6 +185,7 @@ class Search:
             winner=winner.id if number and winner is not None else None,
         )
         self._learn(warm, space, strategy)
+        self.state.stopping.begin()
         # Candidates of the user's come first; the strategy learns from them when it is able to.
         pending = PendingEvaluations(self.evaluator, "search", ordered=self.ordered)
         first, bounded = deque(warm.to_reevaluate[: phase.evaluations]), len(warm.to_reevaluate) > phase.evaluations
@@ -213,11 +218,14 @@ class Search:
             learn = _inject(strategy) if candidate.id in phase.named else strategy.tell
             learn(candidate, replace(evaluation, responses={}))  # strategies may keep what they are told
             phase.named.discard(candidate.id)
-        return "the strategy has nothing more to propose" if phase.left else "budget"
+        return self.state.stopping.reason or ("the strategy has nothing more to propose" if phase.left else "budget")
 
     def _fill(self, phase: PhaseState) -> None:
         """Ask for as many candidates as may be in flight."""
         pending, limit = phase.pending, phase.limit
+        if phase.left and self.rules.over(self.state.stopping, self.ledger, self.incumbent):
+            phase.bounded = True
+            return
         while phase.left and (limit is None or len(pending) < limit):
             if phase.first:
                 proposals: Sequence[Proposal] = [Proposal(phase.first.popleft())]
@@ -286,6 +294,7 @@ class Search:
     def _improve(self, candidate: Candidate, evaluation: Evaluation) -> bool:
         """Write the winner and the front down where they have changed; whether they have."""
         fields: dict[str, Any] | None = self.incumbent.see(candidate, evaluation)
+        self.rules.see(self.state.stopping, evaluation, fields is not None)
         if fields is not None:
             self.keep(self.incumbent)
             self.ledger.append("improved", **fields)

@@ -18,6 +18,7 @@ from evomerge.run.ledger import Kind, Ledger
 from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.loop import Search
 from evomerge.search.state import PhaseState, SearchState, decoded
+from evomerge.search.stopping import Stopping
 from evomerge.session.replay import ContinuedLedger
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def capture(state: SearchState, ledger: Ledger) -> dict[str, Any]:
         "counts": dict(state.counts),
         "scores": {name: dict(scores) for name, scores in state.scores.items()},
         "spent": state.spent,
+        "stopping": state.stopping.state(),
         "begins": list(state.begins),
         "winners": [winner.id if winner is not None else None for winner in state.winners],
         "incumbent": state.incumbent.state(),
@@ -74,6 +76,9 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the state is of another search: recipes are not what they were, or a strategy refuses its own.
     """
+    stopping = Stopping()
+    if search.rules.event or "stopping" in saved:  # checkpoints of before do not say: the ledger does
+        stopping.load(saved["stopping"])
     known: dict[int, Candidate] = {}
     refused: dict[int, str | None] = {}
     rows = list(zip(saved["candidates"], unpack_genomes(saved["genomes"]), strict=True))
@@ -117,6 +122,7 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
             begins=begins,
             scores=dict(scores),
             spent=int(saved["spent"]),
+            stopping=stopping,
             next_id=int(saved["next_id"]),
             counts={str(status): int(count) for status, count in saved["counts"].items()},
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
 from evomerge.run.folder import RunFolder
 from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
+from evomerge.search.stopping import StopRules
 from evomerge.search.warm_start import WarmStartSources
 from evomerge.session.builders import (
     check_asynchronous,
@@ -46,6 +47,7 @@ class Parts:
         warm: what the search begins with.
         trackers: by name.
         overlap: share of the held-out items that are items of the search too; ``None`` where that is not known.
+        rules: what ends the search early.
         fitted: keys of search spaces that were chosen by the number of evaluations, with their values.
     """
 
@@ -60,6 +62,7 @@ class Parts:
     trackers: Sequence[tuple[str, Tracker]] = ()
     overlap: float | None = None
     fitted: Sequence[str] = ()
+    rules: StopRules = field(default_factory=StopRules)
 
     @property
     def space(self) -> SearchSpace:
@@ -92,6 +95,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     held_out = fitness_from_config(config, "held_out") if config.held_out is not None else None
     objectives = tuple(fitness.objectives)
     check_choice(config.search.best, objectives, config.search.weights)
+    rules = StopRules.of(config.search, objectives)
     warm = WarmStartSources(
         [str(source) for source in config.search.warm_start], config.search.warm_start_evaluations, objectives
     )
@@ -120,7 +124,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     if evaluator is None:  # a cluster is not connected to for tasks that are none
         assert pool is not None
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool))
-    return Parts(pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers, fitted=fitted)
+    return Parts(pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers, fitted=fitted, rules=rules)
 
 
 def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:
