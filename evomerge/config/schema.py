@@ -72,8 +72,8 @@ class SearchConfig:
         sync: when the ledger reaches the disk: ``every`` event, or once a second (``interval``).
         checkpoint: how often the state is written.
         give_up: failures in a row, all for the same reason, after which the search ends; ``None`` for never.
-        hours: of search, over all sessions, after which it ends: what is being evaluated is told, then come the held-out
-            items; ``None`` for no such rule.
+        hours: of search, over all sessions, after which it ends: what is being evaluated is told, then come the
+            held-out items; ``None`` for no such rule.
         patience: evaluations without a better winner (of several objectives: with the same front) after which the
             search ends, or the phase of several; ``None`` for no such rule.
         target: ends the search when a candidate reaches it: a value of the objective; of several, a mapping of names to

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-
 _LONGEST = 366 * 86400.0  # seconds between two events: more is a clock that was set
 
 

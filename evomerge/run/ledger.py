@@ -5,7 +5,8 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
 
 - ``started``: `schema`, `version`, and what the run was started with: `seed`, `evaluations` (the budget),
   `objectives` (name to direction), `shares` (by split what each metric counts: ``task/metric``, weight, direction,
-  objective), `stop_rules` (`hours`, `patience` and `target`, those that are set), `overlap` (share of the held-out items that are the search's), `fitness` (its fingerprint), ...
+  objective), `stop_rules` (`hours`, `patience` and `target`, those that are set), `overlap` (share of the held-out
+  items that are the search's), `fitness` (its fingerprint), ...
 - ``phase``: `phase` (its name), `number` (from 1) of `phases`, `evaluations`, `genes` (of raw weights their
   number), `ordered`, `in_flight`, `winner` (the candidate that the search space begins with).
 - ``warm``: a candidate that was not evaluated here: the fields of ``asked`` and ``told``, and `source` (``RUN#ID``).
@@ -17,8 +18,8 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
   `items_hash`: file name and SHA-256 of the per-item scores in the folder ``items``.
 - ``improved``: `candidate` (the winner), `objective` (its first), `recipe_hash`; with several objectives also who
   `entered` the Pareto front and who `left` it, its size `front` and its `hypervolume`.
-- ``stopped``: `reason`, counts, and where a rule ended the search early `rule` (``hours``, ``patience``, ``target``), its
-  `limit`, and `remaining` (what going on would have gained).
+- ``stopped``: `reason`, counts, and where a rule ended the search early `rule` (``hours``, ``patience``, ``target``),
+  its `limit`, and `remaining` (what going on would have gained).
 - ``interrupted``, ``resumed``: a session ended early, another went on (`since` when). Not part of the run's content.
 
 Readers ignore events and fields that they do not know, so that later versions can add some.

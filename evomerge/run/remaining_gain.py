@@ -27,8 +27,8 @@ class RemainingGain:
 
     Attributes:
         evaluations: how many more.
-        expected: the median over bootstrap samples, in units of the objective, 0 or more.
-        low, high: 90 % of the samples lie between.
+        expected: in units of the objective, 0 or more.
+        low, high: between them lie 90 % of what bootstrap samples of the scores say.
     """
 
     evaluations: int
@@ -39,7 +39,7 @@ class RemainingGain:
     def __str__(self) -> str:
         return (
             f"{self.evaluations} more like the latest would gain about {self.expected:.2g} "
-            f"(90 %: {self.low:.2g} to {self.high:.2g})"
+            f"(90 % of bootstrap samples: {self.low:.2g} to {self.high:.2g})"
         )
 
     def to_json(self) -> dict[str, float]:
@@ -51,11 +51,10 @@ class RemainingGain:
         """What `to_json` gave; ``None`` for anything else."""
         if not isinstance(content, Mapping):
             return None
-        values = [content.get(name) for name in ("expected", "low", "high")]
+        given = [content.get(name) for name in ("expected", "low", "high")]
+        values = [float(v) for v in given if isinstance(v, int | float) and math.isfinite(v)]
         evaluations = content.get("evaluations")
-        if type(evaluations) is not int or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-            return None
-        return RemainingGain(evaluations, *(float(v) for v in values))  # type: ignore[arg-type]
+        return RemainingGain(evaluations, *values) if type(evaluations) is int and len(values) == 3 else None
 
 
 def remaining_gain(gains: Sequence[float], best: float, evaluations: int) -> RemainingGain | None:
@@ -63,9 +62,10 @@ def remaining_gain(gains: Sequence[float], best: float, evaluations: int) -> Rem
 
     Peaks over a threshold: the largest quarter of the scores follows a generalised Pareto distribution (Pickands 1975),
     fitted by probability-weighted moments (Hosking and Wallis 1987, equation 5), whose tail is taken to be no heavier
-    than an exponential one, as scores of models are bounded. The expected largest of the scores to come, above the
-    best, is taken over 400 bootstrap samples of the scores. A strategy that begins to learn again, or anew, does better
-    than this says; one that converges further, worse.
+    than an exponential one, as scores of models are bounded. How far the largest of the scores to come is above the
+    best is an expectation by that fit; its uncertainty is that over 400 bootstrap samples of the scores, which know
+    nothing of scores that no candidate had. A strategy that begins to learn again, or anew, does better than this says;
+    one that converges further, worse.
 
     Args:
         gains: of the latest candidates, larger is better; those that are not finite are left out.
@@ -78,9 +78,11 @@ def remaining_gain(gains: Sequence[float], best: float, evaluations: int) -> Rem
     rng = np.random.default_rng(0)
     drawn = -np.sort(-scores[rng.integers(0, len(scores), (_SAMPLES, len(scores)))], axis=1)
     found = _expected(drawn, best, evaluations)
-    low, middle, high = np.quantile(found, (0.05, 0.5, 0.95))
+    expected = float(_expected(-np.sort(-scores)[None, :], best, evaluations)[0])
+    low, high = np.quantile(found, (0.05, 0.95))
+    values = (expected, min(expected, low), max(expected, high))
     # Digits beyond these say nothing, and differ between machines.
-    return RemainingGain(evaluations, *(float(f"{value:.3g}") for value in (middle, low, high)))
+    return RemainingGain(evaluations, *(float(f"{value:.3g}") for value in values))
 
 
 def _expected(drawn: NDArray[np.float64], best: float, evaluations: int) -> NDArray[np.float64]:

@@ -124,7 +124,9 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     if evaluator is None:  # a cluster is not connected to for tasks that are none
         assert pool is not None
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool))
-    return Parts(pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers, fitted=fitted, rules=rules)
+    return Parts(
+        pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers, fitted=fitted, rules=rules
+    )
 
 
 def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:

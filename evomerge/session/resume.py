@@ -30,8 +30,8 @@ from evomerge.search.loop import Search
 from evomerge.search.phases import split_budget
 from evomerge.search.stopping import RULES
 from evomerge.session.checkpointing import begin
-from evomerge.session.parts import Parts
 from evomerge.session.ending import rules_of
+from evomerge.session.parts import Parts
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator, check_started
 from evomerge.utils.files import read_bounded, write_text_atomic
 from evomerge.utils.installation import VERSION, conf_dir
@@ -210,7 +210,9 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
             "as many, or more",
         )
     phases = _longer_last(config, before) if int(config.search.evaluations) != before else {}
-    return cast(Config, config), Resumed(folder, record, int(config.search.evaluations), changes, phases, rules_of(config))
+    return cast(Config, config), Resumed(
+        folder, record, int(config.search.evaluations), changes, phases, rules_of(config)
+    )
 
 
 def _longer_last(config: DictConfig, before: int) -> dict[str, int]:
