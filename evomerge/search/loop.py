@@ -38,6 +38,7 @@ from evomerge.search.hooks import (
 )
 from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.incumbent import Incumbent
+from evomerge.search.informing import begin, informed
 from evomerge.search.phases import Phase
 from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.stopping import StopRules
@@ -171,7 +172,8 @@ class Search:
         self.state.begins.append(self.state.next_id)
         space = phase.space(winner.recipe if winner is not None else None)
         warm = self.warm(space, number)
-        strategy = phase.strategy(warm.started(space.spec), self.state.scores)
+        strategy = informed(phase.strategy(warm.started(space.spec), self.state.scores), space)
+        begin(strategy, warm.best)
         limit = self.ledger.in_flight(number, in_flight_limit(self.in_flight, self.ordered, self.evaluator.slots))
         self.ledger.append(
             "phase",

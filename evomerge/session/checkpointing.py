@@ -16,6 +16,7 @@ from evomerge.protocols import SearchSpace
 from evomerge.run.checkpoint import Checkpoint, Checkpoints, Position, read_checkpoints
 from evomerge.run.ledger import Kind, Ledger
 from evomerge.search.in_flight import PendingEvaluations
+from evomerge.search.informing import informed
 from evomerge.search.loop import Search
 from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.stopping import Stopping
@@ -98,7 +99,7 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
     number, space = len(spaces) - 1, spaces[-1]
     phase, warm = search.phases[number], search.warm(space, number)
     scores = {str(name): dict(values) for name, values in saved["scores"].items()}
-    strategy = phase.strategy(warm.started(space.spec), scores)
+    strategy = informed(phase.strategy(warm.started(space.spec), scores), space)
     strategy.load_state_dict(saved["strategy"])
     first = list(warm.to_reevaluate[: phase.evaluations])
     pending = [known[int(identity)] for identity in saved["flight"]]

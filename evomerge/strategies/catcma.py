@@ -16,18 +16,16 @@ from cmaes import CatCMAwM
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError
-from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
+from evomerge.genomes.genome import Genome, GenomeSpec, Value
 from evomerge.objectives import Objective
-from evomerge.strategies.bases.arrivals import Arrivals, Sample, longest
 from evomerge.strategies.bases.acting_catcma import ActingCatCMA
+from evomerge.strategies.bases.arrivals import Arrivals, Sample, longest
 from evomerge.strategies.bases.conditional import acting
 from evomerge.strategies.bases.generations import Array, ranks_of
 from evomerge.strategies.bases.promising import Given, Promising, promising
 from evomerge.strategies.bases.restarts import LARGEST
 from evomerge.strategies.variation.categorical import at_least
-
-GRID = 100
-"""Numbers on a grid of at most so many values have a margin of their own; finer grids are rounded in proposals only."""
+from evomerge.strategies.variation.values import choices_of, values_of
 
 PATIENCE = 10
 """Generations without anything better, after which a settled distribution begins anew."""
@@ -101,10 +99,10 @@ class CatCma(Arrivals):
         if isinstance(start, float | int) and not 0 < start < 1:
             raise ConfigError(f"strategy.start is {start}", "a probability between 0 and 1, auto, or null")
         self._sigma0, self._start_given, self._restart = float(sigma0), start, restart
-        values = [_values(gene) for gene in spec]
+        values = [values_of(gene) for gene in spec]
         self._real = [i for i, found in enumerate(values) if found is None]
         self._whole = {i: found for i, found in enumerate(values) if found is not None and len(found) > 1}
-        choices = [_choices(gene) for gene in spec]
+        choices = [choices_of(gene) for gene in spec]
         self._chosen = {i: found for i, found in enumerate(choices) if len(found) > 1}
         started = sum(spec.genes[i].initial is not None for i in self._chosen)
         self._initial_share = max(LEAST_SHARE, 1 - CHANGES / max(started, 1)) if start == "auto" else start
@@ -121,7 +119,8 @@ class CatCma(Arrivals):
         )
 
     def _settings(self) -> dict[str, Any]:
-        more = {name: True for name in ("asynchronous", "conditional") if getattr(self, f"_{name}", self.asynchronous)}
+        given = {"asynchronous": self.asynchronous, "conditional": self._conditional}
+        more = {name: True for name, value in given.items() if value}
         return {"sigma0": self._sigma0, "start": self._start_given, "restart": self._restart, **more}
 
     def _start(self, seed: int) -> None:
@@ -312,20 +311,3 @@ def _rows(solutions: list[CatCMAwM.Solution], field: str) -> NDArray[Any]:
     if not rows or rows[0] is None:
         return np.empty((len(rows), 0))
     return np.array(rows)
-
-
-def _values(gene: Gene) -> Array | None:
-    """The values of a gene that is a whole number or on a coarse grid; ``None`` for other numbers; one for choices."""
-    if gene.kind in ("categorical", "boolean") or gene.low == gene.high:
-        return np.zeros(1)
-    if gene.kind == "integer":
-        return np.arange(math.ceil(gene.low), math.floor(gene.high) + 1, dtype=np.float64)
-    if gene.resolution is None or (gene.high - gene.low) / gene.resolution > GRID - 1:
-        return None
-    steps = math.floor((gene.high - gene.low) / gene.resolution + 1e-9)
-    return np.asarray(gene.low + gene.resolution * np.arange(steps + 1), dtype=np.float64)
-
-
-def _choices(gene: Gene) -> tuple[Value, ...]:
-    """The choices of a categorical or boolean gene, none for numbers."""
-    return gene.choices if gene.kind == "categorical" else (False, True) if gene.kind == "boolean" else ()

@@ -20,8 +20,6 @@ class ActingCatCMA(CatCMAwM):
     not act is from the distribution itself, and independent of the ranks, so that it neither widens nor narrows it.
     """
 
-    _rows: NDArray[np.bool_] | None = None
-
     def learn(
         self, solutions: Sequence[CatCMAwM.Solution], ranks: NDArray[np.int64], acts: NDArray[np.bool_] | None
     ) -> None:
@@ -54,5 +52,8 @@ class ActingCatCMA(CatCMAwM):
     def _update_categorical(self, sc: Any) -> None:
         acts = self._acting()
         if acts is not None:
-            sc = np.where(acts[:, self._Nmi :, None], sc, self._q)  # no gradient
+            acts = acts[:, self._Nmi :]
+            if not acts[: self._mu].any():
+                return
+            sc = np.where(acts[:, :, None], sc, self._q)  # no gradient
         super()._update_categorical(sc)
