@@ -146,7 +146,7 @@ class JointSpace:
         return self._pool.recipe(self._slices(slots, written, Genome(merges)), self._seed)
 
     def active(self, genome: Genome) -> frozenset[str]:
-        """The names of the genes that the recipe depends on: all indicators, and of the slots taken scales and merges."""
+        """The names of the genes that the recipe depends on: indicators, and the scales and merges of slots taken."""
         takes, _, merges = self._parts(genome)
         slots = self._path([slot for slot, value in zip(self._free, takes, strict=True) if value])
         wanted = [slice_ for slot in slots for slice_ in self._wanted(slot)]

@@ -43,6 +43,11 @@ GRID_STD = 0.2
 pycma's own floor for integer variables; what CMA-ES with margin (arXiv 2205.13482) achieves by moving the mean."""
 
 
+SETTLED = 1e-4
+"""Standard deviations, in units of a gene's range, below which a run has converged and is begun anew (pycma's ``tolx``):
+what a weight of a merge changes by less, no score shows."""
+
+
 class CmaEs(Arrivals):
     """Single-objective CMA-ES over genes of every kind; implements `protocols.Strategy`.
 
@@ -158,7 +163,7 @@ class CmaEs(Arrivals):
             "verb_time": False,
         }
         if self._kind is not None:
-            options["tolx"] = 10 * SMALLEST_STD  # pycma's own is below what standard deviations are kept above
+            options["tolx"] = SETTLED  # pycma's own is below what standard deviations are kept above
         if self.asynchronous:
             options["CMA_mirrors"] = 0  # points are drawn one at a time
         spreads = np.append(spreads, missing * [np.nan])
