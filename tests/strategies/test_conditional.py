@@ -21,6 +21,7 @@ from evomerge.strategies.islands import Islands
 SLOTS = 10
 WANTED = np.array([slot % 3 != 0 for slot in range(SLOTS)])
 BEST = 1 + 0.2 * np.array([1, -1, -1, 1, 1, -1, 1, 1, -1, -1])
+Score = Callable[[GenomeSpec, Genome], float]
 
 
 def path(relaxed: bool) -> GenomeSpec:
@@ -42,17 +43,24 @@ def active(genome: Genome) -> set[str]:
     return {f"{slot}" for slot in range(SLOTS)} | {f"{slot}/scale" for slot in np.flatnonzero(taken(genome))}
 
 
-def loss(spec: GenomeSpec, genome: Genome) -> float:
+def loss_of(wanted: np.ndarray, best: np.ndarray) -> Score:
     """Wrong slots, and how far the scales of those taken are from the best."""
-    takes, scales = taken(genome), np.array(genome.values[SLOTS:], dtype=float)
-    return float(0.3 * np.sum(takes != WANTED) + 10 * np.sum((scales - BEST)[takes] ** 2)) / SLOTS
+
+    def loss(spec: GenomeSpec, genome: Genome) -> float:
+        takes, scales = taken(genome), np.array(genome.values[SLOTS:], dtype=float)
+        return float(0.3 * np.sum(takes != wanted) + 10 * np.sum((scales - best)[takes] ** 2)) / SLOTS
+
+    return loss
 
 
-def evaluations(make: Callable[..., CatCma | CmaEs], spec: GenomeSpec, seed: int, most: int = 1500) -> int:
+loss = loss_of(WANTED, BEST)
+
+
+def evaluations(make: Callable[..., CatCma | CmaEs], spec: GenomeSpec, function: Score, seed: int, most: int) -> int:
     """Until the loss is below 0.01."""
     strategy = make(spec, MAXIMISE, seed=seed)
     strategy.know_active(active)
-    player = Player(strategy, spec, loss)
+    player = Player(strategy, spec, function)
     while len(player.asked) < most and player.best >= 0.01:
         player.ask()
         player.tell()
@@ -61,12 +69,17 @@ def evaluations(make: Callable[..., CatCma | CmaEs], spec: GenomeSpec, seed: int
 
 @pytest.mark.parametrize(("cls", "relaxed"), [(CatCma, False), (CmaEs, True)])
 def test_fewer_evaluations_where_scales_of_slots_left_out_are_not_learnt_from(cls: type, relaxed: bool) -> None:
-    spec = path(relaxed)
-    with_, without = (
-        statistics.median(evaluations(partial(cls, conditional=given), spec, seed) for seed in range(5))
-        for given in (True, False)
-    )
-    assert with_ < 0.6 * without
+    """Medians over four functions with two seeds each; the first 600 evaluations."""
+    spec, medians = path(relaxed), []
+    for conditional in (True, False):
+        found = []
+        for pattern in range(4):
+            rng = np.random.default_rng(pattern)
+            best, wanted = 1 + 0.2 * rng.choice([-1, 1], SLOTS), rng.random(SLOTS) < 0.6
+            make, function = partial(cls, conditional=conditional), loss_of(wanted, best)
+            found += [evaluations(make, spec, function, seed, 600) for seed in range(2)]
+        medians.append(statistics.median(found))
+    assert medians[0] < 0.75 * medians[1]
 
 
 @pytest.mark.parametrize(("cls", "relaxed"), [(CatCma, False), (CmaEs, True)])
