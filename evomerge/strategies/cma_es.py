@@ -44,8 +44,8 @@ pycma's own floor for integer variables; what CMA-ES with margin (arXiv 2205.134
 
 
 SETTLED = 1e-4
-"""Standard deviations, in units of a gene's range, below which a run has converged and is begun anew (pycma's ``tolx``):
-what a weight of a merge changes by less, no score shows."""
+"""Standard deviations, in units of a gene's range, below which a run has converged and is begun anew (pycma's
+``tolx``): what a weight of a merge changes by less, no score shows."""
 
 
 class CmaEs(Arrivals):

@@ -111,7 +111,7 @@ def test_several_objectives_must_all_be_reached_by_one_candidate() -> None:
     assert progress.reached
     with pytest.raises(ConfigError, match="there are 2 objectives"):
         StopRules.of(SimpleNamespace(hours=None, patience=None, target=0.5), both)
-    with pytest.raises(ConfigError, match="search.target names 'upp'"):
+    with pytest.raises(ConfigError, match=r"search\.target names 'upp'"):
         StopRules.of(SimpleNamespace(hours=None, patience=None, target={"upp": 0.5}), both)
 
 

@@ -127,7 +127,7 @@ def test_separable_takes_the_deviations() -> None:
 
 @BOTH
 def test_other_words_are_refused(cls: type) -> None:
-    with pytest.raises(ConfigError, match="strategy.warm_start is 'yes'"):
+    with pytest.raises(ConfigError, match=r"strategy\.warm_start is 'yes'"):
         cls(SIX, MAXIMISE, seed=0, warm_start="yes")
 
 

@@ -116,9 +116,11 @@ def test_saved_and_loaded_in_a_later_run_it_goes_on_the_same(name: str) -> None:
 
     def evaluate(player: Player) -> None:
         player.tell(
-            make=lambda c: Evaluation(c.id, "failed", error="x")
-            if zlib.crc32(repr(c.genome.values).encode()) % 9 == 0
-            else outcome(c.id, flat(spec, c.genome))
+            make=lambda c: (
+                Evaluation(c.id, "failed", error="x")
+                if zlib.crc32(repr(c.genome.values).encode()) % 9 == 0
+                else outcome(c.id, flat(spec, c.genome))
+            )
         )
 
     player = Player(make(spec, MAXIMISE, seed=2), spec, flat)
@@ -164,7 +166,7 @@ def test_mixed_genes_keep_what_they_can_be() -> None:
 
 
 def test_another_kind_of_restarts_is_refused() -> None:
-    with pytest.raises(ConfigError, match="strategy.restarts is 'jpop'"):
+    with pytest.raises(ConfigError, match=r"strategy\.restarts is 'jpop'"):
         CmaEs(BOX, MAXIMISE, seed=0, restarts="jpop")  # type: ignore[arg-type]
     state = unpack(pack(CmaEs(BOX, MAXIMISE, seed=0, restarts="ipop").state_dict()))
     with pytest.raises(ConfigError, match="restarts"):
