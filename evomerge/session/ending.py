@@ -45,8 +45,8 @@ def has_ended(record: Record, rules: Mapping[str, Any], evaluations: int, budget
 def how_to_go_on(run: str | Path) -> str:
     """That a run has ended, and the command that goes on with it, to be shown."""
     record = Record(RunFolder.open(run))
-    record.close()
     rule, command = (record.last("stopped") or {}).get("rule"), resume_command(run)
+    record.close()
     if rule == "hours":
         took = f"{record.clock.seconds / 3600:.3g}"
         return f"{run} was ended by search.hours after {took}; `{command} search.hours=N` goes on to N hours in all"
