@@ -14,6 +14,7 @@ from test_search import POOL, Evaluator, Steady, TwoWeights, run_in
 from evomerge.candidate import Evaluation
 from evomerge.errors import ConfigError
 from evomerge.objectives import Objective
+from evomerge.run.checkpoint import Checkpoints
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import Ledger, canonical_events, read_ledger
 from evomerge.run.record import Record
@@ -21,6 +22,7 @@ from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.search.phases import Phase
 from evomerge.search.stopping import Stopping, StopRules, check_rules
+from evomerge.session.checkpointing import CheckpointSaver, begin
 from evomerge.session.ending import has_ended
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
 from evomerge.strategies.cma_es import CmaEs
@@ -240,3 +242,36 @@ def test_without_rules_nothing_is_said(tmp_path: Path) -> None:
     events = search(tmp_path / "run", **made(STEADY, evaluations=20))
     assert set(events[-1]) == {"event", "reason", "evaluations", "counts"}
     assert isinstance(Search(POOL, [], Evaluator(), Incumbent(SCORE), None, print).rules, StopRules)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_knows_how_near_the_end_is(tmp_path: Path) -> None:
+    folder, options = RunFolder.create(tmp_path / "run"), made(GENERATIONS, rules=rules(patience=14))
+    with (
+        Ledger(folder, sync="interval") as ledger,
+        Checkpoints(folder, every=None, evaluations=5, keep=100) as checkpoints,
+    ):
+        run_in(ledger, Evaluator(), **options, save=CheckpointSaver(checkpoints, ledger))
+    whole = canonical_events(folder)
+    assert whole[-1]["rule"] == "patience"
+    taken = sorted(int(entry.name) for entry in (tmp_path / "run" / "checkpoint").iterdir() if entry.name.isdigit())
+    lines = (tmp_path / "run" / "ledger.jsonl").read_bytes().count(b"\n")
+    assert taken  # they are written by a thread of their own, which need not keep up
+    for number, kept in enumerate((taken[-1], taken[-1] + 1, lines - 11)):
+        again = cut(tmp_path / "run", kept, tmp_path / str(number))
+        record = Record(RunFolder(again))
+        with ContinuedLedger(RunFolder(again), record, resumed={}, sync="interval") as ledger:
+            phases = [Phase.of(TwoWeights(), GENERATIONS["strategy"](), 400)]
+            search = Search(
+                POOL,
+                phases,
+                RecordedEvaluator(Evaluator(), record),
+                Incumbent(SCORE),
+                ledger,
+                lambda incumbent: None,
+                rules=rules(patience=14),
+            )
+            position = begin(search, ledger)
+            assert position is not None
+            assert position.lines in taken
+            search.run()
+        assert canonical_events(again) == whole
