@@ -78,7 +78,7 @@ def _resume(
     path: str | Path, overrides: Sequence[str], trust: bool, display: str | None, say: Callable[[str], None]
 ) -> Config | None:
     config, again = open_run(path, overrides, trust=trust)
-    if has_ended(again.record, again.rules, config.search.evaluations, again.budget):
+    if again.record.finished and has_ended(again.record, again.rules, config.search.evaluations, again.budget):
         return None
     parts = build_parts(config, again.folder)
     if parts.pool is not None:
