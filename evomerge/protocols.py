@@ -126,6 +126,9 @@ class SearchSpace(Protocol):
     One with an attribute ``starts_as_it_is`` that is true has its start, `spec.initial`, evaluated before a strategy
     proposes anything. An attribute ``left_out`` names genes that it would have, were their slices not equal in all
     models: genomes of runs that had them are read without.
+
+    One that has a method ``active(genome) -> Collection[str]`` names the genes that the genome's recipe depends on, or
+    would were there one: strategies then learn from no other.
     """
 
     @property

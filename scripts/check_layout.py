@@ -21,7 +21,7 @@ DOORS = {
     "lm_eval": ("fitness.lm_eval_tasks", "fitness._lm_eval.*"),
     "ray": ("evomerge.evaluation.ray_*",),
     "cma": ("evomerge.strategies.cma_es",),
-    "cmaes": ("evomerge.strategies.catcma",),
+    "cmaes": ("evomerge.strategies.catcma", "evomerge.strategies.bases.acting_catcma"),
     "ribs": ("evomerge.strategies.archives.ribs_import",),
     "hydra": ("evomerge.config.*", "evomerge.session.*", "evomerge.cli.*"),
     "optuna_dashboard": ("evomerge.cli.dashboard",),

@@ -169,6 +169,12 @@ class DataFlowSpace:
         steps = self._steps(slots, scales)
         return self._pool.recipe(path_slices(steps, self._pool, self._input, self._head))
 
+    def active(self, genome: Genome) -> frozenset[str]:
+        """The names of the genes that the recipe depends on: all indicators, and the scales that the path uses."""
+        taken = [slot for slot, value in zip(self._free, genome.values, strict=False) if self._takes(value)]
+        takes = [gene.name for gene in self._spec.genes[: len(self._free)]]
+        return frozenset((*takes, *self._scaling.acting(self._with_ends(taken))))
+
     def _takes(self, value: Value) -> bool:
         return float(value) > 0 if self._relaxed else bool(value)
 

@@ -145,6 +145,17 @@ class JointSpace:
         written = factors(input_scales, self._pool.info.dtype)
         return self._pool.recipe(self._slices(slots, written, Genome(merges)), self._seed)
 
+    def active(self, genome: Genome) -> frozenset[str]:
+        """The names of the genes that the recipe depends on: indicators, and the scales and merges of slots taken."""
+        takes, _, merges = self._parts(genome)
+        slots = self._path([slot for slot, value in zip(self._free, takes, strict=True) if value])
+        wanted = [slice_ for slot in slots for slice_ in self._wanted(slot)]
+        acts = self._merges.acting(Genome(merges), [*wanted, *self._pool.outer])
+        names = [gene.name for gene in self._spec.genes]
+        offset = len(names) - len(merges)
+        own = [name for name, gene in zip(names[offset:], self._merges.spec, strict=True) if gene.name in acts]
+        return frozenset((*names[: len(takes)], *self._scaling.acting(slots), *own))
+
     def _parts(self, genome: Genome) -> tuple[tuple[Value, ...], tuple[Value, ...], tuple[Value, ...]]:
         """Values of the indicators, of the scales, and of the merge genes."""
         takes = len(self._free)
@@ -154,8 +165,7 @@ class JointSpace:
     def _slices(self, slots: Sequence[int], written: Sequence[float], merges: Genome) -> Iterator[SliceRecipe]:
         for place, (slot, factor) in enumerate(zip(slots, written, strict=True)):
             layer = self._slots[slot]
-            wanted = [SliceId(component, layer if self._shared else slot) for component in self._pool.components(layer)]
-            for entry in self._merges.entries(merges, wanted):
+            for entry in self._merges.entries(merges, self._wanted(slot)):
                 slice_ = SliceId(entry.slice.component, place)
                 source = layer if layer != place else None
                 yield replace(
@@ -167,6 +177,11 @@ class JointSpace:
                 )
         for entry in self._merges.entries(merges, self._pool.outer):
             yield replace(entry, scale=slice_scale(entry.slice, written[-1]))
+
+    def _wanted(self, slot: int) -> list[SliceId]:
+        """The slices of the merges' own model that are in a slot."""
+        layer = self._slots[slot]
+        return [SliceId(component, layer if self._shared else slot) for component in self._pool.components(layer)]
 
     def _path(self, taken: Sequence[int]) -> list[int]:
         count = len(self._slots)

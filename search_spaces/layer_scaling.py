@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from evomerge.errors import ConfigError, nearest
@@ -61,6 +62,14 @@ class LayerScaling:
             pairs = [(i, j) for i in range(len(unit_names)) for j in range(len(unit_names)) if first[i] < last[j]]
             self._index = {pair: number for number, pair in enumerate(pairs)}
             self.genes = tuple(self._make(f"{unit_names[i]}>{unit_names[j]}/scale") for i, j in pairs)
+
+    def acting(self, slots: Sequence[int]) -> list[str]:
+        """The names of the genes on whose values the path through these slots depends."""
+        if self._form == "none":
+            return []
+        steps = pairwise(slots)
+        keys = [slot if self._form == "slot" else (self._units[before], self._units[slot]) for before, slot in steps]
+        return [self.genes[self._index[key]].name for key in keys]
 
     def scale(self, before: int, slot: int, values: Sequence[Value]) -> float:
         """The scale on the way from slot `before` to `slot`, of the values of `genes`."""

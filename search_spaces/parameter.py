@@ -180,6 +180,21 @@ class ParameterSpace:
         self._spec.check(genome)
         return self._pool.recipe(self.entries(genome, self._pool.slices), self._seed)
 
+    def active(self, genome: Genome) -> frozenset[str]:
+        """The names of the genes that the recipe depends on: not the parameters of methods that were not chosen."""
+        return self.acting(genome, self._pool.slices)
+
+    def acting(self, genome: Genome, slices: Iterable[SliceId]) -> frozenset[str]:
+        """The names of the genes that some of the pool's slices depend on."""
+        found: set[int] = set()
+        for shares in {self._sharing.shares[slice_] for slice_ in slices if slice_ not in self._equal}:
+            choice, used = self._chosen(shares, genome)
+            if len(self._choices) > 1:
+                found.update(self._index[group, "", "", "method"] for group, _ in shares)
+            for source in (*choice.inputs, ""):
+                found.update(gene for _, _, genes in self._places[choice.name, used, source] for gene in genes)
+        return frozenset(self._spec.genes[gene].name for gene in found)
+
     def entries(self, genome: Genome, slices: Iterable[SliceId]) -> Iterator[SliceRecipe]:
         """How the genome, one of this space, makes some of the pool's slices.
 

@@ -157,6 +157,17 @@ class PermutationSpace:
         self._limits.check([(step.model, step.layer) for step in steps], self._pool)
         return self._pool.recipe(path_slices(steps, self._pool, self._input, self._head))
 
+    def active(self, genome: Genome) -> frozenset[str]:
+        """The names of the genes that the recipe depends on: no order of fewer than two, no scale of none."""
+        idle: set[int] = set()
+        for depth in self._depths:
+            places = range(depth.takes, depth.takes + len(depth.candidates))
+            if sum(int(genome.values[place]) > 0 for place in places) < 2:
+                idle.update(range(depth.order, depth.order + len(depth.candidates) - 1))
+            if depth.scale is not None and not self._taken(depth, genome):
+                idle.add(depth.scale)
+        return frozenset(gene.name for place, gene in enumerate(self._spec) if place not in idle)
+
     def _taken(self, depth: _Depth, genome: Genome) -> list[tuple[str, int]]:
         left = list(range(len(depth.candidates)))
         order = [left.pop(int(genome.values[depth.order + place])) for place in range(len(left) - 1)] + left

@@ -21,15 +21,14 @@ def run(arguments: Sequence[str]) -> int:
 
     from evomerge.cli.console import print_result
     from evomerge.cli.path import print_path
-    from evomerge.config.resume_command import resume_command
     from evomerge.report.plain_console import console
     from evomerge.session import watched
+    from evomerge.session.ending import how_to_go_on
 
     display = "quiet" if options.quiet else None
     config = watched.resume(options.run, options.overrides, trust=options.trust, display=display)
     if config is None:
-        again = f"{resume_command(options.run)} search.evaluations=N"
-        console.print(f"{options.run} is finished; `{again}` goes on to N evaluations", soft_wrap=True, markup=False)
+        console.print(how_to_go_on(options.run), soft_wrap=True, markup=False)
         return 0
     print_result(Path(options.run), config)
     print_path(Path(options.run))

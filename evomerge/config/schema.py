@@ -97,6 +97,12 @@ class SearchConfig:
         racing: on how many items candidates are scored.
         finalists: so many of the best are scored on all items in the end, and the winner is chosen there; ``None`` for
             8 where there is a race, else 0.
+        hours: of search, over all sessions, after which it ends: what is being evaluated is told, then come the
+            held-out items; ``None`` for no such rule.
+        patience: evaluations without a better winner (of several objectives: with the same front) after which the
+            search ends, or the phase of several; ``None`` for no such rule.
+        target: ends the search when a candidate reaches it: a value of the objective; of several, a mapping of names to
+            values, of which one candidate must reach all.
         allow_overlap: whether the held-out items may be the items of the search, by which the winner was chosen.
     """
 
@@ -115,6 +121,9 @@ class SearchConfig:
     give_up: int | None = 20
     racing: RacingConfig = field(default_factory=RacingConfig)
     finalists: int | None = None
+    hours: float | None = None
+    patience: int | None = None
+    target: Any = None
     allow_overlap: bool = False
 
 

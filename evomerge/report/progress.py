@@ -13,6 +13,7 @@ import numpy as np
 
 from evomerge.objectives import MetricShare, Objective
 from evomerge.report.clock import Clock
+from evomerge.report.stop_rules import RuleProgress, RuleStatus
 from evomerge.report.trial import Trial, number, numbers, time_of
 from evomerge.run.ledger_file import Event
 
@@ -73,6 +74,7 @@ class RunProgress:
         self._reasons: dict[str, str] = {}
         self._recent: dict[str, deque[Any]] = {name: deque(maxlen=_RECENT) for name in STAGES}
         self._scores = array("d")
+        self._ends = RuleProgress()
         self._objective: str | None = None
         # Times stay text until they are asked for: a search with candidates of a millisecond would notice.
         self._last: Any = None
@@ -82,6 +84,7 @@ class RunProgress:
         """Take in the next event."""
         kind = event["event"]
         before, self._last = self._last, event.get("time")
+        self._ends.update(event)
         if kind == "told":
             self._told(event)
         elif kind == "asked":
@@ -111,6 +114,16 @@ class RunProgress:
             # What was in flight still is: it is evaluated again, and not asked anew.
             self.stopped = self.interrupted = None
             self._budget(event)
+
+    @property
+    def rules(self) -> RuleStatus | None:
+        """What ends the run early, and how near it is; ``None`` where nothing does."""
+        return self._ends.status
+
+    @property
+    def stop_rule(self) -> str | None:
+        """Which rule ended it early; ``None`` where none did."""
+        return self._ends.rule
 
     @property
     def last(self) -> datetime | None:

@@ -15,6 +15,7 @@ from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
 from evomerge.report.finalists import race_lines
 from evomerge.report.progress import RunProgress
+from evomerge.report.stop_rules import RuleStatus
 from evomerge.report.trial import numbers
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
@@ -91,6 +92,7 @@ class RunStatus:
         workers: what each does, where that is known.
         phase: the part of the search that is running, when there are several: ``path (2 of 2)``.
         front: recipes on the Pareto front, of a search with several objectives; with its `hypervolume`.
+        rules: what ends it early, and how near it is; ``None`` where nothing does.
     """
 
     run: Path
@@ -122,6 +124,7 @@ class RunStatus:
     held_out_seconds: float = 0.0
     tokens: Mapping[str, float] = field(default_factory=dict)
     race: tuple[str, ...] = ()
+    rules: RuleStatus | None = None
 
     @property
     def told(self) -> int:
@@ -163,10 +166,12 @@ class RunStatus:
 
     @property
     def left(self) -> float | None:
-        """Seconds until the budget is spent, at the speed so far; ``None`` when that is not known."""
+        """Seconds until the budget is spent, at the speed so far, or the hours are; ``None`` when that is not known."""
         if self.state != "running" or not self.evaluations or not self.per_minute:
             return None
-        return max(0, self.evaluations - self.told) * 60 / self.per_minute
+        left = max(0, self.evaluations - self.told) * 60 / self.per_minute
+        hours = None if self.rules is None else self.rules.hours
+        return left if hours is None or self.rules is None else min(left, max(0.0, 3600 * hours - self.rules.took))
 
     @property
     def resume(self) -> str:
@@ -183,6 +188,7 @@ class RunStatus:
         curve = [None if value != value else value for value in self.curve]
         hits = {"slice_hits": self.cache.slice_hits, "byte_hits": self.cache.byte_hits}
         workers = [asdict(work) for work in self.workers]
+        own["rules"] = None if self.rules is None else asdict(self.rules)
         more |= {"curve": curve, "workers": workers, "cache": {**vars(self.cache), **hits}}
         return {"run": str(self.run), **own, **derived, **more}
 
@@ -273,6 +279,7 @@ def status_of(
         phase=seen.phase,
         front=best.get("front"),
         hypervolume=numbers(best).get("hypervolume"),
+        rules=seen.rules,
         held_out_asked=seen.held_out_asked,
         held_out_seconds=seen.held_out_seconds,
         tokens=dict(seen.tokens),

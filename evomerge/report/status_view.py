@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
+from evomerge.report.chart import chart_of, range_of
 from evomerge.report.formatting import clean, count, duration, rate
 from evomerge.report.saved_tokens import SavedTokens
 from evomerge.report.status import RunStatus
@@ -43,7 +43,6 @@ _LABELS = 11
 _SHOWN_WORKERS = 4
 _SHOWN_REASONS = 3
 _SHOWN_BASELINES = 6
-_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille cell, from its top
 
 
 class StatusPanel:
@@ -126,6 +125,8 @@ def progress_line(status: RunStatus) -> str:
         parts.append(f"{failed} failed" + (f" ({clean(reason, 80)})" if reason else ""))
     if status.per_hour is not None:
         parts.append(f"{rate(status.per_hour)} an hour")
+    if status.rules is not None and status.rules.patience is not None:
+        parts.append(status.rules.patience_line())
     if status.left is not None and status.told < (status.evaluations or 0):
         parts.append(f"{duration(status.left)} left")
     return "; ".join(parts)
@@ -158,6 +159,8 @@ def _rows(status: RunStatus, width: int, low: bool) -> Iterator[tuple[str, Rende
         yield "front", Text(f"{count(status.front, 'recipe')}{volume}")
     if status.baselines:
         yield "models", _flow(_baselines(status), width)
+    if status.rules is not None:
+        yield "ends", _flow(status.rules.lines(), width)
     if status.held_out_asked:
         yield "held-out", Text(_held_out(status))
     yield "speed", _flow(_speed(status), width)
@@ -182,9 +185,9 @@ def _score(status: RunStatus, width: int, low: bool) -> Iterator[tuple[str, Rend
     yield "best", best
     for name, gain in _gains(status):
         yield "", Text.assemble((f"{gain:+.4f}", "green" if gain > 0 else "red"), f" on {name}")
-    chart = [] if low else _chart(status.curve, min(60, width - 18), 3)
+    chart = [] if low else chart_of(status.curve, min(60, width - 18), 3)
     if chart:
-        least, most = _range(status.curve)
+        least, most = range_of(status.curve)
         ends = (most, None, least)
         lines = [
             Text.assemble((line, "green"), "" if end is None else (f" {end:.4f}", "dim"))
@@ -198,31 +201,6 @@ def _gains(status: RunStatus) -> list[tuple[str, float]]:
     source = status.best_source
     found = [(f"{source}, the best source", status.gain_on(source)), (f"the {UNIFORM}", status.gain_on(UNIFORM))]
     return [(name, gain) for name, gain in found if gain is not None]
-
-
-def _range(curve: Sequence[float]) -> tuple[float, float]:
-    finite = [value for value in curve if math.isfinite(value)]
-    return (min(finite), max(finite)) if finite else (0.0, 0.0)
-
-
-def _chart(curve: Sequence[float], width: int, height: int) -> list[str]:
-    """The curve in dots, two to a column and four to a line, the highest line first; steps are joined."""
-    low, high = _range(curve)
-    if width < 10 or low == high:
-        return []
-    cells = [[0] * width for _ in range(height)]
-    before: int | None = None
-    for column in range(2 * width):
-        value = curve[min(len(curve) - 1, column * len(curve) // (2 * width))]
-        if not math.isfinite(value):
-            continue
-        level = round((value - low) / (high - low) * (4 * height - 1))
-        first = level if before is None else before + (1 if level > before else -1 if level < before else 0)
-        for dot in range(min(first, level), max(first, level) + 1):
-            line, place = divmod(4 * height - 1 - dot, 4)
-            cells[line][column // 2] |= _DOTS[place][column % 2]
-        before = level
-    return ["".join(chr(0x2800 + cell) for cell in line) for line in cells]
 
 
 def _flow(parts: Sequence[str], width: int) -> Text:

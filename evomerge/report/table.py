@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.report.formatting import count, fixed, p_text, signed_fixed
+from evomerge.report.formatting import clean, count, fixed, p_text, signed_fixed
 from evomerge.report.outcome import metric_name
 from evomerge.report.statistics import Comparison
 from evomerge.report.summary import Row, Summary
@@ -123,6 +123,8 @@ def _notes(summary: Summary) -> list[str]:
         size, volume = summary.front
         above = f"; hypervolume above the worst baselines {volume:.4g}" if volume is not None else ""
         notes.append(f"Pareto front: {count(size, 'recipe')}, listed in best/pareto.yaml{above}.")
+    if summary.stopped is not None and summary.stopped.startswith("search."):
+        notes.append(f"The search ended by {clean(summary.stopped, 300)}.")
     if summary.stopped is None:
         notes.append("The run has not ended: this is its state so far.")
     if summary.recipe is not None:

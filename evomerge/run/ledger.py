@@ -5,7 +5,8 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
 
 - ``started``: `schema`, `version`, and what the run was started with: `seed`, `evaluations` (the budget),
   `objectives` (name to direction), `shares` (by split what each metric counts: ``task/metric``, weight, direction,
-  objective), `overlap` (share of the held-out items that are the search's), `fitness` (its fingerprint), ...
+  objective), `stop_rules` (`hours`, `patience` and `target`, those that are set), `overlap` (share of the held-out
+  items that are the search's), `fitness` (its fingerprint), ...
 - ``phase``: `phase` (its name), `number` (from 1) of `phases`, `evaluations`, `genes` (of raw weights their
   number), `ordered`, `in_flight`, `winner` (the candidate that the search space begins with).
 - ``warm``: a candidate that was not evaluated here: the fields of ``asked`` and ``told``, and `source` (``RUN#ID``).
@@ -20,8 +21,9 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
   `entered` the Pareto front and who `left` it, its size `front` and its `hypervolume`.
 - ``finalists``: `candidates` that were scored on all items in the end, their values of the first objective by the
   search (`search`) and there (`validation`), and the `winner`.
-- ``stopped``: `reason` and counts.
-- ``interrupted``, ``resumed``: a session ended early, another went on. Not part of the run's content.
+- ``stopped``: `reason`, counts, and where a rule ended the search early `rule` (``hours``, ``patience``, ``target``),
+  its `limit`, and `remaining` (what going on would have gained).
+- ``interrupted``, ``resumed``: a session ended early, another went on (`since` when). Not part of the run's content.
 
 Readers ignore events and fields that they do not know, so that later versions can add some.
 """
@@ -39,6 +41,7 @@ from typing import Any, Literal, get_args
 
 from evomerge.candidate import Candidate, Evaluation, Items, Split, Status
 from evomerge.genomes.encoding import GenomeLog
+from evomerge.run.clock import SearchClock
 from evomerge.run.folder import RunFolder
 from evomerge.run.items import items_bytes
 from evomerge.run.ledger_file import Event, LedgerError, LineFile, Lock, TornLine, decode, report_torn, scan
@@ -72,6 +75,7 @@ class Ledger:
         torn: an incomplete last line that was found and removed, or ``None``.
         live: whether what is appended is new.
         passed: how many events of each kind (name, and split where it has one) the search has appended.
+        clock: how long the search has searched.
 
     Raises:
         LedgerError: another process writes this ledger, a line is damaged, or the file cannot be written.
@@ -106,6 +110,7 @@ class Ledger:
             ) from error
         self.torn = self._file.torn
         self.passed: Counter[Kind] = Counter()
+        self.clock = SearchClock()
         self._genomes = GenomeLog()
         self._synced_at = time.monotonic()
         self._unsynced_items: list[Path] = []
@@ -140,6 +145,7 @@ class Ledger:
         content = {"event": event, "time": stamp, **first, **fields}
         number = self._file.append(content)
         self.passed[kind_of(content)] += 1
+        self.clock.see(content)
         if self._every or time.monotonic() - self._synced_at >= self._interval:
             self.sync()
         if self._observe is not None:
@@ -192,6 +198,10 @@ class Ledger:
     def in_flight(self, phase: int, wanted: int | None) -> int | None:
         """How many candidates of a phase (counted from 0) shall be in flight: as many as are `wanted`."""
         return wanted
+
+    def went_on(self) -> bool | None:
+        """Whether an earlier session asked for more in this phase (or began another); ``None`` where it did neither."""
+        return None
 
     def sync(self) -> None:
         """Wait until everything so far is on the disk: items files first, the events that name them after."""

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 
 from evomerge.candidate import Split
+from evomerge.run.clock import SearchClock
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import SESSION_EVENTS, Kind, kind_of
 from evomerge.run.ledger_file import Event, LedgerError, TornLine, decode, report_torn, scan
@@ -23,6 +24,7 @@ class Record:
         events, lines: how many there are, without and with those of sessions.
         proposed: how many candidates were asked, baselines not counted.
         finished: whether the search came to its end.
+        clock: how long it has searched.
 
     Args:
         folder: the run folder; an empty ledger is a run that had not begun.
@@ -39,8 +41,10 @@ class Record:
         self._validated: dict[int, str | None] = {}
         self.events = self.lines = self.proposed = offset = 0
         self.finished = self._lineages = False
+        self.clock = SearchClock()
         for number, line in scan(folder.ledger, self._torn):
             event = decode(line, f"{folder.ledger}: line {number}")
+            self.clock.see(event)
             if event["event"] not in SESSION_EVENTS:
                 self._note(event, offset)
                 self.events += 1
@@ -59,8 +63,13 @@ class Record:
 
     def peek(self, event: str, split: str = "") -> Event | None:
         """The next event of a kind that was not taken, or ``None``."""
+        place = self.place(event, split)
+        return None if place is None else self._read(place)
+
+    def place(self, event: str, split: str = "") -> int | None:
+        """Where in the file the next event of a kind is that was not taken, or ``None``."""
         offsets, place = self._offsets.get((event, split), _NONE), self._taken.get((event, split), 0)
-        return self._read(offsets[place]) if place < len(offsets) else None
+        return offsets[place] if place < len(offsets) else None
 
     def take(self, event: str, split: str = "") -> None:
         """Go on to the one after."""

@@ -70,16 +70,20 @@ class Leaders:
         return [each.candidate for each in self._found]
 
     @property
-    def known(self) -> dict[int, Evaluation]:
-        """Evaluations of those that were scored on all items in the search, by candidate."""
-        name = self._objective.name
-        return {
-            each.candidate.id: Evaluation(
-                each.candidate.id, "ok", "validation", objectives={name: self._objective.gain(each.gain)}
-            )
-            for each in self._found
-            if each.complete
-        }
+    def recipes(self) -> set[str]:
+        """Hashes of their recipes."""
+        return set(self._recipes)
+
+    @property
+    def known(self) -> dict[int, tuple[Candidate, Evaluation]]:
+        """Those that were scored on all items in the search, by id: scoring them again would say nothing new."""
+        found = {}
+        for each in self._found:
+            if each.complete:
+                objectives = {self._objective.name: self._objective.gain(each.gain)}
+                number = each.candidate.id
+                found[number] = each.candidate, Evaluation(number, "ok", "validation", objectives=objectives)
+        return found
 
     def compared(self, scored: Sequence[tuple[Candidate, Evaluation]]) -> dict[str, Any]:
         """Fields of a ``finalists`` event: what the candidates had in the search, and what they have on all items."""

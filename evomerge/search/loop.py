@@ -21,7 +21,6 @@ from typing import Any
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError
-from evomerge.genomes.arrays import ArraySpec
 from evomerge.protocols import Evaluator, Proposal, SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo, baseline_recipes
 from evomerge.run.ledger import Ledger
@@ -39,9 +38,11 @@ from evomerge.search.hooks import (
 )
 from evomerge.search.in_flight import PendingEvaluations, in_flight_limit
 from evomerge.search.incumbent import Incumbent
+from evomerge.search.informing import begin, informed
 from evomerge.search.phases import Phase
 from evomerge.search.racing.race import Race, pending_of
 from evomerge.search.state import PhaseState, SearchState, decoded
+from evomerge.search.stopping import StopRules
 from evomerge.search.warm_start import WarmStart, no_warm_start
 from evomerge.strategies.bases.capabilities import learner
 
@@ -73,6 +74,7 @@ class Search:
         race: scores candidates on some items first; ``None`` for all at once.
         finalists: so many of the best are scored on all items in the end, and the winner is chosen there; 0 for none.
         give_up: after so many failures in a row for the same reason; ``None`` for never.
+        rules: what ends it before the budget is spent.
 
     Attributes:
         state: everything that decides how it goes on.
@@ -95,6 +97,7 @@ class Search:
     give_up: int | None = None
     race: Race | None = None
     finalists: int = 0
+    rules: StopRules = field(default_factory=StopRules)
     state: SearchState = field(init=False)
     _scored: list[Candidate] = field(default_factory=list, init=False)
     _last: tuple[SearchSpace, Strategy] | None = field(default=None, init=False)  # of the phase that is over
@@ -142,9 +145,8 @@ class Search:
             self._choose()
         if self.held_out and self.best is not None:
             self._score([*(self._scored or self._models()), replace(self.best, name=BEST)], "held_out")
-        self.ledger.append(
-            "stopped", reason=reason, evaluations=self.state.spent, counts=dict(sorted(self.state.counts.items()))
-        )
+        counts, more = dict(sorted(self.state.counts.items())), self.state.stopping.event
+        self.ledger.append("stopped", reason=reason, evaluations=self.state.spent, counts=counts, **more)
         return self.best
 
     def _take_models(self) -> None:
@@ -156,6 +158,8 @@ class Search:
         reason = "budget"
         while self.state.phase is not None or len(self.state.winners) < len(self.phases):
             if self.state.phase is None:
+                if self.state.stopping.final:
+                    return reason
                 phase = self.phases[len(self.state.winners)]
                 if self.state.winners and phase.takes_winner and self.best is None:
                     return f"no candidate could be scored, and phase {phase.name} begins with the winner"
@@ -172,24 +176,17 @@ class Search:
         self.state.begins.append(self.state.next_id)
         space = phase.space(winner.recipe if winner is not None else None)
         warm = self.warm(space, number)
-        strategy = phase.strategy(warm.started(space.spec), self.state.scores)
+        strategy = informed(phase.strategy(warm.started(space.spec), self.state.scores), space)
+        begin(strategy, warm.best)
         limit = self.ledger.in_flight(number, in_flight_limit(self.in_flight, self.ordered, self.evaluator.slots))
-        self.ledger.append(
-            "phase",
-            phase=phase.name,
-            number=number + 1,
-            phases=len(self.phases),
-            evaluations=phase.evaluations,
-            genes=len(space.spec) if isinstance(space.spec, ArraySpec) else [gene.name for gene in space.spec],
-            ordered=self.ordered,
-            in_flight=limit,
-            winner=winner.id if number and winner is not None else None,
-        )
+        fields = {"number": number + 1, "phases": len(self.phases), "ordered": self.ordered, "in_flight": limit}
+        first = winner.id if number and winner is not None else None
+        self.ledger.append("phase", **phase.fields(space), **fields, winner=first)
         self._learn(warm, space, strategy)
+        self.state.stopping.begin()
         # Candidates of the user's come first; the strategy learns from them when it is able to.
-        pending = self.pending()
-        first, bounded = deque(warm.to_reevaluate[: phase.evaluations]), len(warm.to_reevaluate) > phase.evaluations
-        return PhaseState(phase, space, strategy, limit, first, pending, bounded=bounded)
+        queue, bounded = deque(warm.to_reevaluate[: phase.evaluations]), len(warm.to_reevaluate) > phase.evaluations
+        return PhaseState(phase, space, strategy, limit, queue, self.pending(), bounded=bounded)
 
     def _go_on(self, phase: PhaseState) -> str:
         """Ask and tell until the phase is over; returns why it is."""
@@ -218,11 +215,14 @@ class Search:
             learn = learner(strategy) if candidate.id in phase.named else strategy.tell
             learn(candidate, replace(pending.shown(evaluation), responses={}))  # strategies may keep what they are told
             phase.named.discard(candidate.id)
-        return "the strategy has nothing more to propose" if phase.left else "budget"
+        return self.state.stopping.reason or ("the strategy has nothing more to propose" if phase.left else "budget")
 
     def _fill(self, phase: PhaseState) -> None:
         """Ask for as many candidates as may be in flight."""
         pending, limit = phase.pending, phase.limit
+        if phase.left and self.rules.over(self.state.stopping, self.ledger, self.incumbent):
+            phase.bounded = True
+            return
         while phase.left and (limit is None or len(pending) < limit):
             if phase.first:
                 proposals: Sequence[Proposal] = [Proposal(phase.first.popleft())]
@@ -255,15 +255,14 @@ class Search:
 
     def _choose(self) -> None:
         """Score the finalists on all items, and let the best of them be the winner."""
-        candidates = list(self.state.leaders.candidates)
+        leaders, more = self.state.leaders, list[Candidate]()
         if self.race is not None and self._last is not None:
-            candidates += favourite(*self._last, self.state.new_id, {c.recipe.hash for c in candidates if c.recipe})
-        known = self.state.leaders.known  # on all items: scoring them again says nothing new
-        scored = self._score([c for c in candidates if c.id not in known], "validation", must=False)
-        scored += [(c, known[c.id]) for c in candidates if c.id in known]
+            more = favourite(*self._last, self.state.new_id, leaders.recipes)
+        unknown = [candidate for candidate in (*leaders.candidates, *more) if candidate.id not in leaders.known]
+        scored = [*self._score(unknown, "validation", must=False), *leaders.known.values()]
         found = best_of(scored, self.incumbent.objectives[0])
         if found is not None:
-            self.ledger.append("finalists", winner=found[0].id, **self.state.leaders.compared(scored))
+            self.ledger.append("finalists", winner=found[0].id, **leaders.compared(scored))
             self.incumbent.settle(*found)
             self.keep(self.incumbent)
 
@@ -314,6 +313,7 @@ class Search:
     def _improve(self, candidate: Candidate, evaluation: Evaluation) -> bool:
         """Write the winner and the front down where they have changed; whether they have."""
         fields: dict[str, Any] | None = self.incumbent.see(candidate, evaluation)
+        self.rules.see(self.state.stopping, evaluation, fields is not None)
         if fields is not None:
             self.keep(self.incumbent)
             self.ledger.append("improved", **fields)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from evomerge.errors import ConfigError
+from evomerge.genomes.arrays import ArraySpec
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.protocols import SearchSpace, Strategy
 from evomerge.recipes.recipe import Recipe
@@ -32,6 +34,12 @@ class Phase:
     space: Callable[[Recipe | None], SearchSpace]
     strategy: Callable[[GenomeSpec, Baselines], Strategy]
     takes_winner: bool = False
+
+    def fields(self, space: SearchSpace) -> dict[str, Any]:
+        """Fields of its event: its name, its budget, and the names of its genes; of raw weights how many."""
+        spec = space.spec
+        genes = len(spec) if isinstance(spec, ArraySpec) else [gene.name for gene in spec]
+        return {"phase": self.name, "evaluations": self.evaluations, "genes": genes}
 
     @staticmethod
     def of(space: SearchSpace, strategy: Strategy, evaluations: int, name: str = "search") -> Phase:

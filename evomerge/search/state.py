@@ -15,6 +15,7 @@ from evomerge.search.finalists import Leaders
 from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.phases import Phase
+from evomerge.search.stopping import Stopping
 
 
 @dataclass
@@ -29,7 +30,8 @@ class PhaseState:
         pending: candidates asked and not told.
         asked: how many candidates so far.
         named: ids of the user's, until they are told.
-        bounded: whether what was asked was fewer than there were, because the budget ends.
+        bounded: whether what was asked was fewer than there were, because the budget ends, or a
+            rule has ended the phase.
     """
 
     phase: Phase
@@ -71,6 +73,7 @@ class SearchState:
         spent: evaluations of the phases that are over.
         next_id: of the next candidate.
         counts: of evaluations by status, baselines left out.
+        stopping: how near it is to an early end.
         settled: whether nothing is half done: the state can be saved, also when an exception ends the search.
     """
 
@@ -83,6 +86,7 @@ class SearchState:
     spent: int = 0
     next_id: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    stopping: Stopping = field(default_factory=Stopping)
     settled: bool = True
 
     def new_id(self) -> int:

@@ -34,11 +34,14 @@ class WarmStart:
         evaluated: genomes with evaluations that count here as they are, and where each comes from.
         to_reevaluate: genomes to evaluate before any other, the most promising first.
         x0: the most promising genome of all, ``None`` when there is none.
+        best: genomes of earlier runs with a score, the best first: of those whose scores count here, or else of the
+            others, whose fitness was another one.
     """
 
     evaluated: Sequence[tuple[Genome, Evaluation, str]] = ()
     to_reevaluate: Sequence[Genome] = ()
     x0: Genome | None = None
+    best: Sequence[Genome] = ()
 
     def started(self, spec: GenomeSpec) -> GenomeSpec:
         """The genes with `x0` as their start: there begin strategies that start from one point."""
@@ -142,7 +145,9 @@ class WarmStartSources:
         if getattr(space, "starts_as_it_is", False) and not told and not again:
             again = [space.spec.initial]
         best = max(told, key=lambda entry: self._gain(entry[1]), default=None)
-        return WarmStart(told, again, again[0] if again else best[0] if best else None)
+        ranked = sorted(((self._gain(evaluation), genome) for genome, evaluation, _ in told), key=lambda pair: -pair[0])
+        good = [genome for gain, genome in ranked or stale if gain > float("-inf")]
+        return WarmStart(told, again, again[0] if again else best[0] if best else None, good)
 
     def _read_run(self, run: RunFolder) -> None:
         genes: tuple[str, ...] = ()

@@ -56,11 +56,21 @@ class BoundedSpace:
 
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of a genome and of the values that are fixed."""
-        values = iter(genome.values)
-        fixed = self._fixed
-        return self._space.decode(
-            Genome(tuple(fixed[gene.name] if gene.name in fixed else next(values) for gene in self._all))
-        )
+        return self._space.decode(self._whole(genome))
+
+    def _whole(self, genome: Genome) -> Genome:
+        values, fixed = iter(genome.values), self._fixed
+        return Genome(tuple(fixed[gene.name] if gene.name in fixed else next(values) for gene in self._all))
+
+    @property
+    def active(self) -> Any:
+        """The space's own, where it has one: of the genes that are left."""
+        active = self._space.active  # type: ignore[attr-defined]  # spaces have it or not
+
+        def of_the_left(genome: Genome) -> frozenset[str]:
+            return frozenset(active(self._whole(genome))).difference(self._fixed)
+
+        return of_the_left
 
     @property
     def encode(self) -> Any:

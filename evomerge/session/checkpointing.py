@@ -16,9 +16,11 @@ from evomerge.protocols import SearchSpace
 from evomerge.run.checkpoint import Checkpoint, Checkpoints, Position, read_checkpoints
 from evomerge.run.ledger import Kind, Ledger
 from evomerge.search.in_flight import PendingEvaluations
+from evomerge.search.informing import informed
 from evomerge.search.loop import Search
 from evomerge.search.racing.race import RacedEvaluations
 from evomerge.search.state import PhaseState, SearchState, decoded
+from evomerge.search.stopping import Stopping
 from evomerge.session.replay import ContinuedLedger
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ def capture(state: SearchState, ledger: Ledger) -> dict[str, Any]:
         "counts": dict(state.counts),
         "scores": {name: dict(scores) for name, scores in state.scores.items()},
         "spent": state.spent,
+        "stopping": state.stopping.state(),
         "begins": list(state.begins),
         "winners": [winner.id if winner is not None else None for winner in state.winners],
         "incumbent": state.incumbent.state(),
@@ -78,6 +81,9 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the state is of another search: recipes are not what they were, or a strategy refuses its own.
     """
+    stopping = Stopping()
+    if search.rules.event or "stopping" in saved:  # checkpoints of before do not say: the ledger does
+        stopping.load(saved["stopping"])
     known: dict[int, Candidate] = {}
     refused: dict[int, str | None] = {}
     rows = list(zip(saved["candidates"], unpack_genomes(saved["genomes"]), strict=True))
@@ -97,7 +103,7 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
     number, space = len(spaces) - 1, spaces[-1]
     phase, warm = search.phases[number], search.warm(space, number)
     scores = {str(name): dict(values) for name, values in saved["scores"].items()}
-    strategy = phase.strategy(warm.started(space.spec), scores)
+    strategy = informed(phase.strategy(warm.started(space.spec), scores), space)
     strategy.load_state_dict(saved["strategy"])
     first = list(warm.to_reevaluate[: phase.evaluations])
     pending = [known[int(identity)] for identity in saved["flight"]]
@@ -122,6 +128,7 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
             begins=begins,
             scores=dict(scores),
             spent=int(saved["spent"]),
+            stopping=stopping,
             next_id=int(saved["next_id"]),
             counts={str(status): int(count) for status, count in saved["counts"].items()},
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from evomerge.run.folder import RunFolder
 from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
 from evomerge.search.racing.race import Race
+from evomerge.search.stopping import StopRules
 from evomerge.search.warm_start import WarmStartSources
 from evomerge.session.builders import (
     check_asynchronous,
@@ -51,6 +52,7 @@ class Parts:
         overlap: share of the held-out items that are items of the search too; ``None`` where that is not known.
         race: scores candidates on some items first; ``None`` for all at once.
         finalists: how many of the best are scored on all items in the end.
+        rules: what ends the search early.
         fitted: keys of search spaces that were chosen by the number of evaluations, with their values.
     """
 
@@ -67,6 +69,7 @@ class Parts:
     fitted: Sequence[str] = ()
     race: Race | None = None
     finalists: int = 0
+    rules: StopRules = field(default_factory=StopRules)
 
     @property
     def space(self) -> SearchSpace:
@@ -99,6 +102,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     held_out = fitness_from_config(config, "held_out") if config.held_out is not None else None
     objectives = tuple(fitness.objectives)
     check_choice(config.search.best, objectives, config.search.weights)
+    rules = StopRules.of(config.search, objectives)
     warm = WarmStartSources(
         [str(source) for source in config.search.warm_start], config.search.warm_start_evaluations, objectives
     )
@@ -131,7 +135,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     race = build_race(config, fitness, strategies)
     finalists = count_finalists(config, objectives, race is not None)
     parts = pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers
-    return Parts(*parts, fitted=fitted, race=race, finalists=finalists)
+    return Parts(*parts, fitted=fitted, race=race, finalists=finalists, rules=rules)
 
 
 def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:

@@ -14,6 +14,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from evomerge.candidate import Candidate, Evaluation, Items, Split
@@ -31,7 +32,7 @@ from evomerge.utils.files import write_bytes_atomic
 _log = logging.getLogger(__name__)
 _FREE = {
     "phase": ("evaluations", "in_flight"),
-    "started": ("evaluations", "version", "versions", "from_run", "shares", "overlap"),
+    "started": ("evaluations", "version", "versions", "from_run", "shares", "overlap", "stop_rules"),
 }
 """Fields that may differ between sessions, by event."""
 
@@ -132,7 +133,8 @@ class ContinuedLedger(Ledger):
         if len(self) != record.lines:
             self.close()
             raise LedgerError(f"{folder.path} was written to meanwhile", "one session at a time", "try again")
-        self._record, self.resumed = record, dict(resumed)
+        self._record, self.clock = record, record.clock
+        self.resumed = {**resumed, "since": datetime.now(UTC).isoformat(timespec="milliseconds")}
         self.live = False
         self.go_live: Callable[[], None] = lambda: None
 
@@ -185,6 +187,13 @@ class ContinuedLedger(Ledger):
         if number is None:
             return None
         return number if type(number) is int and 1 <= number <= MOST_IN_FLIGHT else wanted
+
+    def went_on(self) -> bool | None:
+        """What the record says: `True` where more was asked, `False` where another phase began before that."""
+        asked, phase = self._record.place("asked", "search"), self._record.place("phase")
+        if asked is None and phase is None:
+            return None
+        return phase is None or (asked is not None and asked < phase)
 
     def _write_resumed(self) -> None:
         if not self.live:

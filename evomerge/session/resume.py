@@ -28,7 +28,9 @@ from evomerge.search.hooks import BestWriter
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.search.phases import split_budget
+from evomerge.search.stopping import RULES
 from evomerge.session.checkpointing import begin
+from evomerge.session.ending import rules_of
 from evomerge.session.parts import Parts
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator, check_started
 from evomerge.utils.files import read_bounded, write_text_atomic
@@ -40,6 +42,9 @@ MAY_CHANGE = (
     "search.sync",
     "search.checkpoint",
     "search.give_up",
+    "search.hours",
+    "search.patience",
+    "search.target",
     "from_run",
     "display",
     "trackers",
@@ -76,6 +81,7 @@ class Resumed:
         evaluations: the budget.
         changes: what is not as it was when the run began, a line each.
         phases: evaluations of each of several phases, where the budget has changed.
+        rules: what ends the search early, as `search` has it.
     """
 
     folder: RunFolder
@@ -83,12 +89,14 @@ class Resumed:
     evaluations: int
     changes: list[str] = field(default_factory=list)
     phases: Mapping[str, int] = field(default_factory=dict)
+    rules: Mapping[str, Any] = field(default_factory=dict)
     resumed: ClassVar[bool] = True
 
     @property
     def event(self) -> dict[str, Any]:
         """Fields of the ``resumed`` event."""
-        return {"events": self.record.events, "evaluations": self.evaluations, "changes": self.changes}
+        rules = {"stop_rules": self.rules} if self.rules else {}
+        return {"events": self.record.events, "evaluations": self.evaluations, "changes": self.changes, **rules}
 
     @property
     def budget(self) -> int:
@@ -146,10 +154,11 @@ class Resumed:
                 self.changes.append(f"model {name} is at {ref.location}")
 
     def _keep_budget(self) -> None:
-        """Write a budget that has changed to the run's configuration, so that another session knows it."""
+        """Write a budget and rules that have changed to the run's configuration, so that another session knows them."""
         config = read_config(self.folder)
-        if int(config.search.evaluations) != self.evaluations:
+        if int(config.search.evaluations) != self.evaluations or rules_of(config) != self.rules:
             config.search.evaluations = self.evaluations
+            config.search.update({name: self.rules.get(name) for name in RULES})
             for name, evaluations in self.phases.items():
                 config.phases[name].evaluations = evaluations
             write_text_atomic(self.folder.config, to_yaml(config))
@@ -201,7 +210,9 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
             "as many, or more",
         )
     phases = _longer_last(config, before) if int(config.search.evaluations) != before else {}
-    return cast(Config, config), Resumed(folder, record, int(config.search.evaluations), changes, phases)
+    return cast(Config, config), Resumed(
+        folder, record, int(config.search.evaluations), changes, phases, rules_of(config)
+    )
 
 
 def _longer_last(config: DictConfig, before: int) -> dict[str, int]:

@@ -101,6 +101,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 evaluations=settings.evaluations,
                 objectives={o.name: o.direction for o in objectives},
                 shares=_shares(parts),
+                **({"stop_rules": parts.rules.event} if parts.rules.event else {}),
                 **({"overlap": parts.overlap} if parts.overlap is not None else {}),
                 fitness=fingerprint,
                 versions=library_versions(),
@@ -124,6 +125,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 give_up=settings.give_up,
                 race=parts.race,
                 finalists=parts.finalists,
+                rules=parts.rules,
             )
             beginning.begin(search)
             interrupts.settled = lambda: search.state.settled

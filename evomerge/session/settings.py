@@ -14,6 +14,7 @@ from evomerge.objectives import SCALARISATIONS
 from evomerge.run.checkpoint import check_intervals
 from evomerge.search.in_flight import MOST_IN_FLIGHT
 from evomerge.search.phases import split_budget
+from evomerge.search.stopping import check_rules
 from evomerge.session.builders import check_phases, phase_node, without_bounds, without_prior
 
 DISPLAYS = ("auto", "live", "plain", "quiet")
@@ -91,6 +92,7 @@ def _check_search(config: Config) -> None:
         raise ConfigError(f"search.seed is {settings.seed}", "0 to 2^63 - 1")
     if settings.give_up is not None and settings.give_up < 1:
         raise ConfigError(f"search.give_up is {settings.give_up}", "at least 1, or null")
+    check_rules(settings.hours, settings.patience, to_builtin(settings.target))
     check_intervals(settings.checkpoint.every, settings.checkpoint.evaluations, settings.checkpoint.keep)
     if settings.scalarise is not None and settings.scalarise not in SCALARISATIONS:
         raise ConfigError(f"search.scalarise is {settings.scalarise!r}", nearest(settings.scalarise, SCALARISATIONS))

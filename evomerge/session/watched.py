@@ -11,6 +11,7 @@ from evomerge.config.schema import Config
 from evomerge.report.plain_console import console, errors
 from evomerge.run.folder import RunFolder
 from evomerge.session.cautions import warn_settings
+from evomerge.session.ending import has_ended
 from evomerge.session.parts import build_parts
 from evomerge.session.progress import Progress
 from evomerge.session.resume import open_run
@@ -77,7 +78,7 @@ def _resume(
     path: str | Path, overrides: Sequence[str], trust: bool, display: str | None, say: Callable[[str], None]
 ) -> Config | None:
     config, again = open_run(path, overrides, trust=trust)
-    if again.record.finished and again.record.first("started") and config.search.evaluations <= again.budget:
+    if again.record.finished and has_ended(again.record, again.rules, config.search.evaluations, again.budget):
         return None
     parts = build_parts(config, again.folder)
     if parts.pool is not None:

@@ -16,13 +16,16 @@ from cmaes import CatCMAwM
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError
-from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
+from evomerge.genomes.genome import Genome, GenomeSpec, Value
 from evomerge.objectives import Objective
+from evomerge.strategies.bases.acting_catcma import ActingCatCMA
 from evomerge.strategies.bases.arrivals import Arrivals, Sample, longest
+from evomerge.strategies.bases.conditional import acting
 from evomerge.strategies.bases.generations import Array, ranks_of
-
-GRID = 100
-"""Numbers on a grid of at most so many values have a margin of their own; finer grids are rounded in proposals only."""
+from evomerge.strategies.bases.promising import Given, Promising, promising
+from evomerge.strategies.bases.restarts import LARGEST
+from evomerge.strategies.variation.categorical import at_least
+from evomerge.strategies.variation.values import choices_of, values_of
 
 PATIENCE = 10
 """Generations without anything better, after which a settled distribution begins anew."""
@@ -62,7 +65,10 @@ class CatCma(Arrivals):
         start: the probability of a choice that the space starts from (the `initial` of a categorical or boolean
             gene), at first; ``auto``: such that a candidate changes one or two of them, however many there are, 0.7 at
             least; ``None`` ignores it. Genes without `initial` begin with equal probabilities.
-        restart: begin anew when settled.
+        restart: begin anew when settled; ``ipop`` with twice the population each time.
+        conditional: learn nothing from genes that do not act, where the space says which (`bases.conditional`).
+        warm_start: begin with the distribution of an earlier run's best tenth (`bases.promising`): ``auto`` where that
+            is four evaluations at least.
         asynchronous: move as evaluations arrive, and forget what was drawn before a new beginning; with
             search.ordered=false it is true unless it is given.
 
@@ -81,7 +87,9 @@ class CatCma(Arrivals):
         sigma0: float = 0.25,
         popsize: int | None = None,
         start: float | Literal["auto"] | None = 0.7,
-        restart: bool = True,
+        restart: bool | Literal["ipop"] = True,
+        conditional: bool = False,
+        warm_start: Given = False,
         asynchronous: bool = False,
     ) -> None:
         if not (math.isfinite(sigma0) and 0 < sigma0 <= 1):
@@ -91,19 +99,28 @@ class CatCma(Arrivals):
         if isinstance(start, float | int) and not 0 < start < 1:
             raise ConfigError(f"strategy.start is {start}", "a probability between 0 and 1, auto, or null")
         self._sigma0, self._start_given, self._restart = float(sigma0), start, restart
-        values = [_values(gene) for gene in spec]
+        values = [values_of(gene) for gene in spec]
         self._real = [i for i, found in enumerate(values) if found is None]
         self._whole = {i: found for i, found in enumerate(values) if found is not None and len(found) > 1}
-        choices = [_choices(gene) for gene in spec]
+        choices = [choices_of(gene) for gene in spec]
         self._chosen = {i: found for i, found in enumerate(choices) if len(found) > 1}
         started = sum(spec.genes[i].initial is not None for i in self._chosen)
         self._initial_share = max(LEAST_SHARE, 1 - CHANGES / max(started, 1)) if start == "auto" else start
         free = max(len(self._real) + len(self._whole) + len(self._chosen), 1)
         popsize = popsize or 4 + int(3 * math.log(free))
-        super().__init__(spec, objectives, seed=seed, popsize=popsize, asynchronous=asynchronous)
+        super().__init__(
+            spec,
+            objectives,
+            seed=seed,
+            popsize=popsize,
+            asynchronous=asynchronous,
+            conditional=conditional,
+            warm_start=warm_start,
+        )
 
     def _settings(self) -> dict[str, Any]:
-        more = {"asynchronous": True} if self.asynchronous else {}
+        given = {"asynchronous": self.asynchronous, "conditional": self._conditional}
+        more = {name: True for name, value in given.items() if value}
         return {"sigma0": self._sigma0, "start": self._start_given, "restart": self._restart, **more}
 
     def _start(self, seed: int) -> None:
@@ -119,15 +136,18 @@ class CatCma(Arrivals):
         mean += [float(unit[np.abs(found - float(initial[i])).argmin()]) for unit, (i, found) in self._pairs(units)]
         numbers = [genes[i].spread or self._sigma0 for i in (*self._real, *self._whole)]
         deviation = np.array(numbers, dtype=np.float64)
-        self._model = CatCMAwM(
+        covariance, shares = np.diag(deviation**2), self._probabilities() if self._chosen else None
+        if self._prior is not None and self._starts == 0:
+            mean, covariance, shares = self._near(self._prior)
+        self._model = ActingCatCMA(
             x_space=[[0.0, 1.0]] * len(self._real) or None,
             z_space=[unit.tolist() for unit in units] or None,
             c_space=[len(found) for found in self._chosen.values()] or None,
             population_size=self._popsize,
             mean=np.array(mean),
             sigma=1.0,
-            cov=np.diag(deviation**2),
-            cat_param=self._probabilities() if self._chosen else None,
+            cov=covariance,
+            cat_param=shares,
             seed=int(np.random.SeedSequence([self._seed, self._starts]).generate_state(1)[0]),
         )
         self._starts += 1
@@ -141,8 +161,7 @@ class CatCma(Arrivals):
     def _probabilities(self) -> Array:
         """Of every choice at first, shape ``(variables, most choices)``, 0 where a variable has no such choice."""
         found = np.zeros((len(self._chosen), max(map(len, self._chosen.values()))))
-        # The margin of the paper holds from the first generation on.
-        least = 1 - 0.73 ** (1 / (len(self._chosen) + len(self._whole)))
+        least = self._margin
         for row, (i, choices) in zip(found, self._chosen.items(), strict=True):
             count, initial = len(choices), self._spec.genes[i].initial
             if initial is None or self._initial_share is None:
@@ -152,6 +171,36 @@ class CatCma(Arrivals):
                 row[:count] = (1 - share) / (count - 1)
                 row[choices.index(initial)] = share
         return found
+
+    @property
+    def _margin(self) -> float:
+        """The least probability of all choices but one: that of the paper holds from the first generation on."""
+        return float(1 - 0.73 ** (1 / max(len(self._chosen) + len(self._whole), 1)))
+
+    def _promising(self, genomes: Sequence[Genome]) -> Promising | None:
+        points, choices = [], []
+        for genome in genomes:
+            reals = [(i, float(genome.values[i])) for i in self._real]
+            point = [
+                (x - self._spec.genes[i].low) / (self._spec.genes[i].high - self._spec.genes[i].low) for i, x in reals
+            ]
+            for i, allowed in self._whole.items():
+                point.append(float(np.abs(allowed - float(genome.values[i])).argmin()) / (len(allowed) - 1))
+            points.append(point)
+            choices.append([found.index(genome.values[i]) for i, found in self._chosen.items()])
+        rows, numbers = len(points), len(self._real) + len(self._whole)
+        counts = [len(found) for found in self._chosen.values()]
+        chosen = np.array(choices, dtype=np.int64).reshape(rows, len(counts))
+        return promising(np.array(points).reshape(rows, numbers), chosen, counts, self._warm_start)
+
+    def _near(self, prior: Promising) -> tuple[list[float], Array, Array | None]:
+        """Mean, covariance and probabilities of an earlier run's distribution, as `CatCMAwM` takes them."""
+        if not self._chosen:
+            return prior.mean.tolist(), prior.covariance.copy(), None
+        shares = np.zeros((len(prior.shares), max(map(len, prior.shares))))
+        for row, share in zip(shares, prior.shares, strict=True):
+            row[: len(share)] = at_least(share, self._margin / (len(share) - 1))
+        return prior.mean.tolist(), prior.covariance.copy(), shares
 
     def _draw(self) -> list[Genome]:
         self._solutions = [self._model.ask() for _ in range(self._popsize)]
@@ -214,14 +263,22 @@ class CatCma(Arrivals):
 
     def _move(self, gains: Array) -> None:
         self._moves += 1
-        self._model.tell(list(zip(self._solutions, ranks_of(gains).astype(float).tolist(), strict=True)))
+        self._model.learn(self._solutions, ranks_of(gains), self._acts())
         if float(np.nanmax(gains)) > self._best:
             self._best = float(np.nanmax(gains))
             self._likeliest.clear()
         self._likeliest.append(self._agreement())
         self._solutions = []
         if self._restart and len(self._likeliest) == PATIENCE and np.mean(self._likeliest) > SETTLED:
+            self._popsize *= 2 if self._restart == "ipop" and self._popsize < LARGEST else 1
             self._fresh()
+
+    def _acts(self) -> NDArray[np.bool_] | None:
+        """Which numbers, then choices act in each solution, shape ``(solutions, genes)``; ``None`` where all may."""
+        if self._active is None:
+            return None
+        names = [self._spec.genes[i].name for i in (*self._real, *self._whole, *self._chosen)]
+        return acting(self._active, [self._genome(solution) for solution in self._solutions], names)
 
     def _agreement(self) -> float:
         """The share of the generation that took its most frequent choices; 0 while its numbers still differ."""
@@ -254,20 +311,3 @@ def _rows(solutions: list[CatCMAwM.Solution], field: str) -> NDArray[Any]:
     if not rows or rows[0] is None:
         return np.empty((len(rows), 0))
     return np.array(rows)
-
-
-def _values(gene: Gene) -> Array | None:
-    """The values of a gene that is a whole number or on a coarse grid; ``None`` for other numbers; one for choices."""
-    if gene.kind in ("categorical", "boolean") or gene.low == gene.high:
-        return np.zeros(1)
-    if gene.kind == "integer":
-        return np.arange(math.ceil(gene.low), math.floor(gene.high) + 1, dtype=np.float64)
-    if gene.resolution is None or (gene.high - gene.low) / gene.resolution > GRID - 1:
-        return None
-    steps = math.floor((gene.high - gene.low) / gene.resolution + 1e-9)
-    return np.asarray(gene.low + gene.resolution * np.arange(steps + 1), dtype=np.float64)
-
-
-def _choices(gene: Gene) -> tuple[Value, ...]:
-    """The choices of a categorical or boolean gene, none for numbers."""
-    return gene.choices if gene.kind == "categorical" else (False, True) if gene.kind == "boolean" else ()

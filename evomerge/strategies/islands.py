@@ -17,6 +17,7 @@ from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal, Strategy, StrategyBuilder
 from evomerge.strategies.bases.capabilities import KINDS, Injectable, check_range, require
+from evomerge.strategies.bases.conditional import Active, Conditional
 from evomerge.strategies.bases.generations import gain_of
 from evomerge.strategies.bases.saving import rng_state
 
@@ -130,6 +131,12 @@ class Islands:
         for island in self._islands:
             if isinstance(island, Injectable):
                 island.inject(candidate, evaluation)
+
+    def know_active(self, active: Active) -> None:
+        """Tell all islands which genes act, as far as they ask."""
+        for island in self._islands:
+            if isinstance(island, Conditional):
+                island.know_active(active)
 
     def state_dict(self) -> dict[str, Any]:
         """The islands' states, who waits for what, and the emigrants-to-be."""

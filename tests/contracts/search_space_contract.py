@@ -173,6 +173,18 @@ class SearchSpaceContract:
         except InfeasibleError:
             return False
 
+    def test_genes_that_are_not_active_change_nothing(self, case: SpaceCase) -> None:
+        space = case.build()
+        active = getattr(space, "active", None)
+        if active is None:
+            pytest.skip("all genes always act")
+        parts, rng = case.genomes.parts(space.spec), np.random.default_rng(3)
+        for genome in case.genomes.some(space.spec, 4, seed=5):
+            acts = active(genome)
+            assert set(acts) <= set(parts)
+            for part in [place for place, name in enumerate(parts) if name not in acts][:12]:
+                assert not self._differ(space, genome, case.genomes.changed(space.spec, genome, part, rng))
+
     def test_genomes_of_other_spaces_are_refused(self, case: SpaceCase) -> None:
         space = case.build()
         for genome in case.genomes.foreign(space.spec):

@@ -370,3 +370,42 @@ def test_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "empty" / "ledger.jsonl").touch()
     with pytest.raises(LedgerError, match="has no started event"):
         read_status(tmp_path / "empty")
+
+
+def test_rules_that_end_a_run_are_shown_with_how_near_it_is(tmp_path: Path) -> None:
+    run = Written(tmp_path / "run", stop_rules={"hours": 0.5, "patience": 10, "target": {"score": 0.9}})
+    run.asked(0, 0, "base")
+    run.told(60, 0, 0.1)
+    for candidate in range(1, 26):
+        run.asked(60 + 10 * candidate, candidate)
+        run.told(65 + 10 * candidate, candidate, 0.5 + 0.01 * (candidate % 7))
+        if candidate == 6:
+            run.add(125, "improved", candidate=6, objective=0.56)
+    rules = read_status(run.folder).rules
+    assert rules is not None
+    assert (rules.hours, rules.patience, rules.target) == (0.5, 10, {"score": 0.9})
+    assert (rules.since, rules.took) == (19, 65 + 250)
+    assert rules.remaining is not None
+    assert 0 <= rules.remaining.expected < 0.02
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(StatusPanel(read_status(run.folder)))
+    text = " ".join(shown.get().replace("│", " ").split())
+    assert "ends after 30 min of search, 5 min 15 s so far" in text
+    assert "19 of 10 evaluations without improvement" in text
+    assert "at score 0.9" in text
+    assert "19 of 10 evaluations without improvement" in progress_line(read_status(run.folder))
+    assert json.loads(json.dumps(read_status(run.folder).as_dict()))["rules"]["since"] == 19
+    run.add(400, "stopped", reason="search.patience=10: over", rule="patience", limit=10, remaining={"evaluations": 10})
+    assert read_status(run.folder).detail == "search.patience=10: over"
+    run.add(500, "resumed", stop_rules={"target": 0.95}, since="2026-01-02T03:12:00Z")
+    rules = read_status(run.folder).rules
+    assert rules is not None
+    assert (rules.hours, rules.patience, rules.target) == (None, None, {"score": 0.95})
+
+
+@pytest.mark.parametrize("odd", [3, [], {"hours": "x", "patience": 1.5, "target": [1]}, {"hours": float("inf")}])
+def test_odd_rules_of_a_stranger_are_none(tmp_path: Path, odd: Any) -> None:
+    run = Written(tmp_path / "run", stop_rules=odd)
+    run.told(1, 0, 0.5)
+    assert read_status(run.folder).rules is None

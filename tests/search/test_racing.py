@@ -324,7 +324,7 @@ class TestFinalists:
         again.load(leaders.state(), {candidate.id: candidate for candidate in leaders.candidates})
         expected = [[2, True, True, 0.7], [4, True, True, 0.6], [0, True, True, 0.5]]
         assert again.state() == leaders.state() == expected
-        assert {number: dict(e.objectives) for number, e in leaders.known.items()} == {
+        assert {number: dict(e.objectives) for number, (_, e) in leaders.known.items()} == {
             2: {"score": 0.7},
             4: {"score": 0.6},
             0: {"score": 0.5},

@@ -1,18 +1,24 @@
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_search import POOL, Evaluator, Steady, TwoWeights, run, score, told
+from test_search import POOL, Evaluator, Steady, TwoWeights, run, run_in, score, told
 
 from evomerge.errors import ConfigError, InfeasibleError
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe
+from evomerge.run.folder import RunFolder
 from evomerge.run.items import read_items
 from evomerge.run.ledger import canonical_events, read_ledger
+from evomerge.run.record import Record
 from evomerge.search.warm_start import WarmStartSources
+from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
+from evomerge.strategies.cma_es import CmaEs
 
 SCORE = (Objective("score"),)
 PRINT = "sha256:none"
@@ -102,3 +108,44 @@ def test_a_recipe_that_the_space_cannot_encode_is_refused_with_the_reason(tmp_pa
         warm.check([TwoWeights()])
     with pytest.raises(ConfigError, match="a run folder or a recipe file that exists"):
         WarmStartSources([str(tmp_path / "nothing")], 0, SCORE)
+
+
+class Beginner(Steady):
+    """A strategy that begins with what is good in earlier evaluations."""
+
+    began: tuple[Genome, ...] = ()
+
+    def begin_from(self, genomes: Sequence[Genome]) -> None:
+        self.began = tuple(genomes)
+
+
+@pytest.mark.parametrize("fitness", [PRINT, "sha256:other"])
+def test_a_strategy_begins_with_the_earlier_genomes_whatever_their_fitness(
+    fitness: str, earlier: Path, tmp_path: Path
+) -> None:
+    warm, strategy = source(earlier), Beginner()
+    run(tmp_path / "run", Evaluator(), 5, strategy=strategy, warm=lambda space, n: warm(space, fitness, n == 0))
+    found = [score(TwoWeights().decode(genome)) for genome in strategy.began]
+    assert found == sorted(found, reverse=True)
+    good = [e for e in told(canonical_events(earlier), "search") if e["candidate"] >= 4 and e["status"] == "ok"]
+    assert len(found) == len(good)
+    assert found[0] == pytest.approx(max(e["objectives"]["score"] for e in good))
+
+
+def test_cma_es_begins_there_and_a_resumed_search_too(earlier: Path, tmp_path: Path) -> None:
+    def make(given: bool) -> CmaEs:
+        return CmaEs(TwoWeights.spec, SCORE, seed=0, popsize=6, warm_start=given)
+
+    warm = source(earlier)
+    options = {"warm": lambda space, n: warm(space, PRINT, n == 0), "evaluations": 30}
+    run(tmp_path / "cold", Evaluator(), strategy=make(False), **options)
+    run(tmp_path / "whole", Evaluator(), strategy=make(True), **options)
+    whole = canonical_events(tmp_path / "whole")
+    assert whole != canonical_events(tmp_path / "cold")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    lines = (tmp_path / "whole" / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut" / "ledger.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+    record = Record(RunFolder(tmp_path / "cut"))
+    with ContinuedLedger(RunFolder(tmp_path / "cut"), record, resumed={}, sync="interval") as ledger:
+        run_in(ledger, RecordedEvaluator(Evaluator(), record), strategy=make(True), **options)
+    assert canonical_events(tmp_path / "cut") == whole

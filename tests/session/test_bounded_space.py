@@ -103,6 +103,19 @@ def test_recipes_become_the_nearest_genome() -> None:
     assert not hasattr(BoundedSpace(_without_encode(), {"w*": [0, 0.5]}, "b"), "encode")
 
 
+def test_genes_that_act_are_those_that_are_left() -> None:
+    class Acting(Values):
+        def active(self, genome: Genome) -> set[str]:
+            named = self.spec.named(genome)
+            return set(named) - (set() if named["layers.1/taken"] else {"layers.1/rank"})
+
+    space = BoundedSpace(Acting(), {"layers.1/taken": False, "layers.0/method": "slerp"}, "b")
+    assert space.active(space.spec.initial) == {"embed/a/weight", "layers.0/a/weight"}
+    space = BoundedSpace(Acting(), {"layers.1/taken": True, "embed*": 0.5}, "b")
+    assert space.active(space.spec.initial) == {"layers.0/method", "layers.0/a/weight", "layers.1/rank"}
+    assert not hasattr(BoundedSpace(Values(), {"embed*": [0, 0.5]}, "b"), "active")
+
+
 def _without_encode() -> Any:
     class Plain:
         spec = GenomeSpec((Gene("w0"), Gene("w1")))

@@ -255,6 +255,8 @@ def _ending(view: RunView) -> Notice | None:
         return Notice(f"The run did not end: its process is gone after {done}. It can be resumed.", "warn")
     if view.state == "unknown":
         return Notice(f"The run has not ended: {done} so far.", "warn")
+    if history.stop_rule is not None:
+        return Notice(f"The search ended by {clean(history.stopped or '', 300)}.")
     if history.stopped not in (None, "budget"):
         return Notice(f"The search ended early: {clean(history.stopped, 300)}.", "warn")
     return None

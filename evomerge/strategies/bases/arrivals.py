@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal
+from evomerge.strategies.bases.conditional import Active
 from evomerge.strategies.bases.generations import Array, Generations
+from evomerge.strategies.bases.promising import Given, Promising, check_warm_start
 from evomerge.strategies.bases.saving import check_settings
 
 FOLLOWED = 0.5
@@ -72,10 +74,36 @@ class Arrivals(Generations):
     _events: list[tuple[int, int, float]]  # of each candidate told: asked by then, its number, its gain
 
     def __init__(
-        self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int, popsize: int, asynchronous: bool
+        self,
+        spec: GenomeSpec,
+        objectives: Sequence[Objective],
+        *,
+        seed: int,
+        popsize: int,
+        asynchronous: bool,
+        conditional: bool = False,
+        warm_start: Given = False,
     ) -> None:
+        check_warm_start(warm_start)
         self.asynchronous = asynchronous
+        self._conditional, self._warm_start = conditional, warm_start
+        self._active: Active | None = None
+        self._prior: Promising | None = None
         super().__init__(spec, objectives, seed=seed, popsize=popsize)
+
+    def know_active(self, active: Active) -> None:
+        """Be told which genes act; implements `conditional.Conditional`."""
+        self._active = active if self._conditional else None
+
+    def begin_from(self, genomes: Sequence[Genome]) -> None:
+        """Begin with the distribution of the best of these, the best of all first; nothing was asked before."""
+        self._prior = self._promising(genomes)
+        if self._prior is not None:
+            self._begin(self._seed)
+
+    @abstractmethod
+    def _promising(self, genomes: Sequence[Genome]) -> Promising | None:
+        """Their distribution, in coordinates and choices of the strategy's own; ``None`` for too few."""
 
     @abstractmethod
     def _sample(self) -> tuple[Genome, Sample]:
@@ -90,8 +118,10 @@ class Arrivals(Generations):
         """Make these the present generation."""
 
     def _check(self, state: Mapping[str, Any]) -> None:
-        before = {"asynchronous": False, **state["settings"]}  # states of old runs do not say
-        check_settings(self.title, {"asynchronous": self.asynchronous, **self._agreed()}, before)
+        # States of old runs do not say.
+        old = {"asynchronous": False, "conditional": False, "restarts": None}
+        ours = {"asynchronous": self.asynchronous, "conditional": self._conditional}
+        check_settings(self.title, {**ours, **self._agreed()}, {**old, **state["settings"]})
 
     def _counts(self, sample: Sample) -> bool:
         """Whether there is something to learn from a sample: not of what is over."""
@@ -111,12 +141,14 @@ class Arrivals(Generations):
 
     def state_dict(self) -> dict[str, Any]:
         """See `Generations.state_dict`; as they arrive, the events and the candidates in flight."""
+        prior = {} if self._prior is None else {"prior": self._prior.state()}
         if not self.asynchronous:
-            return super().state_dict()
+            return {**super().state_dict(), **prior}
         asked, numbers, gains = np.array(self._events, dtype=np.float64).reshape(-1, 3).T
         numbers_in_flight = sorted(self._samples)
         flying = [self._samples[number] for number in numbers_in_flight]
         return {
+            **prior,
             "seed": self._seed,
             "settings": self._agreed(),
             "asked": self._asked,
@@ -130,10 +162,11 @@ class Arrivals(Generations):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Generations.load_state_dict`; where this machine rounds differently, points in flight are the saved."""
+        self._check(state)
+        self._prior = Promising.of_state(state.get("prior"))
         if not self.asynchronous:
             super().load_state_dict(state)
             return
-        self._check(state)
         self._begin(int(state["seed"]))
         genomes: dict[int, Genome] = {}
 
@@ -171,7 +204,7 @@ class Arrivals(Generations):
         sample = self._samples.pop(number)
         if self._counts(sample):
             self._arrived.append((sample, gain))
-        if len(self._arrived) == self._popsize:
+        if len(self._arrived) >= self._popsize:
             gains = np.array([gain for _, gain in self._arrived])
             if not np.isnan(gains).all():
                 self._replace([sample for sample, _ in self._arrived])

@@ -64,7 +64,7 @@ class Generations(ABC):
     multi_objective: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]] = KINDS
 
-    _history: list[Array]  # of all generations told, their gains
+    _history: list[Array]  # of all generations told, their gains; a generation may be larger than the one before
     _genomes: list[Genome]  # the present generation
     _asked: int  # how many of them were handed out
     _gains: Array
@@ -75,7 +75,7 @@ class Generations(ABC):
         require(type(self), self.title, spec, objectives, seed)
         self._spec = spec
         self._objective = objectives[0]
-        self._popsize = popsize
+        self._first = self._popsize = popsize
         self._begin(seed)
 
     @property
@@ -132,10 +132,14 @@ class Generations(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Seed, settings and the gains of all generations (higher is better, NaN for failures)."""
+        sizes = [len(gains) for gains in self._history]
+        grown = {"sizes": np.array(sizes, dtype=np.int64)} if {*sizes, self._popsize} != {self._popsize} else {}
+        gains = np.concatenate([np.empty(0), *self._history])
         return {
             "seed": self._seed,
             "settings": self._agreed(),
-            "history": np.array(self._history, dtype=np.float64).reshape(-1, self._popsize),
+            "history": gains if grown else gains.reshape(-1, self._popsize),
+            **grown,
             "sampled": bool(self._genomes),
             "asked": self._asked,
             "gains": self._gains.copy(),
@@ -154,7 +158,7 @@ class Generations(ABC):
         """
         self._check(state)
         self._begin(int(state["seed"]))
-        for gains in np.asarray(state["history"], dtype=np.float64):
+        for gains in _generations(state):
             self._genomes = self._draw()
             self._learn(gains)
         if not state["sampled"]:
@@ -194,10 +198,10 @@ class Generations(ABC):
         )
 
     def _agreed(self) -> dict[str, Any]:
-        return settings_of(self._spec, [self._objective], popsize=self._popsize, **self._settings())
+        return settings_of(self._spec, [self._objective], popsize=self._first, **self._settings())
 
     def _begin(self, seed: int) -> None:
-        self._seed = seed
+        self._seed, self._popsize = seed, self._first
         self._history = []
         self._clear()
         self._start(seed)
@@ -216,3 +220,9 @@ class Generations(ABC):
             self._move(gains)
         self._history.append(np.array(gains))
         self._clear()
+
+
+def _generations(state: Mapping[str, Any]) -> list[Array]:
+    """The gains of each generation of a saved history."""
+    history = np.asarray(state["history"], dtype=np.float64)
+    return np.split(history, np.cumsum(state["sizes"])[:-1]) if "sizes" in state else list(history)

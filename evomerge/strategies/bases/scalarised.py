@@ -34,6 +34,9 @@ class Scalarised:
         self.learns = bool(getattr(strategy, "learns", True))
         if isinstance(strategy, Injectable):
             self.inject = self._inject
+        for name in ("know_active", "begin_from"):  # what they tell is of genomes, not of scores
+            if hasattr(strategy, name):
+                setattr(self, name, getattr(strategy, name))
 
     def ask(self, n: int | None = None) -> Sequence[Proposal]:
         """What the strategy proposes."""

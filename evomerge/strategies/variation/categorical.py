@@ -24,13 +24,16 @@ class Categorical:
 
     Args:
         counts: how many choices each variable has; two or more.
+        shares: the probabilities at first, shape ``(choices,)`` of each variable; none is below the margin.
     """
 
-    def __init__(self, counts: Sequence[int]) -> None:
+    def __init__(self, counts: Sequence[int], shares: Sequence[Array] | None = None) -> None:
         self.probabilities = [np.full(count, 1 / count) for count in counts]
         # No choice is ever given up (CatCMA, section 4.3: the margin).
         least = 1 - _ALL_LIKELIEST ** (1 / max(len(counts), 1))
         self._least = [least / (count - 1) for count in counts]
+        if shares is not None:
+            self.probabilities = [at_least(np.array(p), low) for p, low in zip(shares, self._least, strict=True)]
         self._freedom = sum(count - 1 for count in counts)
         self._path = np.zeros(self._freedom)
         self._gamma = 0.0
@@ -50,10 +53,16 @@ class Categorical:
         ]
         return np.array(columns, dtype=np.int64).reshape(len(self.probabilities), count).T
 
-    def learn(self, samples: NDArray[np.int64], weights: Array) -> None:
-        """Move towards `samples`, of shape ``(n, variables)``, by `weights` of shape ``(n,)`` that sum to 1."""
+    def learn(self, samples: NDArray[np.int64], weights: Array, acts: NDArray[np.bool_] | None = None) -> None:
+        """Move towards `samples`, of shape ``(n, variables)``, by `weights` of shape ``(n,)`` that sum to 1.
+
+        Args:
+            acts: in which samples each variable acts, as `samples` in shape; it learns from no other. All for ``None``.
+        """
+        heavy = np.repeat(weights[:, None], samples.shape[1], axis=1)
+        heavy = heavy if acts is None else heavy * acts
         gradients = [
-            np.bincount(samples[:, i], weights=weights, minlength=len(p)) - weights.sum() * p
+            np.bincount(samples[:, i], weights=heavy[:, i], minlength=len(p)) - heavy[:, i].sum() * p
             for i, p in enumerate(self.probabilities)
         ]
         natural = np.concatenate([_by_root_of_fisher(g, p) for g, p in zip(gradients, self.probabilities, strict=True)])
@@ -63,7 +72,7 @@ class Categorical:
         step = 1 / self._distrust
         rate = step / math.sqrt(self._freedom)
         for i, (p, gradient) in enumerate(zip(self.probabilities, gradients, strict=True)):
-            self.probabilities[i] = _at_least(p + step / length * gradient, self._least[i])
+            self.probabilities[i] = at_least(p + step / length * gradient, self._least[i])
         # ASNG: larger steps while the gradients agree, smaller ones when they are noise; a rate above 1 means nothing.
         self._path = (1 - rate) * self._path + math.sqrt(rate * (2 - rate)) * natural / length
         self._gamma = (1 - rate) ** 2 * self._gamma + rate * (2 - rate)
@@ -80,7 +89,7 @@ def _by_root_of_fisher(gradient: Array, p: Array) -> Array:
     return np.asarray(free / root + root * free.sum() / (p[-1] + math.sqrt(p[-1])))
 
 
-def _at_least(p: Array, least: float) -> Array:
+def at_least(p: Array, least: float) -> Array:
     """Probabilities that sum to 1, none below `least`; the excess is taken from those above it."""
     raised = np.maximum(p, least)
     above = raised - least

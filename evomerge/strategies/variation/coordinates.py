@@ -26,6 +26,7 @@ class Coordinates:
 
     Attributes:
         names: of the free genes.
+        number_names, choice_names: of those that are coordinates, and of those that are variables.
         start: coordinates of the spec's start.
         steps: the width in which a coordinate is one value: of a grid, or of a whole number; 0 where it is neither.
         counts: how many choices each variable has.
@@ -49,6 +50,8 @@ class Coordinates:
         self._vector = all(gene.kind == "continuous" for gene in spec)
         self._fixed = np.array(self._initial if self._vector else (), dtype=np.float64)
         self.names = tuple(gene.name for gene, lo, hi in zip(spec, low, high, strict=True) if lo < hi)
+        self.number_names = [genes[i].name for i in self._free]
+        self.choice_names = [genes[i].name for i in self._chosen]
         self.counts = [len(genes[i].choices) or 2 for i in self._chosen]
         widths = np.where(self._whole, 1.0, [genes[i].resolution or 0.0 for i in self._free])
         scale = np.where(self._whole, self._span + 1, self._span)  # as many whole numbers as their difference and one
