@@ -96,7 +96,7 @@ class Record:
         marks = self._told.get(split, b"")
         return candidate < len(marks) and bool(marks[candidate])
 
-    def forget_other(self, candidate: int, recipe_hash: str) -> None:
+    def forget_other(self, candidate: int, recipe_hash: str | None) -> None:
         """Forget what a finalist had where its number was another recipe's: of a run that was given more evaluations.
 
         The mean of a distribution gets its number when the budget ends, and with a larger one another candidate does.

@@ -45,24 +45,24 @@ class Leaders:
     def __init__(self, objective: Objective, most: int) -> None:
         self._objective, self._most = objective, most
         self._found: list[Leader] = []
-        self._recipes: set[str] = set()
+        self._models: set[object] = set()
 
     def see(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Take in an evaluation; candidates of a recipe that is known, and those without a value, are ignored."""
+        """Take in an evaluation; a model that is known already, and those without a value, are ignored."""
         value = evaluation.objectives.get(self._objective.name)
-        if value is None or candidate.recipe is None or evaluation.status not in ("ok", "pruned"):
+        if value is None or evaluation.status not in ("ok", "pruned"):
             return
         complete = evaluation.race.get("items") == evaluation.race.get("of")
         self.add(Leader(candidate, evaluation.ok, complete, self._objective.gain(value)))
 
     def add(self, leader: Leader) -> None:
         """Keep a candidate where it is among the best."""
-        if not self._most or _recipe(leader.candidate) in self._recipes:
+        if not self._most or model_of(leader.candidate) in self._models:
             return
         self._found.append(leader)
         self._found.sort(key=lambda each: (not each.finished, -each.gain, each.candidate.id))
         del self._found[self._most :]
-        self._recipes = {_recipe(each.candidate) for each in self._found}
+        self._models = {model_of(each.candidate) for each in self._found}
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -70,9 +70,9 @@ class Leaders:
         return [each.candidate for each in self._found]
 
     @property
-    def recipes(self) -> set[str]:
-        """Hashes of their recipes."""
-        return set(self._recipes)
+    def models(self) -> set[object]:
+        """What tells their models apart (`model_of`)."""
+        return set(self._models)
 
     @property
     def known(self) -> dict[int, tuple[Candidate, Evaluation]]:
@@ -100,13 +100,14 @@ class Leaders:
 
     def load(self, state: Sequence[Sequence[Any]], candidates: Mapping[int, Candidate]) -> None:
         """Go on from `state`."""
-        self._found, self._recipes = [], set()
+        self._found, self._models = [], set()
         for number, finished, complete, gain in state:
             self.add(Leader(candidates[int(number)], bool(finished), bool(complete), float(gain)))
 
 
-def _recipe(candidate: Candidate) -> str:
-    return candidate.recipe.hash if candidate.recipe is not None else ""
+def model_of(candidate: Candidate) -> object:
+    """What tells a candidate's model from others: its recipe's hash, or its genome where genomes are the models."""
+    return candidate.recipe.hash if candidate.recipe is not None else candidate.genome
 
 
 def best_of(
@@ -130,4 +131,6 @@ def favourite(space: SearchSpace, strategy: Strategy, new_id: Callable[[], int],
         recipe = space.decode(genome)
     except InfeasibleError:
         return []
-    return [] if recipe.hash in known else [Candidate(new_id(), recipe, genome)]
+    if model_of(Candidate(0, recipe, genome)) in known:
+        return []
+    return [Candidate(new_id(), recipe, genome)]

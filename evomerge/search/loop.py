@@ -257,7 +257,7 @@ class Search:
         """Score the finalists on all items, and let the best of them be the winner."""
         leaders, more = self.state.leaders, list[Candidate]()
         if self.race is not None and self._last is not None:
-            more = favourite(*self._last, self.state.new_id, leaders.recipes)
+            more = favourite(*self._last, self.state.new_id, leaders.models)
         unknown = [candidate for candidate in (*leaders.candidates, *more) if candidate.id not in leaders.known]
         scored = [*self._score(unknown, "validation", must=False), *leaders.known.values()]
         found = best_of(scored, self.incumbent.objectives[0])

@@ -56,8 +56,8 @@ class RecordedEvaluator(WrappedEvaluator):
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
         """Remember a candidate that was told before; send off another."""
-        if split == "validation" and candidate.recipe is not None:
-            self._record.forget_other(candidate.id, candidate.recipe.hash)
+        if split == "validation":
+            self._record.forget_other(candidate.id, candidate.recipe.hash if candidate.recipe is not None else None)
         if self._record.told(candidate.id, split):
             self._waiting[split][candidate.id] = candidate
         else:
