@@ -118,7 +118,7 @@ def best_of(
     return max(found, key=lambda pair: (objective.gain(pair[1].objectives[objective.name]), -pair[0].id), default=None)
 
 
-def favourite(space: SearchSpace, strategy: Strategy, new_id: Callable[[], int], known: set[str]) -> list[Candidate]:
+def favourite(space: SearchSpace, strategy: Strategy, new_id: Callable[[], int], known: set[object]) -> list[Candidate]:
     """The model that a strategy would bet on, a new candidate; none where it has none, or where that is known.
 
     Of a distribution its mean: each candidate is the mean and noise, and from noisy scores the mean knows the most.
