@@ -61,7 +61,8 @@ class Evaluation:
         traceback: of what it raised, where that is known: for the log, not for the ledger.
         responses: by task what the model answered to its first items, in document order: for people, not for the
             ledger.
-        tokens: that were `run`, that `stock` lm-eval would have run, and of those run what `hidden` states saved.
+        tokens: that were `run`, that `stock` lm-eval would have run, and of those run what `hidden` states saved; how
+            often its batches were `halved` since memory ran out, where they were: its last digits may differ for it.
         apart: of a winner, how far the way in which the search scored is from the stock tool's (`Fitness.apart`).
     """
 

@@ -43,6 +43,7 @@ class RunProgress:
         merge: what the layer cache did, added up over all evaluations.
         stages: seconds by stage, added up over the candidates told.
         tokens: that their log-likelihoods ``run``, and would run in ``stock`` lm-eval; what ``hidden`` states saved.
+        halved: evaluations, of all kinds, whose batches were halved since memory ran out.
     """
 
     def __init__(self) -> None:
@@ -61,6 +62,7 @@ class RunProgress:
         self.last_improved: Event | None = None
         self.merge: dict[str, float] = {}
         self.tokens: dict[str, float] = {}
+        self.halved = 0
         self.stages: dict[str, float] = {}
         self._named: dict[tuple[Any, Any], list[str]] = {}
         self._reasons: dict[str, str] = {}
@@ -199,6 +201,10 @@ class RunProgress:
     def _told(self, event: Event) -> None:
         candidate, split = event.get("candidate"), event.get("split")
         _add(self.merge, event.get("merge"))
+        tokens = event.get("tokens")
+        if tokens and isinstance(tokens, dict) and "halved" in tokens:
+            self.halved += 1
+            tokens = {name: value for name, value in tokens.items() if name != "halved"}
         names = self._named.get((candidate, split)) if self._named else None
         if split != "search":
             self._judging.mark(self._last)
@@ -215,7 +221,7 @@ class RunProgress:
         self.counts[status] = self.counts.get(status, 0) + 1
         seconds = event.get("seconds")
         _add(self.stages, seconds)
-        _add(self.tokens, event.get("tokens"))
+        _add(self.tokens, tokens)
         if status == "ok":
             if self._objective is None:
                 self._objective = self.objective.name if self.objective is not None else ""

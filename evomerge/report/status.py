@@ -18,6 +18,7 @@ from evomerge.report.trial import numbers
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import LedgerError, lock_holder
+from evomerge.run.remains import require_ledger
 from evomerge.utils.files import read_bounded
 
 State = Literal["running", "ended", "interrupted", "dead", "damaged", "unknown"]
@@ -82,6 +83,7 @@ class RunStatus:
         stage_seconds: seconds of all candidates by stage.
         tokens: that log-likelihoods of all candidates ``run``, and would run in ``stock`` lm-eval; and what ``hidden``
             states saved of those run.
+        halved: evaluations, baselines and held-out ones too, whose batches were halved since memory ran out.
         cache: what the layer cache did.
         error: why the last failed candidate failed.
         failures: how many candidates were not ok, by reason.
@@ -119,6 +121,7 @@ class RunStatus:
     held_out_asked: int = 0
     held_out_seconds: float = 0.0
     tokens: Mapping[str, float] = field(default_factory=dict)
+    halved: int = 0
 
     @property
     def told(self) -> int:
@@ -210,6 +213,7 @@ def read_status(run: Path | str, now: datetime | None = None) -> RunStatus:
             raise
         damage = str(error)
     if not seen.started:
+        require_ledger(folder, int(seen.last is not None))
         raise LedgerError(
             f"{folder.ledger} has no started event", "the ledger of a run", "wait, or start the run again"
         )
@@ -273,6 +277,7 @@ def status_of(
         held_out_asked=seen.held_out_asked,
         held_out_seconds=seen.held_out_seconds,
         tokens=dict(seen.tokens),
+        halved=seen.halved,
     )
 
 

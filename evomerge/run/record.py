@@ -23,6 +23,7 @@ class Record:
         events, lines: how many there are, without and with those of sessions.
         proposed: how many candidates were asked, baselines not counted.
         finished: whether the search came to its end.
+        with_items: how many evaluations have a file of per-item scores.
 
     Args:
         folder: the run folder; an empty ledger is a run that had not begun.
@@ -36,7 +37,7 @@ class Record:
         self._offsets: dict[Kind, array[int]] = {}
         self._taken: dict[Kind, int] = {}
         self._told: dict[str, bytearray] = {}
-        self.events = self.lines = self.proposed = offset = 0
+        self.events = self.lines = self.proposed = self.with_items = offset = 0
         self.finished = self._lineages = False
         for number, line in scan(folder.ledger, self._torn):
             event = decode(line, f"{folder.ledger}: line {number}")
@@ -101,6 +102,8 @@ class Record:
             self.proposed += 1
         genome = event.get("genome")
         self._lineages = self._lineages or (isinstance(genome, dict) and "lineage" in genome)
+        if kind[0] in ("told", "warm"):
+            self.with_items += event.get("items") is not None
         if kind[0] == "told":
             number = event.get("candidate")
             if not isinstance(number, int) or not 0 <= number <= 2 * self.events + 2**16:
