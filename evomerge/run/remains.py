@@ -45,9 +45,8 @@ def lost_items(folder: RunFolder, recorded: int) -> str:
     found = sum(1 for _ in folder.items.glob("*.safetensors")) if folder.items.is_dir() else 0
     if found >= recorded:
         return ""
-    what = f"{recorded - found} of {recorded} files of per-item scores" if found else f"all {recorded} of them"
-    given = f"{folder.items} lacks {what}" if found else f"{folder.items} is without per-item scores, {what}"
+    lacks = f"lacks {recorded - found}" if found else "has none"
     return (
-        f"{given}: what the search needs again is evaluated again; reports can test and show items of the others only "
-        "once the files are restored from a copy"
+        f"{folder.items} {lacks} of the {recorded} files of per-item scores: what the search needs of them is "
+        "evaluated again; reports have no tests on the others until their files are restored from a copy"
     )

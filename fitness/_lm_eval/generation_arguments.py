@@ -34,7 +34,7 @@ def check_generation(tasks: TaskSet, gen_kwargs: Mapping[str, Any]) -> None:
                 allowed = _allowed(key, value)
                 if allowed:
                     where = _where(key, name, term, gen_kwargs)
-                    raise FitnessError(f"{where} is {str(value)[:80]!r}", allowed, _DO)
+                    raise FitnessError(f"{where} is {repr(value)[:80]}", allowed, _DO)
 
 
 _DO = "mend it there; keys that are set in gen_kwargs go before those of a task's YAML"
@@ -42,7 +42,7 @@ _DO = "mend it there; keys that are set in gen_kwargs go before those of a task'
 
 def _where(key: str, task: str, term: LoadedTerm, gen_kwargs: Mapping[str, Any]) -> str:
     if key in term.term.gen_kwargs:
-        return f"task {task!r}: gen_kwargs.{key}"
+        return f"{key} in the gen_kwargs of task {task!r}"
     return f"gen_kwargs.{key}" if key in gen_kwargs else f"task {task!r}: generation_kwargs.{key} of its YAML"
 
 
