@@ -77,7 +77,7 @@ def test_resume_writes_the_best_again_from_what_is_recorded(error: Error, run: P
         load_recipe(run)
     assert main(["resume", str(run), "-q"]) == 0
     same = filecmp.dircmp(run / "best", finished_run / "best")
-    assert not (same.diff_files or same.left_only or same.right_only)
+    assert [same.diff_files, same.left_only, same.right_only] == [[], [], []]
     assert (run / "ledger.jsonl").read_bytes() == (finished_run / "ledger.jsonl").read_bytes()
 
 

@@ -37,5 +37,5 @@ def test_what_a_value_refers_to_is_read() -> None:
 
 def test_runs_that_go_on_refuse_them_too() -> None:
     config = compose_config(["experiment=demo"])
-    with pytest.raises(ConfigError, match="there is no key 'a.b.c'"):
+    with pytest.raises(ConfigError, match=r"there is no key 'a\.b\.c'"):
         set_value(config, "a.b.c", "1")  # type: ignore[arg-type]

@@ -44,7 +44,6 @@ BAD = [
     ("max_new_tokens", 0, "a whole number, 1 or more"),
     ("max_tokens", True, "a whole number, 1 or more"),
     ("max_gen_toks", 1.5, "a whole number, 1 or more"),
-    ("temperature", "hot", "a number, 0 or more"),
     ("temperature", -1, "a number, 0 or more"),
     ("do_sample", 1, "true or false"),
 ]
