@@ -151,7 +151,5 @@ def made(spec: str, *, seed: int) -> Part:
 
 def test_functions_of_one_s_own_may_make_a_part() -> None:
     assert build({"_target_": f"{__name__}.made"}, "strategy", "spec", seed=3).seed == 3
-    with pytest.raises(
-        ConfigError, match=r"cannot be made like a strategy: .*; a strategy has ask, tell, and is made so"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot be made like a strategy: .*; a strategy has ask, tell, and"):
         build({"_target_": f"{__name__}.made"}, "strategy", "spec", "more", seed=3)

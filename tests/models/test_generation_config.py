@@ -18,9 +18,7 @@ ODD = ["x", [1, "x"], 1.5, [], True, 1e30, [[2]], {"a": 1}, 10**30, [2, None]]
 def test_odd_ids_are_refused_with_their_file(value: Any, tmp_path: Path) -> None:
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps({"do_sample": False, "eos_token_id": value}))
-    with pytest.raises(
-        PoolError, match=r"generation_config\.json has eos_token_id .*; the id of a token, or a list of ids"
-    ):
+    with pytest.raises(PoolError, match=r"generation_config\.json has eos_token_id .*; the id of a token, or a list"):
         check_generation(tmp_path)
     with pytest.raises(PoolError, match=r"/config\.json has eos_token_id"):
         check_fields({"eos_token_id": value}, tmp_path / "config.json")
