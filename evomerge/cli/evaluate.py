@@ -95,7 +95,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _check_there(target: str, overrides: Sequence[str]) -> None:
     """Refuse a run or a recipe that is not there, a part of a run, and a run without a best recipe."""
-    from evomerge.cli.sources import LEDGER, hint, require_no_part
+    from evomerge.cli.sources import hint, require_no_part
+    from evomerge.run.inside import LEDGER
     from evomerge.session.best_recipe import best_recipe
 
     path = Path(target)
@@ -116,7 +117,7 @@ def _check_there(target: str, overrides: Sequence[str]) -> None:
 
 def _check_target(target: str, root: str | None) -> None:
     """Refuse what is neither there nor can be a hub's."""
-    from evomerge.cli.sources import LEDGER
+    from evomerge.run.inside import LEDGER
 
     path = Path(target)
     if path.is_file() or (path / LEDGER).is_file():
@@ -191,7 +192,7 @@ def _check_used(overrides: Sequence[str]) -> None:
 
 def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: bool) -> tuple[Recipe, Pool]:
     """The recipe and the pool of what is to be scored: a model is the recipe that takes it whole."""
-    from evomerge.cli.sources import LEDGER, open_recipe
+    from evomerge.cli.sources import open_recipe
     from evomerge.models.opening import open_pool
 
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
