@@ -13,6 +13,7 @@ from evomerge.cli.options import add_import_option, add_trust_option
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.recipes.slices import DTYPES
+from evomerge.run.inside import LEDGER
 from evomerge.utils.files import place_problem
 from evomerge.utils.imports import import_modules
 
@@ -96,7 +97,6 @@ def run(arguments: Sequence[str]) -> int:
 def _check_there(target: str, overrides: Sequence[str]) -> None:
     """Refuse a run or a recipe that is not there, a part of a run, and a run without a best recipe."""
     from evomerge.cli.sources import hint, require_no_part
-    from evomerge.run.inside import LEDGER
     from evomerge.session.best_recipe import best_recipe
 
     path = Path(target)
@@ -117,7 +117,6 @@ def _check_there(target: str, overrides: Sequence[str]) -> None:
 
 def _check_target(target: str, root: str | None) -> None:
     """Refuse what is neither there nor can be a hub's."""
-    from evomerge.run.inside import LEDGER
 
     path = Path(target)
     if path.is_file() or (path / LEDGER).is_file():
