@@ -95,14 +95,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _check_there(target: str, overrides: Sequence[str]) -> None:
-    """Refuse a run or a recipe that is not there, a part of a run, and a run without a best recipe."""
+    """Refuse a run or a recipe that is not there, and a part of a run."""
     from evomerge.cli.sources import hint, require_no_part
-    from evomerge.session.best_recipe import best_recipe
 
     path = Path(target)
     require_no_part(target)
-    if (path / LEDGER).is_file():
-        best_recipe(path)
     if path.exists():
         return
     allowed = "a run folder, a recipe file, a model folder or a hub id"
@@ -116,10 +113,15 @@ def _check_there(target: str, overrides: Sequence[str]) -> None:
 
 
 def _check_target(target: str, root: str | None) -> None:
-    """Refuse what is neither there nor can be a hub's."""
+    """Refuse what is neither there nor can be a hub's, and a run without a best recipe."""
 
     path = Path(target)
-    if path.is_file() or (path / LEDGER).is_file():
+    if (path / LEDGER).is_file():
+        from evomerge.session.best_recipe import best_recipe
+
+        best_recipe(path)
+        return
+    if path.is_file():
         return  # opening it says what is wrong with it
     from evomerge.models.pool_settings import check_places
 
