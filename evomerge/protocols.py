@@ -27,7 +27,8 @@ class Scores:
         responses: by task what the model answered to its first items, in document order; empty texts for those that
             were not run.
         tokens: how many log-likelihoods ``run``, how many ``stock`` lm-eval would run for them, what ``hidden`` states
-            saved of those run, as whole passes through the model.
+            saved of those run, as whole passes through the model; how often batches were ``halved`` since memory ran
+            out, where they were.
     """
 
     objectives: Mapping[str, float]

@@ -162,7 +162,10 @@ class LmEvalFitness:
             FitnessError: an unknown task or metric, or a YAML or data file that is missing or cannot be read; no task
             that generates, where the length of responses is asked for; one that does not, where thinking is.
         """
+        from fitness._lm_eval.generation_arguments import check_generation
+
         tasks = self._loaded().tasks
+        check_generation(self._loaded(), self._settings.gen_kwargs)
         if self._arguments.enable_thinking:
             require_generating(tasks)
         if self._response_length:

@@ -17,6 +17,8 @@ from evomerge.recipes import recipe as plain
 from evomerge.recipes.yaml_reader import dump_recipe, read_recipe_file
 from evomerge.recipes.yaml_reader import load_recipe as recipe_in
 from evomerge.run.folder import RunFolder
+from evomerge.run.inside import instead_of_part
+from evomerge.session.best_recipe import best_recipe
 from evomerge.utils.files import write_text_atomic
 from evomerge.utils.sizes import byte_count
 
@@ -119,9 +121,10 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     path = Path(source)
     if path.is_dir():
         folder = RunFolder.open(path)
-        path = folder.best_recipe
-        if not path.is_file():
-            raise RecipeError(f"the run {folder.path} has no best recipe", "a run whose winner is a recipe")
+        path = best_recipe(folder.path)
+    part, give = instead_of_part(path)
+    if part:
+        raise RecipeError(part, "a recipe file, a run folder, or the YAML itself", give)
     if not path.is_file():
         raise RecipeError(f"there is no file or folder {path}", "a recipe file, a run folder, or the YAML itself")
     return Recipe.of(read_recipe_file(path))

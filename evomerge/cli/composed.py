@@ -59,6 +59,12 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
     unknown = [a for a in arguments if a.startswith("--") and not _known_flag(a)]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}", nearest(unknown[0], [*_HYDRA_FLAGS, FLAG]))
+    if verb == "validate" and (sweep := [a for a in arguments if a in ("-m", "--multirun")]):
+        raise ConfigError(
+            f"`evomerge validate` was given {sweep[0]}",
+            "it checks one experiment: without it, each key with one value",
+            "`evomerge search -m` checks each job of a sweep before it begins",
+        )
     if arguments and arguments[-1] in _WITH_VALUE:
         raise ConfigError(f"{arguments[-1]} is given without a value", _WITH_VALUE[arguments[-1]])
     for flag, value in itertools.pairwise(arguments):

@@ -13,6 +13,7 @@ from evomerge.cli.options import add_import_option, add_trust_option
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.recipes.slices import DTYPES
+from evomerge.run.inside import LEDGER
 from evomerge.utils.files import place_problem
 from evomerge.utils.imports import import_modules
 
@@ -45,6 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(arguments))
 
     _check_used(options.overrides)
+    _check_there(options.target, options.overrides)
     named = [f"imports={name}" for name in options.imports]
     config = _config(options.target, options.overrides, None if options.trust else [*options.overrides, *named])
     import_modules(options.imports, "--import")
@@ -92,15 +94,35 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _check_target(target: str, root: str | None) -> None:
-    """Refuse what is neither there nor can be a hub's, and recipes that cannot be read."""
-    from evomerge.cli.sources import LEDGER
+def _check_there(target: str, overrides: Sequence[str]) -> None:
+    """Refuse a run or a recipe that is not there, and a part of a run."""
+    from evomerge.cli.sources import hint, require_no_part
 
     path = Path(target)
-    if path.is_file() or (path / LEDGER).is_file():
+    require_no_part(target)
+    if path.exists():
+        return
+    allowed = "a run folder, a recipe file, a model folder or a hub id"
+    if path.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"there is no file {target}", allowed)
+    if hint(path, beside=True):  # a hub id has a slash too, and no folder of runs before it
+        raise ConfigError(f"there is no run {target}", allowed, hint(path, beside=True))
+    if not overrides:
+        do = "a model of the hub needs something to be scored on: fitness.tasks=[...] or experiment=NAME"
+        raise ConfigError(f"there is no file or folder {target}", allowed, do)
+
+
+def _check_target(target: str, root: str | None) -> None:
+    """Refuse what is neither there nor can be a hub's, and a run without a best recipe."""
+
+    path = Path(target)
+    if (path / LEDGER).is_file():
+        from evomerge.session.best_recipe import best_recipe
+
+        best_recipe(path)
+        return
+    if path.is_file():
         return  # opening it says what is wrong with it
-    if path.suffix in (".yaml", ".yml") and not path.exists():
-        raise ConfigError(f"there is no file {target}", "a run folder, a recipe file, a model folder or a hub id")
     from evomerge.models.pool_settings import check_places
 
     check_places({"model": target}, root)
@@ -145,7 +167,7 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
         for node in (kept.fitness, kept.held_out):  # a run may be older than a key: building it says what there is
             if OmegaConf.is_dict(node):
                 OmegaConf.set_struct(node, False)
-        config = OmegaConf.merge(kept, OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.merge(kept, OmegaConf.from_dotlist([word.lstrip("+") for word in overrides]))
     except OmegaConfBaseException as error:
         raise explain(error, overrides) from error
     check_types(config)
@@ -171,7 +193,7 @@ def _check_used(overrides: Sequence[str]) -> None:
 
 def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: bool) -> tuple[Recipe, Pool]:
     """The recipe and the pool of what is to be scored: a model is the recipe that takes it whole."""
-    from evomerge.cli.sources import LEDGER, open_recipe
+    from evomerge.cli.sources import open_recipe
     from evomerge.models.opening import open_pool
 
     given = {override.lstrip("+").partition("=")[0] for override in overrides}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError
+from evomerge.run.inside import instead_of_part
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -22,6 +23,9 @@ def run(arguments: Sequence[str]) -> int:
         "--include-path", action="append", default=[], metavar="DIR", help="a folder with the tasks' YAMLs"
     )
     options = parser.parse_intermixed_args(list(arguments))
+    part, _ = instead_of_part(options.file)
+    if part:
+        raise ConfigError(part, "a mergekit-evolve configuration", "`evomerge search from_run=RUN` begins with a run")
     if not options.file.is_file():
         raise ConfigError(f"there is no file {options.file}", "a mergekit-evolve configuration")
 

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 from evomerge.errors import RecipeError
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import load_recipe
+from evomerge.run.inside import LEDGER, instead_of_part
+from evomerge.session.best_recipe import best_recipe
 from evomerge.utils.plain_text import printable
 from evomerge.utils.safe_yaml import read_text
 
 if TYPE_CHECKING:
     from evomerge.export.model_card import ScoreRow
     from evomerge.models.pool import Pool
-
-BEST_RECIPE = Path("best") / "recipe.yaml"
-LEDGER = "ledger.jsonl"
 
 
 def run_folder(path: str | Path) -> Path | None:
@@ -97,17 +96,23 @@ def _recipe_file(path: str) -> Path:
         RecipeError: there is none, or the run has no best recipe.
     """
     file = Path(path)
+    require_no_part(path)
     if file.is_dir():
         if not (file / LEDGER).is_file():
             raise RecipeError(f"{path} is not a run folder (it has no {LEDGER})", "a run folder or a recipe file")
-        file = file / BEST_RECIPE
-        if not file.is_file():
-            raise RecipeError(f"the run {path} has no best recipe yet", "a run with at least one scored candidate")
+        return best_recipe(file)
     if file.exists() and not file.is_file():
         raise RecipeError(f"{path} is no regular file", "a run folder or a recipe file")
     if not file.is_file():
-        raise RecipeError(f"there is no file or folder {path}", "a run folder or a recipe file", _hint(file))
+        raise RecipeError(f"there is no file or folder {path}", "a run folder or a recipe file", hint(file))
     return file
+
+
+def require_no_part(path: str) -> None:
+    """`RecipeError` for a part of a run that is no recipe, with the run that was meant."""
+    part, give = instead_of_part(path)
+    if part:
+        raise RecipeError(part, "a run folder or a recipe file", give)
 
 
 def held_out_scores(path: str, recipe: Recipe) -> list[ScoreRow]:
@@ -124,8 +129,16 @@ def held_out_scores(path: str, recipe: Recipe) -> list[ScoreRow]:
     return card_scores.held_out_scores(RunFolder(folder), recipe)
 
 
-def _hint(file: Path) -> str:
+def hint(file: Path, *, beside: bool = False) -> str:
+    """The runs that are there, for who named one that is not; empty where there are none.
+
+    Args:
+        file: what was named.
+        beside: only those of the folder in which it would lie.
+    """
     folder = file.parent if file.parent.is_dir() else Path()
-    runs = folder if folder.name == "runs" else folder / "runs"
+    runs = folder if beside or folder.name == "runs" else folder / "runs"
+    if beside and (folder != file.parent or not file.parent.name):
+        return ""
     names = sorted(str(run.parent) for run in runs.glob(f"*/{LEDGER}"))
     return f"runs here: {', '.join(names[-5:])}" if names else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from evomerge.errors import ConfigError
@@ -24,10 +26,31 @@ VERBS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the nearest valid choices."""
+    """Says what is wrong in one line, with the nearest valid choices.
+
+    An empty text is no value: as a path it would be the current folder.
+    """
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As of `argparse`, for what takes values: none of them may be empty."""
+        if options.get("action", "store") in ("store", "append"):
+            options["type"] = _not_empty(options.get("type", str))
+        return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, "", f"see `{self.prog} --help`")
+
+
+def _not_empty(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of an argument, which takes no empty text: what an unset variable of a shell leaves."""
+
+    @functools.wraps(kind, updated=())
+    def converted(text: str) -> Any:
+        if not text:
+            raise argparse.ArgumentTypeError("it is empty, as a variable that is not set leaves it")
+        return kind(text)
+
+    return converted
 
 
 def verb_parser(verb: str, **arguments: Any) -> argparse.ArgumentParser:

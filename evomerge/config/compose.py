@@ -13,6 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from evomerge.config.added_keys import all_keys, check_added
 from evomerge.config.composing_words import of_a_file, plainly, unreadable
 from evomerge.config.construct import TARGET, instead_of, locate
 from evomerge.config.key_types import check_types, register
@@ -75,6 +76,7 @@ def check_composed(config: DictConfig, overrides: Sequence[str]) -> None:
         key, _, value = override.lstrip("+").partition("=")
         if value.replace(" ", "") == "{}" and OmegaConf.is_dict(node := OmegaConf.select(config, key)) and node:
             raise ConfigError(f"{key}={{}} changes nothing: mappings are merged", *_taking_away(key, node))
+    check_added(config)
     try:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
@@ -201,7 +203,7 @@ def _instead(key: str, overrides: Sequence[str]) -> tuple[str, ...]:
         return *((nearest(key, _KEYS),) if "." not in key else ()), "see `evomerge search --help`"
     parent = key.rpartition(".")[0]
     node = OmegaConf.select(config, parent) if parent else config
-    said = _of_node(node, parent, key) if isinstance(node, DictConfig) else (nearest(key, _all_keys(config)),)
+    said = _of_node(node, parent, key) if isinstance(node, DictConfig) else (nearest(key, all_keys(config)),)
     return said if len(said) > 1 else (*said, "see `evomerge search --cfg job`")
 
 
@@ -236,13 +238,3 @@ def _of_node(node: DictConfig, prefix: str, key: str) -> tuple[str, ...]:
         return (nearest(key, known),)
     said = instead_of(locate(str(path), f"{prefix}.{TARGET}"), key.rpartition(".")[2], prefix, known)
     return said if len(said) > 1 else (nearest(key, known),)
-
-
-def _all_keys(node: Any, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name in node:
-        key = f"{prefix}{name}"
-        keys.append(key)
-        if isinstance(node, DictConfig) and OmegaConf.is_dict(node._get_node(name)):
-            keys += _all_keys(node[name], f"{key}.")
-    return keys

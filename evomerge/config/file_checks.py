@@ -54,6 +54,15 @@ def _checked(file: Path) -> list[str]:
                 "save it so in your editor",
             )
     try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{file}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8",
+            "text in UTF-8",
+            "save it so in your editor",
+        ) from None
+    try:
         node = yaml.compose(content, Loader=_LOADER)
     except (yaml.YAMLError, ValueError, RecursionError):
         return []  # Hydra says so

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ def check_kind(found: Any, key: str, named: str) -> None:
     """
     what, has = _KINDS.get(key.rpartition(".")[2], ("", ()))
     if inspect.isroutine(found):
+        _refuse_function(found, key, named)
         return  # what it makes is looked at
     missing = _missing(found, has)
     if has is _FITNESS[1] and not all(_missing(found, own) for own in _WITHOUT_MODELS):
@@ -49,6 +51,20 @@ def check_kind(found: Any, key: str, named: str) -> None:
         )
 
 
+def _refuse_function(found: Any, key: str, named: str) -> None:
+    """Refuse functions of Python's own, which make no part: calling one to see would do what it does."""
+    what, has = _KINDS.get(key.rpartition(".")[2], ("a part of evomerge", ()))
+    module = str(getattr(found, "__module__", None) or "")
+    own = module.partition(".")[0] not in (*sys.stdlib_module_names, "")
+    if own and not inspect.isbuiltin(found):
+        return
+    raise ConfigError(
+        f"{key}._target_ is {named!r}, a function of Python's own",
+        f"a class: {what} has {', '.join(has)}" if has else "a class of this project, or your own",
+        f"choose one with {key}=NAME, or see docs/extending.md for what one of your own needs",
+    )
+
+
 def _missing(found: Any, has: Sequence[str]) -> list[str]:
     return [name for name in has if inspect.getattr_static(found, name, None) is None]
 
@@ -60,8 +76,11 @@ def check_call(
     try:
         signature.bind(*args, **named)
     except TypeError as error:
-        what, _ = _KINDS.get(key.rpartition(".")[2], ("a part", ()))
-        raise ConfigError(f"{key}._target_ is {path!r}, which cannot be made like {what}: {error}") from error
+        what, has = _KINDS.get(key.rpartition(".")[2], ("a part", ()))
+        is_one = f"{what} has {', '.join(has)}, and is made so" if has else "a class that is"
+        raise ConfigError(
+            f"{key}._target_ is {path!r}, which cannot be made like {what}: {error}", f"{is_one}: see docs/extending.md"
+        ) from error
 
 
 def signature_of(target: Callable[..., Any], key: str, path: str) -> inspect.Signature:

@@ -7,6 +7,7 @@ from dataclasses import is_dataclass
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from evomerge.config.added_keys import check_added
 from evomerge.config.key_types import check_types
 from evomerge.errors import ConfigError, nearest
 from evomerge.utils.yaml_numbers import misread
@@ -30,5 +31,6 @@ def set_value(config: DictConfig, key: str, value: str) -> str:
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{key} cannot be {value!r}", " ".join(str(error).split())[:200]) from error
+    check_added(config)
     check_types(config)
     return f"{key} was {before}, is {OmegaConf.select(config, key)}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from evomerge.errors import EvomergeError, EvomergeWarning, PoolError, reason_of
 from evomerge.models import compatibility
+from evomerge.models.architecture.config_fields import check_generation
 from evomerge.models.architecture.layout import Layout, layout_from
 from evomerge.models.architecture.names import NameMatch
 from evomerge.models.architecture.residual_rules import residual_of
@@ -117,6 +118,7 @@ def _fitted(
     giver = tokenizer_from or reference
     rows = getattr(configs[giver].get_text_config(), "vocab_size", None)
     for name, check in (
+        (reference, lambda: check_generation(checkpoints[reference].folder)),
         (giver, lambda: check_tokenizer(giver, checkpoints[giver].folder, rows, trust_remote_code)),
         ("", lambda: check_sentence_modules({name: own.folder for name, own in checkpoints.items()})),
     ):

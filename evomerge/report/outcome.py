@@ -18,6 +18,7 @@ from evomerge.run.folder import RunFolder
 from evomerge.run.items import read_items
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import Event, LedgerError
+from evomerge.run.remains import require_ledger
 
 BEST = "best"
 """Name under which a search scores its best candidate on the held-out items."""
@@ -145,6 +146,7 @@ def read_run(run: Path | RunFolder) -> RunRecord:
     for event in read_ledger(folder):
         seen.update(event)
     if not seen.started:
+        require_ledger(folder, int(seen.last is not None))
         raise LedgerError(f"{folder.ledger} has no started event", "the ledger of a run", "start the run again")
 
     def evaluation(trial: Trial, split: Split) -> Evaluation:

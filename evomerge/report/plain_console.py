@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
 from evomerge.utils.plain_text import printable
+
+NARROWEST = 20
+"""Columns that everything is laid out for at least."""
+_UNKNOWN = ConsoleDimensions(80, 25)
 
 
 class PlainConsole(Console):
@@ -23,6 +27,17 @@ class PlainConsole(Console):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**{"highlight": False, "markup": False, "emoji": False, "force_jupyter": False, **arguments})
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Columns and lines; where ``COLUMNS`` says 0 or next to nothing, those of a terminal that shows something."""
+        found = super().size
+        columns = found.width if found.width >= NARROWEST else NARROWEST if found.width > 0 else _UNKNOWN.width
+        return ConsoleDimensions(columns, found.height if found.height > 0 else _UNKNOWN.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
 
     @property
     def is_terminal(self) -> bool:

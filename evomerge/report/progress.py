@@ -48,6 +48,7 @@ class RunProgress:
         merge: what the layer cache did, added up over all evaluations.
         stages: seconds by stage, added up over the candidates told.
         tokens: that their log-likelihoods ``run``, and would run in ``stock`` lm-eval; what ``hidden`` states saved.
+        halved: evaluations, of all kinds, whose batches were halved since memory ran out.
     """
 
     def __init__(self) -> None:
@@ -69,6 +70,7 @@ class RunProgress:
         self.raced: dict[str, float] = {}
         self.merge: dict[str, float] = {}
         self.tokens: dict[str, float] = {}
+        self.halved = 0
         self.stages: dict[str, float] = {}
         self._named: dict[tuple[Any, Any], list[str]] = {}
         self._reasons: dict[str, str] = {}
@@ -223,6 +225,10 @@ class RunProgress:
     def _told(self, event: Event) -> None:
         candidate, split = event.get("candidate"), event.get("split")
         _add(self.merge, event.get("merge"))
+        tokens = event.get("tokens")
+        if tokens and isinstance(tokens, dict) and "halved" in tokens:
+            self.halved += 1
+            tokens = {name: value for name, value in tokens.items() if name != "halved"}
         names = self._named.get((candidate, split)) if self._named else None
         if split == "held_out":
             self._judging.mark(self._last)
@@ -241,7 +247,7 @@ class RunProgress:
         self.counts[status] = self.counts.get(status, 0) + 1
         seconds = event.get("seconds")
         _add(self.stages, seconds)
-        _add(self.tokens, event.get("tokens"))
+        _add(self.tokens, tokens)
         _add(self.raced, {name: v for name, v in numbers(event.get("race")).items() if name in ("items", "of")})
         if status in ("ok", "pruned"):
             if self._objective is None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from evomerge.report.formatting import count
+
 
 @dataclass(frozen=True)
 class SavedTokens:
@@ -55,3 +57,11 @@ class SavedTokens:
         """The same for a panel, with how many times fewer tokens that makes."""
         saved = self.saved()
         return [f"{self.times:.1f} times fewer tokens than lm-eval runs", saved] if saved else []
+
+
+def halved_text(evaluations: int) -> str:
+    """What is said where batches of so many evaluations were halved."""
+    return (
+        f"{count(evaluations, 'evaluation')} ran in batches that were halved since memory ran out: scores may differ "
+        "in their last digits from those of whole batches"
+    )

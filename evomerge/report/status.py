@@ -20,6 +20,7 @@ from evomerge.report.trial import numbers
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import LedgerError, lock_holder
+from evomerge.run.remains import require_ledger
 from evomerge.utils.files import read_bounded
 
 State = Literal["running", "ended", "interrupted", "dead", "damaged", "unknown"]
@@ -85,6 +86,7 @@ class RunStatus:
         race: in words, on how many items candidates were scored, and how the finalists fared.
         tokens: that log-likelihoods of all candidates ``run``, and would run in ``stock`` lm-eval; and what ``hidden``
             states saved of those run.
+        halved: evaluations, baselines and held-out ones too, whose batches were halved since memory ran out.
         cache: what the layer cache did.
         error: why the last failed candidate failed.
         failures: how many candidates were not ok, by reason.
@@ -125,6 +127,7 @@ class RunStatus:
     tokens: Mapping[str, float] = field(default_factory=dict)
     race: tuple[str, ...] = ()
     rules: RuleStatus | None = None
+    halved: int = 0
 
     @property
     def told(self) -> int:
@@ -219,6 +222,7 @@ def read_status(run: Path | str, now: datetime | None = None) -> RunStatus:
             raise
         damage = str(error)
     if not seen.started:
+        require_ledger(folder, int(seen.last is not None))
         raise LedgerError(
             f"{folder.ledger} has no started event", "the ledger of a run", "wait, or start the run again"
         )
@@ -284,6 +288,7 @@ def status_of(
         held_out_seconds=seen.held_out_seconds,
         tokens=dict(seen.tokens),
         race=race_lines(seen),
+        halved=seen.halved,
     )
 
 

@@ -14,12 +14,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
 from evomerge.report.chart import chart_of, range_of
 from evomerge.report.formatting import clean, count, duration, rate
-from evomerge.report.saved_tokens import SavedTokens
+from evomerge.report.saved_tokens import SavedTokens, halved_text
 from evomerge.report.status import RunStatus
+from evomerge.report.worker_lines import worker_lines
 
 _STATES = {
     "running": "bold green",
@@ -40,7 +40,6 @@ _STAGE_STYLES = {"merge": "cyan", "note": "yellow", "model": "blue", "other": "m
 _WIDEST = 100
 _ROWS = 28
 _LABELS = 11
-_SHOWN_WORKERS = 4
 _SHOWN_REASONS = 3
 _SHOWN_BASELINES = 6
 
@@ -167,10 +166,12 @@ def _rows(status: RunStatus, width: int, low: bool) -> Iterator[tuple[str, Rende
     if status.shares:
         yield "time", _time(status, width)
     yield "cache", _cache(status, width, low)
+    if status.halved:
+        yield "memory", Text(halved_text(status.halved))
     if status.failures:
         yield "failed", Text(_failures(status))
     if status.workers:
-        yield "workers", _flow(_workers(status.workers, time.time()), width)
+        yield "workers", _flow(worker_lines(status.workers, time.time()), width)
     elif status.in_flight:
         yield "in flight", Text(count(status.in_flight, "candidate"))
 
@@ -273,26 +274,3 @@ def _failures(status: RunStatus) -> str:
     shown = [f"{count} × {reason}" for reason, count in reasons[:_SHOWN_REASONS]]
     more = sum(count for _, count in reasons[_SHOWN_REASONS:])
     return f"{failed} of {status.told}\n" + "\n".join([*shown, *([f"{more} × others"] if more else [])])
-
-
-def noting(workers: Sequence[Work]) -> str:
-    """That workers look at the sources once for all candidates, and how far the first of them is; empty where not."""
-    found = next((work for work in workers if work.stage == "noting"), None)
-    return "" if found is None else f"noting statistics of the sources, {found.done} of {found.slices} slices"
-
-
-def _stage(work: Work) -> str:
-    """What a worker is at, where that is known."""
-    slices = f" {work.done} of {work.slices} slices" if work.stage in ("noting", "merging") else ""
-    return f", {work.stage}{slices}," if work.stage else ""
-
-
-def _workers(workers: Sequence[Work], now: float) -> list[str]:
-    busy = sorted((work for work in workers if work.candidate is not None), key=lambda work: work.since)
-    shown = [
-        f"{work.worker}: candidate {work.candidate}{' (held-out items)' if work.split == 'held_out' else ''}"
-        f"{_stage(work)} for {duration(max(0.0, now - work.since))}"
-        for work in busy[:_SHOWN_WORKERS]
-    ]
-    more = [f"{len(busy) - _SHOWN_WORKERS} more"] if len(busy) > _SHOWN_WORKERS else []
-    return [f"{len(busy)} of {len(workers)} busy", *shown, *more]

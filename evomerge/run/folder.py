@@ -13,6 +13,7 @@ from evomerge.candidate import Split
 from evomerge.errors import OutputError, RecipeError, nearest
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
+from evomerge.run.inside import instead_of_part
 from evomerge.run.ledger_file import LedgerError
 from evomerge.utils.files import place_problem, read_bounded, write_text_atomic
 
@@ -165,6 +166,11 @@ class RunFolder:
         """
         folder = cls(Path(path))
         if not os.path.isfile(folder.ledger):  # pathlib's raises for names that are too long
+            part, give = instead_of_part(path, recipes=False)
+            if part:
+                raise LedgerError(part, "the folder of a run", give)
+            if os.path.exists(folder.path) and not os.path.isdir(folder.path):
+                raise LedgerError(f"{folder.path} is a file", "the folder of a run", "give the folder itself")
             missing = "has no ledger.jsonl" if os.path.isdir(folder.path) else "does not exist"
             parent = folder.path.parent
             runs = [entry.parent.name for entry in parent.glob("*/ledger.jsonl")]

@@ -13,7 +13,8 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
 - ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or as `genomes.encoding` writes it), `parents`,
   `recipe_hash`.
 - ``told``: `candidate`, `split`, `status`, `objectives`, `metrics`, `seconds` by stage (as `Evaluation` has them),
-  `merge` (what the layer cache did), `tokens` (run, run by stock lm-eval, and of those run what hidden states saved),
+  `merge` (what the layer cache did), `tokens` (run, run by stock lm-eval, and of those run what hidden states saved;
+  how often its batches were `halved` since memory ran out, where they were),
   `apart` (how far the search's way to score is from the stock tool's, of the winner), `race` (of candidates that were
   not scored on all items at once: `Evaluation.race`), `error`, and `items`,
   `items_hash`: file name and SHA-256 of the per-item scores in the folder ``items``.

@@ -25,6 +25,7 @@ class Record:
         proposed: how many candidates were asked, baselines not counted.
         finished: whether the search came to its end.
         clock: how long it has searched.
+        with_items: how many evaluations have a file of per-item scores.
 
     Args:
         folder: the run folder; an empty ledger is a run that had not begun.
@@ -39,7 +40,7 @@ class Record:
         self._taken: dict[Kind, int] = {}
         self._told: dict[str, bytearray] = {}
         self._validated: dict[int, str | None] = {}
-        self.events = self.lines = self.proposed = offset = 0
+        self.events = self.lines = self.proposed = self.with_items = offset = 0
         self.finished = self._lineages = False
         self.clock = SearchClock()
         for number, line in scan(folder.ledger, self._torn):
@@ -126,6 +127,8 @@ class Record:
             self._validated[event["candidate"]] = event.get("recipe_hash")
         genome = event.get("genome")
         self._lineages = self._lineages or (isinstance(genome, dict) and "lineage" in genome)
+        if kind[0] in ("told", "warm"):
+            self.with_items += event.get("items") is not None
         if kind[0] == "told":
             number = event.get("candidate")
             if not isinstance(number, int) or not 0 <= number <= 2 * self.events + 2**16:

@@ -19,6 +19,7 @@ from evomerge.run.folder import RunFolder
 from evomerge.run.items import read_items
 from evomerge.run.ledger import evaluation_of, read_ledger
 from evomerge.run.ledger_file import Event
+from evomerge.run.remains import require_ledger
 
 if TYPE_CHECKING:
     pass
@@ -152,9 +153,9 @@ class WarmStartSources:
     def _read_run(self, run: RunFolder) -> None:
         genes: tuple[str, ...] = ()
         asked: dict[int, tuple[Genome, str | None]] = {}
-        log = GenomeLog()
+        log, events = GenomeLog(), 0
         for event in read_ledger(run):
-            kind = event["event"]
+            kind, events = event["event"], events + 1
             if kind == "started":
                 self._prints[run.path] = event.get("fitness")
             if kind in ("started", "phase") and isinstance(event.get("genes"), list):
@@ -165,6 +166,7 @@ class WarmStartSources:
                     asked[event["candidate"]] = (genome, event.get("recipe_hash"))
             elif kind == "told" and event.get("split") == "search" and event["candidate"] in asked:
                 self._known.append(_Known(*asked.pop(event["candidate"]), event, genes, run))
+        require_ledger(run, events)
 
     def _decode(self, space: SearchSpace, known: _Known, kept: Sequence[int]) -> tuple[Genome | None, bool]:
         """The genome here, of the values at places `kept`, and whether it means the recipe that it meant there."""

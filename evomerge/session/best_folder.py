@@ -43,6 +43,7 @@ class BestFolder:
     def __call__(self, incumbent: Incumbent) -> None:
         """Write the winner and the front, where they have changed."""
         best = incumbent.best
+        self._folder.best_recipe.parent.mkdir(exist_ok=True)  # somebody may have removed it meanwhile
         if best is not None and best.id != self._best:
             self._best = best.id
             self._write_winner(best)

@@ -17,6 +17,7 @@ from evomerge.run.folder import RunFolder
 from evomerge.run.items import read_items
 from evomerge.run.ledger import evaluation_of
 from evomerge.run.ledger_file import decode, report_torn, scan
+from evomerge.run.remains import require_ledger
 from evomerge.run.responses import read_responses
 from evomerge.session.wrapped import WrappedEvaluator
 
@@ -61,6 +62,7 @@ class Source:
                     self._places[key][number] = offset
             offset += len(line)
             self.events = number
+        require_ledger(folder, self.events)
         self._taken: Counter[str] = Counter()
         self._file = folder.ledger.open("rb")
 

@@ -23,8 +23,9 @@ def source_of(arguments: Sequence[str]) -> str | None:
     """The run that ``from_run=RUN`` names among the arguments."""
     for argument in arguments:
         key, assigned, value = argument.lstrip("+").partition("=")
+        value = value.strip("'\"")
         if key == KEY and assigned and value not in ("null", ""):
-            return value.strip("'\"")
+            return value
     return None
 
 

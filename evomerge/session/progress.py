@@ -25,7 +25,8 @@ from evomerge.report.formatting import duration
 from evomerge.report.plain_console import PlainConsole, console, errors
 from evomerge.report.progress import RunProgress
 from evomerge.report.status import RunStatus, State, status_of
-from evomerge.report.status_view import StatusPanel, noting, progress_line
+from evomerge.report.status_view import StatusPanel, progress_line
+from evomerge.report.worker_lines import noting
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import Event

@@ -30,6 +30,7 @@ from evomerge.session.wrapped import WrappedEvaluator
 from evomerge.utils.files import write_bytes_atomic
 
 _log = logging.getLogger(__name__)
+_SAID = 3
 _FREE = {
     "phase": ("evaluations", "in_flight"),
     "started": ("evaluations", "version", "versions", "from_run", "shares", "overlap", "stop_rules"),
@@ -52,6 +53,7 @@ class RecordedEvaluator(WrappedEvaluator):
         super().__init__(evaluator)
         self._record = record
         self._waiting: dict[str, dict[int, Candidate]] = {split: {} for split in get_args(Split)}
+        self._lost = 0
         self._early: deque[Evaluation] = deque()  # what the other one made while something lost was waited for
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
@@ -82,7 +84,11 @@ class RecordedEvaluator(WrappedEvaluator):
         try:
             return read_items(self._record.folder, candidate.id, split, digest=event["items_hash"])
         except LedgerError as error:
-            _log.warning("%s; candidate %d is evaluated again", error.given, candidate.id)
+            self._lost += 1
+            level = (
+                logging.WARNING if self._lost <= _SAID else logging.INFO
+            )  # all of them are said when a run is opened
+            _log.log(level, "%s; candidate %d is evaluated again", error.given, candidate.id)
         self._evaluator.submit(candidate, split)
         while True:
             found = self._evaluator.collect()

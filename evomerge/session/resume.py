@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from evomerge.config.key_types import check_types, composed_schema
 from evomerge.config.overrides import set_value
 from evomerge.config.schema import Config, to_yaml
 from evomerge.config.trust import check_trust, leaves
-from evomerge.errors import ConfigError, EvomergeError, RecipeError, nearest
+from evomerge.errors import ConfigError, EvomergeError, EvomergeWarning, RecipeError, nearest
 from evomerge.protocols import Evaluator
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.run.folder import RunFolder
@@ -24,6 +25,7 @@ from evomerge.run.ledger import Ledger
 from evomerge.run.ledger_file import LedgerError, require_no_writer
 from evomerge.run.observers import Observers
 from evomerge.run.record import Record
+from evomerge.run.remains import lost_items, require_ledger
 from evomerge.search.hooks import BestWriter
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
@@ -125,16 +127,29 @@ class Resumed:
     def check(self, fingerprint: str) -> None:
         """Compare fitness and versions with those of the run; `EvomergeError` for another fitness."""
         self.folder.sweep()
+        lost = lost_items(self.folder, self.record.with_items)
+        if lost:
+            warnings.warn(lost, EvomergeWarning, stacklevel=2)
+            self.folder.items.mkdir(exist_ok=True)
         self.changes += check_started(self.record, fingerprint, library_versions())
         self._keep_budget()
 
     def wrap(self, keep: BestWriter, evaluator: Evaluator, incumbent: Incumbent) -> tuple[BestWriter, Evaluator]:
-        """Evaluations come from the record while it has them; the best is written down once something is new."""
+        """Evaluations come from the record while it has them; the best is written once something is new, or if lost."""
+        self._restores = self.lacks_best
         return self._keeper(self._ledger, keep, incumbent), RecordedEvaluator(evaluator, self.record)
 
+    @property
+    def lacks_best(self) -> bool:
+        """Whether what was best, by the ledger, is no longer in the folder."""
+        names = self.folder.best_recipe.name, "weights.safetensors", "genome.json"
+        held = [self.folder.best_recipe.with_name(name) for name in names]
+        return self.record.count("improved") > 0 and not any(path.is_file() for path in held)
+
     def begin(self, search: Search) -> None:
-        """Begin from the latest checkpoint that can be used."""
-        begin(search, self._ledger)
+        """Begin from the latest checkpoint that can be used; where the best is to be written again, from none."""
+        if not self._restores:
+            begin(search, self._ledger)
 
     def check_pool(self, info: PoolInfo) -> None:
         """`EvomergeError` where a model of the pool is not the one of the run; other places are noted."""
@@ -164,10 +179,10 @@ class Resumed:
             write_text_atomic(self.folder.config, to_yaml(config))
 
     def _keeper(self, ledger: ContinuedLedger, keep: BestWriter, incumbent: Incumbent) -> BestWriter:
-        """Writes the best down once something new is in the ledger: until then it is what it was."""
+        """Writes the best down once something new is in the ledger: until then it is what it was, or was lost."""
 
         def when_live(found: Incumbent) -> None:
-            if ledger.live:
+            if ledger.live or self._restores:
                 keep(found)
 
         def go_live() -> None:
@@ -204,6 +219,7 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
     if not trust:
         check_trust(OmegaConf.to_container(config, resolve=True), overrides, "the run's configuration")
     record = Record(folder)
+    require_ledger(folder, record.events)
     if int(config.search.evaluations) < record.proposed:
         raise ConfigError(
             f"search.evaluations is {config.search.evaluations}, and {record.proposed} candidates were asked already",

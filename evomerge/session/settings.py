@@ -83,6 +83,8 @@ def built_from(config: Config) -> str:
 
 def _check_search(config: Config) -> None:
     settings = config.search
+    if config.from_run is not None and not config.from_run:
+        raise ConfigError("from_run is empty", "a run folder", "leave it out to begin without one")
     if not 1 <= settings.evaluations <= _MOST:
         reason = f"1 to {_MOST:,}, which take twelve days at a millisecond each"
         raise ConfigError(f"search.evaluations is {settings.evaluations}", reason)

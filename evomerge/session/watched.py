@@ -78,7 +78,8 @@ def _resume(
     path: str | Path, overrides: Sequence[str], trust: bool, display: str | None, say: Callable[[str], None]
 ) -> Config | None:
     config, again = open_run(path, overrides, trust=trust)
-    if again.record.finished and has_ended(again.record, again.rules, config.search.evaluations, again.budget):
+    ended = again.record.finished and has_ended(again.record, again.rules, config.search.evaluations, again.budget)
+    if ended and not again.lacks_best:
         return None
     parts = build_parts(config, again.folder)
     if parts.pool is not None:

@@ -49,9 +49,11 @@ class TooLarge:
 
     Attributes:
         tokens: of the smallest such batch, with padding; ``None`` where all had room.
+        halved: how often that became less.
     """
 
     tokens: int | None = None
+    halved: int = 0
 
     def cut(self, batch: Batch) -> bool:
         """Whether a batch is to be run in two halves at once."""
@@ -181,7 +183,7 @@ def score_batches(
                 if not retries.again():
                     if len(batch.inputs) == 1:
                         raise failed
-                    known.tokens = batch.inputs.numel()
+                    known.tokens, known.halved = batch.inputs.numel(), known.halved + 1
                 waiting.appendleft(batch)
                 continue
             scored.append(batch)

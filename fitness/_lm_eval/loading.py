@@ -12,6 +12,7 @@ from typing import Any
 
 import lm_eval
 import yaml
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -212,6 +213,17 @@ def scored_split(task: Any) -> str:
 def _require_supported(name: str, task: Any) -> None:
     if getattr(task, "UNSAFE_CODE", False):
         raise FitnessError(f"task {name!r} runs code that a model wrote", "tasks that do not")
+    own = type(task).doc_to_choice is not ConfigurableTask.doc_to_choice or getattr(task, "prompt", None) is not None
+    if not own and (task.OUTPUT_TYPE, task.config.doc_to_choice) == ("multiple_choice", None):
+        raise FitnessError(
+            f"task {name!r} has output_type multiple_choice and no doc_to_choice",
+            "the answers that are compared: a field of the documents, a template or a list",
+            "set doc_to_choice in the task's YAML",
+        )
+    for key, least in (("num_fewshot", 0), ("repeats", 1)):
+        count = getattr(task.config, key, None)
+        if count is not None and (type(count) is not int or count < least):
+            raise FitnessError(f"task {name!r} has {key} {count!r}", f"a whole number, {least} or more")
     if getattr(task, "MULTIMODAL", False):
         raise FitnessError(f"task {name!r} needs images or sound", "text tasks")
 

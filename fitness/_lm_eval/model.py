@@ -96,6 +96,7 @@ class ResidentLM(HFLM):
         self._seconds = 0.0
         self.spare, self.states = model.spare, model.states
         self.prefill: Prefill | None = None
+        self.halved = 0  # how often sequences that are generated at a time became half as many
 
     def rebind(self, model: LoadedModel) -> None:
         """Score another module of the same tokenizer, dtype and device from now on."""
@@ -160,6 +161,7 @@ class ResidentLM(HFLM):
                     raise failed
                 self._batches.clear()
                 self.batch_size_per_gpu //= 2
+                self.halved += 1
                 _log.warning(
                     "not enough memory: %d sequences are generated at a time from now on; texts may differ from those "
                     "of larger batches",

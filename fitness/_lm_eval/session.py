@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from evomerge.errors import FitnessError
 from fitness._lm_eval.batches import Batch, TooLarge, mixed_lengths, plan_batches, score_batches
 from fitness._lm_eval.document_errors import place_of, require_finite, require_tokens
 from fitness._lm_eval.model import ResidentLM, TokenRequest
+from fitness._lm_eval.plan import Plan
 from fitness._lm_eval.scoring import RawValues, TaskScorer
 from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 from fitness._lm_eval.shared_prefill import SharedPrefill
@@ -31,18 +31,6 @@ _KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
 _Key = tuple[tuple[str, tuple[int, ...]], ...] | None  # of a plan; None for all documents
 _MOST_PARTS = 32
-
-
-@dataclass
-class _Plan:
-    """Documents that are scored together, with their frozen batches."""
-
-    places: Part
-    instances: dict[str, list[Any]]  # by request type, repeated where the task repeats
-    loglikelihood: list[Batch] | SharedForwards
-    rolling: list[Batch] | SharedForwards
-    windows: list[int]  # windows of each rolling instance
-    stock_tokens: int  # of log-likelihoods, as lm-eval would run them, without padding
 
 
 class Session:
@@ -61,7 +49,7 @@ class Session:
         self._scorers = scorers
         self.whole: Part = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
         self.requests: dict[int, list[TokenRequest]] = {}  # by identity of the instance
-        self._plans: dict[_Key, _Plan] = {}
+        self._plans: dict[_Key, Plan] = {}
         by_type = self._by_type(self.whole)
         for kind, instances in by_type.items():
             if kind not in _KINDS:
@@ -140,20 +128,22 @@ class Session:
         finally:
             self._limits, self._plans, self._lm.prefill = kept
 
-    def _tokens(self, plan: _Plan) -> dict[str, float]:
+    def _tokens(self, plan: Plan) -> dict[str, float]:
         """Tokens of the log-likelihoods, and of prompts that may share theirs, that were scored last; without padding.
 
-        ``run``; what ``stock`` lm-eval would run; of those run what ``hidden`` states saved, as whole passes.
+        ``run``; what ``stock`` lm-eval would run; of those run what ``hidden`` states saved, as whole passes; and how
+        often batches of this plan were ``halved`` since memory had no room for them, where they were.
         """
         prefill = self._lm.prefill
         shared = [f for f in (plan.loglikelihood, plan.rolling) if isinstance(f, SharedForwards)]
+        halved = plan.halved(self._too_large, self._lm.halved)
         if not shared:
-            return {"run": plan.stock_tokens, "stock": plan.stock_tokens}
+            return {"run": plan.stock_tokens, "stock": plan.stock_tokens} | halved
         found: dict[str, float] = {"run": sum(forwards.tokens for forwards in shared), "stock": plan.stock_tokens}
         if prefill is not None and "generate_until" in plan.instances:
             found = {"run": found["run"] + prefill.run, "stock": found["stock"] + prefill.stock}
         hidden = sum(forwards.hidden for forwards in shared)
-        return found | {"hidden": round(hidden, 1)} if hidden else found
+        return found | ({"hidden": round(hidden, 1)} if hidden else {}) | halved
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of texts, without special ones."""
@@ -169,7 +159,7 @@ class Session:
             "fewshot_as_multiturn": prompts["fewshot_as_multiturn"],
         }
 
-    def _respond(self, kind: str, instances: list[Any], plan: _Plan) -> tuple[list[Any], float]:
+    def _respond(self, kind: str, instances: list[Any], plan: Plan) -> tuple[list[Any], float]:
         if kind == "generate_until":
             return self._lm.generate(instances)
         start = time.perf_counter()
@@ -202,7 +192,7 @@ class Session:
             )
         return found
 
-    def _plan(self, places: Part) -> _Plan:
+    def _plan(self, places: Part) -> Plan:
         """The plan of some documents, kept for the next candidate; of parts those that were used last."""
         key = None if places is self.whole else tuple((name, tuple(of_task)) for name, of_task in places.items())
         if key in self._plans:
@@ -215,7 +205,7 @@ class Session:
             windows = [self.requests[id(instance)] for instance in by_type.get("loglikelihood_rolling", [])]
             rolling = [window for of_instance in windows for window in of_instance]
             shared = self._limits is not None
-            self._plans[key] = _Plan(
+            self._plans[key] = Plan(
                 places,
                 by_type,
                 self._shared(loglikelihood) if shared else self._batches(loglikelihood),

@@ -46,10 +46,12 @@ class BatchLimits:
     Attributes:
         tokens: that are run together, about.
         share: of the rows of logits that `MOST_LOGITS` allows.
+        halved: how often both became half of what they were.
     """
 
     tokens: int
     share: float = 1.0
+    halved: int = 0
 
     def rows(self, width: int) -> int:
         """Rows of logits of so many bytes."""
@@ -60,6 +62,7 @@ class BatchLimits:
         if self.tokens <= _FEWEST_TOKENS and self.rows(width) == 1:
             return False
         self.tokens, self.share = max(min(self.tokens, _FEWEST_TOKENS), self.tokens // 2), self.share / 2
+        self.halved += 1
         return True
 
 
@@ -109,6 +112,11 @@ class SharedForwards:
     def hidden(self) -> float:
         """Of the tokens of the last model, those that hidden states saved, as whole passes through it."""
         return self._states.saved
+
+    @property
+    def halved(self) -> int:
+        """How often batches became half as large since memory ran out; 0 where there are none."""
+        return self._limits.halved if self._batches else 0
 
     def score(
         self, module: Any, spare: Callable[[], bool] = bool, states: KeptStates | None = None

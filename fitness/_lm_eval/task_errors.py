@@ -98,4 +98,11 @@ def reason(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem or error.context}, line {error.problem_mark.line + 1}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}, raised in {_innermost(error)}"
+
+
+def _innermost(error: BaseException) -> str:
+    """The function that raised what says nothing itself, with its file and line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].name} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else "an unknown place"

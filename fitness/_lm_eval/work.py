@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.evaluator_utils import get_sample_size
 
+from fitness._lm_eval.generation_arguments import LENGTHS
 from fitness._lm_eval.isolation import quietly
 from fitness._lm_eval.task_errors import said
 from fitness._lm_eval.time_limit import limited
@@ -65,4 +66,4 @@ def _documents(task: Any, term: TaskTerm, limit: int | float | None) -> int:
 def written(task: Any, term: TaskTerm, gen_kwargs: Mapping[str, Any]) -> int:
     """Tokens that are written at most for a document of a generative task."""
     arguments = {**(task.get_config("generation_kwargs") or {}), **gen_kwargs, **term.gen_kwargs}
-    return int(arguments.get("max_gen_toks", arguments.get("max_new_tokens", _GENERATED)))
+    return int(next((arguments[key] for key in LENGTHS if arguments.get(key) is not None), _GENERATED))

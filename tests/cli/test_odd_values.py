@@ -52,10 +52,12 @@ def test_files_of_a_configuration_that_are_none(error: Error, tmp_path: Path) ->
     (folder / "marked.yaml").write_bytes(b"\xef\xbb\xbf" + text.encode())
     (folder / "twice.yaml").write_text(text.replace("7}", "7, evaluations: 8}"))
     (folder / "broken.yaml").write_text("search: [")
+    (folder / "latin.yaml").write_bytes(b"# @package _global_\nname: caf\xe9\n")
     says = {
         "marked": "begins with a byte order mark",
         "twice": "found duplicate key evaluations",
         "broken": "is no YAML",
+        "latin": "latin.yaml, line 2: byte 0xe9 is not UTF-8; text in UTF-8; save it so in your editor",
     }
     for name, part in says.items():
         text = error("validate", f"--config-dir={tmp_path}", f"experiment={name}")

@@ -128,3 +128,28 @@ def test_what_hands_on_to_another_is_taken() -> None:
     check_kind(Wrapper(), "strategy", "x.Wrapper")
     with pytest.raises(ConfigError, match="a strategy has ask, tell; this has no ask, tell"):
         check_kind(object(), "strategy", "x.Wrapper")
+
+
+@pytest.mark.parametrize("target", ["os.system", "builtins.print", "json.dumps", "math.sqrt"])
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("strategy", "a class: a strategy has ask, tell; "),
+        ("phases.path.search_space", "a class: a search space has spec, decode; "),
+        ("held_out", "a class: a fitness has prepare, run, fingerprint; "),
+    ],
+)
+def test_functions_of_python_s_own_are_not_called(target: str, key: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build({"_target_": target}, key, "touch /never", seed=0)
+    assert str(caught.value).startswith(f"{key}._target_ is {target!r}, a function of Python's own; {says}")
+
+
+def made(spec: str, *, seed: int) -> Part:
+    return Part(spec, seed=seed)
+
+
+def test_functions_of_one_s_own_may_make_a_part() -> None:
+    assert build({"_target_": f"{__name__}.made"}, "strategy", "spec", seed=3).seed == 3
+    with pytest.raises(ConfigError, match=r"cannot be made like a strategy: .*; a strategy has ask, tell, and"):
+        build({"_target_": f"{__name__}.made"}, "strategy", "spec", "more", seed=3)

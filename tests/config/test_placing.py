@@ -18,7 +18,6 @@ LM_EVAL = {"_target_": "fitness.lm_eval_tasks.LmEvalFitness", "tasks": ["x"]}
         ({"batch_size": 0}, "{key}.batch_size is 0"),
         ({"limit": -1}, "{key}.limit is -1"),
         ({"num_fewshot": -1}, "{key}.num_fewshot is -1"),
-        ({"block_size": 0}, "{key}.block_size is 0"),
         ({"task_timeout": 0.0}, "{key}.task_timeout is 0.0"),
         ({"softmax_dtype": "float31"}, "{key}.softmax_dtype is 'float31'"),
         ({"tasks": [{"task": "x", "limit": 0}]}, "{key}.tasks[0].limit is 0"),

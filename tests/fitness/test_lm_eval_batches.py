@@ -131,7 +131,7 @@ def test_what_memory_does_not_hold_is_tried_again_once_and_then_cut_everywhere(m
     first = len(asked)
     halved = score_batches(model.module, planned, None, len(requests), too_large=known)
     assert sum(count > most for count in asked[first:]) == 2  # the first batch, twice
-    assert known.tokens is not None
+    assert (known.tokens, known.halved) == (planned[0].inputs.numel(), 1)
     first = len(asked)
     other = score_batches(model.module, planned, None, len(requests), too_large=known)
     assert max(asked[first:]) <= most

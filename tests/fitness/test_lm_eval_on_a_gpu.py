@@ -72,3 +72,37 @@ def test_what_is_kept_is_let_go_before_batches_become_smaller(
     for name, values in scores.items.items():
         assert smaller.items[name] == pytest.approx(values, abs=1e-4), name
         assert values == pytest.approx(expected.items[name], abs=1e-4), name
+
+
+@pytest.mark.parametrize("forwards", ["exact", "shared"])
+def test_an_evaluation_says_that_its_batches_were_halved(
+    forwards: Any, model: LoadedModel, tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once memory has no room for a batch, of that candidate and of all that come after it."""
+    fitness = LmEvalFitness(["choose"], include_path=str(tasks.path), forwards=forwards, batch_tokens=4096)
+    fitness.prepare(model)
+    assert "halved" not in fitness.run(model).tokens
+    module: Any = model.module
+    whole: list[int] = []
+    seen = module.register_forward_pre_hook(lambda _, a, k: whole.append(_tokens(a, k)), with_kwargs=True)
+    plain = fitness.run(model)
+    seen.remove()
+
+    def scarce(_: Any, args: Any, kwargs: Any) -> None:
+        if _tokens(args, kwargs) >= max(whole):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    hook = module.register_forward_pre_hook(scarce, with_kwargs=True)
+    try:
+        found = [fitness.run(model), fitness.run(model)]
+    finally:
+        hook.remove()
+    for scores in found:
+        assert scores.tokens["halved"] >= 1
+        assert scores.tokens["stock"] == plain.tokens["stock"]
+        for name, values in plain.items.items():
+            assert scores.items[name] == pytest.approx(values, abs=1e-4), name
+
+
+def _tokens(args: Any, kwargs: Any) -> int:
+    return int((args[0] if args else kwargs["input_ids"]).numel())

@@ -393,10 +393,10 @@ def test_a_part_is_scored_alone(model: Any, tasks: Any) -> None:
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ({"choose": [0]}, "a part has 0 documents of task 'complete': some of the 31"),
-        ({"choose": [24], "complete": [0]}, "a part has 1 documents of task 'choose': some of the 24"),
+        ({"choose": [0]}, "a part has 0 documents of task 'complete'; some of the 31"),
+        ({"choose": [24], "complete": [0]}, "a part has 1 documents of task 'choose'; some of the 24"),
         ({"choose": [-1], "complete": [0]}, "some of the 24 documents of 'choose'"),
-        ({"choose": [0], "complete": [0], "chose": [0]}, "task 'chose': .*choose"),
+        ({"choose": [0], "complete": [0], "chose": [0]}, "task 'chose'; .*choose"),
     ],
 )
 def test_a_part_that_is_none(model: Any, tasks: Any, part: dict[str, list[int]], words: str) -> None:

@@ -136,6 +136,7 @@ def test_without_memory_batches_become_smaller(caplog: pytest.LogCaptureFixture)
     module.register_forward_pre_hook(scarce, with_kwargs=True)
     np.testing.assert_allclose(forwards.score(module, spare)[0], values, atol=1e-4)
     assert "not enough memory: 64 tokens are run at a time from now on" in caplog.text
+    assert forwards.halved == 2
     module.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("CUDA")))
     with pytest.raises(torch.cuda.OutOfMemoryError):
         forwards.score(module, spare)

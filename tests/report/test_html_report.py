@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 import report_runs
 
+from evomerge.api.tables import as_text
 from evomerge.cli.main import main
 from evomerge.errors import ConfigError
 from evomerge.report.html import page as pages
 from evomerge.report.html.data import RunView
 from evomerge.report.html.report import report_html, write_report
+from evomerge.report.status import read_status
+from evomerge.report.status_view import StatusPanel
 from evomerge.report.summary import summarize
 from evomerge.run.folder import RunFolder
-from evomerge.run.ledger import Ledger
+from evomerge.run.ledger import Ledger, read_ledger
 from evomerge.run.ledger_file import LedgerError, encode
 from evomerge.run.responses import write_responses
 
@@ -196,6 +199,16 @@ def test_tokens_that_were_saved_are_said(finished: Path, tmp_path: Path) -> None
     assert "up to their first new layer" in words(run)
     rewrite(run, lambda e: {**e, "tokens": {"run": 4200, "stock": 4200}} if e["event"] == "told" else e)
     assert "tokens, as lm-eval runs them." in words(run)
+    assert "halved" not in words(run)
+    told = [event for event in read_ledger(run) if event["event"] == "told"]
+    halved = {"run": 4200, "stock": 4200, "halved": 2}
+    rewrite(run, lambda e: {**e, "tokens": halved} if e["event"] == "told" else e)
+    assert "tokens, as lm-eval runs them." in words(run)
+    assert f"{len(told)} evaluations ran in batches that were halved since memory ran out: scores may" in words(run)
+    status = read_status(run)
+    assert (status.halved, "halved" in status.tokens) == (len(told), False)
+    assert "memory" in (panel := as_text(StatusPanel(status), 80))
+    assert "batches that were halved" in " ".join(panel.split())
     assert "Log-likelihoods of the search" not in words(finished)  # which says nothing of tokens
 
 

@@ -56,6 +56,8 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
             )
         module.name_or_path = module.config.name_or_path = folder
         set_generation(module, folder)
+    except PoolError:
+        raise
     except Exception as error:  # transformers raises whatever the architecture's code raises
         if out_of_memory(error):
             raise
@@ -99,7 +101,13 @@ def set_generation(module: Any, folder: str) -> None:
     from transformers import GenerationConfig
 
     if Path(folder, "generation_config.json").is_file() and module.can_generate():
-        module.generation_config = GenerationConfig.from_pretrained(folder)
+        try:
+            module.generation_config = GenerationConfig.from_pretrained(folder)
+        except Exception as error:  # its checks raise what they like
+            file = Path(folder, "generation_config.json")
+            raise PoolError(
+                f"transformers refuses {file} ({reason_of(error)})", "", "correct it, or download it again"
+            ) from error
 
 
 def holds(pool: Pool, entry: SlicePlan, place: ModuleSlice) -> bool:

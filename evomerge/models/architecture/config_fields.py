@@ -1,12 +1,14 @@
-"""Fields of config.json that everything else relies on: checked before transformers is given them."""
+"""Fields of config.json and generation_config.json that all relies on: checked before transformers is given them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import PoolError, nearest
+from evomerge.utils.files import read_bounded
 
 _COUNTS = (
     "hidden_size",
@@ -22,7 +24,9 @@ _COUNTS = (
     "n_head",
     "n_positions",
 )
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _MOST = 2**31 - 1
+_MOST_BYTES = 2**24  # of generation_config.json
 _DEEPEST = 20
 _AGAIN = "correct config.json, or download it again"
 
@@ -48,11 +52,46 @@ def check_fields(config: Mapping[str, Any], path: Path) -> None:
             raise PoolError(where, "a mapping of Auto classes to classes of the model's own code", _AGAIN)
         elif key == "id2label" and isinstance(value, Mapping):
             _check_labels(value, path)
+    _check_tokens(config, path, _AGAIN)
     for key, value in _sizes(config, path, 0):
         # Some architectures give a list, with an entry for each layer: those are left to transformers.
         wrong = isinstance(value, bool | str | float) or (isinstance(value, int) and not 1 <= value <= _MOST)
         if wrong:
             raise PoolError(f"{path} has {key} {_shown(value)}", f"a whole number from 1 to {_MOST:,}", _AGAIN)
+
+
+def check_generation(folder: Path) -> None:
+    """Refuse a generation_config.json that generation would end at: no JSON, or ids of tokens that are none.
+
+    Args:
+        folder: of the model; without such a file there is nothing to check.
+
+    Raises:
+        PoolError: names the file, and the field.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    again = "correct generation_config.json, or download it again"
+    try:
+        content = json.loads(read_bounded(path, _MOST_BYTES))
+    except OSError as error:
+        raise PoolError(f"{path} cannot be read ({error.strerror})", "a file", again) from error
+    except (ValueError, RecursionError) as error:
+        raise PoolError(f"{path} is no JSON ({' '.join(str(error).split())[:200]})", "a mapping", again) from error
+    if not isinstance(content, dict):
+        raise PoolError(f"{path} is {_shown(content)}", "a mapping of settings", again)
+    _check_tokens(content, path, again)
+
+
+def _check_tokens(content: Mapping[str, Any], path: Path, again: str) -> None:
+    for key in _TOKENS:
+        value = content.get(key)
+        several = key == "eos_token_id" and isinstance(value, list) and len(value) > 0
+        ids = value if several and isinstance(value, list) else [value]
+        if value is not None and not all(type(each) is int and abs(each) <= _MOST for each in ids):
+            allowed = "the id of a token" + (", or a list of ids" if key == "eos_token_id" else "") + "; null for none"
+            raise PoolError(f"{path} has {key} {_shown(value)}", allowed, again)
 
 
 def _check_labels(labels: Mapping[str, Any], path: Path) -> None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from evomerge.report.formatting import clean, count, duration
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
-from evomerge.report.saved_tokens import SavedTokens
+from evomerge.report.saved_tokens import SavedTokens, halved_text
 from evomerge.report.trial import Trial
 from evomerge.utils.sizes import size_text
 
@@ -85,6 +85,7 @@ def cost(view: RunView, page: Page) -> Markup | None:
         bytes=size_text(merge.get("bytes", 0.0)),
         computed=size_text(merge.get("computed_bytes", 0.0)),
         tokens=SavedTokens.of(history.tokens),
+        halved=halved_text(history.halved) if history.halved else "",
         reasons=(found := reasons(history.trials))[:_REASONS],
         more=len(found) - _REASONS,
         failed=sum(reason.count for reason in found),

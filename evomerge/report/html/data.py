@@ -27,6 +27,7 @@ from evomerge.report.trial import Trial
 from evomerge.run.folder import RunFolder
 from evomerge.run.items import read_items
 from evomerge.run.ledger_file import LedgerError, lock_holder
+from evomerge.run.remains import require_ledger
 from evomerge.utils.files import read_bounded
 from evomerge.utils.safe_yaml import parse
 
@@ -64,6 +65,8 @@ class RunView:
         holder = lock_holder(folder.lock)  # asked before the ledger is read: a run may end meanwhile
         history = read_history(folder)
         if not history.started:
+            if not history.damage:
+                require_ledger(folder, int(history.last is not None))
             raise LedgerError(
                 f"{folder.ledger} has no started event" + (f": {history.damage}" if history.damage else ""),
                 "the ledger of a run",

@@ -1,0 +1,34 @@
+"""What the workers of a running search do, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evomerge.protocols import Work
+from evomerge.report.formatting import duration
+
+_SHOWN_WORKERS = 4
+
+
+def noting(workers: Sequence[Work]) -> str:
+    """That workers look at the sources once for all candidates, and how far the first of them is; empty where not."""
+    found = next((work for work in workers if work.stage == "noting"), None)
+    return "" if found is None else f"noting statistics of the sources, {found.done} of {found.slices} slices"
+
+
+def _stage(work: Work) -> str:
+    """What a worker is at, where that is known."""
+    slices = f" {work.done} of {work.slices} slices" if work.stage in ("noting", "merging") else ""
+    return f", {work.stage}{slices}," if work.stage else ""
+
+
+def worker_lines(workers: Sequence[Work], now: float) -> list[str]:
+    """How many workers are busy, and what those do that have been at it longest, by the time `now`."""
+    busy = sorted((work for work in workers if work.candidate is not None), key=lambda work: work.since)
+    shown = [
+        f"{work.worker}: candidate {work.candidate}{' (held-out items)' if work.split == 'held_out' else ''}"
+        f"{_stage(work)} for {duration(max(0.0, now - work.since))}"
+        for work in busy[:_SHOWN_WORKERS]
+    ]
+    more = [f"{len(busy) - _SHOWN_WORKERS} more"] if len(busy) > _SHOWN_WORKERS else []
+    return [f"{len(busy)} of {len(workers)} busy", *shown, *more]

@@ -1,0 +1,105 @@
+"""What tasks are told of generation, and how many of something they ask for, checked when they are loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.errors import FitnessError
+from fitness.lm_eval_tasks import LmEvalFitness
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps({"q": f"w{i}", "a": "w9"}) + "\n" for i in range(3)))
+    return {
+        "task": "write",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "items.jsonl")}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "q",
+        "doc_to_target": "a",
+        "metric_list": [{"metric": "exact_match"}],
+    }
+
+
+GOOD = [
+    {"until": []},
+    {"until": "\n"},
+    {"until": ["a", "b"]},
+    {"max_gen_toks": None},
+    {"max_gen_toks": 8},
+    {"top_k": 3},
+]
+BAD = [
+    ("until", 3, "a text that ends a response, or a list of them; [] for none"),
+    ("until", None, "a text that ends a response"),
+    ("until", ["a", 3], "a text that ends a response"),
+    ("until", {"a": "b"}, "a text that ends a response"),
+    ("max_gen_toks", -3, "how many tokens a response has at most: a whole number, 1 or more"),
+    ("max_new_tokens", 0, "a whole number, 1 or more"),
+    ("max_tokens", True, "a whole number, 1 or more"),
+    ("max_gen_toks", 1.5, "a whole number, 1 or more"),
+    ("temperature", -1, "a number, 0 or more"),
+    ("do_sample", 1, "true or false"),
+]
+
+
+@pytest.mark.parametrize("given", GOOD, ids=str)
+def test_what_lm_eval_takes_is_taken(given: dict[str, Any], task: dict[str, Any]) -> None:
+    fitness = LmEvalFitness([{"task": task}], gen_kwargs=given)
+    fitness.check()
+    assert fitness.work()["written"] == 3 * (given.get("max_gen_toks") or 256)
+
+
+@pytest.mark.parametrize(("key", "value", "says"), BAD, ids=str)
+def test_odd_kinds_are_named_with_who_says_them(key: str, value: Any, says: str, task: dict[str, Any]) -> None:
+    own, term = {"task": {**task, "generation_kwargs": {key: value}}}, {"task": task, "gen_kwargs": {key: value}}
+    for given, where in (
+        (LmEvalFitness([{"task": task}], gen_kwargs={key: value}), f"gen_kwargs.{key} is {value!r}"),
+        (LmEvalFitness([term]), f"{key} in the gen_kwargs of task 'write' is {value!r}"),
+        (LmEvalFitness([own]), f"task 'write': generation_kwargs.{key} of its YAML is {value!r}"),
+    ):
+        with pytest.raises(FitnessError) as caught:
+            given.check()
+        assert str(caught.value).startswith(where)
+        assert says in str(caught.value)
+    LmEvalFitness([{**own, "gen_kwargs": {key: dict(GOOD_OF)[key]}}]).check()  # which goes before
+
+
+GOOD_OF = [("until", "x"), ("max_gen_toks", 4), ("max_new_tokens", 4), ("max_tokens", 4), ("temperature", 0.5)]
+GOOD_OF += [("do_sample", False)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "least"),
+    [("num_fewshot", -2, 0), ("num_fewshot", "two", 0), ("repeats", 0, 1), ("repeats", True, 1)],
+)
+def test_counts_of_a_task_are_counts(key: str, value: Any, least: int, task: dict[str, Any]) -> None:
+    with pytest.raises(FitnessError) as caught:
+        LmEvalFitness([{"task": {**task, key: value}}]).check()
+    if "cannot be loaded" not in str(caught.value):  # lm-eval refuses some itself
+        assert str(caught.value) == f"task 'write' has {key} {value!r}; a whole number, {least} or more"
+
+
+def test_a_choice_without_choices_says_so(task: dict[str, Any]) -> None:
+    chosen = {**task, "output_type": "multiple_choice", "metric_list": [{"metric": "acc"}]}
+    with pytest.raises(FitnessError, match=r"^task 'write' has output_type multiple_choice and no doc_to_choice; "):
+        LmEvalFitness([{"task": chosen}]).check()
+    LmEvalFitness([{"task": {**chosen, "doc_to_choice": ["w1", "w9"]}}]).check()
+
+
+def test_an_error_without_words_says_where_it_was_raised() -> None:
+    from fitness._lm_eval.task_errors import reason
+
+    def silent() -> None:
+        raise TypeError
+
+    with pytest.raises(TypeError) as caught:
+        silent()
+    assert reason(caught.value).startswith("TypeError, raised in silent (test_generation_arguments.py:")
+    assert reason(ValueError("two\nlines")) == "ValueError: two lines"
