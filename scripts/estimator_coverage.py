@@ -1,9 +1,10 @@
 """How well estimators tell the candidates of a run from some of their items: ``estimator_coverage.py RUN``.
 
 The ledger of a run that scored every candidate on all items is replayed in order. Before each group of candidates the
-estimator is fitted to what a search would know then: all items of the baselines, and of the candidates so far those that
-were run. For each number of items prints, by estimator: the mean absolute error, the rank correlation with the scores on
-all items within a group (mean over groups), and how many of the 95 % intervals (1.96 standard errors) hold these scores.
+estimator is fitted to what a search would know then: all items of the baselines, and of the candidates so far those
+that were run. For each number of items prints, by estimator: the mean absolute error, the rank correlation with the
+scores on all items within a group (mean over groups), how many of the 95 % intervals (1.96 standard errors) hold these
+scores, and the mean standard error.
 """
 
 from __future__ import annotations

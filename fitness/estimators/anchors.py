@@ -114,8 +114,9 @@ class AnchorOrder:
     def _information(self, stretch: slice) -> NDArray[np.float64]:
         """By item the square root of its Fisher information, mean over known abilities: ``(items, D, 1)``."""
         items = self._fit.items.take(stretch)
-        chance = logistic(self._fit.abilities @ items.mean.T)
-        weight = np.where(items.binary, (chance * (1 - chance)).mean(axis=0), items.precision)
+        binary = bool(items.binary.all())
+        chance = logistic(self._fit.abilities[binary] @ items.mean.T)
+        weight = (chance * (1 - chance)).mean(axis=0) if binary else items.precision
         root: NDArray[np.float64] = (items.mean[:, :-1] * np.sqrt(weight)[:, None])[:, :, None]
         return root
 

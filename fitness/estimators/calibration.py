@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fitness.estimators.columns import Columns
 
-MOST_REPLAYS = 48
-_PRIOR = 12.0  # replays that what is expected counts as much as
-_FLAWED = 1.3  # squared error over what the latent model says, where nothing is known: it is never quite right
+MOST_REPLAYS = 96
+_PRIOR = 6.0  # replays that what is expected counts as much as
+_FLAWED = 1.2  # squared error over what the latent model says, where nothing is known: it is never quite right
 _SHARES = (0.25, 0.5)
 _FEWEST = 4
 _USUAL = 0.6  # correlation of the two errors: both have in them the chance of the items seen

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from evomerge.candidate import Items
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimate
-from fitness.estimators.ability import ability_of
+from fitness.estimators.ability import tell
 from fitness.estimators.anchor_names import Anchors
 from fitness.estimators.anchors import AnchorOrder
 from fitness.estimators.calibration import Calibration, calibrate, some_of
 from fitness.estimators.columns import Columns, Row
 from fitness.estimators.item_response import Fit, ItemParameters, fit_items, metrics_of
-from fitness.estimators.latent_steps import logistic
 from fitness.estimators.stratified_mean import StratifiedMean
 
 MOST_MODELS = 256
@@ -26,7 +25,6 @@ MOST_MODELS = 256
 
 _FIRST = 16
 _ENDPOINTS = 8
-_LOOSE = 1.0  # variance of the weights of endpoints
 
 
 class ItemResponse:
@@ -154,43 +152,26 @@ class ItemResponse:
     ) -> dict[str, Estimate]:
         """p-IRT or mp-IRT of a row, with the error that the latent model says."""
         assert self._fit is not None
-        size = self._dimensions
-        centre, precision = np.zeros(size), np.eye(size)
-        if len(endpoints) >= 2:
-            items = items.through(self._fit.abilities[list(endpoints), :-1])
-            size = len(endpoints)
-            centre, precision = np.full(size, 1.0 / size), np.eye(size) / _LOOSE
         seen = ~np.isnan(row)
-        ability, spread = ability_of(items.take(seen), row[seen], centre, precision)
-        unseen = items.take(~seen)
-        x = np.append(ability, 1.0)
-        xx = np.outer(x, x)
-        xx[:-1, :-1] += spread
-        own = np.einsum("iab,ab->i", unseen.covariance, xx)
-        slopes = unseen.mean[:, :-1]
-        level = unseen.mean @ x
-        variance = own + np.einsum("ia,ab,ib->i", slopes, spread, slopes)
-        chance = logistic(level / np.sqrt(1 + math.pi / 8 * variance))  # MacKay, 1992
-        steep = np.where(unseen.binary, chance * (1 - chance), unseen.scale)
-        filled = row.copy()
-        filled[~seen] = np.where(unseen.binary, chance, unseen.centre + unseen.scale * level)
-        # the chance of an answer has in it what is not known of its item; of other values both are added
-        noise = np.where(unseen.binary, steep, np.square(unseen.scale) * (1 / unseen.precision + own))
-        noises, rises = np.zeros(len(row)), np.zeros((len(row), size))
-        noises[~seen], rises[~seen] = noise, steep[:, None] * slopes
-        means = [float(filled[s].mean()) for s in columns.stretches]
         lengths = np.array([s.stop - s.start for s in columns.stretches])
-        chances = np.array([noises[s].sum() for s in columns.stretches]) / np.square(lengths)
-        moves = np.array([rises[s].sum(axis=0) for s in columns.stretches]) / lengths[:, None]
+        filled, chances = row.copy(), np.zeros(len(row))
+        spread = np.zeros((len(lengths), len(lengths)))
+        for kind, abilities in self._fit.abilities.items():
+            own = items.binary == kind
+            ends = abilities[list(endpoints), :-1] if len(endpoints) >= 2 else None
+            told, hidden = own & seen, own & ~seen
+            found = tell(items.take(told), row[told], items.take(hidden), ends)
+            filled[hidden], chances[hidden] = found.values, found.noise
+            moves = np.zeros((len(row), found.moves.shape[1]))
+            moves[hidden] = found.moves
+            means = np.array([moves[s].sum(axis=0) for s in columns.stretches]) / lengths[:, None]
+            spread += means @ found.covariance @ means.T
+        spread += np.diag([chances[s].sum() for s in columns.stretches] / np.square(lengths))
+        means_of = [float(filled[s].mean()) for s in columns.stretches]
         floors = (0.5 / lengths).tolist()
-        values = columns.values(means, floors)
-        found = {}
-        for name in columns.terms:
-            gradient = columns.gradient(name, means, floors)
-            move = gradient @ moves
-            error = math.sqrt(float(np.square(gradient) @ chances + move @ spread @ move))
-            found[name] = Estimate(values[name], error)
-        return found
+        values = columns.values(means_of, floors)
+        gradients = {name: columns.gradient(name, means_of, floors) for name in columns.terms}
+        return {name: Estimate(values[name], math.sqrt(float(g @ spread @ g))) for name, g in gradients.items()}
 
     def _calibrate(self, values: NDArray[np.float64]) -> dict[str, Calibration]:
         """How far off the latent model is on known models, each left out in turn."""
@@ -203,7 +184,7 @@ class ItemResponse:
             mean = self._mean.only(part)
             truth = mean.of_row(row)
             endpoints = [k for k in self._endpoints if k != model]
-            guessed = self._predict(mean.columns, self._fit.without(model).take(part), hidden, endpoints)
+            guessed = self._predict(mean.columns, self._fit.without(model, part), hidden, endpoints)
             weights = self._weights(shown)
             plain = mean.of_row(hidden, None if weights is None else weights[part])
             for name, true in truth.items():

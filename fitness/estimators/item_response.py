@@ -2,7 +2,9 @@
 
 A model has an ability ``θ`` of ``D`` numbers, an item slopes ``a`` and an intercept ``d`` (``-b`` of item response
 theory). Values of 0 and 1 follow the two-parameter logistic model ``P(1) = σ(a·θ + d)``, those of other metrics the
-linear factor model ``y = a·θ + d + noise`` in the same latent space, in units of the metric's standard deviation.
+linear factor model ``y = a·θ + d + noise``, in units of the metric's standard deviation. Each of the two kinds has
+abilities of its own: numbers such as log-likelihoods tell so much of an ability that shared ones would follow them, and
+right and wrong answers do not.
 
 Both are conditionally Gaussian, the logistic one under the bound of Jaakkola and Jordan (2000), and are fitted together
 by variational EM (Bishop, 1999, for the linear one): abilities have the prior N(0, I), the items of a metric a common
@@ -12,15 +14,16 @@ what cannot be told of an item is taken from the others of its metric.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fitness.estimators.latent_steps import Array, abilities_given, bound, items_given, moments
+from fitness.estimators.latent_steps import Array, abilities_given, bound, items_given, moments, solved
 
-_STEPS = 60
+_STEPS = 50
 _TOLERANCE = 2e-3
 _PRIOR_MODELS = 4.0
 _SLOPE_VARIANCE, _INTERCEPT_VARIANCE = 0.5, 2.0
@@ -87,35 +90,36 @@ class Fit:
 
     Attributes:
         items: what the items are like.
-        prior_mean, prior_precision: of each column's parameters, from the other items of its metric.
-        abilities: of the models it was fitted to, shape ``(K, D + 1)``, the last 1.
-        seconds: ``E[x xᵀ]`` of these, shape ``(K, D + 1, D + 1)``.
-        weights: shape ``(K, columns)``, 0 where an item was not run; of the quadratic bound.
-        targets: likewise; of its linear part.
+        abilities: by kind (whether binary) those of the models it was fitted to, shape ``(K, D + 1)``, the last 1.
+        seconds: by kind ``E[x xᵀ]`` of these, shape ``(K, D + 1, D + 1)``.
+        precision, linear: of the items' posteriors, shapes ``(columns, D + 1, D + 1)`` and ``(columns, D + 1)``.
+        weights, targets: what each value adds to these, shape ``(K, columns)``, 0 where an item was not run.
     """
 
     items: ItemParameters
-    prior_mean: Array
-    prior_precision: Array
-    abilities: Array
-    seconds: Array
+    abilities: Mapping[bool, Array]
+    seconds: Mapping[bool, Array]
+    precision: Array
+    linear: Array
     weights: Array
     targets: Array
 
-    def without(self, model: int) -> ItemParameters:
-        """The items as they are without a model, the others' abilities staying what they are."""
-        weights = np.delete(self.weights, model, axis=0)
-        targets = np.delete(self.targets, model, axis=0)
-        mean, covariance = items_given(
-            self.prior_mean,
-            self.prior_precision,
-            np.delete(self.abilities, model, axis=0),
-            np.delete(self.seconds, model, axis=0),
-            weights,
-            targets,
-        )
-        old = self.items
-        return ItemParameters(mean, covariance, old.binary, old.precision, old.centre, old.scale)
+    def without(self, model: int, part: NDArray[np.bool_]) -> ItemParameters:
+        """Some items as they are without a model, the abilities of the others staying what they are.
+
+        Args:
+            model: which of those that were fitted to.
+            part: shape ``(columns,)``.
+        """
+        items = self.items.take(part)
+        precision, linear = self.precision[part], self.linear[part]
+        weights, targets = self.weights[model, part], self.targets[model, part]
+        for binary, x in self.abilities.items():
+            own = items.binary == binary
+            precision[own] -= weights[own, None, None] * self.seconds[binary][model]
+            linear[own] -= targets[own, None] * x[model]
+        mean, covariance = solved(precision, linear)
+        return replace(items, mean=mean, covariance=covariance)
 
 
 def metrics_of(values: Array, stretches: Sequence[slice]) -> list[Metric]:
@@ -142,46 +146,72 @@ def fit_items(values: Array, metrics: Sequence[Metric], dimensions: int) -> Fit:
         dimensions: D.
     """
     models, columns = values.shape
-    seen = ~np.isnan(values)
+    size = dimensions + 1
     binary, centre, scale = np.empty(columns, dtype=bool), np.empty(columns), np.empty(columns)
     for metric in metrics:
         binary[metric.stretch], centre[metric.stretch] = metric.binary, metric.centre
         scale[metric.stretch] = metric.scale
-    scaled = np.where(seen, (values - centre) / scale, 0.0)
-    mean, abilities = _start(scaled, seen, binary, metrics, dimensions)
+    scaled = (values - centre) / scale
+    noise = np.ones(columns)
+    precision, linear = np.empty((columns, size, size)), np.empty((columns, size))
+    weights, targets = np.empty((models, columns)), np.empty((models, columns))
+    abilities, seconds = {}, {}
+    for kind in dict.fromkeys(binary.tolist()):
+        own = binary == kind
+        ends = np.cumsum([m.stretch.stop - m.stretch.start for m in metrics if m.binary == kind]).tolist()
+        parts = [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+        found = _fit_kind(scaled[:, own], kind, parts, dimensions)
+        abilities[kind], seconds[kind], noise[own] = found.x, found.xx, found.noise
+        precision[own], linear[own] = found.precision, found.linear
+        weights[:, own], targets[:, own] = found.weights, found.targets
+    mean, covariance = solved(precision, linear)
+    items = ItemParameters(mean, covariance, binary, noise, centre, scale)
+    return Fit(items, abilities, seconds, precision, linear, weights, targets)
+
+
+class _KindFit(NamedTuple):
+    x: Array
+    xx: Array
+    noise: Array
+    precision: Array
+    linear: Array
+    weights: Array
+    targets: Array
+
+
+def _fit_kind(values: Array, binary: bool, parts: Sequence[slice], dimensions: int) -> _KindFit:
+    """Fit the items of one kind; `parts` are the columns of each metric."""
+    models, columns = values.shape
+    seen = ~np.isnan(values)
+    scaled = np.where(seen, values, 0.0)
+    mean, abilities = _start(scaled, seen, binary, parts, dimensions)
     covariance = np.tile(np.diag([0.1] * (dimensions + 1)), (columns, 1, 1))
-    precision = np.ones(columns)
-    spread = np.zeros((models, dimensions, dimensions))
-    x, xx = moments(abilities, spread)
-    prior_mean, prior_precision = _priors(mean, covariance, metrics)
+    noise = np.ones(columns)
+    x, xx = moments(abilities, np.zeros((models, dimensions, dimensions)))
     old = mean
     for _ in range(_STEPS):
         second = covariance + mean[:, :, None] * mean[:, None, :]
-        weights, targets = bound(xx, second, scaled, seen, binary, precision)
-        abilities, spread = abilities_given(mean, second, weights, targets, np.zeros(dimensions), np.eye(dimensions))
-        x, xx = moments(abilities, spread)
-        weights, targets = bound(xx, second, scaled, seen, binary, precision)
-        mean, covariance = items_given(prior_mean, prior_precision, x, xx, weights, targets)
-        prior_mean, prior_precision = _priors(mean, covariance, metrics)
-        if not binary.all():
-            precision = _precisions(x, xx, mean, covariance, scaled, seen, metrics)
+        weights, targets = bound(xx, second, scaled, seen, binary, noise)
+        x, xx = moments(*abilities_given(mean, second, weights, targets, np.zeros(dimensions), np.eye(dimensions)))
+        precision, linear = items_given(*_priors(mean, covariance, parts), x, xx, weights, targets)
+        mean, covariance = solved(precision, linear)
+        if not binary:
+            noise = _noise(x, xx, mean, covariance, scaled, seen, parts)
         if np.abs(mean - old).max() < _TOLERANCE * max(1.0, np.abs(old).max()):
             break
         old = mean
-    items = ItemParameters(mean, covariance, binary, precision, centre, scale)
-    return Fit(items, prior_mean, prior_precision, x, xx, weights, targets)
+    return _KindFit(x, xx, noise, precision, linear, weights, targets)
 
 
 def _start(
-    scaled: Array, seen: NDArray[np.bool_], binary: NDArray[np.bool_], metrics: Sequence[Metric], dimensions: int
+    scaled: Array, seen: NDArray[np.bool_], binary: bool, parts: Sequence[slice], dimensions: int
 ) -> tuple[Array, Array]:
     """From the singular vectors of what is left of the values without the items' means."""
     counts = seen.sum(axis=0)
     level = np.empty(scaled.shape[1])
-    for metric in metrics:
-        part = metric.stretch
+    for part in parts:
         total = max(int(counts[part].sum()), 1)
-        overall = (scaled[:, part].sum() + 0.5 * metric.binary) / (total + metric.binary)
+        overall = (scaled[:, part].sum() + 0.5 * binary) / (total + binary)
         level[part] = (scaled[:, part].sum(axis=0) + overall) / (counts[part] + 1)
     rest = np.where(seen, scaled - level, 0.0)
     left, sizes, right = np.linalg.svd(rest, full_matrices=False)
@@ -189,46 +219,38 @@ def _start(
     abilities, mean = np.zeros((len(scaled), dimensions)), np.zeros((scaled.shape[1], dimensions + 1))
     root = np.sqrt(len(scaled))
     abilities[:, :kept] = left[:, :kept] * root
-    steep = np.where(binary, 1 / np.maximum(level * (1 - level), 0.05), 1.0)
+    steep = 1 / np.maximum(level * (1 - level), 0.05) if binary else np.ones(len(level))
     mean[:, :kept] = (right[:kept].T * sizes[:kept] / root) * steep[:, None]
     inside = np.clip(level, 0.02, 0.98)
-    mean[:, -1] = np.where(binary, np.log(inside / (1 - inside)), level)
+    mean[:, -1] = np.log(inside / (1 - inside)) if binary else level
     return mean, abilities
 
 
-def _priors(mean: Array, covariance: Array, metrics: Sequence[Metric]) -> tuple[Array, Array]:
+def _priors(mean: Array, covariance: Array, parts: Sequence[slice]) -> tuple[Array, Array]:
     """By column the mean and precision of its metric's parameters, from all of the metric's items."""
     size = mean.shape[1]
     usual = np.array([_SLOPE_VARIANCE] * (size - 1) + [_INTERCEPT_VARIANCE])
     means, precisions = np.empty_like(mean), np.empty_like(mean)
-    for metric in metrics:
-        own = mean[metric.stretch]
-        spread = np.diagonal(covariance[metric.stretch], axis1=1, axis2=2)
+    for part in parts:
+        own = mean[part]
+        spread = np.diagonal(covariance[part], axis1=1, axis2=2)
         centre = own.sum(axis=0) / (len(own) + 1)
         variance = (np.square(own - centre) + spread).sum(axis=0) + _PRIOR_MODELS * usual
-        means[metric.stretch] = centre
-        precisions[metric.stretch] = (len(own) + _PRIOR_MODELS) / variance
+        means[part] = centre
+        precisions[part] = (len(own) + _PRIOR_MODELS) / variance
     return means, precisions
 
 
-def _precisions(
-    x: Array,
-    xx: Array,
-    mean: Array,
-    covariance: Array,
-    scaled: Array,
-    seen: NDArray[np.bool_],
-    metrics: Sequence[Metric],
+def _noise(
+    x: Array, xx: Array, mean: Array, covariance: Array, scaled: Array, seen: NDArray[np.bool_], parts: Sequence[slice]
 ) -> Array:
-    """Of the noise of items with other values than 0 and 1, shrunk to that of their metric."""
+    """The precision of the noise of each item, shrunk to that of its metric."""
     size = x.shape[1] ** 2
     expected = xx.reshape(len(xx), size) @ (covariance + mean[:, :, None] * mean[:, None, :]).reshape(-1, size).T
     squares = np.where(seen, np.square(scaled) - 2 * scaled * (x @ mean.T) + expected, 0.0).sum(axis=0)
     counts = seen.sum(axis=0)
     found = np.ones(len(mean))
-    for metric in metrics:
-        if not metric.binary:
-            part = metric.stretch
-            common = max(squares[part].sum() / max(int(counts[part].sum()), 1), 1e-6)
-            found[part] = (counts[part] + _PRIOR_MODELS) / (squares[part] + _PRIOR_MODELS * common)
+    for part in parts:
+        common = max(squares[part].sum() / max(int(counts[part].sum()), 1), 1e-6)
+        found[part] = (counts[part] + _PRIOR_MODELS) / (squares[part] + _PRIOR_MODELS * common)
     return found

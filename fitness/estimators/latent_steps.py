@@ -15,8 +15,7 @@ def logistic(value: Array) -> Array:
 
 def inverse(matrix: Array) -> Array:
     """Of one matrix or of many."""
-    found: Array = np.linalg.inv(matrix)
-    return found
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
 
 def moments(mean: Array, covariance: Array) -> tuple[Array, Array]:
@@ -28,15 +27,16 @@ def moments(mean: Array, covariance: Array) -> tuple[Array, Array]:
 
 
 def bound(
-    xx: Array, second: Array, scaled: Array, seen: NDArray[np.bool_], binary: NDArray[np.bool_], precision: Array
+    xx: Array, second: Array, scaled: Array, seen: NDArray[np.bool_], binary: bool, precision: Array
 ) -> tuple[Array, Array]:
     """Weights and targets of the Gaussian that takes each value's place (Jaakkola and Jordan, 2000, eq. 10)."""
     size = second.shape[1] ** 2
-    square = np.maximum(xx.reshape(len(xx), size) @ second.reshape(len(second), size).T, 1e-12)
-    half = 0.5 * np.sqrt(square)
-    weights = np.where(seen, np.where(binary, 0.25 * np.tanh(half) / half, precision), 0.0)
-    targets = np.where(seen, np.where(binary, scaled - 0.5, scaled * precision), 0.0)
-    return weights, targets
+    if not binary:
+        return np.where(seen, precision, 0.0), np.where(seen, scaled * precision, 0.0)
+    half = xx.reshape(len(xx), size) @ second.reshape(len(second), size).T
+    half = 0.5 * np.sqrt(np.maximum(half, 1e-12))
+    weights = np.where(seen, 0.25 * np.tanh(half) / half, 0.0)
+    return weights, np.where(seen, scaled - 0.5, 0.0)
 
 
 def abilities_given(
@@ -54,14 +54,13 @@ def abilities_given(
     slopes = second[:, :-1, :-1].reshape(len(mean), size * size)
     precision = prior_precision + (weights @ slopes).reshape(-1, size, size)
     linear = prior_precision @ prior_mean + targets @ mean[:, :-1] - weights @ second[:, :-1, -1]
-    covariance = inverse(precision)
-    return (covariance @ linear[:, :, None])[:, :, 0], covariance
+    return solved(precision, linear)
 
 
 def items_given(
     prior_mean: Array, prior_precision: Array, x: Array, xx: Array, weights: Array, targets: Array
 ) -> tuple[Array, Array]:
-    """Posteriors of the items' parameters, means and covariances, given abilities.
+    """Posteriors of the items' parameters given abilities: precision, and precision times mean.
 
     Args:
         prior_mean: shape ``(columns, D + 1)``.
@@ -72,6 +71,10 @@ def items_given(
     size = x.shape[1]
     precision = (weights.T @ xx.reshape(len(xx), size * size)).reshape(-1, size, size)
     precision[:, range(size), range(size)] += prior_precision
+    return precision, prior_precision * prior_mean + targets.T @ x
+
+
+def solved(precision: Array, linear: Array) -> tuple[Array, Array]:
+    """Means and covariances of Gaussians."""
     covariance = inverse(precision)
-    linear = prior_precision * prior_mean + targets.T @ x
-    return (covariance @ linear[:, :, None])[:, :, 0], covariance
+    return (covariance @ linear[..., None])[..., 0], covariance
