@@ -178,7 +178,8 @@ class ItemResponse:
         assert self._fit is not None
         assert self._order is not None
         replays: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in self.columns.terms}
-        for model, part, shown in some_of(values, self.columns, self._order.ranks, self._endpoints):
+        chosen = self._anchors != "none"
+        for model, part, shown in some_of(values, self.columns, self._order.ranks, self._endpoints, chosen):
             row = values[model][part]
             hidden = np.where(shown[part], row, np.nan)
             mean = self._mean.only(part)
@@ -191,7 +192,7 @@ class ItemResponse:
                 told, drawn = guessed[name], plain[name]
                 if told.error > 0 and drawn.error > 0 and math.isfinite(true.value + told.value + drawn.error):
                     replays[name].append((told.value - true.value, told.error, drawn.value - true.value, drawn.error))
-        return {name: calibrate(found, self._anchors != "none") for name, found in replays.items()}
+        return {name: calibrate(found, chosen) for name, found in replays.items()}
 
     def _blended(self, mean: Estimate, predicted: Estimate, known: Calibration) -> Estimate:
         told = predicted.error * known.told
