@@ -174,11 +174,14 @@ def within_tasks(columns: Columns, values: NDArray[np.float64]) -> NDArray[np.fl
     size = len(columns.metrics)
     found = np.zeros((size, size))
     for a in range(size):
+        own = values[:, columns.stretches[a]]
+        least = 0.25 / (len(values) + 1) if np.nanmin(own, initial=0) >= 0 and np.nanmax(own, initial=0) <= 1 else 0.0
         for b in range(a, size):
             if columns.tasks[a] == columns.tasks[b]:
                 found[a, b] = found[b, a] = _covariance(
                     values[:, columns.stretches[a]], values[:, columns.stretches[b]]
                 )
+        found[a, a] = max(found[a, a], least)  # a task that all known models fail may have items that the next solves
     return found
 
 
