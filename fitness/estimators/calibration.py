@@ -14,7 +14,7 @@ from fitness.estimators.columns import Columns
 MOST_REPLAYS = 96
 _PRIOR = 6.0  # replays that what is expected counts as much as
 _FLAWED = 1.2  # squared error over what the latent model says, where nothing is known: it is never quite right
-_OF_ANCHORS = 1.4
+_OF_ANCHORS = 2.0
 """At least, where items are anchors: of the others nothing is known but from models with all items, few and unlike what
 a search comes to."""
 _SHARES = (0.5,)
