@@ -30,6 +30,7 @@ class StratifiedMean:
         shares: what the mean of each metric's items counts.
         objectives: to estimate.
 
+    >>> import numpy as np
     >>> score = MetricShare("quiz/acc", 1.0, objective="score")
     >>> estimator = StratifiedMean([score], [Objective("score")])
     >>> estimator.fit([])
