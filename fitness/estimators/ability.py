@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fitness.estimators.item_response import ItemParameters
 from fitness.estimators.latent_steps import Array, abilities_given, bound, inverse, logistic, moments
 
 _STEPS = 25
+_LEVEL = 0.5  # variance of what a model is better at in a whole metric than its abilities say
 _LOOSE = 1.0  # variance of the weights of endpoints
 
 
@@ -29,21 +31,34 @@ class Told(NamedTuple):
     covariance: Array
 
 
-def tell(seen: ItemParameters, values: Array, unseen: ItemParameters, endpoints: Array | None = None) -> Told:
+def tell(
+    seen: ItemParameters,
+    values: Array,
+    unseen: ItemParameters,
+    centre: Array,
+    levels: tuple[NDArray[np.int64], NDArray[np.int64]],
+    endpoints: Array | None = None,
+) -> Told:
     """What a model would give on unseen items of a kind.
 
     Args:
         seen: the items that were run.
         values: what they gave, shape ``(columns,)``.
         unseen: the others.
+        centre: the ability that is expected, shape ``(D,)``.
+        levels: of the seen and of the unseen items: those of a level have in common what abilities do not tell.
         endpoints: abilities of which the model's is a sum, shape ``(E, D)``, with unknown weights.
     """
     size = seen.mean.shape[1] - 1
-    centre, precision = np.zeros(size), np.eye(size)
+    expected, precision = centre, np.eye(size)
     if endpoints is not None:
         seen, unseen, size = seen.through(endpoints), unseen.through(endpoints), len(endpoints)
-        centre, precision = np.full(size, 1.0 / size), np.eye(size) / _LOOSE
-    ability, spread = ability_of(seen, values, centre, precision)
+        expected, precision = np.full(size, 1.0 / size), np.eye(size) / _LOOSE
+    count = int(levels[1].max(initial=levels[0].max(initial=0))) + 1
+    seen, unseen = seen.with_levels(levels[0], count), unseen.with_levels(levels[1], count)
+    expected = np.append(expected, np.zeros(count))
+    precision = np.diag([*np.diag(precision), *[1 / _LEVEL] * count])
+    ability, spread = ability_of(seen, values, expected, precision)
     x, xx = moments(ability[None], spread[None])
     own = np.einsum("iab,ab->i", unseen.covariance, xx[0])
     slopes = unseen.mean[:, :-1]

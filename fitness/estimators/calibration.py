@@ -14,10 +14,9 @@ from fitness.estimators.columns import Columns
 MOST_REPLAYS = 96
 _PRIOR = 6.0  # replays that what is expected counts as much as
 _FLAWED = 1.2  # squared error over what the latent model says, where nothing is known: it is never quite right
-_OF_ANCHORS = 2.0
+_OF_ANCHORS = 1.4
 """At least, where items are anchors: of the others nothing is known but from models with all items, few and unlike what
 a search comes to."""
-_SHARES = (0.5,)
 _FEWEST = 4
 _USUAL = 0.6  # correlation of the two errors: both have in them the chance of the items seen
 
@@ -38,38 +37,37 @@ class Calibration:
 
 
 def some_of(
-    values: NDArray[np.float64], columns: Columns, ranks: NDArray[np.float64], last: Sequence[int], chosen: bool
-) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Known models to tell from some of their own items: the model, the columns that are taken for all, those shown.
+    values: NDArray[np.float64], columns: Columns, ranks: NDArray[np.float64], last: Sequence[int]
+) -> Iterator[tuple[int, list[int], NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Known models to tell from some of their own items: the model, all that are left out, its items, those shown.
 
-    The latest models, those of `last` after the others. A quarter or half of a model's items of each task is shown,
-    those of the lowest rank. Where items are anchors, only models with all items say how the others turn out; they are
-    shown as many as models have that lack some.
+    The latest models, those of `last` after the others. Half of a model's items of each task is shown, those of the
+    lowest rank; the others stand for the items that it was not run on. Of these less is known than of its own, which
+    other models were run on because it was: those are left out with it.
 
     Args:
         values: shape ``(models, columns)``, NaN where an item was not run.
         columns: where metrics stand.
         ranks: shape ``(columns,)``: the order in which items would be run, the same for all metrics of a task.
         last: models that are used only where there are not enough others.
-        chosen: whether the items that were run are anchors.
     """
-    seen = (~np.isnan(values)).mean(axis=1)
-    partly = seen[seen < 1]
-    shares = (float(np.median(partly)),) if chosen and len(partly) else _SHARES
+    seen = ~np.isnan(values)
+    partly = seen.mean(axis=1) < 1
+    common = seen.astype(np.float64) @ seen.T.astype(np.float64)
     models = [*(k for k in reversed(range(len(values))) if k not in last), *reversed(last)]
-    models = [k for k in models if seen[k] == 1] if chosen else models
-    for number, model in enumerate(models[:MOST_REPLAYS]):
-        part = ~np.isnan(values[model])
+    for model in models[:MOST_REPLAYS]:
+        part = seen[model]
+        like = partly & (common[model] > 0.5 * common[model, model]) if partly[model] else np.zeros_like(partly)
+        like[model] = True
         shown = np.zeros_like(part)
         for stretch in columns.stretches:
             own = np.flatnonzero(part[stretch])
             if len(own) < _FEWEST:
                 break
-            kept = max(2, round(len(own) * shares[number % len(shares)]))
-            first = own[np.argsort(ranks[stretch][own], kind="stable")[:kept]]
+            first = own[np.argsort(ranks[stretch][own], kind="stable")[: max(2, len(own) // 2)]]
             shown[stretch.start + first] = True
         else:
-            yield model, part, shown
+            yield model, np.flatnonzero(like).tolist(), part, shown
 
 
 def calibrate(replays: Sequence[tuple[float, float, float, float]], chosen: bool) -> Calibration:

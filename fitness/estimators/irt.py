@@ -25,6 +25,8 @@ MOST_MODELS = 256
 
 _FIRST = 16
 _ENDPOINTS = 8
+_MOST_LEVELS = 8
+_LATEST = 32  # models, whose mean ability is what is expected of the next: a search moves on
 
 
 class ItemResponse:
@@ -43,6 +45,9 @@ class ItemResponse:
     have three parts: that of the ability, that of the items' own parameters and the chance of each unseen answer. As
     the latent model is never right, they are scaled by how far off it is on known models, each of which is left out in
     turn and told from some of its own items (`calibration`).
+
+    A search moves on: the ability that is expected is the mean of the latest models', and a candidate may be better or
+    worse at a whole metric than its ability says (a random intercept), so that it is not drawn back to what was.
 
     With fewer than two known models these are the stratified mean.
 
@@ -160,7 +165,9 @@ class ItemResponse:
             own = items.binary == kind
             ends = abilities[list(endpoints), :-1] if len(endpoints) >= 2 else None
             told, hidden = own & seen, own & ~seen
-            found = tell(items.take(told), row[told], items.take(hidden), ends)
+            latest = abilities[-_LATEST:, :-1].mean(axis=0)
+            levels = self._levels(columns, own)
+            found = tell(items.take(told), row[told], items.take(hidden), latest, (levels[told], levels[hidden]), ends)
             filled[hidden], chances[hidden] = found.values, found.noise
             moves = np.zeros((len(row), found.moves.shape[1]))
             moves[hidden] = found.moves
@@ -173,19 +180,28 @@ class ItemResponse:
         gradients = {name: columns.gradient(name, means_of, floors) for name in columns.terms}
         return {name: Estimate(values[name], math.sqrt(float(g @ spread @ g))) for name, g in gradients.items()}
 
+    def _levels(self, columns: Columns, own: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """By column of a kind the number of its metric; one for all where metrics are many."""
+        found = np.zeros(len(own), dtype=np.int64)
+        of_kind = [stretch for stretch in columns.stretches if own[stretch].any()]
+        if len(of_kind) <= _MOST_LEVELS:
+            for number, stretch in enumerate(of_kind):
+                found[stretch] = number
+        return found
+
     def _calibrate(self, values: NDArray[np.float64]) -> dict[str, Calibration]:
-        """How far off the latent model is on known models, each left out in turn."""
+        """How far off the latent model is on known models, each left out in turn with those like it."""
         assert self._fit is not None
         assert self._order is not None
         replays: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in self.columns.terms}
         chosen = self._anchors != "none"
-        for model, part, shown in some_of(values, self.columns, self._order.ranks, self._endpoints, chosen):
+        for model, left_out, part, shown in some_of(values, self.columns, self._order.ranks, self._endpoints):
             row = values[model][part]
             hidden = np.where(shown[part], row, np.nan)
             mean = self._mean.only(part)
             truth = mean.of_row(row)
             endpoints = [k for k in self._endpoints if k != model]
-            guessed = self._predict(mean.columns, self._fit.without(model, part), hidden, endpoints)
+            guessed = self._predict(mean.columns, self._fit.without(left_out, part), hidden, endpoints)
             weights = self._weights(shown)
             plain = mean.of_row(hidden, None if weights is None else weights[part])
             for name, true in truth.items():

@@ -79,6 +79,21 @@ class ItemParameters:
         covariance = wide @ self.covariance @ wide.T
         return ItemParameters(self.mean @ wide.T, covariance, self.binary, self.precision, self.centre, self.scale)
 
+    def with_levels(self, levels: NDArray[np.int64], count: int) -> ItemParameters:
+        """With an ability more for each of `count` levels, of slope 1 on the items of that level and 0 on the others.
+
+        Args:
+            levels: shape ``(columns,)``.
+            count: how many there are.
+        """
+        items, size = self.mean.shape
+        mean, covariance = np.zeros((items, size + count)), np.zeros((items, size + count, size + count))
+        kept = [*range(size - 1), size + count - 1]
+        mean[:, kept] = self.mean
+        mean[np.arange(items), size - 1 + levels] = 1.0
+        covariance[:, np.array(kept)[:, None], kept] = self.covariance
+        return replace(self, mean=mean, covariance=covariance)
+
     def second(self) -> Array:
         """``E[β βᵀ]`` of slopes and intercept, shape ``(columns, D + 1, D + 1)``."""
         return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
@@ -104,20 +119,21 @@ class Fit:
     weights: Array
     targets: Array
 
-    def without(self, model: int, part: NDArray[np.bool_]) -> ItemParameters:
-        """Some items as they are without a model, the abilities of the others staying what they are.
+    def without(self, models: Sequence[int], part: NDArray[np.bool_]) -> ItemParameters:
+        """Some items as they are without some models, the abilities of the others staying what they are.
 
         Args:
-            model: which of those that were fitted to.
+            models: which of those that were fitted to.
             part: shape ``(columns,)``.
         """
+        left_out = list(models)
         items = self.items.take(part)
         precision, linear = self.precision[part], self.linear[part]
-        weights, targets = self.weights[model, part], self.targets[model, part]
+        weights, targets = self.weights[left_out][:, part], self.targets[left_out][:, part]
         for binary, x in self.abilities.items():
             own = items.binary == binary
-            precision[own] -= weights[own, None, None] * self.seconds[binary][model]
-            linear[own] -= targets[own, None] * x[model]
+            precision[own] -= np.einsum("ki,kab->iab", weights[:, own], self.seconds[binary][left_out])
+            linear[own] -= targets[:, own].T @ x[left_out]
         mean, covariance = solved(precision, linear)
         return replace(items, mean=mean, covariance=covariance)
 

@@ -88,13 +88,13 @@ def test_finds_the_parameters_of_the_linear_model() -> None:
     assert np.abs(1 / np.sqrt(items.precision) * items.scale - 1.0).mean() < 0.05
 
 
-def test_leaving_a_model_out_is_fitting_its_items_without_it() -> None:
+def test_leaving_models_out_is_fitting_the_items_without_them() -> None:
     world = World(0)
     values = np.array([world.model() for _ in range(12)])
     fit = fit_items(values, metrics_of(values, [slice(0, 100), slice(100, 200)]), 2)
-    without = fit.without(3, np.ones(200, dtype=bool))
-    x, xx = np.delete(fit.abilities[True], 3, 0), np.delete(fit.seconds[True], 3, 0)
-    weights, targets = np.delete(fit.weights, 3, 0), np.delete(fit.targets, 3, 0)
+    without = fit.without([3, 7], np.ones(200, dtype=bool))
+    x, xx = np.delete(fit.abilities[True], [3, 7], 0), np.delete(fit.seconds[True], [3, 7], 0)
+    weights, targets = np.delete(fit.weights, [3, 7], 0), np.delete(fit.targets, [3, 7], 0)
     prior = fit.precision - np.einsum("ki,kab->iab", fit.weights, fit.seconds[True])
     precision = prior + np.einsum("ki,kab->iab", weights, xx)
     linear = fit.linear - fit.targets.T @ fit.abilities[True] + targets.T @ x
@@ -110,11 +110,13 @@ def test_ability_of_the_linear_model_by_hand() -> None:
     )
     mean, covariance = ability_of(known, np.array([1.0, 2.0]), np.zeros(1), np.eye(1))
     assert (mean[0], covariance[0, 0]) == (pytest.approx(1.0), pytest.approx(1 / 3))
-    told = tell(known, np.array([1.0, 2.0]), known)
-    np.testing.assert_allclose(told.values, [1.0, 1.0])
-    # the sum of two abilities of 1 and 3, weights 1/2 and variance 1: prior N(2, 10)
-    merged = tell(known, np.array([1.0, 2.0]), known, np.array([[1.0], [3.0]]))
-    np.testing.assert_allclose(merged.values, (2 / 10 + 3) / (1 / 10 + 2))
+    # what the metric has in common has variance 1/2: of its sum with the ability the prior is N(0, 3/2)
+    levels = np.zeros(2, dtype=np.int64)
+    told = tell(known, np.array([1.0, 2.0]), known, np.zeros(1), (levels, levels))
+    np.testing.assert_allclose(told.values, 3 / (2 / 3 + 2))
+    # the sum of two abilities of 1 and 3, weights 1/2 and variance 1: prior N(2, 10), with the metric's own N(2, 10.5)
+    merged = tell(known, np.array([1.0, 2.0]), known, np.zeros(1), (levels, levels), np.array([[1.0], [3.0]]))
+    np.testing.assert_allclose(merged.values, (2 / 10.5 + 3) / (1 / 10.5 + 2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
