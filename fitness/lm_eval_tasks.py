@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare, Objective
-from evomerge.protocols import Scores
+from evomerge.protocols import Estimator, Scores
 from fitness._lm_eval.arguments import AutocastDtype, ModelArguments, SoftmaxDtype
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
 from fitness._lm_eval.forwards import Forwards, Mode
 from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
-from fitness._lm_eval.task_errors import said
 from fitness._lm_eval.task_files import check_files
 from fitness._lm_eval.terms import RESPONSE_LENGTH, check_timeout, parse_terms, plain
+from fitness.estimators.settings import parse_estimator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,6 +73,8 @@ class LmEvalFitness:
             to load it, to build its items and to score a candidate, beyond 0.05 for each use; None for no limit.
         forwards, batch_tokens, compare_forwards: see `Forwards`. In a configuration ``auto`` is ``shared`` for the
             search's items and ``exact`` for held-out ones and `evomerge evaluate`; here it is ``exact``.
+        estimator: tells of candidates scored on some items what all would give: a name, or a mapping of it (``name``)
+            and its arguments, of `estimators.settings`.
 
     Raises:
         ConfigError: an argument out of its range, naming it.
@@ -109,6 +111,7 @@ class LmEvalFitness:
         forwards: Mode = "exact",
         batch_tokens: int | None = None,
         compare_forwards: bool = True,
+        estimator: str | dict[str, Any] | None = "mean",
     ) -> None:
         self._terms = parse_terms(tasks)
         self._arguments = ModelArguments(
@@ -125,6 +128,7 @@ class LmEvalFitness:
             chat_template_args=plain(chat_template_args or {}),
         )
         check_timeout(task_timeout, "task_timeout")
+        self._estimator = parse_estimator(plain(estimator))
         self._forwards = Forwards(forwards, batch_tokens, compare_forwards)
         paths = plain(include_path) or []
         self._include_path: list[str] = [paths] if isinstance(paths, str) else paths
@@ -174,6 +178,7 @@ class LmEvalFitness:
     def check_files(self) -> None:
         """Raise `FitnessError` for a folder or a task file that is not there: what needs no task to be loaded."""
         check_files(self._terms, self._include_path)
+        self._estimator.check_files()
 
     def check_tokenizer(self, load: Callable[[], Any]) -> None:
         """Check what is said of the tokenizer that `load` gives: names and arguments of chat templates, ids of tokens.
@@ -211,12 +216,20 @@ class LmEvalFitness:
 
         return shares(self._terms_weighed if self._loaded() else [])
 
+    def build_estimator(self) -> Estimator:
+        """Build what tells of some items what all would give; `FitnessError` for metrics that are no mean of items."""
+        from fitness._lm_eval.item_shares import item_shares
+
+        tasks, counts = self._loaded(), self.items()
+        with copy.copy(self._generators):
+            shares = item_shares(tasks, self._terms_weighed, counts, self._response_length)
+        return self._estimator.build(shares, self.objectives, counts)
+
     def cautions(self) -> list[str]:
         """A line for everything that makes a search on these tasks hard to trust."""
         from fitness._lm_eval.cautions import cautions
 
-        with said("the tasks' few-shot examples cannot be looked at"):
-            return cautions(self._loaded(), self._settings.num_fewshot)
+        return cautions(self._loaded(), self._settings.num_fewshot)
 
     def prepare(self, model: LoadedModel) -> None:
         """Build, tokenise and batch everything for a model's tokenizer, dtype and device.
@@ -281,14 +294,10 @@ class LmEvalFitness:
 
         `prepare` or, where a chat template is used, `check_tokenizer` comes before.
         """
-        from fitness._lm_eval.building import build_requests
         from fitness._lm_eval.texts import texts
 
-        tasks = self._loaded()
-        with copy.copy(self._generators):
-            if self._prepared is None:
-                build_requests(tasks, self._tokenizer, self._settings)
-            return texts(tasks, most)
+        how = None if self._prepared else (self._tokenizer, self._settings)
+        return texts(self._loaded(), most, self._generators, how)
 
     def documents(self) -> Sequence[tuple[str, str]]:
         """For each item the hashes of what is asked and scored, and of its document; `check` comes before."""
@@ -302,16 +311,10 @@ class LmEvalFitness:
 
     def _loaded(self) -> TaskSet:
         if self._tasks is None:
-            from fitness._lm_eval.isolation import StockGenerators
-            from fitness._lm_eval.loading import load_tasks
-            from fitness._lm_eval.objective import weigh
+            from fitness._lm_eval.objective import load_weighed
 
-            self._generators = StockGenerators()
-            with self._generators:
-                tasks = load_tasks(self._terms, self._include_path, self._task_timeout)
-            with said("the metrics of the tasks cannot be weighed"):
-                self._terms_weighed = [weigh(term, tasks.tasks) for term in tasks.terms]
-            self._tasks = tasks
+            found = load_weighed(self._terms, self._include_path, self._task_timeout)
+            self._generators, self._tasks, self._terms_weighed = found
         return self._tasks
 
     def _ready(self) -> Prepared:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from dataclasses import replace
+from typing import Any
 
 from evomerge.candidate import Part
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.genomes.genome import Genome
 from evomerge.landscape.file import read_landscape
 from evomerge.objectives import MetricShare, Objective
-from evomerge.protocols import Scores
+from evomerge.protocols import Estimator, Scores
+from fitness.estimators.settings import parse_estimator
 
 
 class SurrogateFitness:
@@ -29,14 +32,18 @@ class SurrogateFitness:
         file: of the landscape, which ``evomerge export --format landscape`` wrote.
         noise: whether items are drawn; without it every metric is what is expected.
         seed: of the draws.
+        estimator: of candidates scored on some items, what all would give, as of `fitness=lm_eval`.
 
     Raises:
         ConfigError: there is no such file, or it is no landscape; a negative seed.
     """
 
-    def __init__(self, *, file: str, noise: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self, *, file: str, noise: bool = True, seed: int = 0, estimator: str | dict[str, Any] | None = None
+    ) -> None:
         if seed < 0:
             raise ConfigError(f"fitness.seed is {seed}", "0 or more")
+        self._estimator = parse_estimator(estimator)
         self._landscape = read_landscape(file)
         self._seed = seed if noise else None
 
@@ -52,6 +59,11 @@ class SurrogateFitness:
     def items(self) -> dict[str, int]:
         """How many items each task has."""
         return dict(self._landscape.counts)
+
+    def build_estimator(self) -> Estimator:
+        """Build what tells of some items what all would give: of perplexities items are logarithms already."""
+        shares = [replace(share, transform="") for share in self._landscape.shares]
+        return self._estimator.build(shares, self.objectives, self.items())
 
     def check(self) -> None:
         """Nothing can be wrong that the constructor did not see."""

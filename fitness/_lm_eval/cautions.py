@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from fitness._lm_eval.loading import TaskSet, scored_split
+from fitness._lm_eval.task_errors import said
 
 
 def cautions(tasks: TaskSet, num_fewshot: int | None) -> list[str]:
     """A line for every task whose few-shot examples are items, and for every benchmark that is judged by them."""
-    given_away = [
-        f"few-shot examples of {name} are drawn from the items that are scored: a prompt may hold its own answer; "
-        "name another split with fewshot_split in the task's YAML"
-        for name in own_examples(tasks, num_fewshot)
-    ]
+    with said("the tasks' few-shot examples cannot be looked at"):
+        given_away = [
+            f"few-shot examples of {name} are drawn from the items that are scored: a prompt may hold its own answer; "
+            "name another split with fewshot_split in the task's YAML"
+            for name in own_examples(tasks, num_fewshot)
+        ]
     return given_away + [
         f"{name} is a public benchmark, and these are the items it is judged by: what wins here is fitted to them; "
         "search on other items and keep these for held_out"

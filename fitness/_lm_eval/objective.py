@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from evomerge.errors import FitnessError, nearest
 from evomerge.objectives import MetricShare
-from fitness._lm_eval.loading import LoadedTerm, TaskSet
+from fitness._lm_eval.isolation import StockGenerators
+from fitness._lm_eval.loading import LoadedTerm, TaskSet, load_tasks
 from fitness._lm_eval.scoring import RawValues, TaskScorer, all_metrics, metric_key
+from fitness._lm_eval.task_errors import said
 from fitness._lm_eval.terms import MetricTerm, TaskTerm
 
 
@@ -49,6 +51,21 @@ def find_metric(name: str, known: Sequence[str]) -> str | None:
     """The key that a user's metric name means: itself, without ``,none``, or with the first filter that has it."""
     name = name.removesuffix(",none")
     return name if name in known else next((key for key in known if key.split(",")[0] == name), None)
+
+
+def load_weighed(
+    terms: Sequence[TaskTerm], include_path: Sequence[str], timeout: float | None
+) -> tuple[StockGenerators, TaskSet, list[WeighedTerm]]:
+    """Load the tasks of terms, with the generators that they were loaded under, and weigh their metrics.
+
+    Raises:
+        FitnessError: as for `load_tasks` and `weigh`.
+    """
+    generators = StockGenerators()
+    with generators:
+        tasks = load_tasks(terms, include_path, timeout)
+    with said("the metrics of the tasks cannot be weighed"):
+        return generators, tasks, [weigh(term, tasks.tasks) for term in tasks.terms]
 
 
 def weigh(loaded: LoadedTerm, tasks: Mapping[str, Any]) -> WeighedTerm:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from lm_eval.evaluator_utils import get_sample_size
 
-from fitness._lm_eval.isolation import quietly
+from fitness._lm_eval.building import build_requests
+from fitness._lm_eval.isolation import StockGenerators, quietly
 from fitness._lm_eval.loading import TaskSet
+from fitness._lm_eval.settings import BuildSettings
 from fitness._lm_eval.task_errors import said
 from fitness._lm_eval.time_limit import limited
 
@@ -20,13 +22,24 @@ MOST = 6000
 """Documents of all tasks together."""
 
 
-def texts(tasks: TaskSet, most: int) -> dict[str, list[Mapping[str, str]]]:
+def texts(
+    tasks: TaskSet, most: int, generators: StockGenerators, unbuilt: tuple[Any, BuildSettings] | None
+) -> dict[str, list[Mapping[str, str]]]:
     """The first documents of every task, in the order of its per-item scores.
 
     Args:
-        tasks: their requests are built.
+        tasks: as a fitness has them.
         most: texts of each task.
+        generators: that the tasks were loaded under; they stay as they are.
+        unbuilt: what their requests are built with; ``None`` where they are.
     """
+    with copy.copy(generators):
+        if unbuilt is not None:
+            build_requests(tasks, *unbuilt)
+        return _texts(tasks, most)
+
+
+def _texts(tasks: TaskSet, most: int) -> dict[str, list[Mapping[str, str]]]:
     share = max(1, min(most, MOST // max(1, len(tasks.tasks))))
     found = {}
     for name, task in tasks.tasks.items():

@@ -25,6 +25,7 @@ MODULES = (
     "evomerge.recipes.yaml_reader",
     "evomerge.strategies.cma_es",
     "evomerge.strategies.random_search",
+    "fitness.estimators.stratified_mean",
     "search_spaces.parameter",
 )
 

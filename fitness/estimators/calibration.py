@@ -1,0 +1,88 @@
+"""How far off an estimator is on models that are known, so that its standard errors say what they should."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitness.estimators.columns import Columns
+
+MOST_REPLAYS = 96
+_PRIOR = 6.0  # replays that what is expected counts as much as
+_FLAWED = 1.2  # squared error over what the latent model says, where nothing is known: it is never quite right
+_OF_ANCHORS = 1.4
+"""At least, where items are anchors: of the others nothing is known but from models with all items, few and unlike what
+a search comes to."""
+_FEWEST = 4
+_USUAL = 0.6  # correlation of the two errors: both have in them the chance of the items seen
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What errors are multiplied by.
+
+    Attributes:
+        told: errors of the latent model's estimates.
+        drawn: errors of means of the items seen.
+        common: the correlation of the two.
+    """
+
+    told: float = 1.0
+    drawn: float = 1.0
+    common: float = _USUAL
+
+
+def some_of(
+    values: NDArray[np.float64], columns: Columns, ranks: NDArray[np.float64], last: Sequence[int]
+) -> Iterator[tuple[int, list[int], NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Known models to tell from some of their own items: the model, all that are left out, its items, those shown.
+
+    The latest models, those of `last` after the others. Half of a model's items of each task is shown, those of the
+    lowest rank; the others stand for the items that it was not run on. Of these less is known than of its own, which
+    other models were run on because it was: those are left out with it.
+
+    Args:
+        values: shape ``(models, columns)``, NaN where an item was not run.
+        columns: where metrics stand.
+        ranks: shape ``(columns,)``: the order in which items would be run, the same for all metrics of a task.
+        last: models that are used only where there are not enough others.
+    """
+    seen = ~np.isnan(values)
+    partly = seen.mean(axis=1) < 1
+    common = seen.astype(np.float64) @ seen.T.astype(np.float64)
+    models = [*(k for k in reversed(range(len(values))) if k not in last), *reversed(last)]
+    for model in models[:MOST_REPLAYS]:
+        part = seen[model]
+        like = partly & (common[model] > 0.5 * common[model, model]) if partly[model] else np.zeros_like(partly)
+        like[model] = True
+        shown = np.zeros_like(part)
+        for stretch in columns.stretches:
+            own = np.flatnonzero(part[stretch])
+            if len(own) < _FEWEST:
+                break
+            first = own[np.argsort(ranks[stretch][own], kind="stable")[: max(2, len(own) // 2)]]
+            shown[stretch.start + first] = True
+        else:
+            yield model, np.flatnonzero(like).tolist(), part, shown
+
+
+def calibrate(replays: Sequence[tuple[float, float, float, float]], chosen: bool) -> Calibration:
+    """From how far off replays were, and how far off they said they were.
+
+    Args:
+        replays: the latent model's error and what it said of it, the mean's and what it said; standard errors above 0.
+        chosen: whether the items seen are anchors: the error of the mean of items at random is right as it is.
+    """
+    count = len(replays) + _PRIOR
+    found = np.array(replays).reshape(-1, 4)
+    told, drawn = found[:, 0] / found[:, 1], found[:, 2] / found[:, 3]
+    scales = [math.sqrt((float(each @ each) + _PRIOR * _FLAWED) / count) for each in (told, drawn)]
+    common = (float(told @ drawn) + _PRIOR * _USUAL) / count / (scales[0] * scales[1])
+    # a correlation that is found too small makes the sum of the two look better than it is
+    if chosen:
+        scales = [max(scale, _OF_ANCHORS) for scale in scales]
+    return Calibration(scales[0], scales[1] if chosen else 1.0, min(max(common, _USUAL), 0.95))

@@ -1,0 +1,227 @@
+"""Estimators that know what each item is like: p-IRT and gp-IRT of tinyBenchmarks, mp-IRT and gmp-IRT of MERGE3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.candidate import Items
+from evomerge.objectives import MetricShare, Objective
+from evomerge.protocols import Estimate
+from fitness.estimators.ability import tell
+from fitness.estimators.anchor_names import Anchors
+from fitness.estimators.anchors import AnchorOrder
+from fitness.estimators.calibration import Calibration, calibrate, some_of
+from fitness.estimators.columns import Columns, Row
+from fitness.estimators.item_response import Fit, ItemParameters, fit_items, metrics_of
+from fitness.estimators.stratified_mean import StratifiedMean
+
+MOST_MODELS = 256
+"""What is fitted to: the first 16 known models and the latest of the others."""
+
+_FIRST = 16
+_ENDPOINTS = 8
+_MOST_LEVELS = 8
+_LATEST = 32  # models, whose mean ability is what is expected of the next: a search moves on
+
+
+class ItemResponse:
+    """What items that were not run would give, from a latent model of items and abilities (`item_response`).
+
+    - p-IRT (Polo et al., tinyBenchmarks, arXiv 2402.14992): ``λ Σ_seen y / n + (1 - λ) mean_unseen P(1 | θ)``, with
+      ``λ = n/N`` and the ability ``θ`` that the items seen tell of.
+    - gp-IRT (same): ``c mean_seen + (1 - c) p-IRT``. The default ``c`` makes the variance of the sum least, given those
+      of its parts: as the items are few, or the latent model does not hold, it moves towards the mean. mergenetic
+      fixes 0.5.
+    - mp-IRT (Mencattini et al., MERGE3, arXiv 2502.10436): as p-IRT, where the ability is a sum of the sources', with
+      weights that the items seen tell of (prior: equal, variance 1).
+    - gmp-IRT (same): gp-IRT with mp-IRT in the place of p-IRT.
+
+    Items that were run count as they are, so that the estimate of all items is the objective itself. Standard errors
+    have three parts: that of the ability, that of the items' own parameters and the chance of each unseen answer. As
+    the latent model is never right, they are scaled by how far off it is on known models, each of which is left out in
+    turn and told from some of its own items (`calibration`).
+
+    A search moves on: the ability that is expected is the mean of the latest models', and a candidate may be better or
+    worse at a whole metric than its ability says (a random intercept), so that it is not drawn back to what was.
+
+    With fewer than two known models these are the stratified mean.
+
+    Args:
+        shares: what the mean of each metric's items counts.
+        objectives: to estimate.
+        dimensions: of abilities; those that are not needed shrink to nothing.
+        blend: c of gp-IRT, ``variances`` to choose it from the variances, ``None`` for p-IRT.
+        merged: whether abilities are sums of the sources'.
+        endpoints: how many of the first known models are the sources; ``None`` for those that come first with all
+            items, 8 at most.
+        anchors: which items come first (`anchors`).
+        earlier: items of models of earlier runs.
+    """
+
+    def __init__(
+        self,
+        shares: Sequence[MetricShare],
+        objectives: Sequence[Objective],
+        *,
+        dimensions: int = 4,
+        blend: float | Literal["variances"] | None = None,
+        merged: bool = False,
+        endpoints: int | None = None,
+        anchors: Anchors = "none",
+        earlier: Sequence[Items] = (),
+    ) -> None:
+        self._mean = StratifiedMean(shares, objectives)
+        self._dimensions, self._blend, self._anchors = dimensions, blend, anchors
+        self._merged, self._asked_endpoints = merged, endpoints
+        self._earlier = earlier
+        self._fit: Fit | None = None
+        self._order: AnchorOrder | None = None
+        self._endpoints: list[int] = []
+        self._calibration: dict[str, Calibration] = {}
+
+    @property
+    def columns(self) -> Columns:
+        """Where the items of each metric stand."""
+        return self._mean.columns
+
+    def fit(self, known: Sequence[Items]) -> None:
+        """Fit the latent model to known models, and find out how far off it is on them.
+
+        Raises:
+            FitnessError: models with other metrics or other numbers of items.
+        """
+        rows = [self.columns.row(items) for items in (*known, *self._earlier)]
+        first = min(len(known), _FIRST)
+        latest = [*range(len(known), len(rows)), *range(first, len(known))][-(MOST_MODELS - first) :]
+        self._mean.fit(known)
+        if len(rows) < 2:
+            self._fit = self._order = None
+            return
+        values = np.array([rows[k] for k in (*range(first), *latest)])
+        self._fit = fit_items(values, metrics_of(values, self.columns.stretches), self._dimensions)
+        self._order = AnchorOrder(self.columns, self._fit, values, self._anchors)
+        self._endpoints = self._first_complete(values, first) if self._merged else []
+        self._calibration = self._calibrate(values)
+
+    def order(self, counts: Mapping[str, int]) -> Mapping[str, Sequence[int]] | None:
+        """By task its places, those of the anchors first; ``None`` for random ones."""
+        if self._anchors == "none" or self._order is None:
+            return None
+        return self._order.places(counts)
+
+    def estimate(self, items: Items) -> Mapping[str, Estimate]:
+        """By objective what all items would give, and its standard error.
+
+        Raises:
+            FitnessError: a task of which no item was run, or items of another shape than the known models'.
+        """
+        row = self.columns.row(items)
+        weights = self._weights(~np.isnan(row))
+        mean = self._mean.of_row(row, weights)
+        if self._fit is None or not np.isnan(row).any():
+            return mean
+        predicted = self._predict(self.columns, self._fit.items, row, self._endpoints)
+        return {
+            name: self._blended(mean[name], predicted[name], self._calibration.get(name, Calibration()))
+            for name in mean
+        }
+
+    def difference(self, items: Items, other: Items) -> Mapping[str, Estimate]:
+        """By objective how much more the first gets, from the items that both have, item by item.
+
+        Raises:
+            FitnessError: a task of which the two have no item in common.
+        """
+        row, against = self.columns.row(items), self.columns.row(other)
+        return self._mean.of_rows(row, against, self._weights(~(np.isnan(row) | np.isnan(against))))
+
+    def _weights(self, seen: NDArray[np.bool_]) -> Row | None:
+        """Of anchors, which stand for the items that are like them; ``None`` where items come at random."""
+        if self._anchors == "none" or self._order is None or seen.all():
+            return None
+        return self._order.weights(seen)
+
+    def _first_complete(self, values: NDArray[np.float64], known: int) -> list[int]:
+        if self._asked_endpoints is not None:
+            return list(range(min(self._asked_endpoints, known)))
+        complete = [not np.isnan(row).any() for row in values[: min(known, _ENDPOINTS)]]
+        return list(range([*complete, False].index(False)))
+
+    def _predict(
+        self, columns: Columns, items: ItemParameters, row: Row, endpoints: Sequence[int]
+    ) -> dict[str, Estimate]:
+        """p-IRT or mp-IRT of a row, with the error that the latent model says."""
+        assert self._fit is not None
+        seen = ~np.isnan(row)
+        lengths = np.array([s.stop - s.start for s in columns.stretches])
+        filled, chances = row.copy(), np.zeros(len(row))
+        spread = np.zeros((len(lengths), len(lengths)))
+        for kind, abilities in self._fit.abilities.items():
+            own = items.binary == kind
+            ends = abilities[list(endpoints), :-1] if len(endpoints) >= 2 else None
+            told, hidden = own & seen, own & ~seen
+            latest = abilities[-_LATEST:, :-1].mean(axis=0)
+            levels = self._levels(columns, own)
+            found = tell(items.take(told), row[told], items.take(hidden), latest, (levels[told], levels[hidden]), ends)
+            filled[hidden], chances[hidden] = found.values, found.noise
+            moves = np.zeros((len(row), found.moves.shape[1]))
+            moves[hidden] = found.moves
+            means = np.array([moves[s].sum(axis=0) for s in columns.stretches]) / lengths[:, None]
+            spread += means @ found.covariance @ means.T
+        spread += np.diag([chances[s].sum() for s in columns.stretches] / np.square(lengths))
+        means_of = [float(filled[s].mean()) for s in columns.stretches]
+        floors = (0.5 / lengths).tolist()
+        values = columns.values(means_of, floors)
+        gradients = {name: columns.gradient(name, means_of, floors) for name in columns.terms}
+        return {name: Estimate(values[name], math.sqrt(float(g @ spread @ g))) for name, g in gradients.items()}
+
+    def _levels(self, columns: Columns, own: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """By column of a kind the number of its metric; one for all where metrics are many."""
+        found = np.zeros(len(own), dtype=np.int64)
+        of_kind = [stretch for stretch in columns.stretches if own[stretch].any()]
+        if len(of_kind) <= _MOST_LEVELS:
+            for number, stretch in enumerate(of_kind):
+                found[stretch] = number
+        return found
+
+    def _calibrate(self, values: NDArray[np.float64]) -> dict[str, Calibration]:
+        """How far off the latent model is on known models, each left out in turn with those like it."""
+        assert self._fit is not None
+        assert self._order is not None
+        replays: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in self.columns.terms}
+        chosen = self._anchors != "none"
+        for model, left_out, part, shown in some_of(values, self.columns, self._order.ranks, self._endpoints):
+            row = values[model][part]
+            hidden = np.where(shown[part], row, np.nan)
+            mean = self._mean.only(part)
+            truth = mean.of_row(row)
+            endpoints = [k for k in self._endpoints if k != model]
+            guessed = self._predict(mean.columns, self._fit.without(left_out, part), hidden, endpoints)
+            weights = self._weights(shown)
+            plain = mean.of_row(hidden, None if weights is None else weights[part])
+            for name, true in truth.items():
+                told, drawn = guessed[name], plain[name]
+                if told.error > 0 and drawn.error > 0 and math.isfinite(true.value + told.value + drawn.error):
+                    replays[name].append((told.value - true.value, told.error, drawn.value - true.value, drawn.error))
+        return {name: calibrate(found, chosen) for name, found in replays.items()}
+
+    def _blended(self, mean: Estimate, predicted: Estimate, known: Calibration) -> Estimate:
+        told = predicted.error * known.told
+        if self._blend is None:
+            return Estimate(predicted.value, told)
+        drawn = mean.error * known.drawn
+        if not math.isfinite(drawn):
+            return Estimate(predicted.value, told)
+        common = known.common * told * drawn
+        if self._blend == "variances":
+            rest = told**2 + drawn**2 - 2 * common
+            share = min(max((told**2 - common) / rest, 0.0), 1.0) if rest > 0 else 0.5
+        else:
+            share = self._blend
+        variance = (share * drawn) ** 2 + ((1 - share) * told) ** 2 + 2 * share * (1 - share) * common
+        return Estimate(share * mean.value + (1 - share) * predicted.value, math.sqrt(variance))
