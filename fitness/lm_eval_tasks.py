@@ -247,8 +247,7 @@ class LmEvalFitness:
         """Score a model: one like the prepared, in tokenizer, dtype and device.
 
         Args:
-            part: places of documents by task; every task must have some. Their batches are not the whole set's, so
-                that their values may differ from the whole set's by rounding.
+            part: places of documents by task, some of every task; in batches of their own, equal to rounding.
 
         Raises:
             FitnessError: a score that is not finite, naming the task and document; a part that is none.
@@ -257,8 +256,7 @@ class LmEvalFitness:
         from fitness._lm_eval.responses import responses
         from fitness._lm_eval.scoring import all_items
 
-        start = time.perf_counter()
-        ready = self._ready()
+        start, ready = time.perf_counter(), self._ready()
         raw, seconds, tokens = ready.score(model, part)
         items = all_items(ready.scorers, raw)
         with self._generators if self._loaded().groups else nullcontext():
@@ -266,9 +264,8 @@ class LmEvalFitness:
         if self._response_length:
             items |= add_response_lengths(ready.scorers, ready.session.count_tokens, part, found, metrics)
         self._scored = raw
-        answers = responses(ready.scorers, raw)
         timing = {"model": seconds, "other": time.perf_counter() - start - seconds}
-        return Scores(found, metrics, items, timing, answers, tokens)
+        return Scores(found, metrics, items, timing, responses(ready.scorers, raw), tokens)
 
     def apart(self, model: LoadedModel) -> Mapping[str, float]:
         """How far shared forwards are from lm-eval's own on a model: see `_lm_eval.apart`; empty where not asked."""

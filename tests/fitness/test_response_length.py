@@ -20,7 +20,7 @@ def test_counts_the_tokens_of_every_documents_responses() -> None:
         "sums": scorer("generate_until", [[["a b c"]], [["a", "a b c"]], [[""]]]),
         "choices": scorer("multiple_choice", [[["a"]]]),
     }
-    lengths = response_lengths(scorers, lambda texts: [len(text.split()) for text in texts])
+    lengths = response_lengths(scorers, lambda texts: [len(text.split()) for text in texts], None)
     assert list(lengths) == ["sums/response_length"]
     assert lengths["sums/response_length"].tolist() == [3.0, 2.0, 0.0]
 
