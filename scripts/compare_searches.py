@@ -148,6 +148,21 @@ def best_so_far(run: Path) -> Floats:
     return np.fmax.accumulate(np.array(means, dtype=np.float64))
 
 
+def items_scored(runs: Mapping[str, Sequence[Path]]) -> str:
+    """How many items candidates were scored on, finalists included and baselines not; empty where none were raced."""
+    histories = {label: [read_history(folder) for folder in folders] for label, folders in runs.items()}
+    whole = max((t.race.get("of", 0.0) for own in histories.values() for h in own for t in h.trials), default=0.0)
+    if not whole:
+        return ""
+    means = {}
+    for label, own in histories.items():
+        told = [trial for history in own for trial in (*history.trials, *history.validated.values())]
+        means[label] = sum(t.race.get("items", whole) for t in told if t.objectives) / len(own)
+    first = next(iter(means.values()))
+    each = ", ".join(f"{label} {round(mean):,} ({mean / first:.1%})" for label, mean in means.items())
+    return f"\nItems that a search scored candidates on, finalists included: {each}."
+
+
 def figure(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
     """Draw the curves of `best_so_far`, a line for every label."""
     import matplotlib
@@ -201,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(_on_landscape(options, options.folder or Path(temporary)))
             return 0
         runs = parse_runs(options.runs)
-        print(table(runs))
+        print(table(runs) + items_scored(runs))
         if options.figure is not None:
             figure(runs, options.figure)
     except EvomergeError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.compare_searches import best_so_far, main
+from scripts.compare_searches import best_so_far, items_scored, main
 
 
 def models(counts: tuple[int, int]) -> dict[str, dict[str, np.ndarray]]:
@@ -55,3 +55,21 @@ def test_what_cannot_be_compared_is_refused(make_run: Any, tmp_path: Path, capsy
 def test_progress_counts_what_failed_and_falls_never(make_run: Any) -> None:
     run = make_run(models((60, 80)), name="run")
     np.testing.assert_array_equal(best_so_far(run), [np.nan, 0.7])  # the first of its two candidates failed
+
+
+def test_items_of_races_are_counted(tmp_path: Path, make_run: Any) -> None:
+    from evomerge.candidate import Candidate, Evaluation
+    from evomerge.run.folder import RunFolder
+    from evomerge.run.ledger import Ledger
+
+    run = make_run(models((60, 60)), name="run")
+    assert items_scored({"whole": [run]}) == ""
+    with Ledger(RunFolder.create(tmp_path / "raced")) as ledger:
+        for number, items in enumerate((10, 40)):
+            ledger.log_asked(Candidate(number, None))
+            race = {"items": float(items), "of": 200.0}
+            ledger.log_told(Evaluation(number, "pruned", objectives={"score": 0.5}, race=race))
+        ledger.log_asked(Candidate(1, None), "validation")
+        ledger.log_told(Evaluation(1, "ok", "validation", objectives={"score": 0.4}))
+    text = items_scored({"whole": [run], "raced": [tmp_path / "raced"]})
+    assert text.endswith("finalists included: whole 200 (100.0%), raced 250 (125.0%).")
