@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("EVOMERGE_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # frames and bars on a terminal that has no characters for them
+            stream.reconfigure(errors="replace")
     shown = warnings.showwarning
     warnings.showwarning = partial(_show_warning, shown)
     try:

@@ -11,10 +11,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from evomerge.config.added_keys import all_keys, check_added
-from evomerge.config.composing_words import of_a_file, plainly, unreadable
+from evomerge.config.composing_words import not_set, of_a_file, plainly, unreadable
 from evomerge.config.construct import TARGET, instead_of, locate
 from evomerge.config.key_types import check_types, register
 from evomerge.config.schema import Config
@@ -181,6 +181,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
                 return ConfigError(
                     f"there is no key {cause.full_key!r}", *_of_node(cause.parent_node, prefix, cause.full_key)
                 )
+            if isinstance(cause, InterpolationToMissingValueError):
+                return not_set(cause)
             return ConfigError(f"{cause.full_key}: {plainly(str(cause).splitlines()[0])}")
     return ConfigError(text[:500])
 

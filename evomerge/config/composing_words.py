@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from evomerge.errors import nearest
+from evomerge.errors import ConfigError, nearest
 
 _KEY = r"[~+]*[\w$@/.:-]*[\w$]"
 _TAKES = {
@@ -118,3 +118,10 @@ def unreadable(typed: str, reason: str) -> tuple[str, str, str]:
     else:
         do = "write key=value, quoted as a whole; a text with = , : or other marks needs quotes of its own"
     return f"cannot read the override {typed!r}", reason, do
+
+
+def not_set(error: Exception) -> ConfigError:
+    """Of a key that takes the value of one that is not set, the latter's name."""
+    missing = str(error).partition("Missing mandatory value: ")[2].split()
+    name = missing[0] if missing else "a key"
+    return ConfigError(f"{name} is not set", "it has no default", f"set it with {name}=...")

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
 
+from evomerge.config.composing_words import not_set
 from evomerge.config.kinds import check_call, check_kind, signature_of
 from evomerge.config.placing import placed
 from evomerge.config.values import converted
@@ -101,8 +103,11 @@ def _target(values: Any, key: str) -> tuple[Callable[..., Any], str]:
 
 
 def to_builtin(node: Any) -> Any:
-    """A configuration node as plain values, interpolations resolved."""
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    """A configuration node as plain values, interpolations resolved; `ConfigError` for one to a key that is not set."""
+    try:
+        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    except InterpolationToMissingValueError as error:
+        raise not_set(error) from error
 
 
 def check_arguments(

@@ -13,6 +13,7 @@ from typing import Any
 
 from evomerge.errors import EvomergeWarning, PoolError, reason_of
 from evomerge.models.checkpoints.side_files import INPUTS, matching
+from evomerge.models.tokenizer_files import check_fields, check_files
 from evomerge.models.vocabulary import has_tokenizer
 
 _LARGEST_FILE = 2**30
@@ -32,14 +33,17 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     for file in matching(folder, INPUTS):
         if file.is_file() and file.stat().st_size > _LARGEST_FILE:
             raise PoolError(f"{file} has {file.stat().st_size:,} bytes", f"at most {_LARGEST_FILE:,} for a tokenizer")
+    check_files(folder)
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizer classes raise whatever their backends raise
         raise PoolError(
             f"the tokenizer in {folder} cannot be loaded ({reason_of(error)})",
             "files that AutoTokenizer.from_pretrained loads",
             "download them again, or set pool.trust_remote_code if it brings its own code",
         ) from error
+    check_fields(tokenizer, folder)
+    return tokenizer
 
 
 def check_tokenizer(name: str, folder: Path, rows: int | None, trust_remote_code: bool = False) -> None:

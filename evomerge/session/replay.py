@@ -85,9 +85,13 @@ class RecordedEvaluator(WrappedEvaluator):
             return read_items(self._record.folder, candidate.id, split, digest=event["items_hash"])
         except LedgerError as error:
             self._lost += 1
-            level = (
-                logging.WARNING if self._lost <= _SAID else logging.INFO
-            )  # all of them are said when a run is opened
+            # All of them are said when a run is opened.
+            level = logging.WARNING if self._lost <= _SAID else logging.INFO
+            if event.get("race"):
+                _log.log(
+                    level, "%s; candidate %d raced: estimates to come are made without it", error.given, candidate.id
+                )
+                return {}
             _log.log(level, "%s; candidate %d is evaluated again", error.given, candidate.id)
         self._evaluator.submit(candidate, split)
         while True:
@@ -165,15 +169,15 @@ class ContinuedLedger(Ledger):
         return super().log_told(evaluation)
 
     def evaluations(self, passed: Mapping[Kind, int]) -> Iterator[Evaluation]:
-        """Of so many events of each kind, the evaluations on the search's items, with these.
-
-        Raises:
-            LedgerError: a file of items is missing or damaged.
-        """
+        """Of so many events of each kind, the evaluations on the search's items, with these where they are there."""
         for event in self._record.evaluations(passed):
             found = evaluation_of(event)
             if event.get("items") is not None:
-                items = read_items(self.folder, found.candidate, "search", digest=event["items_hash"])
+                try:
+                    items = read_items(self.folder, found.candidate, "search", digest=event["items_hash"])
+                except LedgerError as error:
+                    _log.info("%s; estimates to come are made without candidate %d", error.given, found.candidate)
+                    items = {}
                 found = replace(found, items=items)
             yield found
 

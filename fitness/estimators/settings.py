@@ -23,6 +23,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "mp_irt": (*_IRT, "endpoints"),
     "gmp_irt": (*_IRT, "blend", "endpoints"),
 }
+_ALL = tuple(dict.fromkeys(key for keys in _KEYS.values() for key in keys))
 _VARIANCES = "variances"
 _MOST_DIMENSIONS = 16
 
@@ -79,6 +80,10 @@ def parse_estimator(value: Any) -> EstimatorSettings:
         ConfigError: an unknown name or argument, or a value out of its range, naming the key.
     """
     given: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"name": "mean" if value is None else value}
+    if isinstance(value, Mapping) and "name" not in given:
+        odd = next((str(key) for key in given if key not in _ALL), "")
+        what = f"estimator has no key {odd!r}" if odd else "estimator has no name"
+        raise ConfigError(what, nearest(odd, ["name", *_ALL]) if odd else f"name: {', '.join(_KEYS)}")
     name = given.pop("name", None)
     if not isinstance(name, str) or name not in _KEYS:
         key = "estimator.name" if isinstance(value, Mapping) else "estimator"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +41,11 @@ def test_a_wrong_path_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.startswith(f"evomerge: error: run folder {tmp_path / 'nowhere'} does not exist")
     assert main(["status"]) == 2
     assert "RUN" in capsys.readouterr().err
+
+
+def test_a_terminal_without_characters_for_frames_gets_others(finished_run: Path) -> None:
+    command = [sys.executable, "-m", "evomerge", "status", str(finished_run)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "state" in found.stdout

@@ -153,3 +153,11 @@ def test_functions_of_one_s_own_may_make_a_part() -> None:
     assert build({"_target_": f"{__name__}.made"}, "strategy", "spec", seed=3).seed == 3
     with pytest.raises(ConfigError, match=r"cannot be made like a strategy: .*; a strategy has ask, tell, and"):
         build({"_target_": f"{__name__}.made"}, "strategy", "spec", "more", seed=3)
+
+
+def test_a_key_that_takes_the_value_of_one_that_is_not_set_names_that() -> None:
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create({"part": {"_target_": TARGET, "spec": "${fitness.file}"}, "fitness": {"file": "???"}})
+    with pytest.raises(ConfigError, match=r"fitness\.file is not set; .* set it with fitness\.file="):
+        build(config.part, "strategy", seed=0)

@@ -33,7 +33,8 @@ SIZED: list[str | dict[str, Any]] = [{"task": "sized", "metrics": "acc"}, {"task
     [
         ("gpirt", "estimator is 'gpirt'; did you mean 'gp_irt'?"),
         ({"name": "p-irt"}, "estimator.name is 'p-irt'; did you mean 'p_irt'?"),
-        ({"anchors": "none"}, "estimator.name is None; one of: gmp_irt, gp_irt, mean, mp_irt, p_irt"),
+        ({"anchors": "none"}, "estimator has no name; name: mean, p_irt, gp_irt, mp_irt, gmp_irt"),
+        ({"nam": "gp_irt"}, "estimator has no key 'nam'; did you mean 'name'?"),
         ({"name": "p_irt", "anchor": "none"}, "estimator has no key 'anchor' with name p_irt; did you mean 'anchors'?"),
         (
             {"name": "mean", "anchors": "entropy"},

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import TinyModel, write_tokenizer
@@ -14,6 +16,7 @@ from tiny_models import TinyModel, write_tokenizer
 from evomerge.errors import ConfigError, EvomergeWarning, PoolError
 from evomerge.export.writer import write_model
 from evomerge.models.opening import open_pool, pool_of_recipe
+from evomerge.models.tokenizers import load_tokenizer
 
 
 def test_renamed_tokens_are_accepted_where_a_key_says_whose_are_taken(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -116,3 +119,25 @@ def test_a_chat_template_that_fails_is_said(
     (a / "chat_template.jinja").write_text(template)
     with pytest.warns(EvomergeWarning, match=f"the chat template of model 'a' fails on a message .*{reason}"):
         open_pool({"a": str(a)})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("tokenizer_config.json", [1, 2], "tokenizer_config.json holds a list; a mapping"),
+        ("tokenizer_config.json", {"model_max_length": "many"}, "has model_max_length 'many'; a number of tokens"),
+        ("tokenizer_config.json", {"model_max_length": True}, "has model_max_length 'True'"),
+        ("tokenizer_config.json", {"chat_template": 5}, "has chat_template '5'; a text, or texts by name"),
+        ("tokenizer_config.json", {"padding_side": "up"}, "up"),
+        ("special_tokens_map.json", 3, "special_tokens_map.json holds a int"),
+    ],
+)
+def test_odd_fields_of_a_tokenizer_are_named(
+    tiny_model: Any, tmp_path: Path, file: str, content: Any, words: str
+) -> None:
+    folder = Path(tiny_model("odd"))
+    path = folder / file
+    found = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(found | content if isinstance(content, dict) else content))
+    with pytest.raises(PoolError, match=re.escape(words)):
+        load_tokenizer(folder)

@@ -347,3 +347,20 @@ def test_more_evaluations_are_what_they_would_have_been(
         return [e for e in events if e["event"] in ("told", "improved") and e.get("split", "search") == "search"]
 
     assert searched("more") == searched("whole")
+
+
+def test_a_race_goes_on_without_items_that_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cannot be made again part by part; what was told stays, and only estimates to come know less."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    case = CASES["raced by generation"]
+    session(tmp_path / "run", case, budget=40)
+    before = [e for e in canonical_events(RunFolder(tmp_path / "run")) if e["event"] == "told"]
+    raced = [file for file in (tmp_path / "run" / "items").glob("search-*") if int(file.stem.split("-")[1]) > 3]
+    for file in raced[::2]:
+        file.unlink()
+    for checkpoints in (True, False):
+        shutil.copytree(tmp_path / "run", tmp_path / f"more-{checkpoints}")
+        session(tmp_path / f"more-{checkpoints}", case, budget=55, checkpoints=checkpoints)
+        after = [e for e in canonical_events(RunFolder(tmp_path / f"more-{checkpoints}")) if e["event"] == "told"]
+        assert after[: len(before)] == before
+        assert sum(e["split"] == "search" for e in after) == 4 + 55

@@ -1,0 +1,66 @@
+"""Files and fields of tokenizers that all relies on: checked where transformers takes anything for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import PoolError
+from evomerge.utils.files import read_bounded
+
+_MAPPINGS = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+_MOST_BYTES = 2**30
+_AGAIN = "correct it, or download the tokenizer again"
+_SIDES = ("left", "right")
+
+
+def check_files(folder: Path) -> None:
+    """Refuse files of a tokenizer that are no JSON mappings.
+
+    Raises:
+        PoolError: names the file.
+    """
+    for name in _MAPPINGS:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(read_bounded(path, _MOST_BYTES))
+        except OSError as error:
+            raise PoolError(f"{path} cannot be read ({error.strerror})", "a file", _AGAIN) from error
+        except (ValueError, RecursionError) as error:
+            raise PoolError(f"{path} is no JSON ({' '.join(str(error).split())[:200]})", "a mapping", _AGAIN) from error
+        if not isinstance(content, dict):
+            raise PoolError(f"{path} holds a {type(content).__name__}", "a mapping", _AGAIN)
+
+
+def check_fields(tokenizer: Any, folder: Path) -> None:
+    """Refuse fields of a loaded tokenizer that are of another kind than all who read them expect.
+
+    Args:
+        tokenizer: as transformers loaded it.
+        folder: that it is from.
+
+    Raises:
+        PoolError: names the field.
+    """
+    for name, allowed, right in (
+        ("model_max_length", "a number of tokens", _is_number),
+        ("chat_template", "a text, or texts by name", _is_template),
+        ("padding_side", "left or right", lambda value: value in _SIDES),
+        ("truncation_side", "left or right", lambda value: value in _SIDES),
+    ):
+        value = getattr(tokenizer, name, None)
+        if value is not None and not right(value):
+            raise PoolError(f"the tokenizer in {folder} has {name} {str(value)[:80]!r}", allowed, _AGAIN)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _is_template(value: Any) -> bool:
+    texts = value.values() if isinstance(value, Mapping) else [value]
+    return all(isinstance(text, str) for text in texts)
