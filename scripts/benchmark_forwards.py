@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from fitness._lm_eval.batches import plan_batches, score_batches
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards, default_tokens
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 150)  # tables are read from files too
 _SHAPES = ((1, 128), (1, 256), (1, 512), (4, 64), (4, 128), (8, 128), (16, 64))  # of plain batches, texts by tokens
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from evomerge.models.architecture.layout import find_layers
 from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards, default_tokens
 from scripts.benchmark_forwards import CASES, alternating
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 150)  # tables are read from files too
 
 _SEARCHES = {
     "paths, scales in steps of 0.1": ["experiment=demo_data_flow", "search_space.scale_range.resolution=0.1"],

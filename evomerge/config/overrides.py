@@ -14,7 +14,7 @@ from evomerge.utils.yaml_numbers import misread
 
 
 def set_value(config: DictConfig, key: str, value: str) -> str:
-    """Set one key of a configuration to a value as it is written on the command line, and say what has changed.
+    """Set one key of a configuration to a value as it is written on the command line; what has changed, if anything.
 
     Raises:
         ConfigError: there is no such key, or it cannot have this value.
@@ -33,4 +33,5 @@ def set_value(config: DictConfig, key: str, value: str) -> str:
         raise ConfigError(f"{key} cannot be {value!r}", " ".join(str(error).split())[:200]) from error
     check_added(config)
     check_types(config)
-    return f"{key} was {before}, is {OmegaConf.select(config, key)}"
+    after = OmegaConf.select(config, key)
+    return "" if after == before else f"{key} was {before}, is {after}"

@@ -215,6 +215,7 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
     changes = []
     for override in overrides:
         changes.append(_apply(config, override))
+    changes = [change for change in changes if change]
     config.run_dir = str(path)
     if not trust:
         check_trust(OmegaConf.to_container(config, resolve=True), overrides, "the run's configuration")
