@@ -33,12 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("EVOMERGE_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # frames and bars on a terminal that has no characters for them
-            stream.reconfigure(errors="replace")
+    _complete_streams()
     shown = warnings.showwarning
     warnings.showwarning = partial(_show_warning, shown)
     try:
+        _require_folder()
         status = _run(arguments)
         sys.stdout.flush()  # what finds no room is said here, not after all is over
         return status
@@ -90,6 +89,26 @@ def _show_warning(
         print(printable(f"warning: {message}"), file=sys.stderr)
     else:
         otherwise(message, category, *where, **options)
+
+
+def _complete_streams() -> None:
+    """Streams that were closed go nowhere, as some daemons start programs; characters that one lacks are replaced."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  # it stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _require_folder() -> None:
+    """`ConfigError` where the current folder was deleted: libraries say odd things there, or end the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            "the current folder is gone", "a folder that is there", "change to one and try again"
+        ) from error
 
 
 def _run(arguments: list[str]) -> int:

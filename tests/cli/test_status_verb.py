@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,26 @@ def test_a_terminal_without_characters_for_frames_gets_others(finished_run: Path
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr
     assert "state" in found.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_streams_may_be_closed(finished_run: Path, closed: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m evomerge export {shlex.quote(str(finished_run))} {closed}"
+    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == ""
+    assert ("slices" in found.stdout) == (">&-" not in closed.replace("2>&-", ""))
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"cd {shlex.quote(str(gone))} && rmdir {shlex.quote(str(gone))} && {shlex.quote(sys.executable)} -m evomerge methods"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    found = subprocess.run(
+        ["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (found.returncode, found.stderr) == (
+        2,
+        "evomerge: error: the current folder is gone; a folder that is there; change to one and try again\n",
+    )
