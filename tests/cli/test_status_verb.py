@@ -64,7 +64,8 @@ def test_streams_may_be_closed(finished_run: Path, closed: str) -> None:
 def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
-    command = f"cd {shlex.quote(str(gone))} && rmdir {shlex.quote(str(gone))} && {shlex.quote(sys.executable)} -m evomerge methods"
+    folder, python = shlex.quote(str(gone)), shlex.quote(sys.executable)
+    command = f"cd {folder} && rmdir {folder} && {python} -m evomerge methods"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     found = subprocess.run(
         ["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=120, check=False
