@@ -88,7 +88,7 @@ def test_without_the_module_the_error_says_what_is_missing(recipe: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["merge", "x.yaml", "out"], ["export", "x.yaml"], ["evaluate", "nowhere"], ["methods"]]
+    "arguments", [["merge", "x.yaml", "out"], ["export", "x.yaml"], ["evaluate", "."], ["methods"]]
 )
 def test_a_module_that_is_not_there(own: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--import", "own_method"]) == 2

@@ -246,6 +246,7 @@ def test_fingerprint_is_as_it_was_unless_something_new_is_said(
             "max_length": 48,
             "add_bos_token": None,
             "grouped": True,
+            "block_size": None,
         }
     ]
     others = [

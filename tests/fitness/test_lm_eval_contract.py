@@ -19,7 +19,7 @@ class TestLmEvalContract(FitnessContract):
             {"task": "read", "metrics": ["bits_per_byte"], "weight": 2.0},
             "write",
         ]
-        return lambda: LmEvalFitness(terms, include_path=str(tasks.path), block_size=24)
+        return lambda: LmEvalFitness(terms, include_path=str(tasks.path))
 
 
 class TestGenerationContract(FitnessContract):
@@ -28,4 +28,4 @@ class TestGenerationContract(FitnessContract):
     @pytest.fixture
     def make(self, tasks: Any) -> Any:
         config = {"task": "write", "metrics": "exact_match,word"}
-        return lambda: LmEvalFitness([config], include_path=str(tasks.path), block_size=4)
+        return lambda: LmEvalFitness([config], include_path=str(tasks.path))

@@ -36,6 +36,6 @@ def test_is_a_second_objective_that_is_minimised() -> None:
 def test_tasks_that_generate_nothing_have_no_length(monkeypatch: pytest.MonkeyPatch) -> None:
     fitness = LmEvalFitness(["x"], response_length=True)
     tasks = {"choices": SimpleNamespace(OUTPUT_TYPE="multiple_choice")}
-    monkeypatch.setattr(fitness, "_loaded", lambda: SimpleNamespace(tasks=tasks))
+    monkeypatch.setattr(fitness, "_loaded", lambda: SimpleNamespace(tasks=tasks, terms=()))
     with pytest.raises(FitnessError, match="no task generates responses: choices"):
         fitness.check()

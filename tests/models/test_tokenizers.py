@@ -65,7 +65,9 @@ JUNK = {
 def test_junk_in_the_place_of_a_tokenizer(content: str, tiny_model: TinyModel) -> None:
     a = tiny_model("a")
     (a / "tokenizer.json").write_text(content)
-    with pytest.raises(PoolError, match=r"model 'a': the tokenizer in .* cannot be loaded") as caught:
+    with pytest.raises(
+        PoolError, match=r"model 'a': (the tokenizer in .* cannot be loaded|.*tokenizer\.json (is no|holds))"
+    ) as caught:
         open_pool({"a": str(a)})
     assert "\n" not in str(caught.value)
 
