@@ -157,6 +157,8 @@ def _evomerge(words: list[str], place: Place) -> None:
     elif verb == "search" and not {"--help", "--cfg"} & set(rest):
         chosen = any(re.match(r"(experiment|pool|pool\.models)=", word) for word in rest)
         rest = place.words(rest if chosen else ["experiment=demo", *rest])
+        if "-m" in rest:  # of a sweep its first job
+            rest = [re.sub(r"^([\w.]+=[^,\[{]*),.*", r"\1", word) for word in rest if word != "-m"]
         run(["validate", *rest])
         if place.folder == _folder_of("docs/extending.md", place):
             held_out = [] if any(word.startswith("fitness=") for word in rest) else [SMALL[1]]
