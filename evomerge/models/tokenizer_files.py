@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import PoolError
-from evomerge.utils.files import read_bounded
+from evomerge.models.architecture.config_fields import read_mapping
 
 _MAPPINGS = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 _MOST_BYTES = 2**30
@@ -23,17 +22,8 @@ def check_files(folder: Path) -> None:
         PoolError: names the file.
     """
     for name in _MAPPINGS:
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            content = json.loads(read_bounded(path, _MOST_BYTES))
-        except OSError as error:
-            raise PoolError(f"{path} cannot be read ({error.strerror})", "a file", _AGAIN) from error
-        except (ValueError, RecursionError) as error:
-            raise PoolError(f"{path} is no JSON ({' '.join(str(error).split())[:200]})", "a mapping", _AGAIN) from error
-        if not isinstance(content, dict):
-            raise PoolError(f"{path} holds a {type(content).__name__}", "a mapping", _AGAIN)
+        if (folder / name).is_file():
+            read_mapping(folder / name, _MOST_BYTES, _AGAIN)
 
 
 def check_fields(tokenizer: Any, folder: Path) -> None:

@@ -11,7 +11,7 @@ from lm_eval.api import metrics as stock
 from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare
 from fitness._lm_eval.loading import TaskSet
-from fitness._lm_eval.objective import Weighed, WeighedTerm, group_metrics
+from fitness._lm_eval.objective import Weighed, WeighedTerm, group_metrics, total_weights
 from fitness._lm_eval.response_length import generates
 from fitness._lm_eval.terms import RESPONSE_LENGTH
 
@@ -32,9 +32,7 @@ def item_shares(
     Raises:
         FitnessError: an aggregation that is no mean over items, naming task and metric.
     """
-    sums: dict[str, float] = {}
-    for term in terms:
-        sums[term.term.objective] = sums.get(term.term.objective, 0.0) + term.term.weight
+    sums = total_weights(terms)
     found = []
     for term in terms:
         name = term.term.objective

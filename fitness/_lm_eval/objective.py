@@ -161,14 +161,20 @@ def objectives(
     return {name: total / weights[name] for name, total in sums.items()}
 
 
+def total_weights(terms: Sequence[WeighedTerm]) -> dict[str, float]:
+    """By objective the sum of its terms' weights."""
+    sums: dict[str, float] = {}
+    for term in terms:
+        sums[term.term.objective] = sums.get(term.term.objective, 0.0) + term.term.weight
+    return sums
+
+
 def shares(terms: Sequence[WeighedTerm]) -> list[MetricShare]:
     """What each metric of each task counts in its objective, the weights of an objective summing to at most 1.
 
     A group's tasks share its weight equally, as in `objectives` where the group has no metric of its own.
     """
-    sums: dict[str, float] = {}
-    for term in terms:
-        sums[term.term.objective] = sums.get(term.term.objective, 0.0) + term.term.weight
+    sums = total_weights(terms)
     found = []
     for term in terms:
         name = term.term.objective

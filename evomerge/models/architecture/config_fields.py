@@ -73,15 +73,24 @@ def check_generation(folder: Path) -> None:
     if not path.is_file():
         return
     again = "correct generation_config.json, or download it again"
+    _check_tokens(read_mapping(path, _MOST_BYTES, again), path, again)
+
+
+def read_mapping(path: Path, most: int, again: str) -> dict[str, Any]:
+    """The JSON mapping in a file of at most so many bytes; `again` says what to do where it is none.
+
+    Raises:
+        PoolError: names the file.
+    """
     try:
-        content = json.loads(read_bounded(path, _MOST_BYTES))
+        content = json.loads(read_bounded(path, most))
     except OSError as error:
         raise PoolError(f"{path} cannot be read ({error.strerror})", "a file", again) from error
     except (ValueError, RecursionError) as error:
         raise PoolError(f"{path} is no JSON ({' '.join(str(error).split())[:200]})", "a mapping", again) from error
     if not isinstance(content, dict):
         raise PoolError(f"{path} is {_shown(content)}", "a mapping of settings", again)
-    _check_tokens(content, path, again)
+    return content
 
 
 def _check_tokens(content: Mapping[str, Any], path: Path, again: str) -> None:
