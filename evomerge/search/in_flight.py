@@ -39,12 +39,20 @@ class PendingEvaluations:
         self._arrived: dict[int, Evaluation] = {}
         self._sent: set[int] = set()  # with the evaluator
         self._stopped = False
+        self.against: dict[int, int] = {}
+        """In a race, whom each candidate in flight must beat."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def submit(self, candidate: Candidate, refused: str | None = None) -> None:
-        """Send a candidate to be evaluated; one that the search space `refused` comes back at once, as infeasible."""
+    def submit(self, candidate: Candidate, refused: str | None = None, against: int | None = None) -> None:
+        """Send a candidate to be evaluated.
+
+        Args:
+            candidate: it.
+            refused: why the search space has no model for it: it comes back at once, as infeasible.
+            against: in a race, whom it must beat, of a search that is gone on with.
+        """
         self._waiting[candidate.id] = candidate
         if refused is not None:
             self._arrived[candidate.id] = Evaluation(candidate.id, "infeasible", self._split, error=refused)

@@ -15,10 +15,8 @@ from evomerge.genomes.encoding import pack_genomes, unpack_genomes
 from evomerge.protocols import SearchSpace
 from evomerge.run.checkpoint import Checkpoint, Checkpoints, Position, read_checkpoints
 from evomerge.run.ledger import Kind, Ledger
-from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.informing import informed
 from evomerge.search.loop import Search
-from evomerge.search.racing.race import RacedEvaluations
 from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.stopping import Stopping
 from evomerge.session.replay import ContinuedLedger
@@ -64,7 +62,7 @@ def capture(state: SearchState, ledger: Ledger) -> dict[str, Any]:
         "first": len(phase.first),
         "named": sorted(phase.named),
         "flight": [candidate.id for candidate in pending],
-        "against": [[number, other] for number, other in against_of(phase.pending).items()],
+        "against": [[number, other] for number, other in phase.pending.against.items()],
         "leaders": state.leaders.state(),
         "candidates": [
             [candidate.id, list(candidate.parents), candidate.recipe.hash if candidate.recipe is not None else None]
@@ -136,15 +134,7 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
     search.state.leaders.load(saved.get("leaders", ()), known)
     against = {int(number): int(other) for number, other in saved.get("against", ())}
     for candidate in pending:
-        if isinstance(current.pending, RacedEvaluations):
-            current.pending.submit(candidate, refused[candidate.id], against.get(candidate.id))
-        else:
-            current.pending.submit(candidate, refused[candidate.id])
-
-
-def against_of(pending: PendingEvaluations) -> dict[int, int]:
-    """Whom candidates in flight must beat, in a race."""
-    return pending.against if isinstance(pending, RacedEvaluations) else {}
+        current.pending.submit(candidate, refused[candidate.id], against.get(candidate.id))
 
 
 def _of(known: Mapping[int, Candidate], identity: Any) -> Candidate | None:

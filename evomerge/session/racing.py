@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError
 from evomerge.objectives import Objective
@@ -23,17 +24,8 @@ def race_settings(config: Config) -> Racing | None:
     Raises:
         ConfigError: a key out of its range, naming it.
     """
-    asked = config.search.racing
-    if asked.first is None:
-        return None
-    return Racing(
-        first=asked.first,
-        against=asked.against,  # type: ignore[arg-type]  # it checks
-        keep=asked.keep,
-        most=asked.most,
-        rotate=asked.rotate,
-        confidence=asked.confidence,
-    )
+    asked: dict[str, Any] = to_builtin(config.search.racing)
+    return None if asked["first"] is None else Racing(**asked)
 
 
 def build_race(config: Config, fitness: Fitness, strategies: Sequence[Strategy]) -> Race | None:

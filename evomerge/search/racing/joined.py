@@ -61,24 +61,23 @@ class Runner:
         """
         last = self._parts[-1][1]
         parts = [evaluation for _, evaluation in self._parts]
-        complete = size(self.part) == total
-        race = {"items": float(size(self.part)), "of": float(total)}
+        count = size(self.part)
+        race = {"items": float(count), "of": float(total)}
         race |= {f"step/{number}": value for number, value in enumerate(self.steps)}
-        if not complete:
+        if count < total:
             race |= {f"error/{name}": e.error for name, e in estimates.items() if e.error == e.error}
-        seen = {task: len(places) for task, places in self.part.items()}
         return replace(
             last,
             status="pruned" if pruned else "ok",
             objectives={name: estimate.value for name, estimate in estimates.items()},
-            metrics=_mean([(count, evaluation.metrics) for count, evaluation in self._parts]),
+            metrics=_mean([(own, evaluation.metrics) for own, evaluation in self._parts]),
             items=self.items,
             seconds=_sum([evaluation.seconds for evaluation in parts]),
             merge=_sum([evaluation.merge for evaluation in parts]),
             tokens=_sum([evaluation.tokens for evaluation in parts]),
             responses=_joined_responses(parts),
             race=race,
-            error="" if not pruned else f"pruned after {sum(seen.values())} of {total} items",
+            error="" if not pruned else f"pruned after {count} of {total} items",
         )
 
 

@@ -47,12 +47,6 @@ def size(part: Part) -> int:
     return sum(len(places) for places in part.values())
 
 
-def without(part: Part, other: Part) -> Part:
-    """What of a part is not in another; tasks of which nothing is left are left out."""
-    left = {name: tuple(sorted(set(places) - set(other.get(name, ())))) for name, places in part.items()}
-    return {name: places for name, places in left.items() if places}
-
-
 def join(part: Part, other: Part) -> Part:
     """The items of either."""
     return {name: tuple(sorted({*part.get(name, ()), *other.get(name, ())})) for name in {**part, **other}}

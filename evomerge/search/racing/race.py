@@ -114,8 +114,6 @@ class RacedEvaluations(PendingEvaluations):
         self._parts: dict[int, Part] = {}  # of those with the evaluator
         self._step = 0  # of the generation
         self._shown: dict[int, float] = {}
-        self.against: dict[int, int] = {}
-        """Whom each candidate in flight must beat; `NOBODY` where there was no one."""
 
     def submit(self, candidate: Candidate, refused: str | None = None, against: int | None = None) -> None:
         """Send a candidate to be scored on its first items.
