@@ -101,7 +101,7 @@ def _row(name: str, case: Case, dtype_name: str, repeats: int) -> list[str]:
     module, requests = case.model(dtype), case.requests()
     softmax = None if dtype == torch.float32 else torch.float32
     batches = plan_batches(requests, batch_size=16, max_length=2048, device=torch.device("cpu"), grouped=True)
-    tokens = default_tokens(module.device)
+    tokens = default_tokens(module.device, module.config.hidden_size)
     shared = SharedForwards(requests, module, max_length=2048, limits=BatchLimits(tokens), softmax_dtype=softmax)
     rows: list[int] = []
     hook = module.lm_head.register_forward_hook(lambda _, __, out: rows.append(out.shape[:-1].numel()))

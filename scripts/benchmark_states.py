@@ -56,7 +56,7 @@ def depths(names: list[str], dtypes: list[str], threads: int | None, repeats: in
 def _rows(module: Any, requests: Any, repeats: int) -> list[list[str]]:
     layers = len(find_layers(module)[1])
     softmax = None if module.dtype == torch.float32 else torch.float32
-    tokens = default_tokens(module.device)
+    tokens = default_tokens(module.device, module.config.hidden_size)
     shared = SharedForwards(requests, module, max_length=2048, limits=BatchLimits(tokens), softmax_dtype=softmax)
     known = [f"known {depth}" for depth in range(layers + 1)]
     number = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import random
@@ -18,6 +19,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from fitness._lm_eval.time_limit import timed
 
 _NOISY = ("lm_eval", "datasets")
+_TEMPLATES = 256
 
 
 class StockGenerators:
@@ -66,14 +68,22 @@ class _TimedTemplate(Template):
 
 
 class _Sandbox(SandboxedEnvironment):
-    """Shows templates documents and nothing behind them; making them and rendering them counts as their task's time."""
+    """Shows templates documents and nothing behind them; making them and rendering them counts as their task's time.
+
+    lm-eval makes a template anew for every document: the last ones are remembered.
+    """
 
     template_class = _TimedTemplate
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._remembered = functools.lru_cache(maxsize=_TEMPLATES)(super().from_string)
 
     def from_string(self, *args: Any, **kwargs: Any) -> Template:
         """As the stock one, which computes what is constant in a template."""
         with timed(0):
-            return super().from_string(*args, **kwargs)
+            known = not kwargs and len(args) == 1 and isinstance(args[0], str)
+            return self._remembered(*args) if known else super().from_string(*args, **kwargs)
 
 
 def sandbox_templates() -> None:

@@ -70,7 +70,7 @@ def forward_memory(
     scored, generated = _largest(tasks, model.tokenizer, settings, arguments.batch_size, positions)
     found = []
     if scored is not None and forwards.mode == "shared":
-        tokens = forwards.batch_tokens or default_tokens(torch.device("cpu" if model.on_host else "cuda"))
+        tokens = forwards.batch_tokens or default_tokens(torch.device("cpu" if model.on_host else "cuda"), sizes.hidden)
         tokens = max(2 * tokens, scored.length)  # what one subtree may have, or a text alone
         logits = min(tokens * sizes.vocabulary * sizes.width, MOST_LOGITS) + 2 * MOST_SOFTMAX
         what = f"{tokens} tokens that texts share: logits of {sizes.vocabulary:,} words"

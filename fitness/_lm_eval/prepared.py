@@ -91,7 +91,7 @@ def prepare(
     scorers = {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
     session = Session(lm, scorers)
     if forwards.mode == "shared" and _can_share(lm.model, session.longest):
-        tokens = forwards.batch_tokens or default_tokens(model.device)
+        tokens = forwards.batch_tokens or default_tokens(model.device, lm.model.config.get_text_config().hidden_size)
         session.share(tokens, _can_keep_states(model), session.generates and _can_prefill(lm.model))
     else:
         forwards = Forwards()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,18 @@ MOST_SOFTMAX = 32 * 2**20
 """Bytes of logarithms of softmax at a time."""
 _FEWEST_ROWS = 32
 _FEWEST_TOKENS = 32
+_SHORTEST_LINE = 64
+"""Tokens of a line from which on it is cut, or an eighth of a model's width: attention is then a few percent."""
 
 
-def default_tokens(device: torch.device) -> int:
-    """Tokens of a batch: as few as keep the device busy, since tokens of other branches are attended to in vain."""
-    return 256 if device.type == "cpu" else 2048
+def default_tokens(device: torch.device, width: int) -> int:
+    """Tokens of a batch: as few as keep the device busy, since tokens of other branches are attended to in vain.
+
+    Args:
+        device: of the model.
+        width: of its hidden states; a processor's caches hold few tokens of a wide one.
+    """
+    return max(256, min(1024, 2**17 // max(width, 1))) if device.type == "cpu" else 2048
 
 
 @dataclass
@@ -105,6 +113,7 @@ class SharedForwards:
         self._lengths = [len(request.continuation) for request in requests]
         self._masks = TreeMasks(module)
         self._width = int(module.get_output_embeddings().weight.shape[0]) * module.dtype.itemsize  # of a row of logits
+        self._line = max(_SHORTEST_LINE, int(module.config.get_text_config().hidden_size) // 8)
         self._limits = limits
         self._plan(module)
 
@@ -156,8 +165,9 @@ class SharedForwards:
         roots = prefix_tree(self._requests, self._max_length)
         self._batches: list[TokenBatch] = []  # those before give their memory back
         self._planned: BatchLimits | None = None  # memory may end here, too
-        self._batches = token_batches(roots, self._limits.tokens, self._limits.rows(self._width), self._device)
-        sizes = [[batch.inputs.numel() for batch in root.walk()] for root in self._batches]
+        most = self._limits.tokens, self._limits.rows(self._width)
+        self._batches = token_batches(roots, *most, self._device, line=self._line)
+        sizes = [[batch.count for batch in root.walk()] for root in self._batches]
         self.tokens = sum(map(sum, sizes))
         self._states = LayerStates(sizes, module)
         self._planned = replace(self._limits)
@@ -189,15 +199,20 @@ class SharedForwards:
                 continue
             # A model computes a row of logits at least.
             rows = batch.rows if len(batch.rows) else torch.zeros(1, dtype=torch.long, device=self._device)
-            with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+            with (
+                torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
+                _head_of(module, rows) if len(batch.inputs) > 1 else nullcontext(rows) as keep,
+            ):
                 logits = module(
                     input_ids=batch.inputs,
                     attention_mask=self._masks(batch.positions, batch.ends, before),
                     position_ids=batch.positions,
                     past_key_values=cache,
                     use_cache=cache is not None,
-                    logits_to_keep=rows,
-                ).logits[0]
+                    logits_to_keep=keep,
+                ).logits.flatten(0, -2)
+            if len(logits) > len(rows):  # of a head that is no module
+                logits = logits[rows]
             self._read(logits, batch, chosen, greedy)
             del logits
             waiting.append((batch, before, True))
@@ -211,3 +226,25 @@ class SharedForwards:
             logprobs = F.log_softmax(logits[first : first + step], dim=-1, dtype=self._softmax_dtype)
             chosen[slots] = logprobs[rows, tokens].float()
             greedy[slots] = logprobs.argmax(dim=-1)[rows] == tokens
+
+
+@contextmanager
+def _head_of(module: Any, rows: torch.Tensor) -> Iterator[int]:
+    """Let a model's head see rows of several lines, which ``logits_to_keep`` cannot say, within this.
+
+    Args:
+        module: the model.
+        rows: [rows] of the hidden states, flattened to [lines * length, width].
+
+    Returns:
+        What ``logits_to_keep`` is to be: all that reaches the head.
+    """
+
+    def chosen(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return args[0].flatten(0, -2).index_select(0, rows.to(args[0].device))[None], *args[1:]
+
+    hook = module.get_output_embeddings().register_forward_pre_hook(chosen)
+    try:
+        yield 0
+    finally:
+        hook.remove()

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from fitness._lm_eval.half_precision import float32_products
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.prefix_tree import Node, prefix_tree
-from fitness._lm_eval.token_batches import TRUNK, TokenBatch, token_batches
+from fitness._lm_eval.token_batches import TRUNK, TokenBatch, chained, token_batches
 from fitness._lm_eval.tree_mask import TreeMasks
 
 _WORTH = 0.9
@@ -132,7 +132,7 @@ class SharedPrefill:
                 own = slice(begun - step.before, None)
                 module(
                     input_ids=step.inputs[:, own],
-                    attention_mask=self._masks(step.positions[:, own], step.ends[own] - own.start, begun),
+                    attention_mask=self._masks(step.positions[:, own], step.ends[:, own] - own.start, begun),
                     position_ids=step.positions[:, own],
                     past_key_values=cache,
                     use_cache=True,
@@ -173,7 +173,7 @@ class SharedPrefill:
             roots = prefix_tree(requests, prompts.shape[1])
             plan = self._plans[key] = _Plan(sum(root.tokens for root in roots))
             short = []
-            for root in map(_chained, roots):
+            for root in map(chained, roots):
                 if root.stop >= self._trunk and (root.children or len(roots) == 1):
                     plan.groups.append(self._group(root))
                 else:
@@ -189,24 +189,16 @@ class SharedPrefill:
         return _Group(root.path[: root.stop], [*_steps([first], 0)])
 
 
-def _chained(node: Node) -> Node:
-    """A node with the only children that come after it."""
-    while len(node.children) == 1:
-        (child,) = node.children
-        node = Node(child.path, node.start, child.stop, child.children, [*node.scores, *child.scores])
-    return node
-
-
 def _steps(batches: Sequence[TokenBatch], before: int) -> Iterator[_Step]:
     """The forwards of batches after so many tokens, each before those that come after its tokens."""
     waiting = [(batch, before) for batch in reversed(batches)]
     while waiting:
         batch, before = waiting.pop()
-        ends = batch.ends
+        ends = batch.ends[0]
         rows = []
         for score_row, slot in zip(batch.score_rows.tolist(), batch.slots.tolist(), strict=True):
             last = int(batch.rows[score_row])
             path = torch.nonzero(ends[: last + 1] > last)[:, 0]  # a token's ancestors in the batch, and itself
             rows.append((slot, torch.cat([torch.arange(before, device=ends.device), path + before])))
-        yield _Step(batch.inputs, batch.positions, ends, before, rows)
+        yield _Step(batch.inputs, batch.positions, batch.ends, before, rows)
         waiting.extend((after, before + len(ends)) for after in reversed(batch.after))

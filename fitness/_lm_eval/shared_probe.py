@@ -187,8 +187,10 @@ def _small(module: Any) -> Any:
 
 
 def _texts() -> list[TokenRequest]:
+    """Three that begin alike, and two that begin otherwise, which lie in a line of their own."""
     words = torch.randint(1, 60, (4, 18), generator=torch.Generator().manual_seed(1)).tolist()
-    return [TokenRequest(None, words[0], words[branch][:9]) for branch in (1, 2, 3)]
+    alike = [TokenRequest(None, words[0], words[branch][:9]) for branch in (1, 2, 3)]
+    return [*alike, *(TokenRequest(None, words[1][:11], words[branch][4:11]) for branch in (2, 3))]
 
 
 def _tried(module: Any) -> str:

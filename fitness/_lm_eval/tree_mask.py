@@ -39,21 +39,23 @@ class TreeMasks:
         """The mask of a batch after so many tokens of a trunk.
 
         Args:
-            positions: [1, tokens] counted from the root; the trunk's are 0, 1, 2, ...
-            ends: [tokens] as in `TokenBatch`.
+            positions: [lines, length] counted from the root; the trunk's are 0, 1, 2, ...
+            ends: [lines, length] as in `TokenBatch`.
             trunk: its tokens.
 
         Returns:
-            [1, 1, tokens, trunk + tokens], boolean or to be added; by kind of layer where a model has several.
+            [lines, 1, length, trunk + length], boolean or to be added; by kind of layer where a model has several.
         """
-        count = len(ends)
-        place = torch.arange(count, device=ends.device)
-        seen = (place[None, :] <= place[:, None]) & (place[:, None] < ends[None, :])  # [query, key]
+        lines, length = ends.shape
+        place = torch.arange(length, device=ends.device)
+        seen = (place[None, :] <= place[:, None]) & (place[:, None] < ends[:, None, :])  # [line, query, key]
         if trunk:
-            seen = torch.cat([torch.ones(count, trunk, dtype=torch.bool, device=ends.device), seen], dim=1)
-        places = positions[0].to(torch.int32)  # of tokens by tokens, half the bytes count
-        query = places[:, None]
-        key = torch.cat([torch.arange(trunk, device=ends.device, dtype=torch.int32), places])[None, :]
+            before = torch.ones(lines, length, trunk, dtype=torch.bool, device=ends.device)
+            seen = torch.cat([before, seen], dim=2)
+        places = positions.to(torch.int32)  # of tokens by tokens, half the bytes count
+        query = places[:, :, None]
+        of_trunk = torch.arange(trunk, device=ends.device, dtype=torch.int32).expand(lines, trunk)
+        key = torch.cat([of_trunk, places], dim=1)[:, None, :]
         masks = {kind: self._form(self._narrowed(kind, seen, query, key)) for kind in self._kinds}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -68,6 +70,6 @@ class TreeMasks:
 
     def _form(self, seen: torch.Tensor) -> torch.Tensor:
         if not self._additive:
-            return seen[None, None]
+            return seen[:, None]
         lowest = torch.finfo(self._dtype).min
-        return torch.zeros(seen.shape, dtype=self._dtype, device=seen.device).masked_fill_(~seen, lowest)[None, None]
+        return torch.zeros(seen.shape, dtype=self._dtype, device=seen.device).masked_fill_(~seen, lowest)[:, None]

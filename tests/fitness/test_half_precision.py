@@ -71,11 +71,32 @@ def test_layers_are_put_back_after_a_failure() -> None:
     assert not any("forward" in vars(part) for part in module.modules())
 
 
-@pytest.mark.parametrize(("has", "words"), [(True, arithmetic.NATIVE), (False, arithmetic.FLOAT32)])
-def test_the_choice_is_said(has: bool, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has, raising=False)
-    assert arithmetic.multiplies_bfloat16() is has
-    assert arithmetic.arithmetic_of("bfloat16") == words
-    assert arithmetic.arithmetic_of("float32") == arithmetic.arithmetic_of("float16") == ""
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert not arithmetic.multiplies_bfloat16()
+@pytest.mark.parametrize(("native", "words"), [(True, arithmetic.NATIVE), (False, arithmetic.FLOAT32)])
+def test_the_choice_is_measured_and_said(native: bool, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    linear, clock = nn.functional.linear, iter(range(10**6))
+    now = [0.0]
+
+    def slow(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        now[0] += 1.0 if (inputs.dtype == torch.bfloat16) is not native else 0.5
+        return linear(inputs, weight)
+
+    monkeypatch.setattr(arithmetic.F, "linear", slow)
+    monkeypatch.setattr(arithmetic.time, "perf_counter", lambda: now[0] + next(clock) * 1e-9)
+    arithmetic.multiplies_bfloat16.cache_clear()
+    try:
+        assert arithmetic.multiplies_bfloat16() is native
+        assert arithmetic.arithmetic_of("bfloat16") == words
+        assert arithmetic.arithmetic_of("float32") == arithmetic.arithmetic_of("float16") == ""
+    finally:
+        arithmetic.multiplies_bfloat16.cache_clear()
+
+
+def test_matrix_units_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    monkeypatch.setattr(arithmetic.F, "linear", None)
+    arithmetic.multiplies_bfloat16.cache_clear()
+    try:
+        assert arithmetic.multiplies_bfloat16()
+    finally:
+        arithmetic.multiplies_bfloat16.cache_clear()

@@ -60,7 +60,8 @@ def test_every_distinct_beginning_is_there_once(seed: int, limit: int) -> None:
 
 def seen(batch: TokenBatch, place: int, trunk: list[int]) -> tuple[int, ...]:
     """The tokens that one of a batch attends to, in order, itself last."""
-    tokens, ends = batch.inputs[0].tolist(), batch.ends.tolist()
+    line, place = divmod(place, batch.inputs.shape[1])
+    tokens, ends = batch.inputs[line].tolist(), batch.ends[line].tolist()
     return (*trunk, *(token for other, token in enumerate(tokens[: place + 1]) if place < ends[other]))
 
 
@@ -68,41 +69,43 @@ def read(batches: list[TokenBatch], trunk: list[int], found: dict[int, tuple[int
     """What each slot's row has seen; the tokens that are run."""
     total = 0
     for batch in batches:
-        total += batch.inputs.numel()
+        total += batch.count
         rows = batch.rows.tolist()
         assert rows == sorted(rows)
         assert batch.score_rows.tolist() == sorted(batch.score_rows.tolist())
         for row, slot in zip(batch.score_rows.tolist(), batch.slots.tolist(), strict=True):
             assert slot not in found
             found[slot] = seen(batch, rows[row], trunk)
-            assert batch.positions[0, rows[row]] == len(found[slot]) - 1
+            assert batch.positions.flatten()[rows[row]] == len(found[slot]) - 1
         for row in range(len(rows)):
             first, last = batch.scores_of(row, row + 1)
             assert set(batch.score_rows[first:last].tolist()) == {row}
         if batch.after:
-            assert batch.ends.tolist() == [batch.inputs.numel()] * batch.inputs.numel()  # a path
+            assert batch.ends.tolist() == [[batch.inputs.numel()] * batch.inputs.numel()]  # a path
             total += read(batch.after, trunk + batch.inputs[0].tolist(), found)
     return total
 
 
+@pytest.mark.parametrize("line", [None, 1, 8, 30])
 @pytest.mark.parametrize("trunk", [1, 3, 64])
 @pytest.mark.parametrize(("most_tokens", "most_rows"), [(1000, 1000), (20, 1000), (8, 6), (1, 1)])
 @pytest.mark.parametrize("seed", range(5))
 def test_batches_read_what_the_requests_do(
-    seed: int, most_tokens: int, most_rows: int, trunk: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, most_tokens: int, most_rows: int, trunk: int, line: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cutting, "TRUNK", trunk)
     monkeypatch.setattr(cutting, "SAVED", trunk)
     requests = [r for r in drawn(seed) if r.context]
     roots = prefix_tree(requests, 64)
     expected, distinct = paths(roots), sum(root.tokens for root in roots)
-    batches = token_batches(roots, most_tokens, most_rows, torch.device("cpu"))
+    batches = token_batches(roots, most_tokens, most_rows, torch.device("cpu"), line=line)
     found: dict[int, tuple[int, ...]] = {}
     total = read(batches, [], found)
     assert found == expected
     assert total >= distinct
     if most_tokens == 1000:
-        assert total == distinct
+        assert total == distinct if line is None else total <= (1 + cutting.REPEATED) ** 3 * distinct
+        assert line is None or line > 8 or any(len(batch.inputs) > 1 for batch in batches)
     for batch in (b for root in batches for b in root.walk()):
         assert len(batch.rows) <= most_rows
 
@@ -131,3 +134,23 @@ def test_beginnings_of_beginnings_are_no_deep_recursion(continuation: list[int])
     found: dict[int, tuple[int, ...]] = {}
     read(batches, [], found)
     assert len(found) == 1999 * len(continuation)
+
+
+def test_lines_are_as_long_as_the_longest_of_a_batch_and_have_few_gaps() -> None:
+    rng = random.Random(0)
+    requests = [TokenRequest(None, [number, *range(rng.randint(3, 30))], [1]) for number in range(200)]
+    batches = token_batches(prefix_tree(requests, 64), 256, 256, torch.device("cpu"), line=40)
+    lengths = [batch.inputs.shape[1] for batch in batches]
+    assert lengths == sorted(lengths, reverse=True)
+    assert max(lengths) <= 40
+    assert all(batch.inputs.numel() <= 256 for batch in batches)
+    assert sum(batch.inputs.numel() for batch in batches) < 1.05 * sum(batch.count for batch in batches)
+
+
+def test_a_subtree_is_cut_into_lines_where_little_is_run_again() -> None:
+    few, many = [1, 2], [*range(1, 20)]
+    for beginning, lines in ((few, 5), (many, 1)):
+        requests = [TokenRequest(None, [*beginning, 30 + branch, *range(8)], [1]) for branch in range(10)]
+        (batch,) = token_batches(prefix_tree(requests, 64), 1000, 1000, torch.device("cpu"), line=24)
+        assert len(batch.inputs) == lines
+        assert batch.count == 10 * 9 + len(beginning) * lines

@@ -59,6 +59,14 @@ def test_architectures_score_as_alone(kind: str, attention: str, monkeypatch: py
         np.testing.assert_allclose(found, values, atol=1e-4, rtol=1e-5)
         assert (right == greedy).all()
     assert sum(len(r.context + r.continuation) - 1 for r in requests) > 2 * shared(module, requests, 1000).tokens
+    monkeypatch.setattr(shared_forwards, "_SHORTEST_LINE", 12)
+    monkeypatch.setattr(token_batches, "REPEATED", 1.0)
+    lines = []
+    module.register_forward_pre_hook(lambda _, __, given: lines.append(len(given["input_ids"])), with_kwargs=True)
+    found, right = shared(module, requests, 1000).score(module)
+    assert max(lines) > 1
+    np.testing.assert_allclose(found, values, atol=1e-4, rtol=1e-5)
+    assert (right == greedy).all()
 
 
 @pytest.mark.parametrize("window", [3, 5, 8])
