@@ -17,6 +17,8 @@ _FLAWED = 1.2  # squared error over what the latent model says, where nothing is
 _OF_ANCHORS = 1.4
 """At least, where items are anchors: of the others nothing is known but from models with all items, few and unlike what
 a search comes to."""
+_OF_CHANCES = 1.3
+"""At least, where answers are taken as chances: by the few answers of a replay nobody sees how little these are off."""
 _FEWEST = 4
 _USUAL = 0.6  # correlation of the two errors: both have in them the chance of the items seen
 
@@ -70,18 +72,21 @@ def some_of(
             yield model, np.flatnonzero(like).tolist(), part, shown
 
 
-def calibrate(replays: Sequence[tuple[float, float, float, float]], chosen: bool) -> Calibration:
+def calibrate(replays: Sequence[tuple[float, float, float, float]], chosen: bool, chances: bool) -> Calibration:
     """From how far off replays were, and how far off they said they were.
 
     Args:
         replays: the latent model's error and what it said of it, the mean's and what it said; standard errors above 0.
         chosen: whether the items seen are anchors: the error of the mean of items at random is right as it is.
+        chances: whether answers were taken as chances.
     """
     count = len(replays) + _PRIOR
     found = np.array(replays).reshape(-1, 4)
     told, drawn = found[:, 0] / found[:, 1], found[:, 2] / found[:, 3]
     scales = [math.sqrt((float(each @ each) + _PRIOR * _FLAWED) / count) for each in (told, drawn)]
     common = (float(told @ drawn) + _PRIOR * _USUAL) / count / (scales[0] * scales[1])
+    if chances:
+        scales[0] = max(scales[0], _OF_CHANCES)
     # a correlation that is found too small makes the sum of the two look better than it is
     if chosen:
         scales = [max(scale, _OF_ANCHORS) for scale in scales]

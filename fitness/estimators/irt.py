@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from evomerge.candidate import Items
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimate
-from fitness.estimators.ability import tell
+from fitness.estimators.ability import Told, tell
 from fitness.estimators.anchor_names import Anchors
 from fitness.estimators.anchors import AnchorOrder
 from fitness.estimators.calibration import Calibration, calibrate, some_of
+from fitness.estimators.chances import Chances
 from fitness.estimators.columns import Columns, Row
 from fitness.estimators.item_response import Fit, ItemParameters, fit_items, metrics_of
 from fitness.estimators.stratified_mean import StratifiedMean
@@ -103,7 +104,9 @@ class ItemResponse:
             self._fit = self._order = None
             return
         values = np.array([rows[k] for k in (*range(first), *latest)])
-        self._fit = fit_items(values, metrics_of(values, self.columns.stretches), self._dimensions)
+        self._chances = Chances(self.columns, values)
+        metrics = metrics_of(values, self.columns.stretches)
+        self._fit = fit_items(self._chances(values), metrics, self._dimensions)
         self._order = AnchorOrder(self.columns, self._fit, values, self._anchors)
         self._endpoints = self._first_complete(values, first) if self._merged else []
         self._calibration = self._calibrate(values)
@@ -125,7 +128,7 @@ class ItemResponse:
         mean = self._mean.of_row(row, weights)
         if self._fit is None or not np.isnan(row).any():
             return mean
-        predicted = self._predict(self.columns, self._fit.items, row, self._endpoints)
+        predicted = self._predict(self.columns, self._fit.items, row, self._chances(row), self._endpoints)
         return {
             name: self._blended(mean[name], predicted[name], self._calibration.get(name, Calibration()))
             for name in mean
@@ -153,26 +156,40 @@ class ItemResponse:
         return list(range([*complete, False].index(False)))
 
     def _predict(
-        self, columns: Columns, items: ItemParameters, row: Row, endpoints: Sequence[int]
+        self, columns: Columns, items: ItemParameters, row: Row, chances_: Row, endpoints: Sequence[int], left_out: Sequence[int] = ()
     ) -> dict[str, Estimate]:
-        """p-IRT or mp-IRT of a row, with the error that the latent model says."""
+        """p-IRT or mp-IRT of a row, with the error that the latent model says.
+
+        Args:
+            left_out: models that the fit is not to know of.
+        """
         assert self._fit is not None
         seen = ~np.isnan(row)
         lengths = np.array([s.stop - s.start for s in columns.stretches])
         filled, chances = row.copy(), np.zeros(len(row))
         spread = np.zeros((len(lengths), len(lengths)))
-        for kind, abilities in self._fit.abilities.items():
+        told_by: Told | None = None
+        for kind, abilities in sorted(self._fit.abilities.items()):  # right and wrong answers last
             own = items.binary == kind
             ends = abilities[list(endpoints), :-1] if len(endpoints) >= 2 else None
             told, hidden = own & seen, own & ~seen
-            latest = abilities[-_LATEST:, :-1].mean(axis=0)
+            expected = self._fit.expected(kind, _LATEST)
+            if told_by is not None:
+                expected = self._fit.expected_after(kind, told_by.ability, told_by.covariance, _LATEST, left_out)
             levels = self._levels(columns, own)
-            found = tell(items.take(told), row[told], items.take(hidden), latest, (levels[told], levels[hidden]), ends)
+            found = tell(
+                items.take(told), chances_[told], items.take(hidden), expected, (levels[told], levels[hidden]), ends
+            )
+            told_by = found if ends is None else None
             filled[hidden], chances[hidden] = found.values, found.noise
             moves = np.zeros((len(row), found.moves.shape[1]))
             moves[hidden] = found.moves
             means = np.array([moves[s].sum(axis=0) for s in columns.stretches]) / lengths[:, None]
             spread += means @ found.covariance @ means.T
+        for metric, above, variance in self._chances.rest(columns, row, chances_):
+            own = columns.stretches[metric]
+            filled[own] = np.where(seen[own], filled[own], filled[own] + above)
+            spread[metric, metric] += variance * float((~seen[own]).mean()) ** 2
         spread += np.diag([chances[s].sum() for s in columns.stretches] / np.square(lengths))
         means_of = [float(filled[s].mean()) for s in columns.stretches]
         floors = (0.5 / lengths).tolist()
@@ -195,20 +212,22 @@ class ItemResponse:
         assert self._order is not None
         replays: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in self.columns.terms}
         chosen = self._anchors != "none"
+        chances = self._chances(values)
         for model, left_out, part, shown in some_of(values, self.columns, self._order.ranks, self._endpoints):
             row = values[model][part]
             hidden = np.where(shown[part], row, np.nan)
+            soft = np.where(shown[part], chances[model][part], np.nan)
             mean = self._mean.only(part)
             truth = mean.of_row(row)
             endpoints = [k for k in self._endpoints if k != model]
-            guessed = self._predict(mean.columns, self._fit.without(left_out, part), hidden, endpoints)
+            guessed = self._predict(mean.columns, self._fit.without(left_out, part), hidden, soft, endpoints, left_out)
             weights = self._weights(shown)
             plain = mean.of_row(hidden, None if weights is None else weights[part])
             for name, true in truth.items():
                 told, drawn = guessed[name], plain[name]
                 if told.error > 0 and drawn.error > 0 and math.isfinite(true.value + told.value + drawn.error):
                     replays[name].append((told.value - true.value, told.error, drawn.value - true.value, drawn.error))
-        return {name: calibrate(found, chosen) for name, found in replays.items()}
+        return {name: calibrate(found, chosen, bool(self._chances)) for name, found in replays.items()}
 
     def _blended(self, mean: Estimate, predicted: Estimate, known: Calibration) -> Estimate:
         told = predicted.error * known.told

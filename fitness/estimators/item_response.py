@@ -21,11 +21,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fitness.estimators.latent_steps import Array, abilities_given, bound, items_given, moments, solved
+from fitness.estimators.latent_steps import Array, abilities_given, bound, items_given, logistic, moments, solved
 
 _STEPS = 50
 _TOLERANCE = 2e-3
 _PRIOR_MODELS = 4.0
+_MOST_NARROW = 4.0
 _SLOPE_VARIANCE, _INTERCEPT_VARIANCE = 0.5, 2.0
 
 
@@ -118,6 +119,35 @@ class Fit:
     linear: Array
     weights: Array
     targets: Array
+
+    def expected(self, kind: bool, latest: int) -> tuple[Array, Array]:
+        """The ability that is expected of the next model: mean ``(D,)`` of the latest ones', covariance ``(D, D)``."""
+        abilities = self.abilities[kind][:, :-1]
+        return abilities[-latest:].mean(axis=0), np.eye(abilities.shape[1])
+
+    def expected_after(
+        self, kind: bool, ability: Array, covariance: Array, latest: int, left_out: Sequence[int]
+    ) -> tuple[Array, Array]:
+        """Likewise, where its ability of the other kind is known: by a regression of the models' abilities on these.
+
+        Log-likelihoods tell of few items how many are right, much more than these items' own answers do.
+
+        Args:
+            kind: of the ability that is asked for.
+            ability, covariance: of the other kind; what comes after the first D is not used.
+            latest: how many models the means are taken of.
+            left_out: models that the regression is not to know of.
+        """
+        kept = np.setdiff1d(np.arange(len(self.abilities[kind])), left_out)
+        x, y = self.abilities[not kind][kept, :-1], self.abilities[kind][kept, :-1]
+        size = x.shape[1]
+        moved, told = x - x.mean(axis=0), y - y.mean(axis=0)
+        slopes = np.linalg.solve(moved.T @ moved + _PRIOR_MODELS * np.eye(size), moved.T @ told)
+        rest = told - moved @ slopes
+        own = self.seconds[kind][kept][:, :-1, :-1] - y[:, :, None] * y[:, None, :]
+        spread = (rest.T @ rest + own.sum(axis=0) + _PRIOR_MODELS * np.eye(size)) / (len(kept) + _PRIOR_MODELS)
+        centre = y[-latest:].mean(axis=0) + (ability[:size] - x[-latest:].mean(axis=0)) @ slopes
+        return centre, spread + slopes.T @ covariance[:size, :size] @ slopes
 
     def without(self, models: Sequence[int], part: NDArray[np.bool_]) -> ItemParameters:
         """Some items as they are without some models, the abilities of the others staying what they are.
@@ -212,7 +242,9 @@ def _fit_kind(values: Array, binary: bool, parts: Sequence[slice], dimensions: i
         x, xx, mean, covariance = _standardised(x, xx, mean, covariance)
         precision, linear = items_given(*_priors(mean, covariance, parts), x, xx, weights, targets)
         mean, covariance = solved(precision, linear)
-        if not binary:
+        if binary:
+            noise = _narrowness(x, mean, scaled, seen, parts)
+        else:
             noise = _noise(x, xx, mean, covariance, scaled, seen, parts)
         if np.abs(mean - old).max() < _TOLERANCE * max(1.0, np.abs(old).max()):
             break
@@ -287,4 +319,17 @@ def _noise(
     for part in parts:
         common = max(squares[part].sum() / max(int(counts[part].sum()), 1), 1e-6)
         found[part] = (counts[part] + _PRIOR_MODELS) / (squares[part] + _PRIOR_MODELS * common)
+    return found
+
+
+def _narrowness(x: Array, mean: Array, scaled: Array, seen: NDArray[np.bool_], parts: Sequence[slice]) -> Array:
+    """How many answers a chance is worth, by column: the variance of answers over that of the chances of a metric."""
+    expected = logistic(x @ mean.T)
+    found = np.ones(len(mean))
+    for part in parts:
+        own, told, chance = seen[:, part], scaled[:, part], expected[:, part]
+        if np.isin(told[own], (0.0, 1.0)).all():
+            continue
+        squares, variance = np.square(told - chance)[own].mean(), (chance * (1 - chance))[own].mean()
+        found[part] = min(max(variance / max(squares, 1e-9), 1.0), _MOST_NARROW)
     return found

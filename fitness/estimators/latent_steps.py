@@ -35,8 +35,8 @@ def bound(
         return np.where(seen, precision, 0.0), np.where(seen, scaled * precision, 0.0)
     half = xx.reshape(len(xx), size) @ second.reshape(len(second), size).T
     half = 0.5 * np.sqrt(np.maximum(half, 1e-12))
-    weights = np.where(seen, 0.25 * np.tanh(half) / half, 0.0)
-    return weights, np.where(seen, scaled - 0.5, 0.0)
+    weights = np.where(seen, precision * (0.25 * np.tanh(half) / half), 0.0)
+    return weights, np.where(seen, precision * (scaled - 0.5), 0.0)
 
 
 def abilities_given(
