@@ -1,0 +1,87 @@
+"""Independent readings of the methods that choose between task vectors element by element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from merge.papers import Array, float32, paper
+
+
+def elements(x: Sequence[Array], base: Array, weight: Sequence[float]) -> list[list[float]]:
+    """The weighted task vectors' values by element, of inputs with a weight."""
+    tasks = [float32(float32(v - base) * np.float32(w)).reshape(-1) for v, w in zip(x, weight, strict=True) if w != 0]
+    return [[float(task[e]) for task in tasks] for e in range(base.size)]
+
+
+def added(base: Array, changes: Sequence[float], factor: float) -> Array:
+    """A base with a change of every element."""
+    return base + factor * np.array(changes, dtype=np.float64).reshape(base.shape)
+
+
+@paper
+def magmax(x: Sequence[Array], base: Array, *, weight: Any, lambda_: float) -> Array:
+    changes = [max(given, key=lambda v: (abs(v), v), default=0.0) for given in elements(x, base, weight)]
+    return added(base, changes, lambda_)
+
+
+@paper
+def emr(x: Sequence[Array], base: Array, *, weight: Any, lambda_: float) -> Array:
+    changes = []
+    for given in elements(x, base, weight):
+        sign = 1 if sum(given) > 0 else -1
+        changes.append(sign * max((v * sign for v in given if v * sign > 0), default=0.0))
+    return added(base, changes, lambda_)
+
+
+@paper
+def consensus(x: Sequence[Array], base: Array, *, weight: Any, selectivity: Any, k: int, lambda_: float) -> Array:
+    limits = [limit for limit, w in zip(selectivity, weight, strict=True) if w != 0]
+    changes = []
+    for given in elements(x, base, weight):
+        total = sum(given)
+        masks = [abs(v) >= limit * abs(total - v) for v, limit in zip(given, limits, strict=True)]
+        changes.append(total if sum(masks) >= min(k, len(given)) else 0.0)
+    return added(base, changes, lambda_)
+
+
+def spread(values: Sequence[float], low: float, high: float) -> list[float]:
+    """Between two bounds as 0 to 1; of equal bounds 1 for what reaches them and is positive."""
+    if high > low:
+        return [(min(max(v, low), high) - low) / (high - low) for v in values]
+    return [float(v >= high and v > 0) for v in values]
+
+
+@paper
+def pcb(x: Sequence[Array], base: Array, *, weight: Any, density: float, clip: float, lambda_: float) -> Array:
+    weights = [w for w in weight if w != 0]
+    tasks = [[float(t) for t in float32(v - base).reshape(-1)] for v, w in zip(x, weight, strict=True) if w != 0]
+    n = base.size
+    if not tasks or not n or density == 0:
+        return base
+    if len(tasks) == 1:
+        return added(base, tasks[0], lambda_ * weights[0])
+    sizes = []
+    for t, task in enumerate(tasks):
+        ordered = sorted(abs(v) for v in task)
+        low, high = ordered[int(n * clip)], ordered[max(int(n * clip), int(n * (1 - clip) - 1))]
+        sizes.append(spread([abs(v) for v in task], low, high))
+        tasks[t] = [math.copysign(min(max(abs(v), low), high), v) if v else 0.0 for v in task]
+    shares = []
+    for own, size in zip(tasks, sizes, strict=True):
+        scores = []
+        for e in range(n):
+            signs = [math.copysign(other[e], task[e]) for task, other in zip(tasks, sizes, strict=True)]
+            mine = math.copysign(size[e], own[e])
+            scores.append(math.exp(len(tasks) * size[e] ** 2) * sum(math.tanh(mine * other) for other in signs))
+        scores = [float(np.float32(s * math.exp(-len(tasks)))) for s in scores]
+        ordered = sorted(scores)
+        shares.append(spread(scores, ordered[min(int(n * (1 - density)), n - 1)], ordered[-1]))
+    changes = []
+    for e in range(n):
+        total = sum(share[e] for share in shares)
+        parts = [w * share[e] * task[e] for w, share, task in zip(weights, shares, tasks, strict=True)]
+        changes.append(sum(parts) / total if total > 0 else 0.0)
+    return added(base, changes, lambda_)
