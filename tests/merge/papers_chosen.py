@@ -85,3 +85,55 @@ def pcb(x: Sequence[Array], base: Array, *, weight: Any, density: float, clip: f
         parts = [w * share[e] * task[e] for w, share, task in zip(weights, shares, tasks, strict=True)]
         changes.append(sum(parts) / total if total > 0 else 0.0)
     return added(base, changes, lambda_)
+
+
+def softmax(numbers: Sequence[float]) -> list[float]:
+    powers = [math.exp(v - max(numbers)) for v in numbers]
+    return [v / sum(powers) for v in powers]
+
+
+def scored(moved: list[list[float]], above_average: float, calibration: float, exact: bool) -> list[list[float]]:
+    """Scores by model and vector: the softmax over models, of what is above the model's average `calibration`."""
+    count = len(moved[0])
+    if exact:  # ranks
+        moved = [[float(sorted(range(count), key=own.__getitem__).index(e)) for e in range(count)] for own in moved]
+    important = [[v > above_average * math.fsum(own) / count for v in own] for own in moved]
+    shares = [softmax([own[e] / (count if exact else 1) for own in moved]) for e in range(count)]
+    return [[calibration if own[e] else shares[e][i] for e in range(count)] for i, own in enumerate(important)]
+
+
+@paper
+def widen(
+    x: Sequence[Array], base: Array, *, weight: Any, above_average: float, calibration: float, along: str
+) -> Array:
+    used = [(v, w) for v, w in zip(x, weight, strict=True) if w != 0]
+    result = base.copy()
+    if not used or not base.size:
+        return result
+    if base.ndim < 2:
+        moved = [[float(v) for v in np.abs(v - base).reshape(-1)] for v, _ in used]
+        for (v, w), scores in zip(used, scored(moved, above_average, calibration, exact=False), strict=True):
+            result += w * (v - base) * np.reshape(scores, base.shape)
+        return result
+    last = base.shape[-1]
+
+    def columns(v: Array) -> Array:
+        return v.reshape(len(v), -1) if along == "columns" else v.reshape(-1, last).T
+
+    def angle(u: Array, v: Array) -> float:
+        lengths = math.sqrt(u @ u), math.sqrt(v @ v)
+        if min(lengths) == 0:
+            return float(max(lengths) > 0)
+        apart = u / lengths[0] - v / lengths[1]
+        return float(apart @ apart) / 2
+
+    below = columns(base)
+    lengths = [
+        [abs(math.sqrt(u @ u) - math.sqrt(v @ v)) for u, v in zip(columns(m).T, below.T, strict=True)] for m, _ in used
+    ]
+    angles = [[angle(u, v) for u, v in zip(columns(m).T, below.T, strict=True)] for m, _ in used]
+    both = [scored(moved, above_average, calibration, exact=True) for moved in (lengths, angles)]
+    changes = np.zeros_like(below)
+    for i, (m, w) in enumerate(used):
+        changes += w * (columns(m) - below) * [(a + b) / 2 for a, b in zip(both[0][i], both[1][i], strict=True)]
+    return base + (changes if along == "columns" else changes.T).reshape(base.shape)

@@ -19,6 +19,7 @@ from evomerge.merge.methods import (
     sce,
     slerp,
     ties,
+    widen,
 )
 from evomerge.merge.methods.registry import (
     BASE,
@@ -60,4 +61,5 @@ __all__ = [
     "slerp",
     "specs",
     "ties",
+    "widen",
 ]
