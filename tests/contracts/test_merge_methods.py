@@ -37,6 +37,9 @@ SELECTS: Mapping[str, Mapping[int, dict[str, Scalar]]] = {
 }
 """By method: the shared parameters that make the result the input of an index."""
 
+WHOLE: Mapping[str, dict[str, Scalar]] = {"localize_and_stitch": {"density": 1.0}}
+"""By method: the parameters of each input that keep all of it, where that is not the default."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -118,10 +121,11 @@ class MergeMethodContract:
                     assert torch.equal(carry_out(case.method, inputs, base, None, shared, dtype=dtype), inputs[index])
                 continue
             for chosen in range(len(inputs)):
-                each: list[dict[str, Scalar]] = [{"weight": float(i == chosen)} for i in range(len(inputs))]
+                whole = WHOLE.get(spec.name, {})
+                each: list[dict[str, Scalar]] = [{**whole, "weight": float(i == chosen)} for i in range(len(inputs))]
                 assert torch.equal(carry_out(case.method, inputs, base, each, dtype=dtype), inputs[chosen])
             if spec.min_inputs == 1:
-                alone = carry_out(case.method, inputs[:1], base, [{"weight": 1.0}], dtype=dtype)
+                alone = carry_out(case.method, inputs[:1], base, [{**whole, "weight": 1.0}], dtype=dtype)
                 assert torch.equal(alone, inputs[0])
 
     @pytest.mark.parametrize("seed", range(8))

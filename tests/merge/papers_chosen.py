@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from merge.papers import Array, float32, paper
+from merge.papers import Array, by_magnitude, float32, paper
 
 
 def elements(x: Sequence[Array], base: Array, weight: Sequence[float]) -> list[list[float]]:
@@ -137,3 +137,15 @@ def widen(
     for i, (m, w) in enumerate(used):
         changes += w * (columns(m) - below) * [(a + b) / 2 for a, b in zip(both[0][i], both[1][i], strict=True)]
     return base + (changes if along == "columns" else changes.T).reshape(base.shape)
+
+
+@paper
+def localize_and_stitch(x: Sequence[Array], base: Array, *, weight: Any, density: Any, lambda_: float) -> Array:
+    total, overlaps = np.zeros(base.size), np.zeros(base.size)
+    for v, w, d in zip(x, weight, density, strict=True):
+        if w != 0:
+            task = float32(v - base)
+            kept = by_magnitude(task)[: max(1, int(d * task.size)) if d > 0 else 0]
+            total[kept] += w * task.reshape(-1)[kept]
+            overlaps[kept] += 1
+    return added(base, list(total / np.maximum(overlaps, 1)), lambda_)

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from evomerge.merge.methods.blocks import blocks
+from evomerge.merge.methods.blocks import blocks, sum_of_magnitudes
 from evomerge.merge.methods.parameters import CHOSEN_WEIGHT, DENSITY, LAMBDA, unchanged_task
 from evomerge.merge.methods.registry import Context, merge_method
 from evomerge.merge.methods.sce import largest, largest_there
-from evomerge.merge.methods.sphere import finite_sums
-from evomerge.recipes.method_spec import ParameterSpec
+from evomerge.merge.methods.sphere import check_finite
 
 
 @merge_method(
@@ -42,11 +41,20 @@ def localize_and_stitch(
     not made smaller by the others, unlike in a mean. The paper keeps 5 % of the whole model; this, of each tensor.
     One model alone is grafted onto the base by its density.
 
-    A mask of one byte an element for every model is in memory beside the models, and one task vector.
+    Masks of one byte an element are in memory beside the models, and two tensors.
+
+    Raises:
+        PoolError: values are NaN or infinite.
     """
     active = [i for i, own in enumerate(weight) if own != 0]
     flat, origin = [x.reshape(-1) for x in inputs], base.reshape(-1)
-    masks = {i: _mask(flat[i] - origin, density[i], i, len(inputs)) for i in active}
+    masks, sums = {}, {}
+    for i in active:
+        sizes = (flat[i] - origin).abs_()
+        if sizes.device.type == "cpu":
+            sums[i] = float(sum_of_magnitudes(sizes))
+        masks[i] = _largest(sizes, density[i])
+    check_finite(sums, len(inputs))
     result = torch.empty_like(origin)
     for block in blocks(origin.numel(), origin.device):
         total = torch.zeros_like(origin[block])
@@ -56,3 +64,11 @@ def localize_and_stitch(
             count.add_(mask[block])
         result[block] = total.div_(count.clamp_min_(1)).mul_(lambda_).add_(origin[block])
     return result.view(base.shape)
+
+
+def _largest(sizes: torch.Tensor, density: float) -> torch.Tensor:
+    """Where the share `density` of the largest magnitudes lies, at least one: bool, flat."""
+    count = min(len(sizes), max(1, int(density * len(sizes)))) if density > 0 else 0
+    if sizes.device.type == "cpu":
+        return largest(sizes, count)
+    return largest_there(sizes, torch.full((), count, dtype=torch.int64, device=sizes.device))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from evomerge.errors import PoolError
 from evomerge.merge.methods.blocks import blocks
 from evomerge.merge.methods.parameters import CHOSEN_WEIGHT, LAMBDA, unchanged_task
 from evomerge.merge.methods.registry import Context, Values, merge_method
+from evomerge.merge.methods.sphere import check_finite
 from evomerge.recipes.method_spec import ParameterSpec
 
 
@@ -81,7 +81,8 @@ def pcb(
         return base.clone()
     if len(used) == 1:
         return (inputs[used[0]] - base).mul_(weight[used[0]] * lambda_).add_(base)
-    competition = _Competition({i: inputs[i] for i in used}, base, clip)
+    competition = _Competition([inputs[i] for i in used], base, clip)
+    check_finite(dict(zip(used, competition.sums, strict=False)), len(inputs))
     ranks = base.numel() - 1
     limits = []
     for i in range(len(used)):
@@ -123,33 +124,29 @@ class _Competition:
     where its threads divide a tensor.
 
     Args:
-        inputs: by their number, from 0.
-        base: of their shape; all are float32.
+        inputs, base: tensors of one shape, float32.
         clip: share of the magnitudes that is clipped at either end.
 
-    Raises:
-        PoolError: values are NaN or infinite.
+    Attributes:
+        sums: of the magnitudes of every task vector, as far as the host knows them.
     """
 
-    def __init__(self, inputs: Mapping[int, torch.Tensor], base: torch.Tensor, clip: float) -> None:
+    def __init__(self, inputs: Sequence[torch.Tensor], base: torch.Tensor, clip: float) -> None:
         self.xp: Any = np if base.device.type == "cpu" else torch
-        self._inputs, self._base = [self._flat(x) for x in inputs.values()], self._flat(base)
+        self._inputs, self._base = [self._flat(x) for x in inputs], self._flat(base)
         self._blocks = list(blocks(base.numel(), base.device))
         low = int(base.numel() * clip)
         high = max(low, int(base.numel() * (1 - clip) - 1))
-        self._bounds = [self._bounded(x, i, low, high) for x, i in zip(self._inputs, inputs, strict=True)]
+        self.sums: list[float] = []
+        self._bounds = [self._bounded(x, low, high) for x in self._inputs]
 
     def _flat(self, x: torch.Tensor) -> Any:
         return x.reshape(-1) if self.xp is torch else x.reshape(-1).numpy()
 
-    def _bounded(self, x: Any, number: int, low: int, high: int) -> tuple[Any, Any]:
+    def _bounded(self, x: Any, low: int, high: int) -> tuple[Any, Any]:
         sizes = self.xp.abs(x - self._base)
-        if self.xp is np and not np.isfinite(sizes.sum(dtype=np.float64)):
-            raise PoolError(
-                f"input {number + 1}, or the base, has values that are NaN or infinite",
-                "scores need finite values",
-                "repair the model or leave it out",
-            )
+        if self.xp is np:
+            self.sums.append(float(sizes.sum(dtype=np.float64)))
         return _at_ranks(sizes, low, high)
 
     def tasks(self, block: slice) -> list[_Task]:

@@ -11,7 +11,7 @@ import torch
 from evomerge.merge.methods.parameters import WEIGHT, only_active
 from evomerge.merge.methods.registry import BASE, Context, Values, merge_method
 from evomerge.merge.methods.rows import blocks, inner, row_factors, vectors
-from evomerge.merge.methods.sphere import arrays_of, finite
+from evomerge.merge.methods.sphere import arrays_of, check_finite
 from evomerge.recipes.method_spec import ParameterSpec
 
 
@@ -86,7 +86,8 @@ def widen(
         x.reshape(-1, 1) if single else vectors(x.contiguous(), dimension) for x in (base, *(inputs[i] for i in active))
     )
     lengths, angles = _moved(rows, origin)
-    _check(lengths, active, len(inputs))
+    if isinstance(lengths, np.ndarray):
+        check_finite(dict(zip(active, lengths.sum(1), strict=True)), len(inputs))
     if single:
         limits = lengths.sum(1, keepdims=True) / lengths.shape[1] * above_average
         scores = _scores(lengths, lengths > limits, calibration)
@@ -135,14 +136,6 @@ def _moved(rows: Sequence[torch.Tensor], origin: torch.Tensor) -> tuple[Any, Any
 def _squares(x: torch.Tensor) -> torch.Tensor:
     """Of the lengths of rows."""
     return inner(x, x) if x.shape[1] > 1 else x.double().square().view(-1)
-
-
-def _check(lengths: Any, active: Sequence[int], inputs: int) -> None:
-    """Raise `PoolError` for vectors whose length is no number, where the host knows it."""
-    if isinstance(lengths, np.ndarray):
-        sums = np.zeros(inputs)
-        sums[list(active)] = lengths.sum(1)
-        finite(np.diag(sums))
 
 
 def _ranks(values: Any) -> Any:
