@@ -40,6 +40,9 @@ SELECTS: Mapping[str, Mapping[int, dict[str, Scalar]]] = {
 WHOLE: Mapping[str, dict[str, Scalar]] = {"localize_and_stitch": {"density": 1.0}}
 """By method: the parameters of each input that keep all of it, where that is not the default."""
 
+ORDERED = ("ema",)
+"""Methods of inputs in order."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -149,7 +152,7 @@ class MergeMethodContract:
             assert_agrees(result, case.expected(base, inputs, each, shared))
             assert torch.isfinite(result).all()
 
-    def test_order_of_inputs_does_not_matter(self, case: Case) -> None:
+    def test_order_of_inputs_does_not_matter_but_for_series(self, case: Case) -> None:
         base, inputs = case.models()
         for seed in (3, 4):
             each, shared = case.settings(seed)
@@ -158,6 +161,9 @@ class MergeMethodContract:
             moved, parameters = [inputs[i] for i in order], [each[i] for i in order]
             result = carry_out(case.method, moved, base, parameters, turned, keys=[KEYS[i] for i in order])
             expected = carry_out(case.method, inputs, base, each, shared)
+            if case.method.spec.name in ORDERED:
+                assert not torch.allclose(result, expected, rtol=1e-3)
+                continue
             torch.testing.assert_close(result, expected, rtol=1e-5, atol=2e-6)
 
     def test_equal_inputs_come_out_as_they_are_where_it_is_declared(self, case: Case) -> None:

@@ -54,8 +54,8 @@ def by_the_authors(inputs: list[torch.Tensor], base: torch.Tensor, density: list
 
 @pytest.mark.parametrize("density", [[0.05, 0.05, 0.05], [0.5, 0.2, 0.9]])
 def test_same_as_the_authors_code(density: list[float]) -> None:
-    """As in uiuctml/Localize-and-Stitch, with the tensor as the whole model, but for its threshold, which its masks leave
-    out: one element fewer than it counts. fusion_bench 0.2.33 does not have the method."""
+    """As in uiuctml/Localize-and-Stitch, with the tensor as the whole model, but for its threshold, which its masks
+    leave out: one element fewer than it counts. fusion_bench 0.2.33 does not have the method."""
     base, inputs = fine_tunes()
     result = carry_out("localize_and_stitch", inputs, base, densities(*density))
     torch.testing.assert_close(result, by_the_authors(inputs, base, density), rtol=1e-6, atol=1e-7)
