@@ -104,9 +104,16 @@ def scored(moved: list[list[float]], above_average: float, calibration: float, e
 
 @paper
 def widen(
-    x: Sequence[Array], base: Array, *, weight: Any, above_average: float, calibration: float, along: str
+    x: Sequence[Array],
+    base: Array,
+    *,
+    weight: Any,
+    above_average: float,
+    calibration: float,
+    along: str,
+    lambda_: float,
 ) -> Array:
-    used = [(v, w) for v, w in zip(x, weight, strict=True) if w != 0]
+    used = [(v, w * lambda_) for v, w in zip(x, weight, strict=True) if w != 0]
     result = base.copy()
     if not used or not base.size:
         return result

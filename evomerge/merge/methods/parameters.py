@@ -14,8 +14,8 @@ from evomerge.merge.methods.registry import BASE, Values
 from evomerge.recipes.method_spec import ParameterSpec
 
 WEIGHT = ParameterSpec("weight", 1.0, low=0.0, high=1.0, per_input=True, searched=True, summary="how much it counts")
-CHOSEN_WEIGHT = replace(WEIGHT, high=1.5)
-"""Of methods that take every element from one task vector, or from a mean of some, so that a sum is not too long."""
+CHOSEN_WEIGHT = replace(WEIGHT, high=1.5, initial=1.0)
+"""Of methods that take every element from one task vector, or from a mean of some: weights of 1 make no long sum."""
 DENSITY = ParameterSpec(
     "density",
     1.0,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.merge.methods.parameters import WEIGHT, only_active
+from evomerge.merge.methods.parameters import CHOSEN_WEIGHT, LAMBDA, unchanged_task
 from evomerge.merge.methods.registry import BASE, Context, Values, merge_method
 from evomerge.merge.methods.rows import blocks, inner, row_factors, vectors
 from evomerge.merge.methods.sphere import arrays_of, check_finite
@@ -16,16 +16,14 @@ from evomerge.recipes.method_spec import ParameterSpec
 
 
 def _unchanged(values: Values) -> int | None:
-    """One input of weight one is itself where its important columns count one as well."""
-    index = only_active(values["weight"])
-    if index is None:
-        return None if any(values["weight"]) else BASE
-    return index if values["weight"][index] == 1 and values["calibration"] == 1 else None
+    """One input is itself where its important columns count one, as the others do."""
+    found = unchanged_task(values)
+    return found if found in (None, BASE) or values["calibration"] == 1 else None
 
 
 @merge_method(
     "widen",
-    WEIGHT,
+    CHOSEN_WEIGHT,
     ParameterSpec(
         "above_average",
         1.0,
@@ -45,6 +43,7 @@ def _unchanged(values: Values) -> int | None:
         choices=("columns", "rows"),
         summary="what of a matrix is one vector; the paper has rows for embeddings, columns for all else",
     ),
+    LAMBDA,
     summary="task vectors weighted by how far their columns moved, in length and direction (WIDEN, arXiv 2408.03092)",
     base="required",
     idempotent=True,
@@ -58,9 +57,10 @@ def widen(
     above_average: float,
     calibration: float,
     along: str,
+    lambda_: float,
     context: Context,
 ) -> torch.Tensor:
-    """``theta_0 + sum_i w_i (m_i + d_i)/2 tau_i`` with scores ``m_i`` and ``d_i`` for every column of a matrix.
+    """``theta_0 + lambda sum_i w_i (m_i + d_i)/2 tau_i`` with scores ``m_i`` and ``d_i`` for every column of a matrix.
 
     How far the length of a column moved from the base's, and one minus the cosine between the two, are ranked within
     each model (0 to below 1). ``m_i`` and ``d_i`` are the softmax of these ranks over the models; where a rank exceeds
@@ -98,7 +98,7 @@ def widen(
         important = [rank > above_average * (count - 1) / 2 for rank in ranks]
         both = [_scores(rank / count, given, calibration) for rank, given in zip(ranks, important, strict=True)]
         scores = (both[0] + both[1]) / 2
-    factors = [row_factors(scores[n] * weight[i]) for n, i in enumerate(active)]
+    factors = [row_factors(scores[n] * (weight[i] * lambda_)) for n, i in enumerate(active)]
     result = torch.empty_like(base, memory_format=torch.contiguous_format)
     out = result.view(-1, 1) if single else vectors(result, dimension)
     for part in blocks(out):
