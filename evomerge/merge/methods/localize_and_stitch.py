@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from evomerge.merge.methods.blocks import blocks, sum_of_magnitudes
+from evomerge.merge.methods.blocks import Number, blocks, sum_of_magnitudes
 from evomerge.merge.methods.parameters import CHOSEN_WEIGHT, DENSITY, LAMBDA, unchanged_task
 from evomerge.merge.methods.registry import Context, merge_method
-from evomerge.merge.methods.sce import largest, largest_there
 from evomerge.merge.methods.sphere import check_finite
 
 
@@ -41,34 +43,56 @@ def localize_and_stitch(
     not made smaller by the others, unlike in a mean. The paper keeps 5 % of the whole model; this, of each tensor.
     One model alone is grafted onto the base by its density.
 
-    Masks of one byte an element are in memory beside the models, and two tensors.
+    Two tensors are in memory beside the models: the magnitudes of one, in two orders.
 
     Raises:
         PoolError: values are NaN or infinite.
     """
     active = [i for i, own in enumerate(weight) if own != 0]
     flat, origin = [x.reshape(-1) for x in inputs], base.reshape(-1)
-    masks, sums = {}, {}
-    for i in active:
-        sizes = (flat[i] - origin).abs_()
-        if sizes.device.type == "cpu":
-            sums[i] = float(sum_of_magnitudes(sizes))
-        masks[i] = _largest(sizes, density[i])
-    check_finite(sums, len(inputs))
+    if origin.device.type == "cpu":
+        check_finite({i: float(sum_of_magnitudes(flat[i] - origin)) for i in active}, len(inputs))
+    masks = {i: _mask((flat[i] - origin).abs_(), density[i]) for i in active}
     result = torch.empty_like(origin)
     for block in blocks(origin.numel(), origin.device):
+        places = torch.arange(block.start, block.stop, device=origin.device)
         total = torch.zeros_like(origin[block])
         count = torch.zeros_like(total)
         for i, mask in masks.items():
-            total.add_((flat[i][block] - origin[block]).mul_(mask[block]).mul_(weight[i]))
-            count.add_(mask[block])
+            task = flat[i][block] - origin[block]
+            kept = mask.of(task.abs(), places)
+            total.add_(task.mul_(kept).mul_(weight[i]))
+            count.add_(kept)
         result[block] = total.div_(count.clamp_min_(1)).mul_(lambda_).add_(origin[block])
     return result.view(base.shape)
 
 
-def _largest(sizes: torch.Tensor, density: float) -> torch.Tensor:
-    """Where the share `density` of the largest magnitudes lies, at least one: bool, flat."""
+class _Mask(NamedTuple):
+    """Which magnitudes of a tensor are the largest.
+
+    Attributes:
+        least: the smallest of them: a number, or a tensor of no dimension where only an accelerator knows it.
+        end: those of this magnitude count whose index is below, likewise.
+    """
+
+    least: Number
+    end: int | torch.Tensor
+
+    def of(self, sizes: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Where in a block they are: bool. `places` are the indices of the block's elements."""
+        return (sizes > self.least) | ((sizes == self.least) & (places < self.end))
+
+
+def _mask(sizes: torch.Tensor, density: float) -> _Mask:
+    """The mask of the share `density` of flat magnitudes, at least one of them, of equal ones the first."""
     count = min(len(sizes), max(1, int(density * len(sizes)))) if density > 0 else 0
+    if not count:
+        return _Mask(math.inf, 0)
+    at = len(sizes) - count
     if sizes.device.type == "cpu":
-        return largest(sizes, count)
-    return largest_there(sizes, torch.full((), count, dtype=torch.int64, device=sizes.device))
+        least = float(np.partition(sizes.numpy(), at)[at])
+        equal = torch.nonzero(sizes == least).view(-1)
+        return _Mask(least, int(equal[count - int(torch.count_nonzero(sizes > least)) - 1]) + 1)
+    there = sizes.sort().values[at]
+    last = count - torch.count_nonzero(sizes > there)
+    return _Mask(there, torch.count_nonzero((sizes == there).cumsum(0) < last) + 1)
