@@ -23,7 +23,7 @@ class LinesSpace(ParameterSpace):
     """The parameter space with two genes more, for a factor on what is added to the base, linear in depth.
 
     ``lambda`` of a slice in layer l of L is times ``alpha + beta l / (L - 1)``, of embeddings, final norm and head
-    times ``alpha`` (LiNeS, arXiv 2410.17146, equation 3 and the authors' code): lower layers, which serve all tasks,
+    times ``alpha`` (LiNeS, arXiv 2410.17146, and its authors' code): lower layers, which serve all tasks,
     stay nearer to the base. It wraps any method that has a ``lambda``. As every slice has a recipe of its own and
     nothing but its ``lambda`` changes, it is a search space, not a method: recipes, caches and exports see
     a merge like others. The genes are ``lines/alpha`` and ``lines/beta``, the last two; both count for all slices.

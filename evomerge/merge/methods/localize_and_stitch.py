@@ -37,7 +37,7 @@ def localize_and_stitch(
 ) -> torch.Tensor:
     """``theta_0 + lambda sum_i w_i m_i tau_i / sum_j m_j``, with masks ``m_i`` of each model's largest magnitudes.
 
-    The paper's dataless form (section 3): localise the ``int(density * n)`` largest changes of every model, at least
+    The paper's dataless form: localise the ``int(density * n)`` largest changes of every model, at least
     one, of equal ones the earlier; stitch them, dividing by how many masks have an element. What no mask has is the
     base's. It is meant for models whose skills sit in few weights and are to stay apart: what one mask alone has is
     not made smaller by the others, unlike in a mean. The paper keeps 5 % of the whole model; this, of each tensor.

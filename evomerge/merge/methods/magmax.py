@@ -41,7 +41,7 @@ def magmax(
     lambda_: float,
     context: Context,
 ) -> torch.Tensor:
-    """``theta_0 + lambda tau`` with ``tau_e`` that of the ``w_i tau_i,e`` whose magnitude is largest (section 3.2).
+    """``theta_0 + lambda tau`` with ``tau_e`` that of the ``w_i tau_i,e`` whose magnitude is largest.
 
     The paper's weights are 1, and its lambda is 0.5 for models that were tuned independently of each other. It is
     meant for models of a series of tasks, or of like data, whose largest changes matter most: unlike a sum it does
@@ -77,7 +77,7 @@ def emr(
 ) -> torch.Tensor:
     """``theta_0 + lambda gamma max_i |w_i tau_i|`` over the inputs whose sign is ``gamma = sign(sum_i w_i tau_i)``.
 
-    This is EMR-Merging's unified model (Elect, section 3.2), without the mask and the factor by task that the paper
+    This is EMR-Merging's unified model (its step Elect), without the mask and the factor by task that the paper
     puts on it at inference. It suits models whose changes seldom contradict each other, as it keeps the strength of
     the strongest: where TIES averages what agrees, this takes the largest. Where the sum is zero the sign is
     negative, as in the authors' code.

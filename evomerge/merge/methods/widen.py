@@ -64,8 +64,8 @@ def widen(
 
     How far the length of a column moved from the base's, and one minus the cosine between the two, are ranked within
     each model (0 to below 1). ``m_i`` and ``d_i`` are the softmax of these ranks over the models; where a rank exceeds
-    ``above_average`` times the model's mean rank, the column is important and its score is ``calibration`` (sections
-    3.2 and 3.3). Tensors of one dimension are scored element by element by the size of their change, without ranks.
+    ``above_average`` times the model's mean rank, the column is important and its score is ``calibration``. Tensors of
+    one dimension are scored element by element by the size of their change, without ranks.
 
     The paper made it for models that moved far, such as continued pre-training, merged with models that were tuned a
     little: ranks make the two comparable, where magnitudes would let the first drown the second. A column of zeros has
