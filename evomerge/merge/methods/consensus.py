@@ -59,8 +59,8 @@ def consensus(
     meant for many models, whose sum has much that harms all of them. The paper's lambda_t are 0.2 to 0.6, chosen by
     validation; here they are genes.
 
-    The authors' code compares with ``>``, which differs where both sides are equal only. fusion_bench's masks compare
-    the models themselves with the summed task vectors, not with the merged model; these are not those.
+    The authors' code compares with ``>``, which differs only where both sides are equal. These are not the masks of
+    fusion_bench's merge, which has ``|theta_0 - tau_t|`` on the left: task vectors stand there where models belong.
     """
     tasks = weighted_tasks(inputs, base, weight)
     limits = [limit for limit, own in zip(selectivity, weight, strict=True) if own != 0]
