@@ -54,10 +54,11 @@ def consensus(
 ) -> torch.Tensor:
     """``theta_0 + lambda m tau`` with ``tau = sum_t w_t tau_t`` and ``m`` where at least k of the masks ``m_t`` are 1.
 
-    ``m_t = |w_t tau_t| >= lambda_t |tau - w_t tau_t|``, the TALL mask, marks what task t needs of the sum; its ``lambda_t`` is called selectivity here. With k = 2 go the elements that one task alone needs (selfish)
-    and those that none does (catastrophic), with k = 1 the latter, with k = 0 none: that is task arithmetic. It is
-    meant for many models, whose sum has much that harms all of them. The paper's lambda_t are 0.2 to 0.6, chosen by
-    validation; here they are genes.
+    ``m_t = |w_t tau_t| >= lambda_t |tau - w_t tau_t|``, the TALL mask, marks what task t needs of the sum; its
+    ``lambda_t`` is called selectivity here. With k = 2 go the elements that one task alone needs (selfish) and those
+    that none does (catastrophic), with k = 1 the latter, with k = 0 none: that is task arithmetic. It is meant for
+    many models, whose sum has much that harms all of them. The paper's lambda_t are 0.2 to 0.6, chosen by validation;
+    here they are genes.
 
     The authors' code compares with ``>``, which differs only where both sides are equal. These are not the masks of
     fusion_bench's merge, which has ``|theta_0 - tau_t|`` on the left: task vectors stand there where models belong.
