@@ -144,7 +144,7 @@ class ParameterSpace:
         merged = {shares for slice_, shares in self._sharing.shares.items() if slice_ not in self._equal}
         groups = {group for shares in merged for group, _ in shares}
         self._index: dict[tuple[int, str, str, str], int] = {}
-        self._spec = GenomeSpec(tuple(self._genes(groups)))
+        self._spec = GenomeSpec((*self._genes(groups), *self._further_genes()))
         every = range(len(self._sharing.names))
         self.left_out = tuple(gene.name for gene in self._genes([i for i in every if i not in groups], {}))
         self._copied = self._choices[0].copied(pool.slices[0])
@@ -228,6 +228,10 @@ class ParameterSpace:
                             index[key] = len(genes)
                             genes.append(found.gene("/".join(part for part in (group, *key[1:]) if part)))
         return genes
+
+    def _further_genes(self) -> list[Gene]:
+        """Genes after those of the groups."""
+        return []
 
     def _slice(self, slice_: SliceId, genome: Genome, made: dict[Shares, SliceRecipe]) -> SliceRecipe:
         if slice_ in self._equal:

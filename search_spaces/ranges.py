@@ -81,19 +81,35 @@ def parameter_ranges(
             found[spec.name] = normalize
         elif option is None and not spec.searched:
             found[spec.name] = spec.default
-        elif isinstance(option, Mapping):
-            found[spec.name] = _range(spec, option, inputs, negative_weights, resolution, where)
-        elif isinstance(option, Sequence) and not isinstance(option, str):
-            found[spec.name] = _choice(spec, option, where)
-        elif option is not None:
-            found[spec.name] = _fixed(spec, option, where)
-        elif spec.kind in ("boolean", "categorical"):
-            found[spec.name] = _choice(spec, (True, False) if spec.kind == "boolean" else spec.choices, where)
         else:
-            found[spec.name] = _range(spec, {}, inputs, negative_weights, resolution, where)
+            found[spec.name] = explored(spec, option, inputs, negative_weights, resolution, where)
     _check_weights(method.name, found, negative_weights, key)
     points = {name: v.low for name, v in found.items() if isinstance(v, Range) and v.low == v.high}
     return found | points
+
+
+def explored(
+    spec: ParameterSpec, option: Any, inputs: int, negative_weights: bool, resolution: float | None, where: str
+) -> Explored | Scalar:
+    """What a search explores of one parameter, by what the configuration says of it: ``None`` is its declaration.
+
+    Args:
+        spec, option: of the parameter.
+        inputs, negative_weights, resolution: as for `parameter_ranges`.
+        where: the option's key, for messages.
+
+    Raises:
+        ConfigError: a key that does not exist, or values out of bounds.
+    """
+    if isinstance(option, Mapping):
+        return _range(spec, option, inputs, negative_weights, resolution, where)
+    if isinstance(option, Sequence) and not isinstance(option, str):
+        return _choice(spec, option, where)
+    if option is not None:
+        return _fixed(spec, option, where)
+    if spec.kind in ("boolean", "categorical"):
+        return _choice(spec, (True, False) if spec.kind == "boolean" else spec.choices, where)
+    return _range(spec, {}, inputs, negative_weights, resolution, where)
 
 
 def _option(method: str, name: str, options: Mapping[str, Any], key: str) -> tuple[Any, str]:
@@ -174,6 +190,8 @@ def _range(
 
 def _initial(spec: ParameterSpec, low: float, high: float, inputs: int) -> float:
     """Where a search starts: near the uniform average, inside the range rather than on its edge."""
+    if spec.initial is not None:
+        return min(max(spec.initial, low), high)
     if spec.name == "weight":
         return min(max(1.0 / max(inputs, 2), low), high)
     default = spec.default

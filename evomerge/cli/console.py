@@ -111,5 +111,6 @@ def print_result(run: Path, config: Config) -> None:
     console.print(f"\nWhat it found, in pictures: evomerge report {place}", soft_wrap=True)
     if not RunFolder(run).best_recipe.is_file():  # genomes are the models
         return
-    console.print(f"The recipe for mergekit:    evomerge export {place} --format mergekit{needed}", soft_wrap=True)
+    if RunFolder(run).fits_mergekit():
+        console.print(f"The recipe for mergekit:    evomerge export {place} --format mergekit{needed}", soft_wrap=True)
     console.print(f"The model, ready to load:   evomerge merge {place} OUT{needed}", soft_wrap=True)

@@ -129,7 +129,8 @@ def _cells(parameter: ParameterSpec) -> tuple[str, ...]:
     if parameter.kind in ("continuous", "integer"):
         explored = f"{shown(parameter.low)} to {shown(parameter.high)}"
     if parameter.searched:
-        searched = f"yes, {explored}" if explored else "yes"
+        start = f" from {shown(parameter.initial)} on" if parameter.initial is not None else ""
+        searched = f"yes, {explored}{start}" if explored else "yes"
     else:
         searched = f"no ({explored})" if explored else "no"
     of = "input" if parameter.per_input else "slice"

@@ -68,9 +68,11 @@ class ParameterSpec:
         choices: the words that a categorical parameter can be.
         searched: whether a search varies it unless told otherwise; the others keep their defaults.
         summary: one line for the documentation, where the name does not say it.
+        initial: where a search starts; ``None`` is the default, or the middle where that is an end of the range, and
+            for weights near the uniform average.
 
     Raises:
-        ConfigError: a default or a bound that the method itself does not accept.
+        ConfigError: a default or a bound that the method itself does not accept, or a start out of bounds.
     """
 
     name: str
@@ -84,6 +86,7 @@ class ParameterSpec:
     choices: tuple[str, ...] = ()
     searched: bool = False
     summary: str = ""
+    initial: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind == "categorical" and len(set(self.choices)) < max(len(self.choices), 1):
@@ -98,6 +101,9 @@ class ParameterSpec:
             raise ConfigError(
                 f"parameter {self.name!r} goes from {self.low} to {self.high}", "low must not exceed high"
             )
+        if self.initial is not None and not (numbers and self.low <= self.initial <= self.high):
+            allowed = f"a number in [{self.low}, {self.high}]" if numbers else "none: words are no range"
+            raise ConfigError(f"parameter {self.name!r} declares initial {self.initial!r}", allowed)
 
     def check(self, value: Scalar, where: str) -> None:
         """Raise `RecipeError` naming `where` when the method does not accept `value`."""

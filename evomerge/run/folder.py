@@ -18,6 +18,8 @@ from evomerge.run.ledger_file import LedgerError
 from evomerge.utils.files import place_problem, read_bounded, write_text_atomic
 
 MAX_POOL = 64 * 2**20  # bytes
+NOT_MERGEKITS = "# mergekit cannot express this recipe"
+"""What the file for mergekit begins with where there is none."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,13 @@ class RunFolder:
     def best_mergekit(self) -> Path:
         """The best recipe so far, as a mergekit configuration."""
         return self.path / "best" / "mergekit.yaml"
+
+    def fits_mergekit(self) -> bool:
+        """Whether mergekit can express the best recipe: the file that it could not read begins with `NOT_MERGEKITS`."""
+        try:
+            return not read_bounded(self.best_mergekit, MAX_POOL).startswith(NOT_MERGEKITS.encode())
+        except OSError:
+            return True  # not known: whoever exports it is told
 
     @property
     def pareto(self) -> Path:

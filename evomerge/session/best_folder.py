@@ -13,7 +13,7 @@ from evomerge.candidate import Candidate
 from evomerge.errors import EvomergeError
 from evomerge.genomes.arrays import ArrayGenome, numbers
 from evomerge.recipes.yaml_reader import dump_recipe
-from evomerge.run.folder import RunFolder
+from evomerge.run.folder import NOT_MERGEKITS, RunFolder
 from evomerge.search.incumbent import Incumbent
 from evomerge.utils.files import write_bytes_atomic, write_text_atomic
 
@@ -69,7 +69,7 @@ class BestFolder:
         try:
             text = to_mergekit(best.recipe, self._pool.layout)
         except EvomergeError as error:  # mergekit cannot express it: the recipe is the result, say why beside it
-            text = f"# mergekit cannot express this recipe: {error}\n"
+            text = f"{NOT_MERGEKITS}: {error}\n"
         write_text_atomic(self._folder.best_mergekit, text)
 
     def _write_front(self, incumbent: Incumbent) -> None:

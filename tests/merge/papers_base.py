@@ -70,3 +70,14 @@ def arcee_fusion(x: Sequence[Array], base: Array) -> Array:
         return base
     importance, threshold = fusion_importance(x[0], base)
     return np.where(importance >= threshold, x[0], base)
+
+
+@paper
+def ema(x: Sequence[Array], base: None, *, weight: Any, rate: float, unbiased: bool) -> Array:
+    """The recursion, carried along for the weighted sum and for the weights."""
+    series = [(v, w) for v, w in zip(x, weight, strict=True) if w != 0]
+    total, sum_of_weights = series[0][0] * series[0][1], series[0][1]
+    for v, w in series[1:]:
+        new = 1 if unbiased else 1 - rate
+        total, sum_of_weights = rate * total + new * w * v, rate * sum_of_weights + new * w
+    return total / sum_of_weights

@@ -171,7 +171,8 @@ def test_densities_of_zero_leave_the_base(altered: Callable[..., Pool]) -> None:
                 result = merged(pool, method, values)
                 kept = int((result != base).sum())
                 assert torch.isfinite(result).all(), method
-                assert kept <= 2, (method, density, kept)  # of 1536 elements, one of each input at most
+                # Of 1536 elements one of each input at most; of `pcb` also others with the largest score.
+                assert kept <= (8 if method == "pcb" else 2), (method, density, kept)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -180,8 +181,8 @@ def test_results_beyond_the_range_of_float16(method: str, altered: Callable[...,
     pool = altered("float16", **large)
     values = {"weight": 3.0, "lambda": 3.0, "normalize": False, "scale": 3.0}
     grows = any(p.name in values and p.name != "normalize" for p in METHODS[method].spec.parameters)
-    # Means on the sphere stay within their inputs, whatever the weights.
-    if not grows or method in ("karcher", "multislerp", "nuslerp"):
+    # Means stay within their inputs, whatever the weights; `pcb` clips a single large element.
+    if not grows or method in ("ema", "karcher", "multislerp", "nuslerp", "pcb"):
         assert torch.isfinite(merged(pool, method, values)).all()
     else:
         with pytest.raises(EvomergeError, match=rf"tensor '{BAD}': .*float16"):

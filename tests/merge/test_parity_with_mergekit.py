@@ -19,6 +19,7 @@ from evomerge.merge.execution.engine import merge_slice
 from evomerge.merge.methods import METHODS
 from evomerge.merge.mixes.torch_statistics import TensorStatistics
 from evomerge.merge.planning.plan import make_plan
+from evomerge.mergekit.forms import FORMS
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
@@ -249,7 +250,7 @@ def known_to_mergekit(method: str) -> set[str]:
     return {parameter.name for parameter in get(method).spec.parameters}
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "crossover"])  # it has none within tensors
+@pytest.mark.parametrize("method", [name for name in METHODS if name in FORMS])
 def test_parameters_have_mergekits_names_and_defaults(method: str) -> None:
     """Recipes are exchanged with mergekit; what it does not have is listed here."""
     from mergekit.merge_methods.base import MISSING

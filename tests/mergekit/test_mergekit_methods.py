@@ -233,3 +233,9 @@ def test_methods_may_not_differ(pool: Pool) -> None:
     slices = (*recipe.slices[:3], replace(recipe.slices[3], method="task_arithmetic"), *recipe.slices[4:])
     with pytest.raises(RecipeError, match=r"slice layers\.0\.norm: its method is task_arithmetic, embed has ties; a f"):
         to_mergekit(replace(recipe, slices=slices), pool.layout)
+
+
+@pytest.mark.parametrize("method", sorted(specs().keys() - FORMS.keys()))
+def test_methods_that_mergekit_has_not_are_refused(pool: Pool, method: str) -> None:
+    with pytest.raises(RecipeError, match=rf"slice \S+: its method '{method}' is none of linear, .* `evomerge merge`"):
+        to_mergekit(entry_of(pool, method, {}, {}), pool.layout)

@@ -93,6 +93,8 @@ def test_every_value_by_tensor_is_checked() -> None:
         (lambda: ParameterSpec("t", 0.5, low=-1.0, minimum=0.0), r"'t' declares low -1\.0"),
         (lambda: ParameterSpec("t", 0.5, high=float("nan")), r"'t' declares high nan"),
         (lambda: ParameterSpec("t", 0.5, low=2.0, high=1.0), r"'t' goes from 2\.0 to 1\.0"),
+        (lambda: ParameterSpec("t", 0.5, initial=1.5), r"'t' declares initial 1\.5; a number in \[0\.0, 1"),
+        (lambda: ParameterSpec("on", True, kind="boolean", initial=1.0), r"'on' declares initial 1\.0; none"),
         (lambda: ParameterSpec("k", 1.5, kind="integer"), r"'k' declares default 1\.5; allowed: a finite whole"),
         (lambda: ParameterSpec("on", 1, kind="boolean"), r"'on' declares default 1; allowed: true or false"),
         (lambda: ParameterSpec("how", "sum", kind="categorical"), r"'how' has choices \(\)"),

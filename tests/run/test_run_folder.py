@@ -8,7 +8,7 @@ import pytest
 from evomerge.errors import OutputError
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
-from evomerge.run.folder import RunFolder
+from evomerge.run.folder import NOT_MERGEKITS, RunFolder
 from evomerge.run.ledger import Ledger
 from evomerge.run.ledger_file import LedgerError
 
@@ -95,3 +95,12 @@ def test_a_malformed_pool_is_one_error(tmp_path: Path, change: dict[str, object]
 def test_a_folder_whose_name_cannot_be_one_does_not_exist(name: str, tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="does not exist"):
         RunFolder.open(tmp_path / name)
+
+
+def test_what_mergekit_cannot_express(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    assert folder.fits_mergekit()  # nothing is known
+    folder.best_mergekit.write_text("merge_method: linear\n")
+    assert folder.fits_mergekit()
+    folder.best_mergekit.write_text(f"{NOT_MERGEKITS}: its method 'pcb' is none of linear\n")
+    assert not folder.fits_mergekit()

@@ -70,3 +70,10 @@ def test_a_range_makes_a_gene() -> None:
     assert Range(0.1, 0.9, 0.5, 0.2).gene("embed/a/density") == Gene(
         "embed/a/density", "continuous", 0.1, 0.9, 0.5, 0.2
     )
+
+
+def test_a_start_that_the_method_declares() -> None:
+    method = MethodSpec("emr", (ParameterSpec("weight", 1.0, 0.0, 1.5, per_input=True, searched=True, initial=1.0),))
+    given: dict[str, Any] = {"negative_weights": False, "normalize": None, "resolution": None, "key": "space"}
+    for option, initial in (({}, 1.0), ({"high": 0.8}, 0.8), ({"low": 1.2}, 1.2), ({"initial": 0.3}, 0.3)):
+        assert parameter_ranges(method, {"weight": option}, 3, **given)["weight"].initial == initial  # type: ignore[union-attr]

@@ -14,6 +14,8 @@ from evomerge.merge.methods.registry import BASE, Values
 from evomerge.recipes.method_spec import ParameterSpec
 
 WEIGHT = ParameterSpec("weight", 1.0, low=0.0, high=1.0, per_input=True, searched=True, summary="how much it counts")
+CHOSEN_WEIGHT = replace(WEIGHT, high=1.5, initial=1.0)
+"""Of methods that take every element from one task vector, or from a mean of some: weights of 1 make no long sum."""
 DENSITY = ParameterSpec(
     "density",
     1.0,
@@ -84,11 +86,14 @@ def only_active(weights: Sequence[float]) -> int | None:
 
 
 def unchanged_task(values: Values) -> int | None:
-    """Methods of task vectors: one input kept whole with a factor of one is itself; none is the base."""
+    """Methods of task vectors: one input kept whole with a factor of one is itself; none is the base.
+
+    Of ``normalize`` and ``density`` methods may have none.
+    """
     index = only_active(values["weight"])
     if index is None:
-        none = not any(values["weight"]) and not values["normalize"]
+        none = not any(values["weight"]) and not values.get("normalize", False)
         return BASE if none or values["lambda_"] == 0 else None
-    factor = values["lambda_"] * (1 if values["normalize"] else values["weight"][index])
+    factor = values["lambda_"] * (1 if values.get("normalize", False) else values["weight"][index])
     whole = "density" not in values or values["density"][index] >= 1
     return index if whole and factor == 1 else None

@@ -8,7 +8,7 @@ number of iterations.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -55,6 +55,19 @@ def finite(gram: Array) -> Array:
             "repair the model or leave it out",
         )
     return gram
+
+
+def check_finite(sums: Mapping[int, float], inputs: int) -> None:
+    """Check that sums of magnitudes are finite.
+
+    Args:
+        sums: by input, from 0; inputs that do not count may be left out.
+        inputs: how many there are.
+
+    Raises:
+        PoolError: they are not finite, as an input (or the base) has values that are not.
+    """
+    finite(np.diag([sums.get(i, 0.0) for i in range(inputs)]))
 
 
 def arc(cosine: Array, t: float, straight: float) -> tuple[Array, Array]:

@@ -102,7 +102,10 @@ def _commands(view: RunView) -> list[Command]:
         found = []
     elif not view.config.get("held_out"):
         found[-1] = Command("Its scores again", f"evomerge evaluate {run}{trust}")
-    if view.recipe is not None and any(ref.adapter is not None for _, ref in view.recipe.models):
+    mergekits = view.folder.fits_mergekit()
+    if not mergekits:
+        found = [command for command in found if "--format mergekit" not in command.line]
+    if mergekits and view.recipe is not None and any(ref.adapter is not None for _, ref in view.recipe.models):
         merged = "mergekit-yaml mergekit.yaml my-model --lora-merge-cache adapters"
         found.insert(2, Command("The model by mergekit, adapters folded in", merged))
     if view.state != "ended":
