@@ -23,21 +23,19 @@ class Told(NamedTuple):
         noise: of each the variance that it shares with no other.
         moves: how the values change with the ability, shape ``(columns, D)``.
         covariance: of the ability.
-        ability: its mean, levels behind it.
     """
 
     values: Array
     noise: Array
     moves: Array
     covariance: Array
-    ability: Array
 
 
 def tell(
     seen: ItemParameters,
     values: Array,
     unseen: ItemParameters,
-    expected: tuple[Array, Array],
+    centre: Array,
     levels: tuple[NDArray[np.int64], NDArray[np.int64]],
     endpoints: Array | None = None,
 ) -> Told:
@@ -47,31 +45,31 @@ def tell(
         seen: the items that were run.
         values: what they gave, shape ``(columns,)``.
         unseen: the others.
-        expected: the ability that is expected, mean ``(D,)`` and covariance ``(D, D)``.
+        centre: the ability that is expected, shape ``(D,)``.
         levels: of the seen and of the unseen items: those of a level have in common what abilities do not tell.
         endpoints: abilities of which the model's is a sum, shape ``(E, D)``, with unknown weights.
     """
     size = seen.mean.shape[1] - 1
-    centre, precision = expected[0], inverse(expected[1])
+    expected, precision = centre, np.eye(size)
     if endpoints is not None:
         seen, unseen, size = seen.through(endpoints), unseen.through(endpoints), len(endpoints)
-        centre, precision = np.full(size, 1.0 / size), np.eye(size) / _LOOSE
+        expected, precision = np.full(size, 1.0 / size), np.eye(size) / _LOOSE
     count = int(levels[1].max(initial=levels[0].max(initial=0))) + 1
     seen, unseen = seen.with_levels(levels[0], count), unseen.with_levels(levels[1], count)
-    wide = np.eye(size + count) / _LEVEL
-    wide[:size, :size] = precision
-    ability, spread = ability_of(seen, values, np.append(centre, np.zeros(count)), wide)
+    expected = np.append(expected, np.zeros(count))
+    precision = np.diag([*np.diag(precision), *[1 / _LEVEL] * count])
+    ability, spread = ability_of(seen, values, expected, precision)
     x, xx = moments(ability[None], spread[None])
     own = np.einsum("iab,ab->i", unseen.covariance, xx[0])
     slopes = unseen.mean[:, :-1]
     level = unseen.mean @ x[0]
     if not len(level) or not unseen.binary[0]:
         noise = np.square(unseen.scale) * (1 / unseen.precision + own)
-        return Told(unseen.centre + unseen.scale * level, noise, unseen.scale[:, None] * slopes, spread, ability)
+        return Told(unseen.centre + unseen.scale * level, noise, unseen.scale[:, None] * slopes, spread)
     variance = own + np.einsum("ia,ab,ib->i", slopes, spread, slopes)
     chance = logistic(level / np.sqrt(1 + np.pi / 8 * variance))  # MacKay, 1992
     steep = chance * (1 - chance)  # what is not known of an item is in the chance of its answer already
-    return Told(chance, steep, steep[:, None] * slopes, spread, ability)
+    return Told(chance, steep, steep[:, None] * slopes, spread)
 
 
 def ability_of(items: ItemParameters, values: Array, prior_mean: Array, prior_precision: Array) -> tuple[Array, Array]:
@@ -100,7 +98,9 @@ def ability_of(items: ItemParameters, values: Array, prior_mean: Array, prior_pr
         x, xx = moments(mean, spread)
         slopes, second, _ = _marginal(items, xx[0])
         chance = logistic(x @ slopes.T)
-        _, spread = abilities_given(slopes, second, items.precision * chance * (1 - chance), targets, prior_mean, prior_precision)
+        _, spread = abilities_given(
+            slopes, second, items.precision * chance * (1 - chance), targets, prior_mean, prior_precision
+        )
     return mean[0], spread[0]
 
 

@@ -127,4 +127,8 @@ def _curve(values: NDArray[np.float64], metric: int, answers: slice, other: slic
             break
     chance = logistic(x @ beta)
     share = 1 - float(np.square(right - chance).mean()) / float(right.var())
-    return (_Curve(metric, answers, other, float(beta[0]), float(beta[1]), centre, scale), share) if share > _TOLD else None
+    return (
+        (_Curve(metric, answers, other, float(beta[0]), float(beta[1]), centre, scale), share)
+        if share > _TOLD
+        else None
+    )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from evomerge.candidate import Items
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimate
-from fitness.estimators.ability import Told, tell
+from fitness.estimators.ability import tell
 from fitness.estimators.anchor_names import Anchors
 from fitness.estimators.anchors import AnchorOrder
 from fitness.estimators.calibration import Calibration, calibrate, some_of
@@ -156,37 +156,35 @@ class ItemResponse:
         return list(range([*complete, False].index(False)))
 
     def _predict(
-        self, columns: Columns, items: ItemParameters, row: Row, chances_: Row, endpoints: Sequence[int], left_out: Sequence[int] = ()
+        self, columns: Columns, items: ItemParameters, row: Row, told_by: Row, endpoints: Sequence[int]
     ) -> dict[str, Estimate]:
         """p-IRT or mp-IRT of a row, with the error that the latent model says.
 
         Args:
-            left_out: models that the fit is not to know of.
+            columns, items: of those that the row has.
+            row: what the model gave.
+            told_by: what it is told from, chances in the place of answers.
+            endpoints: models that the abilities are sums of.
         """
         assert self._fit is not None
         seen = ~np.isnan(row)
         lengths = np.array([s.stop - s.start for s in columns.stretches])
         filled, chances = row.copy(), np.zeros(len(row))
         spread = np.zeros((len(lengths), len(lengths)))
-        told_by: Told | None = None
-        for kind, abilities in sorted(self._fit.abilities.items()):  # right and wrong answers last
+        for kind, abilities in self._fit.abilities.items():
             own = items.binary == kind
             ends = abilities[list(endpoints), :-1] if len(endpoints) >= 2 else None
             told, hidden = own & seen, own & ~seen
-            expected = self._fit.expected(kind, _LATEST)
-            if told_by is not None:
-                expected = self._fit.expected_after(kind, told_by.ability, told_by.covariance, _LATEST, left_out)
+            latest = abilities[-_LATEST:, :-1].mean(axis=0)
             levels = self._levels(columns, own)
-            found = tell(
-                items.take(told), chances_[told], items.take(hidden), expected, (levels[told], levels[hidden]), ends
-            )
-            told_by = found if ends is None else None
+            between = levels[told], levels[hidden]
+            found = tell(items.take(told), told_by[told], items.take(hidden), latest, between, ends)
             filled[hidden], chances[hidden] = found.values, found.noise
             moves = np.zeros((len(row), found.moves.shape[1]))
             moves[hidden] = found.moves
             means = np.array([moves[s].sum(axis=0) for s in columns.stretches]) / lengths[:, None]
             spread += means @ found.covariance @ means.T
-        for metric, above, variance in self._chances.rest(columns, row, chances_):
+        for metric, above, variance in self._chances.rest(columns, row, told_by):
             own = columns.stretches[metric]
             filled[own] = np.where(seen[own], filled[own], filled[own] + above)
             spread[metric, metric] += variance * float((~seen[own]).mean()) ** 2
@@ -220,7 +218,7 @@ class ItemResponse:
             mean = self._mean.only(part)
             truth = mean.of_row(row)
             endpoints = [k for k in self._endpoints if k != model]
-            guessed = self._predict(mean.columns, self._fit.without(left_out, part), hidden, soft, endpoints, left_out)
+            guessed = self._predict(mean.columns, self._fit.without(left_out, part), hidden, soft, endpoints)
             weights = self._weights(shown)
             plain = mean.of_row(hidden, None if weights is None else weights[part])
             for name, true in truth.items():

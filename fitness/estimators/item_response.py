@@ -120,35 +120,6 @@ class Fit:
     weights: Array
     targets: Array
 
-    def expected(self, kind: bool, latest: int) -> tuple[Array, Array]:
-        """The ability that is expected of the next model: mean ``(D,)`` of the latest ones', covariance ``(D, D)``."""
-        abilities = self.abilities[kind][:, :-1]
-        return abilities[-latest:].mean(axis=0), np.eye(abilities.shape[1])
-
-    def expected_after(
-        self, kind: bool, ability: Array, covariance: Array, latest: int, left_out: Sequence[int]
-    ) -> tuple[Array, Array]:
-        """Likewise, where its ability of the other kind is known: by a regression of the models' abilities on these.
-
-        Log-likelihoods tell of few items how many are right, much more than these items' own answers do.
-
-        Args:
-            kind: of the ability that is asked for.
-            ability, covariance: of the other kind; what comes after the first D is not used.
-            latest: how many models the means are taken of.
-            left_out: models that the regression is not to know of.
-        """
-        kept = np.setdiff1d(np.arange(len(self.abilities[kind])), left_out)
-        x, y = self.abilities[not kind][kept, :-1], self.abilities[kind][kept, :-1]
-        size = x.shape[1]
-        moved, told = x - x.mean(axis=0), y - y.mean(axis=0)
-        slopes = np.linalg.solve(moved.T @ moved + _PRIOR_MODELS * np.eye(size), moved.T @ told)
-        rest = told - moved @ slopes
-        own = self.seconds[kind][kept][:, :-1, :-1] - y[:, :, None] * y[:, None, :]
-        spread = (rest.T @ rest + own.sum(axis=0) + _PRIOR_MODELS * np.eye(size)) / (len(kept) + _PRIOR_MODELS)
-        centre = y[-latest:].mean(axis=0) + (ability[:size] - x[-latest:].mean(axis=0)) @ slopes
-        return centre, spread + slopes.T @ covariance[:size, :size] @ slopes
-
     def without(self, models: Sequence[int], part: NDArray[np.bool_]) -> ItemParameters:
         """Some items as they are without some models, the abilities of the others staying what they are.
 
