@@ -422,11 +422,7 @@ class Forward:
         rows = model.module.config.vocab_size + 8 * model.module.config.intermediate_size
         self.batch_bytes = max(before - torch.cuda.mem_get_info()[0], self.ids.numel() * rows * 8)
 
-    def blocks(self) -> list[Any]:
-        """None."""
-        return []
-
-    def run(self, model: Any, blocks: Any = None, *, stop: Any = None) -> Scores:
+    def run(self, model: Any, part: Any = None) -> Scores:
         """The sum of the logits."""
         with torch.no_grad():
             return Scores({"score": float(model.module(self.ids, use_cache=False).logits.float().sum())})
@@ -452,7 +448,7 @@ class Doomed(Forward):
         self.ids = torch.arange(8 * 64, device=model.device).remainder(60).view(8, 64)
         self._said("begun", str(os.getpid()))
 
-    def run(self, model: Any, blocks: Any = None, *, stop: Any = None) -> Scores:
+    def run(self, model: Any, part: Any = None) -> Scores:
         """The sum of the logits, if nothing else was ordered."""
         time.sleep(0.2)  # both workers have a candidate
         for order in ("kill", "assert"):
