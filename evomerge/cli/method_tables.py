@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.merge.methods import Method
+from evomerge.merge.methods.registry import functions_of
 from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
 
 _BASES = {"none": "-", "optional": "optional", "required": "required"}
@@ -102,7 +103,7 @@ def markdown(methods: Sequence[Method]) -> str:
 
 def documentation(method: Method) -> str:
     """The docstring of a method's function: paragraphs of one line each, code in single backquotes."""
-    words = next((f.__doc__ for f in (method.mix, method.function) if f is not None and f.__doc__), "")
+    words = next((f.__doc__ for f in functions_of(method) if f.__doc__), "")
     paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(words).replace("``", "`").split("\n\n")]
     return "\n\n".join(part for part in paragraphs if not part.startswith(("Args:", "Returns:", "Raises:")))
 

@@ -36,6 +36,8 @@ SELECTS: Mapping[str, Mapping[int, dict[str, Scalar]]] = {
     "passthrough": {0: {}},
 }
 """By method: the shared parameters that make the result the input of an index."""
+ORDERED = {"opcm"}
+"""Methods that merge models one after the other."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,10 @@ class MergeMethodContract:
             moved, parameters = [inputs[i] for i in order], [each[i] for i in order]
             result = carry_out(case.method, moved, base, parameters, turned, keys=[KEYS[i] for i in order])
             expected = carry_out(case.method, inputs, base, each, shared)
-            torch.testing.assert_close(result, expected, rtol=1e-5, atol=2e-6)
+            if case.method.spec.name in ORDERED:
+                assert not torch.allclose(result, expected, rtol=1e-3)
+            else:
+                torch.testing.assert_close(result, expected, rtol=1e-5, atol=2e-6)
 
     def test_equal_inputs_come_out_as_they_are_where_it_is_declared(self, case: Case) -> None:
         """And only there: a search has no genes for what is equal in all models."""

@@ -11,7 +11,8 @@ from evomerge.errors import EvomergeError
 from evomerge.merge.execution.copies_ahead import CopiesAhead
 from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.noted_statistics import NotedStatistics
-from evomerge.merge.execution.sources import Notes, Placement, Sources
+from evomerge.merge.execution.notes import Notes
+from evomerge.merge.execution.sources import Placement, Sources
 from evomerge.merge.execution.stage_slices import StageSlices
 from evomerge.merge.execution.tensor_merge import TensorMerge
 from evomerge.merge.kernels.sums import CHUNK

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.merge.execution.sources import Notes
+from evomerge.merge.execution.notes import Notes
+from evomerge.merge.methods import Method
 from evomerge.merge.mixes.backend import Backend, backend_of
 from evomerge.merge.mixes.cpu_statistics import CpuStatistics, Window
 from evomerge.merge.mixes.magnitude_order import row_width
@@ -110,6 +112,16 @@ class NotedStatistics:
 
         ranks = self._notes.small(("ranks", name), lambda: found.ranks(index), lasting=True)
         return found.cut_from(ranks, index, first, last, held)
+
+    def derived(self, method: Method, values: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        """What a method makes of the sources (`Derived.make`), flat and where these are."""
+        inputs, base = self._tensors
+        made = method.derived
+        assert made is not None, "asked for what was declared"
+        assert base is not None, "methods that need a base declare it"
+        given = tuple(sorted(made.given(values).items()))
+        name = ("derived", method.spec.name, *self._names, self._base, self.shape)
+        return self._notes.derived(name, given, base.device, lambda: made.make(values, inputs, base, self.shape))
 
     def row_ranks(self, index: int) -> torch.Tensor | None:
         """The ranks of all elements in their rows; ``None`` on the CPU."""
