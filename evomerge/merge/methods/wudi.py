@@ -84,7 +84,8 @@ def _inverse(square: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(square)
     kept = values > ROUNDING**2 * values[-1]
     vectors = vectors[:, kept]
-    return vectors / values[kept] @ vectors.T
+    found: torch.Tensor = vectors / values[kept] @ vectors.T
+    return found
 
 
 def _by_adam(loss: _Interference, start: torch.Tensor, iterations: int, rate: float) -> torch.Tensor:
