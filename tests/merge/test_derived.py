@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import shutil
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import torch
 from contracts.test_merge_methods import CASES, Case
 from merge.gpu_recipes import NAMES, everywhere, small_pool, weights
 from pretended_gpu import PretendedGpu
+from safetensors.torch import load_file, save_file
 
+from evomerge.errors import PoolError
 from evomerge.export.writer import write_model
 from evomerge.merge.execution.engine import merge_slice
 from evomerge.merge.execution.notes import Notes
@@ -196,8 +200,6 @@ def test_the_same_bits_by_any_way(case: Case, pool: Pool, tmp_path: Path) -> Non
 
 
 def test_their_recipes_are_written_as_models(pool: Pool, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     for case in DERIVED:
         inputs = tuple(Input(name) for name in NAMES)
         recipe = pool.info.recipe(
@@ -209,3 +211,51 @@ def test_their_recipes_are_written_as_models(pool: Pool, tmp_path: Path) -> None
         assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
     assert len(DERIVED) == len({"iso_c", "iso_cts", "tsv_m", "wudi", "optmerge", "opcm"})
     assert all(METHODS[case.method.spec.name].spec.idempotent for case in DERIVED)
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_tensors_are_made_side_by_side_where_they_are_kept(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    makers: list[str] = []
+    make = Derived.make
+
+    def watched(self: Derived, values, inputs, base, shape):  # type: ignore[no-untyped-def]
+        makers.append(threading.current_thread().name.split("_")[0])
+        return make(self, values, inputs, base, shape)
+
+    monkeypatch.setattr(Derived, "make", watched)
+    plan = plan_of(pool, "iso_c")
+    expected = merged(plan, Sources(pool, placement=Placement(0, 0, 0)))
+    makers.clear()
+    for room in (10**8, 20_000, 0):
+        sources = Sources(pool, placement=Placement(0, 0, room))
+        outs = [{n: torch.empty_like(expected[n]) for n in entry.tensors} for entry in plan.slices]
+        merge_slices(plan.slices, sources, outs)
+        assert all(torch.equal(tensor, expected[name]) for out in outs for name, tensor in out.items())
+        assert len(makers) == count(pool)
+        ahead = makers.count("derive")
+        assert ahead == count(pool) if room == 10**8 else 0 < ahead < count(pool) if room else not ahead
+        assert sources.notes.used <= room
+        assert torch.get_num_threads() == 3
+        makers.clear()
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_what_cannot_be_made_is_named(llamas: Llamas, tmp_path: Path) -> None:
+    folders = llamas()
+    shutil.copytree(folders["b"], tmp_path / "b")
+    tensors = load_file(tmp_path / "b" / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.inf
+    save_file(tensors, tmp_path / "b" / "model.safetensors", {"format": "pt"})
+    pool = small_pool(folders | {"b": tmp_path / "b"})
+    plan = plan_of(pool, "tsv_m")
+    outs = [{n: torch.empty(pool.layout.shapes[n]) for n in entry.tensors} for entry in plan.slices]
+    with pytest.raises(PoolError, match=r"tensor 'model.layers.1.mlp.up_proj.weight': input 2 has values that are NaN"):
+        merge_slices(plan.slices, Sources(pool, placement=Placement(0, 0, 10**8)), outs)

@@ -146,6 +146,10 @@ class Notes:
                 self._charge(known[variant], 1)
         return found
 
+    def would_keep(self, key: Hashable, variant: Hashable, cost: int) -> bool:
+        """Whether `derived` would find something that is not kept, and has `cost` bytes of main memory free."""
+        return variant not in self._derived.get(key, ()) and cost <= self.budget - self.used
+
     def _has_room(self, cost: int, device: torch.device) -> bool:
         on_device = device.type != "cpu" and cost <= self.device_budget - self.device_used
         return on_device or cost <= self.budget - self.used
