@@ -31,12 +31,13 @@ range, unless it is told otherwise; the others keep their default until a config
 list of choices (`search_space.parameters`). Several methods in `search_space.method` make the method of every layer
 group a choice too: `search_space.method=[task_arithmetic,ties]`.
 
-Some methods make a tensor of all models by costly means (singular values, least squares) and add it to the base with a
-factor or two: iso_c, iso_cts, tsv_m, wudi, optmerge and opcm. That tensor is made once per pool and kept, as far as a
-quarter of the free memory goes, so that candidates which differ in these factors cost what task arithmetic costs. Where
-a search varies one of the parameters that are *found anew for every value*, candidates make theirs, at full cost, and
-the last ones stay. Making is done in float64, with one thread for each tensor, so that the bits do not depend on the
-number of threads; another kind of processor or a GPU may round the last digit otherwise.
+Some methods make a tensor of all models by costly means (singular values, least squares) and add it to the base with
+one factor, or one for each model: iso_c, iso_cts, tsv_m, wudi, optmerge, opcm and doge. That tensor is made once per
+pool and kept, as far as a quarter of the free memory goes, so that candidates which differ in these factors cost what
+task arithmetic costs. Where a search varies one of the parameters that are *found anew for every value*, candidates
+make theirs, at full cost, and the last ones stay; of intermediates (lineages) nothing is kept. It is made in float64,
+with one thread for each tensor, so that the bits do not depend on the number of threads; another kind of processor or a
+GPU may round the last digit otherwise.
 
 A method of your own is a function with the decorator `evomerge.merge.methods.merge_method`, in a module that the
 configuration names in `imports`, and `evomerge merge`, `export` and `evaluate` with `--import`.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from merge.papers import Array, paper
+from merge.papers import Array, by_magnitude, float32, paper
 
 ZERO = 1e-6
 
@@ -86,6 +86,15 @@ def tsv_m(x: Sequence[Array], base: Array, *, weight: Sequence[float], rank: flo
     return np.asarray(base + lambda_ * sum(w * value * np.outer(u, v) for (value, _, _, w), u, v in every))
 
 
+def adam_steps(gradient_at: Callable[[Array], Array], x: Array, iterations: int, rate: float) -> Array:
+    first, second = np.zeros_like(x), np.zeros_like(x)
+    for step in range(1, iterations + 1):
+        gradient = gradient_at(x)
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        x = x - rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    return x
+
+
 class Loss:
     """``sum_i ||(X - T_i) L_i^T||^2 / ||tau_i||^2``, model by model."""
 
@@ -103,12 +112,7 @@ class Loss:
         return np.asarray(x + np.linalg.lstsq(left, right, rcond=ZERO)[0].T)
 
     def adam(self, x: Array, iterations: int, rate: float) -> Array:
-        first, second = np.zeros_like(x), np.zeros_like(x)
-        for step in range(1, iterations + 1):
-            gradient = self.gradient(x)
-            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-            x = x - rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-        return x
+        return adam_steps(self.gradient, x, iterations, rate)
 
     def momentum(self, x: Array, iterations: int, rate: float) -> Array:
         velocity = np.zeros_like(x)
@@ -174,3 +178,41 @@ def away_from(merged: Array, task: Array, alpha: float) -> Array:
             if i == j or corner or alpha >= 1:
                 inside[i, j] = 0.0
     return np.asarray(u @ inside @ vh)
+
+
+@paper
+def doge(
+    x: Sequence[Array],
+    base: Array,
+    *,
+    lambda_: float,
+    eta: float,
+    density: float,
+    iterations: int,
+    rate: float,
+    subspace: int,
+) -> Array:
+    tasks = [float32(v - base) for v in x if (v != base).any()]
+    if no_matrix(base) or not tasks:
+        return base
+    side, scales = min(base.shape), [eta / np.linalg.norm(task) for task in tasks]
+    left = [vector for task in tasks for _, vector, _ in parts(task, side // len(tasks))]
+    fixed = np.zeros((base.shape[0],) * 2)
+    if left:
+        fixed = sum((np.outer(u, u) for _, u, _ in parts(np.stack(left, axis=1), side // subspace)), fixed)
+
+    def gradient(delta: Array) -> Array:
+        whole = sum(scale * (task + delta) for scale, task in zip(scales, tasks, strict=True))
+        found = np.zeros_like(delta)
+        for task in tasks:
+            for row in range(len(task)):
+                found[row] += 2 * (task[row] @ (whole[row] - task[row])) * sum(scales) * task[row]
+        return np.asarray(found - fixed @ found)
+
+    delta = adam_steps(gradient, np.zeros_like(base), iterations if len(tasks) > 1 else 0, rate)
+    result = base.copy()
+    for scale, task in zip(scales, tasks, strict=True):
+        kept = np.zeros(task.size)
+        kept[by_magnitude(task)[: int(density * task.size)]] = 1
+        result += lambda_ * scale * (task + delta) * kept.reshape(task.shape)
+    return result

@@ -74,7 +74,7 @@ def count(pool: Pool) -> int:
     return sum(len(pool.layout.of_slice(s)) for s in pool.info.slices)
 
 
-@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "wudi", "optmerge", "opcm"])
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "wudi", "optmerge", "opcm", "doge"])
 def test_other_factors_make_nothing(pool: Pool, made: list[tuple[int, ...]], method: str) -> None:
     sources = Sources(pool, placement=Placement(0, 0, 10**8))
     first = merged(plan_of(pool, method, lambda_=0.7), sources)
@@ -209,7 +209,7 @@ def test_their_recipes_are_written_as_models(pool: Pool, tmp_path: Path) -> None
         written = load_file(tmp_path / case.method.spec.name / "model.safetensors")
         expected = merged(make_plan(recipe, pool), Sources(pool, placement=Placement(0, 0, 0)))
         assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
-    assert len(DERIVED) == len({"iso_c", "iso_cts", "tsv_m", "wudi", "optmerge", "opcm"})
+    assert len(DERIVED) == len({"iso_c", "iso_cts", "tsv_m", "wudi", "optmerge", "opcm", "doge"})
     assert all(METHODS[case.method.spec.name].spec.idempotent for case in DERIVED)
 
 

@@ -183,7 +183,7 @@ def test_what_makes_no_difference_is_written(
     assert f"merge_method: {method}" in to_mergekit(entry_of(pool, method, shared, each), pool.layout)
 
 
-@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "wudi", "optmerge", "opcm"])
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "wudi", "optmerge", "opcm", "doge"])
 def test_methods_that_mergekit_has_not_are_refused_by_name(pool: Pool, method: str) -> None:
     with pytest.raises(RecipeError, match=rf"slice embed: its method '{method}' is none of linear, slerp") as raised:
         to_mergekit(entry_of(pool, method, {}, {}), pool.layout)

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
+from evomerge.merge.methods.adam import adam
 from evomerge.merge.methods.registry import Values, derived_method
 from evomerge.merge.methods.spectral import (
     RANK,
@@ -88,18 +89,6 @@ def _inverse(square: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def _by_adam(loss: _Interference, start: torch.Tensor, iterations: int, rate: float) -> torch.Tensor:
-    """Steps of Adam with its usual settings (arXiv 1412.6980, algorithm 1)."""
-    x, first, second = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
-    for step in range(1, iterations + 1):
-        gradient = loss.gradient(x)
-        first.mul_(0.9).add_(gradient, alpha=0.1)
-        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        size = (second / (1 - 0.999**step)).sqrt_().add_(1e-8)
-        x.addcdiv_(first, size, value=-rate / (1 - 0.9**step))
-    return x
-
-
 def _by_momentum(loss: _Interference, start: torch.Tensor, iterations: int, rate: float) -> torch.Tensor:
     """Steps of gradient descent with a momentum of 0.9."""
     x, velocity = start.clone(), torch.zeros_like(start)
@@ -148,7 +137,7 @@ def wudi(tasks: Sequence[torch.Tensor], iterations: int, rate: float) -> torch.T
     if not any(norms):
         return start
     loss = _Interference(tasks, tasks, norms)
-    return _by_adam(loss, start, iterations, rate) if iterations else loss.nearest_minimum(start)
+    return adam(loss.gradient, start, iterations, rate) if iterations else loss.nearest_minimum(start)
 
 
 @derived_method(
@@ -192,4 +181,6 @@ def optmerge(tasks: Sequence[torch.Tensor], iterations: int, rate: float, rank: 
     start = total(tasks) if tuning == "full" else average
     if not iterations:
         return loss.nearest_minimum(start)
-    return (_by_adam if tuning == "full" else _by_momentum)(loss, start, iterations, rate)
+    if tuning == "full":
+        return adam(loss.gradient, start, iterations, rate)
+    return _by_momentum(loss, start, iterations, rate)
