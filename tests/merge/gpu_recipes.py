@@ -34,7 +34,7 @@ def everywhere(case: Case, pool: Pool, seed: int) -> Plan:
 
 
 def everywhere_recipe(case: Case, pool: Pool, seed: int) -> Recipe:
-    """A method on every slice, its parameters drawn from their bounds; where something is derived, the searched ones."""
+    """A method on every slice, its parameters drawn from their bounds; of what is derived, searched ones."""
     each, shared = case.settings(seed)
     if case.method.derived is not None:
         searched = {p.name for p in case.method.spec.parameters if p.searched}

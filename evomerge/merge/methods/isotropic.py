@@ -60,7 +60,7 @@ def spaces(shape: Sequence[int], models: int, share: float) -> tuple[int, int]:
     "iso_cts",
     ISO_SCALE,
     COMMON,
-    summary="iso_c with the least common directions given to what is each task's own (Iso-CTS, arXiv 2502.04959)",
+    summary="common directions, and some of each task's own, with equal singular values (Iso-CTS, arXiv 2502.04959)",
     factors=scale_of,
     given=lambda values: {"common": float(values["common"])},
     unchanged=base_alone,
@@ -70,10 +70,10 @@ def iso_cts(tasks: Sequence[torch.Tensor], common: float) -> torch.Tensor:
     """``theta_0 + lambda sbar U' V'^T`` of common and task-specific directions.
 
     No Task Left Behind: Isotropic Model Merging with Common and Task-Specific Subspaces, Iso-CTS. The first triplets of
-    the sum of task vectors are common; of ``tau_i - U_c U_c^T tau_i``, what the common left directions leave of model
-    ``i``, as many of the first triplets as `spaces` says. ``U'`` and ``V'`` are the polar factors of all of them, and
-    ``sbar`` the mean of their singular values. For many models that share less than `iso_c` keeps. Triplets that are
-    rounding are left out, as there.
+    the sum of task vectors are common, a share ``common`` of all that a matrix can have; the others are divided equally
+    among the models, and are the first of ``tau_i - U_c U_c^T tau_i``, what the common left directions leave of model
+    ``i``. ``U'`` and ``V'`` are the polar factors of all of them, and ``sbar`` the mean of their singular values. For
+    many models that share less than `iso_c` keeps. Triplets that are rounding are left out, as there.
 
     Found once per pool for each value of ``common``, as `iso_c` is; one decomposition more for every model.
     """

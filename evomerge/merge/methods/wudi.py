@@ -147,7 +147,7 @@ def wudi(tasks: Sequence[torch.Tensor], iterations: int, rate: float) -> torch.T
     ITERATIONS,
     RATE,
     TUNING,
-    summary="wudi with task vectors of low rank (OptMerge, arXiv 2505.19892)",
+    summary="least interference, as wudi, of task vectors of low rank (OptMerge, arXiv 2505.19892)",
     factors=scale_of,
     given=lambda values: {**_steps(values), "rank": float(values["rank"]), "tuning": str(values["tuning"])},
     whole_alone=True,
