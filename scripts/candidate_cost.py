@@ -1,10 +1,10 @@
-"""What a later candidate of a search costs to merge, beside one of task arithmetic: ``python scripts/candidate_cost.py``.
+"""What a later candidate of a search costs to merge, beside one of task arithmetic.
 
     python scripts/candidate_cost.py POOL base a b [--candidates 25]
 
-POOL is a folder with one folder for each model, of which the first is the base. For every method that makes something of
-the sources once (`Derived`), all slices are merged with other factors for each candidate, nothing cached; processor time
-on one thread, the first candidate apart, of the others the median.
+POOL is a folder with one folder for each model, the first that is named is the base. For every method that makes
+something of the sources once (`Derived`), all slices are merged with other factors for each candidate and nothing
+cached. Processor time on one thread: that of the first candidate, and the median of the others.
 """
 
 from __future__ import annotations
