@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def pool(llamas: Llamas) -> Pool:
-    return small_pool(llamas())
+    return small_pool(llamas(layers=1))
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_notes_of_what_is_derived() -> None:
 
 
 def test_on_a_device_or_beside_it(llamas: Llamas) -> None:
-    pool = small_pool(llamas())
+    pool = small_pool(llamas(layers=1))
     plans = [plan_of(pool, "iso_c", lambda_=factor) for factor in (0.4, 0.9)]
     expected = merged(plans[1], Sources(pool, placement=Placement(0, 0, 0)))
     need = 4 * sum(tensor.numel() for tensor in expected.values())
@@ -249,13 +249,13 @@ def test_tensors_are_made_side_by_side_where_they_are_kept(pool: Pool, monkeypat
 
 @pytest.mark.usefixtures("three_threads")
 def test_what_cannot_be_made_is_named(llamas: Llamas, tmp_path: Path) -> None:
-    folders = llamas()
+    folders = llamas(layers=1)
     shutil.copytree(folders["b"], tmp_path / "b")
     tensors = load_file(tmp_path / "b" / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.inf
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.inf
     save_file(tensors, tmp_path / "b" / "model.safetensors", {"format": "pt"})
     pool = small_pool(folders | {"b": tmp_path / "b"})
     plan = plan_of(pool, "tsv_m")
     outs = [{n: torch.empty(pool.layout.shapes[n]) for n in entry.tensors} for entry in plan.slices]
-    with pytest.raises(PoolError, match=r"tensor 'model.layers.1.mlp.up_proj.weight': input 2 has values that are NaN"):
+    with pytest.raises(PoolError, match=r"tensor 'model.layers.0.mlp.up_proj.weight': input 2 has values that are NaN"):
         merge_slices(plan.slices, Sources(pool, placement=Placement(0, 0, 10**8)), outs)
