@@ -24,7 +24,6 @@ from evomerge.utils.memory import MemoryPart
 _ORDER = 4  # bytes of an element's index in an order (`CpuStatistics.order`)
 _SORT = 12  # bytes of an element while it is sorted: its magnitude twice, and another index (`selection.order`)
 _RANKS = 1500 * 16  # bytes of a histogram: bins that magnitudes of a task vector fill, with their counts
-_DECOMPOSED = 8  # copies in float64 of a tensor that is decomposed: itself, its vectors, what LAPACK works in
 _SQUARES = 3  # of inner products, in float64: themselves, their vectors, what LAPACK works in
 _DEVICE_COUNT = 20  # bytes of an element that is counted on a device: both sides, their difference, its bin as int64
 
@@ -67,7 +66,7 @@ def scratch_memory(plans: Sequence[Plan], pool: Pool, on_host: bool) -> list[Mem
         method, inputs = METHODS[part.method or "passthrough"], len(part.sources) + (part.base is not None)
         count = math.prod(pool.layout.shapes[like])
         if method.derived is not None:
-            largest = max(largest, _while_derived(pool.layout.shapes[like], inputs))
+            largest = max(largest, _while_derived(pool.layout.shapes[like], inputs, method.derived.copies))
             continue
         whole = not method.elementwise and _mix(method, part, pool.layout.shapes[like]) is None
         if whole:  # all as float32, the result, and as much again while it is computed
@@ -171,11 +170,11 @@ def _derived_tensors(plans: Sequence[Plan], pool: Pool) -> dict[Any, int]:
     return found
 
 
-def _while_derived(shape: Sequence[int], tensors: int) -> int:
+def _while_derived(shape: Sequence[int], tensors: int, copies: int) -> int:
     """Bytes that making something of a tensor takes for a moment: all as float32 and float64, and what LAPACK needs."""
     count = math.prod(shape)
     square = min(shape[1], shape[0] * tensors) ** 2 if len(shape) == 2 else 0
-    return (12 * tensors + 8 * _DECOMPOSED) * count + 8 * _SQUARES * square
+    return (12 * tensors + 8 * copies) * count + 8 * _SQUARES * square
 
 
 def _asks(part: Part, pool: Pool) -> bool:

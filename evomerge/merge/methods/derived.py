@@ -30,12 +30,14 @@ class Derived:
             it makes.
         factors: the factors, from all parameters; as many as `find` makes.
         whole_alone: whether a task vector alone is what `find` makes of it.
+        copies: of a tensor, in float64, that `find` has in memory at a time, about and besides those of the inputs.
     """
 
     find: Find
     given: Callable[[Mapping[str, Any]], Mapping[str, Hashable]]
     factors: Callable[[Mapping[str, Any]], tuple[float, ...]]
     whole_alone: bool = False
+    copies: int = 8
 
     def simple(self, values: Mapping[str, Any], inputs: int) -> Mix | None:
         """The mix of the inputs themselves, where nothing need be made of them."""

@@ -66,6 +66,7 @@ def _unmoved(tasks: Sequence[torch.Tensor]) -> torch.Tensor:
         "rate": float(values["rate"]),
         "subspace": int(values["subspace"]),
     },
+    copies=20,
     unchanged=base_alone,
 )
 @partial(of_matrices, otherwise=_unmoved)
@@ -82,7 +83,7 @@ def doge(
     over the whole model and keep one more. As in their code, tensors that are no matrices stay the base's. For tasks
     that conflict; ``eta`` is the authors' for vision models, and small for others: a search scales the sum.
 
-    Found once per pool for each set of the other parameters, kept in four bytes per element. Finding takes about eight
+    Found once per pool for each set of the other parameters, kept in four bytes per element. Finding takes about twenty
     copies of a tensor in float64.
     """
     used = [(task, float(torch.linalg.matrix_norm(task))) for task in tasks]

@@ -152,6 +152,7 @@ def derived_method(
     factors: Callable[[Values], tuple[float, ...]],
     given: Callable[[Values], Mapping[str, Hashable]] = lambda values: {},
     whole_alone: bool = False,
+    copies: int = 8,
     min_inputs: int = 1,
     max_inputs: int | None = None,
     check: Callable[[Values], None] | None = None,
@@ -167,7 +168,7 @@ def derived_method(
     spec = MethodSpec(name, parameters, "required", min_inputs, max_inputs, summary, True)
 
     def register(find: Find) -> Find:
-        made = Derived(find, given, factors, whole_alone)
+        made = Derived(find, given, factors, whole_alone, copies)
         _add(Method(spec, check=check, unchanged=unchanged, derived=made))
         return find
 

@@ -128,7 +128,9 @@ def triplets(matrix: torch.Tensor, most: int | None = None, scale: float | None 
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     least = ROUNDING * (float(s[0]) if scale is None else scale)
     count = min(int((s > least).sum()), len(s) if most is None else most)
-    return Triplets(u[:, :count], s[:count], vh[:count])
+    if count == len(s):
+        return Triplets(u, s, vh)
+    return Triplets(u[:, :count].clone(), s[:count], vh[:count].clone())  # the others need not be kept
 
 
 def polar(matrix: torch.Tensor) -> torch.Tensor:

@@ -55,17 +55,19 @@ class _Interference:
     def __init__(
         self, targets: Sequence[torch.Tensor], directions: Sequence[torch.Tensor], norms: Sequence[float]
     ) -> None:
-        every = [
-            (target, direction.T / norm**0.5)
-            for target, direction, norm in zip(targets, directions, norms, strict=True)
-            if norm > 0
-        ]
-        self._a = torch.cat([a for _, a in every], 1)  # (n, K)
-        self._b = torch.cat([target @ a for target, a in every], 1)  # (m, K)
-        self._is_wide = self._a.shape[1] > self._a.shape[0]
-        if self._is_wide:  # the smaller of A A^T and A^T A
-            self._b = self._b @ self._a.T
-            self._a = self._a @ self._a.T
+        every = [each for each in zip(targets, directions, norms, strict=True) if each[2] > 0]
+        columns = every[0][1].shape[1]
+        self._is_wide = sum(direction.shape[0] for _, direction, _ in every) > columns
+        if self._is_wide:  # A A^T and B A^T are smaller, of shapes (n, n) and (m, n), and A and B are never there
+            self._a = every[0][1].new_zeros(columns, columns)
+            self._b = torch.zeros_like(every[0][0])
+            for target, direction, norm in every:
+                square = direction.T @ direction / norm
+                self._a += square
+                self._b += target @ square
+        else:
+            self._a = torch.cat([direction.T / norm**0.5 for _, direction, norm in every], 1)  # (n, K)
+            self._b = torch.cat([target @ (direction.T / norm**0.5) for target, direction, norm in every], 1)  # (m, K)
 
     def gradient(self, x: torch.Tensor) -> torch.Tensor:
         """Of the loss at a matrix of shape ``(m, n)``."""
@@ -151,6 +153,7 @@ def wudi(tasks: Sequence[torch.Tensor], iterations: int, rate: float) -> torch.T
     factors=scale_of,
     given=lambda values: {**_steps(values), "rank": float(values["rank"]), "tuning": str(values["tuning"])},
     whole_alone=True,
+    copies=18,
     unchanged=base_alone,
 )
 @of_matrices
@@ -164,7 +167,8 @@ def optmerge(tasks: Sequence[torch.Tensor], iterations: int, rate: float, rank: 
     rate is 1e-4 there. They stop after 300. ``iterations: 0`` is the minimum nearest to the start: what no direction
     touches stays as it is there. For task vectors with noise in their small directions.
 
-    Found once per pool for each ``rank``, as `wudi` is; two decompositions more for every model.
+    Found once per pool for each ``rank``, as `wudi` is; two decompositions more for every model, and
+    about eighteen copies of a tensor in float64.
     """
     most, average = kept_rank(tasks[0], rank, len(tasks)), total(tasks) / len(tasks)
     norms = _squares(tasks)
@@ -173,8 +177,10 @@ def optmerge(tasks: Sequence[torch.Tensor], iterations: int, rate: float, rank: 
     first = [triplets(task, most) for task in tasks]
     directions = [each.s[:, None] * each.vh for each in first]
     if tuning == "full":
-        rest = [triplets(task - average, most, norm**0.5) for task, norm in zip(tasks, norms, strict=True)]
-        targets = [average + each.u * each.s @ each.vh for each in rest]
+        targets = []
+        for task, norm in zip(tasks, norms, strict=True):
+            rest = triplets(task - average, most, norm**0.5)
+            targets.append(average + rest.u * rest.s @ rest.vh)
     else:
         targets = [each.u @ rows for each, rows in zip(first, directions, strict=True)]
     loss = _Interference(targets, directions, norms)
