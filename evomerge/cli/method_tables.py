@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.merge.methods import Method
+from evomerge.merge.methods.registry import functions_of
 from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
 
 _BASES = {"none": "-", "optional": "optional", "required": "required"}
@@ -29,6 +30,14 @@ A parameter has a value for every *input*, or one for the *slice*. A search vari
 range, unless it is told otherwise; the others keep their default until a configuration gives them a value, a range or a
 list of choices (`search_space.parameters`). Several methods in `search_space.method` make the method of every layer
 group a choice too: `search_space.method=[task_arithmetic,ties]`.
+
+Some methods make a tensor of all models by costly means (singular values, least squares) and add it to the base with
+one factor, or one for each model: iso_c, iso_cts, tsv_m, wudi, optmerge, opcm and doge. That tensor is made once per
+pool and kept, as far as a quarter of the free memory goes, so that candidates which differ in these factors cost what
+task arithmetic costs. Where a search varies one of the parameters that are *found anew for every value*, candidates
+make theirs, at full cost, and the last ones stay; of intermediates (lineages) nothing is kept. It is made in float64,
+with one thread for each tensor, so that the bits do not depend on the number of threads; another kind of processor or a
+GPU may round the last digit otherwise.
 
 A method of your own is a function with the decorator `evomerge.merge.methods.merge_method`, in a module that the
 configuration names in `imports`, and `evomerge merge`, `export` and `evaluate` with `--import`.
@@ -102,7 +111,7 @@ def markdown(methods: Sequence[Method]) -> str:
 
 def documentation(method: Method) -> str:
     """The docstring of a method's function: paragraphs of one line each, code in single backquotes."""
-    words = next((f.__doc__ for f in (method.mix, method.function) if f is not None and f.__doc__), "")
+    words = next((f.__doc__ for f in functions_of(method) if f.__doc__), "")
     paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(words).replace("``", "`").split("\n\n")]
     return "\n\n".join(part for part in paragraphs if not part.startswith(("Args:", "Returns:", "Raises:")))
 

@@ -63,6 +63,18 @@ def test_what_is_noted_of_the_sources_is_that_of_the_methods(quick_search: list[
     assert part(whole, "scratch").during == "merging"
 
 
+def test_what_methods_make_of_the_sources_is_kept(quick_search: list[str]) -> None:
+    words = ["search_space=parameter", "evaluator.device=cpu"]
+    one = found(quick_search, *words, "search_space.method=iso_c")
+    made = part(one, "derived")
+    assert made.nbytes == part(one, "model").nbytes  # both are float32
+    assert "for iso_c" in made.text
+    assert part(one, "scratch").nbytes >= 8 * 8 * 58 * 96  # the embeddings, while they are decomposed
+    # Of two models, each by itself, and their sum for candidates of equal weights, as the first is.
+    two = found(quick_search, *words, "search_space.method=tsv_m")
+    assert part(two, "derived").nbytes == 3 * made.nbytes
+
+
 def test_logits_grow_with_the_batch(quick_search: list[str]) -> None:
     one, many = (
         part(found(quick_search, f"fitness.batch_size={size}", "held_out=null"), "forwards") for size in (1, 8)

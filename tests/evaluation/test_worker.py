@@ -13,7 +13,7 @@ from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import choose_device
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.worker import Worker
-from evomerge.merge.execution.sources import Notes
+from evomerge.merge.execution.notes import Notes
 from evomerge.merge.resident.merge_progress import MergeProgress
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool

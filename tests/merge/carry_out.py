@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
 import torch
 
 from evomerge.merge.methods import BASE, METHODS, Context, Method, call_values
 from evomerge.merge.mixes.masks import mask_key
+from evomerge.merge.mixes.mix import Mix
 from evomerge.merge.mixes.torch_mix import mix_block
 from evomerge.merge.mixes.torch_statistics import TensorStatistics
 from evomerge.recipes.method_spec import Scalar
@@ -77,6 +79,13 @@ def _computed(
     shape = inputs[0].shape
     flat = [tensor.reshape(-1) for tensor in inputs]
     origin = base.reshape(-1) if base is not None else None
+    if method.derived is not None:
+        assert origin is not None
+        mix = method.derived.simple(values, len(flat))
+        if mix is None:
+            mix = method.derived.mix(values)
+            flat = [origin, *method.derived.make(values, flat, origin, shape)]
+        return _mixed(mix, flat, origin, keys, block).view(shape)
     mix = method.mix(values, statistics(flat, origin, tuple(shape), keys)) if method.mix else None
     if mix is None:
         assert method.function is not None
@@ -113,6 +122,34 @@ def merged(
     return carry_out(method, tensors, below, each, given, shortcut=shortcut).tolist()
 
 
+def diagonal(*numbers: float) -> list[list[float]]:
+    """A square matrix with these on its diagonal."""
+    return [[number if i == j else 0.0 for j in range(len(numbers))] for i, number in enumerate(numbers)]
+
+
+def near(matrix: Sequence[Sequence[float]]) -> list[Any]:
+    """What equals a matrix but for rounding."""
+    return [pytest.approx(row, abs=1e-6) for row in matrix]
+
+
 def weights(*numbers: float) -> list[dict[str, Scalar]]:
     """Per-input parameters that give each input a weight."""
     return [{"weight": number} for number in numbers]
+
+
+def _mixed(
+    mix: Mix, flat: Sequence[torch.Tensor], origin: torch.Tensor | None, keys: tuple[int, ...], block: int | None
+) -> torch.Tensor:
+    """A mix of flat tensors, in blocks."""
+    size, count = block or max(1, flat[0].numel()), flat[0].numel()
+    results = [
+        mix_block(
+            mix,
+            [x[start : start + size] for x in flat],
+            origin[start : start + size] if origin is not None else None,
+            keys,
+            start,
+        )
+        for start in range(0, count, size)
+    ]
+    return torch.cat(results) if results else torch.empty(0)

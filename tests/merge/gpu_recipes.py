@@ -34,8 +34,11 @@ def everywhere(case: Case, pool: Pool, seed: int) -> Plan:
 
 
 def everywhere_recipe(case: Case, pool: Pool, seed: int) -> Recipe:
-    """A method on every slice, its parameters drawn from their bounds."""
+    """A method on every slice, its parameters drawn from their bounds; of what is derived, searched ones."""
     each, shared = case.settings(seed)
+    if case.method.derived is not None:
+        searched = {p.name for p in case.method.spec.parameters if p.searched}
+        shared = {name: value for name, value in shared.items() if name in searched}
     inputs = tuple(Input(name, None, parameters(own)) for name, own in zip(NAMES[: case.count], each, strict=True))
     base = Input("base") if case.based else None
     slices = [SliceRecipe(s, case.method.spec.name, inputs, parameters(shared), base) for s in pool.info.slices]

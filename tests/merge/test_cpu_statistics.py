@@ -13,7 +13,7 @@ from merge.random_mixes import DTYPES, KEYS, random_tensor, unaligned
 from evomerge.errors import EvomergeError
 from evomerge.merge.execution import noted_statistics
 from evomerge.merge.execution.noted_statistics import NotedStatistics
-from evomerge.merge.execution.sources import Notes
+from evomerge.merge.execution.notes import Notes
 from evomerge.merge.mixes import torch_statistics
 from evomerge.merge.mixes.backend import Backend
 from evomerge.merge.mixes.cpu_statistics import CpuStatistics, exact_sum
@@ -268,7 +268,7 @@ def test_notes_of_other_tensors_keys_and_bases_are_other_notes() -> None:
 
 
 def test_large_notes_outlive_any_number_of_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evomerge.merge.execution.sources._MOST_NOTES", 10)
+    monkeypatch.setattr("evomerge.merge.execution.notes._MOST_NOTES", 10)
     notes, calls = Notes(100), []
 
     def find() -> str:

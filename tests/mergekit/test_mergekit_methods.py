@@ -183,6 +183,13 @@ def test_what_makes_no_difference_is_written(
     assert f"merge_method: {method}" in to_mergekit(entry_of(pool, method, shared, each), pool.layout)
 
 
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "wudi", "optmerge", "opcm", "doge"])
+def test_methods_that_mergekit_has_not_are_refused_by_name(pool: Pool, method: str) -> None:
+    with pytest.raises(RecipeError, match=rf"slice embed: its method '{method}' is none of linear, slerp") as raised:
+        to_mergekit(entry_of(pool, method, {}, {}), pool.layout)
+    assert "\n" not in str(raised.value)
+
+
 def test_karcher_has_no_weights_there(pool: Pool) -> None:
     def recipe(*weights: float) -> Recipe:
         inputs = tuple(Input(name, None, (("weight", w),)) for name, w in zip("ab", weights, strict=True))

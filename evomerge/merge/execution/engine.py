@@ -11,7 +11,8 @@ from evomerge.errors import EvomergeError
 from evomerge.merge.execution.copies_ahead import CopiesAhead
 from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.noted_statistics import NotedStatistics
-from evomerge.merge.execution.sources import Notes, Placement, Sources
+from evomerge.merge.execution.notes import Notes
+from evomerge.merge.execution.sources import Placement, Sources
 from evomerge.merge.execution.stage_slices import StageSlices
 from evomerge.merge.execution.tensor_merge import TensorMerge
 from evomerge.merge.kernels.sums import CHUNK
@@ -135,11 +136,19 @@ class SliceMerge:
     def merge(self, part: Part, index: int) -> TensorMerge:
         """What merges one tensor by the part's method."""
         method = METHODS[part.method or "passthrough"]  # which also finds what is not finite
-        keys: tuple[int, ...] = ()
-        if method.random:
-            keys = tuple(mask_key(part.seed, source.identity, source.tensors[index]) for source in part.sources)
         if self._copies is not None:
             self._copies.enter(self.plan, index)
+        statistics = self.statistics(part, index)
+        values = dict(part.values) if part.method is not None else {"scale": (1.0,)}
+        factor = self.plan.factor_of.get(index)
+        inputs, base = statistics.tensors
+        return TensorMerge(method, inputs, base, values, statistics.keys, statistics.shape, statistics, factor)
+
+    def statistics(self, part: Part, index: int) -> NotedStatistics:
+        """The sources of one tensor, and what is known of them."""
+        keys: tuple[int, ...] = ()
+        if METHODS[part.method or "passthrough"].random:
+            keys = tuple(mask_key(part.seed, source.identity, source.tensors[index]) for source in part.sources)
         inputs = [self.flat(source, index) for source in part.sources]
         base = self.flat(part.base, index) if part.base else None
         every = (*part.sources, *([part.base] if part.base else []))
@@ -149,10 +158,7 @@ class SliceMerge:
         notes = self.sources.notes if lasting else Notes(0)
         shape = tuple(self.pool.layout.shapes[self.plan.like[index]])
         window = self.window([*inputs, *([base] if base is not None else [])])
-        statistics = NotedStatistics(inputs, base, shape, keys, names, notes, window)
-        values = dict(part.values) if part.method is not None else {"scale": (1.0,)}
-        factor = self.plan.factor_of.get(index)
-        return TensorMerge(method, inputs, base, values, keys, shape, statistics, factor)
+        return NotedStatistics(inputs, base, shape, keys, names, notes, window)
 
     def window(self, tensors: Sequence[torch.Tensor]) -> Window | None:
         """How much of these tensors may take memory at a time."""

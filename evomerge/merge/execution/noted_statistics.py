@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.merge.execution.sources import Notes
+from evomerge.merge.execution.notes import Notes
+from evomerge.merge.methods import Method
 from evomerge.merge.mixes.backend import Backend, backend_of
 from evomerge.merge.mixes.cpu_statistics import CpuStatistics, Window
 from evomerge.merge.mixes.magnitude_order import row_width
@@ -28,6 +30,9 @@ class NotedStatistics:
         names: what the inputs and, last, the base are called in the notes.
         notes: of the pool.
         window: how much of mapped tensors on the CPU may take memory at a time.
+
+    Attributes:
+        tensors: the inputs and the base.
     """
 
     def __init__(
@@ -40,9 +45,9 @@ class NotedStatistics:
         notes: Notes,
         window: Window | None = None,
     ) -> None:
-        self._tensors = inputs, base
+        self.tensors = inputs, base
         self._names, self._base = tuple(names[: len(inputs)]), tuple(names[len(inputs) :])
-        self._keys, self._notes, self._window = keys, notes, window
+        self.keys, self._notes, self._window = tuple(keys), notes, window
         self.shape, self.has_base = shape, base is not None
 
     @cached_property
@@ -52,24 +57,24 @@ class NotedStatistics:
 
     @cached_property
     def _backend(self) -> Backend:
-        inputs, base = self._tensors
+        inputs, base = self.tensors
         return backend_of(inputs[0].device, [tensor.dtype for tensor in (*inputs, base) if tensor is not None])
 
     @property
     def _stays(self) -> bool:
         """Whether what a candidate asks for stays on an accelerator: too small to be kept, and never waited for."""
-        return self._tensors[0][0].device.type != "cpu"
+        return self.tensors[0][0].device.type != "cpu"
 
     @cached_property
     def _found(self) -> CpuStatistics | TensorStatistics:
         """What computes them: many methods ask for nothing."""
-        inputs, base = self._tensors
+        inputs, base = self.tensors
         if self._backend is Backend.CPU:
-            return CpuStatistics(inputs, base, self.shape, self._keys, self._window)
+            return CpuStatistics(inputs, base, self.shape, self.keys, self._window)
         kind = TensorStatistics
         if self._backend is Backend.TRITON:
             from evomerge.merge.mixes.triton_statistics import TritonStatistics as kind  # there is Triton
-        return kind(inputs, base, self.shape, self._keys)
+        return kind(inputs, base, self.shape, self.keys)
 
     def gram(self, differences: bool = False) -> NDArray[np.float64]:
         """Inner products of the inputs, or of their task vectors."""
@@ -111,6 +116,38 @@ class NotedStatistics:
         ranks = self._notes.small(("ranks", name), lambda: found.ranks(index), lasting=True)
         return found.cut_from(ranks, index, first, last, held)
 
+    def derived(self, method: Method, values: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        """What a method makes of the sources (`Derived.make`), flat and where these are."""
+        return self._notes.derived(*self._called(method, values), self.device, lambda: self.make(method, values))
+
+    def note(self, method: Method, values: Mapping[str, Any], made: tuple[torch.Tensor, ...]) -> None:
+        """Keep what `make` made, as far as there is room."""
+        self._notes.derived(*self._called(method, values), self.device, lambda: made)
+
+    def would_keep(self, method: Method, values: Mapping[str, Any], cost: int) -> bool:
+        """Whether what a method makes is not known yet, and there is room for it beside so many bytes."""
+        assert method.derived is not None, "asked for what was declared"
+        size = 4 * self.count * len(method.derived.factors(values))
+        return self._notes.would_keep(*self._called(method, values), size + cost)
+
+    def make(self, method: Method, values: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        """What a method makes of the sources, made now; by any thread."""
+        inputs, base = self.tensors
+        assert method.derived is not None, "asked for what was declared"
+        assert base is not None, "methods that need a base declare it"
+        return method.derived.make(values, inputs, base, self.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.tensors[0][0].device
+
+    def _called(self, method: Method, values: Mapping[str, Any]) -> tuple[Hashable, Hashable]:
+        """What a method makes is called in the notes: of what, and by which parameters."""
+        assert method.derived is not None, "asked for what was declared"
+        given = tuple(sorted(method.derived.given(values).items()))
+        return ("derived", method.spec.name, *self._names, self._base, self.shape), given
+
     def row_ranks(self, index: int) -> torch.Tensor | None:
         """The ranks of all elements in their rows; ``None`` on the CPU."""
         found = self._found
@@ -124,6 +161,6 @@ class NotedStatistics:
         """The share of the sum of magnitudes that a cut and a random mask leave."""
         if self._stays:
             return self._found.magnitude_kept(index, cut, density)
-        key = self._keys[index] if density is not None else None
+        key = self.keys[index] if density is not None else None
         name = ("kept", self._names[index], self._base, cut, density, key)
         return self._notes.small(name, lambda: self._found.magnitude_kept(index, cut, density))

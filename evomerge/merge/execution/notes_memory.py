@@ -24,6 +24,7 @@ from evomerge.utils.memory import MemoryPart
 _ORDER = 4  # bytes of an element's index in an order (`CpuStatistics.order`)
 _SORT = 12  # bytes of an element while it is sorted: its magnitude twice, and another index (`selection.order`)
 _RANKS = 1500 * 16  # bytes of a histogram: bins that magnitudes of a task vector fill, with their counts
+_SQUARES = 3  # of inner products, in float64: themselves, their vectors, what LAPACK works in
 _DEVICE_COUNT = 20  # bytes of an element that is counted on a device: both sides, their difference, its bin as int64
 
 
@@ -47,6 +48,12 @@ def notes_memory(plans: Sequence[Plan], pool: Pool, budget: int) -> list[MemoryP
         methods = sorted({part.method for plan in plans for part in _parts(plan) if part.method and _asks(part, pool)})
         text = f"for {', '.join(methods)}: the order of every task vector's magnitudes"
         parts.append(MemoryPart("statistics", orders + ranks, text))
+    made = _derived_tensors(plans, pool)
+    if made:
+        methods = sorted({part.method for plan in plans for part in _parts(plan) if part.method and _derives(part)})
+        room = max(0, budget - copies - orders)
+        text = f"for {', '.join(methods)}: what they make of all sources, once"
+        parts.append(MemoryPart("derived", min(sum(made.values()), room), text))
     return parts
 
 
@@ -58,6 +65,9 @@ def scratch_memory(plans: Sequence[Plan], pool: Pool, on_host: bool) -> list[Mem
     for part, like in _tensors(plans, pool):
         method, inputs = METHODS[part.method or "passthrough"], len(part.sources) + (part.base is not None)
         count = math.prod(pool.layout.shapes[like])
+        if method.derived is not None:
+            largest = max(largest, _while_derived(pool.layout.shapes[like], inputs, method.derived.copies))
+            continue
         whole = not method.elementwise and _mix(method, part, pool.layout.shapes[like]) is None
         if whole:  # all as float32, the result, and as much again while it is computed
             largest = max(largest, 4 * (inputs + 2) * count)
@@ -134,6 +144,37 @@ def _sorted_tensors(plans: Sequence[Plan], pool: Pool) -> dict[tuple[str, str, s
                     if source.made is None:  # of intermediates nothing is kept
                         found[source.model, part.base.model, source.tensors[index]] = math.prod(shape)
     return found
+
+
+def _derives(part: Part) -> bool:
+    return part.method is not None and METHODS[part.method].derived is not None
+
+
+def _derived_tensors(plans: Sequence[Plan], pool: Pool) -> dict[Any, int]:
+    """Bytes of what methods make of sources, by method, what of and by which parameters."""
+    found: dict[Any, int] = {}
+    for plan in plans:
+        for part in _parts(plan):
+            every = (*part.sources, *([part.base] if part.base else []))
+            if not _derives(part) or part.base is None or any(source.made for source in every):
+                continue
+            made, values = METHODS[part.method or ""].derived, dict(part.values)
+            assert made is not None
+            if made.simple(values, len(part.sources)) is not None:
+                continue
+            given = tuple(sorted(made.given(values).items()))
+            for index in part.tensors:
+                names = tuple((source.model, source.tensors[index]) for source in every)
+                size = 4 * math.prod(_shape(pool, part.base, index))
+                found[part.method, given, names] = size * len(made.factors(values))
+    return found
+
+
+def _while_derived(shape: Sequence[int], tensors: int, copies: int) -> int:
+    """Bytes that making something of a tensor takes for a moment: all as float32 and float64, and what LAPACK needs."""
+    count = math.prod(shape)
+    square = min(shape[1], shape[0] * tensors) ** 2 if len(shape) == 2 else 0
+    return (12 * tensors + 8 * copies) * count + 8 * _SQUARES * square
 
 
 def _asks(part: Part, pool: Pool) -> bool:

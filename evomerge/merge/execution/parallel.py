@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from evomerge.merge.execution.copies_ahead import CopiesAhead
+from evomerge.merge.execution.derived_ahead import derived_ahead
 from evomerge.merge.execution.engine import Made, SliceMerge
 from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.sources import Sources
@@ -65,18 +66,22 @@ def merge_slices(
     later = FiniteChecks() if checks is None else checks
     merges = [SliceMerge(plan, sources.pool, sources, made, checks=later, copies=copies) for plan in plans]
     seconds, jobs = [0.0] * len(plans), list[_Job]()
-    for number, (plan, merge) in enumerate(zip(plans, merges, strict=True)):
-        start = time.perf_counter()
-        for part in plan.parts:
-            for index in part.tensors:
-                out = outs[number][plan.tensors[index]]
-                ready = merge.prepared(part, index, out) if sources.device.type == "cpu" else None
-                if ready is None:
-                    merge.tensor(part, index, out)
-                else:
-                    jobs.append(_Job(number, index, *ready, out))
-        seconds[number] = time.perf_counter() - start
-        step()
+    with derived_ahead(merges) as ahead:
+        for number, (plan, merge) in enumerate(zip(plans, merges, strict=True)):
+            start = time.perf_counter()
+            if ahead is not None:
+                with sources.notes.noting():
+                    ahead.settle(number)
+            for part in plan.parts:
+                for index in part.tensors:
+                    out = outs[number][plan.tensors[index]]
+                    ready = merge.prepared(part, index, out) if sources.device.type == "cpu" else None
+                    if ready is None:
+                        merge.tensor(part, index, out)
+                    else:
+                        jobs.append(_Job(number, index, *ready, out))
+            seconds[number] = time.perf_counter() - start
+            step()
     _run(jobs, seconds)
     for job in jobs:
         if job.bad:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from evomerge.merge.cache.merged_slice import ALIGNMENT
 from evomerge.merge.execution.copies_ahead import CopiesAhead, Staging
+from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.pinned_region import PinnedRegion, open_region
 from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.models.pool import Pool
 from evomerge.utils.memory import free_host_memory
-
-T = TypeVar("T")
 
 DEVICE_SHARE, HOST_SHARE, NOTES_SHARE, DEVICE_NOTES_SHARE = 0.5, 0.25, 0.25, 0.125
 """Of what is free: for sources on an accelerator that is no GPU and pinned ones, for notes on either."""
@@ -202,105 +197,6 @@ class Sources:
             self.host_bytes += tensor.nbytes
             return tensor.pin_memory()
         return tensor
-
-
-@dataclass
-class Notes:
-    """What was found out about source tensors, for the candidates to come.
-
-    Attributes:
-        budget: bytes for the large ones (`large`); the small ones are numbers.
-        device_budget: bytes for those on an accelerator (`on_device`).
-        used, device_used: bytes of them.
-        seconds: that finding out took, of what lasts as long as the pool does.
-    """
-
-    budget: int
-    device_budget: int = 0
-    used: int = 0
-    device_used: int = 0
-    seconds: float = 0.0
-    _begun: float | None = field(default=None, repr=False)
-    _small: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-    _large: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-    _on_device: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-    _asked: set[Hashable] = field(default_factory=set, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    @property
-    def busy(self) -> bool:
-        """Whether something is being found out, that lasts; another thread may ask."""
-        return self._begun is not None
-
-    @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Count the time inside as that of noting; once, where one note takes another."""
-        if self._begun is not None:
-            yield
-            return
-        self._begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - self._begun
-            self._begun = None
-
-    def clear(self) -> None:
-        """Let the large ones go, and keep half as much from now on: memory has run out."""
-        with self._lock:
-            self._large.clear()
-            self._asked.clear()
-            self._on_device.clear()
-            self.used, self.budget = 0, self.budget // 2
-            self.device_used, self.device_budget = 0, self.device_budget // 2
-
-    def small(self, key: Hashable, find: Callable[[], T], *, lasting: bool = False) -> T:
-        """What `find` returned when `key` was first asked for; `lasting` where every candidate will ask for it."""
-        try:
-            found: T = self._small[key]
-        except KeyError:
-            with self.noting() if lasting else nullcontext():
-                found = find()
-            with self._lock:
-                if len(self._small) >= _MOST_NOTES:  # of continuous parameters, say: those of old candidates
-                    del self._small[next(iter(self._small))]
-                self._small[key] = found
-        return found
-
-    def large(self, key: Hashable, cost: int, find: Callable[[], T], *, at_once: bool = False) -> T | None:
-        """What `find` returned, which takes `cost` bytes to keep; ``None`` where there is no room.
-
-        Also ``None`` the first time that it is asked for, unless `at_once`: what takes long to find is found when it
-        is wanted again.
-        """
-        if key not in self._large:
-            if cost > self.budget - self.used:
-                return None
-            if not at_once and key not in self._asked:
-                self._asked.add(key)
-                return None
-            with self.noting():
-                found = find()
-            with self._lock:  # another thread may have been as fast
-                self.used += cost if key not in self._large else 0
-                self._large[key] = found
-        kept: T | None = self._large[key]
-        return kept
-
-    def on_device(self, key: Hashable, cost: int, find: Callable[[], T]) -> T:
-        """What `find` returned, on an accelerator; kept where there is room for its `cost` bytes."""
-        if key in self._on_device:
-            kept: T = self._on_device[key]
-            return kept
-        with self.noting():
-            found = find()
-        if cost <= self.device_budget - self.device_used:
-            self.device_used += cost
-            self._on_device[key] = found
-        return found
-
-
-_MOST_NOTES = 1 << 18
 
 
 def free_memory(device: torch.device) -> int:

@@ -9,11 +9,11 @@ import torch
 
 from evomerge.errors import EvomergeError
 from evomerge.merge.execution.noted_statistics import NotedStatistics
-from evomerge.merge.execution.sources import Notes
+from evomerge.merge.execution.notes import Notes
 from evomerge.merge.methods import Context, Method
 from evomerge.merge.mixes.backend import Backend, backend_of
 from evomerge.merge.mixes.cpu_mix import MixCall, mix_, mix_call
-from evomerge.merge.mixes.mix import Mix, Statistics
+from evomerge.merge.mixes.mix import Mix
 from evomerge.merge.mixes.torch_mix import mix_block
 from evomerge.merge.planning.slice_plan import Factor
 
@@ -30,7 +30,7 @@ def merge_tensor(
     keys: Sequence[int] = (),
     *,
     out: torch.Tensor,
-    statistics: Statistics | None = None,
+    statistics: NotedStatistics | None = None,
     block: int | None = None,
 ) -> None:
     """Merge one tensor into `out`.
@@ -70,17 +70,22 @@ class TensorMerge:
         values: Mapping[str, Any],
         keys: Sequence[int],
         shape: tuple[int, ...],
-        statistics: Statistics | None = None,
+        statistics: NotedStatistics | None = None,
         factor: Factor | None = None,
     ) -> None:
         self._factor = factor
         self._method, self._values, self._keys, self._shape = method, values, tuple(keys), shape
         self._inputs, self._base = [_flat(tensor) for tensor in inputs], _flat(base) if base is not None else None
         self._mix: Mix | None = None
-        if method.mix is not None:
-            if statistics is None:
-                names: list[Hashable] = list(range(len(self._inputs) + (base is not None)))
-                statistics = NotedStatistics(self._inputs, self._base, shape, keys, names, Notes(0))
+        if statistics is None and (method.mix is not None or method.derived is not None):
+            names: list[Hashable] = list(range(len(self._inputs) + (base is not None)))
+            statistics = NotedStatistics(self._inputs, self._base, shape, keys, names, Notes(0))
+        if method.derived is not None and statistics is not None:
+            self._mix = method.derived.simple(values, len(self._inputs))
+            if self._mix is None and self._base is not None:
+                self._mix = method.derived.mix(values)
+                self._inputs = [self._base, *statistics.derived(method, values)]
+        elif method.mix is not None and statistics is not None:
             self._mix = method.mix(values, statistics)
         self.divisible = self._mix is not None or method.elementwise
 

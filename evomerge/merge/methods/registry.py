@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from evomerge.errors import ConfigError
+from evomerge.merge.methods.derived import Derived, Find
 from evomerge.merge.mixes.masks import drop_, drop_each_
 from evomerge.merge.mixes.mix import Mix, Statistics
 from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
@@ -54,7 +55,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method: its declaration and the pure functions that carry it out; it has `mix`, `function` or both.
+    """A merge method: its declaration and the pure functions that carry it out: `mix`, `function`, both, or `derived`.
 
     Attributes:
         spec: the declaration.
@@ -67,6 +68,7 @@ class Method:
         check: ``check(values)``, raising `InfeasibleError` for values that no tensor can be merged with.
         unchanged: ``unchanged(values) -> int | None``: which input (or `BASE`) the result equals exactly.
         random: whether elements are dropped at random, by `Term.density`, `Context.drop_` or `Context.drop_each_`.
+        derived: what is made of the sources once, where that and the base are mixed instead of the sources.
     """
 
     spec: MethodSpec
@@ -76,6 +78,7 @@ class Method:
     check: Callable[[Values], None] | None = None
     unchanged: Callable[[Values], int | None] | None = None
     random: bool = False
+    derived: Derived | None = None
 
 
 _METHODS: dict[str, Method] = {}
@@ -142,6 +145,36 @@ def mix_method(
     return register
 
 
+def derived_method(
+    name: str,
+    *parameters: ParameterSpec,
+    summary: str,
+    factors: Callable[[Values], tuple[float, ...]],
+    given: Callable[[Values], Mapping[str, Hashable]] = lambda values: {},
+    whole_alone: bool = False,
+    copies: int = 8,
+    min_inputs: int = 1,
+    max_inputs: int | None = None,
+    check: Callable[[Values], None] | None = None,
+    unchanged: Callable[[Values], int | None] | None = None,
+) -> Callable[[Find], Find]:
+    """Register the decorated function as what a method makes of the sources; see `Derived` for what it is called with.
+
+    Such a method needs a base, and gives the base where all models are it.
+
+    Raises:
+        ConfigError: there is a method of that name already.
+    """
+    spec = MethodSpec(name, parameters, "required", min_inputs, max_inputs, summary, True)
+
+    def register(find: Find) -> Find:
+        made = Derived(find, given, factors, whole_alone, copies)
+        _add(Method(spec, check=check, unchanged=unchanged, derived=made))
+        return find
+
+    return register
+
+
 def _add(method: Method) -> None:
     if method.spec.name in _METHODS:
         raise ConfigError(f"merge method {method.spec.name!r} is registered twice", "", "give yours another name")
@@ -165,10 +198,16 @@ def call_values(spec: MethodSpec, each: Sequence[Mapping[str, Scalar]], shared: 
     return values
 
 
+def functions_of(method: Method) -> list[Callable[..., Any]]:
+    """The functions that carry a method out, the one that documents it first."""
+    made = method.derived.find if method.derived is not None else None
+    return [function for function in (made, method.mix, method.function) if function is not None]
+
+
 @functools.cache
 def code_of(method: Method) -> str | None:
     """What tells versions of a method of one's own apart: hashes of its modules; ``None`` for evomerge's methods."""
-    codes = [_code_of_module(function) for function in (method.mix, method.function) if function is not None]
+    codes = [_code_of_module(function) for function in functions_of(method)]
     return "+".join(dict.fromkeys(code for code in codes if code)) or None
 
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from evomerge.merge.execution.sources import Notes
+from evomerge.merge.execution.notes import Notes
 
 Doing = Literal["", "noting", "merging"]
 

@@ -7,7 +7,7 @@ import torch
 from merge.carry_out import carry_out
 
 from evomerge.errors import ConfigError
-from evomerge.merge.methods import merge_method, mix_method, registry, specs
+from evomerge.merge.methods import derived_method, merge_method, mix_method, registry, specs
 from evomerge.merge.methods.registry import Context, Values
 from evomerge.merge.mixes.mix import Mix, Statistics, weighted
 from evomerge.recipes.method_spec import ParameterSpec
@@ -42,3 +42,27 @@ def test_users_register_mixes(table: dict[str, registry.Method]) -> None:
 
     result = carry_out(table["by_norm"], [torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])])
     assert result.tolist() == [75.0, 108.0]
+
+
+def test_users_register_what_is_made_once(table: dict[str, registry.Method]) -> None:
+    @derived_method(
+        "peak",
+        ParameterSpec("lambda", 1.0),
+        ParameterSpec("power", 1, kind="integer"),
+        summary="the largest change, to a power",
+        factors=lambda values: (values["lambda_"], -values["lambda_"] / 2),
+        given=lambda values: {"power": values["power"]},
+    )
+    def peak(tasks: Sequence[torch.Tensor], power: int) -> tuple[torch.Tensor, ...]:
+        stacked = torch.stack(list(tasks)) ** power
+        return stacked.amax(0), stacked.amin(0)
+
+    method, base = table["peak"], torch.tensor([1.0, 1.0])
+    inputs = [torch.tensor([3.0, 4.0]), torch.tensor([5.0, 2.0])]
+    assert method.spec.base == "required"
+    assert carry_out(method, inputs, base, None, {"power": 2}).tolist() == [1 + 16 - 2, 1 + 9 - 0.5]
+    assert carry_out(method, inputs, base, None, {"power": 2, "lambda": 0.5}).tolist() == [1 + 8 - 1, 1 + 4.5 - 0.25]
+    assert carry_out(method, inputs, base, None, {"lambda": 0.0}).tolist() == [1.0, 1.0]
+    code = registry.code_of(method)
+    assert code is not None
+    assert len(code) == 16  # of this module's text

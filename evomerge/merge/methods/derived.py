@@ -1,0 +1,73 @@
+"""Methods that make tensors of the sources alone, by costly means, and add these to the base with a factor each.
+
+What is made is noted once per pool (`notes.Notes.derived`), so that a candidate that differs in the factors only costs
+what a weighted sum costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.merge.methods.sphere import finite
+from evomerge.merge.mixes.mix import Mix, Term, copy_of, weighted
+
+Find = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What a method makes of the sources of a tensor: ``theta_0 + sum_j factor_j D_j``.
+
+    Attributes:
+        find: ``find(tasks, **given)`` makes the ``D_j``: of the shape of the task vectors, float32 or float64, one
+            tensor or a tuple. `tasks` are finite, float32, on any device and not to be written to.
+        given: the parameters that `find` is called with, of all that a merge has; with the sources they decide what
+            it makes.
+        factors: the factors, from all parameters; as many as `find` makes.
+        whole_alone: whether a task vector alone is what `find` makes of it.
+        copies: of a tensor, in float64, that `find` has in memory at a time, about and besides those of the inputs.
+    """
+
+    find: Find
+    given: Callable[[Mapping[str, Any]], Mapping[str, Hashable]]
+    factors: Callable[[Mapping[str, Any]], tuple[float, ...]]
+    whole_alone: bool = False
+    copies: int = 8
+
+    def simple(self, values: Mapping[str, Any], inputs: int) -> Mix | None:
+        """The mix of the inputs themselves, where nothing need be made of them."""
+        factors = self.factors(values)
+        if not any(factors):
+            return weighted([0.0] * inputs, differences=True)
+        if inputs > 1 or not self.whole_alone:
+            return None
+        return copy_of(0, 1) if factors[0] == 1 else weighted(factors, differences=True)
+
+    def mix(self, values: Mapping[str, Any]) -> Mix:
+        """The mix of the base and, after it, what was made."""
+        return Mix((Term(1.0), *(Term(float(factor)) for factor in self.factors(values))))
+
+    def make(
+        self, values: Mapping[str, Any], inputs: Sequence[torch.Tensor], base: torch.Tensor, shape: Sequence[int]
+    ) -> tuple[torch.Tensor, ...]:
+        """What `find` makes, flat and as float32.
+
+        Args:
+            values: all parameters.
+            inputs, base: as many elements as `shape` has, of any merged dtype.
+            shape: of the tensor.
+
+        Raises:
+            PoolError: task vectors are not finite.
+        """
+        origin = base.float().view(tuple(shape))
+        tasks = [x.float().view(tuple(shape)) - origin for x in inputs]
+        bad = [not torch.isfinite(task).all() for task in tasks]
+        finite(np.diag(np.where(bad, np.nan, 0.0)))
+        found = self.find(tasks, **self.given(values))
+        return tuple(part.float().reshape(-1) for part in (found if isinstance(found, tuple) else (found,)))
