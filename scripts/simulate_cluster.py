@@ -6,6 +6,11 @@ Evaluation times are log-normal with a heavy tail. What the search itself takes 
 and added to the virtual clock, during which no worker is given work. The share of busy time is taken until the last
 candidate was handed out, as a longer search would go on, and for the whole run with its end.
 
+    python scripts/simulate_cluster.py --workers 12 --strategy cma_es --landscape FILE --seeds 10
+
+With a landscape (`evomerge export --format landscape`) genomes of its genes are scored on it, with its noise, and the
+table says what the best candidate of so many evaluations is expected to score there, mean of the seeds.
+
 Ordered rows give every worker a candidate of each generation (`popsize` or `batch`). Rows of evaluations told as they
 arrive are of strategies that need not wait, CMA-ES with a generation as large as the cluster; the others refuse it.
 """
@@ -15,6 +20,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import inspect
+import statistics
 import sys
 import tempfile
 import time
@@ -39,8 +45,11 @@ from evomerge.run.ledger import Ledger
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.search.phases import Phase
+from fitness.surrogate import SurrogateFitness
+from search_spaces.landscape import LandscapeSpace
 
 OBJECTIVES = (Objective("score"),)
+Scored = Callable[[Genome], tuple[float, np.ndarray]]
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 
 
@@ -66,6 +75,7 @@ class SimulatedEvaluator:
     """Workers on a virtual clock; implements `protocols.Evaluator`.
 
     Args:
+        score: of a genome, its value and its items.
         slots: workers.
         seconds: mean of an evaluation, in virtual seconds.
         spread: sigma of the logarithm: 1 makes the slowest of a thousand 14 times as long as the mean.
@@ -79,8 +89,10 @@ class SimulatedEvaluator:
         own: real seconds that the search took between its calls.
     """
 
-    def __init__(self, slots: int, seconds: float, spread: float, seed: int, clock: Callable[[], float]) -> None:
-        self.slots = slots
+    def __init__(
+        self, score: Scored, slots: int, seconds: float, spread: float, seed: int, clock: Callable[[], float]
+    ) -> None:
+        self.slots, self._score = slots, score
         self._clock = clock
         self._mean, self._spread = seconds, spread
         self._rng = np.random.default_rng(seed)
@@ -108,7 +120,7 @@ class SimulatedEvaluator:
         self._dispatch(end)
         self.now = max(self.now, end)
         assert candidate.genome is not None
-        value, items = score(candidate.genome)
+        value, items = self._score(candidate.genome)
         self._left = self._clock()
         return Evaluation(candidate.id, "ok", split, {"score": value}, {"t/acc": value}, {"t/acc": items})
 
@@ -145,13 +157,21 @@ class SimulatedEvaluator:
 
 
 def simulate(
-    node: dict[str, Any], workers: int, evaluations: int, *, ordered: bool, options: Any
-) -> tuple[float, float, float]:
-    """Busy share until the last start, busy share of the whole, real seconds of the search for each evaluation."""
-    space = Weights(options.genes)
+    node: dict[str, Any],
+    workers: int,
+    evaluations: int,
+    *,
+    ordered: bool,
+    options: argparse.Namespace,
+    space: Any = None,
+    scored: Scored = score,
+) -> tuple[SimulatedEvaluator, Incumbent]:
+    """Search; the evaluator and the best candidate in the end."""
+    space = Weights(options.genes) if space is None else space
     strategy: Strategy = build(node, "strategy", space.spec, OBJECTIVES, seed=options.seed)
     clock = CLOCKS[options.clock]
-    evaluator = SimulatedEvaluator(workers, options.seconds, options.spread, options.seed, clock)
+    evaluator = SimulatedEvaluator(scored, workers, options.seconds, options.spread, options.seed, clock)
+    incumbent = Incumbent(OBJECTIVES)
     with (
         tempfile.TemporaryDirectory() as folder,
         Ledger(RunFolder.create(Path(folder) / "run"), sync="interval") as log,
@@ -160,13 +180,35 @@ def simulate(
             pool=None,
             phases=[Phase.of(space, strategy, evaluations)],
             evaluator=evaluator,
-            incumbent=Incumbent(OBJECTIVES),
+            incumbent=incumbent,
             ledger=log,
             keep=lambda incumbent: None,
             held_out=False,
             ordered=ordered,
         ).run()
-    return evaluator.busy(evaluator.last_start), evaluator.busy(evaluator.now), evaluator.own / evaluations
+    return evaluator, incumbent
+
+
+def on_landscape(node: dict[str, Any], workers: int, *, ordered: bool, options: argparse.Namespace) -> list[float]:
+    """By seed what the best candidate by its drawn score is expected to score on the landscape."""
+    found = []
+    for seed in range(options.seeds):
+        options.seed = seed
+        drawn = SurrogateFitness(file=options.landscape, seed=seed)
+        expected = SurrogateFitness(file=options.landscape, noise=False)
+        name = drawn.objectives[0].name
+
+        def scored(genome: Genome, drawn: Any = drawn, name: str = name) -> tuple[float, np.ndarray]:
+            return drawn.objectives[0].gain(drawn.score_genome(genome).objectives[name]), np.zeros(0)
+
+        space = LandscapeSpace(None, {}, file=options.landscape)
+        _, best = simulate(
+            node, workers, options.evaluations, ordered=ordered, options=options, space=space, scored=scored
+        )
+        assert best.best is not None
+        assert best.best.genome is not None
+        found.append(expected.score_genome(best.best.genome).objectives[name])
+    return found
 
 
 def cost(node: dict[str, Any], evaluations: int, options: Any) -> list[tuple[int, float]]:
@@ -213,18 +255,30 @@ def main() -> None:
     parser.add_argument("--cost", type=int, default=0, help="also the cost of ask and tell after this many evaluations")
     parser.add_argument("--limit", type=float, default=60.0, help="real seconds for --cost, for each strategy")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="of the search's own time")
+    parser.add_argument("--landscape", help="a file of evomerge export --format landscape, to be searched")
+    parser.add_argument("--evaluations", type=int, default=300, help="of a search on the landscape")
+    parser.add_argument("--seeds", type=int, default=10, help="searches of each kind on the landscape")
     options = parser.parse_args()
     from evomerge import conf_dir
     from evomerge.config.groups import strategy_node
 
+    if options.landscape:
+        for name in options.strategy:
+            for workers in options.workers:
+                for label, node, ordered in modes(strategy_node(conf_dir(), name), workers):
+                    found = on_landscape(node, workers, ordered=ordered, options=options)
+                    mean, error = statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5
+                    print(f"{name:16s} {workers:8d}  {label:16s}  {mean:.4f} +- {error:.4f}", flush=True)
+        return
     print("strategy          workers  evaluations  told                busy  busy with end  ms of search for each")
     for name in options.strategy:
         node = strategy_node(conf_dir(), name)
         for workers in options.workers:
             evaluations = workers * options.each
             for label, wanted, ordered in modes(node, workers):
-                busy, whole, own = simulate(wanted, workers, evaluations, ordered=ordered, options=options)
-                shares = f"{busy:6.1%}  {whole:13.1%}  {1000 * own:.2f}"
+                found, _ = simulate(wanted, workers, evaluations, ordered=ordered, options=options)
+                busy, whole = found.busy(found.last_start), found.busy(found.now)
+                shares = f"{busy:6.1%}  {whole:13.1%}  {1000 * found.own / evaluations:.2f}"
                 print(f"{name:16s} {workers:8d}  {evaluations:11d}  {label:16s}  {shares}", flush=True)
         if options.cost:
             told = "  ".join(f"{count:,}: {micros:.0f}" for count, micros in cost(node, options.cost, options))
