@@ -266,8 +266,8 @@ def main() -> None:
         for name in options.strategy:
             for workers in options.workers:
                 for label, node, ordered in modes(strategy_node(conf_dir(), name), workers):
-                    found = on_landscape(node, workers, ordered=ordered, options=options)
-                    mean, error = statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5
+                    scores = on_landscape(node, workers, ordered=ordered, options=options)
+                    mean, error = statistics.mean(scores), statistics.stdev(scores) / len(scores) ** 0.5
                     print(f"{name:16s} {workers:8d}  {label:16s}  {mean:.4f} +- {error:.4f}", flush=True)
         return
     print("strategy          workers  evaluations  told                busy  busy with end  ms of search for each")
