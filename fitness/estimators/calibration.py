@@ -17,7 +17,7 @@ _FLAWED = 1.2  # squared error over what the latent model says, where nothing is
 _OF_ANCHORS = 1.4
 """At least, where items are anchors: of the others nothing is known but from models with all items, few and unlike what
 a search comes to."""
-_OF_CHANCES = 1.15
+_OF_CHANCES = 1.05
 """At least, where answers are taken as chances: by the few answers of a replay nobody sees how little these are off."""
 _FEWEST = 4
 _USUAL = 0.6  # correlation of the two errors: both have in them the chance of the items seen
