@@ -14,6 +14,7 @@ from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.recipes.slices import DTYPES
 from evomerge.run.inside import LEDGER
+from evomerge.run.outputs import check_output_folder
 from evomerge.utils.files import place_problem
 from evomerge.utils.imports import import_modules
 
@@ -138,6 +139,7 @@ def _check_samples(folder: Path, write_samples: object, key: str) -> None:
     """Refuse what `--log-samples` cannot do before the model is scored."""
     if write_samples is None:
         raise ConfigError(f"the fitness of {key} writes no samples", "fitness=lm_eval does", "leave --log-samples out")
+    check_output_folder(folder)
     problem = place_problem(folder)
     if problem:
         raise ConfigError(f"--log-samples {folder}: {problem}", "a folder you can write, made if it is not there")

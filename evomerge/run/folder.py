@@ -15,6 +15,7 @@ from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
 from evomerge.run.inside import instead_of_part
 from evomerge.run.ledger_file import LedgerError
+from evomerge.run.outputs import check_output_folder
 from evomerge.utils.files import place_problem, read_bounded, write_text_atomic
 
 MAX_POOL = 64 * 2**20  # bytes
@@ -135,6 +136,7 @@ class RunFolder:
                 "a folder that does not exist yet, or is empty",
                 "choose another one, or remove it" + ("; `evomerge resume RUN` goes on with the run in it" * held),
             )
+        check_output_folder(self.path)
         self.require_place()
 
     def _check_kinds(self) -> None:

@@ -171,3 +171,32 @@ def test_validate_checks_one_experiment(error: Error, quick_search: list[str]) -
         assert f"`evomerge validate` was given {flag}; it checks one experiment" in error(
             "validate", flag, *quick_search
         )
+
+
+def test_nothing_is_written_over_a_run_or_a_model(error: Error, run: Path, quick_pool: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    assert main(["export", str(run), "-o", str(recipe)]) == 0
+    model = tmp_path / "base"
+    shutil.copytree(quick_pool / "base", model)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    samples = ["evaluate", recipe, f"experiment=demo pool.root={quick_pool}".split(), "--log-samples", run / "items"]
+    samples = [word for words in samples for word in (words if isinstance(words, list) else [words])]
+    for words in (
+        ["export", run, "-o", run / "ledger.jsonl"],
+        ["export", run, "--format", "mergekit", "-o", run / "best" / "mergekit.yaml"],
+        ["export", run, "--format", "optuna", "-o", run / "pool.json"],
+        ["export", run, "--format", "landscape", "-o", model / "model.safetensors"],
+        ["export", recipe, "-o", recipe],
+        ["report", run, "-o", run / "config.yaml"],
+        ["report", run, "-o", model / "config.json"],
+        ["import", recipe, "-o", recipe],
+        ["merge", run, run / "items" / "model"],
+        ["search", f"from_run={run}", f"run_dir={run / 'checkpoint' / 'fork'}"],
+        samples,
+    ):
+        assert "name another" in error(*words), words
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for place in (recipe, run / "mine.yaml", run / "mine.yaml"):
+        assert main(["export", str(run), "-o", str(place)]) == 0
+    for _ in range(2):
+        assert main(["report", str(run)]) == 0
