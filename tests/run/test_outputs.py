@@ -26,7 +26,7 @@ INSIDE = ["best/recipe.yaml", "best/mine.yaml", "items/search-1.safetensors", "i
 
 @pytest.mark.parametrize("name", [*OWN, *INSIDE, "my/../ledger.jsonl", "my/../items/x.yaml"])
 def test_what_a_run_keeps(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutputError, match="is where the run .*r1 keeps its own "):
+    with pytest.raises(OutputError, match=r"is where the run .*r1 keeps its own "):
         check_output_file(run / name)
     (run / "ledger.jsonl").unlink()  # a run that has lost its ledger is one
     with pytest.raises(OutputError):
@@ -63,7 +63,7 @@ def test_files_of_a_model(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "evomerge_recipe.yaml"):
         (tmp_path / name).write_text("{}")
     for name in ("config.json", "model.safetensors", "README.md", "evomerge_recipe.yaml", "chat_template.jinja"):
-        with pytest.raises(OutputError, match="a file of the model|among a model's files"):
+        with pytest.raises(OutputError, match=r"a file of the model|among a model's files"):
             check_output_file(tmp_path / name)
     check_output_file(tmp_path / "mergekit.yaml")
 
@@ -72,7 +72,7 @@ def test_what_is_read_and_tasks(tmp_path: Path) -> None:
     recipe, task = tmp_path / "recipe.yaml", tmp_path / "task.yaml"
     recipe.write_text("evomerge_recipe: 1\n")
     task.write_text("# mine\ntask: sums\ndataset_path: json\n")
-    with pytest.raises(OutputError, match="recipe.yaml is what is read"):
+    with pytest.raises(OutputError, match=r"recipe\.yaml is what is read"):
         check_output_file(recipe, [tmp_path / "." / "recipe.yaml"])
     check_output_file(recipe, [tmp_path])
     check_output_file(recipe, [task])
