@@ -174,8 +174,11 @@ class RunFolder:
             if os.path.exists(folder.path) and not os.path.isdir(folder.path):
                 raise LedgerError(f"{folder.path} is a file", "the folder of a run", "give the folder itself")
             missing = "has no ledger.jsonl" if os.path.isdir(folder.path) else "does not exist"
-            parent = folder.path.parent
-            runs = [entry.parent.name for entry in parent.glob("*/ledger.jsonl")]
+            if os.path.lexists(folder.ledger):
+                missing = f"has a {'folder' if os.path.isdir(folder.ledger) else 'link to nothing'} for a ledger.jsonl"
+            parent, own = folder.path.parent, os.path.abspath(folder.path)
+            found = (entry.parent for entry in parent.glob("*/ledger.jsonl") if entry.is_file())
+            runs = [run.name for run in found if os.path.abspath(run) != own]
             raise LedgerError(
                 f"run folder {folder.path} {missing}",
                 f"the folder of a run; in {parent} {nearest(folder.path.name, runs)}",

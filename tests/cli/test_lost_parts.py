@@ -43,10 +43,26 @@ def test_a_ledger_that_was_emptied_is_not_searched_anew(error: Error, run: Path,
     for words in (["resume", run], ["status", run], ["report", run], fork, ["validate", *quick_search, _warm(run)]):
         text = error(*words)
         assert f"{run / 'ledger.jsonl'} has no events, and items, best beside it say that there was a run" in text
-        assert f"search.warm_start=[{run / 'best' / 'recipe.yaml'}]" in text
+        assert f"{run / 'best' / 'recipe.yaml'} is still the best recipe, which `evomerge merge`" in text
     assert sorted(path.name for path in run.rglob("*")) == before
+    assert main(["merge", str(run / "best" / "recipe.yaml"), str(run.parent / "model")]) == 0  # as advised
     shutil.rmtree(run / "best")
     assert "and items beside it say that there was a run" in error("resume", run)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "a folder", "a link"])
+def test_what_has_just_been_refused_is_not_suggested(instead: str, error: Error, run: Path) -> None:
+    (run / "ledger.jsonl").unlink()
+    if instead == "a folder":
+        (run / "ledger.jsonl").mkdir()
+    elif instead == "a link":
+        (run / "ledger.jsonl").symlink_to("nowhere")
+    for verb in ("status", "resume", "report", "export"):
+        assert "did you mean" not in error(verb, run)
+        assert "runs here" not in error(verb, run.parent / "nope") or verb != "export"
+    (run.parent / "spoilty").mkdir()
+    (run.parent / "spoilty" / "ledger.jsonl").write_text("")
+    assert "did you mean 'spoilty'?" in error("status", run)
 
 
 def _warm(run: Path) -> str:

@@ -53,8 +53,10 @@ def test_what_is_said(word: str, says: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["search", "search.racing", "pool", "pool.models", "search_space", "search_space.parameters", "strategy"]
-    + ["fitness", "held_out", "evaluator"],
+    [
+        *("search", "search.racing", "pool", "pool.models", "search_space", "search_space.parameters"),
+        *("strategy", "fitness", "held_out", "evaluator"),
+    ],
 )
 def test_what_is_advised_works(key: str) -> None:
     with pytest.raises(ConfigError) as error:
