@@ -59,6 +59,7 @@ def line(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: 
         ("pool.base=bas", ("bas", "base")),
         ("pool.dtype=float31", ("float31", "float32")),
         ("evaluator=rays", ("rays", "ray")),
+        ("evaluator.device=tpu", ("evaluator.device is 'tpu': it is no device",)),
         ("experiment=dmo", ("dmo", "demo")),
         ("search.evaluations", ("search.evaluations", "key=value")),
     ],
