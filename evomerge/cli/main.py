@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from evomerge.cli.misplaced import misplaced
 from evomerge.cli.scarce_memory import lack_of_memory, require_addresses
 from evomerge.cli.verbs import VERBS
 from evomerge.errors import ConfigError, EvomergeError, EvomergeWarning, nearest
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EvomergeError as error:
         if debug:
             raise
-        shown_error = lack_of_memory(error) or error
+        shown_error = lack_of_memory(error) or misplaced(error) or error
         print(one_printable_line(f"evomerge: error: {shown_error}"), file=sys.stderr)
         return shown_error.exit_status
     except KeyboardInterrupt as error:
@@ -61,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        if lack := lack_of_memory(error):
-            print(one_printable_line(f"evomerge: error: {lack}"), file=sys.stderr)
-            return lack.exit_status
+        if known := lack_of_memory(error) or misplaced(error):
+            print(one_printable_line(f"evomerge: error: {known}"), file=sys.stderr)
+            return known.exit_status
         if isinstance(error, OSError) and error.errno and (error.filename or error.errno == errno.ENOSPC):
             if not error.filename:
                 _drop_output()

@@ -47,7 +47,7 @@ def check_device(settings: Mapping[str, Any], here: bool) -> None:
     """Check the device of an evaluator's configuration before anything is loaded.
 
     Args:
-        settings: of the evaluator. One that counts with the memory of a pretended GPU may name a device that is not there.
+        settings: of the evaluator. One that counts with a pretended GPU may name a device that is not there.
         here: whether its worker is in this process; others may be on machines with other devices.
 
     Raises:
