@@ -1,4 +1,4 @@
-"""Folders of libraries that an environment variable puts where none can be: the variable is named, not who needed it."""
+"""Folders of libraries that environment variables put where none can be: the variable is named, not who needed it."""
 
 from __future__ import annotations
 
