@@ -228,7 +228,12 @@ class RunFolder:
         try:
             return _pool_info(json.loads(read_bounded(self.pool, MAX_POOL, follow=False)))
         except OSError as error:
-            raise LedgerError(f"{self.pool} cannot be read: {error.strerror}", "the folder of a run") from error
+            gone = isinstance(error, FileNotFoundError)
+            raise LedgerError(
+                f"{self.pool} is gone" if gone else f"{self.pool} cannot be read: {error.strerror}",
+                "the file that the search wrote, with the models of the run",
+                "restore it from a copy, or begin a new run",
+            ) from error
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, RecipeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise LedgerError(f"{self.pool} is malformed ({reason})", "the file that the search wrote") from error

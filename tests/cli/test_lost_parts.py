@@ -65,6 +65,21 @@ def test_what_has_just_been_refused_is_not_suggested(instead: str, error: Error,
     assert "did you mean 'spoilty'?" in error("status", run)
 
 
+def test_a_ledger_of_something_else_is_said_once(error: Error, run: Path) -> None:
+    (run / "ledger.jsonl").write_text("garbage\ngarbage\n")
+    for verb in ("report", "status", "resume"):
+        text = error(verb, run)
+        assert text.endswith("only the last line may be incomplete; restore the file from a copy")
+        assert text.count("ledger.jsonl") == 1
+
+
+def test_a_list_of_models_that_is_gone(error: Error, run: Path) -> None:
+    (run / "pool.json").unlink()
+    text = error("resume", run, "search.evaluations=14")
+    assert f"{run / 'pool.json'} is gone; the file that the search wrote" in text
+    assert text.endswith("restore it from a copy, or begin a new run")
+
+
 def _warm(run: Path) -> str:
     return f"search.warm_start=['{run}']"
 
