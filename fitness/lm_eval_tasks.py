@@ -229,7 +229,7 @@ class LmEvalFitness:
         """A line for everything that makes a search on these tasks hard to trust."""
         from fitness._lm_eval.cautions import cautions
 
-        return cautions(self._loaded(), self._settings.num_fewshot)
+        return cautions(self._loaded(), self._settings.num_fewshot, self._settings.gen_kwargs)
 
     def prepare(self, model: LoadedModel) -> None:
         """Build, tokenise and batch everything for a model's tokenizer, dtype and device.

@@ -18,6 +18,7 @@ from evomerge.recipes.yaml_reader import dump_recipe, read_recipe_file
 from evomerge.recipes.yaml_reader import load_recipe as recipe_in
 from evomerge.run.folder import RunFolder
 from evomerge.run.inside import instead_of_part
+from evomerge.run.outputs import check_output_file
 from evomerge.session.best_recipe import best_recipe
 from evomerge.utils.files import write_text_atomic
 from evomerge.utils.sizes import byte_count
@@ -96,9 +97,14 @@ class Recipe(plain.Recipe):
         return write_model(self, opened, Path(folder), max_shard_bytes=size, scores=scores, device=device)
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The recipe as YAML, also written to `path` where that is given; `evomerge.load_recipe` reads it back."""
+        """The recipe as YAML, also written to `path` where that is given; `evomerge.load_recipe` reads it back.
+
+        Raises:
+            OutputError: `path` is a file of a run or a model, or cannot be written.
+        """
         text = dump_recipe(self)
         if path is not None:
+            check_output_file(Path(path))
             write_text_atomic(Path(path), text)
         return text
 

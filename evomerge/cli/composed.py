@@ -14,6 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from evomerge.cli.misplaced import misplaced
+from evomerge.cli.scarce_memory import lack_of_memory
 from evomerge.config.compose import COMPOSING, check_composed, explain, not_composed, opened
 from evomerge.config.file_checks import check_files
 from evomerge.config.key_types import register
@@ -92,6 +94,9 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
         except EvomergeError as error:  # raised after Hydra, which would print lines of its own about it
             failed.append(error)
         except Exception as error:
+            if known := lack_of_memory(error) or misplaced(error):
+                failed.append(known)
+                return
             unexpected.append(error)
             raise
 

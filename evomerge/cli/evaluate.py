@@ -14,6 +14,7 @@ from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.recipes.slices import DTYPES
 from evomerge.run.inside import LEDGER
+from evomerge.run.outputs import check_output_folder
 from evomerge.utils.files import place_problem
 from evomerge.utils.imports import import_modules
 
@@ -52,6 +53,9 @@ def run(arguments: Sequence[str]) -> int:
     import_modules(options.imports, "--import")
     _check_target(options.target, _root(config, options.overrides))
     import_modules(config.imports, "imports")
+    from evomerge.evaluation.devices import check_device
+
+    check_device({"device": config.evaluator.get("device")}, here=True)
     key = "held_out" if options.held_out else "fitness"
     split: Split = "held_out" if options.held_out else "search"
 
@@ -138,6 +142,7 @@ def _check_samples(folder: Path, write_samples: object, key: str) -> None:
     """Refuse what `--log-samples` cannot do before the model is scored."""
     if write_samples is None:
         raise ConfigError(f"the fitness of {key} writes no samples", "fitness=lm_eval does", "leave --log-samples out")
+    check_output_folder(folder)
     problem = place_problem(folder)
     if problem:
         raise ConfigError(f"--log-samples {folder}: {problem}", "a folder you can write, made if it is not there")

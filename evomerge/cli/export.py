@@ -32,8 +32,11 @@ def run(arguments: Sequence[str]) -> int:
 
     from evomerge.cli.sources import open_recipe, read_recipe
     from evomerge.recipes.yaml_reader import dump_recipe
+    from evomerge.run.outputs import check_output_file
     from evomerge.utils.files import write_text_atomic
 
+    if options.output:
+        check_output_file(options.output, [options.recipe])
     import_modules(options.imports, "--import")
     if options.format == "landscape":
         _landscape(options.recipe, options.output, options.trust)

@@ -9,6 +9,7 @@ from pathlib import Path
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError
 from evomerge.run.inside import instead_of_part
+from evomerge.run.outputs import check_output_file
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -29,10 +30,13 @@ def run(arguments: Sequence[str]) -> int:
     if not options.file.is_file():
         raise ConfigError(f"there is no file {options.file}", "a mergekit-evolve configuration")
 
+    output: Path | None = options.output
+    if output is not None:
+        check_output_file(output, [options.file])
+
     from evomerge.mergekit.experiment import experiment_from_evolve
     from evomerge.utils.files import write_text_atomic
 
-    output: Path | None = options.output
     text = experiment_from_evolve(options.file, (output or options.file).stem, options.include_path)
     if output is None:
         sys.stdout.write(text)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from evomerge.cli.misplaced import misplaced
+from evomerge.cli.scarce_memory import lack_of_memory, require_addresses
 from evomerge.cli.verbs import VERBS
 from evomerge.errors import ConfigError, EvomergeError, EvomergeWarning, nearest
 from evomerge.utils.installation import VERSION
@@ -44,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EvomergeError as error:
         if debug:
             raise
-        print(one_printable_line(f"evomerge: error: {error}"), file=sys.stderr)
-        return error.exit_status
+        shown_error = lack_of_memory(error) or misplaced(error) or error
+        print(one_printable_line(f"evomerge: error: {shown_error}"), file=sys.stderr)
+        return shown_error.exit_status
     except KeyboardInterrupt as error:
         again = getattr(error, "resume", "")
         print(
@@ -59,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if known := lack_of_memory(error) or misplaced(error):
+            print(one_printable_line(f"evomerge: error: {known}"), file=sys.stderr)
+            return known.exit_status
         if isinstance(error, OSError) and error.errno and (error.filename or error.errno == errno.ENOSPC):
             if not error.filename:
                 _drop_output()
@@ -124,6 +130,7 @@ def _run(arguments: list[str]) -> int:
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is not a verb of evomerge", nearest(verb, VERBS), "see `evomerge --help`")
+    require_addresses(verb)
     module = "import_evolve" if verb == "import" else verb
     return int(importlib.import_module(f"evomerge.cli.{module}").run(rest))
 

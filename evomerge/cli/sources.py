@@ -140,5 +140,5 @@ def hint(file: Path, *, beside: bool = False) -> str:
     runs = folder if beside or folder.name == "runs" else folder / "runs"
     if beside and (folder != file.parent or not file.parent.name):
         return ""
-    names = sorted(str(run.parent) for run in runs.glob(f"*/{LEDGER}"))
+    names = sorted(str(run.parent) for run in runs.glob(f"*/{LEDGER}") if run.is_file())
     return f"runs here: {', '.join(names[-5:])}" if names else ""

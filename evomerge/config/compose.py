@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, cast
+from typing import cast
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -18,6 +18,7 @@ from evomerge.config.composing_words import not_set, of_a_file, plainly, unreada
 from evomerge.config.construct import TARGET, instead_of, locate
 from evomerge.config.key_types import check_types, register
 from evomerge.config.schema import Config
+from evomerge.config.taking_away import another_value, taking_away
 from evomerge.config.trust import is_ours
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.utils.installation import conf_dir
@@ -69,13 +70,13 @@ def check_composed(config: DictConfig, overrides: Sequence[str]) -> None:
         ConfigError: names the key.
     """
     for name in sorted(_KEYS):
-        if name not in config:
+        if name not in config or _is_rest(name, config, overrides):
             do = f"choose another: {name}=OPTION" if name in _GROUPS else f"leave ~{name} out, and change what is in it"
             raise ConfigError(f"~{name} was given", f"a configuration has {name}", do)
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if value.replace(" ", "") == "{}" and OmegaConf.is_dict(node := OmegaConf.select(config, key)) and node:
-            raise ConfigError(f"{key}={{}} changes nothing: mappings are merged", *_taking_away(key, node))
+            raise ConfigError(f"{key}={{}} changes nothing: mappings are merged", *taking_away(key, config))
     check_added(config)
     try:
         OmegaConf.to_container(config, resolve=True)
@@ -86,11 +87,10 @@ def check_composed(config: DictConfig, overrides: Sequence[str]) -> None:
     check_types(config)
 
 
-def _taking_away(key: str, names: Iterable[Any] = ()) -> tuple[str, str]:
-    """How entries of a mapping are taken away."""
-    listed = ", ".join(f"~{key}.{name}" for name in names)
-    whole = "pool=custom begins with no models" if key == "pool.models" else f"{key}=null leaves all of it out"
-    return f"what takes one away: {listed or f'~{key}.NAME'}", whole
+def _is_rest(name: str, config: DictConfig, overrides: Sequence[str]) -> bool:
+    """Whether a node is what an experiment sets of a group whose option was taken away."""
+    taken = name in _GROUPS and any(word.partition("=")[0] == f"~{name}" for word in overrides)
+    return taken and isinstance(node := config[name], DictConfig) and TARGET not in node
 
 
 def opened(overrides: Sequence[str]) -> list[str]:
@@ -127,9 +127,18 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
     if isinstance(error, OverrideParseException):
         return ConfigError(*unreadable(_typed(str(error.override), overrides), error.message.splitlines()[0]))
     if text.startswith("Config group override must be"):
-        given = [o for o in overrides if o.endswith("=null") and "." not in o]
+        return ConfigError(*_no_option(overrides))
+    several = re.match(r"Ambiguous value for argument '(.*?)' 1\. ", text)
+    if several:
         return ConfigError(
-            f"{' '.join(given) or 'null'}: null is no option", "GROUP=OPTION", "see `evomerge search --help`"
+            f"{_typed(several[1], overrides)}: it has several values",
+            "one; several are a sweep, which `evomerge search -m` makes",
+            "a list stands in [ ], and a text with commas in quotes of its own",
+        )
+    lost = re.search(r"Could not load '(\w+)/([^']+)'\.", text)
+    if lost:
+        return ConfigError(
+            f"{lost[1]}: there is no option {lost[2]!r}", f"one name: {lost[1]}=OPTION", "see `evomerge search --help`"
         )
     if text.startswith("Error merging override"):
         typed = _typed(text.removeprefix("Error merging override ").strip(), overrides)
@@ -139,10 +148,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
             mapping = key in _OPEN
             return ConfigError(
                 f"{typed}: {key} is always there",
-                *(_taking_away(key) if mapping else ("another value", f"{key}=null where it takes null")),
+                *(taking_away(key) if mapping else (another_value(key),)),
             )
         if typed.startswith("pool.models.") and typed.endswith("=null"):
-            return ConfigError(f"{typed}: null is no folder and no hub id", *_taking_away("pool.models"))
+            return ConfigError(f"{typed}: null is no folder and no hub id", *taking_away("pool.models"))
         if re.search(
             r"Key 'None'|KeyValidationError|null\s*:|^Key .* is incompatible with \(str\)", f"{reason} {typed}"
         ):
@@ -185,6 +194,19 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
                 return not_set(cause)
             return ConfigError(f"{cause.full_key}: {plainly(str(cause).splitlines()[0])}")
     return ConfigError(text[:500])
+
+
+def _no_option(overrides: Sequence[str]) -> tuple[str, ...]:
+    """What is said where something other than the name of an option was given for a group; Hydra does not say which."""
+    words = [(word, *word.lstrip("+").partition("=")[::2]) for word in overrides if "." not in word.partition("=")[0]]
+    for word, key, value in words:
+        if key == "hydra":
+            return f"{word}: hydra takes no value of its own", "single keys of Hydra's: hydra.verbose=true, say"
+        if value == "null":
+            return f"{word}: null is no option", "GROUP=OPTION", "see `evomerge search --help`"
+    named = re.compile("(?!(true|false)$)[A-Za-z_]")
+    odd = [word for word, key, value in words if key in _GROUPS and not named.match(value)]
+    return f"{' '.join(odd) or 'a group'}: it is given no name", "GROUP=OPTION", "see `evomerge search --help`"
 
 
 def _typed(override: str, overrides: Sequence[str]) -> str:

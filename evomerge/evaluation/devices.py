@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, reason_of
 from evomerge.merge.resident.spread import SPREAD
 
 _POLL = 0.5  # seconds between two looks at the free memory
@@ -27,18 +27,54 @@ def choose_device(device: str) -> str:
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == SPREAD and torch.cuda.is_available():
-        return device
+    kind = _kind_of(device)
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        there = f"this machine has {count or 'no'} GPU{'s' * (count > 1)} that torch can use"
+        if not count or (device != SPREAD and (torch.device(device).index or 0) >= count):
+            raise _no_such(device, there if count < 2 else f"{there}: cuda:0 to cuda:{count - 1}")
+        if device == SPREAD:
+            return device
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"evaluator.device is {device!r}",
-            f"torch cannot use it here: {reason}",
-            "auto, cpu, spread, or a GPU",
-        ) from error
+    except Exception as error:  # each backend raises what it likes
+        reason = "this machine has none" if kind == "mps" else f"torch cannot use it here: {reason_of(error, 120)}"
+        raise _no_such(device, reason) from error
     return device
+
+
+def check_device(settings: Mapping[str, Any], here: bool) -> None:
+    """Check the device of an evaluator's configuration before anything is loaded.
+
+    Args:
+        settings: of the evaluator. One that counts with a pretended GPU may name a device that is not there.
+        here: whether its worker is in this process; others may be on machines with other devices.
+
+    Raises:
+        ConfigError: as for `choose_device`.
+    """
+    device = settings.get("device")
+    if not isinstance(device, str) or device == "auto":
+        return
+    if here and settings.get("gpu") is None:
+        choose_device(device)
+    else:
+        _kind_of(device)
+
+
+def _kind_of(device: str) -> str:
+    """The type of a device: ``cuda`` for all GPUs; `ConfigError` for what torch does not know."""
+    try:
+        kind = "cuda" if device == SPREAD else torch.device(device).type
+    except RuntimeError as error:
+        raise _no_such(device, "it is no device") from error
+    if kind == "meta":
+        raise _no_such(device, "it computes no numbers")
+    return kind
+
+
+def _no_such(device: str, reason: str) -> ConfigError:
+    return ConfigError(f"evaluator.device is {device!r}: {reason}", "auto, cpu, cuda, cuda:1, mps, or spread")
 
 
 def idle_gpus(device: str) -> str:

@@ -23,6 +23,7 @@ from evomerge.models.equal_slices import equal_slices
 from evomerge.models.pool import Pool
 from evomerge.models.pool_settings import check_pool_settings, of_model, raise_all
 from evomerge.models.sources import Opened, dtype_of, open_sources, warn_of_dtypes
+from evomerge.models.tokenizer_files import check_files
 from evomerge.models.tokenizers import check_tokenizer
 from evomerge.models.tying import match_models
 from evomerge.models.vocabulary import vocabulary_problem
@@ -110,6 +111,12 @@ def _fitted(
             stored[name] = _stored(layouts[name], match, name, reference)
         except PoolError as error:
             problems.append(error)
+    raise_all(problems)
+    for name, own in checkpoints.items():  # before they are compared: what is damaged is said once
+        try:
+            check_files(own.folder)
+        except PoolError as error:
+            problems.append(of_model(name, error))
     raise_all(problems)
     for name in configs:
         problems += _comparison(

@@ -73,7 +73,9 @@ def check_names(models: Mapping[Any, Any]) -> None:
 
 def of_model(name: str, error: PoolError) -> PoolError:
     """The error, with the name of the model that it is of."""
-    return PoolError(f"model {name!r}: {error.given}", error.allowed, error.do)
+    named = PoolError(f"model {name!r}: {error.given}", error.allowed, error.do)
+    named.__cause__ = error.__cause__
+    return named
 
 
 def raise_all(problems: list[PoolError]) -> None:
@@ -84,4 +86,6 @@ def raise_all(problems: list[PoolError]) -> None:
         listed = [str(problem) for problem in problems[:_MOST_LISTED]]
         listed = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text in listed]
         cut = f" | and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
-        raise PoolError(f"{len(problems)} problems with the pool: {' | '.join(listed)}{cut}")
+        causes = (problem.__cause__ for problem in problems)
+        cause = next(filter(None, causes), None)
+        raise PoolError(f"{len(problems)} problems with the pool: {' | '.join(listed)}{cut}") from cause

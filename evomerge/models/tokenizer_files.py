@@ -16,13 +16,13 @@ _SIDES = ("left", "right")
 
 
 def check_files(folder: Path) -> None:
-    """Refuse files of a tokenizer that are no JSON mappings.
+    """Refuse files of a tokenizer that are no JSON mappings, and links to nothing in their places.
 
     Raises:
         PoolError: names the file.
     """
     for name in _MAPPINGS:
-        if (folder / name).is_file():
+        if (folder / name).is_file() or (folder / name).is_symlink():
             read_mapping(folder / name, _MOST_BYTES, _AGAIN)
 
 

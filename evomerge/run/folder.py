@@ -15,6 +15,7 @@ from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
 from evomerge.run.inside import instead_of_part
 from evomerge.run.ledger_file import LedgerError
+from evomerge.run.outputs import check_output_folder
 from evomerge.utils.files import place_problem, read_bounded, write_text_atomic
 
 MAX_POOL = 64 * 2**20  # bytes
@@ -144,6 +145,7 @@ class RunFolder:
                 "a folder that does not exist yet, or is empty",
                 "choose another one, or remove it" + ("; `evomerge resume RUN` goes on with the run in it" * held),
             )
+        check_output_folder(self.path)
         self.require_place()
 
     def _check_kinds(self) -> None:
@@ -181,8 +183,11 @@ class RunFolder:
             if os.path.exists(folder.path) and not os.path.isdir(folder.path):
                 raise LedgerError(f"{folder.path} is a file", "the folder of a run", "give the folder itself")
             missing = "has no ledger.jsonl" if os.path.isdir(folder.path) else "does not exist"
-            parent = folder.path.parent
-            runs = [entry.parent.name for entry in parent.glob("*/ledger.jsonl")]
+            if os.path.lexists(folder.ledger):
+                missing = f"has a {'folder' if os.path.isdir(folder.ledger) else 'link to nothing'} for a ledger.jsonl"
+            parent, own = folder.path.parent, os.path.abspath(folder.path)
+            found = (entry.parent for entry in parent.glob("*/ledger.jsonl") if entry.is_file())
+            runs = [run.name for run in found if os.path.abspath(run) != own]
             raise LedgerError(
                 f"run folder {folder.path} {missing}",
                 f"the folder of a run; in {parent} {nearest(folder.path.name, runs)}",
@@ -232,7 +237,12 @@ class RunFolder:
         try:
             return _pool_info(json.loads(read_bounded(self.pool, MAX_POOL, follow=False)))
         except OSError as error:
-            raise LedgerError(f"{self.pool} cannot be read: {error.strerror}", "the folder of a run") from error
+            gone = isinstance(error, FileNotFoundError)
+            raise LedgerError(
+                f"{self.pool} is gone" if gone else f"{self.pool} cannot be read: {error.strerror}",
+                "the file that the search wrote, with the models of the run",
+                "restore it from a copy, or begin a new run",
+            ) from error
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, RecipeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise LedgerError(f"{self.pool} is malformed ({reason})", "the file that the search wrote") from error

@@ -273,10 +273,11 @@ class LineFile:
 
 
 def _damage(path: Path, number: int, what: str) -> LedgerError:
+    back = f", or go back to the {number - 1} lines before it (head -n {number - 1})" if number > 1 else ""
     return LedgerError(
         f"{path}: line {number} {what}",
         "only the last line may be incomplete",
-        f"restore the file from a copy, or go back to the {number - 1} lines before it (head -n {number - 1})",
+        f"restore the file from a copy{back}",
     )
 
 

@@ -27,11 +27,12 @@ def require_ledger(folder: RunFolder, events: int) -> None:
     if not names:
         return
     recipe = folder.best_recipe
-    warm = f" with search.warm_start=[{recipe}]" if recipe.is_file() else ""
+    # Not as a warm start: whether a search space takes recipes is not known here.
+    kept = f"; {recipe} is still the best recipe, which `evomerge merge` and `evomerge evaluate` take"
     raise LedgerError(
         f"{folder.ledger} has no events, and {', '.join(names)} beside it say that there was a run",
         "the ledger that the search wrote",
-        f"restore it from a copy, or begin a run in another folder{warm}",
+        f"restore it from a copy, or begin a run in another folder{kept * recipe.is_file()}",
     )
 
 

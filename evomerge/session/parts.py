@@ -98,6 +98,10 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     pooled = wanted != "fitnesses" or bool(config.pool.models)
     if pooled:
         check_pool(config)
+    if isinstance(settings := to_builtin(config.evaluator), Mapping) and settings.get("device", "auto") != "auto":
+        from evomerge.evaluation.devices import check_device
+
+        check_device(settings, here=wanted == "worker")
     fitness = fitness_from_config(config, "fitness")
     held_out = fitness_from_config(config, "held_out") if config.held_out is not None else None
     objectives = tuple(fitness.objectives)

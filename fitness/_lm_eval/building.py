@@ -14,6 +14,7 @@ import numpy as np
 from lm_eval.evaluator_utils import get_sample_size
 
 from fitness._lm_eval.chat import ChatTemplate, require_template
+from fitness._lm_eval.document_errors import require_text
 from fitness._lm_eval.isolation import quietly
 from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.scoring import forget_renderings
@@ -42,7 +43,7 @@ def build_requests(
         samples: numbers of the documents by task; all within the limit for ``None``.
 
     Raises:
-        FitnessError: a task whose prompts cannot be made, or without documents.
+        FitnessError: a task whose prompts cannot be made or are no text, or without documents.
     """
     terms = {name: loaded.term for loaded in tasks.terms for name in loaded.tasks}
     for name, task in tasks.tasks.items():
@@ -66,6 +67,8 @@ def build_requests(
                 fewshot_as_multiturn=own.fewshot_as_multiturn,
                 chat_template=ChatTemplate(tokenizer, choice, own.chat_template_args) if choice else None,
             )
+        for instance in task.instances:
+            require_text(instance)
 
 
 def require_templates(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> None:

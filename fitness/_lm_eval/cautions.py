@@ -5,23 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fitness._lm_eval.generation_arguments import unused_arguments
 from fitness._lm_eval.loading import TaskSet, scored_split
 from fitness._lm_eval.task_errors import said
 
 
-def cautions(tasks: TaskSet, num_fewshot: int | None) -> list[str]:
-    """A line for every task whose few-shot examples are items, and for every benchmark that is judged by them."""
+def cautions(tasks: TaskSet, num_fewshot: int | None, gen_kwargs: Mapping[str, Any]) -> list[str]:
+    """A line for every task whose few-shot examples are items, and for every benchmark that is judged by them.
+
+    Another for arguments of generation that no task uses.
+    """
     with said("the tasks' few-shot examples cannot be looked at"):
         given_away = [
             f"few-shot examples of {name} are drawn from the items that are scored: a prompt may hold its own answer; "
             "name another split with fewshot_split in the task's YAML"
             for name in own_examples(tasks, num_fewshot)
         ]
-    return given_away + [
-        f"{name} is a public benchmark, and these are the items it is judged by: what wins here is fitted to them; "
-        "search on other items and keep these for held_out"
-        for name in tasks.benchmarks
-    ]
+    unused = unused_arguments(tasks, gen_kwargs)
+    return (
+        [unused] * bool(unused)
+        + given_away
+        + [
+            f"{name} is a public benchmark, and these are the items it is judged by: what wins here is fitted to them; "
+            "search on other items and keep these for held_out"
+            for name in tasks.benchmarks
+        ]
+    )
 
 
 def own_examples(tasks: TaskSet, num_fewshot: int | None) -> list[str]:

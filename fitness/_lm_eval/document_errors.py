@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.errors import FitnessError
+from evomerge.errors import EvomergeError, FitnessError
+from fitness._lm_eval.task_errors import document_error, shortened
+
+# Arguments of requests, as lm-eval's types have them: what each is, and the keys of a task's YAML that make it.
+_ARGUMENTS: Mapping[str, tuple[tuple[type, str], ...]] = {
+    "loglikelihood": ((str, "doc_to_text"), (str, "doc_to_target")),
+    "loglikelihood_rolling": ((str, "doc_to_target"),),
+    "generate_until": ((str, "doc_to_text"), (dict, "generation_kwargs")),
+}
+
+
+def require_text(instance: Any) -> None:
+    """Raise `FitnessError` for a request that asks for something other than text, with the key that made it.
+
+    lm-eval puts a number, a list or nothing at all where a template or column gives one, and trips over it later.
+    """
+    for value, (kind, key) in zip(instance.args, _ARGUMENTS.get(instance.request_type, ()), strict=False):
+        if not isinstance(value, kind):
+            what = f"{key} gives {shortened(value)} of type {type(value).__name__}"
+            raise FitnessError(
+                f"{place_of(instance)} (from 0): its prompt cannot be built: {what}",
+                "a text" if kind is str else "a mapping",
+                f"look at {key} of the task and at the document, {shortened(instance.doc)}",
+            )
+
+
+@contextmanager
+def tokenising(instance: Any) -> Iterator[None]:
+    """Make what a tokenizer raises at a request a `FitnessError` that names the task and document."""
+    try:
+        yield
+    except (EvomergeError, MemoryError):
+        raise
+    except Exception as error:
+        found = instance.doc_id, instance.doc
+        keys = "doc_to_text and doc_to_target"
+        raise document_error(instance.task_name, "its tokens cannot be made", keys, found, error) from error
 
 
 def not_finite(instance: Any, what: str) -> FitnessError:

@@ -37,6 +37,19 @@ def check_generation(tasks: TaskSet, gen_kwargs: Mapping[str, Any]) -> None:
                     raise FitnessError(f"{where} is {repr(value)[:80]}", allowed, _DO)
 
 
+def unused_arguments(tasks: TaskSet, gen_kwargs: Mapping[str, Any]) -> str:
+    """A line for arguments of generation that no task uses; empty where they are, or there are none."""
+
+    def generates(term: LoadedTerm) -> bool:
+        return any(tasks.tasks[name].OUTPUT_TYPE == "generate_until" for name in term.tasks)
+
+    given = [] if any(map(generates, tasks.terms)) else [f"gen_kwargs.{key}" for key in gen_kwargs]
+    for term in tasks.terms:
+        if not generates(term):
+            given += [f"{key} in the gen_kwargs of task {term.name!r}" for key in term.term.gen_kwargs]
+    return f"not used, since nothing is generated: {', '.join(given)}" if given else ""
+
+
 _DO = "mend it there; keys that are set in gen_kwargs go before those of a task's YAML"
 
 
@@ -55,11 +68,19 @@ def _allowed(key: str, value: Any) -> str:
         return "" if value is None or (_number(value) and 1 <= value < math.inf and value == int(value)) else _LENGTH
     if key == "temperature":
         return "" if _number(value) and 0 <= value < math.inf else "a number, 0 or more"
+    if key in _COUNTS:
+        least = _COUNTS[key]
+        return "" if value is None or (type(value) is int and value >= least) else f"a whole number, {least} or more"
+    if key in ("top_p", "min_p"):
+        return "" if value is None or (_number(value) and 0 <= value <= 1) else "a number from 0 to 1"
+    if key == "repetition_penalty":
+        return "" if value is None or (_number(value) and 0 < value < math.inf) else "a number above 0"
     if key == "do_sample":
         return "" if value is None or isinstance(value, bool) else "true or false"
     return ""
 
 
+_COUNTS = {"num_beams": 1, "top_k": 0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
 _UNTIL = "a text that ends a response, or a list of them; [] for none"
 _LENGTH = "how many tokens a response has at most: a whole number, 1 or more"
 

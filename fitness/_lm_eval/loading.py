@@ -23,6 +23,7 @@ from fitness._lm_eval.task_errors import own_place, reason, said
 from fitness._lm_eval.task_files import check_files, relative_to
 from fitness._lm_eval.terms import TaskTerm
 from fitness._lm_eval.time_limit import limited
+from fitness._lm_eval.yaml_faults import data_files, require_metrics, yaml_fault
 
 _log = logging.getLogger(__name__)
 
@@ -72,13 +73,16 @@ def load_tasks(terms: Sequence[TaskTerm], include_path: Sequence[str], timeout: 
     manager = _manager(terms, include_path)
     loaded = TaskSet(timeout=timeout)
     for term in terms:
-        _require_sound(term, manager)
+        config = _require_sound(term, manager)
         try:
             with quietly(), limited(term.label, timeout, "loading it"):
                 found = manager.load([term.source])
         except FitnessError:
             raise
         except Exception as error:
+            fault = yaml_fault(config, term.label, error)
+            if fault is not None:
+                raise fault from error
             place = own_place(error)
             do = f"look at {place}" if place else "lm-eval reads its YAML and data, and renders its first document"
             raise FitnessError(f"task {term.label!r} cannot be loaded: {reason(error)}", "", do) from error
@@ -136,15 +140,19 @@ def _references(members: Iterable[Any]) -> Iterable[str]:
             yield member["task"]
 
 
-def _require_sound(term: TaskTerm, manager: Any) -> None:
-    """Raise `FitnessError` for what would fail obscurely inside lm-eval: YAML errors and missing data files."""
+def _require_sound(term: TaskTerm, manager: Any) -> Mapping[str, Any]:
+    """Raise `FitnessError` for what would fail obscurely inside lm-eval: YAML errors and missing data files.
+
+    Returns:
+        The configuration of the task or group; an empty one of a tag.
+    """
     if isinstance(term.source, dict):
         _require_data(term.source, None, term.label)
-        return
+        return term.source
     entry = manager.task_index.get(term.source)
     path = entry.yaml_path if entry is not None else Path(term.source).expanduser()
     if path is None:  # a tag has no YAML of its own
-        return
+        return {}
     try:
         refuse_repeated_keys(Path(path))
         config = load_yaml(path, resolve_func=False)
@@ -152,9 +160,10 @@ def _require_sound(term: TaskTerm, manager: Any) -> None:
         raise FitnessError(f"task file {path} cannot be read: {reason(error)}") from error
     if "task" not in config and "group" not in config:
         raise FitnessError(f"task file {path} names no task", "a mapping with the key 'task'")
-    if not isinstance(config.get("task", config.get("group")), str | list):
+    if not isinstance(config.get("task", config.get("group")), str | list if "group" in config else str):
         raise FitnessError(f"task file {path} calls its task {str(config.get('task'))[:80]!r}", "a name: text")
     _require_data(config, path, term.label)
+    return dict(config)
 
 
 def _require_data(config: Mapping[str, Any], path: Path | None, label: str) -> None:
@@ -170,7 +179,7 @@ def _require_data(config: Mapping[str, Any], path: Path | None, label: str) -> N
             "dataset_kwargs: {data_files: {test: FILE}}",
         )
     arguments, files = given, given.get("data_files")
-    for file in _files(files):
+    for file in data_files(files):
         if "://" in file:
             continue
         base = Path(str(arguments.get("data_dir") or "."))
@@ -186,17 +195,6 @@ def _require_data(config: Mapping[str, Any], path: Path | None, label: str) -> N
             "lm-eval calls such files 'train'",
             f"write data_files: {{{split}: ...}}",
         )
-
-
-def _files(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _files(inner)
-    elif isinstance(value, Sequence):
-        for inner in value:
-            yield from _files(inner)
 
 
 def _is_built_in(name: str, manager: Any) -> bool:
@@ -224,6 +222,7 @@ def _require_supported(name: str, task: Any) -> None:
         count = getattr(task.config, key, None)
         if count is not None and (type(count) is not int or count < least):
             raise FitnessError(f"task {name!r} has {key} {count!r}", f"a whole number, {least} or more")
+    require_metrics(name, task)
     if getattr(task, "MULTIMODAL", False):
         raise FitnessError(f"task {name!r} needs images or sound", "text tasks")
 

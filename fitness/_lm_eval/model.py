@@ -17,7 +17,7 @@ from evomerge.errors import FitnessError
 from evomerge.models.memory import Retries, out_of_memory
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.chat import check_tokens
-from fitness._lm_eval.document_errors import no_prompt, no_target, not_finite
+from fitness._lm_eval.document_errors import no_prompt, no_target, not_finite, tokenising
 from fitness._lm_eval.isolation import quietly
 
 if TYPE_CHECKING:
@@ -106,21 +106,26 @@ class ResidentLM(HFLM):
             model.module.eval()
 
     def token_requests(self, instances: Sequence[Any]) -> list[TokenRequest]:
-        """What stock `loglikelihood` would ask of the model for `instances`, in their order."""
+        """What stock `loglikelihood` would ask of the model for `instances`, in their order.
+
+        Raises:
+            FitnessError: a tokenizer that makes nothing of one, naming the task and document.
+        """
         self._captured = []
         for instance in instances:
-            context, continuation = instance.args
-            if context == "" and not self.tok_encode(continuation, add_special_tokens=False):
-                raise no_target(instance)  # stock code asks for its first token
-        if instances:
-            self.loglikelihood(list(instances), disable_tqdm=True)
+            with tokenising(instance):
+                context, continuation = instance.args
+                if context == "" and not self.tok_encode(continuation, add_special_tokens=False):
+                    raise no_target(instance)  # stock code asks for its first token
+                self.loglikelihood([instance], disable_tqdm=True)
         self._encoded.clear()
         return [TokenRequest(*request) for request in self._captured]
 
     def token_windows(self, instance: Any) -> list[TokenRequest]:
         """The windows that stock `loglikelihood_rolling` would ask for one instance; none for an empty text."""
         self._captured = []
-        self.loglikelihood_rolling([instance], disable_tqdm=True)
+        with tokenising(instance):
+            self.loglikelihood_rolling([instance], disable_tqdm=True)
         self._encoded.clear()
         return [TokenRequest(*request) for request in self._captured]
 
@@ -186,8 +191,9 @@ class ResidentLM(HFLM):
                 f"set gen_kwargs.max_gen_toks below {self.max_length}",
             )
         prompt = str(instance.args[0])
-        if not self.tok_encode(prompt) and not super().tok_batch_encode([prompt])[1].any():
-            raise no_prompt(instance)
+        with tokenising(instance):
+            if not self.tok_encode(prompt) and not super().tok_batch_encode([prompt])[1].any():
+                raise no_prompt(instance)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any

@@ -59,6 +59,7 @@ def line(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: 
         ("pool.base=bas", ("bas", "base")),
         ("pool.dtype=float31", ("float31", "float32")),
         ("evaluator=rays", ("rays", "ray")),
+        ("evaluator.device=tpu", ("evaluator.device is 'tpu': it is no device",)),
         ("experiment=dmo", ("dmo", "demo")),
         ("search.evaluations", ("search.evaluations", "key=value")),
     ],
@@ -81,6 +82,11 @@ def copy_pool(pool: Path, tmp_path: Path) -> Path:
     return tmp_path / "pool"
 
 
+def dangle(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/nowhere/at/all")
+
+
 def change_config(folder: Path, **values: object) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
@@ -100,8 +106,23 @@ def change_config(folder: Path, **values: object) -> None:
         (lambda pool: swap_tokens(pool / "math" / "tokenizer.json"), ("tokenizer", "math")),
         (lambda pool: reshape(pool / "math" / "model.safetensors"), ("model.layers.2.mlp.up_proj.weight", "math")),
         (lambda pool: truncate(pool / "math" / "model.safetensors"), ("model.safetensors",)),
+        (
+            lambda pool: (pool / "base" / "tokenizer.json").write_text('{"a"'),
+            ("error: model 'base': ", "tokenizer.json is no JSON"),  # once, not for each model that is compared
+        ),
+        (
+            lambda pool: (pool / "math" / "tokenizer_config.json").write_bytes(b"\xff{}"),
+            ("error: model 'math': ", "tokenizer_config.json is no JSON"),
+        ),
+        (
+            lambda pool: dangle(pool / "math" / "tokenizer_config.json"),
+            ("error: model 'math': ", "tokenizer_config.json cannot be read"),
+        ),
     ],
-    ids=["folder", "safetensors", "config", "architecture", "vocabulary", "tokenizer", "shape", "truncated"],
+    ids=[
+        *("folder", "safetensors", "config", "architecture", "vocabulary", "tokenizer", "shape", "truncated"),
+        *("base's tokenizer", "tokenizer_config", "dangling"),
+    ],
 )
 def test_a_broken_pool_is_refused(
     quick_pool: Path,

@@ -43,10 +43,41 @@ def test_a_ledger_that_was_emptied_is_not_searched_anew(error: Error, run: Path,
     for words in (["resume", run], ["status", run], ["report", run], fork, ["validate", *quick_search, _warm(run)]):
         text = error(*words)
         assert f"{run / 'ledger.jsonl'} has no events, and items, best beside it say that there was a run" in text
-        assert f"search.warm_start=[{run / 'best' / 'recipe.yaml'}]" in text
+        assert f"{run / 'best' / 'recipe.yaml'} is still the best recipe, which `evomerge merge`" in text
     assert sorted(path.name for path in run.rglob("*")) == before
+    assert main(["merge", str(run / "best" / "recipe.yaml"), str(run.parent / "model")]) == 0  # as advised
     shutil.rmtree(run / "best")
     assert "and items beside it say that there was a run" in error("resume", run)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "a folder", "a link"])
+def test_what_has_just_been_refused_is_not_suggested(instead: str, error: Error, run: Path) -> None:
+    (run / "ledger.jsonl").unlink()
+    if instead == "a folder":
+        (run / "ledger.jsonl").mkdir()
+    elif instead == "a link":
+        (run / "ledger.jsonl").symlink_to("nowhere")
+    for verb in ("status", "resume", "report", "export"):
+        assert "did you mean" not in error(verb, run)
+        assert "runs here" not in error(verb, run.parent / "nope") or verb != "export"
+    (run.parent / "spoilty").mkdir()
+    (run.parent / "spoilty" / "ledger.jsonl").write_text("")
+    assert "did you mean 'spoilty'?" in error("status", run)
+
+
+def test_a_ledger_of_something_else_is_said_once(error: Error, run: Path) -> None:
+    (run / "ledger.jsonl").write_text("garbage\ngarbage\n")
+    for verb in ("report", "status", "resume"):
+        text = error(verb, run)
+        assert text.endswith("only the last line may be incomplete; restore the file from a copy")
+        assert text.count("ledger.jsonl") == 1
+
+
+def test_a_list_of_models_that_is_gone(error: Error, run: Path) -> None:
+    (run / "pool.json").unlink()
+    text = error("resume", run, "search.evaluations=14")
+    assert f"{run / 'pool.json'} is gone; the file that the search wrote" in text
+    assert text.endswith("restore it from a copy, or begin a new run")
 
 
 def _warm(run: Path) -> str:
@@ -171,3 +202,32 @@ def test_validate_checks_one_experiment(error: Error, quick_search: list[str]) -
         assert f"`evomerge validate` was given {flag}; it checks one experiment" in error(
             "validate", flag, *quick_search
         )
+
+
+def test_nothing_is_written_over_a_run_or_a_model(error: Error, run: Path, quick_pool: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    assert main(["export", str(run), "-o", str(recipe)]) == 0
+    model = tmp_path / "base"
+    shutil.copytree(quick_pool / "base", model)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    samples = ["evaluate", recipe, f"experiment=demo pool.root={quick_pool}".split(), "--log-samples", run / "items"]
+    samples = [word for words in samples for word in (words if isinstance(words, list) else [words])]
+    for words in (
+        ["export", run, "-o", run / "ledger.jsonl"],
+        ["export", run, "--format", "mergekit", "-o", run / "best" / "mergekit.yaml"],
+        ["export", run, "--format", "optuna", "-o", run / "pool.json"],
+        ["export", run, "--format", "landscape", "-o", model / "model.safetensors"],
+        ["export", recipe, "-o", recipe],
+        ["report", run, "-o", run / "config.yaml"],
+        ["report", run, "-o", model / "config.json"],
+        ["import", recipe, "-o", recipe],
+        ["merge", run, run / "items" / "model"],
+        ["search", f"from_run={run}", f"run_dir={run / 'checkpoint' / 'fork'}"],
+        samples,
+    ):
+        assert "name another" in error(*words), words
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for place in (recipe, run / "mine.yaml", run / "mine.yaml"):
+        assert main(["export", str(run), "-o", str(place)]) == 0
+    for _ in range(2):
+        assert main(["report", str(run)]) == 0

@@ -27,8 +27,18 @@ def test_what_takes_something_away() -> None:
         ("~pool.models.maths", ("pool.models.maths is not set", "did you mean 'pool.models.math'?")),
         ("~pool.models", ("~pool.models.NAME", "pool=custom begins with no models")),
         ("pool.models.math=null", ("null is no folder", "~pool.models.NAME")),
-        ("~search.seed", ("search.seed is always there",)),
+        ("~search.seed", ("search.seed is always there; another value: search.seed=VALUE",)),
         ("~strategy", ("a configuration has strategy", "strategy=OPTION")),
+        ("~fitness", ("~fitness was given; a configuration has fitness; choose another: fitness=OPTION",)),
+        ("~evaluator", ("choose another: evaluator=OPTION",)),
+        ("~pool", ("choose another: pool=OPTION",)),
+        ("hydra=1", ("hydra=1: hydra takes no value of its own",)),
+        ("fitness=null", ("fitness=null: null is no option; GROUP=OPTION",)),
+        ("fitness=3", ("fitness=3: it is given no name",)),
+        ("strategy=true", ("strategy=true: it is given no name",)),
+        ("strategy=[cma_es,b]", ("strategy: there is no option 'b'; one name: strategy=OPTION",)),
+        ("strategy=cma_es,ga", ("strategy=cma_es,ga: it has several values; one; several are a sweep",)),
+        ("search.seed=1,2", ("search.seed=1,2: it has several values",)),
         ("~strategy.popsize", ("strategy.popsize is not set", "it is null already")),
         ("~fitness.taks", ("did you mean 'fitness.tasks'?",)),
     ],
@@ -39,3 +49,21 @@ def test_what_is_said(word: str, says: tuple[str, ...]) -> None:
     assert len(str(error.value).splitlines()) == 1
     for part in says:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("search", "search.racing", "pool", "pool.models", "search_space", "search_space.parameters"),
+        *("strategy", "fitness", "held_out", "evaluator"),
+    ],
+)
+def test_what_is_advised_works(key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose_config(["experiment=demo", f"{key}={{}}"])
+    advised = [word.strip(",;") for word in f"{error.value.allowed} {error.value.do}".split()]
+    advised = [word for word in advised if ("=" in word or word.startswith("~")) and word != f"{key}={{}}"]
+    assert advised or f"leave {key}={{}} out" in error.value.do
+    for word in advised:
+        config = compose_config(["experiment=demo", word])
+        assert config.pool.base is None or config.pool.base in config.pool.models

@@ -10,7 +10,7 @@ import torch
 from evomerge.candidate import Candidate
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.evaluation.cache_settings import CacheSettings
-from evomerge.evaluation.devices import choose_device
+from evomerge.evaluation.devices import check_device, choose_device
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.worker import Worker
 from evomerge.merge.execution.notes import Notes
@@ -181,5 +181,40 @@ def test_local_evaluates_in_the_order_of_submission(pool: Pool) -> None:
 
 
 def test_an_unknown_device_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"evaluator\.device is 'cdua'"):
+    with pytest.raises(ConfigError, match=r"evaluator\.device is 'cdua': it is no device; auto, cpu, cuda"):
         choose_device("cdua")
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "says"),
+    [
+        ("tpu", 0, "it is no device"),
+        ("meta", 0, "it computes no numbers"),
+        ("cuda", 0, "this machine has no GPU that torch can use"),
+        ("spread", 0, "this machine has no GPU that torch can use"),
+        ("cuda:7", 2, "this machine has 2 GPUs that torch can use: cuda:0 to cuda:1"),
+        ("cuda:1", 1, "this machine has 1 GPU that torch can use"),
+        ("xpu", 0, "torch cannot use it here"),
+    ],
+)
+def test_a_device_that_is_not_there(device: str, gpus: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if device == "xpu" and torch.xpu.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(ConfigError) as error:
+        check_device({"device": device, "gpu": None}, here=True)
+    assert str(error.value).startswith(f"evaluator.device is {device!r}: {says}")
+    assert len(str(error.value)) < 250
+    elsewhere = {"device": device, "gpu": "24GB"}
+    for settings, here in ((elsewhere, True), ({"device": device}, False)):
+        if device in ("tpu", "meta"):  # nowhere
+            with pytest.raises(ConfigError):
+                check_device(settings, here=here)
+        else:
+            check_device(settings, here=here)
+
+
+def test_devices_that_need_no_look() -> None:
+    for device in ("auto", "cpu", None):
+        check_device({"device": device}, here=True)

@@ -34,6 +34,7 @@ GOOD = [
     {"max_gen_toks": None},
     {"max_gen_toks": 8},
     {"top_k": 3},
+    {"num_beams": 2, "top_p": 1, "min_p": None, "repetition_penalty": 1.1, "top_k": 0},
 ]
 BAD = [
     ("until", 3, "a text that ends a response, or a list of them; [] for none"),
@@ -46,6 +47,11 @@ BAD = [
     ("max_gen_toks", 1.5, "a whole number, 1 or more"),
     ("temperature", -1, "a number, 0 or more"),
     ("do_sample", 1, "true or false"),
+    ("num_beams", 0, "a whole number, 1 or more"),
+    ("num_beams", "two", "a whole number, 1 or more"),
+    ("top_k", 1.5, "a whole number, 0 or more"),
+    ("top_p", 2, "a number from 0 to 1"),
+    ("repetition_penalty", 0, "a number above 0"),
 ]
 
 
@@ -72,7 +78,20 @@ def test_odd_kinds_are_named_with_who_says_them(key: str, value: Any, says: str,
 
 
 GOOD_OF = [("until", "x"), ("max_gen_toks", 4), ("max_new_tokens", 4), ("max_tokens", 4), ("temperature", 0.5)]
-GOOD_OF += [("do_sample", False)]
+GOOD_OF += [("do_sample", False), ("num_beams", 1), ("top_k", 5), ("top_p", 0.5), ("repetition_penalty", 2)]
+
+
+def test_arguments_that_nothing_uses_are_named(task: dict[str, Any]) -> None:
+    read = {**task, "task": "read", "output_type": "loglikelihood", "metric_list": [{"metric": "acc"}]}
+    told = {"temperature": -1, "top_k": 3}
+    assert LmEvalFitness([{"task": read}], gen_kwargs=told).cautions() == [
+        "not used, since nothing is generated: gen_kwargs.temperature, gen_kwargs.top_k"
+    ]
+    own = [{"task": read, "gen_kwargs": {"until": "x"}}, {"task": task}]
+    assert LmEvalFitness(own, gen_kwargs={"top_k": 3}).cautions() == [
+        "not used, since nothing is generated: until in the gen_kwargs of task 'read'"
+    ]
+    assert LmEvalFitness([{"task": task}], gen_kwargs={"top_k": 3}).cautions() == []
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from evomerge.errors import FitnessError
+from evomerge.models.loaded import ModelOutline
 from fitness.lm_eval_tasks import LmEvalFitness
 
 YAML = """
@@ -78,3 +81,51 @@ def test_a_function_that_aggregates(tmp_path: Path, model: Any) -> None:
     line = said(task(tmp_path, "sums", text, code), model)
     assert line.startswith("task 'sums': its acc cannot be aggregated: IndexError")
     assert "own_code.py:6" in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "shows"),
+    [
+        ("loglikelihood", "17", "17 of type int"),
+        ("loglikelihood", "n", "1 of type int"),
+        ("loglikelihood", "[w1, w2]", '["w1", "w2"] of type list'),
+        ("loglikelihood", "nothing", "null of type NoneType"),
+        ("loglikelihood_rolling", "n", "1 of type int"),
+    ],
+)
+def test_requests_that_are_no_text(kind: str, target: str, shows: str, tmp_path: Path, model: Any) -> None:
+    fitness = task(tmp_path, "odd", "doc_to_text: q\nmetric_list: [{metric: acc}]\n")
+    yaml = tmp_path / "odd.yaml"
+    text = yaml.read_text().replace("generate_until", kind).replace('"{{a}}"', target)
+    yaml.write_text(text.replace("metric: acc", "metric: word_perplexity") if "rolling" in kind else text)
+    rows = [{**each, "nothing": None} for each in DOCUMENTS]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    outline = ModelOutline(model.module.config, model.tokenizer, model.dtype, 2, True)
+    for look in (lambda: fitness.memory(outline), lambda: fitness.prepare(model)):  # `validate`, and scoring
+        with pytest.raises(FitnessError) as error:
+            look()
+        assert str(error.value).startswith(
+            f"task 'odd', document 0 (from 0): its prompt cannot be built: doc_to_target gives {shows}; a text; "
+            "look at doc_to_target of the task and at the document"
+        )
+
+
+def test_a_tokenizer_that_raises(tmp_path: Path, model: Any) -> None:
+    class Broken(type(model.tokenizer)):  # type: ignore[misc]
+        def encode(self, text: str, *args: Any, **kwargs: Any) -> list[int]:
+            if text == "w2":
+                raise ValueError("no such word")
+            return list(super().encode(text, *args, **kwargs))
+
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.__class__ = Broken
+    for kind in ("generate_until", "loglikelihood", "loglikelihood_rolling"):
+        task(tmp_path, "broken", "doc_to_text: q\nmetric_list: [{metric: exact_match}]\n")
+        yaml = tmp_path / "broken.yaml"
+        yaml.write_text(yaml.read_text().replace("generate_until", kind).replace('"{{a}}"', "q"))
+        fitness = LmEvalFitness(["broken"], include_path=str(tmp_path))
+        with pytest.raises(FitnessError) as error:
+            fitness.prepare(replace(model, tokenizer=tokenizer))
+        assert str(error.value).startswith(
+            "task 'broken', document 1 (from 0): its tokens cannot be made: ValueError: no such word; look at"
+        )

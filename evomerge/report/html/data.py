@@ -65,10 +65,11 @@ class RunView:
         holder = lock_holder(folder.lock)  # asked before the ledger is read: a run may end meanwhile
         history = read_history(folder)
         if not history.started:
-            if not history.damage:
-                require_ledger(folder, int(history.last is not None))
+            if history.damage:
+                raise LedgerError(history.damage)
+            require_ledger(folder, int(history.last is not None))
             raise LedgerError(
-                f"{folder.ledger} has no started event" + (f": {history.damage}" if history.damage else ""),
+                f"{folder.ledger} has no started event",
                 "the ledger of a run",
                 "wait, or start the run again",
             )

@@ -31,6 +31,7 @@ from evomerge.report.html.niches import niches
 from evomerge.report.html.page import Page
 from evomerge.report.html.recipe_map import recipe_map
 from evomerge.report.html.reproduce import reproduce
+from evomerge.run.outputs import check_output_file
 from evomerge.utils.files import write_text_atomic
 
 FILE = "report.html"
@@ -46,8 +47,10 @@ def write_report(runs: Sequence[Path | str], output: Path | None = None, *, path
 
     Raises:
         LedgerError: a folder is not a run's.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is one of a run's or a model's own.
     """
+    if output is not None:
+        check_output_file(output)
     views = [RunView.of(run) for run in runs]
     file = output if output is not None else views[0].folder.path / FILE
     write_text_atomic(file, report_html(views, paths=paths))
