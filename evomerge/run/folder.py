@@ -184,7 +184,7 @@ class RunFolder:
                 raise LedgerError(f"{folder.path} is a file", "the folder of a run", "give the folder itself")
             missing = "has no ledger.jsonl" if os.path.isdir(folder.path) else "does not exist"
             if os.path.lexists(folder.ledger):
-                missing = f"has a {'folder' if os.path.isdir(folder.ledger) else 'link to nothing'} for a ledger.jsonl"
+                missing = f"has a {_what(folder.ledger)} for a ledger.jsonl"
             parent, own = folder.path.parent, os.path.abspath(folder.path)
             found = (entry.parent for entry in parent.glob("*/ledger.jsonl") if entry.is_file())
             runs = [run.name for run in found if os.path.abspath(run) != own]
@@ -279,6 +279,13 @@ def _pool_info(content: Any) -> PoolInfo:
 def _model_ref(content: Any) -> ModelRef:
     adapter = content.get("adapter")
     return ModelRef(**{**content, "adapter": None if adapter is None else ModelRef(**adapter)})
+
+
+def _what(path: Path) -> str:
+    """What lies at a path where no regular file does."""
+    if os.path.isdir(path):
+        return "folder"
+    return "special file" if os.path.exists(path) else "link to nothing"
 
 
 def items_texts(folder: RunFolder, split: Split) -> Path:

@@ -49,10 +49,11 @@ def write_bytes_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
             sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise OutputError(
             f"{path} cannot be written: {error.strerror}",
             "a folder that exists, can be written and has room",
-            "free some space or choose another folder",
+            "free some space or choose another folder" if full else "choose another name or folder",
         ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)

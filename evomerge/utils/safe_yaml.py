@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -150,7 +150,8 @@ def items(content: Any, where: str) -> list[Any]:
 def text(content: Any, where: str) -> str:
     """Text that is not empty."""
     if not isinstance(content, str) or not content:
-        raise RecipeError(f"{where} is {shown(content)}", "text", "put it in quotes if it is a name")
+        quoted = "" if isinstance(content, list | Mapping) else "put it in quotes if it is a name"
+        raise RecipeError(f"{where} is {shown(content)}", "text", quoted)
     return content
 
 
