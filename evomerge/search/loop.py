@@ -134,7 +134,7 @@ class Search:
                 for candidate, evaluation in self._score(self._scored):
                     self.incumbent.baseline(evaluation)
                     if self.race is not None:
-                        self.race.knowledge.see(evaluation, baseline=True)
+                        self.race.see(evaluation, baseline=True)
                     self.state.scores[str(candidate.name)] = evaluation.objectives
             reason = self._run_phases()
         except (KeyboardInterrupt, EvomergeError):
@@ -306,7 +306,7 @@ class Search:
                 "candidate %d %s: %s\n%s", candidate.id, evaluation.status, evaluation.error, evaluation.traceback
             )
         if self.race is not None:
-            self.race.knowledge.see(evaluation)
+            self.race.see(evaluation)
         self.state.leaders.see(candidate, evaluation)
         self.responses(evaluation, None, compared=self._improve(candidate, evaluation))
 

@@ -185,10 +185,10 @@ def begin(search: Search, ledger: ContinuedLedger) -> Position | None:
         try:
             passed = passed_of(found.state)
             if search.race is not None:
-                search.race.knowledge.forget()
+                search.race.forget()
                 for evaluation in ledger.evaluations(passed):
                     baseline = evaluation.candidate < int(found.state["begins"][0])
-                    search.race.knowledge.see(evaluation, baseline=baseline)
+                    search.race.see(evaluation, baseline=baseline)
             restore(search, found.state)
         except Exception as error:  # strategies may be the user's, the checkpoint anybody's
             reason = str(error) if isinstance(error, EvomergeError) else f"{type(error).__name__}: {error}"

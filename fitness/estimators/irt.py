@@ -143,6 +143,10 @@ class ItemResponse:
         row, against = self.columns.row(items), self.columns.row(other)
         return self._mean.of_rows(row, against, self._weights(~(np.isnan(row) | np.isnan(against))))
 
+    def by_item(self, items: Items, at: Items) -> Mapping[str, Items]:
+        """By objective what each item adds, every item the same; see `Columns.by_item`."""
+        return self.columns.by_item(items, at)
+
     def _weights(self, seen: NDArray[np.bool_]) -> Row | None:
         """Of anchors, which stand for the items that are like them; ``None`` where items come at random."""
         if self._anchors == "none" or self._order is None or seen.all():

@@ -115,6 +115,10 @@ class StratifiedMean:
             found[name] = Estimate(values[0][name] - values[1][name], math.sqrt(variance))
         return found
 
+    def by_item(self, items: Items, at: Items) -> Mapping[str, Items]:
+        """By objective what each item adds; see `Columns.by_item`."""
+        return self.columns.by_item(items, at)
+
     def _metrics(self) -> list[tuple[slice, str]]:
         return list(zip(self.columns.stretches, self.columns.metrics, strict=True))
 

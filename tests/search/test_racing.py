@@ -112,6 +112,9 @@ class Means:
         found = found[np.isfinite(found)]
         return {"score": Estimate(float(found.mean()), float(found.std(ddof=1) / math.sqrt(len(found))))}
 
+    def by_item(self, items: Items, at: Items) -> dict[str, Items]:
+        return {"score": {name: values / len(items) for name, values in items.items()}}
+
 
 class Worker:
     """Scores a candidate by its number: its quality, the same on every item but for a little that is the item's own."""

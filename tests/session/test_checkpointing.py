@@ -38,6 +38,7 @@ from evomerge.search.racing.settings import Racing
 from evomerge.search.state import SearchState
 from evomerge.search.warm_start import WarmStart
 from evomerge.session.checkpointing import CheckpointSaver, begin
+from evomerge.session.pruners import build_pruner
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 from evomerge.strategies.brute_force import BruteForce
@@ -129,6 +130,9 @@ class Learning:
             return {}
         return {"score": Estimate(float(found.mean()), float(found.std() / len(found) ** 0.5))}
 
+    def by_item(self, items: Items, at: Items) -> dict[str, Items]:
+        return {"score": {name: values / len(items) for name, values in items.items()}}
+
 
 class Workers:
     """Finish in an order of their own that depends on the candidates alone; one evaluation in sixteen fails."""
@@ -210,6 +214,10 @@ def scalarised(spec: GenomeSpec, objectives: tuple[Objective, ...], *, seed: int
     return Scalarised(GeneticAlgorithm(spec, (SCALAR,), seed=seed, popsize=6), scalarisation)
 
 
+def judged(pruner: str, first: float) -> Racing:
+    return Racing(first, "pruner", pruner=pruner)
+
+
 FEW = {"descriptors": ["genes:a"], "cells": 5}
 GA = partial(GeneticAlgorithm, popsize=6)
 CASES = {
@@ -244,6 +252,9 @@ CASES = {
     "raced after the user's": Case(partial(CmaEs, popsize=5), evaluations=70, race=Racing(8, rotate=False), again=6),
     "raced against the best": Case(GA, race=Racing(0.2, "incumbent"), in_flight=3, slots=3),
     "raced against the best, no order": Case(GA, race=Racing(0.1, "incumbent"), ordered=False, slots=4),
+    "raced, judged by wilcoxon": Case(GA, race=judged("wilcoxon", 0.1), in_flight=3, slots=3, evaluations=60),
+    "raced, judged by percentile": Case(GA, race=judged("percentile", 0.1), ordered=False, slots=4),
+    "raced, judged by hyperband": Case(GA, race=judged("hyperband", 0.1), phases=2, slots=2),
     "raced in two phases": Case(partial(CmaEs, popsize=5), evaluations=40, race=Racing(0.3), phases=2),
     "some items for all": Case(partial(CmaEs, popsize=5), race=Racing(0.3, "none"), slots=2),
 }
@@ -256,7 +267,8 @@ def session(path: Path, case: Case, *, checkpoints: bool = True, budget: int | N
     evaluator: Any = Workers(case.slots, case.race is not None)
     race = None
     if case.race is not None:
-        race = Race(case.race, COUNTS, Knowledge(Learning(), case.objectives), case.objectives, seed=3)
+        pruner = build_pruner(case.race, sum(COUNTS.values())) if case.race.against == "pruner" else None
+        race = Race(case.race, COUNTS, Knowledge(Learning(), case.objectives), case.objectives, 3, pruner)
     ledger = (
         Ledger(RunFolder.create(path), sync="interval")
         if record is None
