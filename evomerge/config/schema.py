@@ -56,7 +56,7 @@ class RacingConfig:
 
     Attributes:
         first: items that every candidate is scored on first: a number, or a share below 1; ``None`` for all: no race.
-        against: whom a candidate has to beat to be scored on more: its ``generation``, the ``incumbent``, or a
+        against: whom a candidate has to beat to be scored on more: its ``generation``, the ``incumbent``, a
             ``pruner``, or ``none``: nobody is.
         keep: share of a generation that goes on to more items.
         most: items that the best are scored on: a number, or a share; 1.0 for all.

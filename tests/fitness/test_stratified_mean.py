@@ -132,3 +132,35 @@ def test_what_cannot_be_told_is_said() -> None:
         estimator.estimate(of(a__acc=[1.0, 0.0, 1.0]))
     with pytest.raises(FitnessError, match="no metric counts in objective 'y'"):
         built(MetricShare("a/acc", 1.0, objective="x"), objectives=[Objective("x"), Objective("y")])
+
+
+class TestByItem:
+    """What each item adds to an objective."""
+
+    def test_metrics_of_a_task_are_summed_item_by_item(self) -> None:
+        estimator = built(
+            MetricShare("a/acc", 0.5), MetricShare("b/acc", 0.3), MetricShare("a/nll", 0.2, "minimize"), known=[]
+        )
+        items = of(a__acc=[1.0, 0.0, NAN], b__acc=[1.0, NAN], a__nll=[2.0, 1.0, NAN])
+        (found,) = estimator.by_item(items, items).values()
+        assert list(found) == ["a/acc", "b/acc"]
+        np.testing.assert_allclose(found["a/acc"], [0.5 - 0.4, -0.2, NAN])
+        np.testing.assert_allclose(found["b/acc"], [0.3, NAN])
+
+    def test_means_are_the_objective(self) -> None:
+        rng = np.random.default_rng(1)
+        items = {"a/acc": rng.integers(0, 2, 30).astype(float), "b/f": rng.random(8)}
+        items["a/acc"][::3] = items["b/f"][5] = NAN
+        shares = MetricShare("a/acc", 0.6, transform="log"), MetricShare("b/f", 0.4)
+        estimator = built(*shares)
+        (found,) = estimator.by_item(items, items).values()
+        summed = sum(float(np.nanmean(values)) for values in found.values())
+        assert summed == pytest.approx(estimator.estimate(items)["score"].value, rel=1e-13)
+
+    def test_logarithms_are_tangents_at_another_models_mean(self) -> None:
+        estimator = built(MetricShare("a/f", 2.0, transform="log"))
+        (found,) = estimator.by_item(of(a__f=[0.5, 0.25, NAN]), of(a__f=[0.4, 0.6, NAN])).values()
+        expected = [2 * math.log(0.5), 2 * (math.log(0.5) - 0.5), NAN]
+        np.testing.assert_allclose(found["a/f"], expected)
+        (found,) = estimator.by_item(of(a__f=[0.5, 0.0, NAN]), of(a__f=[0.0, 0.0, 0.0])).values()
+        np.testing.assert_allclose(found["a/f"], [2 * (math.log(1 / 6) + 2), 2 * (math.log(1 / 6) - 1), NAN])

@@ -252,7 +252,7 @@ CASES = {
     "raced after the user's": Case(partial(CmaEs, popsize=5), evaluations=70, race=Racing(8, rotate=False), again=6),
     "raced against the best": Case(GA, race=Racing(0.2, "incumbent"), in_flight=3, slots=3),
     "raced against the best, no order": Case(GA, race=Racing(0.1, "incumbent"), ordered=False, slots=4),
-    "raced, judged by wilcoxon": Case(GA, race=judged("wilcoxon", 0.1), in_flight=3, slots=3, evaluations=60),
+    "raced, judged by wilcoxon": Case(GA, race=judged("wilcoxon", 0.4), in_flight=3, slots=3, evaluations=60),
     "raced, judged by percentile": Case(GA, race=judged("percentile", 0.1), ordered=False, slots=4),
     "raced, judged by hyperband": Case(GA, race=judged("hyperband", 0.1), phases=2, slots=2),
     "raced in two phases": Case(partial(CmaEs, popsize=5), evaluations=40, race=Racing(0.3), phases=2),
@@ -359,6 +359,19 @@ def test_more_evaluations_are_what_they_would_have_been(
         return [e for e in events if e["event"] in ("told", "improved") and e.get("split", "search") == "search"]
 
     assert searched("more") == searched("whole")
+
+
+@pytest.mark.parametrize("name", ["raced against the best", "raced, judged by wilcoxon", "raced, judged by hyperband"])
+def test_a_race_is_the_same_for_any_number_of_workers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    runs = []
+    for slots in (1, 3):
+        session(tmp_path / str(slots), replace(CASES[name], slots=slots))
+        runs.append(canonical_events(RunFolder(tmp_path / str(slots))))
+    assert runs[0] == runs[1]
+    assert any(event.get("status") == "pruned" for event in runs[0])
 
 
 def test_a_race_goes_on_without_items_that_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
