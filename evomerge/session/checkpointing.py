@@ -113,7 +113,7 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
         strategy,
         None if saved["limit"] is None else int(saved["limit"]),
         deque(first[len(first) - int(saved["first"]) :]),
-        search.pending(),
+        search.pending(strategy),
         asked=int(saved["asked"]),
         named=set(map(int, saved["named"])),
     )

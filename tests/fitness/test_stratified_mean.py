@@ -10,6 +10,7 @@ import pytest
 
 from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare, Objective
+from fitness.estimators.irt import ItemResponse
 from fitness.estimators.stratified_mean import StratifiedMean
 
 NAN = math.nan
@@ -96,6 +97,27 @@ def test_difference_is_taken_item_by_item() -> None:
     same = estimator.difference(first, first)["score"]
     assert same.value == 0
     assert 0 < same.error < 0.15  # some items are equal: the others may not be
+
+
+def test_difference_is_the_same_whatever_was_learnt() -> None:
+    shares = [MetricShare("a/acc", 1.0)]
+    first, second = of(a__acc=[1, 1, 0, 1, NAN, NAN]), of(a__acc=[1, 0, 0, NAN, 1, NAN])
+    known = [of(a__acc=[0.0, 1, 0, 1, 0, k % 2]) for k in range(8)]
+    for estimator in (StratifiedMean(shares, [SCORE]), ItemResponse(shares, [SCORE], anchors="entropy", dimensions=1)):
+        estimator.fit([])
+        before = estimator.difference(first, second)
+        estimator.fit(known)
+        assert estimator.difference(first, second) == before
+
+
+def test_differences_that_are_none_of_shares_vary_as_they_do() -> None:
+    estimator = built(MetricShare("a/nll", 0.5, "minimize"))
+    first, second = of(a__nll=[11.0, 5.0, NAN, NAN]), of(a__nll=[3.0, 1.0, 1.0, NAN])
+    found = estimator.difference(first, second)["score"]
+    assert found.value == -3.0
+    # -4 and -2: (1 - 2/4) (sum of squares 2 + variance 2) / 2 / 2
+    assert found.error == pytest.approx(math.sqrt(0.5 * 4 / 4))
+    assert estimator.difference(first, of(a__nll=[3.0, NAN, 1.0, 2.0]))["score"].error == math.inf
 
 
 def test_difference_on_all_items_is_exact() -> None:

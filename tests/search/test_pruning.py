@@ -70,7 +70,7 @@ def race_of(pruner: str | Mapping[str, Any], objective: Objective = SCORE, **mor
 def run(race: Race, qualities: Sequence[float], at_once: int = 1) -> tuple[dict[int, int], list[Evaluation]]:
     """Items and evaluations of candidates that are asked so many at a time."""
     worker = Worker(qualities)
-    pending = RacedEvaluations(worker, ordered=True, race=race, bar=lambda: None)  # type: ignore[arg-type]
+    pending = RacedEvaluations(worker, ordered=True, race=race, bar=lambda candidate: None)  # type: ignore[arg-type]
     found, left = [], [Candidate(number, None) for number in range(len(qualities))]
     while left or pending:
         while left and len(pending) < at_once:

@@ -20,7 +20,7 @@ from evomerge.errors import InfeasibleError
 from evomerge.genomes.arrays import ArraySpec
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.genomes.lineages import LineageSpec
-from evomerge.objectives import Objective, Scalarisation
+from evomerge.objectives import MetricShare, Objective, Scalarisation
 from evomerge.protocols import Estimate
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
@@ -53,6 +53,8 @@ from evomerge.strategies.map_elites import MapElites
 from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
 from evomerge.strategies.quasi_random import QuasiRandom
 from evomerge.strategies.random_search import RandomSearch
+from fitness.estimators.irt import ItemResponse
+from fitness.estimators.stratified_mean import StratifiedMean
 
 ONE = (Objective("score"),)
 TWO = (Objective("score"), Objective("size", "minimize"))
@@ -180,6 +182,7 @@ class Case:
         phases: how many, each with a space of its own that begins with the winner.
         again: genomes of the user's.
         race: on how many items candidates are scored.
+        estimator: tells from some items what all would give.
     """
 
     make: Callable[..., Any]
@@ -192,6 +195,7 @@ class Case:
     phases: int = 1
     again: int = 0
     race: Racing | None = None
+    estimator: Callable[[], Any] = Learning
 
     def parts(self) -> list[Phase]:
         """The phases, their strategies made anew each time."""
@@ -212,6 +216,18 @@ class Case:
 def scalarised(spec: GenomeSpec, objectives: tuple[Objective, ...], *, seed: int) -> Scalarised:
     scalarisation = Scalarisation.of(objectives, "weighted", {}, [])
     return Scalarised(GeneticAlgorithm(spec, (SCALAR,), seed=seed, popsize=6), scalarisation)
+
+
+def plain_mean() -> StratifiedMean:
+    return StratifiedMean(SHARES, ONE)
+
+
+def anchors() -> ItemResponse:
+    return ItemResponse(SHARES, ONE, anchors="entropy", dimensions=1)
+
+
+SHARES = [MetricShare(f"{task}/acc", 0.5) for task in COUNTS]
+DE = partial(DifferentialEvolution, popsize=6)
 
 
 def judged(pruner: str, first: float) -> Racing:
@@ -255,6 +271,9 @@ CASES = {
     "raced, judged by wilcoxon": Case(GA, race=judged("wilcoxon", 0.4), in_flight=3, slots=3, evaluations=60),
     "raced, judged by percentile": Case(GA, race=judged("percentile", 0.1), ordered=False, slots=4),
     "raced, judged by hyperband": Case(GA, race=judged("hyperband", 0.1), phases=2, slots=2),
+    "raced, by the mean": Case(GA, race=Racing(0.1, "incumbent"), ordered=False, slots=4, estimator=plain_mean),
+    "raced against a member": Case(DE, race=Racing(0.1, "incumbent"), in_flight=4, slots=3, estimator=plain_mean),
+    "raced by anchors": Case(GA, race=Racing(0.2, "incumbent"), in_flight=3, slots=3, estimator=anchors),
     "raced in two phases": Case(partial(CmaEs, popsize=5), evaluations=40, race=Racing(0.3), phases=2),
     "some items for all": Case(partial(CmaEs, popsize=5), race=Racing(0.3, "none"), slots=2),
 }
@@ -268,7 +287,7 @@ def session(path: Path, case: Case, *, checkpoints: bool = True, budget: int | N
     race = None
     if case.race is not None:
         pruner = build_pruner(case.race, sum(COUNTS.values())) if case.race.against == "pruner" else None
-        race = Race(case.race, COUNTS, Knowledge(Learning(), case.objectives), case.objectives, 3, pruner)
+        race = Race(case.race, COUNTS, Knowledge(case.estimator(), case.objectives), case.objectives, 3, pruner)
     ledger = (
         Ledger(RunFolder.create(path), sync="interval")
         if record is None
@@ -361,7 +380,9 @@ def test_more_evaluations_are_what_they_would_have_been(
     assert searched("more") == searched("whole")
 
 
-@pytest.mark.parametrize("name", ["raced against the best", "raced, judged by wilcoxon", "raced, judged by hyperband"])
+@pytest.mark.parametrize(
+    "name", ["raced against a member", "raced by anchors", "raced, judged by wilcoxon", "raced, judged by hyperband"]
+)
 def test_a_race_is_the_same_for_any_number_of_workers(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evomerge.candidate import Candidate, Evaluation, Part
 from evomerge.objectives import Objective
-from evomerge.protocols import Evaluator
+from evomerge.protocols import Evaluator, Strategy
 from evomerge.search.in_flight import PendingEvaluations
+from evomerge.search.incumbent import Incumbent
 from evomerge.search.racing.joined import Runner
 from evomerge.search.racing.knowledge import Knowledge
+from evomerge.search.racing.opponents import Opponent, opponent
 from evomerge.search.racing.parts import ItemOrder
 from evomerge.search.racing.settings import Racing, counted
 
@@ -134,7 +136,7 @@ class RacedEvaluations(PendingEvaluations):
     Args:
         evaluator, split, ordered: as for `PendingEvaluations`.
         race: the rules.
-        bar: the candidate that a new one must beat, ``None`` while there is none.
+        bar: by candidate the one that it must beat, ``None`` where there is none.
     """
 
     def __init__(
@@ -143,7 +145,7 @@ class RacedEvaluations(PendingEvaluations):
         *,
         ordered: bool,
         race: Race,
-        bar: Callable[[], int | None],
+        bar: Opponent,
     ) -> None:
         super().__init__(evaluator, "search", ordered=ordered)
         self._race, self._bar = race, bar
@@ -170,7 +172,7 @@ class RacedEvaluations(PendingEvaluations):
             return
         runner.start = self._race.start(candidate.id, 1)
         if self._race.settings.against == "incumbent":
-            number = self._bar() if against is None else against
+            number = self._bar(candidate) if against is None else against
             self.against[candidate.id] = NOBODY if number is None else number
             runner.opponent = self._race.knowledge.items(self.against[candidate.id])
         elif self._race.pruning is not None:
@@ -283,12 +285,12 @@ class RacedEvaluations(PendingEvaluations):
 
 
 def pending_of(
-    evaluator: Evaluator, ordered: bool, race: Race | None, bar: Callable[[], int | None]
+    evaluator: Evaluator, ordered: bool, race: Race | None, strategy: Strategy, incumbent: Incumbent
 ) -> PendingEvaluations:
-    """What keeps candidates in flight, with a race or without. Arguments as for `RacedEvaluations`."""
+    """What keeps candidates in flight, with a race or without."""
     if race is None:
         return PendingEvaluations(evaluator, "search", ordered=ordered)
-    return RacedEvaluations(evaluator, ordered=ordered, race=race, bar=bar)
+    return RacedEvaluations(evaluator, ordered=ordered, race=race, bar=opponent(strategy, incumbent))
 
 
 def ranked(evaluations: Mapping[int, Evaluation], objective: Objective) -> dict[int, float]:
