@@ -243,6 +243,22 @@ def test_whoever_is_surely_worse_than_the_best_is_pruned() -> None:
     assert pending.against == {}
 
 
+def test_an_objective_that_there_is_not_is_a_failure() -> None:
+    """No part of it was wrong: only of all items is there no logarithm."""
+
+    class Logarithm(Means):
+        def estimate(self, items: Items) -> dict[str, Estimate]:
+            (value, error) = (math.nan, 0.0) if np.isfinite(items["one/acc"]).all() else (-4.0, 1.0)
+            return {"score": Estimate(value, error)}
+
+    worker = Worker({0: 0.0})
+    race = Race(Racing(0.5, "incumbent"), COUNTS, Knowledge(Logarithm(), SCORE), SCORE, seed=0)
+    pending = RacedEvaluations(worker, ordered=True, race=race, bar=lambda candidate: None)
+    pending.submit(candidates(1)[0])
+    evaluation = pending.next_result()[1]
+    assert (evaluation.status, evaluation.objectives, evaluation.error) == ("failed", {}, "objective score is nan")
+
+
 def test_nobody_is_worse_on_items_that_the_other_has_not() -> None:
     knowledge = Knowledge(StratifiedMean([MetricShare("one/acc", 1.0)], SCORE), SCORE)
     low, high = np.array([0.0, 0.1, 0.0, np.nan, np.nan, np.nan]), np.array([0.9, 0.8, 0.9, 0.9, 0.9, 0.9])

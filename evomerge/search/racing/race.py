@@ -116,7 +116,11 @@ class Race:
         if runner.ended is not None:
             return runner.ended
         estimates = self.knowledge.estimate(runner.items, runner.plain)
-        return runner.joined(estimates, self.total, pruned=runner.done < len(self.steps))
+        found = runner.joined(estimates, self.total, pruned=runner.done < len(self.steps))
+        for name, value in found.objectives.items():
+            if not math.isfinite(value):  # of all items there may be no logarithm, where of some there was
+                return replace(found, status="failed", objectives={}, error=f"objective {name} is {value}")
+        return found
 
     def gain(self, runner: Runner, step: int) -> float:
         """What decides about a candidate after a step, larger is better; below all others where it has failed."""
