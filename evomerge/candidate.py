@@ -64,8 +64,8 @@ class Evaluation:
         responses: by task what the model answered to its first items, in document order: for people, not for the
             ledger.
         race: of a candidate that was not scored on all items at once: how many ``items`` it was, ``of`` how many; after
-            each step ``step/0``, ``step/1``, ... what decided about it; and ``error/NAME``, the standard error of an
-            objective that is an estimate.
+            each step ``step/0``, ``step/1``, ... what decided about it; how many that were told before it a pruner has
+            ``known``; and ``error/NAME``, the standard error of an objective that is an estimate.
         tokens: that were `run`, that `stock` lm-eval would have run, and of those run what `hidden` states saved; how
             often its batches were `halved` since memory ran out, where they were: its last digits may differ for it.
         apart: of a winner, how far the way in which the search scored is from the stock tool's (`Fitness.apart`).

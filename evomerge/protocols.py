@@ -120,6 +120,14 @@ class Estimator(Protocol):
         It knows nothing but these, whatever was fitted.
         """
 
+    def by_item(self, items: Items, at: Items) -> Mapping[str, Items]:
+        """By objective what each item adds: by task (or metric) values, NaN where an item was not run, of which the
+        means, summed, are the objective of the items that were run.
+
+        Where the logarithm of a mean counts, its tangent at the mean that the metric has in `at`. It knows nothing but
+        these, whatever was fitted.
+        """
+
 
 class SearchSpace(Protocol):
     """Turns genomes into recipes. Constructed with the pool's info and the method declarations.

@@ -17,6 +17,7 @@ _KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "search_space": ("a search space", ("spec", "decode")),
     "strategy": ("a strategy", ("ask", "tell")),
     "evaluator": ("an evaluator", ("submit", "collect")),
+    "pruner": ("a pruner", ("prune",)),
 }
 """By the last part of a node's key: what must stand there, and what such a part has."""
 

@@ -56,12 +56,14 @@ class RacingConfig:
 
     Attributes:
         first: items that every candidate is scored on first: a number, or a share below 1; ``None`` for all: no race.
-        against: whom a candidate has to beat to be scored on more: its ``generation``, the ``incumbent``, or ``none``:
-            nobody is.
+        against: whom a candidate has to beat to be scored on more: its ``generation``, the ``incumbent``, a
+            ``pruner``, or ``none``: nobody is.
         keep: share of a generation that goes on to more items.
         most: items that the best are scored on: a number, or a share; 1.0 for all.
         rotate: each generation begins behind the items that the last one began with.
         confidence: with which a candidate must be worse than the incumbent to be pruned.
+        pruner: of Optuna's, where `against` is ``pruner``: ``hyperband``, ``median``, ``percentile``, ``threshold``,
+            ``successive_halving``, ``wilcoxon``, a mapping with ``name`` and its arguments, or one with ``_target_``.
     """
 
     first: float | None = None
@@ -70,6 +72,7 @@ class RacingConfig:
     most: float = 1.0
     rotate: bool = True
     confidence: float = 0.95
+    pruner: Any = None
 
 
 @dataclass

@@ -40,7 +40,7 @@ class PendingEvaluations:
         self._sent: set[int] = set()  # with the evaluator
         self._stopped = False
         self.against: dict[int, int] = {}
-        """In a race, whom each candidate in flight must beat."""
+        """In a race, whom each candidate in flight must beat, or how many trials a pruner compares it with."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -51,7 +51,7 @@ class PendingEvaluations:
         Args:
             candidate: it.
             refused: why the search space has no model for it: it comes back at once, as infeasible.
-            against: in a race, whom it must beat, of a search that is gone on with.
+            against: in a race, what `against` had of it, of a search that is gone on with.
         """
         self._waiting[candidate.id] = candidate
         if refused is not None:

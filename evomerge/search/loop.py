@@ -111,9 +111,9 @@ class Search:
         self._take_models()
         self.state = state
 
-    def pending(self) -> PendingEvaluations:
+    def pending(self, strategy: Strategy) -> PendingEvaluations:
         """What keeps the candidates of a phase that are in flight."""
-        return pending_of(self.evaluator, self.ordered, self.race, lambda: self.incumbent.number)
+        return pending_of(self.evaluator, self.ordered, self.race, strategy, self.incumbent)
 
     @property
     def best(self) -> Candidate | None:
@@ -134,7 +134,7 @@ class Search:
                 for candidate, evaluation in self._score(self._scored):
                     self.incumbent.baseline(evaluation)
                     if self.race is not None:
-                        self.race.knowledge.see(evaluation, baseline=True)
+                        self.race.see(evaluation, baseline=True)
                     self.state.scores[str(candidate.name)] = evaluation.objectives
             reason = self._run_phases()
         except (KeyboardInterrupt, EvomergeError):
@@ -186,7 +186,7 @@ class Search:
         self.state.stopping.begin()
         # Candidates of the user's come first; the strategy learns from them when it is able to.
         queue, bounded = deque(warm.to_reevaluate[: phase.evaluations]), len(warm.to_reevaluate) > phase.evaluations
-        return PhaseState(phase, space, strategy, limit, queue, self.pending(), bounded=bounded)
+        return PhaseState(phase, space, strategy, limit, queue, self.pending(strategy), bounded=bounded)
 
     def _go_on(self, phase: PhaseState) -> str:
         """Ask and tell until the phase is over; returns why it is."""
@@ -306,7 +306,7 @@ class Search:
                 "candidate %d %s: %s\n%s", candidate.id, evaluation.status, evaluation.error, evaluation.traceback
             )
         if self.race is not None:
-            self.race.knowledge.see(evaluation)
+            self.race.see(evaluation)
         self.state.leaders.see(candidate, evaluation)
         self.responses(evaluation, None, compared=self._improve(candidate, evaluation))
 

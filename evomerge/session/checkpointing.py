@@ -113,7 +113,7 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
         strategy,
         None if saved["limit"] is None else int(saved["limit"]),
         deque(first[len(first) - int(saved["first"]) :]),
-        search.pending(),
+        search.pending(strategy),
         asked=int(saved["asked"]),
         named=set(map(int, saved["named"])),
     )
@@ -185,10 +185,10 @@ def begin(search: Search, ledger: ContinuedLedger) -> Position | None:
         try:
             passed = passed_of(found.state)
             if search.race is not None:
-                search.race.knowledge.forget()
+                search.race.forget()
                 for evaluation in ledger.evaluations(passed):
                     baseline = evaluation.candidate < int(found.state["begins"][0])
-                    search.race.knowledge.see(evaluation, baseline=baseline)
+                    search.race.see(evaluation, baseline=baseline)
             restore(search, found.state)
         except Exception as error:  # strategies may be the user's, the checkpoint anybody's
             reason = str(error) if isinstance(error, EvomergeError) else f"{type(error).__name__}: {error}"

@@ -25,7 +25,28 @@ def race_settings(config: Config) -> Racing | None:
         ConfigError: a key out of its range, naming it.
     """
     asked: dict[str, Any] = to_builtin(config.search.racing)
-    return None if asked["first"] is None else Racing(**asked)
+    if asked["first"] is not None:
+        return Racing(**asked)
+    if asked["pruner"] is not None:
+        raise ConfigError(
+            "search.racing.pruner is set, and search.racing.first is null",
+            "a race, of which a pruner is the judge",
+            "set search.racing.first=0.1, or search.racing.pruner=null",
+        )
+    return None
+
+
+def check_race(config: Config) -> None:
+    """Check what is asked of the race as far as it can be seen without a fitness.
+
+    Raises:
+        ConfigError: as for `race_settings` and `build_pruner`.
+    """
+    settings = race_settings(config)
+    if settings is not None and settings.against == "pruner":
+        from evomerge.session.pruners import build_pruner
+
+        build_pruner(settings)
 
 
 def build_race(config: Config, fitness: Fitness, strategies: Sequence[Strategy]) -> Race | None:
@@ -72,7 +93,13 @@ def build_race(config: Config, fitness: Fitness, strategies: Sequence[Strategy])
             "a fitness with a method build_estimator(), as lm_eval's",
             "set search.racing.against=none",
         )
-    return Race(settings, count(), Knowledge(estimator, objectives), objectives, config.search.seed)
+    pruner: Any = None
+    if settings.against == "pruner":
+        from evomerge.session.pruners import build_pruner, check_items
+
+        pruner = build_pruner(settings, sum(count().values()))
+        check_items(pruner, estimator)
+    return Race(settings, count(), Knowledge(estimator, objectives), objectives, config.search.seed, pruner)
 
 
 def count_finalists(config: Config, objectives: Sequence[Objective], raced: bool) -> int:

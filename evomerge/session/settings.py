@@ -16,6 +16,7 @@ from evomerge.search.in_flight import MOST_IN_FLIGHT
 from evomerge.search.phases import split_budget
 from evomerge.search.stopping import check_rules
 from evomerge.session.builders import check_phases, phase_node, without_bounds, without_prior
+from evomerge.session.racing import check_race
 
 DISPLAYS = ("auto", "live", "plain", "quiet")
 _MOST = 10**9
@@ -35,7 +36,7 @@ def check_settings(config: Config) -> None:
 
 
 def check_nodes(config: Config) -> None:
-    """Check the keys of the parts, and the types of their values; the fitnesses' are checked when they are made.
+    """Check the keys of the parts, and the types of their values, and the race; the fitnesses' when they are made.
 
     Raises:
         ConfigError: names the key.
@@ -47,6 +48,7 @@ def check_nodes(config: Config) -> None:
             own = without_bounds(node)[0] if part == "search_space" else without_prior(node, key)[0]
             check_node(own, key, 2, given)
     check_node(config.evaluator, "evaluator", 1)
+    check_race(config)
 
 
 def check_pool(config: Config) -> None:

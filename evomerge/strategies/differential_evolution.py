@@ -93,6 +93,10 @@ class DifferentialEvolution(SteadyState):
         self._number = FIRST  # of the last trial
         self._turn = 0
 
+    def to_beat(self, candidate: Candidate) -> int | None:
+        """The member whose place a trial would take, which is the first of its parents."""
+        return candidate.parents[0] if candidate.parents else None
+
     def _settings(self) -> dict[str, Any]:
         factor, crossover = self._first_settings
         return {

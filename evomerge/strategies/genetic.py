@@ -91,6 +91,12 @@ class GeneticAlgorithm(SteadyState):
         self._replace, self._elites = replace, elites
         self._members: list[Member] = []  # oldest first
 
+    def to_beat(self, candidate: Candidate) -> int | None:
+        """The worst member of a full population: who is worse would leave at once, or be chosen last."""
+        if len(self._members) < self._popsize:
+            return None
+        return min(self._members, key=lambda member: member.gain).id
+
     def _settings(self) -> dict[str, Any]:
         return {
             "popsize": self._popsize,

@@ -16,7 +16,7 @@ from evomerge.genomes.arrays import ArrayGenome
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal, Strategy, StrategyBuilder
-from evomerge.strategies.bases.capabilities import KINDS, Injectable, check_range, require
+from evomerge.strategies.bases.capabilities import KINDS, Competing, Injectable, check_range, require
 from evomerge.strategies.bases.conditional import Active, Conditional
 from evomerge.strategies.bases.generations import gain_of
 from evomerge.strategies.bases.saving import rng_state
@@ -79,6 +79,8 @@ class Islands:
             strategies[i % len(strategies)](spec, objectives, seed=child) for i, child in enumerate(seeds)
         ]
         self.asynchronous = all(getattr(island, "asynchronous", False) for island in self._islands)
+        if all(isinstance(island, Competing) for island in self._islands):
+            self.to_beat = self._to_beat
         self._spec, self._objective = spec, objectives[0]
         self._every, self._migrants, self._topology = every, migrants, topology
         self._rng = np.random.default_rng([seed, 1])
@@ -131,6 +133,11 @@ class Islands:
         for island in self._islands:
             if isinstance(island, Injectable):
                 island.inject(candidate, evaluation)
+
+    def _to_beat(self, candidate: Candidate) -> int | None:
+        """Whom the island that proposed it says; a candidate from elsewhere has nobody."""
+        waiting = self._waiting.get(candidate.genome) if candidate.genome is not None else None
+        return self._islands[waiting[0][0]].to_beat(candidate) if waiting else None  # type: ignore[attr-defined]
 
     def know_active(self, active: Active) -> None:
         """Tell all islands which genes act, as far as they ask."""

@@ -124,6 +124,15 @@ class MapElites(SteadyState):
             for i, solution, gain, measures in zip(*data.values(), strict=True)
         ]
 
+    def to_beat(self, candidate: Candidate) -> int | None:
+        """The elite of the candidate's cell; ``None`` where there is none, or where cells depend on scores."""
+        if candidate.genome is None or not self._descriptors.of_genes_alone:
+            return None
+        measures = self._descriptors.of(candidate.genome, Evaluation(candidate.id, "ok"))
+        assert measures is not None
+        occupied, elite = self._archive.retrieve_single(measures)
+        return int(elite["id"]) if occupied else None
+
     def _settings(self) -> dict[str, Any]:
         return {
             "descriptors": self._descriptors.names,

@@ -113,12 +113,18 @@ class TaskScorer:
         return arrays
 
     def log_metric(self, key: str, raw: RawValues, value: float) -> float:
-        """The logarithm of a metric; of a perplexity from its log-likelihoods, which do not overflow."""
+        """The logarithm of a metric; of a perplexity from its log-likelihoods, which do not overflow.
+
+        On some of the items a mean counts half an item's worth of all at least, as in estimates: that these few gave
+        nothing does not mean that all would. On all items there is no logarithm of 0.
+        """
         values = [raw[key][place] for place in sorted(raw[key])]
         if self._aggregation(key) is stock.perplexity:
             return -float(stock.mean(values))
         if self._aggregation(key) is stock.weighted_perplexity:
             return -float(stock.weighted_mean(values))
+        if value >= 0 and len(values) < len(self.documents):
+            value = max(value, 0.5 / len(self.documents))
         if not value > 0:
             raise FitnessError(f"metric {self.name}/{key} is {value}", "a number above 0 for transform: log")
         return math.log(value)

@@ -114,6 +114,30 @@ class Columns:
             slopes[term.metric] += term.weight / (max(means[term.metric], floors[term.metric]) if term.log else 1.0)
         return slopes
 
+    def by_item(self, items: Items, at: Items) -> dict[str, dict[str, Row]]:
+        """By objective and stratum what each item adds, NaN where it was not run; the means sum to the objective.
+
+        Metrics of one task that have as many items are one stratum, under the first one's name, summed item by item.
+
+        Args:
+            items: of a model.
+            at: of a model whose means the tangents of logarithms touch at, half an item's worth at least.
+        """
+        row, touched = self.row(items), self.row(at)
+        found: dict[str, dict[str, Row]] = {}
+        for name, terms in self.terms.items():
+            strata: dict[tuple[str, int], str] = {}
+            own = found.setdefault(name, {})
+            for term in terms:
+                stretch, metric = self.stretches[term.metric], self.metrics[term.metric]
+                values, count = row[stretch], stretch.stop - stretch.start
+                if term.log:
+                    mean = max(float(np.nanmean(touched[stretch])), 0.5 / count)
+                    values = math.log(mean) + (values - mean) / mean
+                key = strata.setdefault((self.tasks[term.metric], count), metric)
+                own[key] = own.get(key, 0.0) + term.weight * values
+        return found
+
     def strata(self, seen: NDArray[np.bool_]) -> list[list[int]]:
         """The metrics of each task whose same items were run: what is summed item by item.
 

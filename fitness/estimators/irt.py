@@ -135,13 +135,18 @@ class ItemResponse:
         }
 
     def difference(self, items: Items, other: Items) -> Mapping[str, Estimate]:
-        """By objective how much more the first gets, from the items that both have, item by item.
+        """By objective how much more the first gets, from the items that both have, item by item, each the same.
+
+        What anchors stand for changes as more is learnt, and whoever is compared meanwhile must not depend on that.
 
         Raises:
             FitnessError: a task of which the two have no item in common.
         """
-        row, against = self.columns.row(items), self.columns.row(other)
-        return self._mean.of_rows(row, against, self._weights(~(np.isnan(row) | np.isnan(against))))
+        return self._mean.difference(items, other)
+
+    def by_item(self, items: Items, at: Items) -> Mapping[str, Items]:
+        """By objective what each item adds, every item the same; see `Columns.by_item`."""
+        return self.columns.by_item(items, at)
 
     def _weights(self, seen: NDArray[np.bool_]) -> Row | None:
         """Of anchors, which stand for the items that are like them; ``None`` where items come at random."""

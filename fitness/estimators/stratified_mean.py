@@ -89,16 +89,16 @@ class StratifiedMean:
     def difference(self, items: Items, other: Items) -> Mapping[str, Estimate]:
         """By objective the mean over common items of how much more the first gets, item by item.
 
+        Its error knows nothing of other models: the pseudo-observation has the variance of a fair coin, or that of the
+        differences themselves where they are no differences of values from 0 to 1.
+
         Raises:
             FitnessError: a task of which the two have no item in common.
         """
-        return self.of_rows(self.columns.row(items), self.columns.row(other))
-
-    def of_rows(self, row: Row, other: Row, weights: Row | None = None) -> dict[str, Estimate]:
-        """`difference` of two rows; `weights` as for `of_row`."""
-        columns, both = self.columns, ~(np.isnan(row) | np.isnan(other))
-        rows = [np.where(both, each, np.nan) for each in (row, other)]
-        means = [[_mean(r[s], None if weights is None else weights[s], m) for s, m in self._metrics()] for r in rows]
+        row, other_row = self.columns.row(items), self.columns.row(other)
+        columns, both = self.columns, ~(np.isnan(row) | np.isnan(other_row))
+        rows = [np.where(both, each, np.nan) for each in (row, other_row)]
+        means = [[_mean(r[s], None, m) for s, m in self._metrics()] for r in rows]
         floors = [0.5 / (s.stop - s.start) for s in columns.stretches]
         values = [columns.values(each, None if both.all() else floors) for each in means]
         found = {}
@@ -110,10 +110,14 @@ class StratifiedMean:
             ones = (np.abs(slopes[0]) + np.abs(slopes[1]) > 0).astype(float)
             prior = np.abs(slopes[0]) / 2 + np.abs(slopes[1]) / 2
             variance = math.fsum(
-                self._variance(change, both, stratum, ones, weights, prior) for stratum in columns.strata(both)
+                self._variance(change, both, stratum, ones, None, prior) for stratum in columns.strata(both)
             )
             found[name] = Estimate(values[0][name] - values[1][name], math.sqrt(variance))
         return found
+
+    def by_item(self, items: Items, at: Items) -> Mapping[str, Items]:
+        """By objective what each item adds; see `Columns.by_item`."""
+        return self.columns.by_item(items, at)
 
     def _metrics(self) -> list[tuple[slice, str]]:
         return list(zip(self.columns.stretches, self.columns.metrics, strict=True))
@@ -134,7 +138,11 @@ class StratifiedMean:
             return 0.0
         sums = sum(slopes[m] * row[s][inside] for m, s in zip(stratum, stretches, strict=True))
         n, of = int(inside.sum()), len(inside)
-        expected = self._expected(stratum, slopes if prior is None else prior, row, seen)
+        expected = (
+            self._expected(stratum, slopes, row, seen)
+            if prior is None
+            else _paired(stretches, prior[list(stratum)], row)
+        )
         share = np.full(n, 1.0 / n)
         if weights is not None:
             share = weights[stretches[0]][inside]
@@ -160,6 +168,25 @@ class StratifiedMean:
             else:
                 expected += slopes[metric] ** 2 * float(np.var(values, ddof=1)) if len(values) > 1 else math.inf
         return expected
+
+
+def _paired(stretches: Sequence[slice], scales: NDArray[np.float64], changes: Row) -> float:
+    """The variance that differences of a task's metrics may have: that of a fair coin for those of values from 0 to 1,
+    else their own, which is infinite for one.
+
+    Args:
+        stretches: where each metric's stand.
+        scales: how much an objective changes with a metric.
+        changes: of the objective, item by item; NaN where the two have none in common.
+    """
+    expected = 0.0
+    for stretch, scale in zip(stretches, scales.tolist(), strict=True):
+        values = changes[stretch][~np.isnan(changes[stretch])]
+        if np.abs(values).max() <= 2 * scale:
+            expected += 0.25 * scale**2
+        else:
+            expected += float(np.var(values, ddof=1)) if len(values) > 1 else math.inf
+    return expected
 
 
 def within_tasks(columns: Columns, values: NDArray[np.float64]) -> NDArray[np.float64]:

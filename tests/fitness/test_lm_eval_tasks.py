@@ -102,6 +102,28 @@ def test_perplexity_beyond_floats(model: Any, tasks: Any) -> None:
         run(model, [{"task": "complete", "metrics": "perplexity"}], include_path=str(tasks.path))
 
 
+def test_a_logarithm_of_nothing_counts_half_an_item_on_some_of_them(model: Any, tasks: Any) -> None:
+    fitness = LmEvalFitness(
+        [{"task": "choose", "metrics": {"acc": {"transform": "log"}}}], include_path=str(tasks.path)
+    )
+    fitness.check()
+    fitness.prepare(model)
+    whole = fitness.run(model)
+    right = whole.items["choose/acc"]
+    wrong, count = np.flatnonzero(right == 0).tolist(), len(right)
+    assert len(wrong) > 1
+    assert whole.objectives["score"] == pytest.approx(math.log(right.mean()))
+    scores = fitness.run(model, {"choose": wrong[:2]})
+    assert scores.metrics["choose/acc"] == 0
+    assert scores.objectives["score"] == pytest.approx(math.log(0.5 / count))
+    estimator = fitness.build_estimator()
+    estimator.fit([])
+    assert estimator.estimate(scores.items)["score"].value == pytest.approx(math.log(0.5 / count))
+    scorer = fitness._ready().scorers["choose"]
+    with pytest.raises(FitnessError, match=r"choose/acc is 0.0; a number above 0 for transform: log"):
+        scorer.log_metric("acc", {"acc": dict.fromkeys(range(count), 0.0)}, 0.0)
+
+
 def test_term_overrides(model: Any, tasks: Any) -> None:
     terms = [{"task": "choose", "limit": 4, "num_fewshot": 2}, {"task": "write", "gen_kwargs": {"max_gen_toks": 1}}]
     scores = run(model, terms, include_path=str(tasks.path), limit=7)

@@ -10,6 +10,7 @@ import pytest
 
 from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare, Objective
+from fitness.estimators.irt import ItemResponse
 from fitness.estimators.stratified_mean import StratifiedMean
 
 NAN = math.nan
@@ -98,6 +99,27 @@ def test_difference_is_taken_item_by_item() -> None:
     assert 0 < same.error < 0.15  # some items are equal: the others may not be
 
 
+def test_difference_is_the_same_whatever_was_learnt() -> None:
+    shares = [MetricShare("a/acc", 1.0)]
+    first, second = of(a__acc=[1, 1, 0, 1, NAN, NAN]), of(a__acc=[1, 0, 0, NAN, 1, NAN])
+    known = [of(a__acc=[0.0, 1, 0, 1, 0, k % 2]) for k in range(8)]
+    for estimator in (StratifiedMean(shares, [SCORE]), ItemResponse(shares, [SCORE], anchors="entropy", dimensions=1)):
+        estimator.fit([])
+        before = estimator.difference(first, second)
+        estimator.fit(known)
+        assert estimator.difference(first, second) == before
+
+
+def test_differences_that_are_none_of_shares_vary_as_they_do() -> None:
+    estimator = built(MetricShare("a/nll", 0.5, "minimize"))
+    first, second = of(a__nll=[11.0, 5.0, NAN, NAN]), of(a__nll=[3.0, 1.0, 1.0, NAN])
+    found = estimator.difference(first, second)["score"]
+    assert found.value == -3.0
+    # -4 and -2: (1 - 2/4) (sum of squares 2 + variance 2) / 2 / 2
+    assert found.error == pytest.approx(math.sqrt(0.5 * 4 / 4))
+    assert estimator.difference(first, of(a__nll=[3.0, NAN, 1.0, 2.0]))["score"].error == math.inf
+
+
 def test_difference_on_all_items_is_exact() -> None:
     estimator = built(MetricShare("a/acc", 2.0))
     found = estimator.difference(of(a__acc=[1.0, 1.0, 0.0]), of(a__acc=[0.0, 1.0, 0.0]))["score"]
@@ -132,3 +154,35 @@ def test_what_cannot_be_told_is_said() -> None:
         estimator.estimate(of(a__acc=[1.0, 0.0, 1.0]))
     with pytest.raises(FitnessError, match="no metric counts in objective 'y'"):
         built(MetricShare("a/acc", 1.0, objective="x"), objectives=[Objective("x"), Objective("y")])
+
+
+class TestByItem:
+    """What each item adds to an objective."""
+
+    def test_metrics_of_a_task_are_summed_item_by_item(self) -> None:
+        estimator = built(
+            MetricShare("a/acc", 0.5), MetricShare("b/acc", 0.3), MetricShare("a/nll", 0.2, "minimize"), known=[]
+        )
+        items = of(a__acc=[1.0, 0.0, NAN], b__acc=[1.0, NAN], a__nll=[2.0, 1.0, NAN])
+        (found,) = estimator.by_item(items, items).values()
+        assert list(found) == ["a/acc", "b/acc"]
+        np.testing.assert_allclose(found["a/acc"], [0.5 - 0.4, -0.2, NAN])
+        np.testing.assert_allclose(found["b/acc"], [0.3, NAN])
+
+    def test_means_are_the_objective(self) -> None:
+        rng = np.random.default_rng(1)
+        items = {"a/acc": rng.integers(0, 2, 30).astype(float), "b/f": rng.random(8)}
+        items["a/acc"][::3] = items["b/f"][5] = NAN
+        shares = MetricShare("a/acc", 0.6, transform="log"), MetricShare("b/f", 0.4)
+        estimator = built(*shares)
+        (found,) = estimator.by_item(items, items).values()
+        summed = sum(float(np.nanmean(values)) for values in found.values())
+        assert summed == pytest.approx(estimator.estimate(items)["score"].value, rel=1e-13)
+
+    def test_logarithms_are_tangents_at_another_models_mean(self) -> None:
+        estimator = built(MetricShare("a/f", 2.0, transform="log"))
+        (found,) = estimator.by_item(of(a__f=[0.5, 0.25, NAN]), of(a__f=[0.4, 0.6, NAN])).values()
+        expected = [2 * math.log(0.5), 2 * (math.log(0.5) - 0.5), NAN]
+        np.testing.assert_allclose(found["a/f"], expected)
+        (found,) = estimator.by_item(of(a__f=[0.5, 0.0, NAN]), of(a__f=[0.0, 0.0, 0.0])).values()
+        np.testing.assert_allclose(found["a/f"], [2 * (math.log(1 / 6) + 2), 2 * (math.log(1 / 6) - 1), NAN])

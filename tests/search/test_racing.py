@@ -12,15 +12,19 @@ import pytest
 from evomerge.candidate import Candidate, Evaluation, Items, Split
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Gene, GenomeSpec
-from evomerge.objectives import Objective
+from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimate
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.search.finalists import Leaders, best_of, favourite
+from evomerge.search.incumbent import Incumbent
 from evomerge.search.racing.knowledge import Knowledge
+from evomerge.search.racing.opponents import opponent
 from evomerge.search.racing.parts import ItemOrder, join, size
 from evomerge.search.racing.race import Race, RacedEvaluations, ranked
 from evomerge.search.racing.settings import Racing
+from evomerge.strategies.random_search import RandomSearch
+from fitness.estimators.stratified_mean import StratifiedMean
 
 SCORE = (Objective("score"),)
 COUNTS = {"one": 80, "two": 20}
@@ -112,6 +116,9 @@ class Means:
         found = found[np.isfinite(found)]
         return {"score": Estimate(float(found.mean()), float(found.std(ddof=1) / math.sqrt(len(found))))}
 
+    def by_item(self, items: Items, at: Items) -> dict[str, Items]:
+        return {"score": {name: values / len(items) for name, values in items.items()}}
+
 
 class Worker:
     """Scores a candidate by its number: its quality, the same on every item but for a little that is the item's own."""
@@ -156,7 +163,7 @@ class Worker:
 
 def raced(worker: Worker, settings: Racing, *, ordered: bool = True, bar: int | None = None) -> RacedEvaluations:
     race = Race(settings, COUNTS, Knowledge(Means(), SCORE), SCORE, seed=0)
-    return RacedEvaluations(worker, ordered=ordered, race=race, bar=lambda: bar)
+    return RacedEvaluations(worker, ordered=ordered, race=race, bar=lambda candidate: bar)
 
 
 def candidates(count: int) -> list[Candidate]:
@@ -223,7 +230,7 @@ def test_all_of_a_generation_may_fail() -> None:
 def test_whoever_is_surely_worse_than_the_best_is_pruned() -> None:
     worker = Worker({0: 0.5, 1: 0.2, 2: 0.51})
     race = Race(Racing(0.1, "incumbent"), COUNTS, Knowledge(Means(), SCORE), SCORE, seed=0)
-    pending = RacedEvaluations(worker, ordered=True, race=race, bar=lambda: 0)
+    pending = RacedEvaluations(worker, ordered=True, race=race, bar=lambda candidate: 0)
     best = Worker({0: 0.5})
     best.submit(candidates(1)[0])
     race.knowledge.see(best.collect())
@@ -234,6 +241,42 @@ def test_whoever_is_surely_worse_than_the_best_is_pruned() -> None:
     assert worker.items == {1: 10, 2: 100}
     assert "error/score" not in found[1].race  # all items: no estimate
     assert pending.against == {}
+
+
+def test_an_objective_that_there_is_not_is_a_failure() -> None:
+    """No part of it was wrong: only of all items is there no logarithm."""
+
+    class Logarithm(Means):
+        def estimate(self, items: Items) -> dict[str, Estimate]:
+            (value, error) = (math.nan, 0.0) if np.isfinite(items["one/acc"]).all() else (-4.0, 1.0)
+            return {"score": Estimate(value, error)}
+
+    worker = Worker({0: 0.0})
+    race = Race(Racing(0.5, "incumbent"), COUNTS, Knowledge(Logarithm(), SCORE), SCORE, seed=0)
+    pending = RacedEvaluations(worker, ordered=True, race=race, bar=lambda candidate: None)
+    pending.submit(candidates(1)[0])
+    evaluation = pending.next_result()[1]
+    assert (evaluation.status, evaluation.objectives, evaluation.error) == ("failed", {}, "objective score is nan")
+
+
+def test_nobody_is_worse_on_items_that_the_other_has_not() -> None:
+    knowledge = Knowledge(StratifiedMean([MetricShare("one/acc", 1.0)], SCORE), SCORE)
+    low, high = np.array([0.0, 0.1, 0.0, np.nan, np.nan, np.nan]), np.array([0.9, 0.8, 0.9, 0.9, 0.9, 0.9])
+    assert knowledge.worse({"one/acc": low}, {"one/acc": high}, 0.6)
+    assert not knowledge.worse({"one/acc": high}, {"one/acc": low}, 0.6)
+    assert not knowledge.worse({"one/acc": low}, {"one/acc": np.where(np.isnan(low), high, np.nan)}, 0.6)
+
+
+def test_a_strategy_says_whom_a_candidate_must_beat() -> None:
+    class Population:
+        def to_beat(self, candidate: Candidate) -> int | None:
+            return candidate.parents[0] if candidate.parents else None
+
+    incumbent = Incumbent(SCORE)
+    incumbent.see(Candidate(4, None), Evaluation(4, "ok", objectives={"score": 0.9}))
+    asked = Candidate(5, None, parents=(2, 3)), Candidate(6, None)
+    assert [opponent(Population(), incumbent)(candidate) for candidate in asked] == [2, None]  # type: ignore[arg-type]
+    assert [opponent(RandomSearch, incumbent)(candidate) for candidate in asked] == [4, 4]  # type: ignore[arg-type]
 
 
 def test_without_a_best_nobody_is_pruned() -> None:

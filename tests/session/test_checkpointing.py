@@ -20,7 +20,7 @@ from evomerge.errors import InfeasibleError
 from evomerge.genomes.arrays import ArraySpec
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.genomes.lineages import LineageSpec
-from evomerge.objectives import Objective, Scalarisation
+from evomerge.objectives import MetricShare, Objective, Scalarisation
 from evomerge.protocols import Estimate
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
@@ -38,6 +38,7 @@ from evomerge.search.racing.settings import Racing
 from evomerge.search.state import SearchState
 from evomerge.search.warm_start import WarmStart
 from evomerge.session.checkpointing import CheckpointSaver, begin
+from evomerge.session.pruners import build_pruner
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 from evomerge.strategies.brute_force import BruteForce
@@ -52,6 +53,8 @@ from evomerge.strategies.map_elites import MapElites
 from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
 from evomerge.strategies.quasi_random import QuasiRandom
 from evomerge.strategies.random_search import RandomSearch
+from fitness.estimators.irt import ItemResponse
+from fitness.estimators.stratified_mean import StratifiedMean
 
 ONE = (Objective("score"),)
 TWO = (Objective("score"), Objective("size", "minimize"))
@@ -129,6 +132,9 @@ class Learning:
             return {}
         return {"score": Estimate(float(found.mean()), float(found.std() / len(found) ** 0.5))}
 
+    def by_item(self, items: Items, at: Items) -> dict[str, Items]:
+        return {"score": {name: values / len(items) for name, values in items.items()}}
+
 
 class Workers:
     """Finish in an order of their own that depends on the candidates alone; one evaluation in sixteen fails."""
@@ -176,6 +182,7 @@ class Case:
         phases: how many, each with a space of its own that begins with the winner.
         again: genomes of the user's.
         race: on how many items candidates are scored.
+        estimator: tells from some items what all would give.
     """
 
     make: Callable[..., Any]
@@ -188,6 +195,7 @@ class Case:
     phases: int = 1
     again: int = 0
     race: Racing | None = None
+    estimator: Callable[[], Any] = Learning
 
     def parts(self) -> list[Phase]:
         """The phases, their strategies made anew each time."""
@@ -208,6 +216,22 @@ class Case:
 def scalarised(spec: GenomeSpec, objectives: tuple[Objective, ...], *, seed: int) -> Scalarised:
     scalarisation = Scalarisation.of(objectives, "weighted", {}, [])
     return Scalarised(GeneticAlgorithm(spec, (SCALAR,), seed=seed, popsize=6), scalarisation)
+
+
+def plain_mean() -> StratifiedMean:
+    return StratifiedMean(SHARES, ONE)
+
+
+def anchors() -> ItemResponse:
+    return ItemResponse(SHARES, ONE, anchors="entropy", dimensions=1)
+
+
+SHARES = [MetricShare(f"{task}/acc", 0.5) for task in COUNTS]
+DE = partial(DifferentialEvolution, popsize=6)
+
+
+def judged(pruner: str, first: float) -> Racing:
+    return Racing(first, "pruner", pruner=pruner)
 
 
 FEW = {"descriptors": ["genes:a"], "cells": 5}
@@ -244,6 +268,12 @@ CASES = {
     "raced after the user's": Case(partial(CmaEs, popsize=5), evaluations=70, race=Racing(8, rotate=False), again=6),
     "raced against the best": Case(GA, race=Racing(0.2, "incumbent"), in_flight=3, slots=3),
     "raced against the best, no order": Case(GA, race=Racing(0.1, "incumbent"), ordered=False, slots=4),
+    "raced, judged by wilcoxon": Case(GA, race=judged("wilcoxon", 0.4), in_flight=3, slots=3, evaluations=60),
+    "raced, judged by percentile": Case(GA, race=judged("percentile", 0.1), ordered=False, slots=4),
+    "raced, judged by hyperband": Case(GA, race=judged("hyperband", 0.1), phases=2, slots=2),
+    "raced, by the mean": Case(GA, race=Racing(0.1, "incumbent"), ordered=False, slots=4, estimator=plain_mean),
+    "raced against a member": Case(DE, race=Racing(0.1, "incumbent"), in_flight=4, slots=3, estimator=plain_mean),
+    "raced by anchors": Case(GA, race=Racing(0.2, "incumbent"), in_flight=3, slots=3, estimator=anchors),
     "raced in two phases": Case(partial(CmaEs, popsize=5), evaluations=40, race=Racing(0.3), phases=2),
     "some items for all": Case(partial(CmaEs, popsize=5), race=Racing(0.3, "none"), slots=2),
 }
@@ -256,7 +286,8 @@ def session(path: Path, case: Case, *, checkpoints: bool = True, budget: int | N
     evaluator: Any = Workers(case.slots, case.race is not None)
     race = None
     if case.race is not None:
-        race = Race(case.race, COUNTS, Knowledge(Learning(), case.objectives), case.objectives, seed=3)
+        pruner = build_pruner(case.race, sum(COUNTS.values())) if case.race.against == "pruner" else None
+        race = Race(case.race, COUNTS, Knowledge(case.estimator(), case.objectives), case.objectives, 3, pruner)
     ledger = (
         Ledger(RunFolder.create(path), sync="interval")
         if record is None
@@ -347,6 +378,21 @@ def test_more_evaluations_are_what_they_would_have_been(
         return [e for e in events if e["event"] in ("told", "improved") and e.get("split", "search") == "search"]
 
     assert searched("more") == searched("whole")
+
+
+@pytest.mark.parametrize(
+    "name", ["raced against a member", "raced by anchors", "raced, judged by wilcoxon", "raced, judged by hyperband"]
+)
+def test_a_race_is_the_same_for_any_number_of_workers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    runs = []
+    for slots in (1, 3):
+        session(tmp_path / str(slots), replace(CASES[name], slots=slots))
+        runs.append(canonical_events(RunFolder(tmp_path / str(slots))))
+    assert runs[0] == runs[1]
+    assert any(event.get("status") == "pruned" for event in runs[0])
 
 
 def test_a_race_goes_on_without_items_that_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,3 +151,11 @@ def test_a_state_of_other_settings_is_refused() -> None:
     state = DifferentialEvolution(CONTINUOUS, MAXIMISE, seed=0).state_dict()
     with pytest.raises(ConfigError, match="objectives"):
         DifferentialEvolution(CONTINUOUS, (Objective("x"),), seed=0).load_state_dict(state)
+
+
+def test_a_trial_has_its_own_member_to_beat() -> None:
+    player = full()
+    proposals = player.ask(12)
+    beaten = [player.strategy.to_beat(Candidate(50, None, p.genome, p.parents)) for p in proposals]
+    assert beaten == [*range(10), 0, 1]  # members take turns
+    assert player.strategy.to_beat(Candidate(50, None)) is None

@@ -177,3 +177,13 @@ def test_an_evaluation_without_the_objective_is_an_error() -> None:
     genome = strategy.ask(1)[0].genome
     with pytest.raises(FitnessError, match="candidate 5 has no objective 'score'"):
         strategy.tell(Candidate(5, None, genome), Evaluation(5, "ok", objectives={"accuracy": 0.5}))
+
+
+def test_the_worst_of_a_full_population_is_to_be_beaten() -> None:
+    player = Player(GeneticAlgorithm(CONTINUOUS, MAXIMISE, seed=0, popsize=3), CONTINUOUS)
+    found = []
+    for value in (3.0, 1.0, 2.0, 1.5, 2.0):
+        player.ask(1)
+        player.tell(make=lambda c, value=value: scored(c.id, value))
+        found.append(player.strategy.to_beat(Candidate(99, None)))
+    assert found == [None, None, 0, 2, 4]  # of the equals 2 and 4 the older one has left

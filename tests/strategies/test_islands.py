@@ -11,6 +11,7 @@ from contracts.strategy_player import outcome as scored
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError
 from evomerge.objectives import Objective
+from evomerge.strategies.bases.capabilities import Competing
 from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.differential_evolution import DifferentialEvolution
 from evomerge.strategies.genetic import GeneticAlgorithm
@@ -120,3 +121,15 @@ def test_a_state_of_other_islands_is_refused() -> None:
     state = Islands(CONTINUOUS, MAXIMISE, seed=0, strategies=[GA], islands=2).state_dict()
     with pytest.raises(ConfigError, match="2 islands, this one has 3"):
         Islands(CONTINUOUS, MAXIMISE, seed=0, strategies=[GA], islands=3).load_state_dict(state)
+
+
+def test_whom_its_own_island_says_is_to_be_beaten() -> None:
+    player = Player(Islands(CONTINUOUS, MAXIMISE, seed=0, strategies=[GA], islands=2), CONTINUOUS)
+    player.ask(10)
+    player.tell(make=lambda c: scored(c.id, float(c.id)))  # smaller is better
+    asked = [Candidate(50, None, proposal.genome) for proposal in player.ask(4)]
+    assert isinstance(player.strategy, Competing)
+    assert [player.strategy.to_beat(candidate) for candidate in asked] == [8, 9, 8, 9]
+    assert player.strategy.to_beat(Candidate(50, None)) is None
+    mixed = Islands(CONTINUOUS, MAXIMISE, seed=0, strategies=[GA, CmaEs], islands=2)
+    assert not isinstance(mixed, Competing)

@@ -253,3 +253,15 @@ def test_children_of_a_crossover_lie_between_their_parents() -> None:
     assert len(children) > 10
     assert (lengths <= np.linalg.norm(ends, axis=1).max() * 1.5).all()
     assert len(np.unique(children, axis=0)) == len(children)
+
+
+def test_the_elite_of_a_genomes_cell_is_to_be_beaten() -> None:
+    spec = GenomeSpec((Gene("a"), Gene("b")))
+    strategy = MapElites(spec, MAXIMISE, seed=0, cells=4, descriptors=["genes:a"])
+    for number, (a, score) in enumerate([(0.1, -1.0), (0.2, -3.0), (0.9, -2.0)]):
+        candidate = Candidate(number, None, spec.genome((a, 0.5)))
+        strategy.inject(candidate, Evaluation(number, "ok", objectives={"score": score}))
+    beaten = [strategy.to_beat(Candidate(9, None, spec.genome((a, 0.0)))) for a in (0.0, 0.24, 0.3, 1.0)]
+    assert beaten == [0, 0, None, 2]
+    by_score = MapElites(spec, MAXIMISE, seed=0, cells=4, descriptors=["task/acc"])
+    assert by_score.to_beat(Candidate(9, None, spec.genome((0.0, 0.0)))) is None

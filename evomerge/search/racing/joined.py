@@ -22,13 +22,16 @@ class Runner:
         opponent: the values of whom it must beat, item by item.
         part: the items that it was scored on.
         items: their values; NaN where an item was not run.
-        steps: what decided about it after each step against its generation: estimates of the first objective.
+        known: how many trials a pruner compares it with.
+        steps: what decided about it after each step against its generation, or what a pruner was told of it: estimates
+            of the first objective.
         ended: its evaluation, where it is over: of an earlier session, or failed.
     """
 
     candidate: Candidate
     start: float
     opponent: Items | None = None
+    known: int | None = None
     part: Part = field(default_factory=dict)
     items: Items = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
@@ -64,6 +67,7 @@ class Runner:
         count = size(self.part)
         race = {"items": float(count), "of": float(total)}
         race |= {f"step/{number}": value for number, value in enumerate(self.steps)}
+        race |= {"known": float(self.known)} if self.known is not None else {}
         if count < total:
             race |= {f"error/{name}": e.error for name, e in estimates.items() if e.error == e.error}
         return replace(

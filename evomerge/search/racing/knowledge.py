@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 from evomerge.candidate import Evaluation, Items
+from evomerge.errors import FitnessError
 from evomerge.objectives import Objective
 from evomerge.protocols import Estimate, Estimator
 
@@ -77,11 +78,14 @@ class Knowledge:
         return dict(self.estimator.estimate(items))
 
     def worse(self, items: Items, other: Items, confidence: float) -> bool:
-        """Whether a model is worse than another in the first objective, on the items that both were scored on."""
+        """Whether a model is surely worse than another in the first objective, on the items that both were run on."""
         if self.estimator is None:
             return False
         first = self._objectives[0]
-        found = self.estimator.difference(items, other).get(first.name)
+        try:
+            found = self.estimator.difference(items, other).get(first.name)
+        except FitnessError:  # of some task they have no item in common
+            return False
         if found is None or not (math.isfinite(found.value) and math.isfinite(found.error)):
             return False
         gain = first.gain(found.value)

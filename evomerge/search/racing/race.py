@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from evomerge.candidate import Candidate, Evaluation, Part
 from evomerge.objectives import Objective
-from evomerge.protocols import Evaluator
+from evomerge.protocols import Evaluator, Strategy
 from evomerge.search.in_flight import PendingEvaluations
+from evomerge.search.incumbent import Incumbent
 from evomerge.search.racing.joined import Runner
 from evomerge.search.racing.knowledge import Knowledge
+from evomerge.search.racing.opponents import Opponent, opponent
 from evomerge.search.racing.parts import ItemOrder
-from evomerge.search.racing.settings import Racing
+from evomerge.search.racing.settings import Racing, counted
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+
+    from evomerge.search.racing.pruning import Pruning
 
 NOBODY = -1
 
@@ -27,6 +35,7 @@ class Race:
         knowledge: of the items.
         objectives: of the fitness; the first decides.
         seed: of the order.
+        pruner: of Optuna's, where that is whom candidates are against.
 
     Raises:
         ConfigError: more items than there are.
@@ -39,12 +48,31 @@ class Race:
         knowledge: Knowledge,
         objectives: Sequence[Objective],
         seed: int,
+        pruner: BasePruner | None = None,
     ) -> None:
         self.settings, self.knowledge, self.objective = settings, knowledge, objectives[0]
         self.total = sum(counts.values())
         self.steps = settings.steps(self.total)
         self._counts, self._seed = dict(counts), seed
         self._order: ItemOrder | None = None
+        self.pruning: Pruning | None = None
+        if pruner is not None:
+            from evomerge.search.racing.pruning import Pruning
+
+            steps = counted(self.steps, self.total)
+            self.pruning = Pruning(pruner, self.objective, steps, knowledge.estimator)
+
+    def forget(self) -> None:
+        """Know nothing of any model."""
+        self.knowledge.forget()
+        if self.pruning is not None:
+            self.pruning.forget()
+
+    def see(self, evaluation: Evaluation, *, baseline: bool = False) -> None:
+        """Take in an evaluation of the search's items, in the order of the ledger."""
+        self.knowledge.see(evaluation, baseline=baseline)
+        if self.pruning is not None:
+            self.pruning.see(evaluation, baseline=baseline)
 
     @property
     def by_generation(self) -> bool:
@@ -71,13 +99,28 @@ class Race:
         runner.add(part, evaluation)
         if self.by_generation:  # otherwise what is known by now depends on who was faster
             runner.steps.append(self.knowledge.estimate(runner.items, runner.plain)[self.objective.name].value)
+        elif self.pruning is not None:
+            runner.steps.append(self.pruning.value(runner.items, runner.plain))
+
+    def beaten(self, runner: Runner) -> bool:
+        """Whether a candidate that is not compared with its generation is scored on no more."""
+        if self.pruning is not None:
+            assert runner.known is not None
+            return self.pruning.prunes(runner.candidate.id, runner.steps, runner.items, runner.known)
+        if runner.opponent is None:
+            return False
+        return self.knowledge.worse(runner.items, runner.opponent, self.settings.confidence)
 
     def evaluation(self, runner: Runner) -> Evaluation:
         """What a candidate is told as."""
         if runner.ended is not None:
             return runner.ended
         estimates = self.knowledge.estimate(runner.items, runner.plain)
-        return runner.joined(estimates, self.total, pruned=runner.done < len(self.steps))
+        found = runner.joined(estimates, self.total, pruned=runner.done < len(self.steps))
+        for name, value in found.objectives.items():
+            if not math.isfinite(value):  # of all items there may be no logarithm, where of some there was
+                return replace(found, status="failed", objectives={}, error=f"objective {name} is {value}")
+        return found
 
     def gain(self, runner: Runner, step: int) -> float:
         """What decides about a candidate after a step, larger is better; below all others where it has failed."""
@@ -91,13 +134,13 @@ class RacedEvaluations(PendingEvaluations):
     """Candidates in flight of a search that races.
 
     Against a generation: all that were asked before the first is waited for are one; none is told before the race is
-    over. Otherwise each candidate has an opponent, the one to be beaten when it was asked: what is decided about it
-    does not depend on when others arrive.
+    over. Otherwise each candidate has an opponent, the one to be beaten when it was asked, or a pruner that knows those
+    told by then: what is decided about it does not depend on when others arrive.
 
     Args:
         evaluator, split, ordered: as for `PendingEvaluations`.
         race: the rules.
-        bar: the candidate that a new one must beat, ``None`` while there is none.
+        bar: by candidate the one that it must beat, ``None`` where there is none.
     """
 
     def __init__(
@@ -106,7 +149,7 @@ class RacedEvaluations(PendingEvaluations):
         *,
         ordered: bool,
         race: Race,
-        bar: Callable[[], int | None],
+        bar: Opponent,
     ) -> None:
         super().__init__(evaluator, "search", ordered=ordered)
         self._race, self._bar = race, bar
@@ -120,7 +163,8 @@ class RacedEvaluations(PendingEvaluations):
 
         Args:
             candidate, refused: as for `PendingEvaluations`.
-            against: whom it must beat (`NOBODY`: there is none), of a search that is gone on with.
+            against: of a search that is gone on with, whom it must beat (`NOBODY`: there is none), or how many trials
+                a pruner compares it with.
         """
         if refused is not None:
             super().submit(candidate, refused)
@@ -132,9 +176,11 @@ class RacedEvaluations(PendingEvaluations):
             return
         runner.start = self._race.start(candidate.id, 1)
         if self._race.settings.against == "incumbent":
-            number = self._bar() if against is None else against
+            number = self._bar(candidate) if against is None else against
             self.against[candidate.id] = NOBODY if number is None else number
             runner.opponent = self._race.knowledge.items(self.against[candidate.id])
+        elif self._race.pruning is not None:
+            runner.known = self.against[candidate.id] = self._race.pruning.told if against is None else against
         self._runners[candidate.id] = runner
         self._send(runner)
 
@@ -214,15 +260,10 @@ class RacedEvaluations(PendingEvaluations):
         if self._race.by_generation:
             if not self._parts:
                 self._next_step()
-        elif runner.ended is not None or runner.done == len(self._race.steps) or self._beaten(runner):
+        elif runner.ended is not None or runner.done == len(self._race.steps) or self._race.beaten(runner):
             self._arrived[number] = evaluation
         else:
             self._send(runner)
-
-    def _beaten(self, runner: Runner) -> bool:
-        if runner.opponent is None:
-            return False
-        return self._race.knowledge.worse(runner.items, runner.opponent, self._race.settings.confidence)
 
     def _next_step(self) -> None:
         """All of a generation that go on have been scored on the same items: choose those that go on still."""
@@ -248,12 +289,12 @@ class RacedEvaluations(PendingEvaluations):
 
 
 def pending_of(
-    evaluator: Evaluator, ordered: bool, race: Race | None, bar: Callable[[], int | None]
+    evaluator: Evaluator, ordered: bool, race: Race | None, strategy: Strategy, incumbent: Incumbent
 ) -> PendingEvaluations:
-    """What keeps candidates in flight, with a race or without. Arguments as for `RacedEvaluations`."""
+    """What keeps candidates in flight, with a race or without."""
     if race is None:
         return PendingEvaluations(evaluator, "search", ordered=ordered)
-    return RacedEvaluations(evaluator, ordered=ordered, race=race, bar=bar)
+    return RacedEvaluations(evaluator, ordered=ordered, race=race, bar=opponent(strategy, incumbent))
 
 
 def ranked(evaluations: Mapping[int, Evaluation], objective: Objective) -> dict[int, float]:

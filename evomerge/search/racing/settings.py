@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
 
-Against = Literal["generation", "incumbent", "none"]
+Against = Literal["generation", "incumbent", "pruner", "none"]
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,14 @@ class Racing:
         against: whom a candidate has to beat to be scored on more. ``generation``: the best `keep` of its generation go
             on, so that all of a generation are compared on the same items (successive halving; Jamieson and Talwalkar,
             arXiv 1502.07943). ``incumbent``: whoever may still be better than the best so far, or than whom the
-            strategy says must be beaten, item by item. ``none``: nobody goes on.
+            strategy says must be beaten, item by item. ``pruner``: whoever a pruner of Optuna's lets go on. ``none``:
+            nobody goes on.
         keep: share of a generation that goes on, and of a step's items that the step before had.
         most: items that the best are scored on, as `first`; 1.0 for all.
         rotate: whether each generation begins behind the items that the last one began with.
         confidence: with which a candidate must be worse than the incumbent to be pruned.
+        pruner: which, as the configuration says it: a name, a mapping with ``name`` and arguments, or with
+            ``_target_``.
     """
 
     first: float
@@ -33,6 +37,7 @@ class Racing:
     most: float = 1.0
     rotate: bool = True
     confidence: float = 0.95
+    pruner: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("first", "most"):
@@ -46,6 +51,18 @@ class Racing:
             raise ConfigError(f"search.racing.keep is {self.keep}", "0.1 to 0.9, a share of a generation")
         if not 0.5 <= self.confidence < 1:
             raise ConfigError(f"search.racing.confidence is {self.confidence}", "0.5 to below 1, a probability")
+        if self.against == "pruner" and self.pruner is None:
+            raise ConfigError(
+                "search.racing.against is pruner, and search.racing.pruner is null",
+                "a pruner's name, or a mapping",
+                "set search.racing.pruner=wilcoxon",
+            )
+        if self.against != "pruner" and self.pruner is not None:
+            raise ConfigError(
+                f"search.racing.pruner is set, and search.racing.against is {self.against}",
+                "a pruner decides alone",
+                "set search.racing.against=pruner, or search.racing.pruner=null",
+            )
 
     def steps(self, total: int) -> list[float]:
         """Shares of all items that a candidate has been scored on after each step, the last one the most.
@@ -65,6 +82,11 @@ class Racing:
         while found[-1] < most - 1e-9:
             found.append(min(most, found[-1] / self.keep))
         return found
+
+
+def counted(steps: Sequence[float], total: int) -> list[int]:
+    """Shares of all items as numbers of items, the same for every candidate, wherever its items begin."""
+    return [max(1, round(share * total)) for share in steps]
 
 
 def _share(value: float, total: int, name: str) -> float:

@@ -71,6 +71,11 @@ class Descriptors:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def of_genes_alone(self) -> bool:
+        """Whether a genome has them before it is scored."""
+        return None not in self._genes
+
     def of(self, genome: Genome, evaluation: Evaluation) -> Array | None:
         """The descriptors, shape ``(len(self),)``; ``None`` where one is not a number.
 

@@ -47,6 +47,16 @@ class Injectable(Protocol):
         """Learn from a candidate as if it had been proposed; one without a genome or a score is ignored."""
 
 
+@runtime_checkable
+class Competing(Protocol):
+    """A strategy that keeps a candidate only where it beats a certain one: a race against the incumbent compares with
+    that one, which need not be the best.
+    """
+
+    def to_beat(self, candidate: Candidate) -> int | None:
+        """The number of the one that a candidate must beat, as things stand; ``None`` where there is none."""
+
+
 def learner(strategy: Strategy) -> Callable[[Candidate, Evaluation], None]:
     """How a strategy learns from a candidate that it did not propose."""
     return strategy.inject if isinstance(strategy, Injectable) else strategy.tell
