@@ -7,6 +7,7 @@ which the base stores the tensor. Nothing is computed before a tensor is first r
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections import Counter
@@ -46,6 +47,46 @@ class FoldedCheckpoint(Checkpoint):
         self.base, self.adapter = base, adapter
         self._changes = {target: (change, turned) for target, change, turned in _targets(base, adapter, module, match)}
         self._folded: dict[str, torch.Tensor] = {}
+        self._rounded = True
+
+    def unrounded(self) -> FoldedCheckpoint:
+        """The same model, whose changed tensors are read as float32: what an adapter adds to a base stored in bfloat16
+        is not much larger than the rounding of the sum."""
+        other = copy.copy(self)
+        other._folded, other._rounded = {}, False
+        return other
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What the adapter adds to a tensor, as a product.
+
+        Args:
+            name: of the tensor in the checkpoint.
+
+        Returns:
+            ``(b, a)`` in float32, of shapes ``(rows, rank)`` and ``(rank, columns)``: ``b @ a`` is added to the base's
+            tensor, the adapter's scale included; of rank 0 where the adapter leaves the tensor alone, and ``None``
+            where it replaces it or adds something else.
+        """
+        if name not in self._changes:
+            rows, columns = self.tensors[name].shape
+            return torch.zeros(rows, 0), torch.zeros(0, columns)
+        change, turned = self._changes[name]
+        if self.replaces(name) or change.a is None or change.b is None:
+            return None
+        a, b = (self.adapter.read(factor).to(torch.float32) for factor in (change.a, change.b))
+        left, right = (a.T, b.T) if turned else (b, a)
+        return left * change.scale, right
+
+    def replaces(self, name: str) -> bool:
+        """Whether the adapter holds a tensor whole, by its name in the checkpoint, and another than the base's.
+
+        PEFT saves embeddings beside their factors, as they were.
+        """
+        replacement = self._changes[name][0].replacement if name in self._changes else None
+        if replacement is None:
+            return False
+        own, wanted = self.adapter.read(replacement), self.base.read(name)
+        return not torch.equal(own.to(wanted.dtype), wanted)
 
     def require_unchanged(self) -> None:
         """As for its two parts."""
@@ -102,7 +143,7 @@ class FoldedCheckpoint(Checkpoint):
     def _fold(self, name: str) -> torch.Tensor:
         change, turned = self._changes[name]
         stored = self.adapter.read(change.replacement) if change.replacement else self.base.read(name)
-        dtype = FLOAT_DTYPES[self.tensors[name].dtype]
+        dtype = FLOAT_DTYPES[self.tensors[name].dtype] if self._rounded else torch.float32
         if change.a is None and change.bias is None:
             return stored.to(dtype)
         result = stored.to(torch.float32, copy=True)
