@@ -70,7 +70,9 @@ def run(arguments: Sequence[str]) -> int:
         from evomerge.export.licences import licence_notes, stated_licences
         from evomerge.export.model_card import source_licences
         from evomerge.export.writer import write_model
+        from evomerge.models.rotated import refuse_rotated
         from evomerge.report.plain_console import errors
+    refuse_rotated(pool)
     if options.dtype and bound is None:
         recipe = replace(recipe, dtype=options.dtype)
     scores = held_out_scores(options.recipe, recipe)

@@ -30,9 +30,9 @@ range, unless it is told otherwise; the others keep their default until a config
 list of choices (`search_space.parameters`). Several methods in `search_space.method` make the method of every layer
 group a choice too: `search_space.method=[task_arithmetic,ties]`.
 
-Sources with LoRA adapters are merged by any of these: `task_arithmetic` of adapters is CAT of LoRA Soups, `sum_i w_i s_i B_i A_i`, and
-`evomerge merge --format lora` writes it as an adapter without leaving the low rank. [LoRA adapters](adapters.md) has the other
-operators of adapters.
+Sources with LoRA adapters are merged by any of these: `task_arithmetic` of adapters is CAT of LoRA Soups, and
+`evomerge merge --format lora` writes it as an adapter without leaving the low rank. [LoRA adapters](adapters.md) has the
+formula, and the other operators of adapters.
 
 A method of your own is a function with the decorator `evomerge.merge.methods.merge_method`, in a module that the
 configuration names in `imports`, and `evomerge merge`, `export` and `evaluate` with `--import`.
