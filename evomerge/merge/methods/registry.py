@@ -101,13 +101,14 @@ def merge_method(
     unchanged: Callable[[Values], int | None] | None = None,
     random: bool = False,
     idempotent: bool | str = False,
+    family: str = "own",
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a merge method; see `Method` and `MethodSpec` for what it is called with.
 
     Raises:
         ConfigError: there is a method of that name already.
     """
-    spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent)
+    spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent, family)
 
     def register(function: Function) -> Function:
         _add(Method(spec, mix, function, elementwise, check, unchanged, random))
@@ -127,13 +128,14 @@ def mix_method(
     unchanged: Callable[[Values], int | None] | None = None,
     random: bool = False,
     idempotent: bool | str = False,
+    family: str = "own",
 ) -> Callable[[MixFunction], MixFunction]:
     """Register the decorated function as the `mix` of a method that needs no other function.
 
     Raises:
         ConfigError: there is a method of that name already.
     """
-    spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent)
+    spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent, family)
 
     def register(mix: MixFunction) -> MixFunction:
         _add(Method(spec, mix, None, False, check, unchanged, random))
