@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -25,36 +26,70 @@ from evomerge.models.checkpoints.headers import FLOAT_DTYPES, TensorInfo
 from evomerge.models.checkpoints.reader import Checkpoint, TensorFiles
 
 
+class FoldedRoom:
+    """How many bytes of folded tensors the models of a pool keep together; what finds no room is folded whenever read.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+        self._lock = threading.Lock()
+
+    def take(self, nbytes: int) -> bool:
+        """Take up so many bytes, where there is room."""
+        with self._lock:
+            taken = nbytes <= self.limit - self.used
+            self.used += nbytes if taken else 0
+            return taken
+
+    def give(self, nbytes: int) -> None:
+        """Give back so many bytes."""
+        with self._lock:
+            self.used -= nbytes
+
+
 class FoldedCheckpoint(Checkpoint):
     """A base model's checkpoint in which some tensors are read with an adapter's change.
 
     Names, shapes and dtypes are the base's. A tensor that the adapter changes is folded when it is first read and
-    then kept in memory (see `memory`) until `release`; all others stay mapped. What the headers give as a changed
-    tensor's place in its file, and `sample`, are the base's.
+    then kept in memory (see `memory`) until `release`, while there is room; all others stay mapped. What the headers
+    give as a changed tensor's place in its file, and `sample`, are the base's.
 
     Args:
         base: the base model.
         adapter: what is folded in.
         module: the base's transformers module, on the meta device.
         match: how the base's tensors fill it.
+        room: for folded tensors, shared with other models; as much as the base takes for ``None``.
 
     Raises:
         PoolError: the adapter does not fit the base, or changes one of two tied tensors; names the tensor.
     """
 
-    def __init__(self, base: Checkpoint, adapter: Adapter, module: nn.Module, match: NameMatch) -> None:
+    def __init__(
+        self, base: Checkpoint, adapter: Adapter, module: nn.Module, match: NameMatch, room: FoldedRoom | None = None
+    ) -> None:
         TensorFiles.__init__(self, base.folder, base.config, base.tensors)
         self.base, self.adapter = base, adapter
         self._changes = {target: (change, turned) for target, change, turned in _targets(base, adapter, module, match)}
         self._folded: dict[str, torch.Tensor] = {}
+        self._lock = threading.Lock()
         self._rounded = True
+        self.room = room or FoldedRoom(base.nbytes)
 
     def unrounded(self) -> FoldedCheckpoint:
         """The same model, whose changed tensors are read as float32: what an adapter adds to a base stored in bfloat16
         is not much larger than the rounding of the sum."""
         other = copy.copy(self)
-        other._folded, other._rounded = {}, False
+        other._folded, other._lock, other._rounded = {}, threading.Lock(), False
+        other.room = FoldedRoom(self.room.limit)
         return other
+
+    def is_kept(self, name: str) -> bool:
+        """Whether a tensor stays in memory, or mapped, until `release`: one that is read and finds no room does not."""
+        return name not in self._changes or name in self._folded
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """What the adapter adds to a tensor, as a product.
@@ -112,9 +147,14 @@ class FoldedCheckpoint(Checkpoint):
         """The tensor in its stored dtype, folded where the adapter changes it: do not write to it."""
         if name not in self._changes:
             return self.base.read(name)
-        if name not in self._folded:
-            self._folded.setdefault(name, self._fold(name))
-        return self._folded[name]
+        kept = self._folded.get(name)
+        if kept is None:
+            kept = self._fold(name)
+            with self._lock:  # another thread may have been as fast
+                if name not in self._folded and self.room.take(kept.nbytes):
+                    self._folded[name] = kept
+                kept = self._folded.get(name, kept)
+        return kept
 
     def stored(self, name: str) -> TensorInfo | None:
         """Where a tensor lies: the base's, or one that the adapter has whole and in the same dtype."""
@@ -133,7 +173,9 @@ class FoldedCheckpoint(Checkpoint):
 
     def release(self) -> None:
         """Give back the memory of folded tensors; they are folded again when they are read."""
-        self._folded.clear()
+        with self._lock:
+            self.room.give(sum(tensor.nbytes for tensor in self._folded.values()))
+            self._folded.clear()
 
     def fingerprint(self) -> str:
         """``sha256:...`` of the base's and the adapter's fingerprints."""
