@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tiny_models import TinyModel
 from transformers import AutoModelForCausalLM
 
+import evomerge
 from evomerge.cli.main import main
 from evomerge.errors import RecipeError
 from evomerge.export.adapter_writer import rank_bound, write_adapter
@@ -283,5 +284,9 @@ def test_the_command_line_writes_adapters(
     torch.testing.assert_close(logits(auto), logits(model), rtol=1e-5, atol=1e-5)
     assert main(["merge", str(file), str(tmp_path / "low"), "--format", "lora", "--rank", "1"]) == 0
     assert "4 modules of rank 1; relative error" in capsys.readouterr().out
+    loss = evomerge.load_recipe(file).save_adapter(tmp_path / "python", rank=1)
+    assert {own.rank for own in loss.modules.values()} == {1}
+    for name, tensor in load_file(tmp_path / "low" / "adapter_model.safetensors").items():
+        assert torch.equal(load_file(tmp_path / "python" / "adapter_model.safetensors")[name], tensor)
     assert main(["merge", str(file), str(tmp_path / "no"), "--rank", "1"]) == 2
     assert "--rank is of adapters; --format lora" in capsys.readouterr().err
