@@ -116,7 +116,6 @@ class AdapterContent:
     ) -> None:
         self._base, self._places, self._pool, self._bound = base, places, pool, bound
         self._dtype, self._whole_dtype = dtype, whole_dtype
-        self._sources = Sources(pool, "cpu", Placement(0, 0, 0))
         self.tensors: dict[str, torch.Tensor] = {}
         self.ranks: dict[str, int] = {}
         self.whole: list[str] = []
@@ -136,7 +135,8 @@ class AdapterContent:
         Raises:
             RecipeError: a tensor differs that no adapter can hold.
         """
-        merge = SliceMerge(entry, self._pool, self._sources)
+        # What is folded for a slice is not kept for the next.
+        merge = SliceMerge(entry, self._pool, Sources(self._pool, "cpu", Placement(0, 0, 0)))
         whole: dict[str, dict[str, torch.Tensor]] = {}
         differing: set[str] = set()
         tied: dict[str, tuple[str, ...]] = {}

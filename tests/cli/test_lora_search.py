@@ -43,6 +43,7 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(TOKENS).logits
 
 
+@pytest.mark.slow
 def test_a_search_over_adapters_ends_in_an_adapter(
     quick_pool: Path, adapters: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from evomerge.export.adapter_writer import rank_bound, write_adapter
 from evomerge.export.in_memory import merged_model
 from evomerge.export.low_rank import Bound, Factors, compressed, lost, summed, truncated
 from evomerge.export.writer import write_model
+from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
@@ -208,6 +210,27 @@ def test_modules_that_adapters_hold_whole_are_held_whole(tiny_model: TinyModel, 
     torch.testing.assert_close(
         logits(by_peft(pool, tmp_path / "out")), logits(merged_model(recipe, pool)), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_no_more_than_a_slice_is_folded_at_a_time(
+    method: str, tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = adapters(tiny_model("base"), tmp_path, {}, {})
+    folded: list[weakref.ref[torch.Tensor]] = []
+    alive = []
+    fold = FoldedCheckpoint._fold
+
+    def watched(self: FoldedCheckpoint, name: str) -> torch.Tensor:
+        tensor = fold(self, name)
+        folded.append(weakref.ref(tensor))
+        alive.append(sum(own() is not None for own in folded))
+        return tensor
+
+    monkeypatch.setattr(FoldedCheckpoint, "_fold", watched)
+    write_adapter(recipe_of(pool, method, {"m0": 1.0, "m1": 1.0}), pool, tmp_path / "out", bound=Bound(rank=2))
+    assert len(folded) == 2 * 2 * 2  # two matrices of two layers, of two adapters, each once
+    assert max(alive) == 2
 
 
 def test_adapters_without_a_base_in_the_pool_and_of_embeddings(tiny_model: TinyModel, tmp_path: Path) -> None:
