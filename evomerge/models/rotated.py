@@ -123,9 +123,9 @@ def heads(pool: Pool, model: str, layer: int) -> Iterator[Head]:
     """The heads of an attention layer, one for each of the queries; none where they are not told apart by name."""
     config = pool.config.get_text_config()
     count = getattr(config, "num_attention_heads", None)
-    if not isinstance(count, int) or count < 1:
-        return
     groups = getattr(config, "num_key_value_heads", None) or count
+    if not (isinstance(count, int) and isinstance(groups, int)) or count < 1 or groups < 1 or count % groups:
+        return  # other numbers in every layer, say
     slices = [own for own in pool.layout.slices if own.layer == layer and own.component == "attn"]
     names = [name for own in slices for name in pool.layout.tensors[own] if name.endswith(".weight")]
     found = _parts(pool, model, names, count, groups)
@@ -159,13 +159,18 @@ def _parts(pool: Pool, model: str, names: list[str], count: int, groups: int) ->
     if joined is not None and out is not None:
         rows = read(joined)
         size = rows.shape[0] // (count + 2 * groups)
-        return (*rows.split([count * size, groups * size, groups * size]), read(out))
+        if rows.shape[0] == size * (count + 2 * groups):
+            return (*rows.split([count * size, groups * size, groups * size]), read(out))
     joined, out = find("query_key_value"), find("attention.dense", "self_attention.dense")
-    if joined is not None and out is not None and groups == count:
-        rows = read(joined)
+    if (
+        joined is not None
+        and out is not None
+        and groups == count
+        and (rows := read(joined)).shape[0] % (3 * count) == 0
+    ):
         by_head = rows.view(count, 3, -1, rows.shape[1])  # each head's queries, keys and values lie together
         return (*(by_head[:, part].reshape(-1, rows.shape[1]) for part in range(3)), read(out))
     joined, out = find("c_attn"), find("attn.c_proj")
-    if joined is not None and out is not None:
-        return (*read(joined).T.chunk(3), read(out).T)
+    if joined is not None and out is not None and (rows := read(joined)).shape[1] == 3 * rows.shape[0]:
+        return (*rows.T.chunk(3), read(out).T)  # inputs x outputs
     return None

@@ -115,6 +115,16 @@ def test_heads_are_told_apart(kind: str, tiny_model: TinyModel) -> None:
     torch.testing.assert_close(found, expected[0, 0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_key_value_heads", [2, 2]), ("num_key_value_heads", 3), ("num_attention_heads", 5)]
+)
+def test_attention_of_other_shapes_is_not_looked_at(key: str, value: object, tiny_model: TinyModel) -> None:
+    pool = open_pool({"base": str(tiny_model("base", "phi3")), "other": str(tiny_model("other", "phi3", 1))}, "base")
+    assert len(list(heads(pool, "base", 0))) == 4
+    vars(pool.config)[key] = value  # configurations of other classes hold such values
+    assert list(heads(pool, "base", 0)) == []
+
+
 def honest_pairs() -> list[tuple[str, Head, Head]]:
     """Heads that nobody rotated, on bases that are random or of few strong directions, as trained ones are."""
     found = []
