@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from evomerge.errors import RecipeError
+from evomerge.export.adapter_content import AdapterLoss
+from evomerge.export.adapter_writer import rank_bound, write_adapter
 from evomerge.export.in_memory import merged_model
 from evomerge.export.model_card import ScoreLine
 from evomerge.export.writer import write_model
@@ -95,6 +97,37 @@ class Recipe(plain.Recipe):
         size = byte_count(max_shard_size, "max_shard_size")
         opened = pool or pool_of_recipe(self, trust_remote_code=trust_remote_code)
         return write_model(self, opened, Path(folder), max_shard_bytes=size, scores=scores, device=device)
+
+    def save_adapter(
+        self,
+        folder: str | os.PathLike[str],
+        pool: Pool | None = None,
+        *,
+        rank: int | None = None,
+        max_error: float | None = None,
+        scores: Sequence[ScoreLine] = (),
+        trust_remote_code: bool = False,
+    ) -> AdapterLoss:
+        """Write the result as a LoRA adapter of its base, which PEFT loads, as `evomerge merge --format lora` does.
+
+        Args:
+            folder: new or empty.
+            pool: the source models; those that the recipe names are opened otherwise.
+            rank: the largest rank of a matrix; ``None`` for exact sums of adapters, and `max_error` otherwise.
+            max_error: the largest share of a matrix's difference from the base that may be lost; 0.01 by default.
+            scores: rows of the card's table.
+            trust_remote_code: run code that the models bring along, where they are opened here.
+
+        Returns:
+            What the adapter loses: ``error`` over all matrices, rank and error of every module in ``modules``.
+
+        Raises:
+            OutputError: the folder is not empty or cannot be written, or the disk is too small.
+            RecipeError, PoolError: the recipe cannot be carried out, or no adapter can hold its result.
+        """
+        bound = rank_bound(rank, max_error)
+        opened = pool or pool_of_recipe(self, trust_remote_code=trust_remote_code)
+        return write_adapter(self, opened, Path(folder), bound=bound, scores=scores)
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
         """The recipe as YAML, also written to `path` where that is given; `evomerge.load_recipe` reads it back.

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evomerge.cli.options import add_import_option, add_trust_option
 from evomerge.cli.verbs import verb_parser
+from evomerge.errors import ConfigError
 from evomerge.utils.imports import import_modules, without_collector
 from evomerge.utils.sizes import byte_count
+
+if TYPE_CHECKING:
+    from evomerge.export.low_rank import Bound
+    from evomerge.export.model_card import ScoreRow
+    from evomerge.models.pool import Pool
+    from evomerge.recipes.recipe import Recipe
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -19,12 +28,35 @@ def run(arguments: Sequence[str]) -> int:
         "recipe", metavar="RUN|RECIPE", help="a run folder (its best recipe) or a recipe file, evomerge's or mergekit's"
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must be new or empty")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the recipe's")
+    parser.add_argument(
+        "--format",
+        choices=("model", "lora"),
+        default="model",
+        help="lora: an adapter of the recipe's base, which PEFT loads; default: model",
+    )
+    parser.add_argument(
+        "--rank",
+        metavar="R|auto",
+        help="of an adapter: the largest rank; auto, the default: exact where the recipe sums adapters, else the "
+        "smallest rank within --max-error",
+    )
+    parser.add_argument(
+        "--max-error",
+        metavar="SHARE",
+        type=float,
+        help="of an adapter's matrices, as a share of the difference from the base; instead of a rank; default: 0.01",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: the recipe's; an adapter's factors are float32",
+    )
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
     add_import_option(parser)
     add_trust_option(parser)
     options = parser.parse_intermixed_args(list(arguments))
     shard = byte_count(options.max_shard_size, "--max-shard-size")
+    bound = _bound(options)
 
     with without_collector():
         from evomerge.cli.sources import held_out_scores, open_recipe
@@ -38,15 +70,54 @@ def run(arguments: Sequence[str]) -> int:
         from evomerge.export.licences import licence_notes, stated_licences
         from evomerge.export.model_card import source_licences
         from evomerge.export.writer import write_model
+        from evomerge.models.rotated import refuse_rotated
         from evomerge.report.plain_console import errors
-    if options.dtype:
+    refuse_rotated(pool)
+    if options.dtype and bound is None:
         recipe = replace(recipe, dtype=options.dtype)
     scores = held_out_scores(options.recipe, recipe)
     folders = {name: pool.checkpoints[name].folders for name, _ in recipe.models}
     for note in licence_notes(stated_licences(source_licences(recipe, folders))):
         if note.conflict:
             errors.print(f"warning: licence: {note.text}", style="yellow")
+    if bound is not None:
+        _write_adapter(recipe, pool, options, bound, scores)
+        return 0
     with merge_progress() as progress:
         write_model(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress)
     print(f"wrote {options.out}")
     return 0
+
+
+def _bound(options: argparse.Namespace) -> Bound | None:
+    """How far an adapter is truncated; ``None`` for a model."""
+    if options.format == "model":
+        given = next((name for name in ("rank", "max_error") if getattr(options, name) is not None), None)
+        if given is not None:
+            raise ConfigError(f"--{given.replace('_', '-')} is of adapters", "--format lora", "add it")
+        return None
+    from evomerge.export.adapter_writer import rank_bound
+
+    return rank_bound(options.rank, options.max_error)
+
+
+def _write_adapter(
+    recipe: Recipe, pool: Pool, options: argparse.Namespace, bound: Bound, scores: Sequence[ScoreRow]
+) -> None:
+    """Write an adapter and say how exact it is."""
+    from evomerge.cli.console import merge_progress
+    from evomerge.export.adapter_writer import write_adapter
+    from evomerge.report.plain_console import errors
+
+    with merge_progress() as progress:
+        loss = write_adapter(
+            recipe, pool, options.out, bound=bound, dtype=options.dtype, scores=scores, progress=progress
+        )
+    print(f"wrote {options.out}: {loss.sentence()}")
+    if loss.whole:
+        print(f"saved whole: {len(loss.whole)} modules ({', '.join(loss.whole[:3])}{', ...' * (len(loss.whole) > 3)})")
+    if loss.nbytes > loss.base_nbytes:
+        errors.print(
+            "warning: the adapter is larger than its base; give it a --rank, or write a model without --format lora",
+            style="yellow",
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.console import Group
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from evomerge.merge.methods import Method
 from evomerge.merge.methods.registry import functions_of
-from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
+from evomerge.recipes.method_spec import FAMILIES, MethodSpec, ParameterSpec, Scalar
 
 _BASES = {"none": "-", "optional": "optional", "required": "required"}
 _COLUMNS = ("parameter", "of", "default", "searched", "accepts", "")
@@ -39,9 +39,25 @@ make theirs, at full cost, and the last ones stay; of intermediates (lineages) n
 with one thread for each tensor, so that the bits do not depend on the number of threads; another kind of processor or a
 GPU may round the last digit otherwise.
 
+Sources with LoRA adapters are merged by any of these: `task_arithmetic` of adapters is CAT of LoRA Soups, and
+`evomerge merge --format lora` writes it as an adapter without leaving the low rank. [LoRA adapters](adapters.md) has
+the formula, and the other operators of adapters.
+
+`evomerge methods --family NAME` lists one of the families that the methods are grouped by here.
+
 A method of your own is a function with the decorator `evomerge.merge.methods.merge_method`, in a module that the
 configuration names in `imports`, and `evomerge merge`, `export` and `evaluate` with `--import`.
 """
+
+
+def by_family(methods: Iterable[Method]) -> Iterator[tuple[str, Method]]:
+    """Methods by family, each with the name of its family where that begins and an empty one otherwise."""
+    order = list(FAMILIES)
+    before = ""
+    for method in sorted(methods, key=lambda method: order.index(method.spec.family)):
+        family = method.spec.family
+        yield family if family != before else "", method
+        before = family
 
 
 def overview(methods: Iterable[Method]) -> Group:
@@ -51,8 +67,12 @@ def overview(methods: Iterable[Method]) -> Group:
     table.add_column("base", no_wrap=True)
     table.add_column("inputs", no_wrap=True)
     table.add_column("what it does, and its parameters", ratio=1)
-    for method in methods:
+    for family, method in by_family(methods):
         spec = method.spec
+        if family:
+            table.add_row(
+                Text(family, style="italic"), "", "", Text(FAMILIES[family], style="italic"), end_section=True
+            )
         text = Text(spec.summary)
         for word, chosen in (("searched", True), ("fixed", False)):
             found = [_brief(p) for p in spec.parameters if p.searched == chosen]
@@ -92,14 +112,20 @@ def _plain_table(gap: int) -> Table:
 
 def markdown(methods: Sequence[Method]) -> str:
     """The page of all methods."""
-    rows = [
-        (f"[{m.spec.name}](#{m.spec.name})", m.spec.summary, _BASES[m.spec.base], inputs(m.spec), _names(m.spec))
-        for m in methods
-    ]
-    parts = [_PAGE, _markdown_table(("method", "", "base", "inputs", "parameters"), rows)]
+    parts = [_PAGE]
+    rows: list[tuple[str, ...]] = []
+    for family, m in by_family(methods):
+        if family:
+            rows = []
+            parts += [f"**{_sentence(FAMILIES[family])[:-1]}** (`{family}`)\n", ""]
+        spec = m.spec
+        rows.append((f"[{spec.name}](#{spec.name})", spec.summary, _BASES[spec.base], inputs(spec), _names(spec)))
+        parts[-1] = _markdown_table(("method", "", "base", "inputs", "parameters"), rows) + "\n"
     for method in methods:
         spec = method.spec
-        about = f"Base: {spec.base}. Inputs: {inputs(spec)}." + (" Elements are dropped at random." * method.random)
+        about = f"Family: {spec.family}. Base: {spec.base}. Inputs: {inputs(spec)}." + (
+            " Elements are dropped at random." * method.random
+        )
         parts.append(f"\n## {spec.name}\n\n{_sentence(spec.summary)} {about}\n")
         if spec.parameters:
             parts.append(_markdown_table(_COLUMNS, [_cells(p) for p in spec.parameters]))

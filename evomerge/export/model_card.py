@@ -14,6 +14,7 @@ from typing import Protocol
 from huggingface_hub import EvalResult, ModelCardData
 
 from evomerge.errors import RecipeError
+from evomerge.export.adapter_card import AdapterCard, loading_code
 from evomerge.export.licences import NOT_ADVICE, licence_notes, stated_licences
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.architecture.layout import Layout
@@ -74,8 +75,9 @@ def model_card(
     loading: tuple[str, str | None] = ("AutoModelForCausalLM", "AutoTokenizer"),
     scores: Sequence[ScoreLine] = (),
     scores_title: str = "Held-out scores",
+    adapter: AdapterCard | None = None,
 ) -> str:
-    """The README.md of a merged model.
+    """The README.md of a merged model, or of an adapter.
 
     Args:
         recipe: of the model.
@@ -85,11 +87,15 @@ def model_card(
         loading: the transformers classes that load the model and what prepares its inputs (see `auto_class`).
         scores: rows of the score table; no table without any.
         scores_title: heading of the score table.
+        adapter: what to say of an adapter.
     """
+    base = None if adapter is None else published_name(adapter.base)
+    what = "It loads like any other model of its architecture." if base is None else "It is an adapter: PEFT loads it."
     licenses = source_licences(recipe, folders)
     sections = [
         f"# {name}",
-        f"A merge of {_count(recipe)} made with evomerge. It loads like any other model of its architecture.",
+        f"A merge of {_count(recipe)} made with evomerge. {what}",
+        *(["## Adapter", adapter.section(base)] if adapter is not None and base is not None else []),
         "## Sources",
         _sources(recipe, licenses),
         *_licence_section(licenses),
@@ -98,9 +104,9 @@ def model_card(
         "## Recipe",
         _recipe_text(recipe, layout),
         "## Loading",
-        _snippet(name, *loading),
+        loading_code(name, *loading, base),
     ]
-    matter = _metadata(recipe, licenses, name, loading[0], scores).to_yaml(line_break="\n")
+    matter = _metadata(recipe, licenses, name, loading[0], scores, adapter).to_yaml(line_break="\n")
     return f"---\n{matter}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -131,16 +137,6 @@ def _path_sections(recipe: Recipe) -> list[str]:
         return []
     note = f"{path.note[:1].upper()}{path.note[1:]}."
     return ["## Path", f"{path.title}. In order, by their numbers there: {path.text}.", note]
-
-
-def _snippet(name: str, model: str, processor: str | None) -> str:
-    """Python that loads the model and, where there is one, what prepares its inputs."""
-    lines = [f"from transformers import {', '.join(sorted(filter(None, (model, processor))))}", ""]
-    lines.append(f'model = {model}.from_pretrained("{name}", dtype="auto")')
-    if processor is not None:
-        variable = "tokenizer" if processor == "AutoTokenizer" else "processor"
-        lines.append(f'{variable} = {processor}.from_pretrained("{name}")')
-    return "\n".join(["```python", *lines, "```"])
 
 
 def published_name(ref: ModelRef) -> str:
@@ -184,6 +180,7 @@ def _metadata(
     name: str,
     loads: str,
     scores: Sequence[ScoreLine],
+    adapter: AdapterCard | None,
 ) -> ModelCardData:
     """The front matter, as the hub wants it: the first line of the scores is the model's own."""
     hub = [part.location for source in licenses for part in _parts(recipe.ref(source)) if is_on_hub(part)]
@@ -193,10 +190,10 @@ def _metadata(
     same = dict(stated[0]) if stated[0] and all(entry == stated[0] for entry in stated) else {}
     task = _TASKS.get(loads)
     results = [_result(metric, value, task) for metric, value in (scores[0].metrics if scores else {}).items()]
+    own = {"library_name": "transformers", **bases} if adapter is None else adapter.metadata
     return ModelCardData(
-        **bases,
+        **own,
         **same,
-        library_name="transformers",
         pipeline_tag=task,
         tags=["merge", "evomerge"],
         **({"model_name": name, "eval_results": results} if results else {}),

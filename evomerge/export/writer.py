@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from evomerge.errors import OutputError
 from evomerge.export.auto_class import auto_class, processor_class
 from evomerge.export.config_json import merged_config
 from evomerge.export.copied_files import files_to_copy
 from evomerge.export.model_card import ScoreLine, model_card
-from evomerge.export.output import check_output
+from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.streaming import stream_slice
@@ -27,7 +22,6 @@ from evomerge.merge.planning.slice_plan import Plan
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe
-from evomerge.utils.files import sync_folder
 
 RECIPE_FILE = "evomerge_recipe.yaml"
 MAX_SHARD_BYTES = 5 * 10**9
@@ -88,8 +82,8 @@ def write_model(
         scores=scores,
         scores_title=scores_title,
     )
-    with _new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes) as shards:
-        _check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied.values()))
+    with new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes) as shards:
+        check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied.values()))
         _write_weights(plan, pool, shards, progress, torch.device(device))
         for name, file in copied.items():
             target = folder / name
@@ -128,49 +122,3 @@ def _write_weights(
         if progress is not None:
             progress(done, total)
     shards.finish()
-
-
-def _check_space(folder: Path, out: Path, needed: int) -> None:
-    """Refuse before the first byte when the disk cannot hold the result."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutputError(
-            f"writing {out} needs {_size(needed)}, its disk has {_size(free)} free",
-            "",
-            f"free {_size(needed - free)}, or name a folder on another disk",
-        )
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**7 else f"{nbytes} bytes"
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` when the block ends, and goes away when it fails.
-
-    The files are not flushed to the disk one by one: after a power failure, merge again from the recipe.
-    """
-    # Links are followed first, so that the rename happens on the disk that was measured.
-    target = out.resolve()
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        check_output(out)
-        if target.is_dir():
-            target.rmdir()  # it is empty; not every system renames onto a folder
-        os.rename(temporary, target)
-        sync_folder(target.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise OutputError(
-            f"output folder {out} cannot be written: {error.strerror or error}",
-            "a folder on a disk with room" if full else "a folder that may be written",
-            "free some space or name another folder" if full else "name another folder",
-        ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

@@ -15,7 +15,7 @@ from evomerge.models.architecture.config_fields import check_generation
 from evomerge.models.architecture.layout import Layout, layout_from
 from evomerge.models.architecture.names import NameMatch
 from evomerge.models.architecture.residual_rules import residual_of
-from evomerge.models.checkpoints.folding import FoldedCheckpoint, warn_of_another_base
+from evomerge.models.checkpoints.folding import FoldedCheckpoint, FoldedRoom, warn_of_another_base
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
@@ -30,6 +30,7 @@ from evomerge.models.vocabulary import vocabulary_problem
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef
+from evomerge.utils.memory import free_host_memory
 
 
 def open_pool(
@@ -93,10 +94,12 @@ def _fitted(
     matched = match_models(reference, opened.configs, checkpoints, adapters, trust_remote_code, problems)
     raise_all(problems)
     configs, modules, matches = matched.configs, matched.modules, matched.matches
+    # However many adapters there are: what is not kept is folded for every candidate.
+    room = FoldedRoom(max(free_host_memory() // 4, *(own.nbytes for own in checkpoints.values())))
     for name, adapter in adapters.items():
         warn_of_another_base(name, adapter, checkpoints[name], refs[name].location)
         try:
-            checkpoints[name] = FoldedCheckpoint(checkpoints[name], adapter, *matched.own[name])
+            checkpoints[name] = FoldedCheckpoint(checkpoints[name], adapter, *matched.own[name], room)
         except PoolError as error:
             problems.append(of_model(name, error))
     raise_all(problems)

@@ -14,6 +14,7 @@ from evomerge.errors import PoolError
 from evomerge.models.architecture.layout import Layout
 from evomerge.models.architecture.residual import Residual
 from evomerge.models.architecture.residual_rules import residual_of
+from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.pool_settings import of_model
 from evomerge.recipes.pool_info import PoolInfo
@@ -62,6 +63,11 @@ class Pool:
         """Where the tokenizer of merged models lies."""
         return self.folder(self.tokenizer_from or self.info.config_from)
 
+    def is_kept(self, model: str, name: str) -> bool:
+        """Whether a model's tensor that was read stays in memory or mapped; one that is folded may find no room."""
+        checkpoint = self.checkpoints[model]
+        return not isinstance(checkpoint, FoldedCheckpoint) or checkpoint.is_kept(self.stored[model][name])
+
     @property
     def nbytes(self) -> int:
         """Bytes of all models' tensors, as they are stored."""
@@ -91,7 +97,12 @@ class Pool:
         files = {info.file for checkpoint in own for info in checkpoint.tensors.values()}
         mapped = sum(file.stat().st_size for file in files)
         parts = [MemoryPart("sources", mapped, "files, mapped; they may be dropped", per_machine=True)]
-        folded = sum(checkpoint.memory for checkpoint in own)
+        adapted = [checkpoint for checkpoint in own if isinstance(checkpoint, FoldedCheckpoint)]
+        folded, room = sum(own.memory for own in adapted), max((own.room.limit for own in adapted), default=0)
+        if folded > room:  # those of one tensor are there at a time, beside what is kept
+            folded = min(
+                folded, room + sum(max((own.tensors[n].nbytes for n in own.changed), default=0) for own in adapted)
+            )
         if folded:
             parts.append(MemoryPart("adapters", folded, "tensors with adapters folded in"))
         return parts

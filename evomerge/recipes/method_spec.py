@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from evomerge.errors import ConfigError, RecipeError, nearest
@@ -129,6 +130,20 @@ class ParameterSpec:
             raise RecipeError(f"{where}: {self.name} is {value!r}", f"allowed: {allowed}")
 
 
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        "means": "means of weights",
+        "spheres": "interpolation on spheres",
+        "task_vectors": "sums of task vectors",
+        "sparse": "parts of task vectors",
+        "choices": "one model's value, element by element",
+        "svd": "singular vectors of task vectors",
+        "own": "methods of one's own",
+    }
+)
+"""What merge methods do, by the names of families, in the order of the documentation."""
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """The declaration of a merge method.
@@ -142,10 +157,11 @@ class MethodSpec:
         summary: one line for the documentation.
         idempotent: whether a merge of equal inputs, and of a base equal to them, is that tensor whatever the
             parameters are; or the name of a boolean parameter that must be true for it where there is no base.
+        family: one of `FAMILIES`: under what it is listed.
 
     Raises:
-        ConfigError: a parameter declared twice, `idempotent` names none that is boolean, or numbers of inputs that no
-            slice can have.
+        ConfigError: a parameter declared twice, an unknown family, `idempotent` names no parameter that is boolean, or
+            numbers of inputs that no slice can have.
     """
 
     name: str
@@ -155,8 +171,11 @@ class MethodSpec:
     max_inputs: int | None = None
     summary: str = ""
     idempotent: bool | str = False
+    family: str = "own"
 
     def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ConfigError(f"method {self.name!r} is of the family {self.family!r}", nearest(self.family, FAMILIES))
         names = [p.name for p in self.parameters]
         for name in names:
             if names.count(name) > 1 or not name.isidentifier():

@@ -34,8 +34,9 @@ _LARGEST = 1_000_000
 
 
 def pool_from_config(config: Config) -> Pool:
-    """Open the pool, reading configs and headers only."""
+    """Open the pool, reading configs and headers, and of sources some attention layers that may be rotated."""
     from evomerge.models.opening import open_pool
+    from evomerge.models.rotated import refuse_rotated
 
     settings: Any = config.pool
     pool = open_pool(
@@ -48,6 +49,7 @@ def pool_from_config(config: Config) -> Pool:
     )
     if settings.trust_remote_code:
         remember(checkpoint.folders[0] for checkpoint in pool.checkpoints.values())
+    refuse_rotated(pool)
     return pool
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from evomerge.cli.main import main
 from evomerge.cli.method_tables import markdown
+from evomerge.errors import ConfigError
 from evomerge.merge.methods import METHODS, Method
-from evomerge.recipes.method_spec import MethodSpec, ParameterSpec
+from evomerge.recipes.method_spec import FAMILIES, MethodSpec, ParameterSpec
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
@@ -60,7 +61,7 @@ def test_a_page_made_by_hand() -> None:
         page.partition("\n## ")[2]
         == """toy
 
-A toy. Base: optional. Inputs: 2 to 3. Elements are dropped at random.
+A toy. Family: own. Base: optional. Inputs: 2 to 3. Elements are dropped at random.
 
 | parameter | of | default | searched | accepts |  |
 | --- | --- | --- | --- | --- | --- |
@@ -93,10 +94,32 @@ def test_every_method_and_parameter_is_listed_whole(
         word = line.split(" ")[0]
         current = word if word in METHODS else current
         blocks[current] = blocks.get(current, "") + line
-    assert list(blocks) == sorted(METHODS)
+    order = list(FAMILIES)
+    assert list(blocks) == ["", *sorted(METHODS, key=lambda name: (order.index(METHODS[name].spec.family), name))]
     for name, method in METHODS.items():
         for parameter in method.spec.parameters:
             assert f"{parameter.name}{'*' * parameter.per_input}" in blocks[name]
+
+
+def test_a_family(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(["methods", "--family", "spheres"], capsys)
+    first = [line.split(" ")[0] for line in text.splitlines()]
+    assert [word for word in first if word in METHODS] == ["crossover", "karcher", "multislerp", "nuslerp", "slerp"]
+    assert "interpolation on spheres" in text
+    assert main(["methods", "--family", "sphere"]) == 2
+    assert "there is no method of a family 'sphere'; did you mean 'spheres'" in capsys.readouterr().err
+    assert main(["methods", "ties", "--family", "sparse"]) == 2
+    assert "a method, ties, and a family, sparse; one of them" in capsys.readouterr().err
+
+
+def test_every_method_of_evomerges_has_a_family() -> None:
+    own = {
+        name for name, method in METHODS.items() if (method.mix or method.function).__module__.startswith("evomerge.")
+    }  # type: ignore[union-attr]
+    assert own
+    assert [name for name in sorted(own) if METHODS[name].spec.family == "own"] == []
+    with pytest.raises(ConfigError, match="method 'toy' is of the family 'task_vector'; did you mean 'task_vectors'"):
+        MethodSpec("toy", family="task_vector")
 
 
 def test_one_method(capsys: pytest.CaptureFixture[str]) -> None:

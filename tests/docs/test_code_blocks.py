@@ -171,7 +171,7 @@ def _evomerge(words: list[str], place: Place) -> None:
         positional = [number for number, word in enumerate(rest) if not word.startswith("-")]
         out = place.output()
         run([verb, *rest[: positional[1]], out, *rest[positional[1] + 1 :]])
-        assert (Path(out) / "config.json").is_file()
+        assert (Path(out) / ("adapter_config.json" if "lora" in rest else "config.json")).is_file()
     elif verb == "import":
         run([verb, *rest, "--include-path", str(place.made.pool / "tasks")])
     else:

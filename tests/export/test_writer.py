@@ -266,7 +266,7 @@ def test_a_small_disk_is_refused_before_the_first_byte(
     tmp_path: Path, llamas: Llamas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = pool_of(llamas())
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     monkeypatch.setattr(writer, "stream_slice", lambda *_, **__: pytest.fail("merged all the same"))
     with pytest.raises(OutputError, match=r"writing .*merged needs \d+ bytes, its disk has 1000 bytes free"):
         write_model(pool.info.linear({"a": 1.0}), pool, tmp_path / "merged")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel
 
 from evomerge.errors import PoolError
+from evomerge.merge.execution.sources import Placement, Sources
 from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.opening import open_pool, pool_of_recipe
 from evomerge.models.pool import Pool
@@ -187,6 +189,42 @@ def test_folded_once_when_read_and_the_rest_stays_mapped(tiny_model: TinyModel, 
     again = pool.read("a", changed)
     assert again is not first
     assert torch.equal(again, first)
+
+
+def adapter_bytes(pool: Pool) -> int:
+    return next(part.nbytes for part in pool.memory() if part.name == "adapters")
+
+
+def test_what_finds_no_room_is_folded_again(tiny_model: TinyModel, tmp_path: Path) -> None:
+    base = tiny_model("base")
+    adapters = [make_adapter(base, tmp_path / f"adapter{i}", seed=i, target_modules=["q_proj"]) for i in range(2)]
+    pool = open_pool({f"m{i}": f"{base}+{adapter}" for i, adapter in enumerate(adapters)})
+    names = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2)]
+    expected = [[pool.read(model, name).clone() for name in names] for model in ("m0", "m1")]
+    pool.release()
+    own = pool.checkpoints["m0"], pool.checkpoints["m1"]
+    assert isinstance(own[0], FoldedCheckpoint)
+    assert isinstance(own[1], FoldedCheckpoint)
+    room = own[0].room
+    assert room is own[1].room  # of the pool together
+    assert room.used == 0
+    assert room.limit >= base.joinpath("model.safetensors").stat().st_size * 0.9
+    room.limit = 3 * 16 * 16 * 4
+    assert adapter_bytes(pool) == 4 * 16 * 16 * 4  # three are kept, and never more than there are
+    sources = Sources(pool, "cpu", Placement(0, 0, 0))
+    for _ in range(2):
+        found = [[sources.held(model, name) for name in names] for model in ("m0", "m1")]
+        assert all(torch.equal(found[m][n], expected[m][n].view(-1)) for m in (0, 1) for n in (0, 1))
+    assert room.used == room.limit
+    assert [pool.is_kept(model, name) for model in ("m0", "m1") for name in names] == [True, True, True, False]
+    last = weakref.ref(pool.read("m1", names[1]))
+    del found
+    assert last() is None
+    assert sources.held("m0", names[0]).data_ptr() == pool.read("m0", names[0]).data_ptr()
+    pool.release()
+    assert room.used == 0
+    room.limit = 0
+    assert adapter_bytes(pool) == 2 * 16 * 16 * 4  # of one tensor at a time
 
 
 def test_opening_reads_headers_alone(tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,10 +107,10 @@ class Sources:
         kept = self._kept.get((model, name))
         if kept is None:
             with self.notes.noting():  # folds an adapter in, or takes it to the device
-                kept = self.pool.read(model, name).view(-1)
-                if self.device.type != "cpu":
-                    kept = self._placed(model, name, kept)
-            self._kept[model, name] = kept
+                read = self.pool.read(model, name).view(-1)
+                kept = self._placed(model, name, read) if self.device.type != "cpu" else read
+            if kept is not read or self.pool.is_kept(model, name):
+                self._kept[model, name] = kept
         return kept
 
     def aligned(self, model: str, name: str) -> torch.Tensor | None:

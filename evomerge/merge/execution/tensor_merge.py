@@ -59,6 +59,8 @@ class TensorMerge:
         factor: changes the result before it is rounded.
 
     Attributes:
+        mix: what the method is on this tensor, where it is a `Mix`.
+        of_sources: whether `mix` is one of the inputs as they were given, and not of what was made of them.
         divisible: whether `run` can give a part of the tensor.
     """
 
@@ -76,18 +78,19 @@ class TensorMerge:
         self._factor = factor
         self._method, self._values, self._keys, self._shape = method, values, tuple(keys), shape
         self._inputs, self._base = [_flat(tensor) for tensor in inputs], _flat(base) if base is not None else None
-        self._mix: Mix | None = None
+        self.mix: Mix | None = None
+        self.of_sources = True
         if statistics is None and (method.mix is not None or method.derived is not None):
             names: list[Hashable] = list(range(len(self._inputs) + (base is not None)))
             statistics = NotedStatistics(self._inputs, self._base, shape, keys, names, Notes(0))
         if method.derived is not None and statistics is not None:
-            self._mix = method.derived.simple(values, len(self._inputs))
-            if self._mix is None and self._base is not None:
-                self._mix = method.derived.mix(values)
+            self.mix = method.derived.simple(values, len(self._inputs))
+            if self.mix is None and self._base is not None:
+                self.mix, self.of_sources = method.derived.mix(values), False
                 self._inputs = [self._base, *statistics.derived(method, values)]
         elif method.mix is not None and statistics is not None:
-            self._mix = method.mix(values, statistics)
-        self.divisible = self._mix is not None or method.elementwise
+            self.mix = method.mix(values, statistics)
+        self.divisible = self.mix is not None or method.elementwise
 
     def run(self, out: torch.Tensor, begin: int = 0, block: int | None = None) -> None:
         """Merge into `out`, flat: the whole tensor, or its elements from `begin` on.
@@ -112,12 +115,12 @@ class TensorMerge:
     def _merged(self, out: torch.Tensor, begin: int, block: int | None) -> bool | torch.Tensor:
         """The merge without a factor; returns whether all of it is finite."""
         backend = self._backend(out)
-        if self._mix is not None and backend is Backend.CPU:
-            return mix_(out, self._mix, self._inputs, self._base, self._keys, begin)
-        if self._mix is not None and backend is Backend.TRITON:
+        if self.mix is not None and backend is Backend.CPU:
+            return mix_(out, self.mix, self._inputs, self._base, self._keys, begin)
+        if self.mix is not None and backend is Backend.TRITON:
             from evomerge.merge.mixes import triton_mix  # there is Triton where this is the backend
 
-            return triton_mix.mix_(out, self._mix, self._inputs, self._base, self._keys, begin)
+            return triton_mix.mix_(out, self.mix, self._inputs, self._base, self._keys, begin)
         return self._by_blocks(out, begin, block) if self.divisible else self._whole(out)
 
     def _backend(self, out: torch.Tensor) -> Backend:
@@ -125,9 +128,9 @@ class TensorMerge:
 
     def call(self, out: torch.Tensor) -> MixCall | None:
         """The whole tensor's merge into `out`, flat, ready for any thread; ``None`` where that is not to be had."""
-        if self._mix is None or self._factor is not None or not out.numel() or self._backend(out) is not Backend.CPU:
+        if self.mix is None or self._factor is not None or not out.numel() or self._backend(out) is not Backend.CPU:
             return None
-        return mix_call(out, self._mix, self._inputs, self._base, self._keys)
+        return mix_call(out, self.mix, self._inputs, self._base, self._keys)
 
     def not_finite(self, dtype: torch.dtype) -> EvomergeError:
         """The error for a result that is not finite."""
@@ -157,8 +160,8 @@ class TensorMerge:
             at = slice(begin + start, begin + start + target.numel())
             parts = [tensor[at] for tensor in self._inputs]
             below = self._base[at] if self._base is not None else None
-            if self._mix is not None:
-                result = mix_block(self._mix, parts, below, self._keys, at.start)
+            if self.mix is not None:
+                result = mix_block(self.mix, parts, below, self._keys, at.start)
             else:
                 assert self._method.function is not None, "a method has a mix or a function"
                 floats = [part.float() for part in parts]

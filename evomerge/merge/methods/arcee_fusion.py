@@ -35,6 +35,7 @@ def _quartiles(values: torch.Tensor) -> list[Number]:
 @merge_method(
     "arcee_fusion",
     summary="the base, with the model's values where they differ most and matter most",
+    family="choices",
     base="required",
     idempotent=True,
     max_inputs=1,

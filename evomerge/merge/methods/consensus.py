@@ -37,6 +37,7 @@ from evomerge.recipes.method_spec import ParameterSpec
     ),
     LAMBDA,
     summary="summed task vectors where the masks of at least k agree (Consensus, TALL masks, arXiv 2405.07813)",
+    family="sparse",
     base="required",
     idempotent=True,
     elementwise=True,

@@ -34,6 +34,7 @@ def _unchanged(values: Values) -> int | None:
     ),
     ParameterSpec("path", "slerp", kind="categorical", choices=("slerp", "linear")),
     summary="interpolation at t before a split of each tensor and at 1 - t after it (M2N2, arXiv 2508.16204)",
+    family="spheres",
     idempotent=True,
     min_inputs=2,
     max_inputs=2,

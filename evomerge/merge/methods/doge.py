@@ -58,6 +58,7 @@ def _unmoved(tasks: Sequence[torch.Tensor]) -> torch.Tensor:
     RATE,
     SHARED,
     summary="task vectors of equal norm with a learnt common change, trimmed and summed (DOGE, arXiv 2501.01230)",
+    family="svd",
     factors=scale_of,
     given=lambda values: {
         "eta": float(values["eta"]),

@@ -51,6 +51,7 @@ def _check(values: Values) -> None:
         summary="the first input counts as the others do, so that a rate of 1 is their mean",
     ),
     summary="exponential moving average of the inputs, a series of checkpoints in order",
+    family="means",
     idempotent=True,
     check=_check,
     unchanged=lambda values: only_active(_shares(values)),

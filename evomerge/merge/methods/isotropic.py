@@ -27,6 +27,7 @@ COMMON = ParameterSpec(
     "iso_c",
     ISO_SCALE,
     summary="the sum of task vectors with all singular values made equal (Iso-C, arXiv 2502.04959)",
+    family="svd",
     factors=scale_of,
     unchanged=base_alone,
 )
@@ -61,6 +62,7 @@ def spaces(shape: Sequence[int], models: int, share: float) -> tuple[int, int]:
     ISO_SCALE,
     COMMON,
     summary="common directions, and some of each task's own, with equal singular values (Iso-CTS, arXiv 2502.04959)",
+    family="svd",
     factors=scale_of,
     given=lambda values: {"common": float(values["common"])},
     unchanged=base_alone,

@@ -22,6 +22,7 @@ from evomerge.merge.methods.sphere import check_finite
     replace(DENSITY, default=0.05, low=0.01),
     LAMBDA,
     summary="each model's largest changes, averaged where they overlap (Localize-and-Stitch, arXiv 2408.13656)",
+    family="sparse",
     base="required",
     idempotent=True,
     unchanged=unchanged_task,

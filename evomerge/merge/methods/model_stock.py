@@ -62,6 +62,7 @@ def _mix(values: Values, statistics: Statistics) -> Mix | None:
     ParameterSpec("filter_wise", False, kind="boolean", summary="an angle for each row of a tensor, not one for all"),
     READING,
     summary="between the base and the average of the models, by the angle between them (arXiv 2403.19522)",
+    family="means",
     base="required",
     idempotent=True,
     min_inputs=2,

@@ -14,6 +14,7 @@ from evomerge.recipes.method_spec import ParameterSpec
     "nearswap",
     ParameterSpec("t", 1e-4, low=0.0, high=0.01, minimum=0.0, searched=True, summary="largest change of an element"),
     summary="the base moved towards the model by at most t per element",
+    family="choices",
     base="required",
     idempotent=True,
     max_inputs=1,

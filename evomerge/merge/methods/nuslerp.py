@@ -58,6 +58,7 @@ def _mix(values: Values, statistics: Statistics) -> Mix | None:
         summary="without nuslerp_flatten: vectors lie along a tensor's first dimension, else along its last",
     ),
     summary="spherical interpolation of two models, or of their task vectors, by weight",
+    family="spheres",
     base="optional",
     idempotent=True,
     min_inputs=2,

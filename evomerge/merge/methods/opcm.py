@@ -38,6 +38,7 @@ def _summed(tasks: Sequence[torch.Tensor]) -> torch.Tensor:
     SCALE,
     ALPHA,
     summary="task vectors added in order, each without what the sum so far holds (OPCM, arXiv 2501.09522)",
+    family="svd",
     factors=scale_of,
     given=lambda values: {"alpha": float(values["alpha"])},
     whole_alone=True,

@@ -11,6 +11,7 @@ from evomerge.recipes.method_spec import ParameterSpec
     "passthrough",
     ParameterSpec("scale", 1.0, low=0.0, high=2.0, per_input=True, summary="factor on the tensors"),
     summary="one model's slice as it is, or scaled",
+    family="choices",
     max_inputs=1,
     unchanged=lambda values: 0 if values["scale"][0] == 1 else None,
 )

@@ -44,6 +44,7 @@ def _unchanged(values: Values) -> int | None:
     ),
     LAMBDA,
     summary="averaged by competition within and between task vectors (PCB-Merging, arXiv 2410.02396)",
+    family="sparse",
     base="required",
     idempotent=True,
     unchanged=_unchanged,

@@ -104,13 +104,14 @@ def merge_method(
     unchanged: Callable[[Values], int | None] | None = None,
     random: bool = False,
     idempotent: bool | str = False,
+    family: str = "own",
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a merge method; see `Method` and `MethodSpec` for what it is called with.
 
     Raises:
         ConfigError: there is a method of that name already.
     """
-    spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent)
+    spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent, family)
 
     def register(function: Function) -> Function:
         _add(Method(spec, mix, function, elementwise, check, unchanged, random))
@@ -130,13 +131,14 @@ def mix_method(
     unchanged: Callable[[Values], int | None] | None = None,
     random: bool = False,
     idempotent: bool | str = False,
+    family: str = "own",
 ) -> Callable[[MixFunction], MixFunction]:
     """Register the decorated function as the `mix` of a method that needs no other function.
 
     Raises:
         ConfigError: there is a method of that name already.
     """
-    spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent)
+    spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent, family)
 
     def register(mix: MixFunction) -> MixFunction:
         _add(Method(spec, mix, None, False, check, unchanged, random))
@@ -157,6 +159,7 @@ def derived_method(
     max_inputs: int | None = None,
     check: Callable[[Values], None] | None = None,
     unchanged: Callable[[Values], int | None] | None = None,
+    family: str = "own",
 ) -> Callable[[Find], Find]:
     """Register the decorated function as what a method makes of the sources; see `Derived` for what it is called with.
 
@@ -165,7 +168,7 @@ def derived_method(
     Raises:
         ConfigError: there is a method of that name already.
     """
-    spec = MethodSpec(name, parameters, "required", min_inputs, max_inputs, summary, True)
+    spec = MethodSpec(name, parameters, "required", min_inputs, max_inputs, summary, True, family)
 
     def register(find: Find) -> Find:
         made = Derived(find, given, factors, whole_alone, copies)

@@ -30,6 +30,7 @@ _MERGEKITS_ZERO = 1e-6
     ),
     READING,
     summary="elements that differ most, weighted by energy, averaged where their signs agree (arXiv 2408.07990)",
+    family="sparse",
     base="required",
     idempotent=True,
 )

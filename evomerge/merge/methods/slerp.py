@@ -23,6 +23,7 @@ def _unchanged(values: Values) -> int | None:
     "slerp",
     ParameterSpec("t", 0.5, low=0.0, high=1.0, minimum=0.0, maximum=1.0, searched=True),
     summary="spherical interpolation from the first model (t = 0) to the second (t = 1)",
+    family="spheres",
     idempotent=True,
     min_inputs=2,
     max_inputs=2,

@@ -16,6 +16,7 @@ from evomerge.merge.mixes.mix import Mix, Statistics
     NORMALIZE,
     NO_RESCALE,
     summary="trimmed task vectors, averaged where their signs agree (arXiv 2306.01708)",
+    family="sparse",
     base="required",
     idempotent=True,
     unchanged=unchanged_task,

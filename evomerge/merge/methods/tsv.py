@@ -43,6 +43,7 @@ def _unchanged(values: Values) -> int | None:
     RANK,
     LAMBDA,
     summary="first singular triplets of every task vector, decorrelated and summed (TSV-M, arXiv 2412.00081)",
+    family="svd",
     factors=_factors,
     given=_given,
     unchanged=_unchanged,

@@ -45,6 +45,7 @@ def _unchanged(values: Values) -> int | None:
     ),
     LAMBDA,
     summary="task vectors weighted by how far their columns moved, in length and direction (WIDEN, arXiv 2408.03092)",
+    family="task_vectors",
     base="required",
     idempotent=True,
     unchanged=_unchanged,

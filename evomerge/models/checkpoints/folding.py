@@ -7,7 +7,9 @@ which the base stores the tensor. Nothing is computed before a tensor is first r
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,28 +26,102 @@ from evomerge.models.checkpoints.headers import FLOAT_DTYPES, TensorInfo
 from evomerge.models.checkpoints.reader import Checkpoint, TensorFiles
 
 
+class FoldedRoom:
+    """How many bytes of folded tensors the models of a pool keep together; what finds no room is folded whenever read.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+        self._lock = threading.Lock()
+
+    def take(self, nbytes: int) -> bool:
+        """Take up so many bytes, where there is room."""
+        with self._lock:
+            taken = nbytes <= self.limit - self.used
+            self.used += nbytes if taken else 0
+            return taken
+
+    def give(self, nbytes: int) -> None:
+        """Give back so many bytes."""
+        with self._lock:
+            self.used -= nbytes
+
+
 class FoldedCheckpoint(Checkpoint):
     """A base model's checkpoint in which some tensors are read with an adapter's change.
 
     Names, shapes and dtypes are the base's. A tensor that the adapter changes is folded when it is first read and
-    then kept in memory (see `memory`) until `release`; all others stay mapped. What the headers give as a changed
-    tensor's place in its file, and `sample`, are the base's.
+    then kept in memory (see `memory`) until `release`, while there is room; all others stay mapped. What the headers
+    give as a changed tensor's place in its file, and `sample`, are the base's.
 
     Args:
         base: the base model.
         adapter: what is folded in.
         module: the base's transformers module, on the meta device.
         match: how the base's tensors fill it.
+        room: for folded tensors, shared with other models; as much as the base takes for ``None``.
 
     Raises:
         PoolError: the adapter does not fit the base, or changes one of two tied tensors; names the tensor.
     """
 
-    def __init__(self, base: Checkpoint, adapter: Adapter, module: nn.Module, match: NameMatch) -> None:
+    def __init__(
+        self, base: Checkpoint, adapter: Adapter, module: nn.Module, match: NameMatch, room: FoldedRoom | None = None
+    ) -> None:
         TensorFiles.__init__(self, base.folder, base.config, base.tensors)
         self.base, self.adapter = base, adapter
         self._changes = {target: (change, turned) for target, change, turned in _targets(base, adapter, module, match)}
         self._folded: dict[str, torch.Tensor] = {}
+        self._lock = threading.Lock()
+        self._rounded = True
+        self.room = room or FoldedRoom(base.nbytes)
+
+    def unrounded(self) -> FoldedCheckpoint:
+        """The same model, whose changed tensors are read as float32: what an adapter adds to a base stored in bfloat16
+        is not much larger than the rounding of the sum."""
+        other = copy.copy(self)
+        other._folded, other._lock, other._rounded = {}, threading.Lock(), False
+        other.room = FoldedRoom(self.room.limit)
+        return other
+
+    def is_kept(self, name: str) -> bool:
+        """Whether a tensor stays in memory, or mapped, until `release`: one that is read and finds no room does not."""
+        return name not in self._changes or name in self._folded
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What the adapter adds to a tensor, as a product.
+
+        Args:
+            name: of the tensor in the checkpoint.
+
+        Returns:
+            ``(b, a)`` in float32, of shapes ``(rows, rank)`` and ``(rank, columns)``: ``b @ a`` is added to the base's
+            tensor, the adapter's scale included; of rank 0 where the adapter leaves the tensor alone, and ``None``
+            where it replaces it or adds something else.
+        """
+        if name not in self._changes:
+            rows, columns = self.tensors[name].shape
+            return torch.zeros(rows, 0), torch.zeros(0, columns)
+        change, turned = self._changes[name]
+        if self.replaces(name) or change.a is None or change.b is None:
+            return None
+        a, b = (self.adapter.read(factor).to(torch.float32) for factor in (change.a, change.b))
+        left, right = (a.T, b.T) if turned else (b, a)
+        return left * change.scale, right
+
+    def replaces(self, name: str) -> bool:
+        """Whether the adapter holds a tensor whole, by its name in the checkpoint, and another than the base's.
+
+        PEFT saves embeddings beside their factors, as they were.
+        """
+        replacement = self._changes[name][0].replacement if name in self._changes else None
+        if replacement is None:
+            return False
+        own, wanted = self.adapter.read(replacement), self.base.read(name)
+        return not torch.equal(own.to(wanted.dtype), wanted)
 
     def require_unchanged(self) -> None:
         """As for its two parts."""
@@ -71,9 +147,14 @@ class FoldedCheckpoint(Checkpoint):
         """The tensor in its stored dtype, folded where the adapter changes it: do not write to it."""
         if name not in self._changes:
             return self.base.read(name)
-        if name not in self._folded:
-            self._folded.setdefault(name, self._fold(name))
-        return self._folded[name]
+        kept = self._folded.get(name)
+        if kept is None:
+            kept = self._fold(name)
+            with self._lock:  # another thread may have been as fast
+                if name not in self._folded and self.room.take(kept.nbytes):
+                    self._folded[name] = kept
+                kept = self._folded.get(name, kept)
+        return kept
 
     def stored(self, name: str) -> TensorInfo | None:
         """Where a tensor lies: the base's, or one that the adapter has whole and in the same dtype."""
@@ -92,7 +173,9 @@ class FoldedCheckpoint(Checkpoint):
 
     def release(self) -> None:
         """Give back the memory of folded tensors; they are folded again when they are read."""
-        self._folded.clear()
+        with self._lock:
+            self.room.give(sum(tensor.nbytes for tensor in self._folded.values()))
+            self._folded.clear()
 
     def fingerprint(self) -> str:
         """``sha256:...`` of the base's and the adapter's fingerprints."""
@@ -102,7 +185,7 @@ class FoldedCheckpoint(Checkpoint):
     def _fold(self, name: str) -> torch.Tensor:
         change, turned = self._changes[name]
         stored = self.adapter.read(change.replacement) if change.replacement else self.base.read(name)
-        dtype = FLOAT_DTYPES[self.tensors[name].dtype]
+        dtype = FLOAT_DTYPES[self.tensors[name].dtype] if self._rounded else torch.float32
         if change.a is None and change.bias is None:
             return stored.to(dtype)
         result = stored.to(torch.float32, copy=True)

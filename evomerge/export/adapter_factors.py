@@ -1,0 +1,98 @@
+"""Weighted sums of adapters without leaving the low rank: their factors, as the recipe weighs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from evomerge.export.adapter_places import AdapterBase
+from evomerge.export.low_rank import Factors, summed
+from evomerge.merge.mixes.mix import Mix
+from evomerge.merge.planning.slice_plan import SlicePlan, Source
+from evomerge.models.checkpoints.folding import FoldedCheckpoint
+from evomerge.models.pool import Pool
+
+_ONE = 1e-6  # weights that are divided by their float32 sum add up to one up to this
+
+
+def combination(mix: Mix | None, sources: tuple[Source, ...], base: Source | None) -> list[tuple[float, Source]] | None:
+    """The sources with factors ``c_i`` such that a merge is ``sum_i c_i theta_i``, the factors adding up to one.
+
+    ``None`` where it is no such sum: elements are dropped or elected, or factors add up to another number, so that part
+    of it is a multiple of the base. Also what spherical interpolation comes to on a tensor may be one.
+    """
+    if mix is None or mix.elect:
+        return None
+    found = []
+    for term, source in zip(mix.terms, sources, strict=True):
+        if not term.is_used:
+            continue
+        if isinstance(term.weight, torch.Tensor) or (term.cut, term.density, term.pruning) != (None, None, None):
+            return None
+        found.append((term.weight * mix.scale / mix.divisor, source))
+    rest = 1.0 - sum(factor for factor, _ in found)
+    if mix.differences:
+        return [*found, (rest, base)] if base is not None else None
+    return found if abs(rest) < _ONE else None
+
+
+def exact_factors(
+    mix: Mix | None,
+    entry: SlicePlan,
+    sources: tuple[Source, ...],
+    below: Source | None,
+    index: int,
+    base: AdapterBase,
+    pool: Pool,
+) -> Factors | None:
+    """The difference of a merged matrix from the adapter's base, as the sum of the sources' own factors.
+
+    ``sum_i c_i scale_i B_i A_i`` for sources that are `base` with adapters; `base` itself adds nothing.
+
+    Args:
+        mix: what the method is on this tensor.
+        entry: the output slice.
+        sources, below: of the part that the tensor belongs to, and its base.
+        index: of the tensor within the slice.
+        base: what the adapter is for.
+        pool: the sources.
+
+    Returns:
+        Factors in float32, of rank 0 where nothing is added; ``None`` where it is no such sum.
+    """
+    terms = combination(mix, sources, below)
+    if terms is None or index in entry.factor_of:
+        return None
+    parts = []
+    for factor, source in terms:
+        if factor == 0:
+            continue
+        checkpoint = pool.checkpoints.get(source.model)
+        stays = source.made is None and source.layer == entry.slice.layer
+        plain = checkpoint.base if isinstance(checkpoint, FoldedCheckpoint) else checkpoint
+        if checkpoint is None or plain is None or not stays or plain.folder != base.checkpoint.folder:
+            return None
+        stored = pool.stored[source.model][source.tensors[index]]
+        if stored != base.stored[entry.tensors[index]]:
+            return None
+        if isinstance(checkpoint, FoldedCheckpoint):
+            own = checkpoint.factors(stored)
+            if own is None:
+                return None
+            parts.append((factor, Factors(*own)))
+    if not parts:
+        shape = base.checkpoint.tensors[base.stored[entry.tensors[index]]].shape
+        return Factors(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
+    return summed(parts)
+
+
+def replaced(sources: Iterable[Source], index: int, pool: Pool) -> bool:
+    """Whether a source's adapter holds this tensor whole, as PEFT's ``modules_to_save`` do."""
+    for source in sources:
+        checkpoint = pool.checkpoints.get(source.model) if source.made is None else None
+        if not isinstance(checkpoint, FoldedCheckpoint):
+            continue
+        if checkpoint.replaces(pool.stored[source.model][source.tensors[index]]):
+            return True
+    return False
