@@ -125,6 +125,16 @@ def test_truncation_is_the_best_there_is(shape: tuple[int, int], bound: Bound) -
         assert lost(identity, found) == pytest.approx((error, norm), rel=1e-4, abs=1e-9)
 
 
+def test_what_is_made_of_adapters_is_no_sum_of_them(tiny_model: TinyModel, tmp_path: Path) -> None:
+    pool = adapters(tiny_model("base"), tmp_path, {}, {})
+    recipe = recipe_of(pool, "tsv_m", {"m0": 0.5, "m1": 0.7}, rank=1.0)
+    loss = write_adapter(recipe, pool, tmp_path / "out", bound=EXACT)
+    assert not any(own.exact for own in loss.modules.values())
+    torch.testing.assert_close(
+        logits(by_peft(pool, tmp_path / "out")), logits(merged_model(recipe, pool)), rtol=1e-5, atol=1e-5
+    )
+
+
 KINDS = ["llama_tied", "qwen2", "qwen3", "gpt2"]  # tied, biases, norms within attention, inputs x outputs
 
 
