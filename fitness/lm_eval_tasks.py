@@ -14,7 +14,7 @@ from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimator, Scores
 from fitness._lm_eval.arguments import AutocastDtype, ModelArguments, SoftmaxDtype
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
-from fitness._lm_eval.forwards import Forwards, Mode
+from fitness._lm_eval.forwards import Forwards, Generation, Mode
 from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
 from fitness._lm_eval.task_files import check_files
@@ -73,6 +73,8 @@ class LmEvalFitness:
             to load it, to build its items and to score a candidate, beyond 0.05 for each use; None for no limit.
         forwards, batch_tokens, compare_forwards: see `Forwards`. In a configuration ``auto`` is ``shared`` for the
             search's items and ``exact`` for held-out ones and `evomerge evaluate`; here it is ``exact``.
+        generation: ``continuous`` writes greedy texts in a batch that stays full; ``auto`` likewise, where forwards are
+            shared; here it is ``stock``.
         estimator: tells of candidates scored on some items what all would give: a name, or a mapping of it (``name``)
             and its arguments, of `estimators.settings`.
 
@@ -112,6 +114,7 @@ class LmEvalFitness:
         batch_tokens: int | None = None,
         compare_forwards: bool = True,
         estimator: str | dict[str, Any] | None = "mean",
+        generation: Generation = "stock",
     ) -> None:
         self._terms = parse_terms(tasks)
         self._arguments = ModelArguments(
@@ -129,7 +132,7 @@ class LmEvalFitness:
         )
         check_timeout(task_timeout, "task_timeout")
         self._estimator = parse_estimator(plain(estimator))
-        self._forwards = Forwards(forwards, batch_tokens, compare_forwards)
+        self._forwards = Forwards(forwards, batch_tokens, compare_forwards, generation)
         paths = plain(include_path) or []
         self._include_path: list[str] = [paths] if isinstance(paths, str) else paths
         self._settings = BuildSettings(
