@@ -271,7 +271,7 @@ class ResidentLM(HFLM):
             call = None if reason else Call(context, kwargs["attention_mask"], tuple(stop), most, self._prompts)
             self._calls.asked.append(call)
             return context
-        answer = self._calls.answers.popleft() if self._calls is not None else None
+        answer = self._calls.answers.popleft() if self._calls is not None and self._calls.answers else None
         if answer is not None:
             return answer
         check = FiniteScores(at_once=bool(kwargs.get("do_sample")))

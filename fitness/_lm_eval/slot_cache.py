@@ -106,7 +106,8 @@ class SlotCache:
 
     @property
     def _layers(self) -> list[_SlotLayer]:
-        return self.cache.layers  # type: ignore[return-value]
+        layers: list[_SlotLayer] = self.cache.layers
+        return layers
 
     def put(self, slot: int, found: DynamicCache, row: int, length: int) -> None:
         """Let a text begin in a slot.
