@@ -65,16 +65,13 @@ class LmEvalFitness:
         fewshot_seed: chooses the examples.
         batch_size, max_length, softmax_dtype, add_bos_token, prefix_token_id, truncation, logits_cache,
             mixed_precision_dtype, enable_thinking, think_end_token, chat_template_args: see `ModelArguments`.
-        response_length: measure the tokens of generated responses, as scored: cut at the task's stop strings and
-            before its filters.
+        response_length: measure the tokens of generated responses, as scored: cut at stop strings, before filters.
         keep_responses: keep what every candidate answered, in the run's folder; else only what was compared answers
             are kept: the baselines', the best candidates', and all on held-out items.
         task_timeout: seconds of a processor's time that templates, filters and regular expressions of a task may take
             to load it, to build its items and to score a candidate, beyond 0.05 for each use; None for no limit.
-        forwards, batch_tokens, compare_forwards: see `Forwards`. In a configuration ``auto`` is ``shared`` for the
-            search's items and ``exact`` for held-out ones and `evomerge evaluate`; here it is ``exact``.
-        generation: ``continuous`` writes greedy texts in a batch that stays full; ``auto`` likewise, where forwards are
-            shared; here it is ``stock``.
+        forwards, batch_tokens, compare_forwards, generation: see `Forwards`. In a configuration ``auto`` is ``shared``
+            and ``continuous`` for the search's items, ``exact`` and ``stock`` for held-out ones and `evomerge evaluate`.
         estimator: tells of candidates scored on some items what all would give: a name, or a mapping of it (``name``)
             and its arguments, of `estimators.settings`.
 

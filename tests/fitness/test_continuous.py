@@ -127,10 +127,10 @@ def test_a_model_that_minds_what_is_beside_a_text_is_found_out() -> None:
         def forward(
             self,
             input_ids: Any,
-            attention_mask: Any,
-            position_ids: Any,
-            past_key_values: Any,
-            logits_to_keep: Any,
+            attention_mask: Any = None,
+            position_ids: Any = None,
+            past_key_values: Any = None,
+            logits_to_keep: Any = 0,
             **more: Any,
         ) -> Any:
             found = super().forward(
