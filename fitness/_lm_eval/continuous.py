@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from fitness._lm_eval.finite_scores import NotFinite
 from fitness._lm_eval.slot_cache import SlotCache
 
-_PIECES = 4
+PIECES = 4
 """Of a batch's prompts, a share of one in so many is read ahead at a time: what waits takes memory."""
 
 
@@ -97,7 +97,7 @@ class ContinuousGeneration:
         eos = module.generation_config.eos_token_id
         ends = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
         texts = [self._texts(index, call) for index, call in enumerate(calls)]
-        waiting = deque(_pieces(calls, texts, max(1, self.slots // _PIECES)))
+        waiting = deque(_pieces(calls, texts, max(1, self.slots // PIECES)))
         with torch.no_grad():
             self._run(module, calls, waiting, ends, prefill)
         pad = self._tokenizer.pad_token_id or 0

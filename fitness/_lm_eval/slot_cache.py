@@ -9,7 +9,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-_AHEAD = 32
+AHEAD = 32
 """Tokens that buffers have room for beyond those that are there, at least; an eighth of these where that is more."""
 
 
@@ -49,7 +49,7 @@ class _SlotLayer(DynamicLayer):
             return
         used = self.end - self.first
         end = max(before, used)
-        columns = end + max(after, _AHEAD, end // 8)
+        columns = end + max(after, AHEAD, end // 8)
         for place, states in enumerate(like):
             new = states.new_zeros(slots, states.shape[1], columns, states.shape[3])
             if place < len(self._buffers):

@@ -18,7 +18,7 @@ from fitness._lm_eval.shared_prefill import SharedPrefill
 
 @pytest.fixture(autouse=True)
 def tight_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot_cache, "_AHEAD", 2)
+    monkeypatch.setattr(slot_cache, "AHEAD", 2)
 
 
 class Letters:
