@@ -70,8 +70,8 @@ class LmEvalFitness:
             are kept: the baselines', the best candidates', and all on held-out items.
         task_timeout: seconds of a processor's time that templates, filters and regular expressions of a task may take
             to load it, to build its items and to score a candidate, beyond 0.05 for each use; None for no limit.
-        forwards, batch_tokens, compare_forwards, generation: see `Forwards`. In a configuration ``auto`` is ``shared``
-            and ``continuous`` for the search's items, ``exact`` and ``stock`` for held-out ones and `evomerge evaluate`.
+        forwards, batch_tokens, compare_forwards, generation: see `Forwards`; in a configuration ``auto`` is ``shared``
+            and ``continuous`` for a search's own items, ``exact`` and ``stock`` otherwise.
         estimator: tells of candidates scored on some items what all would give: a name, or a mapping of it (``name``)
             and its arguments, of `estimators.settings`.
 
