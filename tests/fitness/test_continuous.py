@@ -81,7 +81,7 @@ def test_texts_are_those_of_every_prompt_alone(kind: str) -> None:
     calls = [call(own, most, *stop) for own, most, stop in parts]
     expected = [padded([alone(module, tokenizer, row, most, stop) for row in own]) for own, most, stop in parts]
     prefill = SharedPrefill(module, 16, trunk=4)
-    for slots, how in ((1, None), (3, prefill)):
+    for slots, how in ((1, None), (8, None), (3, prefill)):
         prefill.begin()
         assert write(module, calls, slots, how) == expected, (slots, how)
     assert prefill.run < prefill.stock
