@@ -14,7 +14,7 @@ from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimator, Scores
 from fitness._lm_eval.arguments import AutocastDtype, ModelArguments, SoftmaxDtype
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
-from fitness._lm_eval.forwards import Forwards, Mode
+from fitness._lm_eval.forwards import Forwards, Generation, Mode
 from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
 from fitness._lm_eval.task_files import check_files
@@ -65,14 +65,13 @@ class LmEvalFitness:
         fewshot_seed: chooses the examples.
         batch_size, max_length, softmax_dtype, add_bos_token, prefix_token_id, truncation, logits_cache,
             mixed_precision_dtype, enable_thinking, think_end_token, chat_template_args: see `ModelArguments`.
-        response_length: measure the tokens of generated responses, as scored: cut at the task's stop strings and
-            before its filters.
+        response_length: measure the tokens of generated responses, as scored: cut at stop strings, before filters.
         keep_responses: keep what every candidate answered, in the run's folder; else only what was compared answers
             are kept: the baselines', the best candidates', and all on held-out items.
         task_timeout: seconds of a processor's time that templates, filters and regular expressions of a task may take
             to load it, to build its items and to score a candidate, beyond 0.05 for each use; None for no limit.
-        forwards, batch_tokens, compare_forwards: see `Forwards`. In a configuration ``auto`` is ``shared`` for the
-            search's items and ``exact`` for held-out ones and `evomerge evaluate`; here it is ``exact``.
+        forwards, batch_tokens, compare_forwards, generation: see `Forwards`; in a configuration ``auto`` is ``shared``
+            and ``continuous`` for a search's own items, ``exact`` and ``stock`` otherwise.
         estimator: tells of candidates scored on some items what all would give: a name, or a mapping of it (``name``)
             and its arguments, of `estimators.settings`.
 
@@ -112,6 +111,7 @@ class LmEvalFitness:
         batch_tokens: int | None = None,
         compare_forwards: bool = True,
         estimator: str | dict[str, Any] | None = "mean",
+        generation: Generation = "stock",
     ) -> None:
         self._terms = parse_terms(tasks)
         self._arguments = ModelArguments(
@@ -129,7 +129,7 @@ class LmEvalFitness:
         )
         check_timeout(task_timeout, "task_timeout")
         self._estimator = parse_estimator(plain(estimator))
-        self._forwards = Forwards(forwards, batch_tokens, compare_forwards)
+        self._forwards = Forwards(forwards, batch_tokens, compare_forwards, generation)
         paths = plain(include_path) or []
         self._include_path: list[str] = [paths] if isinstance(paths, str) else paths
         self._settings = BuildSettings(

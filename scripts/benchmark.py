@@ -62,6 +62,12 @@ def main() -> None:
     seven.add_argument("--evaluations", type=int, default=150, help="of each search")
     seven.add_argument("--limit", type=int, default=50, help="items of a task, for searches")
     seven.add_argument("overrides", nargs="*", help="of the searches' configuration")
+    eight = benchmarks.add_parser("generation", help="greedy texts in batches, after shared prompts, and continuously")
+    eight.add_argument("--cases", nargs="+", default=["small", "peer"])
+    eight.add_argument("--prompts", type=int, default=64)
+    eight.add_argument("--batch-size", type=int, default=16)
+    eight.add_argument("--threads", type=int)
+    eight.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if options.benchmark == "overhead":
         from scripts.benchmark_overhead import overhead
@@ -93,6 +99,10 @@ def main() -> None:
         from scripts.benchmark_states import searches
 
         searches(options.evaluations, options.limit, options.folder, options.overrides)
+    elif options.benchmark == "generation":
+        from scripts.benchmark_generation import generation
+
+        generation(options.cases, options.prompts, options.batch_size, options.threads, options.repeats)
     elif options.benchmark == "forwards":
         from scripts.benchmark_forwards import forwards
 

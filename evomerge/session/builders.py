@@ -60,7 +60,8 @@ def fitness_from_config(config: Config, key: str, *, exact: bool = False, files:
         config: of the experiment.
         key: which of them.
         files: whether the files that it names are there by now.
-        exact: whether ``forwards: auto`` means what the stock tool does, also on the search's items.
+        exact: whether ``forwards: auto`` and ``generation: auto`` mean what the stock tool does, also on the search's
+            items.
     """
     node = getattr(config, key)
     if node is None:
@@ -69,7 +70,11 @@ def fitness_from_config(config: Config, key: str, *, exact: bool = False, files:
         )
     if node.get("forwards") == "auto":
         node = {**to_builtin(node), "forwards": "exact" if exact or key == "held_out" else "shared"}
-    if node.get(TARGET) == "fitness.lm_eval_tasks.LmEvalFitness" and node.get("block_size", 0) is None:
+    ours = node.get(TARGET) == "fitness.lm_eval_tasks.LmEvalFitness"
+    if ours and node.get("generation") == "auto":
+        shared = node.get("forwards") == "shared" and not exact and key != "held_out"
+        node = {**to_builtin(node), "generation": "continuous" if shared else "stock"}
+    if ours and node.get("block_size", 0) is None:
         node = {name: value for name, value in to_builtin(node).items() if name != "block_size"}  # of earlier versions
     fitness = cast(Fitness, build(node, key))
     check_files: Callable[[], None] | None = getattr(fitness, "check_files", None)

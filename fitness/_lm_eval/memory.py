@@ -18,10 +18,12 @@ from evomerge.utils.memory import MemoryPart
 from evomerge.utils.sizes import size_text
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.building import build_requests
+from fitness._lm_eval.continuous import PIECES
 from fitness._lm_eval.forwards import Forwards
 from fitness._lm_eval.loading import TaskSet
 from fitness._lm_eval.settings import BuildSettings
 from fitness._lm_eval.shared_forwards import MOST_LOGITS, MOST_SOFTMAX, default_tokens
+from fitness._lm_eval.slot_cache import AHEAD
 from fitness._lm_eval.work import written
 
 _SHORTLIST = 64
@@ -58,7 +60,7 @@ def forward_memory(
         model: as far as it is known.
         settings: how prompts are made.
         arguments: of the model.
-        forwards: how log-likelihoods are run.
+        forwards: how log-likelihoods and generation are run.
 
     Raises:
         FitnessError: prompts that cannot be built.
@@ -81,7 +83,7 @@ def forward_memory(
         largest = max(logits, sizes.activations(scored.batch, scored.length))
         found.append((largest, f"{what} {size_text(logits)}", "batch_size"))
     if generated is not None:
-        cache = sizes.key_values(generated)
+        cache = sizes.key_values(generated, forwards.generation == "continuous")
         what = f"{generated.batch} texts of {generated.length} tokens, {generated.more} more written"
         prompt = sizes.activations(generated.batch, generated.length) + sizes.next_token(generated.batch)
         found.append((cache + prompt, f"{what}: keys and values {size_text(cache)}", "batch_size"))
@@ -143,10 +145,16 @@ class _Sizes:
         each = 3 * self.hidden * 4 + max(attention, 3 * self.inner) * self.width + self.hidden * self.width
         return batch * length * each
 
-    def key_values(self, texts: Texts) -> int:
-        """Of all layers once the last token is written; one layer's are there twice while they grow."""
-        tokens = texts.batch * (texts.length + texts.more)
-        return (self.layers + 1) * 2 * self.key_heads * self.head * self.width * tokens
+    def key_values(self, texts: Texts, continuous: bool) -> int:
+        """Of all layers once the last token is written; one layer's are there twice while they grow.
+
+        Where texts are written continuously buffers have room for more, and of some prompts they wait beside them.
+        """
+        length = texts.length + texts.more
+        room = max(AHEAD, length // 8) if continuous else 0
+        waiting = max(1, texts.batch // PIECES) * texts.length if continuous else 0
+        tokens = (self.layers + 1) * texts.batch * (length + room) + self.layers * waiting
+        return 2 * self.key_heads * self.head * self.width * tokens
 
     def next_token(self, batch: int) -> int:
         """Scores of one token in float32, and what processors make of them."""

@@ -5,20 +5,23 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from evomerge.errors import FitnessError
 from evomerge.models.memory import Retries, out_of_memory
 from fitness._lm_eval.arguments import ModelArguments
-from fitness._lm_eval.chat import check_tokens
+from fitness._lm_eval.continuous import Call, ContinuousGeneration
 from fitness._lm_eval.document_errors import no_prompt, no_target, not_finite, tokenising
-from fitness._lm_eval.isolation import quietly
+from fitness._lm_eval.finite_scores import FiniteScores, NotFinite
+from fitness._lm_eval.greedy_calls import no_call
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
@@ -56,12 +59,20 @@ class Prefill(Protocol):
         """The cache to begin with; ``None`` where generation is to read the prompts itself."""
 
 
+@dataclass
+class _Calls:
+    """What stock generation asks of `generate`, batch by batch, and the answers; ``None``: left to it."""
+
+    asked: list[Call | None] = field(default_factory=list)
+    answers: deque[torch.Tensor | None] | None = None
+
+
 class ResidentLM(HFLM):
     """`HFLM` around a module whose weights change in place.
 
     Tokenisation is stock code run once: `token_requests` and `token_windows` let it run up to the point where
     it would call the model and keep what it would ask. Generation is stock code run every time, with
-    tokenisation remembered.
+    tokenisation remembered; what it asks of `generate` may be written continuously.
 
     Args:
         model: the resident model; its tokenizer is copied, since lm-eval may add a padding token.
@@ -96,6 +107,9 @@ class ResidentLM(HFLM):
         self._seconds = 0.0
         self.spare, self.states = model.spare, model.states
         self.prefill: Prefill | None = None
+        self.continuous: ContinuousGeneration | None = None  # writes greedy texts instead of `generate`
+        self._calls: _Calls | None = None
+        self._left: set[str] = set()  # reasons why texts were left to `generate`, said once
         self.halved = 0  # how often sequences that are generated at a time became half as many
 
     def rebind(self, model: LoadedModel) -> None:
@@ -154,7 +168,7 @@ class ResidentLM(HFLM):
             try:
                 with torch.random.fork_rng(devices):
                     torch.manual_seed(_SAMPLING_SEED)
-                    texts = self.generate_until(list(instances), disable_tqdm=True)
+                    texts = self._all_texts(list(instances))
             except Exception as error:
                 if not out_of_memory(error):
                     raise
@@ -173,6 +187,36 @@ class ResidentLM(HFLM):
                     self.batch_size_per_gpu,
                 )
         return texts
+
+    def _all_texts(self, instances: list[Any]) -> list[str]:
+        """What stock `generate_until` returns; where texts are written continuously, it is run twice.
+
+        Once to see what it asks of `generate`, in all of its batches, and once to be given the answers.
+        """
+        if self.continuous is None:
+            return self.generate_until(instances, disable_tqdm=True)  # type: ignore[no-any-return]
+        self._calls = _Calls()
+        try:
+            self.generate_until(instances, disable_tqdm=True)
+            self._calls.answers = deque(self._continuously(self.continuous, self._calls.asked))
+            return self.generate_until(instances, disable_tqdm=True)  # type: ignore[no-any-return]
+        finally:
+            self._calls = None
+
+    def _continuously(
+        self, engine: ContinuousGeneration, asked: Sequence[Call | None]
+    ) -> Iterator[torch.Tensor | None]:
+        """For each batch its tokens; ``None`` where it is left to `generate`."""
+        calls = [call for call in asked if call is not None]
+        start = time.perf_counter()
+        engine.slots = self.batch_size
+        try:
+            with self._autocast():
+                found = iter(engine.write(self.model, calls, self.prefill))
+        except NotFinite as error:
+            raise self._not_finite(error, calls[error.call].names) from None
+        self._seconds += time.perf_counter() - start
+        return iter([None if call is None else next(found) for call in asked])
 
     def require_room(self, instance: Any) -> None:
         """Raise `FitnessError` when an instance asks for more tokens than the model has positions, or has no prompt."""
@@ -224,7 +268,19 @@ class ResidentLM(HFLM):
         return [(0.0, False)] * len(requests)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
-        check = _FiniteScores(at_once=bool(kwargs.get("do_sample")))
+        if self._calls is not None and self._calls.answers is None:
+            most = max_length - context.shape[1]
+            reason = no_call(self.model, most, kwargs)
+            if reason and reason not in self._left:
+                self._left.add(reason)
+                _log.warning("texts are written in lm-eval's batches, not continuously: %s", reason)
+            call = None if reason else Call(context, kwargs["attention_mask"], tuple(stop), most, self._prompts)
+            self._calls.asked.append(call)
+            return context
+        answer = self._calls.answers.popleft() if self._calls is not None and self._calls.answers else None
+        if answer is not None:
+            return answer
+        check = FiniteScores(at_once=bool(kwargs.get("do_sample")))
         start = time.perf_counter()
         cache = self._prefilled(context, kwargs)
         if cache is not None:
@@ -238,12 +294,19 @@ class ResidentLM(HFLM):
                 **kwargs,
             )
             check.require_finite()
-        except _NotFinite as error:
-            row = error.row * len(self._prompts) // error.rows  # a prompt may have several beams
-            instance = next(i for i in self._instances if i.args[0] == self._prompts[row])
-            raise not_finite(instance, "a next-token score") from None
+        except NotFinite as error:
+            raise self._not_finite(error, self._prompts) from None
         self._seconds += time.perf_counter() - start
         return tokens
+
+    def _not_finite(self, error: NotFinite, prompts: Sequence[str]) -> FitnessError:
+        row = error.row * len(prompts) // error.rows  # a prompt may have several beams
+        instance = next(i for i in self._instances if i.args[0] == prompts[row])
+        return not_finite(instance, "a next-token score")
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.mixed_precision_dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def _prefilled(self, context: torch.Tensor, kwargs: Mapping[str, Any]) -> Any:
         """A cache of keys and values that greedy generation begins with; ``None`` to leave the prompts to it."""
@@ -252,65 +315,5 @@ class ResidentLM(HFLM):
         greedy = not kwargs.get("do_sample") and not kwargs.get("temperature") and beams == 1
         if self.prefill is None or not greedy or kwargs.get("cache_implementation") or settings.cache_implementation:
             return None
-        with torch.autocast(
-            self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
-        ):
+        with self._autocast():
             return self.prefill(self.model, context, kwargs["attention_mask"])
-
-
-def resident_lm(model: LoadedModel, arguments: ModelArguments) -> ResidentLM:
-    """lm-eval's model around `model`.
-
-    Raises:
-        FitnessError: no tokenizer, one without a token that `arguments` name, or not a decoder-only model.
-    """
-    if model.tokenizer is None:
-        raise FitnessError(
-            "the model has no tokenizer", "lm-eval tasks need one", "add tokenizer files to the model's folder"
-        )
-    check_tokens(model.tokenizer, arguments.prefix_token_id, arguments.think_end_token)
-    with quietly():
-        lm = ResidentLM(model, arguments, _softmax_dtype(arguments, model.dtype))
-    if lm.backend != "causal":
-        raise FitnessError(f"the model is {lm.backend}", "a decoder-only language model")
-    return lm
-
-
-def _softmax_dtype(arguments: ModelArguments, dtype: torch.dtype) -> torch.dtype | None:
-    """The dtype that `arguments` ask for, of a model in `dtype`; None for that of the logits."""
-    if arguments.softmax_dtype == "auto":
-        half = dtype in (torch.float16, torch.bfloat16) or arguments.mixed_precision_dtype is not None
-        return torch.float32 if half else None
-    return None if arguments.softmax_dtype == "model" else getattr(torch, arguments.softmax_dtype)
-
-
-class _NotFinite(Exception):
-    def __init__(self, row: int, rows: int) -> None:
-        super().__init__(row, rows)
-        self.row, self.rows = row, rows
-
-
-class _FiniteScores(LogitsProcessor):
-    """Sees the scores of every next token and changes none.
-
-    Args:
-        at_once: raise before a token is drawn from scores that are not finite (drawing would fail, and on a GPU take
-            the process along); otherwise the device is asked once, by `require_finite`.
-    """
-
-    def __init__(self, at_once: bool) -> None:
-        self._at_once = at_once
-        self._sums: torch.Tensor | None = None  # [rows]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        best = scores.amax(dim=-1)  # NaN if any is NaN
-        self._sums = best if self._sums is None else self._sums + best
-        if self._at_once:
-            self.require_finite()
-        return scores
-
-    def require_finite(self) -> None:
-        """Raise `_NotFinite` for the first row that had a score which is not finite."""
-        bad = torch.isfinite(self._sums).logical_not().tolist() if self._sums is not None else []
-        if True in bad:
-            raise _NotFinite(bad.index(True), len(bad))

@@ -12,10 +12,12 @@ from evomerge.candidate import Part
 from evomerge.errors import FitnessError, nearest
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.building import build_requests, changed_prompts, fingerprint
+from fitness._lm_eval.continuous_probe import no_continuous
 from fitness._lm_eval.forwards import Forwards
 from fitness._lm_eval.loading import TaskSet
-from fitness._lm_eval.model import resident_lm
+from fitness._lm_eval.model import ResidentLM
 from fitness._lm_eval.objective import WeighedTerm
+from fitness._lm_eval.resident_model import resident_lm
 from fitness._lm_eval.scoring import RawValues, TaskScorer
 from fitness._lm_eval.session import Session
 from fitness._lm_eval.settings import BuildSettings
@@ -79,7 +81,7 @@ def prepare(
         terms: of the objectives.
         generators: the global ones of the stock tool, as loading the tasks left them; they stay so.
         settings, arguments: those of the fitness.
-        forwards: how log-likelihoods are run, where the model allows it.
+        forwards: how log-likelihoods and generation are run, where the model allows it.
         response_length: whether the length of responses is an objective.
 
     Raises:
@@ -90,6 +92,9 @@ def prepare(
         build_requests(tasks, lm.tokenizer, settings)
     scorers = {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
     session = Session(lm, scorers)
+    continuous = forwards.generation == "continuous" and session.generates and _can_continue(lm)
+    if continuous:
+        session.write_continuously()
     if forwards.mode == "shared" and _can_share(lm.model, session.longest):
         tokens = forwards.batch_tokens or default_tokens(model.device, lm.model.config.get_text_config().hidden_size)
         session.share(tokens, _can_keep_states(model), session.generates and _can_prefill(lm.model))
@@ -110,6 +115,7 @@ def prepare(
         # What came later is named only where it is said: folders of earlier runs keep their fingerprint.
         **arguments.changed(),
         **forwards.decides(),
+        **({"generation": "continuous"} if continuous else {}),
         **changed_prompts(tasks, lm.tokenizer, settings),
     }
     return Prepared(session, scorers, fingerprint(tasks, session.requests, decides))
@@ -138,4 +144,14 @@ def _can_prefill(module: Any) -> bool:
     reason = no_prefill(module)
     if reason:
         _log.warning("prompts of generation are not shared by this model: %s; it reads each of them whole", reason)
+    return not reason
+
+
+def _can_continue(lm: ResidentLM) -> bool:
+    """Whether texts can begin while others are being written; a line in the log where not."""
+    reason = no_continuous(lm.model)
+    if lm.think_end_token is not None:
+        reason = "with think_end_token lm-eval writes on after a stop string"
+    if reason:
+        _log.warning("texts are written in lm-eval's batches, not continuously: %s", reason)
     return not reason

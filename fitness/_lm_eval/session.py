@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from fitness._lm_eval.batches import Batch, TooLarge, mixed_lengths, plan_batches, score_batches
+from fitness._lm_eval.continuous import ContinuousGeneration
 from fitness._lm_eval.document_errors import place_of, require_finite, require_tokens
 from fitness._lm_eval.model import ResidentLM, TokenRequest
 from fitness._lm_eval.plan import Plan
@@ -113,20 +114,25 @@ class Session:
         self._lm.prefill = SharedPrefill(self._lm.model, batch_tokens) if prefill else None
         self._plans.clear()
 
+    def write_continuously(self) -> None:
+        """Write greedy texts in a batch that stays full, from the next candidate on."""
+        self._lm.continuous = ContinuousGeneration(self._lm.tokenizer, self._lm.batch_size)
+
     @property
     def shares(self) -> bool:
-        """Whether tokens are shared."""
-        return self._limits is not None
+        """Whether tokens are shared or texts written continuously: answers then equal lm-eval's to rounding."""
+        return self._limits is not None or self._lm.continuous is not None
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
         """Score as lm-eval does within this."""
-        kept = self._limits, self._plans, self._lm.prefill
-        self._limits, self._plans, self._lm.prefill = None, {}, None
+        lm = self._lm
+        kept = self._limits, self._plans, lm.prefill, lm.continuous
+        self._limits, self._plans, lm.prefill, lm.continuous = None, {}, None, None
         try:
             yield
         finally:
-            self._limits, self._plans, self._lm.prefill = kept
+            self._limits, self._plans, lm.prefill, lm.continuous = kept
 
     def _tokens(self, plan: Plan) -> dict[str, float]:
         """Tokens of the log-likelihoods, and of prompts that may share theirs, that were scored last; without padding.

@@ -56,9 +56,9 @@ def unsupported(module: Any, longest: int) -> str:
         if kind in _BY_LENGTH and longest > limit:
             return f"{kind} rotary embeddings follow from the longest text of a batch, and texts exceed {limit} tokens"
     try:
-        return _tried(_small(module))
+        return _tried(small(module))
     except Exception as error:  # code of a model raises whatever it likes
-        return _raised("a tree of tokens", error)
+        return raised("a tree of tokens", error)
 
 
 def no_states(module: Any) -> str:
@@ -70,23 +70,23 @@ def no_states(module: Any) -> str:
     Args:
         module: a transformers decoder.
     """
-    small = _small(module)
-    layers = list(find_layers(small)[1])
+    tiny_one = small(module)
+    layers = list(find_layers(tiny_one)[1])
     states = _States(layers)
-    shared = SharedForwards(_texts(), small, max_length=64, limits=BatchLimits(12), softmax_dtype=torch.float32)
+    shared = SharedForwards(_texts(), tiny_one, max_length=64, limits=BatchLimits(12), softmax_dtype=torch.float32)
     try:
-        expected, _ = shared.score(small, states=states)
+        expected, _ = shared.score(tiny_one, states=states)
         for depth, layer in enumerate(layers, 1):
             for tensor in layer.parameters():
                 tensor.data.fill_(torch.nan)
             states.known = {states.keys[depth]}
-            found, _ = shared.score(small, states=states)
+            found, _ = shared.score(tiny_one, states=states)
             if not shared.hidden:
                 return "its layers give more than hidden states"
             if not np.array_equal(found, expected):
                 return f"a tiny one scores otherwise from layer {depth} on"
     except Exception as error:  # code of a model raises whatever it likes
-        return _raised("beginning above a layer", error)
+        return raised("beginning above a layer", error)
     return ""
 
 
@@ -99,7 +99,7 @@ def no_prefill(module: Any) -> str:
     kind = module.generation_config.cache_implementation
     if kind:
         return f"its generation settings ask for a cache of the kind {kind}"
-    small = _small(module)
+    tiny_one = small(module)
     texts = [request.context[:8] + request.continuation[:5] for request in _texts()]  # models of 32 positions do
     prompts = torch.tensor([texts[0], texts[1], [0] * 3 + texts[2][:-3]])
     mask = torch.ones_like(prompts)
@@ -113,17 +113,17 @@ def no_prefill(module: Any) -> str:
     }
     asked |= {"pad_token_id": 0, "eos_token_id": None, "output_logits": True, "return_dict_in_generate": True}
     try:
-        cache = SharedPrefill(small, batch_tokens=12, trunk=4)(small, prompts, mask)
-        expected, found = small.generate(**asked), small.generate(**asked, past_key_values=cache)
+        cache = SharedPrefill(tiny_one, batch_tokens=12, trunk=4)(tiny_one, prompts, mask)
+        expected, found = tiny_one.generate(**asked), tiny_one.generate(**asked, past_key_values=cache)
     except Exception as error:  # code of a model raises whatever it likes
-        return _raised("a cache of its prompts", error)
+        return raised("a cache of its prompts", error)
     apart = max(float((x - y).abs().max()) for x, y in zip(expected.logits, found.logits, strict=True))
     if not torch.equal(expected.sequences, found.sequences) or not apart <= _APART:
         return f"a tiny one goes on {apart:.2g} apart after prompts in a tree and alone"
     return ""
 
 
-def _raised(what: str, error: Exception) -> str:
+def raised(what: str, error: Exception) -> str:
     """What a trial that raised says of the model: nothing where memory has run out or the device is gone.
 
     Taken for the model's, that would have this worker run as lm-eval does for ever, and others not. Who prepares a
@@ -165,7 +165,7 @@ def _rotary(config: Any) -> Iterator[tuple[str, int]]:
             waiting += found.values()
 
 
-def _small(module: Any) -> Any:
+def small(module: Any) -> Any:
     """A tiny random model of the same class and attention, whose windows are shorter than the texts to be tried."""
     config = tiny(module.config)
     for part in ("vision_config", "audio_config"):

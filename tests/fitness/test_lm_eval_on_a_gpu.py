@@ -47,6 +47,31 @@ def test_every_kind_of_request(model: LoadedModel, expected: Any, tasks: Any, gp
     assert gpu.counts.copies.total() <= first.copies.total()
 
 
+def test_texts_that_are_written_continuously(model: LoadedModel, expected: Any, tasks: Any, gpu: PretendedGpu) -> None:
+    fitness = LmEvalFitness(
+        ["write"], include_path=str(tasks.path), forwards="shared", generation="continuous", batch_size=4
+    )
+    there = on(model, CUDA)
+    fitness.prepare(there)
+    gpu.reset()
+    scores = fitness.run(there)
+    assert scores.responses["write"] == expected.responses["write"]
+    waits = {where: count for where, count in gpu.reset().waits.items() if "continuous.py" in where}
+    steps = fitness._ready().session._lm.continuous.steps  # type: ignore[union-attr]
+    # A step tells which tokens were written, and transformers asks whether texts are padded; of the prompts come their
+    # lengths and last tokens, as many at a time as are read.
+    assert waits == {
+        "tolist in fitness/_lm_eval/continuous.py _run": steps,
+        "__bool__ in fitness/_lm_eval/continuous.py _run": steps,
+        "tolist in fitness/_lm_eval/continuous.py _read": 2 * 9,
+    }
+    fitness.run(there)
+    gpu.memory = gpu.used + (gpu.peak - gpu.used) // 2
+    smaller = fitness.run(there)
+    assert smaller.responses == scores.responses
+    assert smaller.tokens["halved"] >= 1
+
+
 def test_what_is_kept_is_let_go_before_batches_become_smaller(
     model: LoadedModel, expected: Any, tasks: Any, gpu: PretendedGpu, caplog: pytest.LogCaptureFixture
 ) -> None:
