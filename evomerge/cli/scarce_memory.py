@@ -48,11 +48,11 @@ def lack_of_memory(error: BaseException) -> NoMemoryError | None:
 def _is_lack(error: BaseException, limit: int | None) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    if isinstance(error, ImportError | OSError | RuntimeError):
+    if isinstance(error, ImportError | OSError | RuntimeError | SystemError):
         if any(text in str(error).lower() for text in _TEXTS):
             return True
         # A library that does not load says so in words of its own: near the limit there is one reason.
-        loading = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno is None)
+        loading = isinstance(error, ImportError | SystemError) or (isinstance(error, OSError) and error.errno is None)
         return loading and limit is not None and _addresses() + _NEAR > limit
     return False
 

@@ -43,7 +43,7 @@ def test_memory_and_disk_are_those_of_the_files(quick_search: list[str], quick_p
     assert part(own, "cache").nbytes == numbers
     assert part(own, "process").nbytes > 1e8
     assert own.memory.machine() - own.memory.machine(mapped=False) == part(own, "sources").nbytes
-    there = found(quick_search, "evaluator.device=cuda").memory
+    there = found(quick_search, "evaluator.device=cuda", "evaluator.gpu=24GB").memory
     assert {each.name for each in there.at("device")} >= {"model", "cache", "sources", "forwards"}
     assert {each.name for each in there.at("host")} >= {"process", "sources"}
     half = found(quick_search, "pool.dtype=bfloat16", "evaluator.device=cpu")

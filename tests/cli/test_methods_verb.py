@@ -8,6 +8,7 @@ from evomerge.cli.main import main
 from evomerge.cli.method_tables import markdown
 from evomerge.errors import ConfigError
 from evomerge.merge.methods import METHODS, Method
+from evomerge.merge.methods.registry import functions_of
 from evomerge.recipes.method_spec import FAMILIES, MethodSpec, ParameterSpec
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -113,9 +114,7 @@ def test_a_family(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_method_of_evomerges_has_a_family() -> None:
-    own = {
-        name for name, method in METHODS.items() if (method.mix or method.function).__module__.startswith("evomerge.")
-    }  # type: ignore[union-attr]
+    own = {name for name, method in METHODS.items() if functions_of(method)[0].__module__.startswith("evomerge.")}
     assert own
     assert [name for name in sorted(own) if METHODS[name].spec.family == "own"] == []
     with pytest.raises(ConfigError, match="method 'toy' is of the family 'task_vector'; did you mean 'task_vectors'"):

@@ -32,6 +32,7 @@ def caused(error: Exception, cause: BaseException) -> Exception:
         (OSError(LLVM), True),
         (OSError(12, "Cannot allocate memory"), True),
         (RuntimeError("can't start new thread"), True),
+        (SystemError("error return without exception set"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), True),
         (caused(PoolError("the tokenizer cannot be used"), MemoryError()), True),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), False),
