@@ -53,9 +53,10 @@ def run(arguments: Sequence[str]) -> int:
     import_modules(options.imports, "--import")
     _check_target(options.target, _root(config, options.overrides))
     import_modules(config.imports, "imports")
-    from evomerge.evaluation.devices import check_device
+    if (device := config.evaluator.get("device", "auto")) != "auto":
+        from evomerge.evaluation.devices import check_device
 
-    check_device({"device": config.evaluator.get("device")}, here=True)
+        check_device({"device": device}, here=True)
     key = "held_out" if options.held_out else "fitness"
     split: Split = "held_out" if options.held_out else "search"
 

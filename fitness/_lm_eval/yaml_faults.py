@@ -72,8 +72,12 @@ def _data_faults(config: Mapping[str, Any]) -> Iterator[_Fault]:
                 yield "data_files", f"{path}, which is empty", "a file with at least one document"
     for key in _SPLITS:
         split = config.get(key)
-        if split is not None and isinstance(files, Mapping) and split not in files:
+        if split is None:
+            continue
+        if isinstance(files, Mapping) and not (isinstance(split, str) and split in files):
             yield key, split, f"a split of data_files; {nearest(str(split), map(str, files))}"
+        elif not isinstance(split, str):
+            yield key, split, "the name of a split"
 
 
 def data_files(value: Any) -> Iterable[str]:
