@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+_DEEPEST = 20  # causes that are looked at
 
 
 class EvomergeError(Exception):
@@ -70,6 +72,16 @@ class OutputError(EvomergeError):
 
 class EvomergeWarning(UserWarning):
     """Something about the models or settings that makes a result other than expected; shown in one line."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from or in handling, and so on; for an `EvomergeError` the latter is no cause."""
+    found: BaseException | None = error
+    for _ in range(_DEEPEST):
+        if found is None:
+            return
+        yield found
+        found = found.__cause__ or (None if isinstance(found, EvomergeError) else found.__context__)
 
 
 def nearest(name: str, choices: Iterable[str], limit: int = 5) -> str:

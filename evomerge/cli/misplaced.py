@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from evomerge.errors import ConfigError, EvomergeError
+from evomerge.errors import ConfigError, causes
 
 VARIABLES = (
     *("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE", "HF_XET_CACHE", "HF_HOME"),
@@ -14,8 +14,6 @@ VARIABLES = (
     *("TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"),
 )
 """Places of what libraries keep: the narrower before those that they follow from."""
-
-_DEEPEST = 20
 
 
 def misplaced(error: BaseException, environment: Mapping[str, str] | None = None) -> ConfigError | None:
@@ -26,10 +24,7 @@ def misplaced(error: BaseException, environment: Mapping[str, str] | None = None
         environment: the process's for ``None``.
     """
     variables = os.environ if environment is None else environment
-    found: BaseException | None = error
-    for _ in range(_DEEPEST):
-        if found is None:
-            return None
+    for found in causes(error):
         if isinstance(found, OSError) and isinstance(found.filename, str):
             for name in VARIABLES:
                 place = variables.get(name, "")
@@ -42,7 +37,6 @@ def misplaced(error: BaseException, environment: Mapping[str, str] | None = None
                     )
                     said.__cause__ = error
                     return said
-        found = found.__cause__ or (None if isinstance(found, EvomergeError) else found.__context__)
     return None
 
 

@@ -10,7 +10,7 @@ import errno
 import sys
 from pathlib import Path
 
-from evomerge.errors import EvomergeError, NoMemoryError
+from evomerge.errors import NoMemoryError, causes
 from evomerge.utils.sizes import size_text
 
 _LIBRARIES = {"search", "resume", "validate", "demo", "merge", "evaluate", "methods"}
@@ -20,7 +20,6 @@ _LEAST = 512 * 1024**2
 _ENOUGH = "room for the program itself, about 4 GB of addresses, and for the models"
 _NEAR = 512 * 1024**2  # what a library, or a thread's stack, asks for at once
 _TEXTS = ("failed to map segment", "cannot allocate memory", "can't start new thread", "can't allocate memory")
-_DEEPEST = 20
 
 
 def require_addresses(verb: str) -> None:
@@ -33,15 +32,13 @@ def require_addresses(verb: str) -> None:
 def lack_of_memory(error: BaseException) -> NoMemoryError | None:
     """The error to show for one that memory's end caused, by whatever name it goes now; ``None`` for another."""
     limit = _limit()
-    found: BaseException | None = error
-    for _ in range(_DEEPEST):
-        if found is None or isinstance(found, NoMemoryError):
+    for found in causes(error):
+        if isinstance(found, NoMemoryError):
             return None
         if _is_lack(found, limit):
             lack = _lack(limit)
             lack.__cause__ = error
             return lack
-        found = found.__cause__ or (None if isinstance(found, EvomergeError) else found.__context__)
     return None
 
 

@@ -11,7 +11,7 @@ import torch
 
 from evomerge.errors import RecipeError
 from evomerge.export.adapter_factors import exact_factors, replaced
-from evomerge.export.adapter_places import AdapterBase, Place, Places
+from evomerge.export.adapter_places import AdapterBase, Place, Places, kind_of
 from evomerge.export.low_rank import Bound, Factors, compressed, lost, truncated
 from evomerge.merge.execution.engine import SliceMerge
 from evomerge.merge.execution.sources import Placement, Sources
@@ -253,9 +253,8 @@ class AdapterContent:
     def _zeros(self, path: str) -> None:
         """Factors that add nothing."""
         module = self._places.module.get_submodule(path)
-        turned = type(module).__name__ == "Conv1D"
         rows, columns = module.weight.shape  # type: ignore[misc]
-        place = Place(path, "weight", "turned" if turned else "linear")
+        place = Place(path, "weight", kind_of(module) or "linear")
         self._modules[path] = ModuleLoss(1, 0.0, True)
         self._add_factors(
             place, Factors(torch.zeros(rows, 1, dtype=self._dtype), torch.zeros(1, columns, dtype=self._dtype))

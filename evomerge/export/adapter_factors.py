@@ -11,7 +11,7 @@ from evomerge.export.low_rank import Factors, summed
 from evomerge.merge.mixes.mix import Mix
 from evomerge.merge.planning.slice_plan import SlicePlan, Source
 from evomerge.models.checkpoints.folding import FoldedCheckpoint
-from evomerge.models.pool import Pool
+from evomerge.models.pool import Pool, unadapted
 
 _ONE = 1e-6  # weights that are divided by their float32 sum add up to one up to this
 
@@ -70,8 +70,7 @@ def exact_factors(
             continue
         checkpoint = pool.checkpoints.get(source.model)
         stays = source.made is None and source.layer == entry.slice.layer
-        plain = checkpoint.base if isinstance(checkpoint, FoldedCheckpoint) else checkpoint
-        if checkpoint is None or plain is None or not stays or plain.folder != base.checkpoint.folder:
+        if checkpoint is None or not stays or unadapted(checkpoint).folder != base.checkpoint.folder:
             return None
         stored = pool.stored[source.model][source.tensors[index]]
         if stored != base.stored[entry.tensors[index]]:

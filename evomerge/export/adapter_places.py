@@ -13,9 +13,8 @@ from torch import nn
 from evomerge.errors import PoolError, RecipeError
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.architecture.names import tied_names
-from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.checkpoints.reader import Checkpoint
-from evomerge.models.pool import Pool
+from evomerge.models.pool import Pool, unadapted
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef
 
@@ -77,8 +76,7 @@ def base_of(recipe: Recipe, pool: Pool) -> AdapterBase:
             "an adapter leaves tied what its base ties",
             "write a model: evomerge merge without --format lora",
         )
-    checkpoint = pool.checkpoints[name]
-    plain = checkpoint.base if isinstance(checkpoint, FoldedCheckpoint) else checkpoint
+    plain = unadapted(pool.checkpoints[name])
     return AdapterBase(name, replace(dict(pool.info.refs)[name], adapter=None), plain, stored)
 
 
@@ -138,7 +136,7 @@ class Places:
             return Place(path, parameter, "whole", problem="it is no parameter but a buffer")
         if any(True for _ in owner.children()) or not path:
             return Place(path, parameter, "whole", problem="its module holds further modules")
-        kind = _kind(owner)
+        kind = kind_of(owner)
         if kind is None or own.dim() > 2:
             return Place(path, parameter, "whole")
         if parameter == "bias":
@@ -169,12 +167,13 @@ class Places:
         """
         tied = tied_names(self.module)
         for path, module in self.module.named_modules():
-            if _kind(module) in ("linear", "turned") and f"{path}.weight" not in tied:
+            if kind_of(module) in ("linear", "turned") and f"{path}.weight" not in tied:
                 return str(path)
         raise PoolError(f"{type(self.module).__name__} has no linear weights", "an adapter adds to linear weights")
 
 
-def _kind(module: nn.Module) -> Kind | None:
+def kind_of(module: nn.Module) -> Kind | None:
+    """What a change of a module's weight is; ``None`` where it has no factors."""
     if isinstance(module, nn.Linear):
         return "linear"
     if isinstance(module, nn.Embedding):

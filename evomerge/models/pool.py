@@ -110,3 +110,8 @@ class Pool:
     def is_merged(self, name: str) -> bool:
         """Whether a tensor of the layout is a float that is merged, rather than an integer buffer."""
         return name not in self.layout.integers
+
+
+def unadapted(checkpoint: Checkpoint) -> Checkpoint:
+    """The files of a model without the adapter that is folded into it, where there is one."""
+    return checkpoint.base if isinstance(checkpoint, FoldedCheckpoint) else checkpoint

@@ -19,8 +19,7 @@ from typing import NamedTuple
 import torch
 
 from evomerge.errors import PoolError
-from evomerge.models.checkpoints.folding import FoldedCheckpoint
-from evomerge.models.pool import Pool
+from evomerge.models.pool import Pool, unadapted
 
 _FAR = 0.2
 """Relative difference of both factors above which a head is looked at: fine-tuning moves weights by far less."""
@@ -59,9 +58,7 @@ def refuse_rotated(pool: Pool) -> None:
     if info.uneven or info.layers < 1:
         return
     for name in info.sources:
-        own = pool.checkpoints[name]
-        plain = own.base if isinstance(own, FoldedCheckpoint) else own
-        if name == reference or plain.folder == pool.folder(reference):
+        if name == reference or unadapted(pool.checkpoints[name]).folder == pool.folder(reference):
             continue
         found = total = 0
         for layer in sorted({0, info.layers // 2, info.layers - 1}):

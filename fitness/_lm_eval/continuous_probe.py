@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
 from fitness._lm_eval.continuous import Call, ContinuousGeneration
-from fitness._lm_eval.shared_probe import raised, small
-
-_NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
+from fitness._lm_eval.shared_probe import lacking, raised, small
 
 
 def no_continuous(module: Any) -> str:
@@ -25,10 +22,8 @@ def no_continuous(module: Any) -> str:
     """
     if type(module).generate is not GenerationMixin.generate:
         return "it has a `generate` of its own"
-    parameters = inspect.signature(module.forward).parameters
-    missing = [name for name in _NEEDED if name not in parameters]
-    if missing:
-        return f"its forward takes no {missing[0]}"
+    if lacks := lacking(module):
+        return lacks
     try:
         tiny_one = small(module)
         tiny_one.generation_config = GenerationConfig(pad_token_id=0)

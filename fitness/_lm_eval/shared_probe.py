@@ -42,10 +42,8 @@ def unsupported(module: Any, longest: int) -> str:
         module: a transformers decoder.
         longest: tokens of the longest text that it will read.
     """
-    parameters = inspect.signature(module.forward).parameters
-    missing = [name for name in _NEEDED if name not in parameters]
-    if missing:
-        return f"its forward takes no {missing[0]}"
+    if lacks := lacking(module):
+        return lacks
     config = module.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"its attention is {config._attn_implementation}, which takes no mask of one's own"
@@ -59,6 +57,13 @@ def unsupported(module: Any, longest: int) -> str:
         return _tried(small(module))
     except Exception as error:  # code of a model raises whatever it likes
         return raised("a tree of tokens", error)
+
+
+def lacking(module: Any) -> str:
+    """Why a model's forward cannot be given tokens of several texts; empty where its signature has all that takes."""
+    parameters = inspect.signature(module.forward).parameters
+    missing = next((name for name in _NEEDED if name not in parameters), "")
+    return f"its forward takes no {missing}" if missing else ""
 
 
 def no_states(module: Any) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fitness.estimators.columns import Columns, Row
+from fitness.estimators.item_response import Metric
 from fitness.estimators.latent_steps import logistic
 
 _STEPS = 25
@@ -45,19 +46,19 @@ class Chances:
     Args:
         columns: where metrics stand.
         values: of known models, shape ``(K, columns)``, NaN where an item was not run.
+        metrics: of `values`: which are answers.
     """
 
-    def __init__(self, columns: Columns, values: NDArray[np.float64]) -> None:
+    def __init__(self, columns: Columns, values: NDArray[np.float64], metrics: Sequence[Metric]) -> None:
         self._curves: list[_Curve] = []
-        kinds = [np.isin(own[~np.isnan(own)], (0.0, 1.0)).all() for own in (values[:, s] for s in columns.stretches)]
         for metric, answers in enumerate(columns.stretches):
-            if not kinds[metric]:
+            if not metrics[metric].binary:
                 continue
             found = [
                 curve
                 for other, stretch in enumerate(columns.stretches)
                 if columns.tasks[other] == columns.tasks[metric]
-                and not kinds[other]
+                and not metrics[other].binary
                 and stretch.stop - stretch.start == answers.stop - answers.start
                 and (curve := _curve(values, metric, answers, stretch)) is not None
             ]

@@ -104,8 +104,8 @@ class ItemResponse:
             self._fit = self._order = None
             return
         values = np.array([rows[k] for k in (*range(first), *latest)])
-        self._chances = Chances(self.columns, values)
         metrics = metrics_of(values, self.columns.stretches)
+        self._chances = Chances(self.columns, values, metrics)
         self._fit = fit_items(self._chances(values), metrics, self._dimensions)
         self._order = AnchorOrder(self.columns, self._fit, values, self._anchors)
         self._endpoints = self._first_complete(values, first) if self._merged else []

@@ -10,6 +10,7 @@ from evomerge.objectives import MetricShare, Objective
 from fitness.estimators.chances import Chances
 from fitness.estimators.columns import Columns
 from fitness.estimators.irt import ItemResponse
+from fitness.estimators.item_response import metrics_of
 from fitness.estimators.latent_steps import logistic
 
 SHARES = [MetricShare("quiz/acc", 1.0, objective="score"), MetricShare("quiz/nats", 0.01, direction="minimize")]
@@ -41,7 +42,7 @@ def test_the_curve_is_found() -> None:
     known, true = drawn(0)
     columns = columns_of(known[0])
     values = np.array([columns.row(items) for items in known])
-    chances = Chances(columns, values)
+    chances = Chances(columns, values, metrics_of(values, columns.stretches))
     assert chances
     found = chances(values)
     assert np.abs(found[:, :300] - true).max() < 0.03
@@ -64,7 +65,7 @@ def test_what_tells_nothing_is_left_alone(case: str) -> None:
     shares = SHARES[:1] if case == "no other metric" else SHARES
     columns = Columns(shares, OBJECTIVES)
     values = np.array([columns.row(items) for items in known])
-    chances = Chances(columns, values)
+    chances = Chances(columns, values, metrics_of(values, columns.stretches))
     assert not chances
     assert (chances(values) == values).all()
     assert [*chances.rest(columns, values[0], values[0])] == []
@@ -74,7 +75,7 @@ def test_what_answers_are_above_their_chances_by_hand() -> None:
     known, _ = drawn(2)
     columns = columns_of(known[0])
     values = np.array([columns.row(items) for items in known])
-    chances = Chances(columns, values)
+    chances = Chances(columns, values, metrics_of(values, columns.stretches))
     row = columns.row(some(known[0], np.arange(10)))
     told = chances(row)
     ((metric, expected, variance),) = chances.rest(columns, row, told)

@@ -51,7 +51,7 @@ class DerivedAhead:
                     with merge.naming(index):
                         statistics = merge.statistics(part, index)
                     if statistics.would_keep(method, values, promised):
-                        promised += 4 * statistics.count * len(derived.factors(values))
+                        promised += derived.nbytes(values, statistics.count)
                         job = workers.submit(statistics.make, method, values)
                         making.append(_Making(statistics, method, values, job))
             self._slices.append(making)

@@ -127,7 +127,7 @@ class NotedStatistics:
     def would_keep(self, method: Method, values: Mapping[str, Any], cost: int) -> bool:
         """Whether what a method makes is not known yet, and there is room for it beside so many bytes."""
         assert method.derived is not None, "asked for what was declared"
-        size = 4 * self.count * len(method.derived.factors(values))
+        size = method.derived.nbytes(values, self.count)
         return self._notes.would_keep(*self._called(method, values), size + cost)
 
     def make(self, method: Method, values: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
@@ -145,8 +145,7 @@ class NotedStatistics:
     def _called(self, method: Method, values: Mapping[str, Any]) -> tuple[Hashable, Hashable]:
         """What a method makes is called in the notes: of what, and by which parameters."""
         assert method.derived is not None, "asked for what was declared"
-        given = tuple(sorted(method.derived.given(values).items()))
-        return ("derived", method.spec.name, *self._names, self._base, self.shape), given
+        return ("derived", method.spec.name, *self._names, self._base, self.shape), method.derived.variant(values)
 
     def row_ranks(self, index: int) -> torch.Tensor | None:
         """The ranks of all elements in their rows; ``None`` on the CPU."""

@@ -162,11 +162,10 @@ def _derived_tensors(plans: Sequence[Plan], pool: Pool) -> dict[Any, int]:
             assert made is not None
             if made.simple(values, len(part.sources)) is not None:
                 continue
-            given = tuple(sorted(made.given(values).items()))
+            variant = made.variant(values)
             for index in part.tensors:
                 names = tuple((source.model, source.tensors[index]) for source in every)
-                size = 4 * math.prod(_shape(pool, part.base, index))
-                found[part.method, given, names] = size * len(made.factors(values))
+                found[part.method, variant, names] = made.nbytes(values, math.prod(_shape(pool, part.base, index)))
     return found
 
 

@@ -6,14 +6,14 @@ what a weighted sum costs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from evomerge.merge.methods.sphere import finite
+from evomerge.merge.methods.sphere import check_finite
 from evomerge.merge.mixes.mix import Mix, Term, copy_of, weighted
 
 Find = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
@@ -48,6 +48,14 @@ class Derived:
             return None
         return copy_of(0, 1) if factors[0] == 1 else weighted(factors, differences=True)
 
+    def variant(self, values: Mapping[str, Any]) -> Hashable:
+        """What `find` is called with, in an order of its own: what tells apart what it makes of the same sources."""
+        return tuple(sorted(self.given(values).items()))
+
+    def nbytes(self, values: Mapping[str, Any], count: int) -> int:
+        """Of what `make` returns for a tensor of so many elements."""
+        return 4 * count * len(self.factors(values))
+
     def mix(self, values: Mapping[str, Any]) -> Mix:
         """The mix of the base and, after it, what was made."""
         return Mix((Term(1.0), *(Term(float(factor)) for factor in self.factors(values))))
@@ -67,7 +75,6 @@ class Derived:
         """
         origin = base.float().view(tuple(shape))
         tasks = [x.float().view(tuple(shape)) - origin for x in inputs]
-        bad = [not torch.isfinite(task).all() for task in tasks]
-        finite(np.diag(np.where(bad, np.nan, 0.0)))
+        check_finite({i: 0.0 if torch.isfinite(task).all() else math.nan for i, task in enumerate(tasks)}, len(tasks))
         found = self.find(tasks, **self.given(values))
         return tuple(part.float().reshape(-1) for part in (found if isinstance(found, tuple) else (found,)))

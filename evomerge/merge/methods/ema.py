@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.merge.methods.parameters import only_active, sum_of
+from evomerge.merge.methods.parameters import active, only_active, sum_of
 from evomerge.merge.methods.registry import Values, mix_method
 from evomerge.merge.mixes.mix import Mix, Statistics, weighted
 from evomerge.recipes.method_spec import ParameterSpec
@@ -18,7 +18,7 @@ def _shares(values: Values) -> Sequence[float]:
     """
     weights, rate = values["weight"], float(values["rate"])
     sum_of(tuple(weights))
-    series = [i for i, weight in enumerate(weights) if weight != 0]
+    series = active(weights)
     shares = [0.0] * len(weights)
     for age, i in enumerate(reversed(series)):
         joined = 1.0 if values["unbiased"] or i == series[0] else 1.0 - rate

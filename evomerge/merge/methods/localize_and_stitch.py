@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from evomerge.merge.methods.blocks import Number, blocks, sum_of_magnitudes
-from evomerge.merge.methods.parameters import CHOSEN_WEIGHT, DENSITY, LAMBDA, unchanged_task
+from evomerge.merge.methods.parameters import CHOSEN_WEIGHT, DENSITY, LAMBDA, active, unchanged_task
 from evomerge.merge.methods.registry import Context, merge_method
 from evomerge.merge.methods.sphere import check_finite
 
@@ -49,11 +49,11 @@ def localize_and_stitch(
     Raises:
         PoolError: values are NaN or infinite.
     """
-    active = [i for i, own in enumerate(weight) if own != 0]
+    used = active(weight)
     flat, origin = [x.reshape(-1) for x in inputs], base.reshape(-1)
     if origin.device.type == "cpu":
-        check_finite({i: float(sum_of_magnitudes(flat[i] - origin)) for i in active}, len(inputs))
-    masks = {i: _mask((flat[i] - origin).abs_(), density[i]) for i in active}
+        check_finite({i: float(sum_of_magnitudes(flat[i] - origin)) for i in used}, len(inputs))
+    masks = {i: _mask((flat[i] - origin).abs_(), density[i]) for i in used}
     result = torch.empty_like(origin)
     for block in blocks(origin.numel(), origin.device):
         places = torch.arange(block.start, block.stop, device=origin.device)

@@ -79,10 +79,15 @@ def check_normalisable(values: Values) -> None:
     divisor(values)
 
 
+def active(weights: Sequence[float]) -> list[int]:
+    """The indices of the weights that are not zero: of the inputs that count."""
+    return [i for i, weight in enumerate(weights) if weight != 0]
+
+
 def only_active(weights: Sequence[float]) -> int | None:
     """The index of the only weight that is not zero; ``None`` when there are more or none."""
-    active = [i for i, weight in enumerate(weights) if weight != 0]
-    return active[0] if len(active) == 1 else None
+    found = active(weights)
+    return found[0] if len(found) == 1 else None
 
 
 def unchanged_task(values: Values) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from evomerge.merge.methods.blocks import blocks
-from evomerge.merge.methods.parameters import CHOSEN_WEIGHT, LAMBDA, unchanged_task
+from evomerge.merge.methods.parameters import CHOSEN_WEIGHT, LAMBDA, active, unchanged_task
 from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.merge.methods.sphere import check_finite
 from evomerge.recipes.method_spec import ParameterSpec
@@ -77,7 +77,7 @@ def pcb(
     Raises:
         PoolError: values are NaN or infinite.
     """
-    used = [i for i, own in enumerate(weight) if own != 0]
+    used = active(weight)
     if not used or not base.numel() or density == 0:
         return base.clone()
     if len(used) == 1:

@@ -6,35 +6,31 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
-from evomerge.merge.methods.parameters import LAMBDA, WEIGHT
+from evomerge.merge.methods.parameters import LAMBDA, WEIGHT, active
 from evomerge.merge.methods.registry import BASE, Values, derived_method
 from evomerge.merge.methods.spectral import RANK, kept_rank, mean, of_matrices, polar, triplets
 
 
-def _active(values: Values) -> tuple[int, ...]:
-    return tuple(i for i, weight in enumerate(values["weight"]) if weight != 0)
-
-
 def _apart(values: Values) -> bool:
     """Whether the models' parts are to be known one by one."""
-    return len({values["weight"][i] for i in _active(values)}) > 1
+    return len({values["weight"][i] for i in active(values["weight"])}) > 1
 
 
 def _factors(values: Values) -> tuple[float, ...]:
-    weights = [float(values["lambda_"] * values["weight"][i]) for i in _active(values)]
+    weights = [float(values["lambda_"] * values["weight"][i]) for i in active(values["weight"])]
     return tuple(weights) if _apart(values) else tuple(weights[:1])
 
 
 def _given(values: Values) -> Mapping[str, Hashable]:
-    return {"active": _active(values), "apart": _apart(values), "rank": float(values["rank"])}
+    return {"active": tuple(active(values["weight"])), "apart": _apart(values), "rank": float(values["rank"])}
 
 
 def _unchanged(values: Values) -> int | None:
-    active = _active(values)
-    if not active or values["lambda_"] == 0:
+    used = active(values["weight"])
+    if not used or values["lambda_"] == 0:
         return BASE
-    alone = len(active) == 1 and values["rank"] >= 1
-    return active[0] if alone and values["lambda_"] * values["weight"][active[0]] == 1 else None
+    alone = len(used) == 1 and values["rank"] >= 1
+    return used[0] if alone and values["lambda_"] * values["weight"][used[0]] == 1 else None
 
 
 @derived_method(

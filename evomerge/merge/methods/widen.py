@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.merge.methods.parameters import CHOSEN_WEIGHT, LAMBDA, unchanged_task
+from evomerge.merge.methods.parameters import CHOSEN_WEIGHT, LAMBDA, active, unchanged_task
 from evomerge.merge.methods.registry import BASE, Context, Values, merge_method
 from evomerge.merge.methods.rows import blocks, inner, row_factors, vectors
 from evomerge.merge.methods.sphere import arrays_of, check_finite
@@ -78,17 +78,17 @@ def widen(
     Raises:
         PoolError: values are NaN or infinite.
     """
-    active = [i for i, own in enumerate(weight) if own != 0]
-    if not active or not base.numel():
+    used = active(weight)
+    if not used or not base.numel():
         return base.clone()
     single = base.dim() < 2  # every element is a vector of its own
     dimension = 0 if along == "columns" else -1
     origin, *rows = (
-        x.reshape(-1, 1) if single else vectors(x.contiguous(), dimension) for x in (base, *(inputs[i] for i in active))
+        x.reshape(-1, 1) if single else vectors(x.contiguous(), dimension) for x in (base, *(inputs[i] for i in used))
     )
     lengths, angles = _moved(rows, origin)
     if isinstance(lengths, np.ndarray):
-        check_finite(dict(zip(active, lengths.sum(1), strict=True)), len(inputs))
+        check_finite(dict(zip(used, lengths.sum(1), strict=True)), len(inputs))
     if single:
         limits = lengths.sum(1, keepdims=True) / lengths.shape[1] * above_average
         scores = _scores(lengths, lengths > limits, calibration)
@@ -99,7 +99,7 @@ def widen(
         important = [rank > above_average * (count - 1) / 2 for rank in ranks]
         both = [_scores(rank / count, given, calibration) for rank, given in zip(ranks, important, strict=True)]
         scores = (both[0] + both[1]) / 2
-    factors = [row_factors(scores[n] * (weight[i] * lambda_)) for n, i in enumerate(active)]
+    factors = [row_factors(scores[n] * (weight[i] * lambda_)) for n, i in enumerate(used)]
     result = torch.empty_like(base, memory_format=torch.contiguous_format)
     out = result.view(-1, 1) if single else vectors(result, dimension)
     for part in blocks(out):
