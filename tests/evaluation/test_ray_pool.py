@@ -220,10 +220,15 @@ def test_workers_that_die_while_they_begin_end_the_search(tmp_path: Path, monkey
 def test_workers_with_other_items_are_refused(tmp_path: Path) -> None:
     (tmp_path / "own items").touch()
     evaluator = RayEvaluator(Build(tmp_path), workers=2, **HERE)  # type: ignore[arg-type]
-    evaluator.fingerprint("search")
-    evaluator.submit(Candidate(0, None))
-    with pytest.raises(EvomergeError, match="scores would not be comparable"):
+
+    def begin() -> None:
+        # Two workers that are ready at the same step are compared at once: then the fingerprint itself is refused.
+        evaluator.fingerprint("search")
+        evaluator.submit(Candidate(0, None))
         _wait(evaluator)
+
+    with pytest.raises(EvomergeError, match="scores would not be comparable"):
+        begin()
     evaluator.close()
 
 
