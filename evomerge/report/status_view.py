@@ -118,7 +118,10 @@ def progress_line(status: RunStatus) -> str:
         parts.append(f"best {status.objective} {status.best:.4f}" + (f" ({gains})" if gains else ""))
     if status.front is not None:
         parts.append(f"Pareto front {status.front}")
-    failed = status.told - status.counts.get("ok", 0)
+    pruned = status.counts.get("pruned", 0)
+    if pruned:
+        parts.append(f"{pruned} pruned")
+    failed = status.told - status.counts.get("ok", 0) - pruned
     if failed:
         reason = next(iter(status.failures), "")
         parts.append(f"{failed} failed" + (f" ({clean(reason, 80)})" if reason else ""))

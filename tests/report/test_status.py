@@ -240,6 +240,13 @@ def test_gains_on_the_best_source_and_on_the_average(run: Written, tmp_path: Pat
     )
 
 
+def test_pruned_candidates_are_no_failed_ones(run: Written) -> None:
+    run.asked(50, 40)
+    run.told(51, 40, 0.1, status="pruned")
+    line = progress_line(read_status(run.folder))
+    assert "; 1 pruned; 1 failed (the merge is NaN" in line
+
+
 def test_curve_is_the_best_so_far(run: Written) -> None:
     assert read_status(run.folder).curve == (0.4, 0.4, 0.75, 0.75)
     text = shown(run.folder)
