@@ -12,9 +12,10 @@ from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimator, Scores
-from fitness._lm_eval.arguments import AutocastDtype, ModelArguments, SoftmaxDtype
+from fitness._lm_eval.arguments import AutocastDtype, SoftmaxDtype
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
 from fitness._lm_eval.forwards import Forwards, Generation, Mode
+from fitness._lm_eval.model_args import with_model_args
 from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
 from fitness._lm_eval.task_files import check_files
@@ -63,7 +64,7 @@ class LmEvalFitness:
         system_instruction: put before every prompt.
         gen_kwargs: added to the generation arguments of generative tasks.
         fewshot_seed: chooses the examples.
-        batch_size, max_length, softmax_dtype, add_bos_token, prefix_token_id, truncation, logits_cache,
+        batch_size, max_length, softmax_dtype, add_bos_token, prefix_token_id, truncation, logits_cache, model_args,
             mixed_precision_dtype, enable_thinking, think_end_token, chat_template_args: see `ModelArguments`.
         response_length: measure the tokens of generated responses, as scored: cut at stop strings, before filters.
         keep_responses: keep what every candidate answered, in the run's folder; else only what was compared answers
@@ -112,9 +113,11 @@ class LmEvalFitness:
         compare_forwards: bool = True,
         estimator: str | dict[str, Any] | None = "mean",
         generation: Generation = "stock",
+        model_args: str | dict[str, Any] | None = None,
     ) -> None:
         self._terms = parse_terms(tasks)
-        self._arguments = ModelArguments(
+        self._arguments = with_model_args(
+            plain(model_args),
             batch_size=batch_size,
             max_length=max_length,
             softmax_dtype=softmax_dtype,
@@ -143,8 +146,7 @@ class LmEvalFitness:
             chat_template_args=self._arguments.template_arguments,
         )
         self._settings.check(self._terms)
-        self._response_length = response_length
-        self.keep_responses, self._task_timeout = keep_responses, task_timeout
+        self._response_length, self.keep_responses, self._task_timeout = response_length, keep_responses, task_timeout
         self._tokenizer: Any = None  # as the pool has it; of a driver whose workers prepare
         self._generators: Any = None
         self._tasks: TaskSet | None = None
@@ -239,9 +241,8 @@ class LmEvalFitness:
         """
         from fitness._lm_eval.prepared import prepare
 
-        tasks = self._loaded()
         how = self._settings, self._arguments, self._forwards, self._response_length
-        self._prepared = prepare(model, tasks, self._terms_weighed, self._generators, *how)
+        self._prepared = prepare(model, self._loaded(), self._terms_weighed, self._generators, *how)
 
     def run(self, model: LoadedModel, part: Part | None = None) -> Scores:
         """Score a model: one like the prepared, in tokenizer, dtype and device.
@@ -293,8 +294,8 @@ class LmEvalFitness:
         """
         from fitness._lm_eval.texts import texts
 
-        how = None if self._prepared else (self._tokenizer, self._settings)
-        return texts(self._loaded(), most, self._generators, how)
+        written_by = (self._tokenizer, self._settings)
+        return texts(self._loaded(), most, self._generators, None if self._prepared else written_by)
 
     def documents(self) -> Sequence[tuple[str, str]]:
         """For each item the hashes of what is asked and scored, and of its document; `check` comes before."""
@@ -310,8 +311,8 @@ class LmEvalFitness:
         if self._tasks is None:
             from fitness._lm_eval.objective import load_weighed
 
-            found = load_weighed(self._terms, self._include_path, self._task_timeout)
-            self._generators, self._tasks, self._terms_weighed = found
+            loaded = load_weighed(self._terms, self._include_path, self._task_timeout)
+            self._generators, self._tasks, self._terms_weighed = loaded
         return self._tasks
 
     def _ready(self) -> Prepared:

@@ -18,7 +18,7 @@ _SINCE_THE_FIRST = ("batch_size", "max_length", "softmax_dtype", "add_bos_token"
 
 @dataclass(frozen=True)
 class ModelArguments:
-    """Arguments of lm-eval's Hugging Face model, named and meant as there.
+    """Arguments of lm-eval's Hugging Face model, named and meant as there. ``model_args`` are any of them in one.
 
     Attributes:
         batch_size: sequences in a forward.
@@ -89,8 +89,13 @@ class ModelArguments:
         return {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in _SINCE_THE_FIRST and getattr(self, f.name) != _default(f)
+            if f.name not in _SINCE_THE_FIRST and getattr(self, f.name) != self.default(f)
         }
+
+    @staticmethod
+    def default(of: dataclasses.Field[Any]) -> Any:
+        """What an argument is where nothing is said of it."""
+        return of.default if of.default is not dataclasses.MISSING else {}
 
     def as_asked(self, model: str) -> dict[str, Any]:
         """How lm-eval's results note a command with these arguments."""
@@ -108,10 +113,6 @@ def check_template_arguments(value: Any, key: str) -> None:
     for name in value:
         if name in _FROM_LM_EVAL:
             raise ConfigError(f"{key}.{name} is given", "lm-eval sets it for every prompt", "leave it out")
-
-
-def _default(of: dataclasses.Field[Any]) -> Any:
-    return of.default if of.default is not dataclasses.MISSING else {}
 
 
 def _check_token_id(value: Any, key: str, other: type | None) -> None:

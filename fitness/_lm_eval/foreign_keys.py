@@ -36,7 +36,6 @@ FOREIGN_KEYS = {
     "attn_implementation": ("models run with the attention that transformers chooses for them", "leave it out"),
     # of simple_evaluate and the command
     "model": _MODELS,
-    "model_args": ("what it holds are keys of the fitness", "write fitness.enable_thinking=false, for example"),
     "task_manager": ("tasks are found by name, path and folder", "set fitness.tasks and fitness.include_path"),
     "samples": ("documents are the first ones of a task", "set fitness.limit, or filter them in the task's YAML"),
     "fewshot_random_seed": ("it has a shorter name here", "set fitness.fewshot_seed=1234"),

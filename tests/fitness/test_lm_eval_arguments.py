@@ -115,6 +115,12 @@ CASES: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], dict[str, Any]
     "half softmax": (ALL, {}, {"softmax_dtype": "bfloat16"}, {}),
     "length": (ALL, CHAT, {"max_length": 30}, {}),
     "bos": (ALL, CHAT, {"add_bos_token": True}, {}),
+    "in one": (
+        ALL,
+        CHAT,
+        {"model_args": "max_length=30, add_bos_token=True,softmax_dtype='float64',"},
+        {"max_length": 30, "add_bos_token": True, "softmax_dtype": "float64"},
+    ),
 }
 
 
@@ -123,7 +129,8 @@ CASES: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], dict[str, Any]
 def test_arguments_equal_stock(case: str, chat: LoadedModel, chat_stock: Any, tasks: Any) -> None:
     names, both, ours, theirs = CASES[case]
     names = [name for name in names if "num_fewshot" not in both or name != "read"]
-    results = chat_stock(names, {**ours, **theirs}, **both)
+    one_by_one = {name: value for name, value in {**ours, **theirs}.items() if name != "model_args"}
+    results = chat_stock(names, one_by_one, **both)
     fitness, scores = scored(chat, names, tasks, **both, **ours)
     assert_equal(fitness, scores, results)
     assert prompts(fitness) == stock_prompts(results)
@@ -490,7 +497,18 @@ def test_evaluate_takes_them(chat: LoadedModel, chat_folder: Path, tasks: Any, c
         ("fitness.apply_chat_template=shirt", "did you mean 'short'?"),
         ("fitness.dtype=bfloat16", "there is no key 'fitness.dtype'; models are merged and scored in one dtype; set "),
         ("+fitness.peft=a", "fitness has no key 'peft'; adapters are folded into their models; set pool.models="),
-        ("fitness.model_args={enable_thinking: true}", "write fitness.enable_thinking=false, for example"),
+        (
+            "fitness.model_args={dtype: bfloat16}",
+            "model_args has 'dtype'; models are merged and scored in one dtype",
+        ),
+        (
+            "fitness.model_args='pretrained=a,max_length=64'",
+            "model_args has 'pretrained'; the models that are merged",
+        ),
+        ("fitness.model_args='max_lenght=64'", "did you mean 'max_length'?"),
+        ("fitness.model_args=max_length", "arguments with their values; 'max_length' has none"),
+        ("fitness.model_args={max_length: -1}", "max_length is -1; a whole number, 1 or more"),
+        ("fitness.model_args={think_end_token: w8}", "think_end_token is 'w7', and 'w8' in model_args; one of the two"),
         ("fitness.enable_thinkin=true", "did you mean 'fitness.enable_thinking'?"),
         ("fitness.enable_thinking=maybe", "fitness.enable_thinking is 'maybe'; it should be"),
     ):
