@@ -133,8 +133,7 @@ class LmEvalFitness:
         check_timeout(task_timeout, "task_timeout")
         self._estimator = parse_estimator(plain(estimator))
         self._forwards = Forwards(forwards, batch_tokens, compare_forwards, generation)
-        paths = plain(include_path) or []
-        self._include_path: list[str] = [paths] if isinstance(paths, str) else paths
+        self._include_path: list[str] = [include_path] if isinstance(include_path, str) else plain(include_path) or []
         self._settings = BuildSettings(
             num_fewshot=num_fewshot,
             limit=limit,
