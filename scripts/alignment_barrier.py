@@ -60,9 +60,7 @@ def compare(title: str, symmetries: Symmetries, one: State, other: State, score:
 def perceptron(seed: int, images: torch.Tensor, labels: torch.Tensor, width: int) -> nn.Sequential:
     """Two hidden layers, trained with Adam for 30 epochs."""
     torch.manual_seed(seed)
-    module = nn.Sequential(
-        nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
-    )
+    module = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     for _ in range(30):
         for rows in torch.randperm(len(images)).split(64):

@@ -108,7 +108,13 @@ def align(
     )
     changed = _checked(pool, symmetries, matching.order) if check else None
     found = Alignment(
-        matching.before, matching.after, matching.moved, tuple(sorted(symmetries.free)), changed, starts, matching.chosen
+        matching.before,
+        matching.after,
+        matching.moved,
+        tuple(sorted(symmetries.free)),
+        changed,
+        starts,
+        matching.chosen,
     )
     _write(pool, symmetries, matching, out, copied, max_shard_bytes, _record(pool, found, seed))
     return found

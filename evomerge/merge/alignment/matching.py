@@ -254,7 +254,11 @@ def best_heads(heads: Heads, products: Mapping[str, Products], free: frozenset[s
     for ours, theirs in product(range(g), range(g)):
         if "heads" in free or ours == theirs:
             found, total = _best_pair(
-                query[ours, :, :, theirs], context[ours, :, :, theirs], key[ours, :, theirs], value[ours, :, theirs], free
+                query[ours, :, :, theirs],
+                context[ours, :, :, theirs],
+                key[ours, :, theirs],
+                value[ours, :, theirs],
+                free,
             )
             inner[ours, theirs], values[ours, theirs] = found, total
     groups = assignment(values)[0] if "heads" in free else np.arange(g)

@@ -104,9 +104,7 @@ class Heads:
             return np.stack(shuffled)
 
         groups = rng.permutation(self.groups) if "heads" in free else np.arange(self.groups)
-        return HeadOrder(
-            groups, rows("heads", self.queries), rows("query_key", self.width), rows("value", self.width)
-        )
+        return HeadOrder(groups, rows("heads", self.queries), rows("query_key", self.width), rows("value", self.width))
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,7 @@ def outputs(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, 
         with torch.no_grad():
             given = module(**inputs, **more)
     except Exception as error:  # whatever a class raises
-        raise PoolError(
-            f"{type(module).__name__} cannot be run to check its alignment ({one_line(error)})"
-        ) from error
+        raise PoolError(f"{type(module).__name__} cannot be run to check its alignment ({one_line(error)})") from error
     return {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
 
 

@@ -64,7 +64,18 @@ OWN: dict[str, tuple[str, str, dict[str, Any]]] = {
 FREE = {
     **dict.fromkeys(
         (
-            *("llama", "llama_tied", "llama_classifier", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2"),
+            *(
+                "llama",
+                "llama_tied",
+                "llama_classifier",
+                "mistral",
+                "qwen2",
+                "qwen3",
+                "gemma2",
+                "gemma3",
+                "phi3",
+                "olmo2",
+            ),
             *("gpt_neox", "olmo", "granite", "cohere", "smollm3", "starcoder2", "stablelm", "phi", "gemma"),
             *("llama_biased", "llama_one_group", "llama_all_groups", "llama_wide_heads"),
         ),
