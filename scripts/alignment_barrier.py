@@ -43,8 +43,9 @@ def along(one: State, other: State, score: Score) -> np.ndarray:
     return np.array([score(state) for state in between]).T
 
 
-def compare(title: str, symmetries: Symmetries, one: State, other: State, score: Score, starts: int) -> None:
+def compare(title: str, symmetries: Symmetries, states: list[State], score: Score, starts: int) -> None:
     """Print the line between two models before and after the second is aligned."""
+    one, other = states
     found = match(symmetries, one.__getitem__, other.__getitem__, starts=starts)
     aligned = {name: symmetries.apply(name, tensor, found.order) for name, tensor in other.items()}
     before, after = along(one, other, score), along(one, aligned, score)
@@ -87,7 +88,7 @@ def digits(starts: int, width: int) -> None:
         return float(functional.cross_entropy(logits, labels[count:])), float(right.float().mean())
 
     states: list[State] = [{k: v.detach() for k, v in module.state_dict().items()} for module in modules]
-    compare(f"perceptrons of width {width} on digits", perceptron_symmetries(modules[0]), *states, score, starts)
+    compare(f"perceptrons of width {width} on digits", perceptron_symmetries(modules[0]), states, score, starts)
 
 
 def demo(starts: int, steps: int, pair: int) -> None:
@@ -111,7 +112,7 @@ def demo(starts: int, steps: int, pair: int) -> None:
         scored.load_state_dict(state, strict=False)
         return _scores(scored, batches)
 
-    compare(f"models of the demo, starts {2 * pair} and {2 * pair + 1}", symmetries, *states, score, starts)
+    compare(f"models of the demo, starts {2 * pair} and {2 * pair + 1}", symmetries, states, score, starts)
 
 
 def _scores(model: nn.Module, batches: list[Batch]) -> tuple[float, float]:

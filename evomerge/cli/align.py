@@ -14,8 +14,8 @@ def run(arguments: Sequence[str]) -> int:
     """Write the aligned model and say what has moved."""
     parser = verb_parser(
         "align",
-        epilog="Models that were trained from different starts have like units in different places, and merging averages "
-        "unlike ones. The copy computes what MODEL does and can be merged with REFERENCE.",
+        epilog="Models that were trained from different starts have like units in different places, and a merge "
+        "averages unlike ones. The copy computes what MODEL does and can be merged with REFERENCE.",
     )
     parser.add_argument("reference", metavar="REFERENCE", help="folder or hub id of the model whose order counts")
     parser.add_argument("model", metavar="MODEL", help="folder or hub id of the model to align")
@@ -33,18 +33,21 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(arguments))
     shard = byte_count(options.max_shard_size, "--max-shard-size")
     with without_collector():
+        from evomerge.cli.console import merge_progress
         from evomerge.export.aligned_model import align
         from evomerge.merge.alignment.orders import KINDS
 
-    found = align(
-        options.reference,
-        options.model,
-        options.out,
-        starts=options.starts,
-        seed=options.seed,
-        check=not options.no_check,
-        max_shard_bytes=shard,
-    )
+    with merge_progress("aligning") as progress:
+        found = align(
+            options.reference,
+            options.model,
+            options.out,
+            starts=options.starts,
+            seed=options.seed,
+            check=not options.no_check,
+            max_shard_bytes=shard,
+            progress=progress,
+        )
     if found.moved:
         print(f"aligned: cosine of the weights {found.before:.4f} before, {found.after:.4f} after")
         print(f"in order: {'; '.join(KINDS[kind] for kind in KINDS if kind in found.free)}")

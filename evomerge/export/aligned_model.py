@@ -191,8 +191,9 @@ def _write(
     record: Mapping[str, Any],
 ) -> None:
     """Write the model's folder under its own names; what is tied is written once."""
-    own = {pool.stored[_MODEL][name]: name for name in reversed(pool.layout.parameters)}
-    own = dict(reversed(own.items()))
+    own: dict[str, str] = {}
+    for name in pool.layout.parameters:
+        own.setdefault(pool.stored[_MODEL][name], name)
     declared = [
         Declared(stored, pool.read(_MODEL, name).dtype, tuple(pool.layout.shapes[name])) for stored, name in own.items()
     ]

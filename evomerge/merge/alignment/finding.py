@@ -26,7 +26,7 @@ def family_of(config: Any) -> Family:
     Raises:
         PoolError: there are none.
     """
-    kind = getattr(config, "model_type", None)
+    kind = str(getattr(config, "model_type", None))
     if kind not in MODEL_TYPES:
         raise PoolError(
             f"alignment does not know which units of {kind!r} models may change places",
@@ -107,9 +107,8 @@ def _axis(name: str, size: int, words: str, layer: int | None, heads: Heads, gro
     parts = [Part(kind, layer if kind in (*_OF_HEADS, "mlp") else None) for kind in kinds]
     own = {"query": heads.groups * heads.queries * heads.width, "key": heads.groups * heads.width}
     own |= {"context": own["query"], "value": own["key"]}
-    if parts == [Part("query", layer)] or parts == [Part("key", layer)]:
-        if size == heads.width != own[kinds[0]]:  # a norm within each head
-            return Axis(size)
+    if words in ("query", "key") and size == heads.width != own[words]:  # a norm within each head
+        return Axis(size)
     sizes = [own.get(kind, size // len(kinds)) for kind in kinds]
     for part, length in zip(parts, sizes, strict=True):
         group: Group = heads if part.kind in _OF_HEADS else Units(length)

@@ -36,7 +36,7 @@ Weights = Callable[[str], torch.Tensor]
 """A model's tensor by name, in any float dtype."""
 Products = NDArray[np.float64]
 
-_GAIN = 1e-6
+_GAIN = 1e-7
 """A group's gain below this share of the product of its norms is rounding."""
 _SWEEPS = 100
 _ROUNDS = 20
@@ -243,7 +243,7 @@ def assignment(products: Products) -> tuple[Indices, float]:
 def best_heads(heads: Heads, products: Mapping[str, Products], free: frozenset[str]) -> HeadOrder:
     """The best order of an attention layer's units, given the inner products of `_Search._products`.
 
-    Exact where each head has keys and values of its own; with grouped queries, the orders of queries, and of dimensions,
+    Exact where each head has keys and values of its own; with grouped queries, the orders of queries and of dimensions
     within each pair of groups are found in turn until neither gains.
     """
     g, r, d = heads.groups, heads.queries, heads.width

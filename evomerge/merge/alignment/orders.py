@@ -138,9 +138,11 @@ class HeadOrder:
         inner = self.value if kind in ("value", "context") else self.query_key
         width = inner.shape[1]
         if kind in ("key", "value"):
-            return (self.groups[:, None] * width + inner).ravel()
+            places: Indices = self.groups[:, None] * width + inner
+            return places.ravel()
         heads = self.groups[:, None] * self.queries.shape[1] + self.queries
-        return (heads[:, :, None] * width + inner[:, None, :]).ravel()
+        places = heads[:, :, None] * width + inner[:, None, :]
+        return places.ravel()
 
 
 Group = Units | Heads

@@ -91,7 +91,7 @@ def outputs(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, 
 
 
 def difference(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
-    """The largest difference between outputs, as a share of the largest of its kind; infinite where one is no number."""
+    """The largest difference between outputs, as a share of the largest; infinite where one is no number."""
     found = [
         float((after[name] - value).abs().max() / value.abs().max().clamp(min=1e-30)) for name, value in before.items()
     ]

@@ -216,7 +216,7 @@ def test_heads_change_places_with_all_that_is_theirs() -> None:
 
 
 def test_like_units_stay_where_they_are() -> None:
-    """Units that are all alike, or all zero, can be told apart by nothing: no order is nearer than the one they have."""
+    """Units that are all alike, or all zero, cannot be told apart: no order is nearer than theirs."""
     own = perceptron(3, 4, 2)
     with torch.no_grad():
         for name, tensor in own.state_dict().items():
@@ -242,7 +242,7 @@ def test_an_unknown_architecture_is_named_with_those_that_are_known() -> None:
     from models.architectures import build
 
     config = build("mixtral").config
-    with pytest.raises(PoolError, match="'mixtral'.*one of bert, camembert.*vit, xlm-roberta"):
+    with pytest.raises(PoolError, match=r"'mixtral'.*one of bert, camembert.*vit, xlm-roberta"):
         family_of(config)
     with pytest.raises(PoolError, match="'mixtral'"):
         free_kinds(config)
