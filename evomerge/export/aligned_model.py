@@ -83,7 +83,7 @@ def align(
         progress: told after every search how many are done and their number.
 
     Raises:
-        ConfigError: `starts` is less than 1.
+        ConfigError: `starts` is less than 1, or `seed` less than 0.
         PoolError: the models do not fit together, or their architecture is not one that can be aligned.
         NoMemoryError: there is no room for the comparison.
         OutputError: `out` is not empty or cannot be written.
@@ -92,6 +92,8 @@ def align(
     check_output(out)
     if starts < 1:
         raise ConfigError(f"--starts is {starts}", "at least 1")
+    if seed < 0:
+        raise ConfigError(f"--seed is {seed}", "at least 0")
     pool = open_pool({_REFERENCE: reference, _MODEL: model})
     symmetries = _symmetries(pool)
     copied = _files_alongside(pool.folder(_MODEL))

@@ -206,6 +206,7 @@ def test_the_verb(tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureF
         (["OWN", "nowhere/at-all", "out"], "nowhere/at-all"),
         (["OWN", "OWN", "out", "--starts", "0"], "--starts is 0; at least 1"),
         (["OWN", "OWN", "out", "--starts", "many"], "--starts"),
+        (["OWN", "OWN", "out", "--seed", "-1"], "--seed is -1; at least 0"),
         (["OWN", "OWN", "OWN"], "not empty"),
         (["OWN", "OWN", "out", "--max-shard-size", "five"], "--max-shard-size"),
     ],

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from evomerge.errors import PoolError
 from evomerge.merge.alignment.orders import (
     GroupOrder,
     HeadOrder,
@@ -88,6 +89,9 @@ def match(
         starts: searches, at least 1.
         seed: of the sequences.
         progress: told after each search how many are done and their number.
+
+    Raises:
+        PoolError: a tensor holds NaN or infinity, or numbers too large to be multiplied.
     """
     search = _Search(symmetries, reference, model)
     norms = search.norms()
@@ -125,12 +129,19 @@ class _Search:
         }
 
     def norms(self) -> float:
-        """The product of both models' norms over all tensors with units."""
+        """The product of both models' norms over all tensors with units; `PoolError` where one is no number."""
         squares = [0.0, 0.0]
         for name in self._symmetries.axes:
             for at, weights in enumerate((self._reference, self._model)):
-                squares[at] += float(weights(name).double().square().sum())
-        return max(float(np.sqrt(squares[0] * squares[1])), 1e-300)
+                found = float(weights(name).double().square().sum())
+                if not np.isfinite(found):
+                    raise PoolError(
+                        f"tensor {name!r} of the {('reference', 'model')[at]} holds NaN or infinity",
+                        "models whose weights are numbers",
+                        "leave the model out",
+                    )
+                squares[at] += found
+        return max(float(np.sqrt(squares[0]) * np.sqrt(squares[1])), 1e-300)
 
     def value(self, order: Order) -> float:
         """The sum of inner products of all tensors, the model's in order."""
@@ -211,6 +222,8 @@ class _Search:
             for own, places in axis.stretches:
                 rows = torch.from_numpy(places)
                 found[own.kind] += (ours[rows] @ theirs[rows].T).double().numpy()
+            if not all(np.isfinite(products).all() for products in found.values()):
+                raise PoolError(f"the weights in {name!r} are too large to be multiplied in float32", "smaller ones")
         return found
 
     def _best(self, part: Part, order: Order, products: Mapping[str, Products]) -> GroupOrder:

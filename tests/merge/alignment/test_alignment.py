@@ -288,6 +288,18 @@ def test_parts_of_heads_belong_to_one_group() -> None:
     assert Part("mlp", 3).group == Part("mlp", 3)
 
 
+@pytest.mark.parametrize(
+    ("value", "says"), [(float("nan"), "model holds NaN"), (float("inf"), "model holds NaN"), (1e30, "too large")]
+)
+def test_weights_that_are_no_numbers(value: float, says: str) -> None:
+    symmetries, one, two = perceptron_symmetries(perceptron(3, 4, 2)), perceptron(3, 4, 2), perceptron(3, 4, 2)
+    with torch.no_grad():
+        for module in (one, two) if value == 1e30 else (two,):
+            module[1][0].weight[1, 1] = value
+    with pytest.raises(PoolError, match=says):
+        match(symmetries, one.state_dict().__getitem__, two.state_dict().__getitem__)
+
+
 def test_searches_are_told_of() -> None:
     told: list[tuple[int, int]] = []
     note: Callable[[int, int], None] = lambda done, total: told.append((done, total))  # noqa: E731
