@@ -26,10 +26,10 @@ if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
 
 
 @contextmanager
-def merge_progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar over the bytes of a model being written; yields the function to call with (done, total)."""
+def merge_progress(what: str = "merging") -> Iterator[Callable[[int, int], None]]:
+    """A bar over the bytes of a model being written, say; yields the function to call with (done, total)."""
     with Bar(console=errors, disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task("merging", total=None)
+        task = bar.add_task(what, total=None)
 
         def update(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)

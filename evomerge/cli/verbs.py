@@ -19,6 +19,7 @@ VERBS = {
     "demo": "make the demo's models and tasks, then search on them",
     "export": "write a recipe as evomerge or mergekit YAML, or a run as a study of Optuna or a landscape",
     "merge": "write the model of a recipe: safetensors, tokenizer, model card",
+    "align": "write a model with its units in the order of another's, to be merged with it",
     "evaluate": "score a recipe or a model with a fitness",
     "import": "write a mergekit-evolve configuration as an experiment",
     "methods": "list the merge methods and their parameters",

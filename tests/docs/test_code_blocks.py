@@ -172,6 +172,8 @@ def _evomerge(words: list[str], place: Place) -> None:
         out = place.output()
         run([verb, *rest[: positional[1]], out, *rest[positional[1] + 1 :]])
         assert (Path(out) / ("adapter_config.json" if "lora" in rest else "config.json")).is_file()
+    elif verb == "align":
+        run([verb, *rest[:2], place.output(), *rest[3:]])
     elif verb == "import":
         run([verb, *rest, "--include-path", str(place.made.pool / "tasks")])
     else:

@@ -128,6 +128,17 @@ def test_tied_head_may_be_stored_too_or_instead() -> None:
     assert layout_of(config, shapes | head).tensors[SliceId("embed")] == ("lm_head.weight",)
 
 
+def test_a_head_that_comes_before_the_embeddings_is_tied_to_nothing() -> None:
+    """CamemBERT registers its head first: the embeddings are tied to it, and it is not tied to itself."""
+    from transformers import CamembertConfig
+
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = CamembertConfig(**small, vocab_size=40, architectures=["CamembertForMaskedLM"])
+    tied = tied_names(skeleton(config))
+    assert tied["roberta.embeddings.word_embeddings.weight"] == "lm_head.decoder.weight"
+    assert all(name != other for name, other in tied.items())
+
+
 def test_old_buffers_are_ignored() -> None:
     config, shapes = tiny_config("gpt2"), shapes_of("gpt2")
     match = match_names(skeleton(config), shapes | {"transformer.h.0.attn.bias": (1, 1, 32, 32)})

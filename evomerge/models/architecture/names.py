@@ -53,7 +53,7 @@ def tied_names(module: nn.Module) -> dict[str, str]:
     known = set(first.values())
     for target, source in getattr(module, "all_tied_weights_keys", {}).items():
         source = tied.get(source, source)
-        if target in known and source in known and target not in tied:
+        if target in known and source in known and target not in tied and target != source:
             tied[target] = source
     return tied
 

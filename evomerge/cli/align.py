@@ -1,0 +1,59 @@
+"""``evomerge align``: a model with its units in the order of another's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evomerge.cli.verbs import verb_parser
+from evomerge.utils.imports import without_collector
+from evomerge.utils.sizes import byte_count
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Write the aligned model and say what has moved."""
+    parser = verb_parser(
+        "align",
+        epilog="Models that were trained from different starts have like units in different places, and a merge "
+        "averages unlike ones. The copy computes what MODEL does and can be merged with REFERENCE.",
+    )
+    parser.add_argument("reference", metavar="REFERENCE", help="folder or hub id of the model whose order counts")
+    parser.add_argument("model", metavar="MODEL", help="folder or hub id of the model to align")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must be new or empty")
+    parser.add_argument(
+        "--starts", metavar="N", type=int, default=3, help="searches for the order, the best is kept; default: 3"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the searches; default: 0")
+    parser.add_argument(
+        "--no-check",
+        action="store_true",
+        help="do not compare the outputs of MODEL and OUT, which takes memory for 8 bytes per parameter",
+    )
+    parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
+    options = parser.parse_intermixed_args(list(arguments))
+    shard = byte_count(options.max_shard_size, "--max-shard-size")
+    with without_collector():
+        from evomerge.cli.console import merge_progress
+        from evomerge.export.aligned_model import align
+        from evomerge.merge.alignment.orders import KINDS
+
+    with merge_progress("aligning") as progress:
+        found = align(
+            options.reference,
+            options.model,
+            options.out,
+            starts=options.starts,
+            seed=options.seed,
+            check=not options.no_check,
+            max_shard_bytes=shard,
+            progress=progress,
+        )
+    if found.moved:
+        print(f"aligned: cosine of the weights {found.before:.4f} before, {found.after:.4f} after")
+        print(f"in order: {'; '.join(KINDS[kind] for kind in KINDS if kind in found.free)}")
+    else:
+        print(f"nothing to align: in no other order are they nearer; cosine of the weights {found.before:.4f}")
+    if found.difference is not None:
+        print(f"outputs: the same but for {found.difference:.1e} of the largest, in float32")
+    print(f"wrote {options.out}")
+    return 0

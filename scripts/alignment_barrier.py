@@ -1,0 +1,152 @@
+"""Measures what alignment does for models from different starts: loss and accuracy along the line between two of them.
+
+    python scripts/alignment_barrier.py                  # perceptrons on digits, and models of the demo's size
+    python scripts/alignment_barrier.py --only digits    # seconds
+
+Two models are trained from different starts on the same task. Their weights are averaged, from all of one to all of the
+other, as they are and with the second one aligned to the first. The barrier is how far the worst average lies above
+the line between the losses of the two (Frankle et al. 2020, arXiv 1912.05671).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from evomerge.demo.items import Texts
+from evomerge.demo.tasks import HELD_OUT_SKILLS, draw_items
+from evomerge.demo.train import BATCH, STAGES, Batch, draw, new_model, pack, train
+from evomerge.merge.alignment.finding import perceptron_symmetries, symmetries_of
+from evomerge.merge.alignment.matching import match
+from evomerge.merge.alignment.orders import Symmetries
+
+SHARES = np.linspace(0, 1, 11)
+State = dict[str, torch.Tensor]
+Score = Callable[[State], tuple[float, float]]
+"""Loss and accuracy of weights."""
+
+
+def barrier(losses: np.ndarray) -> float:
+    """How far the worst of the losses at `SHARES` lies above the line between the first and the last."""
+    return float((losses - np.interp(SHARES, [0, 1], losses[[0, -1]])).max())
+
+
+def along(one: State, other: State, score: Score) -> np.ndarray:
+    """Losses and accuracies of the averages of two models' weights, shape ``(2, len(SHARES))``."""
+    between = [{name: torch.lerp(one[name], other[name], float(share)) for name in one} for share in SHARES]
+    return np.array([score(state) for state in between]).T
+
+
+def compare(title: str, symmetries: Symmetries, states: list[State], score: Score, starts: int) -> None:
+    """Print the line between two models before and after the second is aligned."""
+    one, other = states
+    found = match(symmetries, one.__getitem__, other.__getitem__, starts=starts)
+    aligned = {name: symmetries.apply(name, tensor, found.order) for name, tensor in other.items()}
+    before, after = along(one, other, score), along(one, aligned, score)
+    print(f"\n{title}: cosine {found.before:.3f} before, {found.after:.3f} aligned (search {found.chosen})")
+    print("| share of the second | " + " | ".join(f"{share:.1f}" for share in SHARES) + " | barrier |")
+    print("| --- |" + " --- |" * (len(SHARES) + 1))
+    for name, values in (("as they are", before), ("aligned", after)):
+        print(f"| loss, {name} | " + " | ".join(f"{v:.2f}" for v in values[0]) + f" | {barrier(values[0]):.2f} |")
+    for name, values in (("as they are", before), ("aligned", after)):
+        print(f"| accuracy, {name} | " + " | ".join(f"{v:.2f}" for v in values[1]) + " | |", flush=True)
+
+
+def perceptron(seed: int, images: torch.Tensor, labels: torch.Tensor, width: int) -> nn.Sequential:
+    """Two hidden layers, trained with Adam for 30 epochs."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+    for _ in range(30):
+        for rows in torch.randperm(len(images)).split(64):
+            loss = functional.cross_entropy(module(images[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return module
+
+
+def digits(starts: int, width: int) -> None:
+    """Perceptrons on the digits of scikit-learn: trained on the first four fifths, scored on the rest."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images, labels = torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
+    count = len(images) * 4 // 5
+    modules = [perceptron(seed, images[:count], labels[:count], width) for seed in (0, 1)]
+
+    def score(state: State) -> tuple[float, float]:
+        with torch.no_grad():
+            logits = torch.func.functional_call(modules[0], state, images[count:])
+        right = logits.argmax(1) == labels[count:]
+        return float(functional.cross_entropy(logits, labels[count:])), float(right.float().mean())
+
+    states: list[State] = [{k: v.detach() for k, v in module.state_dict().items()} for module in modules]
+    compare(f"perceptrons of width {width} on digits", perceptron_symmetries(modules[0]), states, score, starts)
+
+
+def demo(starts: int, steps: int, first: int) -> None:
+    """Models of the demo's shape, each trained as the demo's base is, from its own start and on texts of its own."""
+    items = draw_items(250, 1000, np.random.default_rng(0))
+    texts = Texts(list(items.sorting_to_learn), frozenset(q for skill in HELD_OUT_SKILLS for q in items.of_task[skill]))
+    stage = replace(STAGES[0], steps=steps)
+    models = []
+    for seed in (first, first + 1):
+        model = new_model(seed)
+        train(model, stage, texts, np.random.default_rng(seed), lambda: None)
+        models.append(model)
+    rng = np.random.default_rng(12345)
+    batches = [pack(draw(texts, stage.mixture, BATCH, rng)) for _ in range(8)]
+    states = [{name: value.detach() for name, value in model.named_parameters()} for model in models]
+    shapes = {name: tuple(value.shape) for name, value in states[0].items()}
+    symmetries = symmetries_of(models[0], models[0].config, shapes)
+    scored = new_model(0).eval()
+
+    def score(state: State) -> tuple[float, float]:
+        scored.load_state_dict(state, strict=False)
+        return _scores(scored, batches)
+
+    compare(f"models of the demo, starts {first} and {first + 1}", symmetries, states, score, starts)
+
+
+def _scores(model: nn.Module, batches: list[Batch]) -> tuple[float, float]:
+    """Mean loss of the learnt tokens, and the share of them that are the likeliest."""
+    losses, right, count = 0.0, 0, 0
+    for batch in batches:
+        learnt = batch.targets >= 0
+        with torch.no_grad():
+            logits = model(
+                input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False
+            ).logits[learnt]
+        targets = batch.targets[learnt]
+        losses += float(functional.cross_entropy(logits, targets, reduction="sum"))
+        right += int((logits.argmax(1) == targets).sum())
+        count += len(targets)
+    return losses / count, right / count
+
+
+def main() -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", choices=("digits", "demo"), help="default: both")
+    parser.add_argument("--starts", type=int, default=5, help="searches for each order; default: 5")
+    parser.add_argument("--steps", type=int, default=STAGES[0].steps, help="of training the demo's models")
+    parser.add_argument("--seed", type=int, default=0, help="of the first model of the demo, the second has the next")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.only != "demo":
+        for width in (64, 512):
+            digits(options.starts, width)
+    if options.only != "digits":
+        demo(options.starts, options.steps, options.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
