@@ -69,7 +69,7 @@ STOCK = (
     "evomerge cosines"
 )
 THETA_0 = "its class takes \\|theta_0 - tau_t\\| for \\|tau_t\\|, and is not followed"
-ADAM = "400 steps of Adam make rounding larger: it differs from itself as much with models that differ by 1e-8"
+ADAM = "Adam makes the rounding of task vectors to float32 larger: with these in float64 both agree to 1e-13"
 CASES: Mapping[str, Case] = {
     "linear": Case("linear"),
     "task_arithmetic": Case("task_arithmetic", {"weight": 0.3}),
@@ -85,7 +85,7 @@ CASES: Mapping[str, Case] = {
     "iso_cts": Case("iso_cts", {}, {"common": 0.8}),
     "tsv_m": Case("tsv_m", bound=1e-4),
     "wudi": Case("wudi", {}, {"iterations": 300, "rate": 1e-5}),
-    "opcm": Case("opcm", {}, {"alpha": 0.5}),
+    "opcm": Case("opcm", {}, {"alpha": 0.5}, bound=1e-4),
     "doge": Case(
         "doge",
         {},
