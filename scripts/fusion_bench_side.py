@@ -1,9 +1,10 @@
 """What fusion_bench makes of a pool; run by `scripts/parity_fusion_bench.py` in fusion_bench's own environment.
 
 `python fusion_bench_side.py POOL OUT [CASE ...]` reads `POOL/base` and the other models of POOL, in alphabetical order,
-and writes `OUT/CASE.safetensors` for the cases below. All is computed in float64. Where fusion_bench works on a whole model (the
-trims of TIES and DOGE, the norms of OPCM), it is given one of a single tensor at a time, since evomerge works tensor by
-tensor; and the share that it keeps is chosen so that as many elements are kept, as its trim keeps one more.
+and writes `OUT/CASE.safetensors` for the cases below. All is computed in float64.
+Where fusion_bench works on a whole model (the trims of TIES and DOGE, the norms of OPCM), it is given one of a single
+tensor at a time, since evomerge works tensor by tensor; and the share that it keeps is chosen so that as many elements
+are kept, as its trim keeps one more.
 """
 
 from __future__ import annotations

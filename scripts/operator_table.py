@@ -94,7 +94,8 @@ OPERATORS: Mapping[str, Operator] = {
     "opcm": Operator("2501.09522: alpha 0.5"),
     "doge": Operator("2501.01230: eta 0.07, 30 %, 400 steps"),
 }
-"""Not here: ema (of checkpoints in order), and those that take one source: nearswap, arcee_fusion, passthrough."""
+"""Not here: ema (of checkpoints in order), lora_lego (of adapters), and those of one source: nearswap, arcee_fusion,
+passthrough."""
 
 
 def untuned(info: PoolInfo, name: str) -> Recipe:
@@ -241,7 +242,10 @@ def table(series: Mapping[str, Series], names: Sequence[str]) -> str:
         rows.append((name, _mean(before), _mean(after), tested, f"{min(gains):+.3f} to {max(gains):+.3f}"))
     values = iter(holm([row[3].p_value for row in rows if row[3] is not None]))
     corrected = {row[0]: next(values) for row in rows if row[3] is not None}
-    lines = ["| method | untuned | tuned | gain | by pool | p | p, Holm |", "| --- | ---: | ---: | ---: | --- | ---: | ---: |"]
+    lines = [
+        "| method | untuned | tuned | gain | by pool | p | p, Holm |",
+        "| --- | ---: | ---: | ---: | --- | ---: | ---: |",
+    ]
     for name in ("base", UNIFORM):
         paths = [each.score(name) for each in series.values()]
         if all(path.is_file() for path in paths):
@@ -277,9 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in names:
             if name not in OPERATORS:
                 raise ConfigError(f"--operators has {name!r}", nearest(name, OPERATORS))
-        series = {
-            str(pool): Series(options.folder, pool, options.evaluations, options.limit) for pool in options.pools
-        }
+        series = {str(pool): Series(options.folder, pool, options.evaluations, options.limit) for pool in options.pools}
         for pool, own in series.items():
             for name in () if options.table else names:
                 print(f"{pool}: {name}", file=sys.stderr, flush=True)

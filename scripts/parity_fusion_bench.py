@@ -1,11 +1,11 @@
-"""Merge methods against fusion_bench, tensor by tensor: `python scripts/parity_fusion_bench.py --python ENV/bin/python`.
+"""Merge methods against fusion_bench: `python scripts/parity_fusion_bench.py --python ENV/bin/python`.
 
-`scripts/fusion_bench_environment.sh ENV` makes the environment. Two pools are merged whole by both: the demo's
-(`--demo demo_pool/seed0`, two sources) and a tiny ViT with three sources that is made here, with low-rank changes and
-noise. evomerge merges as `evomerge merge` does, in float32; fusion_bench in float64, as
-`scripts/fusion_bench_side.py` says. The table has, by method and pool, the largest difference of any element of a
-tensor in units of the largest change of that tensor from the base. The exit status is 1 where one is above its bound,
-or where a difference that is known is gone.
+`scripts/fusion_bench_environment.sh ENV` makes the environment. Two pools are merged whole by both and compared tensor
+by tensor: the demo's (`--demo demo_pool/seed0`, two sources), and a tiny ViT with three sources that is made here.
+evomerge merges as `evomerge merge` does, in float32; fusion_bench in float64, as `scripts/fusion_bench_side.py` says.
+The table has, by method and pool, the largest difference of any element of a tensor in units of the largest change of
+that tensor from the base. The exit status is 1 where one is above its bound, or where a difference that is known is
+gone.
 """
 
 from __future__ import annotations

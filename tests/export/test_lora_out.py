@@ -161,8 +161,9 @@ def test_lego_takes_the_factors_that_are_stored(tiny_model: TinyModel, tmp_path:
     for file in (tmp_path / "adapter1").glob("*.safetensors"):  # the same adapter, split otherwise
         tensors = {name: x * (4.0 if "lora_B" in name else 0.25) for name, x in load_file(file).items()}
         save_file(tensors, file, metadata={"format": "pt"})
-    again = open_pool({name: str(ref.address) for name, ref in pool.info.refs}, "base")
-    second = load_file(write_model(recipe_of(again, "lora_lego", {"m0": 1.0, "m1": 1.0}), again, tmp_path / "two") / "model.safetensors")
+    again = open_pool({name: ref.address for name, ref in pool.info.refs}, "base")
+    split = recipe_of(again, "lora_lego", {"m0": 1.0, "m1": 1.0})
+    second = load_file(write_model(split, again, tmp_path / "two") / "model.safetensors")
     q_proj = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.allclose(first[q_proj], second[q_proj], atol=1e-3)
     assert torch.equal(first["model.embed_tokens.weight"], second["model.embed_tokens.weight"])

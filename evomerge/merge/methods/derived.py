@@ -109,7 +109,9 @@ def _parts(
     """Factors where they are known, else task vectors."""
     origin = base.float().view(tuple(shape))
     known = pairs or [None] * len(inputs)
-    parts = [x.float().view(tuple(shape)) - origin if pair is None else pair for x, pair in zip(inputs, known, strict=True)]
+    parts = [
+        x.float().view(tuple(shape)) - origin if pair is None else pair for x, pair in zip(inputs, known, strict=True)
+    ]
     check_finite({i: 0.0 if _is_finite(part) else math.nan for i, part in enumerate(parts)}, len(parts))
     return parts
 

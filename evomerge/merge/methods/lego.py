@@ -29,7 +29,10 @@ UNITS = ParameterSpec(
     summary="units of the result, as a share of the largest adapter's rank; one at least; found anew for every value",
 )
 NORMS = ParameterSpec(
-    "norms", True, kind="boolean", summary="give centroids the mean norm of their units, which averaging has made smaller"
+    "norms",
+    True,
+    kind="boolean",
+    summary="give centroids the mean norm of their units, which averaging has made smaller",
 )
 OUTPUT = ParameterSpec(
     "output", True, kind="boolean", summary="times sqrt(r / k): the output of k units is as large as that of r"
@@ -54,7 +57,9 @@ def _unchanged(values: Values) -> int | None:
     return used[0] if len(used) == 1 and whole and values["lambda_"] * values["weight"][used[0]] == 1 else None
 
 
-def joined(parts: Sequence[torch.Tensor | Pair], weight: Sequence[float], rank: float, norms: bool, output: bool) -> Pair:
+def joined(
+    parts: Sequence[torch.Tensor | Pair], weight: Sequence[float], rank: float, norms: bool, output: bool
+) -> Pair:
     """The factors of the merged difference of a matrix, of shapes ``(rows, k)`` and ``(k, columns)``, float64.
 
     Args:
@@ -88,13 +93,13 @@ def joined(parts: Sequence[torch.Tensor | Pair], weight: Sequence[float], rank: 
 def lora_lego(
     parts: Sequence[torch.Tensor | Pair], weight: Sequence[float], rank: float, norms: bool, output: bool
 ) -> torch.Tensor:
-    """``theta_0 + lambda sqrt(r / k) sum_c s_c^2 b_c a_c`` over the centroids of ``k`` clusters of units ``[a_j, b_j]``.
+    """``theta_0 + lambda sqrt(r / k) sum_c s_c^2 b_c a_c`` over the centroids of ``k`` clusters of units.
 
     Merging LoRAs like Playing LEGO: Pushing the Modularity of LoRA to Extremes Through Rank-Wise Clustering. Column
     ``b_j`` and row ``a_j`` of an adapter's factors are a unit, whose order means nothing; those of all adapters are
     clustered by k-means, and ``k = int(rank r)`` centroids are the result, with ``r`` the largest adapter's rank.
-    ``s_c`` gives a centroid the mean norm of its units (``norms``); ``sqrt(r / k)`` is ``output``. The authors describe
-    the two and publish no code: their constants are read from that. For adapters that are to stay one small adapter;
+    ``s_c`` gives a centroid the mean norm of its units (``norms``); ``sqrt(r / k)`` is ``output``. The paper's abstract
+    has the two without their constants, which are this reading's. For adapters that are to stay one small adapter;
     unlike a sum it depends on how products are split into factors, so that it takes them as they are stored, the scale
     and the weight in ``b``.
 
