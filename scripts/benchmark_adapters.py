@@ -85,7 +85,7 @@ def measure(folder: Path, count: int, candidates: int) -> dict[str, int]:
         slices = (SliceRecipe(own, "task_arithmetic", inputs, (), Input("base")) for own in pool.info.slices)
         resident.apply(make_plan(pool.info.recipe(slices), pool))
         with torch.no_grad():
-            resident.model(torch.arange(64).view(2, 32))
+            resident.model.module(torch.arange(64).view(2, 32))
     return {"before": before, "opened": opened - before, "peak": peak() - before}
 
 
