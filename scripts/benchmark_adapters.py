@@ -3,8 +3,8 @@
 A random Llama of about 100 million parameters in bfloat16, and LoRA adapters of all of its linear layers. For every
 number of adapters a process of its own opens the pool, merges a few candidates of `task_arithmetic` with a weight for
 every adapter into the resident model, and runs it on a batch of tokens each time. Nothing is kept to save time: no
-cache of merged slices, no folded tensors. The table has the process's peak beyond what it had after imports: with the
-base's and the adapters' files that are mapped.
+cache of merged slices, no folded tensors. The table has the process's peak, with the base's and the adapters' files
+that are mapped, and what it is beyond that of a pool of the base alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from safetensors.torch import save_file
 
 MB = 1 << 20
 SIZES = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 16, "num_attention_heads": 10}
-LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-LINEAR += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+LINEAR = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 
 
 def make_base(folder: Path) -> None:
@@ -59,8 +58,8 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(folder: Path, count: int, candidates: int) -> dict[str, int]:
-    """Merge candidates of so many adapters in this process."""
+def measure(folder: Path, count: int, candidates: int) -> int:
+    """The process's peak after candidates of so many adapters, of the base alone for none."""
     from evomerge.merge.execution.sources import Placement
     from evomerge.merge.planning.plan import make_plan
     from evomerge.merge.resident.model import Resident
@@ -68,7 +67,6 @@ def measure(folder: Path, count: int, candidates: int) -> dict[str, int]:
     from evomerge.models.opening import open_pool
     from evomerge.recipes.slices import Input, SliceRecipe, parameters
 
-    before = peak()
     names = [f"adapter{number}" for number in range(count)]
     places = {"base": str(folder / "base")} | {name: f"{folder / 'base'}+{folder / name}" for name in names}
     pool = open_pool(places, "base")
@@ -76,17 +74,17 @@ def measure(folder: Path, count: int, candidates: int) -> dict[str, int]:
         if isinstance(checkpoint, FoldedCheckpoint):
             checkpoint.room.limit = 0
     resident = Resident(pool, "cpu", placement=Placement(0, 0, 0), cache=0)
-    opened = peak()
     rng = torch.Generator().manual_seed(1)
     for _ in range(candidates):
         each = (torch.rand(count, generator=rng) / count).tolist()
         weighted = [parameters({"weight": weight}) for weight in each]
         inputs = tuple(Input(name, None, own) for name, own in zip(names, weighted, strict=True))
         slices = (SliceRecipe(own, "task_arithmetic", inputs, (), Input("base")) for own in pool.info.slices)
-        resident.apply(make_plan(pool.info.recipe(slices), pool))
+        recipe = pool.info.recipe(slices) if count else pool.info.linear({"base": 1.0})
+        resident.apply(make_plan(recipe, pool))
         with torch.no_grad():
             resident.model.module(torch.arange(64).view(2, 32))
-    return {"before": before, "opened": opened - before, "peak": peak() - before}
+    return peak()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.measure is not None:
-        print(json.dumps(measure(options.folder, options.measure, options.candidates)))
+        print(measure(options.folder, options.measure, options.candidates))
         return 0
     counts = [int(word) for word in options.adapters.split(",")]
     with TemporaryDirectory() as temporary:
@@ -113,15 +111,17 @@ def main(arguments: list[str] | None = None) -> int:
         model = (folder / "base" / "model.safetensors").stat().st_size
         own = (folder / "adapter0" / "adapter_model.safetensors").stat().st_size
         print(f"base {model / MB:.0f} MB, an adapter {own / MB:.1f} MB\n")
-        print("| adapters | their files, MB | base and adapters, MB | peak beyond imports, MB |")
+        print("| adapters | their files, MB | peak, MB | beyond the base alone, MB |")
         print("| ---: | ---: | ---: | ---: |")
-        for count in counts:
+        alone = 0
+        for count in (0, *counts):
             command = [sys.executable, __file__, "--measure", str(count), "--folder", str(folder)]
             command += ["--candidates", str(options.candidates)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            files = count * own
-            print(f"| {count} | {files / MB:.0f} | {(model + files) / MB:.0f} | {found['peak'] / MB:.0f} |", flush=True)
+            found = int(done.stdout.splitlines()[-1])
+            alone = alone or found
+            more = f"{count * own / MB:.0f} | {found / MB:.0f} | {(found - alone) / MB:.0f}"
+            print(f"| {count} | {more} |", flush=True)
     return 0
 
 

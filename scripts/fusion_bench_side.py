@@ -93,12 +93,14 @@ def _as_many(elements: int, density: float) -> float:
 
 
 def _ties(tasks: Tensor, models: Tensor, base: Tensor) -> Tensor:
-    return ties_merging(tasks, reset_thresh=_as_many(tasks.shape[1], 0.2), merge_func="mean")
+    found: Tensor = ties_merging(tasks, reset_thresh=_as_many(tasks.shape[1], 0.2), merge_func="mean")
+    return found
 
 
 def _consensus(tasks: Tensor, models: Tensor, base: Tensor) -> Tensor:
     masks = tall_masks.generate_task_masks(tasks, models, base, tall_mask_lambda=0.4)
-    return tasks.sum(0) * (masks.sum(0) >= 2)
+    found: Tensor = tasks.sum(0) * (masks.sum(0) >= 2)
+    return found
 
 
 def _consensus_of_theta_0(base: State, models: list[State]) -> State:
@@ -117,15 +119,17 @@ def _dropped(base: State, models: list[State]) -> State:
 
 
 def _opcm(pool: dict[str, nn.Module]) -> nn.Module:
-    return OPCM(alpha=0.5, shuffle_order=False, save_on_every_step=False).run(pool_of(pool))
+    merged: nn.Module = OPCM(alpha=0.5, shuffle_order=False, save_on_every_step=False).run(pool_of(pool))
+    return merged
 
 
 def _doge(pool: dict[str, nn.Module]) -> nn.Module:
-    tensor = pool["_pretrained_"]["encoder"].weight
+    tensor = next(pool["_pretrained_"].parameters())
     if tensor.dim() != 2:  # what their filter on names takes are matrices
         return pool["_pretrained_"]
     share = _as_many(tensor.numel(), 0.3)
-    return DOGE_TA_Algorithm(subspace=6, K=share, lamda=0.07).run(pool_of(pool))
+    merged: nn.Module = DOGE_TA_Algorithm(subspace=6, K=share, lamda=0.07).run(pool_of(pool))
+    return merged
 
 
 def pool_of(pool: dict[str, nn.Module]) -> object:

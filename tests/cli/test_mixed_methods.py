@@ -38,7 +38,7 @@ def test_six_methods_in_one_search(quick_pool: Path, tmp_path: Path) -> None:
         value
         for event in read_ledger(RunFolder.open(run))
         if event["event"] == "asked"
-        for value in event["genome"].values()
+        for value in event["genome"]
         if isinstance(value, str)
     }
     assert methods == set(NEW)
