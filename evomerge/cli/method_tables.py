@@ -32,12 +32,12 @@ list of choices (`search_space.parameters`). Several methods in `search_space.me
 group a choice too: `search_space.method=[task_arithmetic,ties]`.
 
 Some methods make a tensor of all models by costly means (singular values, least squares) and add it to the base with
-one factor, or one for each model: iso_c, iso_cts, tsv_m, wudi, optmerge, opcm and doge. That tensor is made once per
-pool and kept, as far as a quarter of the free memory goes, so that candidates which differ in these factors cost what
-task arithmetic costs. Where a search varies one of the parameters that are *found anew for every value*, candidates
-make theirs, at full cost, and the last ones stay; of intermediates (lineages) nothing is kept. It is made in float64,
-with one thread for each tensor, so that the bits do not depend on the number of threads; another kind of processor or a
-GPU may round the last digit otherwise.
+one factor, or one for each model: iso_c, iso_cts, tsv_m, wudi, optmerge, opcm, doge and lora_lego. That tensor is made
+once per pool and kept, as far as a quarter of the free memory goes, so that candidates which differ in these factors
+cost what task arithmetic costs. Where a search varies one of the parameters that are *found anew for every value*,
+candidates make theirs, at full cost, and the last ones stay; of intermediates (lineages) nothing is kept. It is made
+in float64, with one thread for each tensor, so that the bits do not depend on the number of threads; another kind of
+processor or a GPU may round the last digit otherwise.
 
 Sources with LoRA adapters are merged by any of these: `task_arithmetic` of adapters is CAT of LoRA Soups, and
 `evomerge merge --format lora` writes it as an adapter without leaving the low rank. [LoRA adapters](adapters.md) has

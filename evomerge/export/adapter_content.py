@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import RecipeError
-from evomerge.export.adapter_factors import exact_factors, replaced
+from evomerge.export.adapter_factors import exact_factors, made_factors, replaced
 from evomerge.export.adapter_places import AdapterBase, Place, Places, kind_of
 from evomerge.export.low_rank import Bound, Factors, compressed, lost, truncated
 from evomerge.merge.execution.engine import SliceMerge
@@ -198,7 +198,7 @@ class AdapterContent:
             mix = found.mix if found.of_sources else None
         difference: Factors | torch.Tensor | None = exact_factors(
             mix, entry, part.sources, part.base, index, self._base, self._pool
-        )
+        ) or made_factors(merge, part, index, self._base)
         if isinstance(difference, Factors):
             if not difference.rank or not _any(difference):
                 return

@@ -8,8 +8,10 @@ import torch
 
 from evomerge.export.adapter_places import AdapterBase
 from evomerge.export.low_rank import Factors, summed
+from evomerge.merge.execution.engine import SliceMerge
+from evomerge.merge.methods import METHODS
 from evomerge.merge.mixes.mix import Mix
-from evomerge.merge.planning.slice_plan import SlicePlan, Source
+from evomerge.merge.planning.slice_plan import Part, SlicePlan, Source
 from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.pool import Pool, unadapted
 
@@ -84,6 +86,22 @@ def exact_factors(
         shape = base.checkpoint.tensors[base.stored[entry.tensors[index]]].shape
         return Factors(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
     return summed(parts)
+
+
+def made_factors(merge: SliceMerge, part: Part, index: int, base: AdapterBase) -> Factors | None:
+    """The difference of a merged matrix from the adapter's base, of a method that makes factors (`lora_lego`).
+
+    ``None`` where the method makes none, or its base is not the adapter's.
+    """
+    entry, below, pool = merge.plan, part.base, merge.pool
+    if part.method is None or below is None or below.made is not None or index in entry.factor_of:
+        return None
+    checkpoint = pool.checkpoints[below.model]
+    alike = pool.stored[below.model][below.tensors[index]] == base.stored[entry.tensors[index]]
+    if isinstance(checkpoint, FoldedCheckpoint) or checkpoint.folder != base.checkpoint.folder or not alike:
+        return None
+    found = merge.statistics(part, index).factors_of(METHODS[part.method], dict(part.values))
+    return Factors(*found) if found is not None else None
 
 
 def replaced(sources: Iterable[Source], index: int, pool: Pool) -> bool:

@@ -39,6 +39,12 @@ SELECTS: Mapping[str, Mapping[int, dict[str, Scalar]]] = {
 WHOLE: Mapping[str, dict[str, Scalar]] = {"localize_and_stitch": {"density": 1.0}}
 """By method: the parameters of each input that keep all of it, where that is not the default."""
 
+ALONE = ("ema", "opcm", "optmerge", "sce", "wudi")
+"""Methods without a ``weight`` that gives a model all: one model alone is that model, by their mathematics.
+
+Others make something else of one: all singular values equal (iso_c), small changes left out (ram), a norm (doge).
+"""
+
 ORDERED = ("ema", "opcm")
 """Methods of inputs in order."""
 
@@ -128,6 +134,18 @@ class MergeMethodContract:
                 assert torch.equal(carry_out(case.method, inputs, base, each, dtype=dtype), inputs[chosen])
             if spec.min_inputs == 1:
                 alone = carry_out(case.method, inputs[:1], base, [{**whole, "weight": 1.0}], dtype=dtype)
+                assert torch.equal(alone, inputs[0])
+
+    def test_one_model_alone_is_that_model_where_there_is_no_weight(self, case: Case) -> None:
+        spec = case.method.spec
+        if spec.name not in ALONE:
+            pytest.skip("has a weight, or makes something else of one model")
+        for dtype in DTYPES:
+            base, inputs = case.models(dtype=dtype)
+            alone = carry_out(case.method, inputs[:1], base, dtype=dtype)
+            if spec.name == "sce":  # its weighted mean is added to the base, where others take the model
+                torch.testing.assert_close(alone, inputs[0], rtol=1e-2 if dtype != torch.float32 else 1e-6, atol=1e-6)
+            else:
                 assert torch.equal(alone, inputs[0])
 
     @pytest.mark.parametrize("seed", range(8))

@@ -12,7 +12,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel
 from transformers import AutoModelForCausalLM
 
@@ -132,6 +132,50 @@ def test_what_is_made_of_adapters_is_no_sum_of_them(tiny_model: TinyModel, tmp_p
     assert not any(own.exact for own in loss.modules.values())
     torch.testing.assert_close(
         logits(by_peft(pool, tmp_path / "out")), logits(merged_model(recipe, pool)), rtol=1e-5, atol=1e-5
+    )
+
+
+def lego(pool: Pool, units: float = 1.0) -> Recipe:
+    return recipe_of(pool, "lora_lego", {"m0": 1.0, "m1": 0.8, "m2": 1.0}, rank=units, **{"lambda": 0.7})
+
+
+def test_lego_of_adapters_is_an_adapter_of_as_many_units(tiny_model: TinyModel, tmp_path: Path) -> None:
+    pool = adapters(tiny_model("base"), tmp_path, {"r": 4}, {"r": 3}, {"r": 4, "target_modules": ["q_proj"]})
+    loss = write_adapter(lego(pool), pool, tmp_path / "out")
+    assert loss.error < 1e-6
+    # Of q_proj 11 units in 4 clusters, of down_proj 7.
+    assert {(own.rank, own.exact) for own in loss.modules.values()} == {(4, True)}
+    merged = logits(merged_model(lego(pool), pool))
+    torch.testing.assert_close(logits(by_peft(pool, tmp_path / "out")), merged, rtol=1e-5, atol=1e-5)
+    more = write_adapter(lego(pool, units=1.5), pool, tmp_path / "more")
+    assert {own.rank for own in more.modules.values()} == {6}
+    less = write_adapter(lego(pool, units=1.5), pool, tmp_path / "less", bound=Bound(rank=2))
+    assert {own.rank for own in less.modules.values()} == {2}
+    assert less.error > 0.01
+
+
+def test_lego_takes_the_factors_that_are_stored(tiny_model: TinyModel, tmp_path: Path) -> None:
+    pool = adapters(tiny_model("base"), tmp_path, {"r": 3}, {"r": 3})
+    recipe = recipe_of(pool, "lora_lego", {"m0": 1.0, "m1": 1.0})
+    first = load_file(write_model(recipe, pool, tmp_path / "one") / "model.safetensors")
+    for file in (tmp_path / "adapter1").glob("*.safetensors"):  # the same adapter, split otherwise
+        tensors = {name: x * (4.0 if "lora_B" in name else 0.25) for name, x in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    again = open_pool({name: ref.address for name, ref in pool.info.refs}, "base")
+    split = recipe_of(again, "lora_lego", {"m0": 1.0, "m1": 1.0})
+    second = load_file(write_model(split, again, tmp_path / "two") / "model.safetensors")
+    q_proj = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.allclose(first[q_proj], second[q_proj], atol=1e-3)
+    assert torch.equal(first["model.embed_tokens.weight"], second["model.embed_tokens.weight"])
+
+
+def test_lego_of_whole_models_has_singular_triplets_for_units(tiny_model: TinyModel, tmp_path: Path) -> None:
+    pool = open_pool({n: str(tiny_model(n, "llama", seed)) for seed, n in enumerate(("base", "m0", "m1"))}, "base")
+    recipe = recipe_of(pool, "lora_lego", {"m0": 0.6, "m1": 0.5}, rank=0.25)
+    loss = write_adapter(recipe, pool, tmp_path / "out")
+    assert loss.error < 1e-5
+    torch.testing.assert_close(
+        logits(by_peft(pool, tmp_path / "out")), logits(merged_model(recipe, pool)), rtol=1e-4, atol=1e-4
     )
 
 

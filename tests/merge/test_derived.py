@@ -47,9 +47,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
     make = Derived.make
 
-    def counted(self: Derived, values, inputs, base, shape):  # type: ignore[no-untyped-def]
+    def counted(self: Derived, values, inputs, base, shape, *pairs):  # type: ignore[no-untyped-def]
         shapes.append(tuple(shape))
-        return make(self, values, inputs, base, shape)
+        return make(self, values, inputs, base, shape, *pairs)
 
     monkeypatch.setattr(Derived, "make", counted)
     return shapes
@@ -74,7 +74,7 @@ def count(pool: Pool) -> int:
     return sum(len(pool.layout.of_slice(s)) for s in pool.info.slices)
 
 
-@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "wudi", "optmerge", "opcm", "doge"])
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "wudi", "optmerge", "opcm", "doge", "lora_lego"])
 def test_other_factors_make_nothing(pool: Pool, made: list[tuple[int, ...]], method: str) -> None:
     sources = Sources(pool, placement=Placement(0, 0, 10**8))
     first = merged(plan_of(pool, method, lambda_=0.7), sources)
@@ -209,7 +209,7 @@ def test_their_recipes_are_written_as_models(pool: Pool, tmp_path: Path) -> None
         written = load_file(tmp_path / case.method.spec.name / "model.safetensors")
         expected = merged(make_plan(recipe, pool), Sources(pool, placement=Placement(0, 0, 0)))
         assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
-    assert len(DERIVED) == len({"iso_c", "iso_cts", "tsv_m", "wudi", "optmerge", "opcm", "doge"})
+    assert len(DERIVED) == len({"iso_c", "iso_cts", "tsv_m", "wudi", "optmerge", "opcm", "doge", "lora_lego"})
     assert all(METHODS[case.method.spec.name].spec.idempotent for case in DERIVED)
 
 
@@ -226,9 +226,9 @@ def test_tensors_are_made_side_by_side_where_they_are_kept(pool: Pool, monkeypat
     makers: list[str] = []
     make = Derived.make
 
-    def watched(self: Derived, values, inputs, base, shape):  # type: ignore[no-untyped-def]
+    def watched(self: Derived, values, inputs, base, shape, *pairs):  # type: ignore[no-untyped-def]
         makers.append(threading.current_thread().name.split("_")[0])
-        return make(self, values, inputs, base, shape)
+        return make(self, values, inputs, base, shape, *pairs)
 
     monkeypatch.setattr(Derived, "make", watched)
     plan = plan_of(pool, "iso_c")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from evomerge.errors import EvomergeError
+from evomerge.merge.execution.adapter_pairs import adapter_pairs
 from evomerge.merge.execution.copies_ahead import CopiesAhead
 from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.noted_statistics import NotedStatistics
@@ -158,7 +159,9 @@ class SliceMerge:
         notes = self.sources.notes if lasting else Notes(0)
         shape = tuple(self.pool.layout.shapes[self.plan.like[index]])
         window = self.window([*inputs, *([base] if base is not None else [])])
-        return NotedStatistics(inputs, base, shape, keys, names, notes, window)
+        return NotedStatistics(
+            inputs, base, shape, keys, names, notes, window, lambda: adapter_pairs(self.pool, part, index)
+        )
 
     def window(self, tensors: Sequence[torch.Tensor]) -> Window | None:
         """How much of these tensors may take memory at a time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.methods import Method
+from evomerge.merge.methods.derived import Derived, Pair
 from evomerge.merge.mixes.backend import Backend, backend_of
 from evomerge.merge.mixes.cpu_statistics import CpuStatistics, Window
 from evomerge.merge.mixes.magnitude_order import row_width
@@ -30,6 +31,7 @@ class NotedStatistics:
         names: what the inputs and, last, the base are called in the notes.
         notes: of the pool.
         window: how much of mapped tensors on the CPU may take memory at a time.
+        pairs: gives the factors of the inputs' adapters, for methods that take them.
 
     Attributes:
         tensors: the inputs and the base.
@@ -44,8 +46,9 @@ class NotedStatistics:
         names: Sequence[Hashable],
         notes: Notes,
         window: Window | None = None,
+        pairs: Callable[[], Sequence[Pair | None]] = tuple,
     ) -> None:
-        self.tensors = inputs, base
+        self.tensors, self._pairs = (inputs, base), pairs
         self._names, self._base = tuple(names[: len(inputs)]), tuple(names[len(inputs) :])
         self.keys, self._notes, self._window = tuple(keys), notes, window
         self.shape, self.has_base = shape, base is not None
@@ -135,7 +138,18 @@ class NotedStatistics:
         inputs, base = self.tensors
         assert method.derived is not None, "asked for what was declared"
         assert base is not None, "methods that need a base declare it"
-        return method.derived.make(values, inputs, base, self.shape)
+        return method.derived.make(values, inputs, base, self.shape, self._pairs_for(method.derived))
+
+    def _pairs_for(self, derived: Derived) -> Sequence[Pair | None]:
+        """The factors of the inputs' adapters, for a matrix and a method that takes them."""
+        return self._pairs() if derived.join is not None and len(self.shape) == 2 else ()
+
+    def factors_of(self, method: Method, values: Mapping[str, Any]) -> Pair | None:
+        """The factors of what a method adds to the base (`Derived.factors_of`); ``None`` where it makes none."""
+        inputs, base = self.tensors
+        if method.derived is None or base is None or method.derived.simple(values, len(inputs)) is not None:
+            return None
+        return method.derived.factors_of(values, inputs, base, self.shape, self._pairs_for(method.derived))
 
     @property
     def device(self) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,12 @@ from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.sources import Sources
 from evomerge.merge.execution.tensor_merge import TensorMerge
 from evomerge.merge.mixes.cpu_mix import PART, MixCall
-from evomerge.merge.planning.slice_plan import SlicePlan
+from evomerge.merge.planning.slice_plan import Part, SlicePlan
+from evomerge.models.checkpoints.folding import FoldedCheckpoint
+from evomerge.models.pool import Pool
+
+TRANSIENT = 1 << 26
+"""Bytes of sources that are made for a merge and not kept: so many are there before what they are for is merged."""
 
 
 @dataclass
@@ -65,7 +70,8 @@ def merge_slices(
     """
     later = FiniteChecks() if checks is None else checks
     merges = [SliceMerge(plan, sources.pool, sources, made, checks=later, copies=copies) for plan in plans]
-    seconds, jobs = [0.0] * len(plans), list[_Job]()
+    seconds, jobs, passing = [0.0] * len(plans), list[_Job](), 0
+    folded = {n for n, checkpoint in sources.pool.checkpoints.items() if isinstance(checkpoint, FoldedCheckpoint)}
     with derived_ahead(merges) as ahead:
         for number, (plan, merge) in enumerate(zip(plans, merges, strict=True)):
             start = time.perf_counter()
@@ -80,16 +86,38 @@ def merge_slices(
                         merge.tensor(part, index, out)
                     else:
                         jobs.append(_Job(number, index, *ready, out))
+                        passing += _passing(part, index, sources.pool, folded) * out.nbytes
+                        if passing >= TRANSIENT:  # of adapters that are folded for this candidate: not all at once
+                            _finish(jobs, merges, seconds)
+                            passing = 0
             seconds[number] = time.perf_counter() - start
             step()
+    _finish(jobs, merges, seconds)
+    if checks is None:
+        later.settle()
+    return seconds
+
+
+def _passing(part: Part, index: int, pool: Pool, folded: Set[str]) -> int:
+    """How many sources of a tensor have an adapter folded in for this merge only."""
+    if not folded:
+        return 0
+    models = [source for source in part.sources if source.made is None and source.model in folded]
+    return sum(not pool.is_kept(source.model, source.tensors[index]) for source in models)
+
+
+def _finish(jobs: list[_Job], merges: Sequence[SliceMerge], seconds: list[float]) -> None:
+    """Carry all jobs out and let go of them, and of their sources.
+
+    Raises:
+        EvomergeError: a result is not finite; its tensor is named.
+    """
     _run(jobs, seconds)
     for job in jobs:
         if job.bad:
             with merges[job.slice].naming(job.index):
                 raise job.merge.not_finite(job.out.dtype)
-    if checks is None:
-        later.settle()
-    return seconds
+    jobs.clear()
 
 
 def _run(jobs: Sequence[_Job], seconds: list[float]) -> None:

@@ -17,6 +17,9 @@ from evomerge.merge.methods.sphere import check_finite
 from evomerge.merge.mixes.mix import Mix, Term, copy_of, weighted
 
 Find = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Factors ``(b, a)`` of a matrix ``b @ a``, of shapes ``(rows, rank)`` and ``(rank, columns)``."""
+Join = Callable[..., Pair]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Derived:
         factors: the factors, from all parameters; as many as `find` makes.
         whole_alone: whether a task vector alone is what `find` makes of it.
         copies: of a tensor, in float64, that `find` has in memory at a time, about and besides those of the inputs.
+        join: ``join(parts, **given)`` makes the factors of ``D``, the only one, of a matrix. Where there is such,
+            `parts` are the factors of adapters, and task vectors of what is no adapter; `find` is given these too.
     """
 
     find: Find
@@ -38,6 +43,7 @@ class Derived:
     factors: Callable[[Mapping[str, Any]], tuple[float, ...]]
     whole_alone: bool = False
     copies: int = 8
+    join: Join | None = None
 
     def simple(self, values: Mapping[str, Any], inputs: int) -> Mix | None:
         """The mix of the inputs themselves, where nothing need be made of them."""
@@ -61,7 +67,12 @@ class Derived:
         return Mix((Term(1.0), *(Term(float(factor)) for factor in self.factors(values))))
 
     def make(
-        self, values: Mapping[str, Any], inputs: Sequence[torch.Tensor], base: torch.Tensor, shape: Sequence[int]
+        self,
+        values: Mapping[str, Any],
+        inputs: Sequence[torch.Tensor],
+        base: torch.Tensor,
+        shape: Sequence[int],
+        pairs: Sequence[Pair | None] = (),
     ) -> tuple[torch.Tensor, ...]:
         """What `find` makes, flat and as float32.
 
@@ -69,12 +80,41 @@ class Derived:
             values: all parameters.
             inputs, base: as many elements as `shape` has, of any merged dtype.
             shape: of the tensor.
+            pairs: of every input the factors of its adapter on the base, where it is that; empty where none is known.
 
         Raises:
             PoolError: task vectors are not finite.
         """
-        origin = base.float().view(tuple(shape))
-        tasks = [x.float().view(tuple(shape)) - origin for x in inputs]
-        check_finite({i: 0.0 if torch.isfinite(task).all() else math.nan for i, task in enumerate(tasks)}, len(tasks))
-        found = self.find(tasks, **self.given(values))
+        found = self.find(_parts(inputs, base, shape, pairs), **self.given(values))
         return tuple(part.float().reshape(-1) for part in (found if isinstance(found, tuple) else (found,)))
+
+    def factors_of(
+        self,
+        values: Mapping[str, Any],
+        inputs: Sequence[torch.Tensor],
+        base: torch.Tensor,
+        shape: Sequence[int],
+        pairs: Sequence[Pair | None],
+    ) -> Pair | None:
+        """The factors of what is added to the base, for a method that makes such of a matrix; as `make`."""
+        if self.join is None or len(shape) != 2:
+            return None
+        b, a = self.join(_parts(inputs, base, shape, pairs), **self.given(values))
+        return b.float() * self.factors(values)[0], a.float()
+
+
+def _parts(
+    inputs: Sequence[torch.Tensor], base: torch.Tensor, shape: Sequence[int], pairs: Sequence[Pair | None]
+) -> list[Any]:
+    """Factors where they are known, else task vectors."""
+    origin = base.float().view(tuple(shape))
+    known = pairs or [None] * len(inputs)
+    parts = [
+        x.float().view(tuple(shape)) - origin if pair is None else pair for x, pair in zip(inputs, known, strict=True)
+    ]
+    check_finite({i: 0.0 if _is_finite(part) else math.nan for i, part in enumerate(parts)}, len(parts))
+    return parts
+
+
+def _is_finite(part: torch.Tensor | Pair) -> bool:
+    return all(bool(torch.isfinite(each).all()) for each in ([part] if isinstance(part, torch.Tensor) else part))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from evomerge.errors import ConfigError
-from evomerge.merge.methods.derived import Derived, Find
+from evomerge.merge.methods.derived import Derived, Find, Join
 from evomerge.merge.mixes.masks import drop_, drop_each_
 from evomerge.merge.mixes.mix import Mix, Statistics
 from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
@@ -160,6 +160,7 @@ def derived_method(
     check: Callable[[Values], None] | None = None,
     unchanged: Callable[[Values], int | None] | None = None,
     family: str = "own",
+    join: Join | None = None,
 ) -> Callable[[Find], Find]:
     """Register the decorated function as what a method makes of the sources; see `Derived` for what it is called with.
 
@@ -171,7 +172,7 @@ def derived_method(
     spec = MethodSpec(name, parameters, "required", min_inputs, max_inputs, summary, True, family)
 
     def register(find: Find) -> Find:
-        made = Derived(find, given, factors, whole_alone, copies)
+        made = Derived(find, given, factors, whole_alone, copies, join)
         _add(Method(spec, check=check, unchanged=unchanged, derived=made))
         return find
 

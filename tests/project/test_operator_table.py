@@ -1,0 +1,63 @@
+"""The table of untuned and tuned operators: every method is in it, with parameters that it has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from contracts.space_samples import pool
+
+from evomerge.config.compose import compose_config
+from evomerge.config.construct import to_builtin
+from evomerge.merge.methods import specs
+from evomerge.session.builders import space_from_node
+from scripts.operator_table import OPERATORS, Series, holm, searched, space, table, untuned
+
+METHODS = specs()
+
+ELSEWHERE = {"ema", "lora_lego", "nearswap", "arcee_fusion", "passthrough"}
+
+
+def test_every_method_is_in_the_table() -> None:
+    assert OPERATORS.keys() == METHODS.keys() - ELSEWHERE
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_what_papers_recommend_is_a_recipe_and_a_space(name: str) -> None:
+    recipe = untuned(pool(), name)
+    recipe.check(METHODS)
+    given = dict(OPERATORS[name].given)
+    assert given.keys() <= {parameter.name for parameter in METHODS[name].parameters}
+    if not searched(name):
+        return
+    node = to_builtin(compose_config(["experiment=demo", *space(name)]).search_space)
+    made = space_from_node(node, "search_space", pool())
+    entry = made.decode(made.spec.initial).slices[0]
+    kept = {key: value for key, value in given.items() if key not in searched(name)}
+    assert kept.items() <= {**dict(entry.parameters), **dict(entry.inputs[0].parameters)}.items()
+
+
+def test_holm_by_hand() -> None:
+    # 3 x 0.01, 2 x 0.02, then 0.03 raised to what came before.
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_the_table_of_what_is_there(tmp_path: Path) -> None:
+    series = {str(seed): Series(tmp_path, tmp_path / f"seed{seed}", 10, 10) for seed in range(2)}
+    rng = np.random.default_rng(0)
+    for seed in range(2):
+        (tmp_path / f"seed{seed}").mkdir()
+        wrong = np.zeros(200)
+        some = np.r_[np.ones(100), np.zeros(100)]
+        for name, values in (("untuned-ties", wrong), ("tuned-ties", some), ("untuned-model_stock", some)):
+            items = {f"task{number}/acc": rng.permutation(values).tolist() for number in range(3)}
+            (tmp_path / f"seed{seed}" / f"{name}.json").write_text(json.dumps(items))
+    lines = table(series, ["ties", "model_stock", "emr"]).splitlines()
+    cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    assert cells[:5] == ["`ties`", "0.000", "0.500", "+0.500", "+0.500 to +0.500"]
+    assert float(cells[5].replace("**", "").replace("< ", "")) < 1e-50
+    assert lines[3].startswith("| `model_stock` | 0.500 | |")
+    assert lines[-1] == "Not complete: emr."
