@@ -14,6 +14,7 @@ from evomerge.config.placing import placed
 from evomerge.config.schema import Config
 from evomerge.config.trust import leaves
 from evomerge.errors import ConfigError, nearest
+from evomerge.evaluation.references import references
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.models.trusted_code import remember
 from evomerge.objectives import Objective, Scalarisation
@@ -95,12 +96,15 @@ def check_fitnesses(
         key: of `fitness`, for messages.
 
     Raises:
-        FitnessError: tasks, metrics or items that cannot be scored; a tokenizer without what they ask for.
+        FitnessError: tasks, metrics or items that cannot be scored; a tokenizer without what they ask for; a model to
+            compare with that the pool does not have.
         PoolError: the tokenizer cannot be loaded.
     """
     for node, part in ((key, fitness), ("held_out", held_out)):
         if part is not None:
             with placed(node, arguments_of(part)):
+                if pool is not None:
+                    references(part, pool.info)
                 part.check()
                 if pool is not None:
                     check_tokenizer(pool, part)
