@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from evomerge.candidate import Part
@@ -51,10 +51,11 @@ class UnlabelledFitness:
     bfloat16. The same items are read in the same batches every time.
 
     Args:
-        texts: by name a file, or a mapping with ``file`` (and ``key`` of JSONL), ``task`` (of lm-eval, whose prompts are
-            taken without targets), ``limit``, ``write`` (a model, or ``by``, ``tokens``, ``texts``, ``temperature``,
-            ``seed``: who writes texts, or goes on with those; the base by default), ``expert``, ``positions`` (``all``
-            or ``last``), ``metrics`` (name -> weight, or -> {weight, transform, objective}), ``weight``, ``objective``.
+        texts: by name a file, or a mapping with ``file`` (and ``key`` of JSONL), ``task`` (of lm-eval, whose prompts
+            are taken without targets), ``limit``, ``write`` (a model, or ``by``, ``tokens``, ``texts``,
+            ``temperature``, ``seed``: who writes texts, or goes on with those; the base by default), ``expert``,
+            ``positions`` (``all`` or ``last``), ``metrics`` (name -> weight, or -> {weight, transform, objective}),
+            ``weight``, ``objective``.
             Texts without ``metrics`` count `metrics`; where there are none, those of an expert the two losses of Expert
             Merging (1 and 0.1), others the logarithm of their perplexity.
         metrics: of texts that name none.

@@ -160,9 +160,12 @@ class Worker:
         """How far the search's way to score is from the stock tool's on the present model; its failure is only said."""
         if "search" not in self._fitnesses or not hasattr(self._fitnesses["search"], "apart"):
             return {}
+        fresh = "search" not in self._prepared
         self._scoring = True
         try:
             fitness: Any = self.fitness("search")
+            if fresh and candidate.recipe is not None:  # the model may have become others meanwhile
+                self._resident.apply(make_plan(candidate.recipe, self._pool))
             found: Mapping[str, float] = fitness.apart(self._resident.model)
             return found
         except Exception as error:

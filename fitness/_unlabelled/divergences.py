@@ -30,7 +30,7 @@ class Predictions:
         return cls(torch.log_softmax(logits.float(), dim=1))
 
     def surprise(self, targets: Tensor) -> Tensor:
-        """Minus the log-likelihood of one token at each position, in nats; `targets` int64 of shape ``(positions,)``."""
+        """Minus the log-likelihood of a token at each position, in nats; `targets` int64 of shape ``(positions,)``."""
         return -self.log_p.gather(1, targets[:, None])[:, 0]
 
     def entropy(self) -> Tensor:
@@ -53,8 +53,8 @@ class Predictions:
         """``KL(q || p) = sum q (log q - log p)`` in nats, with ``q`` the other's; 0 for itself, never below.
 
         Of an `other` that kept its likeliest tokens only, the rest of the vocabulary counts as one token: less than
-        what all tokens give by ``r KL(q' || p')``, with ``r`` the probability of the rest under ``q`` and ``q'``, ``p'``
-        the two within the rest.
+        what all tokens give by ``r KL(q' || p')``, with ``r`` the probability of the rest under ``q``, and ``q'`` and
+        ``p'`` the two within the rest.
         """
         log_q, log_p = self._beside(other)
         found: Tensor = _expectation(log_q.exp(), log_q - log_p).clamp(min=0)

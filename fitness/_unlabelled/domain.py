@@ -156,7 +156,9 @@ class Domain:
                 found[name] = _surprise(predictions, targets) - before[rows]
             else:
                 kept = _known(self.expert).states
-                found[name] = hidden_distance(states, [kept[layer][rows.to(kept[layer].device)] for layer in self.layers])
+                found[name] = hidden_distance(
+                    states, [kept[layer][rows.to(kept[layer].device)] for layer in self.layers]
+                )
         return found
 
     def _means(self, name: str, values: NDArray[np.float64], places: Sequence[int]) -> NDArray[np.float64]:

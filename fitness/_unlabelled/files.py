@@ -16,7 +16,11 @@ def check_file(term: TextTerm) -> None:
     """Raise `FitnessError` where the file that a term names is not there."""
     if term.file and not Path(term.file).expanduser().is_file():
         folder = Path(term.file).expanduser().parent
-        beside = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+        beside = (
+            [path.name for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
+            if folder.is_dir()
+            else []
+        )
         allowed = nearest(Path(term.file).name, beside) if beside else f"there is no folder {folder}"
         raise FitnessError(f"texts.{term.name}.file is {term.file!r}, which is not there", allowed)
 

@@ -69,7 +69,7 @@ def tokenised(
             most = longest - term.write.tokens
             if most < 1:
                 key = f"texts.{term.name}.write.tokens"
-                raise FitnessError(f"{key} is {term.write.tokens}", f"less than {longest}, the longest text's")
+                raise FitnessError(f"{key} is {term.write.tokens}", f"less than {longest}: a text has no more tokens")
             if not source.texts:
                 found[term.name] = [(begin_token(tokenizer),)] * source.count
                 continue
@@ -159,7 +159,10 @@ class Prepared:
                     self.add(term, texts)
         else:
             for term in self.terms:
-                expert, base = "expert" in term.needs and term.expert == name, "base" in term.needs and self.base == name
+                expert, base = (
+                    "expert" in term.needs and term.expert == name,
+                    "base" in term.needs and self.base == name,
+                )
                 if expert or base:
                     self.domains[term.name].learn(model, self.precision, expert=expert, base=base)
         self.steps.pop(0)

@@ -16,9 +16,7 @@ _COPIES = 4  # of a piece of logits in float32: logarithms, probabilities, what 
 _FORMS = {"float32": "in float32", "float16": "in float16"}
 
 
-def memory(
-    terms: Sequence[TextTerm], sources: Mapping[str, Source], model: ModelOutline, how: How
-) -> list[MemoryPart]:
+def memory(terms: Sequence[TextTerm], sources: Mapping[str, Source], model: ModelOutline, how: How) -> list[MemoryPart]:
     """The forwards, by the logits of the largest batch, and what other models said of the texts.
 
     Nothing where the model has no tokenizer, which scoring refuses.

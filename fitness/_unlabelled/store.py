@@ -63,8 +63,9 @@ def choose_precision(budget: int, positions: int, vocabulary: int, other: int, k
         FitnessError: not even the `LEAST` likeliest tokens fit.
     """
     left = budget - other
-    for form in ("float32", "float16"):
-        found = Precision(form)  # type: ignore[arg-type]
+    whole: tuple[Form, Form] = ("float32", "float16")
+    for form in whole:
+        found = Precision(form)
         if found.nbytes(positions, vocabulary) <= max(left, 0):
             return found
     kept = min((left // positions - 4) // 8, vocabulary)

@@ -150,7 +150,9 @@ def parse_texts(texts: Any, metrics: Any) -> tuple[TextTerm, ...]:
     """
     if not isinstance(texts, Mapping) or not texts:
         allowed = "a name for each domain, with a file, a task, or a model that writes"
-        raise ConfigError("texts is empty" if not texts else f"texts is {texts!r}", allowed, "texts={wiki: {file: wiki.txt}}")
+        raise ConfigError(
+            "texts is empty" if not texts else f"texts is {texts!r}", allowed, "texts={wiki: {file: wiki.txt}}"
+        )
     if metrics is not None:
         _metrics(metrics, "metrics", OBJECTIVE)
     return tuple(_text(str(name), value, metrics) for name, value in texts.items())
@@ -173,10 +175,10 @@ def _text(name: str, value: Any, common: Any) -> TextTerm:
     if not isinstance(file, str):
         raise ConfigError(f"{key}.file is {file!r}", "the path of a file")
     if not isinstance(task, str | Mapping):
-        raise ConfigError(f"{key}.task is {task!r}", "the name of an lm-eval task, the path of its YAML, or its content")
+        raise ConfigError(f"{key}.task is {task!r}", "the name or the YAML of an lm-eval task, or its content")
     if given.get("key") is not None and not (file.endswith((".jsonl", ".json")) and isinstance(given["key"], str)):
         raise ConfigError(f"{key}.key is {given['key']!r}", "the key of the text in a JSONL file: *.jsonl")
-    positions = given.get("positions") or "all"
+    positions: Any = given.get("positions") or "all"
     if positions not in get_args(Positions):
         raise ConfigError(f"{key}.positions is {positions!r}", nearest(str(positions), get_args(Positions)))
     if positions == "last" and write is not None:
@@ -195,10 +197,14 @@ def _text(name: str, value: Any, common: Any) -> TextTerm:
             allowed = f"the model of the pool that knows the domain, which {metric.name} compares with"
             raise ConfigError(f"{key}.expert is not set", allowed, f"set {key}.expert=NAME")
         if metric.kind.next_token and positions == "last":
-            raise ConfigError(f"{key}.positions is 'last' and {metric.name} is asked for", "no token comes after the last")
+            raise ConfigError(
+                f"{key}.positions is 'last' and {metric.name} is asked for", "no token comes after the last"
+            )
     limit = _whole(given.get("limit"), f"{key}.limit", 1, _MOST_TEXTS) if given.get("limit") is not None else None
     if limit is not None and not (file or task):
-        raise ConfigError(f"{key}.limit is {limit} without a file or task", f"{key}.write.texts says how many are written")
+        raise ConfigError(
+            f"{key}.limit is {limit} without a file or task", f"{key}.write.texts says how many are written"
+        )
     task = dict(task) if isinstance(task, Mapping) else task
     return TextTerm(name, file, given.get("key") or "text", task, limit, expert, positions, write, metrics, weight)
 
@@ -206,11 +212,13 @@ def _text(name: str, value: Any, common: Any) -> TextTerm:
 def _write(value: Any, key: str, prompted: bool) -> WriteTerm:
     given = {"by": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{key} is {value!r}", "a model's name, or a mapping with by, tokens, texts, temperature, seed")
+        raise ConfigError(f"{key} is {value!r}", f"a model's name, or a mapping with {', '.join(_WRITE_KEYS)}")
     _require_keys(given, _WRITE_KEYS, key)
     texts = given.get("texts")
     if prompted and texts is not None:
-        raise ConfigError(f"{key}.texts is {texts!r}", "each text of the file or task is gone on with once", "set limit instead")
+        raise ConfigError(
+            f"{key}.texts is {texts!r}", "each text of the file or task is gone on with once", "set limit instead"
+        )
     temperature = _number(given.get("temperature", 1.0), f"{key}.temperature")
     if temperature < 0:
         raise ConfigError(f"{key}.temperature is {temperature}", "0, for the likeliest token, or more")

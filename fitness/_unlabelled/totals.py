@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,7 +31,8 @@ def totals(terms: Sequence[TextTerm], items: Items) -> tuple[dict[str, float], d
             value = mean if metric.name != "perplexity" else _exp(mean)
             counted = mean if metric.log else value
             if not math.isfinite(counted):
-                raise FitnessError(f"metric {name} is {value}", "a finite number", "for a perplexity use transform: log")
+                do = "for a perplexity use transform: log"
+                raise FitnessError(f"metric {name} is {value}", "a finite number", do)
             metrics[name] = value
             sums[metric.objective] += term.weight * metric.factor * counted
     return {name: total / weights[name] for name, total in sums.items()}, metrics
