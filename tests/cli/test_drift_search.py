@@ -36,5 +36,6 @@ def test_a_search_for_a_front_of_accuracy_and_closeness(
     assert main(["evaluate", str(tmp_path / "first"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["objectives"]
     assert any(np.isclose(row["objectives"]["closeness"], found["closeness"], atol=1e-6) for row in told)
-    assert main(["evaluate", str(quick_pool / "base"), "experiment=demo_drift", f"pool.root='{quick_pool}'", "--json", "fitness.parts.accuracy.limit=4"]) == 0  # fmt: skip
+    words = ["experiment=demo_drift", f"pool.root='{quick_pool}'", "fitness.parts.accuracy.limit=4"]
+    assert main(["evaluate", str(quick_pool / "base"), *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["objectives"]["closeness"] == 0.0

@@ -68,7 +68,7 @@ def test_scores_are_those_of_the_parts(make: Any, load: Any, tasks: Any, tmp_pat
         assert estimator.difference(found.items, found.items)[name].value == 0.0
     by_item = estimator.by_item(found.items, found.items)
     assert {name: set(own) for name, own in by_item.items()} == {
-        "skill": {"choose"}, "words": {"complete"}, "fluency": {"raw"}
+        "skill": {"choose/acc"}, "words": {"complete/acc"}, "fluency": {"raw/perplexity"}
     }  # fmt: skip
     with pytest.raises(FitnessError, match="did you mean 'choose'"):
         several.run(model, {"chose": [0]})
@@ -84,7 +84,7 @@ def test_names_that_meet(tasks: Any, tmp_path: Path) -> None:
         SeveralFitness({"one": text(objective="drift"), "two": text(objective="drift")})
     with pytest.raises(FitnessError, match=r"parts.one and parts.two both have items of 'a'"):
         SeveralFitness({"one": text(), "two": text()}).check()
-    with pytest.raises(ConfigError, match="parts.one is 3; a fitness"):
+    with pytest.raises(ConfigError, match=r"parts\.one is 3; a fitness"):
         SeveralFitness({"one": 3})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="a fitness for each name"):
         SeveralFitness({})
@@ -105,7 +105,8 @@ def test_code_of_tasks_in_parts_is_asked_for(tmp_path: Path) -> None:
     task = tmp_path / "evil.yaml"
     task.write_text("task: evil\ndataset_path: json\ndoc_to_text: !function helper.run\n")
     text = {"_target_": "fitness.unlabelled.UnlabelledFitness", "texts": {"a": {"task": str(task)}}}
-    for node, key in ((text, "fitness"), ({"_target_": "fitness.several.SeveralFitness", "parts": {"x": text}}, "fitness.parts.x")):  # fmt: skip
+    several = {"_target_": "fitness.several.SeveralFitness", "parts": {"x": text}}
+    for node, key in ((text, "fitness"), (several, "fitness.parts.x")):
         with pytest.raises(ConfigError, match="is not run unasked"):
             check_trust({"fitness": node}, [], "the configuration")
         check_trust({"fitness": node}, [f"{key}.texts={{a: {{task: {task}}}}}"], "the configuration")

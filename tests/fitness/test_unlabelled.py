@@ -153,14 +153,14 @@ def test_greedy_texts_are_those_of_transformers(folder: Path) -> None:
 
 def test_sampled_texts_follow_the_model_and_not_the_batch(folder: Path) -> None:
     model = loaded(folder, "one")
-    prompts = [(3, 4)] * 4000
+    prompts = [(3, 4)] * 1200
     found = write(model, prompts, WriteTerm("one", tokens=1), 2048)
     assert found == write(model, prompts, WriteTerm("one", tokens=1), 100)
     assert found != write(model, prompts, WriteTerm("one", tokens=1, seed=1), 2048)
     with torch.no_grad():
         p = torch.softmax(model.module(torch.tensor([[3, 4]])).logits[0, -1].double(), 0).numpy()
     counts = np.bincount([text[-1] for text in found], minlength=48)
-    expected = 4000 * p
+    expected = 1200 * p
     enough = expected > 5
     statistic = float(((counts - expected)[enough] ** 2 / expected[enough]).sum())
     assert statistic < enough.sum() + 4 * math.sqrt(2 * enough.sum())  # chi square: mean n, variance 2n
@@ -202,8 +202,8 @@ def test_a_small_budget_keeps_the_likeliest_tokens(folder: Path, pool: Pool) -> 
     assert half == pytest.approx(exact, rel=2e-3)
     assert half != exact
     assert exact < top < 0.3 * exact, "never more than what all tokens say"
+    worker = Worker(pool, {"search": UnlabelledFitness(texts, reference_size=100)}, device="cpu")
     with pytest.raises(FitnessError, match="reference_size is"):
-        worker = Worker(pool, {"search": UnlabelledFitness(texts, reference_size=100)}, device="cpu")
         worker.fitness("search")
 
 
@@ -220,7 +220,8 @@ def test_estimates_from_some_texts(folder: Path, pool: Pool) -> None:
     some = worker.evaluate(Candidate(1, recipe, part={"a": [1, 4, 6], "b": [0, 2]}))
     assert fitness.items() == {"a": 7, "b": 4}
     assert np.flatnonzero(np.isfinite(some.items["a/entropy"])).tolist() == [1, 4, 6]
-    np.testing.assert_allclose(some.items["b/soft_cross_entropy"][[0, 2]], whole.items["b/soft_cross_entropy"][[0, 2]], rtol=1e-5)  # fmt: skip
+    ours, theirs = (found.items["b/soft_cross_entropy"][[0, 2]] for found in (some, whole))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     estimator = fitness.build_estimator()
     estimator.fit([])
     for found in (whole, some):
@@ -275,13 +276,16 @@ def test_what_is_refused_before_anything_is_read(texts: dict[str, Any], said: st
 
 def test_what_reading_refuses(folder: Path, pool: Pool, tmp_path: Path) -> None:
     def error(text: dict[str, Any], **more: Any) -> str:
+        fitness = UnlabelledFitness({"a": text}, **more)
         with pytest.raises(EvomergeError) as found:
-            fitness = UnlabelledFitness({"a": text}, **more)
-            fitness.references(pool.info)
-            fitness.check()
-            fitness.check_tokenizer(lambda: AutoTokenizer.from_pretrained(folder / "base"))
+            checked(fitness)
         assert "\n" not in str(found.value)
         return str(found.value)
+
+    def checked(fitness: UnlabelledFitness) -> None:
+        fitness.references(pool.info)
+        fitness.check()
+        fitness.check_tokenizer(lambda: AutoTokenizer.from_pretrained(folder / "base"))
 
     rows, short = folder / "words.jsonl", tmp_path / "short.txt"
     short.write_text("t1 t2\nt3\n")
