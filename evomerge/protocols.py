@@ -60,6 +60,11 @@ class Fitness(Protocol):
     One that scores in another way than its stock tool may have a method ``apart(model: LoadedModel) -> Mapping[str,
     float]`` that scores in both and says how far they are apart: it is asked of the winner. `prepare` comes before.
 
+    One that compares with models of the pool has two methods: ``references(pool: PoolInfo) -> Sequence[str]`` names
+    them in the order in which it wants to see them, and raises `FitnessError` for one that the pool does not have;
+    after `prepare`, ``refer(model: LoadedModel, name: str) -> None`` is called for each, with the worker's model being
+    that one. `references` comes before `prepare`.
+
     One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
     model's weights: `evomerge validate` adds it to the rest. `check` comes before.
     """

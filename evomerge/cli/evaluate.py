@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from evomerge.cli.options import add_import_option, add_trust_option
 from evomerge.cli.verbs import verb_parser
-from evomerge.errors import ConfigError, EvomergeError, nearest
+from evomerge.errors import ConfigError, EvomergeError, FitnessError, nearest
 from evomerge.recipes.slices import DTYPES
 from evomerge.run.inside import LEDGER
 from evomerge.run.outputs import check_output_folder
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from evomerge.candidate import Split
     from evomerge.config.schema import Config
     from evomerge.models.pool import Pool
+    from evomerge.protocols import Fitness
     from evomerge.recipes.recipe import Recipe
 
 
@@ -63,10 +64,12 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.session.builders import check_fitnesses, fitness_from_config
 
     fitness = fitness_from_config(config, key, exact=True)
+    _check_used(options.overrides, compares=hasattr(fitness, "references"))
     write_samples = getattr(fitness, "write_samples", None)
     if options.log_samples is not None:
         _check_samples(options.log_samples, write_samples, key)
     recipe, pool = _recipe(options.target, config, options.overrides, trust=options.trust)
+    pool = _with_references(pool, fitness, config, trust=options.trust)
     check_fitnesses(fitness, pool=pool, key=key)
 
     from evomerge.candidate import Candidate
@@ -184,17 +187,44 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
 
 _WHOLE = ("fitness", "held_out", "imports", "experiment")
 _SINGLE = ("pool.dtype", "pool.root", "pool.trust_remote_code", "evaluator.device", "evaluator.threads")
+_COMPARED = ("pool", "pool.base", "pool.models")
+"""Keys of models that a fitness may compare with."""
 
 
-def _check_used(overrides: Sequence[str]) -> None:
-    """Refuse keys that scoring one model does nothing with: a value that is ignored is a wrong score."""
+def _check_used(overrides: Sequence[str], *, compares: bool = True) -> None:
+    """Refuse keys that scoring one model does nothing with: a value that is ignored is a wrong score.
+
+    Args:
+        overrides: of the command line.
+        compares: whether the fitness may compare with models of the configuration's pool.
+    """
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
         used = key == "evaluator" or key.partition(".")[0] in _WHOLE or key in _SINGLE
+        used = used or (compares and (key in _COMPARED or key.startswith("pool.models.")))
         if not used and not override.startswith("-"):
             raise ConfigError(
                 f"`evomerge evaluate` does not use {key}", f"keys that it uses: {', '.join((*_WHOLE, *_SINGLE))}"
             )
+
+
+def _with_references(pool: Pool, fitness: Fitness, config: Config, *, trust: bool) -> Pool:
+    """The pool, with the models of the configuration's where the fitness compares with one that it does not have."""
+    from evomerge.config.construct import to_builtin
+    from evomerge.evaluation.references import references
+    from evomerge.models.opening import open_pool
+
+    settings = config.pool
+    models = to_builtin(settings.models) or {}
+    try:
+        references(fitness, pool.info)
+    except FitnessError:
+        if not models:
+            return pool  # checking the fitness says what is missing
+        own = dict(pool.info.refs)
+        more = {name: model for name, model in models.items() if name not in own}
+        return open_pool({**own, **more}, settings.base, settings.root, pool.info.dtype, trust)
+    return pool
 
 
 def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: bool) -> tuple[Recipe, Pool]:

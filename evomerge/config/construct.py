@@ -17,7 +17,7 @@ from evomerge.config.kinds import check_call, check_kind, signature_of
 from evomerge.config.placing import placed
 from evomerge.config.values import converted
 from evomerge.errors import ConfigError, nearest
-from evomerge.protocols import StrategyBuilder
+from evomerge.protocols import Fitness, StrategyBuilder
 
 TARGET = "_target_"
 _READ_BEFORE = {"search_space": ("bounds",), "strategy": ("prior",)}
@@ -153,7 +153,7 @@ def instead_of(target: object, name: str, key: str, allowed: Iterable[str]) -> t
 
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:
-    if annotation == list[StrategyBuilder]:
+    if annotation in (list[StrategyBuilder], dict[str, Fitness]):
         return value
     if not isinstance(value, str | int | float | list | dict | None):
         return value  # an object that a nested node described
@@ -165,9 +165,24 @@ def _nested(value: Any, annotation: Any, key: str) -> Any:
     if annotation == list[StrategyBuilder] and isinstance(value, list):
         _nested_nodes(value, annotation, key)
         return [_nested(entry, StrategyBuilder, f"{key}.{place}") for place, entry in enumerate(value)]
+    if annotation == dict[str, Fitness]:
+        return _fitnesses(value, key)
     if not (isinstance(value, Mapping) and TARGET in value):
         return value
     return functools.partial(build, value, key) if annotation is StrategyBuilder else build(value, key)
+
+
+def _fitnesses(value: Any, key: str) -> dict[str, Any]:
+    """The fitnesses that a mapping of names to nodes describes."""
+    if not isinstance(value, Mapping) or not value:
+        raise ConfigError(
+            f"{key} is {value!r}", "a fitness for each name", f"choose them with +fitness@{key}.NAME=lm_eval, say"
+        )
+    for name, entry in value.items():
+        if not (isinstance(entry, Mapping) and TARGET in entry):
+            do = f"choose one with +fitness@{key}.{name}=lm_eval, say"
+            raise ConfigError(f"{key}.{name} is {entry!r}", f"a mapping with {TARGET}", do)
+    return {str(name): build(entry, f"{key}.{name}") for name, entry in value.items()}
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

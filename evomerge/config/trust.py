@@ -20,7 +20,8 @@ FLAG = "--trust"
 _TARGET = "_target_"
 _OURS = ("evomerge.strategies.", "evomerge.evaluation.", "evomerge.trackers.", "search_spaces.", "fitness.")
 _TIMEOUT = "task_timeout"
-_LM_EVAL = "fitness.lm_eval_tasks.LmEvalFitness"
+_TASK_KEYS = {"fitness.lm_eval_tasks.LmEvalFitness": "tasks", "fitness.unlabelled.UnlabelledFitness": "texts"}
+"""Of fitnesses that load tasks of lm-eval, the key that names them."""
 _LONGEST = 300.0  # seconds that a stranger's configuration may give a task
 _DO = f"name it on the command line, or add {FLAG} if you know where it comes from"
 
@@ -40,11 +41,9 @@ def check_trust(content: Any, asked: Sequence[str], whose: str) -> None:
         reason = _reason(key, value)
         if reason and not _is_asked(key, value, asked):
             raise ConfigError(f"{whose} has {key}: {str(value)[:200]}", reason, _DO)
-    for key, node in _fitnesses(content):
-        tasks, folders = node.get("tasks"), node.get("include_path")
-        tasks = tasks if isinstance(tasks, list) else [tasks]
-        folders = [str(folder) for folder in (folders if isinstance(folders, list) else [folders]) if folder]
-        given = any(word.lstrip("+").startswith((f"{key}.tasks=", f"{key}.include_path=")) for word in asked)
+    for key, named, tasks, folders in _task_nodes(content):
+        places = f"{key}.{named}=", f"{key}.{named}.", f"{key}.include_path="
+        given = any(word.lstrip("+").startswith(places) for word in asked)
         found = None if given else task_code(tasks, folders)
         if found:
             raise ConfigError(f"{whose}: {key}: {found}", "code of a task is not run unasked", _DO)
@@ -111,13 +110,18 @@ def _is_asked(key: str, value: Any, asked: Sequence[str]) -> bool:
     return False
 
 
-def _fitnesses(content: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every node that describes an lm-eval fitness, however deep, under its dotted key."""
+def _task_nodes(content: Any, key: str = "") -> Iterator[tuple[str, str, list[Any], list[str]]]:
+    """Every node that names tasks of lm-eval, however deep: its key, its own key that names them, they, and folders."""
     if isinstance(content, Mapping):
-        if content.get(_TARGET) == _LM_EVAL:
-            yield key, content
+        named = _TASK_KEYS.get(str(content.get(_TARGET)), "")
+        if named:
+            given, folders = content.get(named), content.get("include_path")
+            tasks = given if isinstance(given, list) else [given]
+            if isinstance(given, Mapping):  # texts by name
+                tasks = [text["task"] for text in given.values() if isinstance(text, Mapping) and text.get("task")]
+            yield key, named, tasks, [str(f) for f in (folders if isinstance(folders, list) else [folders]) if f]
         for name, value in content.items():
-            yield from _fitnesses(value, f"{key}.{name}" if key else str(name))
+            yield from _task_nodes(value, f"{key}.{name}" if key else str(name))
     elif isinstance(content, list):
         for place, value in enumerate(content):
-            yield from _fitnesses(value, f"{key}.{place}")
+            yield from _task_nodes(value, f"{key}.{place}")

@@ -17,6 +17,7 @@ from evomerge.errors import EvomergeError, FitnessError, InfeasibleError, one_li
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.caching import open_shared
 from evomerge.evaluation.devices import await_memory, choose_device
+from evomerge.evaluation.references import references
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.merge.resident.model import Resident
@@ -86,15 +87,22 @@ class Worker:
             self._prepared.add(split)
         if split not in self._prepared:
             try:
-                self._with_room(
-                    lambda: self._fitnesses[split].prepare(self._resident.model), f"to prepare {split} items"
-                )
+                self._with_room(lambda: self._prepare(self._fitnesses[split]), f"to prepare {split} items")
             except Exception as error:
                 if device_lost(error):
                     raise lost(error) from error
                 raise
             self._prepared.add(split)
         return self._fitnesses[split]
+
+    def _prepare(self, fitness: Fitness) -> None:
+        """Prepare a fitness, and show it the models that it compares with: the resident model becomes each of them."""
+        names = references(fitness, self._pool.info)
+        fitness.prepare(self._resident.model)
+        for name in names:
+            self._resident.apply(make_plan(self._pool.info.linear({name: 1.0}), self._pool))
+            referring: Any = fitness
+            referring.refer(self._resident.model, name)
 
     def stage(self) -> Stage:
         """What it is at, and the slices of a merge that are done, of how many; another thread may ask."""
@@ -152,9 +160,12 @@ class Worker:
         """How far the search's way to score is from the stock tool's on the present model; its failure is only said."""
         if "search" not in self._fitnesses or not hasattr(self._fitnesses["search"], "apart"):
             return {}
+        fresh = "search" not in self._prepared
         self._scoring = True
         try:
             fitness: Any = self.fitness("search")
+            if fresh and candidate.recipe is not None:  # the model may have become others meanwhile
+                self._resident.apply(make_plan(candidate.recipe, self._pool))
             found: Mapping[str, float] = fitness.apart(self._resident.model)
             return found
         except Exception as error:

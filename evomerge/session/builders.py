@@ -14,6 +14,7 @@ from evomerge.config.placing import placed
 from evomerge.config.schema import Config
 from evomerge.config.trust import leaves
 from evomerge.errors import ConfigError, nearest
+from evomerge.evaluation.references import references
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.models.trusted_code import remember
 from evomerge.objectives import Objective, Scalarisation
@@ -68,20 +69,30 @@ def fitness_from_config(config: Config, key: str, *, exact: bool = False, files:
         raise ConfigError(
             f"{key} is not set", "a fitness is needed", f"choose one with {key}=lm_eval and {key}.tasks=[...]"
         )
-    if node.get("forwards") == "auto":
-        node = {**to_builtin(node), "forwards": "exact" if exact or key == "held_out" else "shared"}
-    ours = node.get(TARGET) == "fitness.lm_eval_tasks.LmEvalFitness"
-    if ours and node.get("generation") == "auto":
-        shared = node.get("forwards") == "shared" and not exact and key != "held_out"
-        node = {**to_builtin(node), "generation": "continuous" if shared else "stock"}
-    if ours and node.get("block_size", 0) is None:
-        node = {name: value for name, value in to_builtin(node).items() if name != "block_size"}  # of earlier versions
+    node = _with_modes(to_builtin(node), shared=not exact and key != "held_out")
     fitness = cast(Fitness, build(node, key))
     check_files: Callable[[], None] | None = getattr(fitness, "check_files", None)
     if check_files is not None and files:
         with placed(key, arguments_of(fitness)):
             check_files()
     return fitness
+
+
+def _with_modes(node: Any, *, shared: bool) -> Any:
+    """The node of a fitness, or of several in `parts`, where ``auto`` is what it means and keys of old are gone."""
+    if not isinstance(node, dict):
+        return node
+    made = dict(node)
+    if made.get("forwards") == "auto":
+        made["forwards"] = "shared" if shared else "exact"
+    ours = made.get(TARGET) == "fitness.lm_eval_tasks.LmEvalFitness"
+    if ours and made.get("generation") == "auto":
+        made["generation"] = "continuous" if shared and made.get("forwards") == "shared" else "stock"
+    if ours and made.get("block_size", 0) is None:
+        del made["block_size"]  # of earlier versions
+    if isinstance(made.get("parts"), dict):
+        made["parts"] = {name: _with_modes(part, shared=shared) for name, part in made["parts"].items()}
+    return made
 
 
 def check_fitnesses(
@@ -95,12 +106,15 @@ def check_fitnesses(
         key: of `fitness`, for messages.
 
     Raises:
-        FitnessError: tasks, metrics or items that cannot be scored; a tokenizer without what they ask for.
+        FitnessError: tasks, metrics or items that cannot be scored; a tokenizer without what they ask for; a model to
+            compare with that the pool does not have.
         PoolError: the tokenizer cannot be loaded.
     """
     for node, part in ((key, fitness), ("held_out", held_out)):
         if part is not None:
             with placed(node, arguments_of(part)):
+                if pool is not None:
+                    references(part, pool.info)
                 part.check()
                 if pool is not None:
                     check_tokenizer(pool, part)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from evomerge.config.construct import arguments_of
+from evomerge.config.placing import placed
 from evomerge.config.schema import Config
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.cache_settings import CacheSettings
@@ -227,7 +229,8 @@ def _forwards(parts: Parts, pool: Pool, plans: Sequence[Plan], on_host: bool) ->
         if asked is None:
             continue
         try:
-            own = asked(outline)
+            with placed(node, arguments_of(fitness)):
+                own = asked(outline)
         except EvomergeError:
             raise
         except Exception:  # of a task or tokenizer that scoring may still get along with

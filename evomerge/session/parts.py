@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.candidate import Split
 from evomerge.config.construct import TARGET, build, to_builtin
 from evomerge.config.schema import Config
+from evomerge.config.trust import leaves
 from evomerge.evaluation.worker_builder import ShippedBuilder
 from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
 from evomerge.run.folder import RunFolder
@@ -180,6 +181,6 @@ def _with_cache(config: Config) -> Any:
 
 
 def _targets(config: Config) -> list[str]:
-    """The classes that workers build."""
-    nodes = [to_builtin(node) for node in (config.fitness, config.held_out)]
-    return [str(node[TARGET]) for node in nodes if isinstance(node, Mapping) and TARGET in node]
+    """The classes that workers build, those of a fitness's parts too."""
+    content = {"fitness": to_builtin(config.fitness), "held_out": to_builtin(config.held_out)}
+    return [str(value) for key, value in leaves(content) if key.rpartition(".")[2] == TARGET]
