@@ -116,19 +116,32 @@ class NotedStatistics:
         ranks = self._notes.small(("ranks", name), lambda: found.ranks(index), lasting=True)
         return found.cut_from(ranks, index, first, last, held)
 
-    def derived(self, method: Method, values: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
-        """What a method makes of the sources (`Derived.make`), flat and where these are."""
-        return self._notes.derived(*self._called(method, values), self.device, lambda: self.make(method, values))
+    def derived(self, method: Method, values: Mapping[str, Any]) -> tuple[torch.Tensor, ...] | None:
+        """What a method makes of the sources (`Derived.make`), flat and where these are.
+
+        ``None`` where it would not be kept, and the method has a function that does without.
+        """
+        made = method.derived
+        assert made is not None, "asked for what was declared"
+        return self._notes.derived(
+            *self._called(method, values),
+            self.device,
+            lambda: self.make(method, values),
+            changing=made.changing,
+            cost=made.nbytes(values, self.count) if method.function is not None else None,
+        )
 
     def note(self, method: Method, values: Mapping[str, Any], made: tuple[torch.Tensor, ...]) -> None:
         """Keep what `make` made, as far as there is room."""
-        self._notes.derived(*self._called(method, values), self.device, lambda: made)
+        assert method.derived is not None, "asked for what was declared"
+        changing = method.derived.changing
+        self._notes.derived(*self._called(method, values), self.device, lambda: made, changing=changing)
 
     def would_keep(self, method: Method, values: Mapping[str, Any], cost: int) -> bool:
         """Whether what a method makes is not known yet, and there is room for it beside so many bytes."""
         assert method.derived is not None, "asked for what was declared"
         size = method.derived.nbytes(values, self.count)
-        return self._notes.would_keep(*self._called(method, values), size + cost)
+        return self._notes.would_keep(*self._called(method, values), size + cost, method.derived.changing)
 
     def make(self, method: Method, values: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
         """What a method makes of the sources, made now; by any thread."""

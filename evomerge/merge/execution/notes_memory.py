@@ -165,7 +165,9 @@ def _derived_tensors(plans: Sequence[Plan], pool: Pool) -> dict[Any, int]:
             variant = made.variant(values)
             for index in part.tensors:
                 names = tuple((source.model, source.tensors[index]) for source in every)
-                found[part.method, variant, names] = made.nbytes(values, math.prod(_shape(pool, part.base, index)))
+                size = made.nbytes(values, math.prod(_shape(pool, part.base, index)))
+                # Of parameters that change, other values are seldom kept beside the first.
+                found[part.method, size if made.changing else variant, names] = size
     return found
 
 

@@ -85,9 +85,10 @@ class TensorMerge:
             statistics = NotedStatistics(self._inputs, self._base, shape, keys, names, Notes(0))
         if method.derived is not None and statistics is not None:
             self.mix = method.derived.simple(values, len(self._inputs))
-            if self.mix is None and self._base is not None:
+            made = statistics.derived(method, values) if self.mix is None and self._base is not None else None
+            if made is not None and self._base is not None:
                 self.mix, self.of_sources = method.derived.mix(values), False
-                self._inputs = [self._base, *statistics.derived(method, values)]
+                self._inputs = [self._base, *made]
         elif method.mix is not None and statistics is not None:
             self.mix = method.mix(values, statistics)
         self.divisible = self.mix is not None or method.elementwise

@@ -31,6 +31,8 @@ class Derived:
         factors: the factors, from all parameters; as many as `find` makes.
         whole_alone: whether a task vector alone is what `find` makes of it.
         copies: of a tensor, in float64, that `find` has in memory at a time, about and besides those of the inputs.
+        changing: whether a search changes what is given unless told otherwise: what is made by other parameters than
+            the first is then kept only when it is asked for again.
     """
 
     find: Find
@@ -38,6 +40,7 @@ class Derived:
     factors: Callable[[Mapping[str, Any]], tuple[float, ...]]
     whole_alone: bool = False
     copies: int = 8
+    changing: bool = False
 
     def simple(self, values: Mapping[str, Any], inputs: int) -> Mix | None:
         """The mix of the inputs themselves, where nothing need be made of them."""

@@ -57,6 +57,8 @@ class Context:
 class Method:
     """A merge method: its declaration and the pure functions that carry it out: `mix`, `function`, both, or `derived`.
 
+    Where there is a `function` beside `derived`, both give the same bits: it is called where nothing is kept.
+
     Attributes:
         spec: the declaration.
         mix: ``mix(values, statistics) -> Mix | None``, asked first: the `Mix` that the method is on a tensor, run
@@ -105,6 +107,7 @@ def merge_method(
     random: bool = False,
     idempotent: bool | str = False,
     family: str = "own",
+    derived: Derived | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a merge method; see `Method` and `MethodSpec` for what it is called with.
 
@@ -114,7 +117,7 @@ def merge_method(
     spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent, family)
 
     def register(function: Function) -> Function:
-        _add(Method(spec, mix, function, elementwise, check, unchanged, random))
+        _add(Method(spec, mix, function, elementwise, check, unchanged, random, derived))
         return function
 
     return register
@@ -155,6 +158,7 @@ def derived_method(
     given: Callable[[Values], Mapping[str, Hashable]] = lambda values: {},
     whole_alone: bool = False,
     copies: int = 8,
+    changing: bool = False,
     min_inputs: int = 1,
     max_inputs: int | None = None,
     check: Callable[[Values], None] | None = None,
@@ -171,7 +175,7 @@ def derived_method(
     spec = MethodSpec(name, parameters, "required", min_inputs, max_inputs, summary, True, family)
 
     def register(find: Find) -> Find:
-        made = Derived(find, given, factors, whole_alone, copies)
+        made = Derived(find, given, factors, whole_alone, copies, changing)
         _add(Method(spec, check=check, unchanged=unchanged, derived=made))
         return find
 
@@ -204,7 +208,7 @@ def call_values(spec: MethodSpec, each: Sequence[Mapping[str, Scalar]], shared: 
 def functions_of(method: Method) -> list[Callable[..., Any]]:
     """The functions that carry a method out, the one that documents it first."""
     made = method.derived.find if method.derived is not None else None
-    return [function for function in (made, method.mix, method.function) if function is not None]
+    return [function for function in (method.mix, method.function, made) if function is not None]
 
 
 @functools.cache

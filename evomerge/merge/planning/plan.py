@@ -17,7 +17,7 @@ from evomerge.recipes.method_spec import ByTensor, Scalar
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, Parameters, SliceId, SliceRecipe
 
-_KEY_VERSION = 2  # raised when a method's result changes for the same parameters
+_KEY_VERSION = 3  # raised when a method's result changes for the same parameters
 
 
 def make_plan(recipe: Recipe, pool: Pool) -> Plan:
