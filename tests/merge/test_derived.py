@@ -134,11 +134,11 @@ def test_masks_of_consensus_last_while_weights_compare_as_they_did(pool: Pool, m
         ((0.7, 0.3, 0.5), 0.2, 0, 2),
         ((0.0, 0.5, 0.5), 0.2, 0, 2),  # two of them, each as it is
     ]
-    for weights, factor, expected, kept in turns:
-        plan = plan_of(pool, "consensus", [{"weight": weight} for weight in weights], lambda_=factor)
+    for each, factor, expected, kept in turns:
+        plan = plan_of(pool, "consensus", [{"weight": weight} for weight in each], lambda_=factor)
         before = len(made)
         found = merged(plan, sources)
-        if weights[0]:
+        if each[0]:
             assert len(made) - before == expected
             assert sources.notes.used == kept * one
         assert made[before:] == made[before:][: count(pool)]
