@@ -15,7 +15,7 @@ import torch
 from evomerge.errors import ConfigError
 from evomerge.merge.methods.derived import Derived, Find
 from evomerge.merge.mixes.masks import drop_, drop_each_
-from evomerge.merge.mixes.mix import Mix, Statistics
+from evomerge.merge.mixes.mix import Mix, Scopes, Statistics
 from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
 
 Function = Callable[..., torch.Tensor]
@@ -32,10 +32,13 @@ class Context:
     Attributes:
         offset: index of the block's first element in the whole tensor.
         keys: one mask key per input (`masks.mask_key`).
+        scopes: ranks of magnitudes in the layer or the model that the tensor is of; ``None`` where that is not known,
+            and the tensor counts as all of it.
     """
 
     offset: int = 0
     keys: tuple[int, ...] = ()
+    scopes: Scopes | None = None
 
     def drop_(self, index: int, density: float, task: torch.Tensor) -> None:
         """Set elements of the block `task` of input `index` to zero in place; each stays with probability `density`."""
