@@ -85,7 +85,7 @@ def _found(tasks: Sequence[torch.Tensor], weights: Sequence[float], limits: Sequ
     idempotent=True,
     elementwise=True,
     unchanged=unchanged_task,
-    derived=Derived(_found, _given, _factors, copies=0, changing=True),
+    derived=Derived(_found, _given, _factors, copies=0, changing=True, cubic=False),
 )
 def consensus(
     inputs: Sequence[torch.Tensor],

@@ -68,6 +68,7 @@ def _unchanged(values: Values) -> int | None:
     whole_alone=True,
     copies=1,
     changing=True,
+    cubic=False,
     unchanged=_unchanged,
 )
 def pcb(

@@ -162,6 +162,7 @@ def derived_method(
     whole_alone: bool = False,
     copies: int = 8,
     changing: bool = False,
+    cubic: bool = True,
     min_inputs: int = 1,
     max_inputs: int | None = None,
     check: Callable[[Values], None] | None = None,
@@ -178,7 +179,7 @@ def derived_method(
     spec = MethodSpec(name, parameters, "required", min_inputs, max_inputs, summary, True, family)
 
     def register(find: Find) -> Find:
-        made = Derived(find, given, factors, whole_alone, copies, changing)
+        made = Derived(find, given, factors, whole_alone, copies, changing, cubic)
         _add(Method(spec, check=check, unchanged=unchanged, derived=made))
         return find
 
