@@ -21,7 +21,8 @@ from evomerge.session.parts import Parts
 
 _SIDES = (48, 96, 192, 384)  # of matrices that are measured, until one takes long
 _TURNS = 5
-_LONG = 0.12  # seconds; the next takes up to eight times as long
+_AGAIN = 0.1  # seconds of turns, after which none is added
+_LONG = 0.5  # seconds of one; the next size takes up to eight times as long
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def derived_time(
     asked = Counter(of for own in each for of in own)
     lasting = {of: made for own in each for of, made in own.items() if asked[of] > 1 or len(each) == 1}
     last = each[-1]
-    rates: dict[Hashable, tuple[float, float]] = {}
+    rates: dict[Hashable, float] = {}
 
     def seconds(made: DerivedTensor) -> float:
         derived = made.method.derived
@@ -89,9 +90,9 @@ def derived_time(
         kind = made.method.spec.name, derived.variant(made.values), made.inputs
         if kind not in rates:
             rates[kind] = measured(derived, made.values, made.inputs, device)
-        by_element, by_product = rates[kind]
-        count = math.prod(made.shape)
-        return by_element * count + by_product * count * (min(made.shape) if len(made.shape) == 2 else 0)
+        if derived.cubic and len(made.shape) != 2:  # a mean, or as little as that
+            return 0.0
+        return rates[kind] * math.prod(made.shape) * (min(made.shape) if derived.cubic else 1)
 
     once = sum(seconds(made) for made in lasting.values())
     anew = sum(seconds(made) for of, made in last.items() if of not in lasting)
@@ -101,32 +102,24 @@ def derived_time(
     return DerivedTime(tuple(names), len(lasting), once, anew + homeless * once, threads)
 
 
-def measured(derived: Derived, values: Mapping[str, Any], inputs: int, device: torch.device) -> tuple[float, float]:
-    """Seconds of an element, and of one times the shorter side of its matrix, by making what is of small matrices.
+def measured(derived: Derived, values: Mapping[str, Any], inputs: int, device: torch.device) -> float:
+    """Seconds of an element, times the shorter side of its matrix where that counts (`Derived.cubic`).
 
-    Decompositions of 384 rows take as much of each operation as those of 1536, to a fifth; larger ones are scaled.
+    Decompositions of 384 rows take as much for each operation as those of 1536, to a fifth. Where much time goes to
+    steps over elements, as in `doge`, what is found of large matrices is too much.
     """
-    generator = torch.Generator().manual_seed(0)
-    taken: list[tuple[int, float]] = []
+    generator, taken = torch.Generator().manual_seed(0), 0.0
     for side in _SIDES:
         base = torch.randn(side, side, generator=generator)
         tasks = [(base + 0.01 * torch.randn(side, side, generator=generator)).to(device) for _ in range(inputs)]
         base = base.to(device)
         turns = [_timed(derived, values, tasks, base)]
-        while len(turns) < _TURNS and sum(turns) < _LONG:  # a machine that does other things takes longer, never less
+        while len(turns) < _TURNS and sum(turns) < _AGAIN:  # a machine that does other things takes longer, never less
             turns.append(_timed(derived, values, tasks, base))
-        taken.append((side, min(turns)))
+        taken = min(turns) / side ** (3 if derived.cubic else 2)
         if min(turns) > _LONG:
             break
-    side, whole = taken[-1]
-    if not derived.cubic:
-        return whole / side**2, 0.0
-    small, less = taken[0]
-    if small == side:
-        return 0.0, whole / side**3
-    # whole = a side^2 + b side^3, and so for the small one, which is far from it: neither is measured well.
-    by_product = max(0.0, (whole / side**2 - less / small**2) / (side - small))
-    return whole / side**2 - by_product * side, by_product
+    return taken
 
 
 def _timed(derived: Derived, values: Mapping[str, Any], tasks: Sequence[torch.Tensor], base: torch.Tensor) -> float:
