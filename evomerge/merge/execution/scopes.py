@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,9 +24,6 @@ from evomerge.merge.mixes.magnitude_order import WORD
 from evomerge.merge.mixes.mix import Cut, cut_between
 from evomerge.models.pool import Pool
 from evomerge.recipes.slices import SliceId
-
-if TYPE_CHECKING:
-    from evomerge.merge.execution.noted_statistics import NotedStatistics
 
 _LOWER = 1 << SHIFT  # magnitudes of a bin
 
@@ -65,6 +62,16 @@ class Members:
         return Members(counts, {name: number for number, name in enumerate(counts)}, sum(counts.values()))
 
 
+class Ranked(Protocol):
+    """What is asked of one tensor's task vector."""
+
+    def ranks(self, index: int) -> Ranks:
+        """The histogram of its magnitudes."""
+
+    def bin(self, index: int, number: int, size: int) -> torch.Tensor:
+        """What a bin of it holds, `size` elements: `torch_statistics.Bin`."""
+
+
 class Place(NamedTuple):
     """Where a rank is.
 
@@ -89,7 +96,7 @@ class ScopeRanks:
         open_: gives the statistics of one tensor's task vector, by its name.
     """
 
-    def __init__(self, key: Hashable, members: Members, notes: Notes, open_: Callable[[str], NotedStatistics]) -> None:
+    def __init__(self, key: Hashable, members: Members, notes: Notes, open_: Callable[[str], Ranked]) -> None:
         self._key, self._notes, self._open = key, notes, open_
         self.members = members
 
