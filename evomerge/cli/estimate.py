@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from evomerge.report.formatting import count
+from evomerge.report.formatting import count, duration
 from evomerge.session.memory import MemoryEstimate
 from evomerge.utils.memory import MemoryPart
 from evomerge.utils.sizes import size_text
 
 if TYPE_CHECKING:
     from evomerge.config.schema import Config
+    from evomerge.session.derived_time import DerivedTime
     from evomerge.session.parts import Parts
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -37,6 +38,7 @@ class Estimate:
         work: of one candidate: `documents`, `texts` read and tokens `written` at most; empty where nobody counts.
         batch: texts in a forward.
         arithmetic: of half precision on this processor, in words; empty where that goes without saying.
+        derived: what methods make of the sources; ``None`` where nothing, or on a GPU that is not here.
     """
 
     memory: MemoryEstimate
@@ -48,6 +50,7 @@ class Estimate:
     work: Mapping[str, int]
     batch: int
     arithmetic: str = ""
+    derived: DerivedTime | None = None
 
     @property
     def forwards(self) -> int:
@@ -64,6 +67,7 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
     Where the paths of a data flow may become longer than the one the search begins with, so may the resident model.
     """
     from evomerge.models.arithmetic import arithmetic_of
+    from evomerge.session.derived_time import estimate_derived
 
     pool = parts.pool
     assert pool is not None
@@ -88,6 +92,7 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
         work=work,
         batch=int(settings.get("batch_size") or 1),
         arithmetic=arithmetic_of(pool.info.dtype) if memory.on_host else "",
+        derived=estimate_derived(config, parts, memory),
     )
 
 
@@ -100,6 +105,8 @@ def rows(found: Estimate) -> list[tuple[str, RenderableType]]:
     lines.append(("disk", f"{size_text(found.run)} for the run, {written} to write the winner with `evomerge merge`"))
     if found.arithmetic:
         lines.append(("arithmetic", found.arithmetic))
+    if found.derived is not None:
+        lines.append(("made of sources", derived_text(found.derived)))
     if found.work:
         work = found.work
         texts = f"{work['documents']:,} items, {work['texts']:,} texts read"
@@ -110,6 +117,18 @@ def rows(found: Estimate) -> list[tuple[str, RenderableType]]:
         who = count(found.workers, "worker")
         lines.append(("time", f"{found.evaluations:,} times that, {total:,} forwards, by {who}{more}"))
     return lines
+
+
+def derived_text(found: DerivedTime) -> str:
+    """How long making tensors of the sources will take, in words."""
+    parts = []
+    if found.tensors:
+        parts.append(f"about {duration(found.seconds / found.threads)} once, for {count(found.tensors, 'tensor')}")
+    if found.again:
+        parts.append(f"about {duration(found.again / found.threads)} again for every candidate")
+    if found.threads > 1:
+        parts[-1] += f", on {found.threads} threads"
+    return f"by {', '.join(found.methods)}: {'; '.join(parts)} (small matrices were measured)"
 
 
 def _layers(space: Any, otherwise: int) -> int:

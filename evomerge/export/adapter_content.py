@@ -14,6 +14,7 @@ from evomerge.export.adapter_factors import exact_factors, made_factors, replace
 from evomerge.export.adapter_places import AdapterBase, Place, Places, kind_of
 from evomerge.export.low_rank import Bound, Factors, compressed, lost, truncated
 from evomerge.merge.execution.engine import SliceMerge
+from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.sources import Placement, Sources
 from evomerge.merge.planning.slice_plan import Part, SlicePlan
 from evomerge.models.pool import Pool
@@ -116,6 +117,7 @@ class AdapterContent:
     ) -> None:
         self._base, self._places, self._pool, self._bound = base, places, pool, bound
         self._dtype, self._whole_dtype = dtype, whole_dtype
+        self._notes = Notes(0)  # numbers only, for what ranks over the whole model
         self.tensors: dict[str, torch.Tensor] = {}
         self.ranks: dict[str, int] = {}
         self.whole: list[str] = []
@@ -136,7 +138,7 @@ class AdapterContent:
             RecipeError: a tensor differs that no adapter can hold.
         """
         # What is folded for a slice is not kept for the next.
-        merge = SliceMerge(entry, self._pool, Sources(self._pool, "cpu", Placement(0, 0, 0)))
+        merge = SliceMerge(entry, self._pool, Sources(self._pool, "cpu", Placement(0, 0, 0), notes=self._notes))
         whole: dict[str, dict[str, torch.Tensor]] = {}
         differing: set[str] = set()
         tied: dict[str, tuple[str, ...]] = {}

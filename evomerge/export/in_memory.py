@@ -9,6 +9,7 @@ import torch
 from evomerge.errors import PoolError, one_line
 from evomerge.export.config_json import merged_config
 from evomerge.export.writer import declared_tensors
+from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.loading import no_progress_bar, set_generation
@@ -35,8 +36,9 @@ def merged_model(recipe: Recipe, pool: Pool, device: str | torch.device = "cpu")
     plan = make_plan(recipe, pool)
     declared = declared_tensors(plan, pool, recipe)
     tensors = {tensor.name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device) for tensor in declared}
+    notes = Notes(0)
     for entry in plan.slices:
-        for name, begin, piece in stream_slice(entry, pool, device):
+        for name, begin, piece in stream_slice(entry, pool, device, notes=notes):
             tensors[name].view(-1)[begin : begin + piece.numel()] = piece
     config = type(pool.config).from_dict(merged_config(recipe, pool))
     folder = pool.folder(recipe.config_from)

@@ -16,6 +16,7 @@ from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.merge.execution.engine import TORCH_DTYPES
+from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
@@ -113,10 +114,10 @@ def declared_tensors(plan: Plan, pool: Pool, recipe: Recipe) -> list[Declared]:
 def _write_weights(
     plan: Plan, pool: Pool, shards: ShardWriter, progress: Progress | None, device: torch.device
 ) -> None:
-    done = 0
+    done, notes = 0, Notes(0)
     total = shards.tensor_bytes
     for entry in plan.slices:
-        for name, begin, piece in stream_slice(entry, pool, device):
+        for name, begin, piece in stream_slice(entry, pool, device, notes=notes):
             shards.write_piece(name, begin, piece)
             done += piece.nbytes
         if progress is not None:

@@ -54,6 +54,7 @@ def _tasks(
 
 
 _RESCALED: Mapping[str, str | float] = {"rescale_by": "magnitude"}
+_TENSOR: Mapping[str, str | float] = {"scope": "tensor"}
 _READ: Mapping[str, str | float] = {"reading": "mergekit"}
 
 FORMS: Mapping[str, Form] = {
@@ -64,11 +65,11 @@ FORMS: Mapping[str, Form] = {
     "karcher": Form("ignored", (), ("max_iter", "tol"), readings={"weight": 1.0}),
     "passthrough": Form("ignored", ("scale",)),
     "task_arithmetic": _tasks(rescale=False),
-    "ties": _tasks("density", elects=True),
+    "ties": _tasks("density", elects=True, readings=_TENSOR),
     "dare_linear": _tasks("density", readings=_RESCALED),
     "dare_ties": _tasks("density", elects=True, readings=_RESCALED),
-    "breadcrumbs": _tasks("density", "gamma"),
-    "breadcrumbs_ties": _tasks("density", "gamma", elects=True),
+    "breadcrumbs": _tasks("density", "gamma", readings=_TENSOR),
+    "breadcrumbs_ties": _tasks("density", "gamma", elects=True, readings=_TENSOR),
     "della": _tasks("density", "epsilon", elects=True, readings=_RESCALED),
     "della_linear": _tasks("density", "epsilon", readings=_RESCALED),
     "model_stock": Form("required", (), ("filter_wise",), readings=_READ),

@@ -94,7 +94,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     on_host = computes_on_host(config.evaluator)
     place: Place = "host" if on_host else "device"
     workers = max(1, parts.evaluator.slots)
-    plans = _plans(config, parts, pool)
+    plans = sample_plans(config, parts, pool)
     cache: CacheSettings = getattr(parts.evaluator, "cache_settings", CacheSettings())
     weights = model_bytes(pool, plans)
     room = max(0, free_host_memory() - (workers * weights if on_host else 0))
@@ -199,7 +199,7 @@ def _less(found: MemoryEstimate, parts: Sequence[MemoryPart]) -> str:
     return "; ".join(advice) or "use a larger machine"
 
 
-def _plans(config: Config, parts: Parts, pool: Pool) -> list[Plan]:
+def sample_plans(config: Config, parts: Parts, pool: Pool) -> list[Plan]:
     """Of the pool's own models where they are scored, and of some candidates of every phase."""
     scored = config.search.baselines or parts.held_out is not None
     recipes: list[Recipe | None] = [*baseline_recipes(pool.info).values()] if scored else []

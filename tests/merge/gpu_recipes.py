@@ -39,6 +39,7 @@ def everywhere_recipe(case: Case, pool: Pool, seed: int) -> Recipe:
     if case.method.derived is not None:
         searched = {p.name for p in case.method.spec.parameters if p.searched}
         shared = {name: value for name, value in shared.items() if name in searched}
+    shared.pop("scope", None)  # beyond a tensor a threshold is looked up with the host, once (see test_scopes)
     inputs = tuple(Input(name, None, parameters(own)) for name, own in zip(NAMES[: case.count], each, strict=True))
     base = Input("base") if case.based else None
     slices = [SliceRecipe(s, case.method.spec.name, inputs, parameters(shared), base) for s in pool.info.slices]

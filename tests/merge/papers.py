@@ -20,8 +20,8 @@ REFERENCES: dict[str, Callable[..., Array]] = {}
 def paper(reference: Callable[..., Array]) -> Callable[..., Array]:
     """Register ``reference(inputs, base, **values) -> Array`` under its name, which is the method's.
 
-    Arrays are float64 and of the tensor's shape; `values` are those of `methods.call_values`, and ``keys``, the mask
-    keys of the inputs, for random methods.
+    A tensor is all that there is: over it the scopes of ranks are one. Arrays are float64 and of its shape; `values`
+    are those of `methods.call_values`, and ``keys``, the mask keys of the inputs, for random methods.
     """
     assert reference.__name__ not in REFERENCES
     REFERENCES[reference.__name__] = reference
@@ -122,7 +122,15 @@ def task_arithmetic(x: Sequence[Array], base: Array, *, weight: Any, lambda_: fl
 
 @paper
 def ties(
-    x: Sequence[Array], base: Array, *, weight: Any, density: Any, lambda_: float, normalize: bool, rescale: bool
+    x: Sequence[Array],
+    base: Array,
+    *,
+    weight: Any,
+    density: Any,
+    lambda_: float,
+    normalize: bool,
+    rescale: bool,
+    scope: str,
 ) -> Array:
     whole = [float32(v - base) for v in x]
     tasks = [trimmed(task, d) for task, d in zip(whole, density, strict=True)]

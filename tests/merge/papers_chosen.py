@@ -147,7 +147,9 @@ def widen(
 
 
 @paper
-def localize_and_stitch(x: Sequence[Array], base: Array, *, weight: Any, density: Any, lambda_: float) -> Array:
+def localize_and_stitch(
+    x: Sequence[Array], base: Array, *, weight: Any, density: Any, lambda_: float, scope: str
+) -> Array:
     total, overlaps = np.zeros(base.size), np.zeros(base.size)
     for v, w, d in zip(x, weight, density, strict=True):
         if w != 0:

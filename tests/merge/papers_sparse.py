@@ -33,6 +33,7 @@ def breadcrumbs(
     lambda_: float,
     normalize: bool,
     rescale: bool,
+    scope: str,
 ) -> Array:
     tasks = [crumbs(float32(v - base), d, g, rescale) for v, d, g in zip(x, density, gamma, strict=True)]
     return base + lambda_ * weighted(tasks, weight, normalize)
@@ -49,6 +50,7 @@ def breadcrumbs_ties(
     lambda_: float,
     normalize: bool,
     rescale: bool,
+    scope: str,
 ) -> Array:
     tasks = [crumbs(float32(v - base), d, g, rescale) for v, d, g in zip(x, density, gamma, strict=True)]
     return base + lambda_ * elected(tasks, weight, normalize)

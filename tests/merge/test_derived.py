@@ -105,6 +105,49 @@ def test_weights_are_factors_of_tsv_m(pool: Pool, made: list[tuple[int, ...]]) -
         del made[before:]
 
 
+def test_weights_are_factors_of_pcb(pool: Pool, made: list[tuple[int, ...]]) -> None:
+    """Of a fixed density; another one is kept when it is asked for again."""
+    sources, plain = Sources(pool, placement=Placement(0, 0, 10**8)), Sources(pool, placement=Placement(0, 0, 0))
+    one = 4 * sum(math.prod(pool.layout.shapes[n]) for s in pool.info.slices for n in pool.layout.of_slice(s))
+    expected = [count(pool), 0, 0, count(pool), count(pool), 0, count(pool), 0]
+    kept = [3, 3, 3, 3, 6, 6, 6, 6]
+    for turn, density in enumerate((0.1, 0.1, 0.1, 0.3, 0.3, 0.3, 0.2, 0.1)):
+        each: list[dict[str, Scalar]] = [{"weight": 0.8 + 0.05 * turn * i} for i in (1, 2, 4)]
+        each[0]["weight"] = 0.9
+        plan = plan_of(pool, "pcb", each, density=density, lambda_=1.0 + turn)
+        del made[:]
+        found = merged(plan, sources)
+        assert len(made) == expected[turn]
+        assert sources.notes.used == kept[turn] * one
+        assert all(torch.equal(found[name], tensor) for name, tensor in merged(plan, plain).items())
+
+
+def test_masks_of_consensus_last_while_weights_compare_as_they_did(pool: Pool, made: list[tuple[int, ...]]) -> None:
+    sources, plain = Sources(pool, placement=Placement(0, 0, 10**8)), Sources(pool, placement=Placement(0, 0, 0))
+    one = 4 * sum(math.prod(pool.layout.shapes[n]) for s in pool.info.slices for n in pool.layout.of_slice(s))
+    turns: list[tuple[tuple[float, ...], float, int, int]] = [
+        ((1, 1, 1), 0.3, count(pool), 1),
+        ((0.7, 0.7, 0.7), 0.9, 0, 1),  # a factor on all of them changes no mask
+        ((0.7, 0.3, 0.5), 0.9, 0, 1),  # others do: by the function, and nothing is kept
+        ((0.7, 0.3, 0.6), 0.9, 0, 1),
+        ((0.7, 0.3, 0.5), 0.4, count(pool), 2),  # until they are asked for again
+        ((0.7, 0.3, 0.5), 0.2, 0, 2),
+        ((0.0, 0.5, 0.5), 0.2, 0, 2),  # two of them, each as it is
+    ]
+    for each, factor, expected, kept in turns:
+        plan = plan_of(pool, "consensus", [{"weight": weight} for weight in each], lambda_=factor)
+        before = len(made)
+        found = merged(plan, sources)
+        if each[0]:
+            assert len(made) - before == expected
+            assert sources.notes.used == kept * one
+        assert made[before:] == made[before:][: count(pool)]
+        before = len(made)
+        function = merged(plan, plain)
+        assert len(made) == before  # no room: element by element
+        assert all(torch.equal(found[name], tensor) for name, tensor in function.items())
+
+
 def test_parameters_of_what_is_made_make_it_anew(pool: Pool, made: list[tuple[int, ...]]) -> None:
     one = 4 * sum(math.prod(pool.layout.shapes[n]) for s in pool.info.slices for n in pool.layout.of_slice(s))
     sources = Sources(pool, placement=Placement(0, 0, one * 3 // 2))  # one and a half of what a candidate needs
@@ -153,6 +196,36 @@ def test_notes_of_what_is_derived() -> None:
     assert (notes.used, notes.budget) == (0, 50)
     assert ask("a", "x", 10) == ask("a", "x", 10) == 8
     assert notes.used == 40
+
+
+def test_notes_of_what_changes() -> None:
+    notes, calls = Notes(1000), list[str]()
+
+    def ask(variant: str, *, without: bool = False) -> bool:
+        def find() -> tuple[torch.Tensor, ...]:
+            calls.append(variant)
+            return (torch.zeros(10),)
+
+        return notes.derived("a", variant, CPU, find, changing=True, cost=40 if without else None) is not None
+
+    assert notes.would_keep("a", "x", 40, changing=True)
+    assert [ask("x"), ask("x"), notes.used] == [True, True, 40]
+    assert calls == ["x"]
+    assert not notes.would_keep("a", "y", 40, changing=True)
+    assert not ask("y", without=True)
+    assert notes.would_keep("a", "y", 40, changing=True)
+    assert not notes.would_keep("a", "y", 4000, changing=True)
+    assert [ask("y", without=True), ask("y", without=True), notes.used, calls] == [True, True, 80, ["x", "y"]]
+    for number in range(9):  # more than are remembered
+        assert not ask(f"{number}", without=True)
+    assert not ask("0", without=True)
+    assert ask("0", without=True)
+    notes.budget = 120
+    assert ask("8", without=True)  # in the place of x
+    assert [ask("y"), calls] == [True, ["x", "y", "0", "8"]]
+    notes.budget = 30
+    assert not ask("9", without=True)
+    assert not ask("9", without=True)  # there is no room
 
 
 def test_on_a_device_or_beside_it(llamas: Llamas) -> None:
@@ -209,7 +282,8 @@ def test_their_recipes_are_written_as_models(pool: Pool, tmp_path: Path) -> None
         written = load_file(tmp_path / case.method.spec.name / "model.safetensors")
         expected = merged(make_plan(recipe, pool), Sources(pool, placement=Placement(0, 0, 0)))
         assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
-    assert len(DERIVED) == len({"iso_c", "iso_cts", "tsv_m", "wudi", "optmerge", "opcm", "doge", "lora_lego"})
+    names = {"iso_c", "iso_cts", "tsv_m", "wudi", "optmerge", "opcm", "doge", "lora_lego", "pcb", "consensus"}
+    assert {case.method.spec.name for case in DERIVED} == names
     assert all(METHODS[case.method.spec.name].spec.idempotent for case in DERIVED)
 
 

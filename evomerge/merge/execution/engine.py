@@ -13,6 +13,7 @@ from evomerge.merge.execution.copies_ahead import CopiesAhead
 from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.noted_statistics import NotedStatistics
 from evomerge.merge.execution.notes import Notes
+from evomerge.merge.execution.scopes import Members, ScopeRanks
 from evomerge.merge.execution.sources import Placement, Sources
 from evomerge.merge.execution.stage_slices import StageSlices
 from evomerge.merge.execution.tensor_merge import TensorMerge
@@ -24,6 +25,7 @@ from evomerge.merge.mixes.masks import mask_key
 from evomerge.merge.planning.slice_plan import Part, SlicePlan, Source
 from evomerge.models.checkpoints.headers import FLOAT_DTYPES
 from evomerge.models.pool import Pool
+from evomerge.recipes.slices import SliceId
 
 TORCH_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES.values()}
 """Torch dtypes by the names that recipes use."""
@@ -160,8 +162,31 @@ class SliceMerge:
         shape = tuple(self.pool.layout.shapes[self.plan.like[index]])
         window = self.window([*inputs, *([base] if base is not None else [])])
         return NotedStatistics(
-            inputs, base, shape, keys, names, notes, window, lambda: adapter_pairs(self.pool, part, index)
+            *(inputs, base, shape, keys, names, notes, window),
+            pairs=lambda: adapter_pairs(self.pool, part, index),
+            scopes=lambda *of: self._scope(part, *of),
         )
+
+    def _scope(self, part: Part, number: int, scope: str) -> ScopeRanks:
+        """The ranks in the layer or the model that an input of a part is of."""
+        source, base, notes = part.sources[number], part.base, self.sources.notes
+        assert base is not None, "methods that need a base declare it"
+        slice_ = SliceId(self.plan.slice.component, source.layer)
+        place = None if scope == "model" else (slice_ if source.layer is None else source.layer)
+        key = source.model, base.model, scope, place
+        members = notes.small(
+            ("members", key), lambda: Members.of(self.pool, source.model, base.model, scope, slice_), lasting=True
+        )
+        return ScopeRanks(key, members, notes, lambda name: self._member(source.model, base.model, name))
+
+    def _member(self, model: str, base: str, name: str) -> NotedStatistics:
+        """One tensor of a task vector, and what is known of it."""
+        if self._window_bytes is not None:
+            self.pool.unmap()
+        inputs, below = [self.sources.flat(model, name)], self.sources.flat(base, name)
+        names = [(model, name), (base, name)]
+        window = self.window([*inputs, below])
+        return NotedStatistics(inputs, below, (below.numel(),), (), names, self.sources.notes, window)
 
     def window(self, tensors: Sequence[torch.Tensor]) -> Window | None:
         """How much of these tensors may take memory at a time."""

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.merge.execution.notes import Notes
+from evomerge.merge.execution.scopes import ScopeRanks
 from evomerge.merge.methods import Method
 from evomerge.merge.methods.derived import Derived, Pair
 from evomerge.merge.mixes.backend import Backend, backend_of
-from evomerge.merge.mixes.cpu_statistics import CpuStatistics, Window
+from evomerge.merge.mixes.cpu_statistics import CpuStatistics, Ranks, Window
 from evomerge.merge.mixes.magnitude_order import row_width
 from evomerge.merge.mixes.mix import Cut, DeviceCut
 from evomerge.merge.mixes.torch_statistics import Bin, TensorStatistics
@@ -32,6 +33,8 @@ class NotedStatistics:
         notes: of the pool.
         window: how much of mapped tensors on the CPU may take memory at a time.
         pairs: gives the factors of the inputs' adapters, for methods that take them.
+        scopes: ``scopes(index, scope)`` gives the ranks in the layer or model that an input is of; ``None`` where the
+            tensor counts as all of it.
 
     Attributes:
         tensors: the inputs and the base.
@@ -47,10 +50,12 @@ class NotedStatistics:
         notes: Notes,
         window: Window | None = None,
         pairs: Callable[[], Sequence[Pair | None]] = tuple,
+        scopes: Callable[[int, str], ScopeRanks] | None = None,
     ) -> None:
         self.tensors, self._pairs = (inputs, base), pairs
         self._names, self._base = tuple(names[: len(inputs)]), tuple(names[len(inputs) :])
         self.keys, self._notes, self._window = tuple(keys), notes, window
+        self._scopes = scopes
         self.shape, self.has_base = shape, base is not None
 
     @cached_property
@@ -84,8 +89,31 @@ class NotedStatistics:
         base = self._base if differences else ()
         return self._notes.small(("gram", *self._names, base), lambda: self._found.gram(differences), lasting=True)
 
-    def cut(self, index: int, first: int, last: int) -> Cut | DeviceCut | None:
+    def size(self, index: int, scope: str) -> int:
+        """Number of elements that a rank is one of."""
+        wide = self._wide(index, scope)
+        return self.count if wide is None else wide.members.total
+
+    def place(self, index: int, rank: int, scope: str) -> tuple[int, int]:
+        """The magnitude bits of a rank in a scope beyond the tensor, and where in the tensor it ends; see `Scopes`."""
+        wide = self._wide(index, scope)
+        assert wide is not None, "asked for what more than one tensor has"
+        return wide.place(self._tensor(index), rank)
+
+    def _wide(self, index: int, scope: str) -> ScopeRanks | None:
+        return None if scope == "tensor" or self._scopes is None else self._scopes(index, scope)
+
+    def _tensor(self, index: int) -> str:
+        """The name of an input's tensor."""
+        name = self._names[index]
+        assert isinstance(name, tuple), "it is called by model and tensor"
+        return str(name[1])
+
+    def cut(self, index: int, first: int, last: int, scope: str = "tensor") -> Cut | DeviceCut | None:
         """What keeps the ranks from `first` to `last`."""
+        wide = self._wide(index, scope)
+        if wide is not None:
+            return wide.cut(self._tensor(index), first, last)
         name = (self._names[index], *self._base)
         if self._stays:
             return self._cut(name, index, first, last)
@@ -94,44 +122,61 @@ class NotedStatistics:
     def _cut(self, name: tuple[Hashable, ...], index: int, first: int, last: int) -> Cut | DeviceCut | None:
         found = self._found
         if not isinstance(found, CpuStatistics):
-            return self._cut_by_bins(found, name, index, first, last)
+            return self._cut_by_bins(found, index, first, last)
         order = self._notes.large(("order", name), 4 * self.count, lambda: found.order(index))
         if order is not None:
             return found.cut_from_order(order, index, first, last)
-        ranks = self._notes.small(("ranks", name), lambda: found.ranks(index), lasting=True)
-        return found.cut_from(ranks, index, first, last)
+        return found.cut_from(self.ranks(index), index, first, last)
 
-    def _cut_by_bins(
-        self, found: TensorStatistics, name: tuple[Hashable, ...], index: int, first: int, last: int
-    ) -> Cut | DeviceCut | None:
+    def ranks(self, index: int) -> Ranks:
+        """The histogram of a task vector's magnitudes."""
+        name = (self._names[index], *self._base)
+        return self._notes.small(("ranks", name), lambda: self._found.ranks(index), lasting=True)
+
+    def bin(self, index: int, number: int, size: int) -> Bin:
+        """What a bin of that histogram holds, `size` elements."""
+
+        def find() -> Bin:
+            return self._found.bin(index, number, size)
+
+        if number == 0:  # mostly zeros, which may be half of a tensor
+            return find()
+        key, cost = ("bin", (self._names[index], *self._base), number), 8 * size
+        if self._stays:
+            return self._notes.on_device(key, cost, find)
+        kept = self._notes.large(key, cost, find, at_once=True)
+        return kept if kept is not None else find()
+
+    def _cut_by_bins(self, found: TensorStatistics, index: int, first: int, last: int) -> Cut | DeviceCut | None:
         """The cut from what is known of the bins that its ends lie in."""
+        return found.cut_from(self.ranks(index), index, first, last, lambda number, size: self.bin(index, number, size))
 
-        def held(number: int, size: int) -> Bin:
-            def find() -> Bin:
-                return found.bin(index, number, size)
+    def derived(self, method: Method, values: Mapping[str, Any]) -> tuple[torch.Tensor, ...] | None:
+        """What a method makes of the sources (`Derived.make`), flat and where these are.
 
-            key, cost = ("bin", name, number), 8 * size
-            if self._stays:
-                return self._notes.on_device(key, cost, find)
-            kept = self._notes.large(key, cost, find, at_once=True)
-            return kept if kept is not None else find()
-
-        ranks = self._notes.small(("ranks", name), lambda: found.ranks(index), lasting=True)
-        return found.cut_from(ranks, index, first, last, held)
-
-    def derived(self, method: Method, values: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
-        """What a method makes of the sources (`Derived.make`), flat and where these are."""
-        return self._notes.derived(*self._called(method, values), self.device, lambda: self.make(method, values))
+        ``None`` where it would not be kept, and the method has a function that does without.
+        """
+        made = method.derived
+        assert made is not None, "asked for what was declared"
+        return self._notes.derived(
+            *self._called(method, values),
+            self.device,
+            lambda: self.make(method, values),
+            changing=made.changing,
+            cost=made.nbytes(values, self.count) if method.function is not None else None,
+        )
 
     def note(self, method: Method, values: Mapping[str, Any], made: tuple[torch.Tensor, ...]) -> None:
         """Keep what `make` made, as far as there is room."""
-        self._notes.derived(*self._called(method, values), self.device, lambda: made)
+        assert method.derived is not None, "asked for what was declared"
+        changing = method.derived.changing
+        self._notes.derived(*self._called(method, values), self.device, lambda: made, changing=changing)
 
     def would_keep(self, method: Method, values: Mapping[str, Any], cost: int) -> bool:
         """Whether what a method makes is not known yet, and there is room for it beside so many bytes."""
         assert method.derived is not None, "asked for what was declared"
         size = method.derived.nbytes(values, self.count)
-        return self._notes.would_keep(*self._called(method, values), size + cost)
+        return self._notes.would_keep(*self._called(method, values), size + cost, method.derived.changing)
 
     def make(self, method: Method, values: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
         """What a method makes of the sources, made now; by any thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 T = TypeVar("T")
 
 _MOST_NOTES = 1 << 18
+_RECENT = 8  # variants of what is derived that are remembered without being kept
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Notes:
     _large: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _on_device: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _derived: dict[Hashable, dict[Hashable, tuple[torch.Tensor, ...]]] = field(default_factory=dict, repr=False)
+    _seen: dict[Hashable, deque[Hashable]] = field(default_factory=dict, repr=False)
     _asked: set[Hashable] = field(default_factory=set, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -114,8 +117,15 @@ class Notes:
         return found
 
     def derived(
-        self, key: Hashable, variant: Hashable, device: torch.device, find: Callable[[], tuple[torch.Tensor, ...]]
-    ) -> tuple[torch.Tensor, ...]:
+        self,
+        key: Hashable,
+        variant: Hashable,
+        device: torch.device,
+        find: Callable[[], tuple[torch.Tensor, ...]],
+        *,
+        changing: bool = False,
+        cost: int | None = None,
+    ) -> tuple[torch.Tensor, ...] | None:
         """Tensors that `find` made of sources on a device; kept there, or in main memory, where there is room.
 
         Candidates of a search may each ask for another variant of the same: the one that nobody asked for longest then
@@ -126,6 +136,8 @@ class Notes:
             variant: by which parameters.
             device: where they are wanted.
             find: makes them.
+            changing: whether variants beside the first are kept only when they are asked for again.
+            cost: bytes of them, from who can do without: ``None`` is then returned where they would not be kept.
         """
         known = self._derived.get(key)
         kept = known.get(variant) if known else None
@@ -133,8 +145,16 @@ class Notes:
             with self._lock:
                 known[variant] = known.pop(variant, kept)  # the last one used
             return tuple(tensor.to(device, non_blocking=True) for tensor in kept)
+        worth = not changing or self._lasts(key, variant)
+        if not worth:
+            with self._lock:
+                self._seen.setdefault(key, deque(maxlen=_RECENT)).append(variant)
+        if cost is not None and not (worth and self._has_room(cost - self._freed(key, device), device)):
+            return None
         with self.noting() if known is None else nullcontext():
             found = find()
+        if not worth:
+            return found
         cost = sum(tensor.nbytes for tensor in found)
         with self._lock:
             known = self._derived.setdefault(key, {})
@@ -146,9 +166,20 @@ class Notes:
                 self._charge(known[variant], 1)
         return found
 
-    def would_keep(self, key: Hashable, variant: Hashable, cost: int) -> bool:
+    def would_keep(self, key: Hashable, variant: Hashable, cost: int, changing: bool = False) -> bool:
         """Whether `derived` would find something that is not kept, and has `cost` bytes of main memory free."""
-        return variant not in self._derived.get(key, ()) and cost <= self.budget - self.used
+        if variant in self._derived.get(key, ()) or (changing and not self._lasts(key, variant)):
+            return False
+        return cost <= self.budget - self.used
+
+    def _lasts(self, key: Hashable, variant: Hashable) -> bool:
+        """Whether a variant is the first of its key, or was asked for not long ago."""
+        return not self._derived.get(key) or variant in self._seen.get(key, ())
+
+    def _freed(self, key: Hashable, device: torch.device) -> int:
+        """Bytes that other variants of a key would make room for, where that is needed."""
+        kept = [tensor for tensors in self._derived.get(key, {}).values() for tensor in tensors]
+        return sum(tensor.nbytes for tensor in kept if tensor.device.type == device.type)
 
     def _has_room(self, cost: int, device: torch.device) -> bool:
         on_device = device.type != "cpu" and cost <= self.device_budget - self.device_used

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from evomerge.merge.cache.merged_slice import ALIGNMENT
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.tensor_merge import DEVICE_BLOCK, merge_tensor
 from evomerge.merge.methods import METHODS
+from evomerge.merge.methods.derived import Derived
 from evomerge.merge.methods.registry import Method
 from evomerge.merge.mixes.mix import Cut, DeviceCut
 from evomerge.merge.planning.slice_plan import Part, Plan, Source
@@ -48,12 +49,12 @@ def notes_memory(plans: Sequence[Plan], pool: Pool, budget: int) -> list[MemoryP
         methods = sorted({part.method for plan in plans for part in _parts(plan) if part.method and _asks(part, pool)})
         text = f"for {', '.join(methods)}: the order of every task vector's magnitudes"
         parts.append(MemoryPart("statistics", orders + ranks, text))
-    made = _derived_tensors(plans, pool)
+    made = _kept_derived(plans, pool)
     if made:
         methods = sorted({part.method for plan in plans for part in _parts(plan) if part.method and _derives(part)})
         room = max(0, budget - copies - orders)
         text = f"for {', '.join(methods)}: what they make of all sources, once"
-        parts.append(MemoryPart("derived", min(sum(made.values()), room), text))
+        parts.append(MemoryPart("derived", min(made, room), text))
     return parts
 
 
@@ -66,7 +67,7 @@ def scratch_memory(plans: Sequence[Plan], pool: Pool, on_host: bool) -> list[Mem
         method, inputs = METHODS[part.method or "passthrough"], len(part.sources) + (part.base is not None)
         count = math.prod(pool.layout.shapes[like])
         if method.derived is not None:
-            largest = max(largest, _while_derived(pool.layout.shapes[like], inputs, method.derived.copies))
+            largest = max(largest, _while_derived(pool.layout.shapes[like], inputs, method.derived))
             continue
         whole = not method.elementwise and _mix(method, part, pool.layout.shapes[like]) is None
         if whole:  # all as float32, the result, and as much again while it is computed
@@ -91,7 +92,10 @@ class _Asked:
     def gram(self, differences: bool = False) -> NDArray[np.float64]:
         return np.eye(self._inputs)
 
-    def cut(self, index: int, first: int, last: int) -> Cut | None:
+    def size(self, index: int, scope: str) -> int:
+        return self.count
+
+    def cut(self, index: int, first: int, last: int, scope: str = "tensor") -> Cut | None:
         self.ranked.add(index)
         return None
 
@@ -150,30 +154,63 @@ def _derives(part: Part) -> bool:
     return part.method is not None and METHODS[part.method].derived is not None
 
 
-def _derived_tensors(plans: Sequence[Plan], pool: Pool) -> dict[Any, int]:
-    """Bytes of what methods make of sources, by method, what of and by which parameters."""
-    found: dict[Any, int] = {}
-    for plan in plans:
-        for part in _parts(plan):
-            every = (*part.sources, *([part.base] if part.base else []))
-            if not _derives(part) or part.base is None or any(source.made for source in every):
-                continue
-            made, values = METHODS[part.method or ""].derived, dict(part.values)
-            assert made is not None
-            if made.simple(values, len(part.sources)) is not None:
-                continue
-            variant = made.variant(values)
-            for index in part.tensors:
+class DerivedTensor(NamedTuple):
+    """What a method makes of the sources of one tensor (`Derived`).
+
+    Attributes:
+        of: method, parameters, and what of: equal for what is made once.
+        method, values: how it is made.
+        inputs: number of models.
+        shape: of the tensor.
+    """
+
+    of: tuple[str, Hashable, Hashable]
+    method: Method
+    values: Mapping[str, Any]
+    inputs: int
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is made."""
+        assert self.method.derived is not None, "asked for what was declared"
+        return self.method.derived.nbytes(self.values, math.prod(self.shape))
+
+
+def derived_tensors(plan: Plan, pool: Pool) -> Iterator[DerivedTensor]:
+    """What a plan's methods make of models, tensor by tensor; some may come twice."""
+    for part in _parts(plan):
+        every = (*part.sources, *([part.base] if part.base else []))
+        if not _derives(part) or part.base is None or any(source.made for source in every):
+            continue
+        method, values = METHODS[part.method or ""], dict(part.values)
+        made = method.derived
+        assert made is not None
+        if made.simple(values, len(part.sources)) is not None:
+            continue
+        variant = made.variant(values)
+        for index in part.tensors:
+            if pool.layout.integers.isdisjoint(source.tensors[index] for source in every):
                 names = tuple((source.model, source.tensors[index]) for source in every)
-                found[part.method, variant, names] = made.nbytes(values, math.prod(_shape(pool, part.base, index)))
-    return found
+                shape = _shape(pool, part.base, index)
+                yield DerivedTensor((method.spec.name, variant, names), method, values, len(part.sources), shape)
 
 
-def _while_derived(shape: Sequence[int], tensors: int, copies: int) -> int:
+def _kept_derived(plans: Sequence[Plan], pool: Pool) -> int:
+    """Bytes of what methods make of sources. Of parameters that change, other values are seldom kept."""
+    found: dict[Any, int] = {}
+    for made in (made for plan in plans for made in derived_tensors(plan, pool)):
+        assert made.method.derived is not None
+        method, variant, names = made.of
+        found[method, made.nbytes if made.method.derived.changing else variant, names] = made.nbytes
+    return sum(found.values())
+
+
+def _while_derived(shape: Sequence[int], tensors: int, made: Derived) -> int:
     """Bytes that making something of a tensor takes for a moment: all as float32 and float64, and what LAPACK needs."""
     count = math.prod(shape)
-    square = min(shape[1], shape[0] * tensors) ** 2 if len(shape) == 2 else 0
-    return (12 * tensors + 8 * copies) * count + 8 * _SQUARES * square
+    square = min(shape[1], shape[0] * tensors) ** 2 if len(shape) == 2 and made.cubic else 0
+    return (12 * tensors + 8 * made.copies) * count + 8 * _SQUARES * square
 
 
 def _asks(part: Part, pool: Pool) -> bool:

@@ -61,6 +61,7 @@ class Sources:
         placement: how much to keep where; measured by default.
         peers: other devices of the same kind that keep an equal part of what goes on the device: what comes from them
             does not come from the host.
+        notes: what is known of the pool's tensors; nothing for ``None``.
 
     Attributes:
         placement: as it is now.
@@ -73,11 +74,12 @@ class Sources:
         device: str | torch.device = "cpu",
         placement: Placement | None = None,
         peers: Sequence[torch.device] = (),
+        notes: Notes | None = None,
     ) -> None:
         self.pool = pool
         self.device = torch.device(device)
         self.placement = placement or Placement.measured(self.device)
-        self.notes = Notes(self.placement.notes, self.placement.device_notes)
+        self.notes = notes or Notes(self.placement.notes, self.placement.device_notes)
         self.device_bytes = self.host_bytes = 0
         self._taken = dict.fromkeys((self.device, *peers), 0)
         self._ran_out = False

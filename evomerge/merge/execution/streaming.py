@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from evomerge.merge.execution.engine import SliceMerge
+from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.sources import Placement, Sources
 from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.models.pool import Pool
@@ -24,7 +25,12 @@ Piece = tuple[str, int, torch.Tensor]
 
 @torch.no_grad()
 def stream_slice(
-    plan: SlicePlan, pool: Pool, device: str | torch.device = "cpu", window: int = WINDOW, size: int = PIECE
+    plan: SlicePlan,
+    pool: Pool,
+    device: str | torch.device = "cpu",
+    window: int = WINDOW,
+    size: int = PIECE,
+    notes: Notes | None = None,
 ) -> Iterator[Piece]:
     """The tensors of one output slice in pieces, one after the other; the same bits as `engine.merge_slice` gives.
 
@@ -38,12 +44,13 @@ def stream_slice(
         device: where to merge; on accelerators, tensors are merged whole.
         window: bytes.
         size: elements of a piece. Neither changes the result.
+        notes: to be shared by the slices of a model: what ranks over the whole model looks at it once.
 
     Raises:
         EvomergeError: a tensor cannot be read or merged; it is named.
     """
     # Every tensor is read once: none is worth keeping longer than its slice.
-    sources = Sources(pool, device, Placement(0, 0, 0))
+    sources = Sources(pool, device, Placement(0, 0, 0), notes=notes)
     merge = SliceMerge(plan, pool, sources, window_bytes=window)
     memory = torch.empty(size, dtype=merge.dtype, device=sources.device)
     touched = 0

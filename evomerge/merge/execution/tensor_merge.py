@@ -85,11 +85,13 @@ class TensorMerge:
             statistics = NotedStatistics(self._inputs, self._base, shape, keys, names, Notes(0))
         if method.derived is not None and statistics is not None:
             self.mix = method.derived.simple(values, len(self._inputs))
-            if self.mix is None and self._base is not None:
+            made = statistics.derived(method, values) if self.mix is None and self._base is not None else None
+            if made is not None and self._base is not None:
                 self.mix, self.of_sources = method.derived.mix(values), False
-                self._inputs = [self._base, *statistics.derived(method, values)]
+                self._inputs = [self._base, *made]
         elif method.mix is not None and statistics is not None:
             self.mix = method.mix(values, statistics)
+        self._scopes = statistics
         self.divisible = self.mix is not None or method.elementwise
 
     def run(self, out: torch.Tensor, begin: int = 0, block: int | None = None) -> None:
@@ -147,7 +149,7 @@ class TensorMerge:
         assert self._method.function is not None, "a method has a mix or a function"
         shaped = [tensor.float().view(self._shape) for tensor in self._inputs]
         below = self._base.float().view(self._shape) if self._base is not None else None
-        result = self._method.function(shaped, below, context=Context(0, self._keys), **self._values)
+        result = self._method.function(shaped, below, context=Context(0, self._keys, self._scopes), **self._values)
         out.copy_(result.reshape(-1))
         return _finite(out)
 

@@ -7,6 +7,7 @@ from evomerge.merge.methods.parameters import (
     LAMBDA,
     NO_NORMALIZE,
     NO_RESCALE,
+    SCOPE,
     WEIGHT,
     check_normalisable,
     unchanged_task,
@@ -34,9 +35,8 @@ def _crumbs(values: Values, statistics: Statistics) -> tuple[Term, ...]:
     With the paper's percentiles, ``gamma`` is one minus its gamma and ``density`` its gamma minus its beta. Where the
     two do not fit together, fewer outliers go (as in mergekit), so that a density of one is the whole task vector.
     """
-    count = statistics.count
 
-    def ranks(index: int, density: float) -> tuple[int, int]:
+    def ranks(index: int, density: float, count: int) -> tuple[int, int]:
         kept = int(density * count)
         outliers = min(int(values["gamma"][index] * count), count - kept)
         return outliers, outliers + kept
@@ -52,6 +52,7 @@ def _crumbs(values: Values, statistics: Statistics) -> tuple[Term, ...]:
     LAMBDA,
     NO_NORMALIZE,
     NO_RESCALE,
+    SCOPE,
     summary="task vectors without outliers and small perturbations, summed (arXiv 2312.06795)",
     family="sparse",
     base="required",
@@ -60,7 +61,12 @@ def _crumbs(values: Values, statistics: Statistics) -> tuple[Term, ...]:
     unchanged=unchanged_task,
 )
 def breadcrumbs(values: Values, statistics: Statistics) -> Mix:
-    """``theta_0 + lambda sum w_i m_i tau_i`` with masks of the middle magnitudes of each tensor."""
+    """``theta_0 + lambda sum w_i m_i tau_i`` with masks of the middle magnitudes.
+
+    The paper masks layer by layer, as ``scope: tensor`` does with every tensor; ``scope: layer`` ranks the magnitudes
+    of all tensors of a layer together, ``scope: model`` those of the whole model. ``rescale`` restores the sum of
+    magnitudes of each tensor.
+    """
     return fused(_crumbs(values, statistics), values, elect=False)
 
 
@@ -72,6 +78,7 @@ def breadcrumbs(values: Values, statistics: Statistics) -> Mix:
     LAMBDA,
     NO_NORMALIZE,
     NO_RESCALE,
+    SCOPE,
     summary="task vectors without outliers and small perturbations, merged where their signs agree",
     family="sparse",
     base="required",

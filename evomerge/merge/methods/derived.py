@@ -36,6 +36,10 @@ class Derived:
         copies: of a tensor, in float64, that `find` has in memory at a time, about and besides those of the inputs.
         join: ``join(parts, **given)`` makes the factors of ``D``, the only one, of a matrix. Where there is such,
             `parts` are the factors of adapters, and task vectors of what is no adapter; `find` is given these too.
+        changing: whether a search changes what is given unless told otherwise: what is made by other parameters than
+            the first is then kept only when it is asked for again.
+        cubic: whether the time that `find` takes of a matrix grows with its shorter side as well as with its elements,
+            as that of decompositions does.
     """
 
     find: Find
@@ -44,6 +48,8 @@ class Derived:
     whole_alone: bool = False
     copies: int = 8
     join: Join | None = None
+    changing: bool = False
+    cubic: bool = True
 
     def simple(self, values: Mapping[str, Any], inputs: int) -> Mix | None:
         """The mix of the inputs themselves, where nothing need be made of them."""

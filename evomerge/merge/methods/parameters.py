@@ -39,6 +39,13 @@ RESCALE_BY = ParameterSpec(
     choices=("probability", "magnitude"),
     summary="divide by the probability of staying (paper), or restore the sum of magnitudes (mergekit)",
 )
+SCOPE = ParameterSpec(
+    "scope",
+    "tensor",
+    kind="categorical",
+    choices=("tensor", "layer", "model"),
+    summary="over what magnitudes are ranked: each tensor, all of its layer, or the whole model",
+)
 READING = ParameterSpec(
     "reading",
     "paper",

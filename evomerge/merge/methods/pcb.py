@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,27 @@ import torch
 
 from evomerge.merge.methods.blocks import blocks
 from evomerge.merge.methods.parameters import CHOSEN_WEIGHT, LAMBDA, active, unchanged_task
-from evomerge.merge.methods.registry import Context, Values, merge_method
-from evomerge.merge.methods.sphere import check_finite
+from evomerge.merge.methods.registry import Values, derived_method
 from evomerge.recipes.method_spec import ParameterSpec
+
+
+def _apart(values: Values) -> bool:
+    """Whether the models' parts are to be known one by one."""
+    return len({values["weight"][i] for i in active(values["weight"])}) > 1
+
+
+def _factors(values: Values) -> tuple[float, ...]:
+    weights = [float(values["lambda_"] * values["weight"][i]) for i in active(values["weight"])]
+    return tuple(weights) if _apart(values) else tuple(weights[:1])
+
+
+def _given(values: Values) -> Mapping[str, Hashable]:
+    return {
+        "active": tuple(active(values["weight"])),
+        "apart": _apart(values),
+        "density": float(values["density"]),
+        "clip": float(values["clip"]),
+    }
 
 
 def _unchanged(values: Values) -> int | None:
@@ -20,7 +38,7 @@ def _unchanged(values: Values) -> int | None:
     return unchanged_task({name: values[name] for name in ("weight", "lambda_")})
 
 
-@merge_method(
+@derived_method(
     "pcb",
     CHOSEN_WEIGHT,
     ParameterSpec(
@@ -45,20 +63,17 @@ def _unchanged(values: Values) -> int | None:
     LAMBDA,
     summary="averaged by competition within and between task vectors (PCB-Merging, arXiv 2410.02396)",
     family="sparse",
-    base="required",
-    idempotent=True,
+    factors=_factors,
+    given=_given,
+    whole_alone=True,
+    copies=1,
+    changing=True,
+    cubic=False,
     unchanged=_unchanged,
 )
 def pcb(
-    inputs: Sequence[torch.Tensor],
-    base: torch.Tensor,
-    *,
-    weight: Sequence[float],
-    density: float,
-    clip: float,
-    lambda_: float,
-    context: Context,
-) -> torch.Tensor:
+    tasks: Sequence[torch.Tensor], active: Sequence[int], apart: bool, density: float, clip: float
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """``theta_0 + lambda sum_i w_i s_i tau_i / sum_i s_i``, with a score ``s_i`` from 0 to 1 for every element.
 
     ``s_i`` is the product of ``exp(N n(|tau_i|)^2)`` (intra-balancing) and ``sum_j tanh(t_i t_j)`` with
@@ -72,34 +87,32 @@ def pcb(
     model, these of each tensor. One model alone competes with none: it is merged whole. Where all scores of a tensor
     are equal, as in tensors of one element, those above zero are 1.
 
-    Two tensors more than the inputs are in memory: the scores of one task vector, and the result.
-
-    Raises:
-        PoolError: values are NaN or infinite.
+    ``s_i tau_i / sum_j s_j`` depends on ``density``, ``clip`` and which weights are not zero. It is found once per pool
+    for each set of these: candidates that differ in weights and ``lambda`` cost what task arithmetic costs. Kept in
+    four bytes per element, times the number of models where their weights differ. A search over ``density`` finds it
+    anew for every value.
     """
-    used = active(weight)
-    if not used or not base.numel() or density == 0:
-        return base.clone()
-    if len(used) == 1:
-        return (inputs[used[0]] - base).mul_(weight[used[0]] * lambda_).add_(base)
-    competition = _Competition([inputs[i] for i in used], base, clip)
-    check_finite(dict(zip(used, competition.sums, strict=False)), len(inputs))
-    ranks = base.numel() - 1
+    chosen = [tasks[i] for i in active]
+    if len(chosen) == 1:
+        return chosen[0]
+    parts = [torch.zeros(tasks[0].shape, device=tasks[0].device) for _ in (chosen if apart else chosen[:1])]
+    count = tasks[0].numel()
+    if not count or density == 0:
+        return tuple(parts)
+    competition = _Competition(chosen, clip)
     limits = []
-    for i in range(len(used)):
+    for i in range(len(chosen)):
         scores = competition.scores(i)
-        limits.append(_at_ranks(scores, min(int(base.numel() * (1 - density)), ranks), ranks))
-    result = base.new_empty(base.numel())
-    for block in blocks(base.numel(), base.device):
-        tasks = competition.tasks(block)
-        shares = [_spread(own, *at) for own, at in zip(competition.block_scores(tasks), limits, strict=True)]
-        total, divisor = 0.0, 0.0
-        for i, task, share in zip(used, tasks, shares, strict=True):
-            total = total + task.clipped * share * weight[i]
-            divisor = divisor + share
-        mean = total / competition.xp.where(divisor > 0, divisor, 1.0) * lambda_
-        result[block] = torch.as_tensor(mean).float().add_(base.reshape(-1)[block])
-    return result.view(base.shape)
+        limits.append(_at_ranks(scores, min(int(count * (1 - density)), count - 1), count - 1))
+    for block in blocks(count, tasks[0].device):
+        members = competition.tasks(block)
+        shares = [_spread(own, *at) for own, at in zip(competition.block_scores(members), limits, strict=True)]
+        own = [task.clipped * share for task, share in zip(members, shares, strict=True)]
+        divisor = sum(shares)
+        divisor = competition.xp.where(divisor > 0, divisor, 1.0)
+        for part, total in zip(parts, own if apart else [sum(own)], strict=True):
+            part.view(-1)[block] = torch.as_tensor(total / divisor).float()
+    return tuple(parts)
 
 
 class _Task:
@@ -125,37 +138,25 @@ class _Competition:
     where its threads divide a tensor.
 
     Args:
-        inputs, base: tensors of one shape, float32.
+        tasks: finite, of one shape, float32.
         clip: share of the magnitudes that is clipped at either end.
-
-    Attributes:
-        sums: of the magnitudes of every task vector, as far as the host knows them.
     """
 
-    def __init__(self, inputs: Sequence[torch.Tensor], base: torch.Tensor, clip: float) -> None:
-        self.xp: Any = np if base.device.type == "cpu" else torch
-        self._inputs, self._base = [self._flat(x) for x in inputs], self._flat(base)
-        self._blocks = list(blocks(base.numel(), base.device))
-        low = int(base.numel() * clip)
-        high = max(low, int(base.numel() * (1 - clip) - 1))
-        self.sums: list[float] = []
-        self._bounds = [self._bounded(x, low, high) for x in self._inputs]
-
-    def _flat(self, x: torch.Tensor) -> Any:
-        return x.reshape(-1) if self.xp is torch else x.reshape(-1).numpy()
-
-    def _bounded(self, x: Any, low: int, high: int) -> tuple[Any, Any]:
-        sizes = self.xp.abs(x - self._base)
-        if self.xp is np:
-            self.sums.append(float(sizes.sum(dtype=np.float64)))
-        return _at_ranks(sizes, low, high)
+    def __init__(self, tasks: Sequence[torch.Tensor], clip: float) -> None:
+        first = tasks[0]
+        self.xp: Any = np if first.device.type == "cpu" else torch
+        self._tasks: list[Any] = [x.reshape(-1) if self.xp is torch else x.reshape(-1).numpy() for x in tasks]
+        self._blocks = list(blocks(first.numel(), first.device))
+        low = int(first.numel() * clip)
+        high = max(low, int(first.numel() * (1 - clip) - 1))
+        self._bounds = [_at_ranks(self.xp.abs(x), low, high) for x in self._tasks]
 
     def tasks(self, block: slice) -> list[_Task]:
         """A block of all task vectors."""
         found = []
-        for x, bounds in zip(self._inputs, self._bounds, strict=True):
-            task = x[block] - self._base[block]
-            found.append(_Task(task.astype(np.float64) if self.xp is np else task.double(), bounds, self.xp))
+        for x, bounds in zip(self._tasks, self._bounds, strict=True):
+            task = x[block].astype(np.float64) if self.xp is np else x[block].double()
+            found.append(_Task(task, bounds, self.xp))
         return found
 
     def block_scores(self, tasks: Sequence[_Task]) -> list[Any]:
@@ -164,7 +165,7 @@ class _Competition:
 
     def scores(self, index: int) -> Any:
         """The scores of a task vector: flat, float32, but for a factor that is the same for all of them."""
-        found = self.xp.empty_like(self._base)
+        found = self.xp.empty_like(self._tasks[0])
         for block in self._blocks:
             found[block] = self._score(index, self.tasks(block))
         return found

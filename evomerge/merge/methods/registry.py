@@ -15,7 +15,7 @@ import torch
 from evomerge.errors import ConfigError
 from evomerge.merge.methods.derived import Derived, Find, Join
 from evomerge.merge.mixes.masks import drop_, drop_each_
-from evomerge.merge.mixes.mix import Mix, Statistics
+from evomerge.merge.mixes.mix import Mix, Scopes, Statistics
 from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
 
 Function = Callable[..., torch.Tensor]
@@ -32,10 +32,13 @@ class Context:
     Attributes:
         offset: index of the block's first element in the whole tensor.
         keys: one mask key per input (`masks.mask_key`).
+        scopes: ranks of magnitudes in the layer or the model that the tensor is of; ``None`` where that is not known,
+            and the tensor counts as all of it.
     """
 
     offset: int = 0
     keys: tuple[int, ...] = ()
+    scopes: Scopes | None = None
 
     def drop_(self, index: int, density: float, task: torch.Tensor) -> None:
         """Set elements of the block `task` of input `index` to zero in place; each stays with probability `density`."""
@@ -56,6 +59,8 @@ class Context:
 @dataclass(frozen=True)
 class Method:
     """A merge method: its declaration and the pure functions that carry it out: `mix`, `function`, both, or `derived`.
+
+    Where there is a `function` beside `derived`, both give the same bits: it is called where nothing is kept.
 
     Attributes:
         spec: the declaration.
@@ -105,6 +110,7 @@ def merge_method(
     random: bool = False,
     idempotent: bool | str = False,
     family: str = "own",
+    derived: Derived | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a merge method; see `Method` and `MethodSpec` for what it is called with.
 
@@ -114,7 +120,7 @@ def merge_method(
     spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent, family)
 
     def register(function: Function) -> Function:
-        _add(Method(spec, mix, function, elementwise, check, unchanged, random))
+        _add(Method(spec, mix, function, elementwise, check, unchanged, random, derived))
         return function
 
     return register
@@ -155,6 +161,8 @@ def derived_method(
     given: Callable[[Values], Mapping[str, Hashable]] = lambda values: {},
     whole_alone: bool = False,
     copies: int = 8,
+    changing: bool = False,
+    cubic: bool = True,
     min_inputs: int = 1,
     max_inputs: int | None = None,
     check: Callable[[Values], None] | None = None,
@@ -172,7 +180,7 @@ def derived_method(
     spec = MethodSpec(name, parameters, "required", min_inputs, max_inputs, summary, True, family)
 
     def register(find: Find) -> Find:
-        made = Derived(find, given, factors, whole_alone, copies, join)
+        made = Derived(find, given, factors, whole_alone, copies, join, changing, cubic)
         _add(Method(spec, check=check, unchanged=unchanged, derived=made))
         return find
 
@@ -205,7 +213,7 @@ def call_values(spec: MethodSpec, each: Sequence[Mapping[str, Scalar]], shared: 
 def functions_of(method: Method) -> list[Callable[..., Any]]:
     """The functions that carry a method out, the one that documents it first."""
     made = method.derived.find if method.derived is not None else None
-    return [function for function in (made, method.mix, method.function) if function is not None]
+    return [function for function in (method.mix, method.function, made) if function is not None]
 
 
 @functools.cache

@@ -30,24 +30,28 @@ def fused(terms: tuple[Term, ...], values: Values, *, elect: bool) -> Mix:
     return Mix(terms, differences=True, divisor=divisor(values), scale=scale)
 
 
-def trimmed(values: Values, statistics: Statistics, ranks: Callable[[int, float], tuple[int, int]]) -> tuple[Term, ...]:
+def trimmed(
+    values: Values, statistics: Statistics, ranks: Callable[[int, float, int], tuple[int, int]]
+) -> tuple[Term, ...]:
     """Terms with the elements of some ranks of magnitude, and all of a density of one.
 
     Args:
-        values: with ``weight``, ``density`` and ``rescale``.
+        values: with ``weight``, ``density``, ``rescale`` and perhaps ``scope``, over what magnitudes are ranked.
         statistics: of the tensor.
-        ranks: ``ranks(index, density) -> (first, last)``: the ranks ``first <= rank < last`` by falling magnitude stay.
+        ranks: ``ranks(index, density, count) -> (first, last)``: of so many elements the ranks ``first <= rank < last``
+            by falling magnitude stay.
     """
+    scope: str = values.get("scope", "tensor")
     terms = []
     for i, (weight, density) in enumerate(zip(values["weight"], values["density"], strict=True)):
         if weight == 0 or density >= 1:
             terms.append(Term(weight))
             continue
-        first, last = ranks(i, density)
+        first, last = ranks(i, density, statistics.size(i, scope))
         if last <= first:
             terms.append(Term(0.0))
             continue
-        cut = statistics.cut(i, first, last)
+        cut = statistics.cut(i, first, last, scope)
         share: Number = 1.0
         if values["rescale"] and cut is not None:
             share = restorable(statistics.magnitude_kept(i, cut, None))

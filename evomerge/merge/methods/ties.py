@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evomerge.merge.methods.parameters import DENSITY, LAMBDA, NO_RESCALE, NORMALIZE, WEIGHT, unchanged_task
+from evomerge.merge.methods.parameters import DENSITY, LAMBDA, NO_RESCALE, NORMALIZE, SCOPE, WEIGHT, unchanged_task
 from evomerge.merge.methods.registry import Values, mix_method
 from evomerge.merge.methods.task_vectors import fused, trimmed
 from evomerge.merge.mixes.mix import Mix, Statistics
@@ -15,6 +15,7 @@ from evomerge.merge.mixes.mix import Mix, Statistics
     LAMBDA,
     NORMALIZE,
     NO_RESCALE,
+    SCOPE,
     summary="trimmed task vectors, averaged where their signs agree (arXiv 2306.01708)",
     family="sparse",
     base="required",
@@ -22,15 +23,15 @@ from evomerge.merge.mixes.mix import Mix, Statistics
     unchanged=unchanged_task,
 )
 def ties(values: Values, statistics: Statistics) -> Mix:
-    """TIES-merging: trim to the largest magnitudes per tensor, elect signs, merge those that agree.
+    """TIES-merging: trim to the largest magnitudes, elect signs, merge those that agree.
 
-    The paper trims over the whole model; like mergekit, this trims each tensor by itself, which is what a
-    density per slice means: to the ``int(density * n)`` largest magnitudes, at least one. ``rescale``, which the paper
-    does not have, restores the sum of magnitudes after the trim.
+    Trimming leaves the ``int(density * n)`` largest magnitudes of a task vector, at least one. The paper ranks over the
+    whole model (``scope: model``): tensors that changed little are trimmed more than others, or wholly. Like mergekit,
+    ``scope: tensor`` trims each tensor by itself. A slice's density is its share of the ranks in its scope.
+    ``rescale``, which the paper does not have, restores the sum of magnitudes of each tensor after the trim.
     """
-    count = statistics.count
 
-    def ranks(index: int, density: float) -> tuple[int, int]:
+    def ranks(index: int, density: float, count: int) -> tuple[int, int]:
         return 0, min(count, max(1, int(density * count))) if density > 0 else 0
 
     return fused(trimmed(values, statistics, ranks), values, elect=True)

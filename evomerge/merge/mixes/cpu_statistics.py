@@ -32,6 +32,9 @@ class Window:
     passed: Callable[[], None]
 
 
+LARGEST_BITS = 0x7FFFFFFF
+"""Of any magnitude: what `CpuStatistics.bin` subtracts from, so that numbers ascend with falling magnitude."""
+
 INFINITE_BIN = 0x7F800000 >> SHIFT
 """The first bin of magnitudes that are not finite."""
 
@@ -140,7 +143,11 @@ class CpuStatistics:
             raise not_finite()
         return Ranks.of(bins)
 
-    def cut(self, index: int, first: int, last: int) -> Cut | None:
+    def size(self, index: int, scope: str) -> int:
+        """Number of elements: who knows one tensor takes it for the whole model."""
+        return self.count
+
+    def cut(self, index: int, first: int, last: int, scope: str = "tensor") -> Cut | None:
         """The cut that keeps the ranks from `first` to `last`; ``None`` where that is all but zeros."""
         return self.cut_from(self.ranks(index), index, first, last)
 
@@ -151,6 +158,20 @@ class CpuStatistics:
     def _at(self, ranks: Ranks, index: int, rank: int) -> tuple[int, int]:
         """The magnitude bits of a rank, and one more than the index of its element."""
         bin_, size, within = ranks.find(rank)
+        bits, places = self._gathered(index, bin_, size)
+        value = int(np.partition(bits, size - 1 - within)[size - 1 - within])
+        equal = places[bits == value]
+        return value, int(equal[within - int(np.count_nonzero(bits > value))]) + 1
+
+    def bin(self, index: int, number: int, size: int) -> torch.Tensor:
+        """What a bin of a task vector's histogram holds, `size` elements: as `torch_statistics.Bin`."""
+        bits, places = self._gathered(index, number, size)
+        keys = ((LARGEST_BITS - bits.astype(np.int64)) << 32) | places
+        keys.sort()
+        return torch.from_numpy(keys)
+
+    def _gathered(self, index: int, bin_: int, size: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The magnitude bits and places of what a bin holds, in order: one pass."""
         base, base_kind = self._origin()
         task = self._inputs[index]
         address, kind = task.data_ptr(), KINDS[task.dtype]
@@ -164,11 +185,9 @@ class CpuStatistics:
             return 0
 
         self._pass(collect)
-        bits = np.concatenate([parts[begin][0] for begin in sorted(parts)])
-        places = np.concatenate([parts[begin][1] for begin in sorted(parts)])
-        value = int(np.partition(bits, size - 1 - within)[size - 1 - within])
-        equal = places[bits == value]
-        return value, int(equal[within - int(np.count_nonzero(bits > value))]) + 1
+        none = np.empty(0, np.uint32), np.empty(0, np.int64)  # of a tensor without elements
+        found = [parts[begin] for begin in sorted(parts)] or [none]
+        return np.concatenate([bits for bits, _ in found]), np.concatenate([places for _, places in found])
 
     def order(self, index: int) -> NDArray[np.uint32] | None:
         """The indexes of a task vector's elements by falling magnitude: 4 bytes each, found at 15 ns each.

@@ -125,6 +125,18 @@ def weighted(weights: Sequence[float], **options: float | bool) -> Mix:
     return Mix(tuple(Term(float(weight)) for weight in weights), **options)  # type: ignore[arg-type]
 
 
+class Scopes(Protocol):
+    """Ranks of magnitudes over more than one tensor: over the layer or the whole model that a tensor is of."""
+
+    def size(self, index: int, scope: str) -> int:
+        """Number of elements of a scope that the tensor of input `index` is in."""
+
+    def place(self, index: int, rank: int, scope: str) -> tuple[int, int]:
+        """The magnitude bits of a rank in a scope, and how many of the tensor's elements of this magnitude have that
+        rank or one before, as one more than the index of the last of them; 0 for none, `count` where the rank is in
+        a later tensor."""
+
+
 class Statistics(Protocol):
     """What a method may ask of one tensor's inputs; answers are kept for the pool's other candidates.
 
@@ -146,9 +158,13 @@ class Statistics(Protocol):
     def gram(self, differences: bool = False) -> NDArray[np.float64]:
         """Inner products of the inputs, or of their task vectors: float64, of shape ``(inputs, inputs)``."""
 
-    def cut(self, index: int, first: int, last: int) -> Cut | DeviceCut | None:
+    def size(self, index: int, scope: str) -> int:
+        """Number of elements that a rank of input `index` is one of, in a scope (`Scopes`)."""
+
+    def cut(self, index: int, first: int, last: int, scope: str = "tensor") -> Cut | DeviceCut | None:
         """What keeps of input `index` the ranks ``first <= rank < last`` by falling magnitude, of equals the first ones
-        first; ``None`` where that is all but zeros."""
+        first; ``None`` where that is all but zeros. Of a scope beyond the tensor those of its elements that are among
+        them there."""
 
     def magnitude_kept(self, index: int, cut: Cut | DeviceCut | None, density: float | None) -> float | torch.Tensor:
         """The share of the sum of magnitudes of input `index` that a cut and a random mask leave; 1 for a zero sum.

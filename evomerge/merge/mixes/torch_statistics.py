@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from evomerge.merge.kernels.mixing import BLOCK
 from evomerge.merge.kernels.selection import BINS, SHIFT
 from evomerge.merge.kernels.sums import CHUNK, GROUP
-from evomerge.merge.mixes.cpu_statistics import INFINITE_BIN, Ranks, exact_sum, not_finite, power_of_two
+from evomerge.merge.mixes.cpu_statistics import INFINITE_BIN, LARGEST_BITS, Ranks, exact_sum, not_finite, power_of_two
 from evomerge.merge.mixes.magnitude_order import WORD, ascending, by_magnitude, keys_of, row_width
 from evomerge.merge.mixes.masks import drop_
 from evomerge.merge.mixes.mix import LARGEST, Cut, DeviceCut, cut_between
@@ -26,14 +26,13 @@ from evomerge.merge.mixes.torch_sums import folded, inner_products, magnitudes, 
 
 Bin = torch.Tensor
 """A bin's elements by falling magnitude, of equals the first ones first: in the upper word of each int64 what its
-magnitude bits lack to `_SIZE`, in the lower one its index."""
+magnitude bits lack to `LARGEST_BITS`, in the lower one its index."""
 
 LARGE = 1 << 25
 """Elements of a bin that are no longer collected: 8 bytes of each, and as many while they are sorted."""
 
 _CPU_PART, _DEVICE_PART = 1 << 18, 1 << 26  # elements worked on at a time, multiples of `CHUNK`
 _BIN_PART = 1 << 24  # where each takes 25 bytes
-_SIZE = 0x7FFFFFFF
 
 
 class TensorStatistics:
@@ -70,7 +69,7 @@ class TensorStatistics:
 
     def _bits(self, index: int, at: slice) -> torch.Tensor:
         """The bits of their magnitudes, int32."""
-        return self._task(index, at).view(torch.int32).bitwise_and_(_SIZE)
+        return self._task(index, at).view(torch.int32).bitwise_and_(LARGEST_BITS)
 
     def gram(self, differences: bool = False) -> NDArray[np.float64]:
         """Inner products of the inputs, or of their task vectors; NaN where they are not finite."""
@@ -117,7 +116,11 @@ class TensorStatistics:
             found.scatter_(0, places.masked_fill_(~inside, size), keys)
         return ascending(found[:size].view(1, -1)).view(-1)
 
-    def cut(self, index: int, first: int, last: int) -> Cut | DeviceCut | None:
+    def size(self, index: int, scope: str) -> int:
+        """Number of elements: who knows one tensor takes it for the whole model."""
+        return self.count
+
+    def cut(self, index: int, first: int, last: int, scope: str = "tensor") -> Cut | DeviceCut | None:
         """The cut that keeps the ranks from `first` to `last`; ``None`` where that is all but zeros."""
         return self.cut_from(self.ranks(index), index, first, last, lambda number, size: self.bin(index, number, size))
 
@@ -135,7 +138,7 @@ class TensorStatistics:
             if size > LARGE:
                 return self._at(index, number, within)
             key = held(number, size)[within]
-            return torch.stack([_SIZE - (key >> 32), (key & WORD) + 1])
+            return torch.stack([LARGEST_BITS - (key >> 32), (key & WORD) + 1])
 
         if self._device.type == "cpu":
             return cut_between(first, last, self.count, lambda rank: tuple(at(rank).tolist()))
@@ -171,7 +174,7 @@ class TensorStatistics:
         chunk = (upto <= left).sum()
         left = left - torch.where(chunk > 0, upto.gather(0, (chunk - 1).clamp_min(0).view(1))[0], 0)
         places, inside = self._chunk(chunk)
-        equal = (self._gathered(index, places).view(torch.int32).bitwise_and_(_SIZE) == value) & inside
+        equal = (self._gathered(index, places).view(torch.int32).bitwise_and_(LARGEST_BITS) == value) & inside
         element = chunk * CHUNK + (equal.cumsum(0) <= left).sum()
         return torch.stack([value, element + 1])
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from evomerge.errors import InfeasibleError, RecipeError
 from evomerge.merge.methods import BASE, METHODS, Method, call_values, code_of, specs
+from evomerge.merge.methods.parameters import SCOPE
 from evomerge.merge.planning.slice_plan import Factor, Part, Plan, SlicePlan, Source
 from evomerge.merge.planning.stage_cache import stage_plans
 from evomerge.models.architecture.layout import Layout
@@ -17,7 +18,7 @@ from evomerge.recipes.method_spec import ByTensor, Scalar
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, Parameters, SliceId, SliceRecipe
 
-_KEY_VERSION = 2  # raised when a method's result changes for the same parameters
+_KEY_VERSION = 3  # raised when a method's result changes for the same parameters
 
 
 def make_plan(recipe: Recipe, pool: Pool) -> Plan:
@@ -221,8 +222,20 @@ class _Planner:
                 values = _arguments(method, [each[i] for i in kept], shared)
         sources = tuple(self.source(i, entry.slice) for i in inputs)
         base_source = self.source(base, entry.slice) if base is not None else None
+        if values.get("scope", "tensor") != "tensor" and method.spec.parameter("scope") == SCOPE:
+            self.check_scope(entry.slice, values["scope"], sources, base_source)
         seed = self.recipe.seed if name is not None and method.random else 0
         return Part(tensors, name, sources, base_source, tuple(values.items()), seed)
+
+    def check_scope(self, slice_: SliceId, scope: str, sources: Sequence[Source], base: Source | None) -> None:
+        """Refuse to rank magnitudes over a layer or a model that there is no telling what it consists of."""
+        given, do = f"slice {slice_} ranks magnitudes by scope {scope}", "set scope to tensor"
+        for source in (*sources, *([base] if base is not None else [])):
+            if source.made is not None:
+                raise RecipeError(given, f"sources and base are models of the pool, {source.model} is made of some", do)
+            if base is not None and source.layer != base.layer:
+                layers = f"layer {source.layer} of {source.model}, layer {base.layer} of the base {base.model}"
+                raise RecipeError(f"{given} and takes {layers}", "the same layer of both", do)
 
     def source(self, entry: Input, slice_: SliceId) -> Source:
         """The source slice of an input: the same component, in its own layer."""
