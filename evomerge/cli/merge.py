@@ -15,7 +15,7 @@ from evomerge.utils.imports import import_modules, without_collector
 from evomerge.utils.sizes import byte_count
 
 if TYPE_CHECKING:
-    from evomerge.export.low_rank import Bound
+    from evomerge.merge.methods.low_rank import Bound
     from evomerge.export.model_card import ScoreRow
     from evomerge.models.pool import Pool
     from evomerge.recipes.recipe import Recipe

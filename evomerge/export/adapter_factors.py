@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from evomerge.export.adapter_places import AdapterBase
-from evomerge.export.low_rank import Factors, summed
+from evomerge.merge.methods.low_rank import Factors, summed
 from evomerge.merge.mixes.mix import Mix
 from evomerge.merge.planning.slice_plan import SlicePlan, Source
 from evomerge.models.checkpoints.folding import FoldedCheckpoint

@@ -39,8 +39,11 @@ SELECTS: Mapping[str, Mapping[int, dict[str, Scalar]]] = {
 WHOLE: Mapping[str, dict[str, Scalar]] = {"localize_and_stitch": {"density": 1.0}}
 """By method: the parameters of each input that keep all of it, where that is not the default."""
 
-ORDERED = ("ema", "opcm")
+ORDERED = ("ema", "opcm", "emr_switch", "tall_switch", "twin_switch")
 """Methods of inputs in order."""
+
+COUNTS: Mapping[str, int] = dict.fromkeys(("emr_switch", "tall_switch", "twin_switch"), 2)
+"""How many inputs to test methods with that do something else with more."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Case:
     @property
     def count(self) -> int:
         """How many inputs to test with."""
-        return self.method.spec.max_inputs or 3
+        return self.method.spec.max_inputs or COUNTS.get(self.method.spec.name, 3)
 
     def models(
         self, shape: tuple[int, ...] = (7, 43), seed: int = 0, dtype: torch.dtype = torch.float32
