@@ -9,6 +9,7 @@ the recipe's dtype before a switch acts on it, so that a folder which holds it o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -114,12 +115,19 @@ def twin_part(shared: torch.Tensor, own: torch.Tensor, base: torch.Tensor | None
     """
     if rank == 0:
         return TensorSwitch()
-    if own.dim() == 2 and own.numel():
-        keep = max(1, int(rank * min(own.shape)))
-        if keep * sum(own.shape) < own.numel():
-            with on_one_thread():
-                return TensorSwitch(low_rank=truncated(own - shared, Bound(keep)))
-    return TensorSwitch(whole=own)
+    keep = twin_rank(tuple(own.shape), rank)
+    if keep is None:
+        return TensorSwitch(whole=own)
+    with on_one_thread():
+        return TensorSwitch(low_rank=truncated(own - shared, Bound(keep)))
+
+
+def twin_rank(shape: tuple[int, ...], rank: float) -> int | None:
+    """How many triplets stay of a tensor's difference; ``None`` where the tensor itself does."""
+    if len(shape) != 2 or not math.prod(shape):
+        return None
+    keep = max(1, int(rank * min(shape)))
+    return keep if keep * sum(shape) < math.prod(shape) else None
 
 
 def _all_shared(parameter: str) -> Callable[[Values], int | None]:
