@@ -43,7 +43,11 @@ def merged_model(recipe: Recipe, pool: Pool, device: str | torch.device = "cpu")
 
 
 def loaded(
-    tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], pool: Pool, recipe: Recipe, device: str | torch.device
+    tensors: Mapping[str, torch.Tensor],
+    settings: Mapping[str, Any],
+    pool: Pool,
+    recipe: Recipe,
+    device: str | torch.device,
 ) -> Any:
     """The transformers model of tensors, with its tokenizer, in evaluation mode.
 

@@ -15,8 +15,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from evomerge.errors import RecipeError
 from evomerge.export.adapter_card import AdapterCard, loading_code
-from evomerge.export.switch_card import switch_sections
 from evomerge.export.licences import NOT_ADVICE, licence_notes, stated_licences
+from evomerge.export.switch_card import switch_sections
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.path import path_of

@@ -81,7 +81,9 @@ def packed(name: str, switch: TensorSwitch, dtype: torch.dtype) -> dict[str, tor
 
 def unpacked(name: str, tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> TensorSwitch:
     """A tensor's switch from those of its tensors of the file that are there."""
-    own = {kind: tensors[f"{name}|{kind}"] for kind in ("mask", "factor", "b", "a", "whole") if f"{name}|{kind}" in tensors}
+    own = {
+        kind: tensors[f"{name}|{kind}"] for kind in ("mask", "factor", "b", "a", "whole") if f"{name}|{kind}" in tensors
+    }
     if "mask" in own:
         bits = np.unpackbits(own["mask"].numpy(), count=math.prod(shape)).astype(bool)
         factor = float(own["factor"][0]) if "factor" in own else None

@@ -80,7 +80,11 @@ class TaskFolder:
 
     def _tensor(self, name: str, like: str, names: set[str], file: Any) -> torch.Tensor:
         shared, shape = self.pool.read("shared", like).float(), tuple(self.pool.layout.shapes[like])
-        own = {key: file.get_tensor(key) for kind in ("mask", "factor", "b", "a", "whole") if (key := f"{name}|{kind}") in names}
+        own = {
+            key: file.get_tensor(key)
+            for kind in ("mask", "factor", "b", "a", "whole")
+            if (key := f"{name}|{kind}") in names
+        }
         base = None if self.base is None else self.pool.read(self.base, like).float()
         try:
             return unpacked(name, own, shape).on(shared.view(shape), None if base is None else base.view(shape))
@@ -90,7 +94,9 @@ class TaskFolder:
             ) from error
 
 
-def open_task(folder: Path, task: str, *, root: str | Path | None = None, trust_remote_code: bool = False) -> TaskFolder:
+def open_task(
+    folder: Path, task: str, *, root: str | Path | None = None, trust_remote_code: bool = False
+) -> TaskFolder:
     """Open one task of a folder.
 
     Args:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from evomerge.errors import RecipeError
 from evomerge.export.auto_class import auto_class, processor_class
-from evomerge.export.model_card import model_card
+from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.output import check_output, check_space
 from evomerge.export.shards import Declared, ShardWriter
 from evomerge.export.switch_card import folder_sections
@@ -49,6 +49,7 @@ def write_all_tasks(
     out: Path,
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    scores: Sequence[ScoreLine] = (),
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
 ) -> SwitchSizes:
@@ -63,6 +64,7 @@ def write_all_tasks(
         pool: the recipe's source models, open.
         out: the folder to write; must not exist or be empty. Its parents are created.
         max_shard_bytes: largest size of one file of the shared model.
+        scores: rows of the card's table, of each task with its own switch on.
         progress: told of the shared model's bytes that are written.
         device: where slices are computed.
 
@@ -107,6 +109,8 @@ def write_all_tasks(
         pool,
         out,
         max_shard_bytes=max_shard_bytes,
+        scores=scores,
+        scores_title="Held-out scores, each task with its own switch",
         progress=progress,
         device=device,
         also=write_parts,
@@ -118,7 +122,9 @@ def write_all_tasks(
 class _Parts:
     """The tasks' files, written slice by slice."""
 
-    def __init__(self, recipe: Recipe, pool: Pool, method: str, tasks: Sequence[str], device: str | torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, pool: Pool, method: str, tasks: Sequence[str], device: str | torch.device
+    ) -> None:
         self._pool, self._method, self._tasks = pool, method, tasks
         self._device, self._dtype = device, TORCH_DTYPES[recipe.dtype]
         self._plans = {task: make_plan(task_recipe(recipe, task), pool) for task in tasks}

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from evomerge.errors import RecipeError, nearest
 from evomerge.recipes.method_spec import Value
 from evomerge.recipes.recipe import Recipe
-from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
+from evomerge.recipes.slices import Dtype, Input, SliceId, SliceRecipe, parameters
 
 SWITCHES = ("emr_switch", "tall_switch", "twin_switch")
 """The methods of a task's model."""
@@ -65,9 +65,7 @@ def switch_of(recipe: Recipe) -> Switch | None:
     shared, *tasks = found
     if shared not in dict(recipe.intermediates):
         known = ", ".join(name for name, _ in recipe.intermediates) or "none"
-        raise RecipeError(
-            f"a switch takes {shared!r} for the shared model", f"an intermediate; the recipe has {known}"
-        )
+        raise RecipeError(f"a switch takes {shared!r} for the shared model", f"an intermediate; the recipe has {known}")
     if not tasks or len(set(tasks)) < len(tasks):
         raise RecipeError(f"a switch is over the tasks {', '.join(tasks) or 'none'}", "one or more models, each once")
     return Switch(shared, tuple(tasks))
@@ -115,6 +113,15 @@ def shared_recipe(recipe: Recipe) -> Recipe:
     return dict(recipe.intermediates)[require_switch(recipe).shared]
 
 
+def with_dtype(recipe: Recipe, dtype: Dtype) -> Recipe:
+    """A recipe in another dtype; of one with a switch the shared model too, which is written in it."""
+    switch = switch_of(recipe)
+    inner = recipe.intermediates
+    if switch is not None:
+        inner = tuple((n, replace(stage, dtype=dtype) if n == switch.shared else stage) for n, stage in inner)
+    return replace(recipe, dtype=dtype, intermediates=inner)
+
+
 def with_switch(
     recipe: Recipe,
     method: str,
@@ -145,7 +152,9 @@ def with_switch(
         if name not in names:
             raise RecipeError(f"the switch has a task {name!r}", nearest(name, names))
     for entry in recipe.slices:
-        if entry.scale not in (None, 1) or any(source.layer is not None for source in entry.inputs):
+        if entry.scale not in (None, 1) or any(
+            source.layer not in (None, entry.slice.layer) for source in entry.inputs
+        ):
             raise RecipeError(
                 f"slice {entry.slice} of the shared model is of another layer, or scaled",
                 "layers in their places: a task's own part is of the same layer",

@@ -149,7 +149,9 @@ def test_slices_that_are_equal_have_no_part(llamas: Llamas, tmp_path: Path) -> N
     for name in ("a", "b"):
         copy = shutil.copytree(folders[name], tmp_path / name)
         tensors = load_file(copy / "model.safetensors")
-        tensors |= {k: v for k, v in load_file(folders["base"] / "model.safetensors").items() if "embed" in k or "mlp" in k}
+        tensors |= {
+            k: v for k, v in load_file(folders["base"] / "model.safetensors").items() if "embed" in k or "mlp" in k
+        }
         from safetensors.torch import save_file
 
         save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})

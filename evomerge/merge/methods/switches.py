@@ -73,9 +73,7 @@ def _sum(shared: torch.Tensor, factors: Factors) -> torch.Tensor:
     return result
 
 
-def emr_part(
-    shared: torch.Tensor, own: torch.Tensor, base: torch.Tensor | None, *, rescale: bool
-) -> TensorSwitch:
+def emr_part(shared: torch.Tensor, own: torch.Tensor, base: torch.Tensor | None, *, rescale: bool) -> TensorSwitch:
     """The mask of elements whose sign the shared task vector has, and the factor that restores the sum of magnitudes.
 
     Args:
@@ -254,7 +252,9 @@ PARTS: Mapping[str, Find] = MappingProxyType(
 """By method what finds a task's own part of a tensor: ``find(shared, own, base, **values)``, values those of the task."""
 
 
-def part_of(method: str, inputs: Sequence[torch.Tensor], base: torch.Tensor | None, values: Mapping[str, Any]) -> TensorSwitch:
+def part_of(
+    method: str, inputs: Sequence[torch.Tensor], base: torch.Tensor | None, values: Mapping[str, Any]
+) -> TensorSwitch:
     """A task's own part of a tensor, as the method itself has it.
 
     Args:
