@@ -60,9 +60,9 @@ class Fitness(Protocol):
     One that scores in another way than its stock tool may have a method ``apart(model: LoadedModel) -> Mapping[str,
     float]`` that scores in both and says how far they are apart: it is asked of the winner. `prepare` comes before.
 
-    One that has methods ``switches() -> Sequence[tuple[str, str | None]]``, the source of which each of its tasks wants
-    the switch on, and ``run_switched(switch: Callable[[str], LoadedModel], part: Part | None = None) -> Scores``, scores
-    models with a switch: ``switch(source)`` gives the model for that source's tasks, and changes the one given before.
+    One that scores models with a switch has a method ``switches() -> Sequence[tuple[str, str | None]]``, of each of its
+    tasks the source whose switch is on, and ``run_switched(switch: Callable[[str], LoadedModel], part: Part | None =
+    None) -> Scores``: ``switch(source)`` gives the model for a source's tasks, and changes the one given before.
 
     One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
     model's weights: `evomerge validate` adds it to the rest. `check` comes before.

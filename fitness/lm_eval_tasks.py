@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from fitness._lm_eval.loading import TaskSet
     from fitness._lm_eval.objective import WeighedTerm
     from fitness._lm_eval.prepared import Prepared
-    from fitness._lm_eval.scored import Scored
     from fitness._lm_eval.scoring import RawValues
 
 
@@ -52,8 +51,9 @@ class LmEvalFitness:
         tasks: task names, paths to task YAMLs, or mappings with the keys ``task`` (a name, a path or a whole task
             configuration), ``metrics`` (name -> weight, or name -> {weight, transform}, where ``transform: log`` takes
             the logarithm; the default is the first metric that the task reports; a filter follows a comma, as in
-            ``exact_match,strict-match``), ``weight``, ``objective``, ``num_fewshot``, ``limit``, ``gen_kwargs``,
-            ``apply_chat_template``, ``system_instruction``, ``fewshot_as_multiturn``, ``chat_template_args``, ``switch``.
+            ``exact_match,strict-match``), ``weight``, ``objective``, ``switch`` (the source whose own part is on),
+            ``num_fewshot``, ``limit``, ``gen_kwargs``, ``apply_chat_template``, ``system_instruction``,
+            ``fewshot_as_multiturn`` and ``chat_template_args``.
         include_path: folder or folders with task YAMLs.
         num_fewshot: examples in the prompt, for tasks that do not fix them at 0; None leaves each task's own.
         limit: documents of each task: the first so many, or a share below 1.
@@ -260,7 +260,7 @@ class LmEvalFitness:
         """`run`, with the model that ``switch(source)`` gives for the tasks of each switch."""
         return self._scores(lambda ready: ready.score_switched(switch, self._terms_weighed, part), part)
 
-    def _scores(self, score: Callable[[Prepared], Scored], part: Part | None) -> Scores:
+    def _scores(self, score: Callable[[Prepared], Any], part: Part | None) -> Scores:
         from fitness._lm_eval.scored import scores
 
         how = self._loaded(), self._terms_weighed, self._generators, self._response_length

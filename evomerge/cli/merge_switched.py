@@ -23,7 +23,7 @@ def add_switch_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--all-tasks",
         action="store_true",
-        help="of a model with a switch: write the shared model, and a small part for each task in its folder `switches`; "
+        help="of a model with a switch: write the shared model and a small part for each task; "
         "`evomerge merge FOLDER OUT --task NAME` makes a task's model of them",
     )
     parser.add_argument(
@@ -87,10 +87,8 @@ def write_all(recipe: Recipe, pool: Pool, options: argparse.Namespace, shard: in
     print(f"wrote {options.out}: the shared model, {size_text(sizes.shared)}")
     for task, nbytes in sizes.parts.items():
         print(f"  {task}: {size_text(nbytes)}, {100 * nbytes / sizes.shared:.3g} % of it")
-    whole = sizes.shared * len(sizes.parts)
-    print(
-        f"{size_text(sizes.shared + sum(sizes.parts.values()))} in all; {len(sizes.parts)} models are {size_text(whole)}"
-    )
+    every, count = sizes.shared + sum(sizes.parts.values()), len(sizes.parts)
+    print(f"{size_text(every)} in all; {count} models would be {size_text(sizes.shared * count)}")
 
 
 def write_from_folder(options: argparse.Namespace, shard: int) -> None:

@@ -188,7 +188,7 @@ class Worker:
         raise AssertionError("the last try returns or raises")
 
     def _score(self, recipe: Recipe, fitness: Fitness, part: Part | None) -> tuple[MergeCount, float, Scores]:
-        """What merging took, its seconds with those of planning, and the scores; of each task with its own switch on."""
+        """What merging took, seconds with those of planning, and the scores; of each task with its own switch on."""
         count, seconds, given = MergeCount(), 0.0, (() if part is None else (part,))
 
         def applied(own: Recipe) -> LoadedModel:

@@ -139,11 +139,12 @@ class _Parts:
         found: list[Declared] = []
         for entry in slices:
             for part in entry.parts:
-                for index in part.tensors if part.method in PARTS else ():
+                method = part.method or ""
+                for index in part.tensors if method in PARTS else ():
                     like = entry.like[index]
                     if self._pool.is_merged(like):
                         shape = tuple(self._pool.layout.shapes[like])
-                        found += declared_part(entry.tensors[index], part.method, dict(part.values), shape, self._dtype)
+                        found += declared_part(entry.tensors[index], method, dict(part.values), shape, self._dtype)
         return found
 
     def write(self, folder: Path) -> None:

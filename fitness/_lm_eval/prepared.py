@@ -69,7 +69,7 @@ class Prepared:
             own = {name: of_task for name, of_task in places.items() if name in names}
             spent, taken = self.session.score(switch(source), own, raw)
             seconds += spent
-            tokens.update(taken)  # type: ignore[arg-type]  # numbers are added up, whole or not
+            tokens.update(taken)  # they are added up
         return {name: raw[name] for name in places if name in raw}, seconds, dict(tokens)
 
     def _places(self, part: Part) -> Mapping[str, Sequence[int]]:

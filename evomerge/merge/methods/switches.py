@@ -166,7 +166,8 @@ def emr_switch(
     if len(inputs) != 2:
         return inputs[0].clone()
     _check((*inputs, base))
-    return emr_part(*inputs, base, rescale=rescale[1]).on(inputs[0], base)
+    shared, own = inputs
+    return emr_part(shared, own, base, rescale=rescale[1]).on(shared, base)
 
 
 @merge_method(
@@ -205,7 +206,8 @@ def tall_switch(
     if len(inputs) != 2:
         return inputs[0].clone()
     _check((*inputs, base))
-    return tall_part(*inputs, base, selectivity=selectivity[1]).on(inputs[0], base)
+    shared, own = inputs
+    return tall_part(shared, own, base, selectivity=selectivity[1]).on(shared, base)
 
 
 @merge_method(
@@ -242,14 +244,15 @@ def twin_switch(
     if len(inputs) != 2:
         return inputs[0].clone()
     _check(inputs)
-    return twin_part(*inputs, base, rank=rank[1]).on(inputs[0], base)
+    shared, own = inputs
+    return twin_part(shared, own, base, rank=rank[1]).on(shared, base)
 
 
 Find = Callable[..., TensorSwitch]
 PARTS: Mapping[str, Find] = MappingProxyType(
     {"emr_switch": emr_part, "tall_switch": tall_part, "twin_switch": twin_part}
 )
-"""By method what finds a task's own part of a tensor: ``find(shared, own, base, **values)``, values those of the task."""
+"""By method what finds a task's own part of a tensor: ``find(shared, own, base, **values)``, with the task's values."""
 
 
 def part_of(
