@@ -21,14 +21,14 @@ SCORED = ["fitness.limit=5", "fitness.batch_size=6", "fitness.forwards=exact"]
 
 @pytest.fixture(scope="module")
 def search(quick_pool: Path) -> list[str]:
-    few = ["strategy.popsize=2", "search_space.layer_group=all", "search_space.components=all", "held_out.limit=2"]
+    few = ["strategy.popsize=3", "search_space.layer_group=all", "search_space.components=all", "held_out.limit=2"]
     return ["experiment=demo_switch", f"pool.root='{quick_pool}'", *SCORED, *few]
 
 
 @pytest.fixture(scope="module")
 def run(search: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("switch") / "run"
-    assert main(["search", *search, "search.evaluations=4", f"run_dir='{folder}'"]) == 0
+    assert main(["search", *search, "search.evaluations=6", f"run_dir='{folder}'"]) == 0
     return folder
 
 
@@ -76,8 +76,8 @@ def test_each_task_is_scored_with_its_own_switch_and_folders_give_the_same_model
 
 def test_it_goes_on_exactly(run: Path, search: list[str], tmp_path: Path) -> None:
     begun = tmp_path / "run"
-    assert main(["search", *search, "search.evaluations=2", f"run_dir='{begun}'"]) == 0
-    assert main(["resume", str(begun), "search.evaluations=4"]) == 0
+    assert main(["search", *search, "search.evaluations=3", f"run_dir='{begun}'"]) == 0
+    assert main(["resume", str(begun), "search.evaluations=6"]) == 0
     assert [event for event in told(begun) if event["candidate"] >= 0] == [
         event for event in told(run) if event["candidate"] >= 0
     ]
@@ -89,7 +89,10 @@ def test_it_goes_on_exactly(run: Path, search: list[str], tmp_path: Path) -> Non
         (["fitness.tasks=[{task: demo_e_maths, switch: maths}]"], r"fitness.tasks\[0\].switch is 'maths'.*math"),
         (["fitness.tasks=[demo_e_maths]"], r"fitness.tasks\[0\] \(demo_e_maths\) has no switch.*math, lang"),
         (["held_out.tasks=[demo_e_maths_held_out]"], r"held_out.tasks\[0\] \(demo_e_maths_held_out\) has no switch"),
-        (["search_space=parameter"], r"fitness.tasks\[0\].switch is 'math', and the models have no switch"),
+        (
+            ["experiment=demo", "fitness.tasks=[{task: demo_e_maths, switch: math}]"],
+            r"fitness.tasks\[0\].switch is 'math', and the models have no switch",
+        ),
         (["search_space.switch=tal_switch"], r"search_space.switch is 'tal_switch'.*tall_switch"),
         (["search_space.switch_parameters={rank: 0.1}"], r"switch_parameters has 'rank', unknown to tall_switch"),
         (["search_space.method=emr_switch"], r"search_space.method has 'emr_switch', which is a switch"),
@@ -100,15 +103,14 @@ def test_it_goes_on_exactly(run: Path, search: list[str], tmp_path: Path) -> Non
 def test_mistakes_are_found_before_a_model_is_loaded(
     search: list[str], overrides: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    given = [word for word in search if overrides != ["search_space=parameter"] or "search_space" not in word]
-    assert main(["validate", *given, *overrides, f"run_dir='{tmp_path / 'run'}'"]) == 2
+    experiment, *rest = search
+    given = [experiment, *overrides] if not overrides[0].startswith("experiment") else overrides
+    assert main(["validate", *given, *rest, f"run_dir='{tmp_path / 'run'}'"]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert re.search(message, error), error
 
 
-def test_mistakes_of_the_command_line(
-    run: Path, llamas: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_of_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
     plain = tmp_path / "plain.yaml"
     shared = evomerge.load_recipe(run).intermediates[0][1]

@@ -79,7 +79,7 @@ def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str) -> Non
 
 
 def test_unknown_tasks_and_recipes_without_a_switch_are_named() -> None:
-    with pytest.raises(RecipeError, match="the recipe has no task 'maths'.*math"):
+    with pytest.raises(RecipeError, match=r"the recipe has no task 'maths'.*math"):
         task_recipe(switched(), "maths")
     for wanted in (lambda: task_recipe(plain(), "math"), lambda: shared_recipe(plain())):
         with pytest.raises(RecipeError, match="has no switch: it is one model for all tasks"):
@@ -100,7 +100,7 @@ def test_layers_stay_in_their_places() -> None:
 def test_slices_of_different_switches_are_refused() -> None:
     recipe = switched()
     odd = replace(recipe.slices[1], inputs=recipe.slices[1].inputs[:2])
-    with pytest.raises(RecipeError, match="takes shared, math.*another slice shared, math, code|another slice"):
+    with pytest.raises(RecipeError, match=r"takes shared, math for a switch, another slice shared"):
         switch_of(replace(recipe, slices=(recipe.slices[0], *recipe.slices[2:], odd)))
     direct = replace(recipe.slices[1], inputs=(Input("math"), Input("code")))
     with pytest.raises(RecipeError, match="takes 'math' for the shared model"):

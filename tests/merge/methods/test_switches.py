@@ -78,8 +78,17 @@ def test_twin_is_the_nearest_of_its_rank() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "rank", "expected"),
-    [((24, 40), 0.25, 6), ((40, 24), 0.25, 6), ((24, 40), 0.01, 1), ((9, 9), 0.5, 4), ((9, 9), 0.6, None)]
-    + [((5,), 0.1, None), ((), 0.1, None), ((2, 3, 4), 0.1, None), ((0, 4), 0.1, None)],
+    [
+        ((24, 40), 0.25, 6),
+        ((40, 24), 0.25, 6),
+        ((24, 40), 0.01, 1),
+        ((9, 9), 0.5, 4),
+        ((9, 9), 0.6, None),
+        ((5,), 0.1, None),
+        ((), 0.1, None),
+        ((2, 3, 4), 0.1, None),
+        ((0, 4), 0.1, None),
+    ],
 )
 def test_the_rank_of_a_difference(shape: tuple[int, ...], rank: float, expected: int | None) -> None:
     assert twin_rank(shape, rank) == expected
