@@ -113,6 +113,11 @@ def shared_recipe(recipe: Recipe) -> Recipe:
     return dict(recipe.intermediates)[require_switch(recipe).shared]
 
 
+def merged_recipe(recipe: Recipe) -> Recipe:
+    """The shared model of a recipe with a switch; one without is itself."""
+    return recipe if switch_of(recipe) is None else shared_recipe(recipe)
+
+
 def with_dtype(recipe: Recipe, dtype: Dtype) -> Recipe:
     """A recipe in another dtype; of one with a switch the shared model too, which is written in it."""
     switch = switch_of(recipe)

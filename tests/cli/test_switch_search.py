@@ -139,3 +139,12 @@ def test_mistakes_of_the_command_line(run: Path, tmp_path: Path, capsys: pytest.
 def test_mergekit_refuses_it_with_the_reason(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run), "--format", "mergekit"]) == 2
     assert "tall_switch" in capsys.readouterr().err
+
+
+def test_the_report_shows_the_shared_model_and_the_switches(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report.html"
+    assert main(["report", str(run), "-o", str(out)]) == 0
+    assert "Shown is the shared model; tall_switch makes that of each task: math (selectivity 0." in out.read_text()
+    assert main(["status", str(run)]) == 0

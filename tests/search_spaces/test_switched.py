@@ -11,6 +11,7 @@ from contracts.space_samples import METHODS, pool
 from evomerge.errors import ConfigError
 from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, method_table
 from evomerge.recipes.switches import shared_recipe, switch_of, task_recipe
+from evomerge.session.prior import weightings
 from search_spaces.parameter import ParameterSpace
 from search_spaces.switched import SwitchedSpace
 
@@ -98,3 +99,11 @@ def test_twin_needs_no_base() -> None:
     recipe = SwitchedSpace(info, DECLARED, switch="twin_switch", method="linear").decode
     space = SwitchedSpace(info, DECLARED, switch="twin_switch", method="linear")
     assert {entry.base for entry in recipe(space.spec.initial).slices} == {None}
+
+
+def test_priors_see_the_weights_of_the_shared_model() -> None:
+    space = SwitchedSpace(pool(2), DECLARED, switch="tall_switch")
+    found = weightings(space)
+    names = [gene.name for gene in space.spec]
+    assert {names[number].rpartition("/")[2] for number in found} == {"weight"}
+    assert len(found) == len(names) - 2
