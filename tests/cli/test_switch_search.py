@@ -16,7 +16,7 @@ from evomerge.cli.main import main
 from evomerge.run.ledger import read_ledger
 
 PARTS = {"demo_e_maths": "math", "demo_j_language": "lang"}
-SCORED = ["fitness.limit=5", "fitness.batch_size=6", "fitness.forwards=exact"]
+SCORED = ["fitness.limit=4", "fitness.batch_size=6", "fitness.forwards=exact"]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,7 @@ def test_each_task_is_scored_with_its_own_switch_and_folders_give_the_same_model
     assert recipe.task("math").tasks == ("math",)
 
 
+@pytest.mark.slow
 def test_it_goes_on_exactly(run: Path, search: list[str], tmp_path: Path) -> None:
     begun = tmp_path / "run"
     assert main(["search", *search, "search.evaluations=3", f"run_dir='{begun}'"]) == 0
@@ -118,7 +119,7 @@ def test_mistakes_of_the_command_line(run: Path, tmp_path: Path, capsys: pytest.
     assert main(["merge", str(plain), str(tmp_path / "all"), "--all-tasks", "--switch", "twin_switch"]) == 0
     capsys.readouterr()
     for arguments, message in (
-        ([str(run), out, "--task", "maths"], "the recipe has no task 'maths'; math, lang"),
+        ([str(run), out, "--task", "maths"], "the recipe has no task 'maths'; did you mean 'math'? (one of: lang, math)"),
         ([str(plain), out, "--task", "math"], "the recipe has no switch"),
         ([str(plain), out, "--switch", "twin_switch"], "add --task NAME or --all-tasks"),
         ([str(run), out, "--task", "math", "--switch", "emr_switch"], "has a switch"),
@@ -131,8 +132,7 @@ def test_mistakes_of_the_command_line(run: Path, tmp_path: Path, capsys: pytest.
     ):
         assert main(["merge", *arguments]) == 2, arguments
         error = " ".join(capsys.readouterr().err.split())
-        assert message.split("; ")[0] in error, error
-        assert message.split("; ")[-1] in error, error
+        assert message in error, error
         assert not Path(out).exists()
 
 
