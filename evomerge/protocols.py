@@ -65,6 +65,10 @@ class Fitness(Protocol):
     after `prepare`, ``refer(model: LoadedModel, name: str) -> None`` is called for each, with the worker's model being
     that one. `references` comes before `prepare`.
 
+    One that scores models with a switch has a method ``switches() -> Sequence[tuple[str, str | None]]``, of each of its
+    tasks the source whose switch is on, and ``run_switched(switch: Callable[[str], LoadedModel], part: Part | None =
+    None) -> Scores``: ``switch(source)`` gives the model for a source's tasks, and changes the one given before.
+
     One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
     model's weights: `evomerge validate` adds it to the rest. `check` comes before.
     """

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from evomerge.candidate import Part
@@ -16,7 +14,7 @@ from fitness._lm_eval.arguments import AutocastDtype, SoftmaxDtype
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
 from fitness._lm_eval.forwards import Forwards, Generation, Mode
 from fitness._lm_eval.model_args import with_model_args
-from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
+from fitness._lm_eval.response_length import require_generating, require_responses
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
 from fitness._lm_eval.task_files import check_files
 from fitness._lm_eval.terms import RESPONSE_LENGTH, check_timeout, parse_terms, plain
@@ -54,8 +52,9 @@ class LmEvalFitness:
         tasks: task names, paths to task YAMLs, or mappings with the keys ``task`` (a name, a path or a whole task
             configuration), ``metrics`` (name -> weight, or name -> {weight, transform}, where ``transform: log`` takes
             the logarithm; the default is the first metric that the task reports; a filter follows a comma, as in
-            ``exact_match,strict-match``), ``weight``, ``objective``, ``num_fewshot``, ``limit``, ``gen_kwargs``,
-            ``apply_chat_template``, ``system_instruction``, ``fewshot_as_multiturn`` and ``chat_template_args``.
+            ``exact_match,strict-match``), ``weight``, ``objective``, ``switch`` (the source whose own part is on),
+            ``num_fewshot``, ``limit``, ``gen_kwargs``, ``apply_chat_template``, ``system_instruction``,
+            ``fewshot_as_multiturn`` and ``chat_template_args``.
         include_path: folder or folders with task YAMLs.
         num_fewshot: examples in the prompt, for tasks that do not fix them at 0; None leaves each task's own.
         limit: documents of each task: the first so many, or a share below 1.
@@ -252,20 +251,22 @@ class LmEvalFitness:
         Raises:
             FitnessError: a score that is not finite, naming the task and document; a part that is none.
         """
-        from fitness._lm_eval.objective import totals
-        from fitness._lm_eval.responses import responses
-        from fitness._lm_eval.scoring import all_items
+        return self._scores(lambda ready: ready.score(model, part), part)
 
-        start, ready = time.perf_counter(), self._ready()
-        raw, seconds, tokens = ready.score(model, part)
-        items = all_items(ready.scorers, raw)
-        with self._generators if self._loaded().groups else nullcontext():
-            found, metrics = totals(self._loaded(), self._terms_weighed, ready.scorers, raw)
-        if self._response_length:
-            items |= add_response_lengths(ready.scorers, ready.session.count_tokens, part, found, metrics)
-        self._scored = raw
-        timing = {"model": seconds, "other": time.perf_counter() - start - seconds}
-        return Scores(found, metrics, items, timing, responses(ready.scorers, raw), tokens)
+    def switches(self) -> list[tuple[str, str | None]]:
+        """The source that each task names as its switch, by what messages call the task."""
+        return [(term.label, term.switch) for term in self._terms]
+
+    def run_switched(self, switch: Callable[[str], LoadedModel], part: Part | None = None) -> Scores:
+        """`run`, with the model that ``switch(source)`` gives for the tasks of each switch."""
+        return self._scores(lambda ready: ready.score_switched(switch, self._terms_weighed, part), part)
+
+    def _scores(self, score: Callable[[Prepared], Any], part: Part | None) -> Scores:
+        from fitness._lm_eval.scored import scores
+
+        how = self._loaded(), self._terms_weighed, self._generators, self._response_length
+        found, self._scored = scores(self._ready(), score, part, *how)
+        return found
 
     def apart(self, model: LoadedModel) -> Mapping[str, float]:
         """How far shared forwards are from lm-eval's own on a model: see `_lm_eval.apart`; empty where not asked."""

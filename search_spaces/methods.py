@@ -95,6 +95,13 @@ def method_choices(
             raise ConfigError(given, nearest(name, methods), "a method of your own needs imports=[ITS_MODULE]")
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"{key}.method is {names}", "one or more merge methods, each once")
+    for name in names:
+        if methods[name].family == "switches":
+            raise ConfigError(
+                f"{key}.method has {name!r}, which is a switch on a merged model",
+                "methods that merge the models",
+                f"search_space=switch search_space.switch={name}",
+            )
     specs = [methods[name] for name in names]
     _check_options(specs, methods, options, negative_weights, normalize, key)
     found = []
@@ -149,7 +156,8 @@ def fitting(pool: PoolInfo, methods: Mapping[str, MethodSpec]) -> list[str]:
     """The names of the methods that can merge this pool, in alphabetical order."""
 
     def fits(spec: MethodSpec) -> bool:
-        return _inputs(pool, spec) is not None and (spec.base != "required" or pool.base is not None)
+        merges = spec.family != "switches" and _inputs(pool, spec) is not None
+        return merges and (spec.base != "required" or pool.base is not None)
 
     return sorted(name for name, spec in methods.items() if fits(spec))
 

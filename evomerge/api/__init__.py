@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evomerge.api.pool import load_pool, merge_methods
-from evomerge.api.recipe import Recipe, load_recipe
+from evomerge.api.recipe import Recipe, load_recipe, load_task
 from evomerge.api.run import FoundCandidate, Run, open_run
 from evomerge.api.searching import search
 
@@ -13,6 +13,7 @@ __all__ = [
     "Run",
     "load_pool",
     "load_recipe",
+    "load_task",
     "merge_methods",
     "open_run",
     "search",

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from evomerge.errors import RecipeError
+from evomerge.export import switch_reader
 from evomerge.export.adapter_content import AdapterLoss
 from evomerge.export.adapter_writer import rank_bound, write_adapter
 from evomerge.export.in_memory import merged_model
 from evomerge.export.model_card import ScoreLine
+from evomerge.export.switch_writer import SwitchSizes, write_all_tasks
 from evomerge.export.writer import write_model
 from evomerge.models.opening import pool_of_recipe
 from evomerge.models.pool import Pool
 from evomerge.recipes import recipe as plain
+from evomerge.recipes.switches import switch_of, task_recipe
 from evomerge.recipes.yaml_reader import dump_recipe, read_recipe_file
 from evomerge.recipes.yaml_reader import load_recipe as recipe_in
 from evomerge.run.folder import RunFolder
@@ -129,6 +132,40 @@ class Recipe(plain.Recipe):
         opened = pool or pool_of_recipe(self, trust_remote_code=trust_remote_code)
         return write_adapter(self, opened, Path(folder), bound=bound, scores=scores)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks of a recipe with a switch; empty where it has none."""
+        switch = switch_of(self)
+        return () if switch is None else switch.tasks
+
+    def task(self, name: str) -> Recipe:
+        """The recipe of one task's model; `RecipeError` where there is no such task."""
+        return type(self).of(task_recipe(self, name))
+
+    def save_tasks(
+        self,
+        folder: str | os.PathLike[str],
+        pool: Pool | None = None,
+        *,
+        max_shard_size: str | int = "5GB",
+        trust_remote_code: bool = False,
+    ) -> SwitchSizes:
+        """Write the shared model and a small part for each task, as `evomerge merge --all-tasks` does.
+
+        Args:
+            folder, pool, max_shard_size, trust_remote_code: as for `save`.
+
+        Returns:
+            Bytes of the ``shared`` model and of each task's part, by task, in ``parts``.
+
+        Raises:
+            OutputError, PoolError: as for `save`.
+            RecipeError: as for `save`; the recipe has no switch.
+        """
+        size = byte_count(max_shard_size, "max_shard_size")
+        opened = pool or pool_of_recipe(self, trust_remote_code=trust_remote_code)
+        return write_all_tasks(self, opened, Path(folder), max_shard_bytes=size)
+
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
         """The recipe as YAML, also written to `path` where that is given; `evomerge.load_recipe` reads it back.
 
@@ -140,6 +177,24 @@ class Recipe(plain.Recipe):
             check_output_file(Path(path))
             write_text_atomic(Path(path), text)
         return text
+
+
+def load_task(folder: str | os.PathLike[str], task: str, *, trust_remote_code: bool = False) -> Any:
+    """Load one task's model from a folder of `Recipe.save_tasks` or ``evomerge merge --all-tasks``.
+
+    Args:
+        folder: with the shared model and the tasks' parts; masks also need the base, where the recipe in it says.
+        task: name of a task.
+        trust_remote_code: run code that the model brings along.
+
+    Returns:
+        A transformers model in evaluation mode, with its tokenizer as ``model.tokenizer``.
+
+    Raises:
+        RecipeError: the folder holds no tasks, or not this one.
+        PoolError: a model or the part is missing, or is not what it was.
+    """
+    return switch_reader.load_task(Path(folder), task, trust_remote_code=trust_remote_code)
 
 
 def load_recipe(source: str | os.PathLike[str]) -> Recipe:

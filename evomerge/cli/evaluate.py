@@ -13,6 +13,7 @@ from evomerge.cli.options import add_import_option, add_trust_option
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError, FitnessError, nearest
 from evomerge.recipes.slices import DTYPES
+from evomerge.recipes.switches import switch_of, task_recipe, with_dtype
 from evomerge.run.inside import LEDGER
 from evomerge.run.outputs import check_output_folder
 from evomerge.utils.files import place_problem
@@ -34,6 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "target", metavar="RUN|RECIPE|MODEL", help="a run folder, a recipe file, a model folder or hub id"
     )
+    parser.add_argument("--task", metavar="NAME", help="of a model with a switch: score this task's model on all items")
     parser.add_argument("--held-out", action="store_true", help="use the held-out fitness")
     parser.add_argument(
         "--log-samples",
@@ -70,6 +72,9 @@ def run(arguments: Sequence[str]) -> int:
         _check_samples(options.log_samples, write_samples, key)
     recipe, pool = _recipe(options.target, config, options.overrides, trust=options.trust)
     pool = _with_references(pool, fitness, config, trust=options.trust)
+    if options.task:
+        recipe = task_recipe(recipe, options.task)
+    _check_switch(recipe, fitness, key)
     check_fitnesses(fitness, pool=pool, key=key)
 
     from evomerge.candidate import Candidate
@@ -100,6 +105,25 @@ def run(arguments: Sequence[str]) -> int:
     else:
         print_scores(options.target, evaluation)
     return 0
+
+
+def _check_switch(recipe: Recipe, fitness: object, key: str) -> None:
+    """Check that a recipe with several tasks has a switch for each of the fitness's; note where it names none."""
+    from evomerge.report.plain_console import errors
+    from evomerge.session.switches import check_fitness_switches
+
+    switch = switch_of(recipe)
+    if switch is None or len(switch.tasks) < 2:
+        return
+    if any(source for _, source in getattr(fitness, "switches", list)()):
+        check_fitness_switches(fitness, key, switch.tasks, "")
+        return
+    errors.print(
+        f"note: no task of {key} names a switch: scored is the shared model; --task NAME scores that of "
+        f"{', '.join(switch.tasks)}",
+        markup=False,
+        highlight=False,
+    )
 
 
 def _check_there(target: str, overrides: Sequence[str]) -> None:
@@ -245,6 +269,6 @@ def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: boo
         if dtype not in DTYPES:
             raise ConfigError(f"pool.dtype is {dtype!r}", nearest(dtype, ("auto", *DTYPES)))
         chosen = DTYPES[DTYPES.index(dtype)]
-        return replace(recipe, dtype=chosen), replace(pool, info=replace(pool.info, dtype=chosen))
+        return with_dtype(recipe, chosen), replace(pool, info=replace(pool.info, dtype=chosen))
     pool = open_pool({"model": target}, root=root, dtype=dtype, trust_remote_code=trusted)
     return pool.info.linear({"model": 1.0}), pool

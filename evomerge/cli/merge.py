@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evomerge.cli.merge_switched import (
+    add_switch_options,
+    check_options,
+    say_shared,
+    switched,
+    write_all,
+    write_from_folder,
+)
 from evomerge.cli.options import add_import_option, add_trust_option
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError
+from evomerge.recipes.switches import switch_of, with_dtype
 from evomerge.utils.imports import import_modules, without_collector
 from evomerge.utils.sizes import byte_count
 
 if TYPE_CHECKING:
-    from evomerge.export.low_rank import Bound
     from evomerge.export.model_card import ScoreRow
+    from evomerge.merge.methods.low_rank import Bound
     from evomerge.models.pool import Pool
     from evomerge.recipes.recipe import Recipe
 
@@ -25,7 +33,9 @@ def run(arguments: Sequence[str]) -> int:
     """Write the model."""
     parser = verb_parser("merge")
     parser.add_argument(
-        "recipe", metavar="RUN|RECIPE", help="a run folder (its best recipe) or a recipe file, evomerge's or mergekit's"
+        "recipe",
+        metavar="RUN|RECIPE",
+        help="a run folder (its best recipe) or a recipe file, evomerge's or mergekit's; or a folder of --all-tasks",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must be new or empty")
     parser.add_argument(
@@ -52,6 +62,7 @@ def run(arguments: Sequence[str]) -> int:
         help="default: the recipe's; an adapter's factors are float32",
     )
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
+    add_switch_options(parser)
     add_import_option(parser)
     add_trust_option(parser)
     options = parser.parse_intermixed_args(list(arguments))
@@ -64,7 +75,13 @@ def run(arguments: Sequence[str]) -> int:
 
         check_output(options.out)
         import_modules(options.imports, "--import")
+        if (Path(options.recipe) / "switches" / "evomerge_recipe.yaml").is_file():
+            write_from_folder(options, shard)
+            return 0
+        check_options(options)
         recipe, pool = open_recipe(options.recipe, trust=options.trust)
+        held_out = held_out_scores(options.recipe, recipe)
+        recipe = switched(recipe, options)
 
         from evomerge.cli.console import merge_progress
         from evomerge.export.licences import licence_notes, stated_licences
@@ -74,8 +91,9 @@ def run(arguments: Sequence[str]) -> int:
         from evomerge.report.plain_console import errors
     refuse_rotated(pool)
     if options.dtype and bound is None:
-        recipe = replace(recipe, dtype=options.dtype)
-    scores = held_out_scores(options.recipe, recipe)
+        recipe = with_dtype(recipe, options.dtype)
+    several = switch_of(recipe) is not None  # scores are of each task with its own switch on
+    scores = held_out if options.all_tasks or not several else []
     folders = {name: pool.checkpoints[name].folders for name, _ in recipe.models}
     for note in licence_notes(stated_licences(source_licences(recipe, folders))):
         if note.conflict:
@@ -83,9 +101,13 @@ def run(arguments: Sequence[str]) -> int:
     if bound is not None:
         _write_adapter(recipe, pool, options, bound, scores)
         return 0
+    if options.all_tasks:
+        write_all(recipe, pool, options, shard, scores)
+        return 0
     with merge_progress() as progress:
         write_model(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress)
     print(f"wrote {options.out}")
+    say_shared(recipe)
     return 0
 
 

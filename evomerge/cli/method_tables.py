@@ -39,6 +39,9 @@ candidates make theirs, at full cost, and the last ones stay; of intermediates (
 in float64, with one thread for each tensor, so that the bits do not depend on the number of threads; another kind of
 processor or a GPU may round the last digit otherwise.
 
+Switches act on a model that is merged already, and make one task's out of it: `search_space=switch` and `evomerge merge
+--task` put them there, `search_space.method` has no use for them. [Models with a switch](switches.md) has the formulas.
+
 Sources with LoRA adapters are merged by any of these: `task_arithmetic` of adapters is CAT of LoRA Soups, and
 `evomerge merge --format lora` writes it as an adapter without leaving the low rank. [LoRA adapters](adapters.md) has
 the formula, and the other operators of adapters.

@@ -22,10 +22,12 @@ from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.merge.resident.model import Resident
 from evomerge.merge.resident.spread import SPREAD
+from evomerge.models.loaded import LoadedModel
 from evomerge.models.memory import Retries, device_lost, give_back, lost, no_room, out_of_memory
 from evomerge.models.pool import Pool
 from evomerge.protocols import Fitness, Scores
 from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.switches import switch_of, task_recipe
 
 T = TypeVar("T")
 
@@ -127,7 +129,7 @@ class Worker:
         start = time.perf_counter()
         try:
             recipe, part, what = candidate.recipe, candidate.part, f"to merge and score candidate {candidate.id}"
-            count, merged, scores = self._with_room(lambda: self._score(recipe, fitness, part), what)
+            count, merging, scores = self._with_room(lambda: self._score(recipe, fitness, part), what)
         except InfeasibleError as error:
             return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
         except Exception as error:
@@ -135,9 +137,9 @@ class Worker:
                 raise lost(error) from error
             trace = "" if isinstance(error, EvomergeError) else traceback.format_exc()
             return replace(outcome, error=one_line(error), seconds=_elapsed(start), traceback=trace)
-        scored = time.perf_counter() - merged
+        scored = time.perf_counter() - start - merging
         model = scores.seconds.get("model", scored)  # a fitness that measures nothing spends its time in the model
-        seconds = {"merge": merged - start - count.noted, "model": model, "other": max(0.0, scored - model)}
+        seconds = {"merge": merging - count.noted, "model": model, "other": max(0.0, scored - model)}
         if count.noted:
             seconds["note"] = count.noted
         self._resident.use_room()
@@ -197,22 +199,40 @@ class Worker:
         raise AssertionError("the last try returns or raises")
 
     def _score(self, recipe: Recipe, fitness: Fitness, part: Part | None) -> tuple[MergeCount, float, Scores]:
-        """What merging took, when it was done, and the scores."""
-        count = self._resident.apply(make_plan(recipe, self._pool))
-        merged = time.perf_counter()
-        self._scoring = True
+        """What merging took, seconds with those of planning, and the scores; of each task with its own switch on."""
+        count, seconds, given = MergeCount(), 0.0, (() if part is None else (part,))
+
+        def applied(own: Recipe) -> LoadedModel:
+            nonlocal seconds
+            self._scoring, start = False, time.perf_counter()
+            count.add(self._resident.apply(make_plan(own, self._pool)))
+            seconds += time.perf_counter() - start
+            self._scoring = True
+            return self._resident.model
+
         try:
-            model = self._resident.model
-            scores = fitness.run(model) if part is None else fitness.run(model, part)
+            if scores_switched(recipe, fitness):
+                switched: Any = fitness
+                scores: Scores = switched.run_switched(lambda task: applied(task_recipe(recipe, task)), *given)
+            else:
+                scores = fitness.run(applied(recipe), *given)
         finally:
             self._scoring = False
         _require_finite(scores)
-        return count, merged, scores
+        return count, seconds, scores
 
     def close(self) -> None:
         """Leave the shared cache and give the model's memory back, whoever still holds it."""
         self._resident.close()
         give_back()
+
+
+def scores_switched(recipe: Recipe, fitness: Any) -> bool:
+    """Whether a fitness scores each task of a recipe with the task's own switch on: both must name tasks."""
+    if not hasattr(fitness, "run_switched") or not any(source for _, source in fitness.switches()):
+        return False
+    switch = switch_of(recipe)
+    return switch is not None and len(switch.tasks) > 1
 
 
 def _require_finite(scores: Scores) -> None:

@@ -12,10 +12,10 @@ import torch
 from evomerge.errors import RecipeError
 from evomerge.export.adapter_factors import exact_factors, made_factors, replaced
 from evomerge.export.adapter_places import AdapterBase, Place, Places, kind_of
-from evomerge.export.low_rank import Bound, Factors, compressed, lost, truncated
 from evomerge.merge.execution.engine import SliceMerge
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.sources import Placement, Sources
+from evomerge.merge.methods.low_rank import Bound, Factors, compressed, lost, truncated
 from evomerge.merge.planning.slice_plan import Part, SlicePlan
 from evomerge.models.pool import Pool
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 
 from evomerge.export.adapter_places import AdapterBase
-from evomerge.export.low_rank import Factors, summed
 from evomerge.merge.execution.engine import SliceMerge
 from evomerge.merge.methods import METHODS
+from evomerge.merge.methods.low_rank import Factors, summed
 from evomerge.merge.mixes.mix import Mix
 from evomerge.merge.planning.slice_plan import Part, SlicePlan, Source
 from evomerge.models.checkpoints.folding import FoldedCheckpoint

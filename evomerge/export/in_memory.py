@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,12 +41,34 @@ def merged_model(recipe: Recipe, pool: Pool, device: str | torch.device = "cpu")
     for entry in plan.slices:
         for name, begin, piece in stream_slice(entry, pool, device, notes=notes):
             tensors[name].view(-1)[begin : begin + piece.numel()] = piece
-    config = type(pool.config).from_dict(merged_config(recipe, pool))
+    return loaded(tensors, merged_config(recipe, pool), pool, recipe, device)
+
+
+def loaded(
+    tensors: Mapping[str, torch.Tensor],
+    settings: Mapping[str, Any],
+    pool: Pool,
+    recipe: Recipe,
+    device: str | torch.device,
+) -> Any:
+    """The transformers model of tensors, with its tokenizer, in evaluation mode.
+
+    Args:
+        tensors: by their names in a checkpoint.
+        settings: of its config.json.
+        pool: with the classes of its models.
+        recipe: whose `config_from` and `tokenizer_from`, of the pool, give what is no weight.
+        device: where the model is to be.
+
+    Raises:
+        PoolError: transformers cannot load it.
+    """
+    config = type(pool.config).from_dict(dict(settings))
     folder = pool.folder(recipe.config_from)
     try:
         cls = type(skeleton(config, pool.trust_remote_code))
         with no_progress_bar():
-            model = cls.from_pretrained(None, config=config, state_dict=tensors, dtype=config.dtype)  # type: ignore[attr-defined]
+            model = cls.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=config.dtype)  # type: ignore[attr-defined]
         set_generation(model, str(folder))
     except PoolError:
         raise

@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from evomerge.errors import RecipeError
 from evomerge.export.adapter_card import AdapterCard, loading_code
 from evomerge.export.licences import NOT_ADVICE, licence_notes, stated_licences
+from evomerge.export.switch_card import switch_sections
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.path import path_of
@@ -76,6 +77,7 @@ def model_card(
     scores: Sequence[ScoreLine] = (),
     scores_title: str = "Held-out scores",
     adapter: AdapterCard | None = None,
+    sections: Sequence[str] = (),
 ) -> str:
     """The README.md of a merged model, or of an adapter.
 
@@ -88,14 +90,16 @@ def model_card(
         scores: rows of the score table; no table without any.
         scores_title: heading of the score table.
         adapter: what to say of an adapter.
+        sections: further ones, before the sources.
     """
     base = None if adapter is None else published_name(adapter.base)
     what = "It loads like any other model of its architecture." if base is None else "It is an adapter: PEFT loads it."
     licenses = source_licences(recipe, folders)
-    sections = [
+    every = [
         f"# {name}",
         f"A merge of {_count(recipe)} made with evomerge. {what}",
         *(["## Adapter", adapter.section(base)] if adapter is not None and base is not None else []),
+        *(sections or switch_sections(recipe)),
         "## Sources",
         _sources(recipe, licenses),
         *_licence_section(licenses),
@@ -107,7 +111,7 @@ def model_card(
         loading_code(name, *loading, base),
     ]
     matter = _metadata(recipe, licenses, name, loading[0], scores, adapter).to_yaml(line_break="\n")
-    return f"---\n{matter}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{matter}\n---\n\n" + "\n\n".join(every) + "\n"
 
 
 def source_licences(recipe: Recipe, folders: Mapping[str, Sequence[Path]]) -> dict[str, list[dict[str, str]]]:

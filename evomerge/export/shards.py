@@ -67,17 +67,28 @@ class ShardWriter:
         folder: exists; the files must not.
         tensors: everything that will be written, in the order in which shards are filled.
         max_shard_bytes: tensors beyond this start another file; a larger tensor gets a file of its own.
+        single: name of the file, where there is only one.
+        metadata: texts of the header.
     """
 
-    def __init__(self, folder: Path, tensors: Sequence[Declared], max_shard_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Sequence[Declared],
+        max_shard_bytes: int,
+        *,
+        single: str = SINGLE,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         groups = _split(tensors, max_shard_bytes)
         names = (
-            [SINGLE]
+            [single]
             if len(groups) == 1
             else [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
         )
         self._folder = folder
-        self._shards = [_shard(folder / name, group) for name, group in zip(names, groups, strict=True)]
+        described = {"format": "pt", **(metadata or {})}
+        self._shards = [_shard(folder / name, group, described) for name, group in zip(names, groups, strict=True)]
         self._owner = {name: shard for shard in self._shards for name in shard.offsets}
 
     @property
@@ -155,9 +166,9 @@ def _split(tensors: Sequence[Declared], max_shard_bytes: int) -> list[list[Decla
     return groups
 
 
-def _shard(path: Path, tensors: Sequence[Declared]) -> _Shard:
+def _shard(path: Path, tensors: Sequence[Declared], metadata: Mapping[str, str]) -> _Shard:
     """Lay out one file: 8 bytes of header length, the header padded to 8 bytes, the tensors without gaps."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": metadata}
     starts: dict[str, int] = {}
     position = 0
     # Wide dtypes first: every tensor then starts at a multiple of its own width.

@@ -43,6 +43,8 @@ def write_model(
     scores_title: str = "Held-out scores",
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
+    also: Callable[[Path], None] | None = None,
+    sections: Sequence[str] = (),
 ) -> Path:
     """Merge a recipe slice by slice and write the model's folder.
 
@@ -60,6 +62,8 @@ def write_model(
         scores_title: its heading.
         progress: told after every slice.
         device: where slices are computed.
+        also: writes more into the folder, before it takes its name.
+        sections: further ones of the card.
 
     Returns:
         `out`.
@@ -82,6 +86,7 @@ def write_model(
         loading=(auto_class(pool.config), processor_class(inputs)),
         scores=scores,
         scores_title=scores_title,
+        sections=sections,
     )
     with new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes) as shards:
         check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied.values()))
@@ -94,6 +99,8 @@ def write_model(
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
+        if also is not None:
+            also(folder)
     return out
 
 

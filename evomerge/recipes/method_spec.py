@@ -138,6 +138,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "sparse": "parts of task vectors",
         "choices": "one model's value, element by element",
         "svd": "singular vectors of task vectors",
+        "switches": "one task's model out of a merged one",
         "own": "methods of one's own",
     }
 )

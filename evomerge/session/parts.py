@@ -32,6 +32,7 @@ from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.prior import measured
 from evomerge.session.racing import build_race, count_finalists
 from evomerge.session.settings import built_from, check_nodes, check_pool, check_settings
+from evomerge.session.switches import check_switches
 from evomerge.trackers.tracker import Tracker, trackers_from_config
 from evomerge.utils.imports import import_modules, own_files
 
@@ -129,6 +130,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]
     for phase, strategy in zip(phases, strategies, strict=True):
         check_asynchronous(config, phase.name, strategy)
+    check_switches(fitness, held_out, [task for space in spaces for task in getattr(space, "switch_tasks", ())])
     warm.check(spaces)
     if pool is None or wanted == "fitnesses":
         evaluator = build(_with_cache(config), "evaluator", fitnesses)

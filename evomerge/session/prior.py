@@ -15,6 +15,7 @@ from evomerge.protocols import SearchSpace
 from evomerge.recipes.differences import Differences
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import SliceId, SliceRecipe
+from evomerge.recipes.switches import merged_recipe
 
 if TYPE_CHECKING:
     from evomerge.models.pool import Pool
@@ -59,7 +60,7 @@ def weighting_of(space: SearchSpace, number: int) -> Weighting | None:
     for value in (gene.low, gene.high):
         values[number] = gene.snap(value)
         try:
-            recipes.append(space.decode(space.spec.genome(values)))
+            recipes.append(merged_recipe(space.decode(space.spec.genome(values))))
         except InfeasibleError:  # weights to be divided by their sum, which is zero
             return None
     if len({len(recipe.slices) for recipe in recipes}) > 1:

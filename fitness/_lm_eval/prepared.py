@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,27 @@ class Prepared:
         raw: dict[str, RawValues] = {}
         seconds, tokens = self.session.score(model, places, raw)
         return raw, seconds, tokens
+
+    def score_switched(
+        self, switch: Callable[[str], LoadedModel], terms: Sequence[WeighedTerm], part: Part | None
+    ) -> tuple[dict[str, RawValues], float, dict[str, float]]:
+        """`score`, each task with the model that ``switch(source)`` gives for the source that its term names.
+
+        Scores are those of lm-eval on the tasks of one switch alone: batches are theirs.
+        """
+        places = self.session.whole if part is None else self._places(part)
+        sources: dict[str, set[str]] = {}
+        for term in terms:
+            assert term.term.switch is not None, "checked before anything is loaded"
+            sources.setdefault(term.term.switch, set()).update(term.tasks)
+        raw: dict[str, RawValues] = {}
+        seconds, tokens = 0.0, Counter[str]()
+        for source, names in sources.items():
+            own = {name: of_task for name, of_task in places.items() if name in names}
+            spent, taken = self.session.score(switch(source), own, raw)
+            seconds += spent
+            tokens.update(taken)  # they are added up
+        return {name: raw[name] for name in places if name in raw}, seconds, dict(tokens)
 
     def _places(self, part: Part) -> Mapping[str, Sequence[int]]:
         """A part as the tasks and documents come; an aggregate needs documents of every task."""
@@ -117,6 +139,7 @@ def prepare(
         **forwards.decides(),
         **({"generation": "continuous"} if continuous else {}),
         **changed_prompts(tasks, lm.tokenizer, settings),
+        **({"switches": [t.term.switch for t in terms]} if any(t.term.switch for t in terms) else {}),
     }
     return Prepared(session, scorers, fingerprint(tasks, session.requests, decides))
 

@@ -24,6 +24,7 @@ _TERM_KEYS = (
     *("task", "metrics", "weight", "objective", "num_fewshot", "limit", "gen_kwargs"),
     *PROMPT_KEYS,
     "chat_template_args",
+    "switch",
 )
 _METRIC_KEYS = ("weight", "transform")
 
@@ -56,6 +57,7 @@ class TaskTerm:
         num_fewshot, limit, gen_kwargs: override the fitness-wide ones for this task.
         apply_chat_template, system_instruction, fewshot_as_multiturn: likewise, unless None.
         chat_template_args: added to the fitness-wide ones.
+        switch: of a model with a switch, the source whose own part is on; ``None`` for models without.
     """
 
     source: str | dict[str, Any]
@@ -70,6 +72,7 @@ class TaskTerm:
     system_instruction: str | None = None
     fewshot_as_multiturn: bool | None = None
     chat_template_args: Mapping[str, Any] = field(default_factory=dict)
+    switch: str | None = None
 
     @property
     def prompts(self) -> dict[str, Any]:
@@ -183,7 +186,14 @@ def _term(value: Any, key: str) -> TaskTerm:
         gen_kwargs,
         **{name: value.get(name) for name in PROMPT_KEYS},
         chat_template_args=template_arguments,
+        switch=_switch(value.get("switch"), f"{key}.switch"),
     )
+
+
+def _switch(value: Any, key: str) -> str | None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise ConfigError(f"{key} is {value!r}", "the name of a source model whose own part is on")
+    return value
 
 
 def _objective(value: Any, key: str) -> str:

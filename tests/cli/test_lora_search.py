@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from evomerge.cli.main import main
 from evomerge.export.adapter_writer import write_adapter
-from evomerge.export.low_rank import Bound
+from evomerge.merge.methods.low_rank import Bound
 from evomerge.models.opening import open_pool
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
 

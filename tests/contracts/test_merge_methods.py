@@ -45,8 +45,11 @@ ALONE = ("ema", "opcm", "optmerge", "sce", "wudi")
 Others make something else of one: all singular values equal (iso_c), small changes left out (ram), a norm (doge).
 """
 
-ORDERED = ("ema", "opcm")
+ORDERED = ("ema", "opcm", "emr_switch", "tall_switch", "twin_switch")
 """Methods of inputs in order."""
+
+COUNTS: Mapping[str, int] = dict.fromkeys(("emr_switch", "tall_switch", "twin_switch"), 2)
+"""How many inputs to test methods with that do something else with more."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Case:
     @property
     def count(self) -> int:
         """How many inputs to test with."""
-        return self.method.spec.max_inputs or 3
+        return self.method.spec.max_inputs or COUNTS.get(self.method.spec.name, 3)
 
     def models(
         self, shape: tuple[int, ...] = (7, 43), seed: int = 0, dtype: torch.dtype = torch.float32

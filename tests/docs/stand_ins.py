@@ -38,6 +38,15 @@ dtype: float32
 """
 
 
+def give_switch(file: Path) -> None:
+    """Make a recipe one with a switch, a task for each of its sources."""
+    from evomerge.recipes.switches import with_switch
+    from evomerge.recipes.yaml_reader import dump_recipe, read_recipe_file
+
+    tasks: dict[str, dict[str, float]] = {name: {} for name in MODELS[1:]}
+    file.write_text(dump_recipe(with_switch(read_recipe_file(file), "tall_switch", tasks, MODELS[0])))
+
+
 @dataclass(frozen=True)
 class Made:
     """What stands in, made once: a pool of the demo's shape, a finished run on it, and its winner's model."""
@@ -166,4 +175,14 @@ class Place:
                 run = self.folder / name
                 if not run.exists():
                     shutil.copytree(self.made.run, run)
+                    if "switch" in name:
+                        give_switch(run / "best" / "recipe.yaml")
                 yield run
+
+    def parts_of(self, words: Sequence[str]) -> list[str]:
+        """Write the folder of all tasks that a merge reads where an earlier command of the page would have."""
+        folder = self.folder / words[0]
+        if words[0] != "all-tasks" or folder.exists():
+            return []
+        (run,) = self.runs_of(["runs/demo-switch-x"])
+        return ["merge", str(run), str(folder), "--all-tasks"]

@@ -169,6 +169,8 @@ def _evomerge(words: list[str], place: Place) -> None:
         assert runs
     elif verb == "merge":
         positional = [number for number, word in enumerate(rest) if not word.startswith("-")]
+        if before := place.parts_of(rest):
+            run(before)
         out = place.output()
         run([verb, *rest[: positional[1]], out, *rest[positional[1] + 1 :]])
         assert (Path(out) / ("adapter_config.json" if "lora" in rest else "config.json")).is_file()
@@ -205,6 +207,7 @@ def test_python(fence: Fence, places: Callable[[str], Place], monkeypatch: pytes
     monkeypatch.chdir(place.folder)
     before = "\n".join(f.text for f in PYTHON if f.page == fence.page and f.line < fence.line and not f.file)
     text = fence.text if fence.file else before + fence.text  # the blocks of a page go on from each other
+    assert [run for run in place.runs_of([text.replace('"', " ")]) if not run.is_dir()] == []
     written = [place.folder / name for name in re.findall(r'\.(?:merge|save)\("([^"]+)"\)', text)]
     for folder in written:
         folder.unlink(missing_ok=True)  # what stands in for a model that an earlier page has made

@@ -21,8 +21,8 @@ from evomerge.cli.main import main
 from evomerge.errors import RecipeError
 from evomerge.export.adapter_writer import rank_bound, write_adapter
 from evomerge.export.in_memory import merged_model
-from evomerge.export.low_rank import Bound, Factors, compressed, lost, summed, truncated
 from evomerge.export.writer import write_model
+from evomerge.merge.methods.low_rank import Bound, Factors, compressed, lost, summed, truncated
 from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool

@@ -99,6 +99,10 @@ class MemoryCache:
         while self.used > self.allowed:
             self._evict()
 
+    def keep_at_least(self, nbytes: int) -> None:
+        """Keep so many bytes from now on, within the budget: what is put will be asked for again."""
+        self.allowed = max(self.allowed, min(nbytes, self.budget))
+
     def clear(self) -> bool:
         """Let everything go: memory has run out. Half as much is kept from now on, the second time nothing.
 

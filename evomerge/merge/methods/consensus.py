@@ -105,6 +105,8 @@ def consensus(
     many models, whose sum has much that harms all of them. The paper's lambda_t are 0.2 to 0.6, chosen by validation;
     here they are genes.
 
+    A model for each task, by its own mask, is `tall_switch`.
+
     The authors' code compares with ``>``, which differs only where both sides are equal. These are not the masks of
     fusion_bench's merge, which has ``|theta_0 - tau_t|`` on the left: task vectors stand there where models belong.
 

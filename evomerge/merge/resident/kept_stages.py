@@ -13,9 +13,10 @@ from evomerge.merge.cache.shared_cache import SharedCache
 from evomerge.merge.execution.engine import merge_slice
 from evomerge.merge.execution.sources import Sources
 from evomerge.merge.execution.stage_slices import StageSlices
-from evomerge.merge.planning.slice_plan import SlicePlan
+from evomerge.merge.planning.slice_plan import Plan, SlicePlan
 from evomerge.merge.resident.live_slices import LiveSlices
 from evomerge.merge.resident.spread import anywhere, moved
+from evomerge.recipes.switches import SWITCHES
 
 
 class KeptStages:
@@ -34,6 +35,16 @@ class KeptStages:
     def __call__(self, entry: SlicePlan) -> Mapping[str, torch.Tensor]:
         """The tensors of an intermediate's slice, which the next candidates of a lineage will ask for again."""
         return self._kept(entry) or self._merge(entry, StageSlices(entry, self._merge, self._kept))
+
+    def expect(self, plan: Plan, nbytes: int) -> None:
+        """Make room where a plan is one task's, of a recipe with a switch: the other tasks want the same shared slices.
+
+        Args:
+            plan: that the model is moved to.
+            nbytes: of the model.
+        """
+        if any(part.method in SWITCHES for entry in plan.slices for part in entry.parts):
+            self._memory.keep_at_least(2 * nbytes)  # and what is replaced, which may come back
 
     def _kept(self, entry: SlicePlan) -> Mapping[str, torch.Tensor] | None:
         """Tensors of an intermediate's slice that a cache or an earlier candidate has; ``None`` where none has them."""

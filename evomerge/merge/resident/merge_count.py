@@ -33,6 +33,11 @@ class MergeCount:
     noted: float = 0.0
     saved: float = 0.0
 
+    def add(self, other: MergeCount) -> None:
+        """Count another move of the same candidate with this one."""
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
     def as_dict(self) -> dict[str, float]:
         """The numbers by name."""
         return asdict(self)

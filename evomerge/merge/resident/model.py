@@ -115,8 +115,7 @@ class Resident:
             place = self._own()[entry.slice]
             # A tensor that the module keeps in another dtype is not what merging the same model would give it; and
             # whatever loading made of a slice, only what is the plan's bit for bit is taken for it.
-            same = all(dtype == self.model.dtype for _, dtype in place.shapes)
-            if same and holds(pool, entry, place):
+            if all(dtype == self.model.dtype for _, dtype in place.shapes) and holds(pool, entry, place):
                 place.key = put(entry, place, self.model.device).key
                 self._live.claim(place.key, place.held)
 
@@ -175,6 +174,7 @@ class Resident:
         places = self._arranged(plan)
         self.progress.begin(sum(place.key != entry.key for entry, place in places))
         changed: list[tuple[SlicePlan, ModuleSlice, Merged | None]] = []
+        self._stages.expect(plan, sum(place.nbytes for _, place in places))
         for entry, place in places:
             count.bytes += place.nbytes
             if place.key == entry.key:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import LAYER_COMPONENTS, SliceId
+from evomerge.recipes.switches import SWITCHES, merged_recipe, switch_of
 from evomerge.report.formatting import clean, count, listed
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
@@ -31,6 +32,7 @@ def recipe_map(view: RunView, page: Page) -> Markup | None:
         return None
     pictures: list[tuple[str, Plot]] = []
     drawn = _path(view)
+    switched, recipe = recipe, merged_recipe(recipe)
     stages = dict(recipe.intermediates)
     if drawn:
         shown = {name: stage for name, stage in stages.items() if not stage.intermediates}
@@ -42,13 +44,13 @@ def recipe_map(view: RunView, page: Page) -> Markup | None:
             pictures.append(("How much of each model is in every part", plot))
     else:
         pictures += parameter_maps(recipe)
-    methods = list(dict.fromkeys(e.method for r in (*recipe.stages.values(), recipe) for e in r.slices))
+    methods = list(dict.fromkeys(e.method for r in (*switched.stages.values(), switched) for e in r.slices))
     return page.render(
         "recipe_map.html",
         path=drawn,
         pictures=pictures,
         sentence=_sentence(recipe, methods),
-        fixed=_constants(recipe) if not stages else "",
+        fixed=" ".join(text for text in (_constants(recipe) if not stages else "", _switch(switched)) if text),
         outer=any(entry.slice.layer is None for entry in recipe.slices),
         merges=len(recipe.stages),
         has_path=bool(drawn),
@@ -257,6 +259,19 @@ def _sentence(recipe: Recipe, methods: Sequence[str]) -> str:
     layers = len({entry.slice.layer for entry in recipe.slices if entry.slice.layer is not None})
     by = listed([clean(method, 40) for method in methods])
     return f"{count(layers, 'layer')} in {clean(recipe.dtype)} from {listed(models)}, by {by}."
+
+
+def _switch(recipe: Recipe) -> str:
+    """What the switch of each task is; empty where there is none."""
+    switch = switch_of(recipe)
+    if switch is None:
+        return ""
+    entry = next(entry for entry in recipe.slices if entry.method in SWITCHES)
+    tasks = []
+    for source in entry.inputs[1:]:
+        values = [f"{clean(name, 40)} {number_of(value):g}" for name, value in source.parameters]
+        tasks.append(clean(source.model, 40) + (f" ({', '.join(values)})" if values else ""))
+    return f"Shown is the shared model; {clean(entry.method, 40)} makes that of each task: {listed(tasks, 8)}."
 
 
 def _constants(recipe: Recipe) -> str:

@@ -70,7 +70,7 @@ def truncated(difference: torch.Tensor, bound: Bound) -> Factors:
         return Factors(turned.a.T.contiguous(), turned.b.T.contiguous())
     rows, columns = difference.shape
     step = max(_BLOCK // rows, 1)
-    gram = torch.zeros(rows, rows, dtype=torch.float64)
+    gram = torch.zeros(rows, rows, dtype=torch.float64, device=difference.device)
     for start in range(0, columns, step):
         block = difference[:, start : start + step].double()
         gram.addmm_(block, block.T)
@@ -80,7 +80,7 @@ def truncated(difference: torch.Tensor, bound: Bound) -> Factors:
     roots = squares[:rank].sqrt().sqrt()
     left = vectors[:, :rank]
     inverse = torch.where(roots > 0, 1 / roots, torch.zeros_like(roots))
-    right = torch.empty(rank, columns)
+    right = torch.empty(rank, columns, device=difference.device)
     for start in range(0, columns, step):
         block = difference[:, start : start + step].double()
         right[:, start : start + step] = ((left.T @ block) * inverse[:, None]).float()
