@@ -20,7 +20,7 @@ FLAG = "--trust"
 _TARGET = "_target_"
 _OURS = ("evomerge.strategies.", "evomerge.evaluation.", "evomerge.trackers.", "search_spaces.", "fitness.")
 _TIMEOUT = "task_timeout"
-_LM_EVAL = "fitness.lm_eval_tasks.LmEvalFitness"
+_LM_EVAL = ("fitness.lm_eval_tasks.LmEvalFitness", "fitness.calibration_tasks.TaskItems")
 _LONGEST = 300.0  # seconds that a stranger's configuration may give a task
 _DO = f"name it on the command line, or add {FLAG} if you know where it comes from"
 
@@ -42,6 +42,8 @@ def check_trust(content: Any, asked: Sequence[str], whose: str) -> None:
             raise ConfigError(f"{whose} has {key}: {str(value)[:200]}", reason, _DO)
     for key, node in _fitnesses(content):
         tasks, folders = node.get("tasks"), node.get("include_path")
+        if isinstance(tasks, Mapping) and key == "calibration":  # of every model
+            tasks = [task for own in tasks.values() for task in (own if isinstance(own, list) else [own])]
         tasks = tasks if isinstance(tasks, list) else [tasks]
         folders = [str(folder) for folder in (folders if isinstance(folders, list) else [folders]) if folder]
         given = any(word.lstrip("+").startswith((f"{key}.tasks=", f"{key}.include_path=")) for word in asked)
@@ -112,9 +114,9 @@ def _is_asked(key: str, value: Any, asked: Sequence[str]) -> bool:
 
 
 def _fitnesses(content: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every node that describes an lm-eval fitness, however deep, under its dotted key."""
+    """Every node that names tasks of lm-eval, however deep, under its dotted key."""
     if isinstance(content, Mapping):
-        if content.get(_TARGET) == _LM_EVAL:
+        if content.get(_TARGET) in _LM_EVAL:
             yield key, content
         for name, value in content.items():
             yield from _fitnesses(value, f"{key}.{name}" if key else str(name))
