@@ -66,7 +66,8 @@ class Pool:
         found = self.statistics.get((model, kind))
         if found is None or found.key != key or not found.complete:
             ref = self.info.calibration
-            pool = pool_words(self.info.refs, self.info.base)
+            known = {own for own, _, _ in ref.statistics} if ref is not None else ()
+            pool = pool_words([(own, source) for own, source in self.info.refs if own in known])
             raise PoolError(
                 f"the statistics ({kind}) of model {model!r} are not there ({key[:19]})",
                 "those of the recipe's calibration",

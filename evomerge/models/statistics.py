@@ -139,7 +139,7 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "statistics"
 
 
-def pool_words(refs: Sequence[tuple[str, ModelRef]], base: str | None) -> tuple[str, ...]:
-    """The overrides that name the models of a pool."""
+def pool_words(refs: Sequence[tuple[str, ModelRef]]) -> tuple[str, ...]:
+    """The overrides that make these the models of a pool."""
     models = ", ".join(f"{name}: {json.dumps(ref.address)}" for name, ref in refs)
-    return f"pool.models={{{models}}}", f"pool.base={base or 'null'}"
+    return f"pool.models={{{models}}}", "pool.base=null"
