@@ -85,6 +85,7 @@ def measure(
             wanted = [place for slice_ in group for place in places.of_slice[slice_]]
             sums: Sums = FisherSums(module, wanted, how) if how.kind == "fisher" else GramSums(module, wanted, items[0])
             _pass(folder, group, places, sums, items, how, every, shown)
+        (folder / _PARTIAL).unlink(missing_ok=True)
         _write_index(folder, places, items, how)
 
 
@@ -140,7 +141,6 @@ def _pass(
             _write_slice(folder, slice_, places.of_slice[slice_], sums, counts, zeros=how.kind == "fisher")
     finally:
         sums.close()
-    (folder / _PARTIAL).unlink(missing_ok=True)
 
 
 def _restored(folder: Path, group: Sequence[SliceId], sums: Sums) -> int:

@@ -95,12 +95,18 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
         every_kind: all kinds, where the search space reads none.
 
     Returns:
-        ``None`` where there is nothing to read, or nothing to read it from.
+        ``None`` where there is nothing to read.
 
     Raises:
-        ConfigError, FitnessError: keys or items that cannot be used.
+        ConfigError, FitnessError: keys or items that cannot be used, or no items where methods read statistics.
     """
     kinds = wanted_kinds(config) or (KINDS if every_kind else ())
+    if kinds and config.calibration is None:
+        raise ConfigError(
+            f"the search reads statistics of data ({', '.join(kinds)}), and calibration is not set",
+            "the items that they are made on",
+            "choose them: calibration=text 'calibration.files=[my.jsonl]', or calibration=lm_eval",
+        )
     if config.calibration is None or not kinds:
         return None
     from evomerge.calibration.encoding import encode
