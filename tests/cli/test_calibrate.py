@@ -110,7 +110,7 @@ def test_held_out_items_are_no_calibration_items(
         ([*space("fisher"), "calibration=text", "calibration.files=[none.jsonl]"], "none.jsonl cannot be read"),
         ([*space("fisher"), "calibration=text", "calibration.files={math: [x.txt]}"], "x.txt cannot be read"),
         ([*space("fisher"), "calibration=lm_eval", "calibration.tasks=[]"], "tasks is empty"),
-        ([*space("fisher"), "calibration=text", "calibration.file=[x]"], "calibration has no key 'file'"),
+        ([*space("fisher"), "calibration=text", "calibration.file=[x]"], "there is no key 'calibration.file'"),
         (
             [*space("fisher"), "statistics.labels=gold", "calibration=text", "calibration.files=[x]"],
             "statistics.labels",
