@@ -24,7 +24,7 @@ from omegaconf import MISSING
 
 from evomerge import conf_dir
 from evomerge.config.construct import TARGET, locate
-from evomerge.config.schema import Config, PoolConfig, SearchConfig, StatisticsConfig
+from evomerge.config.schema import Config, PoolConfig, SearchConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 GROUPS = ("pool", "search_space", "strategy", "fitness", "evaluator", "calibration")
@@ -261,7 +261,6 @@ def option_section(group: str, path: Path) -> Iterator[str]:
 def page() -> str:
     """The whole page."""
     lines = [HEAD, "## Keys", "", *schema_table(Config, ""), "## search", "", *schema_table(SearchConfig, "search.")]
-    lines += ["## statistics", "", *schema_table(StatisticsConfig, "statistics.")]
     for group in GROUPS:
         lines += [f"## {group}", ""]
         for path in sorted((conf_dir() / group).glob("*.yaml")):
