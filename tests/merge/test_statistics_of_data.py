@@ -135,7 +135,7 @@ def test_what_is_not_there_is_named_before_anything_is_merged(pool: Pool, tmp_pa
 def test_intermediates_have_no_statistics(pool: Pool) -> None:
     stage = recipe(pool, "linear")
     inputs = (Input("half"), Input("b"))
-    slices = [SliceRecipe(entry.slice, "fisher", inputs) for entry in stage.slices]
-    made = replace(pool.info.recipe(slices), intermediates=(("half", stage),))
+    slices = tuple(SliceRecipe(entry.slice, "fisher", inputs) for entry in stage.slices)
+    made = replace(stage, slices=slices, intermediates=(("half", stage),))
     with pytest.raises(RecipeError, match="of half; models: of intermediates there are none"):
         make_plan(made, pool)
