@@ -138,6 +138,32 @@ class Estimator(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class CalibrationItem:
+    """A text that statistics of data are made on.
+
+    Attributes:
+        text: what a model reads.
+        answer: what follows it, whose likelihood counts; empty where that of the whole text does.
+    """
+
+    text: str
+    answer: str = ""
+
+
+class CalibrationItems(Protocol):
+    """Gives the texts that the pool's models are calibrated on. Constructed from its config alone."""
+
+    def check(self) -> None:
+        """Raise `FitnessError` for all that can be seen without a model."""
+
+    def items(self, model: str) -> Sequence[CalibrationItem]:
+        """The items of one model, always the same in the same order; `check` comes before."""
+
+    def documents(self) -> Sequence[tuple[str, str]]:
+        """For each item the hashes of what is asked and of its document, as fitnesses have them; likewise."""
+
+
 class SearchSpace(Protocol):
     """Turns genomes into recipes. Constructed with the pool's info and the method declarations.
 

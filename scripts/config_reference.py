@@ -27,7 +27,7 @@ from evomerge.config.construct import TARGET, locate
 from evomerge.config.schema import Config, PoolConfig, SearchConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
-GROUPS = ("pool", "search_space", "strategy", "fitness", "evaluator")
+GROUPS = ("pool", "search_space", "strategy", "fitness", "evaluator", "calibration")
 FROM_THE_PROGRAM = frozenset({"winner"})
 """Arguments that a search gives, not the user."""
 

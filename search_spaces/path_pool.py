@@ -125,7 +125,8 @@ class PathPool:
         if self.winner is not None and any(source.model == self.winner[0] for e in entries for source in _sources(e)):
             own = (self.winner,)
         info = self.info
-        return Recipe(info.refs, entries, info.dtype, info.config_from, seed, own, info.tokenizer_from)
+        fields = info.dtype, info.config_from, seed, own, info.tokenizer_from, info.calibration
+        return Recipe(info.refs, entries, *fields)
 
 
 def _sources(entry: SliceRecipe) -> tuple[Input, ...]:

@@ -13,6 +13,7 @@ from pretended_gpu import PretendedGpu
 from tiny_models import ARCHITECTURES, TinyModel, tiny_config, write_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("EVOMERGE_CACHE", tempfile.mkdtemp(prefix="evomerge-cache-"))
 os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="evomerge-state-"))  # not the user's own
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; kernels for GPUs then run anywhere

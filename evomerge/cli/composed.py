@@ -26,7 +26,9 @@ from evomerge.utils.installation import conf_dir
 
 _HEADERS = {
     "validate": "evomerge validate checks an experiment without loading a model, and says what it would take.\n"
-    "It takes the words of evomerge search: compose an experiment from the groups below and override any key.\n"
+    "It takes the words of evomerge search: compose an experiment from the groups below and override any key.\n",
+    "calibrate": "evomerge calibrate makes the statistics of data that methods such as fisher and regmean read.\n"
+    "It takes the words of evomerge search: pool, calibration and statistics say which; the others do not matter.\n",
 }
 """What ``--help`` says first, for verbs that take a search's words."""
 _HYDRA_FLAGS = {
@@ -61,10 +63,10 @@ def hydra_app(verb: str, arguments: Sequence[str], task: Callable[[Config], None
     unknown = [a for a in arguments if a.startswith("--") and not _known_flag(a)]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}", nearest(unknown[0], [*_HYDRA_FLAGS, FLAG]))
-    if verb == "validate" and (sweep := [a for a in arguments if a in ("-m", "--multirun")]):
+    if verb in _HEADERS and (sweep := [a for a in arguments if a in ("-m", "--multirun")]):
         raise ConfigError(
-            f"`evomerge validate` was given {sweep[0]}",
-            "it checks one experiment: without it, each key with one value",
+            f"`evomerge {verb}` was given {sweep[0]}",
+            "it looks at one experiment: without it, each key with one value",
             "`evomerge search -m` checks each job of a sweep before it begins",
         )
     if arguments and arguments[-1] in _WITH_VALUE:

@@ -65,6 +65,10 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
         table.add_row("equal in all models", slice_names(pool.info) + (f": no genes, {fewer} fewer" if fewer else ""))
     table.add_row("objectives", ", ".join(f"{o.name} ({o.direction})" for o in parts.fitness.objectives))
     table.add_row("evaluations", f"{config.search.evaluations}, {parts.evaluator.slots} at a time")
+    if parts.calibration is not None:
+        from evomerge.session.calibration_rows import estimate as calibration_estimate
+
+        table.add_row("calibration", calibration_estimate(config, parts.calibration))
     for what, much in rows(estimate(config, parts, memory)):
         table.add_row(what, much)
     console.print(table)

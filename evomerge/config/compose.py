@@ -33,7 +33,7 @@ _NO_HELD_OUT = ("~held_out", "~fitness@held_out", "fitness@held_out=null")
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 """What composing a configuration raises, for `explain`."""
 _KEYS = frozenset(field.name for field in fields(Config))
-_GROUPS = ("pool", "search_space", "strategy", "fitness", "evaluator")
+_GROUPS = ("pool", "search_space", "strategy", "fitness", "evaluator", "calibration")
 
 
 def compose_config(overrides: Sequence[str]) -> Config:

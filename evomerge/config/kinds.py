@@ -16,6 +16,7 @@ _KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "held_out": _FITNESS,
     "search_space": ("a search space", ("spec", "decode")),
     "strategy": ("a strategy", ("ask", "tell")),
+    "calibration": ("calibration items", ("check", "items", "documents")),
     "evaluator": ("an evaluator", ("submit", "collect")),
     "pruner": ("a pruner", ("prune",)),
 }

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from evomerge.errors import EvomergeError
 
-_NODES = ("fitness", "held_out", "search_space", "strategy", "evaluator")
+_NODES = ("fitness", "held_out", "search_space", "strategy", "evaluator", "calibration")
 
 
 @contextmanager

@@ -131,6 +131,31 @@ class SearchConfig:
 
 
 @dataclass
+class StatisticsConfig:
+    """How statistics of data are made (`evomerge calibrate`).
+
+    Attributes:
+        kinds: ``fisher``, ``gram`` or both; ``None`` for those that the search space's methods read.
+        labels: whose likelihood ``fisher`` is of: ``text``, the items' own; ``sampled``, drawn by the model itself.
+        grams: ``full``, or ``diagonal`` for squares of inputs alone, which take a model's size and not a square.
+        max_length: tokens of an item at most.
+        dtype: that models compute in.
+        seed: of the labels that are sampled.
+        device: where models compute; ``auto`` for the first GPU there is, else the processor.
+        memory: for sums, as ``8GB``; what finds no room takes another pass. ``None`` for a quarter of what is free.
+    """
+
+    kinds: list[str] | None = None
+    labels: str = "text"
+    grams: str = "full"
+    max_length: int = 512
+    dtype: str = "float32"
+    seed: int = 0
+    device: str = "auto"
+    memory: str | None = None
+
+
+@dataclass
 class Config:
     """A whole experiment.
 
@@ -140,6 +165,8 @@ class Config:
         imports: modules with merge methods of one's own, imported before anything is built.
         pool, search: the source models; the budget and the order of the search.
         search_space, strategy, fitness, held_out, evaluator: nodes with a `_target_`.
+        calibration: a node with a `_target_`: the items that statistics of data are made on; ``None`` for none.
+        statistics: how they are made.
         phases: name -> search_space, strategy and evaluations of a part of the search, one after the other; what a
             phase leaves out is that of all. ``None`` for one phase.
         from_run: the run that this one began with: its configuration, and its evaluations where the same are needed.
@@ -158,6 +185,8 @@ class Config:
     fitness: Any = None
     held_out: Any = None
     evaluator: Any = MISSING
+    calibration: Any = None
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     phases: Any = None
     from_run: str | None = None

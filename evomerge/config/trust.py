@@ -20,8 +20,12 @@ FLAG = "--trust"
 _TARGET = "_target_"
 _OURS = ("evomerge.strategies.", "evomerge.evaluation.", "evomerge.trackers.", "search_spaces.", "fitness.")
 _TIMEOUT = "task_timeout"
-_TASK_KEYS = {"fitness.lm_eval_tasks.LmEvalFitness": "tasks", "fitness.unlabelled.UnlabelledFitness": "texts"}
-"""Of fitnesses that load tasks of lm-eval, the key that names them."""
+_TASK_KEYS = {
+    "fitness.lm_eval_tasks.LmEvalFitness": "tasks",
+    "fitness.unlabelled.UnlabelledFitness": "texts",
+    "fitness.calibration_tasks.TaskItems": "tasks",
+}
+"""Of what loads tasks of lm-eval, the key that names them."""
 _LONGEST = 300.0  # seconds that a stranger's configuration may give a task
 _DO = f"name it on the command line, or add {FLAG} if you know where it comes from"
 
@@ -117,8 +121,10 @@ def _task_nodes(content: Any, key: str = "") -> Iterator[tuple[str, str, list[An
         if named:
             given, folders = content.get(named), content.get("include_path")
             tasks = given if isinstance(given, list) else [given]
-            if isinstance(given, Mapping):  # texts by name
+            if isinstance(given, Mapping) and named == "texts":  # by name
                 tasks = [text["task"] for text in given.values() if isinstance(text, Mapping) and text.get("task")]
+            elif isinstance(given, Mapping):  # of every model
+                tasks = [task for own in given.values() for task in (own if isinstance(own, list) else [own])]
             yield key, named, tasks, [str(f) for f in (folders if isinstance(folders, list) else [folders]) if f]
         for name, value in content.items():
             yield from _task_nodes(value, f"{key}.{name}" if key else str(name))

@@ -61,7 +61,7 @@ def blocks_of(
     Raises:
         RecipeError: no mergekit file means the same; names the slice and the reason.
     """
-    leading = _leading_entry(recipe)
+    leading = _leading_entry(recipe, methods)
     entries = {entry.slice: entry for entry in recipe.slices}
     for outer in (s for s in layout.slices if s.layer is None):
         if outer not in entries:
@@ -92,12 +92,14 @@ def _blocks(
     return blocks
 
 
-def _leading_entry(recipe: Recipe) -> SliceRecipe | None:
+def _leading_entry(recipe: Recipe, methods: Mapping[str, MethodSpec]) -> SliceRecipe | None:
     """The first slice that is not a plain copy; all others must share its method."""
     first: SliceRecipe | None = None
     for entry in recipe.slices:
         if entry.scale not in (None, 1.0):
             raise refuse(entry.slice, f"its residual outputs are scaled by {entry.scale}")
+        if methods[entry.method].statistics is not None:
+            raise refuse(entry.slice, f"its method {entry.method!r} reads statistics of data, and mergekit has none")
         if entry.method not in FORMS:
             raise refuse(entry.slice, f"its method {entry.method!r} is none of {', '.join(FORMS)}")
         if copied_model(entry) is not None:

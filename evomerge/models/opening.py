@@ -23,10 +23,12 @@ from evomerge.models.equal_slices import equal_slices
 from evomerge.models.pool import Pool
 from evomerge.models.pool_settings import check_pool_settings, of_model, raise_all
 from evomerge.models.sources import Opened, dtype_of, open_sources, warn_of_dtypes
+from evomerge.models.statistics import ModelStatistics, default_folder
 from evomerge.models.tokenizer_files import check_files
 from evomerge.models.tokenizers import check_tokenizer
 from evomerge.models.tying import match_models
 from evomerge.models.vocabulary import vocabulary_problem
+from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef
@@ -189,7 +191,21 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
     problems = [problem for name, ref in order.items() for problem in changed_since(name, ref, pool.checkpoints[name])]
     raise_all(problems)
     info = replace(pool.info, refs=tuple((name, order[name]) for name in names))
-    return replace(pool, info=info)
+    return with_statistics(replace(pool, info=info), recipe.calibration)
+
+
+def with_statistics(pool: Pool, ref: CalibrationRef | None, folder: str | Path | None = None) -> Pool:
+    """The pool with statistics of data, which are read once a method asks for them.
+
+    Args:
+        pool: the source models.
+        ref: names the statistics; ``None`` for none.
+        folder: where they lie; `statistics.default_folder` by default.
+    """
+    root = Path(folder) if folder is not None else default_folder()
+    every = ref.statistics if ref is not None else ()
+    known = {(model, kind): ModelStatistics(root, kind, key) for model, kind, key in every}
+    return replace(pool, info=replace(pool.info, calibration=ref), statistics=known)
 
 
 def _stored(layout: Layout, match: NameMatch, model: str, reference: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.pool_settings import of_model
+from evomerge.models.statistics import ModelStatistics, pool_words
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.utils.memory import MemoryPart
 
@@ -33,6 +34,7 @@ class Pool:
         stored: for every model: layout tensor name -> the name in its own checkpoint.
         trust_remote_code: whether code from the models' folders may run.
         tokenizer_from: the model whose tokenizer is used, ``None`` for ``info.config_from``.
+        statistics: of data, by model and kind; they may still be to be made.
         tied: what `tie_word_embeddings` of the results is, where models differ in it; otherwise ``None``.
     """
 
@@ -44,6 +46,7 @@ class Pool:
     trust_remote_code: bool = False
     tokenizer_from: str | None = None
     tied: bool | None = None
+    statistics: Mapping[tuple[str, str], ModelStatistics] = field(default_factory=dict)
 
     @cached_property
     def residual(self) -> Residual:
@@ -57,6 +60,20 @@ class Pool:
     def read(self, model: str, name: str) -> torch.Tensor:
         """A model's tensor by its name in the layout, in the stored dtype, mapped from its file."""
         return self.checkpoints[model].read(self.stored[model][name])
+
+    def statistics_of(self, model: str, kind: str, key: str) -> ModelStatistics:
+        """The statistics of a model; `PoolError` with the command that makes them where they are not there."""
+        found = self.statistics.get((model, kind))
+        if found is None or found.key != key or not found.complete:
+            ref = self.info.calibration
+            known = {own for own, _, _ in ref.statistics} if ref is not None else ()
+            pool = pool_words([(own, source) for own, source in self.info.refs if own in known])
+            raise PoolError(
+                f"the statistics ({kind}) of model {model!r} are not there ({key[:19]})",
+                "those of the recipe's calibration",
+                f"make them: {ref.command(pool)}" if ref is not None and ref.key(model, kind) == key else "",
+            )
+        return found
 
     @property
     def tokenizer_folder(self) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from json.encoder import encode_basestring_ascii as quote
 from operator import itemgetter
 
+from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
 from evomerge.recipes.slices import Input, Parameters, SliceRecipe
 
@@ -18,6 +19,7 @@ def canonical_text(
     seed: int,
     config_from: str,
     tokenizer_from: str | None,
+    calibration: CalibrationRef | None = None,
 ) -> str:
     """The content that is hashed, as JSON without spaces, keys sorted.
 
@@ -27,7 +29,7 @@ def canonical_text(
     Args:
         slices: in model order.
         identities: what every input's name stands for: a model's content, an intermediate's own hash.
-        dtype, seed, config_from, tokenizer_from: of the recipe.
+        dtype, seed, config_from, tokenizer_from, calibration: of the recipe.
     """
     identity = {name: quote(text) for name, text in identities.items()}
 
@@ -58,8 +60,12 @@ def canonical_text(
     tokenizer = ""
     if tokenizer_from is not None and tokenizer_from != config_from:
         tokenizer = f',"tokenizer_from":{identity[tokenizer_from]}'
+    measured = ""
+    if calibration is not None:
+        known = sorted(f"[{identity[name]},{quote(kind)},{quote(key)}]" for name, kind, key in calibration.statistics)
+        measured = f'"calibration":[{",".join(known)}],'
     first = f'"config_from":{identity[config_from]},"dtype":{quote(dtype)},"seed":{seed}'
-    return f'{{{first},"slices":[{",".join(lines)}]{tokenizer}}}'
+    return f'{{{measured}{first},"slices":[{",".join(lines)}]{tokenizer}}}'
 
 
 def _scalar(value: Scalar) -> str:

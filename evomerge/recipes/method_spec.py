@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from evomerge.errors import ConfigError, RecipeError, nearest
+from evomerge.recipes.calibration import KINDS
 
 FLOAT32_MAX = 3.4028234663852886e38
 """Merges are computed in float32, by parameters in it."""
@@ -139,6 +140,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "choices": "one model's value, element by element",
         "svd": "singular vectors of task vectors",
         "switches": "one task's model out of a merged one",
+        "statistics": "what statistics of data weigh",
         "own": "methods of one's own",
     }
 )
@@ -159,6 +161,8 @@ class MethodSpec:
         idempotent: whether a merge of equal inputs, and of a base equal to them, is that tensor whatever the
             parameters are; or the name of a boolean parameter that must be true for it where there is no base.
         family: one of `FAMILIES`: under what it is listed.
+        statistics: the kind of statistics of data (`calibration.KINDS`) that it reads of every input; ``None`` for
+            weights alone.
 
     Raises:
         ConfigError: a parameter declared twice, an unknown family, `idempotent` names no parameter that is boolean, or
@@ -173,10 +177,15 @@ class MethodSpec:
     summary: str = ""
     idempotent: bool | str = False
     family: str = "own"
+    statistics: str | None = None
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ConfigError(f"method {self.name!r} is of the family {self.family!r}", nearest(self.family, FAMILIES))
+        if self.statistics is not None and self.statistics not in KINDS:
+            raise ConfigError(
+                f"method {self.name!r} reads statistics {self.statistics!r}", nearest(self.statistics, KINDS)
+            )
         names = [p.name for p in self.parameters]
         for name in names:
             if names.count(name) > 1 or not name.isidentifier():

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from evomerge.errors import RecipeError
+from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Dtype, Input, ModelRef, SliceId, SliceRecipe
 
@@ -31,6 +32,7 @@ class PoolInfo:
         tokenizer_from: the model whose tokenizer the results take; ``None`` for that of `config_from`.
         constant: the slices of which all models, the base included, hold the same bits, in order: genomes need say
             nothing of them. Empty where that is not known.
+        calibration: the statistics of data that methods may read; ``None`` where there are none.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -47,6 +49,7 @@ class PoolInfo:
     immovable: str = ""
     tokenizer_from: str | None = None
     constant: tuple[SliceId, ...] = ()
+    calibration: CalibrationRef | None = None
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""
@@ -67,7 +70,8 @@ class PoolInfo:
 
     def recipe(self, slices: Iterable[SliceRecipe], seed: int = 0) -> Recipe:
         """A recipe over this pool's models."""
-        return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed, tokenizer_from=self.tokenizer_from)
+        more = {"tokenizer_from": self.tokenizer_from, "calibration": self.calibration}
+        return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed, **more)  # type: ignore[arg-type]
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:
         """The same weighted sum on every slice: a source itself (weight one), or the uniform average.

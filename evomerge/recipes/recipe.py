@@ -11,6 +11,7 @@ from operator import attrgetter, itemgetter
 from typing import Any
 
 from evomerge.errors import RecipeError
+from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.hash import canonical_text
 from evomerge.recipes.method_spec import MethodSpec, find_method, scalars
 from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, Parameters, SliceId, SliceRecipe
@@ -34,6 +35,7 @@ class Recipe:
             they name models. Each is rounded to its own dtype, as if it had been written and read. They may share
             intermediates; a name means the same recipe wherever it is used.
         tokenizer_from: the model whose tokenizer the result takes; ``None`` for that of `config_from`.
+        calibration: the statistics of data that methods may read; that of its intermediates too.
 
     >>> from evomerge.recipes import Input, ModelRef, SliceId, SliceRecipe, parameters
     >>> half = parameters({"weight": 0.5})
@@ -50,6 +52,7 @@ class Recipe:
     seed: int = 0
     intermediates: tuple[tuple[str, Recipe], ...] = field(default=(), repr=False)
     tokenizer_from: str | None = None
+    calibration: CalibrationRef | None = None
     _hash: str = field(init=False, repr=False, default="")
     _index: StageIndex | None = field(init=False, repr=False, default=None)
 
@@ -109,6 +112,8 @@ class Recipe:
             return set()
         models, stages = dict(self.models), self.stage_index()
         for name, recipe in self.intermediates:
+            if recipe.calibration != self.calibration:
+                raise RecipeError(f"intermediate {name!r} has another calibration than the recipe", "one for all")
             for model, ref in recipe.models:
                 if models.get(model) != ref:
                     raise RecipeError(
@@ -171,7 +176,8 @@ class Recipe:
     def _own(self) -> tuple[object, ...]:
         """All but the content of the intermediates."""
         names = tuple(name for name, _ in self.intermediates)
-        return self.models, self.slices, self.dtype, self.config_from, self.seed, self.tokenizer_from, names
+        own = self.models, self.slices, self.dtype, self.config_from, self.seed, self.tokenizer_from
+        return *own, self.calibration, names
 
     def __eq__(self, other: object) -> bool:
         # Stage by stage: a lineage shares ancestors, and as a tree it would be exponentially large.
@@ -216,6 +222,7 @@ class Recipe:
             seed=self.seed,
             config_from=self.config_from,
             tokenizer_from=self.tokenizer_from,
+            calibration=self.calibration,
         )
 
     def check(self, methods: Mapping[str, MethodSpec]) -> None:

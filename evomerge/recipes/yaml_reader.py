@@ -36,6 +36,7 @@ from typing import Any
 import yaml
 
 from evomerge.errors import RecipeError, nearest
+from evomerge.recipes.calibration import KINDS, CalibrationRef
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import (
@@ -53,6 +54,7 @@ from evomerge.utils import safe_yaml
 
 MAX_SLICES = 100_000
 
+_KEY = re.compile(r"sha256:[0-9a-f]{64}")
 _LAYERS = re.compile(r"layers\.(\d{1,6})(?:-(\d{1,6}))?\.([a-z]+(?:\+[a-z]+)*)")
 
 
@@ -120,7 +122,7 @@ def _recipe_in(content: Any) -> Recipe:
         content,
         "",
         ("evomerge_recipe", "dtype", "config_from", "models", "slices"),
-        ("seed", "tokenizer_from", "intermediates"),
+        ("seed", "tokenizer_from", "intermediates", "calibration"),
     )
     version = top["evomerge_recipe"]
     if version != VERSION or isinstance(version, bool):
@@ -134,6 +136,8 @@ def _recipe_in(content: Any) -> Recipe:
         raise RecipeError(f"models is {safe_yaml.shown(models)}", "a mapping of names to models")
     refs = {safe_yaml.text(name, "a name in models"): _model_in(ref, f"models.{name}") for name, ref in models.items()}
     stages: dict[str, Recipe] = {}
+    calibration = _calibration_in(top["calibration"], refs) if top.get("calibration") is not None else None
+    top = {**top, "calibration": calibration}
     common = {"dtype": top["dtype"], "config_from": top["config_from"], "seed": top.get("seed", 0), "models": [*refs]}
     intermediates = top.get("intermediates") or {}
     if not isinstance(intermediates, dict):
@@ -145,7 +149,7 @@ def _recipe_in(content: Any) -> Recipe:
             raise RecipeError(f"intermediates.{name} has the name of a model", "every name once")
         where = f"intermediates.{name}"
         own = safe_yaml.mapping(value, where, ("slices",), ("tokenizer_from", *common))
-        stages[name] = _one_in({**common, **own}, f"{where}.", refs, stages, room)
+        stages[name] = _one_in({**common, **own, "calibration": calibration}, f"{where}.", refs, stages, room)
         room -= len(stages[name].slices)
     recipe = _one_in({**top, "models": [*refs]}, "", refs, stages, room)
     idle = sorted(stages.keys() - recipe.stages.keys())
@@ -177,11 +181,30 @@ def _one_in(
             seed=safe_yaml.integer(fields.get("seed", 0), f"{dot}seed"),
             intermediates=tuple((name, stages[name]) for name in sorted(used) if name in stages),
             tokenizer_from=None if tokenizer is None else safe_yaml.text(tokenizer, f"{dot}tokenizer_from"),
+            calibration=fields["calibration"],
         )
     except RecipeError as error:
         if not dot:
             raise
         raise RecipeError(f"{dot[:-1]}: {error.given}", error.allowed, error.do) from None
+
+
+def _calibration_in(content: Any, refs: Mapping[str, ModelRef]) -> CalibrationRef:
+    fields = safe_yaml.mapping(content, "calibration", ("statistics",), ("made_by",))
+    found = []
+    if not isinstance(fields["statistics"], dict) or not fields["statistics"]:
+        raise RecipeError("calibration.statistics is no mapping", "names of models, each with its statistics by kind")
+    for model, own in fields["statistics"].items():
+        if model not in refs:
+            raise RecipeError(f"calibration.statistics has {model!r}", nearest(str(model), refs))
+        where = f"calibration.statistics.{model}"
+        for kind, key in safe_yaml.mapping(own, where, (), KINDS).items():
+            text = safe_yaml.text(key, f"{where}.{kind}")
+            if not _KEY.fullmatch(text):
+                raise RecipeError(f"{where}.{kind} is {text[:80]!r}", "sha256: and 64 digits of it")
+            found.append((model, kind, text))
+    words = [safe_yaml.text(word, "calibration.made_by") for word in safe_yaml.items(fields.get("made_by") or [], "")]
+    return CalibrationRef(tuple(found), tuple(words))
 
 
 def _model_in(content: Any, where: str) -> ModelRef:

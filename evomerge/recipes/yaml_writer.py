@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.method_spec import ByTensor, Value
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Component, Input, ModelRef, Parameters, SliceId, SliceRecipe
@@ -21,6 +22,8 @@ def recipe_content(recipe: Recipe) -> dict[str, Any]:
     if recipe.tokenizer_from is not None:
         content["tokenizer_from"] = recipe.tokenizer_from
     content["seed"] = recipe.seed
+    if recipe.calibration is not None:
+        content["calibration"] = _calibration_out(recipe.calibration)
     content["models"] = {name: _model_out(ref) for name, ref in recipe.models}
     if recipe.intermediates:
         content["intermediates"] = {name: _stage_out(stage, recipe) for name, stage in recipe.stages.items()}
@@ -57,6 +60,13 @@ def _model_out(ref: ModelRef) -> _Flow:
     fields: dict[str, Any] = {"location": ref.location, "revision": ref.revision, "fingerprint": ref.fingerprint}
     fields["adapter"] = None if ref.adapter is None else _model_out(ref.adapter)
     return _Flow({key: value for key, value in fields.items() if value is not None})
+
+
+def _calibration_out(ref: CalibrationRef) -> dict[str, Any]:
+    statistics: dict[str, _Flow] = {}
+    for model, kind, key in ref.statistics:
+        statistics.setdefault(model, _Flow())[kind] = key
+    return {"made_by": list(ref.made_by), "statistics": statistics}
 
 
 def _parameters_out(values: Parameters) -> _Flow:

@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 
 from evomerge.candidate import Split
 from evomerge.errors import OutputError, RecipeError, nearest
+from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
 from evomerge.run.inside import instead_of_part
@@ -226,6 +227,8 @@ class RunFolder:
             "immovable": info.immovable,
             "constant": [str(entry) for entry in info.constant],
         }
+        if info.calibration is not None:
+            content["calibration"] = asdict(info.calibration)
         write_text_atomic(self.pool, json.dumps(content, indent=2) + "\n")
 
     def read_pool(self) -> PoolInfo:
@@ -273,7 +276,18 @@ def _pool_info(content: Any) -> PoolInfo:
         unflippable=str(content.get("unflippable", "")),
         immovable=str(content.get("immovable", "")),
         constant=tuple(SliceId.parse(text) for text in content.get("constant", ())),
+        calibration=_calibration(content.get("calibration"), names),
     )
+
+
+def _calibration(content: Any, names: set[str]) -> CalibrationRef | None:
+    if content is None:
+        return None
+    found = tuple((str(model), str(kind), str(key)) for model, kind, key in content["statistics"])
+    unknown = {model for model, _, _ in found} - names
+    if unknown:
+        raise ValueError(f"no model is named {', '.join(sorted(unknown))}")
+    return CalibrationRef(found, tuple(str(word) for word in content["made_by"]))
 
 
 def _model_ref(content: Any) -> ModelRef:

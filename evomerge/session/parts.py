@@ -28,6 +28,7 @@ from evomerge.session.builders import (
     phase_nodes,
     pool_from_config,
 )
+from evomerge.session.calibration import Calibration, check_apart, plan_calibration
 from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.prior import measured
 from evomerge.session.racing import build_race, count_finalists
@@ -55,6 +56,8 @@ class Parts:
         race: scores candidates on some items first; ``None`` for all at once.
         finalists: how many of the best are scored on all items in the end.
         rules: what ends the search early.
+        calibration: statistics of data that methods read, some of which may still be to be made.
+        calibration_seconds: that making them took.
         fitted: keys of search spaces that were chosen by the number of evaluations, with their values.
     """
 
@@ -72,6 +75,8 @@ class Parts:
     race: Race | None = None
     finalists: int = 0
     rules: StopRules = field(default_factory=StopRules)
+    calibration: Calibration | None = None
+    calibration_seconds: float = 0.0
 
     @property
     def space(self) -> SearchSpace:
@@ -120,6 +125,9 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     local = _LocalBuilder(fitnesses)
     evaluator: Evaluator | None = build(_with_cache(config), "evaluator", local) if wanted == "worker" else None
     pool = pool_from_config(config) if pooled else None
+    calibration = plan_calibration(config, pool) if pool is not None else None
+    if calibration is not None:
+        pool = calibration.pool
     if pool is not None and run is not None and run.pool.is_file():
         pool = _with_genes_of(pool, run)
     measure = functools.partial(measured, pool) if pool is not None else None
@@ -136,13 +144,14 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
         evaluator = build(_with_cache(config), "evaluator", fitnesses)
     local.pool = pool
     check_fitnesses(fitness, held_out, pool)
+    check_apart(calibration, held_out)
     if evaluator is None:  # a cluster is not connected to for tasks that are none
         assert pool is not None
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool))
     race = build_race(config, fitness, strategies)
     finalists = count_finalists(config, objectives, race is not None)
     parts = pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers
-    return Parts(*parts, fitted=fitted, race=race, finalists=finalists, rules=rules)
+    return Parts(*parts, fitted=fitted, race=race, finalists=finalists, rules=rules, calibration=calibration)
 
 
 def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:
@@ -170,7 +179,9 @@ def _shipped(config: Config, pool: Pool) -> ShippedBuilder:
     """Builds a worker in another process, which opens its own pool."""
     from evomerge.session.remote_worker import remote_worker
 
-    remote = functools.partial(remote_worker, to_builtin(config), dict(pool.info.refs), os.getcwd())
+    remote = functools.partial(
+        remote_worker, to_builtin(config), dict(pool.info.refs), os.getcwd(), pool.info.calibration
+    )
     return ShippedBuilder(remote, own_files([*config.imports, *_targets(config)]))
 
 

@@ -15,8 +15,9 @@ from evomerge.errors import EvomergeWarning
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.worker import Worker
 from evomerge.models.checkpoints.pins import changed_since
-from evomerge.models.opening import open_pool
+from evomerge.models.opening import open_pool, with_statistics
 from evomerge.protocols import Fitness
+from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.slices import ModelRef
 from evomerge.session.builders import check_fitnesses, fitness_from_config
 from evomerge.utils.imports import import_modules
@@ -26,12 +27,14 @@ def remote_worker(
     plain: dict[str, Any],
     refs: Mapping[str, ModelRef],
     folder: str,
+    calibration: CalibrationRef | None = None,
     *,
     device: str,
     threads: int | None,
     cache: CacheSettings,
 ) -> Worker:
-    """Build a worker in another process from the plain configuration, the pinned models and the folder to be in.
+    """Build a worker in another process from the plain configuration, the pinned models, the folder to be in and
+    the statistics of data, which lie where this machine keeps them.
 
     Where there is no such folder, which is another machine, the process stays in its own.
 
@@ -57,6 +60,7 @@ def remote_worker(
     for name, ref in refs.items():
         for problem in changed_since(name, ref, pool.checkpoints[name]):
             raise problem
+    pool = with_statistics(pool, calibration)
     fitness = fitness_from_config(config, "fitness")
     fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": fitness}
     if config.held_out is not None:

@@ -10,6 +10,7 @@ from evomerge.config.resume_command import resumable
 from evomerge.config.schema import Config
 from evomerge.report.plain_console import console, errors
 from evomerge.run.folder import RunFolder
+from evomerge.session.calibration_rows import watched_statistics
 from evomerge.session.cautions import warn_settings
 from evomerge.session.ending import has_ended
 from evomerge.session.parts import build_parts
@@ -41,6 +42,7 @@ def _search(config: Config) -> RunFolder:
     if parts.pool is not None and built_from(config) == "worker":  # before there is a run folder
         choose_device(str(to_builtin(config.evaluator).get("device", "auto")))
 
+    parts.calibration_seconds = watched_statistics(config, parts.calibration)
     warn_settings(config, parts, estimate_memory(config, parts))
     with Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress:
         return run(config, parts, [progress])
@@ -84,6 +86,7 @@ def _resume(
     parts = build_parts(config, again.folder)
     if parts.pool is not None:
         again.check_pool(parts.pool.info)
+    parts.calibration_seconds = watched_statistics(config, parts.calibration)
     say(f"{again.record.count('told', 'search')} evaluations are in the ledger")
     shown = display or config.display
     with Progress(str(path), config.search.evaluations, parts.evaluator, shown, again=True) as progress:

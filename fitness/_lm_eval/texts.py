@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from lm_eval.evaluator_utils import get_sample_size
 
+from fitness._documents import Document, asked_hash, content_hash
 from fitness._lm_eval.building import build_requests
 from fitness._lm_eval.isolation import StockGenerators, quietly
 from fitness._lm_eval.loading import TaskSet
@@ -55,18 +54,6 @@ def _texts(tasks: TaskSet, most: int) -> dict[str, list[Mapping[str, str]]]:
     return found
 
 
-class Document(NamedTuple):
-    """What identifies a scored document.
-
-    Attributes:
-        asked: hash of the question, the choices and the target, as the task writes them.
-        content: hash of all that the document holds, whatever a task makes of it.
-    """
-
-    asked: str
-    content: str
-
-
 def documents(tasks: TaskSet, limit: float | None, generators: Any) -> list[Document]:
     """Every scored document, whatever its task is called: what the model is asked and scored on, by content.
 
@@ -89,28 +76,15 @@ def documents(tasks: TaskSet, limit: float | None, generators: Any) -> list[Docu
         reading = limited(name, tasks.timeout, "reading its documents")
         with copy.copy(generators), quietly(), said(given), reading:
             for _, document in task.doc_iterator(rank=0, limit=get_sample_size(task, own), world_size=1):
-                found.append(Document(_hash(_asked(task, document)), _hash(document)))
+                found.append(Document(_asked(task, document), content_hash(document)))
     return found
 
 
-def _asked(task: Any, document: Any) -> list[Any]:
-    """The question, the choices in an order of their own, and the target in words."""
+def _asked(task: Any, document: Any) -> str:
+    """The hash of the question, the choices in an order of their own, and the target in words."""
     choices = task.doc_to_choice(document) if task.get_config("doc_to_choice") is not None else None
-    question = _words(task.doc_to_text(document), choices)  # a number where the choices are the questions
-    target = _words(task.doc_to_target(document), choices)
-    return [question.strip(), sorted(str(choice).strip() for choice in choices or ()), target.strip()]
-
-
-def _hash(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, default=_bytes)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
-def _bytes(value: Any) -> str:
-    """What JSON has no word for: arrays and images by all of their content, of which ``str`` shows a part or none."""
-    content = value.tobytes() if callable(getattr(value, "tobytes", None)) else str(value).encode()
-    kind = type(value).__qualname__, getattr(value, "shape", None), getattr(value, "size", None)
-    return f"{kind} {hashlib.sha256(content).hexdigest()}"
+    question = words(task.doc_to_text(document), choices)  # a number where the choices are the questions
+    return asked_hash(question, choices or (), words(task.doc_to_target(document), choices))
 
 
 def _text(task: Any, instances: Sequence[Any]) -> Mapping[str, str]:
@@ -119,15 +93,16 @@ def _text(task: Any, instances: Sequence[Any]) -> Mapping[str, str]:
     target = task.doc_to_target(document)
     choices = task.doc_to_choice(document) if task.get_config("doc_to_choice") is not None else None
     if instances[0].request_type == "loglikelihood_rolling":  # all of the text is the target
-        return {"prompt": str(task.doc_to_text(document)), "target": _words(target, choices)}
+        return {"prompt": str(task.doc_to_text(document)), "target": words(target, choices)}
     # One, or as many as choices where these are prompts, as in Winogrande; mutual information has empty ones besides.
     prompts = dict.fromkeys(str(instance.args[0]) for instance in instances if instance.args[0])
-    return {"prompt": "\n".join(prompts), "target": _words(target, choices)}
+    return {"prompt": "\n".join(prompts), "target": words(target, choices)}
 
 
-def _words(target: Any, choices: Sequence[Any] | None) -> str:
+def words(target: Any, choices: Sequence[Any] | None) -> str:
+    """A target, or a question, as text: a number is that of a choice."""
     if isinstance(target, list | tuple):
-        return ", ".join(_words(entry, choices) for entry in target)
+        return ", ".join(words(entry, choices) for entry in target)
     if isinstance(target, int) and choices and 0 <= target < len(choices):
         return str(choices[target])
     return str(target)

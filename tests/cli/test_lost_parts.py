@@ -199,7 +199,7 @@ def test_an_empty_run_to_begin_from(error: Error) -> None:
 
 def test_validate_checks_one_experiment(error: Error, quick_search: list[str]) -> None:
     for flag in ("-m", "--multirun"):
-        assert f"`evomerge validate` was given {flag}; it checks one experiment" in error(
+        assert f"`evomerge validate` was given {flag}; it looks at one experiment" in error(
             "validate", flag, *quick_search
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from merge.made_up_statistics import statistics_of
 
 from evomerge.merge.methods import BASE, METHODS, Context, Method, call_values
 from evomerge.merge.mixes.masks import mask_key
@@ -77,6 +78,7 @@ def _computed(
     statistics: type[TensorStatistics],
 ) -> torch.Tensor:
     shape = inputs[0].shape
+    data = tuple(statistics_of(method, list(inputs)))
     flat = [tensor.reshape(-1) for tensor in inputs]
     origin = base.reshape(-1) if base is not None else None
     if method.derived is not None:
@@ -91,7 +93,7 @@ def _computed(
         assert method.function is not None
         if not method.elementwise:
             below = base.float() if base is not None else None
-            return method.function([x.float() for x in inputs], below, context=Context(0, keys), **values)
+            return method.function([x.float() for x in inputs], below, context=Context(0, keys, data), **values)
     results = []
     size = block or max(1, flat[0].numel())
     for start in range(0, flat[0].numel(), size):
@@ -102,7 +104,8 @@ def _computed(
         else:
             assert method.function is not None
             floats, under = [x.float() for x in parts], under.float() if under is not None else None
-            results.append(method.function(floats, under, context=Context(start, keys), **values))
+            own = tuple(each.part(slice(start, start + size)) if each is not None else None for each in data)
+            results.append(method.function(floats, under, context=Context(start, keys, own), **values))
     return torch.cat(results).view(shape) if results else torch.empty(shape)
 
 

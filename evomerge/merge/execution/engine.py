@@ -25,6 +25,7 @@ from evomerge.merge.mixes.masks import mask_key
 from evomerge.merge.planning.slice_plan import Part, SlicePlan, Source
 from evomerge.models.checkpoints.headers import FLOAT_DTYPES
 from evomerge.models.pool import Pool
+from evomerge.models.statistics import Statistic
 from evomerge.recipes.slices import SliceId
 
 TORCH_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES.values()}
@@ -145,7 +146,17 @@ class SliceMerge:
         values = dict(part.values) if part.method is not None else {"scale": (1.0,)}
         factor = self.plan.factor_of.get(index)
         inputs, base = statistics.tensors
-        return TensorMerge(method, inputs, base, values, statistics.keys, statistics.shape, statistics, factor)
+        of_inputs = statistics.keys, statistics.shape, statistics, factor, self.data(part, index)
+        return TensorMerge(method, inputs, base, values, *of_inputs)
+
+    def data(self, part: Part, index: int) -> list[Statistic | None]:
+        """The statistics of data that the part's method reads of one tensor's sources."""
+        if not part.statistics:
+            return []
+        kind = METHODS[part.method or "passthrough"].spec.statistics
+        assert kind is not None, "a part with statistics has a method that reads them"
+        pairs = zip(part.sources, part.statistics, strict=True)
+        return [self.sources.statistic(own.model, own.tensors[index], kind, key) for own, key in pairs]
 
     def statistics(self, part: Part, index: int) -> NotedStatistics:
         """The sources of one tensor, and what is known of them."""

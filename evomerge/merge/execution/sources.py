@@ -13,6 +13,7 @@ from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.pinned_region import PinnedRegion, open_region
 from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.models.pool import Pool
+from evomerge.models.statistics import Statistic
 from evomerge.utils.memory import free_host_memory
 
 DEVICE_SHARE, HOST_SHARE, NOTES_SHARE, DEVICE_NOTES_SHARE = 0.5, 0.25, 0.25, 0.125
@@ -114,6 +115,30 @@ class Sources:
             if kept is not read or self.pool.is_kept(model, name):
                 self._kept[model, name] = kept
         return kept
+
+    def statistic(self, model: str, name: str, kind: str, key: str) -> Statistic | None:
+        """What data says of a tensor of a model, where merging happens; ``None`` where it says nothing.
+
+        Kept in the budgets for notes.
+
+        Raises:
+            PoolError: the statistics are not there, or not those of this key.
+        """
+        found = self.pool.statistics_of(model, kind, key)
+        stored = self.pool.stored[model][name]
+        if not found.has(stored):
+            return None
+
+        def read() -> Statistic:
+            own = found.read(stored)
+            assert own is not None, "asked for what is there"
+            return own.to(self.device)
+
+        note, size = ("statistic", key, found.entry(stored)), found.nbytes(stored)
+        if self.device.type != "cpu":
+            return self.notes.on_device(note, size, read)
+        kept = self.notes.large(note, size, read, at_once=True)
+        return kept if kept is not None else read()
 
     def aligned(self, model: str, name: str) -> torch.Tensor | None:
         """A flat tensor that a model can use in place: on the device, at a multiple of 64 bytes; ``None`` elsewhere.

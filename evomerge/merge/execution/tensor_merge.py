@@ -16,6 +16,7 @@ from evomerge.merge.mixes.cpu_mix import MixCall, mix_, mix_call
 from evomerge.merge.mixes.mix import Mix
 from evomerge.merge.mixes.torch_mix import mix_block
 from evomerge.merge.planning.slice_plan import Factor
+from evomerge.models.statistics import Statistic
 
 _CPU_BLOCK = 1 << 16  # elements: a handful of float32 temporaries of a block stay in the second-level cache
 DEVICE_BLOCK = 1 << 26  # few large kernels
@@ -57,6 +58,7 @@ class TensorMerge:
         method, inputs, base, values, keys, statistics: as for `merge_tensor`.
         shape: of the tensor.
         factor: changes the result before it is rounded.
+        data: statistics of data of the inputs, for methods that read them.
 
     Attributes:
         mix: what the method is on this tensor, where it is a `Mix`.
@@ -74,7 +76,9 @@ class TensorMerge:
         shape: tuple[int, ...],
         statistics: NotedStatistics | None = None,
         factor: Factor | None = None,
+        data: Sequence[Statistic | None] = (),
     ) -> None:
+        self._data = tuple(data)
         self._factor = factor
         self._method, self._values, self._keys, self._shape = method, values, tuple(keys), shape
         self._inputs, self._base = [_flat(tensor) for tensor in inputs], _flat(base) if base is not None else None
@@ -149,7 +153,8 @@ class TensorMerge:
         assert self._method.function is not None, "a method has a mix or a function"
         shaped = [tensor.float().view(self._shape) for tensor in self._inputs]
         below = self._base.float().view(self._shape) if self._base is not None else None
-        result = self._method.function(shaped, below, context=Context(0, self._keys, self._scopes), **self._values)
+        context = Context(0, self._keys, self._scopes, self._data)
+        result = self._method.function(shaped, below, context=context, **self._values)
         out.copy_(result.reshape(-1))
         return _finite(out)
 
@@ -168,7 +173,9 @@ class TensorMerge:
                 assert self._method.function is not None, "a method has a mix or a function"
                 floats = [part.float() for part in parts]
                 bottom = below.float() if below is not None else None
-                result = self._method.function(floats, bottom, context=Context(at.start, self._keys), **self._values)
+                data = tuple(own.part(at) if own is not None else None for own in self._data)
+                context = Context(at.start, self._keys, statistics=data)
+                result = self._method.function(floats, bottom, context=context, **self._values)
             target.copy_(result)
             finite = _finite(target) & finite
         return finite

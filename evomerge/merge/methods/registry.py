@@ -16,6 +16,7 @@ from evomerge.errors import ConfigError
 from evomerge.merge.methods.derived import Derived, Find, Join
 from evomerge.merge.mixes.masks import drop_, drop_each_
 from evomerge.merge.mixes.mix import Mix, Scopes, Statistics
+from evomerge.models.statistics import Statistic
 from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
 
 Function = Callable[..., torch.Tensor]
@@ -34,11 +35,18 @@ class Context:
         keys: one mask key per input (`masks.mask_key`).
         scopes: ranks of magnitudes in the layer or the model that the tensor is of; ``None`` where that is not known,
             and the tensor counts as all of it.
+        statistics: of methods that read statistics of data, one per input: of the block where the method is
+            elementwise, else of the tensor; ``None`` for a tensor without. Empty for other methods.
     """
 
     offset: int = 0
     keys: tuple[int, ...] = ()
     scopes: Scopes | None = None
+    statistics: tuple[Statistic | None, ...] = ()
+
+    def statistic(self, index: int) -> Statistic | None:
+        """That of one input."""
+        return self.statistics[index] if self.statistics else None
 
     def drop_(self, index: int, density: float, task: torch.Tensor) -> None:
         """Set elements of the block `task` of input `index` to zero in place; each stays with probability `density`."""
@@ -111,13 +119,14 @@ def merge_method(
     idempotent: bool | str = False,
     family: str = "own",
     derived: Derived | None = None,
+    statistics: str | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a merge method; see `Method` and `MethodSpec` for what it is called with.
 
     Raises:
         ConfigError: there is a method of that name already.
     """
-    spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent, family)
+    spec = MethodSpec(name, parameters, base, min_inputs, max_inputs, summary, idempotent, family, statistics)
 
     def register(function: Function) -> Function:
         _add(Method(spec, mix, function, elementwise, check, unchanged, random, derived))

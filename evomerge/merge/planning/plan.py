@@ -18,6 +18,8 @@ from evomerge.recipes.method_spec import ByTensor, Scalar
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, Parameters, SliceId, SliceRecipe
 
+HOW = "choose calibration data: calibration=text 'calibration.files=[my.jsonl]'"
+
 _KEY_VERSION = 3  # raised when a method's result changes for the same parameters
 
 
@@ -225,7 +227,21 @@ class _Planner:
         if values.get("scope", "tensor") != "tensor" and method.spec.parameter("scope") == SCOPE:
             self.check_scope(entry.slice, values["scope"], sources, base_source)
         seed = self.recipe.seed if name is not None and method.random else 0
-        return Part(tensors, name, sources, base_source, tuple(values.items()), seed)
+        kind = method.spec.statistics if name is not None else None
+        known = tuple(self.statistics(source, kind, entry) for source in sources) if kind is not None else ()
+        return Part(tensors, name, sources, base_source, tuple(values.items()), seed, known)
+
+    def statistics(self, source: Source, kind: str, entry: SliceRecipe) -> str:
+        """The key of the statistics that a method reads of a source."""
+        where = f"slice {entry.slice}: method {entry.method!r} reads statistics ({kind})"
+        if source.made is not None:
+            raise RecipeError(f"{where} of {source.model}", "models: of intermediates there are none", "merge models")
+        ref = self.recipe.calibration
+        key = ref.key(source.model, kind) if ref is not None else None
+        if key is None:
+            raise RecipeError(f"{where}, and there are none of {source.model}", "what evomerge calibrate makes", HOW)
+        self.pool.statistics_of(source.model, kind, key)  # before anything is merged
+        return key
 
     def check_scope(self, slice_: SliceId, scope: str, sources: Sequence[Source], base: Source | None) -> None:
         """Refuse to rank magnitudes over a layer or a model that there is no telling what it consists of."""
@@ -287,6 +303,7 @@ class _Planner:
                 [base.identity, base.layer] if base else None,
                 # Masks are keyed by seed, model and source tensor; the latter two are given above.
                 part.seed,
+                *([part.statistics] if part.statistics else []),
             ]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 

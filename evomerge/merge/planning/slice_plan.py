@@ -43,6 +43,7 @@ class Part:
         base: the base, for methods that work on differences.
         values: the method's arguments (`methods.call_values`), as pairs.
         seed: keys random masks.
+        statistics: keys of the statistics of data that the method reads of its sources; empty where it reads none.
     """
 
     tensors: tuple[int, ...]
@@ -51,6 +52,7 @@ class Part:
     base: Source | None
     values: tuple[tuple[str, Any], ...]
     seed: int
+    statistics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,252 @@
+"""Makes the statistics of one model: slice by slice within a budget of memory, going on where it was killed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from evomerge.calibration.encoding import Encoded
+from evomerge.calibration.measurement import Measurement
+from evomerge.calibration.places import Place, Places, fisher_places, gram_places
+from evomerge.calibration.sums import FisherSums, GramSums, Sums
+from evomerge.errors import OutputError, PoolError
+from evomerge.merge.methods.spectral import on_one_thread
+from evomerge.merge.resident.loading import load_on
+from evomerge.models.pool import Pool
+from evomerge.models.statistics import FORMAT, INDEX, ModelStatistics
+from evomerge.recipes.slices import SliceId
+from evomerge.utils.files import sync_file, sync_folder, write_text_atomic
+
+_PARTIAL = "partial.safetensors"
+_SHARE = 50
+"""A state is written as often as makes that take a fiftieth of the time, and no more often than asked."""
+
+Progress = Callable[[int, int], None]
+
+
+def measure(
+    pool: Pool,
+    items: Sequence[Encoded],
+    how: Measurement,
+    into: ModelStatistics,
+    *,
+    memory: int,
+    device: str = "cpu",
+    every: float = 30.0,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Make the statistics of the only model of a pool, unless they are there.
+
+    What is written does not depend on `memory`, nor on how often it was interrupted. Of two processes that make the
+    same, the second waits for the first.
+
+    Args:
+        pool: of one model, whose dtype is that which it computes in.
+        items: what it reads, one by one.
+        how: what is measured.
+        into: where they are kept.
+        memory: bytes for sums; slices that find no room take another pass over the items.
+        device: where the model computes.
+        every: seconds between two states that an interrupted one goes on from.
+        progress: called with forwards done and all of them.
+
+    Raises:
+        PoolError: the model cannot be loaded, has no likelihood of texts, or its numbers are not finite.
+        OutputError: the folder cannot be written.
+    """
+    folder = into.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror}", "", "set EVOMERGE_CACHE to another") from error
+    with _locked(folder):
+        if into.complete:
+            return
+        for left in folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        module = load_on(device, pool, None)
+        module.config.use_cache = False  # nothing is written, all is read at once
+        diagonal = how.grams == "diagonal"
+        places = fisher_places(pool, module) if how.kind == "fisher" else gram_places(pool, module, diagonal)
+        todo = [slice_ for slice_ in places.of_slice if not _file(folder, slice_).is_file()]
+        groups = list(_groups(todo, places, 4 if how.kind == "fisher" else 8, memory))
+        for number, group in enumerate(groups):
+            shown = _Shown(progress, number * len(items), len(groups) * len(items))
+            wanted = [place for slice_ in group for place in places.of_slice[slice_]]
+            sums: Sums = FisherSums(module, wanted, how) if how.kind == "fisher" else GramSums(module, wanted, items[0])
+            _pass(folder, group, places, sums, items, how, every, shown)
+        (folder / _PARTIAL).unlink(missing_ok=True)
+        _write_index(folder, places, items, how)
+
+
+def _groups(todo: Sequence[SliceId], places: Places, width: int, memory: int) -> Iterator[list[SliceId]]:
+    """Slices whose sums have room together, in order; one at least."""
+    group: list[SliceId] = []
+    used = 0
+    for slice_ in todo:
+        size = sum(width * _count(place.shape) for place in places.of_slice[slice_])
+        if group and used + size > memory:
+            yield group
+            group, used = [], 0
+        group.append(slice_)
+        used += size
+    if group:
+        yield group
+
+
+class _Shown:
+    """Progress of one pass among several."""
+
+    def __init__(self, progress: Progress, before: int, total: int) -> None:
+        self._progress, self._before, self._total = progress, before, total
+
+    def __call__(self, done: int) -> None:
+        self._progress(self._before + done, self._total)
+
+
+def _pass(
+    folder: Path,
+    group: Sequence[SliceId],
+    places: Places,
+    sums: Sums,
+    items: Sequence[Encoded],
+    how: Measurement,
+    every: float,
+    shown: Callable[[int], None],
+) -> None:
+    """Sum over all items, and write the slices of a group."""
+    try:
+        done = _restored(folder, group, sums)
+        saved, took = time.monotonic(), 0.0
+        for number in range(done, len(items)):
+            sums.add(number, items[number])
+            shown(number + 1)
+            if number + 1 < len(items) and time.monotonic() - saved >= max(every, _SHARE * took):
+                begun = time.monotonic()
+                _save(folder / _PARTIAL, sums.sums, {"group": [str(s) for s in group], "items": number + 1})
+                saved = time.monotonic()
+                took = saved - begun
+        counts = len(items) if how.kind == "fisher" else sum(len(item.ids) for item in items)
+        for slice_ in group:
+            _write_slice(folder, slice_, places.of_slice[slice_], sums, counts, zeros=how.kind == "fisher")
+    finally:
+        sums.close()
+
+
+def _restored(folder: Path, group: Sequence[SliceId], sums: Sums) -> int:
+    """Take up the sums of an earlier pass over the same slices; how many items they are of."""
+    try:
+        with safe_open(str(folder / _PARTIAL), "pt") as content:
+            state = json.loads(content.metadata()["state"])
+            if state["group"] != [str(s) for s in group] or set(content.keys()) != set(sums.sums):
+                return 0
+            for name, own in sums.sums.items():
+                own.copy_(content.get_tensor(name))
+            return int(state["items"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):  # none, or no longer readable
+        for own in sums.sums.values():
+            own.zero_()
+        return 0
+
+
+def _write_slice(
+    folder: Path, slice_: SliceId, places: Sequence[Place], sums: Sums, count: int, *, zeros: bool
+) -> None:
+    """Write the means of a slice, and which tensors share one; those that are all zero where that says something."""
+    tensors, of = {}, {}
+    for place in places:
+        leader = sums.shared.get(place.name, place.name)
+        found = sums.sums[leader]
+        if not torch.isfinite(found).all():
+            raise PoolError(
+                f"the statistics of tensor {place.name!r} are not finite",
+                "finite gradients and activations",
+                "set statistics.dtype=float32, or leave out the items that overflow",
+            )
+        if not zeros and not found.any():  # never reached: nothing is known of its inputs
+            continue
+        of[place.name] = leader
+        if leader == place.name:
+            tensors[leader] = (found / count).float().cpu().contiguous()
+    _save(_file(folder, slice_), tensors, {"of": of})
+
+
+def _write_index(folder: Path, places: Places, items: Sequence[Encoded], how: Measurement) -> None:
+    """Write what makes the statistics complete."""
+    tensors: dict[str, Any] = {}
+    total, count = 0.0, 0
+    unreached: list[str] = []
+    for slice_, own in places.of_slice.items():
+        file = _file(folder, slice_)
+        with safe_open(str(file), "pt") as content:
+            of = json.loads(content.metadata()["state"])["of"]
+            for place in own:
+                if place.name not in of:
+                    unreached.append(place.name)
+                    continue
+                tensors[place.name] = {
+                    "file": file.name,
+                    "entry": of[place.name],
+                    "axis": place.axis,
+                    "shape": list(place.shape),
+                }
+                if how.kind == "fisher":
+                    with on_one_thread():
+                        total += float(content.get_tensor(place.name).double().sum())
+                    count += _count(place.shape)
+    skipped = {**places.skipped, **({"never reached by an item": unreached} if unreached else {})}
+    index = {
+        "evomerge_statistics": FORMAT,
+        "kind": how.kind,
+        "items": len(items),
+        "tokens": sum(len(item.ids) for item in items),
+        "mean": total / count if count and how.kind == "fisher" else 1.0,
+        "skipped": skipped,
+        "tensors": tensors,
+    }
+    write_text_atomic(folder / INDEX, json.dumps(index, indent=1) + "\n")
+
+
+def _count(shape: Sequence[int]) -> int:
+    product = 1
+    for side in shape:
+        product *= side
+    return product
+
+
+def _file(folder: Path, slice_: SliceId) -> Path:
+    return folder / f"{slice_}.safetensors"
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor], state: Any) -> None:
+    """Write tensors and one line of metadata (several come in any order), all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")  # whoever writes holds the lock
+    try:
+        save_file(tensors, str(temporary), metadata={"state": json.dumps(state)})
+        sync_file(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path} cannot be written: {error}", "a folder with room", "free some space") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder; waits for another process that does."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,31 @@
+"""What a recipe says of the statistics that its methods read: which they are, and how they are made again."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+
+KINDS = ("fisher", "gram")
+"""Statistics of data: squared gradients of every weight; inner products of what weights of linear layers read."""
+
+
+@dataclass(frozen=True)
+class CalibrationRef:
+    """The statistics of some models on some data.
+
+    Attributes:
+        statistics: model, kind and key (``sha256:...`` of the model's content, the data and how they were made), in
+            order. These are what enters hashes.
+        made_by: overrides of ``evomerge calibrate`` with which they are made again, models of the pool left out.
+    """
+
+    statistics: tuple[tuple[str, str, str], ...]
+    made_by: tuple[str, ...] = field(default=(), compare=False)
+
+    def key(self, model: str, kind: str) -> str | None:
+        """The key of one model's statistics; ``None`` where there are none of this kind."""
+        return next((key for name, own, key in self.statistics if (name, own) == (model, kind)), None)
+
+    def command(self, pool: tuple[str, ...] = ()) -> str:
+        """What to type for them, given the overrides that name the models."""
+        return shlex.join(["evomerge", "calibrate", *pool, *self.made_by])

@@ -1,0 +1,213 @@
+"""Statistics of data for a run: which its search space reads, on what, and made where they are not there yet."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from evomerge.config.construct import arguments_of, build, to_builtin
+from evomerge.config.placing import placed
+from evomerge.config.schema import Config
+from evomerge.errors import ConfigError, nearest
+from evomerge.protocols import CalibrationItems, Fitness
+from evomerge.recipes.calibration import KINDS, CalibrationRef
+
+if TYPE_CHECKING:
+    from evomerge.calibration.encoding import Encoded
+    from evomerge.calibration.measurement import Measurement
+    from evomerge.models.pool import Pool
+    from evomerge.models.statistics import ModelStatistics
+
+_MOST_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """The statistics of one model.
+
+    Attributes:
+        model: its name in the pool.
+        how, items: what is measured, and on which tokens.
+        into: where they are kept.
+    """
+
+    model: str
+    how: Measurement
+    items: Sequence[Encoded]
+    into: ModelStatistics
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a run's methods read of data.
+
+    Attributes:
+        pool: with the names of all statistics.
+        jobs: what they are made of, whether they are there or not.
+        documents: hashes of the items, as fitnesses have them.
+    """
+
+    pool: Pool
+    jobs: tuple[Job, ...]
+    documents: Sequence[tuple[str, str]]
+
+
+def wanted_kinds(config: Config) -> tuple[str, ...]:
+    """The kinds of statistics that are to be made: those of the configuration, or those that its methods read.
+
+    Raises:
+        ConfigError: a kind that there is not.
+    """
+    from evomerge.merge.methods import specs
+
+    given = to_builtin(config.statistics.kinds)
+    if given is not None:
+        for kind in given:
+            if kind not in KINDS:
+                raise ConfigError(f"statistics.kinds has {kind!r}", nearest(str(kind), KINDS))
+        return tuple(kind for kind in KINDS if kind in given)
+    words = {word for node in (config.search_space, config.phases) for word in _words(to_builtin(node))}
+    read = {spec.statistics for name, spec in specs().items() if name in words}
+    return tuple(kind for kind in KINDS if kind in read)
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every text in plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for own in value.values():
+            yield from _words(own)
+    elif isinstance(value, list | tuple):
+        for own in value:
+            yield from _words(own)
+
+
+def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) -> Calibration | None:
+    """Find out which statistics a run needs, from the items' tokens; no model is loaded.
+
+    Args:
+        config: with the nodes ``calibration`` and ``statistics``.
+        pool: the source models.
+        every_kind: all kinds, where the search space reads none.
+
+    Returns:
+        ``None`` where there is nothing to read.
+
+    Raises:
+        ConfigError, FitnessError: keys or items that cannot be used, or no items where methods read statistics.
+    """
+    kinds = wanted_kinds(config) or (KINDS if every_kind else ())
+    if kinds and config.calibration is None:
+        raise ConfigError(
+            f"the search reads statistics of data ({', '.join(kinds)}), and calibration is not set",
+            "the items that they are made on",
+            "choose them: calibration=text 'calibration.files=[my.jsonl]', or calibration=lm_eval",
+        )
+    if config.calibration is None or not kinds:
+        return None
+    from evomerge.calibration.encoding import encode
+    from evomerge.calibration.measurement import Measurement
+    from evomerge.models.opening import with_statistics
+    from evomerge.models.statistics import ModelStatistics, default_folder
+    from evomerge.models.tokenizers import load_tokenizer
+
+    settings = config.statistics
+    if not 2 <= settings.max_length <= _MOST_TOKENS:
+        raise ConfigError(f"statistics.max_length is {settings.max_length}", f"2 to {_MOST_TOKENS:,} tokens")
+    hows = [Measurement(k, settings.labels, settings.grams, settings.dtype, settings.seed) for k in kinds]
+    source = cast(CalibrationItems, build(config.calibration, "calibration"))
+    jobs = []
+    refs = dict(pool.info.refs)
+    with placed("calibration", arguments_of(source)):
+        source.check()
+        for model in pool.info.sources:
+            tokenizer = load_tokenizer(pool.checkpoints[model].folder, pool.trust_remote_code)
+            items = encode(source.items(model), tokenizer, settings.max_length)
+            for how in hows:
+                key = how.key(refs[model].identity, items)
+                jobs.append(Job(model, how, items, ModelStatistics(default_folder(), how.kind, key)))
+        documents = source.documents()
+    ref = CalibrationRef(tuple((job.model, job.how.kind, job.into.key) for job in jobs), _made_by(config, kinds))
+    return Calibration(with_statistics(pool, ref), tuple(jobs), documents)
+
+
+def _made_by(config: Config, kinds: Sequence[str]) -> tuple[str, ...]:
+    """The overrides that say the same again."""
+    node = to_builtin(config.calibration)
+    statistics = {**to_builtin(config.statistics), "kinds": list(kinds)}
+    own = [f"statistics.{key}={_word(statistics[key])}" for key in ("kinds", "labels", "grams", "dtype", "max_length")]
+    if statistics["labels"] == "sampled":
+        own.append(f"statistics.seed={statistics['seed']}")
+    return f"+calibration={_word(node)}", *own
+
+
+def _word(value: Any) -> str:
+    """A value as Hydra's overrides write it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_word(own)}" for key, own in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_word(own) for own in value) + "]"
+    if isinstance(value, str):
+        return value if value.replace("_", "").isalnum() else json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)
+
+
+def check_apart(found: Calibration | None, held_out: Fitness | None) -> None:
+    """Refuse calibration items that are held-out items.
+
+    Raises:
+        ConfigError: some are.
+    """
+    asked: Callable[[], Sequence[tuple[str, str]]] | None = getattr(held_out, "documents", None)
+    if found is None or asked is None:
+        return
+    known = [{document[of] for document in found.documents} for of in (0, 1)]
+    same = sum(document[0] in known[0] or document[1] in known[1] for document in asked())
+    if same:
+        raise ConfigError(
+            f"{same:,} held-out items are calibration items",
+            "others: merges are made with these",
+            "calibrate on training documents, or on the search's own items",
+        )
+
+
+def make_statistics(
+    found: Calibration | None,
+    device: str = "cpu",
+    memory: int | None = None,
+    every: float = 30.0,
+    begin: Callable[[Job], Callable[[int, int], None]] = lambda job: lambda done, total: None,
+) -> float:
+    """Make the statistics that are not there; returns the seconds that it took.
+
+    Args:
+        found: by `plan_calibration`.
+        device: where the models compute.
+        memory: bytes for sums; a quarter of what is free where they are kept by default.
+        every: as for `calibration.measure.measure`.
+        begin: told of each model's, gives what is told of the progress.
+
+    Raises:
+        EvomergeError: they cannot be made.
+    """
+    jobs = [job for job in found.jobs if not job.into.complete] if found is not None else []
+    if found is None or not jobs:
+        return 0.0
+    import torch
+
+    from evomerge.calibration.measure import measure
+    from evomerge.merge.execution.sources import free_memory
+    from evomerge.models.opening import open_pool
+
+    start, refs = time.perf_counter(), dict(found.pool.info.refs)
+    room = memory if memory is not None else free_memory(torch.device(device)) // 4
+    trust = found.pool.trust_remote_code
+    for job in jobs:
+        own = open_pool({job.model: refs[job.model]}, dtype=job.how.dtype, trust_remote_code=trust, fingerprints=False)
+        into: ModelStatistics = job.into
+        measure(own, job.items, job.how, into, memory=room, device=device, every=every, progress=begin(job))
+    return time.perf_counter() - start

@@ -1,0 +1,110 @@
+"""What calibration takes and gives, for people: progress, tables, an estimate."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from evomerge.config.schema import Config
+from evomerge.report.formatting import count
+from evomerge.report.plain_console import errors
+from evomerge.session.calibration import Calibration, Job, make_statistics
+from evomerge.utils.sizes import byte_count, size_text
+
+_SIDE = 768
+_SHOWN = 3
+
+
+def watched_statistics(config: Config, found: Calibration | None) -> float:
+    """Make the statistics that are not there, with a bar on standard error; returns the seconds."""
+    if found is None or all(job.into.complete for job in found.jobs):
+        return 0.0
+    from evomerge.evaluation.devices import choose_device
+
+    device = choose_device(config.statistics.device)
+    given = config.statistics.memory
+    memory = byte_count(given, "statistics.memory") if given is not None else None
+    with Bar(console=errors, disable=not sys.stderr.isatty(), transient=True) as bar:
+
+        def begin(job: Job) -> Callable[[int, int], None]:
+            task = bar.add_task(f"{job.how.kind} of {job.model}", total=None)
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        seconds = make_statistics(found, device, memory, begin=begin)
+    errors.print(f"statistics of data made in {seconds:.1f} s, kept in {found.jobs[0].into.folder.parent}")
+    return seconds
+
+
+def made(found: Calibration) -> Table:
+    """Of every model and kind: items, tokens, bytes on the disk, and what there are none of."""
+    table = Table(
+        "model", "kind", "items", "tokens", "size", "tensors", title="Statistics of data", title_justify="left"
+    )
+    for job in found.jobs:
+        index = job.into.index
+        files = {str(own["file"]) for own in index["tensors"].values()}
+        size = sum((job.into.folder / file).stat().st_size for file in files)
+        numbers = f"{index['items']:,}", f"{index['tokens']:,}", size_text(size), f"{len(index['tensors']):,}"
+        table.add_row(job.model, job.how.kind, *numbers)
+        for reason, names in index["skipped"].items():
+            shown = f"{', '.join(names[:_SHOWN])}{', ...' * (len(names) > _SHOWN)}"
+            errors.print(f"no {job.how.kind} of {count(len(names), 'tensor')} of {job.model}: {reason} ({shown})")
+    return table
+
+
+def estimate(config: Config, found: Calibration) -> str:
+    """What making the statistics takes, in words: time and disk, from the tokens and one product of matrices."""
+    todo = [job for job in found.jobs if not job.into.complete]
+    listed = ", ".join(f"{kind}" for kind in dict.fromkeys(job.how.kind for job in found.jobs))
+    models = count(len(dict.fromkeys(job.model for job in found.jobs)), "model")
+    if not todo:
+        return f"{listed} of {models}: made before"
+    work = sum(_operations(found, job) for job in todo)
+    disk = sum(_bytes(found, job) for job in todo)
+    items = max(len(job.items) for job in todo)
+    tokens = max(sum(len(item.ids) for item in job.items) for job in todo)
+    took = work / _speed(config)
+    return (
+        f"{listed} of {models}, {items:,} items ({tokens:,} tokens) each: about {_time(took)} and at most "
+        f"{size_text(disk)} on the disk"
+    )
+
+
+def _operations(found: Calibration, job: Job) -> float:
+    """Of all forwards, and backwards where there are; of Gram matrices of square weights."""
+    tokens = sum(len(item.ids) for item in job.items)
+    weights = sum(found.pool.info.sizes)
+    return tokens * weights * (6 if job.how.kind == "fisher" else 4)
+
+
+def _bytes(found: Calibration, job: Job) -> int:
+    """At most: layers that read the same share a matrix."""
+    layout = found.pool.layout
+    if job.how.kind == "fisher":
+        return 4 * sum(found.pool.info.sizes)
+    sides = [shape[1] for shape in layout.shapes.values() if len(shape) == 2]
+    return 4 * sum(side if job.how.grams == "diagonal" else side * side for side in sides)
+
+
+def _speed(config: Config) -> float:
+    """Operations a second of float32 products here."""
+    from evomerge.evaluation.devices import choose_device
+
+    one = torch.ones(_SIDE, _SIDE, device=choose_device(config.statistics.device))
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        float((one @ one)[0, 0])
+        best = min(best, time.perf_counter() - start)
+    return 2 * _SIDE**3 / max(best, 1e-9) / 3  # a model's products are smaller, and it does more than these
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

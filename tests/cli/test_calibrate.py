@@ -1,0 +1,129 @@
+"""From calibration items to a merged model, through the command line."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from evomerge.cli.main import main
+from evomerge.models.statistics import INDEX
+from evomerge.recipes.yaml_reader import read_recipe_file
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "statistics"
+
+
+def calibration(pool: Path, split: str = "") -> list[str]:
+    tasks = f"{pool}/tasks"
+    files = f"{{math: '{tasks}/demo_e_maths{split}.jsonl', lang: ['{tasks}/demo_j_language{split}.jsonl']}}"
+    return ["calibration=text", f"calibration.files={files}", "calibration.items=6"]
+
+
+def space(method: str) -> list[str]:
+    return ["search_space=parameter", f"search_space.method={method}", "search_space.components=all"]
+
+
+def test_a_search_by_statistics_end_to_end(
+    quick_pool: Path, quick_search: list[str], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*quick_search, *calibration(quick_pool), *space("[fisher,regmean]"), "search.evaluations=6"]
+    words += ["fitness.limit=4", "held_out.limit=4", "search_space.layer_group=all"]
+    assert main(["validate", *words]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "fisher, gram of 2 models, 6 items" in shown
+    assert not cache.exists()  # no model was loaded
+
+    run = tmp_path / "run"
+    assert main(["search", *words, f"run_dir='{run}'", "display=quiet"]) == 0
+    assert "statistics of data made in" in capsys.readouterr().err
+    made = sorted(cache.glob(f"*/{INDEX}"))
+    assert len(made) == 4  # of each model the squares and the inner products
+    before = [path.stat().st_mtime_ns for path in made]
+
+    assert main(["search", *words, "search.seed=5", f"run_dir='{tmp_path / 'other'}'", "display=quiet"]) == 0
+    assert "statistics of data made in" not in capsys.readouterr().err
+    assert main(["calibrate", *words]) == 0
+    assert [path.stat().st_mtime_ns for path in sorted(cache.glob(f"*/{INDEX}"))] == before
+
+    recipe = read_recipe_file(run / "best" / "recipe.yaml")
+    assert recipe.calibration is not None
+    assert len(recipe.calibration.statistics) == 4
+    assert {entry.method for entry in recipe.slices} <= {"fisher", "regmean"}
+    capsys.readouterr()
+    assert main(["export", str(run), "--format", "mergekit"]) == 2
+    assert "reads statistics of data, and mergekit has none" in capsys.readouterr().err
+
+
+def test_a_recipe_says_how_its_statistics_are_made_again(
+    quick_pool: Path,
+    quick_search: list[str],
+    cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [*quick_search, *calibration(quick_pool), *space("regmean"), "search.evaluations=4", "fitness.limit=4"]
+    words += ["fitness@held_out=null", "search.baselines=false", "display=quiet", f"run_dir='{tmp_path / 'run'}'"]
+    assert main(["search", *words]) == 0
+    assert main(["merge", str(tmp_path / "run"), str(tmp_path / "one")]) == 0
+
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "another"))
+    capsys.readouterr()
+    assert main(["merge", str(tmp_path / "run"), str(tmp_path / "two")]) == 2
+    error = capsys.readouterr().err
+    assert "the statistics (gram) of model 'math' are not there" in error
+    assert not (tmp_path / "two").exists()
+    command = shlex.split(error[error.index("evomerge calibrate") :])
+    assert main(command[1:]) == 0
+    assert main(["merge", str(tmp_path / "run"), str(tmp_path / "two")]) == 0
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    average = (quick_pool / "base" / "model.safetensors").read_bytes()
+    assert one != average
+
+
+def test_held_out_items_are_no_calibration_items(
+    quick_pool: Path, quick_search: list[str], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*quick_search, *space("fisher")]
+    for verb in ("validate", "calibrate"):
+        assert main([verb, *words, *calibration(quick_pool, "_held_out")]) == 2
+        assert "held-out items are calibration items" in capsys.readouterr().err
+    scored = ["calibration=lm_eval", f"calibration.include_path='{quick_pool}/tasks'", "calibration.split=scored"]
+    assert main(["validate", *words, *scored, "calibration.tasks=[demo_e_maths_held_out]"]) == 2
+    assert "held-out items are calibration items" in capsys.readouterr().err
+    assert main(["validate", *words, *scored, "calibration.tasks=[demo_e_maths]"]) == 0
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([*space("fisher")], "the search reads statistics of data (fisher), and calibration is not set"),
+        (["statistics.kinds=[hessian]"], "statistics.kinds has 'hessian'"),
+        ([*space("fisher"), "calibration=text", "calibration.files=[]"], "files is empty"),
+        ([*space("fisher"), "calibration=text", "calibration.files=[none.jsonl]"], "none.jsonl cannot be read"),
+        ([*space("fisher"), "calibration=text", "calibration.files={math: [x.txt]}"], "x.txt cannot be read"),
+        ([*space("fisher"), "calibration=lm_eval", "calibration.tasks=[]"], "tasks is empty"),
+        ([*space("fisher"), "calibration=text", "calibration.file=[x]"], "there is no key 'calibration.file'"),
+        (
+            [*space("fisher"), "statistics.labels=gold", "calibration=text", "calibration.files=[x]"],
+            "statistics.labels",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(
+    quick_search: list[str], words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", *quick_search, *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_calibrate_alone_says_what_it_needs(quick_pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", f"pool.models={{math: '{quick_pool}/math'}}", "pool.base=null"]) == 2
+    assert "calibration is not set" in capsys.readouterr().err

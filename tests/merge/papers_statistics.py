@@ -1,0 +1,58 @@
+"""Independent readings of the methods that read statistics of data: NumPy in float64, least squares by stacked rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from merge.made_up_statistics import gram, squares
+from merge.papers import Array, paper
+
+
+def average(x: Sequence[Array], weight: Sequence[float]) -> Array:
+    return np.asarray(sum(w * v for w, v in zip(weight, x, strict=True)) / sum(weight))
+
+
+@paper
+def fisher(
+    x: Sequence[Array],
+    base: Array | None,
+    *,
+    weight: Sequence[float],
+    power: float,
+    log_floor: float,
+    normalize: bool,
+) -> Array:
+    known = [squares(v) for v in x]
+    common = np.mean([mean for (_, mean), w in zip(known, weight, strict=True) if w])
+    importance = [(f / (mean if normalize else common)) ** power + 10**log_floor for f, mean in known]
+    over = sum(w * c * v for w, c, v in zip(weight, importance, x, strict=True))
+    return np.asarray(over / sum(w * c for w, c in zip(weight, importance, strict=True)))
+
+
+@paper
+def regmean(
+    x: Sequence[Array], base: Array | None, *, weight: Sequence[float], alpha: float, log_ridge: float
+) -> Array:
+    grams = [gram(v) for v in x]
+    if any(g is None for g in grams):
+        return average(x, weight)
+    known = [np.diag(g) if g.ndim == 1 and len(g) < 2000 else g for g in grams if g is not None]
+    if known[0].ndim == 1:
+        level = sum(w * g.mean() for w, g in zip(weight, known, strict=True)) / sum(weight)
+        if level == 0:
+            return average(x, weight)
+        own = [w * (g + 10**log_ridge * level) for w, g in zip(weight, known, strict=True)]
+        return np.asarray(sum(v * g for v, g in zip(x, own, strict=True)) / sum(own))
+    level = sum(w * np.trace(g) / len(g) for w, g in zip(weight, known, strict=True)) / sum(weight)
+    if level == 0:
+        return average(x, weight)
+    # The rows of a root of each matrix are inputs that have it: the merge is least squares on all of them.
+    rows, wanted = [], []
+    for v, g, w in zip(x, known, weight, strict=True):
+        shrunk = alpha * g + (1 - alpha) * np.diag(np.diag(g)) + 10**log_ridge * level * np.eye(len(g))
+        values, vectors = np.linalg.eigh(w * shrunk)
+        root = (vectors * np.sqrt(np.clip(values, 0, None))).T
+        rows.append(root)
+        wanted.append(root @ (v - average(x, weight)).T)
+    return average(x, weight) + np.linalg.lstsq(np.concatenate(rows), np.concatenate(wanted), rcond=None)[0].T
