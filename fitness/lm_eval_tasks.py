@@ -13,6 +13,7 @@ from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimator, Scores
 from fitness._lm_eval.arguments import AutocastDtype, ModelArguments, SoftmaxDtype
+from fitness._lm_eval.engine_arguments import TakesEngines
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
 from fitness._lm_eval.forwards import Forwards, Generation, Mode
 from fitness._lm_eval.response_length import add_response_lengths, require_generating, require_responses
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from fitness._lm_eval.scoring import RawValues
 
 
-class LmEvalFitness:
-    """Scores a model on lm-eval tasks, equal to ``lm_eval --model hf`` to the last digit.
+class LmEvalFitness(TakesEngines):
+    """Scores a model on lm-eval tasks, equal to ``lm_eval --model hf`` (or ``vllm``) to the last digit.
 
     The objective ``score``, to be maximised, is the mean over tasks, by their weights, of the weighted sum of
     their metrics; metrics for which lower is better count negative. Tasks that name an ``objective`` make one of that
@@ -143,8 +144,7 @@ class LmEvalFitness:
             chat_template_args=self._arguments.template_arguments,
         )
         self._settings.check(self._terms)
-        self._response_length = response_length
-        self.keep_responses, self._task_timeout = keep_responses, task_timeout
+        self._response_length, self.keep_responses, self._task_timeout = response_length, keep_responses, task_timeout
         self._tokenizer: Any = None  # as the pool has it; of a driver whose workers prepare
         self._generators: Any = None
         self._tasks: TaskSet | None = None

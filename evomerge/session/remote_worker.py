@@ -19,6 +19,7 @@ from evomerge.models.opening import open_pool
 from evomerge.protocols import Fitness
 from evomerge.recipes.slices import ModelRef
 from evomerge.session.builders import check_fitnesses, fitness_from_config
+from evomerge.session.engines import engine_of
 from evomerge.utils.imports import import_modules
 
 
@@ -62,4 +63,4 @@ def remote_worker(
     if config.held_out is not None:
         fitnesses["held_out"] = fitness_from_config(config, "held_out")
     check_fitnesses(fitnesses["search"], fitnesses.get("held_out"))
-    return Worker(pool, fitnesses, device=device, threads=threads, cache=cache)
+    return Worker(pool, fitnesses, device=device, threads=threads, cache=cache, engine=engine_of(config))
