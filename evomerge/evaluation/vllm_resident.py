@@ -37,7 +37,7 @@ _ENVIRONMENT = {
     # The engine's scheduler in this process, where its end is the worker's; workers of several GPUs have their own.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
 }
 
 

@@ -27,7 +27,7 @@ def engine_of(config: Config) -> EngineSettings:
     Raises:
         ConfigError: there is no such engine, or it does not take its arguments.
     """
-    return EngineSettings.of(to_builtin(config.evaluator))
+    return EngineSettings.of(to_builtin(getattr(config, "evaluator", None)))
 
 
 def require_engine(config: Config) -> EngineSettings:

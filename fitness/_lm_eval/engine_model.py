@@ -67,7 +67,7 @@ class WatchedEngine:
         return outputs
 
 
-class EngineLM(stock.VLLM):  # type: ignore[misc]
+class EngineLM(stock.VLLM):
     """lm-eval's model, given an engine instead of the arguments to start one with.
 
     Args:
@@ -115,7 +115,8 @@ class EngineLM(stock.VLLM):  # type: ignore[misc]
         Raises:
             FitnessError: a tokenizer that makes nothing of one, naming the task and document.
         """
-        self._captured = captured = []
+        captured: list[Any] = []
+        self._captured = captured
         try:
             for instance in instances:
                 with tokenising(instance):
@@ -129,7 +130,8 @@ class EngineLM(stock.VLLM):  # type: ignore[misc]
 
     def token_windows(self, instance: Any) -> list[TokenRequest]:
         """The windows that stock `loglikelihood_rolling` would ask for one instance; none for an empty text."""
-        self._captured = captured = []
+        captured: list[Any] = []
+        self._captured = captured
         try:
             with tokenising(instance):
                 self.loglikelihood_rolling([instance], disable_tqdm=True)
