@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from evomerge.candidate import Candidate, Evaluation, Part, Split
-from evomerge.errors import EvomergeError, FitnessError, InfeasibleError, one_line
+from evomerge.errors import DeviceLostError, EvomergeError, FitnessError, InfeasibleError, one_line
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import await_memory, choose_device
 from evomerge.evaluation.engine_settings import EngineSettings
@@ -105,7 +105,7 @@ class Worker:
         Raises:
             PoolError: a source file is not what it was, which is not the candidate's fault.
             FitnessError: the fitness cannot be prepared: the same.
-            DeviceLostError: the GPU failed: no candidate can be evaluated in this process any more.
+            DeviceLostError: the GPU or the engine failed: no candidate can be evaluated in this process any more.
         """
         fitness = self.fitness(split)
         self._pool.require_unchanged()
@@ -118,6 +118,8 @@ class Worker:
             count, merged, scores = self._with_room(lambda: self._score(recipe, fitness, part), what)
         except InfeasibleError as error:
             return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
+        except DeviceLostError:  # an engine's
+            raise
         except Exception as error:
             if device_lost(error):
                 raise lost(error) from error

@@ -130,9 +130,7 @@ def test_one_slice_is_merged_and_the_rest_is_kept(pool: Pool, held: Any) -> None
     held.apply(make_plan(recipe, pool))
     attn = SliceId("attn", 1)
     changed = [
-        SliceRecipe(s.slice, "linear", (Input("b", None, (("weight", 1.0),)),), s.parameters)
-        if s.slice == attn
-        else s
+        SliceRecipe(s.slice, "linear", (Input("b", None, (("weight", 1.0),)),), s.parameters) if s.slice == attn else s
         for s in recipe.slices
     ]
     plan = make_plan(pool.info.recipe(changed), pool)
@@ -224,9 +222,10 @@ def test_a_worker_says_what_a_candidate_did_wrong_and_ends_with_its_engine(
     from evomerge.evaluation import vllm_check
 
     pool = open_pool(save_models(tmp_path, "Llama", num_hidden_layers=2))
-    with monkeypatch.context() as wrong, pytest.raises(EngineError, match="something else than transformers"):
+    with monkeypatch.context() as wrong:
         wrong.setattr(vllm_check, "TOLERANCE", {"float32": (1e-12, 1e-12)})
-        Worker(pool, {"search": Engine()}, device="cpu", engine=SETTINGS)  # type: ignore[dict-item]
+        with pytest.raises(EngineError, match="something else than transformers"):
+            Worker(pool, {"search": Engine()}, device="cpu", engine=SETTINGS)  # type: ignore[dict-item]
     worker: Any = Worker(pool, {"search": Engine()}, device="cpu", engine=SETTINGS)  # type: ignore[dict-item]
     whole, half = (pool.info.linear({"a": weight}) for weight in (1.0, 0.5))
     first = worker.evaluate(Candidate(0, whole))

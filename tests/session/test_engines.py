@@ -55,7 +55,7 @@ def test_auto_is_what_stock_lm_eval_does() -> None:
 
 def test_a_fitness_of_modules_is_refused() -> None:
     config = compose_config(["experiment=m2n2_digits", "evaluator=local", VLLM])
-    with pytest.raises(ConfigError, match="fitness is DigitsFitness.*a fitness that asks for log-likelihoods"):
+    with pytest.raises(ConfigError, match=r"fitness is DigitsFitness.*a fitness that asks for log-likelihoods"):
         fitness_from_config(config, "fitness", files=False)
 
 
