@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.vllm_extension import BATCH
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.sources import NOTES_SHARE, Placement
 from evomerge.merge.resident.budgets import CACHE_SHARE, layer_bytes, share_of
 from evomerge.models.pool import Pool
-from evomerge.utils.memory import free_host_memory
+from evomerge.utils.memory import MemoryPart, free_host_memory
 
 SOURCES_SHARE = 0.25
 """Of what the weights leave of a GPU: at most, for sources; the rest is the engine's, for keys and values."""
@@ -50,6 +51,14 @@ def engine_memory(pool: Pool, cache: CacheSettings, gpus: int) -> EngineMemory:
     total = min(torch.cuda.mem_get_info(i)[1] for i in range(gpus))
     weights = sum(pool.info.sizes) * TORCH_DTYPES[pool.info.dtype].itemsize // gpus
     return divided(total, weights, pool.nbytes, layer_bytes(pool), host, cache)
+
+
+def engine_parts(pool: Pool, cache: CacheSettings, engine: EngineSettings) -> list[MemoryPart]:
+    """What an engine on the CPU takes beside its weights, for `evomerge validate`."""
+    arguments = engine_memory(pool, cache, 0).arguments | dict(engine.arguments)
+    nbytes = int(arguments["kv_cache_memory_bytes"])
+    key = "evaluator.engine_args.kv_cache_memory_bytes"
+    return [MemoryPart("engine", nbytes, "keys and values of vLLM's engine", key)]
 
 
 def divided(total: int, weights: int, sources: int, layer: int, host: int, cache: CacheSettings) -> EngineMemory:

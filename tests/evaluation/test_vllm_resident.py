@@ -88,30 +88,24 @@ def of_engine(llm: Any) -> tuple[list[float], list[list[int]]]:
 
 
 @torch.no_grad()
-def of_transformers(module: Any) -> tuple[list[float], list[list[int]]]:
-    """The same."""
-    values, texts = [], []
-    for prompt in PROMPTS:
-        logits = module(torch.tensor([prompt]), use_cache=False).logits[0, :-1].log_softmax(dim=-1)
-        values.append(float(logits.double().gather(1, torch.tensor(prompt[1:])[:, None]).sum()))
-        written = module.generate(
-            torch.tensor([prompt]), max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, do_sample=False, eos_token_id=None
-        )
-        texts.append(written[0, len(prompt) :].tolist())
-    return values, texts
+def assert_of(module: Any, found: tuple[list[float], list[list[int]]]) -> None:
+    """Compare with transformers: the prompts' log-likelihoods, and that every token is the likeliest after the last."""
+    for prompt, value, text in zip(PROMPTS, *found, strict=True):
+        assert len(text) == WRITTEN
+        logits = module(torch.tensor([[*prompt, *text[:-1]]]), use_cache=False).logits[0].log_softmax(dim=-1)
+        own = logits[: len(prompt) - 1].double().gather(1, torch.tensor(prompt[1:])[:, None]).sum()
+        assert abs(value - float(own)) / (len(prompt) - 1) < NATS
+        assert text == logits[len(prompt) - 1 :].argmax(dim=-1).tolist()
 
 
-def assert_equal(found: Any, expected: Any) -> None:
-    (values, texts), (wanted, written) = found, expected
-    lengths = [len(prompt) - 1 for prompt in PROMPTS]
-    assert max(abs(a - b) / n for a, b, n in zip(values, wanted, lengths, strict=True)) < NATS
-    assert texts == written
+def plain_model(pool: Pool) -> Resident:
+    """The resident model that other engines are compared with."""
+    return Resident(pool, "cpu", placement=Placement(0, 0, 0), cache=0, states=0)
 
 
 def test_forty_candidates_are_transformers_own_and_the_first_one_comes_back(pool: Pool, held: Any) -> None:
     rng = np.random.default_rng(0)
-    plain = Resident(pool, "cpu", placement=Placement(0, 0, 0), cache=0, states=0)
-    plain.model.module.generation_config.eos_token_id = None
+    plain = plain_model(pool)
     plans = [make_plan(random_recipe(pool, m, rng), pool) for m in ("ties", "slerp") for _ in range(20)]
     seen = []
     for number, plan in enumerate(plans):
@@ -119,10 +113,10 @@ def test_forty_candidates_are_transformers_own_and_the_first_one_comes_back(pool
         assert count.computed == len(plan.slices) or number == 0 or count.kept + count.memory > 0
         plain.apply(plan)
         seen.append(of_engine(held.model.engine))
-        assert_equal(seen[-1], of_transformers(plain.model.module))
+        assert_of(plain.model.module, seen[-1])
     assert len({tuple(values) for values, _ in seen}) == len(plans)
     held.apply(plans[0])  # forty swaps later
-    assert_equal(of_engine(held.model.engine), seen[0])
+    assert of_engine(held.model.engine) == (pytest.approx(seen[0][0], abs=NATS), seen[0][1])
 
 
 def test_one_slice_is_merged_and_the_rest_is_kept(pool: Pool, held: Any) -> None:
@@ -136,10 +130,9 @@ def test_one_slice_is_merged_and_the_rest_is_kept(pool: Pool, held: Any) -> None
     plan = make_plan(pool.info.recipe(changed), pool)
     count = held.apply(plan)
     assert (count.computed + count.memory, count.kept) == (1, len(plan.slices) - 1)
-    plain = Resident(pool, "cpu", placement=Placement(0, 0, 0), cache=0, states=0)
-    plain.model.module.generation_config.eos_token_id = None
+    plain = plain_model(pool)
     plain.apply(plan)
-    assert_equal(of_engine(held.model.engine), of_transformers(plain.model.module))
+    assert_of(plain.model.module, of_engine(held.model.engine))
 
 
 def test_a_path_of_as_many_layers_is_a_swap_and_another_is_infeasible(pool: Pool, held: Any) -> None:
@@ -160,10 +153,9 @@ def test_a_path_of_as_many_layers_is_a_swap_and_another_is_infeasible(pool: Pool
 
     plan = make_plan(path([("a", 0), ("b", 2), ("b", 1)]), pool)
     held.apply(plan)
-    plain = Resident(pool, "cpu", placement=Placement(0, 0, 0), cache=0, states=0)
-    plain.model.module.generation_config.eos_token_id = None
+    plain = plain_model(pool)
     plain.apply(plan)
-    assert_equal(of_engine(held.model.engine), of_transformers(plain.model.module))
+    assert_of(plain.model.module, of_engine(held.model.engine))
     with pytest.raises(InfeasibleError, match="has 2 layers, and the engine was started with 3"):
         held.apply(make_plan(path([("a", 0), ("a", 1)]), pool))
 
@@ -174,6 +166,8 @@ def test_the_check_at_the_start_passes_and_finds_what_the_guards_prevent(
     from evomerge.evaluation import vllm_check, vllm_extension
 
     vllm_check.check_engine(held)
+    if pool.config.model_type not in ("llama", "qwen2"):  # these take time, and what is beyond is the same for all
+        return
     with monkeypatch.context() as without:  # of layers that fit into little memory
         without.setattr(vllm_check, "HOST_SHARE", 1e-12)
         assert vllm_check.fitting_layers(pool, 1 << 30) == 1
@@ -183,7 +177,7 @@ def test_the_check_at_the_start_passes_and_finds_what_the_guards_prevent(
         with pytest.raises(EngineError, match="the token that is written next differs"):
             vllm_check.check_engine(held)
     held.apply(make_plan(pool.info.linear({"b": 1.0}), pool))
-    if pool.config.model_type == "qwen2":  # Gemma's class has no head of its own
+    if pool.config.model_type == "qwen2":  # tied
         with monkeypatch.context() as without:
             without.setattr(vllm_extension, "renew_tied_head", lambda model: None)
             with pytest.raises(EngineError, match="the log-likelihood of a text, for each token, differs"):
@@ -201,7 +195,7 @@ def test_part_of_a_fused_group_is_refused_and_the_engine_is_as_it_was(pool: Pool
     some = {name: tensor for name, tensor in tensors.items() if "k_proj" not in name}
     with pytest.raises(RecipeError, match=r"is given to the engine without 'model\.layers\.0\.self_attn\.k_proj"):
         worker.evomerge_slices._give(some)
-    assert_equal(of_engine(held.model.engine), before)
+    assert of_engine(held.model.engine) == (pytest.approx(before[0], abs=NATS), before[1])
 
 
 class Engine:
@@ -231,7 +225,7 @@ def test_a_worker_says_what_a_candidate_did_wrong_and_ends_with_its_engine(
     first = worker.evaluate(Candidate(0, whole))
     assert first.ok
     assert worker.evaluate(Candidate(1, half)).objectives != first.objectives
-    broken = worker.evaluate(Candidate(2, pool.info.linear({"a": 1e38})))
+    broken = worker.evaluate(Candidate(2, pool.info.linear({"a": 1e40})))
     assert broken.status == "failed"
     assert "are NaN or beyond the range of float32" in broken.error
     assert worker.evaluate(Candidate(3, whole)).objectives == first.objectives
