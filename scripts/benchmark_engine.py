@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ class EngineTexts:
     def texts(self, instances: Sequence[Any]) -> list[str]:
         """The texts of all instances, of a candidate whose prompts no other has read."""
         self.held.reset_prefix_cache()
-        return self.lm.answer("generate_until", instances)[0]
+        found: list[str] = self.lm.answer("generate_until", instances)[0]
+        return found
 
     def swap(self, prompts: Sequence[str], repeats: int) -> tuple[float, float]:
         """Seconds of changing one slice (an attention block, merged anew), and of a candidate of short generations.
@@ -68,8 +70,8 @@ class EngineTexts:
         swaps, texts = [], []
         for number in range(repeats + 1):
             plan = make_plan(_one_changed(self.held.pool, (number + 1) / (repeats + 2)), self.held.pool)
-            swaps.append(_seconds(lambda plan=plan: self.held.apply(plan)))
-            texts.append(_seconds(lambda: self.texts(instances)))
+            swaps.append(_seconds(partial(self.held.apply, plan)))
+            texts.append(_seconds(partial(self.texts, instances)))
         return statistics.median(swaps[1:]), statistics.median(texts[1:])  # the first warms up
 
 

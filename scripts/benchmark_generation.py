@@ -87,7 +87,7 @@ def _row(case: Case, prompts: int, batch_size: int, repeats: int) -> tuple[list[
     stock, *others = (texts() for texts in ways)
     ids = [lm.tokenizer(instance.args[0])["input_ids"] for instance in instances]
     lengths = [min(_MOST, len(text.split()) + 1) for text in stock]  # a stop string is a token, and is cut off
-    ways.append(lambda: _transformers(lm.model, ids, lengths, batch_size) or [])
+    timed: list[Callable[[], object]] = [*ways, lambda: _transformers(lm.model, ids, lengths, batch_size)]
     line = ""
     with tempfile.TemporaryDirectory() as folder:
         if find_spec("vllm") is not None:
@@ -100,9 +100,9 @@ def _row(case: Case, prompts: int, batch_size: int, repeats: int) -> tuple[list[
                 f"{SHORT} short generations"
             )
             vllm.held.apply(make_plan(vllm.held.pool.info.linear({"a": 1.0}), vllm.held.pool))
-            ways.append(lambda: vllm.texts(instances))
+            timed.append(lambda: vllm.texts(instances))
             others.append(vllm.texts(instances))
-        seconds = alternating(repeats, *ways)
+        seconds = alternating(repeats, *timed)
     differ = sum(a != b for other in others for a, b in zip(stock, other, strict=True))
     faster = [f"{seconds[0] / other:.2f}x" for other in seconds[1:]] + ["-"] * (line == "")
     return [f"{sum(lengths):,}", str(max(lengths)), f"{sum(lengths) / seconds[0]:,.0f}", *faster, str(differ)], line
