@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -18,6 +18,14 @@ from fitness._lm_eval.model import TokenRequest
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
+
+
+_SAMPLING_SEED = 1234
+
+
+def says_nothing(gen_kwargs: Mapping[str, Any]) -> bool:
+    """Whether generation settings leave it open how tokens are chosen."""
+    return gen_kwargs.get("do_sample") is None and gen_kwargs.get("temperature") is None
 
 
 class NotFiniteText(Exception):
@@ -183,6 +191,23 @@ class EngineLM(stock.VLLM):
         if key not in self._encoded:
             self._encoded[key] = super().tok_encode(string, add_special_tokens, **kwargs)
         return self._encoded[key]
+
+    @staticmethod
+    def modify_gen_kwargs(
+        gen_kwargs: dict[str, Any], eos: str | list[str] | None = None, default_max_gen_toks: int = 256
+    ) -> tuple[dict[str, Any], list[str], int]:
+        """Stock settings, greedy where a task names neither ``do_sample`` nor ``temperature``, and seeded elsewhere.
+
+        Stock code (0.4.13) leaves the temperature to vLLM then, which draws at 1, with a generator that goes on from
+        request to request: the same model would get another score every time.
+        """
+        given = dict(gen_kwargs)
+        if says_nothing(given):
+            given["temperature"] = 0.0
+        kwargs, until, most = stock.VLLM.modify_gen_kwargs(given, eos, default_max_gen_toks)
+        if kwargs.get("temperature", 1.0):
+            kwargs.setdefault("seed", _SAMPLING_SEED)
+        return kwargs, until, most
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         if self._captured is not None:

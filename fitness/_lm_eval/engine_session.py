@@ -13,7 +13,7 @@ from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from fitness._lm_eval.chat import check_tokens
 from fitness._lm_eval.document_errors import place_of, require_finite, require_tokens
-from fitness._lm_eval.engine_model import EngineLM, engine_version
+from fitness._lm_eval.engine_model import EngineLM, engine_version, says_nothing
 from fitness._lm_eval.isolation import quietly, unlogged
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.scoring import RawValues, TaskScorer
@@ -72,6 +72,13 @@ class EngineSession:
             self.requests[id(instance)] = [request]
         for instance in by_type.get("loglikelihood_rolling", []):
             self.requests[id(instance)] = lm.token_windows(instance)
+        open_tasks = dict.fromkeys(i.task_name for i in by_type.get("generate_until", []) if says_nothing(i.args[1]))
+        for name in open_tasks:
+            _log.warning(
+                "task %r names neither do_sample nor temperature: its texts are greedy, as those of lm_eval --model "
+                "vllm --gen_kwargs temperature=0; without that, the command draws them at temperature 1",
+                name,
+            )
         for instance in by_type.get("generate_until", []):
             lm.require_room(instance)
         self._require_sound(loglikelihood)

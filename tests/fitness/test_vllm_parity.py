@@ -36,7 +36,8 @@ def stock(folder: Path, tasks: list[str], include_path: str, monkeypatch: pytest
     arguments = {"pretrained": str(folder), "dtype": "float32", "seed": SEED, **ARGUMENTS}
     lm = VLLM(**arguments, batch_size="auto")
     manager = TaskManager(include_path=include_path, include_defaults=False)
-    found = evaluator.simple_evaluate(lm, tasks=tasks, task_manager=manager, bootstrap_iters=0)
+    greedy = {"temperature": 0.0}  # which a fitness takes where a task says nothing
+    found = evaluator.simple_evaluate(lm, tasks=tasks, task_manager=manager, bootstrap_iters=0, gen_kwargs=greedy)
     _stop(lm.model)
     return found
 
