@@ -184,7 +184,7 @@ def _require_close(
     """Raise `EngineError` for differences beyond the dtype's tolerance, NaN among them."""
     most = TOLERANCE[dtype]
     lengths = np.array([len(prompt) - 1 for prompt in prompts])
-    kinds = ("the log-likelihood of a text, for each token", "the log-likelihood of the token that is written next")
+    kinds = ("a text's log-likelihood per token", "the log-likelihood of the token that is written next")
     for what, one, other, each, limit in (
         (kinds[0], found.texts, expected.texts, lengths, most[0]),
         (kinds[1], found.scores, expected.scores, np.ones(len(prompts)), most[1]),
