@@ -214,6 +214,7 @@ def _start(pool: Pool, arguments: Mapping[str, Any], gpus: int, on_host: bool) -
             tensor_parallel_size=gpus,
             worker_extension_cls=f"{MergeExtension.__module__}.{MergeExtension.__qualname__}",
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             **given,
         )
     except Exception as error:  # whatever vLLM and the architecture's code raise
