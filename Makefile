@@ -9,12 +9,13 @@ export TOKENIZERS_PARALLELISM ?= false
 # Without compiled files every process that imports torch and lm-eval takes three times as long, and tests start many.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-rest test-all check lint format docs bench clean
+.PHONY: help demo test test-rest test-all test-vllm check lint format docs bench clean
 
 help:
 	@echo "make demo    set up, make the demo's models, search, print the result"
 	@echo "make test    set up and run the tests of every package, the installed wheel and a whole search included"
 	@echo "make test-all  these and the second tier: kills, clusters, other tools beside ours, browsers"
+	@echo "make test-vllm  vLLM's engine on the processor, in an environment of its own"
 	@echo "make check   ruff, mypy, import-linter, circles of imports and all tests"
 	@echo "make docs    the documentation, into docs/_build/html"
 	@echo "make bench   the benchmarks"
@@ -53,6 +54,16 @@ test-rest: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	$(PYTEST)
 
+# vLLM pins versions of its own: an environment of its own, made once for this version of the script.
+VLLM_ENVIRONMENT ?= .vllm
+
+$(VLLM_ENVIRONMENT)/.made: scripts/vllm_environment.sh pyproject.toml
+	PYTHON=$(PYTHON) scripts/vllm_environment.sh $(VLLM_ENVIRONMENT)
+	@touch $@
+
+test-vllm: $(VLLM_ENVIRONMENT)/.made
+	OMP_NUM_THREADS=1 $(VLLM_ENVIRONMENT)/bin/python -m pytest -m vllm tests/evaluation tests/fitness
+
 check: lint test-all
 
 lint: $(VENV)/.dev
@@ -73,4 +84,4 @@ bench: $(VENV)/.user
 	$(BIN)/python scripts/benchmark.py overhead
 
 clean:
-	rm -rf $(VENV) demo_pool runs docs/_build
+	rm -rf $(VENV) $(VLLM_ENVIRONMENT) demo_pool runs docs/_build

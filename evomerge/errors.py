@@ -62,6 +62,10 @@ class DeviceLostError(EvomergeError):
     exit_status = 3
 
 
+class EngineError(EvomergeError):
+    """An engine that computes something else than transformers does with the same weights."""
+
+
 class NoMemoryError(EvomergeError):
     """Host or accelerator have no room for what is asked, however little is kept beside it."""
 

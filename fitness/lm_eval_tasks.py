@@ -11,6 +11,7 @@ from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimator, Scores
 from fitness._lm_eval.arguments import AutocastDtype, SoftmaxDtype
+from fitness._lm_eval.engine_arguments import TakesEngines
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
 from fitness._lm_eval.forwards import Forwards, Generation, Mode
 from fitness._lm_eval.model_args import with_model_args
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from fitness._lm_eval.scoring import RawValues
 
 
-class LmEvalFitness:
-    """Scores a model on lm-eval tasks, equal to ``lm_eval --model hf`` to the last digit.
+class LmEvalFitness(TakesEngines):
+    """Scores a model on lm-eval tasks, equal to ``lm_eval --model hf`` (or ``vllm``) to the last digit.
 
     The objective ``score``, to be maximised, is the mean over tasks, by their weights, of the weighted sum of
     their metrics; metrics for which lower is better count negative. Tasks that name an ``objective`` make one of that

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from evomerge.merge.planning.plan import make_plan
 from evomerge.models.loaded import LoadedModel
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.continuous import ContinuousGeneration
@@ -50,17 +54,23 @@ def generation(names: list[str], prompts: int, batch_size: int, threads: int | N
     table = Table(title=f"{title}, {torch.get_num_threads()} threads, median of {repeats}")
     for column in ("case", "tokens", "longest", "stock tokens/s", "prompts shared", "continuous", "both"):
         table.add_column(column, justify="left" if column == "case" else "right")
-    for column in ("transformers'", "texts that differ"):
+    for column in ("transformers'", "vLLM", "texts that differ"):
         table.add_column(column, justify="right")
+    lines = []
     for name in names:
-        table.add_row(name, *_row(CASES[name], prompts, batch_size, repeats))
+        row, line = _row(CASES[name], prompts, batch_size, repeats)
+        table.add_row(name, *row)
+        lines += [f"{name}: {line}"] if line else []
     console.print(table)
+    for line in lines:
+        console.print(line)
     for name in names:
         console.print(f"{name}: {CASES[name].about}")
     console.print("transformers': its continuous batching, told how long each text will be: it knows no stop strings")
 
 
-def _row(case: Case, prompts: int, batch_size: int, repeats: int) -> list[str]:
+def _row(case: Case, prompts: int, batch_size: int, repeats: int) -> tuple[list[str], str]:
+    """The row, and what changing the weights of vLLM's engine takes; empty where vLLM is not installed."""
     lm = _model(case, batch_size)
     instances = _instances(prompts)
     prefill = SharedPrefill(lm.model, default_tokens(lm.device, case.width))
@@ -77,10 +87,25 @@ def _row(case: Case, prompts: int, batch_size: int, repeats: int) -> list[str]:
     stock, *others = (texts() for texts in ways)
     ids = [lm.tokenizer(instance.args[0])["input_ids"] for instance in instances]
     lengths = [min(_MOST, len(text.split()) + 1) for text in stock]  # a stop string is a token, and is cut off
-    seconds = alternating(repeats, *ways, lambda: _transformers(lm.model, ids, lengths, batch_size))
+    timed: list[Callable[[], object]] = [*ways, lambda: _transformers(lm.model, ids, lengths, batch_size)]
+    line = ""
+    with tempfile.TemporaryDirectory() as folder:
+        if find_spec("vllm") is not None:
+            from scripts.benchmark_engine import SHORT, EngineTexts, saved
+
+            vllm = EngineTexts.start(saved(lm.model, lm.tokenizer, Path(folder)), batch_size)
+            swap, texts = vllm.swap([instance.args[0] for instance in instances], max(repeats, 5))
+            line = (
+                f"a swap of one slice of vLLM's engine takes {1e3 * swap:.1f} ms, {100 * swap / texts:.1f} % of "
+                f"{SHORT} short generations"
+            )
+            vllm.held.apply(make_plan(vllm.held.pool.info.linear({"a": 1.0}), vllm.held.pool))
+            timed.append(lambda: vllm.texts(instances))
+            others.append(vllm.texts(instances))
+        seconds = alternating(repeats, *timed)
     differ = sum(a != b for other in others for a, b in zip(stock, other, strict=True))
-    faster = [f"{seconds[0] / other:.2f}x" for other in seconds[1:]]
-    return [f"{sum(lengths):,}", str(max(lengths)), f"{sum(lengths) / seconds[0]:,.0f}", *faster, str(differ)]
+    faster = [f"{seconds[0] / other:.2f}x" for other in seconds[1:]] + ["-"] * (line == "")
+    return [f"{sum(lengths):,}", str(max(lengths)), f"{sum(lengths) / seconds[0]:,.0f}", *faster, str(differ)], line
 
 
 def _model(case: Case, batch_size: int) -> ResidentLM:

@@ -29,6 +29,7 @@ DOORS = {
     "wandb": ("evomerge.trackers.wandb",),
     "mlflow": ("evomerge.trackers.mlflow",),
     "tensorboard": ("evomerge.trackers.tensorboard",),
+    "vllm": ("evomerge.evaluation.vllm_*",),
     "triton": ("evomerge.merge.kernels.triton_mixing", "evomerge.merge.kernels.triton_sums"),
 }
 """Who may import a dependency that is heavy, or that we may want to replace."""

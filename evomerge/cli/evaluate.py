@@ -84,9 +84,11 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.report.plain_console import errors
     from evomerge.run.responses import unanswered
     from evomerge.session.answers import ADVICE, gains
+    from evomerge.session.engines import require_engine
 
     settings = config.evaluator
-    worker = Worker(pool, {split: fitness}, device=settings.get("device", "auto"), threads=settings.get("threads"))
+    device, threads = settings.get("device", "auto"), settings.get("threads")
+    worker = Worker(pool, {split: fitness}, device=device, threads=threads, engine=require_engine(config))
     evaluation = worker.evaluate(Candidate(0, recipe), split)
     if not evaluation.ok:
         raise EvomergeError(f"{options.target} could not be scored: {evaluation.error}")

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.limits import check_threads, check_timeout
 from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder
 from evomerge.protocols import Work
@@ -44,6 +45,8 @@ class LocalEvaluator:
         shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
         hidden_states: bytes of hidden states to keep (``2GB``), 0 for none; ``auto`` for an eighth of what is free.
         gpu: bytes of a GPU to count with (``24GB``), where it shall not be all that it has.
+        engine: what scores models: ``transformers``, or ``vllm``, whose weights are changed in place.
+        engine_args: of ``vllm.LLM``, such as ``max_model_len``.
         timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
             that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
 
@@ -66,8 +69,11 @@ class LocalEvaluator:
         hidden_states: str | int = "auto",
         gpu: str | int | None = None,
         timeout: float | None = None,
+        engine: str = "transformers",
+        engine_args: dict[str, Any] | None = None,
     ) -> None:
         check_timeout(timeout)
+        EngineSettings(engine, engine_args or {})  # checked here; who builds the worker reads them
         check_threads(threads)
         self._timeout = timeout
         self._build = build

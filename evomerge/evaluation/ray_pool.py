@@ -24,6 +24,7 @@ from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, DeviceLostError, EvomergeError
 from evomerge.evaluation import ray_workers
 from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.limits import check_gpus, check_threads, check_timeout
 from evomerge.evaluation.ray_actor import cause
 from evomerge.evaluation.ray_cluster import Cluster
@@ -60,6 +61,8 @@ class RayEvaluator:
         shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
         hidden_states: bytes of hidden states that each worker keeps, 0 for none; ``auto``: an eighth of what is free.
         gpu: bytes of a GPU to count with (``24GB``), where they shall not be all that it has.
+        engine: what scores models: ``transformers``, or ``vllm``, whose weights are changed in place.
+        engine_args: of ``vllm.LLM``, such as ``max_model_len``.
         timeout: seconds that an evaluation may take; then its worker is replaced, and it has failed.
         tries: how many workers may die evaluating a candidate.
         patience: seconds to wait for a place for a worker while there is no worker.
@@ -91,7 +94,10 @@ class RayEvaluator:
         tries: int = 2,
         patience: float = 600,
         working_dir: str | None = None,
+        engine: str = "transformers",
+        engine_args: dict[str, Any] | None = None,
     ) -> None:
+        EngineSettings(engine, engine_args or {})  # checked here; who builds the workers reads them
         if (workers != "auto" and (not isinstance(workers, int) or workers < 1)) or cpus_per_worker < 1:
             raise ConfigError(
                 f"evaluator.workers={workers}, cpus_per_worker={cpus_per_worker}",

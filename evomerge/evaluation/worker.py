@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import torch
 
 from evomerge.candidate import Candidate, Evaluation, Part, Split
-from evomerge.errors import EvomergeError, FitnessError, InfeasibleError, one_line
+from evomerge.errors import DeviceLostError, EvomergeError, FitnessError, InfeasibleError, one_line
 from evomerge.evaluation.cache_settings import CacheSettings
-from evomerge.evaluation.caching import open_shared
 from evomerge.evaluation.devices import await_memory, choose_device
+from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.references import references
+from evomerge.evaluation.residents import hold
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.merge_count import MergeCount
-from evomerge.merge.resident.model import Resident
 from evomerge.merge.resident.spread import SPREAD
 from evomerge.models.loaded import LoadedModel
 from evomerge.models.memory import Retries, device_lost, give_back, lost, no_room, out_of_memory
@@ -47,6 +47,11 @@ class Worker:
         device: where the resident model lives; ``auto`` chooses.
         threads: CPU threads of torch, process-wide; ``None`` leaves them.
         cache: what to keep of merged slices.
+        engine: what scores models; the resident model itself by default.
+
+    Raises:
+        ConfigError: vLLM cannot be started.
+        EngineError: vLLM computes something else than transformers.
     """
 
     def __init__(
@@ -57,25 +62,16 @@ class Worker:
         device: str = "auto",
         threads: int | None = None,
         cache: CacheSettings | None = None,
+        engine: EngineSettings | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self._pool = pool
         self._fitnesses = dict(fitnesses)
         settings, device = cache or CacheSettings(), choose_device(device)
-        shared = open_shared(settings, pool, "cuda" if device == SPREAD else device)
         await_memory(device)
         try:
-            self._resident = Resident(
-                pool,
-                device,
-                cache=settings.memory,
-                shared=shared,
-                workers=settings.workers,
-                sharing=settings.sharing,
-                gpu=settings.gpu,
-                states=settings.states,
-            )
+            self._resident = hold(pool, device, settings, engine or EngineSettings())
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -119,7 +115,7 @@ class Worker:
         Raises:
             PoolError: a source file is not what it was, which is not the candidate's fault.
             FitnessError: the fitness cannot be prepared: the same.
-            DeviceLostError: the GPU failed: no candidate can be evaluated in this process any more.
+            DeviceLostError: the GPU or the engine failed: no candidate can be evaluated in this process any more.
         """
         fitness = self.fitness(split)
         self._pool.require_unchanged()
@@ -132,6 +128,8 @@ class Worker:
             count, merging, scores = self._with_room(lambda: self._score(recipe, fitness, part), what)
         except InfeasibleError as error:
             return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
+        except DeviceLostError:  # an engine's
+            raise
         except Exception as error:
             if device_lost(error):
                 raise lost(error) from error

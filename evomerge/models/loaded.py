@@ -51,6 +51,7 @@ class LoadedModel:
         spare: lets go of what is only kept to save time, when memory has run out; says whether there was anything, and
             may be called until there is not.
         states: hidden states to begin with; ``None`` where none are kept.
+        engine: what has the weights and generates, a ``vllm.LLM``; `module` is then ``None``.
     """
 
     module: PreTrainedModel
@@ -60,6 +61,7 @@ class LoadedModel:
     name_or_path: str
     spare: Callable[[], bool] = field(default=bool, repr=False, compare=False)
     states: KeptStates | None = field(default=None, repr=False, compare=False)
+    engine: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

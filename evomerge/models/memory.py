@@ -39,6 +39,8 @@ def device_lost(error: BaseException) -> bool:
     for _ in range(_DEEPEST):
         if found is None:
             break
+        if type(found).__name__ == "EngineDeadError":  # vLLM's: its processes are gone
+            return True
         if isinstance(found, RuntimeError) and not out_of_memory(found):
             accelerator = getattr(torch, "AcceleratorError", None)  # since torch 2.8
             if accelerator is not None and isinstance(found, accelerator):
@@ -52,7 +54,7 @@ def device_lost(error: BaseException) -> bool:
 def lost(error: BaseException) -> DeviceLostError:
     """The error to raise for one that `device_lost` knows."""
     return DeviceLostError(
-        f"the GPU failed and its process cannot use it any more ({reason_of(error)})",
+        f"the GPU or the engine on it failed and its process cannot use it any more ({reason_of(error)})",
         "a GPU that works, and code that does not stop it",
         "`evomerge resume RUN` goes on; evaluator=ray evaluator.workers=1 replaces such a worker by itself",
     )

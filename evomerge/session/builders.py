@@ -24,6 +24,7 @@ from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.phases import Baselines, Phase, split_budget
 from evomerge.session.bounded_space import BoundedSpace
+from evomerge.session.engines import check_engine, engine_of
 from evomerge.session.prior import check_prior, first_deviation, with_prior
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 
@@ -64,13 +65,16 @@ def fitness_from_config(config: Config, key: str, *, exact: bool = False, files:
         exact: whether ``forwards: auto`` and ``generation: auto`` mean what the stock tool does, also on the search's
             items.
     """
-    node = getattr(config, key)
+    node, engine = getattr(config, key), engine_of(config)
+    exact = exact or engine.is_vllm
     if node is None:
         raise ConfigError(
             f"{key} is not set", "a fitness is needed", f"choose one with {key}=lm_eval and {key}.tasks=[...]"
         )
     node = _with_modes(to_builtin(node), shared=not exact and key != "held_out")
     fitness = cast(Fitness, build(node, key))
+    with placed(key, arguments_of(fitness)):
+        check_engine(engine, fitness, key)
     check_files: Callable[[], None] | None = getattr(fitness, "check_files", None)
     if check_files is not None and files:
         with placed(key, arguments_of(fitness)):

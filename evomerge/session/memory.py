@@ -18,6 +18,7 @@ from evomerge.errors import EvomergeError
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import computes_on_host, gpus_of_worker
 from evomerge.evaluation.limits import sharing
+from evomerge.evaluation.vllm_memory import engine_parts
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.notes_memory import device_sources, load_kernels, notes_memory, scratch_memory
 from evomerge.merge.execution.sources import DEVICE_SHARE, NOTES_SHARE
@@ -30,6 +31,7 @@ from evomerge.models.pool import Pool
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.recipes.pool_info import baseline_recipes
 from evomerge.recipes.recipe import Recipe
+from evomerge.session.engines import engine_of
 from evomerge.session.gpu_plan import GpuPlan, fewest_gpus, plan_gpu
 from evomerge.session.parts import Parts
 from evomerge.utils.memory import MemoryPart, Place, free_host_memory, machine_memory, peak, process_memory
@@ -98,7 +100,11 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     cache: CacheSettings = getattr(parts.evaluator, "cache_settings", CacheSettings())
     weights = model_bytes(pool, plans)
     room = max(0, free_host_memory() - (workers * weights if on_host else 0))
+    engine = engine_of(config)
     forwards, scratch = _forwards(parts, pool, plans, on_host), scratch_memory(plans, pool, on_host)
+    if engine.is_vllm:
+        cache = replace(cache, states=0)
+        forwards = engine_parts(pool, cache, engine) if on_host else []
     size = 0 if on_host else cache.gpu or _gpu_bytes()
     plan, has = None, 0
     if size:

@@ -13,6 +13,7 @@ from evomerge.candidate import Split
 from evomerge.config.construct import TARGET, build, to_builtin
 from evomerge.config.schema import Config
 from evomerge.config.trust import leaves
+from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.worker_builder import ShippedBuilder
 from evomerge.protocols import Evaluator, Fitness, SearchSpace, Strategy
 from evomerge.run.folder import RunFolder
@@ -29,6 +30,7 @@ from evomerge.session.builders import (
     pool_from_config,
 )
 from evomerge.session.calibration import Calibration, check_apart, plan_calibration
+from evomerge.session.engines import check_held, require_engine
 from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.prior import measured
 from evomerge.session.racing import build_race, count_finalists
@@ -100,6 +102,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     check_settings(config)
     import_modules(config.imports, "imports")
     check_nodes(config)
+    engine = require_engine(config)
     trackers = trackers_from_config(config.trackers)
     wanted = built_from(config)
     pooled = wanted != "fitnesses" or bool(config.pool.models)
@@ -122,7 +125,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": fitness}
     if held_out is not None:
         fitnesses["held_out"] = held_out
-    local = _LocalBuilder(fitnesses)
+    local = _LocalBuilder(fitnesses, engine)
     evaluator: Evaluator | None = build(_with_cache(config), "evaluator", local) if wanted == "worker" else None
     pool = pool_from_config(config) if pooled else None
     calibration = plan_calibration(config, pool) if pool is not None else None
@@ -134,6 +137,8 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     nodes = phase_nodes(config, pool.info if pool is not None else None, measure)
     fitted = fit_spaces(nodes, pool.info) if pool is not None else ()
     spaces = [node.space(None) for node in nodes]
+    if pool is not None:
+        check_held(engine, pool, spaces, [node.key for node in nodes])
     phases = [node.phase(config, objectives) for node in nodes]
     strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]
     for phase, strategy in zip(phases, strategies, strict=True):
@@ -165,6 +170,7 @@ class _LocalBuilder:
     """Builds the worker of this process. It is there before the pool, so that the evaluator's settings are checked."""
 
     fitnesses: Mapping[Split, Fitness]
+    engine: EngineSettings
     pool: Pool | None = None
 
     def __call__(self, **settings: Any) -> Worker:
@@ -172,7 +178,7 @@ class _LocalBuilder:
         from evomerge.evaluation.worker import Worker
 
         assert self.pool is not None
-        return Worker(self.pool, self.fitnesses, **settings)
+        return Worker(self.pool, self.fitnesses, engine=self.engine, **settings)
 
 
 def _shipped(config: Config, pool: Pool) -> ShippedBuilder:

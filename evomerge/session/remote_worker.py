@@ -20,6 +20,7 @@ from evomerge.protocols import Fitness
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.slices import ModelRef
 from evomerge.session.builders import check_fitnesses, fitness_from_config
+from evomerge.session.engines import engine_of
 from evomerge.utils.imports import import_modules
 
 
@@ -66,4 +67,4 @@ def remote_worker(
     if config.held_out is not None:
         fitnesses["held_out"] = fitness_from_config(config, "held_out")
     check_fitnesses(fitnesses["search"], fitnesses.get("held_out"))
-    return Worker(pool, fitnesses, device=device, threads=threads, cache=cache)
+    return Worker(pool, fitnesses, device=device, threads=threads, cache=cache, engine=engine_of(config))

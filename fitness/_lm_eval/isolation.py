@@ -100,16 +100,22 @@ def sandbox_templates() -> None:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Hold back progress bars and what lm-eval and datasets log, errors too: they are raised besides."""
+def unlogged() -> Iterator[None]:
+    """Hold back what lm-eval and datasets log, errors too: they are raised besides."""
     loggers = [logging.getLogger(name) for name in _NOISY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        # lm-eval prints the types of templates that are none.
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Hold back progress bars besides (`unlogged`)."""
+    # lm-eval prints the types of templates that are none.
+    with unlogged(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -28,6 +28,7 @@ from fitness._lm_eval.terms import RESPONSE_LENGTH
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
+    from fitness._lm_eval.engine_session import EngineSession
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 class Prepared:
     """What is built once for a model."""
 
-    session: Session
+    session: Session | EngineSession
     scorers: Mapping[str, TaskScorer]
     fingerprint: str
 
@@ -109,11 +110,51 @@ def prepare(
     Raises:
         FitnessError: prompts that cannot be built; targets that do not fit the model.
     """
-    lm = resident_lm(model, arguments)
+    session: Session | EngineSession
+    if model.engine is not None:
+        from fitness._lm_eval.engine_session import EngineSession, engine_lm
+
+        lm: Any = engine_lm(model, arguments)
+        scorers = _built(tasks, lm, generators, settings)
+        session = EngineSession(lm, scorers)
+        how = session.decides()
+    else:
+        lm = resident_lm(model, arguments)
+        scorers = _built(tasks, lm, generators, settings)
+        session = Session(lm, scorers)
+        how = {
+            "softmax_dtype": str(lm.softmax_dtype),
+            "batch_size": arguments.batch_size,
+            "grouped": session.grouped,
+            **_share(session, lm, model, forwards),
+        }
+    decides = {
+        "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in terms],
+        "prompts": settings.flags(),
+        "chat_template": getattr(lm.tokenizer, "chat_template", None) if settings.apply_chat_template else None,
+        "dtype": str(model.dtype),
+        "max_length": lm.max_length,
+        "add_bos_token": arguments.add_bos_token,
+        "block_size": None,  # of earlier versions: folders of their runs keep their fingerprint
+        **({RESPONSE_LENGTH: True} if response_length else {}),
+        # What came later is named only where it is said: folders of earlier runs keep their fingerprint.
+        **arguments.changed(),
+        **how,
+        **changed_prompts(tasks, lm.tokenizer, settings),
+        **({"switches": [t.term.switch for t in terms]} if any(t.term.switch for t in terms) else {}),
+    }
+    return Prepared(session, scorers, fingerprint(tasks, session.requests, decides))
+
+
+def _built(tasks: TaskSet, lm: Any, generators: Any, settings: BuildSettings) -> dict[str, TaskScorer]:
+    """Build the requests of tasks for lm-eval's model; what scores them, by task."""
     with copy.copy(generators):
         build_requests(tasks, lm.tokenizer, settings)
-    scorers = {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
-    session = Session(lm, scorers)
+    return {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
+
+
+def _share(session: Session, lm: ResidentLM, model: LoadedModel, forwards: Forwards) -> dict[str, Any]:
+    """Let a session compute less than lm-eval does, where asked and possible; gives what a fingerprint says."""
     continuous = forwards.generation == "continuous" and session.generates and _can_continue(lm)
     if continuous:
         session.write_continuously()
@@ -122,26 +163,7 @@ def prepare(
         session.share(tokens, _can_keep_states(model), session.generates and _can_prefill(lm.model))
     else:
         forwards = Forwards()
-    decides = {
-        "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in terms],
-        "prompts": settings.flags(),
-        "chat_template": getattr(lm.tokenizer, "chat_template", None) if settings.apply_chat_template else None,
-        "dtype": str(model.dtype),
-        "softmax_dtype": str(lm.softmax_dtype),
-        "batch_size": arguments.batch_size,
-        "max_length": lm.max_length,
-        "add_bos_token": arguments.add_bos_token,
-        "grouped": session.grouped,
-        "block_size": None,  # of earlier versions: folders of their runs keep their fingerprint
-        **({RESPONSE_LENGTH: True} if response_length else {}),
-        # What came later is named only where it is said: folders of earlier runs keep their fingerprint.
-        **arguments.changed(),
-        **forwards.decides(),
-        **({"generation": "continuous"} if continuous else {}),
-        **changed_prompts(tasks, lm.tokenizer, settings),
-        **({"switches": [t.term.switch for t in terms]} if any(t.term.switch for t in terms) else {}),
-    }
-    return Prepared(session, scorers, fingerprint(tasks, session.requests, decides))
+    return forwards.decides() | ({"generation": "continuous"} if continuous else {})
 
 
 def _can_share(module: Any, longest: int) -> bool:

@@ -1,0 +1,79 @@
+"""Which engine a worker generates and scores with, and what it is given. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evomerge.errors import ConfigError, nearest
+
+ENGINES = ("transformers", "vllm")
+
+_OURS = {
+    "model": "the pool gives it",
+    "tokenizer": "the pool gives it",
+    "dtype": "set pool.dtype",
+    "trust_remote_code": "set pool.trust_remote_code",
+    "worker_extension_cls": "evomerge merges there",
+    "tensor_parallel_size": "a worker takes all GPUs that it is given: evaluator.device=spread, or evaluator=ray "
+    "evaluator.gpus_per_worker=2",
+    "data_parallel_size": "several workers (evaluator=ray evaluator.workers=2) do that",
+    "pipeline_parallel_size": "a worker spreads each layer over its GPUs",
+    "quantization": "merged weights are not quantised",
+    "load_format": "the pool gives the weights",
+    "skip_tokenizer_init": "stop strings need the tokenizer",
+}
+"""Arguments of vLLM that follow from something else, and from what."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What scores models.
+
+    Attributes:
+        name: ``transformers``: the resident model itself; ``vllm``: vLLM, whose weights are changed in place.
+        arguments: of ``vllm.LLM``, named as there and as in lm-eval's ``--model_args``.
+    """
+
+    name: str = "transformers"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for an unknown engine, or arguments that it has not or that are not the user's."""
+        if self.name not in ENGINES:
+            raise ConfigError(f"evaluator.engine is {self.name!r}", nearest(str(self.name), ENGINES))
+        if not isinstance(self.arguments, Mapping):
+            given = f"evaluator.engine_args is {self.arguments!r}"
+            raise ConfigError(given, "a mapping such as {max_model_len: 4096}")
+        if self.arguments and not self.is_vllm:
+            raise ConfigError(
+                f"evaluator.engine_args has {', '.join(map(str, self.arguments))} and evaluator.engine is {self.name}",
+                "transformers takes none",
+                "set evaluator.engine=vllm, or leave them out",
+            )
+        for name in self.arguments:
+            if name in _OURS:
+                raise ConfigError(f"evaluator.engine_args has {name}", _OURS[name], "leave it out")
+
+    @property
+    def is_vllm(self) -> bool:
+        """Whether it is vLLM."""
+        return self.name == "vllm"
+
+    @classmethod
+    def of(cls, node: Any) -> EngineSettings:
+        """The settings in an evaluator's node, given as plain values; one without such keys has transformers."""
+        if not isinstance(node, Mapping):
+            return cls()
+        return cls(node.get("engine") or "transformers", node.get("engine_args") or {})
+
+    def require_installed(self) -> None:
+        """Raise `ConfigError` where the engine is not installed."""
+        if self.is_vllm and importlib.util.find_spec("vllm") is None:
+            raise ConfigError(
+                "evaluator.engine is vllm, and vLLM is not installed",
+                "an environment with vLLM",
+                "pip install 'evomerge[vllm]' into an environment of its own, or set evaluator.engine=transformers",
+            )

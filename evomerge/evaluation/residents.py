@@ -1,0 +1,78 @@
+"""What holds a worker's model: this process, or an engine."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.caching import open_shared
+from evomerge.evaluation.engine_settings import EngineSettings
+from evomerge.merge.planning.slice_plan import Plan
+from evomerge.merge.resident.merge_count import MergeCount
+from evomerge.merge.resident.merge_progress import MergeProgress
+from evomerge.merge.resident.model import Resident
+from evomerge.merge.resident.spread import SPREAD
+from evomerge.models.loaded import LoadedModel
+from evomerge.models.pool import Pool
+
+
+class Held(Protocol):
+    """A model that is moved from plan to plan.
+
+    Attributes:
+        model: what a fitness scores.
+        progress: how far it is on its way to a plan.
+    """
+
+    model: LoadedModel
+    progress: MergeProgress
+
+    def apply(self, plan: Plan) -> MergeCount:
+        """Make the model the one that a plan describes."""
+
+    def use_room(self) -> None:
+        """Divide what memory is left after a candidate was scored."""
+
+    def spare_memory(self) -> bool:
+        """Let go of what is only kept to save time; says whether there was anything."""
+
+    def close(self) -> None:
+        """Give all memory back."""
+
+
+def hold(pool: Pool, device: str, cache: CacheSettings, engine: EngineSettings) -> Held:
+    """Build what holds the model.
+
+    Args:
+        pool: the source models.
+        device: one that `choose_device` gave.
+        cache: what to keep of merged slices.
+        engine: what scores.
+
+    Raises:
+        ConfigError, EngineError: vLLM cannot be started, or computes something else than transformers.
+        PoolError: transformers cannot load the model.
+    """
+    if engine.is_vllm:
+        engine.require_installed()
+        from evomerge.evaluation.vllm_check import check_engine
+        from evomerge.evaluation.vllm_resident import VllmResident
+
+        held = VllmResident(pool, device, engine, cache)
+        try:
+            check_engine(held)
+        except BaseException:
+            held.close()
+            raise
+        return held
+    shared = open_shared(cache, pool, "cuda" if device == SPREAD else device)
+    return Resident(
+        pool,
+        device,
+        cache=cache.memory,
+        shared=shared,
+        workers=cache.workers,
+        sharing=cache.sharing,
+        gpu=cache.gpu,
+        states=cache.states,
+    )

@@ -1,0 +1,174 @@
+"""The requests of all tasks for an engine: built and tokenised once, answered for every candidate by stock code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evomerge.candidate import Part
+from evomerge.errors import FitnessError
+from fitness._lm_eval.chat import check_tokens
+from fitness._lm_eval.document_errors import place_of, require_finite, require_tokens
+from fitness._lm_eval.engine_model import EngineLM, engine_version, says_nothing
+from fitness._lm_eval.isolation import quietly, unlogged
+from fitness._lm_eval.model import TokenRequest
+from fitness._lm_eval.scoring import RawValues, TaskScorer
+
+if TYPE_CHECKING:
+    from evomerge.models.loaded import LoadedModel
+    from fitness._lm_eval.arguments import ModelArguments
+
+_log = logging.getLogger(__name__)
+
+_KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+
+
+def engine_lm(model: LoadedModel, arguments: ModelArguments) -> EngineLM:
+    """lm-eval's model around the engine of `model`.
+
+    Raises:
+        FitnessError: no tokenizer, or one without a token that `arguments` name.
+    """
+    if model.tokenizer is None:
+        raise FitnessError(
+            "the model has no tokenizer", "lm-eval tasks need one", "add tokenizer files to the model's folder"
+        )
+    check_tokens(model.tokenizer, arguments.prefix_token_id, arguments.think_end_token)
+    with quietly():
+        return EngineLM(model, arguments)
+
+
+class EngineSession:
+    """Scores with an engine, on built tasks: every candidate's requests go to lm-eval's own model at once.
+
+    The engine batches by itself and computes prompts' common beginnings once, so that nothing is planned here.
+
+    Args:
+        lm: around the engine.
+        scorers: by task, in lm-eval's order; their requests are built.
+
+    Attributes:
+        whole: the places of all documents by task.
+        requests: token requests by identity of the instance.
+        shares: no: what `Session` shares is the engine's own business.
+    """
+
+    shares = False
+
+    def __init__(self, lm: EngineLM, scorers: Mapping[str, TaskScorer]) -> None:
+        self._lm, self._scorers = lm, scorers
+        self.whole: Part = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
+        self.requests: dict[int, list[TokenRequest]] = {}
+        by_type = self._by_type(self.whole)
+        for kind, instances in by_type.items():
+            if kind not in _KINDS:
+                raise FitnessError(f"task {instances[0].task_name!r} asks for {kind!r}", f"one of: {', '.join(_KINDS)}")
+        loglikelihood = by_type.get("loglikelihood", [])
+        for instance, request in zip(loglikelihood, lm.token_requests(loglikelihood), strict=True):
+            self.requests[id(instance)] = [request]
+        for instance in by_type.get("loglikelihood_rolling", []):
+            self.requests[id(instance)] = lm.token_windows(instance)
+        open_tasks = dict.fromkeys(i.task_name for i in by_type.get("generate_until", []) if says_nothing(i.args[1]))
+        for name in open_tasks:
+            _log.warning(
+                "task %r names neither do_sample nor temperature: its texts are greedy, as those of lm_eval --model "
+                "vllm --gen_kwargs temperature=0; without that, the command draws them at temperature 1",
+                name,
+            )
+        for instance in by_type.get("generate_until", []):
+            lm.require_room(instance)
+        self._require_sound(loglikelihood)
+        self._require_rows(by_type)
+
+    def score(self, model: LoadedModel, places: Part, raw: dict[str, RawValues]) -> tuple[float, dict[str, float]]:
+        """Score the documents at `places` into `raw`; returns the seconds spent in the engine, and the tokens.
+
+        Raises:
+            FitnessError: a score that is not finite, naming the task and document.
+        """
+        self._lm.rebind(model)
+        seconds, tokens = 0.0, 0
+        for kind, instances in self._by_type(places).items():
+            for instance in instances:
+                instance.resps, instance.filtered_resps = [], {}
+            with unlogged():  # what it warns of it would say for every candidate
+                answers, spent = self._lm.answer(kind, instances)
+            seconds += spent
+            if kind != "generate_until":
+                values = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
+                require_finite(np.array(values, dtype=np.float64), instances)
+            for instance, answer in zip(instances, answers, strict=True):
+                instance.resps.append(answer)
+                tokens += sum(len(r.context) + len(r.continuation) for r in self.requests.get(id(instance), ()))
+        for name, of_task in places.items():
+            if of_task:
+                self._scorers[name].collect(of_task, raw.setdefault(name, {}))
+        return seconds, {"run": tokens, "stock": tokens}
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Score as lm-eval does within this: as always."""
+        yield
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of texts, without special ones."""
+        encoded = self._lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return [len(ids) for ids in encoded]
+
+    def prompt_settings(self, prompts: Mapping[str, Any]) -> dict[str, Any]:
+        """How prompts are written, as lm-eval's results name it."""
+        asked = prompts["apply_chat_template"]
+        return {
+            "system_instruction": prompts["system_instruction"],
+            "chat_template": self._lm.chat_template(asked) if asked else None,
+            "fewshot_as_multiturn": prompts["fewshot_as_multiturn"],
+        }
+
+    def decides(self) -> dict[str, Any]:
+        """What of it goes into a fingerprint."""
+        return {"engine": f"vllm {engine_version()}"}
+
+    def _by_type(self, places: Part) -> dict[str, list[Any]]:
+        """Instances by request type in stock order: tasks as asked, documents in order, repeats together."""
+        by_type: dict[str, list[Any]] = {}
+        for name, of_task in places.items():
+            for place in of_task:
+                for instance in self._scorers[name].documents[place]:
+                    by_type.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
+        return by_type
+
+    def _require_sound(self, loglikelihood: Sequence[Any]) -> None:
+        limit = self._lm.max_length - 1  # vLLM writes a token after what it scores
+        cut = 0
+        for instance in loglikelihood:
+            (request,) = self.requests[id(instance)]
+            require_tokens(instance, request.context, request.continuation)
+            if len(request.continuation) >= limit:
+                raise FitnessError(
+                    f"{place_of(instance)} has a target of {len(request.continuation)} tokens",
+                    f"fewer than {limit}, the engine's positions for it",
+                )
+            cut += len(request.context) + len(request.continuation) > limit
+        if cut:
+            _log.warning("%d requests are longer than the engine's %d positions and lose their beginning", cut, limit)
+
+    def _require_rows(self, by_type: Mapping[str, list[Any]]) -> None:
+        """Raise unless the model has an embedding for every token: a tokenizer may have been given more."""
+        rows = self._lm._config.get_text_config().vocab_size
+        for instances in by_type.values():
+            for instance in instances:
+                asked = self.requests.get(id(instance))
+                if asked is None:
+                    tokens = self._lm.tok_encode(str(instance.args[0]))
+                else:
+                    tokens = [token for request in asked for token in (*request.context, *request.continuation)]
+                if max(tokens, default=0) >= rows:
+                    raise FitnessError(
+                        f"{place_of(instance)} has token {max(tokens)}",
+                        f"below {rows}, the rows of the model's embeddings",
+                        "resize the embeddings as the tokenizer was, or take another tokenizer",
+                    )

@@ -1,0 +1,152 @@
+"""What is said of an engine before it is started; none of it needs vLLM."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+
+from evomerge.errors import ConfigError, RecipeError
+from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.engine_settings import EngineSettings
+from evomerge.evaluation.local import LocalEvaluator
+from evomerge.evaluation.vllm_check import draw_prompts, fitting_layers
+from evomerge.evaluation.vllm_groups import require_whole_groups
+from evomerge.evaluation.vllm_memory import divided
+from evomerge.evaluation.vllm_paths import FixedLayers
+from evomerge.merge.planning.plan import make_plan
+from evomerge.models.memory import device_lost, lost
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceId, SliceRecipe
+
+GROUPS = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+KNOWN = [
+    f"model.layers.{layer}.{part}.{kind}"
+    for layer in (0, 1)
+    for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
+    for kind in ("weight", "bias")
+    if kind == "weight" or "self_attn" in part
+]
+
+
+@pytest.mark.parametrize(
+    ("engine", "arguments", "words"),
+    [
+        ("vlm", {}, "evaluator.engine is 'vlm'; did you mean 'vllm'"),
+        ("transformers", {"max_model_len": 8}, "transformers takes none"),
+        ("vllm", {"model": "x"}, "evaluator.engine_args has model; the pool gives it"),
+        ("vllm", {"dtype": "half"}, "set pool.dtype"),
+        ("vllm", {"tensor_parallel_size": 2}, "gpus_per_worker=2"),
+        ("vllm", {"data_parallel_size": 2}, "evaluator.workers=2"),
+    ],
+)
+def test_refuses_what_no_engine_can_be_given(engine: str, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        LocalEvaluator(lambda **_: None, engine=engine, engine_args=arguments)  # type: ignore[arg-type,return-value]
+    assert words in str(found.value)
+
+
+def test_reads_an_evaluators_node() -> None:
+    assert EngineSettings.of({"device": "cpu"}) == EngineSettings()
+    assert EngineSettings.of(None) == EngineSettings()
+    node = {"engine": "vllm", "engine_args": {"max_model_len": 64}}
+    assert EngineSettings.of(node) == EngineSettings("vllm", {"max_model_len": 64})
+
+
+def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"vLLM is not installed.*pip install 'evomerge\[vllm\]'"):
+        EngineSettings("vllm").require_installed()
+    EngineSettings().require_installed()
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        (["self_attn.q_proj.weight"], "self_attn.k_proj.weight"),
+        ([f"self_attn.{p}_proj.weight" for p in "qkv"] + ["self_attn.q_proj.bias"], "self_attn.k_proj.bias"),
+        (["mlp.up_proj.weight"], "mlp.gate_proj.weight"),
+    ],
+)
+def test_a_fused_group_is_given_whole(given: list[str], missing: str) -> None:
+    names = [f"model.layers.1.{name}" for name in given]
+    with pytest.raises(RecipeError, match=f"without 'model.layers.1.{missing}'"):
+        require_whole_groups(names, GROUPS, KNOWN)
+
+
+def test_whole_groups_of_some_layers_will_do() -> None:
+    names = [name for name in KNOWN if ".1." in name and "self_attn" in name]
+    require_whole_groups([*names, "model.norm.weight"], GROUPS, KNOWN)
+    # Of a layer that shares the keys and values of another, these are not in the checkpoint.
+    require_whole_groups(["model.layers.7.self_attn.q_proj.weight"], GROUPS, KNOWN)
+
+
+def test_memory_of_a_gpu_is_divided_among_those_who_share_it() -> None:
+    gib = 1 << 30
+    sizes = {"weights": 10 * gib, "sources": 40 * gib, "layer": gib}
+    alone = divided(80 * gib, **sizes, host=64 * gib, cache=CacheSettings())
+    shared = divided(80 * gib, **sizes, host=32 * gib, cache=CacheSettings(workers=2, sharing=2))
+    assert alone.placement is not None
+    assert shared.placement is not None
+    # 76 of 80 GiB; 4 for what is merged, 15.5 of the 62 that are left for sources.
+    assert alone.placement.device == int(62 * gib * 0.25)
+    assert alone.arguments == {"gpu_memory_utilization": round((76 - 4 - 15.5) / 80, 3)}
+    assert 2 * shared.arguments["gpu_memory_utilization"] < 1
+    assert shared.placement.device < alone.placement.device
+    pretended = divided(80 * gib, **sizes, host=64 * gib, cache=CacheSettings(gpu=24 * gib))
+    assert pretended.arguments["gpu_memory_utilization"] < 24 / 80
+
+
+def test_a_dead_engine_is_a_dead_worker() -> None:
+    dead = type("EngineDeadError", (Exception,), {})("EngineCore encountered an issue")
+    assert device_lost(dead)
+    assert "the engine on it failed" in str(lost(dead))
+
+
+@pytest.fixture
+def pool(tiny_model: Any) -> Pool:
+    return open_pool({name: str(tiny_model(name, "gemma2", seed)) for seed, name in enumerate(("a", "b"))})
+
+
+def path(pool: Pool, layers: list[tuple[str, int]]) -> Recipe:
+    parts = [s.component for s in pool.info.slices if s.layer == 0]
+    outer = [SliceRecipe(s, "passthrough", (Input("a"),)) for s in pool.info.slices if s.layer is None]
+    inner = [
+        SliceRecipe(SliceId(part, place), "passthrough", (Input(model, layer),))
+        for place, (model, layer) in enumerate(layers)
+        for part in parts
+    ]
+    return pool.info.recipe(sorted([*outer, *inner], key=lambda s: s.slice.order))
+
+
+def test_an_engine_holds_paths_of_its_own_length_and_kinds(pool: Pool) -> None:
+    layers = FixedLayers(pool)
+    assert layers.refusal(make_plan(pool.info.linear({"b": 1.0}), pool)) == ""
+    assert layers.refusal(make_plan(path(pool, [("b", 0), ("a", 1)]), pool)) == ""
+    longer = layers.refusal(make_plan(path(pool, [("a", 0), ("a", 1), ("b", 1)]), pool))
+    assert longer == "the candidate has 3 layers, and the engine was started with 2"
+    turned = layers.refusal(make_plan(path(pool, [("a", 1), ("a", 0)]), pool))
+    assert turned == (
+        "layer 1 of a is in place 0, where the engine has a layer of another kind (layer_types full_attention)"
+    )
+
+
+def test_of_a_model_larger_than_the_memory_the_first_layers_are_compared(pool: Pool) -> None:
+    sizes = dict(zip(pool.info.slices, pool.info.sizes, strict=True))
+    outer = 4 * sum(size for s, size in sizes.items() if s.layer is None)
+    layer = 4 * sum(size for s, size in sizes.items() if s.layer == 0)
+    assert fitting_layers(pool, 2 * (outer + 2 * layer)) == 2
+    assert fitting_layers(pool, 2 * (outer + layer)) == 1
+    assert fitting_layers(pool, 0) == 1
+
+
+def test_prompts_share_beginnings_and_fit_into_the_engine(pool: Pool) -> None:
+    prompts = draw_prompts(pool, 32)
+    assert prompts == draw_prompts(pool, 32)
+    assert {len(prompt) for prompt in prompts} <= set(range(4, 31))
+    assert len(prompts) == 12
+    assert prompts[-2][:10] == prompts[-1][:10]
+    assert all(0 <= token < 40 for prompt in prompts for token in prompt)

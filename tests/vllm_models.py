@@ -1,0 +1,55 @@
+"""Tiny models that vLLM takes on a processor: heads of 32 and more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tiny_models import write_tokenizer
+
+VOCABULARY = 64
+_VALUES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "Llama": {"tie_word_embeddings": False},
+    "Qwen2": {"tie_word_embeddings": True, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "Mistral": {"tie_word_embeddings": False, "sliding_window": None},
+    "Gemma": {"tie_word_embeddings": True},
+}
+
+
+def save_models(root: Path, kind: str, **overrides: Any) -> dict[str, str]:
+    """Save three random models (base, a, b) of a class of `KINDS`; returns their folders by name."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    values = {**_VALUES, **KINDS[kind], **overrides}
+    if kind == "Qwen2":
+        del values["head_dim"]  # it is the width by the heads there
+    config = getattr(transformers, f"{kind}Config")(**values)
+    found = {}
+    for seed, name in enumerate(("base", "a", "b")):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = getattr(transformers, f"{kind}ForCausalLM")(config)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.dim() < 2:  # norms and biases start as ones and zeros
+                        parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+        model.save_pretrained(root / name)
+        write_tokenizer(root / name, VOCABULARY)
+        found[name] = str(root / name)
+    return found
