@@ -15,7 +15,7 @@ from fitness._lm_eval.engine_arguments import TakesEngines
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
 from fitness._lm_eval.forwards import Forwards, Generation, Mode
 from fitness._lm_eval.model_args import with_model_args
-from fitness._lm_eval.response_length import require_generating, require_responses
+from fitness._lm_eval.response_length import require_texts
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
 from fitness._lm_eval.task_files import check_files
 from fitness._lm_eval.terms import RESPONSE_LENGTH, check_timeout, parse_terms, plain
@@ -169,12 +169,8 @@ class LmEvalFitness(TakesEngines):
         """
         from fitness._lm_eval.generation_arguments import check_generation
 
-        tasks = self._loaded().tasks
         check_generation(self._loaded(), self._settings.gen_kwargs)
-        if self._arguments.enable_thinking:
-            require_generating(tasks)
-        if self._response_length:
-            require_responses(tasks)
+        require_texts(self._loaded().tasks, self._arguments.enable_thinking, self._response_length)
 
     def check_files(self) -> None:
         """Raise `FitnessError` for a folder or a task file that is not there: what needs no task to be loaded."""

@@ -42,6 +42,14 @@ def require_generating(tasks: Mapping[str, Any]) -> None:
         )
 
 
+def require_texts(tasks: Mapping[str, Any], thinking: bool | None, length: bool) -> None:
+    """Raise `FitnessError` unless tasks generate what is asked for: thinking, and responses whose length is measured."""
+    if thinking:
+        require_generating(tasks)
+    if length:
+        require_responses(tasks)
+
+
 def response_lengths(
     scorers: Mapping[str, TaskScorer], count: Callable[[Sequence[str]], list[int]], part: Part | None
 ) -> dict[str, NDArray[np.float64]]:

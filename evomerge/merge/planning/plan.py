@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.errors import InfeasibleError, RecipeError
 from evomerge.merge.methods import BASE, METHODS, Method, call_values, code_of, specs
 from evomerge.merge.methods.parameters import SCOPE
+from evomerge.merge.planning.read_beside import check_scope, statistics_keys
 from evomerge.merge.planning.slice_plan import Factor, Part, Plan, SlicePlan, Source
 from evomerge.merge.planning.stage_cache import stage_plans
 from evomerge.models.architecture.layout import Layout
@@ -17,8 +18,6 @@ from evomerge.models.pool import Pool
 from evomerge.recipes.method_spec import ByTensor, Scalar
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, Parameters, SliceId, SliceRecipe
-
-HOW = "choose calibration data: calibration=text 'calibration.files=[my.jsonl]'"
 
 _KEY_VERSION = 3  # raised when a method's result changes for the same parameters
 
@@ -225,33 +224,11 @@ class _Planner:
         sources = tuple(self.source(i, entry.slice) for i in inputs)
         base_source = self.source(base, entry.slice) if base is not None else None
         if values.get("scope", "tensor") != "tensor" and method.spec.parameter("scope") == SCOPE:
-            self.check_scope(entry.slice, values["scope"], sources, base_source)
+            check_scope(entry.slice, values["scope"], sources, base_source)
         seed = self.recipe.seed if name is not None and method.random else 0
-        kind = method.spec.statistics if name is not None else None
-        known = tuple(self.statistics(source, kind, entry) for source in sources) if kind is not None else ()
+        reads = name is not None and method.spec.statistics is not None
+        known = statistics_keys(self.recipe, self.pool, entry, sources) if reads else ()
         return Part(tensors, name, sources, base_source, tuple(values.items()), seed, known)
-
-    def statistics(self, source: Source, kind: str, entry: SliceRecipe) -> str:
-        """The key of the statistics that a method reads of a source."""
-        where = f"slice {entry.slice}: method {entry.method!r} reads statistics ({kind})"
-        if source.made is not None:
-            raise RecipeError(f"{where} of {source.model}", "models: of intermediates there are none", "merge models")
-        ref = self.recipe.calibration
-        key = ref.key(source.model, kind) if ref is not None else None
-        if key is None:
-            raise RecipeError(f"{where}, and there are none of {source.model}", "what evomerge calibrate makes", HOW)
-        self.pool.statistics_of(source.model, kind, key)  # before anything is merged
-        return key
-
-    def check_scope(self, slice_: SliceId, scope: str, sources: Sequence[Source], base: Source | None) -> None:
-        """Refuse to rank magnitudes over a layer or a model that there is no telling what it consists of."""
-        given, do = f"slice {slice_} ranks magnitudes by scope {scope}", "set scope to tensor"
-        for source in (*sources, *([base] if base is not None else [])):
-            if source.made is not None:
-                raise RecipeError(given, f"sources and base are models of the pool, {source.model} is made of some", do)
-            if base is not None and source.layer != base.layer:
-                layers = f"layer {source.layer} of {source.model}, layer {base.layer} of the base {base.model}"
-                raise RecipeError(f"{given} and takes {layers}", "the same layer of both", do)
 
     def source(self, entry: Input, slice_: SliceId) -> Source:
         """The source slice of an input: the same component, in its own layer."""
