@@ -69,7 +69,7 @@ def measure(folder: Path, count: int, candidates: int) -> int:
 
     names = [f"adapter{number}" for number in range(count)]
     places = {"base": str(folder / "base")} | {name: f"{folder / 'base'}+{folder / name}" for name in names}
-    pool = open_pool(places, "base")
+    pool = open_pool(places if count else places | {"alone": str(folder / "base")}, "base")
     for checkpoint in pool.checkpoints.values():
         if isinstance(checkpoint, FoldedCheckpoint):
             checkpoint.room.limit = 0
@@ -80,7 +80,7 @@ def measure(folder: Path, count: int, candidates: int) -> int:
         weighted = [parameters({"weight": weight}) for weight in each]
         inputs = tuple(Input(name, None, own) for name, own in zip(names, weighted, strict=True))
         slices = (SliceRecipe(own, "task_arithmetic", inputs, (), Input("base")) for own in pool.info.slices)
-        recipe = pool.info.recipe(slices) if count else pool.info.linear({"base": 1.0})
+        recipe = pool.info.recipe(slices) if count else pool.info.linear({"alone": 1.0})
         resident.apply(make_plan(recipe, pool))
         with torch.no_grad():
             resident.model.module(torch.arange(64).view(2, 32))
