@@ -51,7 +51,7 @@ class Estimate:
 
     @property
     def forwards(self) -> int:
-        """Forwards of one candidate: of whole texts, and one for every token that a batch writes at most; 0: unknown."""
+        """Forwards of one candidate: of whole texts, and of every token that a batch writes at most; 0: not known."""
         if not self.work or not self.batch:
             return 0
         batches = math.ceil(self.work["texts"] / self.batch)
