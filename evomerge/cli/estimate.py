@@ -36,7 +36,7 @@ class Estimate:
         run: bytes of the run folder at the end: ledger and per-item scores.
         evaluations: of the search, baselines not counted; `others` are those and the held-out ones.
         work: of one candidate: `documents`, `texts` read and tokens `written` at most; empty where nobody counts.
-        batch: texts in a forward.
+        batch: texts in a forward; 0 where that is not how a fitness batches.
         arithmetic: of half precision on this processor, in words; empty where that goes without saying.
         derived: what methods make of the sources; ``None`` where nothing, or on a GPU that is not here.
     """
@@ -54,8 +54,8 @@ class Estimate:
 
     @property
     def forwards(self) -> int:
-        """Forwards of one candidate: of whole texts, and one for every token that a batch writes at most."""
-        if not self.work:
+        """Forwards of one candidate: of whole texts, and of every token that a batch writes at most; 0: not known."""
+        if not self.work or not self.batch:
             return 0
         batches = math.ceil(self.work["texts"] / self.batch)
         return batches + math.ceil(self.work["written"] / self.batch)
@@ -90,7 +90,7 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
         evaluations=config.search.evaluations,
         others=others,
         work=work,
-        batch=int(settings.get("batch_size") or 1),
+        batch=int(settings.get("batch_size") or 0),
         arithmetic=arithmetic_of(pool.info.dtype) if memory.on_host else "",
         derived=estimate_derived(config, parts, memory),
     )
@@ -111,11 +111,12 @@ def rows(found: Estimate) -> list[tuple[str, RenderableType]]:
         work = found.work
         texts = f"{work['documents']:,} items, {work['texts']:,} texts read"
         written = f", up to {work['written']:,} tokens written" if work["written"] else ""
-        lines.append(("a candidate", f"{texts}{written}: up to {found.forwards:,} forwards of {found.batch}"))
-        total = found.evaluations * found.forwards
+        batches = f": up to {found.forwards:,} forwards of {found.batch}" if found.batch else ""
+        lines.append(("a candidate", f"{texts}{written}{batches}"))
+        total = f", {found.evaluations * found.forwards:,} forwards" if found.batch else ""
         more = f"; and once for each of {found.others} models to compare with" if found.others else ""
         who = count(found.workers, "worker")
-        lines.append(("time", f"{found.evaluations:,} times that, {total:,} forwards, by {who}{more}"))
+        lines.append(("time", f"{found.evaluations:,} times that{total}, by {who}{more}"))
     return lines
 
 
