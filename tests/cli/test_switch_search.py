@@ -119,10 +119,7 @@ def test_mistakes_of_the_command_line(run: Path, tmp_path: Path, capsys: pytest.
     assert main(["merge", str(plain), str(tmp_path / "all"), "--all-tasks", "--switch", "twin_switch"]) == 0
     capsys.readouterr()
     for arguments, message in (
-        (
-            [str(run), out, "--task", "maths"],
-            "the recipe has no task 'maths'; did you mean 'math'? (one of: lang, math)",
-        ),
+        ([str(run), out, "--task", "maths"], "has no task 'maths'; did you mean 'math'? (one of: lang, math)"),
         ([str(plain), out, "--task", "math"], "the recipe has no switch"),
         ([str(plain), out, "--switch", "twin_switch"], "add --task NAME or --all-tasks"),
         ([str(run), out, "--task", "math", "--switch", "emr_switch"], "has a switch"),

@@ -80,9 +80,9 @@ def emr(
     """``theta_0 + lambda gamma max_i |w_i tau_i|`` over the inputs whose sign is ``gamma = sign(sum_i w_i tau_i)``.
 
     This is EMR-Merging's unified model (its step Elect), without the mask and the factor by task that the paper
-    puts on it at inference: `emr_switch` has these. It suits models whose changes seldom contradict each other, as it keeps the strength of
-    the strongest: where TIES averages what agrees, this takes the largest. Where the sum is zero the sign is
-    negative, as in the authors' code.
+    puts on it at inference: `emr_switch` has these. It suits models whose changes seldom contradict each other, as it
+    keeps the strength of the strongest: where TIES averages what agrees, this takes the largest. Where the sum is zero
+    the sign is negative, as in the authors' code.
     """
     tasks = weighted_tasks(inputs, base, weight)
     if not tasks:
