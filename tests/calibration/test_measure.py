@@ -205,6 +205,7 @@ for kind in ("fisher", "gram"):
 """
 
 
+@pytest.mark.slow
 def test_killed_many_times_it_goes_on_and_gives_the_same_bytes(tiny_model: TinyModel, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(tiny_model("model")), str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
