@@ -71,7 +71,7 @@ def test_a_candidate_scores_as_stock_lm_eval_does_on_what_is_exported(
     folders: dict[str, str], tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = open_pool(folders)
-    fitness = LmEvalFitness(ALL, include_path=str(tasks.path), response_length=True)
+    fitness = LmEvalFitness(ALL, include_path=str(tasks.path))
     worker = Worker(pool, {"search": fitness}, device="cpu", engine=EngineSettings("vllm", ARGUMENTS))
     recipes = [pool.info.linear({"a": 1 - share, "b": share}) for share in (0.0, 0.5)]
     first, found = (worker.evaluate(Candidate(number, recipe)) for number, recipe in enumerate(recipes))
@@ -87,6 +87,10 @@ def test_a_candidate_scores_as_stock_lm_eval_does_on_what_is_exported(
     worker.close()
     write_model(recipes[1], pool, tmp_path / "merged")
     expected = stock(tmp_path / "merged", ALL, str(tasks.path), monkeypatch)
+    for name, table in expected["results"].items():
+        for metric, value in table.items():
+            if "," in metric and "_stderr" not in metric:
+                assert again.metrics[f"{name}/{metric.removesuffix(',none')}"] == value, (name, metric)
     assert_equal(fitness, again, expected)
 
 
