@@ -9,11 +9,12 @@ from typing import Any
 from lm_eval.evaluator_utils import get_sample_size
 
 from evomerge.errors import FitnessError
+from fitness._documents import Document
 from fitness._lm_eval.isolation import StockGenerators, quietly
 from fitness._lm_eval.loading import load_tasks
 from fitness._lm_eval.task_errors import said
 from fitness._lm_eval.terms import parse_terms
-from fitness._lm_eval.texts import Document, documents
+from fitness._lm_eval.texts import documents
 from fitness._lm_eval.time_limit import limited
 
 
