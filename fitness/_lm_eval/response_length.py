@@ -43,7 +43,7 @@ def require_generating(tasks: Mapping[str, Any]) -> None:
 
 
 def require_texts(tasks: Mapping[str, Any], thinking: bool | None, length: bool) -> None:
-    """Raise `FitnessError` unless tasks generate what is asked for: thinking, and responses whose length is measured."""
+    """Raise `FitnessError` unless tasks generate what is asked for: thinking, responses whose length counts."""
     if thinking:
         require_generating(tasks)
     if length:
