@@ -250,12 +250,12 @@ def table(series: Mapping[str, Series], names: Sequence[str]) -> str:
         paths = [each.score(name) for each in series.values()]
         if all(path.is_file() for path in paths):
             lines.append(f"| {name} | {_mean([read_scores(path) for path in paths]):.3f} | | | | | |")
-    for name, before, after, tested, gains in sorted(rows, key=lambda row: -(row[2] or row[1])):
-        if after is None or tested is None:
-            lines.append(f"| `{name}` | {before:.3f} | | | | | |")
+    for name, first, second, test, spread in sorted(rows, key=lambda row: -(row[2] or row[1])):
+        if second is None or test is None:
+            lines.append(f"| `{name}` | {first:.3f} | | | | | |")
             continue
-        p = f"{p_text(tested.p_value)} | {p_text(corrected[name])}"
-        lines.append(f"| `{name}` | {before:.3f} | {after:.3f} | {after - before:+.3f} | {gains} | {p} |")
+        p = f"{p_text(test.p_value)} | {p_text(corrected[name])}"
+        lines.append(f"| `{name}` | {first:.3f} | {second:.3f} | {second - first:+.3f} | {spread} | {p} |")
     if missing:
         lines.append(f"\nNot complete: {', '.join(missing)}.")
     return "\n".join(lines)
