@@ -4,7 +4,7 @@ A random Llama of about 100 million parameters in bfloat16, and LoRA adapters of
 number of adapters a process of its own opens the pool, merges a few candidates of `task_arithmetic` with a weight for
 every adapter into the resident model, and runs it on a batch of tokens each time. Nothing is kept to save time: no
 cache of merged slices, no folded tensors. The table has the process's peak, with the base's and the adapters' files
-that are mapped, and what it is beyond that of a pool of the base alone.
+that are mapped, and what it is beyond that of merging the base with itself.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def peak() -> int:
 
 
 def measure(folder: Path, count: int, candidates: int) -> int:
-    """The process's peak after candidates of so many adapters, of the base alone for none."""
+    """The process's peak after candidates of so many adapters, of the base with itself for none."""
     from evomerge.merge.execution.sources import Placement
     from evomerge.merge.planning.plan import make_plan
     from evomerge.merge.resident.model import Resident
@@ -80,7 +80,7 @@ def measure(folder: Path, count: int, candidates: int) -> int:
         weighted = [parameters({"weight": weight}) for weight in each]
         inputs = tuple(Input(name, None, own) for name, own in zip(names, weighted, strict=True))
         slices = (SliceRecipe(own, "task_arithmetic", inputs, (), Input("base")) for own in pool.info.slices)
-        recipe = pool.info.recipe(slices) if count else pool.info.linear({"alone": 1.0})
+        recipe = pool.info.recipe(slices) if count else pool.info.linear({"base": 0.5, "alone": 0.5})
         resident.apply(make_plan(recipe, pool))
         with torch.no_grad():
             resident.model.module(torch.arange(64).view(2, 32))
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         model = (folder / "base" / "model.safetensors").stat().st_size
         own = (folder / "adapter0" / "adapter_model.safetensors").stat().st_size
         print(f"base {model / MB:.0f} MB, an adapter {own / MB:.1f} MB\n")
-        print("| adapters | their files, MB | peak, MB | beyond the base alone, MB |")
+        print("| adapters | their files, MB | peak, MB | beyond no adapter, MB |")
         print("| ---: | ---: | ---: | ---: |")
         alone = 0
         for count in (0, *counts):

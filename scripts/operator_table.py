@@ -250,12 +250,12 @@ def table(series: Mapping[str, Series], names: Sequence[str]) -> str:
         paths = [each.score(name) for each in series.values()]
         if all(path.is_file() for path in paths):
             lines.append(f"| {name} | {_mean([read_scores(path) for path in paths]):.3f} | | | | | |")
-    for name, plain, best, test, spread in sorted(rows, key=lambda row: -(row[2] or row[1])):
-        if best is None or test is None:
-            lines.append(f"| `{name}` | {plain:.3f} | | | | | |")
+    for name, first, second, test, spread in sorted(rows, key=lambda row: -(row[2] or row[1])):
+        if second is None or test is None:
+            lines.append(f"| `{name}` | {first:.3f} | | | | | |")
             continue
         p = f"{p_text(test.p_value)} | {p_text(corrected[name])}"
-        lines.append(f"| `{name}` | {plain:.3f} | {best:.3f} | {best - plain:+.3f} | {spread} | {p} |")
+        lines.append(f"| `{name}` | {first:.3f} | {second:.3f} | {second - first:+.3f} | {spread} | {p} |")
     if missing:
         lines.append(f"\nNot complete: {', '.join(missing)}.")
     return "\n".join(lines)
