@@ -53,3 +53,14 @@ def save_models(root: Path, kind: str, **overrides: Any) -> dict[str, str]:
         write_tokenizer(root / name, VOCABULARY)
         found[name] = str(root / name)
     return found
+
+
+def know_architectures() -> None:
+    """Tell vLLM of these classes, which it would look at in a process of its own: half a minute for each."""
+    import importlib
+
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    for kind in KINDS:
+        module = importlib.import_module(f"vllm.model_executor.models.{kind.lower()}")
+        ModelRegistry.register_model(f"{kind}ForCausalLM", getattr(module, f"{kind}ForCausalLM"))

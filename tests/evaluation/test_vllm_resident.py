@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from vllm_models import KINDS, VOCABULARY, save_models
+from vllm_models import KINDS, VOCABULARY, know_architectures, save_models
 
 from evomerge.candidate import Candidate
 from evomerge.errors import DeviceLostError, EngineError, InfeasibleError, RecipeError
@@ -41,6 +41,11 @@ def resident(pool: Pool) -> Any:
     from evomerge.evaluation.vllm_resident import VllmResident
 
     return VllmResident(pool, "cpu", SETTINGS, CacheSettings())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _known() -> None:
+    know_architectures()
 
 
 @pytest.fixture(scope="module", params=list(KINDS))

@@ -11,6 +11,7 @@ from fitness_parity import assert_equal, responses
 from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from vllm_models import know_architectures
 
 from evomerge.candidate import Candidate
 from evomerge.evaluation.engine_settings import EngineSettings
@@ -40,6 +41,11 @@ def stock(folder: Path, tasks: list[str], include_path: str, monkeypatch: pytest
     found = evaluator.simple_evaluate(lm, tasks=tasks, task_manager=manager, bootstrap_iters=0, gen_kwargs=greedy)
     _stop(lm.model)
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _known() -> None:
+    know_architectures()
 
 
 @pytest.fixture(scope="module")
