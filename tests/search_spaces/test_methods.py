@@ -225,7 +225,7 @@ def test_the_methods_that_fit_a_pool() -> None:
     assert fitting(with_sources(pool(), "a", "b", "c", base=None), METHODS) == ["karcher", "linear"]
 
 
-@pytest.mark.parametrize("name", sorted(set(specs()) - {"linear"}))
+@pytest.mark.parametrize("name", sorted(set(specs()) - {"linear", *SWITCHES}))
 def test_every_registered_method_makes_a_space(name: str) -> None:
     """Alone where something of it is searched, and beside another; with all that can be searched searched."""
     methods = specs()
