@@ -23,7 +23,12 @@ from evomerge.session.builders import space_from_node
 SPACES = sorted(path.stem for path in (conf_dir() / "search_space").glob("*.yaml"))
 PATHS = ("data_flow", "blocks", "permutation", "relaxed_data_flow")
 TASKS = ("parameter", "by_layer", "mixed", "joint", "lines")
-FIRST = dict.fromkeys(PATHS, "passthrough") | dict.fromkeys(TASKS, "task_arithmetic") | {"lineage": "linear"}
+FIRST = {
+    **dict.fromkeys(PATHS, "passthrough"),
+    **dict.fromkeys(TASKS, "task_arithmetic"),
+    "lineage": "linear",
+    "switch": "emr_switch",
+}
 """Methods at the start of the options that are not called after theirs."""
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
 

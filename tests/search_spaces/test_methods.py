@@ -12,6 +12,7 @@ from evomerge.merge.methods import specs
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe
+from evomerge.recipes.switches import SWITCHES
 from search_spaces.methods import fitting
 from search_spaces.parameter import ParameterSpace
 
