@@ -17,12 +17,18 @@ from evomerge.merge.methods import specs
 from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.switches import shared_recipe
 from evomerge.session.builders import space_from_node
 
 SPACES = sorted(path.stem for path in (conf_dir() / "search_space").glob("*.yaml"))
 PATHS = ("data_flow", "blocks", "permutation", "relaxed_data_flow")
 TASKS = ("parameter", "by_layer", "mixed", "joint", "lines")
-FIRST = dict.fromkeys(PATHS, "passthrough") | dict.fromkeys(TASKS, "task_arithmetic") | {"lineage": "linear"}
+FIRST = {
+    **dict.fromkeys(PATHS, "passthrough"),
+    **dict.fromkeys(TASKS, "task_arithmetic"),
+    "lineage": "linear",
+    "switch": "emr_switch",
+}
 """Methods at the start of the options that are not called after theirs."""
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
 
@@ -45,6 +51,8 @@ def test_search_spaces(option: str) -> None:
     recipe = made.decode(made.spec.initial)
     recipe.check(specs())
     assert {entry.method for entry in recipe.slices} == {FIRST.get(option, option)}
+    if option == "switch":
+        assert {entry.method for entry in shared_recipe(recipe).slices} == {"emr"}
 
 
 def test_weights_are_genes_without_a_recipe() -> None:

@@ -12,6 +12,7 @@ from evomerge.merge.methods import specs
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe
+from evomerge.recipes.switches import SWITCHES
 from search_spaces.methods import fitting
 from search_spaces.parameter import ParameterSpace
 
@@ -225,7 +226,7 @@ def test_the_methods_that_fit_a_pool() -> None:
     assert fitting(with_sources(pool(), "a", "b", "c", base=None), METHODS) == ["karcher", "linear"]
 
 
-@pytest.mark.parametrize("name", sorted(set(specs()) - {"linear"}))
+@pytest.mark.parametrize("name", sorted(set(specs()) - {"linear", *SWITCHES}))
 def test_every_registered_method_makes_a_space(name: str) -> None:
     """Alone where something of it is searched, and beside another; with all that can be searched searched."""
     methods = specs()
