@@ -24,6 +24,9 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 from evomerge.recipes.yaml_reader import dump_recipe
 
+OF_WEIGHTS = {name: method for name, method in METHODS.items() if method.spec.statistics is None}
+"""Methods that read no statistics of data: nobody has made any for these models."""
+
 Llamas = Callable[..., dict[str, Path]]
 Change = Callable[[torch.Tensor], object]
 BAD = "model.layers.0.mlp.up_proj.weight"
@@ -38,7 +41,7 @@ def has_base(method: Method) -> bool:
 
 def recipe_of(pool: Pool, method: str, values: Mapping[str, tuple[Any, Any] | float] | None = None) -> Recipe:
     """Both sources, the last one only where a method takes one; `values` are set where the method has them."""
-    spec = METHODS[method].spec
+    spec = OF_WEIGHTS[method].spec
     names = list(pool.info.sources)[-min(2, spec.max_inputs or 2) :]
     given = {p: values[p.name] for p in spec.parameters if values is not None and p.name in values}
     each = {p.name: v if isinstance(v, tuple) else (v, v) for p, v in given.items() if p.per_input}
@@ -46,7 +49,7 @@ def recipe_of(pool: Pool, method: str, values: Mapping[str, tuple[Any, Any] | fl
     inputs = tuple(
         Input(name, None, parameters({key: value[i] for key, value in each.items()})) for i, name in enumerate(names)
     )
-    base = Input("base") if has_base(METHODS[method]) else None
+    base = Input("base") if has_base(OF_WEIGHTS[method]) else None
     return pool.info.recipe(SliceRecipe(entry, method, inputs, shared, base) for entry in pool.info.slices)
 
 
@@ -81,7 +84,7 @@ def put(value: float) -> Change:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_source_that_is_not_finite(value: float, altered: Callable[..., Pool]) -> None:
     pool = altered(b=put(value))
-    for method in METHODS:
+    for method in OF_WEIGHTS:
         if method in SURVIVES_INFINITY and value == value:
             assert torch.isfinite(merged(pool, method)).all()
             continue
@@ -92,7 +95,7 @@ def test_a_source_that_is_not_finite(value: float, altered: Callable[..., Pool])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_base_that_is_not_finite(value: float, altered: Callable[..., Pool]) -> None:
     pool = altered(base=put(value))
-    for method in filter(lambda name: has_base(METHODS[name]), METHODS):
+    for method in filter(lambda name: has_base(OF_WEIGHTS[name]), OF_WEIGHTS):
         with pytest.raises(EvomergeError, match=rf"tensor '{BAD}': .*(NaN|infinite)"):
             merged(pool, method)
 
@@ -110,7 +113,7 @@ def test_a_copy_of_what_is_not_finite_is_refused(dtype: str, altered: Callable[.
 
 def test_zero_tensors_everywhere_stay_zero(altered: Callable[..., Pool]) -> None:
     pool = altered(base=torch.Tensor.zero_, a=torch.Tensor.zero_, b=torch.Tensor.zero_)
-    for method in METHODS:
+    for method in OF_WEIGHTS:
         result = merged(pool, method)
         assert torch.equal(result, torch.zeros_like(result)), method
 
@@ -118,14 +121,14 @@ def test_zero_tensors_everywhere_stay_zero(altered: Callable[..., Pool]) -> None
 @pytest.mark.parametrize("zero", ["a", "b", "base"])
 def test_one_zero_tensor(zero: str, altered: Callable[..., Pool]) -> None:
     pool = altered(**{zero: torch.Tensor.zero_})
-    for method in METHODS:
+    for method in OF_WEIGHTS:
         assert torch.isfinite(merged(pool, method)).all(), method
 
 
 def test_models_that_are_the_base_give_the_base(altered: Callable[..., Pool]) -> None:
     own = torch.linspace(-1, 1, 48 * 32).view(48, 32)
     pool = altered(**dict.fromkeys(("base", "a", "b"), lambda tensor: tensor.copy_(own)))
-    for method in METHODS:
+    for method in OF_WEIGHTS:
         torch.testing.assert_close(merged(pool, method), own, rtol=1e-6, atol=1e-7, msg=method)
 
 
@@ -137,14 +140,14 @@ def test_opposite_models(altered: Callable[..., Pool]) -> None:
         "b": lambda tensor: tensor.copy_(own).neg_(),
     }
     pool = altered(**changes)
-    for method in METHODS:
+    for method in OF_WEIGHTS:
         assert torch.isfinite(merged(pool, method)).all(), method
 
 
 def test_weights_that_sum_to_zero(altered: Callable[..., Pool]) -> None:
     pool = altered()
     refused: dict[str, str] = {}
-    for method in METHODS:
+    for method in OF_WEIGHTS:
         try:
             assert torch.isfinite(merged(pool, method, {"weight": (1.0, -1.0)})).all(), method
         except (InfeasibleError, RecipeError) as error:  # some take no negative weights
@@ -158,7 +161,7 @@ def test_weights_that_sum_to_zero(altered: Callable[..., Pool]) -> None:
 def test_densities_of_zero_leave_the_base(altered: Callable[..., Pool]) -> None:
     pool = altered()
     base = pool.read("base", BAD)
-    for method, entry in METHODS.items():
+    for method, entry in OF_WEIGHTS.items():
         known = {p.name for p in entry.spec.parameters}
         if "density" not in known:
             continue
@@ -175,12 +178,12 @@ def test_densities_of_zero_leave_the_base(altered: Callable[..., Pool]) -> None:
                 assert kept <= (8 if method == "pcb" else 2), (method, density, kept)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(OF_WEIGHTS))
 def test_results_beyond_the_range_of_float16(method: str, altered: Callable[..., Pool]) -> None:
     large = dict.fromkeys(("a", "b"), put(6e4))
     pool = altered("float16", **large)
     values = {"weight": 3.0, "lambda": 3.0, "normalize": False, "scale": 3.0}
-    grows = any(p.name in values and p.name != "normalize" for p in METHODS[method].spec.parameters)
+    grows = any(p.name in values and p.name != "normalize" for p in OF_WEIGHTS[method].spec.parameters)
     # Means, also of singular values, stay within their inputs whatever the weights; `pcb` clips a single large element.
     means = ("ema", "karcher", "multislerp", "nuslerp", "pcb", "iso_c", "iso_cts", "doge")
     if not grows or method in means:
@@ -192,7 +195,7 @@ def test_results_beyond_the_range_of_float16(method: str, altered: Callable[...,
 
 @pytest.mark.parametrize("shape", [(1,), (), (1, 1), (0, 4)])
 def test_tensors_of_one_element_and_of_none(shape: tuple[int, ...]) -> None:
-    for method in METHODS.values():
+    for method in OF_WEIGHTS.values():
         count = min(2, method.spec.max_inputs or 2)
         inputs = [torch.full(shape, value) for value in (1.5, -2.0)][:count]
         base = torch.full(shape, 0.5) if has_base(method) else None
