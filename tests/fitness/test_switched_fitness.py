@@ -18,7 +18,7 @@ TERMS = [{"task": "choose", "switch": "a"}, {"task": "complete", "switch": "b"},
 
 
 def fitness_of(folder: Any, terms: list[Any] = TERMS, **options: Any) -> LmEvalFitness:
-    return LmEvalFitness(terms, include_path=str(folder.path), limit=9, batch_size=4, **options)
+    return LmEvalFitness(terms, include_path=str(folder.path), limit=5, batch_size=4, **options)
 
 
 def other(model: LoadedModel) -> LoadedModel:
