@@ -230,7 +230,7 @@ def test_a_worker_says_what_a_candidate_did_wrong_and_ends_with_its_engine(
     first = worker.evaluate(Candidate(0, whole))
     assert first.ok
     assert worker.evaluate(Candidate(1, half)).objectives != first.objectives
-    broken = worker.evaluate(Candidate(2, pool.info.linear({"a": 1e40})))
+    broken = worker.evaluate(Candidate(2, pool.info.linear({"a": 3.4e38})))
     assert broken.status == "failed"
     assert "are NaN or beyond the range of float32" in broken.error
     assert worker.evaluate(Candidate(3, whole)).objectives == first.objectives
