@@ -21,7 +21,7 @@ def line(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: 
     def loaded(*args: object, **kwargs: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(worker, "Resident", loaded)
+    monkeypatch.setattr(residents, "Resident", loaded)
     capsys.readouterr()
     assert main(arguments) == 2
     text = capsys.readouterr().err.strip().splitlines()

@@ -93,7 +93,7 @@ def _computed(
         assert method.function is not None
         if not method.elementwise:
             below = base.float() if base is not None else None
-            return method.function([x.float() for x in inputs], below, context=Context(0, keys, data), **values)
+            return method.function([x.float() for x in inputs], below, context=Context(0, keys, statistics=data), **values)
     results = []
     size = block or max(1, flat[0].numel())
     for start in range(0, flat[0].numel(), size):
@@ -105,7 +105,7 @@ def _computed(
             assert method.function is not None
             floats, under = [x.float() for x in parts], under.float() if under is not None else None
             own = tuple(each.part(slice(start, start + size)) if each is not None else None for each in data)
-            results.append(method.function(floats, under, context=Context(start, keys, own), **values))
+            results.append(method.function(floats, under, context=Context(start, keys, statistics=own), **values))
     return torch.cat(results).view(shape) if results else torch.empty(shape)
 
 

@@ -26,7 +26,7 @@ def merged(
     )
     assert method.function is not None
     tensors = [torch.tensor(x) for x in inputs]
-    return method.function(tensors, None, context=Context(0, (), known), **values).tolist()
+    return method.function(tensors, None, context=Context(0, (), statistics=known), **values).tolist()
 
 
 def test_by_hand() -> None:

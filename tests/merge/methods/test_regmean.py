@@ -20,7 +20,7 @@ def merged(
     values = call_values(method.spec, [{"weight": w} for w in weight or [1.0] * len(inputs)], shared)
     known = tuple(Statistic(own.float(), axis) if own is not None else None for own in grams)
     assert method.function is not None
-    return method.function([x.float() for x in inputs], None, context=Context(0, (), known), **values)
+    return method.function([x.float() for x in inputs], None, context=Context(0, (), statistics=known), **values)
 
 
 def test_by_hand() -> None:
