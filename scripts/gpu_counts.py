@@ -22,8 +22,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from contracts.test_merge_methods import CASES, Case  # type: ignore[import-not-found]
-from merge.gpu_recipes import everywhere, small_pool  # type: ignore[import-not-found]
+from contracts.test_merge_methods import Case  # type: ignore[import-not-found]
+from merge.gpu_recipes import GPU_CASES, everywhere, small_pool  # type: ignore[import-not-found]
 from pretended_gpu import Counts, PretendedGpu  # type: ignore[import-not-found]
 from tiny_llama import save_llama  # type: ignore[import-not-found]
 
@@ -79,7 +79,7 @@ def table() -> str:
             for seed, name in enumerate(("base", "a", "b", "c"))
         }
         pool = small_pool(folders)
-        return HEAD + "".join(row(case, counted(case, pool), pool) for case in CASES)
+        return HEAD + "".join(row(case, counted(case, pool), pool) for case in GPU_CASES)
 
 
 def main() -> int:

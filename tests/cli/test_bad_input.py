@@ -16,7 +16,7 @@ def search(quick_search: list[str], tmp_path: Path) -> list[str]:
 
 def line(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a command that must be refused before weights are read; returns what it says."""
-    import evomerge.evaluation.worker as worker
+    import evomerge.evaluation.residents as residents
 
     def loaded(*args: object, **kwargs: object) -> None:
         raise AssertionError("a model was loaded")

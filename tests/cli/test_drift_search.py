@@ -31,6 +31,7 @@ def test_a_search_for_a_front_of_accuracy_and_closeness(
     assert max(baselines.values()) == 0.0, "the base is as near to itself as can be"
     assert sum(value == 0.0 for value in baselines.values()) == 1
     assert all(row["objectives"]["closeness"] < 0 for row in told[4:])
+    capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "first"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["objectives"]
     assert any(np.isclose(row["objectives"]["closeness"], found["closeness"], atol=1e-6) for row in told)

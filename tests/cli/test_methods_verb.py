@@ -126,7 +126,7 @@ def test_one_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ties: trimmed task vectors" in words
     assert "base: required; inputs: 1 or more" in words
     assert "density* 1 yes, 0.1 to 1 0 to 1" in words
-    assert "TIES-merging: trim to the largest magnitudes per tensor" in words
+    assert "TIES-merging: trim to the largest magnitudes, elect signs" in words
 
 
 def test_an_unknown_method_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,7 +93,9 @@ def _computed(
         assert method.function is not None
         if not method.elementwise:
             below = base.float() if base is not None else None
-            return method.function([x.float() for x in inputs], below, context=Context(0, keys, statistics=data), **values)
+            return method.function(
+                [x.float() for x in inputs], below, context=Context(0, keys, statistics=data), **values
+            )
     results = []
     size = block or max(1, flat[0].numel())
     for start in range(0, flat[0].numel(), size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from contracts.test_merge_methods import Case
+from contracts.test_merge_methods import CASES, Case
 
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
@@ -16,6 +16,8 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
 
 NAMES = "abc"
+GPU_CASES = [case for case in CASES if case.method.spec.statistics is None]
+"""Methods but those that read statistics of data, which the small pool has none of."""
 
 
 def small_pool(folders: dict[str, Path]) -> Pool:

@@ -308,7 +308,8 @@ def test_a_device_looks_at_a_bin_once(budget: int, monkeypatch: pytest.MonkeyPat
     bin_of = TensorStatistics.bin
 
     def counted(found: TensorStatistics, index: int, number: int, size: int) -> torch_statistics.Bin:
-        passes.append((index, number))
+        if number:  # that of zeros and the like may be half of a tensor: it is not kept
+            passes.append((index, number))
         return bin_of(found, index, number, size)
 
     monkeypatch.setattr(TensorStatistics, "bin", counted)

@@ -58,7 +58,8 @@ def test_slices_tensors_and_sources(pool: Pool) -> None:
     assert [(s.model, s.layer) for s in entry.sources] == [("a", 1), ("b", 1)]
     assert entry.base is not None
     assert (entry.base.model, entry.base.tensors) == ("base", pool.layout.tensors[MLP1])
-    values = {"weight": (0.5, 0.2), "density": (0.3, 1.0), "lambda_": 1.0, "normalize": True, "rescale": False}
+    values = {"weight": (0.5, 0.2), "density": (0.3, 1.0), "lambda_": 1.0, "normalize": True}
+    values |= {"rescale": False, "scope": "tensor"}
     assert dict(entry.values) == values
 
 

@@ -60,7 +60,10 @@ def test_what_is_imported_is_declared() -> None:
 def test_what_scripts_import_is_declared() -> None:
     folders = (ROOT / "tests", ROOT / "tests" / "durability")  # scripts use what the tests use
     tests = {entry.stem for folder in folders for entry in folder.iterdir()}
-    assert not undeclared(sorted((ROOT / "scripts").glob("*.py")), own=(*PACKAGES, "scripts", *tests))
+    scripts = [
+        file for file in (ROOT / "scripts").glob("*.py") if file.name != "fusion_bench_side.py"
+    ]  # runs elsewhere
+    assert not undeclared(sorted(scripts), own=(*PACKAGES, "scripts", *tests))
 
 
 def names(tree: ast.AST) -> Iterator[str]:
