@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import torch
 from rich.progress import Progress as Bar
 from rich.table import Table
 
@@ -93,6 +92,8 @@ def _bytes(found: Calibration, job: Job) -> int:
 
 def _speed(config: Config) -> float:
     """Operations a second of float32 products here."""
+    import torch
+
     from evomerge.evaluation.devices import choose_device
 
     one = torch.ones(_SIDE, _SIDE, device=choose_device(config.statistics.device))

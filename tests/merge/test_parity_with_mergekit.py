@@ -259,7 +259,7 @@ def test_parameters_have_mergekits_names_and_defaults(method: str) -> None:
     spec = METHODS[method].spec
     theirs = {parameter.name: parameter for parameter in get(method).spec.parameters}
     ours = {parameter.name: parameter for parameter in spec.parameters}
-    own = {"reading", "rescale_by"} | ({"weight"} if method == "karcher" else set())
+    own = {"reading", "rescale_by", "scope"} | ({"weight"} if method == "karcher" else set())
     assert ours.keys() - theirs.keys() <= own
     for name in ours.keys() & theirs.keys():
         if theirs[name].default not in (MISSING, None):
