@@ -17,6 +17,7 @@ from fitness._lm_eval.engine_model import EngineLM, engine_version, says_nothing
 from fitness._lm_eval.isolation import quietly, unlogged
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.scoring import RawValues, TaskScorer
+from fitness._lm_eval.task_requests import TaskRequests
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
@@ -42,7 +43,7 @@ def engine_lm(model: LoadedModel, arguments: ModelArguments) -> EngineLM:
         return EngineLM(model, arguments)
 
 
-class EngineSession:
+class EngineSession(TaskRequests):
     """Scores with an engine, on built tasks: every candidate's requests go to lm-eval's own model at once.
 
     The engine batches by itself and computes prompts' common beginnings once, so that nothing is planned here.
@@ -59,9 +60,10 @@ class EngineSession:
 
     shares = False
 
+    _lm: EngineLM
+
     def __init__(self, lm: EngineLM, scorers: Mapping[str, TaskScorer]) -> None:
-        self._lm, self._scorers = lm, scorers
-        self.whole: Part = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
+        super().__init__(lm, scorers)
         self.requests: dict[int, list[TokenRequest]] = {}
         by_type = self._by_type(self.whole)
         for kind, instances in by_type.items():
@@ -114,32 +116,9 @@ class EngineSession:
         """Score as lm-eval does within this: as always."""
         yield
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of texts, without special ones."""
-        encoded = self._lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        return [len(ids) for ids in encoded]
-
-    def prompt_settings(self, prompts: Mapping[str, Any]) -> dict[str, Any]:
-        """How prompts are written, as lm-eval's results name it."""
-        asked = prompts["apply_chat_template"]
-        return {
-            "system_instruction": prompts["system_instruction"],
-            "chat_template": self._lm.chat_template(asked) if asked else None,
-            "fewshot_as_multiturn": prompts["fewshot_as_multiturn"],
-        }
-
     def decides(self) -> dict[str, Any]:
         """What of it goes into a fingerprint."""
         return {"engine": f"vllm {engine_version()}"}
-
-    def _by_type(self, places: Part) -> dict[str, list[Any]]:
-        """Instances by request type in stock order: tasks as asked, documents in order, repeats together."""
-        by_type: dict[str, list[Any]] = {}
-        for name, of_task in places.items():
-            for place in of_task:
-                for instance in self._scorers[name].documents[place]:
-                    by_type.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
-        return by_type
 
     def _require_sound(self, loglikelihood: Sequence[Any]) -> None:
         limit = self._lm.max_length - 1  # vLLM writes a token after what it scores

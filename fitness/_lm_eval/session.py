@@ -22,6 +22,7 @@ from fitness._lm_eval.plan import Plan
 from fitness._lm_eval.scoring import RawValues, TaskScorer
 from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 from fitness._lm_eval.shared_prefill import SharedPrefill
+from fitness._lm_eval.task_requests import TaskRequests
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
@@ -34,7 +35,7 @@ _Key = tuple[tuple[str, tuple[int, ...]], ...] | None  # of a plan; None for all
 _MOST_PARTS = 32
 
 
-class Session:
+class Session(TaskRequests):
     """Scores a resident model on built tasks.
 
     Args:
@@ -42,13 +43,13 @@ class Session:
         scorers: by task, in lm-eval's order; their requests are built.
     """
 
+    _lm: ResidentLM
+
     def __init__(self, lm: ResidentLM, scorers: Mapping[str, TaskScorer]) -> None:
-        self._lm = lm
+        super().__init__(lm, scorers)
         self._limits: BatchLimits | None = None  # of shared forwards; of exact ones lm-eval's batches
         self._too_large = {kind: TooLarge() for kind in _KINDS}  # rolling ones score more rows of a batch
         self._keeps_states = False
-        self._scorers = scorers
-        self.whole: Part = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
         self.requests: dict[int, list[TokenRequest]] = {}  # by identity of the instance
         self._plans: dict[_Key, Plan] = {}
         by_type = self._by_type(self.whole)
@@ -151,20 +152,6 @@ class Session:
         hidden = sum(forwards.hidden for forwards in shared)
         return found | ({"hidden": round(hidden, 1)} if hidden else {}) | halved
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of texts, without special ones."""
-        encoded = self._lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        return [len(ids) for ids in encoded]
-
-    def prompt_settings(self, prompts: Mapping[str, Any]) -> dict[str, Any]:
-        """How prompts are written, as lm-eval's results name it."""
-        asked = prompts["apply_chat_template"]
-        return {
-            "system_instruction": prompts["system_instruction"],
-            "chat_template": self._lm.chat_template(asked) if asked else None,
-            "fewshot_as_multiturn": prompts["fewshot_as_multiturn"],
-        }
-
     def _respond(self, kind: str, instances: list[Any], plan: Plan) -> tuple[list[Any], float]:
         if kind == "generate_until":
             return self._lm.generate(instances)
@@ -220,15 +207,6 @@ class Session:
                 self._stock_tokens(loglikelihood) + sum(self._stock_tokens(call) for _, call in self._calls(rolling)),
             )
         return self._plans[key]
-
-    def _by_type(self, places: Part) -> dict[str, list[Any]]:
-        """Instances by request type in stock order: tasks as asked, documents in order, repeats together."""
-        by_type: dict[str, list[Any]] = {}
-        for name, of_task in places.items():
-            for place in of_task:
-                for instance in self._scorers[name].documents[place]:
-                    by_type.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
-        return by_type
 
     def _shared(self, requests: Sequence[TokenRequest]) -> SharedForwards:
         assert self._limits is not None
