@@ -15,7 +15,6 @@ from fitness._lm_eval.chat import check_tokens
 from fitness._lm_eval.document_errors import place_of, require_finite, require_tokens
 from fitness._lm_eval.engine_model import EngineLM, engine_version, says_nothing
 from fitness._lm_eval.isolation import quietly, unlogged
-from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.scoring import RawValues, TaskScorer
 from fitness._lm_eval.task_requests import TaskRequests
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from fitness._lm_eval.arguments import ModelArguments
 
 _log = logging.getLogger(__name__)
-
-_KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
 
 def engine_lm(model: LoadedModel, arguments: ModelArguments) -> EngineLM:
@@ -53,8 +50,6 @@ class EngineSession(TaskRequests):
         scorers: by task, in lm-eval's order; their requests are built.
 
     Attributes:
-        whole: the places of all documents by task.
-        requests: token requests by identity of the instance.
         shares: no: what `Session` shares is the engine's own business.
     """
 
@@ -64,16 +59,7 @@ class EngineSession(TaskRequests):
 
     def __init__(self, lm: EngineLM, scorers: Mapping[str, TaskScorer]) -> None:
         super().__init__(lm, scorers)
-        self.requests: dict[int, list[TokenRequest]] = {}
-        by_type = self._by_type(self.whole)
-        for kind, instances in by_type.items():
-            if kind not in _KINDS:
-                raise FitnessError(f"task {instances[0].task_name!r} asks for {kind!r}", f"one of: {', '.join(_KINDS)}")
-        loglikelihood = by_type.get("loglikelihood", [])
-        for instance, request in zip(loglikelihood, lm.token_requests(loglikelihood), strict=True):
-            self.requests[id(instance)] = [request]
-        for instance in by_type.get("loglikelihood_rolling", []):
-            self.requests[id(instance)] = lm.token_windows(instance)
+        by_type = self._tokenised()
         open_tasks = dict.fromkeys(i.task_name for i in by_type.get("generate_until", []) if says_nothing(i.args[1]))
         for name in open_tasks:
             _log.warning(
@@ -81,10 +67,8 @@ class EngineSession(TaskRequests):
                 "vllm --gen_kwargs temperature=0; without that, the command draws them at temperature 1",
                 name,
             )
-        for instance in by_type.get("generate_until", []):
-            lm.require_room(instance)
-        self._require_sound(loglikelihood)
-        self._require_rows(by_type)
+        self._require_sound(by_type.get("loglikelihood", []))
+        self._require_rows(by_type, lm._config.get_text_config().vocab_size)
 
     def score(self, model: LoadedModel, places: Part, raw: dict[str, RawValues]) -> tuple[float, dict[str, float]]:
         """Score the documents at `places` into `raw`; returns the seconds spent in the engine, and the tokens.
@@ -134,20 +118,3 @@ class EngineSession(TaskRequests):
             cut += len(request.context) + len(request.continuation) > limit
         if cut:
             _log.warning("%d requests are longer than the engine's %d positions and lose their beginning", cut, limit)
-
-    def _require_rows(self, by_type: Mapping[str, list[Any]]) -> None:
-        """Raise unless the model has an embedding for every token: a tokenizer may have been given more."""
-        rows = self._lm._config.get_text_config().vocab_size
-        for instances in by_type.values():
-            for instance in instances:
-                asked = self.requests.get(id(instance))
-                if asked is None:
-                    tokens = self._lm.tok_encode(str(instance.args[0]))
-                else:
-                    tokens = [token for request in asked for token in (*request.context, *request.continuation)]
-                if max(tokens, default=0) >= rows:
-                    raise FitnessError(
-                        f"{place_of(instance)} has token {max(tokens)}",
-                        f"below {rows}, the rows of the model's embeddings",
-                        "resize the embeddings as the tokenizer was, or take another tokenizer",
-                    )

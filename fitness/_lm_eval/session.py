@@ -22,14 +22,12 @@ from fitness._lm_eval.plan import Plan
 from fitness._lm_eval.scoring import RawValues, TaskScorer
 from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards
 from fitness._lm_eval.shared_prefill import SharedPrefill
-from fitness._lm_eval.task_requests import TaskRequests
+from fitness._lm_eval.task_requests import KINDS, TaskRequests
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
 
 _log = logging.getLogger(__name__)
-
-_KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
 _Key = tuple[tuple[str, tuple[int, ...]], ...] | None  # of a plan; None for all documents
 _MOST_PARTS = 32
@@ -48,23 +46,12 @@ class Session(TaskRequests):
     def __init__(self, lm: ResidentLM, scorers: Mapping[str, TaskScorer]) -> None:
         super().__init__(lm, scorers)
         self._limits: BatchLimits | None = None  # of shared forwards; of exact ones lm-eval's batches
-        self._too_large = {kind: TooLarge() for kind in _KINDS}  # rolling ones score more rows of a batch
+        self._too_large = {kind: TooLarge() for kind in KINDS}  # rolling ones score more rows of a batch
         self._keeps_states = False
-        self.requests: dict[int, list[TokenRequest]] = {}  # by identity of the instance
         self._plans: dict[_Key, Plan] = {}
-        by_type = self._by_type(self.whole)
-        for kind, instances in by_type.items():
-            if kind not in _KINDS:
-                raise FitnessError(f"task {instances[0].task_name!r} asks for {kind!r}", f"one of: {', '.join(_KINDS)}")
-        loglikelihood = by_type.get("loglikelihood", [])
-        for instance, request in zip(loglikelihood, lm.token_requests(loglikelihood), strict=True):
-            self.requests[id(instance)] = [request]
-        for instance in by_type.get("loglikelihood_rolling", []):
-            self.requests[id(instance)] = lm.token_windows(instance)
-        for instance in by_type.get("generate_until", []):
-            lm.require_room(instance)
-        self._require_sound(loglikelihood)
-        self._require_rows(by_type)
+        by_type = self._tokenised()
+        self._require_sound(by_type.get("loglikelihood", []))
+        self._require_rows(by_type, lm.model.get_input_embeddings().weight.shape[0])
         self.grouped = lm.logits_cache and not self._mixed(by_type)
 
     def score(self, model: LoadedModel, places: Part, raw: dict[str, RawValues]) -> tuple[float, dict[str, float]]:
@@ -275,20 +262,3 @@ class Session(TaskRequests):
             cut += len(request.context) + len(request.continuation) > limit + 1
         if cut:
             _log.warning("%d requests are longer than the model's %d positions and lose their beginning", cut, limit)
-
-    def _require_rows(self, by_type: Mapping[str, list[Any]]) -> None:
-        """Raise unless the model has an embedding for every token: a tokenizer may have been given more."""
-        rows = self._lm.model.get_input_embeddings().weight.shape[0]
-        for instances in by_type.values():
-            for instance in instances:
-                asked = self.requests.get(id(instance))
-                if asked is None:
-                    tokens = self._lm.tok_encode(str(instance.args[0]))
-                else:
-                    tokens = [token for request in asked for token in (*request.context, *request.continuation)]
-                if max(tokens, default=0) >= rows:
-                    raise FitnessError(
-                        f"{place_of(instance)} has token {max(tokens)}",
-                        f"below {rows}, the rows of the model's embeddings",
-                        "resize the embeddings as the tokenizer was, or take another tokenizer",
-                    )

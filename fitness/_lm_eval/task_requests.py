@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.candidate import Part
+from evomerge.errors import FitnessError
+from fitness._lm_eval.document_errors import place_of
+from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.scoring import TaskScorer
+
+KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+"""What tasks may ask for."""
 
 
 class TaskRequests:
@@ -18,11 +24,13 @@ class TaskRequests:
 
     Attributes:
         whole: the places of all documents by task.
+        requests: token requests by identity of the instance.
     """
 
     def __init__(self, lm: Any, scorers: Mapping[str, TaskScorer]) -> None:
         self._lm, self._scorers = lm, scorers
         self.whole: Part = {name: range(len(scorer.documents)) for name, scorer in scorers.items()}
+        self.requests: dict[int, list[TokenRequest]] = {}
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of texts, without special ones."""
@@ -46,3 +54,46 @@ class TaskRequests:
                 for instance in self._scorers[name].documents[place]:
                     by_type.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
         return by_type
+
+    def _tokenised(self) -> dict[str, list[Any]]:
+        """All instances by request type, once `requests` has the tokens of those that are scored.
+
+        Raises:
+            FitnessError: a task asks for something else than `KINDS`; texts that cannot be tokenised, or have no room.
+        """
+        by_type = self._by_type(self.whole)
+        for kind, instances in by_type.items():
+            if kind not in KINDS:
+                raise FitnessError(f"task {instances[0].task_name!r} asks for {kind!r}", f"one of: {', '.join(KINDS)}")
+        loglikelihood = by_type.get("loglikelihood", [])
+        for instance, request in zip(loglikelihood, self._lm.token_requests(loglikelihood), strict=True):
+            self.requests[id(instance)] = [request]
+        for instance in by_type.get("loglikelihood_rolling", []):
+            self.requests[id(instance)] = self._lm.token_windows(instance)
+        for instance in by_type.get("generate_until", []):
+            self._lm.require_room(instance)
+        return by_type
+
+    def _require_rows(self, by_type: Mapping[str, list[Any]], rows: int) -> None:
+        """Raise unless the model has an embedding for every token: a tokenizer may have been given more.
+
+        Args:
+            by_type: all instances.
+            rows: of the model's embeddings.
+
+        Raises:
+            FitnessError: names the document.
+        """
+        for instances in by_type.values():
+            for instance in instances:
+                asked = self.requests.get(id(instance))
+                if asked is None:
+                    tokens = self._lm.tok_encode(str(instance.args[0]))
+                else:
+                    tokens = [token for request in asked for token in (*request.context, *request.continuation)]
+                if max(tokens, default=0) >= rows:
+                    raise FitnessError(
+                        f"{place_of(instance)} has token {max(tokens)}",
+                        f"below {rows}, the rows of the model's embeddings",
+                        "resize the embeddings as the tokenizer was, or take another tokenizer",
+                    )
