@@ -138,6 +138,15 @@ def _check(inputs: Sequence[torch.Tensor]) -> None:
         check_finite({i: float(sum_of_magnitudes(x)) for i, x in enumerate(inputs)}, len(inputs))
 
 
+def _of_task(
+    method: str, inputs: Sequence[torch.Tensor], base: torch.Tensor | None, **values: Sequence[Any]
+) -> torch.Tensor:
+    """The tensor of the task that is left; the shared model's where several are."""
+    if len(inputs) != 2:
+        return inputs[0].clone()
+    return part_of(method, inputs, base, values).on(inputs[0], base)
+
+
 @merge_method(
     "emr_switch",
     ParameterSpec(
@@ -163,11 +172,7 @@ def emr_switch(
     Raises:
         PoolError: values are NaN or infinite.
     """
-    if len(inputs) != 2:
-        return inputs[0].clone()
-    _check((*inputs, base))
-    shared, own = inputs
-    return emr_part(shared, own, base, rescale=rescale[1]).on(shared, base)
+    return _of_task("emr_switch", inputs, base, rescale=rescale)
 
 
 @merge_method(
@@ -203,11 +208,7 @@ def tall_switch(
     Raises:
         PoolError: values are NaN or infinite.
     """
-    if len(inputs) != 2:
-        return inputs[0].clone()
-    _check((*inputs, base))
-    shared, own = inputs
-    return tall_part(shared, own, base, selectivity=selectivity[1]).on(shared, base)
+    return _of_task("tall_switch", inputs, base, selectivity=selectivity)
 
 
 @merge_method(
@@ -241,11 +242,7 @@ def twin_switch(
     Raises:
         PoolError: values are NaN or infinite.
     """
-    if len(inputs) != 2:
-        return inputs[0].clone()
-    _check(inputs)
-    shared, own = inputs
-    return twin_part(shared, own, base, rank=rank[1]).on(shared, base)
+    return _of_task("twin_switch", inputs, base, rank=rank)
 
 
 Find = Callable[..., TensorSwitch]
