@@ -1,0 +1,261 @@
+"""MAP: a quadratic for every objective, fitted to samples, and the front read off it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.stats.qmc import Sobol
+
+from evomerge.candidate import Candidate, Evaluation
+from evomerge.errors import ConfigError, nearest
+from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.objectives import Objective, ParetoArchive
+from evomerge.protocols import Proposal
+from evomerge.strategies.bases.capabilities import check_range, require
+from evomerge.strategies.bases.quadratic import LINKS, Array, Link, Quadratic, coefficients
+from evomerge.strategies.bases.saving import InFlight, check_settings, settings_of
+from evomerge.strategies.optuna_samplers import Nsga3
+from evomerge.strategies.variation.coordinates import Coordinates
+
+MOST_GENES = 60
+"""Free genes: a full quadratic of more has thousands of coefficients, each of which a sample must pay for."""
+
+_NO_CHOICES = np.empty(0, dtype=np.int64)
+_APART = 0.02  # of the diagonal: nearer points are no other candidates
+_TRIES = 64
+_SAMPLE, _CLIMBS = 10, 4  # one objective: 2^10 points of its fit, climbs from the best of them
+_MOST = 1e100  # of a score: the squares of larger ones are no numbers
+
+
+class AmortizedPareto:
+    """Samples, fits, reads the Pareto front off the fit and verifies its points; implements `protocols.Strategy`.
+
+    Li et al., "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation"
+    (arXiv 2406.07529). First `samples` points of a scrambled Sobol sequence, the start before them, are evaluated;
+    then a full quadratic within a link is fitted to each objective (`Quadratic`), NSGA-III searches the fits within
+    the genes' bounds, which are those of the samples, and the points of its front are proposed, those farthest from
+    each other in what they are told to score first. After `verify` of them the fits learn from what they scored, and
+    the front is read anew. With one objective it is a response surface: the highest points of the fit are proposed.
+
+    The paper's code searches from -3 to 3 what was sampled from 0 to 1: here nothing is proposed where no sample was.
+
+    Args:
+        spec: the genes, numbers only, at most `MOST_GENES` free ones.
+        objectives: one or more.
+        seed: of the samples and of NSGA-III.
+        samples: before the first fit; ``None`` for twice the coefficients, ``(n + 1)(n + 2)`` for n free genes, and at
+            least 12.
+        verify: how many points of a front are evaluated before it is read anew, and how many ``ask(None)`` proposes.
+        link: ``auto``, ``identity``, ``sigmoid`` or ``softplus``; ``auto`` takes a sigmoid for scores that are all in 0
+            to 1 and a softplus for others that are never negative.
+        popsize, generations: of NSGA-III on the fits.
+
+    Raises:
+        ConfigError: genes or objectives that it does not handle, or arguments out of range.
+    """
+
+    asynchronous: ClassVar[bool] = True
+    multi_objective: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[str]] = frozenset({"continuous", "integer"})
+
+    def __init__(
+        self,
+        spec: GenomeSpec,
+        objectives: Sequence[Objective],
+        *,
+        seed: int,
+        samples: int | None = None,
+        verify: int = 16,
+        link: str = "auto",
+        popsize: int = 100,
+        generations: int = 25,
+    ) -> None:
+        require(type(self), "MAP", spec, objectives, seed)
+        self._coordinates = Coordinates(spec)
+        genes = len(self._coordinates.start)
+        if genes > MOST_GENES:
+            raise ConfigError(
+                f"strategy MAP was given {genes} free genes",
+                f"at most {MOST_GENES}: a quadratic of {genes} genes has {coefficients(genes):,} coefficients",
+                "give layers genes in common (search_space.layer_groups), or choose another strategy",
+            )
+        least = coefficients(genes)
+        if samples is not None and samples < least:
+            raise ConfigError(
+                f"strategy.samples is {samples}",
+                f"at least {least}: a quadratic of {genes} free genes has so many coefficients",
+                "null takes twice as many",
+            )
+        for key, value in (("verify", verify), ("generations", generations)):
+            check_range(key, value, 1, math.inf)
+        check_range("popsize", popsize, 4, math.inf)
+        if link not in ("auto", *LINKS):
+            raise ConfigError(f"strategy.link is {link!r}", nearest(link, ("auto", *LINKS)))
+        self._samples = max(2 * least, 12) if samples is None else samples
+        self._verify, self._link, self._popsize, self._generations = verify, link, popsize, generations
+        self._spec, self._objectives, self._seed = spec, tuple(objectives), seed
+        self._settings = settings_of(
+            spec, objectives, samples=self._samples, verify=verify, link=link, popsize=popsize, generations=generations
+        )
+        self._points: list[Array] = []
+        self._values: list[list[float]] = []
+        self._seen: dict[Genome, None] = {}
+        self._flight = InFlight(self._coordinates)
+        self._asked = self._drawn = 0
+        self._queue: list[Array] = []
+        self._read_at = 0  # how many had been told when the front was read
+        self._sobol = self._sequence(0)
+
+    def ask(self, n: int | None = None) -> list[Proposal]:
+        """`n` proposals, or as many as a round verifies."""
+        return [Proposal(self._propose()) for _ in range(self._verify if n is None else max(n, 0))]
+
+    def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Keep the scores of a proposal; what failed, and what was not proposed, teaches nothing."""
+        row = self._flight.first(candidate.genome)
+        if row is None:
+            return
+        self._flight.take(candidate.genome)
+        self._learn(row[0], evaluation)
+
+    def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Fit to a candidate that was not proposed, too."""
+        if candidate.genome is not None:
+            self._seen[candidate.genome] = None
+            self._learn(self._coordinates.point(candidate.genome)[0], evaluation)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was told, what is in flight, and what is left of the front."""
+        genes, objectives = len(self._coordinates.start), len(self._objectives)
+        return {
+            "settings": self._settings,
+            "seed": self._seed,
+            "points": np.array(self._points, dtype=np.float64).reshape(-1, genes),
+            "values": np.array(self._values, dtype=np.float64).reshape(-1, objectives),
+            "seen": np.array([g.values for g in self._seen], dtype=np.float64).reshape(-1, len(self._spec)),
+            "queue": np.array(self._queue, dtype=np.float64).reshape(-1, genes),
+            "flight": self._flight.state(),
+            "counts": [self._asked, self._drawn, self._read_at],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where the state was taken."""
+        check_settings("MAP", self._settings, state["settings"])
+        self._seed = int(state["seed"])
+        self._points, self._queue = list(np.array(state["points"])), list(np.array(state["queue"]))
+        self._values = np.asarray(state["values"], dtype=np.float64).tolist()
+        self._seen = dict.fromkeys(self._spec.genome(row.tolist()) for row in np.array(state["seen"]))
+        self._flight.load(state["flight"])
+        self._asked, self._drawn, self._read_at = (int(count) for count in state["counts"])
+        self._sobol = self._sequence(self._drawn)
+
+    def fits(self) -> dict[str, Quadratic]:
+        """A fit to each objective, of all that was told; empty while that is less than there are coefficients."""
+        if len(self._points) < coefficients(len(self._coordinates.start)):
+            return {}
+        points, values = np.array(self._points), np.array(self._values)
+        link = cast(Link, self._link)
+        return {o.name: Quadratic.fit(points, values[:, k], link) for k, o in enumerate(self._objectives)}
+
+    def _learn(self, point: Array, evaluation: Evaluation) -> None:
+        values = [evaluation.objectives.get(o.name, math.nan) for o in self._objectives]
+        if evaluation.status == "ok" and np.less(np.abs(values), _MOST).all():
+            self._points.append(point)
+            self._values.append(values)
+
+    def _propose(self) -> Genome:
+        self._asked += 1
+        point = self._coordinates.start if self._asked == 1 else None
+        if point is None or self._coordinates.genome(point, _NO_CHOICES) in self._seen:
+            point = self._next_of_front() if self._asked > self._samples else None
+        if point is None:
+            point = self._sample()
+        genome = self._flight.add(point, _NO_CHOICES, self._asked)
+        self._seen[genome] = None
+        return genome
+
+    def _sequence(self, drawn: int) -> Sobol:
+        sobol = Sobol(len(self._coordinates.start), rng=np.random.default_rng(self._seed))
+        return sobol.fast_forward(drawn) if drawn else sobol
+
+    def _sample(self) -> Array:
+        """The next point of the sequence that is a new genome; on a small grid, in the end, any."""
+        for _ in range(_TRIES):
+            self._drawn += 1
+            point = np.asarray(self._sobol.random(1)[0])
+            if self._coordinates.genome(point, _NO_CHOICES) not in self._seen:
+                break
+        return point
+
+    def _next_of_front(self) -> Array | None:
+        """The next point of the front that is a new genome; ``None`` where there is no front, or nothing left of it."""
+        told = len(self._points)
+        if told - self._read_at >= self._verify or not self._read_at:
+            self._queue = self._front()
+            self._read_at = told if self._queue else 0
+        while self._queue:
+            point = self._queue.pop(0)
+            if self._coordinates.genome(point, _NO_CHOICES) not in self._seen:
+                return point
+        return None
+
+    def _front(self) -> list[Array]:
+        """Points that the fits call best, those to be verified first at the front."""
+        fits = self.fits()
+        if not fits:
+            return []
+        if len(fits) == 1:
+            (fit,), gain = fits.values(), self._objectives[0].gain(1.0)
+            return self._highest(lambda points: gain * fit.predict(points))
+        nsga = Nsga3(self._spec, self._objectives, seed=self._seed + len(self._points), popsize=self._popsize)
+        points, told = np.empty((0, len(self._coordinates.start))), np.empty((0, len(self._objectives)))
+        for _ in range(self._generations):
+            genomes = [proposal.genome for proposal in nsga.ask(self._popsize)]
+            new = np.array([self._coordinates.point(genome)[0] for genome in genomes])
+            scores = np.column_stack([fit.predict(new) for fit in fits.values()])
+            for i, (genome, row) in enumerate(zip(genomes, scores.tolist(), strict=True), start=len(points)):
+                values = {o.name: value for o, value in zip(self._objectives, row, strict=True)}
+                nsga.tell(Candidate(i, None, genome), Evaluation(i, "ok", objectives=values))
+            points, told = np.vstack([points, new]), np.vstack([told, scores])
+        archive = ParetoArchive(self._objectives)
+        for i, row in enumerate(told.tolist()):
+            archive.add(i, {o.name: value for o, value in zip(self._objectives, row, strict=True)})
+        kept = list(archive)
+        return [points[kept[i]] for i in _farthest_first(told[kept])]
+
+    def _highest(self, height: Callable[[Array], Array]) -> list[Array]:
+        """Where one fit is highest, climbed from the best of a Sobol sample, and the next best of that sample."""
+        sobol = Sobol(len(self._coordinates.start), rng=np.random.default_rng(self._seed + len(self._points)))
+        points = np.vstack([sobol.random_base2(_SAMPLE), np.array(self._points)])
+        points = points[np.argsort(-height(points), kind="stable")]
+        box = [(0.0, 1.0)] * points.shape[1]
+        climbs = [minimize(lambda x: -float(height(x[None])[0]), start, bounds=box).x for start in points[:_CLIMBS]]
+        tops = np.array(climbs)
+        return _spread_out(np.vstack([tops[np.argsort(-height(tops), kind="stable")], points]), self._verify)
+
+
+def _spread_out(points: Array, count: int) -> list[Array]:
+    """The first so many points of which none is near an earlier one."""
+    kept: list[Array] = []
+    least = _APART * math.sqrt(points.shape[1])
+    for point in points:
+        if all(np.linalg.norm(point - other) >= least for other in kept):
+            kept.append(point)
+        if len(kept) == count:
+            break
+    return kept
+
+
+def _farthest_first(values: Array) -> list[int]:
+    """All rows, the best on average first, then always the one that is farthest from those before it."""
+    scaled = (values - values.min(axis=0)) / np.where(np.ptp(values, axis=0) > 0, np.ptp(values, axis=0), 1.0)
+    order = [int(np.argmax(scaled.mean(axis=1)))]
+    distance = np.linalg.norm(scaled - scaled[order[0]], axis=1)
+    while len(order) < len(scaled):
+        order.append(int(np.argmax(np.where(np.isin(np.arange(len(scaled)), order), -1.0, distance))))
+        distance = np.minimum(distance, np.linalg.norm(scaled - scaled[order[-1]], axis=1))
+    return order
