@@ -12,6 +12,8 @@ from markupsafe import Markup
 from evomerge.objectives import Objective, ParetoArchive
 from evomerge.report.formatting import clean, count, number
 from evomerge.report.html.data import RunView
+from evomerge.report.html.fits import fits_of
+from evomerge.report.html.headline import node_of
 from evomerge.report.html.page import Page
 from evomerge.report.html.plots import ACCENT, QUIET, TEXT, Plot, axis, figure, label, rounded, thinned
 from evomerge.report.trial import Trial
@@ -34,6 +36,9 @@ def front(view: RunView, page: Page) -> Markup | None:
         f"{clean(a.name, 20)} / {clean(b.name, 20)}" if len(pairs) > 1 else "front": _figure(view, members, a, b)
         for a, b in pairs
     }
+    last = (view.history.phases or [{}])[-1]
+    own = view.history.of_phase(max(0, len(view.history.phases) - 1)).trials
+    fits = fits_of(own, view.history.objectives, node_of(view.config, last, "strategy"))
     ordered = sorted(members, key=lambda trial: -objectives[0].gain(trial.objectives[objectives[0].name]))
     return page.render(
         "front.html",
@@ -45,11 +50,13 @@ def front(view: RunView, page: Page) -> Markup | None:
                 "candidate": trial.candidate,
                 "values": [number(trial.objectives[o.name]) for o in objectives],
                 "winner": trial.candidate == view.history.winner,
+                "outside": fits is not None and trial.candidate in fits.outside,
             }
             for trial in ordered[:_ROWS]
         ],
         more=max(0, len(ordered) - _ROWS),
         growth=_growth(view),
+        fits=fits.line if fits is not None else "",
     )
 
 

@@ -17,6 +17,7 @@ from evomerge.report.statistics import Comparison
 from evomerge.report.summary import Row, Summary
 
 STRATEGIES = {
+    "AmortizedPareto": "MAP",
     "BruteForce": "brute force",
     "CatCma": "CatCMA",
     "CmaEs": "CMA-ES",

@@ -1,0 +1,157 @@
+"""How well MAP's fits tell what is measured, and how far its front comes: `python scripts/map_accuracy.py POOL ...`.
+
+For each of the demo's pools (`evomerge demo --pool-only --seed 1` makes `demo_pool/seed1`) and each number of genes,
+`strategy=map` and `strategy=nsga2` search the three tasks as three objectives with the same number of evaluations. Then
+`--points` candidates drawn anew are evaluated and compared with what MAP's fits tell of them: Spearman's rank
+correlation for each task, beside the R2 of held-back samples that a search can tell by itself. The hypervolumes are of
+the fronts above the base model, on the search's items, and on the held-out items of the candidates that are on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.config.compose import compose_config
+from evomerge.evaluation.worker import Worker
+from evomerge.genomes.genome import Genome, GenomeSpec
+from evomerge.objectives import Objective, ParetoArchive
+from evomerge.protocols import SearchSpace, Strategy
+from evomerge.session.builders import fitness_from_config, pool_from_config, space_from_node
+from evomerge.strategies.amortized_pareto import AmortizedPareto
+from evomerge.strategies.bases.quadratic import held_back
+from evomerge.strategies.optuna_samplers import Nsga2
+
+TASKS = ("e_maths", "j_language", "j_maths")
+OBJECTIVES = tuple(Objective(name) for name in TASKS)
+BLOCKS = {2: "all", 6: 2}
+"""By number of genes (two models), what `search_space.layer_group` is; embeddings and the rest go with layers."""
+
+Evaluate = Callable[[Genome], Mapping[str, float]]
+Told = list[tuple[Genome, Mapping[str, float]]]
+
+
+def searched(strategy: Strategy, evaluate: Evaluate, evaluations: int) -> Told:
+    """Every genome that a strategy asked for, and what it scored."""
+    found: Told = []
+    while len(found) < evaluations:
+        for proposal in strategy.ask(1):
+            scores, number = evaluate(proposal.genome), len(found)
+            strategy.tell(Candidate(number, None, proposal.genome), Evaluation(number, "ok", objectives=scores))
+            found.append((proposal.genome, scores))
+    return found
+
+
+def volume(points: Sequence[Mapping[str, float]], reference: Mapping[str, float]) -> float:
+    """Of the front of these scores above a reference."""
+    archive = ParetoArchive(OBJECTIVES)
+    for number, scores in enumerate(points):
+        archive.add(number, scores)
+    return archive.hypervolume(reference)
+
+
+def front(told: Told) -> list[Genome]:
+    """The genomes that no other beats."""
+    archive = ParetoArchive(OBJECTIVES)
+    for number, (_, scores) in enumerate(told):
+        archive.add(number, scores)
+    return [told[number][0] for number in archive]
+
+
+class Demo:
+    """One pool, its search space of so many genes, and what candidates score."""
+
+    def __init__(self, root: Path, genes: int) -> None:
+        words = ["experiment=demo_map", f"pool.root='{root}'", f"search_space.layer_group={BLOCKS[genes]}"]
+        if genes > 2:
+            words.append("search_space.components=[[attn, mlp, norm]]")
+        config = compose_config(words)
+        pool = pool_from_config(config)
+        self.space: SearchSpace = space_from_node(config.search_space, "search_space", pool.info)
+        fitnesses = {
+            "search": fitness_from_config(config, "fitness"),
+            "held_out": fitness_from_config(config, "held_out"),
+        }
+        self.worker = Worker(pool, fitnesses, device="cpu", threads=1)
+        self.known: dict[tuple[Genome, Split], Mapping[str, float]] = {}
+
+    def scores(self, genome: Genome, split: Split = "search") -> Mapping[str, float]:
+        """By task, of a split."""
+        if (genome, split) not in self.known:
+            found = self.worker.evaluate(Candidate(0, self.space.decode(genome)), split)
+            if not found.ok:
+                raise SystemExit(found.error)
+            accuracy = {
+                name.split("/")[0].removeprefix("demo_").removesuffix("_held_out"): value
+                for name, value in found.metrics.items()
+                if name.endswith("/acc")
+            }
+            self.known[genome, split] = {task: accuracy[task] for task in TASKS}
+        return self.known[genome, split]
+
+
+def rows(root: Path, genes: int, evaluations: int, points: int, seed: int) -> list[str]:
+    """A row of the table for each of the two searches."""
+    demo = Demo(root, genes)
+    spec = demo.space.spec
+    reference = demo.scores(spec.genome([0.0] * len(spec)))
+    others = demo.scores(spec.genome([0.0] * len(spec)), "held_out")
+    rng = np.random.default_rng([seed, 1])
+    fresh = [spec.sample(rng) for _ in range(points)]
+    measured = np.array([[demo.scores(genome)[task] for task in TASKS] for genome in fresh])
+    made: dict[str, Strategy] = {
+        "map": AmortizedPareto(spec, OBJECTIVES, seed=seed),
+        "nsga2": Nsga2(spec, OBJECTIVES, seed=seed, popsize=12),
+    }
+    lines = []
+    for name, strategy in made.items():
+        told = searched(strategy, demo.scores, evaluations)
+        best = front(told)
+        volumes = [volume([scores for _, scores in told], reference)]
+        volumes.append(volume([demo.scores(genome, "held_out") for genome in best], others))
+        cells = [root.name, str(genes), name, str(evaluations), str(len(best)), *(f"{v:.4f}" for v in volumes)]
+        if isinstance(strategy, AmortizedPareto):
+            at = np.array([spec_point(spec, genome) for genome in fresh])
+            fits = strategy.fits()
+            ranks = [spearmanr(fits[task].predict(at), measured[:, k])[0] for k, task in enumerate(TASKS)]
+            seen = np.array([spec_point(spec, genome) for genome, _ in told])
+            r2 = [held_back(seen, np.array([scores[task] for _, scores in told])) for task in TASKS]
+            cells += [", ".join(f"{value:.3f}" for value in row) for row in (ranks, r2)]
+        else:
+            cells += ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def spec_point(spec: GenomeSpec, genome: Genome) -> NDArray[np.float64]:
+    """The genome in units of its bounds."""
+    low, high = spec.bounds
+    return np.asarray((np.array(genome.values, dtype=np.float64) - low) / (high - low))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pools", nargs="+", type=Path)
+    parser.add_argument("--genes", nargs="+", type=int, default=[2, 6], choices=sorted(BLOCKS))
+    parser.add_argument("--evaluations", nargs="+", type=int, default=[44, 120], help="for each number of genes")
+    parser.add_argument("--points", type=int, default=100, help="fresh candidates")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    print(
+        "| pool | genes | strategy | evaluations | front | volume, search | volume, held-out | rank correlation | R2 |"
+    )
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | --- | --- |")
+    for genes, evaluations in zip(options.genes, options.evaluations, strict=True):
+        for root in options.pools:
+            print("\n".join(rows(root, genes, evaluations, options.points, options.seed)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
