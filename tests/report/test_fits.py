@@ -7,7 +7,7 @@ from evomerge.objectives import Objective
 from evomerge.report.html.fits import fits_of
 from evomerge.report.trial import Trial
 
-MAP = {"_target_": "evomerge.strategies.amortized_pareto.AmortizedPareto", "samples": 12}
+MAP = {"_target_": "evomerge.strategies.amortized_pareto.AmortizedPareto", "samples": 30}
 OBJECTIVES = (Objective("maths"), Objective("luck"))
 
 
