@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fitness.estimators.kind_fit import fit_kind
-from fitness.estimators.latent_steps import Array, solved
+from fitness.estimators.latent_steps import Array, sweep
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ItemParameters:
     centre: Array
     scale: Array
 
-    def take(self, columns: NDArray[np.bool_] | slice) -> ItemParameters:
+    def take(self, columns: NDArray[np.bool_] | NDArray[np.intp] | slice) -> ItemParameters:
         """Those of some columns."""
         return ItemParameters(*(getattr(self, name)[columns] for name in self.__dataclass_fields__))
 
@@ -73,25 +73,6 @@ class ItemParameters:
         wide[:-1, :-1], wide[-1, -1] = abilities, 1.0
         covariance = wide @ self.covariance @ wide.T
         return ItemParameters(self.mean @ wide.T, covariance, self.binary, self.precision, self.centre, self.scale)
-
-    def with_levels(self, levels: NDArray[np.int64], count: int) -> ItemParameters:
-        """With an ability more for each of `count` levels, of slope 1 on the items of that level and 0 on the others.
-
-        Args:
-            levels: shape ``(columns,)``.
-            count: how many there are.
-        """
-        items, size = self.mean.shape
-        mean, covariance = np.zeros((items, size + count)), np.zeros((items, size + count, size + count))
-        kept = [*range(size - 1), size + count - 1]
-        mean[:, kept] = self.mean
-        mean[np.arange(items), size - 1 + levels] = 1.0
-        covariance[:, np.array(kept)[:, None], kept] = self.covariance
-        return replace(self, mean=mean, covariance=covariance)
-
-    def second(self) -> Array:
-        """``E[β βᵀ]`` of slopes and intercept, shape ``(columns, D + 1, D + 1)``."""
-        return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
 
 
 @dataclass(frozen=True)
@@ -121,16 +102,31 @@ class Fit:
             models: which of those that were fitted to.
             part: shape ``(columns,)``.
         """
-        left_out = list(models)
-        items = self.items.take(part)
-        precision, linear = self.precision[part], self.linear[part]
-        weights, targets = self.weights[left_out][:, part], self.targets[left_out][:, part]
+        return self.without_each([(models, part)])[0]
+
+    def without_each(self, cases: Sequence[tuple[Sequence[int], NDArray[np.bool_]]]) -> list[ItemParameters]:
+        """`without` for each of several models and items; the same whichever are asked for together."""
+        found = [self._left(list(models), np.flatnonzero(part)) for models, part in cases]
+        precision = np.concatenate([each[1] for each in found])
+        linear = np.concatenate([each[2] for each in found])
+        covariance = np.ascontiguousarray(sweep(np.ascontiguousarray(precision.transpose(1, 2, 0))).transpose(2, 0, 1))
+        mean = (covariance @ linear[..., None])[..., 0]
+        ends = np.cumsum([len(each[1]) for each in found]).tolist()
+        return [
+            replace(items, mean=mean[begin:end], covariance=covariance[begin:end])
+            for (items, _, _), begin, end in zip(found, [0, *ends[:-1]], ends, strict=True)
+        ]
+
+    def _left(self, models: list[int], part: NDArray[np.intp]) -> tuple[ItemParameters, Array, Array]:
+        """Some items, and what is left of their precision and of that times their means without some models."""
+        items, linear = self.items.take(part), self.linear[part]
+        precision = self.precision[part].reshape(len(part), -1)
+        weights, targets = (each[np.ix_(models, part)].T for each in (self.weights, self.targets))
         for binary, x in self.abilities.items():
             own = items.binary == binary
-            precision[own] -= np.einsum("ki,kab->iab", weights[:, own], self.seconds[binary][left_out])
-            linear[own] -= targets[:, own].T @ x[left_out]
-        mean, covariance = solved(precision, linear)
-        return replace(items, mean=mean, covariance=covariance)
+            precision[own] -= weights[own] @ self.seconds[binary][models].reshape(len(models), -1)
+            linear[own] -= targets[own] @ x[models]
+        return items, precision.reshape(self.precision[part].shape), linear
 
 
 def metrics_of(values: Array, stretches: Sequence[slice]) -> list[Metric]:
