@@ -25,8 +25,11 @@ from evomerge.strategies.bases.pycma import correlate, losses_of, stay
 from evomerge.strategies.bases.restarts import Kind, Restarts, Run
 from evomerge.strategies.variation.categorical import Categorical
 from evomerge.strategies.variation.coordinates import Coordinates
+from evomerge.utils.imports import absent
 
-with warnings.catch_warnings():
+# For a rank correlation of its surrogates, which nothing here has and pycma can compute by itself, it would import all of
+# scipy.stats, a second of a processor.
+with warnings.catch_warnings(), absent("scipy.stats"):
     warnings.simplefilter("ignore")  # it warns when matplotlib, which nothing here needs, is not installed
     import cma
     from cma.evolution_strategy import InjectionWarning
