@@ -85,9 +85,7 @@ class _Items(NamedTuple):
 
     def of(self, which: NDArray[np.intp]) -> _Items:
         """Those of some models."""
-        return self._replace(
-            mean=self.mean[which], covariance=self.covariance[which], precision=self.precision[which]
-        )
+        return self._replace(mean=self.mean[which], covariance=self.covariance[which], precision=self.precision[which])
 
 
 def tell(

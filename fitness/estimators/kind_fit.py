@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fitness.estimators.latent_steps import Array, Triangle, logistic, moments, solved, sweep
 
@@ -127,8 +126,9 @@ def fit_kind(values: Array, binary: bool, parts: Sequence[slice], dimensions: in
         linear_of = prior * centre + told * noise
         covariance = sweep(precision_of)
         mean = np.einsum("abi,bi->ai", covariance, linear_of)
-        used, noise = noise, (
-            _narrowness(known, x, mean) if binary else _noise(known, upper, given, told, mean, covariance)
+        used, noise = (
+            noise,
+            (_narrowness(known, x, mean) if binary else _noise(known, upper, given, told, mean, covariance)),
         )
         if np.abs(mean - old).max() < _TOLERANCE * max(1.0, np.abs(old).max()):
             break

@@ -127,7 +127,9 @@ def test_an_adapted_tied_model_keeps_its_head_and_embeddings_one(tiny_model: Tin
 def test_models_of_the_same_tensors_are_matched_once(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     matched: list[int] = []
     match = tying.match_names
-    monkeypatch.setattr(tying, "match_names", lambda module, shapes: matched.append(len(shapes)) or match(module, shapes))
+    monkeypatch.setattr(
+        tying, "match_names", lambda module, shapes: matched.append(len(shapes)) or match(module, shapes)
+    )
     a, b, c = (tiny_model(name, "llama_tied", seed, **WIDE) for seed, name in enumerate("abc"))
     store_head(c)
     open_pool({"a": str(a), "b": str(b), "c": str(c)})

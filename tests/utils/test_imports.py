@@ -103,15 +103,21 @@ def test_cma_es_does_not_import_statistics() -> None:
 
 
 def test_the_collector_is_left_as_it_was() -> None:
-    assert gc.isenabled()
-    with pytest.raises(KeyError), without_collector():
-        assert not gc.isenabled()
-        raise KeyError
-    assert gc.isenabled()
-    with pytest.raises(KeyError), settled_collector():
-        inside = gc.get_freeze_count()
-        with settled_collector():  # of a search within a search: the outer one's
-            pass
-        assert gc.get_freeze_count() >= inside > 0
-        raise KeyError
-    assert gc.get_freeze_count() == 0
+    def failing() -> None:
+        with without_collector():
+            assert not gc.isenabled()
+            raise KeyError
+
+    def failing_inside_another() -> None:
+        with settled_collector():
+            inside = gc.get_freeze_count()
+            with settled_collector():  # of a search within a search: the outer one's
+                pass
+            assert gc.get_freeze_count() >= inside > 0
+            raise KeyError
+
+    for failure in (failing, failing_inside_another):
+        with pytest.raises(KeyError):
+            failure()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() == 0
