@@ -27,8 +27,8 @@ from evomerge.strategies.variation.categorical import Categorical
 from evomerge.strategies.variation.coordinates import Coordinates
 from evomerge.utils.imports import absent
 
-# Of scipy.stats, which takes as long to import as all of numpy and cma do, pycma wants one rank correlation, for surrogates
-# that nothing here has; it has its own where there is no scipy.
+# Of scipy.stats, which takes a second of a processor to import, pycma wants one rank correlation, for surrogates that
+# nothing here has; it has its own where there is no scipy.
 with warnings.catch_warnings(), absent("scipy.stats"):
     warnings.simplefilter("ignore")  # it warns when matplotlib, which nothing here needs, is not installed
     import cma
