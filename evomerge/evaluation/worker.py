@@ -20,6 +20,7 @@ from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.references import references
 from evomerge.evaluation.residents import hold
 from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.merge.resident.spread import SPREAD
 from evomerge.models.loaded import LoadedModel
@@ -32,6 +33,7 @@ from evomerge.recipes.switches import switch_of, task_recipe
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
+_PLANS = 64  # of recipes that were scored last: a generation's
 _TRIES = 6  # of a candidate that finds no memory: what is kept becomes less each time
 
 Stage = tuple[str, int, int]
@@ -78,6 +80,7 @@ class Worker:
             raise no_room(error, "for the model", torch.device("cuda" if device == SPREAD else device)) from None
         self._prepared: set[Split] = set()
         self._scoring = False
+        self._plans: dict[int, tuple[Recipe, Plan]] = {}  # by identity of the recipe, the last used behind
 
     def fitness(self, split: Split) -> Fitness:
         """The fitness of a split, its items built for this worker's model."""
@@ -203,7 +206,7 @@ class Worker:
         def applied(own: Recipe) -> LoadedModel:
             nonlocal seconds
             self._scoring, start = False, time.perf_counter()
-            count.add(self._resident.apply(make_plan(own, self._pool)))
+            count.add(self._resident.apply(self._plan(own)))
             seconds += time.perf_counter() - start
             self._scoring = True
             return self._resident.model
@@ -218,6 +221,16 @@ class Worker:
             self._scoring = False
         _require_finite(scores)
         return count, seconds, scores
+
+    def _plan(self, recipe: Recipe) -> Plan:
+        """The plan of a recipe; candidates of a race come again for their next items."""
+        known = self._plans.pop(id(recipe), None)
+        if known is None or known[0] is not recipe:
+            known = recipe, make_plan(recipe, self._pool)
+        self._plans[id(recipe)] = known  # the recipe is kept, so that its identity is no other's
+        if len(self._plans) > _PLANS:
+            del self._plans[next(iter(self._plans))]
+        return known[1]
 
     def close(self) -> None:
         """Leave the shared cache and give the model's memory back, whoever still holds it."""

@@ -44,6 +44,16 @@ class Matched:
     tied: bool | None = None
 
 
+def _known_match(
+    own: Mapping[str, tuple[nn.Module, NameMatch]], checkpoints: Mapping[str, Checkpoint], module: nn.Module, name: str
+) -> NameMatch | None:
+    """How a model before this one with the same tensors was matched: looking for patterns in all names takes long."""
+    for other, (its_module, match) in own.items():
+        if its_module is module and checkpoints[other].shapes == checkpoints[name].shapes:
+            return match
+    return None
+
+
 def match_models(
     reference: str,
     configs: Mapping[str, Any],
@@ -86,7 +96,7 @@ def match_models(
                 continue
         module = module_of(name, is_tied(config))
         architecture = architecture or type(module).__name__
-        match = match_names(module, checkpoints[name].shapes)
+        match = _known_match(found.own, checkpoints, module, name) or match_names(module, checkpoints[name].shapes)
         found.own[name] = module, match
         problems += [PoolError(f"model {name!r}: {p[0]}", *p[1:]) for p in name_problems(match, architecture)]
         problems += compatibility.tied_problems(name, checkpoints[name], match)

@@ -18,6 +18,7 @@ from evomerge.session.progress import Progress
 from evomerge.session.resume import open_run
 from evomerge.session.run import run
 from evomerge.session.settings import built_from, check_name, check_settings
+from evomerge.utils.imports import settled_collector, without_collector
 
 
 def search(config: Config) -> RunFolder:
@@ -35,16 +36,20 @@ def search(config: Config) -> RunFolder:
 
 def _search(config: Config) -> RunFolder:
     RunFolder(Path(config.run_dir)).require_new()  # said before what takes long
-    parts = build_parts(config)
-    from evomerge.evaluation.devices import choose_device
-    from evomerge.session.memory import estimate_memory
+    with without_collector():
+        parts = build_parts(config)
+        from evomerge.evaluation.devices import choose_device
+        from evomerge.session.memory import estimate_memory
 
     if parts.pool is not None and built_from(config) == "worker":  # before there is a run folder
         choose_device(str(to_builtin(config.evaluator).get("device", "auto")))
 
     parts.calibration_seconds = watched_statistics(config, parts.calibration)
     warn_settings(config, parts, estimate_memory(config, parts))
-    with Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress:
+    with (
+        settled_collector(),
+        Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress,
+    ):
         return run(config, parts, [progress])
 
 
@@ -83,13 +88,17 @@ def _resume(
     ended = again.record.finished and has_ended(again.record, again.rules, config.search.evaluations, again.budget)
     if ended and not again.lacks_best:
         return None
-    parts = build_parts(config, again.folder)
+    with without_collector():
+        parts = build_parts(config, again.folder)
     if parts.pool is not None:
         again.check_pool(parts.pool.info)
     parts.calibration_seconds = watched_statistics(config, parts.calibration)
     say(f"{again.record.count('told', 'search')} evaluations are in the ledger")
     shown = display or config.display
-    with Progress(str(path), config.search.evaluations, parts.evaluator, shown, again=True) as progress:
+    with (
+        settled_collector(),
+        Progress(str(path), config.search.evaluations, parts.evaluator, shown, again=True) as progress,
+    ):
         run(config, parts, [progress], again)
     for change in again.changes:
         errors.print(f"changed: {change}")

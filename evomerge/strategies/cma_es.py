@@ -25,8 +25,11 @@ from evomerge.strategies.bases.pycma import correlate, losses_of, stay
 from evomerge.strategies.bases.restarts import Kind, Restarts, Run
 from evomerge.strategies.variation.categorical import Categorical
 from evomerge.strategies.variation.coordinates import Coordinates
+from evomerge.utils.imports import absent
 
-with warnings.catch_warnings():
+# Of scipy.stats, which takes a second of a processor to import, pycma wants one rank correlation, for surrogates that
+# nothing here has; it has its own where there is no scipy.
+with warnings.catch_warnings(), absent("scipy.stats"):
     warnings.simplefilter("ignore")  # it warns when matplotlib, which nothing here needs, is not installed
     import cma
     from cma.evolution_strategy import InjectionWarning

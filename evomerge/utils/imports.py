@@ -93,3 +93,39 @@ def without_collector() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+@contextmanager
+def settled_collector() -> Iterator[None]:
+    """Keep the garbage collector from going through what is there already within this: modules, a pool, items.
+
+    A search makes little garbage, and looking for it in all that was imported takes longer than a candidate. What
+    somebody else has frozen before stays frozen.
+    """
+    ours = gc.get_freeze_count() == 0
+    if ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()
+
+
+@contextmanager
+def absent(name: str) -> Iterator[None]:
+    """Let an optional module be found missing within this, unless it is imported already.
+
+    Some packages import for a rarely used function what takes longer than they do themselves.
+
+    Args:
+        name: of the module, which its importers can do without.
+    """
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.modules.pop(name, None)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from evomerge.models.loaded import KeptStates
 
 _plans = itertools.count()
+_prefixes: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # looking through a model costs as much as a layer
 _CANDIDATES = 8
 """A candidate puts away what an eighth of the budget holds, besides what is known to be shared."""
 
@@ -57,7 +59,7 @@ class LayerStates:
         self.saved, self._states = 0.0, None
         if states is None or not self._usable or not states.keys:
             return
-        layers = list(find_layers(module)[1])
+        layers = _layers_of(module)
         if len(states.keys) != len(layers) + 1 or any("forward" in vars(layer) for layer in layers):
             return
         self._layers, self._states = layers, states
@@ -138,3 +140,12 @@ class LayerStates:
 
     def _returned(self, hidden: Any) -> Any:
         return (hidden, *[None] * (self._form - 1)) if self._form else hidden
+
+
+def _layers_of(module: nn.Module) -> list[nn.Module]:
+    """The layers that a model has now; where their list is was looked for once."""
+    if module not in _prefixes:
+        _prefixes[module] = find_layers(module)[0]
+    found = module.get_submodule(_prefixes[module])
+    assert isinstance(found, nn.ModuleList)
+    return list(found)

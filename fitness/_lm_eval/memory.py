@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -210,6 +211,7 @@ def _longest(task: Any, limit: float | None) -> list[int]:
     documents = task.eval_docs
     asked = get_sample_size(task, limit)
     count = len(documents) if asked is None else min(len(documents), int(asked))
-    lengths = sorted(((len(str(documents[i])), i) for i in range(count)), reverse=True)
+    # in their order: a data set reads many at once
+    lengths = sorted(((len(str(document)), i) for i, document in enumerate(islice(documents, count))), reverse=True)
     read = sorted(((len(str(task.doc_to_text(documents[i]))), i) for _, i in lengths[:_SHORTLIST]), reverse=True)
     return sorted(i for _, i in read[:_LONGEST])

@@ -20,6 +20,7 @@ from evomerge.models.memory import Retries, out_of_memory
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.continuous import Call, ContinuousGeneration
 from fitness._lm_eval.document_errors import no_prompt, no_target, not_finite, tokenising
+from fitness._lm_eval.encoded_ahead import encoded_ahead
 from fitness._lm_eval.finite_scores import FiniteScores, NotFinite
 from fitness._lm_eval.greedy_calls import no_call
 
@@ -125,7 +126,7 @@ class ResidentLM(HFLM):
         Raises:
             FitnessError: a tokenizer that makes nothing of one, naming the task and document.
         """
-        self._captured = []
+        self._captured, self._encoded = [], encoded_ahead(self, instances)
         for instance in instances:
             with tokenising(instance):
                 context, continuation = instance.args

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from fitness.estimators.columns import Columns
 
 MOST_REPLAYS = 96
+_MOST_COLUMNS = 2**15  # that are told at once: some tens of megabytes
 _PRIOR = 6.0  # replays that what is expected counts as much as
 _FLAWED = 1.2  # squared error over what the latent model says, where nothing is known: it is never quite right
 _OF_ANCHORS = 1.4
@@ -38,10 +40,40 @@ class Calibration:
     common: float = _USUAL
 
 
+class Replay(NamedTuple):
+    """A known model to tell from some of its own items.
+
+    Attributes:
+        model: which.
+        left_out: all that are left out with it.
+        part: its items, shape ``(columns,)``.
+        shown: those of them that it is told from.
+    """
+
+    model: int
+    left_out: list[int]
+    part: NDArray[np.bool_]
+    shown: NDArray[np.bool_]
+
+
+def batches(replays: Iterable[Replay]) -> Iterator[list[Replay]]:
+    """Replays to tell at once, as many as have `_MOST_COLUMNS` items or so."""
+    found: list[Replay] = []
+    columns = 0
+    for replay in replays:
+        found.append(replay)
+        columns += int(replay.part.sum())
+        if columns >= _MOST_COLUMNS:
+            yield found
+            found, columns = [], 0
+    if found:
+        yield found
+
+
 def some_of(
     values: NDArray[np.float64], columns: Columns, ranks: NDArray[np.float64], last: Sequence[int]
-) -> Iterator[tuple[int, list[int], NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Known models to tell from some of their own items: the model, all that are left out, its items, those shown.
+) -> Iterator[Replay]:
+    """Known models to tell from some of their own items.
 
     The latest models, those of `last` after the others. Half of a model's items of each task is shown, those of the
     lowest rank; the others stand for the items that it was not run on. Of these less is known than of its own, which
@@ -69,7 +101,7 @@ def some_of(
             first = own[np.argsort(ranks[stretch][own], kind="stable")[: max(2, len(own) // 2)]]
             shown[stretch.start + first] = True
         else:
-            yield model, np.flatnonzero(like).tolist(), part, shown
+            yield Replay(model, np.flatnonzero(like).tolist(), part, shown)
 
 
 def calibrate(replays: Sequence[tuple[float, float, float, float]], chosen: bool, chances: bool) -> Calibration:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from evomerge.candidate import Items
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimate
-from fitness.estimators.ability import tell
+from fitness.estimators.ability import Case, tell_each
 from fitness.estimators.anchor_names import Anchors
 from fitness.estimators.anchors import AnchorOrder
-from fitness.estimators.calibration import Calibration, calibrate, some_of
+from fitness.estimators.calibration import Calibration, Replay, batches, calibrate, some_of
 from fitness.estimators.chances import Chances
 from fitness.estimators.columns import Columns, Row
-from fitness.estimators.item_response import Fit, ItemParameters, fit_items, metrics_of
+from fitness.estimators.item_response import Fit, fit_items, metrics_of
 from fitness.estimators.stratified_mean import StratifiedMean
+from fitness.estimators.unseen import Shown, Unseen
 
 MOST_MODELS = 256
 """What is fitted to: the first 16 known models and the latest of the others."""
@@ -128,7 +129,8 @@ class ItemResponse:
         mean = self._mean.of_row(row, weights)
         if self._fit is None or not np.isnan(row).any():
             return mean
-        predicted = self._predict(self.columns, self._fit.items, row, self._chances(row), self._endpoints)
+        given = Shown(self.columns, self._fit.items, row, self._chances(row), self._endpoints)
+        (predicted,) = self._predict([given])
         return {
             name: self._blended(mean[name], predicted[name], self._calibration.get(name, Calibration()))
             for name in mean
@@ -160,45 +162,29 @@ class ItemResponse:
         complete = [not np.isnan(row).any() for row in values[: min(known, _ENDPOINTS)]]
         return list(range([*complete, False].index(False)))
 
-    def _predict(
-        self, columns: Columns, items: ItemParameters, row: Row, told_by: Row, endpoints: Sequence[int]
-    ) -> dict[str, Estimate]:
-        """p-IRT or mp-IRT of a row, with the error that the latent model says.
-
-        Args:
-            columns, items: of those that the row has.
-            row: what the model gave.
-            told_by: what it is told from, chances in the place of answers.
-            endpoints: models that the abilities are sums of.
-        """
+    def _predict(self, given: Sequence[Shown]) -> list[dict[str, Estimate]]:
+        """p-IRT or mp-IRT of rows, with the errors that the latent model says."""
         assert self._fit is not None
-        seen = ~np.isnan(row)
-        lengths = np.array([s.stop - s.start for s in columns.stretches])
-        filled, chances = row.copy(), np.zeros(len(row))
-        spread = np.zeros((len(lengths), len(lengths)))
+        unseen = [Unseen(each) for each in given]
         for kind, abilities in self._fit.abilities.items():
-            own = items.binary == kind
-            ends = abilities[list(endpoints), :-1] if len(endpoints) >= 2 else None
-            told, hidden = own & seen, own & ~seen
-            latest = abilities[-_LATEST:, :-1].mean(axis=0)
-            levels = self._levels(columns, own)
-            between = levels[told], levels[hidden]
-            found = tell(items.take(told), told_by[told], items.take(hidden), latest, between, ends)
-            filled[hidden], chances[hidden] = found.values, found.noise
-            moves = np.zeros((len(row), found.moves.shape[1]))
-            moves[hidden] = found.moves
-            means = np.array([moves[s].sum(axis=0) for s in columns.stretches]) / lengths[:, None]
-            spread += means @ found.covariance @ means.T
-        for metric, above, variance in self._chances.rest(columns, row, told_by):
-            own = columns.stretches[metric]
-            filled[own] = np.where(seen[own], filled[own], filled[own] + above)
-            spread[metric, metric] += variance * float((~seen[own]).mean()) ** 2
-        spread += np.diag([chances[s].sum() for s in columns.stretches] / np.square(lengths))
-        means_of = [float(filled[s].mean()) for s in columns.stretches]
-        floors = (0.5 / lengths).tolist()
-        values = columns.values(means_of, floors)
-        gradients = {name: columns.gradient(name, means_of, floors) for name in columns.terms}
-        return {name: Estimate(values[name], math.sqrt(float(g @ spread @ g))) for name, g in gradients.items()}
+            cases = [self._case(each, kind, abilities) for each in given]
+            told = tell_each([case for _, case in cases], abilities[-_LATEST:, :-1].mean(axis=0))
+            for each, (hidden, _), found in zip(unseen, cases, told, strict=True):
+                each.take(hidden, found)
+        for each, own in zip(unseen, given, strict=True):
+            for metric, above, variance in self._chances.rest(own.columns, own.row, own.told_by):
+                each.raise_by(metric, above, variance)
+        return [each.estimates() for each in unseen]
+
+    def _case(self, given: Shown, kind: bool, abilities: NDArray[np.float64]) -> tuple[NDArray[np.intp], Case]:
+        """What a model is told from of one kind, and which columns it is told of."""
+        ends = abilities[list(given.endpoints), :-1] if len(given.endpoints) >= 2 else None
+        own = given.items.binary == kind
+        told, hidden = (np.flatnonzero(own & each) for each in (given.seen, ~given.seen))
+        levels = self._levels(given.columns, own)
+        items = given.items
+        between = levels[told], levels[hidden]
+        return hidden, Case(items.take(told), given.told_by[told], items.take(hidden), between, ends)
 
     def _levels(self, columns: Columns, own: NDArray[np.bool_]) -> NDArray[np.int64]:
         """By column of a kind the number of its metric; one for all where metrics are many."""
@@ -211,26 +197,34 @@ class ItemResponse:
 
     def _calibrate(self, values: NDArray[np.float64]) -> dict[str, Calibration]:
         """How far off the latent model is on known models, each left out in turn with those like it."""
-        assert self._fit is not None
         assert self._order is not None
         replays: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in self.columns.terms}
+        for some in batches(some_of(values, self.columns, self._order.ranks, self._endpoints)):
+            for true, guessed, plain in self._replayed(values, some):
+                for name, each in true.items():
+                    told, drawn = guessed[name], plain[name]
+                    if told.error > 0 and drawn.error > 0 and math.isfinite(each.value + told.value + drawn.error):
+                        off = told.value - each.value, told.error, drawn.value - each.value, drawn.error
+                        replays[name].append(off)
         chosen = self._anchors != "none"
-        chances = self._chances(values)
-        for model, left_out, part, shown in some_of(values, self.columns, self._order.ranks, self._endpoints):
-            row = values[model][part]
-            hidden = np.where(shown[part], row, np.nan)
-            soft = np.where(shown[part], chances[model][part], np.nan)
-            mean = self._mean.only(part)
-            truth = mean.of_row(row)
-            endpoints = [k for k in self._endpoints if k != model]
-            guessed = self._predict(mean.columns, self._fit.without(left_out, part), hidden, soft, endpoints)
-            weights = self._weights(shown)
-            plain = mean.of_row(hidden, None if weights is None else weights[part])
-            for name, true in truth.items():
-                told, drawn = guessed[name], plain[name]
-                if told.error > 0 and drawn.error > 0 and math.isfinite(true.value + told.value + drawn.error):
-                    replays[name].append((told.value - true.value, told.error, drawn.value - true.value, drawn.error))
         return {name: calibrate(found, chosen, bool(self._chances)) for name, found in replays.items()}
+
+    def _replayed(
+        self, values: NDArray[np.float64], replays: Sequence[Replay]
+    ) -> Iterator[tuple[Mapping[str, Estimate], Mapping[str, Estimate], Mapping[str, Estimate]]]:
+        """Of known models told from some of their own items: what is true, what the latent model and the mean say."""
+        assert self._fit is not None
+        chances = self._chances(values)
+        known = self._fit.without_each([(replay.left_out, replay.part) for replay in replays])
+        means, given = [self._mean.only(replay.part) for replay in replays], []
+        for (model, _, part, shown), items, mean in zip(replays, known, means, strict=True):
+            row, soft = (np.where(shown[part], each[model][part], np.nan) for each in (values, chances))
+            endpoints = [k for k in self._endpoints if k != model]
+            given.append(Shown(mean.columns, items, row, soft, endpoints))
+        for replay, each, guessed, mean in zip(replays, given, self._predict(given), means, strict=True):
+            weights = self._weights(replay.shown)
+            plain = mean.of_row(each.row, None if weights is None else weights[replay.part])
+            yield mean.of_row(values[replay.model][replay.part]), guessed, plain
 
     def _blended(self, mean: Estimate, predicted: Estimate, known: Calibration) -> Estimate:
         told = predicted.error * known.told

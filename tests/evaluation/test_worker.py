@@ -9,6 +9,7 @@ import torch
 
 from evomerge.candidate import Candidate
 from evomerge.errors import ConfigError, FitnessError
+from evomerge.evaluation import worker as worker_module
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import check_device, choose_device
 from evomerge.evaluation.local import LocalEvaluator
@@ -69,6 +70,20 @@ def test_scores_the_candidate_not_its_predecessor(pool: Pool) -> None:
     again = [worker.evaluate(Candidate(i, r)).objectives["norm"] for i, r in enumerate(reversed(recipes))]
     assert len(set(first)) == 3
     assert again == first[::-1]
+
+
+def test_a_recipe_that_comes_again_is_planned_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Any] = []
+    make = worker_module.make_plan
+    monkeypatch.setattr(worker_module, "make_plan", lambda recipe, pool: planned.append(recipe) or make(recipe, pool))
+    monkeypatch.setattr(worker_module, "_PLANS", 2)
+    worker = Worker(pool, {"search": Norm()}, device="cpu")
+    recipes = [pool.info.linear({"a": weight, "b": 1 - weight}) for weight in (0.25, 0.5, 0.75)]
+    order = [0, 1, 0, 1, 2, 1, 0]  # two are kept: the third sends the first away
+    scores = [worker.evaluate(Candidate(n, recipes[which])).objectives["norm"] for n, which in enumerate(order)]
+    assert [next(i for i, own in enumerate(recipes) if own is recipe) for recipe in planned] == [0, 1, 2, 0]
+    assert len(set(scores)) == 3
+    assert [scores[order.index(which)] for which in order] == scores
 
 
 def test_no_candidate_ends_a_run(pool: Pool) -> None:

@@ -10,10 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from evomerge.objectives import MetricShare, Objective
-from fitness.estimators.ability import ability_of, tell
+from fitness.estimators import calibration, kind_fit
+from fitness.estimators.ability import Case, ability_of, tell, tell_each
 from fitness.estimators.irt import ItemResponse
 from fitness.estimators.item_response import ItemParameters, fit_items, metrics_of
-from fitness.estimators.latent_steps import logistic
+from fitness.estimators.kind_fit import fit_kind
+from fitness.estimators.latent_steps import Triangle, logistic, sweep
 from fitness.estimators.stratified_mean import StratifiedMean
 
 Array = NDArray[np.float64]
@@ -86,6 +88,131 @@ def test_finds_the_parameters_of_the_linear_model() -> None:
     assert np.abs(np.abs(items.mean[:, 0]) * items.scale - slopes).mean() < 0.15
     assert np.abs(items.mean[:, 1] * items.scale + items.centre - centres).mean() < 0.15
     assert np.abs(1 / np.sqrt(items.precision) * items.scale - 1.0).mean() < 0.05
+
+
+def plain_steps(values: Array, binary: bool, parts: list[slice], size: int, abilities: Array, mean: Array) -> Array:
+    """What `fit_kind` does, model by model and item by item as the equations are written; slopes and intercepts."""
+    models, columns = values.shape
+    seen, scaled = ~np.isnan(values), np.nan_to_num(values)
+    covariance = np.tile(np.diag([0.1] * (size + 1)), (columns, 1, 1))
+    noise = np.ones(columns)
+    x = np.hstack([abilities, np.ones((models, 1))])
+    xx = np.array([np.outer(own, own) for own in x])
+    for _ in range(50):
+        old = mean
+        second = covariance + np.array([np.outer(own, own) for own in mean])
+        half = 0.5 * np.sqrt(np.einsum("kab,iab->ki", xx, second))
+        weights = np.where(seen, noise * (0.25 * np.tanh(half) / half if binary else 1.0), 0.0)
+        targets = np.where(seen, noise * (scaled - 0.5 * binary), 0.0)
+        for k in range(models):
+            spread = np.linalg.inv(np.eye(size) + np.einsum("i,iab->ab", weights[k], second[:, :-1, :-1]))
+            told = targets[k] @ mean[:, :-1] - weights[k] @ second[:, :-1, -1]
+            x[k, :-1] = spread @ told
+            xx[k] = np.outer(x[k], x[k])
+            xx[k, :-1, :-1] += spread
+        centre = x[:, :-1].mean(axis=0)
+        scale = np.sqrt(np.array([xx[:, d, d].mean() for d in range(size)]) - centre**2)
+        change = np.eye(size + 1)
+        change[:-1, :-1], change[:-1, -1] = np.diag(1 / scale), -centre / scale
+        x, xx = x @ change.T, change @ xx @ change.T
+        back = np.linalg.inv(change).T
+        mean, covariance = mean @ back.T, back @ covariance @ back.T
+        usual = np.array([0.5] * size + [2.0])
+        new = []
+        for part in parts:
+            count = part.stop - part.start
+            middle = mean[part].sum(axis=0) / (count + 1)
+            variances = np.array([np.diag(own) for own in covariance[part]])
+            prior = (count + 4) / ((np.square(mean[part] - middle) + variances).sum(axis=0) + 4 * usual)
+            for i in range(part.start, part.stop):
+                precision = np.diag(prior) + np.einsum("k,kab->ab", weights[:, i], xx)
+                covariance[i] = np.linalg.inv(precision)
+                new.append(covariance[i] @ (prior * middle + targets[:, i] @ x))
+        mean = np.array(new)
+        second = covariance + np.array([np.outer(own, own) for own in mean])
+        for part in parts:
+            own = seen[:, part]
+            expected = x @ mean[part].T
+            if binary:
+                chance = logistic(expected)
+                off, usually = np.square(scaled[:, part] - chance)[own], (chance * (1 - chance))[own]
+                soft = not np.isin(scaled[:, part][own], (0.0, 1.0)).all()
+                noise[part] = min(max(usually.mean() / off.mean(), 1.0), 4.0) if soft else 1.0
+                continue
+            squares = np.square(scaled[:, part]) - 2 * scaled[:, part] * expected
+            squares = np.where(own, squares + np.einsum("kab,iab->ki", xx, second[part]), 0.0).sum(axis=0)
+            counts = own.sum(axis=0)
+            noise[part] = (counts + 4) / (squares + 4 * squares.sum() / counts.sum())
+        if np.abs(mean - old).max() < 2e-3 * max(1.0, np.abs(old).max()):
+            break
+    return mean
+
+
+@pytest.mark.parametrize("kind", ["answers", "chances", "numbers"])
+def test_fitting_is_the_steps_as_they_are_written(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(14)
+    values = rng.normal(size=(9, 2)) @ rng.normal(size=(2, 14)) + rng.normal(0, 0.5, (9, 14))
+    if kind != "numbers":
+        chances = logistic(values)
+        values = chances if kind == "chances" else (rng.random(values.shape) < chances).astype(float)
+    values[rng.random(values.shape) < 0.6] = np.nan
+    values[0] = np.where(np.isnan(values[0]), 0.5 if kind == "chances" else 1.0, values[0])  # every item was run
+    parts = [slice(0, 8), slice(8, 14)]
+    begun: list[Array] = []
+    start = kind_fit._start
+    monkeypatch.setattr(kind_fit, "_start", lambda *given: begun.extend(found := start(*given)) or found)
+    fit = fit_kind(values, kind != "numbers", parts, 2)
+    expected = plain_steps(values, kind != "numbers", parts, 2, begun[1].copy(), begun[0].T.copy())
+    np.testing.assert_allclose(fit.mean, expected, rtol=1e-8, atol=1e-10)
+    assert ((fit.weights != 0) == ~np.isnan(values)).all()
+
+
+def test_many_inverses_at_once_are_those_of_each_alone() -> None:
+    rng = np.random.default_rng(15)
+    roots = rng.normal(size=(40, 5, 8))
+    matrices = (roots @ roots.transpose(0, 2, 1)).transpose(1, 2, 0)
+    found = sweep(matrices)
+    np.testing.assert_allclose(found.transpose(2, 0, 1), np.linalg.inv(matrices.transpose(2, 0, 1)), rtol=1e-9)
+    np.testing.assert_array_equal(sweep(matrices[..., 7:8]), found[..., 7:8])
+    upper = Triangle(5)
+    np.testing.assert_allclose(upper.square(upper.of(matrices).T).transpose(1, 2, 0), matrices, rtol=1e-12)
+    assert float(upper.times @ upper.of(matrices)[:, 0]) == pytest.approx(float(matrices[..., 0].sum()))
+    assert upper.of(matrices)[upper.last, 3].tolist() == matrices[:, -1, 3].tolist()
+
+
+def test_models_told_together_are_told_as_alone() -> None:
+    """To the last digit: who is told together depends on where a run was interrupted, or on who was left out."""
+    world = World(16)
+    values = np.array([world.some(world.model(), 30) for _ in range(40)])
+    fit = fit_items(values, metrics_of(values, [slice(0, 100), slice(100, 200)]), 3)
+    levels = np.repeat([0, 1], 100)
+    ends = fit.abilities[True][:3, :-1]
+    cases = []
+    for number in range(23):  # of three sizes, some of them sums of known abilities
+        row = world.some(world.model(), 5 + number % 3)
+        told, hidden = np.flatnonzero(~np.isnan(row)), np.flatnonzero(np.isnan(row))
+        between = levels[told], levels[hidden]
+        own = None if number % 2 else ends
+        cases.append(Case(fit.items.take(told), row[told], fit.items.take(hidden), between, own))
+    centre = fit.abilities[True][:, :-1].mean(axis=0)
+    for case, together in zip(cases, tell_each(cases, centre), strict=True):
+        alone = tell(case.seen, case.values, case.unseen, centre, case.levels, case.endpoints)
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one, other)
+    parts = [(list(range(number, number + 3)), ~np.isnan(values[number])) for number in range(9)]
+    for (models, part), together in zip(parts, fit.without_each(parts), strict=True):
+        np.testing.assert_array_equal(fit.without(models, part).mean, together.mean)
+        np.testing.assert_array_equal(fit.without(models, part).covariance, together.covariance)
+
+
+def test_calibrations_in_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(17)
+    whole, pieces = built(blend="variances"), built(blend="variances")
+    knowledge = known(world, 4, 30)
+    whole.fit(knowledge)
+    monkeypatch.setattr(calibration, "_MOST_COLUMNS", 100)
+    pieces.fit(knowledge)
+    assert whole._calibration == pieces._calibration
 
 
 def test_leaving_models_out_is_fitting_the_items_without_them() -> None:

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from evomerge.merge.resident.hidden_states import HiddenStates
 from evomerge.models.architecture.layout import find_layers
-from fitness._lm_eval import prepared, token_batches
+from fitness._lm_eval import layer_states, prepared, token_batches
 from fitness._lm_eval.shared_probe import no_states, unsupported
 from fitness.lm_eval_tasks import LmEvalFitness
 
@@ -321,3 +321,17 @@ def test_a_fitness_begins_above_layers_and_says_what_it_saved(
     assert "no hidden states are kept of this model: its layers share keys" in caplog.text
     monkeypatch.undo()
     model.states = None
+
+
+def test_where_the_layers_are_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended = Pretended(deep("llama"))
+    looked: list[Any] = []
+    monkeypatch.setattr(layer_states, "find_layers", lambda module: looked.append(module) or find_layers(module))
+    own = layer_states.LayerStates([[3]], pretended.module)
+    for variants in stream(5, LAYERS):
+        own.begin(pretended.module, pretended.become(variants))
+        assert list(own._layers) == pretended.layers
+    assert looked == [pretended.module]
+    shorter = pretended.module.model.layers
+    del shorter[-1]  # paths have other layers in the same list
+    assert layer_states._layers_of(pretended.module) == pretended.layers[:-1]

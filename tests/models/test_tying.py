@@ -17,6 +17,7 @@ from evomerge.errors import PoolError
 from evomerge.export.writer import write_model
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.model import Resident
+from evomerge.models import tying
 from evomerge.models.opening import open_pool, pool_of_recipe
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -121,3 +122,15 @@ def test_an_adapted_tied_model_keeps_its_head_and_embeddings_one(tiny_model: Tin
     pool = open_pool({"a": f"{a}+{adapter}", "b": str(b)})
     assert torch.equal(pool.read("a", HEAD), pool.read("a", EMBED))
     assert not torch.equal(pool.read("a", EMBED), load_file(a / "model.safetensors")[EMBED])
+
+
+def test_models_of_the_same_tensors_are_matched_once(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    matched: list[int] = []
+    match = tying.match_names
+    monkeypatch.setattr(
+        tying, "match_names", lambda module, shapes: matched.append(len(shapes)) or match(module, shapes)
+    )
+    a, b, c = (tiny_model(name, "llama_tied", seed, **WIDE) for seed, name in enumerate("abc"))
+    store_head(c)
+    open_pool({"a": str(a), "b": str(b), "c": str(c)})
+    assert matched == [matched[0], matched[0] + 1]  # the third stores its head as well

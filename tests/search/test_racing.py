@@ -18,6 +18,7 @@ from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.search.finalists import Leaders, best_of, favourite
 from evomerge.search.incumbent import Incumbent
+from evomerge.search.racing.joined import Runner
 from evomerge.search.racing.knowledge import Knowledge
 from evomerge.search.racing.opponents import opponent
 from evomerge.search.racing.parts import ItemOrder, join, size
@@ -189,6 +190,30 @@ def test_half_of_a_generation_goes_on_to_twice_the_items() -> None:
     assert found[3].objectives["score"] == pytest.approx(0.803, abs=0.001)
     assert found[3].seconds == {"model": 3.0}
     assert int(np.isfinite(found[3].items["one/acc"]).sum()) == 32
+
+
+def test_nobody_is_estimated_twice_from_the_same_items() -> None:
+    class Counting(Means):
+        calls = 0
+
+        def estimate(self, items: Items) -> dict[str, Estimate]:
+            self.calls += 1
+            return super().estimate(items)
+
+    worker, means = Worker({number: number / 10 for number in range(8)}), Counting()
+    race = Race(Racing(0.1, most=0.4), COUNTS, Knowledge(means, SCORE), SCORE, seed=0)
+    pending = RacedEvaluations(worker, ordered=True, race=race, bar=lambda candidate: None)
+    for candidate in candidates(8):
+        pending.submit(candidate)
+    first = [pending.next_result()[1] for _ in range(8)]
+    assert means.calls == 8 + 4 + 2  # once after each step: nothing was learnt meanwhile
+    runner = Runner(candidates(1)[0], 0.0)
+    runner.add({"one": range(8), "two": range(2)}, first[7])
+    before = runner.estimates(race.knowledge)
+    assert (runner.estimates(race.knowledge), means.calls) == (before, 15)
+    race.knowledge.see(first[7])
+    runner.estimates(race.knowledge)
+    assert means.calls == 16  # more is known
 
 
 def test_generations_begin_where_the_last_one_did_not() -> None:

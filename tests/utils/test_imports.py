@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import importlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import ConfigError
-from evomerge.utils.imports import import_modules
+from evomerge.utils.imports import absent, import_modules, settled_collector, without_collector
 
 
 @pytest.fixture
@@ -81,3 +84,40 @@ def test_what_goes_wrong_is_one_line(folder: Path, name: str, content: str | Non
     with pytest.raises(ConfigError, match=message) as raised:
         import_modules([name], "imports")
     assert "\n" not in str(raised.value)
+
+
+def test_a_module_may_be_absent_for_a_while(folder: Path) -> None:
+    (folder / "evomerge_optional.py").touch()
+    sys.path.append(str(folder))
+    with absent("evomerge_optional"), pytest.raises(ImportError):
+        importlib.import_module("evomerge_optional")
+    assert importlib.import_module("evomerge_optional").__name__ == "evomerge_optional"
+    with absent("evomerge_optional"):  # who has it keeps it
+        assert importlib.import_module("evomerge_optional") is sys.modules["evomerge_optional"]
+
+
+def test_cma_es_does_not_import_statistics() -> None:
+    code = "import sys, evomerge.strategies.cma_es; print('scipy.stats' in sys.modules); import scipy.stats"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False"]
+
+
+def test_the_collector_is_left_as_it_was() -> None:
+    def failing() -> None:
+        with without_collector():
+            assert not gc.isenabled()
+            raise KeyError
+
+    def failing_inside_another() -> None:
+        with settled_collector():
+            inside = gc.get_freeze_count()
+            with settled_collector():  # of a search within a search: the outer one's
+                pass
+            assert gc.get_freeze_count() >= inside > 0
+            raise KeyError
+
+    for failure in (failing, failing_inside_another):
+        with pytest.raises(KeyError):
+            failure()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() == 0

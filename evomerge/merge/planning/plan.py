@@ -231,7 +231,16 @@ class _Planner:
         return Part(tensors, name, sources, base_source, tuple(values.items()), seed, known)
 
     def source(self, entry: Input, slice_: SliceId) -> Source:
-        """The source slice of an input: the same component, in its own layer."""
+        """The source slice of an input: the same component, in its own layer; of the pool's models looked for once."""
+        if entry.model not in self.identities:
+            return self._source(entry, slice_)
+        key = entry.model, entry.layer, slice_
+        known: Source | None = self.copies.get(key)
+        if known is None:
+            known = self.copies[key] = self._source(entry, slice_)
+        return known
+
+    def _source(self, entry: Input, slice_: SliceId) -> Source:
         stage = self.stages.get(entry.model) if entry.model not in self.identities else None
         if slice_.layer is None:
             if entry.layer is not None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from evomerge.candidate import Candidate, Evaluation, Items, Part
 from evomerge.protocols import Estimate
+from evomerge.search.racing.knowledge import Knowledge
 from evomerge.search.racing.parts import join, size
 
 
@@ -37,6 +38,18 @@ class Runner:
     steps: list[float] = field(default_factory=list)
     ended: Evaluation | None = None
     _parts: list[tuple[int, Evaluation]] = field(default_factory=list)
+    _estimated: tuple[int, int, dict[str, Estimate]] | None = None
+
+    def estimates(self, knowledge: Knowledge) -> dict[str, Estimate]:
+        """By objective what all items would give; asked again, they are those of before until more is known.
+
+        Args:
+            knowledge: of the items.
+        """
+        known = self.done, knowledge.learnt
+        if self._estimated is None or self._estimated[:2] != known:
+            self._estimated = *known, knowledge.estimate(self.items, self.plain)
+        return self._estimated[2]
 
     def add(self, part: Part, evaluation: Evaluation) -> None:
         """Take in the evaluation of a part."""

@@ -45,6 +45,11 @@ class Knowledge:
             if len(self._models) > _MOST:
                 del self._models[next(iter(self._models))]
 
+    @property
+    def learnt(self) -> int:
+        """How many models `estimate` knows: while this is the same, so are the estimates of the same values."""
+        return self._due
+
     def items(self, candidate: int) -> Items | None:
         """The values that a candidate had, where they are still known."""
         return self._models.get(candidate, self._baselines.get(candidate))

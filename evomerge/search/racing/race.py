@@ -98,7 +98,7 @@ class Race:
             return
         runner.add(part, evaluation)
         if self.by_generation:  # otherwise what is known by now depends on who was faster
-            runner.steps.append(self.knowledge.estimate(runner.items, runner.plain)[self.objective.name].value)
+            runner.steps.append(runner.estimates(self.knowledge)[self.objective.name].value)
         elif self.pruning is not None:
             runner.steps.append(self.pruning.value(runner.items, runner.plain))
 
@@ -115,8 +115,7 @@ class Race:
         """What a candidate is told as."""
         if runner.ended is not None:
             return runner.ended
-        estimates = self.knowledge.estimate(runner.items, runner.plain)
-        found = runner.joined(estimates, self.total, pruned=runner.done < len(self.steps))
+        found = runner.joined(runner.estimates(self.knowledge), self.total, pruned=runner.done < len(self.steps))
         for name, value in found.objectives.items():
             if not math.isfinite(value):  # of all items there may be no logarithm, where of some there was
                 return replace(found, status="failed", objectives={}, error=f"objective {name} is {value}")
