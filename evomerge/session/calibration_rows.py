@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 
 from rich.progress import Progress as Bar
@@ -95,14 +94,12 @@ def _speed(config: Config) -> float:
     import torch
 
     from evomerge.evaluation.devices import choose_device
+    from evomerge.session.timing import least_seconds
 
-    one = torch.ones(_SIDE, _SIDE, device=choose_device(config.statistics.device))
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        float((one @ one)[0, 0])
-        best = min(best, time.perf_counter() - start)
-    return 2 * _SIDE**3 / max(best, 1e-9) / 3  # a model's products are smaller, and it does more than these
+    device = torch.device(choose_device(config.statistics.device))
+    one = torch.ones(_SIDE, _SIDE, device=device)
+    seconds = least_seconds(lambda: one @ one, device)
+    return 2 * _SIDE**3 / max(seconds, 1e-9) / 3  # a model's products are smaller, and it does more than these
 
 
 def _time(seconds: float) -> str:
