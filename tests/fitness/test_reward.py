@@ -93,7 +93,8 @@ def plainly(folder: Path, judge: str, tokens: int, answer: bool) -> list[torch.T
     found = []
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
-        out = merged.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)[0]
+        ends = [merged.config.eos_token_id, tokenizer.eos_token_id]
+        out = merged.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0, eos_token_id=ends)[0]
         text = tokenizer.decode(out[ids.shape[1] :] if answer else out, skip_special_tokens=True)
         read = tokenizer(text, return_tensors="pt").input_ids[:, -12:]  # the classifier's positions, from the end
         with torch.no_grad():
@@ -152,7 +153,7 @@ def test_the_fingerprint_is_of_the_classifier_too(folder: Path, pool: Pool, tmp_
     other = shutil.copytree(folder / "number", tmp_path / "other")
 
     def fingerprint(model: Path, **more: Any) -> str:
-        fitness = fitness_of(folder, {"model": str(model), **more})
+        fitness = fitness_of(folder, {"model": str(model), "tokens": 4, **more})
         fitness.check()
         return Worker(pool, {"search": fitness}, device="cpu").fitness("search").fingerprint()
 
@@ -213,7 +214,7 @@ def test_what_is_no_classifier_is_refused_before_anything_is_loaded(folder: Path
     bare = shutil.copytree(folder / "judge", tmp_path / "bare")
     for path in bare.glob("token*"):
         path.unlink()
-    fitness = fitness_of(folder, {"model": str(bare), "label": "fine"})
+    fitness = fitness_of(folder, {"model": str(bare), "label": "fine", "tokens": 4})
     fitness.check()
     with pytest.raises(FitnessError, match="has no tokenizer"):
         Worker(pool, {"search": fitness}, device="cpu").fitness("search")
