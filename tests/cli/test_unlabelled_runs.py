@@ -26,7 +26,7 @@ def words_of(kind: str, pool: Path) -> list[str]:
         return ["experiment=demo_drift", *few, "held_out=null", "fitness.parts.accuracy.limit=2", written]
     own = "{maths: {task: demo_e_maths, expert: math, limit: 4}, said: {write: {texts: 3, tokens: 6}}}"
     folder = f"fitness.include_path='{pool}/tasks'"
-    return ["experiment=demo", *few, "held_out=null", "fitness=unlabelled", f"fitness.texts={own}", folder]
+    return ["pool=demo", *few, "search_space=by_layer", "fitness=unlabelled", f"fitness.texts={own}", folder]
 
 
 def told(run: Path) -> list[tuple[int, str, dict[str, float]]]:
