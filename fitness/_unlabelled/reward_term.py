@@ -45,7 +45,8 @@ def parse_reward(value: Any, key: str) -> RewardTerm:
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key} is {value!r}", f"a classifier's folder, or a mapping with {', '.join(_KEYS)}")
     require_keys(given, _KEYS, key)
-    model, label, reads = given.get("model"), given.get("label"), given.get("reads") or "all"
+    model, label = given.get("model"), given.get("label")
+    reads: Any = given.get("reads") or "all"
     if not isinstance(model, str) or not model:
         raise ConfigError(f"{key}.model is {model!r}", "the folder of a sequence classifier")
     if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):

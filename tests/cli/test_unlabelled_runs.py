@@ -66,7 +66,8 @@ def test_ray_gives_the_same_scores(kind: str, quick_pool: Path, quick_search: li
     if kind == "statistics":
         files = f"calibration.files=['{quick_pool}/tasks/demo_e_maths.jsonl']"
         words = [*quick_search, "search.evaluations=4", "strategy.popsize=2", "fitness.limit=2", "held_out.limit=2"]
-        words += ["display=quiet", "search_space.method=fisher", "calibration=text", files, "calibration.items=3"]
+        words += ["search_space=parameter", "search_space.method=fisher", "search_space.components=all"]
+        words += ["search_space.layer_group=all", "display=quiet", "calibration=text", files, "calibration.items=3"]
     else:
         words = words_of(kind, quick_pool)
     ray = ["evaluator=ray", "evaluator.workers=1", "evaluator.address=auto", "evaluator.shared_cache=off"]
