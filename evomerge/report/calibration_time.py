@@ -19,6 +19,11 @@ class CalibrationTime:
     seconds: float
     others: float
 
+    @classmethod
+    def of(cls, seconds: float | None, others: float) -> CalibrationTime | None:
+        """Of as many seconds; ``None`` for ``None``."""
+        return None if seconds is None else cls(seconds, others)
+
     @property
     def share(self) -> float:
         """Of the wall time of calibration, search and held-out scoring; 0 where they were there before."""

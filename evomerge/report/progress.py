@@ -148,8 +148,7 @@ class RunProgress:
     @property
     def calibration(self) -> CalibrationTime | None:
         """What statistics of data took; ``None`` where no method reads any."""
-        seconds = self._calibrated
-        return None if seconds is None else CalibrationTime(seconds, self.seconds + self.held_out_seconds)
+        return CalibrationTime.of(self._calibrated, self.seconds + self.held_out_seconds)
 
     @property
     def held_out_asked(self) -> int:
