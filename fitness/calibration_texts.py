@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.protocols import CalibrationItem
 from fitness._documents import Document, asked_hash, by_model, check_draw, content_hash, drawn
-
-_LARGEST = 1 << 30  # bytes of a file
+from fitness._text_files import Line, read_lines, text_of
 
 
 class TextItems:
@@ -47,8 +44,6 @@ class TextItems:
     def items(self, model: str) -> Sequence[CalibrationItem]:
         """The items of a model."""
         found = [pair for file in by_model(self._files, model, "files") for pair in self._of_file(file)]
-        if not found:
-            raise FitnessError(f"the files of model {model!r} hold no text", "at least one")
         chosen = drawn(found, self._items, self._seed)
         self._given[model] = [document for _, document in chosen]
         return [item for item, _ in chosen]
@@ -59,31 +54,17 @@ class TextItems:
 
     def _of_file(self, file: str) -> list[tuple[CalibrationItem, Document]]:
         if file not in self._read:
-            self._read[file] = list(_items_of(Path(file)))
+            self._read[file] = [_item(line) for line in read_lines(file, "files")]
         return self._read[file]
 
 
-def _items_of(path: Path) -> list[tuple[CalibrationItem, Document]]:
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise FitnessError(f"{path} has more than {_LARGEST:,} bytes", "files of some thousand texts", "split it")
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FitnessError(f"{path} cannot be read ({error})", "a file of texts in UTF-8") from error
-    plain = path.suffix not in (".jsonl", ".json")
-    return [_item(path, number, line, plain) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _item(path: Path, number: int, line: str, plain: bool) -> tuple[CalibrationItem, Document]:
-    if plain:
-        return CalibrationItem(line), Document(asked_hash(line, (), ""), content_hash(line))
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise FitnessError(f"{path}, line {number}, is no JSON ({error})", 'lines such as {"text": "..."}') from error
-    text, answer = (row.get("text"), row.get("answer", "")) if isinstance(row, dict) else (None, "")
+def _item(line: Line) -> tuple[CalibrationItem, Document]:
+    if "answer" not in line.row:
+        text = text_of(line, "text")
+        return CalibrationItem(text), Document(asked_hash(text, (), ""), content_hash(line.row))
+    text, answer = line.row.get("text", ""), line.row["answer"]
     if not isinstance(text, str) or not isinstance(answer, str) or not (text + answer).strip():
-        raise FitnessError(f"{path}, line {number}, has no text", 'lines such as {"text": "...", "answer": "..."}')
-    document = Document(asked_hash(text, (), answer), content_hash(row))
+        raise FitnessError(f"{line.where} has no text", 'lines such as {"text": "...", "answer": "..."}')
+    document = Document(asked_hash(text, (), answer), content_hash(line.row))
     between = "" if not answer or text[-1:].isspace() or answer[0].isspace() else " "
     return CalibrationItem(text, between + answer if answer else ""), document

@@ -15,15 +15,16 @@ from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimator, Scores
 from evomerge.utils.sizes import byte_count
 from fitness._lm_eval.terms import check_timeout, plain
-from fitness._unlabelled.files import check_file
+from fitness._text_files import check_text_file
 from fitness._unlabelled.terms import TextTerm, parse_texts
-from fitness._unlabelled.totals import objective_weights, shares, totals
+from fitness._unlabelled.totals import cautions, objective_weights, shares, totals
 from fitness.estimators.settings import parse_estimator
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel, ModelOutline
     from evomerge.recipes.pool_info import PoolInfo
     from evomerge.utils.memory import MemoryPart
+    from fitness._unlabelled.judge import JudgeFolder
     from fitness._unlabelled.prepared import Prepared
     from fitness._unlabelled.sources import Source
 
@@ -39,13 +40,15 @@ class UnlabelledFitness:
       squared difference from the expert's hidden states over units and `hidden_layers` (the two losses of Expert
       Merging, arXiv 2509.25712, which takes the sum over units instead).
     - ``agreement``: 1 where the likeliest token is the expert's, else 0.
+    - ``reward``: what a sequence classifier of the user's makes of the text with what the model writes after it, the
+      likeliest token each time: the probability of a label, or the only output.
     - ``kl_to_base``: ``KL(base || model)``, nats; ``forgetting``: how much less likely the next token is than to the
       base, nats. On texts that the base wrote, at temperature 1, the one is what the other is on average.
 
-    All but ``agreement`` are better when lower, and count negative: every objective is to be maximised. What experts
-    and the base say is computed once, by the worker's own model, and kept within `reference_size`: in float32; else in
-    float16, renormalised; else the likeliest tokens in float32 and the probability of the rest, which counts as one
-    token (`Predictions.divergence_from` says what is lost).
+    All but ``agreement`` and ``reward`` are better when lower, and count negative: every objective is to be maximised.
+    What experts and the base say is computed once, by the worker's own model, and kept within `reference_size`: in
+    float32; else in float16, renormalised; else the likeliest tokens in float32 and the probability of the rest, which
+    counts as one token (`Predictions.divergence_from` says what is lost).
 
     Scores of a text differ with those it is batched with by rounding only: about 1e-6 of them in float32, 1e-2 in
     bfloat16. The same items are read in the same batches every time.
@@ -53,11 +56,12 @@ class UnlabelledFitness:
     Args:
         texts: by name a file, or a mapping with ``file`` (and ``key`` of JSONL), ``task`` (of lm-eval, whose prompts
             are taken without targets), ``limit``, ``write`` (a model, or ``by``, ``tokens``, ``texts``,
-            ``temperature``, ``seed``: who writes texts, or goes on with those; the base by default), ``expert``,
+            ``temperature``, ``seed``: who writes texts, or goes on with those; the base by default), ``reward`` (the
+            classifier's folder, or ``model``, ``tokens``, ``label``, ``reads``, ``batch_size``), ``expert``,
             ``positions`` (``all`` or ``last``), ``metrics`` (name -> weight, or -> {weight, transform, objective}),
             ``weight``, ``objective``.
             Texts without ``metrics`` count `metrics`; where there are none, those of an expert the two losses of Expert
-            Merging (1 and 0.1), others the logarithm of their perplexity.
+            Merging (1 and 0.1), of a reward that alone, others the logarithm of their perplexity.
         metrics: of texts that name none.
         include_path: folder or folders with task YAMLs.
         hidden_layers: after which layers hidden states are compared: 0 is the embedding, -1 after all layers; the
@@ -107,6 +111,7 @@ class UnlabelledFitness:
         self._writers: dict[str, str] = {}
         self._base = ""
         self._identities: dict[str, str] = {}
+        self._judges: dict[str, JudgeFolder] | None = None
         self._prepared: Prepared | None = None
 
     @property
@@ -118,14 +123,17 @@ class UnlabelledFitness:
         """Read the texts, once.
 
         Raises:
-            FitnessError: a file or task that is missing or cannot be read, or has no texts.
+            FitnessError: a file or task that is missing or cannot be read, or has no texts; a classifier's folder that
+                holds none.
         """
         self._read()
+        self._judged()
 
     def check_files(self) -> None:
         """Raise `FitnessError` for a file that is not there."""
         for term in self._terms:
-            check_file(term)
+            if term.file:
+                check_text_file(term.file, f"texts.{term.name}.file")
         self._estimator.check_files()
 
     def check_tokenizer(self, load: Callable[[], Any]) -> None:
@@ -175,15 +183,17 @@ class UnlabelledFitness:
         return {name: source.count for name, source in self._read().items()}
 
     def work(self) -> dict[str, int]:
-        """What a candidate asks of a model: ``documents`` and ``texts`` read; none is ``written``."""
-        count = sum(self.items().values())
-        return {"documents": count, "texts": count, "written": 0}
+        """What a candidate asks of a model: ``documents`` and ``texts`` read, and those ``written`` for a reward."""
+        items = self.items()
+        count = sum(items.values())
+        written = sum(items[term.name] for term in self._terms if term.reward is not None)
+        return {"documents": count, "texts": count, "written": written}
 
     def memory(self, model: ModelOutline) -> list[MemoryPart]:
         """What forwards and references take beside a model's weights; `check` comes before."""
         from fitness._unlabelled.sizes import memory
 
-        return memory(self._terms, self._read(), model, self._how())
+        return memory(self._terms, self._read(), model, self._how(), self._judged())
 
     def shares(self) -> list[MetricShare]:
         """What every metric counts in the objectives."""
@@ -194,16 +204,8 @@ class UnlabelledFitness:
         return self._estimator.build(shares(self._terms, of_items=True), self.objectives, self.items())
 
     def cautions(self) -> list[str]:
-        """That an objective is of entropy alone."""
-        found = []
-        for name in objective_weights(self._terms):
-            kinds = {metric.name for term in self._terms for metric in term.metrics if metric.objective == name}
-            if kinds == {"entropy"}:
-                found.append(
-                    f"objective {name} is of entropy alone, which a model that is sure of anything has little of; "
-                    "add soft_cross_entropy or kl_to_base"
-                )
-        return found
+        """That an objective is of entropy or of a reward alone."""
+        return cautions(self._terms)
 
     def prepare(self, model: LoadedModel) -> None:
         """Tokenise and batch the texts. `refer` comes next, for every name that `references` gave.
@@ -214,7 +216,10 @@ class UnlabelledFitness:
         from fitness._unlabelled.prepared import prepare
 
         self._prepared = None
-        self._prepared = prepare(model, self._terms, self._read(), self._how(), self._steps, self._writers, self._base)
+        sources, judges = self._read(), self._judged()
+        self._prepared = prepare(
+            model, self._terms, sources, self._how(), self._steps, self._writers, self._base, judges
+        )  # fmt: skip
 
     def refer(self, model: LoadedModel, name: str) -> None:
         """Let a model of the pool write its texts, or keep what it says; in the order of `references`.
@@ -271,7 +276,11 @@ class UnlabelledFitness:
     def _content(self, term: TextTerm) -> list[Any]:
         metrics = [[metric.name, metric.weight, metric.log, metric.objective] for metric in term.metrics]
         write = [self._writers.get(term.name, ""), *vars(term.write).values()] if term.write is not None else []
-        return [term.name, term.expert, term.positions, term.weight, metrics, write]
+        found = [term.name, term.expert, term.positions, term.weight, metrics, write]
+        if term.reward is not None:
+            reward = {**vars(term.reward), "model": self._judged()[term.name].identity()}
+            found.append(sorted(reward.items()))
+        return found
 
     def _read(self) -> dict[str, Source]:
         if self._sources is None:
@@ -279,6 +288,17 @@ class UnlabelledFitness:
 
             self._sources = read_sources(self._terms, self._include_path, self._task_timeout)
         return self._sources
+
+    def _judged(self) -> dict[str, JudgeFolder]:
+        if self._judges is None:
+            terms = [term for term in self._terms if term.reward is not None]
+            if terms:
+                from fitness._unlabelled.judge import JudgeFolder
+            key = "texts.{}.reward"
+            self._judges = {
+                t.name: JudgeFolder.open(t.reward, key.format(t.name)) for t in terms if t.reward is not None
+            }
+        return self._judges
 
     def _how(self) -> Any:
         from fitness._unlabelled.prepared import How

@@ -69,12 +69,20 @@ OPERATORS: Mapping[str, Operator] = {
     "crossover": Operator("2508.16204 draws both at random: the middle", {"t": 0.5, "split": 0.5}),
     "task_arithmetic": Operator("2212.04089: 0.4 where nothing is validated", {"weight": 0.4}),
     "ties": Operator("2306.01708: 20 %, lambda 1", {"density": 0.2}),
-    "dare_linear": Operator("2311.03099: 90 % dropped, 0.5", {"density": 0.1, "weight": 0.5}),
-    "dare_ties": Operator("2311.03099: 90 % dropped, TIES with lambda 1", {"density": 0.1}),
-    "della": Operator("2406.11617 validates all: 30 % dropped, as public recipes have it", {"density": 0.7}),
+    "dare_linear": Operator(
+        "2311.03099 validates both: 90 % dropped, which it says costs one model nothing, and 0.5 (its code's example "
+        "of merging: 20 %, averaged)",
+        {"density": 0.1, "weight": 0.5},
+    ),
+    "dare_ties": Operator("as dare_linear, TIES with lambda 1", {"density": 0.1}),
+    "della": Operator(
+        "2406.11617 validates all: 30 % dropped, as its code's example (there lambda 1.1 and epsilon 0.07)",
+        {"density": 0.7},
+    ),
     "della_linear": Operator("as della, averaged", {"density": 0.7, "weight": "mean"}),
     "breadcrumbs": Operator(
-        "2312.06795: beta 0.9, gamma 0.99, alpha 0.3", {"density": 0.1, "gamma": 0.01, "weight": 0.3}
+        "2312.06795 validates all: of what its code searches (density 0.05 to 0.2, gamma 0.001 to 0.01, alpha to 1)",
+        {"density": 0.1, "gamma": 0.01, "weight": 0.3},
     ),
     "breadcrumbs_ties": Operator("as breadcrumbs, TIES with lambda 1", {"density": 0.1, "gamma": 0.01}),
     "sce": Operator("2408.07990: 10 %", {"select_topk": 0.1}),
@@ -86,8 +94,8 @@ OPERATORS: Mapping[str, Operator] = {
     "widen": Operator("2408.03092: t 1, s 1"),
     "ram": Operator("2601.13572: epsilon of the code"),
     "ramplus_tl": Operator("2601.13572: r and alpha of the code"),
-    "iso_c": Operator("2502.04959 validates the factor: 1, as public code has it"),
-    "iso_cts": Operator("2502.04959: common 0.8; the factor as iso_c", {"common": 0.8}),
+    "iso_c": Operator("2502.04959 validates the factor: 1, as fusion_bench has it"),
+    "iso_cts": Operator("2502.04959: common 0.8, as its code has it; the factor as iso_c", {"common": 0.8}),
     "tsv_m": Operator("2412.00081: 1, rank over the number of tasks"),
     "wudi": Operator("2503.08099: 300 steps of Adam at 1e-5", {"iterations": 300, "rate": 1e-5}),
     "optmerge": Operator("2505.19892: 300 steps of Adam at 1e-5", {"iterations": 300, "rate": 1e-5}),

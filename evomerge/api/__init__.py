@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evomerge.api.calibrating import calibrate
 from evomerge.api.pool import load_pool, merge_methods
 from evomerge.api.recipe import Recipe, load_recipe, load_task
 from evomerge.api.run import FoundCandidate, Run, open_run
@@ -11,6 +12,7 @@ __all__ = [
     "FoundCandidate",
     "Recipe",
     "Run",
+    "calibrate",
     "load_pool",
     "load_recipe",
     "load_task",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -48,12 +49,7 @@ def search(
     >>> run.status.state, run.best.candidate in range(4, 12)
     ('ended', True)
     """
-    words = override_words(overrides, keys)
-    if config_dir is not None:
-        words.append(f"hydra.searchpath=[{written(f'file://{Path(config_dir).resolve()}', 'config_dir')}]")
-    if display is not None:
-        words.append(f"display={written(display, 'display')}")
-    return Run(watched.search(_config(words, trust)).path)
+    return Run(watched.search(composed(overrides, keys, display, trust, config_dir)).path)
 
 
 search.__name__ = (
@@ -61,7 +57,23 @@ search.__name__ = (
 )
 
 
-def _config(words: list[str], trust: bool) -> Config:
+def composed(
+    overrides: Sequence[str],
+    keys: Mapping[str, Any],
+    display: str | None,
+    trust: bool,
+    config_dir: str | os.PathLike[str] | None,
+) -> Config:
+    """The configuration that the arguments of `search` describe.
+
+    Raises:
+        ConfigError: they describe none, or code of one's own that `trust` does not allow.
+    """
+    words = override_words(overrides, keys)
+    if config_dir is not None:
+        words.append(f"hydra.searchpath=[{written(f'file://{Path(config_dir).resolve()}', 'config_dir')}]")
+    if display is not None:
+        words.append(f"display={written(display, 'display')}")
     source = source_of(words)
     if source is not None:
         return forked_config(source, [*words, *([FLAG] if trust else [])])

@@ -11,6 +11,7 @@ from evomerge.candidate import Evaluation, Split
 from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare
 from evomerge.recipes.pool_info import PoolInfo
+from evomerge.report.calibration_time import CalibrationTime
 from evomerge.report.finalists import race_lines
 from evomerge.report.progress import RunProgress
 from evomerge.report.trial import Trial
@@ -73,6 +74,7 @@ class RunRecord:
     improved: Event | None = None
     race: tuple[str, ...] = ()
     shares: tuple[MetricShare, ...] = ()
+    calibration: CalibrationTime | None = None
 
     def headlines(self, evaluation: Evaluation) -> dict[str, str]:
         """What is shown of an evaluation, as `headlines` says."""
@@ -209,4 +211,5 @@ def outcome_of(
         improved=seen.last_improved,
         race=race_lines(seen),
         shares=seen.shares(split),
+        calibration=seen.calibration,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from array import array
 from collections import deque
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.objectives import MetricShare, Objective
+from evomerge.report.calibration_time import CalibrationTime
 from evomerge.report.clock import Clock
 from evomerge.report.stop_rules import RuleProgress, RuleStatus
 from evomerge.report.trial import Trial, number, numbers, time_of
@@ -71,6 +73,7 @@ class RunProgress:
         self.merge: dict[str, float] = {}
         self.tokens: dict[str, float] = {}
         self.halved = 0
+        self._calibrated: float | None = None
         self.stages: dict[str, float] = {}
         self._named: dict[tuple[Any, Any], list[str]] = {}
         self._reasons: dict[str, str] = {}
@@ -143,6 +146,11 @@ class RunProgress:
         return self._judging.seconds
 
     @property
+    def calibration(self) -> CalibrationTime | None:
+        """What statistics of data took; ``None`` where no method reads any."""
+        return CalibrationTime.of(self._calibrated, self.seconds + self.held_out_seconds)
+
+    @property
     def held_out_asked(self) -> int:
         """How many models are to be scored on the held-out items."""
         return sum(len(names) for (_, split), names in self._named.items() if split == "held_out")
@@ -204,6 +212,8 @@ class RunProgress:
     def _budget(self, event: Event) -> None:
         if type(event.get("evaluations")) is int:
             self.evaluations = event["evaluations"]
+        if 0 <= (seconds := numbers(event).get("calibration", -1.0)) < math.inf:
+            self._calibrated = (self._calibrated or 0.0) + seconds
 
     def _end(self, time: Any) -> None:
         """A session is over: what follows is not time of search until it goes on."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from evomerge.config.resume_command import resume_command
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
+from evomerge.report.calibration_time import CalibrationTime
 from evomerge.report.finalists import race_lines
 from evomerge.report.progress import RunProgress
 from evomerge.report.stop_rules import RuleStatus
@@ -95,6 +96,7 @@ class RunStatus:
         phase: the part of the search that is running, when there are several: ``path (2 of 2)``.
         front: recipes on the Pareto front, of a search with several objectives; with its `hypervolume`.
         rules: what ends it early, and how near it is; ``None`` where nothing does.
+        calibration: what statistics of data took; ``None`` where no method reads any.
     """
 
     run: Path
@@ -128,6 +130,7 @@ class RunStatus:
     race: tuple[str, ...] = ()
     rules: RuleStatus | None = None
     halved: int = 0
+    calibration: CalibrationTime | None = None
 
     @property
     def told(self) -> int:
@@ -191,6 +194,7 @@ class RunStatus:
         curve = [None if value != value else value for value in self.curve]
         hits = {"slice_hits": self.cache.slice_hits, "byte_hits": self.cache.byte_hits}
         workers = [asdict(work) for work in self.workers]
+        own["calibration"] = None if self.calibration is None else self.calibration.as_dict()
         own["rules"] = None if self.rules is None else asdict(self.rules)
         more |= {"curve": curve, "workers": workers, "cache": {**vars(self.cache), **hits}}
         return {"run": str(self.run), **own, **derived, **more}
@@ -289,6 +293,7 @@ def status_of(
         tokens=dict(seen.tokens),
         race=race_lines(seen),
         halved=seen.halved,
+        calibration=seen.calibration,
     )
 
 

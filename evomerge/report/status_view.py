@@ -168,6 +168,8 @@ def _rows(status: RunStatus, width: int, low: bool) -> Iterator[tuple[str, Rende
     yield "speed", _flow(_speed(status), width)
     if status.shares:
         yield "time", _time(status, width)
+    if status.calibration is not None:
+        yield "data", Text(status.calibration.text())
     yield "cache", _cache(status, width, low)
     if status.halved:
         yield "memory", Text(halved_text(status.halved))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge.candidate import Split
 from evomerge.errors import FitnessError
+from evomerge.report.calibration_time import CalibrationTime
 from evomerge.report.outcome import RunRecord, Scored, read_run
 from evomerge.report.statistics import Comparison, compare
 from evomerge.run.folder import RunFolder
@@ -93,6 +94,7 @@ class Summary:
             several objectives; the hypervolume is ``None`` without baselines on the search items.
         race: in words, on how many items candidates were scored, and how the finalists fared.
         guesses: whether the run does not say what metrics count: weights are equal, directions go by names.
+        calibration: what statistics of data took; ``None`` where no method reads any.
     """
 
     run: Path
@@ -109,6 +111,7 @@ class Summary:
     front: tuple[int, float | None] | None = None
     guesses: bool = False
     race: tuple[str, ...] = ()
+    calibration: CalibrationTime | None = None
 
     @property
     def evolved(self) -> Row | None:
@@ -167,6 +170,7 @@ def summarize_record(record: RunRecord) -> Summary:
         front=_front(record),
         race=record.race,
         guesses=record.guesses,
+        calibration=record.calibration,
     )
 
 

@@ -116,6 +116,9 @@ def _notes(summary: Summary) -> list[str]:
             "The run does not say what its metrics count: weights are equal here, directions go by their names."
         )
     notes.extend(summary.race)
+    if summary.calibration is not None:
+        text = summary.calibration.text()
+        notes.append(f"{text[0].upper()}{text[1:]}.")
     if summary.phases:
         parts = ", then ".join(f"{name} ({count} evaluations)" for name, count in summary.phases)
         notes.append(f"Phases: {parts}.")

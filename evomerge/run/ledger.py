@@ -6,7 +6,7 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
 - ``started``: `schema`, `version`, and what the run was started with: `seed`, `evaluations` (the budget),
   `objectives` (name to direction), `shares` (by split what each metric counts: ``task/metric``, weight, direction,
   objective), `stop_rules` (`hours`, `patience` and `target`, those that are set), `overlap` (share of the held-out
-  items that are the search's), `fitness` (its fingerprint), ...
+  items that are the search's), `fitness` (its fingerprint), `calibration` (seconds that statistics of data took), ...
 - ``phase``: `phase` (its name), `number` (from 1) of `phases`, `evaluations`, `genes` (of raw weights their
   number), `ordered`, `in_flight`, `winner` (the candidate that the search space begins with).
 - ``warm``: a candidate that was not evaluated here: the fields of ``asked`` and ``told``, and `source` (``RUN#ID``).
@@ -24,7 +24,8 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
   search (`search`) and there (`validation`), and the `winner`.
 - ``stopped``: `reason`, counts, and where a rule ended the search early `rule` (``hours``, ``patience``, ``target``),
   its `limit`, and `remaining` (what going on would have gained).
-- ``interrupted``, ``resumed``: a session ended early, another went on (`since` when). Not part of the run's content.
+- ``interrupted``, ``resumed``: a session ended early, another went on (`since` when, `calibration` as above). Not
+  part of the run's content.
 
 Readers ignore events and fields that they do not know, so that later versions can add some.
 """

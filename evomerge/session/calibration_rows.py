@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 
 from rich.progress import Progress as Bar
 from rich.table import Table
 
 from evomerge.config.schema import Config
+from evomerge.errors import ConfigError
 from evomerge.report.formatting import count
 from evomerge.report.plain_console import errors
-from evomerge.session.calibration import Calibration, Job, make_statistics
+from evomerge.session.calibration import Calibration, Job, check_apart, make_statistics, plan_calibration
 from evomerge.utils.sizes import byte_count, size_text
 
 _SIDE = 768
 _SHOWN = 3
 
 
-def watched_statistics(config: Config, found: Calibration | None) -> float:
-    """Make the statistics that are not there, with a bar on standard error; returns the seconds."""
+def calibrated(config: Config, *, quiet: bool = False) -> Calibration:
+    """Make the statistics that a configuration describes, all kinds where its search space reads none.
+
+    Args:
+        config: with a node ``calibration``.
+        quiet: show nothing.
+
+    Raises:
+        EvomergeError: it describes none, or items that are held-out items; they cannot be made.
+    """
+    from evomerge.session.builders import fitness_from_config, pool_from_config
+    from evomerge.session.settings import check_pool
+    from evomerge.utils.imports import import_modules
+
+    import_modules(config.imports, "imports")
+    if config.calibration is None:
+        raise ConfigError(
+            "calibration is not set",
+            "the items that statistics are made on",
+            "choose them: calibration=text 'calibration.files=[my.jsonl]', or calibration=lm_eval",
+        )
+    check_pool(config)
+    found = plan_calibration(config, pool_from_config(config), every_kind=True)
+    assert found is not None, "there are items, and all kinds are asked for where none is read"
+    check_apart(found, fitness_from_config(config, "held_out") if config.held_out is not None else None)
+    watched_statistics(config, found, quiet=quiet)
+    return found
+
+
+def watched_statistics(config: Config, found: Calibration | None, *, quiet: bool = False) -> float:
+    """Make the statistics that are not there, with a bar on standard error unless `quiet`; returns the seconds."""
     if found is None or all(job.into.complete for job in found.jobs):
         return 0.0
     from evomerge.evaluation.devices import choose_device
@@ -28,14 +57,15 @@ def watched_statistics(config: Config, found: Calibration | None) -> float:
     device = choose_device(config.statistics.device)
     given = config.statistics.memory
     memory = byte_count(given, "statistics.memory") if given is not None else None
-    with Bar(console=errors, disable=not sys.stderr.isatty(), transient=True) as bar:
+    with Bar(console=errors, disable=quiet or not sys.stderr.isatty(), transient=True) as bar:
 
         def begin(job: Job) -> Callable[[int, int], None]:
             task = bar.add_task(f"{job.how.kind} of {job.model}", total=None)
             return lambda done, total: bar.update(task, completed=done, total=total)
 
         seconds = make_statistics(found, device, memory, begin=begin)
-    errors.print(f"statistics of data made in {seconds:.1f} s, kept in {found.jobs[0].into.folder.parent}")
+    if not quiet:
+        errors.print(f"statistics of data made in {seconds:.1f} s, kept in {found.jobs[0].into.folder.parent}")
     return seconds
 
 
@@ -95,14 +125,12 @@ def _speed(config: Config) -> float:
     import torch
 
     from evomerge.evaluation.devices import choose_device
+    from evomerge.session.timing import least_seconds
 
-    one = torch.ones(_SIDE, _SIDE, device=choose_device(config.statistics.device))
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        float((one @ one)[0, 0])
-        best = min(best, time.perf_counter() - start)
-    return 2 * _SIDE**3 / max(best, 1e-9) / 3  # a model's products are smaller, and it does more than these
+    device = torch.device(choose_device(config.statistics.device))
+    one = torch.ones(_SIDE, _SIDE, device=device)
+    seconds = least_seconds(lambda: one @ one, device)
+    return 2 * _SIDE**3 / max(seconds, 1e-9) / 3  # a model's products are smaller, and it does more than these
 
 
 def _time(seconds: float) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import time
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,9 @@ from evomerge.merge.planning.slice_plan import Plan
 from evomerge.models.pool import Pool
 from evomerge.session.memory import MemoryEstimate, sample_plans
 from evomerge.session.parts import Parts
+from evomerge.session.timing import least_seconds
 
 _SIDES = (48, 96, 192, 384)  # of matrices that are measured, until one takes long
-_TURNS = 5
-_AGAIN = 0.1  # seconds of turns, after which none is added
 _LONG = 0.5  # seconds of one; the next size takes up to eight times as long
 
 
@@ -113,23 +112,12 @@ def measured(derived: Derived, values: Mapping[str, Any], inputs: int, device: t
         base = torch.randn(side, side, generator=generator)
         tasks = [(base + 0.01 * torch.randn(side, side, generator=generator)).to(device) for _ in range(inputs)]
         base = base.to(device)
-        turns = [_timed(derived, values, tasks, base)]
-        while len(turns) < _TURNS and sum(turns) < _AGAIN:  # a machine that does other things takes longer, never less
-            turns.append(_timed(derived, values, tasks, base))
-        taken = min(turns) / side ** (3 if derived.cubic else 2)
-        if min(turns) > _LONG:
+        seconds = least_seconds(functools.partial(_make, derived, values, tasks, base), device)
+        taken = seconds / side ** (3 if derived.cubic else 2)
+        if seconds > _LONG:
             break
     return taken
 
 
-def _timed(derived: Derived, values: Mapping[str, Any], tasks: Sequence[torch.Tensor], base: torch.Tensor) -> float:
-    """Seconds that one matrix takes: of this thread, whatever else the machine does, or of a GPU."""
-    if base.device.type != "cpu":
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        derived.make(values, tasks, base, tuple(base.shape))
-        torch.cuda.synchronize()
-        return time.perf_counter() - start
-    start = time.thread_time()
+def _make(derived: Derived, values: Mapping[str, Any], tasks: Sequence[torch.Tensor], base: torch.Tensor) -> None:
     derived.make(values, tasks, base, tuple(base.shape))
-    return time.thread_time() - start

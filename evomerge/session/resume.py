@@ -84,6 +84,7 @@ class Resumed:
         changes: what is not as it was when the run began, a line each.
         phases: evaluations of each of several phases, where the budget has changed.
         rules: what ends the search early, as `search` has it.
+        calibration: seconds that statistics of data took this time; ``None`` where no method reads any.
     """
 
     folder: RunFolder
@@ -92,13 +93,15 @@ class Resumed:
     changes: list[str] = field(default_factory=list)
     phases: Mapping[str, int] = field(default_factory=dict)
     rules: Mapping[str, Any] = field(default_factory=dict)
+    calibration: float | None = None
     resumed: ClassVar[bool] = True
 
     @property
     def event(self) -> dict[str, Any]:
         """Fields of the ``resumed`` event."""
         rules = {"stop_rules": self.rules} if self.rules else {}
-        return {"events": self.record.events, "evaluations": self.evaluations, "changes": self.changes, **rules}
+        made = {} if self.calibration is None else {"calibration": self.calibration}
+        return {"events": self.record.events, "evaluations": self.evaluations, "changes": self.changes, **rules, **made}
 
     @property
     def budget(self) -> int:
@@ -117,6 +120,7 @@ class Resumed:
 
     def open_folder(self, config: Config, parts: Parts) -> RunFolder:
         """The folder as it is."""
+        self.calibration = parts.calibration_seconds if parts.calibration is not None else None
         return self.folder
 
     def open_ledger(self, folder: RunFolder, sync: Literal["every", "interval"], observe: Observers) -> Ledger:

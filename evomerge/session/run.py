@@ -104,6 +104,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 **({"stop_rules": parts.rules.event} if parts.rules.event else {}),
                 **({"overlap": parts.overlap} if parts.overlap is not None else {}),
                 fitness=fingerprint,
+                **({"calibration": parts.calibration_seconds} if parts.calibration is not None else {}),
                 versions=library_versions(),
                 **({"from_run": source.event} if source is not None else {}),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from fitness._lm_eval.chat import check_tokens
-from fitness._lm_eval.document_errors import place_of, require_finite, require_tokens
+from fitness._lm_eval.document_errors import require_finite
 from fitness._lm_eval.engine_model import EngineLM, engine_version, says_nothing
 from fitness._lm_eval.isolation import quietly, unlogged
 from fitness._lm_eval.scoring import RawValues, TaskScorer
@@ -67,7 +67,8 @@ class EngineSession(TaskRequests):
                 "vllm --gen_kwargs temperature=0; without that, the command draws them at temperature 1",
                 name,
             )
-        self._require_sound(by_type.get("loglikelihood", []))
+        room = lm.max_length - 1  # vLLM writes a token after what it scores
+        self._require_sound(by_type.get("loglikelihood", []), room)
         self._require_rows(by_type, lm._config.get_text_config().vocab_size)
 
     def score(self, model: LoadedModel, places: Part, raw: dict[str, RawValues]) -> tuple[float, dict[str, float]]:
@@ -103,18 +104,3 @@ class EngineSession(TaskRequests):
     def decides(self) -> dict[str, Any]:
         """What of it goes into a fingerprint."""
         return {"engine": f"vllm {engine_version()}"}
-
-    def _require_sound(self, loglikelihood: Sequence[Any]) -> None:
-        limit = self._lm.max_length - 1  # vLLM writes a token after what it scores
-        cut = 0
-        for instance in loglikelihood:
-            (request,) = self.requests[id(instance)]
-            require_tokens(instance, request.context, request.continuation)
-            if len(request.continuation) >= limit:
-                raise FitnessError(
-                    f"{place_of(instance)} has a target of {len(request.continuation)} tokens",
-                    f"fewer than {limit}, the engine's positions for it",
-                )
-            cut += len(request.context) + len(request.continuation) > limit
-        if cut:
-            _log.warning("%d requests are longer than the engine's %d positions and lose their beginning", cut, limit)

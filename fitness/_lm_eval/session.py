@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.candidate import Part
-from evomerge.errors import FitnessError
 from fitness._lm_eval.batches import Batch, TooLarge, mixed_lengths, plan_batches, score_batches
 from fitness._lm_eval.continuous import ContinuousGeneration
-from fitness._lm_eval.document_errors import place_of, require_finite, require_tokens
+from fitness._lm_eval.document_errors import require_finite
 from fitness._lm_eval.model import ResidentLM, TokenRequest
 from fitness._lm_eval.plan import Plan
 from fitness._lm_eval.scoring import RawValues, TaskScorer
@@ -50,7 +49,7 @@ class Session(TaskRequests):
         self._keeps_states = False
         self._plans: dict[_Key, Plan] = {}
         by_type = self._tokenised()
-        self._require_sound(by_type.get("loglikelihood", []))
+        self._require_sound(by_type.get("loglikelihood", []), lm.max_length + 1)  # the last is not read
         self._require_rows(by_type, lm.model.get_input_embeddings().weight.shape[0])
         self.grouped = lm.logits_cache and not self._mixed(by_type)
 
@@ -246,19 +245,3 @@ class Session(TaskRequests):
                 len(found) - 1,
             )
         return bool(found)
-
-    def _require_sound(self, loglikelihood: Sequence[Any]) -> None:
-        limit = self._lm.max_length
-        cut = 0
-        for instance in loglikelihood:
-            (request,) = self.requests[id(instance)]
-            place = place_of(instance)
-            require_tokens(instance, request.context, request.continuation)
-            if len(request.continuation) > limit:
-                raise FitnessError(
-                    f"{place} has a target of {len(request.continuation)} tokens",
-                    f"at most {limit}, the model's positions",
-                )
-            cut += len(request.context) + len(request.continuation) > limit + 1
-        if cut:
-            _log.warning("%d requests are longer than the model's %d positions and lose their beginning", cut, limit)

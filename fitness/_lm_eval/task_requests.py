@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.candidate import Part
 from evomerge.errors import FitnessError
-from fitness._lm_eval.document_errors import place_of
+from fitness._lm_eval.document_errors import place_of, require_tokens
 from fitness._lm_eval.model import TokenRequest
 from fitness._lm_eval.scoring import TaskScorer
 
+_log = logging.getLogger(__name__)
 KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 """What tasks may ask for."""
 
@@ -73,6 +75,31 @@ class TaskRequests:
         for instance in by_type.get("generate_until", []):
             self._lm.require_room(instance)
         return by_type
+
+    def _require_sound(self, loglikelihood: Sequence[Any], room: int) -> None:
+        """Raise unless every target can be scored; warn of contexts that lose their beginning.
+
+        Args:
+            loglikelihood: the requests.
+            room: tokens of a context and its target together that the model takes.
+
+        Raises:
+            FitnessError: a context or target without tokens, or a target that leaves no token of its context.
+        """
+        cut = 0
+        for instance in loglikelihood:
+            (request,) = self.requests[id(instance)]
+            require_tokens(instance, request.context, request.continuation)
+            if len(request.continuation) >= room:
+                raise FitnessError(
+                    f"{place_of(instance)} has a target of {len(request.continuation)} tokens",
+                    f"at most {room - 1}: with a token before them, what the model takes",
+                )
+            cut += len(request.context) + len(request.continuation) > room
+        if cut:
+            _log.warning(
+                "%d requests have more than the %d tokens that the model takes and lose their beginning", cut, room
+            )
 
     def _require_rows(self, by_type: Mapping[str, list[Any]], rows: int) -> None:
         """Raise unless the model has an embedding for every token: a tokenizer may have been given more.

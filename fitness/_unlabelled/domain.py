@@ -14,6 +14,7 @@ from torch import Tensor
 from evomerge.errors import FitnessError
 from evomerge.models.loaded import LoadedModel
 from fitness._unlabelled.divergences import Predictions, hidden_distance
+from fitness._unlabelled.judge import Judge
 from fitness._unlabelled.store import Precision, Store
 from fitness._unlabelled.terms import TextTerm
 
@@ -71,6 +72,7 @@ class Domain:
         layers: indices of hidden states that are compared, as ``hidden_states`` of transformers has them.
         batch_tokens: of a forward, padding included; a longer text is read alone.
         expert, base: what they said.
+        judge: reads what candidates write after the texts.
     """
 
     term: TextTerm
@@ -79,6 +81,7 @@ class Domain:
     batch_tokens: int
     expert: Store | None = None
     base: Store | None = None
+    judge: Judge | None = None
     _begins: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -122,14 +125,27 @@ class Domain:
         Raises:
             FitnessError: a value that is not finite, naming the text.
         """
-        wanted = [metric.name for metric in self.term.metrics]
+        wanted = [metric.name for metric in self.term.metrics if not metric.kind.writes]
         layers = self.layers if "hidden_distance" in wanted else ()
         values = {name: np.full(self.positions, np.nan) for name in wanted}
-        for rows, logits, targets, states in self._read(model, places, layers, seconds):
+        for rows, logits, targets, states in self._read(model, places if wanted else (), layers, seconds):
             at = rows.cpu().numpy()
             for name, found in self._measure(wanted, rows, logits, targets, states).items():
                 values[name][at] = found.double().cpu().numpy()
-        return {name: self._means(name, found, places) for name, found in values.items()}
+        found = {name: self._means(name, own, places) for name, own in values.items()}
+        if self.judge is not None:
+            found["reward"] = self._rewards(self.judge, model, places, seconds)
+        return found
+
+    def _rewards(
+        self, judge: Judge, model: LoadedModel, places: Sequence[int], seconds: list[float]
+    ) -> NDArray[np.float64]:
+        started = time.perf_counter()
+        found = np.full(len(self.texts), np.nan)
+        prompts = [self.texts[place].tokens for place in places]
+        found[list(places)] = judge.rewards(model, prompts, self.batch_tokens, self.term.name)
+        seconds[0] += time.perf_counter() - started
+        return found
 
     def _measure(
         self, wanted: Sequence[str], rows: Tensor, logits: Tensor, targets: Tensor, states: Sequence[Tensor]

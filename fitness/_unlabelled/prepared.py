@@ -14,6 +14,7 @@ from evomerge.candidate import Part
 from evomerge.errors import FitnessError, nearest
 from evomerge.models.loaded import LoadedModel
 from fitness._unlabelled.domain import Domain, Text, read_text
+from fitness._unlabelled.judge import Judge, JudgeFolder
 from fitness._unlabelled.sources import Source
 from fitness._unlabelled.store import Precision, choose_precision
 from fitness._unlabelled.terms import TextTerm
@@ -73,6 +74,11 @@ def tokenised(
             if not source.texts:
                 found[term.name] = [(begin_token(tokenizer),)] * source.count
                 continue
+        elif term.reward is not None:
+            most = longest - term.reward.tokens
+            if most < 1:
+                key = f"texts.{term.name}.reward.tokens"
+                raise FitnessError(f"{key} is {term.reward.tokens}", f"less than {longest}: a text has no more tokens")
         ids = tokenizer(list(source.texts), add_special_tokens=special)["input_ids"]
         found[term.name] = [tuple(own[:most]) for own in ids]
         for number, tokens in enumerate(found[term.name]):
@@ -128,6 +134,7 @@ class Prepared:
         steps: models to be seen, in order.
         writers: by domain who writes.
         base: the pool's base, where it is needed.
+        judges: by domain the classifier of what candidates write.
         domains: whose texts are there.
     """
 
@@ -140,6 +147,7 @@ class Prepared:
     steps: list[str]
     writers: Mapping[str, str]
     base: str
+    judges: Mapping[str, Judge] = field(default_factory=dict)
     domains: dict[str, Domain] = field(default_factory=dict)
 
     def refer(self, model: LoadedModel, name: str) -> None:
@@ -173,7 +181,8 @@ class Prepared:
         items: list[Text] = []
         for number, own in enumerate(texts):
             items.append(read_text(term, number, own, len(prompts[number]) if prompts is not None else None))
-        self.domains[term.name] = Domain(term, items, self.layers, self.how.batch_tokens)
+        judge = self.judges.get(term.name)
+        self.domains[term.name] = Domain(term, items, self.layers, self.how.batch_tokens, judge=judge)
 
     def score(self, model: LoadedModel, part: Part | None) -> tuple[dict[str, NDArray[np.float64]], float]:
         """Values by ``text/metric``, and seconds inside model calls.
@@ -213,6 +222,7 @@ def prepare(
     steps: Sequence[str],
     writers: Mapping[str, str],
     base: str,
+    judges: Mapping[str, JudgeFolder],
 ) -> Prepared:
     """Make everything ready that needs no other model.
 
@@ -225,8 +235,9 @@ def prepare(
         raise FitnessError("models of the pool are needed and none is known", "references(pool) comes before prepare")
     tokens = tokenised(terms, sources, model.tokenizer, how.longest(config), how.special)
     precision, _ = precision_for(terms, tokens, how, config, model.dtype)
+    loaded = {name: judge.load(model.device) for name, judge in judges.items()}
     made = Prepared(
-        terms, tokens, how, how.compared(config), precision, model.dtype, list(steps), dict(writers), base
+        terms, tokens, how, how.compared(config), precision, model.dtype, list(steps), dict(writers), base, loaded
     )  # fmt: skip
     for term in terms:
         if term.write is None:

@@ -8,6 +8,7 @@ from evomerge.models.loaded import ModelOutline
 from evomerge.utils.memory import MemoryPart, Place
 from evomerge.utils.sizes import size_text
 from fitness._unlabelled.domain import MOST_NUMBERS
+from fitness._unlabelled.judge import JudgeFolder
 from fitness._unlabelled.prepared import How, precision_for, tokenised
 from fitness._unlabelled.sources import Source
 from fitness._unlabelled.terms import TextTerm
@@ -16,8 +17,14 @@ _COPIES = 4  # of a piece of logits in float32: logarithms, probabilities, what 
 _FORMS = {"float32": "in float32", "float16": "in float16"}
 
 
-def memory(terms: Sequence[TextTerm], sources: Mapping[str, Source], model: ModelOutline, how: How) -> list[MemoryPart]:
-    """The forwards, by the logits of the largest batch, and what other models said of the texts.
+def memory(
+    terms: Sequence[TextTerm],
+    sources: Mapping[str, Source],
+    model: ModelOutline,
+    how: How,
+    judges: Mapping[str, JudgeFolder],
+) -> list[MemoryPart]:
+    """The forwards, by the logits of the largest batch, what other models said of the texts, and classifiers.
 
     Nothing where the model has no tokenizer, which scoring refuses.
     """
@@ -27,6 +34,7 @@ def memory(terms: Sequence[TextTerm], sources: Mapping[str, Source], model: Mode
     longest = how.longest(model.config)
     tokens = tokenised(terms, sources, model.tokenizer, longest, how.special)
     written = {term.name: term.write.tokens for term in terms if term.write is not None}
+    written |= {term.name: term.reward.tokens for term in terms if term.reward is not None}
     most = max((len(text) + written.get(name, 0) for name, texts in tokens.items() for text in texts), default=1)
     own = model.config.get_text_config()
     batch = max(how.batch_tokens, most)
@@ -38,4 +46,7 @@ def memory(terms: Sequence[TextTerm], sources: Mapping[str, Source], model: Mode
         form = _FORMS.get(precision.form, f"their {precision.kept:,} likeliest tokens")
         text = f"what other models said of the texts, {form} ({size_text(how.reference_size)} at most)"
         found.append(MemoryPart("references", nbytes, text, "reference_size", place=place))
+    held = {judge.checkpoint.folder: judge.checkpoint.nbytes for judge in judges.values()}
+    if held:
+        found.append(MemoryPart("reward", sum(held.values()), "classifiers of what candidates write", place=place))
     return found

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fitness._unlabelled.files import read_file
+from fitness._text_files import read_lines, text_of
 from fitness._unlabelled.terms import TextTerm
 
 
@@ -41,7 +41,8 @@ def _read(term: TextTerm, include_path: Sequence[str], timeout: float | None) ->
         prompts, documents = task_prompts(term.task, include_path, term.limit, timeout)
         return Source(prompts, len(prompts), documents)
     if term.file:
-        texts = read_file(term)
+        lines = read_lines(term.file, f"texts.{term.name}.file", term.limit)
+        texts = [text_of(line, term.key, f"texts.{term.name}.key") for line in lines]
         return Source(texts, len(texts), [(_hash(text.strip()), _hash(text)) for text in texts])
     assert term.write is not None
     return Source((), term.write.texts, ())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
+from fitness._unlabelled.reward_term import RewardTerm, parse_reward
+from fitness._unlabelled.values import finite, require_keys, whole
 
 OBJECTIVE = "score"
 """The objective of metrics that name none."""
@@ -26,11 +27,13 @@ class Kind:
         rises: whether larger values are better.
         reference: whose outputs it compares with.
         next_token: whether it needs the token that comes next.
+        writes: whether the candidate writes, and a classifier reads it.
     """
 
     rises: bool
     reference: Needs = ""
     next_token: bool = False
+    writes: bool = False
 
 
 METRICS: Mapping[str, Kind] = {
@@ -41,13 +44,14 @@ METRICS: Mapping[str, Kind] = {
     "agreement": Kind(True, "expert"),
     "kl_to_base": Kind(False, "base"),
     "forgetting": Kind(False, "base", next_token=True),
+    "reward": Kind(True, writes=True),
 }
 
 EXPERT_MERGING: Mapping[str, float] = {"soft_cross_entropy": 1.0, "hidden_distance": 0.1}
 """What texts with an expert count by default: the alignment loss of Expert Merging (arXiv 2509.25712)."""
 
 _TEXT_KEYS = (
-    "file", "key", "task", "limit", "expert", "positions", "write", "metrics", "weight", "objective"
+    "file", "key", "task", "limit", "expert", "positions", "write", "reward", "metrics", "weight", "objective"
 )  # fmt: skip
 _WRITE_KEYS = ("by", "tokens", "texts", "temperature", "seed")
 _METRIC_KEYS = ("weight", "transform", "objective")
@@ -115,6 +119,7 @@ class TextTerm:
         write: what is written to begin with, or after the texts.
         metrics: what counts.
         weight: of the domain in its objectives.
+        reward: a classifier of what candidates write after the texts.
     """
 
     name: str
@@ -127,6 +132,7 @@ class TextTerm:
     write: WriteTerm | None
     metrics: tuple[MetricTerm, ...]
     weight: float
+    reward: RewardTerm | None = None
 
     @property
     def needs(self) -> frozenset[Needs]:
@@ -165,7 +171,7 @@ def _text(name: str, value: Any, common: Any) -> TextTerm:
     given: dict[str, Any] = {"file": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key} is {value!r}", "a file, or a mapping with file, task or write")
-    _require_keys(given, _TEXT_KEYS, key)
+    require_keys(given, _TEXT_KEYS, key)
     file, task = given.get("file") or "", given.get("task") or ""
     write = _write(given["write"], f"{key}.write", bool(file or task)) if given.get("write") is not None else None
     if file and task:
@@ -183,53 +189,66 @@ def _text(name: str, value: Any, common: Any) -> TextTerm:
         raise ConfigError(f"{key}.positions is {positions!r}", nearest(str(positions), get_args(Positions)))
     if positions == "last" and write is not None:
         raise ConfigError(f"{key}.positions is 'last' and {key}.write is set", "of written texts every token counts")
+    reward = parse_reward(given["reward"], f"{key}.reward") if given.get("reward") is not None else None
+    if reward is not None and write is not None:
+        raise ConfigError(
+            f"{key}.reward and {key}.write are both set", "one of them: for a reward the candidate writes"
+        )
     expert = _name(given.get("expert"), f"{key}.expert")
-    weight = _number(given.get("weight", 1.0), f"{key}.weight")
+    weight = finite(given.get("weight", 1.0), f"{key}.weight")
     if weight <= 0:
         raise ConfigError(f"{key}.weight is {weight}", "a number above 0", "leave the texts out instead")
     objective = _objective(given.get("objective"), f"{key}.objective")
     chosen = given.get("metrics") if given.get("metrics") is not None else common
     if chosen is None:
-        chosen = dict(EXPERT_MERGING) if expert else {"perplexity": {"transform": "log"}}
+        plain = {"reward": 1.0} if reward is not None else {"perplexity": {"transform": "log"}}
+        chosen = dict(EXPERT_MERGING) if expert else plain
     metrics = _metrics(chosen, f"{key}.metrics", objective)
     for metric in metrics:
         if metric.kind.reference == "expert" and not expert:
             allowed = f"the model of the pool that knows the domain, which {metric.name} compares with"
             raise ConfigError(f"{key}.expert is not set", allowed, f"set {key}.expert=NAME")
+        if metric.kind.writes and reward is None:
+            allowed = "the folder of the classifier that says what is good"
+            raise ConfigError(f"{key}.reward is not set", allowed, f"set {key}.reward=FOLDER")
         if metric.kind.next_token and positions == "last":
             raise ConfigError(
                 f"{key}.positions is 'last' and {metric.name} is asked for", "no token comes after the last"
             )
-    limit = _whole(given.get("limit"), f"{key}.limit", 1, _MOST_TEXTS) if given.get("limit") is not None else None
+    if reward is not None and not any(metric.kind.writes for metric in metrics):
+        raise ConfigError(f"{key}.reward is set, and {key}.metrics has none", "a metric reward, with a weight")
+    limit = whole(given.get("limit"), f"{key}.limit", 1, _MOST_TEXTS) if given.get("limit") is not None else None
     if limit is not None and not (file or task):
         raise ConfigError(
             f"{key}.limit is {limit} without a file or task", f"{key}.write.texts says how many are written"
         )
     task = dict(task) if isinstance(task, Mapping) else task
-    return TextTerm(name, file, given.get("key") or "text", task, limit, expert, positions, write, metrics, weight)
+    return TextTerm(
+        name, file, given.get("key") or "text", task, limit, expert, positions, write, metrics, weight, reward
+    )
 
 
 def _write(value: Any, key: str, prompted: bool) -> WriteTerm:
     given = {"by": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key} is {value!r}", f"a model's name, or a mapping with {', '.join(_WRITE_KEYS)}")
-    _require_keys(given, _WRITE_KEYS, key)
+    require_keys(given, _WRITE_KEYS, key)
     texts = given.get("texts")
     if prompted and texts is not None:
         raise ConfigError(
             f"{key}.texts is {texts!r}", "each text of the file or task is gone on with once", "set limit instead"
         )
-    temperature = _number(given.get("temperature", 1.0), f"{key}.temperature")
+    temperature = finite(given.get("temperature", 1.0), f"{key}.temperature")
     if temperature < 0:
         raise ConfigError(f"{key}.temperature is {temperature}", "0, for the likeliest token, or more")
     if not prompted and temperature == 0:
         raise ConfigError(f"{key}.temperature is 0", "above 0: texts that begin with nothing would all be the same")
     return WriteTerm(
         _name(given.get("by"), f"{key}.by"),
-        _whole(given.get("tokens", 64), f"{key}.tokens", 1, _MOST_TOKENS),
-        0 if prompted else _whole(texts if texts is not None else 100, f"{key}.texts", 1, _MOST_TEXTS),
+        whole(given.get("tokens", 64), f"{key}.tokens", 1, _MOST_TOKENS),
+        0 if prompted else whole(texts if texts is not None else 100, f"{key}.texts", 1, _MOST_TEXTS),
         temperature,
-        _whole(given.get("seed", 0), f"{key}.seed", 0, 2**63 - 1),
+        whole(given.get("seed", 0), f"{key}.seed", 0, 2**63 - 1),
     )
 
 
@@ -247,15 +266,15 @@ def _metric(name: str, value: Any, key: str, objective: str) -> MetricTerm:
     if name not in METRICS:
         raise ConfigError(f"{key.rpartition('.')[0]} has {name!r}", nearest(name, METRICS))
     if not isinstance(value, Mapping):
-        return MetricTerm(name, _number(value, key), objective=objective)
-    _require_keys(value, _METRIC_KEYS, key)
+        return MetricTerm(name, finite(value, key), objective=objective)
+    require_keys(value, _METRIC_KEYS, key)
     transform = value.get("transform") or "none"
     if transform not in get_args(Transform):
         raise ConfigError(f"{key}.transform is {transform!r}", nearest(str(transform), get_args(Transform)))
     if transform == "log" and name != "perplexity":
         raise ConfigError(f"{key}.transform is 'log'", "of a perplexity only: the others are means already")
     own = _objective(value.get("objective"), f"{key}.objective") if value.get("objective") else objective
-    return MetricTerm(name, _number(value.get("weight", 1.0), f"{key}.weight"), transform == "log", own)
+    return MetricTerm(name, finite(value.get("weight", 1.0), f"{key}.weight"), transform == "log", own)
 
 
 def _objective(value: Any, key: str) -> str:
@@ -271,21 +290,3 @@ def _name(value: Any, key: str) -> str:
     if value is not None and not (isinstance(value, str) and value):
         raise ConfigError(f"{key} is {value!r}", "the name of a model of the pool")
     return value or ""
-
-
-def _require_keys(value: Mapping[str, Any], known: Sequence[str], key: str) -> None:
-    for name in value:
-        if name not in known:
-            raise ConfigError(f"{key} has no key {name!r}", nearest(str(name), known))
-
-
-def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{key} is {value!r}", "a finite number")
-    return float(value)
-
-
-def _whole(value: Any, key: str, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ConfigError(f"{key} is {value!r}", f"a whole number from {least:,} to {most:,}")
-    return value

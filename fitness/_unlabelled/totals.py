@@ -69,6 +69,24 @@ def shares(terms: Sequence[TextTerm], *, of_items: bool = False) -> list[MetricS
     return found
 
 
+def cautions(terms: Sequence[TextTerm]) -> list[str]:
+    """That an objective is of entropy or of a reward alone, which models have that are of no use."""
+    found = []
+    for name in objective_weights(terms):
+        kinds = {metric.name for term in terms for metric in term.metrics if metric.objective == name}
+        if kinds == {"entropy"}:
+            found.append(
+                f"objective {name} is of entropy alone, which a model that is sure of anything has little of; "
+                "add soft_cross_entropy or kl_to_base"
+            )
+        if kinds == {"reward"}:
+            found.append(
+                f"objective {name} is of a reward alone, which a model may have for texts that please the classifier "
+                "and nobody else; add kl_to_base, and look at what the winner writes"
+            )
+    return found
+
+
 def _transform(metric: MetricTerm) -> Literal["", "log"]:
     return "log" if metric.log else ""
 

@@ -59,6 +59,11 @@ def write(model: LoadedModel, prompts: Sequence[Tokens], term: WriteTerm, batch_
     return [found[place] for place in range(len(prompts))]
 
 
+def write_greedily(model: LoadedModel, prompts: Sequence[Tokens], tokens: int, batch_tokens: int) -> list[Tokens]:
+    """Go on with every prompt by at most so many tokens, the likeliest each time: the whole texts, as `write` does."""
+    return write(model, prompts, WriteTerm("", tokens, temperature=0.0), batch_tokens)
+
+
 def _go_on(
     model: LoadedModel, prompts: Sequence[Tokens], term: WriteTerm, draws: NDArray[np.float64], ends: frozenset[int]
 ) -> list[Tokens]:

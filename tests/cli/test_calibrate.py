@@ -10,6 +10,7 @@ import pytest
 from evomerge.cli.main import main
 from evomerge.models.statistics import INDEX
 from evomerge.recipes.yaml_reader import read_recipe_file
+from evomerge.report.status import read_status
 
 
 @pytest.fixture
@@ -40,13 +41,20 @@ def test_a_search_by_statistics_end_to_end(
 
     run = tmp_path / "run"
     assert main(["search", *words, f"run_dir='{run}'", "display=quiet"]) == 0
-    assert "statistics of data made in" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "statistics of data made in" in shown.err
+    assert "Statistics of data took" in shown.out
+    took = read_status(run).as_dict()["calibration"]
+    assert took["seconds"] > 0
+    assert 0 < took["share"] < 1
     made = sorted(cache.glob(f"*/{INDEX}"))
     assert len(made) == 4  # of each model the squares and the inner products
     before = [path.stat().st_mtime_ns for path in made]
 
     assert main(["search", *words, "search.seed=5", f"run_dir='{tmp_path / 'other'}'", "display=quiet"]) == 0
-    assert "statistics of data made in" not in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "statistics of data made in" not in shown.err
+    assert "Statistics of data were there before" in shown.out
     assert main(["calibrate", *words]) == 0
     assert [path.stat().st_mtime_ns for path in sorted(cache.glob(f"*/{INDEX}"))] == before
 
@@ -107,8 +115,14 @@ def test_held_out_items_are_no_calibration_items(
         ([*space("fisher")], "the search reads statistics of data (fisher), and calibration is not set"),
         (["statistics.kinds=[hessian]"], "statistics.kinds has 'hessian'"),
         ([*space("fisher"), "calibration=text", "calibration.files=[]"], "files is empty"),
-        ([*space("fisher"), "calibration=text", "calibration.files=[none.jsonl]"], "none.jsonl cannot be read"),
-        ([*space("fisher"), "calibration=text", "calibration.files={math: [x.txt]}"], "x.txt cannot be read"),
+        (
+            [*space("fisher"), "calibration=text", "calibration.files=[none.jsonl]"],
+            "'none.jsonl', which is not there",
+        ),
+        (
+            [*space("fisher"), "calibration=text", "calibration.files={math: [x.txt]}"],
+            "'x.txt', which is not there",
+        ),
         ([*space("fisher"), "calibration=lm_eval", "calibration.tasks=[]"], "tasks is empty"),
         ([*space("fisher"), "calibration=text", "calibration.file=[x]"], "there is no key 'calibration.file'"),
         (

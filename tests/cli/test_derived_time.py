@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,13 @@ from merge.gpu_recipes import NAMES, small_pool
 
 from evomerge.cli.estimate import derived_text, rows
 from evomerge.merge.methods import METHODS
-from evomerge.merge.methods.derived import Derived
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.method_spec import Scalar
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
-from evomerge.session import derived_time as module
+from evomerge.session import timing
 from evomerge.session.derived_time import DerivedTime, derived_time, measured
 
 CPU = torch.device("cpu")
@@ -40,23 +40,24 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """A nanosecond a product, or an element where these count; the shapes that were timed."""
     timed: list[tuple[int, ...]] = []
 
-    def seconds(derived: Derived, values: Any, tasks: Any, base: torch.Tensor) -> float:
-        side = base.shape[0]
+    def seconds(compute: functools.partial[Any], device: torch.device) -> float:
+        derived, *_, base = compute.args
         timed.append(tuple(base.shape))
-        return 1e-9 * side ** (3 if derived.cubic else 2)
+        return 1e-9 * base.shape[0] ** (3 if derived.cubic else 2)
 
-    monkeypatch.setattr(module, "_timed", seconds)
+    monkeypatch.setattr(timing, "_seconds", seconds)
     return timed
 
 
 def test_measuring_stops_where_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     sides: list[int] = []
 
-    def seconds(derived: Derived, values: Any, tasks: Any, base: torch.Tensor) -> float:
-        sides.append(base.shape[0])
-        return 1e-7 * base.shape[0] ** 3
+    def seconds(compute: functools.partial[Any], device: torch.device) -> float:
+        side = compute.args[-1].shape[0]
+        sides.append(side)
+        return 1e-7 * side**3
 
-    monkeypatch.setattr(module, "_timed", seconds)
+    monkeypatch.setattr(timing, "_seconds", seconds)
     made = METHODS["iso_c"].derived
     assert made is not None
     assert measured(made, {}, 2, CPU) == pytest.approx(1e-7)

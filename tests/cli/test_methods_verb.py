@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def output(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     made = output(["methods", "--markdown"], capsys)
     assert PAGE.read_text(encoding="utf-8") == made, "run `evomerge methods --markdown > docs/methods.md`"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_page_says_formula_source_and_use(name: str) -> None:
+    """Genes and their ranges are in the table, which is made from what a search reads."""
+    page = PAGE.read_text(encoding="utf-8").partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    text = page.rpartition("|\n")[2]
+    assert re.search(r"`[^`]*(theta|tau|sin|max|min|median|sum|concat|W =)[^`]*`", text), "a formula"
+    sources = r"arXiv \d{4}\.\d{5}|without a paper|Shoemake|Karcher"
+    assert re.search(sources, page) or name in ("passthrough", "ema"), "where it is from"
+    whom = "a |any |agents|many|models|tasks|task vectors|two|what|adapters|taking"
+    assert re.search(rf"\b([Ff]or ({whom})|suits|meant for)", text), "when to use it"
 
 
 def test_a_page_made_by_hand() -> None:
@@ -126,7 +139,7 @@ def test_one_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ties: trimmed task vectors" in words
     assert "base: required; inputs: 1 or more" in words
     assert "density* 1 yes, 0.1 to 1 0 to 1" in words
-    assert "TIES-merging: trim to the largest magnitudes, elect signs" in words
+    assert "TIES-merging: trim to the largest magnitudes, elect `sign(sum" in words
 
 
 def test_an_unknown_method_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,10 +57,16 @@ def test_each_model_has_its_own_files_and_a_draw_that_stays(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("row", "said"),
-    [("no JSON", "is no JSON"), ({"texts": "x"}, "has no text"), ({"text": 3}, "has no text"), ("[]", "has no text")],
+    [
+        ("no JSON", " is no JSON"),
+        ({"texts": "x"}, " has no key 'text'; did you mean 'texts'"),
+        ({"text": 3}, ": its text is '3'"),
+        ({"answer": " "}, " has no text"),
+        ("[]", " is no mapping"),
+    ],
 )
 def test_lines_that_are_no_items(tmp_path: Path, row: object, said: str) -> None:
-    with pytest.raises(FitnessError, match=f"line 2, {said}"):
+    with pytest.raises(FitnessError, match=f"line 2{said}"):
         TextItems([write(tmp_path / "rows.jsonl", {"text": "a"}, row)]).check()
 
 

@@ -14,6 +14,7 @@ from evomerge.demo.pool import make_demo_pool
 
 MODULES = (
     "evomerge",
+    "evomerge.api.calibrating",
     "evomerge.api.pool",
     "evomerge.api.recipe",
     "evomerge.api.run",

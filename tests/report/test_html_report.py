@@ -23,6 +23,7 @@ from evomerge.report.html.report import report_html, write_report
 from evomerge.report.status import read_status
 from evomerge.report.status_view import StatusPanel
 from evomerge.report.summary import summarize
+from evomerge.report.table import render
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import Ledger, read_ledger
 from evomerge.run.ledger_file import LedgerError, encode
@@ -210,6 +211,26 @@ def test_tokens_that_were_saved_are_said(finished: Path, tmp_path: Path) -> None
     assert "memory" in (panel := as_text(StatusPanel(status), 80))
     assert "batches that were halved" in " ".join(panel.split())
     assert "Log-likelihoods of the search" not in words(finished)  # which says nothing of tokens
+
+
+def test_what_statistics_of_data_took_is_said(finished: Path, tmp_path: Path) -> None:
+    assert read_status(finished).as_dict()["calibration"] is None
+    assert "statistics of data" not in " ".join(as_text(render(summarize(finished)), 80).split()).lower()
+    run = copy(finished, tmp_path / "run")
+    rewrite(run, lambda e: {**e, "calibration": 0.0} if e["event"] == "started" else e)
+    assert "Statistics of data were there before." in words(run)
+    rewrite(run, lambda e: {**e, "calibration": 1000.0} if e["event"] == "started" else e)
+    last = list(read_ledger(run))[-1]
+    with RunFolder.open(run).ledger.open("ab") as file:  # another session made some that had been deleted
+        file.write(encode({"seq": last["seq"] + 1, "event": "resumed", "time": last["time"], "calibration": 500.0}))
+    status = read_status(run)
+    assert status.state != "damaged"
+    found = status.as_dict()["calibration"]
+    others = status.seconds + status.held_out_seconds
+    assert found == {"seconds": 1500.0, "share": 1500 / (1500 + others)}
+    said = f"tatistics of data took 25 min, {100 * found['share']:.1f} % of the run's"
+    for shown in (words(run), as_text(StatusPanel(status), 100), as_text(render(summarize(run)), 100)):
+        assert said in " ".join(shown.split())
 
 
 def test_how_far_both_ways_to_score_are_apart_is_said(finished: Path, tmp_path: Path) -> None:

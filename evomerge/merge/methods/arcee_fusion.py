@@ -45,6 +45,7 @@ def arcee_fusion(inputs: Sequence[torch.Tensor], base: torch.Tensor | None, *, c
 
     The importance of an element is ``|theta - theta_0| KL(softmax(theta) || softmax(theta_0))``, the divergence that
     of its row. Quartiles are those of the whole tensor; mergekit estimates them from random samples of large ones.
+    Arcee AI's method, without a paper. For taking what stands out in one model, without a number to choose.
 
     Raises:
         PoolError: values are NaN or infinite.

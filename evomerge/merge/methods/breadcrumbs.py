@@ -65,7 +65,8 @@ def breadcrumbs(values: Values, statistics: Statistics) -> Mix:
 
     The paper masks layer by layer, as ``scope: tensor`` does with every tensor; ``scope: layer`` ranks the magnitudes
     of all tensors of a layer together, ``scope: model`` those of the whole model. ``rescale`` restores the sum of
-    magnitudes of each tensor.
+    magnitudes of each tensor. For many models whose largest changes are outliers rather than skills: the paper
+    keeps the tenth of the magnitudes below the largest hundredth.
     """
     return fused(_crumbs(values, statistics), values, elect=False)
 
@@ -86,5 +87,9 @@ def breadcrumbs(values: Values, statistics: Statistics) -> Mix:
     unchanged=unchanged_task,
 )
 def breadcrumbs_ties(values: Values, statistics: Statistics) -> Mix:
-    """Breadcrumbs in place of the trimming step of TIES."""
+    """``theta_0 + lambda sum_A w_i m_i tau_i / sum_A w_i``, ``A`` the inputs that agree with the elected sign.
+
+    Breadcrumbs' masks (arXiv 2312.06795) in place of the trimming step of TIES (arXiv 2306.01708), as mergekit has it:
+    the sum is divided with ``normalize`` alone. For models with outliers that contradict each other besides.
+    """
     return fused(_crumbs(values, statistics), values, elect=True)

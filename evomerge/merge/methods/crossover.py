@@ -51,7 +51,8 @@ def crossover(
 ) -> torch.Tensor:
     """``concat[P_t(a_<, b_<), P_{1-t}(a_>=, b_>=)]``, P the arc (SLERP, as the method slerp does it) or the line.
 
-    Each of the two parts has an angle of its own (equation 2 of the paper).
+    Each of the two parts has an angle of its own (equation 2 of the paper). For two models of one kind: a search
+    decides which parts of either to keep together, where a mean mixes all of them alike.
     """
     a, b = (tensor.contiguous().view(-1) for tensor in inputs)
     out = torch.empty_like(a)

@@ -57,7 +57,8 @@ def dare_linear(values: Values, statistics: Statistics) -> Mix:
     """``theta_0 + lambda sum w_i m_i tau_i / p_i`` with random masks ``m_i`` of density ``p_i`` (DARE, eq. 3 and 4).
 
     The survivors are divided by the density, as in the paper, or by the share of the sum of magnitudes that they
-    are, as in mergekit.
+    are, as in mergekit. For models whose changes are small and many, as after fine-tuning: the paper drops nine tenths
+    and more. Where changes are large, as after continued pre-training, dropping harms.
     """
     return fused(_dropped(values, statistics), values, elect=False)
 
@@ -78,5 +79,10 @@ def dare_linear(values: Values, statistics: Statistics) -> Mix:
     random=True,
 )
 def dare_ties(values: Values, statistics: Statistics) -> Mix:
-    """DARE in place of the trimming step of TIES."""
+    """``theta_0 + lambda sum_A w_i m_i tau_i / p_i``, ``A`` the inputs that agree with the elected sign.
+
+    DARE's masks (arXiv 2311.03099) in place of the trimming step of TIES (arXiv 2306.01708), as mergekit has it; with
+    ``normalize`` the sum is divided by that of the weights of ``A``. For what `dare_linear` is for, where signs
+    contradict each other.
+    """
     return fused(_dropped(values, statistics), values, elect=True)

@@ -163,7 +163,11 @@ def _share(pruning: _Pruning, rows: torch.Tensor, base: torch.Tensor, context: C
     mix=lambda values, statistics: _fused(values, statistics, elect=True),
 )
 def della(inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Context, **values: Any) -> torch.Tensor:
-    """Drop by MagPrune, elect signs, fuse what agrees.
+    """``theta_0 + lambda sum_A w_i m_i tau_i / p_i / sum_A w_i``, ``A`` the inputs that agree with the elected sign.
+
+    Drop by MagPrune, elect signs, fuse what agrees. An element of rank ``r`` in its row of ``n``, by falling magnitude,
+    stays with probability ``p = density + epsilon (1 - 2 r / (n - 1))``. For what `dare_ties` is for, where large
+    changes shall stay more often than small ones.
 
     Epsilon is that of the authors' code and of mergekit, so that probabilities span twice its width. Where mergekit
     refuses a density within epsilon of zero or one, epsilon is reduced. Survivors are divided by their own
@@ -193,5 +197,8 @@ def della(inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Contex
 def della_linear(
     inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Context, **values: Any
 ) -> torch.Tensor:
-    """Drop by MagPrune, then sum as `dare_linear` does."""
+    """``theta_0 + lambda sum_i w_i m_i tau_i / p_i`` with masks of MagPrune: dropped as `della` does, summed.
+
+    For what `dare_linear` is for, where large changes shall stay more often than small ones.
+    """
     return _merged(inputs, base, context, values, elect=False)

@@ -62,7 +62,7 @@ def ema(values: Values, statistics: Statistics) -> Mix:
     The inputs are checkpoints of one training in the order of the recipe, which in a search is that of the pool's
     sources, the latest last: a rate ``r`` of 0 is the latest, of 1 the first. ``unbiased`` takes ``r^{T-t}`` over the
     sum of them, by which Adam corrects its averages (arXiv 1412.6980, section 3): a rate of 1 is the mean. It has one
-    gene where a weighted sum has one for every checkpoint.
+    gene where a weighted sum has one for every checkpoint. For a training whose last steps wander about a minimum.
 
     Shares are times the weights, and divided by their sum: what is known of each checkpoint, such as a metric, can be
     fixed or searched there.

@@ -90,7 +90,8 @@ def fisher(
     the gradient of the log-likelihood of *one example*, and ``m_i`` its mean over all weights of the model (with
     ``normalize``; else the mean of the ``m_i``). Where no gradient says anything, the floor makes it the weighted mean
     of the models, as it is for tensors without statistics. Public code that squares the gradient of a batch's mean
-    measures something else: gradients of examples cancel there.
+    measures something else: gradients of examples cancel there. For models of different domains with some texts of
+    each: what a model is sure of counts.
     """
     known = [context.statistic(i) for i in range(len(inputs))]
     if any(own is None for own in known):

@@ -52,8 +52,9 @@ def karcher(values: Values, statistics: Statistics) -> Mix:
     Starting from the normalised mean, ``T = sum w_i phi_i / sin phi_i (u_i - cos phi_i u)`` and ``u <- cos|T| u +
     sin|T| T/|T|`` until ``|T| < tol`` (Buss and Fillmore, 2001, algorithm A1), times ``sum w_i ||theta_i||``.
 
-    A zero tensor counts for the norm only. Where directions cancel or are opposite to the mean there is no such
-    point; the result then is the weighted average, as it is for one-element tensors.
+    For models whose directions differ so much that a plain mean would be short. A zero tensor counts for the norm only.
+    Where directions cancel or are opposite to the mean there is no such point; the result then is the weighted average,
+    as it is for one-element tensors.
     """
     shares = _shares(values["weight"])
     sphere = Sphere(finite_gram(statistics))
@@ -88,8 +89,9 @@ def karcher(values: Values, statistics: Statistics) -> Mix:
 def multislerp(values: Values, statistics: Statistics) -> Mix:
     """``exp_p(sum w_i log_p(u_i)) * sum w_i ||theta_i||`` at ``p``, the normalised weighted mean of the directions.
 
-    With a base, of task vectors. mergekit projects the directions onto the tangent space instead of taking their
-    logarithms; the weighted sum of these projections is zero, so that its result is the mean itself:
+    One step of what `karcher` iterates; mergekit's method of this name, without a paper. For any number of models as
+    `slerp` is for two. With a base, of task vectors. mergekit projects the directions onto the tangent space instead of
+    taking their logarithms; the weighted sum of these projections is zero, so that its result is the mean itself:
     ``reading: mergekit`` gives that. Zero tensors and opposite directions as for `karcher`.
     """
     differences = statistics.has_base

@@ -32,7 +32,10 @@ def _unchanged(values: Values) -> int | None:
     unchanged=_unchanged,
 )
 def linear(values: Values, statistics: Statistics) -> Mix:
-    """Sum of ``w_i theta_i``, divided by the sum of weights when ``normalize`` is set."""
+    """``sum w_i theta_i``, divided by the sum of weights when ``normalize`` is set.
+
+    For models of one task, from runs or checkpoints of one training; and where there is no base.
+    """
     return weighted(values["weight"], divisor=divisor(values))
 
 
@@ -49,5 +52,9 @@ def linear(values: Values, statistics: Statistics) -> Mix:
     unchanged=unchanged_task,
 )
 def task_arithmetic(values: Values, statistics: Statistics) -> Mix:
-    """``theta_0 + lambda sum w_i (theta_i - theta_0)``, the sum divided by that of the weights for ``normalize``."""
+    """``theta_0 + lambda sum w_i (theta_i - theta_0)``, the sum divided by that of the weights for ``normalize``.
+
+    For models of different tasks on one base, and the first to try: it costs least, and what is searched are the
+    weights alone. A negative weight takes away what a model has learnt.
+    """
     return weighted(values["weight"], differences=True, divisor=divisor(values), scale=values["lambda_"])

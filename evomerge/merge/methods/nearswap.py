@@ -22,7 +22,10 @@ from evomerge.recipes.method_spec import ParameterSpec
     unchanged=lambda values: BASE if values["t"] == 0 else None,
 )
 def nearswap(inputs: Sequence[torch.Tensor], base: torch.Tensor | None, *, t: float, context: Context) -> torch.Tensor:
-    """``a + sign(b - a) min(|b - a|, t)`` with `a` the base: elements that differ by at most `t` are the model's."""
+    """``a + sign(b - a) min(|b - a|, t)`` with `a` the base: elements that differ by at most `t` are the model's.
+
+    mergekit's method of this name, without a paper. For a touch of one model in another: what they nearly agree on.
+    """
     assert base is not None
     change = inputs[0] - base
     near = change.abs() <= t

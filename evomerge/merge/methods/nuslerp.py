@@ -76,10 +76,11 @@ def nuslerp(
     nuslerp_row_wise: bool,
     context: Context,
 ) -> torch.Tensor:
-    """SLERP (Shoemake, 1985) at ``t = w_2 / (w_1 + w_2)`` of each vector of two tensors by itself.
+    """``[sin((1-t) O) a + sin(t O) b] / sin O`` (Shoemake, 1985) at ``t = w_2 / (w_1 + w_2)``, vector by vector.
 
-    With a base, of task vectors. As in mergekit, a zero vector is at right angles to every other, and the names of
-    its parameters are kept with what they do there.
+    mergekit's method of this name, without a paper. For two models, as `slerp`, where their rows or columns should be
+    turned one by one, or, with a base, their task vectors. As in mergekit, a zero vector is at right angles to every
+    other, and the names of its parameters are kept with what they do there.
     """
     t, along = _share(weight), 0 if nuslerp_row_wise else -1
     result = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)

@@ -16,5 +16,5 @@ from evomerge.recipes.method_spec import ParameterSpec
     unchanged=lambda values: 0 if values["scale"][0] == 1 else None,
 )
 def passthrough(values: Values, statistics: Statistics) -> Mix:
-    """``scale * theta``."""
+    """``scale * theta``. For models made of layers of several, and for slices that shall not be merged."""
     return weighted(values["scale"])

@@ -47,7 +47,10 @@ def _summed(tasks: Sequence[torch.Tensor]) -> torch.Tensor:
     elementwise=True,
 )
 def ram(inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Context, epsilon: float) -> torch.Tensor:
-    """``theta_0 + sum_i m_i tau_i / c``: ``m_i`` where model ``i`` changed by more than epsilon, ``c`` how many did."""
+    """``theta_0 + sum_i m_i tau_i / c``: ``m_i`` where model ``i`` changed by more than epsilon, ``c`` how many did.
+
+    For agents tuned by reinforcement learning, whose changes are sparse: what one model alone changed is not diluted.
+    """
     if len(inputs) == 1:
         return torch.where((inputs[0] - base).abs() > epsilon, inputs[0], base)
     tasks, count = _changes(inputs, base, epsilon)
@@ -70,7 +73,8 @@ def ramplus_tl(
     """`ram` with the changes that only model ``i`` made times ``1 + r min(rho_i, alpha)``.
 
     ``rho_i`` is the number of elements that it and others changed over the number that it alone changed. The paper
-    counts over the whole model; like mergekit's method of this name, this counts tensor by tensor.
+    (arXiv 2601.13572) counts over the whole model; like mergekit's method of this name, this counts tensor by tensor.
+    For what `ram` is for, where averaging shared changes leaves too little of the others.
     """
     if len(inputs) == 1:
         return ram(inputs, base, context=context, epsilon=epsilon)

@@ -62,7 +62,8 @@ def regmean(
     diagonal ``10^log_ridge`` of the mean of the diagonals more: where inputs never occur, the mean of the models is
     left. With ``alpha`` 1 and no ridge, ``W`` minimises ``sum w_i E ||W x_i - W_i x_i||^2``. For GPT-2's layers, which
     are ``y = x W``, sides are exchanged. Embeddings, norms, biases, tensors that other modules share, and experts
-    stored as one tensor have no Gram matrix.
+    stored as one tensor have no Gram matrix. For models of different domains with some texts of each: linear layers are
+    most of a model, and no gradient is needed.
 
     Computed in float64 on one thread, anew for every candidate: a solution with as many unknowns as the layer has
     inputs. Memory: two squares of these, and three copies of the tensor, in float64.

@@ -37,10 +37,11 @@ _MERGEKITS_ZERO = 1e-6
 def sce(
     inputs: Sequence[torch.Tensor], base: torch.Tensor, *, context: Context, select_topk: float, reading: str
 ) -> torch.Tensor:
-    """Select, calculate, erase.
+    """``theta_0 + sum_A e_i tau_i / sum_A e_i``, with ``e_i = mean tau_i^2`` and ``A`` the inputs of the elected sign.
 
-    Select the ``int(select_topk * n)`` elements, of the ``n`` that differ at all, whose variance across task vectors
-    is largest; of equals the earlier. Calculate each model's weight: its mean square over the sum of them. Erase the
+    Select, calculate, erase, of FuseChat: for models that were tuned towards one target by several teachers. Select
+    the ``int(select_topk * n)`` elements, of the ``n`` that differ at all, whose variance across task vectors is
+    largest; of equals the earlier. Calculate each model's weight: its mean square over the sum of them. Erase the
     elements whose sign is not that of the unweighted sum. What is left is averaged with the weights. One model alone
     has no variance: it is itself, or the base where there is a selection.
 

@@ -32,7 +32,8 @@ def _unchanged(values: Values) -> int | None:
 def slerp(values: Values, statistics: Statistics) -> Mix:
     """``[sin((1-t) O) a + sin(t O) b] / sin O`` with O the angle between the two tensors (Shoemake, 1985).
 
-    Tensors that are zero or nearly collinear (|cos O| > 0.9995) are interpolated linearly.
+    For two models, whose mean by it is no shorter than they are. Tensors that are zero or nearly collinear
+    (|cos O| > 0.9995) are interpolated linearly.
     """
     gram = finite_gram(statistics)
     return weighted(arc_factors(gram[0, 0], gram[0, 1], gram[1, 1], float(values["t"])))

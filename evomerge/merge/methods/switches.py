@@ -163,11 +163,12 @@ def emr_switch(
 ) -> torch.Tensor:
     """``theta_0 + r_t m_t tau_s`` with ``m_t = [tau_t tau_s > 0]`` and ``r_t = sum |tau_t| / sum |m_t tau_s|``.
 
-    EMR-Merging's steps Mask and Rescale. Inputs are the shared model, whose task vector is tau_s (the paper's is what
-    the method `emr` makes; any other will do), and the task's. It keeps a bit for every element and a number for every
-    tensor: the factor is of each tensor here and of the whole model in the paper, as slices are merged one by one.
-    Of a tensor that the mask leaves nothing of, and without ``rescale``, the factor is 1. With several tasks it is the
-    shared model. Three tensors in float32 are in memory beside the models'.
+    EMR-Merging's steps Mask and Rescale, for tasks that are known when the model is used. Inputs are the shared
+    model, whose task vector is tau_s (the paper's is what the method `emr` makes; any other will do), and the
+    task's. It keeps a bit for every element and a number for every tensor: the factor is of each tensor here and of
+    the whole model in the paper, as slices are merged one by one. Of a tensor that the mask leaves nothing of, and
+    without ``rescale``, the factor is 1. With several tasks it is the shared model. Three tensors in float32 are in
+    memory beside the models'.
 
     Raises:
         PoolError: values are NaN or infinite.
@@ -199,11 +200,12 @@ def tall_switch(
 ) -> torch.Tensor:
     """``theta_0 + m_t tau_s`` with ``m_t = [|tau_t| >= lambda_t |tau_s - tau_t|]``.
 
-    TALL masks. Inputs are the shared model, whose task vector is tau_s (the paper's is what `task_arithmetic` makes;
-    any other will do), and the task's. It keeps a bit for every element. The paper's lambda_t, called selectivity here,
-    are 0.2 to 0.6, chosen by validation; here they are genes. With 0 every element is the shared model's. These are not
-    the masks of fusion_bench, which compares with ``theta_0`` itself; the authors' code has ``>``, which differs only
-    where both sides are equal. With several tasks it is the shared model.
+    TALL masks, for tasks that are known when the model is used. Inputs are the shared model, whose task vector is
+    tau_s (the paper's is what `task_arithmetic` makes; any other will do), and the task's. It keeps a bit for every
+    element. The paper's lambda_t, called selectivity here, are 0.2 to 0.6, chosen by validation; here they are
+    genes. With 0 every element is the shared model's. These are not the masks of fusion_bench, which compares with
+    ``theta_0`` itself; the authors' code has ``>``, which differs only where both sides are equal. With several
+    tasks it is the shared model.
 
     Raises:
         PoolError: values are NaN or infinite.
@@ -233,11 +235,12 @@ def twin_switch(
 ) -> torch.Tensor:
     """``theta_s + SVD_r(theta_t - theta_s)``: the shared model and the nearest matrix of rank r to what it lacks.
 
-    Twin-Merging's shared and exclusive knowledge, without its router. Inputs are the shared model, of any method, and
-    the task's; r is ``int(rank * n)`` for matrices whose smaller side is n, embeddings and heads among them. Tensors
-    that are no matrices, and matrices whose factors would take more than they themselves, are the task's own. With
-    several tasks it is the shared model. A difference is decomposed for every candidate, in float64 and on one thread:
-    that takes about three copies of a tensor in float64, and time that grows with the square of its smaller side.
+    Twin-Merging's shared and exclusive knowledge, without its router: for tasks that are known when the model is
+    used, and lack more than a mask can give. Inputs are the shared model, of any method, and the task's; r is
+    ``int(rank * n)`` for matrices whose smaller side is n, embeddings and heads among them. Tensors that are no
+    matrices, and matrices whose factors would take more than they themselves, are the task's own. With several
+    tasks it is the shared model. A difference is decomposed for every candidate, in float64 and on one thread: that
+    takes about three copies of a tensor in float64, and time that grows with the square of its smaller side.
 
     Raises:
         PoolError: values are NaN or infinite.

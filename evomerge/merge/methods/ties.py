@@ -23,7 +23,10 @@ from evomerge.merge.mixes.mix import Mix, Statistics
     unchanged=unchanged_task,
 )
 def ties(values: Values, statistics: Statistics) -> Mix:
-    """TIES-merging: trim to the largest magnitudes, elect signs, merge those that agree.
+    """``theta_0 + lambda sum_A w_i m_i tau_i / sum_A w_i``, ``A`` the inputs that agree with the elected sign.
+
+    TIES-merging: trim to the largest magnitudes, elect ``sign(sum w_i m_i tau_i)``, merge those that agree. For many
+    models whose changes contradict each other, most of which are small and do not matter.
 
     Trimming leaves the ``int(density * n)`` largest magnitudes of a task vector, at least one. The paper ranks over the
     whole model (``scope: model``): tensors that changed little are trimmed more than others, or wholly. Like mergekit,

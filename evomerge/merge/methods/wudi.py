@@ -126,7 +126,8 @@ def wudi(tasks: Sequence[torch.Tensor], iterations: int, rate: float) -> torch.T
     """``theta_0 + lambda argmin_X sum_i ||(X - tau_i) tau_i^T||^2 / ||tau_i||^2``.
 
     Whoever Started the Interference Should End It: Guiding Data-Free Model Merging via Task Vectors, WUDI-Merging. The
-    rows of ``tau_i`` span what inputs of task ``i`` look like, so that ``X`` treats these as ``tau_i`` does. With
+    rows of ``tau_i`` span what inputs of task ``i`` look like, so that ``X`` treats these as ``tau_i`` does: for
+    tasks that interfere, without data. With
     ``c_i = 1 / ||tau_i||^2`` and ``G_i = tau_i^T tau_i`` the minimum is ``(sum c_i tau_i G_i) (sum c_i G_i)^+``. The
     authors take 300 steps of Adam on the way there, from the sum of task vectors: ``iterations: 300``. A model that is
     the base in a tensor does not count there; public code divides by its norm, and has no numbers then. Tensors that

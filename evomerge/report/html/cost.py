@@ -85,6 +85,7 @@ def cost(view: RunView, page: Page) -> Markup | None:
         bytes=size_text(merge.get("bytes", 0.0)),
         computed=size_text(merge.get("computed_bytes", 0.0)),
         tokens=SavedTokens.of(history.tokens),
+        calibration=history.calibration.text() if history.calibration is not None else "",
         halved=halved_text(history.halved) if history.halved else "",
         reasons=(found := reasons(history.trials))[:_REASONS],
         more=len(found) - _REASONS,
