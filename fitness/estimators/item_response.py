@@ -121,7 +121,7 @@ class Fit:
         """Some items, and what is left of their precision and of that times their means without some models."""
         items, linear = self.items.take(part), self.linear[part]
         precision = self.precision[part].reshape(len(part), -1)
-        weights, targets = (each[np.ix_(models, part)].T for each in (self.weights, self.targets))
+        weights, targets = (each[models][:, part].T for each in (self.weights, self.targets))
         for binary, x in self.abilities.items():
             own = items.binary == binary
             precision[own] -= weights[own] @ self.seconds[binary][models].reshape(len(models), -1)
