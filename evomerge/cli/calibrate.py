@@ -21,6 +21,7 @@ def calibrate(config: Config) -> None:
     from evomerge.session.builders import fitness_from_config, pool_from_config
     from evomerge.session.calibration import check_apart, plan_calibration
     from evomerge.session.calibration_rows import made, watched_statistics
+    from evomerge.session.series import fill_checkpoints
     from evomerge.session.settings import check_pool
     from evomerge.utils.imports import import_modules
 
@@ -31,6 +32,7 @@ def calibrate(config: Config) -> None:
             "the items that statistics are made on",
             "choose them: calibration=text 'calibration.files=[my.jsonl]', or calibration=lm_eval",
         )
+    fill_checkpoints(config)
     check_pool(config)
     found = plan_calibration(config, pool_from_config(config), every_kind=True)
     assert found is not None, "there are items, and all kinds are asked for where none is read"
