@@ -249,7 +249,7 @@ class Search:
 
     def _models(self) -> list[Candidate]:
         """The pool's own models, and what else the search has to beat."""
-        recipes = compared_recipes(self.pool, self.phases[0].space(None) if self.pool is not None else None)
+        recipes = compared_recipes(self.pool, self.phases[0].space(None))
         return [Candidate(self.state.new_id(), recipe, name=name) for name, recipe in recipes.items()]
 
     def _choose(self) -> None:

@@ -13,11 +13,11 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.search.warm_start import WarmStart
 
 
-def compared_recipes(pool: PoolInfo | None, space: SearchSpace | None) -> dict[str, Recipe]:
+def compared_recipes(pool: PoolInfo | None, space: SearchSpace) -> dict[str, Recipe]:
     """What winners are compared with, by name: the space's own baselines, else the pool's models and their average."""
-    own: Mapping[str, Recipe] = getattr(space, "baselines", {})
     if pool is None:
         return {}
+    own: Mapping[str, Recipe] = getattr(space, "baselines", {})
     return dict(own) or baseline_recipes(pool)
 
 
