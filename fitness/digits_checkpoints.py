@@ -104,7 +104,8 @@ class CombinationFitness(DigitsFitness):
         self._cap = cap
         if self._networks.shape[1:] != (self.size,):
             raise ConfigError(
-                f"fitness.checkpoints has networks of {self._networks.shape[1:]} weights", f"{self.size}, for {hidden} units"
+                f"fitness.checkpoints has networks of {self._networks.shape[1:]} weights",
+                f"{self.size}, for {hidden} units",
             )
 
     def score_genome(self, genome: Genome, part: Part | None = None) -> Scores:

@@ -1,11 +1,12 @@
-"""LCSC beside what it starts from, on held-out items: `python scripts/lcsc_table.py LABEL=RUN [LABEL=RUN ...] [--digits N]`.
+"""LCSC beside what it starts from, on held-out items: `python scripts/lcsc_table.py LABEL=RUN ... [--digits N]`.
 
-Prints a Markdown table with a row for every run of `experiment=lcsc` (or `lcsc_evolution`): the last checkpoint, the uniform
-average, the best moving average, the winner, and paired tests of the winner against each. The best moving average is the
-one that scores best on the held-out items themselves, which favours it.
+Prints a Markdown table with a row for every run of `experiment=lcsc` (or `lcsc_evolution`): the last checkpoint, the
+uniform average, the best moving average, the winner, and paired tests of the winner against each. The best moving
+average is the one that scores best on the held-out items themselves, which favours it.
 
-`--digits N` runs `experiment=lcsc_digits` with N seeds, by CMA-ES and by the paper's evolution, without keeping the runs, and
-prints the same for the test images. There all seeds answer the same items: the last row tests their means, item by item.
+`--digits N` runs `experiment=lcsc_digits` with N seeds, by CMA-ES and by the paper's evolution, without keeping the
+runs, and prints the same for the test images. There all seeds answer the same items: the last row tests their means,
+item by item.
 """
 
 from __future__ import annotations
@@ -127,7 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--evaluations", type=int, default=1000, help="of each run on digits (default: 1000)")
     given = parser.parse_args(arguments)
     try:
-        rows = [of_run(label or folder, Path(folder)) for label, _, folder in (own.rpartition("=") for own in given.runs)]
+        rows = [
+            of_run(label or folder, Path(folder)) for label, _, folder in (own.rpartition("=") for own in given.runs)
+        ]
         if given.digits:
             with TemporaryDirectory() as folder:
                 rows += digits(given.digits, given.evaluations, Path(folder))

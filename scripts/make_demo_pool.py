@@ -1,4 +1,4 @@
-"""Make the demo pool: `python scripts/make_demo_pool.py FOLDER [--seed 0] [--threads 2] [--checkpoints 16] [--quick]`."""
+"""Make the demo pool: `python scripts/make_demo_pool.py FOLDER [--seed 0] [--checkpoints 16] [--quick]`."""
 
 from __future__ import annotations
 

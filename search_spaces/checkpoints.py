@@ -34,11 +34,12 @@ class CoefficientSpace:
     Args:
         pool, methods: not used; there is no pool.
         names: of the checkpoints, in the order of the training; two or more.
-        cap: the largest magnitude of a coefficient, 1 or more. Averages and the last checkpoint need 1, the step from one
-            checkpoint over another on to twice as far 2. What large coefficients of both signs leave of each other is
-            rounding and what the search items happen to like: combinations with magnitudes above 6 have been found to
-            depend on the seed.
-        rates: of exponential moving averages that a search starts from, beside the last checkpoint and the uniform average.
+        cap: the largest magnitude of a coefficient, 1 or more. Averages and the last checkpoint need 1, the step from
+            one checkpoint over another on to twice as far 2. What large coefficients of both signs leave of each
+            other is rounding and what the search items happen to like: results with magnitudes above 6 have been
+            found to depend on the seed.
+        rates: of exponential moving averages that a search starts from, beside the last checkpoint and the uniform
+            average.
         spread: of first candidates around their start: how far their coefficients together are from its (each has the
             standard deviation ``spread / sqrt(n)`` for n checkpoints).
 
@@ -123,15 +124,15 @@ class CoefficientSpace:
 class CheckpointSpace(CoefficientSpace):
     """Linear combinations of all models of a pool, checkpoints of one training in its order; implements `SearchSpace`.
 
-    LCSC (arXiv 2404.02241): ``theta = theta_1 + sum_i alpha_i (theta_i - theta_1)``. Recipes are plain ``linear`` ones
-    that are not normalised. The first model of the pool is the first checkpoint, whether it is the base or not. Slices that
-    are equal in all models come out as they are.
+    LCSC (arXiv 2404.02241): ``theta = theta_1 + sum_i alpha_i (theta_i - theta_1)``. Recipes are plain ``linear``
+    ones that are not normalised. The first model of the pool is the first checkpoint, whether it is the base or not.
+    Slices that are equal in all models come out as they are.
 
     Args:
         pool: the checkpoints, in order.
         methods: not used: it is the method ``linear``.
-        layer_group: ``None`` for one coefficient per checkpoint for the whole model, as in the paper; or how many layers
-            share coefficients, as in `search_spaces.parameter.ParameterSpace`.
+        layer_group: ``None`` for one coefficient per checkpoint for the whole model, as in the paper; or how many
+            layers share coefficients, as in `search_spaces.parameter.ParameterSpace`.
         components: with a `layer_group`, which components of its layers do, likewise.
         cap, rates, spread: as of `CoefficientSpace`.
 

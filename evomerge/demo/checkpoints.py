@@ -26,8 +26,8 @@ STEPS, QUICK_STEPS = 20, 1
 """Between two checkpoints."""
 
 LEARNING_RATE, BATCH = 3e-3, 16
-"""A rate that never falls and small batches, as trainings that are far from their end have: each checkpoint is some way off what
-they move around, and by how much it is not in which direction."""
+"""A rate that never falls and small batches, as trainings have that are far from their end: each checkpoint is some way
+off the course of all."""
 
 MIXTURE = {"sort": 1.0, "restate": 0.5, "report": 0.5, "translate": 0.4, "simple": 0.4}
 """Of texts: what both specialists of the pool learn."""
@@ -46,8 +46,8 @@ def make_checkpoints(
 ) -> Path:
     """Train the base of a demo pool on all of its skills, at a rate that does not fall, and keep `count` checkpoints.
 
-    Writes ``training/checkpoint-20``, ``-40``, ... into the pool's folder (`STEPS` between two; `QUICK_STEPS` for a quick
-    one), unless these very checkpoints are there: safetensors, configuration and tokenizer each.
+    Writes ``training/checkpoint-20``, ``-40``, ... into the pool's folder (`STEPS` between two; `QUICK_STEPS` for a
+    quick one), unless these very checkpoints are there: safetensors, configuration and tokenizer each.
 
     Args:
         pool: the folder of a pool that `pool.make_demo_pool` made with this `seed`.

@@ -1,4 +1,4 @@
-"""Coefficients of linear combinations that sum to one: what a search over checkpoints varies (LCSC, arXiv 2404.02241)."""
+"""Coefficients of linear combinations that sum to one: what LCSC (arXiv 2404.02241) searches."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def begin_with(
     scores: Mapping[str, Mapping[str, float]],
     scored: Sequence[tuple[Candidate, Evaluation]] = (),
 ) -> WarmStart:
-    """What a phase begins with: the first, where no earlier run and no recipe of the user's is named, with the space's starts.
+    """What a phase begins with; the first with the space's starts, where the user names no earlier run and no recipe.
 
     Args:
         warm: what earlier runs and recipes of the user's say of a space and the number of its phase.

@@ -74,7 +74,7 @@ class BoundedSpace:
 
     @property
     def starts(self) -> dict[str, Genome]:
-        """The space's own that keep to the bounds and to what is fixed; all that are left of them make the same recipes."""
+        """The space's own that keep to the bounds and to what is fixed: they make the same recipes."""
         found = {}
         for name, genome in getattr(self._space, "starts", {}).items():
             named = self._all.named(genome)

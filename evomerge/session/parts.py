@@ -96,8 +96,8 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     """Build and check every part; the order is that of cost, so that errors come early.
 
     Args:
-        config: of the whole experiment. What a search space leaves to the budget (`auto`) is filled in, and `pool.checkpoints`
-            becomes `pool.models`.
+        config: of the whole experiment. What a search space leaves to the budget (`auto`) is filled in, and
+            `pool.checkpoints` becomes `pool.models`.
         run: one that is gone on with; that which the configuration's `from_run` names for ``None``. Slices without
             genes are those that had none there.
     """

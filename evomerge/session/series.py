@@ -12,10 +12,10 @@ from evomerge.models.pool_settings import check_names
 
 
 def fill_checkpoints(config: Config) -> None:
-    """Put the checkpoints that `pool.checkpoints` names behind `pool.models`, and take the first for the base if there is none.
+    """Put the checkpoints that `pool.checkpoints` names behind `pool.models`; the first is the base if there is none.
 
-    `pool.checkpoints` is ``None`` afterwards: what a run folder keeps are the models that were found, so that a run goes
-    on with them whatever the training has added since.
+    `pool.checkpoints` is ``None`` afterwards: what a run folder keeps are the models that were found, so that a run
+    goes on with them whatever the training has added since.
 
     Raises:
         ConfigError: settings that cannot be, or a name that `pool.models` has already.

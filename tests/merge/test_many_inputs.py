@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_llama import save_llama
 
 from evomerge.merge.mixes import cpu_mix
 from evomerge.merge.mixes.mix import Mix, copy_of, weighted
@@ -19,7 +20,6 @@ from evomerge.merge.resident.model import Resident
 from evomerge.models.opening import open_pool
 from evomerge.recipes.pool_info import UNIFORM
 from search_spaces.checkpoints import CheckpointSpace
-from tiny_llama import save_llama
 
 COUNT = 106  # sixteen, and fifteen more six times: code for other numbers of inputs need not be compiled
 SIZE = 70_001
@@ -30,9 +30,7 @@ def mixed(mix: Mix, inputs: list[torch.Tensor], dtype: torch.dtype) -> tuple[tor
     return out, cpu_mix.mix_(out, mix, inputs, None, [0] * len(inputs))
 
 
-@pytest.mark.parametrize(
-    ("count", "dtype"), [(20, torch.float32), (46, torch.bfloat16), (COUNT, torch.float32)]
-)
+@pytest.mark.parametrize(("count", "dtype"), [(20, torch.float32), (46, torch.bfloat16), (COUNT, torch.float32)])
 def test_many_inputs_are_added_up_as_few_are(count: int, dtype: torch.dtype) -> None:
     generator, rng = torch.Generator().manual_seed(count), np.random.default_rng(count)
     inputs = [torch.randn(SIZE, generator=generator).to(dtype) for _ in range(count)]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_llama import save_llama
 
 from evomerge.config.compose import compose_config
 from evomerge.errors import ConfigError, EvomergeWarning, PoolError
 from evomerge.models.checkpoints.series import SeriesSettings, series_models, thinned
 from evomerge.session.series import fill_checkpoints
-from tiny_llama import save_llama
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,20 @@ def test_they_are_thinned_out(run: Path, settings: dict[str, Any], wanted: list[
 
 
 def test_many_are_evenly_spread_and_the_ends_stay() -> None:
-    assert thinned(list(range(1, 101)), SeriesSettings("out", most=12)) == [1, 10, 19, 28, 37, 46, 55, 64, 73, 82, 91, 100]
+    assert thinned(list(range(1, 101)), SeriesSettings("out", most=12)) == [
+        1,
+        10,
+        19,
+        28,
+        37,
+        46,
+        55,
+        64,
+        73,
+        82,
+        91,
+        100,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +103,10 @@ def test_folders_that_are_none_are_one_line(run: Path, tmp_path: Path) -> None:
         series_models(SeriesSettings("ot"), run.parent)
     with pytest.raises(PoolError, match=r"holds no finished checkpoint.*checkpoint-100"):
         series_models(SeriesSettings(str(tmp_path)))
-    with pytest.raises(PoolError, match=r"takes 1 of 6 checkpoints .* of steps 5 to 100"), pytest.warns(EvomergeWarning):
+    with (
+        pytest.raises(PoolError, match=r"takes 1 of 6 checkpoints .* of steps 5 to 100"),
+        pytest.warns(EvomergeWarning),
+    ):
         series_models(SeriesSettings(str(run), first=90))
     (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(PoolError, match=r"no finished checkpoint: checkpoint-1 \(.*config.json"):
@@ -127,5 +143,5 @@ def test_a_configuration_comes_to_name_the_models_that_were_found(run: Path) -> 
     assert config.pool.base == "step-100"
 
     config = compose_config([f"pool.checkpoints='{run}'", "pool.models={step-5: org/other}"])
-    with pytest.raises(ConfigError, match="pool.models has 'step-5'"):
+    with pytest.raises(ConfigError, match=r"pool.models has 'step-5'"):
         fill_checkpoints(config)

@@ -24,7 +24,7 @@ PART = 1 << 16
 """Elements; less is not worth another thread."""
 
 MOST = 16
-"""Inputs that are read side by side: more streams than that are slower than several passes, and take longer to compile."""
+"""Inputs that are read side by side: more streams are slower than several passes, and take longer to compile."""
 
 _BLOCK = 1 << 15  # elements of a sum of many inputs, which stay in the second-level cache
 _EVERY = 2**31 - 1  # the largest random number
@@ -67,7 +67,7 @@ class MixCall:
 
 
 class LongSumCall(MixCall):
-    """A weighted sum of more than `MOST` inputs: block by block, so many of them at a time, what they add up to before them.
+    """A weighted sum of more than `MOST` inputs: block by block, so many of them at a time behind what came before.
 
     The additions are those of one pass, in their order: so are the bits.
     """

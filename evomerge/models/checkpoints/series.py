@@ -54,7 +54,9 @@ class SeriesSettings:
         own = {name: value for name, value in content.items() if value is not None}
         folder = own.get("folder")
         if not isinstance(folder, str) or not folder:
-            raise ConfigError(f"{KEY}.folder is {folder!r}", "the folder of a training run, with checkpoint-100 and so on")
+            raise ConfigError(
+                f"{KEY}.folder is {folder!r}", "the folder of a training run, with checkpoint-100 and so on"
+            )
         for name, least in (("first", 0), ("last", 0), ("every", 1), ("most", 2)):
             value = own.get(name, least)
             if type(value) is not int or value < least:
@@ -70,9 +72,9 @@ def series_models(
 ) -> dict[str, str]:
     """The checkpoints of a training run by name (``step-100``), in the order of their steps: absolute folders.
 
-    A folder counts when it is called ``checkpoint-N``, ``step-N`` or ``global_step-N`` (also with ``_`` or nothing for the dash) and
-    is finished: with its configuration and all of its weights, or an adapter's. Others called so are warned of and left out: a
-    trainer may be writing them, or have been ended while it did.
+    A folder counts when it is called ``checkpoint-N``, ``step-N`` or ``global_step-N`` (also with ``_`` or nothing
+    for the dash) and is finished: with its configuration and all of its weights, or an adapter's. Others called so are
+    warned of and left out: a trainer may be writing them, or have been ended while it did.
 
     Args:
         settings: which.
@@ -80,8 +82,8 @@ def series_models(
         adapted: the location of the model that adapters are folded into; ``None`` where none is known.
 
     Raises:
-        PoolError: there is no such folder, fewer than two checkpoints are left, two are of one step, or they are adapters
-            and `adapted` is ``None``.
+        PoolError: there is no such folder, fewer than two checkpoints are left, two are of one step, or they are
+            adapters and `adapted` is ``None``.
     """
     folder = _place(settings.folder, root)
     steps: dict[int, Path] = {}
@@ -94,7 +96,8 @@ def series_models(
         if problem:
             unfinished.append(f"{entry.name} ({problem})")
         elif (step := int(match[1])) in steps:
-            raise PoolError(f"{folder} has {steps[step].name} and {entry.name}", "one checkpoint of a step", "move one away")
+            twice = f"{folder} has {steps[step].name} and {entry.name}"
+            raise PoolError(twice, "one checkpoint of a step", "move one away")
         else:
             steps[step] = entry
     cut = f" and {len(unfinished) - _LISTED} more" if len(unfinished) > _LISTED else ""
@@ -106,9 +109,7 @@ def series_models(
             "name the output folder of the training",
         )
     if unfinished:
-        warnings.warn(
-            f"{folder}: unfinished checkpoints are left out: {left_out}", EvomergeWarning, stacklevel=2
-        )
+        warnings.warn(f"{folder}: unfinished checkpoints are left out: {left_out}", EvomergeWarning, stacklevel=2)
     kept = thinned(sorted(steps), settings)
     if len(kept) < 2:
         raise PoolError(
