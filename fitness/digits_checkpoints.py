@@ -54,7 +54,7 @@ class TrainingCheckpoints:
         count: int = 16,
         every: int = 1,
         batch: int = 8,
-        rate: float = 0.003,
+        rate: float = 0.01,
         std: float = 0.05,
         hidden: int = 256,
     ) -> None:

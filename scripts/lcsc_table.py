@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Print LCSC's held-out scores beside those of what it starts from.")
     parser.add_argument("runs", nargs="*", metavar="LABEL=RUN", help="a run folder and what to call it")
     parser.add_argument("--digits", type=int, default=0, metavar="N", help="also run the digits network with N seeds")
-    parser.add_argument("--evaluations", type=int, default=1000, help="of each run on digits (default: 1000)")
+    parser.add_argument("--evaluations", type=int, default=500, help="of each run on digits (default: 500)")
     given = parser.parse_args(arguments)
     try:
         rows = [

@@ -63,5 +63,6 @@ def moving_average(count: int, rate: float) -> Array:
     >>> moving_average(3, 0.5).round(4).tolist()
     [0.1429, 0.2857, 0.5714]
     """
-    shares = np.float64(rate) ** np.arange(count - 1, -1, -1)
-    return np.asarray(shares / shares.sum())
+    shares: Array = np.power(float(rate), np.arange(count - 1, -1, -1, dtype=np.float64))
+    shares /= shares.sum()
+    return shares

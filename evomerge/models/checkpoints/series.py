@@ -51,7 +51,7 @@ class SeriesSettings:
         for name in content:
             if name not in known:
                 raise ConfigError(f"{KEY} has no key {name!r}", nearest(str(name), known))
-        own = {name: value for name, value in content.items() if value is not None}
+        own: dict[str, Any] = {str(name): value for name, value in content.items() if value is not None}
         folder = own.get("folder")
         if not isinstance(folder, str) or not folder:
             raise ConfigError(
