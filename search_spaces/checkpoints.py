@@ -40,8 +40,9 @@ class CoefficientSpace:
             found to depend on the seed.
         rates: of exponential moving averages that a search starts from, beside the last checkpoint and the uniform
             average.
-        spread: of first candidates around their start: how far their coefficients together are from its (each has the
-            standard deviation ``spread / sqrt(n)`` for n checkpoints).
+        spread: of first candidates around their start: the standard deviation of a coefficient, in units of ``1 / n``,
+            which coefficients of n checkpoints are on average. 1 doubles what the uniform average leaves of the
+            checkpoints' noise.
 
     Attributes:
         spec: the genes, which start at the moving average in the middle of `rates`.
@@ -65,7 +66,7 @@ class CoefficientSpace:
         names: Sequence[str],
         cap: float = 2.0,
         rates: Sequence[float] = RATES,
-        spread: float = 0.5,
+        spread: float = 1.0,
     ) -> None:
         self._begin(names, ("model",), cap, rates, spread)
 
@@ -89,7 +90,7 @@ class CoefficientSpace:
         known = {self.names[-1]: 0.0, UNIFORM: 1.0, **{f"EMA {rate:g}": float(rate) for rate in sorted(rates)}}
         averages = {name: moving_average(count, rate) for name, rate in known.items()}
         first = averages[f"EMA {sorted(rates)[len(rates) // 2]:g}" if rates else UNIFORM]
-        share = min(spread / math.sqrt(count) / (2 * self._cap), 1.0)
+        share = min(spread / count / (2 * self._cap), 1.0)
         self.spec = GenomeSpec(
             tuple(
                 Gene(f"{group}/{name}/weight", low=-self._cap, high=self._cap, initial=float(value), spread=share)
@@ -159,7 +160,7 @@ class CheckpointSpace(CoefficientSpace):
         components: str | list[list[str]] = "all",
         cap: float = 2.0,
         rates: Sequence[float] = RATES,
-        spread: float = 0.5,
+        spread: float = 1.0,
     ) -> None:
         if pool.uneven:
             raise ConfigError(pool.uneven, "checkpoints of one training")

@@ -73,9 +73,9 @@ def test_a_search_starts_from_moving_averages_the_last_and_the_mean_which_are_it
     assert space.starts["EMA 0.9"].values == pytest.approx(moving_average(4, 0.9)[1:])
 
 
-def test_first_candidates_are_as_far_from_the_start_whatever_the_number_of_checkpoints() -> None:
-    few, many = (CheckpointSpace(series(count), {}, spread=0.4, cap=2.0).spec.genes[0].spread for count in (4, 100))
-    assert (few, many) == (pytest.approx(0.4 / 2 / 4), pytest.approx(0.4 / 10 / 4))
+def test_first_candidates_differ_by_what_coefficients_are_on_average() -> None:
+    few, many = (CheckpointSpace(series(count), {}, spread=0.5, cap=2.0).spec.genes[0].spread for count in (4, 100))
+    assert (few, many) == (pytest.approx(0.5 / 4 / 4), pytest.approx(0.5 / 100 / 4))  # a gene's range is 4
 
 
 def test_slices_that_are_equal_in_all_checkpoints_come_out_as_they_are() -> None:
