@@ -6,7 +6,7 @@ average is the one that scores best on the held-out items themselves, which favo
 
 `--digits N` runs `experiment=lcsc_digits` with N seeds, by CMA-ES and by the paper's evolution, without keeping the
 runs, and prints the same for the test images. There all seeds answer the same items: the last row tests their means,
-item by item.
+item by item, with each seed's own best moving average.
 """
 
 from __future__ import annotations
@@ -58,18 +58,22 @@ def row(label: str, models: Mapping[str, Scores], coefficients: Floats | None = 
         models: by name: averages, `BEST`, and the last checkpoint, under any other name.
         coefficients: of the winner.
     """
-    averages = {name: own for name, own in models.items() if name.startswith(EMA)}
-    last = next(name for name in models if name not in (*averages, UNIFORM, BEST))
-    best = max(averages, key=lambda name: mean_of(averages[name]))
-    others = [last, UNIFORM, best]
+    others = compared(models)
     cells = [label, *(f"{mean_of(models[name]):.3f}" for name in (*others, BEST))]
-    cells[3] += f" ({best.removeprefix(EMA)})"
+    cells[3] += f" ({others[-1].removeprefix(EMA)})"
     for name in others:
         found = compare(models[BEST], models[name])
         cells.append(f"{found.difference:+.3f} ({p_text(found.p_value)})")
     if coefficients is None:
         return line([*cells, "", ""])
     return line([*cells, f"{(coefficients < 0).sum()} of {len(coefficients)}", f"{np.abs(coefficients).max():.2f}"])
+
+
+def compared(models: Mapping[str, Scores]) -> list[str]:
+    """Names of the last checkpoint, the uniform average and the best of the moving averages."""
+    averages = {name: own for name, own in models.items() if name.startswith(EMA)}
+    last = next(name for name in models if name not in (*averages, UNIFORM, BEST))
+    return [last, UNIFORM, max(averages, key=lambda name: mean_of(averages[name]))]
 
 
 def line(cells: Sequence[str]) -> str:
@@ -115,7 +119,13 @@ def digits(seeds: int, evaluations: int, folder: Path) -> list[str]:
             genomes = {**space.starts, BEST: best}
             every.append({name: {"digits": test.score_genome(g).items["digits/acc"]} for name, g in genomes.items()})
             rows.append(row(f"{label} {seed}", every[-1], space.coefficients(best)["model"]))
-        means = {name: {"digits": np.mean([own[name]["digits"] for own in every], axis=0)} for name in every[0]}
+        named = [dict(zip(("last", UNIFORM, f"{EMA}each", BEST), (*compared(own), BEST), strict=True)) for own in every]
+        means = {
+            name: {
+                "digits": np.mean([own[place[name]]["digits"] for own, place in zip(every, named, strict=True)], axis=0)
+            }
+            for name in named[0]
+        }
         rows.append(row(f"{label}, all {seeds}", means))
     return rows
 

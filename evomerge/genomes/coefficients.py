@@ -42,10 +42,10 @@ def summing_to_one(free: Sequence[float] | Array, cap: float) -> Array:
         if not low < middle < high:
             break
         low, high = (middle, high) if np.clip(values + middle, -cap, cap).sum() < 1 else (low, middle)
-    values = np.clip(values + high, -cap, cap)
-    inner = int(np.argmin(np.abs(values)))  # takes what rounding has left
-    values[inner] += 1.0 - math.fsum(values)
-    return values
+    moved: Array = np.clip(values + high, -cap, cap)
+    inner = int(np.argmin(np.abs(moved)))  # takes what rounding has left
+    moved[inner] += 1.0 - math.fsum(moved)
+    return moved
 
 
 def moving_average(count: int, rate: float) -> Array:
@@ -64,5 +64,4 @@ def moving_average(count: int, rate: float) -> Array:
     [0.1429, 0.2857, 0.5714]
     """
     shares: Array = np.power(float(rate), np.arange(count - 1, -1, -1, dtype=np.float64))
-    shares /= shares.sum()
-    return shares
+    return shares / shares.sum()
