@@ -64,4 +64,5 @@ def moving_average(count: int, rate: float) -> Array:
     [0.1429, 0.2857, 0.5714]
     """
     shares: Array = np.power(float(rate), np.arange(count - 1, -1, -1, dtype=np.float64))
-    return shares / shares.sum()
+    parts: Array = shares / shares.sum()
+    return parts
