@@ -171,6 +171,11 @@ class SearchSpace(Protocol):
     proposes anything. An attribute ``left_out`` names genes that it would have, were their slices not equal in all
     models: genomes of runs that had them are read without.
 
+    One with an attribute ``baselines``, recipes by name, has its winners compared with these instead of the pool's
+    models and their average. An attribute ``starts``, genomes by name, says where it is good to begin: strategies are
+    told of all of them before they propose anything, of those that are baselines what these scored, and those that
+    begin at one point begin at the best.
+
     One that has a method ``active(genome) -> Collection[str]`` names the genes that the genome's recipe depends on, or
     would were there one: strategies then learn from no other.
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.cli.verbs import verb_parser
+from evomerge.demo.checkpoints import MOST
 from evomerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,12 +26,25 @@ def run(arguments: Sequence[str]) -> int:
         "--quick", action="store_true", help="hardly train and search: seconds, and the scores mean nothing"
     )
     parser.add_argument("--pool-only", action="store_true", help="make the models and tasks, do not search")
+    parser.add_argument(
+        "--checkpoints",
+        type=int,
+        metavar="N",
+        help="also train one model on, at a rate that does not fall, and keep N checkpoints of it (needs --pool-only)",
+    )
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress of the search")
     options = parser.parse_intermixed_args(list(arguments))
 
     if options.threads is not None and options.threads < 1:
         raise ConfigError(f"--threads is {options.threads}", "1 or more")
+
+    if options.checkpoints is not None and not (options.pool_only and 2 <= options.checkpoints <= MOST):
+        raise ConfigError(
+            f"--checkpoints is {options.checkpoints}{'' if options.pool_only else ' without --pool-only'}",
+            f"2 to {MOST}, with --pool-only",
+            "make them first, and search with `evomerge search experiment=lcsc`",
+        )
 
     from evomerge.cli.search import search
     from evomerge.config.compose import compose_config
@@ -42,10 +56,14 @@ def run(arguments: Sequence[str]) -> int:
     config = compose_config([*settings, *quick, *quiet, *options.overrides])
     _check(config, options.pool_only)  # before training: a typo should not wait for it
 
+    from evomerge.demo.checkpoints import make_checkpoints
     from evomerge.demo.pool import make_demo_pool
 
     make_demo_pool(root, options.seed, threads=options.threads, quick=options.quick)
-    if options.pool_only:
+    if options.checkpoints is not None:
+        made = make_checkpoints(root, options.seed, options.checkpoints, threads=options.threads, quick=options.quick)
+        print(f"the checkpoints are in {made}; `evomerge search experiment=lcsc pool.root='{root}'` combines them")
+    elif options.pool_only:
         print(f"the pool is in {root}; `evomerge search experiment=demo pool.root='{root}'` searches it")
     else:
         search(config)

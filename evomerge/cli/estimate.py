@@ -67,6 +67,7 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
     Where the paths of a data flow may become longer than the one the search begins with, so may the resident model.
     """
     from evomerge.models.arithmetic import arithmetic_of
+    from evomerge.search.starts import compared_recipes
     from evomerge.session.derived_time import estimate_derived
 
     pool = parts.pool
@@ -77,7 +78,7 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
     outside = sum(size for slice_, size in per_slice.items() if slice_.layer is None)
     inside = sum(per_slice.values()) - outside
     weights = outside + inside + max(0, depth - pool.info.layers) * per_layer
-    baselines = len(pool.info.refs) + 1
+    baselines = len(compared_recipes(pool.info, parts.space))
     others = (baselines if config.search.baselines else 0) + (baselines + 1 if parts.held_out is not None else 0)
     work = _work(parts.fitness)
     genes = max(len(space.spec) for space in parts.spaces)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from evomerge.candidate import Evaluation
+from evomerge.search.hooks import GaveUpError
 
 _VARIES = re.compile(r"\b\w*\d\w*\b")  # sizes, addresses, names of files and of layers
 
@@ -32,6 +33,15 @@ class Streak:
     def hopeless(self) -> bool:
         """Whether there are too many."""
         return self._limit is not None and self.length >= self._limit
+
+    def require_hope(self) -> None:
+        """`GaveUpError` where there are too many."""
+        if self.hopeless:
+            raise GaveUpError(
+                f"{self.length} candidates in a row failed the same way: {self.reason}",
+                "a fitness, a pool and workers that work",
+                "mend what is broken and go on with `evomerge resume RUN`, or set search.give_up=null",
+            )
 
     def see(self, evaluation: Evaluation) -> None:
         """Count one more evaluation."""

@@ -22,14 +22,13 @@ from typing import Any
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError
 from evomerge.protocols import Evaluator, Proposal, SearchSpace, Strategy
-from evomerge.recipes.pool_info import PoolInfo, baseline_recipes
+from evomerge.recipes.pool_info import PoolInfo
 from evomerge.run.ledger import Ledger
 from evomerge.search.failures import Streak
 from evomerge.search.finalists import Leaders, best_of, favourite
 from evomerge.search.hooks import (
     BestWriter,
     CheckpointHook,
-    GaveUpError,
     Interrupted,
     ResponseKeeper,
     never_stop,
@@ -41,6 +40,7 @@ from evomerge.search.incumbent import Incumbent
 from evomerge.search.informing import begin, informed
 from evomerge.search.phases import Phase
 from evomerge.search.racing.race import Race, pending_of
+from evomerge.search.starts import begin_with, compared_recipes
 from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.stopping import StopRules
 from evomerge.search.warm_start import WarmStart, no_warm_start
@@ -100,6 +100,7 @@ class Search:
     rules: StopRules = field(default_factory=StopRules)
     state: SearchState = field(init=False)
     _scored: list[Candidate] = field(default_factory=list, init=False)
+    _compared: list[tuple[Candidate, Evaluation]] = field(default_factory=list, init=False)
     _last: tuple[SearchSpace, Strategy] | None = field(default=None, init=False)  # of the phase that is over
 
     def __post_init__(self) -> None:
@@ -131,11 +132,13 @@ class Search:
         try:
             if not self.state.winners:
                 self._take_models()
-                for candidate, evaluation in self._score(self._scored):
+                compared = self._score(self._scored)
+                for candidate, evaluation in compared:
                     self.incumbent.baseline(evaluation)
                     if self.race is not None:
                         self.race.see(evaluation, baseline=True)
                     self.state.scores[str(candidate.name)] = evaluation.objectives
+                self._compared = compared
             reason = self._run_phases()
         except (KeyboardInterrupt, EvomergeError):
             if self.state.settled and self.state.phase is not None:
@@ -175,7 +178,8 @@ class Search:
         self.state.winners.append(winner)
         self.state.begins.append(self.state.next_id)
         space = phase.space(winner.recipe if winner is not None else None)
-        warm = self.warm(space, number)
+        objective = self.incumbent.objectives[0]
+        warm = begin_with(self.warm, space, number, objective, self.state.scores, self._compared)
         strategy = informed(phase.strategy(warm.started(space.spec), self.state.scores), space)
         begin(strategy, warm.best)
         limit = self.ledger.in_flight(number, in_flight_limit(self.in_flight, self.ordered, self.evaluator.slots))
@@ -197,12 +201,7 @@ class Search:
             if not pending:
                 break
             self.state.settled = True
-            if self._streak.hopeless:
-                raise GaveUpError(
-                    f"{self._streak.length} candidates in a row failed the same way: {self._streak.reason}",
-                    "a fitness, a pool and workers that work",
-                    "mend what is broken and go on with `evomerge resume RUN`, or set search.give_up=null",
-                )
+            self._streak.require_hope()
             if pending.settled:
                 self.save(self.state, now=False)
             self.state.settled = pending.settled
@@ -250,7 +249,7 @@ class Search:
 
     def _models(self) -> list[Candidate]:
         """The pool's own models, and what else the search has to beat."""
-        recipes = baseline_recipes(self.pool) if self.pool is not None else {}
+        recipes = compared_recipes(self.pool, self.phases[0].space(None))
         return [Candidate(self.state.new_id(), recipe, name=name) for name, recipe in recipes.items()]
 
     def _choose(self) -> None:

@@ -73,6 +73,17 @@ class BoundedSpace:
         return of_the_left
 
     @property
+    def starts(self) -> dict[str, Genome]:
+        """The space's own that keep to the bounds and to what is fixed: they make the same recipes."""
+        found = {}
+        for name, genome in getattr(self._space, "starts", {}).items():
+            named = self._all.named(genome)
+            own = self.spec.genome([named[gene.name] for gene in self.spec])
+            if self._whole(own) == genome:
+                found[name] = own
+        return found
+
+    @property
     def encode(self) -> Any:
         """The space's own, where it has one: the nearest genome within the bounds."""
         encode = self._space.encode  # type: ignore[attr-defined]  # spaces have it or not

@@ -30,6 +30,7 @@ def calibrated(config: Config, *, quiet: bool = False) -> Calibration:
         EvomergeError: it describes none, or items that are held-out items; they cannot be made.
     """
     from evomerge.session.builders import fitness_from_config, pool_from_config
+    from evomerge.session.series import fill_checkpoints
     from evomerge.session.settings import check_pool
     from evomerge.utils.imports import import_modules
 
@@ -40,6 +41,7 @@ def calibrated(config: Config, *, quiet: bool = False) -> Calibration:
             "the items that statistics are made on",
             "choose them: calibration=text 'calibration.files=[my.jsonl]', or calibration=lm_eval",
         )
+    fill_checkpoints(config)
     check_pool(config)
     found = plan_calibration(config, pool_from_config(config), every_kind=True)
     assert found is not None, "there are items, and all kinds are asked for where none is read"

@@ -17,6 +17,7 @@ from evomerge.run.checkpoint import Checkpoint, Checkpoints, Position, read_chec
 from evomerge.run.ledger import Kind, Ledger
 from evomerge.search.informing import informed
 from evomerge.search.loop import Search
+from evomerge.search.starts import begin_with
 from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.stopping import Stopping
 from evomerge.session.replay import ContinuedLedger
@@ -99,8 +100,9 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
                 raise ConfigError(f"candidate {identity} has recipe {found}, it had {recipe_hash}", "the same recipes")
             known[candidate.id], refused[candidate.id] = candidate, why
     number, space = len(spaces) - 1, spaces[-1]
-    phase, warm = search.phases[number], search.warm(space, number)
     scores = {str(name): dict(values) for name, values in saved["scores"].items()}
+    phase = search.phases[number]
+    warm = begin_with(search.warm, space, number, search.incumbent.objectives[0], scores)
     strategy = informed(phase.strategy(warm.started(space.spec), scores), space)
     strategy.load_state_dict(saved["strategy"])
     first = list(warm.to_reevaluate[: phase.evaluations])

@@ -29,8 +29,8 @@ from evomerge.merge.resident.resident_memory import model_bytes, resident_memory
 from evomerge.models.loaded import ModelOutline
 from evomerge.models.pool import Pool
 from evomerge.models.tokenizers import load_tokenizer
-from evomerge.recipes.pool_info import baseline_recipes
 from evomerge.recipes.recipe import Recipe
+from evomerge.search.starts import compared_recipes
 from evomerge.session.engines import engine_of
 from evomerge.session.gpu_plan import GpuPlan, fewest_gpus, plan_gpu
 from evomerge.session.parts import Parts
@@ -208,7 +208,7 @@ def _less(found: MemoryEstimate, parts: Sequence[MemoryPart]) -> str:
 def sample_plans(config: Config, parts: Parts, pool: Pool) -> list[Plan]:
     """Of the pool's own models where they are scored, and of some candidates of every phase."""
     scored = config.search.baselines or parts.held_out is not None
-    recipes: list[Recipe | None] = [*baseline_recipes(pool.info).values()] if scored else []
+    recipes: list[Recipe | None] = [*compared_recipes(pool.info, parts.space).values()] if scored else []
     rng = np.random.default_rng(0)
     for space in parts.spaces:
         spec: Any = space.spec

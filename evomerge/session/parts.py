@@ -34,6 +34,7 @@ from evomerge.session.engines import check_held, require_engine
 from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.prior import measured
 from evomerge.session.racing import build_race, count_finalists
+from evomerge.session.series import fill_checkpoints
 from evomerge.session.settings import built_from, check_nodes, check_pool, check_settings
 from evomerge.session.switches import check_switches
 from evomerge.trackers.tracker import Tracker, trackers_from_config
@@ -95,7 +96,8 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     """Build and check every part; the order is that of cost, so that errors come early.
 
     Args:
-        config: of the whole experiment. What a search space leaves to the budget (`auto`) is filled in.
+        config: of the whole experiment. What a search space leaves to the budget (`auto`) is filled in, and
+            `pool.checkpoints` becomes `pool.models`.
         run: one that is gone on with; that which the configuration's `from_run` names for ``None``. Slices without
             genes are those that had none there.
     """
@@ -105,6 +107,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     engine = require_engine(config)
     trackers = trackers_from_config(config.trackers)
     wanted = built_from(config)
+    fill_checkpoints(config)
     pooled = wanted != "fitnesses" or bool(config.pool.models)
     if pooled:
         check_pool(config)

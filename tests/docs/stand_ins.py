@@ -75,6 +75,8 @@ class Place:
         for name in ("demo_pool/seed0", "MODELS"):
             (self.folder / name).symlink_to(self.made.pool)
         (self.folder / "my-model").symlink_to(self.made.model)
+        (self.folder / "runs").mkdir(exist_ok=True)
+        (self.folder / "runs" / "out").symlink_to(self.made.pool / "training")
         shutil.copy(self.made.run / "best" / "recipe.yaml", self.folder / "recipe.yaml")
         for name, text in {"evolve.yml": EVOLVE, "merge.yaml": MERGE, "mergekit.yaml": MERGE}.items():
             (self.folder / name).write_text(text)

@@ -23,6 +23,10 @@ KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 PART = 1 << 16
 """Elements; less is not worth another thread."""
 
+MOST = 16
+"""Inputs that are read side by side: more streams are slower than several passes, and take longer to compile."""
+
+_BLOCK = 1 << 15  # elements of a sum of many inputs, which stay in the second-level cache
 _EVERY = 2**31 - 1  # the largest random number
 _STREAM = 1 << 20  # bytes: a smaller result is better left in the cache
 
@@ -59,6 +63,36 @@ class MixCall:
     def __call__(self, begin: int, end: int) -> int:
         """Carry out elements `begin` to `end` of `count`; returns whether one is not finite."""
         bad: int = mix_kernel(*self._settings, self.begin + begin, self.begin + end)
+        return bad
+
+
+class LongSumCall(MixCall):
+    """A weighted sum of more than `MOST` inputs: block by block, so many of them at a time behind what came before.
+
+    The additions are those of one pass, in their order: so are the bits.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, begin: int, end: int) -> int:
+        """See `MixCall`."""
+        inputs, kinds, weights, *settings = self._settings
+        divisor, scale, out, kind, stream, direct = settings[-6:]
+        room = np.empty(_BLOCK + 16, np.float32)
+        sums = (room.ctypes.data + 63) // 64 * 64
+        direct = direct and kind == F32
+        bad = 0
+        for start in range(self.begin + begin, self.begin + end, _BLOCK):
+            stop, held = min(start + _BLOCK, self.begin + end), sums - 4 * start
+            done = 0
+            while done < len(inputs):
+                before = ((held,), (F32,), (1.0,)) if done else ((), (), ())
+                upto = done + MOST - len(before[0])
+                part = [(*own, *given[done:upto]) for own, given in zip(before, (inputs, kinds, weights), strict=True)]
+                done, is_last = upto, upto >= len(inputs)
+                last = divisor, scale, out, kind, stream if direct else None, direct
+                more = last if is_last else (None, 1.0, held, F32, None, kinds.count(F32) == len(kinds))
+                bad |= mix_kernel(*part, None, more[3], None, None, None, None, None, *more, start, stop)
         return bad
 
 
@@ -129,7 +163,8 @@ def mix_call(
         True if direct and out.nbytes >= _STREAM and first % 32 == 0 else None,
         direct,
     )
-    return MixCall(out.numel(), begin, settings)
+    plain = origin is None and not mix.elect and not any(term.cut or term.density is not None for term in terms)
+    return (LongSumCall if plain and len(used) > MOST else MixCall)(out.numel(), begin, settings)
 
 
 def _masks(terms: Sequence[Term], keys: Sequence[int]) -> NDArray[np.uint32]:
