@@ -1,4 +1,4 @@
-"""Which engine a worker generates and scores with, what it is given, and how it keeps weights. Imports nothing heavy."""
+"""Which engine a worker generates and scores with, what it is given, and how it keeps weights. Nothing heavy."""
 
 from __future__ import annotations
 
@@ -90,6 +90,12 @@ class EngineSettings:
         return self.quantise is not None and (split == "search" or self.quantise_held_out)
 
     @property
+    def event(self) -> dict[str, Any]:
+        """What a run's ledger says of it; empty where weights are in full precision."""
+        held_out = self.quantises("held_out")
+        return {"quantise": self.quantise, "quantise_held_out": held_out} if self.quantise is not None else {}
+
+    @property
     def in_full(self) -> EngineSettings:
         """The same engine in full precision."""
         return replace(self, quantise=None, quantise_held_out=False)
@@ -108,11 +114,7 @@ class EngineSettings:
         found = cls(node.get("engine") or "transformers", node.get("engine_args") or {}, quantise, everywhere)
         several = node.get("device") == "spread" or (node.get("gpus_per_worker") or 0) > 1
         if found.quantise and several:
-            raise ConfigError(
-                f"evaluator.quantise is {found.quantise}, and a worker spreads its model over several GPUs",
-                "a quantised model lies on one",
-                "set evaluator.device=auto and evaluator.gpus_per_worker=1, or evaluator.quantise=null",
-            )
+            raise spread_refusal(found.quantise)
         return found
 
     def require_installed(self) -> None:
@@ -129,3 +131,12 @@ class EngineSettings:
                 "an environment with vLLM",
                 "pip install 'evomerge[vllm]' into an environment of its own, or set evaluator.engine=transformers",
             )
+
+
+def spread_refusal(quantise: str) -> ConfigError:
+    """What to say where a quantised model would lie on several GPUs."""
+    return ConfigError(
+        f"evaluator.quantise is {quantise}, and a worker spreads its model over several GPUs",
+        "a quantised model lies on one",
+        "set evaluator.device=auto and evaluator.gpus_per_worker=1, or evaluator.quantise=null",
+    )

@@ -104,6 +104,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 **({"stop_rules": parts.rules.event} if parts.rules.event else {}),
                 **({"overlap": parts.overlap} if parts.overlap is not None else {}),
                 fitness=fingerprint,
+                **parts.quantised,
                 versions=library_versions(),
                 **({"from_run": source.event} if source is not None else {}),
             )
@@ -125,6 +126,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 give_up=settings.give_up,
                 race=parts.race,
                 finalists=parts.finalists,
+                rescores=parts.rescores,
                 rules=parts.rules,
             )
             beginning.begin(search)

@@ -40,7 +40,7 @@ def float32_products(module: Any) -> Iterator[None]:
 
 
 def _is_linear(part: nn.Module) -> bool:
-    """Whether a module is a linear layer and nothing else; one whose weight may be quantised says what it stands for."""
+    """Whether a module is a linear layer and nothing else; a quantised one has a weight that it stands for."""
     return type(part) is nn.Linear or hasattr(part, "dequantised")
 
 

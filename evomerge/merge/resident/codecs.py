@@ -6,30 +6,19 @@ writes follows from the matrix alone, so that equal merges have equal bits whate
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 
 from evomerge.errors import ConfigError, nearest, reason_of
 from evomerge.merge.cache.merged_slice import Shapes
+from evomerge.merge.resident.codec_shapes import quantised_shapes
 
 _PART = 1 << 22
 """Weights that are widened to float32 at a time."""
 _LEAST = 2.0**-116
 """Of a row's largest weight: one over it is finite."""
-
-BLOCK = 64
-"""Weights of NF4 that share a scale: what transformers' ``load_in_4bit`` has."""
-
-
-def quantised_shapes(name: str, shape: Sequence[int]) -> Shapes:
-    """Shape and dtype of the codes and of the scales of a matrix of a shape, as a codec of a name has them."""
-    if name == "nf4":  # half a byte for each weight
-        count = math.prod(shape)
-        return (((-(-count // 2), 1), torch.uint8), ((-(-count // BLOCK),), torch.float32))
-    return ((tuple(shape), torch.int8 if name == "int8" else torch.uint8), ((shape[0], 1), torch.float32))
 
 
 class Codec(Protocol):
@@ -112,9 +101,9 @@ def codec_of(name: str, device: torch.device) -> Codec:
     codec: Codec = makers[name]()
     try:
         weight = torch.eye(2, 64, device=device)
-        memory = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in codec.shapes(weight.shape)]
-        codec.write(weight, *memory)
-        same = torch.allclose(codec.read(*memory, weight.shape, weight.dtype), weight, rtol=1e-6)
+        codes, scales = (torch.empty(each, dtype=dtype, device=device) for each, dtype in codec.shapes(weight.shape))
+        codec.write(weight, codes, scales)
+        same = torch.allclose(codec.read(codes, scales, weight.shape, weight.dtype), weight, rtol=1e-6)
     except Exception as error:  # each backend raises what it likes
         raise _unable(name, device, reason_of(error, 160)) from error
     if not same:

@@ -22,9 +22,7 @@ from evomerge.models.pool import Pool
 from evomerge.utils.sizes import size_text
 
 
-def load_module(
-    pool: Pool, attn_implementation: str | None, device_map: Any = None, codec: Codec | None = None
-) -> Any:
+def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = None, codec: Codec | None = None) -> Any:
     """The model that gives the pool's configuration, in evaluation mode, its weights in memory of its own.
 
     transformers builds it and is given the tensors that the pool's layout has, as the pool reads them: whatever else
@@ -84,9 +82,7 @@ def load_module(
     return module
 
 
-def load_on(
-    device: str | torch.device, pool: Pool, attn_implementation: str | None, codec: Codec | None = None
-) -> Any:
+def load_on(device: str | torch.device, pool: Pool, attn_implementation: str | None, codec: Codec | None = None) -> Any:
     """The model on a device, never as a whole in main memory where that is a GPU; with a codec nowhere as a whole.
 
     Raises:

@@ -6,7 +6,7 @@ import torch
 
 from evomerge.errors import ConfigError, reason_of
 from evomerge.merge.cache.merged_slice import Shapes
-from evomerge.merge.resident.codecs import BLOCK, quantised_shapes
+from evomerge.merge.resident.codec_shapes import BLOCK, quantised_shapes
 
 try:
     from bitsandbytes import functional
@@ -38,4 +38,5 @@ class Nf4:
     def read(self, codes: torch.Tensor, scales: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """The matrix."""
         state = functional.QuantState(scales, shape=shape, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
-        return functional.dequantize_4bit(codes, state)
+        found: torch.Tensor = functional.dequantize_4bit(codes, state)
+        return found

@@ -29,6 +29,8 @@ class QuantisedLinear(nn.Module):
         weight, scales: what either is at present.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, linear: nn.Linear, codec: Codec) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
