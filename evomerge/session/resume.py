@@ -243,7 +243,7 @@ def _keep_precision(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name, old in before.items():
         if now[name] != old:
             raise ConfigError(
-                f"evaluator.{name} is {now[name]} and was {old} when the run began",
+                f"evaluator.{name} is {now[name] or 'null'} and was {old or 'null'} when the run began",
                 "what candidates are scored with cannot change in a run that goes on",
                 f"leave evaluator.{name} out, or start a new one with search.warm_start=[RUN]",
             )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from evomerge.errors import ConfigError, reason_of
 from evomerge.merge.cache.merged_slice import Shapes
 from evomerge.merge.resident.codec_shapes import BLOCK, quantised_shapes
 
+# It warns of a faster product that could be downloaded and is not used here.
+_LOG = logging.getLogger("bitsandbytes.backends.cpu.ops")
+_LOG.setLevel(logging.ERROR)
 try:
     from bitsandbytes import functional
 except Exception as error:  # a library of another platform raises what it likes
