@@ -2,8 +2,8 @@
 
 Random candidates of the demo's search space are scored on the search's items in full precision and with weights
 quantised to each of the others. Prints two tables in Markdown: scores, a row for each pool and kind of weights; and
-the memory of a model, its weights as they lie there and the most that was taken while it was loaded and moved through
-three candidates, files that are mapped not counted.
+the memory of a model, its weights as they lie there and the most that was taken while it was loaded and became a
+merge, files that are mapped not counted.
 
     python scripts/quantised_evaluation.py demo_pool/seed0 demo_pool/seed1 --candidates 100 --size 500M
 """
@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import kendalltau, spearmanr
 
 from evomerge.candidate import Candidate
 from evomerge.config.compose import compose_config
 from evomerge.evaluation.engine_settings import QUANTISE, EngineSettings
 from evomerge.evaluation.worker import Worker
+from evomerge.merge.execution.notes_memory import load_kernels
 from evomerge.merge.execution.sources import Placement
 from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident.codecs import codec_of
 from evomerge.merge.resident.model import Resident
 from evomerge.merge.resident.resident_memory import tensor_bytes
 from evomerge.models.opening import open_pool
@@ -132,13 +135,13 @@ def anonymous() -> int:
 def measure(folders: Sequence[str], quantise: str | None) -> str:
     """The weights of a resident model of some sources, and the most that it took, in megabytes."""
     pool = open_pool({Path(folder).name: folder for folder in folders}, base="base")
-    small = Resident(pool, placement=Placement(0, 0, 0), cache=0, states=0, quantise=quantise)  # libraries are loaded
-    small.close()
+    load_kernels()
+    if quantise is not None:
+        codec_of(quantise, torch.device("cpu"))  # its library too
     found = [anonymous()]
     with anonymous_peak(found):
         resident = Resident(pool, placement=Placement(0, 0, 0), cache=0, states=0, quantise=quantise)
-        for share in (0.3, 0.6, 0.9):
-            resident.apply(make_plan(pool.info.linear({"base": share, "a": 1 - share}), pool))
+        resident.apply(make_plan(pool.info.linear({"base": 0.5, "a": 0.5}), pool))
     weights = sum(parameter.nbytes for parameter in resident.model.module.parameters())
     return f"{weights / 1e6:.0f} | {(max(found) - found[0]) / 1e6:.0f}"
 

@@ -37,7 +37,9 @@ def test_the_search_is_quantised_and_what_it_reports_is_not(
     assert "in full precision, for finalists and held-out items" in found
     assert main(["search", *search, f"run_dir='{plain}'"]) == 0
     assert main(["search", *quantised]) == 0
-    line = "The search scored with weights quantised to int8; finalists and held-out items are scored in full precision."
+    line = (
+        "The search scored with weights quantised to int8; finalists and held-out items are scored in full precision."
+    )
     assert line in said(capsys)
     assert main(["status", str(run)]) == 0
     assert line in said(capsys)

@@ -238,7 +238,9 @@ def test_only_the_searchs_own_scores_are_of_quantised_weights(pool: Pool) -> Non
             for recipe in (pool.info.linear({"a": 0.4, "b": 0.6}), pool.info.linear({"b": 1.0})):
                 evaluation = worker.evaluate(Candidate(0, recipe), split)
                 found.append(evaluation.objectives["norm"])
-        assert worker.fingerprint("search") == " ".join(["sha256:norm", *([engine.quantise] if engine.quantise else [])])
+        assert worker.fingerprint("search") == " ".join(
+            ["sha256:norm", *([engine.quantise] if engine.quantise else [])]
+        )
         assert worker.fingerprint("held_out") == f"sha256:norm{' int8' * engine.quantise_held_out}"
         return found
 

@@ -249,6 +249,21 @@ def test_memory_is_what_was_counted(tiny_model: Any, name: str) -> None:
     assert held == weights * each - less + rest
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", EVERY)
+def test_a_gpu_holds_what_a_processor_holds(pool: Pool, name: str) -> None:
+    here = resident_of(pool, name)
+    there = Resident(pool, "cuda", placement=Placement(0, 0, 0), cache=0, quantise=name)
+    for plan in (mean(pool, a=0.5, b=0.5), mean(pool, c=1.0)):
+        here.apply(plan)
+        there.apply(plan)
+        for own, other in zip(linears(here), linears(there), strict=True):
+            assert own.weight.dtype == other.weight.dtype
+            # Divisions may round in another way, which turns a few codes to their neighbours.
+            same = torch.isclose(own.dequantised(), other.dequantised().cpu(), rtol=1e-5, atol=1e-6)
+            assert same.float().mean() > 0.99
+
+
 def test_refusals(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"evaluator.quantise is 'int4'.*did you mean 'int8'"):
         codec_of("int4", CPU)
