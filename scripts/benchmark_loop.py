@@ -47,7 +47,7 @@ class NullWorker:
         """Itself."""
         return self
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, split: Split = "search") -> str:
         """Always the same."""
         return "sha256:null"
 

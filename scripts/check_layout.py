@@ -29,6 +29,7 @@ DOORS = {
     "wandb": ("evomerge.trackers.wandb",),
     "mlflow": ("evomerge.trackers.mlflow",),
     "tensorboard": ("evomerge.trackers.tensorboard",),
+    "bitsandbytes": ("evomerge.merge.resident.nf4_codec",),
     "vllm": ("evomerge.evaluation.vllm_*",),
     "triton": ("evomerge.merge.kernels.triton_mixing", "evomerge.merge.kernels.triton_sums"),
 }

@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
 
     settings = config.evaluator
     device, threads = settings.get("device", "auto"), settings.get("threads")
-    worker = Worker(pool, {split: fitness}, device=device, threads=threads, engine=require_engine(config))
+    worker = Worker(pool, {split: fitness}, device=device, threads=threads, engine=require_engine(config, full=True))
     evaluation = worker.evaluate(Candidate(0, recipe), split)
     if not evaluation.ok:
         raise EvomergeError(f"{options.target} could not be scored: {evaluation.error}")

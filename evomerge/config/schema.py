@@ -103,7 +103,7 @@ class SearchConfig:
         give_up: failures in a row, all for the same reason, after which the search ends; ``None`` for never.
         racing: on how many items candidates are scored.
         finalists: so many of the best are scored on all items in the end, and the winner is chosen there; ``None`` for
-            8 where there is a race, else 0.
+            8 in a race or with quantised scores, else 0.
         hours: of search, over all sessions, after which it ends: what is being evaluated is told, then come the
             held-out items; ``None`` for no such rule.
         patience: evaluations without a better winner (of several objectives: with the same front) after which the

@@ -1,15 +1,18 @@
-"""Which engine a worker generates and scores with, and what it is given. Imports nothing heavy."""
+"""Which engine a worker generates and scores with, what it is given, and how it keeps weights. Nothing heavy."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from evomerge.candidate import Split
 from evomerge.errors import ConfigError, nearest
 
 ENGINES = ("transformers", "vllm")
+QUANTISE = ("int8", "nf4", "fp8")
+"""What the weights of a resident model may be kept as."""
 
 _OURS = {
     "model": "the pool gives it",
@@ -35,13 +38,19 @@ class EngineSettings:
     Attributes:
         name: ``transformers``: the resident model itself; ``vllm``: vLLM, whose weights are changed in place.
         arguments: of ``vllm.LLM``, named as there and as in lm-eval's ``--model_args``.
+        quantise: how the weights of the layers are kept while the search scores: ``int8``, ``nf4``, ``fp8``; ``None``
+            for in full precision.
+        quantise_held_out: whether finalists and held-out items are scored so too.
     """
 
     name: str = "transformers"
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    quantise: str | None = None
+    quantise_held_out: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for an unknown engine, or arguments that it has not or that are not the user's."""
+        self._check_quantise()
         if self.name not in ENGINES:
             raise ConfigError(f"evaluator.engine is {self.name!r}", nearest(str(self.name), ENGINES))
         if not isinstance(self.arguments, Mapping):
@@ -57,6 +66,40 @@ class EngineSettings:
             if name in _OURS:
                 raise ConfigError(f"evaluator.engine_args has {name}", _OURS[name], "leave it out")
 
+    def _check_quantise(self) -> None:
+        if self.quantise is None:
+            if self.quantise_held_out:
+                raise ConfigError(
+                    "evaluator.quantise_held_out is true and evaluator.quantise is null",
+                    "there is nothing to quantise with",
+                    f"set evaluator.quantise to {', '.join(QUANTISE)}, or leave it out",
+                )
+            return
+        if self.quantise not in QUANTISE:
+            allowed = nearest(str(self.quantise), QUANTISE)
+            raise ConfigError(f"evaluator.quantise is {self.quantise!r}", f"{allowed}; or null")
+        if self.is_vllm:
+            raise ConfigError(
+                f"evaluator.quantise is {self.quantise} and evaluator.engine is vllm",
+                "vLLM packs quantised weights when it loads them, and has no way to change them in place",
+                "set evaluator.engine=transformers, or evaluator.quantise=null",
+            )
+
+    def quantises(self, split: Split) -> bool:
+        """Whether items of a split are scored with quantised weights."""
+        return self.quantise is not None and (split == "search" or self.quantise_held_out)
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """What a run's ledger says of it; empty where weights are in full precision."""
+        held_out = self.quantises("held_out")
+        return {"quantise": self.quantise, "quantise_held_out": held_out} if self.quantise is not None else {}
+
+    @property
+    def in_full(self) -> EngineSettings:
+        """The same engine in full precision."""
+        return replace(self, quantise=None, quantise_held_out=False)
+
     @property
     def is_vllm(self) -> bool:
         """Whether it is vLLM."""
@@ -67,13 +110,33 @@ class EngineSettings:
         """The settings in an evaluator's node, given as plain values; one without such keys has transformers."""
         if not isinstance(node, Mapping):
             return cls()
-        return cls(node.get("engine") or "transformers", node.get("engine_args") or {})
+        quantise, everywhere = node.get("quantise"), bool(node.get("quantise_held_out"))
+        found = cls(node.get("engine") or "transformers", node.get("engine_args") or {}, quantise, everywhere)
+        several = node.get("device") == "spread" or (node.get("gpus_per_worker") or 0) > 1
+        if found.quantise and several:
+            raise spread_refusal(found.quantise)
+        return found
 
     def require_installed(self) -> None:
-        """Raise `ConfigError` where the engine is not installed."""
+        """Raise `ConfigError` where the engine, or what quantises for it, is not installed."""
+        if self.quantise == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                "evaluator.quantise is nf4, and bitsandbytes is not installed",
+                "an environment with bitsandbytes",
+                "pip install 'evomerge[quantise]', or set evaluator.quantise=int8, which needs no library",
+            )
         if self.is_vllm and importlib.util.find_spec("vllm") is None:
             raise ConfigError(
                 "evaluator.engine is vllm, and vLLM is not installed",
                 "an environment with vLLM",
                 "pip install 'evomerge[vllm]' into an environment of its own, or set evaluator.engine=transformers",
             )
+
+
+def spread_refusal(quantise: str) -> ConfigError:
+    """What to say where a quantised model would lie on several GPUs."""
+    return ConfigError(
+        f"evaluator.quantise is {quantise}, and a worker spreads its model over several GPUs",
+        "a quantised model lies on one",
+        "set evaluator.device=auto and evaluator.gpus_per_worker=1, or evaluator.quantise=null",
+    )

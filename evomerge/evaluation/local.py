@@ -47,6 +47,9 @@ class LocalEvaluator:
         gpu: bytes of a GPU to count with (``24GB``), where it shall not be all that it has.
         engine: what scores models: ``transformers``, or ``vllm``, whose weights are changed in place.
         engine_args: of ``vllm.LLM``, such as ``max_model_len``.
+        quantise: how a worker keeps the weights of the model's layers while the search scores: ``int8``, ``nf4``,
+            ``fp8``; ``None`` for in full precision.
+        quantise_held_out: whether finalists and held-out items are scored so too, instead of in full precision.
         timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
             that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
 
@@ -71,9 +74,11 @@ class LocalEvaluator:
         timeout: float | None = None,
         engine: str = "transformers",
         engine_args: dict[str, Any] | None = None,
+        quantise: str | None = None,
+        quantise_held_out: bool = False,
     ) -> None:
         check_timeout(timeout)
-        EngineSettings(engine, engine_args or {})  # checked here; who builds the worker reads them
+        EngineSettings(engine, engine_args or {}, quantise, quantise_held_out)  # checked; who builds workers reads them
         check_threads(threads)
         self._timeout = timeout
         self._build = build
@@ -141,7 +146,7 @@ class LocalEvaluator:
 
     def fingerprint(self, split: Split) -> str:
         """The fingerprint of a split's fitness."""
-        return self.worker.fitness(split).fingerprint()
+        return self.worker.fingerprint(split)
 
     def close(self) -> None:
         """Let the resident model and the caches go."""

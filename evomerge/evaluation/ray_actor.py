@@ -41,7 +41,7 @@ class Actor:
         """
         if self._built is None:
             self._built = self._build()
-        return VERSION, self._built.fitness(split).fingerprint()
+        return VERSION, self._built.fingerprint(split)
 
     def evaluate(self, candidate: Candidate, split: Split) -> tuple[Evaluation, float]:
         """The evaluation, and the seconds that it took."""

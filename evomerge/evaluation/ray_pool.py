@@ -63,6 +63,9 @@ class RayEvaluator:
         gpu: bytes of a GPU to count with (``24GB``), where they shall not be all that it has.
         engine: what scores models: ``transformers``, or ``vllm``, whose weights are changed in place.
         engine_args: of ``vllm.LLM``, such as ``max_model_len``.
+        quantise: how a worker keeps the weights of the model's layers while the search scores: ``int8``, ``nf4``,
+            ``fp8``; ``None`` for in full precision.
+        quantise_held_out: whether finalists and held-out items are scored so too, instead of in full precision.
         timeout: seconds that an evaluation may take; then its worker is replaced, and it has failed.
         tries: how many workers may die evaluating a candidate.
         patience: seconds to wait for a place for a worker while there is no worker.
@@ -96,8 +99,10 @@ class RayEvaluator:
         working_dir: str | None = None,
         engine: str = "transformers",
         engine_args: dict[str, Any] | None = None,
+        quantise: str | None = None,
+        quantise_held_out: bool = False,
     ) -> None:
-        EngineSettings(engine, engine_args or {})  # checked here; who builds the workers reads them
+        EngineSettings(engine, engine_args or {}, quantise, quantise_held_out)  # checked; who builds workers reads them
         if (workers != "auto" and (not isinstance(workers, int) or workers < 1)) or cpus_per_worker < 1:
             raise ConfigError(
                 f"evaluator.workers={workers}, cpus_per_worker={cpus_per_worker}",

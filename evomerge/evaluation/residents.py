@@ -6,7 +6,7 @@ from typing import Protocol
 
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.caching import open_shared
-from evomerge.evaluation.engine_settings import EngineSettings
+from evomerge.evaluation.engine_settings import EngineSettings, spread_refusal
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.merge.resident.merge_progress import MergeProgress
@@ -22,10 +22,12 @@ class Held(Protocol):
     Attributes:
         model: what a fitness scores.
         progress: how far it is on its way to a plan.
+        full: whether the next plans are held in full precision, whatever is quantised otherwise.
     """
 
     model: LoadedModel
     progress: MergeProgress
+    full: bool
 
     def apply(self, plan: Plan) -> MergeCount:
         """Make the model the one that a plan describes."""
@@ -50,7 +52,8 @@ def hold(pool: Pool, device: str, cache: CacheSettings, engine: EngineSettings) 
         engine: what scores.
 
     Raises:
-        ConfigError, EngineError: vLLM cannot be started, or computes something else than transformers.
+        ConfigError, EngineError: vLLM cannot be started, or computes something else than transformers; the model
+            cannot be quantised there.
         PoolError: transformers cannot load the model.
     """
     if engine.is_vllm:
@@ -65,6 +68,10 @@ def hold(pool: Pool, device: str, cache: CacheSettings, engine: EngineSettings) 
             held.close()
             raise
         return held
+    if engine.quantise is not None:
+        engine.require_installed()
+        if device == SPREAD:
+            raise spread_refusal(engine.quantise)
     shared = open_shared(cache, pool, "cuda" if device == SPREAD else device)
     return Resident(
         pool,
@@ -75,4 +82,5 @@ def hold(pool: Pool, device: str, cache: CacheSettings, engine: EngineSettings) 
         sharing=cache.sharing,
         gpu=cache.gpu,
         states=cache.states,
+        quantise=engine.quantise,
     )

@@ -62,6 +62,8 @@ class VllmResident:
         ConfigError: vLLM cannot be started with these arguments.
     """
 
+    full = True  # weights are never quantised
+
     def __init__(self, pool: Pool, device: str, engine: EngineSettings, cache: CacheSettings) -> None:
         self.pool, self._token = pool, secrets.token_hex(8)
         self._layers = FixedLayers(pool)

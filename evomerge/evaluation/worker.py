@@ -73,7 +73,8 @@ class Worker:
         settings, device = cache or CacheSettings(), choose_device(device)
         await_memory(device)
         try:
-            self._resident = hold(pool, device, settings, engine or EngineSettings())
+            self._engine = engine or EngineSettings()
+            self._resident = hold(pool, device, settings, self._engine)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -96,10 +97,16 @@ class Worker:
             self._prepared.add(split)
         return self._fitnesses[split]
 
+    def fingerprint(self, split: Split) -> str:
+        """The fingerprint of a split's fitness, and of what weights are quantised to when it scores."""
+        found = self.fitness(split).fingerprint()
+        return f"{found} {self._engine.quantise}" if self._engine.quantises(split) else found
+
     def _prepare(self, fitness: Fitness) -> None:
         """Prepare a fitness, and show it the models that it compares with: the resident model becomes each of them."""
         names = references(fitness, self._pool.info)
         fitness.prepare(self._resident.model)
+        self._resident.full = not self._engine.quantises("held_out")
         for name in names:
             self._resident.apply(make_plan(self._pool.info.linear({name: 1.0}), self._pool))
             referring: Any = fitness
@@ -128,6 +135,7 @@ class Worker:
         start = time.perf_counter()
         try:
             recipe, part, what = candidate.recipe, candidate.part, f"to merge and score candidate {candidate.id}"
+            self._resident.full = not self._engine.quantises(split)
             count, merging, scores = self._with_room(lambda: self._score(recipe, fitness, part), what)
         except InfeasibleError as error:
             return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evomerge.report.formatting import count, number, percent, signed
+from evomerge.report.formatting import clean, count, number, percent, signed
 from evomerge.report.trial import numbers
 
 if TYPE_CHECKING:
@@ -66,9 +66,20 @@ def finalists(event: Mapping[str, Any], races: Mapping[int, Mapping[str, float]]
     return found
 
 
+def quantised_text(started: Mapping[str, Any]) -> str:
+    """With which weights a run scored what, from its ``started`` event; empty where all were in full precision."""
+    name = started.get("quantise")
+    if not isinstance(name, str):
+        return ""
+    weights = f"with weights quantised to {clean(name, 20)}"
+    if started.get("quantise_held_out") is True:
+        return f"All scores are {weights}."
+    return f"The search scored {weights}; finalists and held-out items are scored in full precision."
+
+
 def race_lines(seen: RunProgress) -> tuple[str, ...]:
-    """What a run says of its race, a sentence each; none where there was none."""
-    lines = []
+    """What a run says of its quantised weights and of its race, a sentence each; none where there were none."""
+    lines = [text] if (text := quantised_text(seen.started)) else []
     items, of = (seen.raced.get(name, 0.0) for name in ("items", "of"))
     if 0 < items <= of < math.inf:
         lines.append(f"Scored {count(round(items), 'item')} of {round(of):,} ({percent(items / of)}) in the search.")

@@ -40,10 +40,11 @@ class Leaders:
     Args:
         objective: the first one.
         most: how many are kept.
+        rescores: whether the search's scores on all items are not yet what finalists are compared by.
     """
 
-    def __init__(self, objective: Objective, most: int) -> None:
-        self._objective, self._most = objective, most
+    def __init__(self, objective: Objective, most: int, rescores: bool = False) -> None:
+        self._objective, self._most, self._rescores = objective, most, rescores
         self._found: list[Leader] = []
         self._models: set[object] = set()
 
@@ -52,7 +53,7 @@ class Leaders:
         value = evaluation.objectives.get(self._objective.name)
         if value is None or evaluation.status not in ("ok", "pruned"):
             return
-        complete = evaluation.race.get("items") == evaluation.race.get("of")
+        complete = not self._rescores and evaluation.race.get("items") == evaluation.race.get("of")
         self.add(Leader(candidate, evaluation.ok, complete, self._objective.gain(value)))
 
     def add(self, leader: Leader) -> None:

@@ -61,18 +61,17 @@ class Search:
         incumbent: keeps the best.
         ledger: open for appending.
         keep: writes the best down.
-        baselines: whether to score the pool's own models on the search items first. On held-out items they are always
-            scored: without them the winner's score says nothing.
+        baselines: whether to score the pool's own models on the search items first; on held-out items they always are.
         held_out: whether the evaluator has a held-out fitness.
         ordered: whether candidates are told in the order in which they were asked.
         in_flight: how many are asked ahead; ``None`` for a generation at a time (ordered) or a few more than slots.
         warm: what a phase's strategy learns before its first proposal.
-        stop: asked between two evaluations; when it says so, nothing more is begun, and what is being evaluated is
-            told if its turn comes.
+        stop: asked between evaluations; when it says so, nothing more is begun, and what is going on told in its turn.
         save: saves the state.
         responses: keeps what models answered.
         race: scores candidates on some items first; ``None`` for all at once.
         finalists: so many of the best are scored on all items in the end, and the winner is chosen there; 0 for none.
+        rescores: whether those are too that the search scored on all items, since it did so in another way.
         give_up: after so many failures in a row for the same reason; ``None`` for never.
         rules: what ends it before the budget is spent.
 
@@ -97,6 +96,7 @@ class Search:
     give_up: int | None = None
     race: Race | None = None
     finalists: int = 0
+    rescores: bool = False
     rules: StopRules = field(default_factory=StopRules)
     state: SearchState = field(init=False)
     _scored: list[Candidate] = field(default_factory=list, init=False)
@@ -105,7 +105,8 @@ class Search:
 
     def __post_init__(self) -> None:
         self._streak = Streak(self.give_up)
-        self.state = SearchState(self.incumbent, leaders=Leaders(self.incumbent.objectives[0], self.finalists))
+        leaders = Leaders(self.incumbent.objectives[0], self.finalists, self.rescores)
+        self.state = SearchState(self.incumbent, leaders=leaders)
 
     def begin_from(self, state: SearchState) -> None:
         """Go on from a state that was saved, instead of beginning."""
@@ -254,9 +255,8 @@ class Search:
 
     def _choose(self) -> None:
         """Score the finalists on all items, and let the best of them be the winner."""
-        leaders, more = self.state.leaders, list[Candidate]()
-        if self.race is not None and self._last is not None:
-            more = favourite(*self._last, self.state.new_id, leaders.models)
+        leaders, last = self.state.leaders, self._last if self.race is not None else None
+        more = favourite(*last, self.state.new_id, leaders.models) if last is not None else []
         unknown = [candidate for candidate in (*leaders.candidates, *more) if candidate.id not in leaders.known]
         scored = [*self._score(unknown, "validation", must=False), *leaders.known.values()]
         found = best_of(scored, self.incumbent.objectives[0])

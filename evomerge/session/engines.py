@@ -30,13 +30,18 @@ def engine_of(config: Config) -> EngineSettings:
     return EngineSettings.of(to_builtin(getattr(config, "evaluator", None)))
 
 
-def require_engine(config: Config) -> EngineSettings:
+def require_engine(config: Config, *, full: bool = False) -> EngineSettings:
     """The engine, where it can be started from here: workers of a cluster have environments of their own.
+
+    Args:
+        config: of the experiment.
+        full: whether its weights are to be in full precision all the same.
 
     Raises:
         ConfigError: as for `engine_of`; it is not installed.
     """
     engine, node = engine_of(config), to_builtin(config.evaluator)
+    engine = engine.in_full if full else engine
     if not (isinstance(node, Mapping) and node.get("address")):
         engine.require_installed()
     return engine
@@ -58,6 +63,31 @@ def check_engine(engine: EngineSettings, fitness: Fitness, key: str) -> None:
             "a fitness that asks for log-likelihoods and texts: fitness=lm_eval",
             "set evaluator.engine=transformers",
         )
+
+
+def check_quantised(engine: EngineSettings, pool: Pool, evaluator: Any) -> None:
+    """Check that the pool's models can be quantised, and, where they are on this processor, that it can do it.
+
+    Args:
+        engine: with what weights are quantised to.
+        pool: the source models.
+        evaluator: its node.
+
+    Raises:
+        ConfigError: they cannot, or it cannot.
+    """
+    if engine.quantise is None:
+        return
+    import torch
+
+    from evomerge.evaluation.devices import computes_on_host
+    from evomerge.merge.resident.codecs import codec_of
+    from evomerge.merge.resident.resident_memory import quantised_bytes
+
+    quantised_bytes(pool, engine.quantise)
+    node = to_builtin(evaluator)
+    if isinstance(node, Mapping) and not node.get("address") and computes_on_host(node):
+        codec_of(engine.quantise, torch.device("cpu"))
 
 
 def check_held(engine: EngineSettings, pool: Pool, spaces: Sequence[SearchSpace], keys: Sequence[str]) -> None:

@@ -98,9 +98,11 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     workers = max(1, parts.evaluator.slots)
     plans = sample_plans(config, parts, pool)
     cache: CacheSettings = getattr(parts.evaluator, "cache_settings", CacheSettings())
-    weights = model_bytes(pool, plans)
-    room = max(0, free_host_memory() - (workers * weights if on_host else 0))
     engine = engine_of(config)
+    full = parts.held_out is not None or bool(parts.finalists)
+    full = full and not engine.quantises("held_out")
+    weights = model_bytes(pool, plans, None if full else engine.quantise)
+    room = max(0, free_host_memory() - (workers * weights if on_host else 0))
     forwards, scratch = _forwards(parts, pool, plans, on_host), scratch_memory(plans, pool, on_host)
     if engine.is_vllm:
         cache = replace(cache, states=0)
@@ -128,7 +130,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     elsewhere = int(room * CACHE_SHARE / workers)
     budget = cache.memory if cache.memory is not None else plan.cache if plan else elsewhere
     found = pool.memory()
-    found += resident_memory(pool, plans, budget, place)
+    found += resident_memory(pool, plans, budget, place, engine.quantise, full)
     most = plan.states if plan else int(room * STATES_SHARE / workers)
     found.append(states_memory(most if cache.states is None else cache.states, place))
     if on_host:

@@ -30,7 +30,7 @@ from evomerge.session.builders import (
     pool_from_config,
 )
 from evomerge.session.calibration import Calibration, check_apart, plan_calibration
-from evomerge.session.engines import check_held, require_engine
+from evomerge.session.engines import check_held, check_quantised, require_engine
 from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.prior import measured
 from evomerge.session.racing import build_race, count_finalists
@@ -58,6 +58,8 @@ class Parts:
         overlap: share of the held-out items that are items of the search too; ``None`` where that is not known.
         race: scores candidates on some items first; ``None`` for all at once.
         finalists: how many of the best are scored on all items in the end.
+        rescores: whether they are also where the search scored them on all: it did so with quantised weights.
+        quantised: what weights are quantised to, and when; empty where they are not.
         rules: what ends the search early.
         calibration: statistics of data that methods read, some of which may still be to be made.
         calibration_seconds: that making them took.
@@ -77,6 +79,8 @@ class Parts:
     fitted: Sequence[str] = ()
     race: Race | None = None
     finalists: int = 0
+    rescores: bool = False
+    quantised: Mapping[str, Any] = field(default_factory=dict)
     rules: StopRules = field(default_factory=StopRules)
     calibration: Calibration | None = None
     calibration_seconds: float = 0.0
@@ -141,6 +145,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     fitted = fit_spaces(nodes, pool.info) if pool is not None else ()
     spaces = [node.space(None) for node in nodes]
     if pool is not None:
+        check_quantised(engine, pool, config.evaluator)
         check_held(engine, pool, spaces, [node.key for node in nodes])
     phases = [node.phase(config, objectives) for node in nodes]
     strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]
@@ -157,9 +162,11 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
         assert pool is not None
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool))
     race = build_race(config, fitness, strategies)
-    finalists = count_finalists(config, objectives, race is not None)
+    rescores = engine.quantises("search") != engine.quantises("validation")
+    finalists = count_finalists(config, objectives, race is not None or rescores)
     parts = pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers
-    return Parts(*parts, fitted=fitted, race=race, finalists=finalists, rules=rules, calibration=calibration)
+    found = Parts(*parts, fitted=fitted, race=race, finalists=finalists, rules=rules, calibration=calibration)
+    return replace(found, rescores=rescores, quantised=engine.event)
 
 
 def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:

@@ -214,12 +214,13 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
     folder = RunFolder.open(path)
     require_no_writer(folder.lock)
     config = read_config(folder)
-    before = int(config.search.evaluations)
+    before, kept = int(config.search.evaluations), _precision(config.evaluator)
     config.from_run = None  # another folder is read when the command line names it
     changes = []
     for override in overrides:
         changes.append(_apply(config, override))
     changes = [change for change in changes if change]
+    _keep_precision(kept, _precision(config.evaluator))
     config.run_dir = str(path)
     if not trust:
         check_trust(OmegaConf.to_container(config, resolve=True), overrides, "the run's configuration")
@@ -234,6 +235,22 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
     return cast(Config, config), Resumed(
         folder, record, int(config.search.evaluations), changes, phases, rules_of(config)
     )
+
+
+def _precision(evaluator: Any) -> dict[str, Any]:
+    """The keys of an evaluator's node that say which weights score; one that is chosen anew takes them over."""
+    return {name: evaluator.get(name) or None for name in ("quantise", "quantise_held_out")}
+
+
+def _keep_precision(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """`ConfigError` where weights are no longer quantised as they were: scores would not be comparable."""
+    for name, old in before.items():
+        if now[name] != old:
+            raise ConfigError(
+                f"evaluator.{name} is {now[name] or 'null'} and was {old or 'null'} when the run began",
+                "what candidates are scored with cannot change in a run that goes on",
+                f"leave evaluator.{name} out, or start a new one with search.warm_start=[RUN]",
+            )
 
 
 def _longer_last(config: DictConfig, before: int) -> dict[str, int]:
@@ -293,6 +310,8 @@ def _apply(config: DictConfig, override: str) -> str:
         files = {path.stem: path for path in (conf_dir() / "evaluator").glob("*.yaml")}
         if value not in files:
             raise ConfigError(f"evaluator={value}: there is no such option", nearest(value, files))
-        config.evaluator = OmegaConf.load(files[value])
+        chosen = OmegaConf.load(files[value])
+        chosen.update({name: old for name, old in _precision(config.evaluator).items() if old and name in chosen})
+        config.evaluator = chosen
         return override
     return set_value(config, key, value)

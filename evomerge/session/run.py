@@ -105,6 +105,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 **({"overlap": parts.overlap} if parts.overlap is not None else {}),
                 fitness=fingerprint,
                 **({"calibration": parts.calibration_seconds} if parts.calibration is not None else {}),
+                **parts.quantised,
                 versions=library_versions(),
                 **({"from_run": source.event} if source is not None else {}),
             )
@@ -126,6 +127,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 give_up=settings.give_up,
                 race=parts.race,
                 finalists=parts.finalists,
+                rescores=parts.rescores,
                 rules=parts.rules,
             )
             beginning.begin(search)

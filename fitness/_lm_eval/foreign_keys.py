@@ -30,8 +30,8 @@ FOREIGN_KEYS = {
     "autogptq": _QUANTISED,
     "gptqmodel": _QUANTISED,
     "gguf_file": _QUANTISED,
-    "load_in_8bit": _QUANTISED,
-    "load_in_4bit": _QUANTISED,
+    "load_in_8bit": ("merged weights are quantised by who evaluates them", "set evaluator.quantise=int8"),
+    "load_in_4bit": ("merged weights are quantised by who evaluates them", "set evaluator.quantise=nf4"),
     "quantization_config": _QUANTISED,
     "attn_implementation": ("models run with the attention that transformers chooses for them", "leave it out"),
     # of simple_evaluate and the command

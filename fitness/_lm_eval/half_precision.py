@@ -27,23 +27,30 @@ def float32_products(module: Any) -> Iterator[None]:
     Args:
         module: a transformers model.
     """
-    changed: list[nn.Linear] = []
+    changed: list[Any] = []
     if module.dtype == torch.bfloat16 and module.device.type == "cpu" and not multiplies_bfloat16():
-        changed = [part for part in module.modules() if type(part) is nn.Linear and "forward" not in vars(part)]
+        changed = [part for part in module.modules() if _is_linear(part) and "forward" not in vars(part)]
     try:
         for part in changed:
-            part.forward = _linear(part, part.forward)  # type: ignore[assignment]
+            part.forward = _linear(part, part.forward)
         yield
     finally:
         for part in changed:
             vars(part).pop("forward", None)
 
 
-def _linear(part: nn.Linear, forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+def _is_linear(part: nn.Module) -> bool:
+    """Whether a module is a linear layer and nothing else; a quantised one has a weight that it stands for."""
+    return type(part) is nn.Linear or hasattr(part, "dequantised")
+
+
+def _linear(part: Any, forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     def linear(inputs: torch.Tensor) -> torch.Tensor:
-        weight, bias = part.weight, part.bias
         rows = inputs.numel() // max(1, inputs.shape[-1])
-        if rows < _FEWEST or inputs.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16:
+        if rows < _FEWEST or inputs.dtype != torch.bfloat16:
+            return forward(inputs)
+        weight, bias = part.dequantised() if hasattr(part, "dequantised") else part.weight, part.bias
+        if weight.dtype != torch.bfloat16:
             return forward(inputs)
         wide = inputs.float()
         output = inputs.new_empty(*inputs.shape[:-1], len(weight))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from evomerge.candidate import Split
 from evomerge.errors import ConfigError, RecipeError
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.engine_settings import EngineSettings
@@ -56,10 +57,38 @@ def test_reads_an_evaluators_node() -> None:
     assert EngineSettings.of(node) == EngineSettings("vllm", {"max_model_len": 64})
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"quantise": "int4"}, "evaluator.quantise is 'int4'; did you mean 'int8'"),
+        ({"quantise": "nf4", "engine": "vllm"}, "vLLM packs quantised weights when it loads them"),
+        ({"quantise": "int8", "device": "spread"}, "a quantised model lies on one"),
+        ({"quantise": "int8", "gpus_per_worker": 2}, "set evaluator.device=auto and evaluator.gpus_per_worker=1"),
+        ({"quantise_held_out": True}, "evaluator.quantise_held_out is true and evaluator.quantise is null"),
+    ],
+)
+def test_refuses_what_cannot_be_quantised(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        EngineSettings.of(given)
+    assert words in str(found.value)
+
+
+def test_says_which_items_are_scored_with_quantised_weights() -> None:
+    splits: tuple[Split, ...] = ("search", "validation", "held_out")
+    assert [EngineSettings.of({"quantise": "int8"}).quantises(split) for split in splits] == [True, False, False]
+    everywhere = EngineSettings.of({"quantise": "nf4", "quantise_held_out": True})
+    assert all(everywhere.quantises(split) for split in splits)
+    assert everywhere.in_full == EngineSettings()
+    assert EngineSettings().event == {}
+
+
 def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"vLLM is not installed.*pip install 'evomerge\[vllm\]'"):
         EngineSettings("vllm").require_installed()
+    with pytest.raises(ConfigError, match=r"bitsandbytes is not installed.*evomerge\[quantise\].*quantise=int8"):
+        EngineSettings(quantise="nf4").require_installed()
+    EngineSettings(quantise="int8").require_installed()
     EngineSettings().require_installed()
 
 

@@ -34,6 +34,9 @@ class Worker:
     def __init__(self, folder: Path, device: str, cache: CacheSettings) -> None:
         self.folder, self.device, self.cache = folder, device, cache
 
+    def fingerprint(self, split: str) -> str:
+        return self.fitness(split).fingerprint()
+
     def fitness(self, split: str) -> Fitness:
         stuck = self.folder / "stuck"
         if stuck.exists():

@@ -44,6 +44,9 @@ class Worker:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def fingerprint(self, split: str) -> str:
+        return self.fitness(split).fingerprint()
+
     def fitness(self, split: str) -> Fitness:
         if (self.folder / "begin").exists():
             os.kill(os.getpid(), signal.SIGKILL)
@@ -81,6 +84,9 @@ class Weighing:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def fingerprint(self, split: str) -> str:
+        return self.fitness(split).fingerprint()
 
     def fitness(self, split: str) -> Fitness:
         return Fitness(self.folder)

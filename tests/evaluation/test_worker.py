@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.candidate import Candidate
+from evomerge.candidate import Candidate, Split
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.evaluation import worker as worker_module
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import check_device, choose_device
+from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.worker import Worker
 from evomerge.merge.execution.notes import Notes
@@ -233,3 +234,33 @@ def test_a_device_that_is_not_there(device: str, gpus: int, says: str, monkeypat
 def test_devices_that_need_no_look() -> None:
     for device in ("auto", "cpu", None):
         check_device({"device": device}, here=True)
+
+
+def test_only_the_searchs_own_scores_are_of_quantised_weights(pool: Pool) -> None:
+    class Output(Norm):
+        @torch.no_grad()
+        def run(self, model: Any, part: Any = None) -> Scores:
+            return Scores({"norm": float(model.module(torch.tensor([[5, 9, 31, 7]])).logits.double().square().sum())})
+
+    def scores(engine: EngineSettings) -> list[float]:
+        search = Output()
+        worker = Worker(
+            pool, {"search": search, "validation": search, "held_out": Output()}, device="cpu", engine=engine
+        )
+        found = []
+        splits: tuple[Split, ...] = ("search", "held_out", "search", "validation")
+        for split in splits:
+            for recipe in (pool.info.linear({"a": 0.4, "b": 0.6}), pool.info.linear({"b": 1.0})):
+                evaluation = worker.evaluate(Candidate(0, recipe), split)
+                found.append(evaluation.objectives["norm"])
+        assert worker.fingerprint("search") == " ".join(
+            ["sha256:norm", *([engine.quantise] if engine.quantise else [])]
+        )
+        assert worker.fingerprint("held_out") == f"sha256:norm{' int8' * engine.quantise_held_out}"
+        return found
+
+    full, quantised = scores(EngineSettings()), scores(EngineSettings(quantise="int8"))
+    assert quantised[2:4] + quantised[6:] == full[2:4] + full[6:]
+    assert quantised[:2] == quantised[4:6]
+    assert all(own != other for own, other in zip(quantised[:2], full[:2], strict=True))
+    assert scores(EngineSettings(quantise="int8", quantise_held_out=True)) == 4 * quantised[:2]

@@ -15,6 +15,11 @@ ALIGNMENT = 64
 """Bytes that the addresses of tensors are multiples of, as torch allocates them: what reads them may round by it."""
 
 
+def size_of(shapes: Shapes) -> int:
+    """Bytes of tensors of these shapes."""
+    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in shapes)
+
+
 @dataclass
 class Merged:
     """The tensors of a slice, and what they took.

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from evomerge.merge.resident.quantised_linear import QuantisedLinear
+
 _PLAIN = (bool, int, float, str, type(None))
 # Hooks and the like, and what `from_pretrained` leaves behind.
 _OF_MODULES = frozenset(vars(nn.Module())) | {"_is_hf_initialized"}
@@ -116,7 +118,10 @@ class Kinds:
                 if type(value) is int and "layer" in attribute and ("idx" in attribute or "index" in attribute):
                     refers.add(attribute)
             shapes = [(key, tuple(p.shape)) for key, p in part.named_parameters(recurse=False)]
-            content.append((name, type(part).__qualname__, sorted(plain.items(), key=lambda pair: pair[0]), shapes))
+            kind = type(part).__qualname__
+            if isinstance(part, QuantisedLinear):  # what it is kept as says nothing of the layer
+                kind, shapes = nn.Linear.__qualname__, [("weight", tuple(part.shape)), *shapes[1:-1]]
+            content.append((name, kind, sorted(plain.items(), key=lambda pair: pair[0]), shapes))
         return repr((content, sorted(entries.items(), key=lambda pair: pair[0]))), tuple(sorted(refers))
 
 

@@ -194,8 +194,9 @@ class LayerSlots:
         copies = dict(module.named_parameters()) | dict(module.named_buffers())
         prefix = f"{self._prefix}.{kind.layer}."
         tensors = {f"{prefix}{name}": copies[name] for name in names}
+        parts = {f"{prefix}{name}": part for name, part in module.named_modules()}
         ids = (SliceId(component, kind.layer) for component in LAYER_COMPONENTS)
-        slices = {s.component: self._slices.within(s, tensors) for s in ids if s in self._slices.forms}
+        slices = {s.component: self._slices.within(s, tensors, parts) for s in ids if s in self._slices.forms}
         return LayerSlot(module, slices)
 
 

@@ -13,14 +13,16 @@ import torch
 from evomerge.errors import PoolError, reason_of
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.planning.slice_plan import SlicePlan
+from evomerge.merge.resident.codecs import Codec
 from evomerge.merge.resident.module_slices import ModuleSlice
+from evomerge.merge.resident.quantised_linear import linears_of, quantise_linears
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.memory import MORE_GPUS, give_back, out_of_memory
 from evomerge.models.pool import Pool
 from evomerge.utils.sizes import size_text
 
 
-def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = None) -> Any:
+def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = None, codec: Codec | None = None) -> Any:
     """The model that gives the pool's configuration, in evaluation mode, its weights in memory of its own.
 
     transformers builds it and is given the tensors that the pool's layout has, as the pool reads them: whatever else
@@ -30,21 +32,29 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
         pool: the source models.
         attn_implementation: as in `from_pretrained`; ``None`` leaves the choice to transformers.
         device_map: as in `from_pretrained`, where each tensor then goes straight from its file; ``None`` for the CPU.
+        codec: how the weights of linear layers are to be kept, which have none to begin with; ``None`` for as they are.
 
     Raises:
+        ConfigError: there are no linear layers that could be quantised.
         PoolError: transformers cannot load the model.
     """
     name = pool.info.config_from
     folder = str(pool.folder(name))
     options = {"attn_implementation": attn_implementation, "device_map": device_map}
     options = {option: value for option, value in options.items() if value}
-    cls = type(skeleton(pool.config, pool.trust_remote_code))
-    dtype = TORCH_DTYPES[pool.info.dtype]
-    # On the CPU copies: transformers makes parameters of the very tensors, and the pool's are mapped.
-    tensors = {
-        tensor: pool.read(name, tensor).to(dtype if pool.is_merged(tensor) else None, copy=device_map is None)
-        for tensor in pool.layout.parameters
-    }
+    empty = skeleton(pool.config, pool.trust_remote_code)
+    cls, dtype = type(empty), TORCH_DTYPES[pool.info.dtype]
+    joined = {tensor for join in pool.layout.joins for tensor in join.names}
+    hollow = {f"{linear}.weight" for linear in linears_of(empty)} if codec is not None else set()
+
+    def given(tensor: str, place: str) -> torch.Tensor:
+        if place in hollow and tensor not in joined:  # of its shape, without its memory
+            return torch.zeros((), dtype=dtype).expand(pool.layout.shapes[tensor])
+        # On the CPU copies: transformers makes parameters of the very tensors, and the pool's are mapped.
+        own = pool.read(name, tensor)
+        return own.to(dtype if pool.is_merged(tensor) else None, copy=device_map is None)
+
+    tensors = {tensor: given(tensor, place) for tensor, place in pool.layout.parameters.items()}
     try:
         with no_progress_bar():
             module = cls.from_pretrained(  # type: ignore[attr-defined]
@@ -62,6 +72,8 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
         if out_of_memory(error):
             raise
         raise PoolError(f"transformers cannot load {folder} ({reason_of(error)})") from error
+    if codec is not None:
+        quantise_linears(module, codec)
     module.eval()
     for parameter in module.parameters():
         # Loading may leave them as views of larger storages.
@@ -70,15 +82,15 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
     return module
 
 
-def load_on(device: str | torch.device, pool: Pool, attn_implementation: str | None) -> Any:
-    """The model on a device, never as a whole in main memory where that is a GPU.
+def load_on(device: str | torch.device, pool: Pool, attn_implementation: str | None, codec: Codec | None = None) -> Any:
+    """The model on a device, never as a whole in main memory where that is a GPU; with a codec nowhere as a whole.
 
     Raises:
         PoolError: transformers cannot load the model, or a GPU has no room for it.
     """
     where = torch.device(device)
-    if where.type != "cuda":
-        return load_module(pool, attn_implementation).to(where)
+    if where.type != "cuda" or codec is not None:
+        return load_module(pool, attn_implementation, codec=codec).to(where)
     weights = sum(pool.info.sizes) * TORCH_DTYPES[pool.info.dtype].itemsize
     free, total = torch.cuda.mem_get_info(where)
     if weights <= free:
@@ -119,7 +131,7 @@ def holds(pool: Pool, entry: SlicePlan, place: ModuleSlice) -> bool:
         place: the module's slice.
     """
     own = place.own()
-    if any(tensor.is_meta for tensor in own):
+    if place.may_quantise or any(tensor.is_meta for tensor in own):
         return False
     memory = [torch.empty_like(tensor) for tensor in own]
     out = place.out(entry.tensors, memory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -20,6 +21,7 @@ from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan, SlicePlan, canonical_slice, origin_of
 from evomerge.merge.resident.batches import Missing, batches, share_cost
 from evomerge.merge.resident.budgets import Room, first_budgets
+from evomerge.merge.resident.codecs import codec_of
 from evomerge.merge.resident.hidden_states import HiddenStates, hidden_keys
 from evomerge.merge.resident.kept_stages import KeptStages
 from evomerge.merge.resident.layer_slots import LayerSlots
@@ -28,7 +30,7 @@ from evomerge.merge.resident.loading import holds, load_on
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.merge.resident.merge_progress import MergeProgress
 from evomerge.merge.resident.module_slices import ModuleSlice, ModuleSlices
-from evomerge.merge.resident.source_slice import source_slice
+from evomerge.merge.resident.nearest_slices import NearestSlices
 from evomerge.merge.resident.spread import SPREAD, anywhere, load_spread, moved, put, require_own_order
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.loaded import LoadedModel
@@ -58,11 +60,16 @@ class Resident:
         sharing: how many of them share a GPU, likewise.
         gpu: bytes of a GPU to count with; those that it has by default.
         states: bytes of hidden states to keep, 0 for none, as for ``spread``; an eighth of what is free by default.
+        quantise: how the weights of the layers' linear modules are kept (see `codecs`), on one device; ``None`` for in
+            full precision. A slice is then merged in full precision as ever, quantised into memory of its own, and
+            kept, found and cached so: only slices that are being merged are there in full precision.
 
     Attributes:
+        full: whether the next plans are held in full precision all the same.
         progress: how far the model is on its way to the plan that is applied.
 
     Raises:
+        ConfigError: the model or the device cannot be quantised like this.
         PoolError: transformers cannot load the model.
     """
 
@@ -78,9 +85,12 @@ class Resident:
         sharing: int = 1,
         gpu: int | None = None,
         states: int | None = None,
+        quantise: str | None = None,
     ) -> None:
         self.pool, self.dtype, self._spread = pool, pool.info.dtype, device == SPREAD
-        module = load_spread(pool, attn_implementation) if self._spread else load_on(device, pool, attn_implementation)
+        self.full, self._quantise = quantise is None, quantise
+        attn, codec = attn_implementation, codec_of(quantise, torch.device(device)) if quantise is not None else None
+        module = load_spread(pool, attn) if self._spread else load_on(device, pool, attn, codec)
         self.model = LoadedModel(
             module,
             load_tokenizer(pool.tokenizer_folder, pool.trust_remote_code),
@@ -105,11 +115,11 @@ class Resident:
         self._layer_slots = LayerSlots(module, pool, slices)
         self._shared = shared
         self._places = set(self._own().values())
-        start = int(START_SHARE * sum(place.nbytes for place in self._places))
+        start = int(START_SHARE * sum(place.held_nbytes(self.full) for place in self._places))
         self._memory = MemoryCache(first.cache if cache is None else cache, start)
         self._live = LiveSlices(self._memory)
         self._stages = KeptStages(self.sources, self._memory, self._live, shared)
-        self._references: dict[str, Merged] = {}
+        self._nearest = NearestSlices(self._live, self._memory, shared, self.sources, self.model.dtype)
         own = make_plan(pool.info.linear({pool.info.config_from: 1.0}), pool)
         for entry in own.slices:
             place = self._own()[entry.slice]
@@ -118,6 +128,8 @@ class Resident:
             if all(dtype == self.model.dtype for _, dtype in place.shapes) and holds(pool, entry, place):
                 place.key = put(entry, place, self.model.device).key
                 self._live.claim(place.key, place.held)
+        if codec is not None:  # whose linear layers have no weights yet
+            self.apply(own)
 
     def _own(self) -> dict[SliceId, ModuleSlice]:
         """The slices that the model was loaded with."""
@@ -139,7 +151,7 @@ class Resident:
         self.pool.release()
         if self._states.clear() or self._memory.clear():
             return True
-        self._references.clear()
+        self._nearest.references.clear()
         return self.sources.release()
 
     def close(self) -> None:
@@ -149,7 +161,7 @@ class Resident:
         self.forget()
         for place in self._layer_slots.every() | self._places:
             place.empty()
-        self._references.clear()
+        self._nearest.references.clear()
         self._memory.clear()
         self._states.clear()
         self.sources.close()
@@ -174,14 +186,15 @@ class Resident:
         places = self._arranged(plan)
         self.progress.begin(sum(place.key != entry.key for entry, place in places))
         changed: list[tuple[SlicePlan, ModuleSlice, Merged | None]] = []
-        self._stages.expect(plan, sum(place.nbytes for _, place in places))
+        self._stages.expect(plan, sum(place.held_nbytes(self.full) for _, place in places))
         for entry, place in places:
-            count.bytes += place.nbytes
+            count.bytes += place.held_nbytes(self.full)
             if place.key == entry.key:
                 count.kept += 1
                 count.saved += place.held.cost
             else:
-                changed.append((entry, place, self._find(entry, place, count)))
+                found = self._nearest.find(entry, place, self._quantises(place), count)
+                changed.append((entry, place, found))
         self._leave({place for _, place in places})
         # The model has what is replaced until it gets others; should merging fail, that is known to be nobody's.
         for _, place, _ in changed:
@@ -194,7 +207,7 @@ class Resident:
             else:
                 missing.setdefault(entry.key, (entry, []))[1].append(place)
         self._compute(missing.values(), count)
-        self._states.begin(hidden_keys(plan))
+        self._states.begin([self._marked(key) for key in hidden_keys(plan)])
         count.seconds, count.noted = time.perf_counter() - start, self.progress.noted
         return count
 
@@ -227,47 +240,28 @@ class Resident:
                 f"the recipe makes {len(plan.slices)} slices",
                 f"a resident model with its {len(slots)} layers has {wanted}",
             )
-        return [(put(entry, place, self.model.device), place) for entry, place in places]
+        return [(self._put(entry, place), place) for entry, place in places]
+
+    def _put(self, entry: SlicePlan, place: ModuleSlice) -> SlicePlan:
+        """A slice's plan with the key of what the place will hold: where it lies, and how it is quantised."""
+        if self._quantises(place):
+            return replace(entry, key=self._marked(entry.key))
+        return put(entry, place, self.model.device)
+
+    def _marked(self, key: str) -> str:
+        return key if self.full else f"{key}+{self._quantise}"
+
+    def _quantises(self, place: ModuleSlice) -> bool:
+        """Whether a place is to hold its slice quantised."""
+        return place.may_quantise and not self.full
 
     def _leave(self, now: set[ModuleSlice]) -> None:
         """Let go of what was merged for layers that are no longer in the model."""
         for place in self._places - now:
-            if place.key not in self._references:  # a source's tensors may stay until they are wanted again
+            if place.key not in self._nearest.references:  # a source's tensors may stay until they are wanted again
                 self._live.release(place)
                 place.empty()
         self._places = now
-
-    def _find(self, entry: SlicePlan, place: ModuleSlice, count: MergeCount) -> Merged | None:
-        """The slice from the nearest place that has it."""
-        found = self._live.get(entry.key)
-        if found is not None:  # elsewhere in the model
-            count.kept += 1
-            count.saved += found.cost
-            self._live.claim(entry.key, found)
-            return found
-        found = self._reference(entry, place)
-        if found is not None:
-            count.referenced += 1
-            return found
-        found = self._memory.take(entry.key)
-        if found is not None:
-            count.memory += 1
-        else:
-            found = self._shared.get(anywhere(entry.key)) if self._shared is not None else None
-            if found is None:
-                return None
-            count.shared += 1
-            found = moved(found, place.device)
-        count.saved += found.cost
-        self._live.claim(entry.key, found)
-        return found
-
-    def _reference(self, entry: SlicePlan, place: ModuleSlice) -> Merged | None:
-        """A slice that is a source's own, where it lies; ``None`` where it must be copied."""
-        found = self._references.get(entry.key) or source_slice(entry, place, self.sources, self.model.dtype)
-        if found is not None:
-            self._references[entry.key] = found
-        return found
 
     def _compute(self, missing: Iterable[Missing], count: MergeCount) -> None:
         """Merge slices, each into memory of its own, for all places that want it."""
@@ -307,6 +301,11 @@ class Resident:
             raise
         for (entry, places), memory, cost in zip(batch, memories, seconds, strict=True):
             merged = Merged(memory, cost)
+            if self._quantises(places[0]):
+                into = self._memory.empty(places[0].quantised_shapes, self.model.device)
+                places[0].quantise(memory, into)
+                self._memory.recycle(merged)
+                merged = Merged(into, cost)
             if places[0].device != self.model.device:
                 merged = moved(merged, places[0].device)
                 self._memory.recycle(Merged(memory))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from evomerge.errors import RecipeError
-from evomerge.merge.cache.merged_slice import Merged, Shapes
+from evomerge.merge.cache.merged_slice import Merged, Shapes, size_of
+from evomerge.merge.resident.quantised_linear import QuantisedLinear
 from evomerge.models.architecture.conversion import Join
 from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.slices import SliceId
@@ -41,19 +43,28 @@ class ModuleSlice:
         tensors: the module's own objects by the form's places: giving them other data changes every module that shares
             them.
         reference: a module of the same class, for converters that look at its configuration.
+        linears: by number of a tensor, the layers that may keep it quantised.
 
     Attributes:
-        shapes: of the module's tensors, with their dtypes.
-        nbytes: size of the module's tensors.
+        shapes: of the module's tensors, with their dtypes; of such layers, those of the weight in full precision.
+        nbytes: size of the module's tensors in full precision.
         device: where they lie.
         key: what the slice holds, as a plan's key; empty where that is not known.
         held: the tensors that it holds.
     """
 
-    def __init__(self, form: Form, tensors: Sequence[torch.Tensor], shapes: Shapes, reference: nn.Module) -> None:
-        self._form, self._tensors, self._reference = form, tuple(tensors), reference
+    def __init__(
+        self,
+        form: Form,
+        tensors: Sequence[torch.Tensor],
+        shapes: Shapes,
+        reference: nn.Module,
+        linears: Mapping[int, QuantisedLinear],
+    ) -> None:
+        self._form, self._tensors, self._reference, self._linears = form, tuple(tensors), reference, linears
+        self._scales = tuple(linear.scales for linear in linears.values())
         self.shapes = shapes
-        self.nbytes = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in shapes)
+        self.nbytes = size_of(shapes)
         self.device = self._tensors[0].device if self._tensors else torch.device("cpu")
         self.key = ""
         self.held = Merged((), owned=False)
@@ -62,6 +73,32 @@ class ModuleSlice:
     def is_direct(self) -> bool:
         """Whether the module holds the checkpoint's tensors one for one."""
         return not self._form.joins
+
+    @property
+    def may_quantise(self) -> bool:
+        """Whether the module may keep some of the tensors quantised."""
+        return bool(self._linears)
+
+    @property
+    def quantised_shapes(self) -> Shapes:
+        """Of what holds the slice quantised: the module's tensors, those of linear layers as codes, then the scales."""
+        found = {number: linear.quantised_shapes for number, linear in self._linears.items()}
+        own = [found[i][0] if i in found else shape for i, shape in enumerate(self.shapes)]
+        return (*own, *(scales for _, scales in found.values()))
+
+    def held_nbytes(self, full: bool) -> int:
+        """Size of what holds the slice, in full precision or as the module may quantise it."""
+        return self.nbytes if full else size_of(self.quantised_shapes)
+
+    @torch.no_grad()
+    def quantise(self, memory: Sequence[torch.Tensor], into: Sequence[torch.Tensor]) -> None:
+        """Write the module's tensors, given in full precision, into memory of the `quantised_shapes`."""
+        scales = dict(zip(self._linears, into[len(memory) :], strict=True))
+        for number, (given, codes) in enumerate(zip(memory, into, strict=False)):
+            if number in self._linears:
+                self._linears[number].write(given, codes, scales[number])
+            else:
+                codes.copy_(given)
 
     def own(self) -> tuple[torch.Tensor, ...]:
         """The module's tensors as they are."""
@@ -102,14 +139,17 @@ class ModuleSlice:
                     memory[made[place]].copy_(tensor)
 
     def take(self, key: str, merged: Merged) -> None:
-        """Hold a merged slice from now on."""
-        for own, tensor in zip(self._tensors, merged.tensors, strict=True):
+        """Hold a merged slice from now on; one with scales is quantised."""
+        tensors, scales = merged.tensors[: len(self._tensors)], merged.tensors[len(self._tensors) :]
+        for own, tensor in zip(self._tensors, tensors, strict=True):
+            own.data = tensor
+        for own, tensor in zip(self._scales, scales or [own.new_empty(0) for own in self._scales], strict=True):
             own.data = tensor
         self.key, self.held = key, merged
 
     def empty(self) -> None:
         """Hold nothing: the memory can be given back."""
-        for own in self._tensors:
+        for own in (*self._tensors, *self._scales):
             own.data = own.new_empty(0)
         self.key, self.held = "", Merged((), owned=False)
 
@@ -131,6 +171,8 @@ class ModuleSlices:
         self._reference = reference
         self._layout = layout
         self._state: dict[str, torch.Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        parts = dict(module.named_modules())
+        self._linears = {f"{n}.weight": part for n, part in parts.items() if isinstance(part, QuantisedLinear)}
         joins = {name: join for join in layout.joins for name in join.names}
         proven: dict[tuple[object, ...], bool] = {}
         self.forms: dict[SliceId, Form] = {}
@@ -147,14 +189,21 @@ class ModuleSlices:
                     made = {place: places.setdefault(place, len(places)) for place in join.places}
                     found[join.place] = join, made, self._has_views(join, made, proven)
             self.forms[slice_] = Form(tuple(places), layout.tensors[slice_], direct, tuple(found.values()))
-            tensors = [self._state[place] for place in places]
-            self.shapes[slice_] = tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+            self.shapes[slice_] = tuple(self._shape(place) for place in places)
+
+    def _shape(self, place: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and dtype of a module tensor in full precision."""
+        tensor = self._linears.get(place, self._state[place])
+        return tuple(tensor.shape), tensor.dtype
 
     def _has_views(self, join: Join, made: Mapping[str, int], proven: dict[tuple[object, ...], bool]) -> bool:
         """Whether a join's checkpoint tensors are views of the module's: tried out, once for all that are alike."""
         if len(made) > 1:
             return False
+        shape, dtype = self._shape(join.place)
         target = self._state[join.place].detach()
+        if join.place in self._linears:  # which has no weight yet
+            target = target.new_zeros(shape, dtype=dtype)
         kind = (join.patterns, join.shapes)
         if kind not in proven:
             views = join.views(target, self._reference)
@@ -166,16 +215,21 @@ class ModuleSlices:
         """A slice of the module itself, holding what was loaded."""
         form = self.forms[slice_]
         tensors = [self._state[place] for place in form.places]
-        made = ModuleSlice(form, tensors, self.shapes[slice_], self._reference)
-        made.held = Merged(made.own())
+        linears = {i: self._linears[place] for i, place in enumerate(form.places) if place in self._linears}
+        made = ModuleSlice(form, tensors, self.shapes[slice_], self._reference, linears)
+        if not linears:
+            made.held = Merged(made.own())
         return made
 
-    def within(self, slice_: SliceId, tensors: Mapping[str, torch.Tensor]) -> ModuleSlice:
+    def within(self, slice_: SliceId, tensors: Mapping[str, torch.Tensor], parts: Mapping[str, Any]) -> ModuleSlice:
         """A slice of a copy of one of the module's layers, holding nothing yet.
 
         Args:
             slice_: the slice that it is a copy of.
             tensors: the copy's own objects by the names of those that they are copies of.
+            parts: the copy's modules, likewise.
         """
         form = self.forms[slice_]
-        return ModuleSlice(form, [tensors[place] for place in form.places], self.shapes[slice_], self._reference)
+        own = [tensors[place] for place in form.places]
+        linears = {i: parts[p.removesuffix(".weight")] for i, p in enumerate(form.places) if p in self._linears}
+        return ModuleSlice(form, own, self.shapes[slice_], self._reference, linears)
