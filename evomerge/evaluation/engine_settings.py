@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evomerge.errors import ConfigError, nearest
+from evomerge.evaluation.server_settings import ServerSettings
 
-ENGINES = ("transformers", "vllm")
+ENGINES = ("transformers", "vllm", "server")
 
 _OURS = {
     "model": "the pool gives it",
@@ -33,12 +34,15 @@ class EngineSettings:
     """What scores models.
 
     Attributes:
-        name: ``transformers``: the resident model itself; ``vllm``: vLLM, whose weights are changed in place.
+        name: ``transformers``: the resident model itself; ``vllm``: vLLM, whose weights are changed in place;
+            ``server``: one that runs somewhere and is given adapters.
         arguments: of ``vllm.LLM``, named as there and as in lm-eval's ``--model_args``.
+        server: where it is; ``None`` for the others.
     """
 
     name: str = "transformers"
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    server: ServerSettings | None = None
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for an unknown engine, or arguments that it has not or that are not the user's."""
@@ -50,8 +54,19 @@ class EngineSettings:
         if self.arguments and not self.is_vllm:
             raise ConfigError(
                 f"evaluator.engine_args has {', '.join(map(str, self.arguments))} and evaluator.engine is {self.name}",
-                "transformers takes none",
+                "transformers takes none" if self.name == "transformers" else "a server was started with its own",
                 "set evaluator.engine=vllm, or leave them out",
+            )
+        if self.is_server and self.server is None:
+            raise ConfigError(
+                "evaluator.engine is server and evaluator.server says nothing",
+                "where it is: {url: http://host:port, model: NAME, adapters: FOLDER}",
+            )
+        if self.server is not None and not self.is_server:
+            raise ConfigError(
+                f"evaluator.server is given and evaluator.engine is {self.name}",
+                "it belongs to evaluator.engine=server",
+                "set that, or leave it out",
             )
         for name in self.arguments:
             if name in _OURS:
@@ -62,18 +77,46 @@ class EngineSettings:
         """Whether it is vLLM."""
         return self.name == "vllm"
 
+    @property
+    def is_server(self) -> bool:
+        """Whether it is a server."""
+        return self.name == "server"
+
+    @property
+    def holds_modules(self) -> bool:
+        """Whether a worker has the modules of a model: fitnesses may then look at them."""
+        return self.name == "transformers"
+
     @classmethod
-    def of(cls, node: Any) -> EngineSettings:
-        """The settings in an evaluator's node, given as plain values; one without such keys has transformers."""
+    def of(cls, node: Any, owner: tuple[str, str] = ("", "")) -> EngineSettings:
+        """The settings in an evaluator's node, given as plain values; one without such keys has transformers.
+
+        Args:
+            node: of the configuration.
+            owner: the run and the session, for names that a server is given.
+        """
         if not isinstance(node, Mapping):
             return cls()
-        return cls(node.get("engine") or "transformers", node.get("engine_args") or {})
+        server = node.get("server") or None
+        return cls(
+            node.get("engine") or "transformers",
+            node.get("engine_args") or {},
+            ServerSettings.of(server, owner) if server is not None else None,
+        )
 
     def require_installed(self) -> None:
-        """Raise `ConfigError` where the engine is not installed."""
+        """Raise `ConfigError` where the engine, or what asks a server, is not installed, or a server's key not set."""
         if self.is_vllm and importlib.util.find_spec("vllm") is None:
             raise ConfigError(
                 "evaluator.engine is vllm, and vLLM is not installed",
                 "an environment with vLLM",
                 "pip install 'evomerge[vllm]' into an environment of its own, or set evaluator.engine=transformers",
             )
+        if self.server is not None:
+            self.server.require_key()
+            if importlib.util.find_spec("tenacity") is None:
+                raise ConfigError(
+                    "evaluator.engine is server, and lm-eval's model of servers is not installed whole",
+                    "tenacity beside lm_eval",
+                    "pip install 'evomerge[server]'",
+                )

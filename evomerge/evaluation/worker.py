@@ -52,6 +52,7 @@ class Worker:
     Raises:
         ConfigError: vLLM cannot be started.
         EngineError: vLLM computes something else than transformers.
+        ServerError: a server cannot be used.
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class Worker:
             torch.set_num_threads(threads)
         self._pool = pool
         self._fitnesses = dict(fitnesses)
-        settings, device = cache or CacheSettings(), choose_device(device)
+        settings, engine = cache or CacheSettings(), engine or EngineSettings()
+        device = "cpu" if engine.is_server else choose_device(device)
         await_memory(device)
         try:
-            self._resident = hold(pool, device, settings, engine or EngineSettings())
+            self._resident = hold(pool, device, settings, engine)
         except Exception as error:
             if not out_of_memory(error):
                 raise

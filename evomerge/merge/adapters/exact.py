@@ -6,7 +6,7 @@ from typing import Any
 
 from evomerge.errors import RecipeError
 from evomerge.merge.adapters.factors import added, factors_of_terms, made_factors, replaced
-from evomerge.merge.adapters.places import AdapterBase, Places
+from evomerge.merge.adapters.places import AdapterBase, Kind, Places
 from evomerge.merge.execution.engine import SliceMerge
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.sources import Placement, Sources
@@ -73,18 +73,17 @@ class ExactAdapters:
             return error.given
         return ""
 
-    def of(self, plan: Plan) -> dict[str, tuple[Factors, bool]]:
+    def of(self, plan: Plan) -> dict[str, tuple[Factors, Kind]]:
         """What a plan's result adds to the base: for every module that differs its factors.
 
         Returns:
-            By module, as transformers names it: float32 factors ``b`` (outputs, rank) and ``a`` (rank, inputs), as the
-            weight is stored; and whether that is inputs x outputs (embeddings, GPT-2's linear weights). Empty for the
-            base itself. The adapter's scale is in the factors.
+            By module, as transformers names it: float32 factors ``b`` (rows, rank) and ``a`` (rank, columns) of what is
+            added to its weight, scales included; and what kind of weight it is. Empty for the base itself.
 
         Raises:
             RecipeError: the result is no adapter by its recipe alone; names the tensor and why.
         """
-        found: dict[str, tuple[Factors, bool]] = {}
+        found: dict[str, tuple[Factors, Kind]] = {}
         layers = {entry.slice.layer for entry in plan.slices if entry.slice.layer is not None}
         if len(layers) != self.pool.info.layers:
             raise RecipeError(f"it has {len(layers)} layers, its base has {self.pool.info.layers}", ADAPTER_METHODS)
@@ -100,7 +99,7 @@ class ExactAdapters:
                     place = self.places.of(entry.tensors[index])
                     limit = min(own.b.shape[0], own.a.shape[1])
                     kept = own if own.rank <= limit else compressed(own, Bound(rank=limit))
-                    found[place.module] = kept, place.kind in ("turned", "embedding")
+                    found[place.module] = kept, place.kind
         return found
 
     def _factors(self, entry: SlicePlan, part: Part, mix: Mix | None, index: int) -> Factors | None:
