@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from evomerge.errors import RecipeError
@@ -48,7 +49,7 @@ def common_base(pool: Pool) -> AdapterBase:
                 f"adapters of one base, which is {plain.folder}",
                 "give it as BASE+ADAPTER: `evomerge merge ... --format lora` makes an adapter of a difference",
             )
-    return AdapterBase(name, dict(info.refs)[name], plain, pool.stored[name])
+    return AdapterBase(name, replace(dict(info.refs)[name], adapter=None), plain, pool.stored[name])
 
 
 class ExactAdapters:
