@@ -30,6 +30,7 @@ DOORS = {
     "mlflow": ("evomerge.trackers.mlflow",),
     "tensorboard": ("evomerge.trackers.tensorboard",),
     "vllm": ("evomerge.evaluation.vllm_*",),
+    "httpx": ("evomerge.evaluation.server_client",),
     "triton": ("evomerge.merge.kernels.triton_mixing", "evomerge.merge.kernels.triton_sums"),
 }
 """Who may import a dependency that is heavy, or that we may want to replace."""

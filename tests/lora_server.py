@@ -107,7 +107,11 @@ class LoraServer:
                 ]
                 choice["logprobs"] = {"token_logprobs": own, "top_logprobs": best, "tokens": [str(t) for t in tokens]}
             choices.append(choice)
-        return {"object": "text_completion", "model": asked["model"], "choices": choices[::-1]}  # by index, in any order
+        return {
+            "object": "text_completion",
+            "model": asked["model"],
+            "choices": choices[::-1],
+        }  # by index, in any order
 
     def answer(self, path: str, asked: dict[str, Any]) -> tuple[int, Any]:
         """Status and content of a request."""

@@ -48,10 +48,12 @@ def recipes(pool: Pool) -> list[Any]:
     return [pool.info.linear(share) for share in shares]
 
 
-def test_candidates_score_as_in_this_process(pool: Pool, settings: ServerSettings, server: LoraServer, tasks: Any) -> None:
-    served = LmEvalFitness(ALL, include_path=str(tasks.path))
+def test_candidates_score_as_in_this_process(
+    pool: Pool, settings: ServerSettings, server: LoraServer, tasks: Any
+) -> None:
+    served = LmEvalFitness(ALL, include_path=str(tasks.path), limit=6)
     # Stock code's model of servers makes windows of two tokens less than there are positions, and adds no BOS.
-    own = LmEvalFitness(ALL, include_path=str(tasks.path), add_bos_token=False, max_length=POSITIONS - 2)
+    own = LmEvalFitness(ALL, include_path=str(tasks.path), add_bos_token=False, max_length=POSITIONS - 2, limit=6)
     remote = Worker(pool, {"search": served}, engine=EngineSettings("server", server=settings))
     local = Worker(pool, {"search": own}, device="cpu")
     seen = []
@@ -81,7 +83,7 @@ def test_candidates_score_as_in_this_process(pool: Pool, settings: ServerSetting
 def test_scores_are_what_lm_eval_prints_for_the_adapter_on_the_server(
     pool: Pool, settings: ServerSettings, tasks: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitness = LmEvalFitness(ALL, include_path=str(tasks.path), batch_size=4)
+    fitness = LmEvalFitness(ALL, include_path=str(tasks.path), batch_size=4, limit=6)
     worker: Any = Worker(pool, {"search": fitness}, engine=EngineSettings("server", server=settings))
     found = worker.evaluate(Candidate(0, recipes(pool)[1]))
     assert found.ok, found.error
@@ -94,7 +96,7 @@ def test_scores_are_what_lm_eval_prints_for_the_adapter_on_the_server(
         "max_length": POSITIONS,
     }
     manager = TaskManager(include_path=str(tasks.path), include_defaults=False)
-    given = {"tasks": ALL, "task_manager": manager, "bootstrap_iters": 0, "batch_size": 1}
+    given = {"tasks": ALL, "task_manager": manager, "bootstrap_iters": 0, "batch_size": 1, "limit": 6}
     expected = evaluator.simple_evaluate("local-completions", model_args=arguments, **given)
     assert_equal(fitness, found, expected)
     worker.close()
