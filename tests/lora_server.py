@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server in a thread: a real model that loads and lets go of real adapter folders, and fails on demand."""
+"""An OpenAI-compatible server in a thread: a real model, real adapter folders, and failures on demand."""
 
 from __future__ import annotations
 

@@ -62,12 +62,6 @@ class EngineSettings:
                 "evaluator.engine is server and evaluator.server says nothing",
                 "where it is: {url: http://host:port, model: NAME, adapters: FOLDER}",
             )
-        if self.server is not None and not self.is_server:
-            raise ConfigError(
-                f"evaluator.server is given and evaluator.engine is {self.name}",
-                "it belongs to evaluator.engine=server",
-                "set that, or leave it out",
-            )
         for name in self.arguments:
             if name in _OURS:
                 raise ConfigError(f"evaluator.engine_args has {name}", _OURS[name], "leave it out")
@@ -97,12 +91,11 @@ class EngineSettings:
         """
         if not isinstance(node, Mapping):
             return cls()
-        server = node.get("server") or None
-        return cls(
-            node.get("engine") or "transformers",
-            node.get("engine_args") or {},
-            ServerSettings.of(server, owner) if server is not None else None,
-        )
+        name, given = node.get("engine") or "transformers", node.get("engine_args") or {}
+        if name != "server":
+            ServerSettings.require_none(node.get("server"), str(name))
+            return cls(name, given)
+        return cls(name, given, ServerSettings.of(node.get("server") or {}, owner))
 
     def require_installed(self) -> None:
         """Raise `ConfigError` where the engine, or what asks a server, is not installed, or a server's key not set."""

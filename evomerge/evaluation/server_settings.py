@@ -108,6 +108,16 @@ class ServerSettings:
                 f"export {self.key_from}=..., or leave key_from out for a server without a key",
             )
 
+    @staticmethod
+    def require_none(node: Any, engine: str) -> None:
+        """Raise `ConfigError` where a server is named and something else scores."""
+        if isinstance(node, Mapping) and any(node.get(name) for name in ("url", "model", "adapters")):
+            raise ConfigError(
+                f"evaluator.server names a server and evaluator.engine is {engine}",
+                "it belongs to evaluator.engine=server",
+                "set that, or leave it out",
+            )
+
     @classmethod
     def of(cls, node: Any, owner: tuple[str, str] = ("", "")) -> ServerSettings:
         """The settings in ``evaluator.server``, given as plain values.

@@ -1,4 +1,4 @@
-"""What a server does wrong, and what is left of a killed run: a server of the tests with a real model and real adapters."""
+"""What a server does wrong, and what is left of a killed run, with a real model and real adapters."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def settings(server: Any, tmp_path: Path, **given: Any) -> ServerSettings:
 
 
 def method(pool: Pool, name: str, weights: dict[str, float], **values: Any) -> Recipe:
-    inputs = tuple(Input(model, None, parameters({"weight": weight})) for model, weight in weights.items())
+    whole = {"density": 1.0, "gamma": 0.0} if name == "breadcrumbs" else {}
+    inputs = tuple(Input(model, None, parameters({"weight": weight} | whole)) for model, weight in weights.items())
     slices = (SliceRecipe(s, name, inputs, parameters(values), Input("base")) for s in pool.info.slices)
     return pool.info.recipe(slices)
 
@@ -104,8 +105,8 @@ def worker(pool: Pool, given: ServerSettings) -> Any:
     [
         ("task_arithmetic", {"a": 0.7, "b": -0.4}, {}),
         ("task_arithmetic", {"a": 0.7, "b": 0.4}, {"lambda": 0.5, "normalize": True}),
-        ("lora_lego", {"a": 1.0, "b": 1.0}, {"rank": 0.7}),
-        ("breadcrumbs", {"a": 0.3, "b": 1.2}, {"density": 1.0, "gamma": 0.0}),
+        ("lora_lego", {"a": 1.0, "b": 1.0}, {"rank": 0.4}),
+        ("breadcrumbs", {"a": 0.3, "b": 1.2}, {"rescale": True}),
     ],
 )
 def test_an_adapter_is_the_merge(name: str, weights: dict[str, float], values: Any, pool: Pool, tmp_path: Path) -> None:
@@ -119,13 +120,13 @@ def test_an_adapter_is_the_merge(name: str, weights: dict[str, float], values: A
     for entry in plan.slices:
         for tensor, values_ in reference_scores.merge_slice(entry, pool).items():
             torch.testing.assert_close(adapted[tensor], values_, rtol=1e-5, atol=1e-5, msg=tensor)
-    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == {"lora_lego": 2}.get(name, 5)
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == {"lora_lego": 1}.get(name, 5)
 
 
 def test_what_is_no_adapter_is_said(pool: Pool, folder: Path, llamas: Any) -> None:
     exact = ExactAdapters(pool)
     assert exact.refusal(make_plan(pool.info.linear({"a": 0.5, "base": 0.5}), pool)) == ""
-    ties = exact.refusal(make_plan(method(pool, "ties", {"a": 1.0, "b": 1.0}, density=0.5), pool))
+    ties = exact.refusal(make_plan(method(pool, "ties", {"a": 1.0, "b": 1.0}), pool))
     assert "ties gives no sum of the adapters' factors here" in ties
     assert ".self_attn.q_proj.weight' is no adapter's" in ties
     assert "do not add up to one" in exact.refusal(make_plan(pool.info.linear({"a": 0.5}), pool))
@@ -163,18 +164,18 @@ def test_candidates_come_and_go_and_are_what_transformers_computes(
     assert held.served.name == BASE
     assert not server.adapters
     with pytest.raises(InfeasibleError, match="it is no adapter"):
-        held.apply(make_plan(method(pool, "ties", {"a": 1.0, "b": 1.0}, density=0.5), pool))
+        held.apply(make_plan(method(pool, "ties", {"a": 1.0, "b": 1.0}), pool))
     held.close()
     assert not list((tmp_path / "served").iterdir())
 
 
 def test_retries_what_passes_and_says_what_does_not(pool: Pool, server: LoraServer, tmp_path: Path) -> None:
-    given = settings(server, tmp_path, timeout=0.5)
-    own = worker(pool, given)
+    own = worker(pool, settings(server, tmp_path, timeout=60))
+    http = own._resident.client._http
     recipe = pool.info.linear({"a": 1.0})
     first = own.evaluate(Candidate(0, recipe))
     assert first.ok, first.error
-    for faults in ([500, 500], [429, "drop"], ["hang", 503]):
+    for faults in ([500, 500], [429, "drop"]):
         server.faults.extend(faults)
         again = own.evaluate(Candidate(1, recipe))
         assert again.objectives == first.objectives, again.error
@@ -182,10 +183,11 @@ def test_retries_what_passes_and_says_what_does_not(pool: Pool, server: LoraServ
     for faults, words in (
         ([404], "gave 404 no luck"),
         ([500, 502, 503], "gave 503 no luck"),
-        (["hang"] * 3, "gave no answer within evaluator.server.timeout=0.5 s, 3 times"),
+        (["hang"] * 3, "gave no answer within evaluator.server.timeout=60 s, 3 times"),
         (["drop"] * 3, ", 3 times; a server that runs; `evomerge resume RUN` goes on once it does"),
     ):
         server.faults.extend(faults)
+        http.timeout = 0.1 if "hang" in faults else 60  # where nothing is computed, nobody need wait long
         failed = own.evaluate(Candidate(2, recipe))
         assert failed.status == "failed"
         assert words in failed.error
@@ -253,7 +255,7 @@ def test_the_check_finds_another_base_and_no_adapters(
     pool: Pool, server: LoraServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = settings(server, tmp_path)
-    with pytest.raises(ServerError, match=r"gave no 'bass'; did you mean 'served-base'"):
+    with pytest.raises(ServerError, match=r"gave no 'bass'; one of: served-base; set evaluator.server.model"):
         ServerResident(pool, ServerSettings(given.url, "bass", given.adapters))
     held = ServerResident(pool, given)
     server.bias = 0.01
@@ -271,7 +273,7 @@ def test_the_check_finds_another_base_and_no_adapters(
         none.setattr(server, "unload", lambda name: server.adapters.pop(name))
         none.setattr(server, "logits", lambda name, tokens: LoraServer.logits(server, BASE, tokens))
         deaf = ServerResident(pool, given)
-        with pytest.raises(EngineError, match="with the mean of the pool's adapters: a text's log-likelihood"):
+        with pytest.raises(EngineError, match=r"with the mean of the pool's adapters: a text's log-likelihood"):
             check_server(deaf)
         deaf.close()
     with monkeypatch.context() as old:
@@ -283,7 +285,7 @@ def test_the_check_finds_another_base_and_no_adapters(
             ),
         )
         bare = ServerResident(pool, given)
-        with pytest.raises(ServerError, match="gave 404 Not Found; vLLM loads adapters with --enable-lora"):
+        with pytest.raises(ServerError, match=r"gave 404 Not Found; vLLM loads adapters with --enable-lora"):
             check_server(bare)
         bare._loaded = ""
         bare.close()
@@ -293,7 +295,7 @@ def test_the_check_finds_another_base_and_no_adapters(
         small.setattr(server_check, "of_server", lambda held, prompts: asked.append(prompts))
         large = ServerResident(pool, given)
         check_server(large)
-        assert [len(p) for (p,) in asked] == [62, 62]
+        assert [len(p) for (p,) in asked] == [63, 63]
         assert asked[0][0][-1] == 47
         large.close()
 
@@ -341,11 +343,11 @@ def test_refuses_what_is_no_server(node: dict[str, Any], words: str) -> None:
 
 
 def test_an_engine_and_its_server_belong_together() -> None:
-    with pytest.raises(ConfigError, match="evaluator.engine is server and evaluator.server says nothing"):
+    with pytest.raises(ConfigError, match=r"evaluator.engine is server and evaluator.server.url is not set"):
         LocalEvaluator(lambda **_: None, engine="server")  # type: ignore[arg-type,return-value]
-    with pytest.raises(ConfigError, match="it belongs to evaluator.engine=server"):
+    with pytest.raises(ConfigError, match=r"it belongs to evaluator.engine=server"):
         LocalEvaluator(lambda **_: None, server={"url": "http://h", "model": "m", "adapters": "a"})  # type: ignore[arg-type,return-value]
-    with pytest.raises(ConfigError, match="a server was started with its own"):
+    with pytest.raises(ConfigError, match=r"a server was started with its own"):
         EngineSettings("server", {"max_model_len": 8})
     found = ServerSettings.of({"url": "http://host:1/v1/", "model": "m", "adapters": "a", "timeout": None})
     assert found.root == "http://host:1"
@@ -372,5 +374,5 @@ def test_a_key_is_sent_and_struck_out_of_what_comes_back(
     assert own.evaluate(Candidate(1, pool.info.linear({"a": 1.0}))).ok
     own.close()
     monkeypatch.delenv("MY_KEY")
-    with pytest.raises(ConfigError, match="there is no such environment variable"):
+    with pytest.raises(ConfigError, match=r"there is no such environment variable"):
         given.require_key()
