@@ -67,12 +67,13 @@ def server(place: Path) -> Iterator[Any]:
 
 def asked(place: Path, run: Path, url: str = "", *more: str, space: str = "task_arithmetic") -> list[str]:
     models = f"{{base: {place}/base, a: '{place}/base+{place}/a', b: '{place}/base+{place}/b'}}"
-    there = f"evaluator.server={{url: '{url}', model: {BASE}, adapters: {place}/served, retries: 2, concurrency: 2}}"
+    there = [f"evaluator.server.{key}={value}" for key, value in (("url", url), ("model", BASE), ("retries", 2))]
+    there += [f"evaluator.server.adapters={place}/served", "evaluator.server.concurrency=2"]
     return [
         *(f"pool.models={models}", "pool.base=base", f"search_space={space}", "strategy=random", "fitness=lm_eval"),
         *("fitness.tasks=[{task: choose, metrics: {brier_score: 1}}]", f"fitness.include_path={place}"),
         *("fitness.add_bos_token=false", "search.evaluations=4", f"run_dir={run}", "display=quiet"),
-        *(["evaluator.engine=server", there] if url else ["evaluator.device=cpu", "fitness.forwards=exact"]),
+        *(["experiment=lora_server", *there] if url else ["evaluator.device=cpu", "fitness.forwards=exact"]),
         *more,
     ]
 
