@@ -164,7 +164,7 @@ class ServerClient:
 
     def _clean(self, text: str) -> str:
         key = self._settings.key
-        line = " ".join((text.replace(key, "***") if key else text).split())
+        line = " ".join((text.replace(f"Bearer {key}", "***").replace(key, "***") if key else text).split())
         line = "".join(c if c.isprintable() else "?" for c in line)
         return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
 

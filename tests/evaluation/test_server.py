@@ -361,7 +361,7 @@ def test_a_key_is_sent_and_struck_out_of_what_comes_back(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-another")
     with pytest.raises(ServerError) as refused:
         ServerResident(pool, settings(server, tmp_path))
-    assert "gave 401 wrong key Bearer ***, not" in str(refused.value)
+    assert "gave 401 wrong key ***, not" in str(refused.value)
     assert "environment variable OPENAI_API_KEY" in str(refused.value)
     monkeypatch.setenv("MY_KEY", KEY)
     given = settings(server, tmp_path, key_from="MY_KEY")
@@ -369,7 +369,7 @@ def test_a_key_is_sent_and_struck_out_of_what_comes_back(
     server.faults.extend([400])
     failed = own.evaluate(Candidate(0, pool.info.linear({"a": 1.0})))
     assert failed.error.startswith("POST http")
-    assert "no luck with Bearer ***" in failed.error
+    assert "no luck with ***" in failed.error
     assert KEY not in repr(given)
     assert own.evaluate(Candidate(1, pool.info.linear({"a": 1.0}))).ok
     own.close()
