@@ -66,6 +66,10 @@ class EngineError(EvomergeError):
     """An engine that computes something else than transformers does with the same weights."""
 
 
+class ServerError(EvomergeError):
+    """A server that models are scored by: it gives no answer, or another one than was asked for."""
+
+
 class NoMemoryError(EvomergeError):
     """Host or accelerator have no room for what is asked, however little is kept beside it."""
 

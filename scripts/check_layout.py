@@ -31,6 +31,7 @@ DOORS = {
     "tensorboard": ("evomerge.trackers.tensorboard",),
     "bitsandbytes": ("evomerge.merge.resident.nf4_codec",),
     "vllm": ("evomerge.evaluation.vllm_*",),
+    "httpx": ("evomerge.evaluation.server_client",),
     "triton": ("evomerge.merge.kernels.triton_mixing", "evomerge.merge.kernels.triton_sums"),
 }
 """Who may import a dependency that is heavy, or that we may want to replace."""

@@ -90,6 +90,8 @@ def idle_gpus(device: str) -> str:
 
 def computes_on_host(settings: Mapping[str, Any]) -> bool:
     """Whether the workers of an evaluator's configuration compute on the processor, as far as this machine shows."""
+    if settings.get("engine") == "server":
+        return True
     device = str(settings.get("device", "auto"))
     if device != "auto":
         return device == "cpu"

@@ -1,4 +1,4 @@
-"""Which engine a worker generates and scores with, what it is given, and how it keeps weights. Nothing heavy."""
+"""Which engine a worker generates and scores with, and what it is given. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from evomerge.candidate import Split
 from evomerge.errors import ConfigError, nearest
+from evomerge.evaluation.server_settings import ServerSettings
 
-ENGINES = ("transformers", "vllm")
+ENGINES = ("transformers", "vllm", "server")
 QUANTISE = ("int8", "nf4", "fp8")
 """What the weights of a resident model may be kept as."""
 
@@ -36,8 +37,10 @@ class EngineSettings:
     """What scores models.
 
     Attributes:
-        name: ``transformers``: the resident model itself; ``vllm``: vLLM, whose weights are changed in place.
+        name: ``transformers``: the resident model itself; ``vllm``: vLLM, whose weights are changed in place;
+            ``server``: one that runs somewhere and is given adapters.
         arguments: of ``vllm.LLM``, named as there and as in lm-eval's ``--model_args``.
+        server: where it is; ``None`` for the others.
         quantise: how the weights of the layers are kept while the search scores: ``int8``, ``nf4``, ``fp8``; ``None``
             for in full precision.
         quantise_held_out: whether finalists and held-out items are scored so too.
@@ -45,22 +48,28 @@ class EngineSettings:
 
     name: str = "transformers"
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    server: ServerSettings | None = None
     quantise: str | None = None
     quantise_held_out: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for an unknown engine, or arguments that it has not or that are not the user's."""
-        self._check_quantise()
         if self.name not in ENGINES:
             raise ConfigError(f"evaluator.engine is {self.name!r}", nearest(str(self.name), ENGINES))
+        self._check_quantise()
         if not isinstance(self.arguments, Mapping):
             given = f"evaluator.engine_args is {self.arguments!r}"
             raise ConfigError(given, "a mapping such as {max_model_len: 4096}")
         if self.arguments and not self.is_vllm:
             raise ConfigError(
                 f"evaluator.engine_args has {', '.join(map(str, self.arguments))} and evaluator.engine is {self.name}",
-                "transformers takes none",
+                "transformers takes none" if self.name == "transformers" else "a server was started with its own",
                 "set evaluator.engine=vllm, or leave them out",
+            )
+        if self.is_server and self.server is None:
+            raise ConfigError(
+                "evaluator.engine is server and evaluator.server says nothing",
+                "where it is: {url: http://host:port, model: NAME, adapters: FOLDER}",
             )
         for name in self.arguments:
             if name in _OURS:
@@ -78,10 +87,11 @@ class EngineSettings:
         if self.quantise not in QUANTISE:
             allowed = nearest(str(self.quantise), QUANTISE)
             raise ConfigError(f"evaluator.quantise is {self.quantise!r}", f"{allowed}; or null")
-        if self.is_vllm:
+        if self.name != "transformers":
+            why = "vLLM packs quantised weights when it loads them, and has no way to change them in place"
             raise ConfigError(
-                f"evaluator.quantise is {self.quantise} and evaluator.engine is vllm",
-                "vLLM packs quantised weights when it loads them, and has no way to change them in place",
+                f"evaluator.quantise is {self.quantise} and evaluator.engine is {self.name}",
+                why if self.is_vllm else "a server keeps its weights as it was started with them",
                 "set evaluator.engine=transformers, or evaluator.quantise=null",
             )
 
@@ -105,20 +115,40 @@ class EngineSettings:
         """Whether it is vLLM."""
         return self.name == "vllm"
 
+    @property
+    def is_server(self) -> bool:
+        """Whether it is a server."""
+        return self.name == "server"
+
+    @property
+    def holds_modules(self) -> bool:
+        """Whether a worker has the modules of a model: fitnesses may then look at them."""
+        return self.name == "transformers"
+
     @classmethod
-    def of(cls, node: Any) -> EngineSettings:
-        """The settings in an evaluator's node, given as plain values; one without such keys has transformers."""
+    def of(cls, node: Any, owner: tuple[str, str] = ("", "")) -> EngineSettings:
+        """The settings in an evaluator's node, given as plain values; one without such keys has transformers.
+
+        Args:
+            node: of the configuration.
+            owner: the run and the session, for names that a server is given.
+        """
         if not isinstance(node, Mapping):
             return cls()
-        quantise, everywhere = node.get("quantise"), bool(node.get("quantise_held_out"))
-        found = cls(node.get("engine") or "transformers", node.get("engine_args") or {}, quantise, everywhere)
+        name, given = node.get("engine") or "transformers", node.get("engine_args") or {}
+        server = None
+        if name == "server":
+            server = ServerSettings.of(node.get("server") or {}, owner)
+        else:
+            ServerSettings.require_none(node.get("server"), str(name))
+        found = cls(name, given, server, node.get("quantise"), bool(node.get("quantise_held_out")))
         several = node.get("device") == "spread" or (node.get("gpus_per_worker") or 0) > 1
         if found.quantise and several:
             raise spread_refusal(found.quantise)
         return found
 
     def require_installed(self) -> None:
-        """Raise `ConfigError` where the engine, or what quantises for it, is not installed."""
+        """Raise `ConfigError` where the engine, what quantises or asks a server is not installed, or a key not set."""
         if self.quantise == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
             raise ConfigError(
                 "evaluator.quantise is nf4, and bitsandbytes is not installed",
@@ -131,6 +161,14 @@ class EngineSettings:
                 "an environment with vLLM",
                 "pip install 'evomerge[vllm]' into an environment of its own, or set evaluator.engine=transformers",
             )
+        if self.server is not None:
+            self.server.require_key()
+            if importlib.util.find_spec("tenacity") is None:
+                raise ConfigError(
+                    "evaluator.engine is server, and lm-eval's model of servers is not installed whole",
+                    "tenacity beside lm_eval",
+                    "pip install 'evomerge[server]'",
+                )
 
 
 def spread_refusal(quantise: str) -> ConfigError:

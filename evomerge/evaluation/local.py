@@ -45,11 +45,13 @@ class LocalEvaluator:
         shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
         hidden_states: bytes of hidden states to keep (``2GB``), 0 for none; ``auto`` for an eighth of what is free.
         gpu: bytes of a GPU to count with (``24GB``), where it shall not be all that it has.
-        engine: what scores models: ``transformers``, or ``vllm``, whose weights are changed in place.
+        engine: what scores models: ``transformers``; ``vllm``, whose weights are changed in place; ``server``, that
+            runs somewhere and is given adapters.
         engine_args: of ``vllm.LLM``, such as ``max_model_len``.
         quantise: how a worker keeps the weights of the model's layers while the search scores: ``int8``, ``nf4``,
             ``fp8``; ``None`` for in full precision.
         quantise_held_out: whether finalists and held-out items are scored so too, instead of in full precision.
+        server: where it is and how it is asked: `server_settings.ServerSettings`.
         timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
             that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
 
@@ -76,15 +78,25 @@ class LocalEvaluator:
         engine_args: dict[str, Any] | None = None,
         quantise: str | None = None,
         quantise_held_out: bool = False,
+        server: dict[str, Any] | None = None,
     ) -> None:
         check_timeout(timeout)
-        EngineSettings(engine, engine_args or {}, quantise, quantise_held_out)  # checked; who builds workers reads them
+        # Checked here; who builds the worker reads them.
+        EngineSettings.of(
+            {
+                "engine": engine,
+                "engine_args": engine_args,
+                "quantise": quantise,
+                "quantise_held_out": quantise_held_out,
+                "server": server,
+            }
+        )
         check_threads(threads)
         self._timeout = timeout
         self._build = build
         caches = shared_cache, shared_cache_size, shared_cache_keeps
         self.cache_settings = CacheSettings.of(cache, *caches, gpu=gpu, hidden_states=hidden_states)
-        self._device, self._threads = device, threads
+        self._device, self._threads, self._engine = device, threads, engine
         self._worker: Worker | None = None
         self._doing = Work(_NAME)
         self._queue: deque[tuple[Candidate, Split]] = deque()
@@ -100,7 +112,7 @@ class LocalEvaluator:
         if self._worker is None:
             from evomerge.evaluation.devices import idle_gpus
 
-            idle = idle_gpus(self._device)
+            idle = "" if self._engine == "server" else idle_gpus(self._device)
             if idle:
                 _LOG.warning(idle)
             self._worker = self._build(device=self._device, threads=self._threads, cache=self.cache_settings)

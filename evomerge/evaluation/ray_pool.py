@@ -61,11 +61,13 @@ class RayEvaluator:
         shared_cache_keeps: ``likely``: what is likely wanted again; ``all``: whatever was merged, while there is room.
         hidden_states: bytes of hidden states that each worker keeps, 0 for none; ``auto``: an eighth of what is free.
         gpu: bytes of a GPU to count with (``24GB``), where they shall not be all that it has.
-        engine: what scores models: ``transformers``, or ``vllm``, whose weights are changed in place.
+        engine: what scores models: ``transformers``; ``vllm``, whose weights are changed in place; ``server``, that
+            runs somewhere and is given adapters.
         engine_args: of ``vllm.LLM``, such as ``max_model_len``.
         quantise: how a worker keeps the weights of the model's layers while the search scores: ``int8``, ``nf4``,
             ``fp8``; ``None`` for in full precision.
         quantise_held_out: whether finalists and held-out items are scored so too, instead of in full precision.
+        server: where it is and how it is asked: `server_settings.ServerSettings`.
         timeout: seconds that an evaluation may take; then its worker is replaced, and it has failed.
         tries: how many workers may die evaluating a candidate.
         patience: seconds to wait for a place for a worker while there is no worker.
@@ -101,8 +103,18 @@ class RayEvaluator:
         engine_args: dict[str, Any] | None = None,
         quantise: str | None = None,
         quantise_held_out: bool = False,
+        server: dict[str, Any] | None = None,
     ) -> None:
-        EngineSettings(engine, engine_args or {}, quantise, quantise_held_out)  # checked; who builds workers reads them
+        # Checked here; who builds the workers reads them.
+        EngineSettings.of(
+            {
+                "engine": engine,
+                "engine_args": engine_args,
+                "quantise": quantise,
+                "quantise_held_out": quantise_held_out,
+                "server": server,
+            }
+        )
         if (workers != "auto" and (not isinstance(workers, int) or workers < 1)) or cpus_per_worker < 1:
             raise ConfigError(
                 f"evaluator.workers={workers}, cpus_per_worker={cpus_per_worker}",
@@ -116,7 +128,7 @@ class RayEvaluator:
         self._build = build
         self._fixed = workers if isinstance(workers, int) else None
         modules = getattr(build, "modules", ())
-        gpus = 0 if device in ("cpu", "mps") else gpus_per_worker
+        gpus = 0 if device in ("cpu", "mps") or engine == "server" else gpus_per_worker
         self._cluster = Cluster(address, cpus_per_worker, gpus, self._fixed, modules, working_dir)
         self._scheduler = Scheduler(tries, timeout)
         caches = shared_cache, shared_cache_size, shared_cache_keeps

@@ -54,6 +54,7 @@ def hold(pool: Pool, device: str, cache: CacheSettings, engine: EngineSettings) 
     Raises:
         ConfigError, EngineError: vLLM cannot be started, or computes something else than transformers; the model
             cannot be quantised there.
+        ServerError, RecipeError: a server does not take the pool's adapters, or models are no adapters of one base.
         PoolError: transformers cannot load the model.
     """
     if engine.is_vllm:
@@ -72,6 +73,18 @@ def hold(pool: Pool, device: str, cache: CacheSettings, engine: EngineSettings) 
         engine.require_installed()
         if device == SPREAD:
             raise spread_refusal(engine.quantise)
+    if engine.server is not None:
+        engine.require_installed()
+        from evomerge.evaluation.server_check import check_server
+        from evomerge.evaluation.server_resident import ServerResident
+
+        served = ServerResident(pool, engine.server)
+        try:
+            check_server(served)
+        except BaseException:
+            served.close()
+            raise
+        return served
     shared = open_shared(cache, pool, "cuda" if device == SPREAD else device)
     return Resident(
         pool,

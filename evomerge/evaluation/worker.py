@@ -54,6 +54,7 @@ class Worker:
     Raises:
         ConfigError: vLLM cannot be started.
         EngineError: vLLM computes something else than transformers.
+        ServerError: a server cannot be used.
     """
 
     def __init__(
@@ -70,11 +71,12 @@ class Worker:
             torch.set_num_threads(threads)
         self._pool = pool
         self._fitnesses = dict(fitnesses)
-        settings, device = cache or CacheSettings(), choose_device(device)
+        settings, engine = cache or CacheSettings(), engine or EngineSettings()
+        device = "cpu" if engine.is_server else choose_device(device)
         await_memory(device)
         try:
-            self._engine = engine or EngineSettings()
-            self._resident = hold(pool, device, settings, self._engine)
+            self._engine = engine
+            self._resident = hold(pool, device, settings, engine)
         except Exception as error:
             if not out_of_memory(error):
                 raise

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from evomerge.errors import RecipeError
-from evomerge.export.adapter_factors import exact_factors, made_factors, replaced
-from evomerge.export.adapter_places import AdapterBase, Place, Places, kind_of
+from evomerge.merge.adapters.factors import exact_factors, made_factors, replaced
+from evomerge.merge.adapters.places import AdapterBase, Place, Places, kind_of
 from evomerge.merge.execution.engine import SliceMerge
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.sources import Placement, Sources

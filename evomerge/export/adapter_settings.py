@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evomerge.export.adapter_places import AdapterBase, Places
 from evomerge.export.auto_class import auto_class
+from evomerge.merge.adapters.places import AdapterBase, Places
 from evomerge.models.pool import Pool
 
 

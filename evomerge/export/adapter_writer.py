@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from evomerge.errors import RecipeError
 from evomerge.export.adapter_card import AdapterCard
 from evomerge.export.adapter_content import AdapterContent, AdapterLoss
-from evomerge.export.adapter_places import Places, base_of
 from evomerge.export.adapter_settings import adapter_settings
 from evomerge.export.auto_class import auto_class, processor_class
 from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.writer import RECIPE_FILE, Progress
+from evomerge.merge.adapters.places import Places, base_of
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.methods.low_rank import Bound
 from evomerge.merge.planning.plan import make_plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +38,31 @@ class KeptStates(Protocol):
         """Hand hidden states over that cost so much to compute again, in any unit."""
 
 
+class Served(Protocol):
+    """A model that a server has: what lm-eval's model of servers needs of it.
+
+    Attributes:
+        name: of the model there, or of the adapter on it.
+        url: of its completions, for results.
+        positions: tokens of a request and its answer, at most.
+        rows: of its embeddings.
+        concurrency: requests that may be under way at a time.
+    """
+
+    name: str
+    url: str
+    positions: int
+    rows: int
+    concurrency: int
+
+    def complete(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a request for completions, in OpenAI's words; threads may ask at the same time.
+
+        Raises:
+            EvomergeError: there is none.
+        """
+
+
 @dataclass
 class LoadedModel:
     """A transformers model on a device.
@@ -52,6 +77,7 @@ class LoadedModel:
             may be called until there is not.
         states: hidden states to begin with; ``None`` where none are kept.
         engine: what has the weights and generates, a ``vllm.LLM``; `module` is then ``None``.
+        served: where the model is on a server; `module` is then ``None``.
     """
 
     module: PreTrainedModel
@@ -62,6 +88,7 @@ class LoadedModel:
     spare: Callable[[], bool] = field(default=bool, repr=False, compare=False)
     states: KeptStates | None = field(default=None, repr=False, compare=False)
     engine: Any = field(default=None, repr=False, compare=False)
+    served: Served | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

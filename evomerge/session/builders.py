@@ -66,7 +66,7 @@ def fitness_from_config(config: Config, key: str, *, exact: bool = False, files:
             items.
     """
     node, engine = getattr(config, key), engine_of(config)
-    exact = exact or engine.is_vllm
+    exact = exact or not engine.holds_modules
     if node is None:
         raise ConfigError(
             f"{key} is not set", "a fitness is needed", f"choose one with {key}=lm_eval and {key}.tasks=[...]"

@@ -3,44 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evomerge.config.construct import to_builtin
-from evomerge.errors import ConfigError, EvomergeError
+from evomerge.errors import ConfigError, EvomergeError, RecipeError
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.protocols import Fitness, SearchSpace
 
 if TYPE_CHECKING:
     from evomerge.config.schema import Config
+    from evomerge.merge.planning.slice_plan import Plan
     from evomerge.models.pool import Pool
 
 _GENOMES = 16
 """How many of a search space are looked at, its start included."""
 
 
-def engine_of(config: Config) -> EngineSettings:
+def engine_of(config: Config, session: str | None = None) -> EngineSettings:
     """The engine that a configuration's evaluator names.
+
+    Args:
+        config: of the whole experiment.
+        session: of the run, by which a server's adapters are told apart; ``None`` for what belongs to no run.
 
     Raises:
         ConfigError: there is no such engine, or it does not take its arguments.
     """
-    return EngineSettings.of(to_builtin(getattr(config, "evaluator", None)))
+    owner = ("", "")
+    if session is not None:
+        run = hashlib.sha256(str(Path(config.run_dir).absolute()).encode()).hexdigest()[:8]
+        owner = run, session
+    return EngineSettings.of(to_builtin(getattr(config, "evaluator", None)), owner)
 
 
-def require_engine(config: Config, *, full: bool = False) -> EngineSettings:
+def require_engine(config: Config, session: str | None = None, *, full: bool = False) -> EngineSettings:
     """The engine, where it can be started from here: workers of a cluster have environments of their own.
 
     Args:
-        config: of the experiment.
+        config, session: as for `engine_of`.
         full: whether its weights are to be in full precision all the same.
 
     Raises:
         ConfigError: as for `engine_of`; it is not installed.
     """
-    engine, node = engine_of(config), to_builtin(config.evaluator)
+    engine, node = engine_of(config, session), to_builtin(config.evaluator)
     engine = engine.in_full if full else engine
     if not (isinstance(node, Mapping) and node.get("address")):
         engine.require_installed()
@@ -57,9 +68,9 @@ def check_engine(engine: EngineSettings, fitness: Fitness, key: str) -> None:
     check: Callable[[str], None] | None = getattr(fitness, "check_engine", None)
     if check is not None:
         check(engine.name)
-    elif engine.is_vllm:
+    elif not engine.holds_modules:
         raise ConfigError(
-            f"evaluator.engine is vllm and {key} is {type(fitness).__name__}",
+            f"evaluator.engine is {engine.name} and {key} is {type(fitness).__name__}",
             "a fitness that asks for log-likelihoods and texts: fitness=lm_eval",
             "set evaluator.engine=transformers",
         )
@@ -96,24 +107,42 @@ def check_held(engine: EngineSettings, pool: Pool, spaces: Sequence[SearchSpace]
     Raises:
         ConfigError: one that it cannot, with the reason. Of others it may still turn out when they are evaluated.
     """
-    if not engine.is_vllm:
+    refusing: Callable[[Plan], str]
+    if engine.is_vllm:
+        from evomerge.evaluation.vllm_paths import FixedLayers
+
+        refusing = FixedLayers(pool).refusal
+        allowed = (
+            "paths of as many layers as the model has that gives the configuration, each in the place of one "
+            "of its kind"
+        )
+        advice = "set evaluator.engine=transformers, or min_layers and max_layers of the search space to that number"
+    elif engine.is_server:
+        from evomerge.merge.adapters.exact import ADAPTER_METHODS, ExactAdapters
+
+        try:
+            refusing = ExactAdapters(pool).refusal
+        except RecipeError as error:
+            given = f"evaluator.engine is server, and the pool is none of adapters: {error.given}"
+            raise ConfigError(given, error.allowed, error.do) from error
+        allowed = f"candidates that are adapters of their base: {ADAPTER_METHODS}"
+        advice = "set evaluator.engine=transformers or vllm, which hold any merge, or another method"
+    else:
         return
-    from evomerge.evaluation.vllm_paths import FixedLayers
+    for space, key in zip(spaces, keys, strict=True):
+        for plan in _some_plans(space, pool):
+            refusal = refusing(plan)
+            if refusal:
+                given = f"evaluator.engine is {engine.name}, and {key} describes models that it cannot hold: {refusal}"
+                raise ConfigError(given, allowed, advice)
+
+
+def _some_plans(space: SearchSpace, pool: Pool) -> Iterator[Plan]:
+    """The plans of some genomes, the space's start first."""
     from evomerge.merge.planning.plan import make_plan
 
-    layers, rng = FixedLayers(pool), np.random.default_rng(0)
-    for space, key in zip(spaces, keys, strict=True):
-        spec: Any = space.spec
-        for number in range(_GENOMES):
-            plan = None
-            with contextlib.suppress(EvomergeError):  # some genomes have no recipe
-                plan = make_plan(space.decode(spec.sample(rng) if number else spec.initial), pool)
-            refusal = layers.refusal(plan) if plan is not None else ""
-            if refusal:
-                raise ConfigError(
-                    f"evaluator.engine is vllm, and {key} describes models that it cannot hold: {refusal}",
-                    "paths of as many layers as the model has that gives the configuration, each in the place of one "
-                    "of its kind",
-                    "set evaluator.engine=transformers, or min_layers and max_layers of the search space to that "
-                    "number",
-                )
+    spec: Any = space.spec
+    rng = np.random.default_rng(0)
+    for number in range(_GENOMES):
+        with contextlib.suppress(EvomergeError):  # some genomes have no recipe
+            yield make_plan(space.decode(spec.sample(rng) if number else spec.initial), pool)

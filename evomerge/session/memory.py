@@ -107,6 +107,10 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     if engine.is_vllm:
         cache = replace(cache, states=0)
         forwards = engine_parts(pool, cache, engine) if on_host else []
+    if engine.is_server:  # which has the models; here are the adapters' files
+        process = MemoryPart("process", process_memory(), "Python, its libraries and the items")
+        shipped = getattr(parts.evaluator, "built_from", "") == "shipped worker"
+        return MemoryEstimate((process, *pool.memory()), workers, True, shipped, machine_memory(), 0, None)
     size = 0 if on_host else cache.gpu or _gpu_bytes()
     plan, has = None, 0
     if size:

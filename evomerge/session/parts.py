@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,7 +109,8 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     check_settings(config)
     import_modules(config.imports, "imports")
     check_nodes(config)
-    engine = require_engine(config)
+    session = secrets.token_hex(3)
+    engine = require_engine(config, session)
     trackers = trackers_from_config(config.trackers)
     wanted = built_from(config)
     fill_checkpoints(config)
@@ -160,7 +162,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     check_apart(calibration, held_out)
     if evaluator is None:  # a cluster is not connected to for tasks that are none
         assert pool is not None
-        evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool))
+        evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool, session))
     race = build_race(config, fitness, strategies)
     rescores = engine.quantises("search") != engine.quantises("validation")
     finalists = count_finalists(config, objectives, race is not None or rescores)
@@ -191,12 +193,12 @@ class _LocalBuilder:
         return Worker(self.pool, self.fitnesses, engine=self.engine, **settings)
 
 
-def _shipped(config: Config, pool: Pool) -> ShippedBuilder:
+def _shipped(config: Config, pool: Pool, session: str) -> ShippedBuilder:
     """Builds a worker in another process, which opens its own pool."""
     from evomerge.session.remote_worker import remote_worker
 
     remote = functools.partial(
-        remote_worker, to_builtin(config), dict(pool.info.refs), os.getcwd(), pool.info.calibration
+        remote_worker, to_builtin(config), dict(pool.info.refs), os.getcwd(), pool.info.calibration, session
     )
     return ShippedBuilder(remote, own_files([*config.imports, *_targets(config)]))
 

@@ -29,13 +29,14 @@ def remote_worker(
     refs: Mapping[str, ModelRef],
     folder: str,
     calibration: CalibrationRef | None = None,
+    session: str | None = None,
     *,
     device: str,
     threads: int | None,
     cache: CacheSettings,
 ) -> Worker:
-    """Build a worker in another process from the plain configuration, the pinned models, the folder to be in and
-    the statistics of data, which lie where this machine keeps them.
+    """Build a worker in another process from the plain configuration, the pinned models, the folder to be in,
+    the statistics of data, which lie where this machine keeps them, and the session of the run.
 
     Where there is no such folder, which is another machine, the process stays in its own.
 
@@ -67,4 +68,4 @@ def remote_worker(
     if config.held_out is not None:
         fitnesses["held_out"] = fitness_from_config(config, "held_out")
     check_fitnesses(fitnesses["search"], fitnesses.get("held_out"))
-    return Worker(pool, fitnesses, device=device, threads=threads, cache=cache, engine=engine_of(config))
+    return Worker(pool, fitnesses, device=device, threads=threads, cache=cache, engine=engine_of(config, session))

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from evomerge.errors import FitnessError
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.forwards import Forwards
 
 _DEFAULTS = ModelArguments()
+_WHY: Mapping[str, Mapping[str, str]] = {
+    "vllm": {
+        "mixed_precision_dtype": "vLLM computes in the model's dtype: set pool.dtype",
+        "truncation": "lm_eval --model vllm cuts prompts at the engine's positions: set max_length",
+        "logits_cache": "vLLM scores every request by itself",
+    },
+    "server": {
+        "mixed_precision_dtype": "the server computes as it was started",
+        "truncation": "lm_eval --model local-completions cuts prompts at the model's positions: set max_length",
+        "logits_cache": "the server scores every request by itself",
+        "enable_thinking": "lm_eval --model local-completions does not cut what a model thinks",
+        "think_end_token": "lm_eval --model local-completions does not cut what a model thinks",
+    },
+}
+"""By engine the arguments that its model in lm-eval does not have, and why."""
 
 
 class TakesEngines:
@@ -16,20 +33,20 @@ class TakesEngines:
     _forwards: Forwards
 
     def check_engine(self, engine: str) -> None:
-        """Raise `FitnessError` for what lm-eval's model for an engine (``vllm``) has no argument for."""
-        if engine != "vllm":
+        """Raise `FitnessError` for what lm-eval's model for an engine (``vllm``, ``server``) has no argument for."""
+        if engine not in _WHY:
             return
         own = self._arguments
-        for name, why in (
-            ("mixed_precision_dtype", "vLLM computes in the model's dtype: set pool.dtype"),
-            ("truncation", "lm_eval --model vllm cuts prompts at the engine's positions: set max_length"),
-            ("logits_cache", "vLLM scores every request by itself"),
-        ):
+        for name, why in _WHY[engine].items():
             if getattr(own, name) != getattr(_DEFAULTS, name):
-                raise FitnessError(f"{name} is {getattr(own, name)} and evaluator.engine is vllm", why, "leave it out")
+                raise FitnessError(
+                    f"{name} is {getattr(own, name)} and evaluator.engine is {engine}", why, "leave it out"
+                )
         if own.softmax_dtype not in ("auto", "float32"):
-            given = f"softmax_dtype is {own.softmax_dtype} and evaluator.engine is vllm"
-            raise FitnessError(given, "vLLM takes it in float32", "leave it out")
+            given = f"softmax_dtype is {own.softmax_dtype} and evaluator.engine is {engine}"
+            raise FitnessError(
+                given, "vLLM takes it in float32" if engine == "vllm" else "the server's own", "leave it out"
+            )
         if isinstance(own.think_end_token, int):
             given = f"think_end_token is {own.think_end_token} and evaluator.engine is vllm"
             raise FitnessError(given, "the token's text, such as '</think>'")
@@ -39,7 +56,7 @@ class TakesEngines:
         ):
             if mode not in (stock, "auto"):
                 raise FitnessError(
-                    f"{name} is {mode} and evaluator.engine is vllm",
+                    f"{name} is {mode} and evaluator.engine is {engine}",
                     "the engine itself keeps its batch full and computes common beginnings once",
                     f"leave it out, or set {name}={stock}",
                 )

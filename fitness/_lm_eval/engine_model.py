@@ -13,8 +13,8 @@ from lm_eval.models import vllm_causallms as stock
 
 from evomerge.errors import FitnessError
 from fitness._lm_eval.arguments import ModelArguments
-from fitness._lm_eval.document_errors import no_prompt, no_target, not_finite, tokenising
-from fitness._lm_eval.model import TokenRequest
+from fitness._lm_eval.captured_requests import CapturesRequests
+from fitness._lm_eval.document_errors import no_prompt, not_finite, tokenising
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
@@ -75,7 +75,7 @@ class WatchedEngine:
         return outputs
 
 
-class EngineLM(stock.VLLM):
+class EngineLM(CapturesRequests, stock.VLLM):
     """lm-eval's model, given an engine instead of the arguments to start one with.
 
     Args:
@@ -109,43 +109,12 @@ class EngineLM(stock.VLLM):
                 f"at most {positions}, the positions of vLLM's engine",
                 "set evaluator.engine_args.max_model_len, or leave max_length out",
             )
-        self._captured: list[Any] | None = None
         self._encoded: dict[Any, Any] = {}
 
     def rebind(self, model: LoadedModel) -> None:
         """Score with another engine from now on, one like the first."""
         if self.engine._llm is not model.engine:
             self.engine = self.model = WatchedEngine(model.engine)
-
-    def token_requests(self, instances: Sequence[Any]) -> list[TokenRequest]:
-        """What stock `loglikelihood` would ask of the engine for `instances`, in their order.
-
-        Raises:
-            FitnessError: a tokenizer that makes nothing of one, naming the task and document.
-        """
-        captured: list[Any] = []
-        self._captured = captured
-        try:
-            for instance in instances:
-                with tokenising(instance):
-                    context, continuation = instance.args
-                    if context == "" and not self.tok_encode(continuation, add_special_tokens=False):
-                        raise no_target(instance)
-                    self.loglikelihood([instance], disable_tqdm=True)
-        finally:
-            self._captured = None
-        return [TokenRequest(*request) for request in captured]
-
-    def token_windows(self, instance: Any) -> list[TokenRequest]:
-        """The windows that stock `loglikelihood_rolling` would ask for one instance; none for an empty text."""
-        captured: list[Any] = []
-        self._captured = captured
-        try:
-            with tokenising(instance):
-                self.loglikelihood_rolling([instance], disable_tqdm=True)
-        finally:
-            self._captured = None
-        return [TokenRequest(*request) for request in captured]
 
     def require_room(self, instance: Any) -> None:
         """Raise `FitnessError` when an instance asks for more tokens than there are positions, or has no prompt."""
@@ -160,12 +129,13 @@ class EngineLM(stock.VLLM):
                 f"set gen_kwargs.max_gen_toks below {self.max_length}",
             )
 
-    def answer(self, kind: str, instances: Sequence[Any]) -> tuple[list[Any], float]:
+    def answer(self, kind: str, instances: Sequence[Any], requests: Any = None) -> tuple[list[Any], float]:
         """What stock code makes of the engine's answers, and the seconds spent in the engine.
 
         Args:
             kind: a request type of lm-eval, the name of the method for it.
             instances: all of a candidate's requests of this type.
+            requests: their tokens, which stock code finds again.
 
         Raises:
             FitnessError: a text is written from scores that are not finite, naming the task and document.
@@ -210,8 +180,8 @@ class EngineLM(stock.VLLM):
         return kwargs, until, most
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-        if self._captured is not None:
-            self._captured.extend(requests)
+        if self.captured is not None:
+            self.captured.extend(requests)
             return [(0.0, False)] * len(requests)
         found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm=True)
         return found

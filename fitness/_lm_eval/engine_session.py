@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from evomerge.candidate import Part
 from evomerge.errors import FitnessError
+from fitness._lm_eval.answered_requests import AnsweredRequests
 from fitness._lm_eval.chat import check_tokens
-from fitness._lm_eval.document_errors import require_finite
 from fitness._lm_eval.engine_model import EngineLM, engine_version, says_nothing
-from fitness._lm_eval.isolation import quietly, unlogged
-from fitness._lm_eval.scoring import RawValues, TaskScorer
-from fitness._lm_eval.task_requests import TaskRequests
+from fitness._lm_eval.isolation import quietly
+from fitness._lm_eval.scoring import TaskScorer
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
@@ -40,7 +35,7 @@ def engine_lm(model: LoadedModel, arguments: ModelArguments) -> EngineLM:
         return EngineLM(model, arguments)
 
 
-class EngineSession(TaskRequests):
+class EngineSession(AnsweredRequests):
     """Scores with an engine, on built tasks: every candidate's requests go to lm-eval's own model at once.
 
     The engine batches by itself and computes prompts' common beginnings once, so that nothing is planned here.
@@ -48,12 +43,7 @@ class EngineSession(TaskRequests):
     Args:
         lm: around the engine.
         scorers: by task, in lm-eval's order; their requests are built.
-
-    Attributes:
-        shares: no: what `Session` shares is the engine's own business.
     """
-
-    shares = False
 
     _lm: EngineLM
 
@@ -70,36 +60,6 @@ class EngineSession(TaskRequests):
         room = lm.max_length - 1  # vLLM writes a token after what it scores
         self._require_sound(by_type.get("loglikelihood", []), room)
         self._require_rows(by_type, lm._config.get_text_config().vocab_size)
-
-    def score(self, model: LoadedModel, places: Part, raw: dict[str, RawValues]) -> tuple[float, dict[str, float]]:
-        """Score the documents at `places` into `raw`; returns the seconds spent in the engine, and the tokens.
-
-        Raises:
-            FitnessError: a score that is not finite, naming the task and document.
-        """
-        self._lm.rebind(model)
-        seconds, tokens = 0.0, 0
-        for kind, instances in self._by_type(places).items():
-            for instance in instances:
-                instance.resps, instance.filtered_resps = [], {}
-            with unlogged():  # what it warns of it would say for every candidate
-                answers, spent = self._lm.answer(kind, instances)
-            seconds += spent
-            if kind != "generate_until":
-                values = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
-                require_finite(np.array(values, dtype=np.float64), instances)
-            for instance, answer in zip(instances, answers, strict=True):
-                instance.resps.append(answer)
-                tokens += sum(len(r.context) + len(r.continuation) for r in self.requests.get(id(instance), ()))
-        for name, of_task in places.items():
-            if of_task:
-                self._scorers[name].collect(of_task, raw.setdefault(name, {}))
-        return seconds, {"run": tokens, "stock": tokens}
-
-    @contextmanager
-    def exactly(self) -> Iterator[None]:
-        """Score as lm-eval does within this: as always."""
-        yield
 
     def decides(self) -> dict[str, Any]:
         """What of it goes into a fingerprint."""

@@ -29,6 +29,7 @@ from fitness._lm_eval.terms import RESPONSE_LENGTH
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
     from fitness._lm_eval.engine_session import EngineSession
+    from fitness._lm_eval.server_session import ServerSession
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _log = logging.getLogger(__name__)
 class Prepared:
     """What is built once for a model."""
 
-    session: Session | EngineSession
+    session: Session | EngineSession | ServerSession
     scorers: Mapping[str, TaskScorer]
     fingerprint: str
 
@@ -110,13 +111,20 @@ def prepare(
     Raises:
         FitnessError: prompts that cannot be built; targets that do not fit the model.
     """
-    session: Session | EngineSession
+    session: Session | EngineSession | ServerSession
     if model.engine is not None:
         from fitness._lm_eval.engine_session import EngineSession, engine_lm
 
         lm: Any = engine_lm(model, arguments)
         scorers = _built(tasks, lm, generators, settings)
         session = EngineSession(lm, scorers)
+        how = session.decides()
+    elif model.served is not None:
+        from fitness._lm_eval.server_session import ServerSession, server_lm
+
+        lm = server_lm(model, arguments)
+        scorers = _built(tasks, lm, generators, settings)
+        session = ServerSession(lm, scorers, model.served.rows, arguments.batch_size)
         how = session.decides()
     else:
         lm = resident_lm(model, arguments)

@@ -48,6 +48,7 @@ NOT_RUN = {
     ("export", "svg"): "asks for the run of a path; tests/report/test_path.py draws one",
     ("export", "landscape"): "asks for 30 evaluations; tests/session/test_landscape_of_run.py fits one",
     ("experiment=landscape",): "asks for a landscape; tests/fitness/test_surrogate.py searches on one",
+    ("evaluator.engine=server",): "asks for a server; tests/cli/test_server_search.py searches with one",
     ("evaluator.engine=vllm",): "asks for vLLM; tests/fitness/test_vllm_parity.py searches with it",
     ("dashboard",): "serves until it is interrupted; tests/cli opens it",
 }

@@ -12,7 +12,7 @@ from evomerge.errors import ConfigError, RecipeError
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.local import LocalEvaluator
-from evomerge.evaluation.vllm_check import draw_prompts, fitting_layers
+from evomerge.evaluation.reference_scores import draw_prompts, fitting_layers
 from evomerge.evaluation.vllm_groups import require_whole_groups
 from evomerge.evaluation.vllm_memory import divided
 from evomerge.evaluation.vllm_paths import FixedLayers

@@ -168,14 +168,14 @@ def test_a_path_of_as_many_layers_is_a_swap_and_another_is_infeasible(pool: Pool
 def test_the_check_at_the_start_passes_and_finds_what_the_guards_prevent(
     pool: Pool, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evomerge.evaluation import vllm_check, vllm_extension
+    from evomerge.evaluation import reference_scores, vllm_check, vllm_extension
 
     vllm_check.check_engine(held)
     if pool.config.model_type not in ("llama", "qwen2"):  # these take time, and what is beyond is the same for all
         return
     with monkeypatch.context() as without:  # of layers that fit into little memory
-        without.setattr(vllm_check, "HOST_SHARE", 1e-12)
-        assert vllm_check.fitting_layers(pool, 1 << 30) == 1
+        without.setattr(reference_scores, "HOST_SHARE", 1e-12)
+        assert reference_scores.fitting_layers(pool, 1 << 30) == 1
         vllm_check.check_engine(held)
     with monkeypatch.context() as without:
         without.setattr(held, "reset_prefix_cache", lambda: None)
@@ -218,11 +218,11 @@ class Engine:
 def test_a_worker_says_what_a_candidate_did_wrong_and_ends_with_its_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evomerge.evaluation import vllm_check
+    from evomerge.evaluation import reference_scores
 
     pool = open_pool(save_models(tmp_path, "Llama", num_hidden_layers=2))
     with monkeypatch.context() as wrong:
-        wrong.setattr(vllm_check, "TOLERANCE", {"float32": (1e-12, 1e-12)})
+        wrong.setattr(reference_scores, "TOLERANCE", {"float32": (1e-12, 1e-12)})
         with pytest.raises(EngineError, match="something else than transformers"):
             Worker(pool, {"search": Engine()}, device="cpu", engine=SETTINGS)  # type: ignore[dict-item]
     worker: Any = Worker(pool, {"search": Engine()}, device="cpu", engine=SETTINGS)  # type: ignore[dict-item]

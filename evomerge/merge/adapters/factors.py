@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from evomerge.export.adapter_places import AdapterBase
+from evomerge.merge.adapters.places import AdapterBase
 from evomerge.merge.execution.engine import SliceMerge
 from evomerge.merge.methods import METHODS
 from evomerge.merge.methods.low_rank import Factors, summed
@@ -39,7 +39,7 @@ def combination(mix: Mix | None, sources: tuple[Source, ...], base: Source | Non
     return found if abs(rest) < _ONE else None
 
 
-def exact_factors(
+def added(
     mix: Mix | None,
     entry: SlicePlan,
     sources: tuple[Source, ...],
@@ -47,10 +47,8 @@ def exact_factors(
     index: int,
     base: AdapterBase,
     pool: Pool,
-) -> Factors | None:
-    """The difference of a merged matrix from the adapter's base, as the sum of the sources' own factors.
-
-    ``sum_i c_i scale_i B_i A_i`` for sources that are `base` with adapters; `base` itself adds nothing.
+) -> list[tuple[float, FoldedCheckpoint, str]] | None:
+    """The adapters whose changes a merged tensor adds to the adapter's base, with their factors.
 
     Args:
         mix: what the method is on this tensor.
@@ -61,7 +59,8 @@ def exact_factors(
         pool: the sources.
 
     Returns:
-        Factors in float32, of rank 0 where nothing is added; ``None`` where it is no such sum.
+        For every source that changes the tensor its factor, its files and the tensor's name in them; empty where the
+        result is the base's own tensor. ``None`` where it is no such sum.
     """
     terms = combination(mix, sources, below)
     if terms is None or index in entry.factor_of:
@@ -77,15 +76,48 @@ def exact_factors(
         stored = pool.stored[source.model][source.tensors[index]]
         if stored != base.stored[entry.tensors[index]]:
             return None
-        if isinstance(checkpoint, FoldedCheckpoint):
-            own = checkpoint.factors(stored)
-            if own is None:
-                return None
-            parts.append((factor, Factors(*own)))
-    if not parts:
+        if isinstance(checkpoint, FoldedCheckpoint) and stored in checkpoint.changed:
+            parts.append((factor, checkpoint, stored))
+    return parts
+
+
+def factors_of_terms(terms: Iterable[tuple[float, FoldedCheckpoint, str]]) -> Factors | None:
+    """``sum_i c_i scale_i B_i A_i`` of what `added` gives, of one term or more; ``None`` where one has no factors."""
+    parts = []
+    for factor, checkpoint, stored in terms:
+        own = checkpoint.factors(stored)
+        if own is None:
+            return None
+        parts.append((factor, Factors(*own)))
+    return summed(parts)
+
+
+def exact_factors(
+    mix: Mix | None,
+    entry: SlicePlan,
+    sources: tuple[Source, ...],
+    below: Source | None,
+    index: int,
+    base: AdapterBase,
+    pool: Pool,
+) -> Factors | None:
+    """The difference of a merged matrix from the adapter's base, as the sum of the sources' own factors.
+
+    ``sum_i c_i scale_i B_i A_i`` for sources that are `base` with adapters; `base` itself adds nothing.
+
+    Args:
+        mix, entry, sources, below, index, base, pool: as for `added`.
+
+    Returns:
+        Factors in float32, of rank 0 where nothing is added; ``None`` where it is no such sum.
+    """
+    terms = added(mix, entry, sources, below, index, base, pool)
+    if terms is None:
+        return None
+    if not terms:
         shape = base.checkpoint.tensors[base.stored[entry.tensors[index]]].shape
         return Factors(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
-    return summed(parts)
+    return factors_of_terms(terms)
 
 
 def made_factors(merge: SliceMerge, part: Part, index: int, base: AdapterBase) -> Factors | None:
