@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from evomerge.config.construct import arguments_of, build, to_builtin
@@ -13,10 +13,10 @@ from evomerge.config.placing import placed
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
 from evomerge.protocols import CalibrationItems, Fitness
-from evomerge.recipes.calibration import KINDS, CalibrationRef
+from evomerge.recipes.calibration import KINDS, USUAL, CalibrationRef
 
 if TYPE_CHECKING:
-    from evomerge.calibration.encoding import Encoded
+    from evomerge.calibration.encoding import Item
     from evomerge.calibration.measurement import Measurement
     from evomerge.models.pool import Pool
     from evomerge.models.statistics import ModelStatistics
@@ -30,13 +30,15 @@ class Job:
 
     Attributes:
         model: its name in the pool.
+        kind: that methods ask for.
         how, items: what is measured, and on which tokens.
         into: where they are kept.
     """
 
     model: str
+    kind: str
     how: Measurement
-    items: Sequence[Encoded]
+    items: Sequence[Item]
     into: ModelStatistics
 
 
@@ -70,7 +72,7 @@ def wanted_kinds(config: Config) -> tuple[str, ...]:
                 raise ConfigError(f"statistics.kinds has {kind!r}", nearest(str(kind), KINDS))
         return tuple(kind for kind in KINDS if kind in given)
     words = {word for node in (config.search_space, config.phases) for word in _words(to_builtin(node))}
-    read = {spec.statistics for name, spec in specs().items() if name in words}
+    read = {kind for name, spec in specs().items() if name in words for kind in spec.kinds}
     return tuple(kind for kind in KINDS if kind in read)
 
 
@@ -92,7 +94,7 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
     Args:
         config: with the nodes ``calibration`` and ``statistics``.
         pool: the source models.
-        every_kind: all kinds, where the search space reads none.
+        every_kind: the usual kinds, where the search space reads none.
 
     Returns:
         ``None`` where there is nothing to read.
@@ -100,7 +102,7 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
     Raises:
         ConfigError, FitnessError: keys or items that cannot be used, or no items where methods read statistics.
     """
-    kinds = wanted_kinds(config) or (KINDS if every_kind else ())
+    kinds = wanted_kinds(config) or (USUAL if every_kind else ())
     if kinds and config.calibration is None:
         raise ConfigError(
             f"the search reads statistics of data ({', '.join(kinds)}), and calibration is not set",
@@ -109,11 +111,9 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
         )
     if config.calibration is None or not kinds:
         return None
-    from evomerge.calibration.encoding import encode
     from evomerge.calibration.measurement import Measurement
     from evomerge.models.opening import with_statistics
     from evomerge.models.statistics import ModelStatistics, default_folder
-    from evomerge.models.tokenizers import load_tokenizer
 
     settings = config.statistics
     if not 2 <= settings.max_length <= _MOST_TOKENS:
@@ -125,14 +125,43 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
     with placed("calibration", arguments_of(source)):
         source.check()
         for model in pool.info.sources:
-            tokenizer = load_tokenizer(pool.checkpoints[model].folder, pool.trust_remote_code)
-            items = encode(source.items(model), tokenizer, settings.max_length)
-            for how in hows:
-                key = how.key(refs[model].identity, items)
-                jobs.append(Job(model, how, items, ModelStatistics(default_folder(), how.kind, key)))
+            items = encoded(source, model, pool, settings.max_length)
+            for each in hows:
+                how = _of_model(each, pool, model, settings.optimizer)
+                read = [] if how.kind == "curvature" else items
+                key = how.key(refs[model].identity, read)
+                jobs.append(Job(model, each.kind, how, read, ModelStatistics(default_folder(), each.kind, key)))
         documents = source.documents()
-    ref = CalibrationRef(tuple((job.model, job.how.kind, job.into.key) for job in jobs), _made_by(config, kinds))
+    ref = CalibrationRef(tuple((job.model, job.kind, job.into.key) for job in jobs), _made_by(config, kinds))
     return Calibration(with_statistics(pool, ref), tuple(jobs), documents)
+
+
+def encoded(source: CalibrationItems, model: str, pool: Pool, max_length: int) -> Sequence[Item]:
+    """The items of one model as it reads them; `check` of their source comes before.
+
+    Raises:
+        FitnessError: no item is left, or a text cannot be tokenised.
+    """
+    from evomerge.calibration.encoding import encode, encode_tensors
+    from evomerge.models.tokenizers import load_tokenizer
+    from evomerge.protocols import CalibrationItem, CalibrationTensors
+
+    items = source.items(model)
+    tensors = [item for item in items if isinstance(item, CalibrationTensors)]
+    if tensors:
+        return encode_tensors(tensors)
+    tokenizer = load_tokenizer(pool.checkpoints[model].folder, pool.trust_remote_code)
+    return encode([item for item in items if isinstance(item, CalibrationItem)], tokenizer, max_length)
+
+
+def _of_model(how: Measurement, pool: Pool, model: str, optimizer: bool) -> Measurement:
+    """What is measured of one model: its curvature is that of its optimizer's state, or squared gradients."""
+    from evomerge.calibration.optimizer_states import optimizer_state
+
+    if how.kind != "curvature":
+        return how
+    state = optimizer_state(pool.checkpoints[model].folder) if optimizer else None
+    return replace(how, kind="fisher") if state is None else replace(how, state=state)
 
 
 def _made_by(config: Config, kinds: Sequence[str]) -> tuple[str, ...]:
@@ -140,6 +169,8 @@ def _made_by(config: Config, kinds: Sequence[str]) -> tuple[str, ...]:
     node = to_builtin(config.calibration)
     statistics = {**to_builtin(config.statistics), "kinds": list(kinds)}
     own = [f"statistics.{key}={_word(statistics[key])}" for key in ("kinds", "labels", "grams", "dtype", "max_length")]
+    if not statistics["optimizer"]:
+        own.append("statistics.optimizer=false")
     if statistics["labels"] == "sampled":
         own.append(f"statistics.seed={statistics['seed']}")
     return f"+calibration={_word(node)}", *own
