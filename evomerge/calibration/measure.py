@@ -183,7 +183,7 @@ def _restored(folder: Path, group: Sequence[SliceId], sums: Sums) -> int:
 def _write_slice(
     folder: Path, slice_: SliceId, places: Sequence[Place], sums: Sums, items: Sequence[Item], *, zeros: bool
 ) -> None:
-    """Write the statistics of a slice, and which tensors share one; those that are all zero where that says something."""
+    """Write the statistics of a slice, and which tensors share one; all zeros where they say something."""
     tensors, of = {}, {}
     for place in places:
         leader = sums.shared.get(place.name, place.name)

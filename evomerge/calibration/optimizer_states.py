@@ -40,9 +40,9 @@ def optimizer_state(folder: Path) -> str | None:
 def second_moments(folder: Path, module: nn.Module) -> dict[str, torch.Tensor]:
     """``exp_avg_sq`` of every parameter that was trained, by all of its names in a module; float32, on the CPU.
 
-    The state numbers parameters group by group, in the module's order. Which are in the group without weight decay is not
-    kept: Trainer's rules, old and new, are tried until one fits all shapes. Read with ``weights_only``: no code of the
-    file is run.
+    The state numbers parameters group by group, in the module's order. Which are in the group without weight decay is
+    not kept: Trainer's rules, old and new, are tried until one fits all shapes. Read with ``weights_only``: no code of
+    the file is run.
 
     Raises:
         PoolError: the file cannot be read, or is not of this module's parameters.
@@ -54,9 +54,8 @@ def second_moments(folder: Path, module: nn.Module) -> dict[str, torch.Tensor]:
         found = {number: own["exp_avg_sq"] for number, own in states.items()}
         numbers = [[number for number in group if number in found] for group in groups]
     except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, AttributeError) as error:
-        raise PoolError(
-            f"{path} is no state of Adam ({error})", "one with exp_avg_sq, as Trainer saves it", _DO
-        ) from error
+        given = f"{path} is no state of Adam ({type(error).__name__}: {error})"
+        raise PoolError(given, "one with exp_avg_sq, as Trainer saves it", _DO) from error
     unique = list(module.named_parameters())
     for order in _orders(module, [name for name, _ in unique], len(numbers)):
         names = [name for group in order for name in group]
@@ -68,7 +67,7 @@ def second_moments(folder: Path, module: nn.Module) -> dict[str, torch.Tensor]:
             return {name: own[id(p)] for name, p in module.named_parameters(remove_duplicate=False) if id(p) in own}
     count = sum(len(group) for group in numbers)
     raise PoolError(
-        f"{path} has second moments of {count} parameters that are not this model's {len(unique)} in an order of Trainer",
+        f"{path} has second moments of {count} parameters, not of this model's {len(unique)} in an order of Trainer",
         "the state of a run that trained the whole model on one device",
         _DO,
     )

@@ -215,7 +215,7 @@ class GramSums:
         return shared
 
     def statistic(self, name: str, items: Sequence[Item]) -> torch.Tensor:
-        """The mean over tokens; of items that are no texts over what the layer read, as much of each as of the first."""
+        """The mean over tokens; of items that are no texts over what the layer read, of each as of the first."""
         if isinstance(items[0], Encoded):
             return self.sums[name] / sum(size_of(item) for item in items)
         return self.sums[name] / max(1, self._rows[name] * len(items))

@@ -34,6 +34,6 @@ def calibrate(config: Config) -> None:
     check_pool(config)
     found = plan_calibration(config, pool_from_config(config), every_kind=True)
     assert found is not None, "there are items, and all kinds are asked for where none is read"
-    check_apart(found, fitness_from_config(config, "held_out") if config.held_out is not None else None)
+    check_apart(found.documents, fitness_from_config(config, "held_out") if config.held_out is not None else None)
     watched_statistics(config, found)
     console.print(made(found))

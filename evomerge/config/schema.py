@@ -135,10 +135,10 @@ class StatisticsConfig:
     """How statistics of data are made (`evomerge calibrate`).
 
     Attributes:
-        kinds: some of ``fisher``, ``gram``, ``curvature`` and ``sensitivity``; ``None`` for those that the search space's
-            methods read.
+        kinds: some of ``fisher``, ``gram``, ``curvature`` and ``sensitivity``; ``None`` for those that the search
+            space's methods read.
         labels: whose likelihood ``fisher`` is of: ``text``, the items' own; ``sampled``, drawn by the model itself.
-        optimizer: whether ``curvature`` is Adam's second moments of models that have an ``optimizer.pt`` beside their weights.
+        optimizer: whether ``curvature`` is Adam's second moments where ``optimizer.pt`` lies beside a model's weights.
         grams: ``full``, or ``diagonal`` for squares of inputs alone, which take a model's size and not a square.
         max_length: tokens of an item at most.
         dtype: that models compute in.

@@ -161,8 +161,8 @@ class MethodSpec:
         idempotent: whether a merge of equal inputs, and of a base equal to them, is that tensor whatever the
             parameters are; or the name of a boolean parameter that must be true for it where there is no base.
         family: one of `FAMILIES`: under what it is listed.
-        statistics: the kind of statistics of data (`calibration.KINDS`) that it reads of every input, or several; ``None``
-            for weights alone.
+        statistics: the kind of statistics of data (`calibration.KINDS`) that it reads of every input, or several;
+            ``None`` for weights alone.
 
     Raises:
         ConfigError: a parameter declared twice, an unknown family, `idempotent` names no parameter that is boolean, or

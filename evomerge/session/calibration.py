@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -116,32 +117,43 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
     from evomerge.models.statistics import ModelStatistics, default_folder
 
     settings = config.statistics
-    if not 2 <= settings.max_length <= _MOST_TOKENS:
-        raise ConfigError(f"statistics.max_length is {settings.max_length}", f"2 to {_MOST_TOKENS:,} tokens")
     hows = [Measurement(k, settings.labels, settings.grams, settings.dtype, settings.seed) for k in kinds]
-    source = cast(CalibrationItems, build(config.calibration, "calibration"))
+    read, documents = plan_items(config, pool)
     jobs = []
     refs = dict(pool.info.refs)
-    with placed("calibration", arguments_of(source)):
-        source.check()
-        for model in pool.info.sources:
-            items = encoded(source, model, pool, settings.max_length)
-            for each in hows:
-                how = _of_model(each, pool, model, settings.optimizer)
-                read = [] if how.kind == "curvature" else items
-                key = how.key(refs[model].identity, read)
-                jobs.append(Job(model, each.kind, how, read, ModelStatistics(default_folder(), each.kind, key)))
-        documents = source.documents()
+    for model, each in itertools.product(pool.info.sources, hows):
+        how = _of_model(each, pool, model, settings.optimizer)
+        items = [] if how.kind == "curvature" else read[model]
+        into = ModelStatistics(default_folder(), each.kind, how.key(refs[model].identity, items))
+        jobs.append(Job(model, each.kind, how, items, into))
     ref = CalibrationRef(tuple((job.model, job.kind, job.into.key) for job in jobs), _made_by(config, kinds))
     return Calibration(with_statistics(pool, ref), tuple(jobs), documents)
 
 
-def encoded(source: CalibrationItems, model: str, pool: Pool, max_length: int) -> Sequence[Item]:
-    """The items of one model as it reads them; `check` of their source comes before.
+def plan_items(config: Config, pool: Pool) -> tuple[dict[str, Sequence[Item]], Sequence[tuple[str, str]]]:
+    """By source its calibration items as it reads them, and the documents that they are.
 
     Raises:
-        FitnessError: no item is left, or a text cannot be tokenised.
+        ConfigError, FitnessError: keys or items that cannot be used, or none are configured.
     """
+    length = config.statistics.max_length
+    if config.calibration is None:
+        raise ConfigError(
+            "calibration is not set",
+            "the items that sources are run on",
+            "choose them: calibration=text 'calibration.files=[my.jsonl]', or calibration=lm_eval",
+        )
+    if not 2 <= length <= _MOST_TOKENS:
+        raise ConfigError(f"statistics.max_length is {length}", f"2 to {_MOST_TOKENS:,} tokens")
+    source = cast(CalibrationItems, build(config.calibration, "calibration"))
+    with placed("calibration", arguments_of(source)):
+        source.check()
+        found = {model: _encoded(source, model, pool, length) for model in pool.info.sources}
+        return found, source.documents()
+
+
+def _encoded(source: CalibrationItems, model: str, pool: Pool, max_length: int) -> Sequence[Item]:
+    """The items of one model as it reads them."""
     from evomerge.calibration.encoding import encode, encode_tensors
     from evomerge.models.tokenizers import load_tokenizer
     from evomerge.protocols import CalibrationItem, CalibrationTensors
@@ -187,16 +199,20 @@ def _word(value: Any) -> str:
     return json.dumps(value)
 
 
-def check_apart(found: Calibration | None, held_out: Fitness | None) -> None:
+def check_apart(found: Sequence[tuple[str, str]], held_out: Fitness | None) -> None:
     """Refuse calibration items that are held-out items.
+
+    Args:
+        found: documents of the calibration items, as fitnesses have them.
+        held_out: the fitness of held-out items, if there is one.
 
     Raises:
         ConfigError: some are.
     """
     asked: Callable[[], Sequence[tuple[str, str]]] | None = getattr(held_out, "documents", None)
-    if found is None or asked is None:
+    if not found or asked is None:
         return
-    known = [{document[of] for document in found.documents} for of in (0, 1)]
+    known = [{document[of] for document in found} for of in (0, 1)]
     same = sum(document[0] in known[0] or document[1] in known[1] for document in asked())
     if same:
         raise ConfigError(

@@ -133,18 +133,18 @@ def ota(
     scope: str,
     context: Context,
 ) -> torch.Tensor:
-    """``theta_0 + lambda sum_i w_i m_i P_i tau_i / sum_i w_i m_i P_i``, element by element, ``P_i = v_i^power + floor``.
+    """``theta_0 + lambda sum_i w_i m_i P_i tau_i / sum_i w_i m_i P_i`` by element, with ``P_i = v_i^power + floor``.
 
     Harnessing Optimization Dynamics for Curvature-Informed Model Merging. ``v_i`` are Adam's second moments, of the
-    optimizer's state beside model ``i``, or where there is none the squared gradients of calibration items. FFG keeps what
-    costs most to leave out: the mask ``m_i`` is 1 where ``v_i tau_i^2`` is at least the score of the last of
-    ``int(density * n)`` elements, by falling score and one at least; all of that score are kept. With ``scope: model``, which is
-    the paper's, the threshold is one for the model, found in bins of 1/128: what lies in the last bin is kept. Where
-    no model keeps an element, it is the base's.
+    optimizer's state beside model ``i``, or where there is none the squared gradients of calibration items. FFG keeps
+    what costs most to leave out: the mask ``m_i`` is 1 where ``v_i tau_i^2`` is at least the score of the last of
+    ``int(density * n)`` elements, by falling score and one at least; all of that score are kept. With ``scope: model``,
+    which is the paper's, the threshold is one for the model, found in bins of 1/128: what lies in the last bin is kept.
+    Where no model keeps an element, it is the base's.
 
     The paper has ``power`` 0.5, no ``lambda``, equal weights, and does not normalise, as its models were trained alike.
-    ``rank_one`` is its form that keeps two vectors for a matrix. Tensors without statistics have a curvature of 1 and are
-    trimmed by themselves. One float32 tensor is in memory beside the models, computation is in float64 by blocks.
+    ``rank_one`` is its form that keeps two vectors for a matrix. Tensors without statistics have a curvature of 1 and
+    are trimmed by themselves. One float32 tensor is in memory beside the models; blocks are computed in float64.
 
     Raises:
         PoolError: values are NaN or infinite.

@@ -36,8 +36,8 @@ class Context:
         scopes: ranks of magnitudes in the layer or the model that the tensor is of; ``None`` where that is not known,
             and the tensor counts as all of it.
         statistics: of methods that read statistics of data, one per input: of the block where the method is
-            elementwise, else of the tensor; ``None`` for a tensor without. Of several kinds all of the first, then all of
-            the second. Empty for other methods.
+            elementwise, else of the tensor; ``None`` for a tensor without. Of several kinds all of the first, then
+            all of the second. Empty for other methods.
     """
 
     offset: int = 0
