@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from evomerge.calibration.encoding import Encoded, EncodedTensors, Item
-from evomerge.errors import PoolError
+from evomerge.errors import PoolError, reason_of
+from evomerge.models.memory import out_of_memory
 
 
 def forward(module: Any, item: Item) -> torch.Tensor:
@@ -22,10 +23,12 @@ def forward(module: Any, item: Item) -> torch.Tensor:
         given = {name: torch.from_numpy(array)[None].to(module.device) for name, array in item.tensors}
         try:
             found = module(**{name: x.to(module.dtype) if x.is_floating_point() else x for name, x in given.items()})
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a model's code raises what it likes
+            if out_of_memory(error):
+                raise
             shapes = ", ".join(f"{name} of shape {tuple(array.shape)}" for name, array in item.tensors)
             raise PoolError(
-                f"{type(module).__name__} does not take {shapes} ({error})", "tensors that it is called with"
+                f"{type(module).__name__} does not take {shapes} ({reason_of(error)})", "tensors that it is called with"
             ) from error
     logits: torch.Tensor | None = getattr(found, "logits", None)
     if logits is None:

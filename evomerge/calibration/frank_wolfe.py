@@ -175,7 +175,7 @@ def _add_gradient(module: Any, item: Item, share: float, *, backward: bool) -> f
         loss = functional.cross_entropy(scores, labels) * share
         if backward:
             loss.backward()
-    return float(loss)
+    return float(loss.detach())
 
 
 def _products(

@@ -148,7 +148,7 @@ def _pass(
 ) -> None:
     """Sum over all items, and write the slices of a group."""
     try:
-        done = _restored(folder, group, sums)
+        done = _restored(folder, group, sums) if items else 0
         saved, took = time.monotonic(), 0.0
         for number in range(done, len(items)):
             sums.add(number, items[number])

@@ -58,7 +58,7 @@ def test_statistics_of_images_are_those_of_autograd(vit: Path, images: Path, tmp
     items = items_of(images)
     model = AutoModelForImageClassification.from_pretrained(vit).eval()
     squares = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    read: dict[str, list[torch.Tensor]] = {"vit.encoder.layer.0.output.dense": [], "classifier": []}
+    read: dict[str, list[torch.Tensor]] = {"vit.layers.0.mlp.fc2": [], "classifier": []}
     for name, rows in read.items():
         model.get_submodule(name).register_forward_pre_hook(lambda _, x, rows=rows: rows.append(x[0].detach()))
     for item in items:
@@ -69,13 +69,15 @@ def test_statistics_of_images_are_those_of_autograd(vit: Path, images: Path, tmp
             assert p.grad is not None
             squares[name] += p.grad.square() / len(items)
     found, gram = made(vit, tmp_path, items), made(vit, tmp_path, items, "gram")
+    pool = open_pool({"vit": str(vit)})
+    called = {parameter: pool.stored["vit"][name] for name, parameter in pool.layout.parameters.items()}
     for name, expected in squares.items():
-        stored = found.read(name)
+        stored = found.read(called[name])
         assert stored is not None, name
         torch.testing.assert_close(stored.values.view(expected.shape), expected, rtol=1e-3, atol=1e-7)
     for name, rows in read.items():
         every = torch.cat([x.reshape(-1, x.shape[-1]) for x in rows])
-        stored = gram.read(f"{name}.weight")
+        stored = gram.read(called[f"{name}.weight"])
         assert stored is not None
         torch.testing.assert_close(stored.values, every.T @ every / len(every), rtol=1e-4, atol=1e-6)
     assert len(torch.cat(read["classifier"])) == 4  # one row of an image, of which the layers read five
