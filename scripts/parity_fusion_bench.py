@@ -154,7 +154,7 @@ def calibrated(pool: Pool, items: Mapping[str, Sequence[Item]], folder: Path) ->
             into = ModelStatistics(folder, kind, how.key(ref.identity, items[name]))
             measure(open_pool({name: ref}, dtype="float32"), items[name], how, into, memory=1 << 30)
             known.append((name, kind, into.key))
-    return with_statistics(pool, CalibrationRef(tuple(known)), folder)
+    return with_statistics(pool, CalibrationRef(tuple(known), ("+calibration=null",)), folder)
 
 
 def items_of(pool: Pool, root: Path) -> dict[str, Sequence[Item]]:
