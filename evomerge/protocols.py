@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from numpy.typing import NDArray
+
 from evomerge.candidate import Candidate, Evaluation, Items, Part, Responses, Split
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.recipes.recipe import Recipe
@@ -151,13 +153,26 @@ class CalibrationItem:
     answer: str = ""
 
 
+@dataclass(frozen=True)
+class CalibrationTensors:
+    """What a model that reads no text is given, images say.
+
+    Attributes:
+        tensors: one item's arrays, by the names of the arguments that the model is called with.
+        label: the right class; ``None`` where it is not known.
+    """
+
+    tensors: Mapping[str, NDArray[Any]]
+    label: int | None = None
+
+
 class CalibrationItems(Protocol):
-    """Gives the texts that the pool's models are calibrated on. Constructed from its config alone."""
+    """Gives the items that the pool's models are calibrated on. Constructed from its config alone."""
 
     def check(self) -> None:
         """Raise `FitnessError` for all that can be seen without a model."""
 
-    def items(self, model: str) -> Sequence[CalibrationItem]:
+    def items(self, model: str) -> Sequence[CalibrationItem] | Sequence[CalibrationTensors]:
         """The items of one model, always the same in the same order; `check` comes before."""
 
     def documents(self) -> Sequence[tuple[str, str]]:

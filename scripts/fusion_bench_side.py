@@ -2,6 +2,7 @@
 
 `python fusion_bench_side.py POOL OUT [CASE ...]` reads `POOL/base` and the other models of POOL, in alphabetical order,
 and writes `OUT/CASE.safetensors` for the cases below. All is computed in float64.
+Statistics of data are of `OUT/calibration/MODEL.safetensors`: images and their labels, or tokens of texts.
 Where fusion_bench works on a whole model (the trims of TIES and DOGE, the norms of OPCM), it is given one of a single
 tensor at a time, since evomerge works tensor by tensor; and the share that it keeps is chosen so that as many elements
 are kept, as its trim keeps one more.
@@ -19,10 +20,12 @@ import torch
 from fusion_bench.method.dare.utils import param_random_drop_
 from fusion_bench.method.doge_ta.doge_ta import DOGE_TA_Algorithm
 from fusion_bench.method.emr_merging.utils import emr_merge
+from fusion_bench.method.fisher_merging.fisher_merging import get_param_squared_gradients, merging_with_fisher_weights
 from fusion_bench.method.isotropic_merging.iso_utils import iso_c, iso_cts
 from fusion_bench.method.magmax.magmax import _magmax_select
 from fusion_bench.method.model_stock import ModelStock
 from fusion_bench.method.opcm.opcm_general import OPCM
+from fusion_bench.method.regmean.regmean import merging_with_regmean_weights
 from fusion_bench.method.simple_average import simple_average
 from fusion_bench.method.slerp.slerp_utils import slerp
 from fusion_bench.method.tall_mask import task_arithmetic as tall_masks_of_theta_0
@@ -33,6 +36,7 @@ from fusion_bench.method.ties_merging.ties_merging_utils import ties_merging
 from fusion_bench.method.wudi.wudi import wudi_merging
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 State = dict[str, Tensor]
 Merge = Callable[[State, list[State]], State]
@@ -160,6 +164,94 @@ CASES: dict[str, Merge] = {
 """By case, with the values that `scripts/parity_fusion_bench.py` gives evomerge."""
 
 
+class Calibrated:
+    """A model's statistics, in float64, by autograd and hooks.
+
+    Args:
+        folder: of the model.
+        items: file of what it reads.
+    """
+
+    def __init__(self, folder: Path, items: Path) -> None:
+        content = load_file(items)
+        images = "pixel_values" in content
+        kind = AutoModelForImageClassification if images else AutoModelForCausalLM
+        self.model = kind.from_pretrained(folder, torch_dtype=torch.float64).eval()
+        missing = load_file(folder / "model.safetensors").keys() - self.model.state_dict().keys()
+        if missing:
+            raise SystemExit(f"transformers calls tensors of {folder} otherwise: {sorted(missing)[:3]}")
+        if images:
+            pairs = zip(content["pixel_values"].double(), content["labels"], strict=True)
+            self.items = [({"pixel_values": x[None]}, 0, y[None]) for x, y in pairs]
+        else:
+            names = sorted((name for name in content if name != "starts"), key=int)
+            texts = zip((content[name] for name in names), content["starts"].tolist(), strict=True)
+            self.items = [({"input_ids": ids[None]}, start, ids[start:]) for ids, start in texts]
+
+    def _loss(self, given: dict[str, Tensor], start: int, labels: Tensor) -> Tensor:
+        logits = self.model(**given).logits
+        return nn.functional.cross_entropy(logits[0, start - 1 : -1] if start else logits, labels, reduction="sum")
+
+    def squares(self, *, together: bool) -> State:
+        """Mean squares of each item's gradient; or what their batches have, of the sum of gradients, over items."""
+        names, found = [name for name, _ in self.model.named_parameters()], dict[str, Tensor]()
+        self.model.zero_grad()
+        for number, item in enumerate(self.items):
+            self._loss(*item).backward()
+            if not together or number + 1 == len(self.items):
+                for name, square in get_param_squared_gradients(self.model, names).items():
+                    found[name] = found.get(name, torch.zeros_like(square)) + square / len(self.items)
+                self.model.zero_grad()
+        return found
+
+    def products(self) -> State:
+        """By linear layer the mean of ``x x^T`` over what it reads, as the hooks of their classes have it."""
+        sums, counts, hooks = dict[str, Tensor](), dict[str, int](), []
+
+        def noting(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+                x = given[0].detach().reshape(-1, given[0].shape[-1])
+                sums[name] = sums.get(name, torch.zeros(x.shape[1], x.shape[1], dtype=x.dtype)) + x.T @ x
+                counts[name] = counts.get(name, 0) + len(x)
+
+            return hook
+
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear):
+                hooks.append(module.register_forward_pre_hook(noting(name)))
+        with torch.no_grad():
+            for given, _, _ in self.items:
+                self.model(**given)
+        for hook in hooks:
+            hook.remove()
+        return {name: x / counts[name] for name, x in sums.items()}
+
+
+def _fisher(models: list[State], known: list[Calibrated], *, together: bool) -> State:
+    squares = [own.squares(together=together) for own in known]
+    each = {name: [model[name] for model in models] for name in squares[0] if name in models[0]}
+    means = [torch.cat([x.flatten() for x in own.values()]).mean() for own in squares]
+    floor = 1e-6 * float(sum(means) / len(means))
+    ones = torch.ones(len(models), dtype=torch.float64)
+    found: State = merging_with_fisher_weights(each, squares, ones, False, floor)
+    return found
+
+
+def _regmean(models: list[State], known: list[Calibrated]) -> State:
+    products = [own.products() for own in known]
+    each = {name: [model[name] for model in models] for name in models[0]}
+    found: State = merging_with_regmean_weights(each, products, reduce_non_diagonal_ratio=0.9)
+    return found
+
+
+CALIBRATED: dict[str, Callable[[list[State], list[Calibrated]], State]] = {
+    "fisher": lambda models, known: _fisher(models, known, together=False),
+    "fisher of batches": lambda models, known: _fisher(models, known, together=True),
+    "regmean": _regmean,
+}
+"""By case, of statistics of data."""
+
+
 def main(pool: Path, out: Path, names: list[str]) -> None:
     """Merge a pool by the cases of these names, or all."""
     folders = sorted(own for own in pool.iterdir() if (own / "config.json").is_file() and own.name != "base")
@@ -168,6 +260,12 @@ def main(pool: Path, out: Path, names: list[str]) -> None:
         for folder in (pool / "base", *folders)
     ]
     out.mkdir(parents=True, exist_ok=True)
+    calibrated = [case for case in CALIBRATED if not names or case in names]
+    if calibrated:
+        known = [Calibrated(folder, out / "calibration" / f"{folder.name}.safetensors") for folder in folders]
+        for case in calibrated:
+            found = {name: x.detach().double().contiguous() for name, x in CALIBRATED[case](models, known).items()}
+            save_file(found, out / f"{case}.safetensors")
     for case, merge in CASES.items():
         if names and case not in names:
             continue

@@ -10,6 +10,7 @@ What is in the folder already is not done again, so that a series goes on where 
 
     python scripts/operator_table.py runs/operators demo_pool/seed{0,1,2}
     python scripts/operator_table.py runs/operators demo_pool/seed{0,1,2} --table   # of what is there
+    python scripts/operator_table.py runs/operators demo_pool/seed{0,1,2} --operators fisher,regmean,ota,rcp
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from evomerge.report.history import read_history
 from evomerge.report.statistics import Comparison, Floats, compare
 from evomerge.session.best_recipe import best_recipe
 from evomerge.session.builders import fitness_from_config, pool_from_config
+from evomerge.session.calibration import make_statistics, plan_calibration
 from evomerge.utils.files import write_text_atomic
 
 COMPONENTS = "[[attn, mlp, norm], [embed], [final_norm, head]]"
@@ -104,6 +106,30 @@ OPERATORS: Mapping[str, Operator] = {
 }
 """Not here: ema (of checkpoints in order), lora_lego (of adapters), and those of one source: nearswap, arcee_fusion,
 passthrough."""
+CALIBRATED: Mapping[str, Operator] = {
+    "fisher": Operator("2111.09832: equal weights"),
+    "regmean": Operator("2212.09849: alpha 0.9"),
+    "ota": Operator(
+        "2509.11167: power 0.5, a threshold for the model; it chooses that of FFG: half",
+        {"density": 0.5, "scope": "model"},
+    ),
+    "rcp": Operator("2508.03140: lambda 1000, the first source is the prior", {"log_lambda": 3.0}),
+}
+"""Of statistics of data: each source reads the 250 items of its own search task."""
+TASKS = {"math": "demo_e_maths", "lang": "demo_j_language"}
+
+
+def operator(name: str) -> Operator:
+    """What a paper recommends for a method of either table."""
+    return OPERATORS[name] if name in OPERATORS else CALIBRATED[name]
+
+
+def calibration(root: Path, names: Sequence[str]) -> list[str]:
+    """The overrides with which methods find their statistics; none where no method reads any."""
+    if not set(names) & CALIBRATED.keys():
+        return []
+    files = ", ".join(f"{model}: '{root}/tasks/{task}.jsonl'" for model, task in TASKS.items())
+    return ["calibration=text", f"calibration.files={{{files}}}"]
 
 
 def untuned(info: PoolInfo, name: str) -> Recipe:
@@ -113,7 +139,7 @@ def untuned(info: PoolInfo, name: str) -> Recipe:
         info: of a pool with a base.
         name: of the operator.
     """
-    spec, values = specs()[name], dict(OPERATORS[name].given)
+    spec, values = specs()[name], dict(operator(name).given)
     if values.get("weight") == "mean":
         values["weight"] = 1.0 / len(info.sources)
     each = {p.name: values[p.name] for p in spec.parameters if p.per_input and p.name in values}
@@ -132,7 +158,7 @@ def searched(name: str) -> list[str]:
 
 def space(name: str) -> list[str]:
     """The overrides of a search over an operator: by layer, what its paper fixes fixed."""
-    kept = {key: value for key, value in OPERATORS[name].given.items() if key not in searched(name)}
+    kept = {key: value for key, value in operator(name).given.items() if key not in searched(name)}
     words = ", ".join(f"{key}: {value}" for key, value in kept.items())
     return [
         "search_space=parameter",
@@ -151,10 +177,14 @@ class Series:
         root: the pool's folder.
         evaluations: of a search.
         limit: items of every task that a search sees.
+        names: of the operators.
     """
 
-    def __init__(self, folder: Path, root: Path, evaluations: int, limit: int) -> None:
+    def __init__(
+        self, folder: Path, root: Path, evaluations: int, limit: int, names: Sequence[str] = tuple(OPERATORS)
+    ) -> None:
         self._folder, self._root, self._evaluations, self._limit = folder, root, evaluations, limit
+        self._names = [name for name in names if name in CALIBRATED]
         self._worker: Worker | None = None
         self._pool: Pool | None = None
 
@@ -190,14 +220,21 @@ class Series:
                 f"search.evaluations={self._evaluations}",
                 f"run_dir='{run}'",
                 *space(name),
+                *calibration(self._root, [name]),
                 display="quiet",
             )
         return run
 
     def _opened(self) -> Pool:
         if self._pool is None:
-            config = compose_config(["experiment=demo", f"pool.root='{self._root}'"])
+            words = ["experiment=demo", f"pool.root='{self._root}'", *calibration(self._root, self._names)]
+            if self._names:
+                words += ["search_space=parameter", f"search_space.method=[{', '.join(self._names)}]"]
+            config = compose_config(words)
             self._pool = pool_from_config(config)
+            found = plan_calibration(config, self._pool)
+            make_statistics(found)
+            self._pool = found.pool if found is not None else self._pool
             self._worker = Worker(self._pool, {"held_out": fitness_from_config(config, "held_out")})
         return self._pool
 
@@ -287,9 +324,10 @@ def main(arguments: list[str] | None = None) -> int:
     names = options.operators.split(",")
     try:
         for name in names:
-            if name not in OPERATORS:
-                raise ConfigError(f"--operators has {name!r}", nearest(name, OPERATORS))
-        series = {str(pool): Series(options.folder, pool, options.evaluations, options.limit) for pool in options.pools}
+            if name not in {**OPERATORS, **CALIBRATED}:
+                raise ConfigError(f"--operators has {name!r}", nearest(name, {**OPERATORS, **CALIBRATED}))
+        budget = options.evaluations, options.limit
+        series = {str(pool): Series(options.folder, pool, *budget, names) for pool in options.pools}
         for pool, own in series.items():
             for name in () if options.table else names:
                 print(f"{pool}: {name}", file=sys.stderr, flush=True)

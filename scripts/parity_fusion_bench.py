@@ -4,8 +4,9 @@
 by tensor: the demo's (`--demo demo_pool/seed0`, two sources), and a tiny ViT with three sources that is made here.
 evomerge merges as `evomerge merge` does, in float32; fusion_bench in float64, as `scripts/fusion_bench_side.py` says.
 The table has, by method and pool, the largest difference of any element of a tensor in units of the largest change of
-that tensor from the base. The exit status is 1 where one is above its bound, or where a difference that is known is
-gone.
+that tensor from the base. Statistics of data are made by both of the same items: the demo's search items, each source
+of its own task, and random images. The exit status is 1 where one is above its bound, or where a difference that is
+known is gone.
 """
 
 from __future__ import annotations
@@ -19,20 +20,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evomerge.calibration.encoding import Encoded, EncodedTensors, Item, encode
+from evomerge.calibration.measure import measure
+from evomerge.calibration.measurement import Measurement
 from evomerge.errors import EvomergeError
 from evomerge.export.writer import write_model
 from evomerge.merge.methods import specs
-from evomerge.models.opening import open_pool
+from evomerge.models.opening import open_pool, with_statistics
 from evomerge.models.pool import Pool
+from evomerge.models.statistics import ModelStatistics
+from evomerge.models.tokenizers import load_tokenizer
+from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.method_spec import Scalar
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceRecipe, parameters
+from fitness.calibration_texts import TextItems
 
 State = Mapping[str, Tensor]
+COUNT = 32
+"""Calibration items of each source."""
+TASKS = {"math": "demo_e_maths", "lang": "demo_j_language"}
 DROPPED = 0.7
 """Of fusion_bench's DARE; evomerge's density is what is left."""
 
@@ -70,6 +82,7 @@ STOCK = (
 )
 THETA_0 = "its class takes \\|theta_0 - tau_t\\| for \\|tau_t\\|, and is not followed"
 ADAM = "Adam makes the rounding of task vectors to float32 larger: with these in float64 both agree to 1e-13"
+BATCHES = "it squares the sum of a batch's gradients, and is not followed; with a batch size of 1 it is `fisher`"
 CASES: Mapping[str, Case] = {
     "linear": Case("linear"),
     "task_arithmetic": Case("task_arithmetic", {"weight": 0.3}),
@@ -93,6 +106,9 @@ CASES: Mapping[str, Case] = {
         bound=1e-3,
         note=ADAM,
     ),
+    "fisher": Case("fisher", {}, {"normalize": False}, bound=1e-3, note="of squares of single items, batch size 1"),
+    "fisher of batches": Case("fisher", {}, {"normalize": False}, differs=True, note=BATCHES),
+    "regmean": Case("regmean", {}, {"alpha": 0.9, "log_ridge": -30.0}, bound=1e-4),
 }
 """By case of `scripts/fusion_bench_side.py`; parameters are those that it has there."""
 
@@ -127,6 +143,54 @@ def opened(folder: Path) -> Pool:
     """The models of a folder, those besides ``base`` in alphabetical order."""
     sources = sorted(own.name for own in folder.iterdir() if (own / "config.json").is_file() and own.name != "base")
     return open_pool({name: str(folder / name) for name in ("base", *sources)}, base="base")
+
+
+def calibrated(pool: Pool, items: Mapping[str, Sequence[Item]], folder: Path) -> Pool:
+    """The pool with statistics of both kinds, of each source on its items."""
+    known = []
+    for (name, ref), kind in itertools.product(pool.info.refs, ("fisher", "gram")):
+        if name in items:
+            how = Measurement(kind)
+            into = ModelStatistics(folder, kind, how.key(ref.identity, items[name]))
+            measure(open_pool({name: ref}, dtype="float32"), items[name], how, into, memory=1 << 30)
+            known.append((name, kind, into.key))
+    return with_statistics(pool, CalibrationRef(tuple(known), ("+calibration=null",)), folder)
+
+
+def items_of(pool: Pool, root: Path) -> dict[str, Sequence[Item]]:
+    """Random images with labels, or of the demo the first search items of each source's own task."""
+    tasks = root / "tasks"
+    if not tasks.is_dir():
+        rng = np.random.default_rng(0)
+        return {
+            name: [
+                EncodedTensors((("pixel_values", rng.normal(size=(3, 16, 16)).astype(np.float32)),), int(label))
+                for label in rng.integers(0, 6, COUNT)
+            ]
+            for name in pool.info.sources
+        }
+    source = TextItems({model: f"{tasks}/{task}.jsonl" for model, task in TASKS.items()}, items=COUNT)
+    return {
+        name: encode(source.items(name), load_tokenizer(pool.folder(name), False), 512) for name in pool.info.sources
+    }
+
+
+def write_items(items: Mapping[str, Sequence[Item]], folder: Path) -> None:
+    """Items as `scripts/fusion_bench_side.py` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, own in items.items():
+        images = [item for item in own if isinstance(item, EncodedTensors)]
+        texts = [item for item in own if isinstance(item, Encoded)]
+        if images:
+            pixels = np.stack([dict(item.tensors)["pixel_values"] for item in images])
+            content = {
+                "pixel_values": torch.from_numpy(pixels),
+                "labels": torch.tensor([item.label for item in images]),
+            }
+        else:
+            content = {str(number): torch.tensor(item.ids) for number, item in enumerate(texts)}
+            content["starts"] = torch.tensor([item.start for item in texts])
+        save_file(content, folder / f"{name}.safetensors")
 
 
 def recipe(pool: Pool, case: Case) -> Recipe:
@@ -191,6 +255,8 @@ def dropped_alike(ours: State, theirs: State, base: State, source: State) -> tup
 def compare_pool(folder: Path, theirs: Path, names: Sequence[str]) -> dict[str, tuple[float, str, bool]]:
     """By case the difference, what is to be said of it, and whether it is as it should be."""
     pool = opened(folder)
+    if any(specs()[CASES[name].method].kinds for name in names):
+        pool = calibrated(pool, items_of(pool, folder), theirs / "statistics")
     read = {name: load_file(folder / name / "model.safetensors") for name in ("base", *pool.info.sources)}
     found = {}
     for name in names:
@@ -230,6 +296,8 @@ def main(arguments: list[str] | None = None) -> int:
             theirs = (options.keep or Path(temporary)) / f"fusion_bench-{folder.name}"
             missing = [name for name in names if not (theirs / f"{name}.safetensors").is_file()]
             if missing:
+                if any(specs()[CASES[name].method].kinds for name in missing):
+                    write_items(items_of(opened(folder), folder), theirs / "calibration")
                 subprocess.run([options.python, side, folder, theirs, *missing], check=True)
             results[label] = compare_pool(folder, theirs, names)
     print(_table(results, names))

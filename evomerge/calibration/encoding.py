@@ -1,4 +1,4 @@
-"""Calibration items as tokens."""
+"""Calibration items as what a model reads: tokens, or tensors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
+
 from evomerge.errors import FitnessError
-from evomerge.protocols import CalibrationItem
+from evomerge.protocols import CalibrationItem, CalibrationTensors
 
 
 class Encoded(NamedTuple):
@@ -21,6 +23,31 @@ class Encoded(NamedTuple):
 
     ids: tuple[int, ...]
     start: int
+
+
+class EncodedTensors(NamedTuple):
+    """An item that is no text.
+
+    Attributes:
+        tensors: arrays by the arguments that the model is called with, in order of their names.
+        label: the right class, where it is known.
+    """
+
+    tensors: tuple[tuple[str, NDArray[Any]], ...]
+    label: int | None = None
+
+
+Item = Encoded | EncodedTensors
+
+
+def encode_tensors(items: Sequence[CalibrationTensors]) -> list[EncodedTensors]:
+    """Items that are no texts."""
+    return [EncodedTensors(tuple(sorted(item.tensors.items())), item.label) for item in items]
+
+
+def size_of(item: Item) -> int:
+    """Tokens of an item; of one that is no text 1."""
+    return len(item.ids) if isinstance(item, Encoded) else 1
 
 
 def encode(items: Sequence[CalibrationItem], tokenizer: Any, max_length: int) -> list[Encoded]:
@@ -50,6 +77,14 @@ def encode(items: Sequence[CalibrationItem], tokenizer: Any, max_length: int) ->
     return found
 
 
-def fingerprint(items: Sequence[Encoded]) -> str:
-    """Hash of all tokens, in order."""
+def fingerprint(items: Sequence[Item]) -> str:
+    """Hash of all tokens or tensors, in order."""
+    if items and isinstance(items[0], EncodedTensors):
+        digest = hashlib.sha256()
+        for item in items:
+            assert isinstance(item, EncodedTensors), "items are of one kind"
+            for name, array in item.tensors:
+                digest.update(json.dumps([name, str(array.dtype), array.shape]).encode() + array.tobytes())
+            digest.update(json.dumps(item.label).encode())
+        return digest.hexdigest()
     return hashlib.sha256(json.dumps(items, separators=(",", ":")).encode()).hexdigest()

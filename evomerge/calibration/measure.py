@@ -15,10 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from evomerge.calibration.encoding import Encoded
+from evomerge.calibration.encoding import Item, size_of
 from evomerge.calibration.measurement import Measurement
-from evomerge.calibration.places import Place, Places, fisher_places, gram_places
-from evomerge.calibration.sums import FisherSums, GramSums, Sums
+from evomerge.calibration.optimizer_states import second_moments
+from evomerge.calibration.places import Place, Places, gram_places, parameter_places
+from evomerge.calibration.sums import GradientSums, GramSums, KnownMoments, SensitivitySums, Sums
 from evomerge.errors import OutputError, PoolError
 from evomerge.merge.methods.spectral import on_one_thread
 from evomerge.merge.resident.loading import load_on
@@ -36,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 def measure(
     pool: Pool,
-    items: Sequence[Encoded],
+    items: Sequence[Item],
     how: Measurement,
     into: ModelStatistics,
     *,
@@ -52,7 +53,7 @@ def measure(
 
     Args:
         pool: of one model, whose dtype is that which it computes in.
-        items: what it reads, one by one.
+        items: what it reads, one by one; none for what is read from an optimizer's state.
         how: what is measured.
         into: where they are kept.
         memory: bytes for sums; slices that find no room take another pass over the items.
@@ -61,7 +62,8 @@ def measure(
         progress: called with forwards done and all of them.
 
     Raises:
-        PoolError: the model cannot be loaded, has no likelihood of texts, or its numbers are not finite.
+        PoolError: the model cannot be loaded, has no likelihood of the items, or its numbers are not finite; the
+            optimizer's state is not of this model.
         OutputError: the folder cannot be written.
     """
     folder = into.folder
@@ -76,17 +78,37 @@ def measure(
             left.unlink(missing_ok=True)
         module = load_on(device, pool, None)
         module.config.use_cache = False  # nothing is written, all is read at once
-        diagonal = how.grams == "diagonal"
-        places = fisher_places(pool, module) if how.kind == "fisher" else gram_places(pool, module, diagonal)
+        places, open_, width = _sums(pool, module, items, how)
         todo = [slice_ for slice_ in places.of_slice if not _file(folder, slice_).is_file()]
-        groups = list(_groups(todo, places, 4 if how.kind == "fisher" else 8, memory))
+        groups = list(_groups(todo, places, width, memory))
         for number, group in enumerate(groups):
             shown = _Shown(progress, number * len(items), len(groups) * len(items))
             wanted = [place for slice_ in group for place in places.of_slice[slice_]]
-            sums: Sums = FisherSums(module, wanted, how) if how.kind == "fisher" else GramSums(module, wanted, items[0])
-            _pass(folder, group, places, sums, items, how, every, shown)
+            _pass(folder, group, places, open_(wanted), items, how, every, shown)
         (folder / _PARTIAL).unlink(missing_ok=True)
         _write_index(folder, places, items, how)
+
+
+def _sums(
+    pool: Pool, module: Any, items: Sequence[Item], how: Measurement
+) -> tuple[Places, Callable[[Sequence[Place]], Sums], int]:
+    """What there are statistics of, what sums them, and the bytes of a sum's element."""
+    if how.kind == "gram":
+        found = gram_places(pool, module, how.grams == "diagonal")
+        return found, lambda places: GramSums(module, places, items[0]), 8
+    found = parameter_places(pool, module)
+    if how.kind == "sensitivity":
+        return found, lambda places: SensitivitySums(module, places, how, len(items)), 4 * len(items)
+    if how.kind == "fisher":
+        return found, lambda places: GradientSums(module, places, how), 4
+    (model,) = pool.stored
+    moments = second_moments(pool.checkpoints[model].folder, module)
+    for slice_, places in found.of_slice.items():
+        for place in places:
+            if place.parameter not in moments:
+                found.skip(place.name, "parameters that the optimizer did not train")
+        found.of_slice[slice_] = [place for place in places if place.parameter in moments]
+    return found, lambda places: KnownMoments(moments, places), 4
 
 
 def _groups(todo: Sequence[SliceId], places: Places, width: int, memory: int) -> Iterator[list[SliceId]]:
@@ -119,14 +141,14 @@ def _pass(
     group: Sequence[SliceId],
     places: Places,
     sums: Sums,
-    items: Sequence[Encoded],
+    items: Sequence[Item],
     how: Measurement,
     every: float,
     shown: Callable[[int], None],
 ) -> None:
     """Sum over all items, and write the slices of a group."""
     try:
-        done = _restored(folder, group, sums)
+        done = _restored(folder, group, sums) if items else 0
         saved, took = time.monotonic(), 0.0
         for number in range(done, len(items)):
             sums.add(number, items[number])
@@ -136,9 +158,8 @@ def _pass(
                 _save(folder / _PARTIAL, sums.sums, {"group": [str(s) for s in group], "items": number + 1})
                 saved = time.monotonic()
                 took = saved - begun
-        counts = len(items) if how.kind == "fisher" else sum(len(item.ids) for item in items)
         for slice_ in group:
-            _write_slice(folder, slice_, places.of_slice[slice_], sums, counts, zeros=how.kind == "fisher")
+            _write_slice(folder, slice_, places.of_slice[slice_], sums, items, zeros=how.kind != "gram")
     finally:
         sums.close()
 
@@ -160,9 +181,9 @@ def _restored(folder: Path, group: Sequence[SliceId], sums: Sums) -> int:
 
 
 def _write_slice(
-    folder: Path, slice_: SliceId, places: Sequence[Place], sums: Sums, count: int, *, zeros: bool
+    folder: Path, slice_: SliceId, places: Sequence[Place], sums: Sums, items: Sequence[Item], *, zeros: bool
 ) -> None:
-    """Write the means of a slice, and which tensors share one; those that are all zero where that says something."""
+    """Write the statistics of a slice, and which tensors share one; all zeros where they say something."""
     tensors, of = {}, {}
     for place in places:
         leader = sums.shared.get(place.name, place.name)
@@ -177,11 +198,11 @@ def _write_slice(
             continue
         of[place.name] = leader
         if leader == place.name:
-            tensors[leader] = (found / count).float().cpu().contiguous()
+            tensors[leader] = sums.statistic(leader, items).float().cpu().contiguous()
     _save(_file(folder, slice_), tensors, {"of": of})
 
 
-def _write_index(folder: Path, places: Places, items: Sequence[Encoded], how: Measurement) -> None:
+def _write_index(folder: Path, places: Places, items: Sequence[Item], how: Measurement) -> None:
     """Write what makes the statistics complete."""
     tensors: dict[str, Any] = {}
     total, count = 0.0, 0
@@ -200,7 +221,7 @@ def _write_index(folder: Path, places: Places, items: Sequence[Encoded], how: Me
                     "axis": place.axis,
                     "shape": list(place.shape),
                 }
-                if how.kind == "fisher":
+                if how.kind in ("fisher", "curvature"):
                     with on_one_thread():
                         total += float(content.get_tensor(place.name).double().sum())
                     count += _count(place.shape)
@@ -209,8 +230,8 @@ def _write_index(folder: Path, places: Places, items: Sequence[Encoded], how: Me
         "evomerge_statistics": FORMAT,
         "kind": how.kind,
         "items": len(items),
-        "tokens": sum(len(item.ids) for item in items),
-        "mean": total / count if count and how.kind == "fisher" else 1.0,
+        "tokens": sum(size_of(item) for item in items),
+        "mean": total / count if count else 1.0,
         "skipped": skipped,
         "tensors": tensors,
     }

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evomerge.calibration.encoding import Encoded, fingerprint
+from evomerge.calibration.encoding import Item, fingerprint
 from evomerge.errors import ConfigError, nearest
 from evomerge.models.statistics import FORMAT
 from evomerge.recipes.calibration import KINDS
@@ -28,6 +28,7 @@ class Measurement:
         grams: all inner products of inputs, or their squares only (``diagonal``).
         dtype: that models compute in.
         seed: of the labels that are sampled.
+        state: of ``curvature``, the hash of the optimizer's state that it is read from.
 
     Raises:
         ConfigError: none of those possible, naming the key of the configuration.
@@ -38,6 +39,7 @@ class Measurement:
     grams: str = "full"
     dtype: str = "float32"
     seed: int = 0
+    state: str = ""
 
     def __post_init__(self) -> None:
         for key, value, allowed in (
@@ -49,8 +51,10 @@ class Measurement:
             if value not in allowed:
                 raise ConfigError(f"statistics.{key} is {value!r}", nearest(str(value), allowed))
 
-    def key(self, identity: str, items: Sequence[Encoded]) -> str:
+    def key(self, identity: str, items: Sequence[Item]) -> str:
         """``sha256:...`` of a model's content, its items, and what of this changes the result."""
-        own = [self.labels, self.seed if self.labels == "sampled" else 0] if self.kind == "fisher" else [self.grams]
+        own: list[object] = [self.labels, self.seed if self.labels == "sampled" else 0]
+        if self.kind in ("gram", "curvature"):
+            own = [self.grams if self.kind == "gram" else self.state]
         content = ["evomerge statistics", FORMAT, self.kind, *own, self.dtype, identity, fingerprint(items)]
         return f"sha256:{hashlib.sha256(json.dumps(content).encode()).hexdigest()}"

@@ -53,7 +53,7 @@ class Places:
         self.skipped.setdefault(reason, []).append(name)
 
 
-def fisher_places(pool: Pool, module: nn.Module) -> Places:
+def parameter_places(pool: Pool, module: nn.Module) -> Places:
     """Every parameter of the only model of a pool; those that are stored in parts (experts one by one) are skipped."""
     found = Places()
     parameters = dict(module.named_parameters(remove_duplicate=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -11,10 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evomerge.calibration.encoding import Encoded
+from evomerge.calibration.encoding import Encoded, Item, size_of
+from evomerge.calibration.forwards import forward, predicted
 from evomerge.calibration.measurement import Measurement
 from evomerge.calibration.places import Place
 from evomerge.errors import PoolError
+
+_COLUMNS = 1 << 16
 
 
 class Sums(Protocol):
@@ -28,64 +31,74 @@ class Sums(Protocol):
     sums: dict[str, torch.Tensor]
     shared: dict[str, str]
 
-    def add(self, number: int, item: Encoded) -> None:
+    def add(self, number: int, item: Item) -> None:
         """Add those of one item."""
+
+    def statistic(self, name: str, items: Sequence[Item]) -> torch.Tensor:
+        """What is kept of a sum over all items."""
 
     def close(self) -> None:
         """Leave the module as it was."""
 
 
-class FisherSums:
-    """Sums of squares of the gradients of each item's log-likelihood, in float32.
+class GradientSums:
+    """Sums of what is made of the gradients of each item's loss, minus its log-likelihood, in float32.
 
-    A gradient is squared and let go as soon as it is there: of all layers together, there is never more than one.
+    A gradient is taken up and let go as soon as it is there: of all layers together, there is never more than one.
 
     Args:
         module: whose parameters they are; all others are told not to ask for gradients.
         places: of the parameters.
         how: says which labels.
+        rows: of a sum, for those that keep each item's; ``None`` for one row.
     """
 
-    def __init__(self, module: Any, places: Sequence[Place], how: Measurement) -> None:
-        self._module, self._how = module, how
+    def __init__(self, module: Any, places: Sequence[Place], how: Measurement, rows: int | None = None) -> None:
+        self._module, self._how, self._number = module, how, 0
         self.shared: dict[str, str] = {}
         parameters = dict(module.named_parameters(remove_duplicate=False))
-        self.sums = {p.name: torch.zeros(p.shape, device=parameters[p.parameter].device) for p in places}
+        more = () if rows is None else (rows,)
+        self.sums = {p.name: torch.zeros((*more, *p.shape), device=parameters[p.parameter].device) for p in places}
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         self._hooks = []
         for place in places:
             parameter = parameters[place.parameter].requires_grad_(True)
-            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._squared(place.name)))
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._taken(place.name)))
 
-    def _squared(self, name: str) -> Any:
+    def _taken(self, name: str) -> Any:
         def hook(parameter: nn.Parameter) -> None:
             assert parameter.grad is not None, "hooks of gradients run once there is one"
-            self.sums[name] += parameter.grad.reshape(-1).float().square_()
+            self.take(self.sums[name], parameter.grad.reshape(-1).float(), parameter.detach().reshape(-1))
             parameter.grad = None
 
         return hook
 
-    def add(self, number: int, item: Encoded) -> None:
-        """Add the squares of one item.
+    def take(self, into: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> None:
+        """Add what is made of a gradient, which may be written to."""
+        into += gradient.square_()
+
+    def statistic(self, name: str, items: Sequence[Item]) -> torch.Tensor:
+        """The mean over items."""
+        return self.sums[name] / len(items)
+
+    def add(self, number: int, item: Item) -> None:
+        """Add what one item gives.
 
         Raises:
-            PoolError: the model has no likelihood of texts.
+            PoolError: the model has no likelihood of such items.
         """
-        ids = torch.tensor([item.ids], device=self._module.device)
+        self._number = number
         with torch.enable_grad():
-            logits = self._module(input_ids=ids).logits.float()
-            if logits.dim() == 3 and self._module.can_generate():
-                scores, labels = logits[0, item.start - 1 : -1], ids[0, item.start :]
-            elif logits.dim() == 2 and self._how.labels == "sampled":
-                scores, labels = logits, ids[0, :0]
-            else:
-                raise PoolError(
-                    f"{type(self._module).__name__} gives texts no likelihood",
-                    "causal language models; classifiers with statistics.labels=sampled",
-                )
+            scores, labels = predicted(self._module, item, forward(self._module, item))
             if self._how.labels == "sampled":
                 labels = self._sampled(scores.detach(), number)
+            elif labels is None:
+                raise PoolError(
+                    f"{type(self._module).__name__} gives an item without a label no likelihood",
+                    "causal language models of texts; tensors with labels",
+                    "set statistics.labels=sampled",
+                )
             functional.cross_entropy(scores, labels, reduction="sum").backward()
 
     def _sampled(self, scores: torch.Tensor, number: int) -> torch.Tensor:
@@ -103,6 +116,51 @@ class FisherSums:
             parameter.requires_grad_(False)
 
 
+class SensitivitySums(GradientSums):
+    """Each item's products of gradient and weight; kept is the middle one of every element.
+
+    Args:
+        module, places, how: as of `GradientSums`.
+        items: how many there are; memory is that of so many sums.
+    """
+
+    def __init__(self, module: Any, places: Sequence[Place], how: Measurement, items: int) -> None:
+        super().__init__(module, places, how, items)
+
+    def take(self, into: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> None:
+        """Put down one item's."""
+        torch.mul(gradient, weight.float(), out=into[self._number])
+
+    def statistic(self, name: str, items: Sequence[Item]) -> torch.Tensor:
+        """Of n items that of rank ``n // 2`` from 0: at most a limit where more than half of them are."""
+        each = self.sums[name]
+        parts = [part.kthvalue(len(items) // 2 + 1, dim=0).values for part in each.split(_COLUMNS, dim=1)]
+        return torch.cat(parts) if parts else each[0]
+
+
+class KnownMoments:
+    """Adam's second moments, which no item is read for.
+
+    Args:
+        moments: by the names of parameters.
+        places: of the parameters.
+    """
+
+    def __init__(self, moments: Mapping[str, torch.Tensor], places: Sequence[Place]) -> None:
+        self.shared: dict[str, str] = {}
+        self.sums = {p.name: moments[p.parameter].reshape(-1) for p in places}
+
+    def add(self, number: int, item: Item) -> None:
+        """Nothing: it is all there."""
+
+    def statistic(self, name: str, items: Sequence[Item]) -> torch.Tensor:
+        """The second moments as they are."""
+        return self.sums[name]
+
+    def close(self) -> None:
+        """Nothing was changed."""
+
+
 class GramSums:
     """Sums over tokens of ``x x^T``, or of its diagonal, of what linear layers read, in float64.
 
@@ -114,8 +172,9 @@ class GramSums:
         first: an item, by which layers that share are found.
     """
 
-    def __init__(self, module: Any, places: Sequence[Place], first: Encoded) -> None:
+    def __init__(self, module: Any, places: Sequence[Place], first: Item) -> None:
         self._module = module
+        self._rows: dict[str, int] = {}
         self.shared = self._sharing(places, first)
         layers = dict(module.named_modules())
         self.sums = {
@@ -135,31 +194,36 @@ class GramSums:
 
         return hook
 
-    def _sharing(self, places: Sequence[Place], first: Encoded) -> dict[str, str]:
+    def _sharing(self, places: Sequence[Place], first: Item) -> dict[str, str]:
         layers, seen = dict(self._module.named_modules()), dict[str, list[torch.Tensor]]()
 
         def noting(name: str) -> Any:
             return lambda _, given: seen.setdefault(name, []).append(given[0])  # kept: a tensor's id may come again
 
         hooks = [layers[place.module].register_forward_pre_hook(noting(place.name)) for place in places]
-        with _removed(hooks):
-            self._forward(first)
+        with _removed(hooks), torch.no_grad():
+            forward(self._module, first)
         shared, leaders = {}, dict[tuple[object, ...], str]()
         for place in places:
-            read = tuple(id(tensor) for tensor in seen.get(place.name, ()))
+            tensors = seen.get(place.name, [])
+            self._rows[place.name] = sum(x.numel() // x.shape[-1] for x in tensors)
+            read = tuple(id(tensor) for tensor in tensors)
             if read:  # of one slice: files of slices stand for themselves
                 leader = leaders.setdefault((place.slice, place.shape, *read), place.name)
                 if leader != place.name:
                     shared[place.name] = leader
         return shared
 
-    def _forward(self, item: Encoded) -> None:
-        with torch.no_grad():
-            self._module(input_ids=torch.tensor([item.ids], device=self._module.device))
+    def statistic(self, name: str, items: Sequence[Item]) -> torch.Tensor:
+        """The mean over tokens; of items that are no texts over what the layer read, of each as of the first."""
+        if isinstance(items[0], Encoded):
+            return self.sums[name] / sum(size_of(item) for item in items)
+        return self.sums[name] / max(1, self._rows[name] * len(items))
 
-    def add(self, number: int, item: Encoded) -> None:
+    def add(self, number: int, item: Item) -> None:
         """Add the tokens of one item."""
-        self._forward(item)
+        with torch.no_grad():
+            forward(self._module, item)
 
     def close(self) -> None:
         """Leave the module without hooks."""

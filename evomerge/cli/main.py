@@ -131,7 +131,7 @@ def _run(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is not a verb of evomerge", nearest(verb, VERBS), "see `evomerge --help`")
     require_addresses(verb)
-    module = "import_evolve" if verb == "import" else verb
+    module = "import_evolve" if verb == "import" else verb.replace("-", "_")
     return int(importlib.import_module(f"evomerge.cli.{module}").run(rest))
 
 

@@ -139,8 +139,10 @@ class StatisticsConfig:
     """How statistics of data are made (`evomerge calibrate`).
 
     Attributes:
-        kinds: ``fisher``, ``gram`` or both; ``None`` for those that the search space's methods read.
+        kinds: some of ``fisher``, ``gram``, ``curvature`` and ``sensitivity``; ``None`` for those that the search
+            space's methods read.
         labels: whose likelihood ``fisher`` is of: ``text``, the items' own; ``sampled``, drawn by the model itself.
+        optimizer: whether ``curvature`` is Adam's second moments where ``optimizer.pt`` lies beside a model's weights.
         grams: ``full``, or ``diagonal`` for squares of inputs alone, which take a model's size and not a square.
         max_length: tokens of an item at most.
         dtype: that models compute in.
@@ -151,6 +153,7 @@ class StatisticsConfig:
 
     kinds: list[str] | None = None
     labels: str = "text"
+    optimizer: bool = True
     grams: str = "full"
     max_length: int = 512
     dtype: str = "float32"

@@ -29,11 +29,12 @@ class Statistic:
     """What data says of one tensor.
 
     Attributes:
-        values: float32. Of kind ``fisher``, mean squares of gradients, flat, of the tensor's number of elements. Of
-            kind ``gram``, of shape ``(n, n)``, the mean of ``x x^T`` over tokens, where ``x`` of n numbers is what the
-            tensor is multiplied with, or its diagonal, of shape ``(n,)``.
+        values: float32. Of kind ``fisher``, mean squares of gradients, flat, of the tensor's number of elements; of
+            ``curvature`` those or Adam's second moments; of ``sensitivity``, the middle one of the items' products of
+            gradient and weight. Of kind ``gram``, of shape ``(n, n)``, the mean of ``x x^T`` over tokens, where ``x``
+            of n numbers is what the tensor is multiplied with, or its diagonal, of shape ``(n,)``.
         axis: of the tensor, along which it is multiplied with ``x``: 1 for ``y = W x``.
-        mean: of all of the model's squared gradients, which gives them a unit.
+        mean: of all of the model's squared gradients or second moments, which gives them a unit.
     """
 
     values: torch.Tensor
@@ -41,7 +42,7 @@ class Statistic:
     mean: float = 1.0
 
     def part(self, at: slice) -> Statistic:
-        """That of some elements, of kind ``fisher``."""
+        """That of some elements, of kinds with a number for each."""
         return replace(self, values=self.values[at])
 
     def to(self, device: torch.device) -> Statistic:

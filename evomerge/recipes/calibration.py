@@ -5,8 +5,12 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 
-KINDS = ("fisher", "gram")
-"""Statistics of data: squared gradients of every weight; inner products of what weights of linear layers read."""
+KINDS = ("fisher", "gram", "curvature", "sensitivity")
+"""Statistics of data: squared gradients of every weight; inner products of what weights of linear layers read; Adam's
+second moments where a model has them, else squared gradients; the middle one of the items' products of gradient and
+weight."""
+USUAL = KINDS[:2]
+"""What is made where nothing says which: the others take more room, or are of a few models."""
 
 
 @dataclass(frozen=True)

@@ -161,8 +161,8 @@ class MethodSpec:
         idempotent: whether a merge of equal inputs, and of a base equal to them, is that tensor whatever the
             parameters are; or the name of a boolean parameter that must be true for it where there is no base.
         family: one of `FAMILIES`: under what it is listed.
-        statistics: the kind of statistics of data (`calibration.KINDS`) that it reads of every input; ``None`` for
-            weights alone.
+        statistics: the kind of statistics of data (`calibration.KINDS`) that it reads of every input, or several;
+            ``None`` for weights alone.
 
     Raises:
         ConfigError: a parameter declared twice, an unknown family, `idempotent` names no parameter that is boolean, or
@@ -177,15 +177,14 @@ class MethodSpec:
     summary: str = ""
     idempotent: bool | str = False
     family: str = "own"
-    statistics: str | None = None
+    statistics: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ConfigError(f"method {self.name!r} is of the family {self.family!r}", nearest(self.family, FAMILIES))
-        if self.statistics is not None and self.statistics not in KINDS:
-            raise ConfigError(
-                f"method {self.name!r} reads statistics {self.statistics!r}", nearest(self.statistics, KINDS)
-            )
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ConfigError(f"method {self.name!r} reads statistics {kind!r}", nearest(kind, KINDS))
         names = [p.name for p in self.parameters]
         for name in names:
             if names.count(name) > 1 or not name.isidentifier():
@@ -203,6 +202,13 @@ class MethodSpec:
                     f"method {self.name!r} is declared idempotent={self.idempotent!r}",
                     f"true, false, or a boolean parameter of it: {', '.join(booleans) or 'it has none'}",
                 )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of statistics of data that it reads; empty for weights alone."""
+        if self.statistics is None:
+            return ()
+        return (self.statistics,) if isinstance(self.statistics, str) else self.statistics
 
     def parameter(self, name: str) -> ParameterSpec | None:
         """The declaration of one parameter, or ``None``."""

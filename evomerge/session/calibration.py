@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from evomerge.config.construct import arguments_of, build, to_builtin
@@ -13,10 +14,10 @@ from evomerge.config.placing import placed
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
 from evomerge.protocols import CalibrationItems, Fitness
-from evomerge.recipes.calibration import KINDS, CalibrationRef
+from evomerge.recipes.calibration import KINDS, USUAL, CalibrationRef
 
 if TYPE_CHECKING:
-    from evomerge.calibration.encoding import Encoded
+    from evomerge.calibration.encoding import Item
     from evomerge.calibration.measurement import Measurement
     from evomerge.models.pool import Pool
     from evomerge.models.statistics import ModelStatistics
@@ -30,13 +31,15 @@ class Job:
 
     Attributes:
         model: its name in the pool.
+        kind: that methods ask for.
         how, items: what is measured, and on which tokens.
         into: where they are kept.
     """
 
     model: str
+    kind: str
     how: Measurement
-    items: Sequence[Encoded]
+    items: Sequence[Item]
     into: ModelStatistics
 
 
@@ -70,7 +73,7 @@ def wanted_kinds(config: Config) -> tuple[str, ...]:
                 raise ConfigError(f"statistics.kinds has {kind!r}", nearest(str(kind), KINDS))
         return tuple(kind for kind in KINDS if kind in given)
     words = {word for node in (config.search_space, config.phases) for word in _words(to_builtin(node))}
-    read = {spec.statistics for name, spec in specs().items() if name in words}
+    read = {kind for name, spec in specs().items() if name in words for kind in spec.kinds}
     return tuple(kind for kind in KINDS if kind in read)
 
 
@@ -92,7 +95,7 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
     Args:
         config: with the nodes ``calibration`` and ``statistics``.
         pool: the source models.
-        every_kind: all kinds, where the search space reads none.
+        every_kind: the usual kinds, where the search space reads none.
 
     Returns:
         ``None`` where there is nothing to read.
@@ -100,7 +103,7 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
     Raises:
         ConfigError, FitnessError: keys or items that cannot be used, or no items where methods read statistics.
     """
-    kinds = wanted_kinds(config) or (KINDS if every_kind else ())
+    kinds = wanted_kinds(config) or (USUAL if every_kind else ())
     if kinds and config.calibration is None:
         raise ConfigError(
             f"the search reads statistics of data ({', '.join(kinds)}), and calibration is not set",
@@ -109,30 +112,68 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
         )
     if config.calibration is None or not kinds:
         return None
-    from evomerge.calibration.encoding import encode
     from evomerge.calibration.measurement import Measurement
     from evomerge.models.opening import with_statistics
     from evomerge.models.statistics import ModelStatistics, default_folder
-    from evomerge.models.tokenizers import load_tokenizer
 
     settings = config.statistics
-    if not 2 <= settings.max_length <= _MOST_TOKENS:
-        raise ConfigError(f"statistics.max_length is {settings.max_length}", f"2 to {_MOST_TOKENS:,} tokens")
     hows = [Measurement(k, settings.labels, settings.grams, settings.dtype, settings.seed) for k in kinds]
-    source = cast(CalibrationItems, build(config.calibration, "calibration"))
+    read, documents = plan_items(config, pool)
     jobs = []
     refs = dict(pool.info.refs)
+    for model, each in itertools.product(pool.info.sources, hows):
+        how = _of_model(each, pool, model, settings.optimizer)
+        items = [] if how.kind == "curvature" else read[model]
+        into = ModelStatistics(default_folder(), each.kind, how.key(refs[model].identity, items))
+        jobs.append(Job(model, each.kind, how, items, into))
+    ref = CalibrationRef(tuple((job.model, job.kind, job.into.key) for job in jobs), _made_by(config, kinds))
+    return Calibration(with_statistics(pool, ref), tuple(jobs), documents)
+
+
+def plan_items(config: Config, pool: Pool) -> tuple[dict[str, Sequence[Item]], Sequence[tuple[str, str]]]:
+    """By source its calibration items as it reads them, and the documents that they are.
+
+    Raises:
+        ConfigError, FitnessError: keys or items that cannot be used, or none are configured.
+    """
+    length = config.statistics.max_length
+    if config.calibration is None:
+        raise ConfigError(
+            "calibration is not set",
+            "the items that sources are run on",
+            "choose them: calibration=text 'calibration.files=[my.jsonl]', or calibration=lm_eval",
+        )
+    if not 2 <= length <= _MOST_TOKENS:
+        raise ConfigError(f"statistics.max_length is {length}", f"2 to {_MOST_TOKENS:,} tokens")
+    source = cast(CalibrationItems, build(config.calibration, "calibration"))
     with placed("calibration", arguments_of(source)):
         source.check()
-        for model in pool.info.sources:
-            tokenizer = load_tokenizer(pool.checkpoints[model].folder, pool.trust_remote_code)
-            items = encode(source.items(model), tokenizer, settings.max_length)
-            for how in hows:
-                key = how.key(refs[model].identity, items)
-                jobs.append(Job(model, how, items, ModelStatistics(default_folder(), how.kind, key)))
-        documents = source.documents()
-    ref = CalibrationRef(tuple((job.model, job.how.kind, job.into.key) for job in jobs), _made_by(config, kinds))
-    return Calibration(with_statistics(pool, ref), tuple(jobs), documents)
+        found = {model: _encoded(source, model, pool, length) for model in pool.info.sources}
+        return found, source.documents()
+
+
+def _encoded(source: CalibrationItems, model: str, pool: Pool, max_length: int) -> Sequence[Item]:
+    """The items of one model as it reads them."""
+    from evomerge.calibration.encoding import encode, encode_tensors
+    from evomerge.models.tokenizers import load_tokenizer
+    from evomerge.protocols import CalibrationItem, CalibrationTensors
+
+    items = source.items(model)
+    tensors = [item for item in items if isinstance(item, CalibrationTensors)]
+    if tensors:
+        return encode_tensors(tensors)
+    tokenizer = load_tokenizer(pool.checkpoints[model].folder, pool.trust_remote_code)
+    return encode([item for item in items if isinstance(item, CalibrationItem)], tokenizer, max_length)
+
+
+def _of_model(how: Measurement, pool: Pool, model: str, optimizer: bool) -> Measurement:
+    """What is measured of one model: its curvature is that of its optimizer's state, or squared gradients."""
+    from evomerge.calibration.optimizer_states import optimizer_state
+
+    if how.kind != "curvature":
+        return how
+    state = optimizer_state(pool.checkpoints[model].folder) if optimizer else None
+    return replace(how, kind="fisher") if state is None else replace(how, state=state)
 
 
 def _made_by(config: Config, kinds: Sequence[str]) -> tuple[str, ...]:
@@ -140,6 +181,8 @@ def _made_by(config: Config, kinds: Sequence[str]) -> tuple[str, ...]:
     node = to_builtin(config.calibration)
     statistics = {**to_builtin(config.statistics), "kinds": list(kinds)}
     own = [f"statistics.{key}={_word(statistics[key])}" for key in ("kinds", "labels", "grams", "dtype", "max_length")]
+    if not statistics["optimizer"]:
+        own.append("statistics.optimizer=false")
     if statistics["labels"] == "sampled":
         own.append(f"statistics.seed={statistics['seed']}")
     return f"+calibration={_word(node)}", *own
@@ -156,16 +199,20 @@ def _word(value: Any) -> str:
     return json.dumps(value)
 
 
-def check_apart(found: Calibration | None, held_out: Fitness | None) -> None:
+def check_apart(found: Sequence[tuple[str, str]], held_out: Fitness | None) -> None:
     """Refuse calibration items that are held-out items.
+
+    Args:
+        found: documents of the calibration items, as fitnesses have them.
+        held_out: the fitness of held-out items, if there is one.
 
     Raises:
         ConfigError: some are.
     """
     asked: Callable[[], Sequence[tuple[str, str]]] | None = getattr(held_out, "documents", None)
-    if found is None or asked is None:
+    if not found or asked is None:
         return
-    known = [{document[of] for document in found.documents} for of in (0, 1)]
+    known = [{document[of] for document in found} for of in (0, 1)]
     same = sum(document[0] in known[0] or document[1] in known[1] for document in asked())
     if same:
         raise ConfigError(

@@ -45,7 +45,7 @@ def calibrated(config: Config, *, quiet: bool = False) -> Calibration:
     check_pool(config)
     found = plan_calibration(config, pool_from_config(config), every_kind=True)
     assert found is not None, "there are items, and all kinds are asked for where none is read"
-    check_apart(found, fitness_from_config(config, "held_out") if config.held_out is not None else None)
+    check_apart(found.documents, fitness_from_config(config, "held_out") if config.held_out is not None else None)
     watched_statistics(config, found, quiet=quiet)
     return found
 
@@ -62,7 +62,7 @@ def watched_statistics(config: Config, found: Calibration | None, *, quiet: bool
     with Bar(console=errors, disable=quiet or not sys.stderr.isatty(), transient=True) as bar:
 
         def begin(job: Job) -> Callable[[int, int], None]:
-            task = bar.add_task(f"{job.how.kind} of {job.model}", total=None)
+            task = bar.add_task(f"{_named(job)} of {job.model}", total=None)
             return lambda done, total: bar.update(task, completed=done, total=total)
 
         seconds = make_statistics(found, device, memory, begin=begin)
@@ -81,24 +81,24 @@ def made(found: Calibration) -> Table:
         files = {str(own["file"]) for own in index["tensors"].values()}
         size = sum((job.into.folder / file).stat().st_size for file in files)
         numbers = f"{index['items']:,}", f"{index['tokens']:,}", size_text(size), f"{len(index['tensors']):,}"
-        table.add_row(job.model, job.how.kind, *numbers)
+        table.add_row(job.model, _named(job), *numbers)
         for reason, names in index["skipped"].items():
             shown = f"{', '.join(names[:_SHOWN])}{', ...' * (len(names) > _SHOWN)}"
-            errors.print(f"no {job.how.kind} of {count(len(names), 'tensor')} of {job.model}: {reason} ({shown})")
+            errors.print(f"no {job.kind} of {count(len(names), 'tensor')} of {job.model}: {reason} ({shown})")
     return table
 
 
 def estimate(config: Config, found: Calibration) -> str:
     """What making the statistics takes, in words: time and disk, from the tokens and one product of matrices."""
     todo = [job for job in found.jobs if not job.into.complete]
-    listed = ", ".join(f"{kind}" for kind in dict.fromkeys(job.how.kind for job in found.jobs))
+    listed = ", ".join(dict.fromkeys(job.kind for job in found.jobs))
     models = count(len(dict.fromkeys(job.model for job in found.jobs)), "model")
     if not todo:
         return f"{listed} of {models}: made before"
     work = sum(_operations(found, job) for job in todo)
     disk = sum(_bytes(found, job) for job in todo)
     items = max(len(job.items) for job in todo)
-    tokens = max(sum(len(item.ids) for item in job.items) for job in todo)
+    tokens = max(_tokens(job) for job in todo)
     took = work / _speed(config)
     return (
         f"{listed} of {models}, {items:,} items ({tokens:,} tokens) each: about {_time(took)} and at most "
@@ -108,18 +108,33 @@ def estimate(config: Config, found: Calibration) -> str:
 
 def _operations(found: Calibration, job: Job) -> float:
     """Of all forwards, and backwards where there are; of Gram matrices of square weights."""
-    tokens = sum(len(item.ids) for item in job.items)
     weights = sum(found.pool.info.sizes)
-    return tokens * weights * (6 if job.how.kind == "fisher" else 4)
+    return _tokens(job) * weights * (4 if job.how.kind == "gram" else 6)
 
 
 def _bytes(found: Calibration, job: Job) -> int:
     """At most: layers that read the same share a matrix."""
     layout = found.pool.layout
-    if job.how.kind == "fisher":
+    if job.how.kind != "gram":
         return 4 * sum(found.pool.info.sizes)
     sides = [shape[1] for shape in layout.shapes.values() if len(shape) == 2]
     return 4 * sum(side if job.how.grams == "diagonal" else side * side for side in sides)
+
+
+def _tokens(job: Job) -> int:
+    """Tokens that a model reads; of images and the like those of squares of 16 by 16."""
+    total = 0
+    for item in job.items:
+        read = getattr(item, "ids", None)
+        total += len(read) if read is not None else max(1, *(int(x.size) // 256 for _, x in item.tensors))  # type: ignore[union-attr]
+    return total
+
+
+def _named(job: Job) -> str:
+    """A kind, and where a curvature is from."""
+    if job.kind != "curvature":
+        return job.kind
+    return "curvature (optimizer.pt)" if job.how.kind == "curvature" else "curvature (squared gradients)"
 
 
 def _speed(config: Config) -> float:

@@ -159,7 +159,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
         evaluator = build(_with_cache(config), "evaluator", fitnesses)
     local.pool = pool
     check_fitnesses(fitness, held_out, pool)
-    check_apart(calibration, held_out)
+    check_apart(calibration.documents if calibration is not None else (), held_out)
     if evaluator is None:  # a cluster is not connected to for tasks that are none
         assert pool is not None
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool, session))

@@ -76,6 +76,22 @@ def test_squares_of_each_examples_gradient(tiny_model: TinyModel, tmp_path: Path
     assert (found.index["items"], found.index["tokens"]) == (3, 16)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_middle_product_of_gradient_and_weight(tiny_model: TinyModel, tmp_path: Path, count: int) -> None:
+    folder, items = tiny_model("model", "llama_tied"), ITEMS[:count]
+    found = made(folder, tmp_path / "cache", "sensitivity", items)
+    each = gradients(folder, items)
+    weights = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+    for name in ("model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
+        # Of a loss, which is minus the log-likelihood; of two the larger, of three the middle one.
+        products = torch.stack([-own[name] * weights[name].detach() for own in each]).sort(dim=0).values
+        stored = found.read(name)
+        assert stored is not None
+        torch.testing.assert_close(stored.values.view(products[1].shape), products[1], rtol=1e-3, atol=1e-6)
+        votes = (stored.values <= 0).view(products[1].shape)
+        assert torch.equal(votes, (products <= 0).sum(0) * 2 > count)
+
+
 def test_sampled_labels_give_the_fisher_information(tiny_model: TinyModel, tmp_path: Path) -> None:
     """One prediction: that of the head is known, ``p (1 - p) h^2``."""
     folder = tiny_model("model")
@@ -125,7 +141,7 @@ def test_inner_products_of_what_layers_read(tiny_model: TinyModel, tmp_path: Pat
     assert found.has("lm_head.weight") == (kind == "llama")  # tied in GPT-2
 
 
-@pytest.mark.parametrize("kind", ["fisher", "gram"])
+@pytest.mark.parametrize("kind", ["fisher", "gram", "sensitivity"])
 def test_little_memory_takes_more_passes_and_gives_the_same_bytes(
     tiny_model: TinyModel, tmp_path: Path, kind: str
 ) -> None:

@@ -45,7 +45,7 @@ ALONE = ("ema", "opcm", "optmerge", "sce", "wudi")
 Others make something else of one: all singular values equal (iso_c), small changes left out (ram), a norm (doge).
 """
 
-ORDERED = ("ema", "opcm", "emr_switch", "tall_switch", "twin_switch")
+ORDERED = ("ema", "opcm", "rcp", "emr_switch", "tall_switch", "twin_switch")
 """Methods of inputs in order."""
 
 COUNTS: Mapping[str, int] = dict.fromkeys(("emr_switch", "tall_switch", "twin_switch"), 2)

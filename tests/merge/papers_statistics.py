@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from merge.made_up_statistics import gram, squares
+from merge.made_up_statistics import gram, sensitivities, squares
 from merge.papers import Array, paper
 
 
@@ -56,3 +56,50 @@ def regmean(
         rows.append(root)
         wanted.append(root @ (v - average(x, weight)).T)
     return average(x, weight) + np.linalg.lstsq(np.concatenate(rows), np.concatenate(wanted), rcond=None)[0].T
+
+
+@paper
+def ota(
+    x: Sequence[Array],
+    base: Array,
+    *,
+    weight: Sequence[float],
+    density: Sequence[float],
+    power: float,
+    log_floor: float,
+    lambda_: float,
+    rank_one: bool,
+    normalize: bool,
+    scope: str,
+) -> Array:
+    used = [i for i, w in enumerate(weight) if w]
+    if not used:
+        return base
+    known = {i: squares(x[i]) for i in used}
+    common = np.mean([mean for _, mean in known.values()])
+    top, below = np.zeros_like(base), np.zeros_like(base)
+    for i, (values, mean) in known.items():
+        task, v = x[i] - base, values / mean
+        if rank_one and v.ndim > 1 and v.size:
+            flat = v.reshape(len(v), -1)
+            v = (np.outer(flat.sum(1), flat.sum(0)) / (flat.sum() or 1)).reshape(v.shape)
+        score = (task**2 * v).astype(np.float32)
+        kept = np.ones_like(score, dtype=bool)
+        if density[i] < 1:
+            count = max(1, int(density[i] * score.size))
+            kept = score >= np.sort(score.ravel())[::-1][: max(1, count)].min(initial=np.inf)
+        p = weight[i] * kept * ((v if normalize else v * mean / common) ** power + 10**log_floor)
+        top, below = top + p * task, below + p
+    return np.asarray(base + lambda_ * np.divide(top, below, out=np.zeros_like(top), where=below > 0))
+
+
+@paper
+def rcp(x: Sequence[Array], base: Array, *, weight: Sequence[float], log_lambda: float) -> Array:
+    used = [i for i, w in enumerate(weight) if w]
+    if not used:
+        return base
+    prior, found = used[0], base + weight[used[0]] * (x[used[0]] - base)
+    for i in used[1:]:
+        votes = sensitivities(x[i]) + 10**log_lambda * squares(x[prior])[0] * (x[prior] - x[i]) ** 2 <= 0
+        found = found + np.where(votes, weight[i] * (x[i] - base), 0.0)
+    return np.asarray(found)

@@ -14,6 +14,7 @@ from evomerge.calibration.measure import measure
 from evomerge.calibration.measurement import Measurement
 from evomerge.errors import PoolError, RecipeError
 from evomerge.merge.execution.engine import merge_slice
+from evomerge.merge.execution.sources import Placement, Sources
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.models.opening import open_pool, with_statistics
@@ -139,3 +140,39 @@ def test_intermediates_have_no_statistics(pool: Pool) -> None:
     made = replace(stage, slices=slices, intermediates=(("half", stage),))
     with pytest.raises(RecipeError, match="of half; models: of intermediates there are none"):
         make_plan(made, pool)
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_a_threshold_over_a_layer_or_the_model_keeps_the_share_there(
+    tiny_model: TinyModel, tmp_path: Path, scope: str
+) -> None:
+    found = open_pool({name: str(tiny_model(name, seed=seed)) for seed, name in enumerate(("base", "a"))}, base="base")
+    how, ref = Measurement("fisher"), dict(found.info.refs)["a"]
+    into = ModelStatistics(tmp_path / "cache", "curvature", how.key(ref.identity, ITEMS["a"]))
+    measure(open_pool({"a": ref}, dtype="float32"), ITEMS["a"], how, into, memory=1 << 30)
+    own = with_statistics(found, CalibrationRef((("a", "curvature", into.key),)), tmp_path / "cache")
+    inputs = (Input("a", None, parameters({"weight": 1.0, "density": 0.3})),)
+    shared = parameters({"scope": scope, "log_floor": -30.0})
+    made = own.info.recipe(SliceRecipe(s, "ota", inputs, shared, Input("base")) for s in own.info.slices)
+    plan = make_plan(made, own)
+
+    def scores(name: str) -> torch.Tensor:
+        stored = into.read(name)
+        assert stored is not None
+        change = own.read("a", name).double() - own.read("base", name).double()
+        return (change.view(-1).square() * stored.values.double() / stored.mean).float()
+
+    slices = [s for s in own.layout.slices if scope == "model" or s.layer == 1]
+    every = torch.cat([scores(name) for s in slices for name in own.layout.tensors[s]])
+    least = every.sort(descending=True).values[int(0.3 * len(every)) - 1]
+    kept, sources = 0, Sources(own, placement=Placement(0, 0, 0))
+    for slice_ in slices:
+        for name, result in merge_slice(plan.by_slice[slice_], own, sources=sources).items():
+            changed = (result != own.read("base", name)).view(-1)
+            kept += int(changed.sum())
+            ours = scores(name)
+            assert bool(changed[ours >= least].logical_or(ours[ours >= least] == 0).all())  # all of the share, and
+            assert not bool(changed[ours < least / (1 + 1 / 64)].any())  # what lies in the last bin with it
+    assert 0.3 * len(every) - 1 <= kept <= 0.32 * len(every)
+    noted = [key for key in sources.notes._small if isinstance(key, tuple) and key[0] == "scores"]
+    assert len(noted) == 1

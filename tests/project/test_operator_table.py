@@ -13,13 +13,13 @@ from evomerge.config.compose import compose_config
 from evomerge.config.construct import to_builtin
 from evomerge.merge.methods import specs
 from evomerge.session.builders import space_from_node
-from scripts.operator_table import OPERATORS, Series, holm, searched, space, table, untuned
+from scripts.operator_table import CALIBRATED, OPERATORS, Series, calibration, holm, searched, space, table, untuned
 
 METHODS = specs()
 
 ELSEWHERE = {
     *("ema", "lora_lego", "nearswap", "arcee_fusion", "passthrough"),
-    *("fisher", "regmean"),  # read statistics of data: docs/calibration.md
+    *CALIBRATED,  # read statistics of data: docs/calibration.md
     *("emr_switch", "tall_switch", "twin_switch"),  # make a model for each task
 }
 
@@ -28,11 +28,17 @@ def test_every_method_is_in_the_table() -> None:
     assert OPERATORS.keys() == METHODS.keys() - ELSEWHERE
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+def test_methods_of_data_have_a_table_of_their_own() -> None:
+    assert CALIBRATED.keys() == {name for name, spec in METHODS.items() if spec.kinds}
+    assert calibration(Path("pool"), ["ties"]) == []
+    assert calibration(Path("pool"), ["rcp"])[1].startswith("calibration.files={math: 'pool/tasks/demo_e_maths.jsonl'")
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, *CALIBRATED])
 def test_what_papers_recommend_is_a_recipe_and_a_space(name: str) -> None:
     recipe = untuned(pool(), name)
     recipe.check(METHODS)
-    given = dict(OPERATORS[name].given)
+    given = dict({**OPERATORS, **CALIBRATED}[name].given)
     assert given.keys() <= {parameter.name for parameter in METHODS[name].parameters}
     if not searched(name):
         return

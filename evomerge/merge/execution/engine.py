@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +15,7 @@ from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.noted_statistics import NotedStatistics
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.scopes import Members, ScopeRanks
+from evomerge.merge.execution.score_scopes import ScoreBins, Scored, score_bins
 from evomerge.merge.execution.sources import Placement, Sources
 from evomerge.merge.execution.stage_slices import StageSlices
 from evomerge.merge.execution.tensor_merge import TensorMerge
@@ -153,10 +155,11 @@ class SliceMerge:
         """The statistics of data that the part's method reads of one tensor's sources."""
         if not part.statistics:
             return []
-        kind = METHODS[part.method or "passthrough"].spec.statistics
-        assert kind is not None, "a part with statistics has a method that reads them"
-        pairs = zip(part.sources, part.statistics, strict=True)
-        return [self.sources.statistic(own.model, own.tensors[index], kind, key) for own, key in pairs]
+        wanted = itertools.product(METHODS[part.method or "passthrough"].spec.kinds, part.sources)
+        return [
+            self.sources.statistic(own.model, own.tensors[index], kind, key)
+            for (kind, own), key in zip(wanted, part.statistics, strict=True)
+        ]
 
     def statistics(self, part: Part, index: int) -> NotedStatistics:
         """The sources of one tensor, and what is known of them."""
@@ -176,19 +179,43 @@ class SliceMerge:
             *(inputs, base, shape, keys, names, notes, window),
             pairs=lambda: adapter_pairs(self.pool, part, index),
             scopes=lambda *of: self._scope(part, *of),
+            scores=lambda *of: self._scores(part, *of),
         )
 
     def _scope(self, part: Part, number: int, scope: str) -> ScopeRanks:
         """The ranks in the layer or the model that an input of a part is of."""
-        source, base, notes = part.sources[number], part.base, self.sources.notes
+        key, members = self._members(part, number, scope)
+        model, base = key[:2]
+        return ScopeRanks(key, members, self.sources.notes, lambda name: self._member(model, base, name))
+
+    def _members(self, part: Part, number: int, scope: str) -> tuple[tuple[str, str, str, Hashable], Members]:
+        """The tensors of the layer or the model that an input of a part is of, and what notes call it."""
+        source, base = part.sources[number], part.base
         assert base is not None, "methods that need a base declare it"
         slice_ = SliceId(self.plan.slice.component, source.layer)
         place = None if scope == "model" else (slice_ if source.layer is None else source.layer)
         key = source.model, base.model, scope, place
-        members = notes.small(
+        members = self.sources.notes.small(
             ("members", key), lambda: Members.of(self.pool, source.model, base.model, scope, slice_), lasting=True
         )
-        return ScopeRanks(key, members, notes, lambda name: self._member(source.model, base.model, name))
+        return key, members
+
+    def _scores(self, part: Part, number: int, scope: str, rank_one: bool) -> ScoreBins:
+        """The scores of what an input of a part changes, in its layer or its model."""
+        key, members = self._members(part, number, scope)
+        kind, statistics = METHODS[part.method or "passthrough"].spec.kinds[0], part.statistics[number]
+        note = "scores", key, statistics, rank_one
+
+        def scored(name: str) -> Scored | None:
+            if self._window_bytes is not None:
+                self.pool.unmap()
+            known = self.sources.statistic(key[0], name, kind, statistics)
+            if known is None:
+                return None
+            own, below = self.sources.flat(key[0], name), self.sources.flat(key[1], name)
+            return Scored(own, below, known, members.shapes[name])
+
+        return self.sources.notes.small(note, lambda: score_bins(list(members.counts), scored, rank_one), lasting=True)
 
     def _member(self, model: str, base: str, name: str) -> NotedStatistics:
         """One tensor of a task vector, and what is known of it."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.scopes import ScopeRanks
+from evomerge.merge.execution.score_scopes import ScoreBins
 from evomerge.merge.methods import Method
 from evomerge.merge.methods.derived import Derived, Pair
 from evomerge.merge.mixes.backend import Backend, backend_of
@@ -35,6 +36,7 @@ class NotedStatistics:
         pairs: gives the factors of the inputs' adapters, for methods that take them.
         scopes: ``scopes(index, scope)`` gives the ranks in the layer or model that an input is of; ``None`` where the
             tensor counts as all of it.
+        scores: ``scores(index, scope, rank_one)`` gives the scores there, likewise.
 
     Attributes:
         tensors: the inputs and the base.
@@ -51,11 +53,12 @@ class NotedStatistics:
         window: Window | None = None,
         pairs: Callable[[], Sequence[Pair | None]] = tuple,
         scopes: Callable[[int, str], ScopeRanks] | None = None,
+        scores: Callable[[int, str, bool], ScoreBins] | None = None,
     ) -> None:
         self.tensors, self._pairs = (inputs, base), pairs
         self._names, self._base = tuple(names[: len(inputs)]), tuple(names[len(inputs) :])
         self.keys, self._notes, self._window = tuple(keys), notes, window
-        self._scopes = scopes
+        self._scopes, self._scores = scopes, scores
         self.shape, self.has_base = shape, base is not None
 
     @cached_property
@@ -99,6 +102,11 @@ class NotedStatistics:
         wide = self._wide(index, scope)
         assert wide is not None, "asked for what more than one tensor has"
         return wide.place(self._tensor(index), rank)
+
+    def least_score(self, index: int, density: float, scope: str, rank_one: bool) -> float:
+        """The least score of a scope beyond the tensor that is kept; see `Scopes`."""
+        assert self._scores is not None, "asked for what more than one tensor has"
+        return self._scores(index, scope, rank_one).least(density)
 
     def _wide(self, index: int, scope: str) -> ScopeRanks | None:
         return None if scope == "tensor" or self._scopes is None else self._scopes(index, scope)

@@ -36,11 +36,13 @@ class Members:
         counts: numbers of elements by the tensors' names in the pool's layout, in order.
         numbers: of the tensors in that order, likewise.
         total: elements of them all.
+        shapes: likewise.
     """
 
     counts: Mapping[str, int]
     numbers: Mapping[str, int]
     total: int
+    shapes: Mapping[str, tuple[int, ...]]
 
     @staticmethod
     def of(pool: Pool, model: str, base: str, scope: str, slice_: SliceId) -> Members:
@@ -51,15 +53,16 @@ class Members:
             slice_: of the model; one that is in no layer is a layer of its own.
         """
         depth, layout = min(pool.info.depth(model), pool.info.depth(base)), pool.layout
-        counts = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for each in pool.info.slices_at(depth):
             if scope == "layer" and (each.layer != slice_.layer or (each.layer is None and each != slice_)):
                 continue
             like = layout.tensors[each if each in layout.tensors else SliceId(each.component, 0)]
             for name, shaped in zip(layout.of_slice(each), like, strict=True):
                 if pool.is_merged(shaped):
-                    counts[name] = math.prod(layout.shapes[shaped])
-        return Members(counts, {name: number for number, name in enumerate(counts)}, sum(counts.values()))
+                    shapes[name] = tuple(layout.shapes[shaped])
+        counts = {name: math.prod(shape) for name, shape in shapes.items()}
+        return Members(counts, {name: number for number, name in enumerate(counts)}, sum(counts.values()), shapes)
 
 
 class Ranked(Protocol):

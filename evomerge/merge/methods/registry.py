@@ -36,7 +36,8 @@ class Context:
         scopes: ranks of magnitudes in the layer or the model that the tensor is of; ``None`` where that is not known,
             and the tensor counts as all of it.
         statistics: of methods that read statistics of data, one per input: of the block where the method is
-            elementwise, else of the tensor; ``None`` for a tensor without. Empty for other methods.
+            elementwise, else of the tensor; ``None`` for a tensor without. Of several kinds all of the first, then
+            all of the second. Empty for other methods.
     """
 
     offset: int = 0
@@ -45,7 +46,7 @@ class Context:
     statistics: tuple[Statistic | None, ...] = ()
 
     def statistic(self, index: int) -> Statistic | None:
-        """That of one input."""
+        """That of one input; of the second kind, after as many as there are inputs."""
         return self.statistics[index] if self.statistics else None
 
     def drop_(self, index: int, density: float, task: torch.Tensor) -> None:
@@ -119,7 +120,7 @@ def merge_method(
     idempotent: bool | str = False,
     family: str = "own",
     derived: Derived | None = None,
-    statistics: str | None = None,
+    statistics: str | tuple[str, ...] | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a merge method; see `Method` and `MethodSpec` for what it is called with.
 

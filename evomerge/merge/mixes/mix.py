@@ -136,6 +136,10 @@ class Scopes(Protocol):
         rank or one before, as one more than the index of the last of them; 0 for none, `count` where the rank is in
         a later tensor."""
 
+    def least_score(self, index: int, density: float, scope: str, rank_one: bool) -> float:
+        """The least of the scores ``v tau^2`` (`ota.Curvature`) of a scope that are kept of input `index`, for a share
+        `density` of its elements that have statistics: the lower end of a bin of 1/128 of it."""
+
 
 class Statistics(Protocol):
     """What a method may ask of one tensor's inputs; answers are kept for the pool's other candidates.

@@ -226,7 +226,7 @@ class _Planner:
         if values.get("scope", "tensor") != "tensor" and method.spec.parameter("scope") == SCOPE:
             check_scope(entry.slice, values["scope"], sources, base_source)
         seed = self.recipe.seed if name is not None and method.random else 0
-        reads = name is not None and method.spec.statistics is not None
+        reads = name is not None and bool(method.spec.kinds)
         known = statistics_keys(self.recipe, self.pool, entry, sources) if reads else ()
         return Part(tensors, name, sources, base_source, tuple(values.items()), seed, known)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from evomerge.errors import RecipeError
@@ -15,15 +16,14 @@ _HOW = "choose calibration data: calibration=text 'calibration.files=[my.jsonl]'
 
 
 def statistics_keys(recipe: Recipe, pool: Pool, entry: SliceRecipe, sources: Sequence[Source]) -> tuple[str, ...]:
-    """The keys of the statistics that a slice's method reads of its sources, found in the pool before any merging.
+    """The keys of the statistics that a slice's method reads of its sources, kind by kind, found before any merging.
 
     Raises:
         RecipeError: of a source there are none.
     """
-    kind = METHODS[entry.method].spec.statistics
-    assert kind is not None, "the method reads statistics"
-    where, keys = f"slice {entry.slice}: method {entry.method!r} reads statistics ({kind})", []
-    for source in sources:
+    keys = []
+    for kind, source in itertools.product(METHODS[entry.method].spec.kinds, sources):
+        where = f"slice {entry.slice}: method {entry.method!r} reads statistics ({kind})"
         if source.made is not None:
             raise RecipeError(f"{where} of {source.model}", "models: of intermediates there are none", "merge models")
         key = recipe.calibration.key(source.model, kind) if recipe.calibration is not None else None

@@ -43,7 +43,7 @@ class Part:
         base: the base, for methods that work on differences.
         values: the method's arguments (`methods.call_values`), as pairs.
         seed: keys random masks.
-        statistics: keys of the statistics of data that the method reads of its sources; empty where it reads none.
+        statistics: keys of the statistics of data that the method reads of its sources, kind by kind; empty for none.
     """
 
     tensors: tuple[int, ...]

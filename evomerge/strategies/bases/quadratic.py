@@ -63,7 +63,7 @@ class Quadratic:
         features = _features(points)
         products = features.T @ features
         products[np.diag_indices_from(products)] += _RIDGE * len(points)
-        inverse = np.linalg.inv(products)
+        inverse: Array = np.asarray(np.linalg.inv(products), dtype=np.float64)
         farthest = float(_leverage(features, inverse).max())
         return Quadratic(chosen, _fitted(features, values, chosen), inverse, farthest)
 
