@@ -17,6 +17,7 @@ VERBS = {
     "dashboard": "show a run in optuna-dashboard, also while it goes on",
     "validate": "check an experiment without loading a model",
     "calibrate": "make the statistics of data that methods such as fisher and regmean read",
+    "learn": "learn coefficients, a mask or factors of columns by gradients on data, and write their recipe",
     "demo": "make the demo's models and tasks, then search on them",
     "export": "write a recipe as evomerge or mergekit YAML, or a run as a study of Optuna or a landscape",
     "merge": "write the model of a recipe: safetensors, tokenizer, model card",

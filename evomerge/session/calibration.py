@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from evomerge.config.construct import arguments_of, build, to_builtin
@@ -13,7 +14,7 @@ from evomerge.config.placing import placed
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
 from evomerge.protocols import CalibrationItems, Fitness
-from evomerge.recipes.calibration import KINDS, CalibrationRef
+from evomerge.recipes.calibration import LEARNED, MEASURED, CalibrationRef
 
 if TYPE_CHECKING:
     from evomerge.calibration.encoding import Encoded
@@ -56,22 +57,27 @@ class Calibration:
 
 
 def wanted_kinds(config: Config) -> tuple[str, ...]:
-    """The kinds of statistics that are to be made: those of the configuration, or those that its methods read.
+    """The kinds of statistics that are to be measured: those of the configuration, or those that its methods read.
 
     Raises:
         ConfigError: a kind that there is not.
     """
-    from evomerge.merge.methods import specs
-
     given = to_builtin(config.statistics.kinds)
     if given is not None:
         for kind in given:
-            if kind not in KINDS:
-                raise ConfigError(f"statistics.kinds has {kind!r}", nearest(str(kind), KINDS))
-        return tuple(kind for kind in KINDS if kind in given)
+            if kind not in MEASURED:
+                raise ConfigError(f"statistics.kinds has {kind!r}", nearest(str(kind), MEASURED))
+        return tuple(kind for kind in MEASURED if kind in given)
+    read = _read_kinds(config)
+    return tuple(kind for kind in MEASURED if kind in read)
+
+
+def _read_kinds(config: Config) -> set[str | None]:
+    """The kinds that the search's methods read."""
+    from evomerge.merge.methods import specs
+
     words = {word for node in (config.search_space, config.phases) for word in _words(to_builtin(node))}
-    read = {spec.statistics for name, spec in specs().items() if name in words}
-    return tuple(kind for kind in KINDS if kind in read)
+    return {spec.statistics for name, spec in specs().items() if name in words}
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -100,7 +106,9 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
     Raises:
         ConfigError, FitnessError: keys or items that cannot be used, or no items where methods read statistics.
     """
-    kinds = wanted_kinds(config) or (KINDS if every_kind else ())
+    kinds = wanted_kinds(config) or (MEASURED if every_kind else ())
+    if not every_kind and (learnt := [kind for kind in LEARNED if kind in _read_kinds(config)]):
+        return _learnt(config, pool, learnt, kinds)
     if kinds and config.calibration is None:
         raise ConfigError(
             f"the search reads statistics of data ({', '.join(kinds)}), and calibration is not set",
@@ -109,48 +117,96 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
         )
     if config.calibration is None or not kinds:
         return None
-    from evomerge.calibration.encoding import encode
     from evomerge.calibration.measurement import Measurement
     from evomerge.models.opening import with_statistics
     from evomerge.models.statistics import ModelStatistics, default_folder
-    from evomerge.models.tokenizers import load_tokenizer
 
     settings = config.statistics
-    if not 2 <= settings.max_length <= _MOST_TOKENS:
-        raise ConfigError(f"statistics.max_length is {settings.max_length}", f"2 to {_MOST_TOKENS:,} tokens")
     hows = [Measurement(k, settings.labels, settings.grams, settings.dtype, settings.seed) for k in kinds]
-    source = cast(CalibrationItems, build(config.calibration, "calibration"))
+    items, documents = read_items(config, pool)
     jobs = []
     refs = dict(pool.info.refs)
-    with placed("calibration", arguments_of(source)):
-        source.check()
-        for model in pool.info.sources:
-            tokenizer = load_tokenizer(pool.checkpoints[model].folder, pool.trust_remote_code)
-            items = encode(source.items(model), tokenizer, settings.max_length)
-            for how in hows:
-                key = how.key(refs[model].identity, items)
-                jobs.append(Job(model, how, items, ModelStatistics(default_folder(), how.kind, key)))
-        documents = source.documents()
+    for model, own in items.items():
+        for how in hows:
+            into = ModelStatistics(default_folder(), how.kind, how.key(refs[model].identity, own))
+            jobs.append(Job(model, how, own, into))
     ref = CalibrationRef(tuple((job.model, job.how.kind, job.into.key) for job in jobs), _made_by(config, kinds))
     return Calibration(with_statistics(pool, ref), tuple(jobs), documents)
 
 
+def read_items(config: Config, pool: Pool) -> tuple[dict[str, list[Encoded]], Sequence[tuple[str, str]]]:
+    """The tokens of the calibration items of every source, and hashes of the items, as fitnesses have them.
+
+    Raises:
+        ConfigError, FitnessError: keys or items that cannot be used.
+    """
+    from evomerge.calibration.encoding import encode
+    from evomerge.models.tokenizers import load_tokenizer
+
+    length = config.statistics.max_length
+    if not 2 <= length <= _MOST_TOKENS:
+        raise ConfigError(f"statistics.max_length is {length}", f"2 to {_MOST_TOKENS:,} tokens")
+    source = cast(CalibrationItems, build(config.calibration, "calibration"))
+    with placed("calibration", arguments_of(source)):
+        source.check()
+        items = {
+            model: encode(
+                source.items(model), load_tokenizer(pool.checkpoints[model].folder, pool.trust_remote_code), length
+            )
+            for model in pool.info.sources
+        }
+        return items, source.documents()
+
+
+def _learnt(config: Config, pool: Pool, kinds: Sequence[str], measured: Sequence[str]) -> Calibration:
+    """What `evomerge learn` left for methods that read it: named by the recipe that it wrote."""
+    from evomerge.models.opening import with_statistics
+    from evomerge.recipes.yaml_reader import read_recipe_file
+
+    given = config.statistics.learned
+    reads = f"the search reads what is learnt ({', '.join(kinds)})"
+    if measured:
+        raise ConfigError(f"{reads} and statistics ({', '.join(measured)})", "one of them", "choose other methods")
+    if given is None:
+        raise ConfigError(
+            f"{reads}, and statistics.learned is not set",
+            "the recipe that evomerge learn wrote",
+            "evomerge learn learning.method=concrete, or dam; then statistics.learned=learned.yaml",
+        )
+    recipe = read_recipe_file(Path(given), f"statistics.learned={given}")
+    ref, own = recipe.calibration, dict(recipe.models)
+    for model, wanted in pool.info.refs:
+        for kind in kinds if model in pool.info.sources else ():
+            if ref is None or model not in own or ref.key(model, kind) is None:
+                raise ConfigError(f"statistics.learned={given} has no {kind} of {model}", "a recipe of this pool")
+        if model in own and own[model].identity != wanted.identity:
+            raise ConfigError(f"statistics.learned={given} is of another {model}", "a recipe of these very models")
+    assert ref is not None, "a pool has sources"
+    found = with_statistics(pool, ref)
+    for model in found.info.sources:
+        for kind in kinds:
+            found.statistics_of(model, kind, ref.key(model, kind) or "")
+    return Calibration(found, (), ())
+
+
 def _made_by(config: Config, kinds: Sequence[str]) -> tuple[str, ...]:
     """The overrides that say the same again."""
-    node = to_builtin(config.calibration)
     statistics = {**to_builtin(config.statistics), "kinds": list(kinds)}
-    own = [f"statistics.{key}={_word(statistics[key])}" for key in ("kinds", "labels", "grams", "dtype", "max_length")]
+    own = [
+        f"statistics.{key}={override_word(statistics[key])}"
+        for key in ("kinds", "labels", "grams", "dtype", "max_length")
+    ]
     if statistics["labels"] == "sampled":
         own.append(f"statistics.seed={statistics['seed']}")
-    return f"+calibration={_word(node)}", *own
+    return f"+calibration={override_word(to_builtin(config.calibration))}", *own
 
 
-def _word(value: Any) -> str:
+def override_word(value: Any) -> str:
     """A value as Hydra's overrides write it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_word(own)}" for key, own in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {override_word(own)}" for key, own in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_word(own) for own in value) + "]"
+        return "[" + ", ".join(override_word(own) for own in value) + "]"
     if isinstance(value, str):
         return value if value.replace("_", "").isalnum() else json.dumps(value, ensure_ascii=False)
     return json.dumps(value)
@@ -162,10 +218,20 @@ def check_apart(found: Calibration | None, held_out: Fitness | None) -> None:
     Raises:
         ConfigError: some are.
     """
+    if found is not None:
+        check_documents(found.documents, held_out)
+
+
+def check_documents(documents: Sequence[tuple[str, str]], held_out: Fitness | None) -> None:
+    """Refuse items that are held-out items, given their hashes.
+
+    Raises:
+        ConfigError: some are.
+    """
     asked: Callable[[], Sequence[tuple[str, str]]] | None = getattr(held_out, "documents", None)
-    if found is None or asked is None:
+    if asked is None:
         return
-    known = [{document[of] for document in found.documents} for of in (0, 1)]
+    known = [{document[of] for document in documents} for of in (0, 1)]
     same = sum(document[0] in known[0] or document[1] in known[1] for document in asked())
     if same:
         raise ConfigError(
