@@ -160,7 +160,7 @@ class StatisticsConfig:
 
 @dataclass
 class LearningConfig:
-    """What `evomerge learn` learns by gradients on calibration items, and how; ``None`` is as the method's source has it.
+    """What `evomerge learn` learns by gradients on calibration items, and how; ``None``: as the method's source has it.
 
     Attributes:
         method: ``expert_merging``, ``adamerging``: the search space's genes, weights of task vectors; ``concrete``: a

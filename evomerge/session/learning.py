@@ -120,6 +120,7 @@ def _made_by(config: Config, pool: Pool) -> tuple[str, ...]:
     given = {key: value for key, value in to_builtin(config.learning).items() if key not in ("out", "checkpoint")}
     statistics = to_builtin(config.statistics)
     return (
+        f"pool.base={override_word(pool.info.base)}",
         f"+calibration={override_word(to_builtin(config.calibration))}",
         *(f"statistics.{key}={override_word(statistics[key])}" for key in ("dtype", "max_length")),
         *(f"learning.{key}={override_word(value)}" for key, value in given.items() if value is not None),

@@ -176,7 +176,7 @@ class MaskFactors:
         by_ratio = self._summed(target)[1] * gradient  # of the loss by m / mean(m)
         mean = mask.mean()
         by_mask = by_ratio / mean - (by_ratio * mask).mean() / mean**2
-        found = (by_mask * mask * (1 - mask) / self._temperature).float()
+        found = (by_mask * mask * (1 - mask) / self._temperature).to(own.dtype)
         own.grad = found if own.grad is None else own.grad + found
 
     def penalty(self) -> torch.Tensor:
@@ -189,7 +189,7 @@ class MaskFactors:
     def mask(self, name: str) -> torch.Tensor:
         """What is merged with in the end: the median mask ``sigmoid(x / T)`` over its mean, float32."""
         found = torch.sigmoid(self.values[name].detach() / self._temperature)
-        return found / found.mean()
+        return (found / found.mean()).float()
 
 
 class ColumnFactors:
