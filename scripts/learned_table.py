@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from operator_table import COMPONENTS, Series, read_scores
 
 from evomerge.cli.main import main as evomerge
 from evomerge.config.compose import compose_config
@@ -30,6 +29,7 @@ from evomerge.report.formatting import p_text
 from evomerge.report.statistics import Floats, compare
 from evomerge.session.best_recipe import best_recipe
 from evomerge.session.builders import fitness_from_config
+from scripts.operator_table import COMPONENTS, Series, read_scores
 
 METHODS = ("expert_merging", "adamerging", "dam", "concrete")
 USUAL = "task_arithmetic"

@@ -50,6 +50,11 @@ def nearest_genome(
                     values[genes[groups.index(group)]] = value
             continue
         told = [(own, value) for own, value in said if isinstance(value, int | float) and not isinstance(value, bool)]
+        if all(len(own) == 1 for own, _ in told):  # as it is, to the last bit
+            for own, value in told:
+                if own[0][0] in groups:
+                    values[genes[groups.index(own[0][0])]] = value
+            continue
         matrix = np.zeros((len(told), len(groups)))
         for row, (own, _) in enumerate(told):
             for group, share in own:

@@ -91,7 +91,7 @@ def test_what_is_wrong_is_said_before_models_are_loaded(
     out = tmp_path / "learned.yaml"
     for more, said in (
         (words(quick_pool, out, split="_held_out"), "held-out items are calibration items"),
-        (words(quick_pool, out, "search_space=ties"), "weights no task vector"),
+        (words(quick_pool, out, "search_space=ties"), "by ties"),
         (words(quick_pool, out, "search_space=slerp"), "by slerp"),
         (words(quick_pool, out, "pool.base=null"), "the pool has no base"),
         (words(quick_pool, out, "learning.method=dam2"), "learning.method is 'dam2'"),
