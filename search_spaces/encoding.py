@@ -13,6 +13,7 @@ from evomerge.recipes.slices import SliceId, SliceRecipe
 from search_spaces.groups import Shares
 
 _NEAR = 1e-9
+_METHOD = ("", "", "method")
 
 
 def nearest_genome(
@@ -38,7 +39,11 @@ def nearest_genome(
             key = prefixes.get((entry.method, name), ""), source, name
             if entry.slice in shares:
                 rows.setdefault(key, []).append((shares[entry.slice], value))
-    for (prefix, source, name), said in rows.items():
+    methods = {}
+    for own, value in rows.get(_METHOD, ()):
+        methods[max(own, key=lambda pair: pair[1])[0]] = value
+    for (prefix, source, name), told_of in rows.items():
+        said = [(_acting(own, methods), value) for own, value in told_of]
         groups = sorted({group for own, _ in said for group, _ in own if (group, prefix, source, name) in index})
         genes = [index[group, prefix, source, name] for group in groups]
         if not genes:
@@ -65,6 +70,12 @@ def nearest_genome(
             if matrix[:, at].any():
                 values[gene] = float(solved[at])
     return spec.genome([gene.snap(value) for gene, value in zip(spec.genes, values, strict=True)])
+
+
+def _acting(shares: Shares, methods: Mapping[int, Any]) -> Shares:
+    """The groups that a slice has its values from: of anchors of different methods, the nearer alone."""
+    nearer = max(shares, key=lambda pair: pair[1])[0]
+    return shares if all(methods.get(group) == methods.get(nearer) for group, _ in shares) else ((nearer, 1.0),)
 
 
 def _said(entry: SliceRecipe) -> list[tuple[str, str, Any]]:

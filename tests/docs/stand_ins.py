@@ -75,7 +75,8 @@ class Place:
         for name in ("demo_pool/seed0", "MODELS"):
             (self.folder / name).symlink_to(self.made.pool)
         (self.folder / "my-model").symlink_to(self.made.model)
-        shutil.copy(self.made.run / "best" / "recipe.yaml", self.folder / "recipe.yaml")
+        for name in ("recipe.yaml", "learned.yaml"):
+            shutil.copy(self.made.run / "best" / "recipe.yaml", self.folder / name)
         for name, text in {"evolve.yml": EVOLVE, "merge.yaml": MERGE, "mergekit.yaml": MERGE}.items():
             (self.folder / name).write_text(text)
         for name in ("base", "math", "code"):

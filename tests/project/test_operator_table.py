@@ -20,6 +20,7 @@ METHODS = specs()
 ELSEWHERE = {
     *("ema", "lora_lego", "nearswap", "arcee_fusion", "passthrough"),
     *("fisher", "regmean"),  # read statistics of data: docs/calibration.md
+    *("columns", "masked"),  # read what was learnt: docs/learned.md
     *("emr_switch", "tall_switch", "twin_switch"),  # make a model for each task
 }
 
