@@ -224,7 +224,7 @@ def test_losses_fall(models: Callable[..., Pool], tmp_path: Path, method: str) -
         "mask": lambda: MaskFactors(case.tensors, start, 0.5, 0),
         "columns": lambda: ColumnFactors(case.tensors, case.module, start, usual.similarity),
     }[usual.learns]()
-    lost = case.learn(factors, usual, tmp_path / "state", batch=3)
+    lost = case.learn(factors, usual, tmp_path / "state", steps=30, batch=3)
     assert float(lost[-5:].mean()) < 0.97 * float(lost[0])
 
 
