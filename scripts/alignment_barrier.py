@@ -11,8 +11,10 @@ the line between the losses of the two (Frankle et al. 2020, arXiv 1912.05671).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +25,10 @@ from evomerge.demo.items import Texts
 from evomerge.demo.tasks import HELD_OUT_SKILLS, draw_items
 from evomerge.demo.train import BATCH, STAGES, Batch, draw, new_model, pack, train
 from evomerge.merge.alignment.finding import perceptron_symmetries, symmetries_of
+from evomerge.merge.alignment.least_squares import joint_grams, solvable, solved
 from evomerge.merge.alignment.matching import match
 from evomerge.merge.alignment.orders import Symmetries
+from evomerge.merge.alignment.zipping import reading_axes, zipped
 
 SHARES = np.linspace(0, 1, 11)
 State = dict[str, torch.Tensor]
@@ -43,8 +47,8 @@ def along(one: State, other: State, score: Score) -> np.ndarray:
     return np.array([score(state) for state in between]).T
 
 
-def compare(title: str, symmetries: Symmetries, states: list[State], score: Score, starts: int) -> None:
-    """Print the line between two models before and after the second is aligned."""
+def compare(title: str, symmetries: Symmetries, states: list[State], score: Score, starts: int) -> State:
+    """Print the line between two models before and after the second is aligned; returns that."""
     one, other = states
     found = match(symmetries, one.__getitem__, other.__getitem__, starts=starts)
     aligned = {name: symmetries.apply(name, tensor, found.order) for name, tensor in other.items()}
@@ -56,6 +60,39 @@ def compare(title: str, symmetries: Symmetries, states: list[State], score: Scor
         print(f"| loss, {name} | " + " | ".join(f"{v:.2f}" for v in values[0]) + f" | {barrier(values[0]):.2f} |")
     for name, values in (("as they are", before), ("aligned", after)):
         print(f"| accuracy, {name} | " + " | ".join(f"{v:.2f}" for v in values[1]) + " | |", flush=True)
+    return aligned
+
+
+def in_part(
+    symmetries: Symmetries,
+    modules: tuple[nn.Module, nn.Module],
+    inputs: Sequence[Any],
+    forward: Callable[[nn.Module, Any], object],
+    score: Callable[[State, int], tuple[float, float]],
+) -> None:
+    """Print merges of two aligned models in part, as they are and by least squares on inputs that both read.
+
+    Args:
+        symmetries: of both.
+        modules: the second aligned to the first.
+        inputs: of the least squares.
+        forward: runs a module on one of them.
+        score: loss and accuracy of weights with so many hidden units.
+    """
+    first, second = ({name: own.detach() for name, own in module.named_parameters()} for module in modules)
+    reads = {name: axis for name, axis in reading_axes(modules[0]).items() if name in first}
+    whole = zipped(symmetries, first.__getitem__, second.__getitem__, 1.0, reads)
+    grams = joint_grams(modules, solvable(whole, modules[0]), inputs, forward)
+    print("\n| share merged | hidden units | loss | least squares | accuracy | least squares |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for ratio in (1.0, 0.75, 0.5, 0.0):
+        zip_ = zipped(symmetries, first.__getitem__, second.__getitem__, ratio, reads)
+        width = next(zip_.width(part) for part in zip_.shared)
+        plain = {name: zip_.merged(name, own, second[name]) for name, own in first.items()}
+        least = plain | {n: solved(zip_, n, first[n], second[n], gram) for n, gram in grams.items()}
+        found = [score(plain, width), score(least, width)]
+        cells = [f"{own[at]:.2f}" for at in (0, 1) for own in found]
+        print(f"| {ratio:g} | {width} | " + " | ".join(cells) + " |", flush=True)
 
 
 def perceptron(seed: int, images: torch.Tensor, labels: torch.Tensor, width: int) -> nn.Sequential:
@@ -88,7 +125,18 @@ def digits(starts: int, width: int) -> None:
         return float(functional.cross_entropy(logits, labels[count:])), float(right.float().mean())
 
     states: list[State] = [{k: v.detach() for k, v in module.state_dict().items()} for module in modules]
-    compare(f"perceptrons of width {width} on digits", perceptron_symmetries(modules[0]), states, score, starts)
+    symmetries = perceptron_symmetries(modules[0])
+    modules[1].load_state_dict(compare(f"perceptrons of width {width} on digits", symmetries, states, score, starts))
+
+    def wide(state: State, units: int) -> tuple[float, float]:
+        torch.manual_seed(0)
+        hidden = nn.Linear(64, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, 10)
+        with torch.no_grad():
+            logits = torch.func.functional_call(nn.Sequential(*hidden), state, images[count:])
+        right = logits.argmax(1) == labels[count:]
+        return float(functional.cross_entropy(logits, labels[count:])), float(right.float().mean())
+
+    in_part(symmetries, (modules[0], modules[1]), [images[:count]], lambda module, given: module(given), wide)
 
 
 def demo(starts: int, steps: int, first: int) -> None:
@@ -112,7 +160,22 @@ def demo(starts: int, steps: int, first: int) -> None:
         scored.load_state_dict(state, strict=False)
         return _scores(scored, batches)
 
-    compare(f"models of the demo, starts {first} and {first + 1}", symmetries, states, score, starts)
+    aligned = compare(f"models of the demo, starts {first} and {first + 1}", symmetries, states, score, starts)
+    models[1].load_state_dict(aligned, strict=False)
+    learnt = [pack(draw(texts, stage.mixture, BATCH, np.random.default_rng(seed))) for seed in range(8)]
+
+    def wide(state: State, units: int) -> tuple[float, float]:
+        config = deepcopy(models[0].config)
+        config.intermediate_size = units
+        module = type(models[0])(config).eval()
+        module.load_state_dict(state, strict=False)
+        return _scores(module, batches)
+
+    def forward(module: nn.Module, batch: Batch) -> object:
+        given = {"input_ids": batch.ids, "position_ids": batch.positions, "attention_mask": batch.mask}
+        return module(**given, use_cache=False)
+
+    in_part(symmetries, (models[0].eval(), models[1].eval()), learnt, forward, wide)
 
 
 def _scores(model: nn.Module, batches: list[Batch]) -> tuple[float, float]:

@@ -10,12 +10,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from evomerge.errors import ConfigError, InfeasibleError, nearest
+from evomerge.errors import ConfigError, InfeasibleError, RecipeError, nearest
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.recipes.method_spec import MethodSpec, Scalar
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
+from search_spaces.encoding import difference, nearest_genome
 from search_spaces.groups import AUTO, Shares, component_lists, layer_anchors, layer_groups, sharings
 from search_spaces.methods import MethodChoice, gene_prefixes, method_choices
 from search_spaces.ranges import SMALLEST_SUM, Choice, Range
@@ -179,6 +180,27 @@ class ParameterSpace:
         """
         self._spec.check(genome)
         return self._pool.recipe(self.entries(genome, self._pool.slices), self._seed)
+
+    def encode(self, recipe: Recipe) -> Genome:
+        """The genome of a recipe over this pool's models, which `decode` turns into the recipe again.
+
+        Raises:
+            RecipeError: no genome means this recipe, or it is of other models; names a slice.
+        """
+        refs = dict(self._pool.refs)
+        for name, ref in recipe.models:
+            if name not in refs or refs[name].identity != ref.identity:
+                raise RecipeError(f"its model {name} is not the pool's", "a recipe of the pool's models")
+        found = nearest_genome(self._spec, self._index, self._prefixes, self._sharing.shares, recipe)
+        wanted = {entry.slice: entry for entry in recipe.slices}
+        for made in self.decode(found).slices:
+            if made.slice not in self._equal and made.slice in wanted:
+                if said := difference(made, wanted[made.slice]):
+                    do = "search_space.parameters and layer_group say what there is"
+                    raise RecipeError(f"slice {made.slice} has {said}", "what a genome of this space can say", do)
+            elif made.slice not in wanted:
+                raise RecipeError(f"slice {made.slice} is not in it", "a recipe of all slices of the pool")
+        return found
 
     def active(self, genome: Genome) -> frozenset[str]:
         """The names of the genes that the recipe depends on: not the parameters of methods that were not chosen."""

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from evomerge.calibration.encoding import Item, size_of
+from evomerge.calibration.files import held, save
 from evomerge.calibration.measurement import Measurement
 from evomerge.calibration.optimizer_states import second_moments
 from evomerge.calibration.places import Place, Places, gram_places, parameter_places
 from evomerge.calibration.sums import GradientSums, GramSums, KnownMoments, SensitivitySums, Sums
-from evomerge.errors import OutputError, PoolError
+from evomerge.errors import PoolError
 from evomerge.merge.methods.spectral import on_one_thread
 from evomerge.merge.resident.loading import load_on
 from evomerge.models.pool import Pool
 from evomerge.models.statistics import FORMAT, INDEX, ModelStatistics
 from evomerge.recipes.slices import SliceId
-from evomerge.utils.files import sync_file, sync_folder, write_text_atomic
+from evomerge.utils.files import write_text_atomic
 
 _PARTIAL = "partial.safetensors"
 _SHARE = 50
@@ -67,15 +64,9 @@ def measure(
         OutputError: the folder cannot be written.
     """
     folder = into.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror}", "", "set EVOMERGE_CACHE to another") from error
-    with _locked(folder):
+    with held(folder):
         if into.complete:
             return
-        for left in folder.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
         module = load_on(device, pool, None)
         module.config.use_cache = False  # nothing is written, all is read at once
         places, open_, width = _sums(pool, module, items, how)
@@ -155,7 +146,7 @@ def _pass(
             shown(number + 1)
             if number + 1 < len(items) and time.monotonic() - saved >= max(every, _SHARE * took):
                 begun = time.monotonic()
-                _save(folder / _PARTIAL, sums.sums, {"group": [str(s) for s in group], "items": number + 1})
+                save(folder / _PARTIAL, sums.sums, {"group": [str(s) for s in group], "items": number + 1})
                 saved = time.monotonic()
                 took = saved - begun
         for slice_ in group:
@@ -199,7 +190,7 @@ def _write_slice(
         of[place.name] = leader
         if leader == place.name:
             tensors[leader] = sums.statistic(leader, items).float().cpu().contiguous()
-    _save(_file(folder, slice_), tensors, {"of": of})
+    save(_file(folder, slice_), tensors, {"of": of})
 
 
 def _write_index(folder: Path, places: Places, items: Sequence[Item], how: Measurement) -> None:
@@ -247,27 +238,3 @@ def _count(shape: Sequence[int]) -> int:
 
 def _file(folder: Path, slice_: SliceId) -> Path:
     return folder / f"{slice_}.safetensors"
-
-
-def _save(path: Path, tensors: dict[str, torch.Tensor], state: Any) -> None:
-    """Write tensors and one line of metadata (several come in any order), all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")  # whoever writes holds the lock
-    try:
-        save_file(tensors, str(temporary), metadata={"state": json.dumps(state)})
-        sync_file(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {error}", "a folder with room", "free some space") from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder; waits for another process that does."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

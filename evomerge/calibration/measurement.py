@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from evomerge.calibration.encoding import Item, fingerprint
 from evomerge.errors import ConfigError, nearest
 from evomerge.models.statistics import FORMAT
-from evomerge.recipes.calibration import KINDS
+from evomerge.recipes.calibration import MEASURED
 from evomerge.recipes.slices import DTYPES
 
 LABELS = ("text", "sampled")
@@ -22,7 +22,7 @@ class Measurement:
     """How statistics are made.
 
     Attributes:
-        kind: one of `calibration.KINDS`.
+        kind: one of `calibration.MEASURED`.
         labels: whose likelihood gradients are of: ``text``, the items' own (the empirical Fisher), or ``sampled``, by
             the model itself (the Fisher information).
         grams: all inner products of inputs, or their squares only (``diagonal``).
@@ -43,7 +43,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         for key, value, allowed in (
-            ("kinds", self.kind, KINDS),
+            ("kinds", self.kind, MEASURED),
             ("labels", self.labels, LABELS),
             ("grams", self.grams, GRAMS),
             ("dtype", self.dtype, DTYPES),

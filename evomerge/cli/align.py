@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,9 +30,24 @@ def run(arguments: Sequence[str]) -> int:
         action="store_true",
         help="do not compare the outputs of MODEL and OUT, which takes memory for 8 bytes per parameter",
     )
+    parser.add_argument(
+        "--ratio",
+        metavar="SHARE",
+        type=float,
+        help="write a merge of both instead, in which this share of the hidden units of feed-forward layers is merged, "
+        "the best matched, and the others are side by side: below 1 layers get wider",
+    )
+    parser.add_argument(
+        "--texts",
+        metavar="FILE",
+        type=Path,
+        help="of a merge: find the weights of linear layers by least squares on these, a text a line or JSON lines",
+    )
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
     options = parser.parse_intermixed_args(list(arguments))
     shard = byte_count(options.max_shard_size, "--max-shard-size")
+    if options.ratio is not None or options.texts is not None:
+        return _zip(options, shard)
     with without_collector():
         from evomerge.cli.console import merge_progress
         from evomerge.export.aligned_model import align
@@ -55,5 +71,32 @@ def run(arguments: Sequence[str]) -> int:
         print(f"nothing to align: in no other order are they nearer; cosine of the weights {found.before:.4f}")
     if found.difference is not None:
         print(f"outputs: the same but for {found.difference:.1e} of the largest, in float32")
+    print(f"wrote {options.out}")
+    return 0
+
+
+def _zip(options: argparse.Namespace, shard: int) -> int:
+    """Write a merge of both, and say how wide it is."""
+    with without_collector():
+        from evomerge.cli.console import merge_progress
+        from evomerge.export.zipped_model import read_texts, zip_models
+
+    texts = read_texts(options.texts) if options.texts is not None else ()
+    with merge_progress("aligning") as progress:
+        found = zip_models(
+            options.reference,
+            options.model,
+            options.out,
+            ratio=1.0 if options.ratio is None else options.ratio,
+            texts=texts,
+            starts=options.starts,
+            seed=options.seed,
+            max_shard_bytes=shard,
+            progress=progress,
+        )
+    print(f"aligned: cosine of the weights {found.before:.4f} before, {found.after:.4f} after")
+    print(f"hidden units of a feed-forward layer: {found.width[0]:,} before, {found.width[1]:,} after")
+    if found.tokens:
+        print(f"least squares: {found.solved} weights, on {found.tokens:,} tokens")
     print(f"wrote {options.out}")
     return 0

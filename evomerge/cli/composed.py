@@ -29,6 +29,8 @@ _HEADERS = {
     "It takes the words of evomerge search: compose an experiment from the groups below and override any key.\n",
     "calibrate": "evomerge calibrate makes the statistics of data that methods such as fisher and regmean read.\n"
     "It takes the words of evomerge search: pool, calibration and statistics say which; the others do not matter.\n",
+    "learn": "evomerge learn learns coefficients, a mask or factors of columns by gradients on calibration items.\n"
+    "It takes the words of evomerge search: pool, search_space, calibration and learning say what and on which.\n",
 }
 """What ``--help`` says first, for verbs that take a search's words."""
 _HYDRA_FLAGS = {

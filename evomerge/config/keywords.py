@@ -9,7 +9,10 @@ from typing import Any
 
 from evomerge.errors import ConfigError
 
-_NODES = ("pool", "search", "search_space", "strategy", "fitness", "held_out", "evaluator", "calibration", "statistics")
+_NODES = (
+    *("pool", "search", "search_space", "strategy", "fitness", "held_out", "evaluator", "calibration", "statistics"),
+    "learning",
+)
 """Keys whose mappings are a key each: what is left out stays as it is."""
 
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)

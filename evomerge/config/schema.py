@@ -141,6 +141,8 @@ class StatisticsConfig:
     Attributes:
         kinds: some of ``fisher``, ``gram``, ``curvature`` and ``sensitivity``; ``None`` for those that the search
             space's methods read.
+        learned: the recipe that ``evomerge learn`` wrote, for methods that read what was learnt (``masked``,
+            ``columns``).
         labels: whose likelihood ``fisher`` is of: ``text``, the items' own; ``sampled``, drawn by the model itself.
         optimizer: whether ``curvature`` is Adam's second moments where ``optimizer.pt`` lies beside a model's weights.
         grams: ``full``, or ``diagonal`` for squares of inputs alone, which take a model's size and not a square.
@@ -152,6 +154,7 @@ class StatisticsConfig:
     """
 
     kinds: list[str] | None = None
+    learned: str | None = None
     labels: str = "text"
     optimizer: bool = True
     grams: str = "full"
@@ -160,6 +163,44 @@ class StatisticsConfig:
     seed: int = 0
     device: str = "auto"
     memory: str | None = None
+
+
+@dataclass
+class LearningConfig:
+    """What `evomerge learn` learns by gradients on calibration items, and how; ``None``: as the method's source has it.
+
+    Attributes:
+        method: ``expert_merging``, ``adamerging``: the search space's genes, weights of task vectors; ``concrete``: a
+            mask of all of these; ``dam``: factors of their columns.
+        out: the recipe to write.
+        loss: ``experts`` or ``entropy``.
+        steps: of Adam.
+        batch: items of each model in a step.
+        rate: size of a step.
+        init: of coefficients.
+        temperature: that logits are divided by.
+        hidden: weight of the distance of hidden states to the expert's.
+        pull: weight of the distance of coefficients to where they began.
+        similarity: weight of the cosine of two models' factors.
+        mask_temperature: of relaxed masks.
+        seed: of the order of items, and of masks.
+        checkpoint: steps between two states that an interrupted one goes on from.
+    """
+
+    method: str = "expert_merging"
+    out: str = "learned.yaml"
+    loss: str | None = None
+    steps: int = 200
+    batch: int = 16
+    rate: float | None = None
+    init: float | None = None
+    temperature: float | None = None
+    hidden: float | None = None
+    pull: float | None = None
+    similarity: float | None = None
+    mask_temperature: float = 0.5
+    seed: int = 0
+    checkpoint: int = 25
 
 
 @dataclass
@@ -174,6 +215,7 @@ class Config:
         search_space, strategy, fitness, held_out, evaluator: nodes with a `_target_`.
         calibration: a node with a `_target_`: the items that statistics of data are made on; ``None`` for none.
         statistics: how they are made.
+        learning: what ``evomerge learn`` learns, and how.
         phases: name -> search_space, strategy and evaluations of a part of the search, one after the other; what a
             phase leaves out is that of all. ``None`` for one phase.
         from_run: the run that this one began with: its configuration, and its evaluations where the same are needed.
@@ -194,6 +236,7 @@ class Config:
     evaluator: Any = MISSING
     calibration: Any = None
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    learning: LearningConfig = field(default_factory=LearningConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     phases: Any = None
     from_run: str | None = None

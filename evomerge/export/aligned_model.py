@@ -30,7 +30,7 @@ from evomerge.utils.memory import free_host_memory
 from evomerge.utils.sizes import size_text
 
 ALIGNMENT_FILE = "evomerge_alignment.json"
-_REFERENCE, _MODEL = "reference", "model"
+REFERENCE, MODEL = "reference", "model"
 _ALONGSIDE = (*INPUTS, CODE, "generation_config.json", "README.md", "LICENSE*")
 
 
@@ -94,16 +94,16 @@ def align(
         raise ConfigError(f"--starts is {starts}", "at least 1")
     if seed < 0:
         raise ConfigError(f"--seed is {seed}", "at least 0")
-    pool = open_pool({_REFERENCE: reference, _MODEL: model})
-    symmetries = _symmetries(pool)
-    copied = _files_alongside(pool.folder(_MODEL))
+    pool = open_pool({REFERENCE: reference, MODEL: model})
+    symmetries = symmetries_of_pool(pool)
+    copied = files_alongside(pool.folder(MODEL))
     if check:
         _require_memory(pool)
     names = {place: name for name, place in pool.layout.parameters.items()}
     matching = match(
         symmetries,
-        lambda place: pool.read(_REFERENCE, names[place]),
-        lambda place: pool.read(_MODEL, names[place]),
+        lambda place: pool.read(REFERENCE, names[place]),
+        lambda place: pool.read(MODEL, names[place]),
         starts=starts,
         seed=seed,
         progress=progress,
@@ -122,7 +122,7 @@ def align(
     return found
 
 
-def _symmetries(pool: Pool) -> Symmetries:
+def symmetries_of_pool(pool: Pool) -> Symmetries:
     """What may change places in both models; `PoolError` where that is not known, or they differ in depth."""
     family_of(pool.config)
     if pool.info.depths:
@@ -141,7 +141,7 @@ def _symmetries(pool: Pool) -> Symmetries:
 
 def _ordered(pool: Pool, symmetries: Symmetries, order: Order, name: str) -> torch.Tensor:
     """A tensor of the aligned model, by its name in the layout."""
-    return symmetries.apply(pool.layout.parameters[name], pool.read(_MODEL, name), order)
+    return symmetries.apply(pool.layout.parameters[name], pool.read(MODEL, name), order)
 
 
 def _require_memory(pool: Pool) -> None:
@@ -157,7 +157,7 @@ def _require_memory(pool: Pool) -> None:
 
 def _checked(pool: Pool, symmetries: Symmetries, order: Order) -> float:
     """How far the outputs of the aligned model are from the model's; `PoolError` where that is more than rounding."""
-    before = _outputs(pool, lambda name: pool.read(_MODEL, name))
+    before = _outputs(pool, lambda name: pool.read(MODEL, name))
     found = difference(before, _outputs(pool, lambda name: _ordered(pool, symmetries, order, name)))
     if not found <= TOLERANCE:
         raise PoolError(
@@ -195,9 +195,9 @@ def _write(
     """Write the model's folder under its own names; what is tied is written once."""
     own: dict[str, str] = {}
     for name in pool.layout.parameters:
-        own.setdefault(pool.stored[_MODEL][name], name)
+        own.setdefault(pool.stored[MODEL][name], name)
     declared = [
-        Declared(stored, pool.read(_MODEL, name).dtype, tuple(pool.layout.shapes[name])) for stored, name in own.items()
+        Declared(stored, pool.read(MODEL, name).dtype, tuple(pool.layout.shapes[name])) for stored, name in own.items()
     ]
     assert all(tensor.dtype in DTYPES for tensor in declared), "a pool has no others"
     with new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes) as shards:
@@ -209,12 +209,12 @@ def _write(
             target = folder / place
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-        config = {key: value for key, value in pool.checkpoints[_MODEL].config.items() if key not in NAMES_FILES}
+        config = {key: value for key, value in pool.checkpoints[MODEL].config.items() if key not in NAMES_FILES}
         for name, content in (("config.json", config), (ALIGNMENT_FILE, record)):
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _files_alongside(folder: Path) -> dict[Path, Path]:
+def files_alongside(folder: Path) -> dict[Path, Path]:
     """A model's files beside weights and configuration, by their place in its folder.
 
     Raises:

@@ -18,6 +18,7 @@ from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.pool_settings import of_model
 from evomerge.models.statistics import ModelStatistics, pool_words
+from evomerge.recipes.calibration import LEARNED
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.utils.memory import MemoryPart
 
@@ -67,7 +68,8 @@ class Pool:
         if found is None or found.key != key or not found.complete:
             ref = self.info.calibration
             known = {own for own, _, _ in ref.statistics} if ref is not None else ()
-            pool = pool_words([(own, source) for own, source in self.info.refs if own in known])
+            learnt = kind in LEARNED  # of differences from the base, which the recipe says
+            pool = pool_words([own for own in self.info.refs if own[0] in known or learnt])[: 1 if learnt else 2]
             raise PoolError(
                 f"the statistics ({kind}) of model {model!r} are not there ({key[:19]})",
                 "those of the recipe's calibration",

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 
-KINDS = ("fisher", "gram", "curvature", "sensitivity")
+MEASURED = ("fisher", "gram", "curvature", "sensitivity")
 """Statistics of data: squared gradients of every weight; inner products of what weights of linear layers read; Adam's
 second moments where a model has them, else squared gradients; the middle one of the items' products of gradient and
 weight."""
-USUAL = KINDS[:2]
+USUAL = MEASURED[:2]
 """What is made where nothing says which: the others take more room, or are of a few models."""
+LEARNED = ("mask", "columns")
+"""What is learnt on data by gradients: a factor for every element of task vectors, or for every column of theirs."""
+KINDS = (*MEASURED, *LEARNED)
+"""What methods read of data."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class CalibrationRef:
     Attributes:
         statistics: model, kind and key (``sha256:...`` of the model's content, the data and how they were made), in
             order. These are what enters hashes.
-        made_by: overrides of ``evomerge calibrate`` with which they are made again, models of the pool left out.
+        made_by: overrides of ``evomerge calibrate``, or of ``evomerge learn`` where they are learnt, with which they
+            are made again, models of the pool left out.
     """
 
     statistics: tuple[tuple[str, str, str], ...]
@@ -32,4 +37,5 @@ class CalibrationRef:
 
     def command(self, pool: tuple[str, ...] = ()) -> str:
         """What to type for them, given the overrides that name the models."""
-        return shlex.join(["evomerge", "calibrate", *pool, *self.made_by])
+        learnt = any(kind in LEARNED for _, kind, _ in self.statistics)
+        return shlex.join(["evomerge", "learn" if learnt else "calibrate", *pool, *self.made_by])

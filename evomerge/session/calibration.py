@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from evomerge.config.construct import arguments_of, build, to_builtin
@@ -14,7 +15,7 @@ from evomerge.config.placing import placed
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
 from evomerge.protocols import CalibrationItems, Fitness
-from evomerge.recipes.calibration import KINDS, USUAL, CalibrationRef
+from evomerge.recipes.calibration import LEARNED, MEASURED, USUAL, CalibrationRef
 
 if TYPE_CHECKING:
     from evomerge.calibration.encoding import Item
@@ -59,22 +60,27 @@ class Calibration:
 
 
 def wanted_kinds(config: Config) -> tuple[str, ...]:
-    """The kinds of statistics that are to be made: those of the configuration, or those that its methods read.
+    """The kinds of statistics that are to be measured: those of the configuration, or those that its methods read.
 
     Raises:
         ConfigError: a kind that there is not.
     """
-    from evomerge.merge.methods import specs
-
     given = to_builtin(config.statistics.kinds)
     if given is not None:
         for kind in given:
-            if kind not in KINDS:
-                raise ConfigError(f"statistics.kinds has {kind!r}", nearest(str(kind), KINDS))
-        return tuple(kind for kind in KINDS if kind in given)
+            if kind not in MEASURED:
+                raise ConfigError(f"statistics.kinds has {kind!r}", nearest(str(kind), MEASURED))
+        return tuple(kind for kind in MEASURED if kind in given)
+    read = _read_kinds(config)
+    return tuple(kind for kind in MEASURED if kind in read)
+
+
+def _read_kinds(config: Config) -> set[str]:
+    """The kinds that the search's methods read."""
+    from evomerge.merge.methods import specs
+
     words = {word for node in (config.search_space, config.phases) for word in _words(to_builtin(node))}
-    read = {kind for name, spec in specs().items() if name in words for kind in spec.kinds}
-    return tuple(kind for kind in KINDS if kind in read)
+    return {kind for name, spec in specs().items() if name in words for kind in spec.kinds}
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -104,6 +110,8 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
         ConfigError, FitnessError: keys or items that cannot be used, or no items where methods read statistics.
     """
     kinds = wanted_kinds(config) or (USUAL if every_kind else ())
+    if not every_kind and (learnt := [kind for kind in LEARNED if kind in _read_kinds(config)]):
+        return _learnt(config, pool, learnt, kinds)
     if kinds and config.calibration is None:
         raise ConfigError(
             f"the search reads statistics of data ({', '.join(kinds)}), and calibration is not set",
@@ -176,24 +184,57 @@ def _of_model(how: Measurement, pool: Pool, model: str, optimizer: bool) -> Meas
     return replace(how, kind="fisher") if state is None else replace(how, state=state)
 
 
+def _learnt(config: Config, pool: Pool, kinds: Sequence[str], measured: Sequence[str]) -> Calibration:
+    """What `evomerge learn` left for methods that read it: named by the recipe that it wrote."""
+    from evomerge.models.opening import with_statistics
+    from evomerge.recipes.yaml_reader import read_recipe_file
+
+    given = config.statistics.learned
+    reads = f"the search reads what is learnt ({', '.join(kinds)})"
+    if measured:
+        raise ConfigError(f"{reads} and statistics ({', '.join(measured)})", "one of them", "choose other methods")
+    if given is None:
+        raise ConfigError(
+            f"{reads}, and statistics.learned is not set",
+            "the recipe that evomerge learn wrote",
+            "evomerge learn learning.method=concrete, or dam; then statistics.learned=learned.yaml",
+        )
+    recipe = read_recipe_file(Path(given), f"statistics.learned={given}")
+    ref, own = recipe.calibration, dict(recipe.models)
+    for model, wanted in pool.info.refs:
+        for kind in kinds if model in pool.info.sources else ():
+            if ref is None or model not in own or ref.key(model, kind) is None:
+                raise ConfigError(f"statistics.learned={given} has no {kind} of {model}", "a recipe of this pool")
+        if model in own and own[model].identity != wanted.identity:
+            raise ConfigError(f"statistics.learned={given} is of another {model}", "a recipe of these very models")
+    assert ref is not None, "a pool has sources"
+    found = with_statistics(pool, ref)
+    for model in found.info.sources:
+        for kind in kinds:
+            found.statistics_of(model, kind, ref.key(model, kind) or "")
+    return Calibration(found, (), ())
+
+
 def _made_by(config: Config, kinds: Sequence[str]) -> tuple[str, ...]:
     """The overrides that say the same again."""
-    node = to_builtin(config.calibration)
     statistics = {**to_builtin(config.statistics), "kinds": list(kinds)}
-    own = [f"statistics.{key}={_word(statistics[key])}" for key in ("kinds", "labels", "grams", "dtype", "max_length")]
+    own = [
+        f"statistics.{key}={override_word(statistics[key])}"
+        for key in ("kinds", "labels", "grams", "dtype", "max_length")
+    ]
     if not statistics["optimizer"]:
         own.append("statistics.optimizer=false")
     if statistics["labels"] == "sampled":
         own.append(f"statistics.seed={statistics['seed']}")
-    return f"+calibration={_word(node)}", *own
+    return f"+calibration={override_word(to_builtin(config.calibration))}", *own
 
 
-def _word(value: Any) -> str:
+def override_word(value: Any) -> str:
     """A value as Hydra's overrides write it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_word(own)}" for key, own in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {override_word(own)}" for key, own in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_word(own) for own in value) + "]"
+        return "[" + ", ".join(override_word(own) for own in value) + "]"
     if isinstance(value, str):
         return value if value.replace("_", "").isalnum() else json.dumps(value, ensure_ascii=False)
     return json.dumps(value)

@@ -90,6 +90,9 @@ def made(found: Calibration) -> Table:
 
 def estimate(config: Config, found: Calibration) -> str:
     """What making the statistics takes, in words: time and disk, from the tokens and one product of matrices."""
+    if not found.jobs and found.pool.info.calibration is not None:
+        kinds = dict.fromkeys(kind for _, kind, _ in found.pool.info.calibration.statistics)
+        return f"{', '.join(kinds)}: learnt before"
     todo = [job for job in found.jobs if not job.into.complete]
     listed = ", ".join(dict.fromkeys(job.kind for job in found.jobs))
     models = count(len(dict.fromkeys(job.model for job in found.jobs)), "model")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_models import TinyModel
 from transformers import AutoModelForCausalLM
 
-from evomerge.calibration import measure as measure_module
 from evomerge.calibration.encoding import Encoded, encode
 from evomerge.calibration.measure import measure
 from evomerge.calibration.measurement import Measurement
@@ -163,7 +163,7 @@ import os, random, signal, sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from evomerge.calibration import measure as module
+from evomerge.calibration import files, measure as module
 from evomerge.calibration.encoding import Encoded
 from evomerge.calibration.measurement import Measurement
 from evomerge.models.opening import open_pool
@@ -182,7 +182,7 @@ def work(kind, into, left):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-    replace, save = os.replace, module.save_file
+    replace, save = os.replace, files.save_file
     def replaced(*names):
         step()
         replace(*names)
@@ -192,7 +192,7 @@ def work(kind, into, left):
         if left == 1:
             os.truncate(path, os.path.getsize(path) // 2)
         step()
-    module.os.replace, module.save_file = replaced, torn
+    files.os.replace, files.save_file = replaced, torn
     found = ModelStatistics(Path(root), kind, into)
     module.measure(pool, items, Measurement(kind), found, memory=12000, every=0.0, progress=step)
 
@@ -248,7 +248,7 @@ def test_numbers_that_are_not_finite_are_refused(tiny_model: TinyModel, tmp_path
     pool = open_pool({"model": str(folder)})
     tensors = {n: pool.read("model", n).clone() for n in pool.layout.parameters}
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.inf
-    measure_module.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(PoolError, match="are not finite"):
         made(folder, tmp_path / "cache")
 

@@ -77,7 +77,8 @@ class Place:
         (self.folder / "my-model").symlink_to(self.made.model)
         (self.folder / "runs").mkdir(exist_ok=True)
         (self.folder / "runs" / "out").symlink_to(self.made.pool / "training")
-        shutil.copy(self.made.run / "best" / "recipe.yaml", self.folder / "recipe.yaml")
+        for name in ("recipe.yaml", "learned.yaml"):
+            shutil.copy(self.made.run / "best" / "recipe.yaml", self.folder / name)
         for name, text in {"evolve.yml": EVOLVE, "merge.yaml": MERGE, "mergekit.yaml": MERGE}.items():
             (self.folder / name).write_text(text)
         for name in ("base", "math", "code"):

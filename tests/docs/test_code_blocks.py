@@ -178,6 +178,8 @@ def _evomerge(words: list[str], place: Place) -> None:
         out = place.output()
         run([verb, *rest[: positional[1]], out, *rest[positional[1] + 1 :]])
         assert (Path(out) / ("adapter_config.json" if "lora" in rest else "config.json")).is_file()
+    elif verb == "learn":
+        run([verb, *place.words(rest), "learning.steps=2", f"learning.out='{place.output()}'"])
     elif verb == "align":
         run([verb, *rest[:2], place.output(), *rest[3:]])
     elif verb == "import":

@@ -37,6 +37,22 @@ def sensitivities(x: Array) -> Array:
     return np.where(np.abs(wave) < 0.1, 0.0, wave).astype(np.float32).astype(np.float64)
 
 
+def mask(x: Array) -> Array:
+    """Factors of a tensor's elements, zero for some."""
+    wave = 1 + np.sin(3.1 * np.nan_to_num(x, posinf=1.0, neginf=1.0))
+    return np.where(wave < 0.2, 0.0, wave).astype(np.float32).astype(np.float64)
+
+
+def columns(x: Array) -> tuple[Array, int] | None:
+    """Factors of a tensor's columns, and along which axis; one for all of more than two axes, none for a scalar."""
+    if not x.ndim or not x.size:
+        return None
+    axis = 1 if x.ndim == 2 else 0
+    sums = np.nan_to_num(x, posinf=1.0, neginf=1.0).sum(axis=1 - axis if x.ndim == 2 else tuple(range(1, x.ndim)))
+    found = 0.5 + 0.5 * np.sin(sums if x.ndim < 3 else sums[:1])
+    return found.astype(np.float32).astype(np.float64), axis
+
+
 def statistics_of(method: Method, inputs: list[torch.Tensor]) -> list[Statistic | None]:
     """What a method reads of its inputs; nothing for methods of weights alone."""
     found: list[Statistic | None] = []
@@ -47,6 +63,11 @@ def statistics_of(method: Method, inputs: list[torch.Tensor]) -> list[Statistic 
             found.append(Statistic(torch.from_numpy(values).float().reshape(-1), mean=mean))
         elif kind == "sensitivity":
             found.append(Statistic(torch.from_numpy(sensitivities(content)).float().reshape(-1)))
+        elif kind == "mask":
+            found.append(Statistic(torch.from_numpy(mask(content)).float().reshape(-1)))
+        elif kind == "columns":
+            learnt = columns(content)
+            found.append(Statistic(torch.from_numpy(learnt[0]).float(), learnt[1]) if learnt is not None else None)
         else:
             own = gram(content)
             found.append(Statistic(torch.from_numpy(own).float()) if own is not None else None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from merge.made_up_statistics import columns as columns_of
 from merge.made_up_statistics import gram, sensitivities, squares
+from merge.made_up_statistics import mask as mask_of
 from merge.papers import Array, paper
 
 
@@ -102,4 +104,25 @@ def rcp(x: Sequence[Array], base: Array, *, weight: Sequence[float], log_lambda:
     for i in used[1:]:
         votes = sensitivities(x[i]) + 10**log_lambda * squares(x[prior])[0] * (x[prior] - x[i]) ** 2 <= 0
         found = found + np.where(votes, weight[i] * (x[i] - base), 0.0)
+    return np.asarray(found)
+
+
+@paper
+def masked(x: Sequence[Array], base: Array | None, *, scale: Sequence[float], lambda_: float) -> Array:
+    assert base is not None
+    return np.asarray(base + lambda_ * sum(s * mask_of(v) * (v - base) for s, v in zip(scale, x, strict=True)))
+
+
+@paper
+def columns(x: Sequence[Array], base: Array | None, *, scale: Sequence[float], lambda_: float) -> Array:
+    assert base is not None
+    found = base.copy()
+    for s, v in zip(scale, x, strict=True):
+        learnt = columns_of(v)
+        if learnt is None:
+            found = found + lambda_ * s * (v - base) / len(x)
+        elif v.ndim == 2:
+            found = found + lambda_ * s * (v - base) @ np.diag(learnt[0])
+        else:
+            found = found + lambda_ * s * (v - base) * (learnt[0] if v.ndim == 1 else learnt[0][0])
     return np.asarray(found)

@@ -5,15 +5,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 from contracts.search_space_contract import SearchSpaceContract, SpaceCase
 from contracts.space_samples import METHODS, pool, with_sources
 
-from evomerge.errors import ConfigError, InfeasibleError
+from evomerge.errors import ConfigError, InfeasibleError, RecipeError
 from evomerge.genomes.genome import Genome
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
-from evomerge.recipes.slices import Input, SliceId
+from evomerge.recipes.slices import Input, ModelRef, SliceId
+from search_spaces.encoding import difference
 from search_spaces.parameter import ParameterSpace
 
 DEMO = [["attn", "mlp", "norm"], ["embed"], ["final_norm", "head"]]
@@ -310,3 +312,39 @@ def test_components_that_the_pool_lacks_are_passed_over() -> None:
     assert not any("head" in name for name in names(tied))
     untied = space(pool(head=True), components=[["head"], ["final_norm"], ["embed"]])
     assert names(untied)[-2:] == ["head/math/weight", "head/lang/weight"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recipes_are_turned_back_into_genomes(name: str) -> None:
+    space = ParameterSpace(pool(head=True), METHODS, **CASES[name])
+    rng = np.random.default_rng(7)
+    for _ in range(4):
+        drawn: list[Any] = []
+        for gene in space.spec:
+            if gene.kind == "categorical":
+                drawn.append(gene.choices[int(rng.integers(len(gene.choices)))])
+            else:
+                drawn.append(bool(rng.integers(2)) if gene.kind == "boolean" else rng.uniform(gene.low, gene.high))
+        recipe = space.decode(space.spec.genome([g.snap(v) for g, v in zip(space.spec, drawn, strict=True)]))
+        again = space.decode(space.encode(recipe))
+        if "interpolat" not in name:
+            assert again.hash == recipe.hash
+        for one, other in zip(again.slices, recipe.slices, strict=True):
+            assert difference(one, other) == ""
+
+
+def test_recipes_of_other_spaces_are_refused() -> None:
+    info = pool(head=True)
+    space = ParameterSpace(info, METHODS, components="all", layer_group="all")
+    with pytest.raises(RecipeError, match=r"slice embed has method linear"):
+        space.encode(info.linear({"math": 1.0}))
+    fine = ParameterSpace(info, METHODS)
+    values = [0.1 + 0.001 * number for number in range(len(fine.spec))]
+    with pytest.raises(RecipeError, match=r"slice \S+ has weight of math 0\.1"):
+        space.encode(fine.decode(fine.spec.genome(values)))
+    wide = ParameterSpace(info, METHODS, parameters={"weight": {"high": 2.0}}, components="all", layer_group="all")
+    with pytest.raises(RecipeError, match=r"has weight of \w+ 1\.9"):
+        space.encode(wide.decode(wide.spec.genome([1.9] * len(wide.spec))))
+    other = replace(info, refs=tuple((name, ModelRef("elsewhere")) for name, _ in info.refs))
+    with pytest.raises(RecipeError, match="is not the pool's"):
+        ParameterSpace(other, METHODS).encode(fine.decode(fine.spec.initial))
