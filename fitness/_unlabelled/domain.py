@@ -132,10 +132,10 @@ class Domain:
             at = rows.cpu().numpy()
             for name, found in self._measure(wanted, rows, logits, targets, states).items():
                 values[name][at] = found.double().cpu().numpy()
-        found = {name: self._means(name, own, places) for name, own in values.items()}
+        means = {name: self._means(name, own, places) for name, own in values.items()}
         if self.judge is not None:
-            found["reward"] = self._rewards(self.judge, model, places, seconds)
-        return found
+            means["reward"] = self._rewards(self.judge, model, places, seconds)
+        return means
 
     def _rewards(
         self, judge: Judge, model: LoadedModel, places: Sequence[int], seconds: list[float]
