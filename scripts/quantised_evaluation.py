@@ -79,12 +79,12 @@ def scored(root: Path, candidates: int, quantise: str | None) -> Scored:
     return Scored(np.array(scores), np.array(right), sum(tensor_bytes(pool, quantise).values()))
 
 
-def score_rows(root: Path, candidates: int) -> Iterator[str]:
+def score_rows(root: Path, candidates: int, weights: Sequence[str]) -> Iterator[str]:
     """A row for each kind of weights: what its scores are beside those of full precision."""
     full = scored(root, candidates, None)
     print(f"{root.name}: full precision scored", file=sys.stderr)
     best = full.scores.max()
-    for name in QUANTISE:
+    for name in weights:
         own = scored(root, candidates, name)
         difference = own.scores - full.scores
         turned = (own.right != full.right).mean()
@@ -146,12 +146,12 @@ def measure(folders: Sequence[str], quantise: str | None) -> str:
     return f"{weights / 1e6:.0f} | {(max(found) - found[0]) / 1e6:.0f}"
 
 
-def memory_rows(size: str, dtype: str) -> Iterator[str]:
+def memory_rows(size: str, dtype: str, weights: Sequence[str]) -> Iterator[str]:
     """A row for each kind of weights, each measured in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         make_pool(Path(scratch), size, dtype, models=2)
         folders = [str(Path(scratch) / name) for name in ("base", "a")]
-        for name in ("", *QUANTISE):
+        for name in ("", *weights):
             command = [sys.executable, __file__, *folders, f"--measure={name}"]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             yield f"| {size}, {dtype} | {name or 'full precision'} | {done.stdout.strip().splitlines()[-1]} |"
@@ -162,6 +162,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pools", nargs="*", type=Path, help="folders that make_demo_pool.py wrote")
     parser.add_argument("--candidates", type=int, default=100)
+    parser.add_argument("--weights", nargs="+", choices=QUANTISE, default=QUANTISE, help="what is compared")
     parser.add_argument("--size", choices=("40M", "500M"), help="measure the memory of a model of so many parameters")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of that model")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -173,11 +174,11 @@ def main() -> int:
         heads = "pool | weights | bytes | mean difference | mean of sizes | largest | items turned | Spearman | Kendall"
         print(f"| {heads} | winner | of {FINALISTS} finalists |", "|---|---|" + "---:|" * 9, sep="\n")
         for root in options.pools:
-            for row in score_rows(root, options.candidates):
+            for row in score_rows(root, options.candidates, options.weights):
                 print(row, flush=True)
     if options.size:
         print("| model | weights | MB | most at once, MB |", "|---|---|---:|---:|", sep="\n")
-        for row in memory_rows(options.size, options.dtype):
+        for row in memory_rows(options.size, options.dtype, options.weights):
             print(row, flush=True)
     return 0
 

@@ -15,7 +15,7 @@ BLOCK = 64
 
 def quantised_shapes(name: str, shape: Sequence[int]) -> Shapes:
     """Shape and dtype of the codes and of the scales of a matrix of a shape, as a codec of a name has them."""
-    if name == "nf4":  # half a byte for each weight
-        count = math.prod(shape)
-        return (((-(-count // 2), 1), torch.uint8), ((-(-count // BLOCK),), torch.float32))
+    if name == "nf4":  # half a byte for each weight, in whole blocks
+        blocks = -(-math.prod(shape) // BLOCK)
+        return (((blocks, BLOCK // 2), torch.uint8), ((blocks,), torch.float32))
     return ((tuple(shape), torch.int8 if name == "int8" else torch.uint8), ((shape[0], 1), torch.float32))

@@ -31,17 +31,21 @@ class Nf4:
     """
 
     def shapes(self, shape: torch.Size) -> Shapes:
-        """Half a byte for each weight, a float32 for each block."""
+        """Half a byte for each weight, a float32 for each block, the last of which may be filled up."""
         return quantised_shapes("nf4", shape)
 
     def write(self, weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> None:
         """Quantise a matrix block by block."""
         made, state = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
-        codes.copy_(made)
+        flat = codes.view(-1)
+        flat[made.numel() :] = 0
+        flat[: made.numel()].copy_(made.view(-1))
         scales.copy_(state.absmax)
 
     def read(self, codes: torch.Tensor, scales: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """The matrix."""
-        state = functional.QuantState(scales, shape=shape, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
-        found: torch.Tensor = functional.dequantize_4bit(codes, state)
-        return found
+        # As rows of one block each: on processors bitsandbytes 0.50.2 gives wrong numbers where rows end within blocks.
+        rows = torch.Size((len(scales), BLOCK))
+        state = functional.QuantState(scales, shape=rows, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
+        found: torch.Tensor = functional.dequantize_4bit(codes.view(-1, 1), state)
+        return found.view(-1)[: shape.numel()].view(shape)
