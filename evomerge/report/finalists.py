@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evomerge.report.formatting import count, number, percent, signed
+from evomerge.report.formatting import clean, count, number, percent, signed
 from evomerge.report.trial import numbers
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def finalists(event: Mapping[str, Any], races: Mapping[int, Mapping[str, float]]
 
 def race_lines(seen: RunProgress) -> tuple[str, ...]:
     """What a run says of its race, a sentence each; none where there was none."""
-    lines = []
+    lines = _chosen(seen.started.get("race"))
     items, of = (seen.raced.get(name, 0.0) for name in ("items", "of"))
     if 0 < items <= of < math.inf:
         lines.append(f"Scored {count(round(items), 'item')} of {round(of):,} ({percent(items / of)}) in the search.")
@@ -83,3 +83,10 @@ def race_lines(seen: RunProgress) -> tuple[str, ...]:
         line += f"; on average they changed by {signed(-sum(known) / len(known))}." if known else "."
         lines.append(line)
     return tuple(lines)
+
+
+def _chosen(event: Any) -> list[str]:
+    """Why there is no race, where that was left to what is searched."""
+    if not isinstance(event, Mapping) or not isinstance(event.get("reason"), str):
+        return []
+    return [f"Every candidate on all items, no race: {clean(event['reason'], 200)}."]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +13,9 @@ from evomerge.config.schema import Config
 from evomerge.config.trust import FLAG, check_trust
 from evomerge.errors import ConfigError
 from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import read_ledger
+from evomerge.run.ledger_file import LedgerError
+from evomerge.search.racing.settings import AUTO
 from evomerge.session.resume import read_config
 from evomerge.utils.installation import conf_dir
 
@@ -37,6 +40,7 @@ def forked_config(source: str, arguments: Sequence[str]) -> Config:
     """
     folder = RunFolder.open(source)
     config = read_config(folder)
+    _open_race(config, folder)
     words = [word for word in arguments if word != FLAG]
     flags = [word for word in words if word.startswith("-")]
     if flags:
@@ -60,3 +64,15 @@ def forked_config(source: str, arguments: Sequence[str]) -> Config:
     if FLAG not in arguments:
         check_trust(OmegaConf.to_container(config, resolve=True), words, f"the configuration of {source}")
     return cast(Config, config)
+
+
+def _open_race(config: DictConfig, folder: RunFolder) -> None:
+    """Leave a race open that was left open in the run: what is changed may allow none, or one."""
+    try:
+        race = next((event.get("race") for event in read_ledger(folder) if event["event"] == "started"), None)
+    except LedgerError:  # said when its evaluations are looked up
+        return
+    if isinstance(race, Mapping) and race.get("asked") == AUTO:
+        config.search.racing.first = AUTO
+        if "most" not in race or config.search.racing.most == race["most"]:
+            config.search.racing.most = AUTO

@@ -33,7 +33,8 @@ from evomerge.session.calibration import Calibration, check_apart, plan_calibrat
 from evomerge.session.engines import check_held, require_engine
 from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.prior import measured
-from evomerge.session.racing import build_race, count_finalists
+from evomerge.session.race_choice import RaceChoice, chosen_race
+from evomerge.session.racing import count_finalists
 from evomerge.session.settings import built_from, check_nodes, check_pool, check_settings
 from evomerge.session.switches import check_switches
 from evomerge.trackers.tracker import Tracker, trackers_from_config
@@ -56,6 +57,7 @@ class Parts:
         trackers: by name.
         overlap: share of the held-out items that are items of the search too; ``None`` where that is not known.
         race: scores candidates on some items first; ``None`` for all at once.
+        race_choice: what was chosen where ``search.racing.first`` is ``auto``; ``None`` where it is not.
         finalists: how many of the best are scored on all items in the end.
         rules: what ends the search early.
         calibration: statistics of data that methods read, some of which may still be to be made.
@@ -75,6 +77,7 @@ class Parts:
     overlap: float | None = None
     fitted: Sequence[str] = ()
     race: Race | None = None
+    race_choice: RaceChoice | None = None
     finalists: int = 0
     rules: StopRules = field(default_factory=StopRules)
     calibration: Calibration | None = None
@@ -95,7 +98,7 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     """Build and check every part; the order is that of cost, so that errors come early.
 
     Args:
-        config: of the whole experiment. What a search space leaves to the budget (`auto`) is filled in.
+        config: of the whole experiment. What a search space and the race leave open (`auto`) is filled in.
         run: one that is gone on with; that which the configuration's `from_run` names for ``None``. Slices without
             genes are those that had none there.
     """
@@ -153,10 +156,11 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     if evaluator is None:  # a cluster is not connected to for tasks that are none
         assert pool is not None
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool))
-    race = build_race(config, fitness, strategies)
+    race, choice = chosen_race(config, fitness, strategies)
     finalists = count_finalists(config, objectives, race is not None)
     parts = pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers
-    return Parts(*parts, fitted=fitted, race=race, finalists=finalists, rules=rules, calibration=calibration)
+    more: dict[str, Any] = {"race": race, "race_choice": choice, "finalists": finalists, "rules": rules}
+    return Parts(*parts, fitted=fitted, calibration=calibration, **more)
 
 
 def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:

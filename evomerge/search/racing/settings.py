@@ -9,6 +9,9 @@ from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
 
+AUTO = "auto"
+"""Of numbers of items: chosen by what there is (`evomerge.session.race_choice`)."""
+
 Against = Literal["generation", "incumbent", "pruner", "none"]
 
 
