@@ -59,7 +59,7 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
     fitted = f", chosen by the evaluations: {', '.join(parts.fitted)}" if parts.fitted else ""
     table.add_row("genes", ", then ".join(str(len(space.spec)) for space in parts.spaces) + fitted)
-    for prior in priors_of(parts.spaces):
+    for prior in [*priors_of(parts.spaces), *filter(None, [parts.unread_prior])]:
         table.add_row("prior", prior)
     if pool.info.constant:
         fewer = len(getattr(parts.space, "left_out", ()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -40,7 +40,7 @@ def forked_config(source: str, arguments: Sequence[str]) -> Config:
     """
     folder = RunFolder.open(source)
     config = read_config(folder)
-    _open_race(config, folder)
+    _leave_open(config, folder)
     words = [word for word in arguments if word != FLAG]
     flags = [word for word in words if word.startswith("-")]
     if flags:
@@ -66,13 +66,14 @@ def forked_config(source: str, arguments: Sequence[str]) -> Config:
     return cast(Config, config)
 
 
-def _open_race(config: DictConfig, folder: RunFolder) -> None:
-    """Leave a race open that was left open in the run: what is changed may allow none, or one."""
+def _leave_open(config: DictConfig, folder: RunFolder) -> None:
+    """Leave open what was left open in the run: with what is changed, something else may follow."""
     try:
-        race = next((event.get("race") for event in read_ledger(folder) if event["event"] == "started"), None)
+        keys = next((event.get("left_open") for event in read_ledger(folder) if event["event"] == "started"), None)
     except LedgerError:  # said when its evaluations are looked up
         return
-    if isinstance(race, Mapping) and race.get("asked") == AUTO:
-        config.search.racing.first = AUTO
-        if "most" not in race or config.search.racing.most == race["most"]:
-            config.search.racing.most = AUTO
+    for key in keys if isinstance(keys, list) else ():
+        owner, _, name = str(key).rpartition(".")
+        node = OmegaConf.select(config, owner) if name in ("first", "most", "prior") else None
+        if isinstance(node, DictConfig) and name in node:
+            node[name] = AUTO

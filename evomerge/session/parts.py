@@ -20,6 +20,7 @@ from evomerge.run.folder import RunFolder
 from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
 from evomerge.search.racing.race import Race
+from evomerge.search.racing.settings import AUTO
 from evomerge.search.stopping import StopRules
 from evomerge.search.warm_start import WarmStartSources
 from evomerge.session.builders import (
@@ -32,7 +33,8 @@ from evomerge.session.builders import (
 from evomerge.session.calibration import Calibration, check_apart, plan_calibration
 from evomerge.session.engines import check_held, require_engine
 from evomerge.session.gene_budget import fit_spaces
-from evomerge.session.prior import measured
+from evomerge.session.open_priors import settle_priors
+from evomerge.session.prior import measured, remembered
 from evomerge.session.race_choice import RaceChoice, chosen_race
 from evomerge.session.racing import count_finalists
 from evomerge.session.settings import built_from, check_nodes, check_pool, check_settings
@@ -62,6 +64,8 @@ class Parts:
         rules: what ends the search early.
         calibration: statistics of data that methods read, some of which may still be to be made.
         calibration_seconds: that making them took.
+        left_open: keys of the race and of priors that were ``auto``, and have been settled.
+        unread_prior: a prior that is settled once the models are read, in words; empty where there is none.
         fitted: keys of search spaces that were chosen by the number of evaluations, with their values.
     """
 
@@ -78,6 +82,8 @@ class Parts:
     fitted: Sequence[str] = ()
     race: Race | None = None
     race_choice: RaceChoice | None = None
+    left_open: Sequence[str] = ()
+    unread_prior: str = ""
     finalists: int = 0
     rules: StopRules = field(default_factory=StopRules)
     calibration: Calibration | None = None
@@ -94,13 +100,14 @@ class Parts:
         return self.strategies[0]
 
 
-def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
+def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = True) -> Parts:
     """Build and check every part; the order is that of cost, so that errors come early.
 
     Args:
         config: of the whole experiment. What a search space and the race leave open (`auto`) is filled in.
         run: one that is gone on with; that which the configuration's `from_run` names for ``None``. Slices without
             genes are those that had none there.
+        read: whether the models are read for a prior that is left open, where they were not before.
     """
     check_settings(config)
     import_modules(config.imports, "imports")
@@ -156,10 +163,20 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     if evaluator is None:  # a cluster is not connected to for tasks that are none
         assert pool is not None
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool))
+    racing = to_builtin(config.search.racing)
+    left_open = [f"search.racing.{key}" for key in ("first", "most") if racing[key] == AUTO]
     race, choice = chosen_race(config, fitness, strategies)
+    known = measure if read or pool is None else functools.partial(remembered, pool)
+    open_priors, unread = settle_priors(config, nodes, spaces, race is not None, known)
+    if open_priors:
+        nodes = phase_nodes(config, pool.info if pool is not None else None, measure)
+        spaces = [node.space(None) for node in nodes]
+        phases = [node.phase(config, objectives) for node in nodes]
+        strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]
     finalists = count_finalists(config, objectives, race is not None)
     parts = pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers
     more: dict[str, Any] = {"race": race, "race_choice": choice, "finalists": finalists, "rules": rules}
+    more |= {"left_open": [*left_open, *open_priors], "unread_prior": unread}
     return Parts(*parts, fitted=fitted, calibration=calibration, **more)
 
 

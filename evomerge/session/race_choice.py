@@ -60,8 +60,8 @@ class RaceChoice:
     def event(self) -> dict[str, Any]:
         """Fields of the ``started`` event."""
         if self.because:
-            return {"asked": AUTO, "items": self.items, "because": self.because, "reason": self.reason}
-        return {"asked": AUTO, "items": self.items, "first": self.first, "most": self.most}
+            return {"items": self.items, "because": self.because, "reason": self.reason}
+        return {"items": self.items, "first": self.first, "most": self.most}
 
     def __str__(self) -> str:
         if self.because:
@@ -109,7 +109,7 @@ def _choice(config: Config, fitness: Fitness, strategies: Sequence[Strategy]) ->
     settings = _settings(config, total, len(items))
     if settings is None:
         return few, None
-    each = expected_items(settings, total)
+    each = settings.expected_items(total)
     if each > (1 - LEAST_SAVED) * total:
         return few, None
     finalists = count_finalists(config, tuple(fitness.objectives), raced=True) + 1  # and the strategy's favourite
@@ -131,15 +131,6 @@ def _settings(config: Config, total: int, tasks: int) -> Racing | None:
     except ConfigError:
         return None
     return settings
-
-
-def expected_items(settings: Racing, total: int) -> float:
-    """Items that a candidate of a race by generations is scored on, on average."""
-    found, before, share = 0.0, 0, 1.0
-    for items in counted(settings.steps(total), total):
-        found += share * (items - before)
-        before, share = items, share * settings.keep
-    return found
 
 
 def _standing_against(config: Config, fitness: Fitness, strategies: Sequence[Strategy]) -> tuple[str, str] | None:

@@ -33,7 +33,17 @@ _log = logging.getLogger(__name__)
 _SAID = 3
 _FREE = {
     "phase": ("evaluations", "in_flight"),
-    "started": ("evaluations", "version", "versions", "from_run", "shares", "overlap", "stop_rules", "race"),
+    "started": (
+        "evaluations",
+        "version",
+        "versions",
+        "from_run",
+        "shares",
+        "overlap",
+        "stop_rules",
+        "race",
+        "left_open",
+    ),
 }
 """Fields that may differ between sessions, by event."""
 

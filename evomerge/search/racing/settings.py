@@ -86,6 +86,14 @@ class Racing:
             found.append(min(most, found[-1] / self.keep))
         return found
 
+    def expected_items(self, total: int) -> float:
+        """Items that a candidate is scored on, on average, where the best `keep` go on at every step."""
+        found, before, share = 0.0, 0, 1.0
+        for items in counted(self.steps(total), total):
+            found += share * (items - before)
+            before, share = items, share * self.keep
+        return found
+
 
 def counted(steps: Sequence[float], total: int) -> list[int]:
     """Shares of all items as numbers of items, the same for every candidate, wherever its items begin."""
