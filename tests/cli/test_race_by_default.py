@@ -1,0 +1,86 @@
+"""A search that says nothing of a race: one where there are items enough, which goes on and is forked as it was."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge.cli.main import main
+from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import canonical_events, read_ledger
+
+ITEMS = 186  # of three tasks, the fewest that are raced
+
+
+@pytest.fixture(scope="module")
+def words(quick_pool: Path) -> list[str]:
+    few = ["search.evaluations=36", "strategy.popsize=12", f"fitness.limit={ITEMS // 3}", "held_out.limit=4"]
+    return ["experiment=demo", f"pool.root='{quick_pool}'", *few]
+
+
+@pytest.fixture(scope="module")
+def raced(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raced") / "run"
+    assert main(["search", *words, f"run_dir='{folder}'", "display=quiet"]) == 0
+    return folder
+
+
+def test_what_was_left_open_is_kept(raced: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load(RunFolder(raced).config.read_text())
+    assert (config["search"]["racing"]["first"], config["search"]["racing"]["most"]) == (24, 90)
+    assert config["strategy"]["prior"] == "differences"
+    events = list(read_ledger(raced))
+    assert events[0]["race"] == {"items": ITEMS, "first": 24, "most": 90}
+    assert events[0]["left_open"] == ["search.racing.first", "search.racing.most", "strategy.prior"]
+    told = [event for event in events if event["event"] == "told" and event.get("race")]
+    assert sorted({event["race"]["items"] for event in told}) == [24, 48, 90]
+    assert sum(event["race"]["items"] for event in told) == 3 * (12 * 24 + 6 * 24 + 3 * 42)
+    assert events[-1]["counts"] == {"ok": 9, "pruned": 27}
+    assert main(["status", str(raced)]) == 0
+    assert "items of" in capsys.readouterr().out
+
+
+def test_it_goes_on_as_it_was(raced: Path, tmp_path: Path) -> None:
+    """Killed in the middle of its second generation: what is told again is the same, and so is the end."""
+    folder = tmp_path / "killed"
+    shutil.copytree(raced, folder)
+    ledger = RunFolder(folder).ledger
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[: len(lines) // 2]))
+    assert main(["resume", str(folder), "--quiet"]) == 0
+    assert canonical_events(RunFolder(folder)) == canonical_events(RunFolder(raced))
+
+
+def test_a_fork_that_allows_no_race_has_none(raced: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "fork"
+    changed = ["strategy=m2n2", "search_space=linear", "search.evaluations=3", "display=quiet"]
+    assert main(["search", f"from_run={raced}", f"run_dir={folder}", *changed]) == 0
+    started = next(iter(read_ledger(folder)))
+    assert started["race"]["because"] == "strategy"
+    config = yaml.safe_load(RunFolder(folder).config.read_text())
+    assert config["search"]["racing"]["first"] is None
+
+
+def test_what_there_is_too_little_of(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", *words, "search.evaluations=35", f"run_dir={tmp_path / 'none'}"]) == 0
+    assert "no race: 35 evaluations" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert main(["validate", *words, "search_space=linear", f"run_dir={tmp_path / 'none'}"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "every candidate on 24 of 186 items" in shown
+    assert "differences" not in shown
+
+
+def test_a_run_folder_of_before_has_no_race(raced: Path, tmp_path: Path) -> None:
+    """Whose configuration knows neither the keys nor ``auto``."""
+    folder = tmp_path / "old"
+    shutil.copytree(raced, folder)
+    config = yaml.safe_load(RunFolder(folder).config.read_text())
+    del config["search"]["racing"], config["strategy"]["prior"]
+    RunFolder(folder).config.write_text(yaml.safe_dump(config))
+    from evomerge.session.resume import read_config
+
+    racing = read_config(RunFolder(folder)).search.racing
+    assert (racing.first, racing.most) == (None, 1.0)
