@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,18 @@ import yaml
 from evomerge.cli.main import main
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import canonical_events, read_ledger
+from evomerge.session import race_choice
 
-ITEMS = 186  # of three tasks, the fewest that are raced
+ITEMS = 72  # of three tasks
 
 
 @pytest.fixture(scope="module")
-def words(quick_pool: Path) -> list[str]:
-    few = ["search.evaluations=36", "strategy.popsize=12", f"fitness.limit={ITEMS // 3}", "held_out.limit=4"]
-    return ["experiment=demo", f"pool.root='{quick_pool}'", *few]
+def words(quick_pool: Path) -> Iterator[list[str]]:
+    """Of a search that is raced where six items at first are enough."""
+    few = ["search.evaluations=36", "strategy.popsize=12", "held_out.limit=4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(race_choice, "FIRST", 6)
+        yield ["experiment=demo", f"pool.root='{quick_pool}'", *few]
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +35,14 @@ def raced(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_was_left_open_is_kept(raced: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load(RunFolder(raced).config.read_text())
-    assert (config["search"]["racing"]["first"], config["search"]["racing"]["most"]) == (24, 90)
+    assert (config["search"]["racing"]["first"], config["search"]["racing"]["most"]) == (6, 23)
     assert config["strategy"]["prior"] == "differences"
     events = list(read_ledger(raced))
-    assert events[0]["race"] == {"items": ITEMS, "first": 24, "most": 90}
+    assert events[0]["race"] == {"items": ITEMS, "first": 6, "most": 23}
     assert events[0]["left_open"] == ["search.racing.first", "search.racing.most", "strategy.prior"]
     told = [event for event in events if event["event"] == "told" and event.get("race")]
-    assert sorted({event["race"]["items"] for event in told}) == [24, 48, 90]
-    assert sum(event["race"]["items"] for event in told) == 3 * (12 * 24 + 6 * 24 + 3 * 42)
+    assert sorted({event["race"]["items"] for event in told}) == [6, 12, 23]
+    assert sum(event["race"]["items"] for event in told) == 3 * (12 * 6 + 6 * 6 + 3 * 11)
     assert events[-1]["counts"] == {"ok": 9, "pruned": 27}
     assert main(["status", str(raced)]) == 0
     assert "items of" in capsys.readouterr().out
@@ -65,11 +70,11 @@ def test_a_fork_that_allows_no_race_has_none(raced: Path, tmp_path: Path) -> Non
 
 
 def test_what_there_is_too_little_of(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", *words, "search.evaluations=35", f"run_dir={tmp_path / 'none'}"]) == 0
-    assert "no race: 35 evaluations" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert main(["validate", *words, "search.evaluations=26", f"run_dir={tmp_path / 'none'}"]) == 0
+    assert "no race: 26 evaluations" in " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert main(["validate", *words, "search_space=linear", f"run_dir={tmp_path / 'none'}"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "every candidate on 24 of 186 items" in shown
+    assert "every candidate on 6 of 72 items" in shown
     assert "differences" not in shown
 
 
