@@ -168,6 +168,8 @@ class Config:
         imports: modules with merge methods of one's own, imported before anything is built.
         pool, search: the source models; the budget and the order of the search.
         search_space, strategy, fitness, held_out, evaluator: nodes with a `_target_`.
+        validation: likewise, a fitness of items of their own that finalists are scored on, where the winner is chosen;
+            ``None`` for those of the search.
         calibration: a node with a `_target_`: the items that statistics of data are made on; ``None`` for none.
         statistics: how they are made.
         phases: name -> search_space, strategy and evaluations of a part of the search, one after the other; what a
@@ -186,6 +188,7 @@ class Config:
     search_space: Any = MISSING
     strategy: Any = MISSING
     fitness: Any = None
+    validation: Any = None
     held_out: Any = None
     evaluator: Any = MISSING
     calibration: Any = None

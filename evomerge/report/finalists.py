@@ -75,7 +75,8 @@ def race_lines(seen: RunProgress) -> tuple[str, ...]:
     found = finalists(seen.finalists, {}, "")
     winner = next((finalist for finalist in found if finalist.winner), None)
     if winner is not None:
-        line = f"{count(len(found), 'finalist')} scored on all items: candidate {winner.candidate} won with "
+        where = "validation items" if seen.finalists.get("on") == "validation" else "all items"
+        line = f"{count(len(found), 'finalist')} scored on {where}: candidate {winner.candidate} won with "
         line += number(winner.validation)
         if math.isfinite(winner.search):
             line += f", {number(winner.search)} in the search"

@@ -40,10 +40,14 @@ class Leaders:
     Args:
         objective: the first one.
         most: how many are kept.
+
+    Attributes:
+        apart: whether they are scored on items of their own in the end, which the search has none of.
     """
 
     def __init__(self, objective: Objective, most: int) -> None:
         self._objective, self._most = objective, most
+        self.apart = False
         self._found: list[Leader] = []
         self._models: set[object] = set()
 
@@ -79,7 +83,7 @@ class Leaders:
         """Those that were scored on all items in the search, by id: scoring them again would say nothing new."""
         found = {}
         for each in self._found:
-            if each.complete:
+            if each.complete and not self.apart:
                 objectives = {self._objective.name: self._objective.gain(each.gain)}
                 number = each.candidate.id
                 found[number] = each.candidate, Evaluation(number, "ok", "validation", objectives=objectives)
@@ -89,6 +93,7 @@ class Leaders:
         """Fields of a ``finalists`` event: what the candidates had in the search, and what they have on all items."""
         told = {each.candidate.id: self._objective.gain(each.gain) for each in self._found}
         return {
+            **({"on": "validation"} if self.apart else {}),
             "candidates": [candidate.id for candidate, _ in scored],
             "search": [told.get(candidate.id) for candidate, _ in scored],
             "validation": [evaluation.objectives.get(self._objective.name) for _, evaluation in scored],

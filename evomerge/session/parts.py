@@ -36,7 +36,7 @@ from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.open_priors import settle_priors
 from evomerge.session.prior import measured, remembered
 from evomerge.session.race_choice import RaceChoice, chosen_race
-from evomerge.session.racing import count_finalists
+from evomerge.session.racing import check_validation, count_finalists
 from evomerge.session.settings import built_from, check_nodes, check_pool, check_settings
 from evomerge.session.switches import check_switches
 from evomerge.trackers.tracker import Tracker, trackers_from_config
@@ -64,6 +64,7 @@ class Parts:
         rules: what ends the search early.
         calibration: statistics of data that methods read, some of which may still be to be made.
         calibration_seconds: that making them took.
+        validation: of the finalists' own items; ``None`` where they are those of the search.
         left_open: keys of the race and of priors that were ``auto``, and have been settled.
         unread_prior: a prior that is settled once the models are read, in words; empty where there is none.
         fitted: keys of search spaces that were chosen by the number of evaluations, with their values.
@@ -82,6 +83,7 @@ class Parts:
     fitted: Sequence[str] = ()
     race: Race | None = None
     race_choice: RaceChoice | None = None
+    validation: Fitness | None = None
     left_open: Sequence[str] = ()
     unread_prior: str = ""
     finalists: int = 0
@@ -132,7 +134,9 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     )
     if run is None and config.from_run is not None:
         run = RunFolder.open(config.from_run)
-    fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": fitness}
+    validation = fitness_from_config(config, "validation") if config.validation is not None else None
+    check_validation(config, objectives, validation)
+    fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": validation or fitness}
     if held_out is not None:
         fitnesses["held_out"] = held_out
     local = _LocalBuilder(fitnesses, engine)
@@ -153,12 +157,16 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]
     for phase, strategy in zip(phases, strategies, strict=True):
         check_asynchronous(config, phase.name, strategy)
-    check_switches(fitness, held_out, [task for space in spaces for task in getattr(space, "switch_tasks", ())])
+    switches = [task for space in spaces for task in getattr(space, "switch_tasks", ())]
+    check_switches(fitness, held_out, switches, validation)
     warm.check(spaces)
     if pool is None or wanted == "fitnesses":
         evaluator = build(_with_cache(config), "evaluator", fitnesses)
     local.pool = pool
     check_fitnesses(fitness, held_out, pool)
+    if validation is not None:
+        check_fitnesses(validation, None, pool, key="validation")
+        check_apart(calibration, validation)
     check_apart(calibration, held_out)
     if evaluator is None:  # a cluster is not connected to for tasks that are none
         assert pool is not None
@@ -176,7 +184,7 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     finalists = count_finalists(config, objectives, race is not None)
     parts = pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers
     more: dict[str, Any] = {"race": race, "race_choice": choice, "finalists": finalists, "rules": rules}
-    more |= {"left_open": [*left_open, *open_priors], "unread_prior": unread}
+    more |= {"validation": validation, "left_open": [*left_open, *open_priors], "unread_prior": unread}
     return Parts(*parts, fitted=fitted, calibration=calibration, **more)
 
 
@@ -222,5 +230,5 @@ def _with_cache(config: Config) -> Any:
 
 def _targets(config: Config) -> list[str]:
     """The classes that workers build, those of a fitness's parts too."""
-    content = {"fitness": to_builtin(config.fitness), "held_out": to_builtin(config.held_out)}
+    content = {name: to_builtin(getattr(config, name)) for name in ("fitness", "validation", "held_out")}
     return [str(value) for key, value in leaves(content) if key.rpartition(".")[2] == TARGET]

@@ -118,7 +118,7 @@ def count_finalists(config: Config, objectives: Sequence[Objective], raced: bool
     """
     asked = config.search.finalists
     if asked is None:
-        return _FINALISTS if raced and len(objectives) == 1 else 0
+        return _FINALISTS if (raced or config.validation is not None) and len(objectives) == 1 else 0
     if not 0 <= asked <= _MOST_FINALISTS:
         raise ConfigError(f"search.finalists is {asked}", f"0 to {_MOST_FINALISTS:,}, or null")
     if asked and len(objectives) > 1:
@@ -128,3 +128,31 @@ def count_finalists(config: Config, objectives: Sequence[Objective], raced: bool
             "set search.finalists=0: the Pareto front stays as it is",
         )
     return asked
+
+
+def check_validation(config: Config, objectives: Sequence[Objective], validation: Fitness | None) -> None:
+    """Check that a winner can be chosen by the fitness of the finalists.
+
+    Args:
+        config: of the experiment.
+        objectives: of the search.
+        validation: the finalists' own fitness; ``None`` for none.
+
+    Raises:
+        ConfigError: there are no finalists, several objectives, or it does not have the objective of the search.
+    """
+    if validation is None:
+        return
+    if config.search.finalists == 0 or len(objectives) > 1:
+        what = "search.finalists is 0" if config.search.finalists == 0 else f"there are {len(objectives)} objectives"
+        raise ConfigError(
+            f"validation is set, and {what}",
+            "finalists, of which one objective chooses the winner on its items",
+            "set search.finalists=8, or validation=null",
+        )
+    if objectives[0] not in validation.objectives:
+        have = ", ".join(f"{objective.name} ({objective.direction})" for objective in validation.objectives)
+        raise ConfigError(
+            f"validation has {have}, and the search has {objectives[0].name} ({objectives[0].direction})",
+            "the objective of the search, on other items",
+        )

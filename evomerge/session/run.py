@@ -129,6 +129,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 finalists=parts.finalists,
                 rules=parts.rules,
             )
+            search.state.leaders.apart = parts.validation is not None
             beginning.begin(search)
             interrupts.settled = lambda: search.state.settled
             search.run()
