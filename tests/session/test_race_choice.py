@@ -15,6 +15,7 @@ from evomerge.protocols import Estimator
 from evomerge.search.racing.race import Race
 from evomerge.search.racing.settings import Racing
 from evomerge.session.race_choice import RaceChoice, chosen_race
+from evomerge.session.racing import check_validation, count_finalists
 from evomerge.strategies.catcma import CatCma
 from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.genetic import GeneticAlgorithm
@@ -148,3 +149,17 @@ def test_islands_of_m2n2_need_all_items() -> None:
     assert not islands.estimates
     with pytest.raises(ConfigError, match="Islands needs the scores of all items"):
         choose(Fitness({"a": 750}), [islands], "search.racing.first=10", "search.racing.against=none")
+
+
+def test_a_winner_is_chosen_by_the_objective_of_the_search() -> None:
+    config: Any = compose_config(["~fitness", "fitness@validation=digits"])
+    size = (Objective("size", "minimize"),)
+    assert count_finalists(config, SCORE, raced=False) == 8
+    check_validation(config, SCORE, Fitness({"a": 10}))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"validation has size \(minimize\), and the search has score \(maximize\)"):
+        check_validation(config, SCORE, Fitness({"a": 10}, size))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="validation is set, and there are 2 objectives"):
+        check_validation(config, (*SCORE, *size), Fitness({"a": 10}, (*SCORE, *size)))  # type: ignore[arg-type]
+    config.search.finalists = 0
+    with pytest.raises(ConfigError, match=r"validation is set, and search.finalists is 0"):
+        check_validation(config, SCORE, Fitness({"a": 10}))  # type: ignore[arg-type]
