@@ -201,6 +201,14 @@ def schema_table(schema: type, prefix: str) -> Iterator[str]:
     yield from _table(list(_schema_rows(schema, prefix)))
 
 
+def _composed(key: str, otherwise: Any) -> Any:
+    """What `conf/config.yaml` says of a key, which need not be what runs of before had."""
+    found: Any = values_of(conf_dir() / "config.yaml")
+    for name in key.split("."):
+        found = found.get(name, otherwise) if isinstance(found, dict) else otherwise
+    return otherwise if found == otherwise or otherwise is MISSING or "${" in str(found) else found
+
+
 def _schema_rows(schema: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
     said, hints = section(schema.__doc__ or "", "Attributes"), typing.get_type_hints(schema)
     composed = dict(values_of(conf_dir() / "config.yaml"))
@@ -212,7 +220,8 @@ def _schema_rows(schema: type, prefix: str) -> Iterator[tuple[str, str, str, str
             if not isinstance(default, PoolConfig | SearchConfig):  # which have parts of their own on the page
                 yield from _schema_rows(type(default), f"{prefix}{field.name}.")
             continue
-        chosen = field.name in GROUPS or field.name == "held_out"
+        default = _composed(f"{prefix}{field.name}", default)
+        chosen = field.name in GROUPS or field.name in ("validation", "held_out")
         shown = f"`{composed.get(field.name) or 'null'}`" if chosen or default is MISSING else _value(default)
         kind = "group" if chosen else type_text(hints[field.name])
         yield f"`{prefix}{field.name}`", kind, shown, said.get(field.name, "")

@@ -45,6 +45,7 @@ from evomerge.run.ledger import Ledger
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.search.phases import Phase
+from evomerge.session.builders import without_prior
 from fitness.surrogate import SurrogateFitness
 from search_spaces.landscape import LandscapeSpace
 
@@ -168,6 +169,7 @@ def simulate(
 ) -> tuple[SimulatedEvaluator, Incumbent]:
     """Search; the evaluator and the best candidate in the end."""
     space = Weights(options.genes) if space is None else space
+    node, _ = without_prior(node, "strategy")
     strategy: Strategy = build(node, "strategy", space.spec, OBJECTIVES, seed=options.seed)
     clock = CLOCKS[options.clock]
     evaluator = SimulatedEvaluator(scored, workers, options.seconds, options.spread, options.seed, clock)
@@ -217,6 +219,7 @@ def cost(node: dict[str, Any], evaluations: int, options: Any) -> list[tuple[int
     Returns:
         Evaluations told, and microseconds for each of the last tenth of them: at every power of ten, and in the end.
     """
+    node, _ = without_prior(node, "strategy")
     brute = node[TARGET].endswith("BruteForce")
     strategy: Strategy = build(
         node, "strategy", Weights(options.genes, 0.05 if brute else None).spec, OBJECTIVES, seed=0

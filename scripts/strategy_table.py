@@ -26,7 +26,7 @@ from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import LAYER_COMPONENTS, ModelRef, SliceId
-from evomerge.session.builders import space_from_node
+from evomerge.session.builders import space_from_node, without_prior
 
 PAGE = Path(__file__).parents[1] / "docs" / "strategies.md"
 BEGIN, END = "<!-- table: python scripts/strategy_table.py -->", "<!-- end of table -->"
@@ -95,7 +95,7 @@ def play(strategy: Strategy, spec: GenomeSpec) -> int:
 def outcome(strategy: Mapping[str, Any], spec: GenomeSpec) -> str:
     """Why a strategy is refused on these genes; ``""`` when it plays."""
     try:
-        made: Strategy = build(strategy, "strategy", spec, (Objective("score"),), seed=0)
+        made: Strategy = build(without_prior(strategy, "strategy")[0], "strategy", spec, (Objective("score"),), seed=0)
     except ConfigError as error:
         return str(error)
     if not play(made, spec):

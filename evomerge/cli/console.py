@@ -50,6 +50,7 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
         table.add_row("phases", ", then ".join(f"{phase.name} ({phase.evaluations} evaluations)" for phase in several))
     if pool is None or memory is None:
         table.add_row("genes", str(len(parts.space.spec)))
+        _add_race(table, parts)
         console.print(table)
         return
     sizes = {name: checkpoint.nbytes for name, checkpoint in pool.checkpoints.items()}
@@ -58,13 +59,14 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
     fitted = f", chosen by the evaluations: {', '.join(parts.fitted)}" if parts.fitted else ""
     table.add_row("genes", ", then ".join(str(len(space.spec)) for space in parts.spaces) + fitted)
-    for prior in priors_of(parts.spaces):
+    for prior in [*priors_of(parts.spaces), *filter(None, [parts.unread_prior])]:
         table.add_row("prior", prior)
     if pool.info.constant:
         fewer = len(getattr(parts.space, "left_out", ()))
         table.add_row("equal in all models", slice_names(pool.info) + (f": no genes, {fewer} fewer" if fewer else ""))
     table.add_row("objectives", ", ".join(f"{o.name} ({o.direction})" for o in parts.fitness.objectives))
     table.add_row("evaluations", f"{config.search.evaluations}, {parts.evaluator.slots} at a time")
+    _add_race(table, parts)
     if parts.calibration is not None:
         from evomerge.session.calibration_rows import estimate as calibration_estimate
 
@@ -72,6 +74,11 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     for what, much in rows(estimate(config, parts, memory)):
         table.add_row(what, much)
     console.print(table)
+
+
+def _add_race(table: Table, parts: Parts) -> None:
+    if parts.race_choice is not None:
+        table.add_row("search.racing.first", f"auto: {parts.race_choice}")
 
 
 def slice_names(info: PoolInfo) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from evomerge.report.formatting import count, duration
+from evomerge.report.formatting import count, duration, percent
 from evomerge.session.memory import MemoryEstimate
 from evomerge.utils.memory import MemoryPart
 from evomerge.utils.sizes import size_text
@@ -34,7 +34,8 @@ class Estimate:
         workers: how many there are.
         written: bytes of the winner's model on the disk, as `evomerge merge` writes it.
         run: bytes of the run folder at the end: ledger and per-item scores.
-        evaluations: of the search, baselines not counted; `others` are those and the held-out ones.
+        evaluations: of the search, baselines not counted; `others` are those, finalists and the held-out ones.
+        share: of its items that a candidate is scored on, on average; 1 where there is no race, or nobody knows.
         work: of one candidate: `documents`, `texts` read and tokens `written` at most; empty where nobody counts.
         batch: texts in a forward; 0 where that is not how a fitness batches.
         arithmetic: of half precision on this processor, in words; empty where that goes without saying.
@@ -51,6 +52,7 @@ class Estimate:
     batch: int
     arithmetic: str = ""
     derived: DerivedTime | None = None
+    share: float = 1.0
 
     @property
     def forwards(self) -> int:
@@ -80,6 +82,7 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
     weights = outside + inside + max(0, depth - pool.info.layers) * per_layer
     baselines = len(compared_recipes(pool.info, parts.space))
     others = (baselines if config.search.baselines else 0) + (baselines + 1 if parts.held_out is not None else 0)
+    others += parts.finalists
     work = _work(parts.fitness)
     genes = max(len(space.spec) for space in parts.spaces)
     settings: Any = config.fitness
@@ -94,7 +97,16 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
         batch=int(settings.get("batch_size") or 0),
         arithmetic=arithmetic_of(pool.info.dtype) if memory.on_host else "",
         derived=estimate_derived(config, parts, memory),
+        share=_share(parts),
     )
+
+
+def _share(parts: Parts) -> float:
+    """Of its items that a candidate is scored on, where a race says how many go on."""
+    race = parts.race
+    if race is None or race.settings.against not in ("generation", "none"):
+        return 1.0
+    return race.settings.expected_items(race.total) / race.total
 
 
 def rows(found: Estimate) -> list[tuple[str, RenderableType]]:
@@ -114,10 +126,10 @@ def rows(found: Estimate) -> list[tuple[str, RenderableType]]:
         written = f", up to {work['written']:,} tokens written" if work["written"] else ""
         batches = f": up to {found.forwards:,} forwards of {found.batch}" if found.batch else ""
         lines.append(("a candidate", f"{texts}{written}{batches}"))
-        total = f", {found.evaluations * found.forwards:,} forwards" if found.batch else ""
+        total = f", {round(found.evaluations * found.share * found.forwards):,} forwards" if found.batch else ""
         more = f"; and once for each of {found.others} models to compare with" if found.others else ""
-        who = count(found.workers, "worker")
-        lines.append(("time", f"{found.evaluations:,} times that{total}, by {who}{more}"))
+        who, part = count(found.workers, "worker"), f"{percent(found.share)} of " if found.share < 1 else ""
+        lines.append(("time", f"{found.evaluations:,} times {part}that{total}, by {who}{more}"))
     return lines
 
 

@@ -26,7 +26,7 @@ def validate(config: Config) -> None:
     check_settings(config)
     check_name(config.name)
     RunFolder(Path(config.run_dir)).require_place()
-    parts = build_parts(config)
+    parts = build_parts(config, read=False)
     from evomerge.session.memory import estimate_memory
 
     memory = estimate_memory(config, parts)

@@ -26,7 +26,8 @@ from evomerge.utils.installation import conf_dir
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
 _OPEN = (
     *("pool.models", "search_space.parameters", "strategy.asynchronous", "strategy.prior"),
-    *(f"{node}.{name}" for node in ("fitness", "held_out") for name in ("gen_kwargs", "chat_template_args")),
+    *(f"{node}.gen_kwargs" for node in ("fitness", "validation", "held_out")),
+    *(f"{node}.chat_template_args" for node in ("fitness", "validation", "held_out")),
 )
 _NO_HELD_OUT = ("~held_out", "~fitness@held_out", "fitness@held_out=null")
 """Ways to say that nothing is held out. Hydra would leave the keys that an experiment sets."""

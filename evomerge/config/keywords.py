@@ -10,8 +10,8 @@ from typing import Any
 from evomerge.errors import ConfigError
 
 _NODES = (
-    *("pool", "search", "search_space", "strategy", "fitness", "held_out", "evaluator", "calibration", "statistics"),
-    "learning",
+    *("pool", "search", "search_space", "strategy", "fitness", "validation", "held_out", "evaluator"),
+    *("calibration", "statistics", "learning"),
 )
 """Keys whose mappings are a key each: what is left out stays as it is."""
 
@@ -20,13 +20,15 @@ _WORDS = {"true", "false", "null", "nan", "inf"}
 _NAME = re.compile(r"[\w./:@+=, ()\[\]{}-]+", re.ASCII)
 _SPECIAL = re.compile(r"([\\()\[\]{}:=, \t])")
 
+_OF_FITNESS = ("validation", "held_out")  # other fitnesses, ``null`` by default
+
 
 def override_words(overrides: Sequence[object], keywords: Mapping[str, Any]) -> list[str]:
     """Overrides as the command line has them, from words and keyword arguments.
 
     A keyword is a key (``strategy="ga"``, ``**{"search.evaluations": 20}``); a mapping stands for the keys below it
     (``search={"evaluations": 20}``), or for the whole node where it has a ``_target_``. ``held_out`` is the choice
-    of ``fitness@held_out``.
+    of ``fitness@held_out``, ``validation`` likewise.
 
     Raises:
         ConfigError: something that no configuration can hold.
@@ -44,13 +46,13 @@ def override_words(overrides: Sequence[object], keywords: Mapping[str, Any]) -> 
 def _words(key: str, value: Any) -> Iterator[str]:
     if isinstance(value, Mapping) and key in _NODES:
         if "_target_" in value:  # in place of the choice, whose other keys it has not
-            yield f"{key}=null" if key == "held_out" else f"~{key}"
+            yield f"{key}=null" if key in _OF_FITNESS else f"~{key}"
             yield f"{key}={written(value, key)}"
         else:
             for name, inner in value.items():
                 yield f"{key}.{name}={written(inner, f'{key}.{name}')}"
-    elif key == "held_out" and value is not None:
-        yield f"fitness@held_out={written(value, key)}"
+    elif key in _OF_FITNESS and value is not None:
+        yield f"fitness@{key}={written(value, key)}"
     else:
         yield f"{key}={written(value, key)}"
 

@@ -7,7 +7,7 @@ against the signature of their `_target_` by `evomerge.session.parts`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -60,20 +60,23 @@ class RacingConfig:
 
     Attributes:
         first: items that every candidate is scored on first: a number, or a share below 1; ``None`` for all: no race.
+            ``auto`` is a race where strategy, fitness and the number of items and evaluations allow one, with 24 items
+            or a share of 0.032, and says what it is.
         against: whom a candidate has to beat to be scored on more: its ``generation``, the ``incumbent``, a
             ``pruner``, or ``none``: nobody is.
         keep: share of a generation that goes on to more items.
-        most: items that the best are scored on: a number, or a share; 1.0 for all.
+        most: items that the best are scored on: a number, or a share; 1.0 for all. ``auto`` is 3.75 times `first`
+            where that is ``auto``, else all.
         rotate: each generation begins behind the items that the last one began with.
         confidence: with which a candidate must be worse than the incumbent to be pruned.
         pruner: of Optuna's, where `against` is ``pruner``: ``hyperband``, ``median``, ``percentile``, ``threshold``,
             ``successive_halving``, ``wilcoxon``, a mapping with ``name`` and its arguments, or one with ``_target_``.
     """
 
-    first: float | None = None
+    first: float | Literal["auto"] | None = None
     against: str = "generation"
     keep: float = 0.5
-    most: float = 1.0
+    most: float | Literal["auto"] = 1.0
     rotate: bool = True
     confidence: float = 0.95
     pruner: Any = None
@@ -213,6 +216,8 @@ class Config:
         imports: modules with merge methods of one's own, imported before anything is built.
         pool, search: the source models; the budget and the order of the search.
         search_space, strategy, fitness, held_out, evaluator: nodes with a `_target_`.
+        validation: likewise, a fitness of items of their own that finalists are scored on, where the winner is chosen;
+            ``None`` for those of the search.
         calibration: a node with a `_target_`: the items that statistics of data are made on; ``None`` for none.
         statistics: how they are made.
         learning: what ``evomerge learn`` learns, and how.
@@ -232,6 +237,7 @@ class Config:
     search_space: Any = MISSING
     strategy: Any = MISSING
     fitness: Any = None
+    validation: Any = None
     held_out: Any = None
     evaluator: Any = MISSING
     calibration: Any = None

@@ -24,6 +24,11 @@ Watch = Callable[[int, int], None]
 """Told how many slices are read, of how many."""
 
 
+def known_differences(pool: Pool) -> Differences | None:
+    """The task vectors' lengths and angles, where they were measured before; ``None`` where models would be read."""
+    return None if pool.info.base is None or pool.info.uneven else _remembered(_place(pool), pool)
+
+
 def differences_of(pool: Pool, watch: Watch | None = None) -> Differences:
     """The task vectors' lengths and angles, from memory or by reading every model once, tensor by tensor.
 

@@ -80,13 +80,15 @@ def quantised_text(started: Mapping[str, Any]) -> str:
 def race_lines(seen: RunProgress) -> tuple[str, ...]:
     """What a run says of its quantised weights and of its race, a sentence each; none where there were none."""
     lines = [text] if (text := quantised_text(seen.started)) else []
+    lines += _chosen(seen.started.get("race"))
     items, of = (seen.raced.get(name, 0.0) for name in ("items", "of"))
     if 0 < items <= of < math.inf:
         lines.append(f"Scored {count(round(items), 'item')} of {round(of):,} ({percent(items / of)}) in the search.")
     found = finalists(seen.finalists, {}, "")
     winner = next((finalist for finalist in found if finalist.winner), None)
     if winner is not None:
-        line = f"{count(len(found), 'finalist')} scored on all items: candidate {winner.candidate} won with "
+        where = "validation items" if seen.finalists.get("on") == "validation" else "all items"
+        line = f"{count(len(found), 'finalist')} scored on {where}: candidate {winner.candidate} won with "
         line += number(winner.validation)
         if math.isfinite(winner.search):
             line += f", {number(winner.search)} in the search"
@@ -94,3 +96,10 @@ def race_lines(seen: RunProgress) -> tuple[str, ...]:
         line += f"; on average they changed by {signed(-sum(known) / len(known))}." if known else "."
         lines.append(line)
     return tuple(lines)
+
+
+def _chosen(event: Any) -> list[str]:
+    """Why there is no race, where that was left to what is searched."""
+    if not isinstance(event, Mapping) or not isinstance(event.get("reason"), str):
+        return []
+    return [f"Every candidate on all items, no race: {clean(event['reason'], 200)}."]

@@ -41,10 +41,14 @@ class Leaders:
         objective: the first one.
         most: how many are kept.
         rescores: whether the search's scores on all items are not yet what finalists are compared by.
+
+    Attributes:
+        apart: whether they are scored on items of their own in the end, which the search has none of.
     """
 
     def __init__(self, objective: Objective, most: int, rescores: bool = False) -> None:
         self._objective, self._most, self._rescores = objective, most, rescores
+        self.apart = False
         self._found: list[Leader] = []
         self._models: set[object] = set()
 
@@ -80,7 +84,7 @@ class Leaders:
         """Those that were scored on all items in the search, by id: scoring them again would say nothing new."""
         found = {}
         for each in self._found:
-            if each.complete:
+            if each.complete and not self.apart:
                 objectives = {self._objective.name: self._objective.gain(each.gain)}
                 number = each.candidate.id
                 found[number] = each.candidate, Evaluation(number, "ok", "validation", objectives=objectives)
@@ -90,6 +94,7 @@ class Leaders:
         """Fields of a ``finalists`` event: what the candidates had in the search, and what they have on all items."""
         told = {each.candidate.id: self._objective.gain(each.gain) for each in self._found}
         return {
+            **({"on": "validation"} if self.apart else {}),
             "candidates": [candidate.id for candidate, _ in scored],
             "search": [told.get(candidate.id) for candidate, _ in scored],
             "validation": [evaluation.objectives.get(self._objective.name) for _, evaluation in scored],

@@ -25,7 +25,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.search.phases import Baselines, Phase, split_budget
 from evomerge.session.bounded_space import BoundedSpace
 from evomerge.session.engines import check_engine, engine_of
-from evomerge.session.prior import check_prior, first_deviation, with_prior
+from evomerge.session.prior import DIFFERENCES, check_prior, first_deviation, with_prior
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def phase_nodes(
         node, key = phase_node(config, name, "search_space")
         takes = number > 0 and _takes_winner(node, key)
         strategy, prior = without_prior(*phase_node(config, name, "strategy"))
-        deviation = first_deviation(strategy) if prior else None
+        deviation = first_deviation(strategy) if prior == DIFFERENCES else None  # others are settled later
         phases.append(PhaseNode(name, budget[name], node, key, info, takes, deviation, measure))
     return phases
 

@@ -13,6 +13,9 @@ from evomerge.config.schema import Config
 from evomerge.config.trust import FLAG, check_trust
 from evomerge.errors import ConfigError
 from evomerge.run.folder import RunFolder
+from evomerge.run.ledger import read_ledger
+from evomerge.run.ledger_file import LedgerError
+from evomerge.search.racing.settings import AUTO
 from evomerge.session.resume import read_config
 from evomerge.utils.installation import conf_dir
 
@@ -37,6 +40,7 @@ def forked_config(source: str, arguments: Sequence[str]) -> Config:
     """
     folder = RunFolder.open(source)
     config = read_config(folder)
+    _leave_open(config, folder)
     words = [word for word in arguments if word != FLAG]
     flags = [word for word in words if word.startswith("-")]
     if flags:
@@ -60,3 +64,16 @@ def forked_config(source: str, arguments: Sequence[str]) -> Config:
     if FLAG not in arguments:
         check_trust(OmegaConf.to_container(config, resolve=True), words, f"the configuration of {source}")
     return cast(Config, config)
+
+
+def _leave_open(config: DictConfig, folder: RunFolder) -> None:
+    """Leave open what was left open in the run: with what is changed, something else may follow."""
+    try:
+        keys = next((event.get("left_open") for event in read_ledger(folder) if event["event"] == "started"), None)
+    except LedgerError:  # said when its evaluations are looked up
+        return
+    for key in keys if isinstance(keys, list) else ():
+        owner, _, name = str(key).rpartition(".")
+        node = OmegaConf.select(config, owner) if name in ("first", "most", "prior") else None
+        if isinstance(node, DictConfig) and name in node:
+            node[name] = AUTO

@@ -21,7 +21,7 @@ from evomerge.session.weight_map import weight_map
 from evomerge.utils.sizes import size_text
 
 if TYPE_CHECKING:
-    from evomerge.calibration.encoding import Encoded
+    from evomerge.calibration.encoding import Encoded, Item
     from evomerge.calibration.learning.factors import WeightMap
     from evomerge.calibration.learning.loop import History
     from evomerge.calibration.learning.settings import Settings
@@ -108,11 +108,20 @@ def plan_learning(config: Config, pool: Pool) -> Learning:
         map_ = weight_map(space, pool.info, usual.init or 0.0)
         parts = (map_.offset, map_.slopes, map_.low, map_.high, map_.start)
         genes = [[str(own) for own in map_.slices], *(part.tolist() for part in parts)]
-    items, documents = plan_items(config, pool)
+    read, documents = plan_items(config, pool)
+    items = {model: _texts(own) for model, own in read.items()}
     refs = dict(pool.info.refs)
     identities = [refs[model].identity for model in (*pool.info.sources, pool.info.base)]
     key = settings.key(identities, [items[model] for model in pool.info.sources], genes)
     return Learning(pool, settings, items, documents, space, map_, key, _made_by(config, pool))
+
+
+def _texts(items: Sequence[Item]) -> list[Encoded]:
+    """The items, all of which are texts."""
+    found = [item for item in items if isinstance(item, Encoded)]
+    if len(found) < len(items):
+        raise ConfigError("calibration gives tensors", "texts: what is learnt is learnt on them")
+    return found
 
 
 def _made_by(config: Config, pool: Pool) -> tuple[str, ...]:

@@ -236,7 +236,8 @@ def _forwards(parts: Parts, pool: Pool, plans: Sequence[Plan], on_host: bool) ->
     layers = 1 + max(numbers, default=pool.info.layers - 1)
     outline = ModelOutline(pool.config, tokenizer, TORCH_DTYPES[pool.info.dtype], layers, on_host)
     found: list[MemoryPart] = []
-    for node, fitness in (("fitness", parts.fitness), ("held_out", parts.held_out)):
+    for node in ("fitness", "validation", "held_out"):
+        fitness = getattr(parts, node)
         asked: Callable[[ModelOutline], Sequence[MemoryPart]] | None = getattr(fitness, "memory", None)
         if asked is None:
             continue

@@ -21,6 +21,7 @@ from evomerge.run.folder import RunFolder
 from evomerge.search.incumbent import check_choice
 from evomerge.search.phases import Phase
 from evomerge.search.racing.race import Race
+from evomerge.search.racing.settings import AUTO
 from evomerge.search.stopping import StopRules
 from evomerge.search.warm_start import WarmStartSources
 from evomerge.session.builders import (
@@ -33,8 +34,10 @@ from evomerge.session.builders import (
 from evomerge.session.calibration import Calibration, check_apart, plan_calibration
 from evomerge.session.engines import check_held, check_quantised, require_engine
 from evomerge.session.gene_budget import fit_spaces
-from evomerge.session.prior import measured
-from evomerge.session.racing import build_race, count_finalists
+from evomerge.session.open_priors import settle_priors
+from evomerge.session.prior import measured, remembered
+from evomerge.session.race_choice import RaceChoice, chosen_race
+from evomerge.session.racing import check_validation, count_finalists
 from evomerge.session.series import fill_checkpoints
 from evomerge.session.settings import built_from, check_nodes, check_pool, check_settings
 from evomerge.session.switches import check_switches
@@ -58,12 +61,16 @@ class Parts:
         trackers: by name.
         overlap: share of the held-out items that are items of the search too; ``None`` where that is not known.
         race: scores candidates on some items first; ``None`` for all at once.
+        race_choice: what was chosen where ``search.racing.first`` is ``auto``; ``None`` where it is not.
         finalists: how many of the best are scored on all items in the end.
         rescores: whether they are also where the search scored them on all: it did so with quantised weights.
         quantised: what weights are quantised to, and when; empty where they are not.
         rules: what ends the search early.
         calibration: statistics of data that methods read, some of which may still be to be made.
         calibration_seconds: that making them took.
+        validation: of the finalists' own items; ``None`` where they are those of the search.
+        left_open: keys of the race and of priors that were ``auto``, and have been settled.
+        unread_prior: a prior that is settled once the models are read, in words; empty where there is none.
         fitted: keys of search spaces that were chosen by the number of evaluations, with their values.
     """
 
@@ -79,6 +86,10 @@ class Parts:
     overlap: float | None = None
     fitted: Sequence[str] = ()
     race: Race | None = None
+    race_choice: RaceChoice | None = None
+    validation: Fitness | None = None
+    left_open: Sequence[str] = ()
+    unread_prior: str = ""
     finalists: int = 0
     rescores: bool = False
     quantised: Mapping[str, Any] = field(default_factory=dict)
@@ -97,14 +108,15 @@ class Parts:
         return self.strategies[0]
 
 
-def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
+def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = True) -> Parts:
     """Build and check every part; the order is that of cost, so that errors come early.
 
     Args:
-        config: of the whole experiment. What a search space leaves to the budget (`auto`) is filled in, and
+        config: of the whole experiment. What a search space and the race leave open (`auto`) is filled in, and
             `pool.checkpoints` becomes `pool.models`.
         run: one that is gone on with; that which the configuration's `from_run` names for ``None``. Slices without
             genes are those that had none there.
+        read: whether the models are read for a prior that is left open, where they were not before.
     """
     check_settings(config)
     import_modules(config.imports, "imports")
@@ -131,7 +143,9 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     )
     if run is None and config.from_run is not None:
         run = RunFolder.open(config.from_run)
-    fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": fitness}
+    validation = fitness_from_config(config, "validation") if config.validation is not None else None
+    check_validation(config, objectives, validation)
+    fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": validation or fitness}
     if held_out is not None:
         fitnesses["held_out"] = held_out
     local = _LocalBuilder(fitnesses, engine)
@@ -153,22 +167,38 @@ def build_parts(config: Config, run: RunFolder | None = None) -> Parts:
     strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]
     for phase, strategy in zip(phases, strategies, strict=True):
         check_asynchronous(config, phase.name, strategy)
-    check_switches(fitness, held_out, [task for space in spaces for task in getattr(space, "switch_tasks", ())])
+    switches = [task for space in spaces for task in getattr(space, "switch_tasks", ())]
+    check_switches(fitness, held_out, switches, validation)
     warm.check(spaces)
     if pool is None or wanted == "fitnesses":
         evaluator = build(_with_cache(config), "evaluator", fitnesses)
     local.pool = pool
     check_fitnesses(fitness, held_out, pool)
-    check_apart(calibration.documents if calibration is not None else (), held_out)
+    documents = calibration.documents if calibration is not None else ()
+    if validation is not None:
+        check_fitnesses(validation, None, pool, key="validation")
+        check_apart(documents, validation)
+    check_apart(documents, held_out)
     if evaluator is None:  # a cluster is not connected to for tasks that are none
         assert pool is not None
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool, session))
-    race = build_race(config, fitness, strategies)
+    racing = to_builtin(config.search.racing)
+    left_open = [f"search.racing.{key}" for key in ("first", "most") if racing[key] == AUTO]
+    race, choice = chosen_race(config, fitness, strategies)
+    known = measure if read or pool is None else functools.partial(remembered, pool)
+    open_priors, unread = settle_priors(config, nodes, spaces, race is not None, known)
+    if open_priors:
+        nodes = phase_nodes(config, pool.info if pool is not None else None, measure)
+        spaces = [node.space(None) for node in nodes]
+        phases = [node.phase(config, objectives) for node in nodes]
+        strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]
     rescores = engine.quantises("search") != engine.quantises("validation")
     finalists = count_finalists(config, objectives, race is not None or rescores)
     parts = pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers
-    found = Parts(*parts, fitted=fitted, race=race, finalists=finalists, rules=rules, calibration=calibration)
-    return replace(found, rescores=rescores, quantised=engine.event)
+    more: dict[str, Any] = {"race": race, "race_choice": choice, "finalists": finalists, "rules": rules}
+    more |= {"validation": validation, "left_open": [*left_open, *open_priors], "unread_prior": unread}
+    more |= {"rescores": rescores, "quantised": engine.event}
+    return Parts(*parts, fitted=fitted, calibration=calibration, **more)
 
 
 def _with_genes_of(pool: Pool, run: RunFolder) -> Pool:
@@ -213,5 +243,5 @@ def _with_cache(config: Config) -> Any:
 
 def _targets(config: Config) -> list[str]:
     """The classes that workers build, those of a fitness's parts too."""
-    content = {"fitness": to_builtin(config.fitness), "held_out": to_builtin(config.held_out)}
+    content = {name: to_builtin(getattr(config, name)) for name in ("fitness", "validation", "held_out")}
     return [str(value) for key, value in leaves(content) if key.rpartition(".")[2] == TARGET]

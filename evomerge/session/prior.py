@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from evomerge.models.pool import Pool
 
 _LOG = logging.getLogger(__name__)
-PRIORS = ("differences",)
+DIFFERENCES, AUTO = "differences", "auto"
+PRIORS = (DIFFERENCES, AUTO)
 NARROWEST, WIDEST = 1 / 3, 3.0
 """Of a step size, in units of the strategy's own."""
 LARGEST = 0.5  # of a gene's range
@@ -218,7 +219,11 @@ def with_prior(space: SearchSpace, measure: Callable[[], Differences] | None, si
 
 
 def measured(pool: Pool) -> Differences:
-    """The pool's differences; where its models have to be read, a line on standard error says how far that is."""
+    """The pool's differences; where its models have to be read, a line on standard error says how far that is.
+
+    Raises:
+        PoolError: as `differences_of`.
+    """
     from rich.progress import Progress
 
     from evomerge.models.task_vectors import differences_of
@@ -233,6 +238,13 @@ def measured(pool: Pool) -> Differences:
                 _LOG.info("strategy.prior: %d of %d slices read", done, total)
 
         return differences_of(pool, watch)
+
+
+def remembered(pool: Pool) -> Differences | None:
+    """The pool's differences; ``None`` where its models would have to be read."""
+    from evomerge.models.task_vectors import known_differences
+
+    return known_differences(pool)
 
 
 def first_deviation(node: Mapping[str, Any]) -> float:

@@ -12,21 +12,23 @@ from evomerge.objectives import Objective
 from evomerge.protocols import Estimator, Fitness, Strategy
 from evomerge.search.racing.knowledge import Knowledge
 from evomerge.search.racing.race import Race
-from evomerge.search.racing.settings import Racing
+from evomerge.search.racing.settings import AUTO, Racing
 
 _FINALISTS = 8
 _MOST_FINALISTS = 10_000
+_SOME = 1  # items, while it is not known how many a race begins with
 
 
 def race_settings(config: Config) -> Racing | None:
-    """What is asked of the race; ``None`` for none.
+    """What is asked of the race; ``None`` for none. Where `first` is ``auto``, as if there was one.
 
     Raises:
         ConfigError: a key out of its range, naming it.
     """
     asked: dict[str, Any] = to_builtin(config.search.racing)
     if asked["first"] is not None:
-        return Racing(**asked)
+        first, most = asked["first"], asked["most"]
+        return Racing(**{**asked, "first": _SOME if first == AUTO else first, "most": 1.0 if most == AUTO else most})
     if asked["pruner"] is not None:
         raise ConfigError(
             "search.racing.pruner is set, and search.racing.first is null",
@@ -58,8 +60,8 @@ def build_race(config: Config, fitness: Fitness, strategies: Sequence[Strategy])
     settings = race_settings(config)
     if settings is None:
         return None
-    count: Callable[[], Mapping[str, int]] | None = getattr(fitness, "items", None)
-    if count is None:
+    items = items_of(fitness)
+    if items is None:
         raise ConfigError(
             "search.racing.first is set, and the fitness cannot be asked for some of its items",
             "a fitness with a method items() whose run takes a part, as lm_eval's",
@@ -97,9 +99,15 @@ def build_race(config: Config, fitness: Fitness, strategies: Sequence[Strategy])
     if settings.against == "pruner":
         from evomerge.session.pruners import build_pruner, check_items
 
-        pruner = build_pruner(settings, sum(count().values()))
+        pruner = build_pruner(settings, sum(items.values()))
         check_items(pruner, estimator)
-    return Race(settings, count(), Knowledge(estimator, objectives), objectives, config.search.seed, pruner)
+    return Race(settings, items, Knowledge(estimator, objectives), objectives, config.search.seed, pruner)
+
+
+def items_of(fitness: Fitness) -> Mapping[str, int] | None:
+    """How many items each task has; ``None`` where a fitness cannot be asked for some of them."""
+    count: Callable[[], Mapping[str, int]] | None = getattr(fitness, "items", None)
+    return None if count is None else count()
 
 
 def count_finalists(config: Config, objectives: Sequence[Objective], raced: bool) -> int:
@@ -110,7 +118,7 @@ def count_finalists(config: Config, objectives: Sequence[Objective], raced: bool
     """
     asked = config.search.finalists
     if asked is None:
-        return _FINALISTS if raced and len(objectives) == 1 else 0
+        return _FINALISTS if (raced or config.validation is not None) and len(objectives) == 1 else 0
     if not 0 <= asked <= _MOST_FINALISTS:
         raise ConfigError(f"search.finalists is {asked}", f"0 to {_MOST_FINALISTS:,}, or null")
     if asked and len(objectives) > 1:
@@ -120,3 +128,31 @@ def count_finalists(config: Config, objectives: Sequence[Objective], raced: bool
             "set search.finalists=0: the Pareto front stays as it is",
         )
     return asked
+
+
+def check_validation(config: Config, objectives: Sequence[Objective], validation: Fitness | None) -> None:
+    """Check that a winner can be chosen by the fitness of the finalists.
+
+    Args:
+        config: of the experiment.
+        objectives: of the search.
+        validation: the finalists' own fitness; ``None`` for none.
+
+    Raises:
+        ConfigError: there are no finalists, several objectives, or it does not have the objective of the search.
+    """
+    if validation is None:
+        return
+    if config.search.finalists == 0 or len(objectives) > 1:
+        what = "search.finalists is 0" if config.search.finalists == 0 else f"there are {len(objectives)} objectives"
+        raise ConfigError(
+            f"validation is set, and {what}",
+            "finalists, of which one objective chooses the winner on its items",
+            "set search.finalists=8, or validation=null",
+        )
+    if objectives[0] not in validation.objectives:
+        have = ", ".join(f"{objective.name} ({objective.direction})" for objective in validation.objectives)
+        raise ConfigError(
+            f"validation has {have}, and the search has {objectives[0].name} ({objectives[0].direction})",
+            "the objective of the search, on other items",
+        )

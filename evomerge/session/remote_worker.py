@@ -65,6 +65,9 @@ def remote_worker(
     pool = with_statistics(pool, calibration)
     fitness = fitness_from_config(config, "fitness")
     fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": fitness}
+    if config.validation is not None:
+        fitnesses["validation"] = fitness_from_config(config, "validation")
+        check_fitnesses(fitnesses["validation"], key="validation")
     if config.held_out is not None:
         fitnesses["held_out"] = fitness_from_config(config, "held_out")
     check_fitnesses(fitnesses["search"], fitnesses.get("held_out"))

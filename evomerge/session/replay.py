@@ -33,7 +33,18 @@ _log = logging.getLogger(__name__)
 _SAID = 3
 _FREE = {
     "phase": ("evaluations", "in_flight"),
-    "started": ("evaluations", "version", "versions", "from_run", "shares", "overlap", "stop_rules", "calibration"),
+    "started": (
+        "evaluations",
+        "version",
+        "versions",
+        "from_run",
+        "shares",
+        "overlap",
+        "stop_rules",
+        "race",
+        "left_open",
+        "calibration",
+    ),
 }
 """Fields that may differ between sessions, by event."""
 

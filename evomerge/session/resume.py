@@ -55,6 +55,7 @@ MAY_CHANGE = (
     "pool.models",
     "fitness.task_timeout",
     "fitness.compare_forwards",
+    "validation.task_timeout",
     "held_out.task_timeout",
 )
 """Keys whose values a resumed run may be given anew; those below them too."""

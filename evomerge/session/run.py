@@ -102,6 +102,8 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 objectives={o.name: o.direction for o in objectives},
                 shares=_shares(parts),
                 **({"stop_rules": parts.rules.event} if parts.rules.event else {}),
+                **({"left_open": list(parts.left_open)} if parts.left_open else {}),
+                **({"race": parts.race_choice.event} if parts.race_choice is not None else {}),
                 **({"overlap": parts.overlap} if parts.overlap is not None else {}),
                 fitness=fingerprint,
                 **({"calibration": parts.calibration_seconds} if parts.calibration is not None else {}),
@@ -130,6 +132,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 rescores=parts.rescores,
                 rules=parts.rules,
             )
+            search.state.leaders.apart = parts.validation is not None
             beginning.begin(search)
             interrupts.settled = lambda: search.state.settled
             search.run()

@@ -46,6 +46,8 @@ def _search(config: Config) -> RunFolder:
 
     parts.calibration_seconds = watched_statistics(config, parts.calibration)
     warn_settings(config, parts, estimate_memory(config, parts))
+    if parts.race_choice is not None and config.display != "quiet":
+        console.print(f"search.racing.first=auto: {parts.race_choice}", soft_wrap=True, markup=False)
     with (
         settled_collector(),
         Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress,

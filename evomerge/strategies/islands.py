@@ -79,6 +79,7 @@ class Islands:
             strategies[i % len(strategies)](spec, objectives, seed=child) for i, child in enumerate(seeds)
         ]
         self.asynchronous = all(getattr(island, "asynchronous", False) for island in self._islands)
+        self.estimates = all(getattr(island, "estimates", True) for island in self._islands)
         if all(isinstance(island, Competing) for island in self._islands):
             self.to_beat = self._to_beat
         self._spec, self._objective = spec, objectives[0]

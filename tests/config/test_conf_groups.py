@@ -18,7 +18,7 @@ from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.switches import shared_recipe
-from evomerge.session.builders import space_from_node
+from evomerge.session.builders import space_from_node, without_prior
 
 SPACES = sorted(path.stem for path in (conf_dir() / "search_space").glob("*.yaml"))
 PATHS = ("data_flow", "blocks", "permutation", "relaxed_data_flow")
@@ -69,7 +69,8 @@ def test_weights_are_genes_without_a_recipe() -> None:
 def test_strategies(option: str) -> None:
     config: Any = compose_config([f"strategy={option}", "~fitness"])
     spec = space("search_space.resolution=0.1").spec  # a grid: brute force goes through all of it
-    strategy: Strategy = build(config.strategy, "strategy", spec, [Objective("score")], seed=1)
+    node, _ = without_prior(config.strategy, "strategy")
+    strategy: Strategy = build(node, "strategy", spec, [Objective("score")], seed=1)
     assert len(strategy.ask()) > 3
 
 

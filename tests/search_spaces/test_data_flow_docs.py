@@ -16,7 +16,7 @@ from evomerge.config.construct import build
 from evomerge.merge.methods import specs
 from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace, Strategy
-from evomerge.session.builders import space_from_node
+from evomerge.session.builders import space_from_node, without_prior
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data_flow.md").read_text(encoding="utf-8")
 EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]
@@ -39,7 +39,8 @@ def test_examples(example: dict[str, Any]) -> None:
     made = space(*groups, *keys)
     made.decode(made.spec.initial).check(specs())
     config: Any = compose_config([*groups, "~fitness"])
-    strategy: Strategy = build(config.strategy, "strategy", made.spec, [Objective("score")], seed=1)
+    node, _ = without_prior(config.strategy, "strategy")
+    strategy: Strategy = build(node, "strategy", made.spec, [Objective("score")], seed=1)
     assert len(strategy.ask()) > 3
 
 

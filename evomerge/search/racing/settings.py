@@ -9,6 +9,9 @@ from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
 
+AUTO = "auto"
+"""Of numbers of items: chosen by what there is (`evomerge.session.race_choice`)."""
+
 Against = Literal["generation", "incumbent", "pruner", "none"]
 
 
@@ -81,6 +84,14 @@ class Racing:
         found = [first]
         while found[-1] < most - 1e-9:
             found.append(min(most, found[-1] / self.keep))
+        return found
+
+    def expected_items(self, total: int) -> float:
+        """Items that a candidate is scored on, on average, where the best `keep` go on at every step."""
+        found, before, share = 0.0, 0, 1.0
+        for items in counted(self.steps(total), total):
+            found += share * (items - before)
+            before, share = items, share * self.keep
         return found
 
 

@@ -24,7 +24,9 @@ class Capable(Protocol):
         multi_objective: it takes more than one objective.
         kinds: the kinds of genes that it handles.
 
-    One with an attribute `estimates` that is false needs the scores of all items, and cannot be raced.
+    One with an attribute `estimates` that is false needs the scores of all items, and cannot be raced. One with an
+    attribute `by_generation` that is true learns from the order within a generation and keeps no candidate for its
+    score, which may be a lucky estimate: ``search.racing.first: auto`` is a race for these.
     """
 
     @property

@@ -62,6 +62,7 @@ class Generations(ABC):
     title: ClassVar[str] = "strategy"
     asynchronous: bool = False  # an instance's own, see `Arrivals`
     multi_objective: ClassVar[bool] = False
+    by_generation: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = KINDS
 
     _history: list[Array]  # of all generations told, their gains; a generation may be larger than the one before

@@ -31,6 +31,7 @@ class Scalarised:
         self.inner = strategy
         self.scalarisation = scalarisation
         self.asynchronous = bool(getattr(strategy, "asynchronous", False))
+        self.estimates = bool(getattr(strategy, "estimates", True))
         self.learns = bool(getattr(strategy, "learns", True))
         if isinstance(strategy, Injectable):
             self.inject = self._inject

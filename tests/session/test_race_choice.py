@@ -1,0 +1,165 @@
+"""What ``search.racing.first: auto`` comes to: how many items, or no race and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from evomerge.config.compose import compose_config
+from evomerge.errors import ConfigError, FitnessError
+from evomerge.genomes.genome import Gene, GenomeSpec
+from evomerge.objectives import MetricShare, Objective
+from evomerge.protocols import Estimator
+from evomerge.search.racing.race import Race
+from evomerge.search.racing.settings import Racing
+from evomerge.session.race_choice import RaceChoice, chosen_race
+from evomerge.session.racing import check_validation, count_finalists
+from evomerge.strategies.catcma import CatCma
+from evomerge.strategies.cma_es import CmaEs
+from evomerge.strategies.genetic import GeneticAlgorithm
+from evomerge.strategies.islands import Islands
+from evomerge.strategies.m2n2 import M2N2
+from fitness.estimators.stratified_mean import StratifiedMean
+
+SCORE = (Objective("score"),)
+SPEC = GenomeSpec((Gene("a"), Gene("b")))
+CMA = [CmaEs(SPEC, SCORE, seed=0)]
+
+
+class Fitness:
+    """Has so many items, by task."""
+
+    def __init__(self, counts: Mapping[str, int], objectives: tuple[Objective, ...] = SCORE, fails: str = "") -> None:
+        self.counts, self.objectives, self.fails = counts, objectives, fails
+
+    def items(self) -> Mapping[str, int]:
+        return self.counts
+
+    def build_estimator(self) -> Estimator:
+        if self.fails:
+            raise FitnessError(self.fails, "a mean")
+        shares = [MetricShare(f"{task}/acc", 1.0, "maximize") for task in self.counts]
+        return StratifiedMean(shares, self.objectives)
+
+
+def choose(fitness: Any, strategies: Sequence[Any] = CMA, *words: str) -> tuple[Any, Race | None, RaceChoice | None]:
+    config: Any = compose_config(["search.evaluations=300", "~fitness", *words])
+    race, choice = chosen_race(config, fitness, strategies)
+    return config.search.racing, race, choice
+
+
+def test_items_that_a_candidate_is_scored_on() -> None:
+    """24, half of them on 24 more, a quarter on 42 more."""
+    assert Racing(24, most=90).expected_items(750) == 24 + 24 / 2 + 42 / 4
+    assert Racing(24, "none").expected_items(750) == 24
+
+
+@pytest.mark.parametrize(
+    ("counts", "first", "most"),
+    [
+        ({"a": 750}, 24, 90),
+        ({"a": 186}, 24, 90),  # 46.5 on average, a quarter
+        ({"a": 5000, "b": 5000}, 320, 1200),  # a share of 0.032
+        ({str(task): 20 for task in range(100)}, 200, 750),  # two of each task
+    ],
+)
+def test_numbers_of_items(counts: dict[str, int], first: int, most: int) -> None:
+    asked, race, choice = choose(Fitness(counts))
+    assert race is not None
+    assert choice is not None
+    assert not choice.because
+    assert (asked.first, asked.most, asked.against) == (first, most, "generation")
+    assert (choice.first, choice.most, choice.items) == (first, most, sum(counts.values()))
+    assert [round(step * race.total) for step in race.steps] == [first, 2 * first, most]
+    assert str(choice) == f"a race: every candidate on {first} of {race.total:,} items, the best on {most}"
+
+
+@pytest.mark.parametrize(
+    ("fitness", "strategies", "words", "because"),
+    [
+        (Fitness({"a": 185}), CMA, [], "items"),
+        (Fitness({"a": 10}), CMA, [], "items"),
+        (Fitness({"a": 750}), CMA, ["search.evaluations=20"], "evaluations"),  # of which 9 are finalists
+        (Fitness({"a": 750}), [M2N2(SPEC, SCORE, seed=0)], [], "strategy"),
+        (Fitness({"a": 750}), [GeneticAlgorithm(SPEC, SCORE, seed=0)], [], "strategy"),
+        (Fitness({"a": 750}), [*CMA, GeneticAlgorithm(SPEC, SCORE, seed=0)], [], "strategy"),
+        (Fitness({"a": 750}), CMA, ["search.ordered=false"], "order"),
+        (Fitness({"a": 750}), CMA, ["search.in_flight=3"], "order"),
+        (Fitness({"a": 750}), CMA, ["search.finalists=0"], "finalists"),
+        (Fitness({"a": 750}), CMA, ["search.target=0.9"], "target"),
+        (Fitness({"a": 750}, (*SCORE, Objective("size"))), CMA, [], "objectives"),
+        (Fitness({"a": 750}, fails="a/f1 is no mean"), CMA, [], "estimator"),
+        (Fitness({"a": 750}), CMA, ["search.racing.most=5"], "items"),  # fewer than at first
+        (type("Plain", (), {"objectives": SCORE})(), CMA, [], "fitness"),
+    ],
+)
+def test_no_race(fitness: Any, strategies: Sequence[Any], words: list[str], because: str) -> None:
+    asked, race, choice = choose(fitness, strategies, *words)
+    assert race is None
+    assert choice is not None
+    assert choice.because == because
+    assert str(choice).startswith("no race: ")
+    assert choice.event == {"items": choice.items, "because": because, "reason": choice.reason}
+    assert (asked.first, asked.most) == (None, 1.0)
+
+
+def test_one_evaluation_more_makes_up_for_the_finalists() -> None:
+    """21 times 46.5 and 9 times 750 are 7,726.5, less than half of 21 times 750."""
+    assert choose(Fitness({"a": 750}), CMA, "search.evaluations=21")[1] is not None
+
+
+def test_what_the_user_says_of_the_race_counts() -> None:
+    ga = [GeneticAlgorithm(SPEC, SCORE, seed=0)]
+    asked, race, _ = choose(Fitness({"a": 750}), ga, "search.racing.against=incumbent", "search.ordered=false")
+    assert race is not None
+    assert race.settings.against == "incumbent"
+    assert asked.first == 24
+    asked, race, _ = choose(Fitness({"a": 750}), CMA, "search.racing.most=0.2")
+    assert race is not None
+    assert (asked.first, asked.most) == (24, 0.2)
+    word = "search.racing={against: pruner, pruner: percentile}"
+    assert choose(Fitness({"a": 750}), ga, word)[1] is not None
+    asked, race, _ = choose(Fitness({"a": 20}), ga, word)
+    assert race is None
+    assert (asked.against, asked.pruner) == ("generation", None)
+
+
+def test_a_number_is_a_number_and_null_no_race() -> None:
+    asked, race, choice = choose(Fitness({"a": 50}), CMA, "search.racing.first=10")
+    assert race is not None
+    assert choice is None
+    assert (asked.first, asked.most) == (10, 1.0)
+    asked, race, choice = choose(Fitness({"a": 750}), CMA, "search.racing.first=null")
+    assert race is None
+    assert choice is None
+    assert asked.first is None
+    with pytest.raises(ConfigError, match="needs the scores of all items"):
+        choose(Fitness({"a": 750}), [M2N2(SPEC, SCORE, seed=0)], "search.racing.first=10")
+    with pytest.raises(ConfigError, match=r"search.racing.first is 'some'.*a number or 'auto'"):
+        compose_config(["~fitness", "search.racing.first=some"])
+
+
+def test_islands_of_m2n2_need_all_items() -> None:
+    def m2n2(*given: Any, **more: Any) -> M2N2:
+        return M2N2(*given, **more)
+
+    islands = Islands(SPEC, SCORE, seed=0, strategies=[m2n2, CatCma], islands=2)
+    assert not islands.estimates
+    with pytest.raises(ConfigError, match="Islands needs the scores of all items"):
+        choose(Fitness({"a": 750}), [islands], "search.racing.first=10", "search.racing.against=none")
+
+
+def test_a_winner_is_chosen_by_the_objective_of_the_search() -> None:
+    config: Any = compose_config(["~fitness", "fitness@validation=digits"])
+    size = (Objective("size", "minimize"),)
+    assert count_finalists(config, SCORE, raced=False) == 8
+    check_validation(config, SCORE, Fitness({"a": 10}))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"validation has size \(minimize\), and the search has score \(maximize\)"):
+        check_validation(config, SCORE, Fitness({"a": 10}, size))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="validation is set, and there are 2 objectives"):
+        check_validation(config, (*SCORE, *size), Fitness({"a": 10}, (*SCORE, *size)))  # type: ignore[arg-type]
+    config.search.finalists = 0
+    with pytest.raises(ConfigError, match=r"validation is set, and search.finalists is 0"):
+        check_validation(config, SCORE, Fitness({"a": 10}))  # type: ignore[arg-type]
