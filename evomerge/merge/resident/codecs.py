@@ -109,12 +109,12 @@ def codec_of(name: str, device: torch.device) -> Codec:
         )
         codes, scales = (torch.empty(each, dtype=dtype, device=device) for each, dtype in codec.shapes(weight.shape))
         codec.write(weight, codes, scales)
-        error = (codec.read(codes, scales, weight.shape, weight.dtype) - weight).norm() / weight.norm()
-        works = bool(error < _WORST)
+        missed = (codec.read(codes, scales, weight.shape, weight.dtype) - weight).norm() / weight.norm()
+        works = bool(missed < _WORST)
     except Exception as error:  # each backend raises what it likes
         raise _unable(name, device, reason_of(error, 160)) from error
     if not works:
-        raise _unable(name, device, f"a matrix comes back with an error of {error:.0%}")
+        raise _unable(name, device, f"a matrix comes back with an error of {missed:.0%}")
     return codec
 
 
