@@ -95,7 +95,7 @@ OPERATORS: Mapping[str, Operator] = {
     "doge": Operator("2501.01230: eta 0.07, 30 %, 400 steps"),
 }
 """Not here: ema (of checkpoints in order), lora_lego (of adapters), and those of one source: nearswap, arcee_fusion,
-passthrough."""
+passthrough; of data: fisher, regmean, masked, columns."""
 
 
 def untuned(info: PoolInfo, name: str) -> Recipe:
