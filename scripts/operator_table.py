@@ -105,7 +105,7 @@ OPERATORS: Mapping[str, Operator] = {
     "doge": Operator("2501.01230: eta 0.07, 30 %, 400 steps"),
 }
 """Not here: ema (of checkpoints in order), lora_lego (of adapters), and those of one source: nearswap, arcee_fusion,
-passthrough."""
+passthrough; of what was learnt on data: masked, columns."""
 CALIBRATED: Mapping[str, Operator] = {
     "fisher": Operator("2111.09832: equal weights"),
     "regmean": Operator("2212.09849: alpha 0.9"),
