@@ -139,7 +139,8 @@ def check_validation(config: Config, objectives: Sequence[Objective], validation
         validation: the finalists' own fitness; ``None`` for none.
 
     Raises:
-        ConfigError: there are no finalists, several objectives, or it does not have the objective of the search.
+        ConfigError: there are no finalists, no held-out items or several objectives, or it does not have the objective
+            of the search.
     """
     if validation is None:
         return
@@ -149,6 +150,12 @@ def check_validation(config: Config, objectives: Sequence[Objective], validation
             f"validation is set, and {what}",
             "finalists, of which one objective chooses the winner on its items",
             "set search.finalists=8, or validation=null",
+        )
+    if config.held_out is None:
+        raise ConfigError(
+            "validation is set, and held_out is null",
+            "held-out items: on those of the finalists the winner is the luckiest, and nobody else was scored there",
+            "set fitness@held_out=lm_eval held_out.tasks=[...], or validation=null",
         )
     if objectives[0] not in validation.objectives:
         have = ", ".join(f"{objective.name} ({objective.direction})" for objective in validation.objectives)

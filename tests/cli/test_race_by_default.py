@@ -96,7 +96,7 @@ def test_finalists_on_items_of_their_own(quick_pool: Path, tmp_path: Path) -> No
     """Those that the search had all items of, too; and so again where the run was killed in the middle of them."""
     task = "{task: demo_e_maths_held_out, metrics: {acc: 1.0, perplexity: {weight: 0.05, transform: log}}}"
     run = tmp_path / "run"
-    few = ["search.evaluations=4", "strategy.popsize=4", "search.finalists=2", "fitness.limit=2", "held_out=null"]
+    few = ["search.evaluations=4", "strategy.popsize=4", "search.finalists=2", "fitness.limit=2", "held_out.limit=2"]
     own = ["fitness@validation=lm_eval", f"validation.tasks=[{task}]", "validation.limit=4"]
     place = [f"pool.root='{quick_pool}'", f"validation.include_path='{quick_pool}/tasks'", f"run_dir='{run}'"]
     assert main(["search", "experiment=demo", *place, *few, *own, "display=quiet"]) == 0

@@ -152,7 +152,7 @@ def test_islands_of_m2n2_need_all_items() -> None:
 
 
 def test_a_winner_is_chosen_by_the_objective_of_the_search() -> None:
-    config: Any = compose_config(["~fitness", "fitness@validation=digits"])
+    config: Any = compose_config(["~fitness", "fitness@validation=digits", "fitness@held_out=digits"])
     size = (Objective("size", "minimize"),)
     assert count_finalists(config, SCORE, raced=False) == 8
     check_validation(config, SCORE, Fitness({"a": 10}))  # type: ignore[arg-type]
@@ -160,6 +160,9 @@ def test_a_winner_is_chosen_by_the_objective_of_the_search() -> None:
         check_validation(config, SCORE, Fitness({"a": 10}, size))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="validation is set, and there are 2 objectives"):
         check_validation(config, (*SCORE, *size), Fitness({"a": 10}, (*SCORE, *size)))  # type: ignore[arg-type]
+    config.held_out = None
+    with pytest.raises(ConfigError, match="validation is set, and held_out is null"):
+        check_validation(config, SCORE, Fitness({"a": 10}))  # type: ignore[arg-type]
     config.search.finalists = 0
     with pytest.raises(ConfigError, match=r"validation is set, and search.finalists is 0"):
         check_validation(config, SCORE, Fitness({"a": 10}))  # type: ignore[arg-type]
