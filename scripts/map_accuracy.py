@@ -22,7 +22,7 @@ from evomerge.config.compose import compose_config
 from evomerge.evaluation.worker import Worker
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective, ParetoArchive
-from evomerge.protocols import SearchSpace, Strategy
+from evomerge.protocols import Fitness, SearchSpace, Strategy
 from evomerge.session.builders import fitness_from_config, pool_from_config, space_from_node
 from evomerge.strategies.amortized_pareto import AmortizedPareto
 from evomerge.strategies.bases.quadratic import held_back
