@@ -74,7 +74,7 @@ class Demo:
         config = compose_config(words)
         pool = pool_from_config(config)
         self.space: SearchSpace = space_from_node(config.search_space, "search_space", pool.info)
-        fitnesses = {
+        fitnesses: dict[Split, Fitness] = {
             "search": fitness_from_config(config, "fitness"),
             "held_out": fitness_from_config(config, "held_out"),
         }
