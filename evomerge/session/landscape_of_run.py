@@ -15,7 +15,7 @@ from evomerge.config.schema import Config
 from evomerge.config.trust import check_trust
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
-from evomerge.landscape.fitting import Evaluated, fit_landscape
+from evomerge.landscape.fitting import LEAST, Evaluated, fit_landscape
 from evomerge.landscape.landscape import Landscape, objectives_of, task_of
 from evomerge.objectives import MetricShare, Objective
 from evomerge.report.history import History, read_history
@@ -55,6 +55,12 @@ def landscape_of(run: str | Path, *, seed: int = 0, trust: bool = False) -> Land
     scored = [trial for trial in history.trials if trial.status == "ok" and isinstance(trial.genome, list)]
     items = _items(folder, scored)
     kept = [i for i, own in enumerate(items) if all(np.isfinite(values).all() for values in own.values())]
+    if len(kept) < LEAST <= len(history.trials) and any(trial.race for trial in history.trials):
+        raise ConfigError(
+            f"run {run} raced: {len(kept)} of its candidates were scored on all items",
+            f"at least {LEAST} that were",
+            "search with search.racing.first=null",
+        )
     scored, items = [scored[i] for i in kept], [items[i] for i in kept]
     genomes = [_genome(genes, trial) for trial in scored]
     targets, shares = _targets(scored, history.objectives, history.shares("search"))

@@ -40,7 +40,7 @@ def error(capsys: pytest.CaptureFixture[str]) -> Error:
         ("evaluator.timeout=inf", "seconds above 0, or null"),
         ("evaluator.threads=100000000", "1 to 4096, or null"),
         ("search.racing={first: 0.1, against: pruner, pruner: wilcoxn}", "did you mean 'wilcoxon'"),
-        ("search.racing={against: pruner, pruner: wilcoxon}", "set search.racing.first=0.1"),
+        ("search.racing={first: null, against: pruner, pruner: wilcoxon}", "set search.racing.first=0.1"),
     ],
 )
 def test_values_out_of_any_bounds(error: Error, quick_pool: Path, word: str, says: str) -> None:
