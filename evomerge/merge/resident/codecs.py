@@ -13,10 +13,8 @@ import torch
 
 from evomerge.errors import ConfigError, nearest, reason_of
 from evomerge.merge.cache.merged_slice import Shapes
-from evomerge.merge.resident.codec_shapes import quantised_shapes
+from evomerge.merge.resident.codec_shapes import part_of, quantised_shapes
 
-_PART = 1 << 22
-"""Weights that are widened to float32 at a time."""
 _LEAST = 2.0**-116
 """Of a row's largest weight: one over it is finite."""
 
@@ -131,7 +129,7 @@ def _nf4() -> Codec:
 
 def _rows(weight: torch.Tensor) -> Iterator[slice]:
     """Some rows at a time."""
-    step = max(1, _PART // max(1, weight.shape[1]))
+    step = max(1, part_of(weight.device) // max(1, weight.shape[1]))
     for first in range(0, len(weight), step):
         yield slice(first, first + step)
 
