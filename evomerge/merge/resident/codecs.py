@@ -102,17 +102,16 @@ def codec_of(name: str, device: torch.device) -> Codec:
     codec: Codec = makers[name]()
     try:
         # Rows that end within a block of NF4, and blocks of several sizes.
-        weight = (torch.arange(5 * 96.0, device=device).sin() * torch.arange(1.0, 6.0, device=device).repeat(96)).view(
-            5, 96
+        weight = (
+            torch.arange(5 * 96.0, device=device).sin().view(5, 96) * torch.arange(1.0, 6.0, device=device)[:, None]
         )
         codes, scales = (torch.empty(each, dtype=dtype, device=device) for each, dtype in codec.shapes(weight.shape))
         codec.write(weight, codes, scales)
-        error = (codec.read(codes, scales, weight.shape, weight.dtype) - weight).norm() / weight.norm()
-        works = bool(error < _WORST)
+        off = float((codec.read(codes, scales, weight.shape, weight.dtype) - weight).norm() / weight.norm())
     except Exception as error:  # each backend raises what it likes
         raise _unable(name, device, reason_of(error, 160)) from error
-    if not works:
-        raise _unable(name, device, f"a matrix comes back with an error of {error:.0%}")
+    if not off < _WORST:
+        raise _unable(name, device, f"a matrix comes back with an error of {off:.0%}")
     return codec
 
 
