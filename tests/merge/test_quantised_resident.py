@@ -279,6 +279,9 @@ def test_refusals(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = open_pool({"a": str(tiny_model("a", "gpt2"))})
     with pytest.raises(ConfigError, match=r"the layers of GPT2LMHeadModel have no torch.nn.Linear"):
         resident_of(pool, "int8")
+    monkeypatch.setattr(Int8, "read", lambda self, codes, scales, shape, dtype: codes.to(dtype).flip(1))
+    with pytest.raises(ConfigError, match=r"int8, which does not work on cpu \(a matrix comes back with an error of"):
+        codec_of("int8", CPU)
     monkeypatch.setattr(Fp8, "write", lambda *_: torch.empty(0).to("meta").item())
     with pytest.raises(ConfigError, match=r"evaluator.quantise is fp8, which does not work on cpu .*quantise=int8"):
         codec_of("fp8", CPU)

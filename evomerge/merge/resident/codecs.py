@@ -13,10 +13,8 @@ import torch
 
 from evomerge.errors import ConfigError, nearest, reason_of
 from evomerge.merge.cache.merged_slice import Shapes
-from evomerge.merge.resident.codec_shapes import quantised_shapes
+from evomerge.merge.resident.codec_shapes import part_of, quantised_shapes
 
-_PART = 1 << 22
-"""Weights that are widened to float32 at a time."""
 _LEAST = 2.0**-116
 """Of a row's largest weight: one over it is finite."""
 
@@ -104,17 +102,16 @@ def codec_of(name: str, device: torch.device) -> Codec:
     codec: Codec = makers[name]()
     try:
         # Rows that end within a block of NF4, and blocks of several sizes.
-        weight = (torch.arange(5 * 96.0, device=device).sin() * torch.arange(1.0, 6.0, device=device).repeat(96)).view(
-            5, 96
+        weight = (
+            torch.arange(5 * 96.0, device=device).sin().view(5, 96) * torch.arange(1.0, 6.0, device=device)[:, None]
         )
         codes, scales = (torch.empty(each, dtype=dtype, device=device) for each, dtype in codec.shapes(weight.shape))
         codec.write(weight, codes, scales)
-        missed = (codec.read(codes, scales, weight.shape, weight.dtype) - weight).norm() / weight.norm()
-        works = bool(missed < _WORST)
+        off = float((codec.read(codes, scales, weight.shape, weight.dtype) - weight).norm() / weight.norm())
     except Exception as error:  # each backend raises what it likes
         raise _unable(name, device, reason_of(error, 160)) from error
-    if not works:
-        raise _unable(name, device, f"a matrix comes back with an error of {missed:.0%}")
+    if not off < _WORST:
+        raise _unable(name, device, f"a matrix comes back with an error of {off:.0%}")
     return codec
 
 
@@ -131,7 +128,7 @@ def _nf4() -> Codec:
 
 def _rows(weight: torch.Tensor) -> Iterator[slice]:
     """Some rows at a time."""
-    step = max(1, _PART // max(1, weight.shape[1]))
+    step = max(1, part_of(weight.device) // max(1, weight.shape[1]))
     for first in range(0, len(weight), step):
         yield slice(first, first + step)
 

@@ -8,7 +8,7 @@ import torch
 
 from evomerge.errors import ConfigError, reason_of
 from evomerge.merge.cache.merged_slice import Shapes
-from evomerge.merge.resident.codec_shapes import BLOCK, quantised_shapes
+from evomerge.merge.resident.codec_shapes import BLOCK, part_of, quantised_shapes
 
 # It warns of a faster product that could be downloaded and is not used here.
 _LOG = logging.getLogger("bitsandbytes.backends.cpu.ops")
@@ -36,11 +36,13 @@ class Nf4:
 
     def write(self, weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> None:
         """Quantise a matrix block by block."""
-        made, state = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
-        flat = codes.view(-1)
-        flat[made.numel() :] = 0
-        flat[: made.numel()].copy_(made.view(-1))
-        scales.copy_(state.absmax)
+        weights, flat, step = weight.view(-1), codes.view(-1), part_of(weight.device)
+        flat[weights.numel() // 2 :] = 0  # of a last block that is not full
+        for first in range(0, weights.numel(), step):
+            given = weights[first : first + step]
+            made, state = functional.quantize_4bit(given, blocksize=BLOCK, quant_type="nf4")
+            flat[first // 2 : first // 2 + made.numel()].copy_(made.view(-1))
+            scales[first // BLOCK : first // BLOCK + len(state.absmax)].copy_(state.absmax)
 
     def read(self, codes: torch.Tensor, scales: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """The matrix."""
