@@ -6,14 +6,12 @@ The pool is `evomerge.demo.pool`'s and stays as it is: the training begins with 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from evomerge.demo.building import built
 from evomerge.errors import ConfigError, OutputError
 
 FOLDER = "training"
@@ -76,17 +74,9 @@ def make_checkpoints(
             return folder
         if found is None:
             raise OutputError(f"{folder} holds no checkpoints of a demo", "a new folder", "move it away")
-    building = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=pool))
-    try:
-        building.chmod(0o755)
+    with built(folder) as building:
         _train(pool, building, names, steps, seed, threads, each_step)
         (building / manifest.name).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(building, folder)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
     return folder
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evomerge.demo.building import built
 from evomerge.errors import OutputError
 
 if TYPE_CHECKING:
@@ -73,17 +71,9 @@ def make_demo_pool(
             "choose another folder",
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        building.chmod(0o755)
+    with built(folder) as building:
         used = _build(building, folder, seed, threads, quick, progress)
         _write_json(building / MANIFEST, wanted | used)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(building, folder)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
     return folder
 
 
