@@ -37,9 +37,10 @@ def masked(
 ) -> torch.Tensor:
     """``theta_0 + lambda sum s_i m tau_i``, element by element; without a mask ``m`` is 1.
 
-    Concrete Subspace Learning based Interference Elimination for Multi-task Model Fusion. For models whose
-    tasks share some weights and not others. ``evomerge learn learning.method=concrete`` learns the mask, one for all task vectors, and divides it by its mean over the tensor;
-    the coefficient that it was learnt with is the ``lambda`` of the recipe that it writes.
+    Concrete Subspace Learning based Interference Elimination for Multi-task Model Fusion. For models whose tasks
+    share some weights and not others. ``evomerge learn learning.method=concrete`` learns the mask, one for all task
+    vectors, and divides it by its mean over the tensor; the coefficient that it was learnt with is the ``lambda``
+    of the recipe that it writes.
     """
     learnt = [context.statistic(i) for i in range(len(inputs))]
     factors = [1.0 if own is None else own.values.view(base.shape) for own in learnt]

@@ -50,12 +50,12 @@ def rcp(
 ) -> torch.Tensor:
     """``theta_0 + w_r tau_r + sum_d w_d m_d tau_d``: all of the first model ``r``, of every other what its mask has.
 
-    RCP-Merging, for two models of which the first must keep what it can. Every calibration item of ``d`` votes for an
-    element where ``g theta_d + lambda F_r (theta_r - theta_d)^2`` is at most 0: ``g`` is the gradient of the item's loss, minus its log-likelihood, in ``d``, and ``F_r``
-    the mean square of the gradients of the items of ``r``. ``m_d`` is 1 where more than half vote for it. As lambda's
-    term is the same for all items, that is where the middle one of ``g theta_d`` is at most ``-lambda F_r (theta_r -
-    theta_d)^2``: it is all that is kept of the items, so that lambda can be searched. Of n items the middle one is that
-    of rank ``n // 2`` from 0.
+    RCP-Merging, for two models of which the first must keep what it can. Every calibration item of ``d`` votes for
+    an element where ``g theta_d + lambda F_r (theta_r - theta_d)^2`` is at most 0: ``g`` is the gradient of the
+    item's loss, minus its log-likelihood, in ``d``, and ``F_r`` the mean square of the gradients of the items of
+    ``r``. ``m_d`` is 1 where more than half vote for it. As lambda's term is the same for all items, that is where
+    the middle one of ``g theta_d`` is at most ``-lambda F_r (theta_r - theta_d)^2``: it is all that is kept of the
+    items, so that lambda can be searched. Of n items the middle one is that of rank ``n // 2`` from 0.
 
     The paper has weights of 1, lambda 1000, and two models, the first of which reasons; its losses are means over
     tokens, here they are sums, as of ``fisher``. An input of weight 0 is not there: the next is then the first. What no
