@@ -34,7 +34,7 @@ def learn(config: Config) -> None:
     from evomerge.report.plain_console import console, errors
     from evomerge.session.builders import fitness_from_config, pool_from_config
     from evomerge.session.calibration import check_apart
-    from evomerge.session.learning import learnt_recipe, plan_learning, write_learnt
+    from evomerge.session.learning import learnt_recipe, plan_learning, use_of, write_learnt
     from evomerge.session.settings import check_pool
     from evomerge.utils.imports import import_modules
 
@@ -60,7 +60,7 @@ def learn(config: Config) -> None:
         )
     write_learnt(recipe, out)
     console.print(lost(history))
-    console.print(f"wrote {out}: `evomerge merge {out} OUT`, or search.warm_start=[{out}]", highlight=False)
+    console.print(f"wrote {out}: {use_of(recipe, out)}", highlight=False)
 
 
 def lost(history: History) -> Table:

@@ -16,12 +16,16 @@ from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
 from evomerge.protocols import CalibrationItems, Fitness
 from evomerge.recipes.calibration import LEARNED, MEASURED, USUAL, CalibrationRef
+from evomerge.utils.sizes import byte_count
 
 if TYPE_CHECKING:
     from evomerge.calibration.encoding import Item
     from evomerge.calibration.measurement import Measurement
     from evomerge.models.pool import Pool
     from evomerge.models.statistics import ModelStatistics
+
+_OF_MODELS = ("files", "tasks")
+"""Keys of calibration items that may say something else for every source."""
 
 _MOST_TOKENS = 1 << 20
 
@@ -125,6 +129,8 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
     from evomerge.models.statistics import ModelStatistics, default_folder
 
     settings = config.statistics
+    if settings.memory is not None:
+        byte_count(settings.memory, "statistics.memory")
     hows = [Measurement(k, settings.labels, settings.grams, settings.dtype, settings.seed) for k in kinds]
     read, documents = plan_items(config, pool)
     jobs = []
@@ -153,6 +159,10 @@ def plan_items(config: Config, pool: Pool) -> tuple[dict[str, Sequence[Item]], S
         )
     if not 2 <= length <= _MOST_TOKENS:
         raise ConfigError(f"statistics.max_length is {length}", f"2 to {_MOST_TOKENS:,} tokens")
+    for key, value in to_builtin(config.calibration).items():
+        for name in value if key in _OF_MODELS and isinstance(value, Mapping) else ():
+            if name not in pool.info.sources:
+                raise ConfigError(f"calibration.{key} has {name!r}", nearest(str(name), pool.info.sources))
     source = cast(CalibrationItems, build(config.calibration, "calibration"))
     with placed("calibration", arguments_of(source)):
         source.check()
@@ -184,6 +194,9 @@ def _of_model(how: Measurement, pool: Pool, model: str, optimizer: bool) -> Meas
     return replace(how, kind="fisher") if state is None else replace(how, state=state)
 
 
+_LEARNS = {"mask": "concrete", "columns": "dam"}
+
+
 def _learnt(config: Config, pool: Pool, kinds: Sequence[str], measured: Sequence[str]) -> Calibration:
     """What `evomerge learn` left for methods that read it: named by the recipe that it wrote."""
     from evomerge.models.opening import with_statistics
@@ -204,7 +217,10 @@ def _learnt(config: Config, pool: Pool, kinds: Sequence[str], measured: Sequence
     for model, wanted in pool.info.refs:
         for kind in kinds if model in pool.info.sources else ():
             if ref is None or model not in own or ref.key(model, kind) is None:
-                raise ConfigError(f"statistics.learned={given} has no {kind} of {model}", "a recipe of this pool")
+                raise ConfigError(
+                    f"statistics.learned={given} has no {kind} of {model}",
+                    f"a recipe of this pool that learning.method={_LEARNS[kind]} wrote",
+                )
         if model in own and own[model].identity != wanted.identity:
             raise ConfigError(f"statistics.learned={given} is of another {model}", "a recipe of these very models")
     assert ref is not None, "a pool has sources"

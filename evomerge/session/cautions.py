@@ -12,6 +12,8 @@ from evomerge.config.schema import Config
 from evomerge.errors import ConfigError
 from evomerge.genomes.arrays import ArraySpec
 from evomerge.genomes.lineages import LineageSpec
+from evomerge.objectives import MetricShare
+from evomerge.protocols import Fitness
 from evomerge.report.plain_console import errors
 from evomerge.session.builders import phase_node
 from evomerge.session.gene_budget import PER_GENE, free_genes
@@ -23,6 +25,24 @@ if TYPE_CHECKING:
 _BOLD = "bold yellow"
 _TRIAL = 50
 """Evaluations below which a search only shows that everything works."""
+
+
+def _warn_of_validation(parts: Parts) -> None:
+    """Finalists' scores stand beside those of the search, and of its baselines: they should count the same."""
+    counted = [_counted(fitness) for fitness in (parts.fitness, parts.validation)]
+    if all(counted) and counted[0] != counted[1]:
+        own, others = (", ".join(sorted(each)) for each in counted)
+        _warn(
+            f"the search counts {own} and validation {others}: scores of finalists cannot be compared with those of "
+            "the search and its baselines; give validation.tasks the metrics of fitness.tasks",
+            _BOLD,
+        )
+
+
+def _counted(fitness: Fitness | None) -> set[str]:
+    """The metrics that a fitness counts, whatever the task; none where it does not say."""
+    shares: Callable[[], Sequence[MetricShare]] = getattr(fitness, "shares", lambda: ())
+    return {f"{share.transform} {share.metric.rpartition('/')[2]}".strip() for share in shares()}
 
 
 def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = None) -> None:
@@ -43,6 +63,7 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
     again = [document[0] in known for document in _documents(parts.validation)]
     if any(again):
         _warn(f"{sum(again) / len(again):.0%} of the validation items are items of the search too", _BOLD)
+    _warn_of_validation(parts)
     if memory is not None:
         from evomerge.session.memory import memory_caution
 

@@ -116,8 +116,19 @@ def plan_learning(config: Config, pool: Pool) -> Learning:
     return Learning(pool, settings, items, documents, space, map_, key, _made_by(config, pool))
 
 
+def use_of(recipe: Recipe, out: Path) -> str:
+    """What a learnt recipe is for: a model of it, and a search that goes on from it."""
+    reads = {own.method for own in recipe.slices if own.method in _METHODS.values()}
+    if not reads:
+        return f"`evomerge merge {out} OUT`, or search.warm_start=[{out}]"
+    searched = f"search_space=parameter search_space.method={min(reads)} statistics.learned={out}"
+    return f"`evomerge merge {out} OUT`, or {searched}"
+
+
 def _texts(items: Sequence[Item]) -> list[Encoded]:
     """The items, all of which are texts."""
+    from evomerge.calibration.encoding import Encoded
+
     found = [item for item in items if isinstance(item, Encoded)]
     if len(found) < len(items):
         raise ConfigError("calibration gives tensors", "texts: what is learnt is learnt on them")

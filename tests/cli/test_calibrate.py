@@ -123,6 +123,10 @@ def test_held_out_items_are_no_calibration_items(
             [*space("fisher"), "calibration=text", "calibration.files={math: [x.txt]}"],
             "'x.txt', which is not there",
         ),
+        (
+            [*space("fisher"), "calibration=text", "calibration.files={math: [x.txt], lang: [x.txt], mth: [x.txt]}"],
+            "calibration.files has 'mth'; did you mean 'math'?",
+        ),
         ([*space("fisher"), "calibration=lm_eval", "calibration.tasks=[]"], "tasks is empty"),
         ([*space("fisher"), "calibration=text", "calibration.file=[x]"], "there is no key 'calibration.file'"),
         (

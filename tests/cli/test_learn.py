@@ -69,6 +69,7 @@ def test_masks_and_columns_are_merged_and_searched_with(
 ) -> None:
     out = tmp_path / "learned.yaml"
     assert main(["learn", *quick_search, *words(quick_pool, out, f"learning.method={method}")]) == 0
+    assert f"search_space.method={reads} statistics.learned=" in " ".join(capsys.readouterr().out.split())
     assert main(["merge", str(out), str(tmp_path / "model")]) == 0
     merged, base = (load_file(own / "model.safetensors") for own in (tmp_path / "model", quick_pool / "base"))
     assert any(not torch.equal(merged[name], base[name]) for name in base)
