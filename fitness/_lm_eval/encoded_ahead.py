@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 def encoded_ahead(lm: Any, instances: Sequence[Any]) -> dict[Any, list[int]]:
     """The tokens of prompts, and of prompts with what is scored after them, by what `ResidentLM.tok_encode` is asked.
 
-    What a tokenizer of the tokenizers library makes of a text does not depend on those beside it. All others, classes
-    with an `encode` of their own, texts that begin with the model's first token, and all texts where one cannot be tokenised, are left to be asked one by
-    one.
+    What a tokenizer of the tokenizers library makes of a text does not depend on those beside it. All others,
+    classes with an `encode` of their own, texts that begin with the model's first token, and all texts where one
+    cannot be tokenised, are left to be asked one by one.
 
     Args:
         lm: lm-eval's model.
