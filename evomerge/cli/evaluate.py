@@ -191,15 +191,23 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
     from evomerge.session.resume import read_config
 
     folder = run_folder(target)
-    if folder is None:
-        return compose_config(overrides)
+    named = next((word for word in overrides if word.lstrip("+~").partition("=")[0] == "experiment"), None)
+    if folder is not None and named is not None and folder == Path(target):
+        do = f"give keys of it, or {named} with the recipe {folder / 'best' / 'recipe.yaml'}"
+        raise ConfigError(f"{named} was given with a run", f"the configuration is that of {target}", do)
+    if folder is None or named is not None:
+        return _with_engine(compose_config(overrides), "transformers", overrides)
     for override in overrides:
         if override.startswith("~") or "=" not in override:
             raise ConfigError(f"cannot read the override {override!r}", "key=value, of the run's configuration")
     kept = read_config(RunFolder.open(folder))
     try:
         OmegaConf.set_struct(kept, True)
-        for node in (kept.fitness, kept.held_out):  # a run may be older than a key: building it says what there is
+        for node in (
+            kept.fitness,
+            kept.held_out,
+            kept.evaluator,
+        ):  # a run may be older than a key
             if OmegaConf.is_dict(node):
                 OmegaConf.set_struct(node, False)
         config = OmegaConf.merge(kept, OmegaConf.from_dotlist([word.lstrip("+") for word in overrides]))
@@ -208,11 +216,35 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
     check_types(config)
     if asked is not None:
         check_trust(OmegaConf.to_container(config, resolve=True), asked, "the run's configuration")
-    return cast("Config", config)
+    own = str(kept.evaluator.get("engine") or "transformers")
+    return _with_engine(cast("Config", config), own, overrides)
+
+
+def _with_engine(config: Config, own: str, overrides: Sequence[str]) -> Config:
+    """The configuration, without what belongs to another engine where transformers is asked for in its place.
+
+    Raises:
+        ConfigError: an engine is asked for that is neither transformers nor the run's `own`.
+    """
+    from omegaconf import open_dict
+
+    if not any(word.lstrip("+").partition("=")[0] == "evaluator.engine" for word in overrides):
+        return config
+    name = str(config.evaluator.get("engine") or "transformers")
+    if name not in ("transformers", own):
+        of = "" if own == "transformers" else f", or {own} as in the run"
+        raise ConfigError(f"evaluator.engine is {name!r}", f"`evomerge evaluate` scores with transformers{of}")
+    if name == "transformers":
+        with open_dict(config.evaluator):
+            config.evaluator.update(engine_args=None, server=None)
+    return config
 
 
 _WHOLE = ("fitness", "held_out", "imports", "experiment")
-_SINGLE = ("pool.dtype", "pool.root", "pool.trust_remote_code", "evaluator.device", "evaluator.threads")
+_SINGLE = (
+    *("pool.dtype", "pool.root", "pool.trust_remote_code"),
+    *("evaluator.device", "evaluator.threads", "evaluator.engine"),
+)
 _COMPARED = ("pool", "pool.base", "pool.models")
 """Keys of models that a fitness may compare with."""
 
@@ -228,6 +260,9 @@ def _check_used(overrides: Sequence[str], *, compares: bool = True) -> None:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
         used = key == "evaluator" or key.partition(".")[0] in _WHOLE or key in _SINGLE
         used = used or (compares and (key in _COMPARED or key.startswith("pool.models.")))
+        if key in ("evaluator.quantise", "evaluator.quantise_held_out"):
+            given = f"`evomerge evaluate` does not use {key}"
+            raise ConfigError(given, "it always scores in full precision", "leave it out")
         if not used and not override.startswith("-"):
             raise ConfigError(
                 f"`evomerge evaluate` does not use {key}", f"keys that it uses: {', '.join((*_WHOLE, *_SINGLE))}"

@@ -77,6 +77,20 @@ def quantised_text(started: Mapping[str, Any]) -> str:
     return f"The search scored {weights}; finalists and held-out items are scored in full precision."
 
 
+def compared_score(seen: RunProgress) -> float | None:
+    """The winner's first objective, scored as baselines are; ``None`` where there is none.
+
+    Finalists may be scored in another precision than the search, or on items of their own: baselines are not, so that
+    only what the search itself told of the winner compares with theirs.
+    """
+    quantised = isinstance(seen.started.get("quantise"), str) and seen.started.get("quantise_held_out") is not True
+    found = finalists(seen.finalists, {}, "") if quantised or seen.finalists.get("on") == "validation" else []
+    winner = next((finalist for finalist in found if finalist.winner), None)
+    if winner is None:
+        return numbers(seen.last_improved or {}).get("objective")
+    return winner.search if math.isfinite(winner.search) else None
+
+
 def race_lines(seen: RunProgress) -> tuple[str, ...]:
     """What a run says of its quantised weights and of its race, a sentence each; none where there were none."""
     lines = [text] if (text := quantised_text(seen.started)) else []

@@ -14,7 +14,7 @@ from evomerge.config.resume_command import resume_command
 from evomerge.protocols import Work
 from evomerge.recipes.pool_info import UNIFORM
 from evomerge.report.calibration_time import CalibrationTime
-from evomerge.report.finalists import race_lines
+from evomerge.report.finalists import compared_score, race_lines
 from evomerge.report.progress import RunProgress
 from evomerge.report.stop_rules import RuleStatus
 from evomerge.report.trial import numbers
@@ -66,9 +66,8 @@ class RunStatus:
     Attributes:
         run: the run folder.
         state: ``running`` when a process holds the ledger's lock, ``ended`` by itself, ``interrupted`` by a signal that
-            it saw to, ``dead`` when none of these;
-            ``damaged`` when a line of the ledger is: then the rest tells of what comes before it; ``unknown`` where
-            the file system has no locks.
+            it saw to, ``dead`` when none of these; ``damaged`` when a line of the ledger is: then the rest tells of
+            what comes before it; ``unknown`` where the file system has no locks.
         detail: who writes it, why it ended, or what is damaged.
         evaluations: the budget; ``None`` when the ledger does not say.
         counts: candidates told, by status; without baselines.
@@ -78,6 +77,8 @@ class RunStatus:
         direction: ``maximize`` or ``minimize``.
         best: its best value, ``None`` before any.
         best_candidate: who has it.
+        compared: its value as the baselines were scored, which gains are of: other than `best` where finalists were
+            scored in another precision or on other items; ``None`` where the search did not score it.
         baselines: its value by baseline.
         idle: seconds since the last event.
         seconds: of search up to the last candidate told, without held-out scoring and interruptions.
@@ -110,6 +111,7 @@ class RunStatus:
     direction: str
     best: float | None
     best_candidate: int | None
+    compared: float | None
     baselines: Mapping[str, float]
     idle: float
     seconds: float
@@ -154,9 +156,9 @@ class RunStatus:
 
     def gain_on(self, baseline: str | None) -> float | None:
         """How much better the best candidate is than a baseline; ``None`` where one of them is not there."""
-        if self.best is None or baseline not in self.baselines:
+        if self.compared is None or baseline not in self.baselines:
             return None
-        difference = self.best - self.baselines[str(baseline)]
+        difference = self.compared - self.baselines[str(baseline)]
         return -difference if self.direction == "minimize" else difference
 
     @property
@@ -187,16 +189,14 @@ class RunStatus:
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         own = {name: value for name, value in vars(self).items() if name not in ("run", "cache", "workers")}
-        names = ("told", "best_baseline", "gain", "best_source", "left", "resume")
-        derived = {name: getattr(self, name) for name in names}
+        derived = {n: getattr(self, n) for n in ("told", "best_baseline", "gain", "best_source", "left", "resume")}
         gains = {"gain_on_source": self.gain_on(self.best_source), "gain_on_average": self.gain_on(UNIFORM)}
         more: dict[str, Any] = {**gains, "per_hour": self.per_hour, "shares": self.shares}
         curve = [None if value != value else value for value in self.curve]
         hits = {"slice_hits": self.cache.slice_hits, "byte_hits": self.cache.byte_hits}
-        workers = [asdict(work) for work in self.workers]
         own["calibration"] = None if self.calibration is None else self.calibration.as_dict()
         own["rules"] = None if self.rules is None else asdict(self.rules)
-        more |= {"curve": curve, "workers": workers, "cache": {**vars(self.cache), **hits}}
+        more |= {"curve": curve, "workers": [asdict(w) for w in self.workers], "cache": {**vars(self.cache), **hits}}
         return {"run": str(self.run), **own, **derived, **more}
 
     def _best_of(self, baselines: Mapping[str, float]) -> str | None:
@@ -253,8 +253,7 @@ def status_of(
         now: what `RunStatus.idle` is measured from; the present by default.
         workers: what each does.
     """
-    told = sum(seen.counts.values())
-    best, objective = seen.last_improved or {}, seen.objective
+    told, best, objective = sum(seen.counts.values()), seen.last_improved or {}, seen.objective
     cache = CacheStatus(
         {name: _whole(seen.merge.get(name, 0)) for name in SLICES},
         _whole(seen.merge.get("bytes", 0)),
@@ -273,6 +272,7 @@ def status_of(
         direction=objective.direction if objective is not None else "maximize",
         best=numbers(best).get("objective"),
         best_candidate=best.get("candidate"),
+        compared=compared_score(seen),
         baselines=seen.baseline_scores,
         idle=0.0 if seen.last is None else max(0.0, ((now or datetime.now(UTC)) - seen.last).total_seconds()),
         seconds=seen.seconds,

@@ -115,7 +115,8 @@ def progress_line(status: RunStatus) -> str:
     parts = [f"{status.told}{total} evaluated" + (f", phase {status.phase}" if status.phase else "")]
     if status.best is not None:
         gains = ", ".join(f"{gain:+.4f} on {name}" for name, gain in _gains(status))
-        parts.append(f"best {status.objective} {status.best:.4f}" + (f" ({gains})" if gains else ""))
+        apart = f", {text}" if (text := _apart(status)) else ""
+        parts.append(f"best {status.objective} {status.best:.4f}{apart}" + (f" ({gains})" if gains else ""))
     if status.front is not None:
         parts.append(f"Pareto front {status.front}")
     pruned = status.counts.get("pruned", 0)
@@ -189,6 +190,8 @@ def _score(status: RunStatus, width: int, low: bool) -> Iterator[tuple[str, Rend
         (f"{status.objective} {status.best:.4f}", "bold green"), f", candidate {status.best_candidate}"
     )
     yield "best", best
+    if apart := _apart(status):
+        yield "", Text(apart)
     for name, gain in _gains(status):
         yield "", Text.assemble((f"{gain:+.4f}", "green" if gain > 0 else "red"), f" on {name}")
     chart = [] if low else chart_of(status.curve, min(60, width - 18), 3)
@@ -207,6 +210,15 @@ def _gains(status: RunStatus) -> list[tuple[str, float]]:
     source = status.best_source
     found = [(f"{source}, the best source", status.gain_on(source)), (f"the {UNIFORM}", status.gain_on(UNIFORM))]
     return [(name, gain) for name, gain in found if gain is not None]
+
+
+def _apart(status: RunStatus) -> str:
+    """What the gains are of, where the best was scored otherwise than the baselines; empty where it was not."""
+    if status.compared == status.best or not status.baselines:
+        return ""
+    if status.compared is None:
+        return "no gain: baselines were scored as in the search, the winner only as a finalist"
+    return f"{status.compared:.4f} in the search, scored as the baselines"
 
 
 def _flow(parts: Sequence[str], width: int) -> Text:

@@ -240,6 +240,43 @@ def test_gains_on_the_best_source_and_on_the_average(run: Written, tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize(
+    ("started", "on", "search", "gain", "said"),
+    [
+        ({}, None, 0.75, 0.3, "best score 0.8000 (+0.3000 on code, the best source)"),
+        ({"quantise": "nf4", "quantise_held_out": True}, None, 0.75, 0.3, "best score 0.8000 (+0.3000 on code"),
+        ({"quantise": "nf4"}, None, 0.75, 0.25, "0.8000, 0.7500 in the search, scored as the baselines (+0.2500 on"),
+        ({}, "validation", 0.75, 0.25, "best score 0.8000, 0.7500 in the search, scored as the baselines (+0.2500 on"),
+        ({"quantise": "nf4"}, None, "nan", None, "best score 0.8000, no gain: baselines were scored as in the search"),
+    ],
+    ids=["full", "all-quantised", "quantised", "validation-items", "not-searched"],
+)
+def test_a_gain_is_between_scores_of_one_kind(
+    tmp_path: Path, started: dict[str, Any], on: str | None, search: float | str, gain: float | None, said: str
+) -> None:
+    """A finalist has 0.75 in the search and 0.8 after it; the baselines have 0.25 and 0.5 in the search."""
+    written = Written(tmp_path / "other", **started)
+    for candidate, (name, value) in enumerate((("math", 0.25), ("code", 0.5))):
+        written.asked(1, candidate, name)
+        written.told(2, candidate, value)
+    written.asked(3, 2)
+    written.told(4, 2, 0.75)
+    written.add(4, "improved", candidate=2, objective=0.75)
+    where = {} if on is None else {"on": on}
+    written.add(9, "finalists", winner=2, candidates=[2], search=[search], validation=[0.8], **where)
+    status = read_status(written.folder)
+    found = status.as_dict()
+    assert found["best"] == 0.8
+    assert found["gain"] == (None if gain is None else pytest.approx(gain))
+    assert found["gain"] == found["gain_on_source"]
+    assert said in progress_line(status)
+    console = Console(width=120, record=True)
+    console.print(StatusPanel(status))
+    shown = console.export_text()
+    assert ("0.7500 in the search, scored as the baselines" in shown) == (gain == 0.25)
+    assert (f"{gain:+.4f} on code" if gain is not None else "no gain: baselines were scored") in shown
+
+
 def test_pruned_candidates_are_no_failed_ones(run: Written) -> None:
     run.asked(50, 40)
     run.told(51, 40, 0.1, status="pruned")
