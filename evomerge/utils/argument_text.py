@@ -16,7 +16,7 @@ def arguments_in(text: str, key: str, example: str) -> dict[str, Any]:
     Args:
         text: names with values, between commas.
         key: of the configuration, for messages.
-        example: what may be given to the key, for messages.
+        example: a value as a shell takes it, for messages.
 
     Raises:
         ConfigError: one without a value.

@@ -43,7 +43,7 @@ def with_model_args(model_args: str | Mapping[str, Any] | None, **given: Any) ->
 def _parsed(model_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(model_args, str):
         return dict(model_args or {})
-    return arguments_in(model_args, _KEY, "'max_length=4096,add_bos_token=true'")
+    return arguments_in(model_args, _KEY, "'\"max_length=4096,add_bos_token=true\"'")
 
 
 def _made(given: Mapping[str, Any], more: Mapping[str, Any]) -> ModelArguments:

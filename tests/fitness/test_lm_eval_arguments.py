@@ -507,7 +507,7 @@ def test_evaluate_takes_them(chat: LoadedModel, chat_folder: Path, tasks: Any, c
         ),
         ("fitness.model_args='max_lenght=64'", "did you mean 'max_length'?"),
         ("fitness.model_args=max_length", "arguments with their values; 'max_length' has none"),
-        ("fitness.model_args=max_length", "for example fitness.model_args='max_length=4096,add_bos_token=true'"),
+        ("fitness.model_args=max_length", "for example fitness.model_args='\"max_length=4096,add_bos_token=true\"'"),
         ("fitness.model_args='max_length=abc'", "fitness.model_args.max_length is 'abc'; a whole number, 1 or more"),
         ("fitness.model_args={max_length: -1}", "fitness.model_args.max_length is -1; a whole number, 1 or more"),
         ("fitness.model_args={think_end_token: w8}", "think_end_token is 'w7', and 'w8' in model_args; one of the two"),
