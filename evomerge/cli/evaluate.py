@@ -84,11 +84,13 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.report.plain_console import errors
     from evomerge.run.responses import unanswered
     from evomerge.session.answers import ADVICE, gains
-    from evomerge.session.engines import require_engine
+    from evomerge.session.engines import check_vllm_heads, require_engine
 
     settings = config.evaluator
     device, threads = settings.get("device", "auto"), settings.get("threads")
-    worker = Worker(pool, {split: fitness}, device=device, threads=threads, engine=require_engine(config, full=True))
+    engine = require_engine(config, full=True)
+    check_vllm_heads(engine, pool, settings)
+    worker = Worker(pool, {split: fitness}, device=device, threads=threads, engine=engine)
     evaluation = worker.evaluate(Candidate(0, recipe), split)
     if not evaluation.ok:
         raise EvomergeError(f"{options.target} could not be scored: {evaluation.error}")

@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from evomerge.candidate import Split
 from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.server_settings import ServerSettings
+from evomerge.evaluation.vllm_source import check_names
+from evomerge.utils.argument_text import arguments_in
 
 ENGINES = ("transformers", "vllm", "server")
-QUANTISE = ("int8", "nf4", "fp8")
+Quantise = Literal["int8", "nf4", "fp8"]
+QUANTISE = get_args(Quantise)
 """What the weights of a resident model may be kept as."""
+
+_EXAMPLE = "evaluator.engine_args='{max_model_len: 4096}'"
 
 _OURS = {
     "model": "the pool gives it",
@@ -27,6 +32,8 @@ _OURS = {
     "pipeline_parallel_size": "a worker spreads each layer over its GPUs",
     "quantization": "merged weights are not quantised",
     "load_format": "the pool gives the weights",
+    "disable_log_stats": "evomerge sets it",
+    "use_tqdm_on_load": "evomerge sets it",
     "skip_tokenizer_init": "stop strings need the tokenizer",
 }
 """Arguments of vLLM that follow from something else, and from what."""
@@ -59,7 +66,7 @@ class EngineSettings:
         self._check_quantise()
         if not isinstance(self.arguments, Mapping):
             given = f"evaluator.engine_args is {self.arguments!r}"
-            raise ConfigError(given, "a mapping such as {max_model_len: 4096}")
+            raise ConfigError(given, "a mapping", f"for example {_EXAMPLE}")
         if self.arguments and not self.is_vllm:
             raise ConfigError(
                 f"evaluator.engine_args has {', '.join(map(str, self.arguments))} and evaluator.engine is {self.name}",
@@ -136,6 +143,8 @@ class EngineSettings:
         if not isinstance(node, Mapping):
             return cls()
         name, given = node.get("engine") or "transformers", node.get("engine_args") or {}
+        if isinstance(given, str):
+            given = arguments_in(given, "evaluator.engine_args", _EXAMPLE.partition("=")[2])
         server = None
         if name == "server":
             server = ServerSettings.of(node.get("server") or {}, owner)
@@ -148,7 +157,7 @@ class EngineSettings:
         return found
 
     def require_installed(self) -> None:
-        """Raise `ConfigError` where the engine, what quantises or asks a server is not installed, or a key not set."""
+        """Raise `ConfigError` where something is not installed, a server's key not set, or an argument not vLLM's."""
         if self.quantise == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
             raise ConfigError(
                 "evaluator.quantise is nf4, and bitsandbytes is not installed",
@@ -161,6 +170,8 @@ class EngineSettings:
                 "an environment with vLLM",
                 "pip install 'evomerge[vllm]' into an environment of its own, or set evaluator.engine=transformers",
             )
+        if self.is_vllm:
+            check_names(self.arguments)
         if self.server is not None:
             self.server.require_key()
             if importlib.util.find_spec("tenacity") is None:

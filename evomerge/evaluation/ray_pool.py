@@ -24,7 +24,7 @@ from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, DeviceLostError, EvomergeError
 from evomerge.evaluation import ray_workers
 from evomerge.evaluation.cache_settings import CacheSettings
-from evomerge.evaluation.engine_settings import EngineSettings
+from evomerge.evaluation.engine_settings import EngineSettings, Quantise
 from evomerge.evaluation.limits import check_gpus, check_threads, check_timeout
 from evomerge.evaluation.ray_actor import cause
 from evomerge.evaluation.ray_cluster import Cluster
@@ -63,7 +63,7 @@ class RayEvaluator:
         gpu: bytes of a GPU to count with (``24GB``), where they shall not be all that it has.
         engine: what scores models: ``transformers``; ``vllm``, whose weights are changed in place; ``server``, that
             runs somewhere and is given adapters.
-        engine_args: of ``vllm.LLM``, such as ``max_model_len``.
+        engine_args: of ``vllm.LLM``, such as ``max_model_len``: a mapping, or a text as lm-eval's ``--model_args``.
         quantise: how a worker keeps the weights of the model's layers while the search scores: ``int8``, ``nf4``,
             ``fp8``; ``None`` for in full precision.
         quantise_held_out: whether finalists and held-out items are scored so too, instead of in full precision.
@@ -100,8 +100,8 @@ class RayEvaluator:
         patience: float = 600,
         working_dir: str | None = None,
         engine: str = "transformers",
-        engine_args: dict[str, Any] | None = None,
-        quantise: str | None = None,
+        engine_args: str | dict[str, Any] | None = None,
+        quantise: Quantise | None = None,
         quantise_held_out: bool = False,
         server: dict[str, Any] | None = None,
     ) -> None:

@@ -55,7 +55,7 @@ class ServerSettings:
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError(
                 "evaluator.server.url holds more than a place",
-                "http(s)://host:port: what is in a configuration is written into run folders",
+                "such as http://host:8000: what is in a configuration is written into run folders",
                 f"put a key into the environment variable {KEY}, or name another with evaluator.server.key_from",
             )
         try:
@@ -63,7 +63,11 @@ class ServerSettings:
         except ValueError:  # a port that is no number
             there = False
         if not there:
-            raise ConfigError(f"evaluator.server.url is {self.url!r}", "http(s)://host:port")
+            raise ConfigError(
+                f"evaluator.server.url is {self.url!r}",
+                "the server's address, which begins with http:// or https://",
+                "for example evaluator.server.url=http://localhost:8000",
+            )
         for name in ("model", "adapters", "adapters_there"):
             value = getattr(self, name)
             if value is None and name == "adapters_there":
@@ -140,7 +144,7 @@ class ServerSettings:
                 raise ConfigError(f"evaluator.server has no key {name!r}", nearest(str(name), known))
         for name in known[:3]:
             if node.get(name) is None:
-                what = {"url": "http(s)://host:port", "model": "the base's name there"}
+                what = {"url": "its address, such as http://localhost:8000", "model": "the base's name there"}
                 allowed = what.get(name, "a folder that the server can read")
                 raise ConfigError(f"evaluator.engine is server and evaluator.server.{name} is not set", allowed)
         return cls(**{name: value for name, value in node.items() if value is not None}, owner=owner)

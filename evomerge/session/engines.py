@@ -101,6 +101,23 @@ def check_quantised(engine: EngineSettings, pool: Pool, evaluator: Any) -> None:
         codec_of(engine.quantise, torch.device("cpu"))
 
 
+def check_vllm_heads(engine: EngineSettings, pool: Pool, evaluator: Any) -> None:
+    """Check that vLLM takes the pool's heads, where it will run on this machine's processor.
+
+    Args:
+        engine, pool, evaluator: as for `check_quantised`.
+
+    Raises:
+        ConfigError: they are of a width that it has no attention for there.
+    """
+    from evomerge.evaluation.devices import computes_on_host
+    from evomerge.evaluation.vllm_source import check_heads
+
+    node = to_builtin(evaluator)
+    if engine.is_vllm and isinstance(node, Mapping) and not node.get("address") and computes_on_host(node):
+        check_heads(pool.config, pool.info.config_from)
+
+
 def check_held(engine: EngineSettings, pool: Pool, spaces: Sequence[SearchSpace], keys: Sequence[str]) -> None:
     """Check on some genomes of every search space that the engine can hold what they describe.
 

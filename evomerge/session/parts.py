@@ -32,7 +32,7 @@ from evomerge.session.builders import (
     pool_from_config,
 )
 from evomerge.session.calibration import Calibration, check_apart, plan_calibration
-from evomerge.session.engines import check_held, check_quantised, require_engine
+from evomerge.session.engines import check_held, check_quantised, check_vllm_heads, require_engine
 from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.open_priors import settle_priors
 from evomerge.session.prior import measured, remembered
@@ -162,6 +162,7 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     spaces = [node.space(None) for node in nodes]
     if pool is not None:
         check_quantised(engine, pool, config.evaluator)
+        check_vllm_heads(engine, pool, config.evaluator)
         check_held(engine, pool, spaces, [node.key for node in nodes])
     phases = [node.phase(config, objectives) for node in nodes]
     strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.config.key_types import check_types, composed_schema
-from evomerge.config.overrides import set_value
+from evomerge.config.overrides import set_value, take_away
 from evomerge.config.schema import Config, to_yaml
 from evomerge.config.trust import check_trust, leaves
 from evomerge.errors import ConfigError, EvomergeError, EvomergeWarning, RecipeError, nearest
@@ -298,6 +298,8 @@ def read_config(folder: RunFolder) -> DictConfig:
 
 def _apply(config: DictConfig, override: str) -> str:
     """Set one key, and say what has changed."""
+    if override.startswith("~"):
+        return take_away(config, override)
     key, assigned, value = override.lstrip("+").partition("=")
     if not assigned:
         raise ConfigError(f"cannot read the override {override!r}", "key=value")

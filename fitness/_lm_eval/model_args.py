@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.errors import ConfigError, nearest
+from evomerge.utils.argument_text import arguments_in
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.foreign_keys import FOREIGN_KEYS
 
 _KEY = "model_args"
-_WORDS: Mapping[str, Any] = {"true": True, "false": False, "none": None, "null": None}
 
 
 def with_model_args(model_args: str | Mapping[str, Any] | None, **given: Any) -> ModelArguments:
@@ -37,34 +37,20 @@ def with_model_args(model_args: str | Mapping[str, Any] | None, **given: Any) ->
             raise ConfigError(
                 f"{name} is {given[name]!r}, and {value!r} in {_KEY}", "one of the two", f"leave {_KEY}.{name} out"
             )
-    return ModelArguments(**{**given, **more})
+    return _made(given, more)
 
 
 def _parsed(model_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(model_args, str):
         return dict(model_args or {})
-    found = {}
-    for part in filter(None, (part.strip() for part in model_args.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(
-                f"{_KEY} is {model_args!r}",
-                f"arguments with their values; {part!r} has none",
-                f"for example {_KEY}='max_length=4096,add_bos_token=true'",
-            )
-        found[name.strip()] = _value(value.strip())
-    return found
+    return arguments_in(model_args, _KEY, "'\"max_length=4096,add_bos_token=true\"'")
 
 
-def _value(text: str) -> Any:
-    """What lm-eval takes a word for: true, false, none, a number, what is quoted, else itself."""
-    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _made(given: Mapping[str, Any], more: Mapping[str, Any]) -> ModelArguments:
+    """The arguments; an error about one of `more` names the key that it stands in."""
+    try:
+        return ModelArguments(**{**given, **more})
+    except ConfigError as error:
+        if error.given.partition(" ")[0].partition(".")[0] in more:
+            raise ConfigError(f"{_KEY}.{error.given}", error.allowed, error.do) from error
+        raise

@@ -109,6 +109,8 @@ def test_a_finished_run_is_left_alone_or_extended(
         ("search.evaluations=many", "search.evaluations is 'many'; it should be a whole number"),
         ("evaluator=lokal", "evaluator=lokal: there is no such option"),
         ("evaluator.devise=cpu", "evaluator has no key 'devise'"),
+        ("~evaluator.timeout", "entries of evaluator.engine_args alone are taken away"),
+        ("~evaluator.engine_args.max_len", "there is no key 'evaluator.engine_args.max_len'"),
         ("fast", "cannot read the override 'fast'"),
     ],
 )

@@ -44,6 +44,14 @@ def test_a_part_that_stands_elsewhere() -> None:
         raise FitnessError("include_path is 'x'", "fitness=lm_eval", "tasks of fitness/x")
 
 
+def test_names_within_a_value_stay() -> None:
+    says = r"^fitness\.model_args is 'x'; for example fitness\.model_args='max_length=4096,truncation=true'$"
+    with pytest.raises(ConfigError, match=says), placed("fitness", ["model_args", "max_length", "truncation"]):
+        raise ConfigError("model_args is 'x'", "for example model_args='max_length=4096,truncation=true'")
+    with pytest.raises(ConfigError, match=r"^fitness\.model_args has 'x'"), placed("fitness", ["model_args"]):
+        raise ConfigError("model_args has 'x'")
+
+
 def test_an_error_that_is_in_full_already_stays() -> None:
     with pytest.raises(ConfigError) as error, placed("strategy", ["popsize"]):
         raise ConfigError("strategy.popsize is 1", "strategy.popsize=4")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from evomerge.candidate import Split
 from evomerge.errors import ConfigError, RecipeError
@@ -16,6 +18,7 @@ from evomerge.evaluation.reference_scores import draw_prompts, fitting_layers
 from evomerge.evaluation.vllm_groups import require_whole_groups
 from evomerge.evaluation.vllm_memory import divided
 from evomerge.evaluation.vllm_paths import FixedLayers
+from evomerge.evaluation.vllm_source import check_heads
 from evomerge.merge.planning.plan import make_plan
 from evomerge.models.memory import device_lost, lost
 from evomerge.models.opening import open_pool
@@ -55,6 +58,10 @@ def test_reads_an_evaluators_node() -> None:
     assert EngineSettings.of(None) == EngineSettings()
     node = {"engine": "vllm", "engine_args": {"max_model_len": 64}}
     assert EngineSettings.of(node) == EngineSettings("vllm", {"max_model_len": 64})
+    node = {"engine": "vllm", "engine_args": "max_model_len=64, enforce_eager=true"}
+    assert EngineSettings.of(node).arguments == {"max_model_len": 64, "enforce_eager": True}
+    with pytest.raises(ConfigError, match=r"'max_model_len' has none; for example evaluator.engine_args='{max_model"):
+        EngineSettings.of({"engine": "vllm", "engine_args": "max_model_len"})
 
 
 @pytest.mark.parametrize(
@@ -90,6 +97,50 @@ def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
         EngineSettings(quantise="nf4").require_installed()
     EngineSettings(quantise="int8").require_installed()
     EngineSettings().require_installed()
+
+
+@pytest.fixture
+def vllm_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of vLLM's name, with the two places that are read; importing it fails."""
+    folder = tmp_path / "vllm"
+    files = {
+        "__init__.py": "raise RuntimeError",
+        "engine/arg_utils.py": "class Other:\n    nope: int = 1\n\nclass EngineArgs:\n    model: str = 'm'\n"
+        "    max_model_len: int | None = None\n    max_num_seqs: int = 1\n    known = 3\n",
+        "v1/attention/backends/cpu_attn.py": "class A:\n    @classmethod\n    def get_supported_head_sizes(cls):\n"
+        "        return [32, 64, 80]\n",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    spec = importlib.util.spec_from_file_location(
+        "vllm", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "vllm" else None)
+    return folder
+
+
+def test_names_every_argument_that_vllm_has_not(vllm_source: Path) -> None:
+    EngineSettings("vllm", {"max_model_len": 64, "chat_template": "x"}).require_installed()
+    given = EngineSettings("vllm", {"max_model_length": 64, "max_num_seqs": 2, "max_num_seq": 2})
+    with pytest.raises(ConfigError) as found:
+        given.require_installed()
+    assert found.value.given == "evaluator.engine_args has 'max_model_length', 'max_num_seq'"
+    assert "did you mean 'max_model_len'?" in found.value.allowed
+    assert "did you mean 'max_num_seqs'?" in found.value.allowed
+    (vllm_source / "engine/arg_utils.py").unlink()  # a vLLM whose source is another says it itself
+    given.require_installed()
+
+
+def test_heads_that_vllm_takes_on_a_processor(vllm_source: Path) -> None:
+    def config(**given: int) -> LlamaConfig:
+        return LlamaConfig(hidden_size=96, num_attention_heads=4, **given)
+
+    check_heads(config(head_dim=64), "a")
+    with pytest.raises(ConfigError, match=r"heads of a are 24 wide; heads of 32, 64, 80; set evaluator.engine=transf"):
+        check_heads(config(), "a")
+    (vllm_source / "v1/attention/backends/cpu_attn.py").write_text("def get_supported_head_sizes():\n    return f()\n")
+    check_heads(config(), "a")
 
 
 @pytest.mark.parametrize(

@@ -317,9 +317,12 @@ def test_a_server_without_log_likelihoods_of_prompts_is_refused(
 @pytest.mark.parametrize(
     ("node", "words"),
     [
-        ({}, "evaluator.server.url is not set; http"),
+        ({}, "evaluator.server.url is not set; its address, such as http://localhost:8000"),
         ({"url": "localhost:8000"}, "evaluator.server.model is not set"),
-        ({"url": "localhost:8000", "model": "m", "adapters": "x"}, "evaluator.server.url is 'localhost:8000'"),
+        (
+            {"url": "localhost:8000", "model": "m", "adapters": "x"},
+            "example evaluator.server.url=http://localhost:8000",
+        ),
         ({"url": f"http://me:{KEY}@host"}, "holds more than a place"),
         ({"url": f"http://host/?key={KEY}"}, "holds more than a place"),
         ({"key": KEY}, "evaluator.server has key; no key stands in a configuration"),

@@ -499,7 +499,7 @@ def test_evaluate_takes_them(chat: LoadedModel, chat_folder: Path, tasks: Any, c
         ("+fitness.peft=a", "fitness has no key 'peft'; adapters are folded into their models; set pool.models="),
         (
             "fitness.model_args={dtype: bfloat16}",
-            "model_args has 'dtype'; models are merged and scored in one dtype",
+            "fitness.model_args has 'dtype'; models are merged and scored in one dtype",
         ),
         (
             "fitness.model_args='pretrained=a,max_length=64'",
@@ -507,7 +507,9 @@ def test_evaluate_takes_them(chat: LoadedModel, chat_folder: Path, tasks: Any, c
         ),
         ("fitness.model_args='max_lenght=64'", "did you mean 'max_length'?"),
         ("fitness.model_args=max_length", "arguments with their values; 'max_length' has none"),
-        ("fitness.model_args={max_length: -1}", "max_length is -1; a whole number, 1 or more"),
+        ("fitness.model_args=max_length", "for example fitness.model_args='\"max_length=4096,add_bos_token=true\"'"),
+        ("fitness.model_args='max_length=abc'", "fitness.model_args.max_length is 'abc'; a whole number, 1 or more"),
+        ("fitness.model_args={max_length: -1}", "fitness.model_args.max_length is -1; a whole number, 1 or more"),
         ("fitness.model_args={think_end_token: w8}", "think_end_token is 'w7', and 'w8' in model_args; one of the two"),
         ("fitness.enable_thinkin=true", "did you mean 'fitness.enable_thinking'?"),
         ("fitness.enable_thinking=maybe", "fitness.enable_thinking is 'maybe'; it should be"),
