@@ -34,6 +34,7 @@ ELSEWHERE = {
     "pip": "the network",
     "mergekit-yaml": "tests/mergekit runs it",
     "lm_eval": "tests/cli/test_end_to_end.py compares with it",
+    "vllm": "a server; tests/cli/test_server_search.py searches with one of its own",
     "pytest": "a test; its file must be there",
     **dict.fromkeys(
         ("sbatch", "srun", "scancel", "squeue", "ray", "kubectl", "helm", "ssh"),
