@@ -34,7 +34,7 @@ def take_away(config: DictConfig, override: str) -> str:
     node = OmegaConf.select(config, parent)
     if not isinstance(node, DictConfig) or name not in node:
         names = map(str, node) if isinstance(node, DictConfig) else ()
-        raise ConfigError(f"there is no key {key!r}", nearest(name, names), f"or {parent}={{}} for none at all")
+        raise ConfigError(f"there is no key {key!r}", nearest(name, names))
     with open_dict(node):
         return f"{key} was {node.pop(name)}, is left out"
 
