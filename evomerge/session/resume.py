@@ -215,13 +215,10 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
     folder = RunFolder.open(path)
     require_no_writer(folder.lock)
     config = read_config(folder)
-    before, kept = int(config.search.evaluations), _precision(config.evaluator)
+    before, kept = int(config.search.evaluations), _precision(config)
     config.from_run = None  # another folder is read when the command line names it
-    changes = []
-    for override in overrides:
-        changes.append(_apply(config, override))
-    changes = [change for change in changes if change]
-    _keep_precision(kept, _precision(config.evaluator))
+    changes = [change for change in [_apply(config, override) for override in overrides] if change]
+    _keep_precision(kept, _precision(config))
     config.run_dir = str(path)
     if not trust:
         check_trust(OmegaConf.to_container(config, resolve=True), overrides, "the run's configuration")
@@ -238,9 +235,11 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
     )
 
 
-def _precision(evaluator: Any) -> dict[str, Any]:
+def _precision(config: DictConfig) -> dict[str, Any]:
     """The keys of an evaluator's node that say which weights score; one that is chosen anew takes them over."""
-    return {name: evaluator.get(name) or None for name in ("quantise", "quantise_held_out")}
+    node = None if OmegaConf.is_missing(config, "evaluator") else config.evaluator
+    names = ("quantise", "quantise_held_out")
+    return {name: (node.get(name) or None) if isinstance(node, DictConfig) else None for name in names}
 
 
 def _keep_precision(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -314,7 +313,7 @@ def _apply(config: DictConfig, override: str) -> str:
         if value not in files:
             raise ConfigError(f"evaluator={value}: there is no such option", nearest(value, files))
         chosen = OmegaConf.load(files[value])
-        chosen.update({name: old for name, old in _precision(config.evaluator).items() if old and name in chosen})
+        chosen.update({name: old for name, old in _precision(config).items() if old and name in chosen})
         config.evaluator = chosen
         return override
     return set_value(config, key, value)
