@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.errors import ConfigError, FitnessError
+from evomerge.errors import FitnessError
 from evomerge.protocols import CalibrationTensors
-from fitness._documents import Document, by_model, check_draw, drawn
+from fitness._calibration_files import FileItems
+from fitness._documents import Document
 
 LABELS = "labels"
 
 
-class TensorItems:
+class TensorItems(FileItems[CalibrationTensors, CalibrationTensors]):
     """Items of safetensors files: an entry for every argument of the model, the items along its first dimension.
 
     An entry ``labels`` of whole numbers has the right classes: their likelihood counts with ``statistics.labels=text``.
@@ -31,36 +31,16 @@ class TensorItems:
         ConfigError: an argument out of its range.
     """
 
-    def __init__(self, files: list[str] | dict[str, Any], *, items: int = 256, seed: int = 0) -> None:
-        check_draw(items, seed)
-        if not files:
-            raise ConfigError("files is empty", "at least one file", "for example files=[images.safetensors]")
-        self._files, self._items, self._seed = files, items, seed
-        self._read: dict[str, list[CalibrationTensors]] = {}
-        self._given: dict[str, list[Document]] = {}
+    example = "images.safetensors"
 
-    def check(self) -> None:
-        """`FitnessError` for a file that cannot be read."""
-        named = self._files.values() if hasattr(self._files, "values") else [self._files]
-        for each in named:
-            for file in [each] if isinstance(each, str) else each:
-                self._of_file(str(file))
+    def _entries(self, file: str) -> list[CalibrationTensors]:
+        return _items_of(Path(file))
 
-    def items(self, model: str) -> Sequence[CalibrationTensors]:
-        """The items of a model."""
-        found = [item for file in by_model(self._files, model, "files") for item in self._of_file(file)]
-        chosen = drawn(found, self._items, self._seed)
-        self._given[model] = [_document(item) for item in chosen]
-        return chosen
+    def _item(self, entry: CalibrationTensors) -> CalibrationTensors:
+        return entry
 
-    def documents(self) -> Sequence[tuple[str, str]]:
-        """Hashes of the items of all models so far: of their tensors, without labels and with them."""
-        return [document for own in self._given.values() for document in own]
-
-    def _of_file(self, file: str) -> list[CalibrationTensors]:
-        if file not in self._read:
-            self._read[file] = _items_of(Path(file))
-        return self._read[file]
+    def _document(self, entry: CalibrationTensors) -> Document:
+        return _document(entry)
 
 
 def _items_of(path: Path) -> list[CalibrationTensors]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from evomerge.errors import ConfigError, FitnessError
+from evomerge.errors import FitnessError
 from evomerge.protocols import CalibrationItem
-from fitness._documents import Document, asked_hash, by_model, check_draw, content_hash, drawn
+from fitness._calibration_files import FileItems
+from fitness._documents import Document, asked_hash, content_hash
 from fitness._text_files import Line, read_lines, text_of
 
 
-class TextItems:
+class TextItems(FileItems[tuple[CalibrationItem, Document], CalibrationItem]):
     """Items of files: JSON lines with a ``text`` and perhaps an ``answer``, or plain text, a line each.
 
     Of an item with an answer the likelihood of the answer counts, of others that of all. A space is put between the
@@ -26,36 +24,16 @@ class TextItems:
         ConfigError: an argument out of its range.
     """
 
-    def __init__(self, files: list[str] | dict[str, Any], *, items: int = 256, seed: int = 0) -> None:
-        check_draw(items, seed)
-        if not files:
-            raise ConfigError("files is empty", "at least one file", "for example files=[texts.jsonl]")
-        self._files, self._items, self._seed = files, items, seed
-        self._read: dict[str, list[tuple[CalibrationItem, Document]]] = {}
-        self._given: dict[str, list[Document]] = {}
+    example = "texts.jsonl"
 
-    def check(self) -> None:
-        """`FitnessError` for a file that cannot be read."""
-        named = self._files.values() if isinstance(self._files, dict) else [self._files]
-        for each in named:
-            for file in [each] if isinstance(each, str) else each:
-                self._of_file(str(file))
+    def _entries(self, file: str) -> list[tuple[CalibrationItem, Document]]:
+        return [_item(line) for line in read_lines(file, "files")]
 
-    def items(self, model: str) -> Sequence[CalibrationItem]:
-        """The items of a model."""
-        found = [pair for file in by_model(self._files, model, "files") for pair in self._of_file(file)]
-        chosen = drawn(found, self._items, self._seed)
-        self._given[model] = [document for _, document in chosen]
-        return [item for item, _ in chosen]
+    def _item(self, entry: tuple[CalibrationItem, Document]) -> CalibrationItem:
+        return entry[0]
 
-    def documents(self) -> Sequence[tuple[str, str]]:
-        """Hashes of the items of all models so far: of text and answer, and of their line."""
-        return [document for own in self._given.values() for document in own]
-
-    def _of_file(self, file: str) -> list[tuple[CalibrationItem, Document]]:
-        if file not in self._read:
-            self._read[file] = [_item(line) for line in read_lines(file, "files")]
-        return self._read[file]
+    def _document(self, entry: tuple[CalibrationItem, Document]) -> Document:
+        return entry[1]
 
 
 def _item(line: Line) -> tuple[CalibrationItem, Document]:

@@ -29,7 +29,7 @@ from evomerge.report.formatting import p_text
 from evomerge.report.statistics import Floats, compare
 from evomerge.session.best_recipe import best_recipe
 from evomerge.session.builders import fitness_from_config
-from scripts.operator_table import COMPONENTS, Series, read_scores
+from scripts.operator_table import COMPONENTS, Series, read_scores, strata
 
 METHODS = ("expert_merging", "adamerging", "dam", "concrete")
 USUAL = "task_arithmetic"
@@ -120,16 +120,12 @@ def table(series: Sequence[Learned]) -> str:
         ]
         against = ""
         if both and method != USUAL:
-            own, usual = (_strata([read_scores(pair[at]) for pair in both]) for at in (0, 1))
+            own, usual = (strata([read_scores(pair[at]) for pair in both]) for at in (0, 1))
             tested = compare(own, usual)
             gain = np.mean([mean(read_scores(a)) - mean(read_scores(b)) for a, b in both])
             against = f"{gain:+.3f}, p = {p_text(tested.p_value)}"
         lines.append(f"| `{method}` | {cells[0]} | {cells[1]} | {by_pool} | {against} |")
     return "\n".join(lines)
-
-
-def _strata(pools: Sequence[dict[str, Floats]]) -> dict[str, Floats]:
-    return {f"{task}/{number}": values for number, own in enumerate(pools) for task, values in own.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -282,7 +282,7 @@ def table(series: Mapping[str, Series], names: Sequence[str]) -> str:
         if not after:
             rows.append((name, _mean(before), None, None, ""))
             continue
-        tested = compare(_strata(after), _strata(before))
+        tested = compare(strata(after), strata(before))
         gains = [_mean([a]) - _mean([b]) for a, b in zip(after, before, strict=True)]
         rows.append((name, _mean(before), _mean(after), tested, f"{min(gains):+.3f} to {max(gains):+.3f}"))
     values = iter(holm([row[3].p_value for row in rows if row[3] is not None]))
@@ -306,7 +306,7 @@ def table(series: Mapping[str, Series], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _strata(pools: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
+def strata(pools: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
     """The items of all pools, which have their own: a task of a pool is a stratum."""
     return {f"{task}/{number}": values for number, own in enumerate(pools) for task, values in own.items()}
 

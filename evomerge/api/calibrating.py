@@ -42,5 +42,5 @@ def calibrate(
     config = composed(overrides, keys, display, trust, config_dir)
     found: dict[str, dict[str, Path]] = {}
     for job in calibrated(config, quiet=config.display == "quiet").jobs:
-        found.setdefault(job.model, {})[job.how.kind] = job.into.folder
+        found.setdefault(job.model, {})[job.kind] = job.into.folder
     return found

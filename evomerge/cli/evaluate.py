@@ -205,11 +205,8 @@ def _config(target: str, overrides: Sequence[str], asked: Sequence[str] | None) 
     kept = read_config(RunFolder.open(folder))
     try:
         OmegaConf.set_struct(kept, True)
-        for node in (
-            kept.fitness,
-            kept.held_out,
-            kept.evaluator,
-        ):  # a run may be older than a key
+        # A run may be older than a key: building the part says what there is.
+        for node in (kept.fitness, kept.held_out, kept.evaluator):
             if OmegaConf.is_dict(node):
                 OmegaConf.set_struct(node, False)
         config = OmegaConf.merge(kept, OmegaConf.from_dotlist([word.lstrip("+") for word in overrides]))

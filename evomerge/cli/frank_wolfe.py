@@ -55,19 +55,15 @@ def _find(options: Namespace, config: Config) -> None:
     from evomerge.models.opening import open_pool
     from evomerge.recipes.yaml_reader import dump_recipe
     from evomerge.report.plain_console import console, errors
-    from evomerge.session.builders import fitness_from_config, pool_from_config
-    from evomerge.session.calibration import check_apart, plan_items
-    from evomerge.session.settings import check_pool
+    from evomerge.session.calibration import plan_items
+    from evomerge.session.calibration_pool import calibration_pool, check_not_held_out
     from evomerge.utils.files import write_text_atomic
-    from evomerge.utils.imports import import_modules
 
-    import_modules(config.imports, "imports")
-    check_pool(config)
-    pool = pool_from_config(config)
+    pool = calibration_pool(config)
     if options.start == "base" and pool.info.base is None:
         raise ConfigError("--start is base, and the pool has none", "average", "set pool.base=NAME")
     items, documents = plan_items(config, pool)
-    check_apart(documents, fitness_from_config(config, "held_out") if config.held_out is not None else None)
+    check_not_held_out(config, documents)
     dtype, trust = config.statistics.dtype, pool.trust_remote_code
     wide = open_pool(dict(pool.info.refs), base=pool.info.base, dtype=dtype, trust_remote_code=trust)
     groups, device = groups_of(pool, options.granularity), choose_device(config.statistics.device)

@@ -32,21 +32,16 @@ def learn(config: Config) -> None:
     from evomerge.evaluation.devices import choose_device
     from evomerge.report.formatting import count
     from evomerge.report.plain_console import console, errors
-    from evomerge.session.builders import fitness_from_config, pool_from_config
-    from evomerge.session.calibration import check_apart
+    from evomerge.session.calibration_pool import calibration_pool, check_not_held_out
     from evomerge.session.learning import learnt_recipe, plan_learning, use_of, write_learnt
-    from evomerge.session.settings import check_pool
-    from evomerge.utils.imports import import_modules
 
-    import_modules(config.imports, "imports")
     out = Path(config.learning.out)
     if out.exists():
         raise OutputError(f"learning.out={out} is there already", "a file to be made", "choose another name")
     if not out.parent.is_dir():
         raise OutputError(f"the folder of learning.out={out} is not there", "a folder that exists", "make it")
-    check_pool(config)
-    found = plan_learning(config, pool_from_config(config))
-    check_apart(found.documents, fitness_from_config(config, "held_out") if config.held_out is not None else None)
+    found = plan_learning(config, calibration_pool(config))
+    check_not_held_out(config, found.documents)
     device = choose_device(config.statistics.device)
     items = ", ".join(f"{count(len(own), 'item')} of {model}" for model, own in found.items.items())
     errors.print(f"{found.settings.method}: {count(found.numbers, 'number')}, {items}, on {device}")

@@ -20,8 +20,7 @@ class PoolConfig:
         models: name -> local folder or hub id (``org/name@revision``), the base included.
         base: the name of the base model, if there is one; with `checkpoints` and without a name, the first of them.
         checkpoints: the folder of a training run, whose checkpoints come after `models`; or a mapping with ``folder``
-        and
-            which of them: from step ``first`` to step ``last``, ``every`` so manieth, so many at ``most``.
+            and which of them: from step ``first`` to step ``last``, ``every`` so manieth, so many at ``most``.
         root: folder that relative locations start from.
         dtype: dtype of the merged models; ``auto`` takes the base's (or the first source's).
         trust_remote_code: run code that a checkpoint brings along.

@@ -148,15 +148,9 @@ def plan_items(config: Config, pool: Pool) -> tuple[dict[str, Sequence[Item]], S
     """By source its calibration items as it reads them, and the documents that they are.
 
     Raises:
-        ConfigError, FitnessError: keys or items that cannot be used, or none are configured.
+        ConfigError, FitnessError: keys or items that cannot be used.
     """
     length = config.statistics.max_length
-    if config.calibration is None:
-        raise ConfigError(
-            "calibration is not set",
-            "the items that sources are run on",
-            "choose them: calibration=text 'calibration.files=[my.jsonl]', or calibration=lm_eval",
-        )
     if not 2 <= length <= _MOST_TOKENS:
         raise ConfigError(f"statistics.max_length is {length}", f"2 to {_MOST_TOKENS:,} tokens")
     for key, value in to_builtin(config.calibration).items():
@@ -194,14 +188,13 @@ def _of_model(how: Measurement, pool: Pool, model: str, optimizer: bool) -> Meas
     return replace(how, kind="fisher") if state is None else replace(how, state=state)
 
 
-_LEARNS = {"mask": "concrete", "columns": "dam"}
-
-
 def _learnt(config: Config, pool: Pool, kinds: Sequence[str], measured: Sequence[str]) -> Calibration:
     """What `evomerge learn` left for methods that read it: named by the recipe that it wrote."""
+    from evomerge.calibration.learning.settings import METHODS
     from evomerge.models.opening import with_statistics
     from evomerge.recipes.yaml_reader import read_recipe_file
 
+    learns: dict[str, str] = {usual.learns: name for name, usual in METHODS.items()}
     given = config.statistics.learned
     reads = f"the search reads what is learnt ({', '.join(kinds)})"
     if measured:
@@ -219,7 +212,7 @@ def _learnt(config: Config, pool: Pool, kinds: Sequence[str], measured: Sequence
             if ref is None or model not in own or ref.key(model, kind) is None:
                 raise ConfigError(
                     f"statistics.learned={given} has no {kind} of {model}",
-                    f"a recipe of this pool that learning.method={_LEARNS[kind]} wrote",
+                    f"a recipe of this pool that learning.method={learns[kind]} wrote",
                 )
         if model in own and own[model].identity != wanted.identity:
             raise ConfigError(f"statistics.learned={given} is of another {model}", "a recipe of these very models")

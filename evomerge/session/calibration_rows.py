@@ -9,10 +9,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from evomerge.config.schema import Config
-from evomerge.errors import ConfigError
 from evomerge.report.formatting import count
 from evomerge.report.plain_console import errors
-from evomerge.session.calibration import Calibration, Job, check_apart, make_statistics, plan_calibration
+from evomerge.session.calibration import Calibration, Job, make_statistics, plan_calibration
 from evomerge.utils.sizes import byte_count, size_text
 
 _SIDE = 768
@@ -29,23 +28,11 @@ def calibrated(config: Config, *, quiet: bool = False) -> Calibration:
     Raises:
         EvomergeError: it describes none, or items that are held-out items; they cannot be made.
     """
-    from evomerge.session.builders import fitness_from_config, pool_from_config
-    from evomerge.session.series import fill_checkpoints
-    from evomerge.session.settings import check_pool
-    from evomerge.utils.imports import import_modules
+    from evomerge.session.calibration_pool import calibration_pool, check_not_held_out
 
-    import_modules(config.imports, "imports")
-    if config.calibration is None:
-        raise ConfigError(
-            "calibration is not set",
-            "the items that statistics are made on",
-            "choose them: calibration=text 'calibration.files=[my.jsonl]', or calibration=lm_eval",
-        )
-    fill_checkpoints(config)
-    check_pool(config)
-    found = plan_calibration(config, pool_from_config(config), every_kind=True)
+    found = plan_calibration(config, calibration_pool(config), every_kind=True)
     assert found is not None, "there are items, and all kinds are asked for where none is read"
-    check_apart(found.documents, fitness_from_config(config, "held_out") if config.held_out is not None else None)
+    check_not_held_out(config, found.documents)
     watched_statistics(config, found, quiet=quiet)
     return found
 

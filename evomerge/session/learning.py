@@ -84,12 +84,6 @@ def plan_learning(config: Config, pool: Pool) -> Learning:
         raise ConfigError(f"learning.checkpoint is {every}", "at least 1 step")
     given.pop("out")
     settings = Settings(**given, dtype=config.statistics.dtype)
-    if config.calibration is None:
-        raise ConfigError(
-            "calibration is not set",
-            "the items that are learnt on",
-            "choose them: calibration=text 'calibration.files=[my.jsonl]', or calibration=lm_eval",
-        )
     if pool.info.base is None:
         raise ConfigError("the pool has no base", "task vectors are differences from one", "name one with pool.base")
     if pool.info.uneven:

@@ -16,7 +16,7 @@ from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective, ParetoArchive
 from evomerge.protocols import Proposal
 from evomerge.strategies.bases.capabilities import check_range, require
-from evomerge.strategies.bases.quadratic import LINKS, Array, Link, Quadratic, coefficients
+from evomerge.strategies.bases.quadratic import LINKS, Array, Link, Quadratic, coefficients, usual_samples
 from evomerge.strategies.bases.saving import InFlight, check_settings, settings_of
 from evomerge.strategies.optuna_samplers import Nsga3
 from evomerge.strategies.variation.coordinates import Coordinates
@@ -95,7 +95,7 @@ class AmortizedPareto:
         check_range("popsize", popsize, 4, math.inf)
         if link not in ("auto", *LINKS):
             raise ConfigError(f"strategy.link is {link!r}", nearest(link, ("auto", *LINKS)))
-        self._samples = max(2 * least, 12) if samples is None else samples
+        self._samples = usual_samples(genes) if samples is None else samples
         self._verify, self._link, self._popsize, self._generations = verify, link, popsize, generations
         self._spec, self._objectives, self._seed = spec, tuple(objectives), seed
         self._settings = settings_of(

@@ -10,7 +10,7 @@ import numpy as np
 from evomerge.objectives import Objective
 from evomerge.report.formatting import clean, count
 from evomerge.report.trial import Trial
-from evomerge.strategies.bases.quadratic import Quadratic, coefficients, held_back
+from evomerge.strategies.bases.quadratic import Quadratic, coefficients, held_back, usual_samples
 
 GOOD_R2 = 0.9
 """From here on a fit ranks candidates about as evaluating them does."""
@@ -58,7 +58,7 @@ def fits_of(trials: Sequence[Trial], objectives: Sequence[Objective], strategy: 
     if weak:
         line += f" Below {GOOD_R2} a fit is a rough guide only: {', '.join(weak)}."
     samples = strategy.get("samples")
-    first = samples if isinstance(samples, int) else max(2 * least, 12)
+    first = samples if isinstance(samples, int) else usual_samples(points.shape[1])
     sampled = sorted(range(len(told)), key=lambda i: told[i].candidate)[:first]
     fit = Quadratic.fit(points[sampled], np.zeros(len(sampled)), "identity")
     outside = frozenset(told[i].candidate for i in np.flatnonzero(fit.extrapolates(points)))

@@ -24,6 +24,11 @@ def coefficients(genes: int) -> int:
     return (genes + 1) * (genes + 2) // 2
 
 
+def usual_samples(genes: int) -> int:
+    """How many a quadratic of so many genes is fitted to first: twice its coefficients, and a dozen at least."""
+    return max(2 * coefficients(genes), 12)
+
+
 def link_for(values: Array) -> Link:
     """The link whose range the values are in: shares of one, what is never negative, or anything."""
     if values.size and (values >= 0).all():
