@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import evomerge
 from evomerge.cli.main import main
 from evomerge.models.statistics import INDEX
 from evomerge.recipes.yaml_reader import read_recipe_file
@@ -145,3 +146,12 @@ def test_what_is_wrong_is_said(
 def test_calibrate_alone_says_what_it_needs(quick_pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", f"pool.models={{math: '{quick_pool}/math'}}", "pool.base=null"]) == 2
     assert "calibration is not set" in capsys.readouterr().err
+
+
+def test_from_python_kinds_have_their_own_names(quick_pool: Path, quick_search: list[str], cache: Path) -> None:
+    """Curvature without an optimizer's state is the statistic of squared gradients, named curvature all the same."""
+    words = [*quick_search, *calibration(quick_pool), "statistics.kinds=[fisher,curvature]"]
+    made = evomerge.calibrate(*words, display="quiet")
+    assert sorted(made) == ["lang", "math"]
+    assert all(sorted(kinds) == ["curvature", "fisher"] for kinds in made.values())
+    assert all((folder / INDEX).is_file() for kinds in made.values() for folder in kinds.values())
