@@ -7,7 +7,6 @@ from typing import Any
 from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError
-from evomerge.models.checkpoints.series import KEY, SeriesSettings, series_models
 from evomerge.models.pool_settings import check_names
 
 
@@ -25,6 +24,8 @@ def fill_checkpoints(config: Config) -> None:
     given = to_builtin(pool.get("checkpoints"))
     if given is None:
         return
+    from evomerge.models.checkpoints.series import KEY, SeriesSettings, series_models  # torch: not before it is wanted
+
     models = to_builtin(pool.models)
     check_names(models)
     found = series_models(SeriesSettings.of(given), pool.root, models.get(pool.base))

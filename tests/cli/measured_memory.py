@@ -6,11 +6,17 @@ Run as ``python measured_memory.py estimate|search OVERRIDES``; prints one line 
 from __future__ import annotations
 
 import json
-import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 from evomerge.config.compose import compose_config
+
+
+def peak() -> int:
+    """The most memory in bytes that this process held: ru_maxrss counts that of the process it was forked from, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:
@@ -20,7 +26,7 @@ def main() -> None:
         from evomerge.session.watched import search
 
         search(config)
-        found: dict[str, Any] = {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        found: dict[str, Any] = {"peak": peak()}
     else:
         from evomerge.session.memory import estimate_memory
         from evomerge.session.parts import build_parts
