@@ -16,6 +16,9 @@ from evomerge.genomes.genome import Genome
 from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace, Strategy
 
+SPARE = 8
+"""So many times as many candidates as there are finalists are estimated again in the end."""
+
 
 @dataclass(frozen=True)
 class Leader:
@@ -41,13 +44,15 @@ class Leaders:
         objective: the first one.
         most: how many are kept.
         rescores: whether the search's scores on all items are not yet what finalists are compared by.
+        estimated: whether candidates are told with estimates: then `SPARE` times as many are kept until `narrow`.
 
     Attributes:
         apart: whether they are scored on items of their own in the end, which the search has none of.
     """
 
-    def __init__(self, objective: Objective, most: int, rescores: bool = False) -> None:
+    def __init__(self, objective: Objective, most: int, rescores: bool = False, estimated: bool = False) -> None:
         self._objective, self._most, self._rescores = objective, most, rescores
+        self._kept = most * (SPARE if estimated else 1)
         self.apart = False
         self._found: list[Leader] = []
         self._models: set[object] = set()
@@ -66,6 +71,24 @@ class Leaders:
             return
         self._found.append(leader)
         self._found.sort(key=lambda each: (not each.finished, -each.gain, each.candidate.id))
+        del self._found[self._kept :]
+        self._models = {model_of(each.candidate) for each in self._found}
+
+    def narrow(self, value: Callable[[int], float | None]) -> None:
+        """Keep as many as are meant: the best by what is known now of those that were not scored on all items.
+
+        Each was told with an estimate of its time, of which the first are the worst, so that the luckiest of the early
+        candidates would be before better ones of later.
+
+        Args:
+            value: a candidate's first objective by its id; ``None`` where nothing new is known.
+        """
+
+        def gain(leader: Leader) -> float:
+            found = None if leader.complete else value(leader.candidate.id)
+            return leader.gain if found is None else self._objective.gain(found)
+
+        self._found.sort(key=lambda each: (not each.finished, -gain(each), each.candidate.id))
         del self._found[self._most :]
         self._models = {model_of(each.candidate) for each in self._found}
 

@@ -105,8 +105,8 @@ class Search:
 
     def __post_init__(self) -> None:
         self._streak = Streak(self.give_up)
-        leaders = Leaders(self.incumbent.objectives[0], self.finalists, self.rescores)
-        self.state = SearchState(self.incumbent, leaders=leaders)
+        kept = Leaders(self.incumbent.objectives[0], self.finalists, self.rescores, self.race is not None)
+        self.state = SearchState(self.incumbent, leaders=kept)
 
     def begin_from(self, state: SearchState) -> None:
         """Go on from a state that was saved, instead of beginning."""
@@ -256,6 +256,7 @@ class Search:
     def _choose(self) -> None:
         """Score the finalists on all items, and let the best of them be the winner."""
         leaders, last = self.state.leaders, self._last if self.race is not None else None
+        leaders.narrow(self.race.knowledge.hindsight() if self.race is not None else lambda number: None)
         more = favourite(*last, self.state.new_id, leaders.models) if last is not None else []
         unknown = [candidate for candidate in (*leaders.candidates, *more) if candidate.id not in leaders.known]
         scored = [*self._score(unknown, "validation", must=False), *leaders.known.values()]

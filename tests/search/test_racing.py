@@ -404,6 +404,20 @@ class TestFinalists:
         leaders.see(Candidate(1, POOL.linear({"a": 0.2})), Evaluation(1, "ok", objectives={"score": 0.9}, race=race))
         assert leaders.known == {}
 
+    def test_in_the_end_they_are_estimated_once_more(self) -> None:
+        race = {"items": 10.0, "of": 20.0}
+        leaders = Leaders(SCORE[0], 2, estimated=True)
+        for number, value in enumerate([0.9, 0.8, 0.7, 0.6]):
+            recipe = POOL.linear({"a": number / 10})
+            leaders.see(Candidate(number, recipe), Evaluation(number, "ok", objectives={"score": value}, race=race))
+        lost = Evaluation(4, "pruned", objectives={"score": 0.95}, race=race)
+        leaders.see(Candidate(4, POOL.linear({"a": 0.5})), lost)
+        assert [candidate.id for candidate in leaders.candidates] == [0, 1, 2, 3, 4]
+        leaders.narrow({0: 0.5, 1: 0.75, 3: 0.85, 4: 0.99}.get)
+        assert [candidate.id for candidate in leaders.candidates] == [3, 1]
+        found = leaders.compared([(candidate, Evaluation(candidate.id, "ok")) for candidate in leaders.candidates])
+        assert found["search"] == [0.6, 0.8]
+
     def test_the_best_of_those_that_could_be_scored(self) -> None:
         scored = [
             (Candidate(0, None), Evaluation(0, "failed")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 
 from evomerge.candidate import Evaluation, Items
@@ -69,6 +69,22 @@ class Knowledge:
             behind = self._told - self._due
             models = list(self._models.values())
             self.estimator.fit([*self._baselines.values(), *models[: len(models) - behind]])
+
+    def hindsight(self) -> Callable[[int], float | None]:
+        """A candidate's first objective, by its id, estimated with all that was told; ``None`` where that says nothing.
+
+        For the end of a search: what is told after it is estimated otherwise than if nobody had asked.
+        """
+        self._due = self._told
+
+        def value(number: int) -> float | None:
+            items = self.items(number)
+            if items is None or self.estimator is None:
+                return None
+            found = self.estimate(items, {})[self._objectives[0].name].value
+            return found if math.isfinite(found) else None
+
+        return value
 
     def estimate(self, items: Items, plain: Mapping[str, float]) -> dict[str, Estimate]:
         """By objective what all items would give.
