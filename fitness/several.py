@@ -30,7 +30,7 @@ _OF_ALL = ("items", "shares", "documents", "build_estimator")
 _OF_ANY = ("references", "refer", "apart")
 """What several can do where one of them can."""
 
-_OF_ONE = ("write_samples",)
+_OF_ONE = ("write_samples", "rating")
 """What several can do only where a single one can: it writes to one place."""
 
 
@@ -80,6 +80,8 @@ class SeveralFitness:
             able = [part for part in self._parts.values() if hasattr(part, method)]
             if len(able) == 1:
                 setattr(self, method, getattr(able[0], method))
+            elif able and method == "rating":
+                raise ConfigError(f"{len(able)} parts are scored by people", "one", "give it all prompts by name")
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
