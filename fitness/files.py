@@ -91,7 +91,7 @@ class FilesFitness:
         stops = plain(until) or []
         self._until: list[str] = [stops] if isinstance(stops, str) else [str(stop) for stop in stops]
         if "" in self._until:
-            raise ConfigError("until has an empty text", "texts that end an answer, such as ['\\n\\n']")
+            raise ConfigError(f"until is {stops!r}", "texts that end an answer, such as ['\\n\\n']; none may be empty")
         self._raters, self._names = parse_raters(plain(raters))
         self._by, self._scale = by, parse_scale(plain(scale))
         if not objective.isidentifier():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.protocols import Evaluator, Fitness
+from evomerge.report.formatting import count
 from evomerge.run.folder import RunFolder
 from evomerge.run.ratings.folder import OUTPUTS, RatedCandidate, RatingFolder
 from evomerge.run.ratings.rules import RatingRules, blind_name
@@ -91,7 +92,8 @@ class RatedEvaluator(WrappedEvaluator):
         self._announced: set[str] = set()
         self._looked = -1.0
         self._pause = threading.Event()
-        self._ratings.begin({str(split): own for split, own in self._rules.items()})
+        own = [split for split in self._rules if split != "validation" or not self._shared]
+        self._ratings.begin({split: self._rules[split] for split in own})
         (self._ratings.path / _UNRATED).mkdir(exist_ok=True)
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
@@ -159,9 +161,13 @@ class RatedEvaluator(WrappedEvaluator):
     def _name(self, model: str, split: Split) -> str:
         if split not in self._prints:
             self._prints[split] = self.fingerprint(split)
-        # Finalists without items of their own are read as the search's candidates were: nobody is asked twice.
-        same = split == "validation" and self._rules.get("search") is self._rules["validation"]
+        same = split == "validation" and self._shared
         return blind_name(self._prints[split], "search" if same else split, model)
+
+    @property
+    def _shared(self) -> bool:
+        """Whether finalists have no items of their own: nobody is then asked twice for the same texts."""
+        return self._rules.get("search") is self._rules.get("validation")
 
     def _unrated(self, name: str) -> Path:
         return self._ratings.path / _UNRATED / f"{name}.json"
@@ -230,8 +236,8 @@ class RatedEvaluator(WrappedEvaluator):
             self._announced.update(new)
             texts = sum(entry.rules.items for entry in self._open.values())
             _LOG.warning(
-                "waiting for ratings of %d candidates, %d texts, in %s; `evomerge rate %s` asks for them here",
-                len(self._open),
+                "waiting for ratings of %s, %d texts, in %s; `evomerge rate %s` asks for them in a terminal",
+                count(len(self._open), "candidate"),
                 texts,
                 self._ratings.path,
                 self._ratings.path.parent,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from evomerge.models.loaded import ModelOutline
 from evomerge.utils.memory import MemoryPart, Place
-from fitness._files.answers import tokenised
+from fitness._files.answers import check_lengths, tokenised
 from fitness._files.terms import Prompts
 
 _FLOAT64 = 3  # copies of a batch's last logits: themselves, probabilities, their sums
@@ -18,11 +18,16 @@ def memory(
     """Logits of the prompts of a batch, and the keys and values of all of its tokens.
 
     Nothing where the model has no tokenizer, which scoring refuses.
+
+    Raises:
+        FitnessError: a prompt that leaves the model no room for what it is to write.
     """
     if model.tokenizer is None:
         return []
     place: Place = "host" if model.on_host else "device"
-    lengths = [len(own) for tokens in tokenised(prompts, model.tokenizer, special, chat).values() for own in tokens]
+    tokens = tokenised(prompts, model.tokenizer, special, chat)
+    check_lengths(tokens, written, model.config)
+    lengths = [len(prompt) for own in tokens.values() for prompt in own]
     config = model.config.get_text_config()
     batch = max(batch_tokens, max(lengths) + written)
     rows = max(1, batch // (min(lengths) + written))

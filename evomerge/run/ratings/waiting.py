@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evomerge.run.ratings.folder import RatingFolder
+from evomerge.run.ratings.folder import RatedCandidate, RatingFolder
 from evomerge.run.ratings.rules import RatingRules
 from evomerge.run.ratings.sheets import Sheet
 
@@ -78,15 +78,15 @@ def read_waiting(folder: Path) -> Waiting | None:
     return Waiting(len(found) - len(open_ones), len(open_ones), wanted, first.raters, given, missing, tuple(problems))
 
 
-def left_for(folder: RatingFolder, rater: str) -> list[tuple[str, RatingRules, dict[int, float]]]:
-    """Candidates that a rater has not scored in full: name, what is asked, and the scores that are there already."""
+def left_for(folder: RatingFolder, rater: str) -> list[tuple[RatedCandidate, RatingRules, Sheet | None]]:
+    """Candidates that a rater has not scored in full: what is asked, and the rater's file where there is one."""
     found = []
     for candidate, rules in folder.candidates(folder.rules()):
         if candidate.accepted.is_file():
             continue
         own = next((sheet for sheet in candidate.sheets(rules) if sheet.rater == rater), None)
         if own is None or not own.complete(rules):
-            found.append((candidate.name, rules, dict(own.scores) if own is not None else {}))
+            found.append((candidate, rules, own))
     return found
 
 
