@@ -100,7 +100,7 @@ class RatingFolder:
     def begin(self, rules: Mapping[str, RatingRules]) -> None:
         """Make the folder, and write down what is asked, for `status`, `rate` and people."""
         try:
-            self.path.mkdir(exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path} cannot be made: {error.strerror}", "a place you can write") from error
         content = {"evomerge_rating": 1, "splits": {split: own.to_json() for split, own in rules.items()}}

@@ -167,9 +167,9 @@ def _whole(given: object) -> int | None:
         value = float(given) if isinstance(given, str) else given
     except ValueError:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value not in range(2**31):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31:
         return None
-    return int(value)
+    return int(value) if value == int(value) else None
 
 
 def _shown(given: object) -> str:
