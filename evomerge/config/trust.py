@@ -123,7 +123,7 @@ def _task_nodes(content: Any, key: str = "") -> Iterator[tuple[str, str, list[An
             given, folders = content.get(named), content.get("include_path")
             tasks = given if isinstance(given, list) else [given]
             if isinstance(given, Mapping) and named in ("texts", "prompts"):  # by name
-                tasks = [text["task"] for text in given.values() if isinstance(text, Mapping) and text.get("task")]
+                tasks = [text for text in given.values() if isinstance(text, Mapping) and text.get("task")]
             elif isinstance(given, Mapping):  # of every model
                 tasks = [task for own in given.values() for task in (own if isinstance(own, list) else [own])]
             yield key, named, tasks, [str(f) for f in (folders if isinstance(folders, list) else [folders]) if f]
