@@ -235,6 +235,17 @@ def test_interrupted_while_it_waits(quick_pool: Path, tmp_path: Path, capsys: py
     assert len(told(run)) == 8
 
 
+def test_validate_says_how_much_there_is_to_read(
+    quick_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in words_of(quick_pool, tmp_path / "run", "fitness.raters=[anna,ben]")[1:]]
+    assert main(["validate", *words]) == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "8 candidates of 3 texts to read: 24 scores by each of anna, ben" in out
+    assert main(["validate", *words, "fitness.tokens=30"]) == 2
+    assert "fitness.tokens is 30; together the model's 32 positions at most" in capsys.readouterr().err
+
+
 def test_what_else_is_done_with_such_a_run(
     whole: Path, quick_search: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,6 +159,10 @@ def test_other_files_are_no_rules(text: str, ratings: RatingFolder) -> None:
 
 def test_rules_there_and_back(ratings: RatingFolder) -> None:
     assert ratings.rules() == {"search": replace(RULES, prompts={})}
+    for wrong in ({"low": None}, {"look_every": "x"}, {"look_every": 0}, {"raters": True}, {"by": "all"}, {"new": 1}):
+        content = {"splits": {"search": {**RULES.to_json(), **wrong}}}
+        (ratings.path / "rating.json").write_text(json.dumps(content))
+        assert ratings.rules() == {}
     assert "copy form.csv" in guide(RULES)
     assert "copy" not in guide(replace(RULES, names=("anna",)))
     assert "lower is better" in guide(replace(RULES, direction="minimize"))

@@ -121,9 +121,11 @@ class RatingRules:
         sizes = [rules.raters, *rules.counts.values()]
         if rules.by not in ("item", "candidate") or any(type(size) is not int or size < 0 for size in sizes):
             raise ValueError("no such rules")
-        bounds = [value for value in (rules.low, rules.high) if value is not None]
-        if any(isinstance(value, bool) or not isinstance(value, int | float) for value in bounds):
+        bounds = [] if rules.low is None and rules.high is None else [rules.low, rules.high]
+        if any(isinstance(value, bool) or not isinstance(value, int | float) for value in (*bounds, rules.look_every)):
             raise ValueError("no such scale")
+        if not 0 < rules.look_every < math.inf:
+            raise ValueError("no such pause")
         return rules
 
 
