@@ -71,6 +71,10 @@ class Fitness(Protocol):
     tasks the source whose switch is on, and ``run_switched(switch: Callable[[str], LoadedModel], part: Part | None =
     None) -> Scores``: ``switch(source)`` gives the model for a source's tasks, and changes the one given before.
 
+    One whose scores people give has a method ``rating() -> RatingRules`` that says what they are asked, and a `run`
+    that gives what the model wrote as responses, by the names in `RatingRules.counts`, and no objective of theirs: a
+    search lays that out and waits for their files. `check` comes before.
+
     One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
     model's weights: `evomerge validate` adds it to the rest. `check` comes before.
     """

@@ -19,6 +19,7 @@ from evomerge.protocols import Estimator, Fitness, Scores
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel, ModelOutline
     from evomerge.recipes.pool_info import PoolInfo
+    from evomerge.run.ratings.rules import RatingRules
     from evomerge.utils.memory import MemoryPart
 
 SCORE = "score"
@@ -80,6 +81,12 @@ class SeveralFitness:
             able = [part for part in self._parts.values() if hasattr(part, method)]
             if len(able) == 1:
                 setattr(self, method, getattr(able[0], method))
+        by_people = [name for name, _ in self._each("rating")]
+        if by_people:
+            self.rating = self._rating
+        if len(by_people) > 1:
+            given = f"parts {' and '.join(by_people)} are both scored by people"
+            raise ConfigError(given, "one part that is", "give it the prompts of both, by name")
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -211,6 +218,12 @@ class SeveralFitness:
         """``sha256:`` over the fingerprints of all parts and their names."""
         text = " ".join(f"{name}={part.fingerprint()}" for name, part in self._parts.items())
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+    def _rating(self) -> RatingRules:
+        """What the part that people score asks of them."""
+        name, part = next(self._each("rating"))
+        rules: RatingRules = part.rating()
+        return replace(rules, objective=self._names[name][rules.objective])
 
     def _items(self) -> dict[str, int]:
         return _joined(part.items() for part in self._parts.values())

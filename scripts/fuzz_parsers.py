@@ -39,6 +39,10 @@ from evomerge.run.folder import RunFolder
 from evomerge.run.items import read_items
 from evomerge.run.ledger import Ledger, canonical_events, evaluation_of, read_ledger
 from evomerge.run.ledger_file import encode
+from evomerge.run.ratings.folder import RatingFolder
+from evomerge.run.ratings.rules import RatingRules
+from evomerge.run.ratings.sheets import read_sheets
+from evomerge.run.ratings.waiting import read_waiting
 from evomerge.run.record import Record
 from evomerge.run.state_files import to_bytes
 from evomerge.search.warm_start import WarmStartSources
@@ -425,6 +429,37 @@ def _task(data: bytes, folder: Path) -> None:
     task_code(["mine"], [str(folder)])
 
 
+def _scores(data: bytes, folder: Path) -> None:
+    """As both kinds of files of scores; what is wrong with both is no score."""
+    rules = RatingRules(counts={"a": 2}, prompts={"a": ("p", "q")})
+    found = []
+    for suffix in ("csv", "jsonl"):
+        path = _put(folder, f"scores-x.{suffix}", data)
+        found += read_sheets(folder, rules)
+        path.unlink()
+    if any("\n" in sheet.problem for sheet in found):
+        raise AssertionError("more than a line")
+    if all(sheet.problem for sheet in found):
+        raise EvomergeError(found[0].problem)
+
+
+def _rating(data: bytes, folder: Path) -> None:
+    """As what is asked of raters, as their texts, and as what was counted."""
+    ratings = RatingFolder(folder / "rating")
+    inner = folder / "rating" / "abc"
+    inner.mkdir(parents=True, exist_ok=True)
+    for path in (ratings.path / "rating.json", inner / "outputs.jsonl", inner / "accepted.json"):
+        _put(path.parent, path.name, data)
+    rules = ratings.rules()
+    waiting = read_waiting(ratings.path)
+    candidate = ratings.candidate("abc")
+    texts, known = candidate.texts(), candidate.read_accepted(RatingRules(counts={"a": 1}))
+    if waiting is not None:
+        waiting.lines()
+    if not (rules or texts or known):
+        raise EvomergeError("nothing that was written")
+
+
 _TENSORS = safetensors.save({"a": np.ones((2, 3), np.float32), "b.weight": np.zeros(4, np.float16)})
 _FACTORS = safetensors.save(
     {
@@ -438,6 +473,7 @@ _YAML = yaml.safe_load, _yaml_out
 _JSON = json.loads, _json_out
 _SAFE = _safetensors_load, _safetensors_dump
 _INDEX = _json_out({"weight_map": {"a": "one.safetensors", "b.weight": "one.safetensors"}})
+_RULES = {"evomerge_rating": 1, "splits": {"search": RatingRules(counts={"a": 2}, names=("x",)).to_json()}}
 _SCORES = safetensors.save({"t/acc": np.ones(9, np.uint8), "t/ll": np.zeros(3)})
 
 _ALL = (
@@ -454,5 +490,7 @@ _ALL = (
     Parser("index", (_INDEX,), _index, *_JSON),
     Parser("adapter", (_json_out(ADAPTER),), _adapter, *_JSON),
     Parser("task", (TASK,), _task, *_YAML),
+    Parser("scores", (b"item,text,score\n0,a,3\n1,b,4.5\n",), _scores, bytes.hex, bytes.fromhex),
+    Parser("rating", (_json_out(_RULES),), _rating, *_JSON),
 )
 PARSERS = {parser.name: parser for parser in _ALL}

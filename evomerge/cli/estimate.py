@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from evomerge.utils.sizes import size_text
 
 if TYPE_CHECKING:
     from evomerge.config.schema import Config
+    from evomerge.run.ratings.rules import RatingRules
     from evomerge.session.derived_time import DerivedTime
     from evomerge.session.parts import Parts
 
@@ -35,6 +36,7 @@ class Estimate:
         written: bytes of the winner's model on the disk, as `evomerge merge` writes it.
         run: bytes of the run folder at the end: ledger and per-item scores.
         evaluations: of the search, baselines not counted; `others` are those, finalists and the held-out ones.
+        people: what raters have to score, in words; empty where nobody is asked.
         share: of its items that a candidate is scored on, on average; 1 where there is no race, or nobody knows.
         work: of one candidate: `documents`, `texts` read and tokens `written` at most; empty where nobody counts.
         batch: texts in a forward; 0 where that is not how a fitness batches.
@@ -53,6 +55,7 @@ class Estimate:
     arithmetic: str = ""
     derived: DerivedTime | None = None
     share: float = 1.0
+    people: str = ""
 
     @property
     def forwards(self) -> int:
@@ -98,7 +101,19 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
         arithmetic=arithmetic_of(pool.info.dtype) if memory.on_host else "",
         derived=estimate_derived(config, parts, memory),
         share=_share(parts),
+        people=_people(parts, config.search.evaluations + (baselines if config.search.baselines else 0)),
     )
+
+
+def _people(parts: Parts, candidates: int) -> str:
+    """What is asked of raters on the search's items, where the fitness asks any."""
+    rating: Callable[[], RatingRules] | None = getattr(parts.fitness, "rating", None)
+    if rating is None:
+        return ""
+    rules = rating()
+    who = ", ".join(rules.names) or count(rules.raters, "rater")
+    texts = f"{count(candidates, 'candidate')} of {count(rules.items, 'text')} to read"
+    return f"{texts}: {candidates * rules.wanted:,} scores by {'each of ' if rules.raters > 1 else ''}{who}"
 
 
 def _share(parts: Parts) -> float:
@@ -120,6 +135,8 @@ def rows(found: Estimate) -> list[tuple[str, RenderableType]]:
         lines.append(("arithmetic", found.arithmetic))
     if found.derived is not None:
         lines.append(("made of sources", derived_text(found.derived)))
+    if found.people:
+        lines.append(("people", found.people))
     if found.work:
         work = found.work
         texts = f"{work['documents']:,} items, {work['texts']:,} texts read"

@@ -66,6 +66,10 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.session.builders import check_fitnesses, fitness_from_config
 
     fitness = fitness_from_config(config, key, exact=True)
+    if hasattr(fitness, "rating"):
+        given = f"{key} is scored by people, whom a search waits for"
+        do = "`evomerge status RUN` has what they said of a run's best; score by another one, such as fitness=lm_eval"
+        raise ConfigError(given, "a fitness that scores by itself", do)
     _check_used(options.overrides, compares=hasattr(fitness, "references"))
     write_samples = getattr(fitness, "write_samples", None)
     if options.log_samples is not None:

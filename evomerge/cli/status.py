@@ -27,6 +27,8 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.report.status_view import StatusPanel
 
     console.print(StatusPanel(status))
+    if status.ratings is not None and status.ratings.waiting:
+        console.print(f"To rate: evomerge rate {options.run} --rater NAME", soft_wrap=True)
     if status.resume:  # in a line of its own, for the clipboard
         console.print(f"To go on: {status.resume}", soft_wrap=True)
     print_path(options.run)

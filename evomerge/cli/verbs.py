@@ -13,6 +13,7 @@ VERBS = {
     "search": "search for a merge recipe",
     "resume": "go on with a run that ended early, or with a larger budget",
     "status": "show how far a run is, also while it goes on",
+    "rate": "score what the candidates of a search wrote, where people are its fitness",
     "report": "write a run's report, or several side by side, as one HTML file",
     "dashboard": "show a run in optuna-dashboard, also while it goes on",
     "validate": "check an experiment without loading a model",

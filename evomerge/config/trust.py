@@ -23,6 +23,7 @@ _TIMEOUT = "task_timeout"
 _TASK_KEYS = {
     "fitness.lm_eval_tasks.LmEvalFitness": "tasks",
     "fitness.unlabelled.UnlabelledFitness": "texts",
+    "fitness.files.FilesFitness": "prompts",
     "fitness.calibration_tasks.TaskItems": "tasks",
 }
 """Of what loads tasks of lm-eval, the key that names them."""
@@ -121,8 +122,8 @@ def _task_nodes(content: Any, key: str = "") -> Iterator[tuple[str, str, list[An
         if named:
             given, folders = content.get(named), content.get("include_path")
             tasks = given if isinstance(given, list) else [given]
-            if isinstance(given, Mapping) and named == "texts":  # by name
-                tasks = [text["task"] for text in given.values() if isinstance(text, Mapping) and text.get("task")]
+            if isinstance(given, Mapping) and named in ("texts", "prompts"):  # by name
+                tasks = [text for text in given.values() if isinstance(text, Mapping) and text.get("task")]
             elif isinstance(given, Mapping):  # of every model
                 tasks = [task for own in given.values() for task in (own if isinstance(own, list) else [own])]
             yield key, named, tasks, [str(f) for f in (folders if isinstance(folders, list) else [folders]) if f]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,11 +17,12 @@ from evomerge.report.finalists import compared_score, race_lines
 from evomerge.report.progress import RunProgress
 from evomerge.report.stop_rules import RuleStatus
 from evomerge.report.trial import numbers
+from evomerge.report.worker_lines import read_workers
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import LedgerError, lock_holder
+from evomerge.run.ratings.waiting import Waiting, read_waiting
 from evomerge.run.remains import require_ledger
-from evomerge.utils.files import read_bounded
 
 State = Literal["running", "ended", "interrupted", "dead", "damaged", "unknown"]
 SLICES = ("kept", "referenced", "memory", "shared", "computed")
@@ -98,6 +98,7 @@ class RunStatus:
         front: recipes on the Pareto front, of a search with several objectives; with its `hypervolume`.
         rules: what ends it early, and how near it is; ``None`` where nothing does.
         calibration: what statistics of data took; ``None`` where no method reads any.
+        ratings: what raters have done, and what waits for them; ``None`` where people are not asked.
     """
 
     run: Path
@@ -133,6 +134,7 @@ class RunStatus:
     rules: RuleStatus | None = None
     halved: int = 0
     calibration: CalibrationTime | None = None
+    ratings: Waiting | None = None
 
     @property
     def told(self) -> int:
@@ -195,6 +197,7 @@ class RunStatus:
         curve = [None if value != value else value for value in self.curve]
         hits = {"slice_hits": self.cache.slice_hits, "byte_hits": self.cache.byte_hits}
         own["calibration"] = None if self.calibration is None else self.calibration.as_dict()
+        own["ratings"] = None if self.ratings is None else self.ratings.as_dict()
         own["rules"] = None if self.rules is None else asdict(self.rules)
         more |= {"curve": curve, "workers": [asdict(w) for w in self.workers], "cache": {**vars(self.cache), **hits}}
         return {"run": str(self.run), **own, **derived, **more}
@@ -294,20 +297,13 @@ def status_of(
         race=race_lines(seen),
         halved=seen.halved,
         calibration=seen.calibration,
+        ratings=read_waiting(folder.rating),
     )
 
 
 def _whole(total: float) -> int:
     """A sum of numbers of a ledger, which may be none that can be counted to."""
     return int(total) if math.isfinite(total) else 0
-
-
-def read_workers(folder: RunFolder) -> tuple[Work, ...]:
-    """What the workers of a running search do, as it last wrote; nothing where it did not."""
-    try:
-        return tuple(Work(**entry) for entry in json.loads(read_bounded(folder.workers, 2**24, follow=False)))
-    except (OSError, ValueError, TypeError):
-        return ()
 
 
 def _state(seen: RunProgress, holder: str | None) -> tuple[State, str]:

@@ -130,6 +130,8 @@ def progress_line(status: RunStatus) -> str:
         parts.append(f"{rate(status.per_hour)} an hour")
     if status.rules is not None and status.rules.patience is not None:
         parts.append(status.rules.patience_line())
+    if status.ratings is not None and status.ratings.waiting:
+        parts.append(f"{count(status.ratings.waiting, 'candidate')} with the raters")
     if status.left is not None and status.told < (status.evaluations or 0):
         parts.append(f"{duration(status.left)} left")
     return "; ".join(parts)
@@ -162,6 +164,8 @@ def _rows(status: RunStatus, width: int, low: bool) -> Iterator[tuple[str, Rende
         yield "front", Text(f"{count(status.front, 'recipe')}{volume}")
     if status.baselines:
         yield "models", _flow(_baselines(status), width)
+    if status.ratings is not None:
+        yield "ratings", _flow([clean(line) for line in status.ratings.lines()], width)
     if status.rules is not None:
         yield "ends", _flow(status.rules.lines(), width)
     if status.held_out_asked:

@@ -15,6 +15,7 @@ from evomerge.candidate import Split
 from evomerge.errors import FitnessError
 from evomerge.report.calibration_time import CalibrationTime
 from evomerge.report.outcome import RunRecord, Scored, read_run
+from evomerge.report.ratings import Agreement, agreement
 from evomerge.report.statistics import Comparison, compare
 from evomerge.run.folder import RunFolder
 
@@ -95,6 +96,7 @@ class Summary:
         race: in words, on how many items candidates were scored, and how the finalists fared.
         guesses: whether the run does not say what metrics count: weights are equal, directions go by names.
         calibration: what statistics of data took; ``None`` where no method reads any.
+        ratings: who rated, and how far raters agree; ``None`` where nobody was asked.
     """
 
     run: Path
@@ -112,6 +114,7 @@ class Summary:
     guesses: bool = False
     race: tuple[str, ...] = ()
     calibration: CalibrationTime | None = None
+    ratings: Agreement | None = None
 
     @property
     def evolved(self) -> Row | None:
@@ -171,6 +174,7 @@ def summarize_record(record: RunRecord) -> Summary:
         race=record.race,
         guesses=record.guesses,
         calibration=record.calibration,
+        ratings=agreement(record.folder),
     )
 
 

@@ -119,6 +119,8 @@ def _notes(summary: Summary) -> list[str]:
     if summary.calibration is not None:
         text = summary.calibration.text()
         notes.append(f"{text[0].upper()}{text[1:]}.")
+    if summary.ratings is not None:
+        notes.append(f"{summary.ratings.text()}.")
     if summary.phases:
         parts = ", then ".join(f"{name} ({count} evaluations)" for name, count in summary.phases)
         notes.append(f"Phases: {parts}.")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from evomerge.protocols import Work
 from evomerge.report.formatting import duration
+from evomerge.run.folder import RunFolder
+from evomerge.utils.files import read_bounded
 
 _SHOWN_WORKERS = 4
 
@@ -32,3 +35,11 @@ def worker_lines(workers: Sequence[Work], now: float) -> list[str]:
     ]
     more = [f"{len(busy) - _SHOWN_WORKERS} more"] if len(busy) > _SHOWN_WORKERS else []
     return [f"{len(busy)} of {len(workers)} busy", *shown, *more]
+
+
+def read_workers(folder: RunFolder) -> tuple[Work, ...]:
+    """What the workers of a running search do, as it last wrote; nothing where it did not."""
+    try:
+        return tuple(Work(**entry) for entry in json.loads(read_bounded(folder.workers, 2**24, follow=False)))
+    except (OSError, ValueError, TypeError):
+        return ()

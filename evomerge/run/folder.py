@@ -75,6 +75,11 @@ class RunFolder:
         return self.path / "checkpoint"
 
     @property
+    def rating(self) -> Path:
+        """Folder of what people rate, of a search that has them do so."""
+        return self.path / "rating"
+
+    @property
     def best_recipe(self) -> Path:
         """The best recipe so far."""
         return self.path / "best" / "recipe.yaml"
@@ -153,7 +158,7 @@ class RunFolder:
         """`LedgerError` where a file or folder is something else: opening a pipe would wait for its writer."""
         files = (self.config, self.pool, self.lock, self.workers, self.log, self.best_recipe, self.best_mergekit)
         texts = tuple(items_texts(self, split) for split in get_args(Split))
-        folders = (self.items, self.best_recipe.parent, self.checkpoint)
+        folders = (self.items, self.best_recipe.parent, self.checkpoint, self.rating)
         for path in (*folders, *files, self.pareto, *texts):
             try:
                 mode = path.stat().st_mode
@@ -207,7 +212,8 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what killed sessions left half written; for the one that holds the ledger."""
-        for folder in (self.path, self.items, self.best_recipe.parent, self.pareto_recipes):
+        rated = (self.rating, *self.rating.glob("*/"))
+        for folder in (self.path, self.items, self.best_recipe.parent, self.pareto_recipes, *rated):
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
 

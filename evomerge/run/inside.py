@@ -17,7 +17,7 @@ _FILES = {
     "best/pareto.yaml": "the list of the Pareto front",
     "best/weights.safetensors": "the winner's weights",
 }
-_FOLDERS = {"items": "a file of per-item scores", "checkpoint": "a file of a checkpoint"}
+_FOLDERS = {"items": "a file of per-item scores", "checkpoint": "a file of a checkpoint", "rating": "a file of ratings"}
 
 
 def surrounding_run(path: str | Path) -> Path | None:

@@ -11,7 +11,7 @@ from evomerge.errors import OutputError
 from evomerge.run.inside import LEDGER
 
 _FILES = {LEDGER, "ledger.lock", "config.yaml", "pool.json", "workers.json", "trackers.json", "log.txt"}
-_FOLDERS = {"best", "items", "checkpoint"}
+_FOLDERS = {"best", "items", "checkpoint", "rating"}
 _MODEL = ("config.json", "adapter_config.json")
 _SUFFIXES = {".yaml", ".yml", ".svg", ".html", ".npz", ".log"}
 """Of what is written here and is part of no model."""

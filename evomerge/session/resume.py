@@ -57,6 +57,7 @@ MAY_CHANGE = (
     "fitness.compare_forwards",
     "validation.task_timeout",
     "held_out.task_timeout",
+    *(f"{node}.{key}" for node in ("fitness", "validation", "held_out") for key in ("raters", "look_every", "hours")),
 )
 """Keys whose values a resumed run may be given anew; those below them too."""
 

@@ -24,6 +24,7 @@ from evomerge.session.checkpointing import CheckpointSaver
 from evomerge.session.fork import ForkedEvaluator, Source
 from evomerge.session.new_run import NewRun
 from evomerge.session.parts import Parts
+from evomerge.session.rated import RatedEvaluator, rating_rules
 from evomerge.session.resume import library_versions
 from evomerge.session.shares import metric_shares
 from evomerge.session.signals import Interrupts
@@ -90,6 +91,9 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
         fingerprint = parts.evaluator.fingerprint("search")
         beginning.check(fingerprint)
         evaluator: Evaluator = parts.evaluator
+        asked = rating_rules(parts.fitness, parts.validation, parts.held_out)
+        if asked:
+            evaluator = RatedEvaluator(evaluator, asked, folder, interrupts.wanted)
         if source is not None:
             source.check(fingerprint)
             evaluator = ForkedEvaluator(evaluator, source)

@@ -51,6 +51,7 @@ NOT_RUN = {
     ("experiment=landscape",): "asks for a landscape; tests/fitness/test_surrogate.py searches on one",
     ("evaluator.engine=server",): "asks for a server; tests/cli/test_server_search.py searches with one",
     ("evaluator.engine=vllm",): "asks for vLLM; tests/fitness/test_vllm_parity.py searches with it",
+    ("rate",): "asks for scores; tests/cli/test_human_search.py gives some",
     ("dashboard",): "serves until it is interrupted; tests/cli opens it",
 }
 """Words of evomerge commands that are not run here, and why."""

@@ -63,7 +63,7 @@ def test_bytes_of_any_kind(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["recipe", "config", "mergekit", "evolve", "pool", "model", "index", "adapter", "task"]
+    "name", ["recipe", "config", "mergekit", "evolve", "pool", "model", "index", "adapter", "task", "rating"]
 )
 def test_values_of_any_kind_under_the_keys_that_there_are(name: str, tmp_path: Path) -> None:
     parser = PARSERS[name]

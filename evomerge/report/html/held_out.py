@@ -61,6 +61,7 @@ def held_out(view: RunView, page: Page) -> Markup | None:
         mixed=summary.mixed,
         dtype=clean(summary.dtype),
         figure=_dots(summary, names),
+        ratings=f"{summary.ratings.text()}." if summary.ratings is not None else "",
         apart=apart_text(best_trial.apart) if (best_trial := view.history.held_out.get(BEST)) is not None else "",
     )
 
