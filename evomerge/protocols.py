@@ -71,6 +71,10 @@ class Fitness(Protocol):
     tasks the source whose switch is on, and ``run_switched(switch: Callable[[str], LoadedModel], part: Part | None =
     None) -> Scores``: ``switch(source)`` gives the model for a source's tasks, and changes the one given before.
 
+    One that scores several models in one module at once has a method ``run_several(model: LoadedModel, several:
+    Several, part: Part | None = None) -> Sequence[Scores | FitnessError]``: of each its scores, or why it has none.
+    Others are asked to `run` one after the other.
+
     One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
     model's weights: `evomerge validate` adds it to the rest. `check` comes before.
     """

@@ -64,8 +64,8 @@ class ParameterSpec:
         name: the field's usual name (``weight``, ``density``, ``t``, ``lambda``, ``normalize``).
         default: used when a recipe leaves the parameter out.
         low, high: what a search explores unless told otherwise.
-        kind: ``continuous``, ``integer``, ``boolean``, ``categorical`` with its `choices`, or ``numbers``: a text of any
-            number of them, with spaces between, which no search varies.
+        kind: ``continuous``, ``integer``, ``boolean``, ``categorical`` with its `choices`, or ``numbers``: a text of
+            any number of them, with spaces between, which no search varies.
         per_input: given for every input (``weight``) or once for the slice (``lambda``).
         minimum, maximum: what the method accepts; wider than the search bounds where that makes sense.
         choices: the words that a categorical parameter can be.

@@ -82,15 +82,19 @@ class AtOnce:
         def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             into, out = layer.into[self._shown], layer.out[self._shown]
             count = len(into)
+            if not output.is_contiguous():
+                output = output.contiguous()
             if layer.kind == "embedding":
                 ids = args[0].reshape(count, -1)
                 narrow = torch.stack([own[of] for own, of in zip(into, ids, strict=True)])
             else:
                 narrow = torch.bmm(args[0].reshape(count, -1, args[0].shape[-1]).float(), into)
-            wide = output.reshape(count, -1, output.shape[-1])
+            wide = output.view(count, -1, output.shape[-1])  # a layer's output is nobody else's yet
             if output.dtype == torch.float32:
-                return torch.baddbmm(wide, narrow, out).view(output.shape)
-            return wide.add(torch.bmm(narrow, out).to(output.dtype)).view(output.shape)
+                wide.baddbmm_(narrow, out)
+            else:
+                wide.add_(torch.bmm(narrow, out).to(output.dtype))
+            return output
 
         return add
 

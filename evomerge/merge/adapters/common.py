@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from evomerge.errors import RecipeError
 from evomerge.merge.adapters.at_once import Terms
 from evomerge.merge.adapters.exact import ExactAdapters
-from evomerge.merge.adapters.places import Kind, Places
+from evomerge.merge.adapters.places import Kind, Place, Places
 from evomerge.merge.methods.low_rank import Factors
 from evomerge.merge.methods.low_rank_noise import noise_factors
 from evomerge.merge.mixes.masks import mask_key
@@ -45,6 +45,7 @@ class Commons:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._places: Places | None = None
+        self._place: dict[str, Place] = {}
         self._adapters: ExactAdapters | None = None
         self._base: Recipe | None = None
         try:
@@ -79,7 +80,10 @@ class Commons:
                     factors = part_noise(self._pool, part, index, entry.like[index])
                     if factors is None:
                         continue
-                    place = self._places.of(entry.tensors[index])
+                    name = entry.tensors[index]
+                    if name not in self._place:
+                        self._place[name] = self._places.of(name)
+                    place = self._place[name]
                     if not place.has_factors:  # tied to another, or one of several experts in one tensor
                         return None
                     found[place.module] = factors, place.kind
