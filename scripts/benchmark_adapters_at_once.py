@@ -1,7 +1,7 @@
-"""Candidates a second, one at a time and at once: `python scripts/benchmark_adapters_at_once.py --pool demo_pool/seed0`.
+"""Candidates at once: `python scripts/benchmark_adapters_at_once.py --pool demo_pool/seed0`.
 
 Adapters of random factors on the demo's base, candidates of `task_arithmetic` with a weight for every adapter and
-layer, and the demo's own tasks with few items each: short items, whose forwards take less time than what is done around them.
+layer, and the demo's own tasks with few items each: short ones, whose forwards take less time than what is around them.
 Every K is measured both ways, in turns, on candidates that were not scored before: on one thread, in one process. The
 time is that of the processor unless `--wall`. The table has the process's peak beyond what it had before each K.
 """
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         fitness.check()
         worker = Worker(pool, {"search": fitness}, device="cpu", threads=1)
         worker.evaluate_several(candidates(pool, names, 2, 0))
-        print("| K | one at a time, /s | at once, /s | ratio | memory at once, MB | largest difference |")
+        print("| K | one at a time, /s | at once, /s | ratio | memory at once, MB | largest difference, relative |")
         print("| ---: | ---: | ---: | ---: | ---: | ---: |")
         for count in map(int, options.at_once.split(",")):
             rates: list[tuple[float, float]] = []
@@ -125,7 +125,12 @@ def main(arguments: list[str] | None = None) -> int:
                 memory = max(memory, peak() - before)
                 if not turn:
                     pairs = zip(map(worker.evaluate, own), worker.evaluate_several(own), strict=True)
-                    apart = max(abs(a.metrics[key] - b.metrics[key]) for a, b in pairs for key in a.metrics)
+                    apart = max(
+                        abs(a.metrics[key] / b.metrics[key] - 1)
+                        for a, b in pairs
+                        for key in a.metrics
+                        if b.metrics[key]
+                    )
             one, many = (statistics.median(rate) for rate in zip(*rates, strict=True))
             ratio = statistics.median(many / one for one, many in rates)
             print(f"| {count} | {one:.1f} | {many:.1f} | {ratio:.2f} | {memory:.1f} | {apart:.1e} |", flush=True)

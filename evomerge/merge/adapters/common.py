@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from evomerge.errors import RecipeError
-from evomerge.merge.adapters.at_once import Terms
+from evomerge.merge.adapters.at_once import Term, Terms
 from evomerge.merge.adapters.exact import ExactAdapters
-from evomerge.merge.adapters.places import Kind, Place, Places
+from evomerge.merge.adapters.places import Place, Places
+from evomerge.merge.adapters.weighted import WeightedAdapters
 from evomerge.merge.methods.low_rank import Factors
 from evomerge.merge.methods.low_rank_noise import noise_factors
 from evomerge.merge.mixes.masks import mask_key
@@ -47,11 +48,13 @@ class Commons:
         self._places: Places | None = None
         self._place: dict[str, Place] = {}
         self._adapters: ExactAdapters | None = None
+        self._weighted: WeightedAdapters | None = None
         self._base: Recipe | None = None
         try:
             if any(isinstance(checkpoint, FoldedCheckpoint) for checkpoint in pool.checkpoints.values()):
                 found = ExactAdapters(pool)
                 if not isinstance(pool.checkpoints[found.base.name], FoldedCheckpoint):
+                    self._weighted = WeightedAdapters(found)
                     self._adapters, self._base = found, pool.info.linear({found.base.name: 1.0})
         except RecipeError:
             pass  # no adapters of one base
@@ -62,15 +65,18 @@ class Commons:
         if common is not None:
             terms = self._noise(plan)
             return None if terms is None else Departure(common, terms)
-        if self._adapters is None or self._base is None:
+        if self._adapters is None or self._weighted is None or self._base is None:
             return None
-        try:
-            return Departure(self._base, self._adapters.of(plan))
-        except RecipeError:
-            return None
+        terms = self._weighted.of(plan)
+        if terms is None:
+            try:
+                terms = {name: Term(own, kind) for name, (own, kind) in self._adapters.of(plan).items()}
+            except RecipeError:
+                return None
+        return Departure(self._base, terms)
 
     def _noise(self, plan: Plan) -> Terms | None:
-        found: dict[str, tuple[Factors, Kind]] = {}
+        found: dict[str, Term] = {}
         self._places = self._places or Places(self._pool)
         for entry in plan.slices:
             for part in entry.parts:
@@ -86,7 +92,7 @@ class Commons:
                     place = self._place[name]
                     if not place.has_factors:  # tied to another, or one of several experts in one tensor
                         return None
-                    found[place.module] = factors, place.kind
+                    found[place.module] = Term(factors, place.kind)
         return found
 
 
