@@ -1,9 +1,10 @@
 """Candidates at once: `python scripts/benchmark_adapters_at_once.py --pool demo_pool/seed0`.
 
-Adapters of random factors on the demo's base, candidates of `task_arithmetic` with a weight for every adapter and
-layer, and the demo's own tasks with few items each: short ones, whose forwards take less time than what is around them.
-Every K is measured both ways, in turns, on candidates that were not scored before: on one thread, in one process. The
-time is that of the processor unless `--wall`. The table has the process's peak beyond what it had before each K.
+Adapters of random factors on the demo's base, or with `--width` on a random model of its kind that is as wide;
+candidates of `task_arithmetic` with a weight for every adapter and layer; and the demo's own tasks with few items each:
+short ones, whose forwards take less time than what is around them. Every K is measured both ways, in turns, on
+candidates that were not scored before: on one thread, in one process. The time is that of the processor unless
+`--wall`. The table has the process's peak beyond what it had before each K.
 """
 
 from __future__ import annotations
@@ -52,6 +53,17 @@ def make_adapter(folder: Path, base: Path, seed: int, rank: int) -> None:
     write_text_atomic(folder / "adapter_config.json", json.dumps({**settings, "base_model_name_or_path": str(base)}))
 
 
+def make_base(folder: Path, demo: Path, width: int) -> None:
+    """Write a model of random weights of the demo's kind, of another width, with its tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(demo)
+    config.update({"hidden_size": width, "intermediate_size": 2 * width, "head_dim": width // 4})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(demo).save_pretrained(folder)
+
+
 def candidates(pool: Any, names: Sequence[str], count: int, seed: int) -> list[Candidate]:
     """Candidates with a weight for every adapter and slice."""
     rng, made = torch.Generator().manual_seed(seed), []
@@ -82,7 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Candidates a second, one at a time and K at once.")
     parser.add_argument("--pool", type=Path, required=True, help="folder of the demo's models")
     parser.add_argument("--at-once", default="1,4,16,64", help="numbers of candidates (default: 1,4,16,64)")
-    parser.add_argument("--adapters", type=int, default=4)
+    parser.add_argument("--adapters", type=int, default=8)
+    parser.add_argument("--width", type=int, help="of a random model of the demo's kind, in the place of its base")
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--items", type=int, default=1, help="of each of three tasks (default: 1)")
     parser.add_argument("--rounds", type=int, default=3)
@@ -93,6 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
     clock = time.perf_counter if options.wall else time.process_time
     with TemporaryDirectory() as temporary:
         folder, base = Path(temporary), options.pool.absolute() / "base"
+        if options.width is not None:
+            make_base(folder / "base", base, options.width)
+            base = folder / "base"
         names = [f"adapter{number}" for number in range(options.adapters)]
         for number, name in enumerate(names):
             make_adapter(folder / name, base, number, options.rank)

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from evomerge.candidate import Candidate, Evaluation, Part, Split
 from evomerge.errors import DeviceLostError, EvomergeError, FitnessError, one_line
 from evomerge.evaluation.residents import Held
 from evomerge.merge.adapters.at_once import AtOnce, Terms
-from evomerge.merge.adapters.common import Commons
+from evomerge.merge.adapters.common import Commons, Departure
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.merge.resident.merge_count import MergeCount
@@ -23,6 +24,7 @@ from evomerge.protocols import Fitness, Scores
 from evomerge.recipes.recipe import Recipe
 
 _LOG = logging.getLogger(__name__)
+_NOTHING: Terms = {}
 
 
 @dataclass
@@ -76,26 +78,23 @@ class SeveralCandidates:
             candidates: to be scored on the same items.
             plan_of: plans a recipe; those that it refuses are in no group.
         """
-        found: dict[str, Group] = {}
-        left: list[tuple[Candidate, Recipe]] = []
+        known: list[tuple[Candidate, Recipe, Departure | None]] = []
         for candidate in candidates:
             recipe = candidate.recipe
             if recipe is None:
                 continue
-            try:
-                own = self._commons.of(recipe, plan_of(recipe))
-            except EvomergeError:  # said when it is evaluated by itself
+            with suppress(EvomergeError):  # said when it is evaluated by itself
+                known.append((candidate, recipe, self._commons.of(recipe, plan_of(recipe))))
+        found = {own.common.hash: Group(own.common) for _, _, own in known if own is not None}
+        for candidate, recipe, own in known:
+            if recipe.hash in found:  # the common model itself, which may be a step from another
+                group, terms = found[recipe.hash], _NOTHING
+            elif own is not None:
+                group, terms = found[own.common.hash], own.terms
+            else:
                 continue
-            if own is None:
-                left.append((candidate, recipe))
-                continue
-            group = found.setdefault(own.common.hash, Group(own.common))
             group.members.append(candidate)
-            group.terms.append(own.terms)
-        for candidate, recipe in left:  # the common model itself, perhaps
-            if recipe.hash in found:
-                found[recipe.hash].members.append(candidate)
-                found[recipe.hash].terms.append({})
+            group.terms.append(terms)
         return [group for group in found.values() if len(group.members) > 1]
 
     def run(self, group: Group, fitness: Fitness, split: Split) -> dict[int, Evaluation]:

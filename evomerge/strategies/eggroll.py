@@ -30,7 +30,8 @@ class Eggroll(Generations):
         ``W <- W + learning_rate sqrt(N) 1/N sum_i f_i E_i``, with ``E_i = +-sigma / sqrt(r) A_p B_p^T``:
 
     the paper's estimate of the gradient and the step of plain gradient ascent, the factor as in its public code. At a
-    rate of 1 the weights move by about sigma in each generation. A pair of which one member has no score
+    rate of 1 the weights move by about sigma in each generation, in directions most of which are chance: what a larger
+    sigma or rate gains in slope it loses in curvature. A pair of which one member has no score
     does not count, nor does a generation of equal scores.
 
     A generation begins with the model itself, which is scored and moves nothing: it is what a search is for, and
@@ -61,8 +62,8 @@ class Eggroll(Generations):
         *,
         seed: int,
         members: int = 32,
-        sigma: float = 0.01,
-        learning_rate: float = 1.0,
+        sigma: float = 0.005,
+        learning_rate: float = 0.5,
         decay: float = 1.0,
     ) -> None:
         if members < 2 or members % 2:
@@ -136,7 +137,8 @@ def pair_weights(gains: Array) -> Array:
     known = ~np.isnan(gains).any(1)
     scores = gains[known]
     found = np.zeros(len(gains))
-    deviation = scores.std() if scores.size else 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = scores.std() if scores.size else 0.0
     if deviation > 0 and math.isfinite(deviation):
         found[known] = (scores[:, 0] - scores[:, 1]) / deviation / math.sqrt(scores.size)
     return found
