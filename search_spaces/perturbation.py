@@ -77,6 +77,7 @@ class PerturbationSpace:
             raise ConfigError(f"{KEY}.components is {chosen}", f"components of the pool's models: {known}")
         self._pool = pool
         self._start, self._name = _start_of(pool, start, winner)
+        assert self._start.hash  # made now: decoding changes nothing of a space
         self._spec = PerturbationSpec(rank)
         self._made: dict[str, tuple[str, Recipe]] = {}
 
