@@ -1,7 +1,6 @@
 """Candidates at once: `python scripts/benchmark_adapters_at_once.py --pool demo_pool/seed0`.
 
-Adapters of random factors on the demo's base, or with `--width` on a random model of its kind that is as wide;
-candidates of `task_arithmetic` with a weight for every adapter and layer; and the demo's own tasks with few items each:
+Adapters of random factors on a random model of the demo's kind, or on the demo's own base with `--width 0`; candidates of `task_arithmetic` with a weight for every adapter and layer; and the demo's own tasks with few items each:
 short ones, whose forwards take less time than what is around them. Every K is measured both ways, in turns, on
 candidates that were not scored before: on one thread, in one process. The time is that of the processor unless
 `--wall`. The table has the process's peak beyond what it had before each K.
@@ -73,7 +72,9 @@ def candidates(pool: Any, names: Sequence[str], count: int, seed: int) -> list[C
             weights = torch.rand(len(names), generator=rng).tolist()
             inputs = tuple(Input(n, None, parameters({"weight": w})) for n, w in zip(names, weights, strict=True))
             slices.append(SliceRecipe(own, "task_arithmetic", inputs, (), Input("base")))
-        made.append(Candidate(number, pool.info.recipe(slices)))
+        recipe = pool.info.recipe(slices)
+        assert recipe.hash  # which a ledger has of every candidate
+        made.append(Candidate(number, recipe))
     return made
 
 
@@ -94,8 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Candidates a second, one at a time and K at once.")
     parser.add_argument("--pool", type=Path, required=True, help="folder of the demo's models")
     parser.add_argument("--at-once", default="1,4,16,64", help="numbers of candidates (default: 1,4,16,64)")
-    parser.add_argument("--adapters", type=int, default=8)
-    parser.add_argument("--width", type=int, help="of a random model of the demo's kind, in the place of its base")
+    parser.add_argument("--adapters", type=int, default=16)
+    parser.add_argument("--width", type=int, default=256, help="of the model; 0 is the demo's base (default: 256)")
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--items", type=int, default=1, help="of each of three tasks (default: 1)")
     parser.add_argument("--rounds", type=int, default=3)
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     clock = time.perf_counter if options.wall else time.process_time
     with TemporaryDirectory() as temporary:
         folder, base = Path(temporary), options.pool.absolute() / "base"
-        if options.width is not None:
+        if options.width:
             make_base(folder / "base", base, options.width)
             base = folder / "base"
         names = [f"adapter{number}" for number in range(options.adapters)]

@@ -21,13 +21,13 @@ class _Shared(NamedTuple):
     Attributes:
         module, kind: of the weight.
         factors: of all of them.
-        columns: by model which columns of `factors` are its own; none of models that leave the tensor alone.
+        ranks: of the adapters in their order, by model; without those that leave the tensor alone.
     """
 
     module: str
     kind: Kind
     factors: Factors
-    columns: dict[str, slice]
+    ranks: tuple[tuple[str, int], ...]
 
 
 class WeightedAdapters:
@@ -61,19 +61,23 @@ class WeightedAdapters:
             terms = combination(mix_of(part), part.sources, part.base)
             if terms is None:
                 return False
+            weights: dict[str, float] = {}
+            for weight, source in terms:
+                weights[source.model] = weights.get(source.model, 0.0) + weight
+            scales: dict[tuple[tuple[str, int], ...], torch.Tensor | None] = {}
             for index in part.tensors:
                 if not self._pool.is_merged(entry.like[index]):
                     continue
                 shared = self._shared(entry.tensors[index])
                 if shared is None:
                     return False
-                scales = None
-                for weight, source in terms:
-                    if weight and source.model in shared.columns:
-                        scales = torch.zeros(shared.factors.rank) if scales is None else scales
-                        scales[shared.columns[source.model]] += weight
-                if scales is not None:
-                    found[shared.module] = Term(shared.factors, shared.kind, scales)
+                ranks = shared.ranks
+                if ranks not in scales:
+                    each = [weights.get(model, 0.0) for model, rank in ranks for _ in range(rank)]
+                    scales[ranks] = torch.tensor(each, dtype=torch.float32) if any(each) else None
+                own = scales[ranks]
+                if own is not None:
+                    found[shared.module] = Term(shared.factors, shared.kind, own)
         return True
 
     def _shared(self, name: str) -> _Shared | None:
@@ -85,8 +89,7 @@ class WeightedAdapters:
     def _join(self, name: str) -> _Shared | None:
         own, place = self._base.stored[name], self._places.of(name)
         parts: list[Factors] = []
-        columns: dict[str, slice] = {}
-        rank = 0
+        ranks: list[tuple[str, int]] = []
         for model, checkpoint in self._pool.checkpoints.items():
             stored = self._pool.stored[model][name]
             if stored != own:
@@ -97,9 +100,8 @@ class WeightedAdapters:
             if factors is None or not place.has_factors:
                 return None
             parts.append(Factors(*factors))
-            columns[model] = slice(rank, rank + parts[-1].rank)
-            rank += parts[-1].rank
+            ranks.append((model, parts[-1].rank))
         if not parts:
-            return _Shared(place.module, place.kind, Factors(torch.zeros(0, 0), torch.zeros(0, 0)), {})
+            return _Shared(place.module, place.kind, Factors(torch.zeros(0, 0), torch.zeros(0, 0)), ())
         joined = Factors(torch.cat([part.b for part in parts], 1), torch.cat([part.a for part in parts], 0))
-        return _Shared(place.module, place.kind, joined, columns)
+        return _Shared(place.module, place.kind, joined, tuple(ranks))
