@@ -1,9 +1,10 @@
 """Candidates at once: `python scripts/benchmark_adapters_at_once.py --pool demo_pool/seed0`.
 
-Adapters of random factors on a random model of the demo's kind, or on the demo's own base with `--width 0`; candidates of `task_arithmetic` with a weight for every adapter and layer; and the demo's own tasks with few items each:
-short ones, whose forwards take less time than what is around them. Every K is measured both ways, in turns, on
-candidates that were not scored before: on one thread, in one process. The time is that of the processor unless
-`--wall`. The table has the process's peak beyond what it had before each K.
+Adapters of random factors on a random model of the demo's kind, or its own base (`--width 0`); candidates of
+`task_arithmetic` with a weight for every adapter and layer; and the demo's own tasks with few items each: short ones,
+whose forwards take less time than what is around them. Every K is measured both ways, in turns, on candidates that were
+not scored before: on one thread, in one process. The time is that of the processor unless `--wall`. The table has the
+process's peak beyond what it had before each K.
 """
 
 from __future__ import annotations

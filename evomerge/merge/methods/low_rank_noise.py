@@ -50,7 +50,7 @@ def low_rank_noise(
     Perturbation p has the number ``first + p``; its factors follow from that, `noise`, what the input is made of and
     the name of the tensor, and from nothing else. With one coefficient of ``sigma / sqrt(rank)`` it is a member of
     EGGROLL's population, with minus that its antithetic twin, and with the weighted scores of all pairs the
-    update. Tensors that are no matrices stay as they are. What `strategy=eggroll` makes recipes of; of no use by hand.
+    update. Tensors that are no matrices stay as they are. For what `strategy=eggroll` searches; of no use by hand.
     """
     found = noise_factors(inputs[0].shape, coefficients, first, noise, rank, context.keys[0])
     if found is None:
