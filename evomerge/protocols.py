@@ -75,6 +75,10 @@ class Fitness(Protocol):
     that gives what the model wrote as responses, by the names in `RatingRules.counts`, and no objective of theirs: a
     search lays that out and waits for their files. `check` comes before.
 
+    One that scores several models in one module at once has a method ``run_several(model: LoadedModel, several:
+    Several, part: Part | None = None) -> Sequence[Scores | FitnessError]``: of each its scores, or why it has none.
+    Others are asked to `run` one after the other.
+
     One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
     model's weights: `evomerge validate` adds it to the rest. `check` comes before.
     """

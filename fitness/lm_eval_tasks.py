@@ -17,6 +17,7 @@ from fitness._lm_eval.forwards import Forwards, Generation, Mode
 from fitness._lm_eval.model_args import with_model_args
 from fitness._lm_eval.response_length import require_texts
 from fitness._lm_eval.settings import BuildSettings, said_of_tasks
+from fitness._lm_eval.several import ScoresSeveral
 from fitness._lm_eval.task_files import check_files
 from fitness._lm_eval.terms import RESPONSE_LENGTH, check_timeout, parse_terms, plain
 from fitness.estimators.settings import parse_estimator
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from fitness._lm_eval.scoring import RawValues
 
 
-class LmEvalFitness(TakesEngines):
+class LmEvalFitness(TakesEngines, ScoresSeveral):
     """Scores a model on lm-eval tasks, equal to ``lm_eval --model hf`` (or ``vllm``) to the last digit.
 
     The objective ``score``, to be maximised, is the mean over tasks, by their weights, of the weighted sum of

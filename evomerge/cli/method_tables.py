@@ -93,7 +93,7 @@ def detail(method: Method) -> Group:
     """One method, for the terminal."""
     spec = method.spec
     head = Text.from_markup(f"[bold]{escape(spec.name)}[/]: {escape(spec.summary)}\n")
-    head.append(f"base: {spec.base}; inputs: {inputs(spec)}{'; random masks' * method.random}\n")
+    head.append(f"base: {spec.base}; inputs: {inputs(spec)}{'; random masks' * _drops(method)}\n")
     table = _plain_table(2)
     table.add_column("parameter", no_wrap=True, style="bold")
     table.add_column("default", no_wrap=True)
@@ -127,7 +127,7 @@ def markdown(methods: Sequence[Method]) -> str:
     for method in methods:
         spec = method.spec
         about = f"Family: {spec.family}. Base: {spec.base}. Inputs: {inputs(spec)}." + (
-            " Elements are dropped at random." * method.random
+            " Elements are dropped at random." * _drops(method)
         )
         parts.append(f"\n## {spec.name}\n\n{_sentence(spec.summary)} {about}\n")
         if spec.parameters:
@@ -154,6 +154,8 @@ def inputs(spec: MethodSpec) -> str:
 def _brief(parameter: ParameterSpec) -> str:
     """Without spaces, so that lines do not break within."""
     name = f"{parameter.name}{'*' * parameter.per_input}"
+    if parameter.kind == "numbers":
+        return name
     if parameter.kind == "categorical":  # its default first
         return f"{name}={'|'.join(sorted(parameter.choices, key=lambda word: word != parameter.default))}"
     if not parameter.searched:
@@ -178,12 +180,18 @@ def _cells(parameter: ParameterSpec) -> tuple[str, ...]:
 def _accepted(parameter: ParameterSpec) -> str:
     if parameter.kind in ("boolean", "categorical"):
         return ", ".join(parameter.choices) or "true, false"
+    if parameter.kind == "numbers":
+        return "numbers with spaces between"
     low, high = parameter.minimum, parameter.maximum
     if math.isfinite(low) and math.isfinite(high):
         found = f"{shown(low)} to {shown(high)}"
     else:
         found = f"from {shown(low)}" if math.isfinite(low) else f"up to {shown(high)}" if math.isfinite(high) else "any"
     return f"{found}, whole" if parameter.kind == "integer" else found
+
+
+def _drops(method: Method) -> bool:
+    return method.random and method.spec.family != "noise"
 
 
 def shown(value: Scalar) -> str:

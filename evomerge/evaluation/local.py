@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.engine_settings import EngineSettings, Quantise
-from evomerge.evaluation.limits import check_threads, check_timeout
+from evomerge.evaluation.limits import check_at_once, check_threads, check_timeout
 from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder
 from evomerge.protocols import Work
 
@@ -32,7 +32,7 @@ class _TimeIsUp(BaseException):
 
 
 class LocalEvaluator:
-    """Evaluates in this process, one candidate at a time. Never imports ray.
+    """Evaluates in this process, one candidate at a time or several at once. Never imports ray.
 
     Args:
         build: makes the worker, when the first candidate arrives.
@@ -52,6 +52,8 @@ class LocalEvaluator:
             ``fp8``; ``None`` for in full precision.
         quantise_held_out: whether finalists and held-out items are scored so too, instead of in full precision.
         server: where it is and how it is asked: `server_settings.ServerSettings`.
+        adapters_at_once: so many candidates are scored in one forward where they are one model and terms of low rank:
+            adapters of a base, or perturbations; ``None`` for one at a time. Less where memory ends.
         timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
             that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
 
@@ -79,8 +81,10 @@ class LocalEvaluator:
         quantise: Quantise | None = None,
         quantise_held_out: bool = False,
         server: dict[str, Any] | None = None,
+        adapters_at_once: int | None = None,
     ) -> None:
         check_timeout(timeout)
+        check_at_once(adapters_at_once, engine)
         # Checked here; who builds the worker reads them.
         EngineSettings.of(
             {
@@ -100,11 +104,14 @@ class LocalEvaluator:
         self._worker: Worker | None = None
         self._doing = Work(_NAME)
         self._queue: deque[tuple[Candidate, Split]] = deque()
+        self._done: deque[Evaluation] = deque()  # with one that was collected
+        self._at_once = adapters_at_once or 1
+        self._alone = 0  # of the queue, those that took too long together
 
     @property
     def slots(self) -> int:
-        """One: the process evaluates while it is asked to."""
-        return 1
+        """As many as are scored at once: the process evaluates while it is asked to."""
+        return self._at_once
 
     @property
     def worker(self) -> Worker:
@@ -123,14 +130,19 @@ class LocalEvaluator:
         self._queue.append((candidate, split))
 
     def collect(self) -> Evaluation:
-        """Evaluate the oldest queued candidate."""
-        candidate, split = self._queue.popleft()
-        self._doing = Work(_NAME, candidate.id, split, time.time())
+        """Evaluate the oldest queued candidate, and with it those after it that are scored at once."""
+        if self._done:
+            return self._done.popleft()
+        candidates, split = self._next()
+        self._doing = Work(_NAME, candidates[0].id, split, time.time())
         try:
             worker = self.worker
             worker.fitness(split)  # preparing it once is not the candidate's time
-            with _limit(self._timeout):
-                return worker.evaluate(candidate, split)
+            with _limit(self._timeout and self._timeout * len(candidates)):
+                if len(candidates) == 1:
+                    return worker.evaluate(candidates[0], split)
+                self._done.extend(worker.evaluate_several(candidates, split))
+                return self._done.popleft()
         except _TimeIsUp:
             pass
         finally:
@@ -139,8 +151,25 @@ class LocalEvaluator:
         # and the next one is not to be made beside it.
         del worker
         self.close()
+        if len(candidates) > 1:  # whose fault it is shows when each is by itself
+            self._queue.extendleft((candidate, split) for candidate in reversed(candidates))
+            self._alone = len(candidates)
+            return self.collect()
         error = f"it took longer than evaluator.timeout={self._timeout:g} s"
-        return Evaluation(candidate.id, "failed", split, error=error)
+        return Evaluation(candidates[0].id, "failed", split, error=error)
+
+    def _next(self) -> tuple[list[Candidate], Split]:
+        """The oldest queued candidates that are scored on the same items, as many as are scored at once."""
+        first, split = self._queue.popleft()
+        candidates, most = [first], 1 if self._alone else self._at_once
+        self._alone = max(0, self._alone - 1)
+        while self._queue and len(candidates) < most:
+            candidate, of = self._queue[0]
+            if of != split or candidate.part != first.part:
+                break
+            candidates.append(candidate)
+            self._queue.popleft()
+        return candidates, split
 
     def work(self) -> Sequence[Work]:
         """What the worker does; another thread may ask."""
@@ -154,6 +183,7 @@ class LocalEvaluator:
         """Forget all that is queued; returns the candidates' ids."""
         ids = [candidate.id for candidate, _ in self._queue]
         self._queue.clear()
+        self._alone = 0
         return ids
 
     def fingerprint(self, split: Split) -> str:

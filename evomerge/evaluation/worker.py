@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
 from evomerge.candidate import Candidate, Evaluation, Part, Split
-from evomerge.errors import DeviceLostError, EvomergeError, FitnessError, InfeasibleError, one_line
+from evomerge.errors import DeviceLostError, EvomergeError, InfeasibleError, one_line
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import await_memory, choose_device
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.references import references
 from evomerge.evaluation.residents import hold
+from evomerge.evaluation.several import SeveralCandidates, require_finite
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.merge.resident.merge_count import MergeCount
+from evomerge.merge.resident.model import Resident
 from evomerge.merge.resident.spread import SPREAD
 from evomerge.models.loaded import LoadedModel
 from evomerge.models.memory import Retries, device_lost, give_back, lost, no_room, out_of_memory
@@ -83,6 +84,8 @@ class Worker:
             raise no_room(error, "for the model", torch.device("cuda" if device == SPREAD else device)) from None
         self._prepared: set[Split] = set()
         self._scoring = False
+        in_one = isinstance(self._resident, Resident) and device != SPREAD
+        self._several = SeveralCandidates(pool, self._resident) if in_one else None
         self._plans: dict[int, tuple[Recipe, Plan]] = {}  # by identity of the recipe, the last used behind
 
     def fitness(self, split: Split) -> Fitness:
@@ -169,6 +172,33 @@ class Worker:
             apart=apart,
         )
 
+    def evaluate_several(self, candidates: Sequence[Candidate], split: Split = "search") -> list[Evaluation]:
+        """`evaluate` each, those at once that are one model and terms of low rank: adapters, perturbations.
+
+        Args:
+            candidates: to be scored on the same items.
+            split: of the items.
+
+        Returns:
+            The evaluations, in order; equal to those of one at a time up to rounding. What fails for one fails for it
+            alone.
+
+        Raises:
+            PoolError, FitnessError, DeviceLostError: as `evaluate`.
+        """
+        fitness, found = self.fitness(split), dict[int, Evaluation]()
+        if self._several is not None and not self._engine.quantises(split):
+            self._pool.require_unchanged()
+            self._resident.full = True
+            plain = [own for own in candidates if own.recipe is not None and not scores_switched(own.recipe, fitness)]
+            for group in self._several.groups(plain, self._plan):
+                self._scoring = True
+                try:
+                    found |= self._several.run(group, fitness, split)
+                finally:
+                    self._scoring = False
+        return [found.get(candidate.id) or self.evaluate(candidate, split) for candidate in candidates]
+
     def _apart(self, candidate: Candidate) -> Mapping[str, float]:
         """How far the search's way to score is from the stock tool's on the present model; its failure is only said."""
         if "search" not in self._fitnesses or not hasattr(self._fitnesses["search"], "apart"):
@@ -229,7 +259,7 @@ class Worker:
                 scores = fitness.run(applied(recipe), *given)
         finally:
             self._scoring = False
-        _require_finite(scores)
+        require_finite(scores)
         return count, seconds, scores
 
     def _plan(self, recipe: Recipe) -> Plan:
@@ -254,12 +284,6 @@ def scores_switched(recipe: Recipe, fitness: Any) -> bool:
         return False
     switch = switch_of(recipe)
     return switch is not None and len(switch.tasks) > 1
-
-
-def _require_finite(scores: Scores) -> None:
-    for name, value in scores.objectives.items():
-        if not math.isfinite(value):
-            raise FitnessError(f"objective {name!r} is {value}", "scores must be finite")
 
 
 def _elapsed(start: float) -> dict[str, float]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError
 
-Kind = Literal["continuous", "integer", "categorical", "boolean", "lineage"]
+Kind = Literal["continuous", "integer", "categorical", "boolean", "lineage", "perturbation"]
 Value = float | int | str | bool
 
 
@@ -24,7 +24,7 @@ class Gene:
     Attributes:
         name: unique within the spec, e.g. ``"layers.0-3.attn/math/weight"``.
         kind: which values it takes; ``lineage`` stands for whole genomes that are merges of genomes
-            (`evomerge.genomes.lineages`).
+            (`evomerge.genomes.lineages`), ``perturbation`` for steps of one model (`evomerge.genomes.perturbations`).
         low, high: inclusive bounds (continuous and integer genes).
         initial: where a search without prior knowledge starts; the middle by default.
         resolution: continuous values are snapped to ``low + k * resolution``, so that nearby

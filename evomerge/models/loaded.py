@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +37,19 @@ class KeptStates(Protocol):
 
     def put(self, key: str, tensors: Sequence[torch.Tensor], cost: float) -> None:
         """Hand hidden states over that cost so much to compute again, in any unit."""
+
+
+class Several(Protocol):
+    """Several models in one module, the rows of a batch those of the first, then those of the second, and so on.
+
+    Attributes:
+        count: how many.
+    """
+
+    count: int
+
+    def only(self, first: int, last: int | None = None) -> AbstractContextManager[None]:
+        """Let rows be those of models `first` to `last` (not included), or of `first` alone, within this."""
 
 
 class Served(Protocol):

@@ -64,7 +64,8 @@ class ParameterSpec:
         name: the field's usual name (``weight``, ``density``, ``t``, ``lambda``, ``normalize``).
         default: used when a recipe leaves the parameter out.
         low, high: what a search explores unless told otherwise.
-        kind: ``continuous``, ``integer``, ``boolean``, or ``categorical`` with its `choices`.
+        kind: ``continuous``, ``integer``, ``boolean``, ``categorical`` with its `choices`, or ``numbers``: a text of
+            any number of them, with spaces between, which no search varies.
         per_input: given for every input (``weight``) or once for the slice (``lambda``).
         minimum, maximum: what the method accepts; wider than the search bounds where that makes sense.
         choices: the words that a categorical parameter can be.
@@ -81,7 +82,7 @@ class ParameterSpec:
     default: Scalar
     low: float = 0.0
     high: float = 1.0
-    kind: Literal["continuous", "integer", "boolean", "categorical"] = "continuous"
+    kind: Literal["continuous", "integer", "boolean", "categorical", "numbers"] = "continuous"
     per_input: bool = False
     minimum: float = -math.inf
     maximum: float = math.inf
@@ -93,7 +94,7 @@ class ParameterSpec:
     def __post_init__(self) -> None:
         if self.kind == "categorical" and len(set(self.choices)) < max(len(self.choices), 1):
             raise ConfigError(f"parameter {self.name!r} has choices {self.choices}", "one or more words, each once")
-        numbers = () if self.kind in ("boolean", "categorical") else (self.low, self.high)
+        numbers = () if self.kind in ("boolean", "categorical", "numbers") else (self.low, self.high)
         for key, value in (("default", self.default), *zip(("low", "high"), numbers, strict=False)):
             try:
                 self.check(value, key)
@@ -113,6 +114,8 @@ class ParameterSpec:
             valid, allowed = isinstance(value, bool), "true or false"
         elif self.kind == "categorical":
             valid, allowed = value in self.choices, " or ".join(self.choices)
+        elif self.kind == "numbers":
+            valid, allowed = _are_numbers(value), "a text of finite numbers with spaces between"
         else:
             # Comparing instead of math.isfinite, which overflows on integers beyond the floats.
             valid = (
@@ -131,6 +134,18 @@ class ParameterSpec:
             raise RecipeError(f"{where}: {self.name} is {value!r}", f"allowed: {allowed}")
 
 
+def numbers_of(text: str) -> tuple[float, ...]:
+    """The numbers in the value of a parameter of the kind ``numbers``; `ValueError` where there is something else."""
+    return tuple(float(word) for word in text.split())
+
+
+def _are_numbers(value: Scalar) -> bool:
+    try:
+        return isinstance(value, str) and all(abs(number) <= FLOAT32_MAX for number in numbers_of(value))
+    except ValueError:
+        return False
+
+
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
         "means": "means of weights",
@@ -141,6 +156,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "svd": "singular vectors of task vectors",
         "switches": "one task's model out of a merged one",
         "statistics": "what statistics of data weigh",
+        "noise": "random changes of low rank, made again from their seed",
         "own": "methods of one's own",
     }
 )

@@ -76,7 +76,7 @@ def genes_of(trial: Trial, history: History) -> dict[str, Any]:
     if isinstance(genome, Mapping):
         steps = genome.get("lineage")
         values = steps[-1][0] if isinstance(steps, list) and steps else []
-        if len(values) % 2:  # a seed, which is a name
+        if len(values) % 2 or (values and isinstance(values[0], str)):  # a seed, which is a name; a perturbed model
             return {}
         words = [f"{what} {number // 2 + 1}" for number in range(0, len(values), 2) for what in ("mix", "split")]
         words = ["mix", "split"] if len(values) == 2 else words

@@ -11,6 +11,7 @@ from typing import Any
 from evomerge.errors import ConfigError, nearest
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec, Value
 from evomerge.genomes.lineages import LineageSpec
+from evomerge.genomes.perturbations import PerturbationSpec
 from evomerge.protocols import SearchSpace
 from evomerge.recipes.recipe import Recipe
 
@@ -36,8 +37,9 @@ class BoundedSpace:
     """
 
     def __init__(self, space: SearchSpace, bounds: Mapping[str, Any], key: str) -> None:
-        if isinstance(space.spec, LineageSpec) or not isinstance(space.spec, GenomeSpec):
-            kind = "merges of merges" if isinstance(space.spec, LineageSpec) else "raw weights"
+        others = {LineageSpec: "merges of merges", PerturbationSpec: "perturbed models"}
+        if type(space.spec) in others or not isinstance(space.spec, GenomeSpec):
+            kind = others.get(type(space.spec), "raw weights")
             raise ConfigError(f"{key} is given, and genomes are {kind}", "a search space whose genes have names")
         self._space, self._all = space, space.spec
         given = _by_gene(bounds, [gene.name for gene in self._all], key)

@@ -12,6 +12,7 @@ from evomerge.config.schema import Config
 from evomerge.errors import ConfigError
 from evomerge.genomes.arrays import ArraySpec
 from evomerge.genomes.lineages import LineageSpec
+from evomerge.genomes.perturbations import PerturbationSpec
 from evomerge.objectives import MetricShare
 from evomerge.protocols import Fitness
 from evomerge.report.plain_console import errors
@@ -94,7 +95,8 @@ def _warn_of_genes(config: Config, parts: Parts) -> None:
     """Say of every phase that it has more genes than its strategy can learn, unless it learns none or is a trial."""
     for phase, space, strategy in zip(parts.phases, parts.spaces, parts.strategies, strict=True):
         genes, budget = free_genes(space.spec), phase.evaluations
-        inherited = isinstance(space.spec, ArraySpec | LineageSpec)  # together, rather than learned one by one
+        # Together, rather than learned one by one.
+        inherited = isinstance(space.spec, ArraySpec | LineageSpec | PerturbationSpec)
         if inherited or budget < _TRIAL or genes * PER_GENE <= budget or not getattr(strategy, "learns", True):
             continue
         several = len(parts.phases) > 1

@@ -35,7 +35,7 @@ class RandomSearch:
 
     asynchronous: ClassVar[bool] = True
     multi_objective: ClassVar[bool] = True
-    kinds: ClassVar[frozenset[str]] = KINDS | {"lineage"}
+    kinds: ClassVar[frozenset[str]] = KINDS | {"lineage", "perturbation"}
     learns: ClassVar[bool] = False
 
     def __init__(self, spec: GenomeSpec, objectives: Sequence[Objective], *, seed: int, batch: int = 16) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from fitness._lm_eval.shared_probe import no_prefill, no_states, unsupported
 from fitness._lm_eval.terms import RESPONSE_LENGTH
 
 if TYPE_CHECKING:
-    from evomerge.models.loaded import LoadedModel
+    from evomerge.models.loaded import LoadedModel, Several
     from fitness._lm_eval.engine_session import EngineSession
     from fitness._lm_eval.server_session import ServerSession
 
@@ -52,6 +52,15 @@ class Prepared:
         raw: dict[str, RawValues] = {}
         seconds, tokens = self.session.score(model, places, raw)
         return raw, seconds, tokens
+
+    def score_several(
+        self, model: LoadedModel, several: Several, part: Part | None
+    ) -> Iterator[tuple[dict[str, RawValues] | FitnessError, float, dict[str, float]]]:
+        """`score` of each of several models in one module, in turn; of one without a score, why."""
+        assert isinstance(self.session, Session), "an engine's model has no module"
+        yield from self.session.score_several(
+            model, several, self.session.whole if part is None else self._places(part)
+        )
 
     def score_switched(
         self, switch: Callable[[str], LoadedModel], terms: Sequence[WeighedTerm], part: Part | None

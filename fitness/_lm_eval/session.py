@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.candidate import Part
+from evomerge.errors import FitnessError
 from fitness._lm_eval.batches import Batch, TooLarge, mixed_lengths, plan_batches, score_batches
 from fitness._lm_eval.continuous import ContinuousGeneration
 from fitness._lm_eval.document_errors import require_finite
@@ -24,7 +25,7 @@ from fitness._lm_eval.shared_prefill import SharedPrefill
 from fitness._lm_eval.task_requests import KINDS, TaskRequests
 
 if TYPE_CHECKING:
-    from evomerge.models.loaded import LoadedModel
+    from evomerge.models.loaded import LoadedModel, Several
 
 _log = logging.getLogger(__name__)
 
@@ -63,19 +64,81 @@ class Session(TaskRequests):
         """
         self._lm.rebind(model)
         plan = self._plan(places)
+        seconds, answers = 0.0, {}
+        for kind, instances in plan.instances.items():
+            answers[kind], spent = self._respond(kind, instances, plan)
+            seconds += spent
+        self._collect(plan, answers, raw)
+        return seconds, self._tokens(plan)
+
+    def _collect(self, plan: Plan, answers: Mapping[str, Sequence[Any]], raw: dict[str, RawValues]) -> None:
+        """What a model's responses, by request type, come to for each document."""
         for instances in plan.instances.values():
             for instance in instances:  # else lm-eval would score the first candidate's responses again
                 instance.resps, instance.filtered_resps = [], {}
-        seconds = 0.0
         for kind, instances in plan.instances.items():
-            responses, spent = self._respond(kind, instances, plan)
-            seconds += spent
-            for instance, response in zip(instances, responses, strict=True):
+            for instance, response in zip(instances, answers[kind], strict=True):
                 instance.resps.append(response)
         for name, of_task in plan.places.items():
             if of_task:
                 self._scorers[name].collect(of_task, raw.setdefault(name, {}))
-        return seconds, self._tokens(plan)
+
+    def score_several(
+        self, model: LoadedModel, several: Several, places: Part
+    ) -> Iterator[tuple[dict[str, RawValues] | FitnessError, float, dict[str, float]]]:
+        """`score` of several models in one module; of each, in turn, the values or why it has none.
+
+        Log-likelihoods that share tokens are computed of several models in one forward; lm-eval's own batches, and
+        texts, of one model after the other. Each is to be used before the next is asked for.
+        """
+        self._lm.rebind(model)
+        plan = self._plan(places)
+        answers: list[dict[str, Any] | FitnessError] = [{} for _ in range(several.count)]
+        seconds = 0.0
+        for kind, instances in plan.instances.items():
+            spent = self._respond_several(kind, instances, plan, several, answers)
+            seconds += spent / several.count
+        for answer in answers:
+            raw: dict[str, RawValues] = {}
+            try:
+                if isinstance(answer, FitnessError):
+                    raise answer
+                self._collect(plan, answer, raw)
+            except FitnessError as error:
+                yield error, seconds, {}
+            else:
+                yield raw, seconds, self._tokens(plan)
+
+    def _respond_several(
+        self,
+        kind: str,
+        instances: list[Any],
+        plan: Plan,
+        several: Several,
+        answers: list[dict[str, Any] | FitnessError],
+    ) -> float:
+        """Add the responses of each model that had no error; returns the seconds in model calls."""
+        forwards = plan.loglikelihood if kind == "loglikelihood" else plan.rolling
+        lm, seconds = self._lm, 0.0
+        together = kind != "generate_until" and isinstance(forwards, SharedForwards)
+        if together:
+            assert isinstance(forwards, SharedForwards)
+            start = time.perf_counter()
+            values, greedy = forwards.score_several(lm.model, several, lm.spare)
+            seconds = time.perf_counter() - start
+        for number, answer in enumerate(answers):
+            if isinstance(answer, FitnessError):
+                continue
+            try:
+                if together:
+                    answer[kind] = self._answers(kind, instances, plan, values[number], greedy[number])
+                else:
+                    with several.only(number):
+                        answer[kind], spent = self._respond(kind, instances, plan)
+                    seconds += spent
+            except FitnessError as error:
+                answers[number] = error
+        return seconds
 
     @property
     def generates(self) -> bool:
@@ -144,14 +207,22 @@ class Session(TaskRequests):
         start = time.perf_counter()
         if kind == "loglikelihood":
             values, greedy, plan.loglikelihood = self._run(kind, plan.loglikelihood, len(instances))
-            seconds = time.perf_counter() - start
-            require_finite(values, instances)
-            return list(zip(values.tolist(), greedy.tolist(), strict=True)), seconds
-        values, _, plan.rolling = self._run(kind, plan.rolling, sum(plan.windows))
+        else:
+            values, greedy, plan.rolling = self._run(kind, plan.rolling, sum(plan.windows))
         seconds = time.perf_counter() - start
+        return self._answers(kind, instances, plan, values, greedy), seconds
+
+    @staticmethod
+    def _answers(
+        kind: str, instances: list[Any], plan: Plan, values: NDArray[np.float64], greedy: NDArray[np.bool_]
+    ) -> list[Any]:
+        """Responses as lm-eval gives them, from log-likelihoods; `FitnessError` for one that is not finite."""
+        if kind == "loglikelihood":
+            require_finite(values, instances)
+            return list(zip(values.tolist(), greedy.tolist(), strict=True))
         require_finite(values, [i for i, count in zip(instances, plan.windows, strict=True) for _ in range(count)])
         numbers = iter(values.tolist())
-        return [sum(next(numbers) for _ in range(count)) for count in plan.windows], seconds
+        return [sum(next(numbers) for _ in range(count)) for count in plan.windows]
 
     def _run(
         self, kind: str, batches: list[Batch] | SharedForwards, count: int

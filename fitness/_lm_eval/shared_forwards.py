@@ -23,7 +23,7 @@ from fitness._lm_eval.token_batches import TokenBatch, token_batches
 from fitness._lm_eval.tree_mask import TreeMasks
 
 if TYPE_CHECKING:
-    from evomerge.models.loaded import KeptStates
+    from evomerge.models.loaded import KeptStates, Several
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +72,13 @@ class BatchLimits:
         self.tokens, self.share = max(min(self.tokens, _FEWEST_TOKENS), self.tokens // 2), self.share / 2
         self.halved += 1
         return True
+
+
+def _repeated(mask: Any, count: int) -> Any:
+    """A mask of lines, or masks by kind of layer, for so many models."""
+    if isinstance(mask, dict):
+        return {kind: _repeated(own, count) for kind, own in mask.items()}
+    return mask.repeat(count, 1, 1, 1)
 
 
 class _Trunks(DynamicCache):
@@ -132,13 +139,31 @@ class SharedForwards:
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The log-likelihood of each request, in nats, and whether greedy decoding gives its continuation.
 
+        See `score_several`.
+        """
+        values, greedy = self.score_several(module, None, spare, states)
+        return values[0], greedy[0]
+
+    def score_several(
+        self,
+        module: Any,
+        several: Several | None,
+        spare: Callable[[], bool] = bool,
+        states: KeptStates | None = None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """For each model the log-likelihood of each request, in nats, and whether it is the greedy continuation.
+
         Where memory ends, all is run again: after something was spared, once with nothing left to spare, then in
         smaller batches, as are all others of these limits from then on.
 
         Args:
             module: the model.
+            several: the models that it is; ``None`` for one.
             spare: as for `batches.score_batches`.
             states: hidden states of models before it; ``None`` to run all layers.
+
+        Returns:
+            Two arrays of shape ``(models, requests)``.
         """
         retries = Retries(spare)
         while True:
@@ -146,7 +171,7 @@ class SharedForwards:
                 if self._planned != self._limits:
                     self._plan(module)
                 self._states.begin(module, states)
-                return self._scored(module)
+                return self._scored(module, several)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
@@ -172,23 +197,35 @@ class SharedForwards:
         self._states = LayerStates(sizes, module)
         self._planned = replace(self._limits)
 
-    def _scored(self, module: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        chosen = torch.zeros(sum(self._lengths), dtype=torch.float32, device=self._device)
-        greedy = torch.zeros(sum(self._lengths), dtype=torch.bool, device=self._device)
+    def _scored(self, module: Any, several: Several | None) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        count = 1 if several is None else several.count
+        chosen = torch.zeros(count, sum(self._lengths), dtype=torch.float32, device=self._device)
+        greedy = torch.zeros(count, sum(self._lengths), dtype=torch.bool, device=self._device)
         with torch.no_grad(), float32_products(module):
             for number, batch in enumerate(self._batches):
-                with self._states.tree(number):
-                    self._run(module, batch, chosen, greedy)
+                step = self._together(batch)
+                for begin in range(0, count, step):
+                    own = slice(begin, min(begin + step, count))
+                    rows_of = nullcontext() if several is None else several.only(own.start, own.stop)
+                    with rows_of, self._states.tree(number):
+                        self._run(module, batch, chosen[own], greedy[own])
             values = chosen.cpu().to(torch.float64).numpy()
             right = greedy.cpu().numpy()
         if not self._lengths:
-            return np.empty(0), np.empty(0, dtype=bool)
+            return np.empty((count, 0)), np.empty((count, 0), dtype=bool)
         first = np.cumsum([0, *self._lengths[:-1]])
-        return np.add.reduceat(values, first), np.logical_and.reduceat(right, first)
+        return np.add.reduceat(values, first, axis=1), np.logical_and.reduceat(right, first, axis=1)
+
+    def _together(self, root: TokenBatch) -> int:
+        """How many models' copies of a batch, and of those that come after it, are run in one forward."""
+        tokens = max(batch.inputs.numel() for batch in root.walk())
+        rows = max(len(batch.rows) for batch in root.walk())
+        room: int = min(self._limits.tokens // max(tokens, 1), self._limits.rows(self._width) // max(rows, 1))
+        return max(1, room)
 
     def _run(self, module: Any, root: TokenBatch, chosen: torch.Tensor, greedy: torch.Tensor) -> None:
-        """Run a batch, then all that come after its tokens, whose keys and values are kept meanwhile."""
-        cache = _Trunks() if root.after else None
+        """Run a batch, of all models, then all that come after its tokens: keys and values are kept meanwhile."""
+        cache, count = (_Trunks() if root.after else None), len(chosen)
         waiting: list[tuple[TokenBatch, int, bool]] = [(root, 0, False)]
         while waiting:
             batch, before, done = waiting.pop()
@@ -199,21 +236,28 @@ class SharedForwards:
                 continue
             # A model computes a row of logits at least.
             rows = batch.rows if len(batch.rows) else torch.zeros(1, dtype=torch.long, device=self._device)
+            each, inputs, positions = len(rows), batch.inputs, batch.positions
+            mask = self._masks(positions, batch.ends, before)
+            if count > 1:
+                rows = torch.cat([rows + number * own for number in range(count)])
+                inputs, positions, mask = inputs.repeat(count, 1), positions.repeat(count, 1), _repeated(mask, count)
             with (
                 torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
-                _head_of(module, rows) if len(batch.inputs) > 1 else nullcontext(rows) as keep,
+                _head_of(module, rows) if len(inputs) > 1 else nullcontext(rows) as keep,
             ):
                 logits = module(
-                    input_ids=batch.inputs,
-                    attention_mask=self._masks(batch.positions, batch.ends, before),
-                    position_ids=batch.positions,
+                    input_ids=inputs,
+                    attention_mask=mask,
+                    position_ids=positions,
                     past_key_values=cache,
                     use_cache=cache is not None,
                     logits_to_keep=keep,
                 ).logits.flatten(0, -2)
             if len(logits) > len(rows):  # of a head that is no module
                 logits = logits[rows]
-            self._read(logits, batch, chosen, greedy)
+            for number in range(count):
+                of_model = slice(number * each, (number + 1) * each)
+                self._read(logits[of_model], batch, chosen[number], greedy[number])
             del logits
             waiting.append((batch, before, True))
             waiting.extend((after, before + own, False) for after in reversed(batch.after))

@@ -29,6 +29,7 @@ FIRST = {
     "lineage": "linear",
     "switch": "emr_switch",
     "checkpoints": "linear",
+    "perturbation": "linear",
 }
 """Methods at the start of the options that are not called after theirs."""
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
@@ -68,7 +69,8 @@ def test_weights_are_genes_without_a_recipe() -> None:
 @pytest.mark.parametrize("option", STRATEGIES)
 def test_strategies(option: str) -> None:
     config: Any = compose_config([f"strategy={option}", "~fitness"])
-    spec = space("search_space.resolution=0.1").spec  # a grid: brute force goes through all of it
+    own = "search_space=perturbation" if option == "eggroll" else "search_space.resolution=0.1"
+    spec = space(own).spec  # a grid: brute force goes through all of it
     node, _ = without_prior(config.strategy, "strategy")
     strategy: Strategy = build(node, "strategy", spec, [Objective("score")], seed=1)
     assert len(strategy.ask()) > 3

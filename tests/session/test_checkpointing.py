@@ -20,6 +20,7 @@ from evomerge.errors import InfeasibleError
 from evomerge.genomes.arrays import ArraySpec
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.genomes.lineages import LineageSpec
+from evomerge.genomes.perturbations import PerturbationSpec
 from evomerge.objectives import MetricShare, Objective, Scalarisation
 from evomerge.protocols import Estimate
 from evomerge.recipes.pool_info import PoolInfo
@@ -46,6 +47,7 @@ from evomerge.strategies.catcma import CatCma
 from evomerge.strategies.cma_es import CmaEs
 from evomerge.strategies.cma_me import CmaMe
 from evomerge.strategies.differential_evolution import DifferentialEvolution
+from evomerge.strategies.eggroll import Eggroll
 from evomerge.strategies.genetic import GeneticAlgorithm
 from evomerge.strategies.islands import Islands
 from evomerge.strategies.m2n2 import M2N2
@@ -252,6 +254,7 @@ CASES = {
     "m2n2 on lineages, no order": Case(partial(M2N2, size=6), LINEAGE, ordered=False, slots=4),
     "m2n2 on weights": Case(partial(M2N2, size=6), WEIGHTS),
     "map_elites": Case(partial(MapElites, initial=8, **FEW), ordered=False, slots=3),
+    "eggroll": Case(partial(Eggroll, members=6), PerturbationSpec()),
     "random": Case(RandomSearch, LINEAGE, in_flight=4, slots=2),
     "qmc": Case(QuasiRandom),
     "brute force": Case(BruteForce, DISCRETE, in_flight=5),

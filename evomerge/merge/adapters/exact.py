@@ -90,7 +90,7 @@ class ExactAdapters:
             raise RecipeError(f"it has {len(layers)} layers, its base has {self.pool.info.layers}", ADAPTER_METHODS)
         for entry in plan.slices:
             for part in entry.parts:
-                mix = _mix_of(part)
+                mix = mix_of(part)
                 for index in part.tensors:
                     if not self.pool.is_merged(entry.like[index]):
                         continue
@@ -151,7 +151,7 @@ class ExactAdapters:
         return RecipeError(f"tensor {entry.tensors[index]!r} is no adapter's: {reason}", ADAPTER_METHODS)
 
 
-def _mix_of(part: Part) -> Mix | None:
+def mix_of(part: Part) -> Mix | None:
     """The mix that a part's method is by its parameters alone; ``None`` where it looks at weights, or is none."""
     method = METHODS[part.method or "passthrough"]
     values: dict[str, Any] = dict(part.values) if part.method is not None else {"scale": (1.0,)}

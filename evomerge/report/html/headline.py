@@ -23,6 +23,7 @@ STRATEGIES = {
     "CmaEs": "CMA-ES",
     "CmaMe": "CMA-ME",
     "DifferentialEvolution": "differential evolution",
+    "Eggroll": "EGGROLL",
     "GeneticAlgorithm": "a genetic algorithm",
     "Gp": "Gaussian processes",
     "Islands": "islands",
@@ -40,6 +41,7 @@ SPACES = {
     "LineageSpace": "merges of merges of",
     "MethodChoice": "merge methods and their parameters for",
     "ParameterSpace": "merge parameters for",
+    "PerturbationSpace": "perturbations of",
     "PermutationSpace": "orders of the layers of",
     "WeightsSpace": "the raw weights of",
 }
@@ -89,7 +91,7 @@ def searched(view: RunView) -> str:
         genes = phase.get("genes")
         many = len(genes) if isinstance(genes, list) else genes if isinstance(genes, int) else 0
         text = f"{strategy} over {space} {listed(names) or 'a model'}" if strategy and space else strategy or space
-        if many and not (isinstance(genes, list) and genes == ["lineage"]):
+        if many and not (isinstance(genes, list) and genes in (["lineage"], ["weights"])):
             text += f" ({count(many, 'gene')})"
         steps.append(text if number_ == 0 else f"then {text}")
     return " · ".join([*parts, ", ".join(step for step in steps if step)]).rstrip(" ·")

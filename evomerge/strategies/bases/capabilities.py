@@ -12,8 +12,8 @@ from evomerge.genomes.genome import GenomeSpec, Kind
 from evomerge.objectives import Objective
 from evomerge.protocols import Strategy
 
-KINDS: frozenset[str] = frozenset(get_args(Kind)) - {"lineage"}
-"""Every kind of gene that has a value; genomes that descend from others (``lineage``) are for those who say so."""
+KINDS: frozenset[str] = frozenset(get_args(Kind)) - {"lineage", "perturbation"}
+"""Every kind of gene that has a value; genomes that descend from others are for those who say so."""
 
 
 class Capable(Protocol):
