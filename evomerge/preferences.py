@@ -1,10 +1,10 @@
-"""Preferences among objectives: weights that sum to 1, and the Tchebycheff distance that they make of several objectives."""
+"""Preferences among objectives: weights that sum to 1, and the Tchebycheff distances that they make."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,12 +91,12 @@ def lattice(objectives: int, most: int) -> Array:
     points = []
     for bars in combinations(range(divisions + objectives - 1), objectives - 1):
         edges = (-1, *bars, divisions + objectives - 1)
-        points.append([after - before - 1 for before, after in zip(edges, edges[1:], strict=False)])
+        points.append([after - before - 1 for before, after in pairwise(edges)])
     return np.array(points[::-1], dtype=np.float64) / divisions
 
 
 def drawn(objectives: int, count: int, seed: int) -> Array:
-    """Weights drawn from Dirichlet(1), that is uniformly among those that sum to 1; of shape ``(count, objectives)``."""
+    """Weights drawn from Dirichlet(1), uniformly among those that sum to 1; of shape ``(count, objectives)``."""
     return np.random.default_rng([seed, objectives]).dirichlet(np.ones(objectives), size=count)
 
 
@@ -144,6 +144,9 @@ def distances(gains: Array, weights: Array, ideal: Array, scale: Array) -> Array
     """How far points are from the ideal, by each preference: ``max_k w_k d_k + 0.001 sum_k d_k``, the augmented
     Tchebycheff distance (Steuer and Choo 1983) with ``d_k = (ideal_k - gain_k) / scale_k``.
 
+    The maximum is over the objectives that weigh something: points beyond the ideal, whose distances are negative, are
+    told apart as well.
+
     Args:
         gains: of shape ``(points, objectives)``.
         weights: of shape ``(preferences, objectives)``.
@@ -153,7 +156,9 @@ def distances(gains: Array, weights: Array, ideal: Array, scale: Array) -> Array
         Of shape ``(points, preferences)``.
     """
     missed = (ideal - gains) / scale
-    return (weights * missed[:, None]).max(axis=2) + AUGMENTATION * missed.sum(axis=1, keepdims=True)
+    weighed = np.where(weights > 0, weights * missed[:, None], -np.inf)
+    found: Array = weighed.max(axis=2) + AUGMENTATION * missed.sum(axis=1, keepdims=True)
+    return found
 
 
 def nearest_by(gains: Array, weights: Sequence[float]) -> int:

@@ -53,18 +53,13 @@ class Moead(SteadyState):
     augmentation tells points apart whose largest distance is the same). z is the best of each objective so far, n the
     worst among the members that no other dominates; both move as the search goes on.
 
-    The first proposals, as many as there are preferences, are the spec's start (and its seeds, if it has any) and random
-    genomes. The first score of all is the member of every preference. From then on a candidate takes the place of at most
-    `replace` members: of those by whose preference it is at least as near, the ones that it is nearer by the most. (In
-    the papers they are tried in random order, and first genomes are placed at random.) After the first proposals
-    preferences take turns: a child of the preference's member and of another one among its `neighbours` (those with the
-    nearest weights) is made by SBX and polynomial mutation, as in `GeneticAlgorithm`, and replaces none but these. With
-    probability ``1 - near`` the whole population are the neighbours.
-    genomes; each becomes the member of all preferences by which it is the nearest. From then on preferences take turns:
-    a child of the preference's member and of another one of its `neighbours` (those with the nearest weights) is made by
-    SBX and polynomial mutation, as in `GeneticAlgorithm`, and takes the place of at most `replace` of these neighbours:
-    of those by which it is at least as near, the ones that it brings nearest. (In the paper they are tried in random
-    order.) With probability ``1 - near`` the whole population are the neighbours.
+    The first proposals, as many as there are preferences, are the spec's start (and its seeds, if it has any) and
+    random genomes. The first score of all is the member of every preference. From then on a candidate takes the place
+    of at most `replace` members: of those by whose preference it is at least as near, the ones that it is nearer by the
+    most. (In the papers they are tried in random order, and first genomes are placed at random.) After the first
+    proposals preferences take turns: a child of the preference's member and of another one among its `neighbours`
+    (those with the nearest weights) is made by SBX and polynomial mutation, as in `GeneticAlgorithm`, and replaces none
+    but these. With probability ``1 - near`` the whole population are the neighbours.
 
     Evaluations that are not ``ok`` and scores that are not finite never join. A candidate from elsewhere joins as if it
     had been among the first. With one objective all preferences are the same, and it is a genetic algorithm.
@@ -191,7 +186,8 @@ class Moead(SteadyState):
         a = self._members[turn]
         others = [place for place in pool if not a.same_genes(self._members[place].point, self._members[place].choices)]
         b = self._members[others[int(rng.integers(len(others)))]] if others else a
-        point, choices, parents = a.point, a.choices, (a.id,)
+        point, choices = a.point, a.choices
+        parents: tuple[int, ...] = (a.id,)
         if b is not a and rng.random() < self._crossover:
             point = operators.sbx(a.point, b.point, self._crossover_eta, rng)
             choices = operators.uniform(a.choices, b.choices, rng)

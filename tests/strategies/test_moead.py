@@ -118,7 +118,10 @@ def test_preferences_of_the_users_are_those_that_count() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preferences": 1}, "strategy.preferences is 1; 2 to 10,000: a lattice has one for each objective (maths, loss)"),
+        (
+            {"preferences": 1},
+            "strategy.preferences is 1; 2 to 10,000: a lattice has one for each objective (maths, loss)",
+        ),
         ({"preferences": []}, "strategy.preferences is []"),
         ({"preferences": [{"maths": 1}, {"los": 1}]}, "strategy.preferences[1] has 'los'; did you mean 'loss'?"),
         ({"preferences": [{"maths": -1}]}, "strategy.preferences[0].maths is -1"),
