@@ -120,7 +120,8 @@ def named_or_lattice(wanted: object, names: Sequence[str], key: str) -> Array:
             )
         return lattice(len(names), wanted)
     if not isinstance(wanted, Sequence) or isinstance(wanted, str) or not 0 < len(wanted) <= MOST:
-        raise ConfigError(f"{key} is {wanted!r}", f"a number, or a list of weights by objective: [{_example(names)}]")
+        given = f"[{{{_example(names, ': ').replace(',', ', ')}}}, ...]"
+        raise ConfigError(f"{key} is {wanted!r}", f"a number, or a list of weights by objective: {given}")
     rows = [preference(each, names, f"{key}[{place}]") for place, each in enumerate(wanted)]
     return np.array(rows, dtype=np.float64)
 
@@ -176,6 +177,6 @@ def written(weights: Sequence[float], names: Sequence[str]) -> str:
     return ",".join(f"{name}={weight:.3g}" for name, weight in zip(names, weights, strict=True) if weight > 0)
 
 
-def _example(names: Sequence[str]) -> str:
+def _example(names: Sequence[str], assigned: str = "=") -> str:
     values = [0.7, *[0.3] * (len(names) - 1)] if len(names) > 1 else [1.0]
-    return ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+    return ",".join(f"{name}{assigned}{value}" for name, value in zip(names, values, strict=True))
