@@ -17,11 +17,18 @@ def phase_name(event: Event) -> str:
     return f"{name} for {written(weights, [str(objective) for objective in wanted])}"
 
 
+def running_phase(events: Sequence[Event]) -> str | None:
+    """The last of several phases, as ``path (2 of 2)``; ``None`` where there is one."""
+    event: Event = events[-1] if events else {}
+    number, several = event.get("number"), event.get("phases", 1)
+    return None if several in (0, 1) else f"{phase_name(event)} ({number} of {several})"
+
+
 def together(events: Sequence[Event]) -> list[list[Event]]:
     """The phases in order, those of one name for several preferences together."""
     found: list[list[Event]] = []
     for event in events:
-        before = found[-1][0] if found else {}
+        before: Event = found[-1][0] if found else {}
         if "preference" in event and "preference" in before and event.get("phase") == before.get("phase"):
             found[-1].append(event)
         else:
