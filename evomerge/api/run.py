@@ -8,14 +8,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import RenderableType
 
 from evomerge.api.recipe import Recipe, load_recipe
 from evomerge.api.tables import WIDTH, as_html, as_text, frame
 from evomerge.config.keywords import override_words
-from evomerge.errors import EvomergeError, RecipeError
+from evomerge.errors import ConfigError, EvomergeError, RecipeError
 from evomerge.models.opening import pool_of_recipe
 from evomerge.models.pool import Pool
+from evomerge.preferences import nearest_by, preference
 from evomerge.recipes.slices import Dtype
 from evomerge.recipes.yaml_reader import read_recipe_file
 from evomerge.report.history import History, read_history
@@ -129,6 +131,22 @@ class Run(os.PathLike[str]):
             return [self.best] if self.best is not None else []
         members = front_of(history.trials, history.objectives)
         return [_found(trial, history, self._recipe_of(trial.candidate)) for trial in members]
+
+    def preferred(self, **weights: float) -> FoundCandidate:
+        """The member of `front` that suits these weights of the objectives best, as `evomerge export --preference`.
+
+        Args:
+            weights: by objective, 0 or more, of any sum: ``run.preferred(maths=0.7, chat=0.3)``.
+
+        Raises:
+            ConfigError: weights that are none, or a run without a front.
+        """
+        objectives, front = read_history(self._folder).objectives, self.front
+        if not front:
+            raise ConfigError(f"the run {self.path} has scored nothing yet", "a run with a front")
+        chosen = preference(weights, [o.name for o in objectives], "preferred")
+        gains = [[o.gain(found.objectives[o.name]) for o in objectives] for found in front]
+        return front[nearest_by(np.array(gains), chosen)]
 
     @property
     def evaluations(self) -> Any:

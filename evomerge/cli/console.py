@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
     from evomerge.config.schema import Config
     from evomerge.recipes.pool_info import PoolInfo
     from evomerge.recipes.slices import Component
+    from evomerge.search.phases import Phase
     from evomerge.session.memory import MemoryEstimate
     from evomerge.session.parts import Parts
 
@@ -47,7 +48,10 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     table = Table(title="The configuration is valid", show_header=False, title_justify="left")
     several = parts.phases if len(parts.phases) > 1 else ()
     if several:
-        table.add_row("phases", ", then ".join(f"{phase.name} ({phase.evaluations} evaluations)" for phase in several))
+        table.add_row(
+            "phases",
+            ", then ".join(f"{phase.name} ({phase.evaluations} evaluations{_each(phase)})" for phase in several),
+        )
     if pool is None or memory is None:
         table.add_row("genes", str(len(parts.space.spec)))
         _add_race(table, parts)
@@ -74,6 +78,11 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     for what, much in rows(estimate(config, parts, memory)):
         table.add_row(what, much)
     console.print(table)
+
+
+def _each(phase: Phase) -> str:
+    """For how many preferences a phase is searched, where it is."""
+    return f", a part for each of {count(len(phase.preferences), 'preference')}" if phase.preferences else ""
 
 
 def _add_race(table: Table, parts: Parts) -> None:

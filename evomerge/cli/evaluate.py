@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from evomerge.cli.options import add_import_option, add_trust_option
+from evomerge.cli.options import add_import_option, add_preference_option, add_trust_option, chosen
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError, FitnessError, nearest
 from evomerge.recipes.slices import DTYPES
@@ -43,6 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         metavar="FOLDER",
         help="write prompts, responses and scores of every item there, in the files of lm_eval --log_samples",
     )
+    add_preference_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_trust_option(parser, "run code that the models bring along, or that the run's configuration names")
     add_import_option(parser)
@@ -51,6 +52,7 @@ def run(arguments: Sequence[str]) -> int:
 
     _check_used(options.overrides)
     _check_there(options.target, options.overrides)
+    options.target = chosen(options.target, options.preference)
     named = [f"imports={name}" for name in options.imports]
     config = _config(options.target, options.overrides, None if options.trust else [*options.overrides, *named])
     import_modules(options.imports, "--import")

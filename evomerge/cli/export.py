@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evomerge.cli.options import add_import_option, add_trust_option
+from evomerge.cli.options import add_import_option, add_preference_option, add_trust_option, chosen
 from evomerge.cli.verbs import verb_parser
-from evomerge.errors import RecipeError
+from evomerge.errors import ConfigError, RecipeError
 from evomerge.utils.imports import import_modules
 
 
@@ -26,6 +26,7 @@ def run(arguments: Sequence[str]) -> int:
         "a model of a run's scores, on which searches are compared without models (fitness=surrogate)",
     )
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
+    add_preference_option(parser)
     add_import_option(parser)
     add_trust_option(parser)
     options = parser.parse_intermixed_args(list(arguments))
@@ -37,6 +38,9 @@ def run(arguments: Sequence[str]) -> int:
 
     if options.output:
         check_output_file(options.output, [options.recipe])
+    if options.preference is not None and options.format in ("landscape", "optuna"):
+        raise ConfigError("--preference picks a recipe", f"{options.format} is of the whole run", "leave it out")
+    options.recipe = chosen(options.recipe, options.preference)
     import_modules(options.imports, "--import")
     if options.format == "landscape":
         _landscape(options.recipe, options.output, options.trust)

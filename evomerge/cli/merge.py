@@ -15,7 +15,7 @@ from evomerge.cli.merge_switched import (
     write_all,
     write_from_folder,
 )
-from evomerge.cli.options import add_import_option, add_trust_option
+from evomerge.cli.options import add_import_option, add_preference_option, add_trust_option, chosen
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError
 from evomerge.recipes.switches import switch_of, with_dtype
@@ -63,6 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
     add_switch_options(parser)
+    add_preference_option(parser)
     add_import_option(parser)
     add_trust_option(parser)
     options = parser.parse_intermixed_args(list(arguments))
@@ -74,6 +75,7 @@ def run(arguments: Sequence[str]) -> int:
         from evomerge.export.output import check_output
 
         check_output(options.out)
+        options.recipe = chosen(options.recipe, options.preference)
         import_modules(options.imports, "--import")
         if (Path(options.recipe) / "switches" / "evomerge_recipe.yaml").is_file():
             write_from_folder(options, shard)

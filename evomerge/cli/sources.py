@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def run_folder(path: str | Path) -> Path | None:
-    """The run folder that `path` is, or that holds the recipe `path`; ``None`` when it is neither."""
+    """The run folder that `path` is, or whose winner or front the recipe `path` is of; ``None`` when it is neither."""
     folder = Path(path)
-    for candidate in (folder, folder.parent.parent):
+    above = folder.parent.parent
+    for candidate in (folder, above.parent if folder.parent.name == "pareto" else above):
         if (candidate / LEDGER).is_file():
             return candidate
     return None

@@ -220,8 +220,9 @@ class Config:
         calibration: a node with a `_target_`: the items that statistics of data are made on; ``None`` for none.
         statistics: how they are made.
         learning: what ``evomerge learn`` learns, and how.
-        phases: name -> search_space, strategy and evaluations of a part of the search, one after the other; what a
-            phase leaves out is that of all. ``None`` for one phase.
+        phases: name -> search_space, strategy, evaluations and preferences of a part of the search, one after the
+            other; what a phase leaves out is that of all. With `preferences`, how many at most or a list of weights by
+            objective, it is searched once for each. ``None`` for one phase.
         from_run: the run that this one began with: its configuration, and its evaluations where the same are needed.
         display: what a running search shows: ``live``, a panel; ``plain``, a line now and then; ``quiet``, nothing;
             ``auto`` is live on a terminal and plain elsewhere.

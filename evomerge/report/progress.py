@@ -15,6 +15,7 @@ import numpy as np
 from evomerge.objectives import MetricShare, Objective
 from evomerge.report.calibration_time import CalibrationTime
 from evomerge.report.clock import Clock
+from evomerge.report.phase_names import running_phase
 from evomerge.report.stop_rules import RuleProgress, RuleStatus
 from evomerge.report.trial import Trial, number, numbers, time_of
 from evomerge.run.ledger_file import Event
@@ -170,9 +171,7 @@ class RunProgress:
     @property
     def phase(self) -> str | None:
         """The part of the search that runs, when there are several."""
-        event = self.phases[-1] if self.phases else {}
-        several = event.get("phases", 1) not in (0, 1)
-        return f"{event.get('phase')} ({event.get('number')} of {event.get('phases')})" if several else None
+        return running_phase(self.phases)
 
     @property
     def winner(self) -> int | None:

@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evomerge.report.history import History, read_history
+from evomerge.report.phase_names import phase_name
 from evomerge.report.trial import Trial
 from evomerge.run.folder import RunFolder
 
@@ -131,7 +132,7 @@ def _trial(
         "seconds": trial.seconds,
     }
     if len(history.phases) > 1:
-        attributes["phase"] = str(history.phases[trial.phase].get("phase"))
+        attributes["phase"] = phase_name(history.phases[trial.phase])
     if trial.error:
         attributes["error"] = trial.error
     if trial.source is not None:

@@ -15,6 +15,7 @@ from evomerge.candidate import Split
 from evomerge.errors import FitnessError
 from evomerge.report.calibration_time import CalibrationTime
 from evomerge.report.outcome import RunRecord, Scored, read_run
+from evomerge.report.phase_names import joint_name, together
 from evomerge.report.ratings import Agreement, agreement
 from evomerge.report.statistics import Comparison, compare
 from evomerge.run.folder import RunFolder
@@ -179,8 +180,10 @@ def summarize_record(record: RunRecord) -> Summary:
 
 
 def _phases(record: RunRecord) -> tuple[tuple[str, int], ...]:
-    several = len(record.phases) > 1
-    return tuple((str(e.get("phase")), int(e.get("evaluations", 0))) for e in record.phases) if several else ()
+    if len(record.phases) < 2:
+        return ()
+    groups = together(record.phases)
+    return tuple((joint_name(group), sum(int(e.get("evaluations", 0)) for e in group)) for group in groups)
 
 
 def _front(record: RunRecord) -> tuple[int, float | None] | None:

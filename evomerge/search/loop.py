@@ -175,13 +175,13 @@ class Search:
         return reason
 
     def _begin(self, number: int, phase: Phase) -> PhaseState:
-        winner = self.best
+        winner = self.state.begins_with(phase)
         self.state.winners.append(winner)
         self.state.begins.append(self.state.next_id)
         space = phase.space(winner.recipe if winner is not None else None)
         objective = self.incumbent.objectives[0]
         warm = begin_with(self.warm, space, number, objective, self.state.scores, self._compared)
-        strategy = informed(phase.strategy(warm.started(space.spec), self.state.scores), space)
+        strategy = informed(self.state.strategy_of(phase, warm.started(space.spec)), space)
         begin(strategy, warm.best)
         limit = self.ledger.in_flight(number, in_flight_limit(self.in_flight, self.ordered, self.evaluator.slots))
         fields = {"number": number + 1, "phases": len(self.phases), "ordered": self.ordered, "in_flight": limit}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.errors import ConfigError
 from evomerge.genomes.arrays import ArraySpec
-from evomerge.genomes.genome import GenomeSpec
 from evomerge.protocols import SearchSpace, Strategy
 from evomerge.recipes.recipe import Recipe
 
@@ -25,21 +25,48 @@ class Phase:
         name: for the ledger and for messages.
         evaluations: its budget.
         space: makes its search space from the winner of the phases before (``None`` in the first).
-        strategy: makes its strategy from the genes and the baselines' objectives.
+        strategy: makes its strategy from the genes (`GenomeSpec`) and the objectives of the `Baselines`.
         takes_winner: whether the space is made from the winner, so that there must be one.
+        preferences: weights of the objectives by name: the phase is searched once for each of them, with an equal part
+            of its budget, from the member of the front that suits it best. Its strategy is made for one objective then,
+            and takes the number of the preference as ``place``.
+        place: of a phase that is searched for one preference, which of them it is.
     """
 
     name: str
     evaluations: int
     space: Callable[[Recipe | None], SearchSpace]
-    strategy: Callable[[GenomeSpec, Baselines], Strategy]
+    strategy: Callable[..., Strategy]
     takes_winner: bool = False
+    preferences: tuple[Mapping[str, float], ...] = ()
+    place: int = 0
+
+    @property
+    def preference(self) -> Mapping[str, float] | None:
+        """What it is searched for, of a phase of `each`."""
+        return self.preferences[self.place] if self.preferences else None
+
+    def each(self) -> list[Phase]:
+        """The phase, or one for every preference."""
+        if not self.preferences:
+            return [self]
+        share, more = divmod(self.evaluations, len(self.preferences))
+        return [
+            replace(
+                self,
+                evaluations=share + (place < more),
+                strategy=functools.partial(self.strategy, place=place),
+                place=place,
+            )
+            for place in range(len(self.preferences))
+        ]
 
     def fields(self, space: SearchSpace) -> dict[str, Any]:
         """Fields of its event: its name, its budget, and the names of its genes; of raw weights how many."""
         spec = space.spec
         genes = len(spec) if isinstance(spec, ArraySpec) else [gene.name for gene in spec]
-        return {"phase": self.name, "evaluations": self.evaluations, "genes": genes}
+        found = {"phase": self.name, "evaluations": self.evaluations, "genes": genes}
+        return found if self.preference is None else {**found, "preference": dict(self.preference)}
 
     @staticmethod
     def of(space: SearchSpace, strategy: Strategy, evaluations: int, name: str = "search") -> Phase:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from evomerge.candidate import Candidate
 from evomerge.errors import InfeasibleError
-from evomerge.genomes.genome import Genome
+from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.protocols import Proposal, SearchSpace, Strategy
 from evomerge.recipes.recipe import Recipe
+from evomerge.search.aims import Aims, strategy_of
 from evomerge.search.finalists import Leaders
 from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.incumbent import Incumbent
@@ -68,7 +69,9 @@ class SearchState:
         incumbent: keeps the best.
         leaders: those that the winner is chosen among in the end.
         phase: the one that is under way.
-        winners, begins: the best candidate, and the next candidate's id, when each phase began.
+        aims: of the latest phase that is searched for several preferences.
+        winners, begins: the best candidate (for a preference, the nearest), and the next candidate's id, when each
+            phase began.
         scores: objectives of the baselines, by name.
         spent: evaluations of the phases that are over.
         next_id: of the next candidate.
@@ -80,6 +83,7 @@ class SearchState:
     incumbent: Incumbent
     leaders: Leaders
     phase: PhaseState | None = None
+    aims: Aims | None = None
     winners: list[Candidate | None] = field(default_factory=list)
     begins: list[int] = field(default_factory=list)
     scores: dict[str, Mapping[str, float]] = field(default_factory=dict)
@@ -88,6 +92,18 @@ class SearchState:
     counts: dict[str, int] = field(default_factory=dict)
     stopping: Stopping = field(default_factory=Stopping)
     settled: bool = True
+
+    def begins_with(self, phase: Phase) -> Candidate | None:
+        """The winner that a phase begins with; for a preference, what the first of them found to be the nearest."""
+        if phase.preference is None:
+            return self.incumbent.best
+        if phase.place == 0 or self.aims is None:
+            self.aims = Aims.of(phase, self.incumbent, self.scores)
+        return self.aims.winners[phase.place]
+
+    def strategy_of(self, phase: Phase, spec: GenomeSpec) -> Strategy:
+        """The strategy of a phase that begins, for these genes."""
+        return strategy_of(phase, spec, self.scores, self.aims, self.incumbent)
 
     def new_id(self) -> int:
         """The next candidate's id."""

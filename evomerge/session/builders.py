@@ -13,7 +13,7 @@ from evomerge.config.groups import asynchronous_strategies, takes_asynchronous
 from evomerge.config.placing import placed
 from evomerge.config.schema import Config
 from evomerge.config.trust import leaves
-from evomerge.errors import ConfigError, nearest
+from evomerge.errors import ConfigError
 from evomerge.evaluation.references import references
 from evomerge.genomes.genome import GenomeSpec
 from evomerge.models.trusted_code import remember
@@ -25,6 +25,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.search.phases import Baselines, Phase, split_budget
 from evomerge.session.bounded_space import BoundedSpace
 from evomerge.session.engines import check_engine, engine_of
+from evomerge.session.phase_entries import check_phases, check_preferences
 from evomerge.session.prior import DIFFERENCES, check_prior, first_deviation, with_prior
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 
@@ -187,6 +188,7 @@ class PhaseNode:
         info: of the pool, ``None`` where genomes are the models.
         deviation: that of its strategy's first candidates, in units of a gene's range, where the strategy has a prior.
         measure: what reads the pool's differences for it.
+        preferences: those of the phase as its entry has them; ``None`` where it has none.
     """
 
     name: str
@@ -197,6 +199,16 @@ class PhaseNode:
     takes_winner: bool
     deviation: float | None = None
     measure: Callable[[], Differences] | None = None
+    preferences: Any = None
+
+    @property
+    def evaluations_each(self) -> int:
+        """The least that is searched at a time: an equal part for each preference, where a number says how many at
+        most.
+        """
+        wanted = self.preferences
+        count = len(wanted) if isinstance(wanted, list) else wanted if isinstance(wanted, int) else 1
+        return max(1, self.evaluations // max(1, count))
 
     def space(self, winner: Recipe | None) -> SearchSpace:
         """The search space; `winner` is that of the phase before, for one that takes it."""
@@ -209,8 +221,10 @@ class PhaseNode:
 
     def phase(self, config: Config, objectives: Sequence[Objective]) -> Phase:
         """The phase, for these objectives."""
-        strategy = functools.partial(strategy_from_config, config, self.name, objectives)
-        return Phase(self.name, self.evaluations, self.space, strategy, self.takes_winner)
+        preferences = check_preferences(self.preferences, self.name, self.evaluations, objectives)
+        seen = (SCALAR,) if preferences else objectives
+        strategy = functools.partial(strategy_from_config, config, self.name, seen)
+        return Phase(self.name, self.evaluations, self.space, strategy, self.takes_winner, preferences)
 
 
 def phase_nodes(
@@ -227,27 +241,9 @@ def phase_nodes(
         takes = number > 0 and _takes_winner(node, key)
         strategy, prior = without_prior(*phase_node(config, name, "strategy"))
         deviation = first_deviation(strategy) if prior == DIFFERENCES else None  # others are settled later
-        phases.append(PhaseNode(name, budget[name], node, key, info, takes, deviation, measure))
+        preferences = entries[name].get("preferences")
+        phases.append(PhaseNode(name, budget[name], node, key, info, takes, deviation, measure, preferences))
     return phases
-
-
-def check_phases(config: Config) -> Mapping[str, Mapping[str, Any]]:
-    """The entries of `phases`, by name; empty where there are none.
-
-    Raises:
-        ConfigError: an entry that is no mapping, a key that it has not.
-    """
-    entries = to_builtin(config.phases) if config.phases else {}
-    if not isinstance(entries, Mapping):
-        raise ConfigError(f"phases is {entries}", "a mapping of names to phases")
-    for name, entry in entries.items():
-        if not isinstance(entry, Mapping):
-            raise ConfigError(f"phases.{name} is {entry}", "a mapping with search_space, strategy and evaluations")
-        for key in entry:
-            if key not in ("search_space", "strategy", "evaluations"):
-                allowed = nearest(str(key), ("search_space", "strategy", "evaluations"))
-                raise ConfigError(f"phases.{name} has no key {key!r}", allowed)
-    return entries
 
 
 def _takes_winner(node: Any, key: str) -> bool:
@@ -256,9 +252,13 @@ def _takes_winner(node: Any, key: str) -> bool:
 
 
 def strategy_from_config(
-    config: Config, phase: str, objectives: Sequence[Objective], spec: GenomeSpec, baselines: Baselines
+    config: Config, phase: str, objectives: Sequence[Objective], spec: GenomeSpec, baselines: Baselines, place: int = 0
 ) -> Strategy:
-    """A phase's strategy for these genes, shown one number instead of the objectives when the user asks for that."""
+    """A phase's strategy for these genes, shown one number instead of the objectives when the user asks for that.
+
+    Args:
+        place: of a phase that is searched for several preferences, for which of them: each has a seed of its own.
+    """
     node, key = phase_node(config, phase, "strategy")
     node, _ = without_prior(node, key)
     for name, value in leaves(to_builtin(node), key):
@@ -267,7 +267,7 @@ def strategy_from_config(
     more = {} if config.search.ordered else _as_they_arrive(node, key)
     settings = config.search
     if settings.scalarise is None or len(objectives) == 1:
-        return cast(Strategy, build(node, key, spec, tuple(objectives), seed=settings.seed, **more))
+        return cast(Strategy, build(node, key, spec, tuple(objectives), seed=settings.seed + place, **more))
     scalarisation = Scalarisation.of(objectives, settings.scalarise, settings.weights, baselines.values())
     return Scalarised(build(node, key, spec, (SCALAR,), seed=settings.seed, **more), scalarisation)
 

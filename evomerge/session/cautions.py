@@ -94,7 +94,8 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
 def _warn_of_genes(config: Config, parts: Parts) -> None:
     """Say of every phase that it has more genes than its strategy can learn, unless it learns none or is a trial."""
     for phase, space, strategy in zip(parts.phases, parts.spaces, parts.strategies, strict=True):
-        genes, budget = free_genes(space.spec), phase.evaluations
+        genes, times = free_genes(space.spec), max(1, len(phase.preferences))
+        budget = phase.evaluations // times
         # Together, rather than learned one by one.
         inherited = isinstance(space.spec, ArraySpec | LineageSpec | PerturbationSpec)
         if inherited or budget < _TRIAL or genes * PER_GENE <= budget or not getattr(strategy, "learns", True):
@@ -103,9 +104,10 @@ def _warn_of_genes(config: Config, parts: Parts) -> None:
         fewer = _fewer_genes(config, phase.name, parts.pool.info.layers if parts.pool is not None else 0)
         more = f"phases.{phase.name}.evaluations" if several else "search.evaluations"
         who = f"phase {phase.name} has " if several else ""
+        each = f" of each of {times} preferences" if times > 1 else ""
         _warn(
-            f"{who}{genes:,} genes for {budget:,} evaluations, and strategies learn little from fewer than "
-            f"{PER_GENE} a gene; set {fewer}{more}={genes * PER_GENE}"
+            f"{who}{genes:,} genes for {budget:,} evaluations{each}, and strategies learn little from fewer than "
+            f"{PER_GENE} a gene; set {fewer}{more}={genes * PER_GENE * times}"
         )
 
 

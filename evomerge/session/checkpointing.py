@@ -15,6 +15,7 @@ from evomerge.genomes.encoding import pack_genomes, unpack_genomes
 from evomerge.protocols import SearchSpace
 from evomerge.run.checkpoint import Checkpoint, Checkpoints, Position, read_checkpoints
 from evomerge.run.ledger import Kind, Ledger
+from evomerge.search.aims import Aims, strategy_of
 from evomerge.search.informing import informed
 from evomerge.search.loop import Search
 from evomerge.search.starts import begin_with
@@ -44,7 +45,8 @@ def capture(state: SearchState, ledger: Ledger) -> dict[str, Any]:
     phase = state.phase
     assert phase is not None
     pending = phase.pending.candidates
-    kept = (*state.winners, *state.incumbent.front.values(), *state.leaders.candidates, *pending)
+    aimed = state.aims.winners if state.aims is not None else ()
+    kept = (*state.winners, *aimed, *state.incumbent.front.values(), *state.leaders.candidates, *pending)
     needed = {c.id: c for c in kept if c is not None}
     genomes = [candidate.genome for candidate in needed.values() if candidate.genome is not None]
     assert len(genomes) == len(needed)
@@ -57,6 +59,7 @@ def capture(state: SearchState, ledger: Ledger) -> dict[str, Any]:
         "stopping": state.stopping.state(),
         "begins": list(state.begins),
         "winners": [winner.id if winner is not None else None for winner in state.winners],
+        "aims": state.aims.state() if state.aims is not None else None,
         "incumbent": state.incumbent.state(),
         "limit": phase.limit,
         "asked": phase.asked,
@@ -103,7 +106,9 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
     scores = {str(name): dict(values) for name, values in saved["scores"].items()}
     phase = search.phases[number]
     warm = begin_with(search.warm, space, number, search.incumbent.objectives[0], scores)
-    strategy = informed(phase.strategy(warm.started(space.spec), scores), space)
+    aims = Aims.from_state(saved.get("aims"), known)
+    strategy = strategy_of(phase, warm.started(space.spec), scores, aims, search.incumbent)
+    strategy = informed(strategy, space)
     strategy.load_state_dict(saved["strategy"])
     first = list(warm.to_reevaluate[: phase.evaluations])
     pending = [known[int(identity)] for identity in saved["flight"]]
@@ -124,6 +129,7 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
             search.incumbent,
             search.state.leaders,
             phase=current,
+            aims=aims,
             winners=winners,
             begins=begins,
             scores=dict(scores),

@@ -45,7 +45,8 @@ def fit_spaces(nodes: Sequence[PhaseNode], info: PoolInfo) -> tuple[str, ...]:
     chosen: list[str] = []
     budgets: dict[int, int] = {}
     for phase in nodes:  # several phases may have one search space, which fits the shortest
-        budgets[id(phase.node)] = min(phase.evaluations, budgets.get(id(phase.node), phase.evaluations))
+        own = phase.evaluations_each
+        budgets[id(phase.node)] = min(own, budgets.get(id(phase.node), own))
     for phase in nodes:
         values = _settings_of(phase, info, budgets[id(phase.node)])
         for key, value in values.items():

@@ -29,11 +29,11 @@ from evomerge.run.remains import lost_items, require_ledger
 from evomerge.search.hooks import BestWriter
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
-from evomerge.search.phases import split_budget
 from evomerge.search.stopping import RULES
 from evomerge.session.checkpointing import begin
 from evomerge.session.ending import rules_of
 from evomerge.session.parts import Parts
+from evomerge.session.phase_entries import longer_last
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator, check_started
 from evomerge.utils.files import read_bounded, write_text_atomic
 from evomerge.utils.installation import VERSION, conf_dir
@@ -230,7 +230,7 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
             f"search.evaluations is {config.search.evaluations}, and {record.proposed} candidates were asked already",
             "as many, or more",
         )
-    phases = _longer_last(config, before) if int(config.search.evaluations) != before else {}
+    phases = longer_last(config, before) if int(config.search.evaluations) != before else {}
     return cast(Config, config), Resumed(
         folder, record, int(config.search.evaluations), changes, phases, rules_of(config)
     )
@@ -252,20 +252,6 @@ def _keep_precision(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
                 "what candidates are scored with cannot change in a run that goes on",
                 f"leave evaluator.{name} out, or start a new one with search.warm_start=[RUN]",
             )
-
-
-def _longer_last(config: DictConfig, before: int) -> dict[str, int]:
-    """Give the last of several phases what the budget has grown by: the others' winners stay; returns all budgets."""
-    if not isinstance(config.phases, DictConfig) or len(config.phases) < 2:
-        return {}
-    given = {str(name): (phase or {}).get("evaluations") for name, phase in config.phases.items()}
-    budget, more = split_budget(before, given), int(config.search.evaluations) - before
-    if more < 0:
-        raise ConfigError(f"search.evaluations was {before}", "a run of several phases can be given more")
-    budget[list(budget)[-1]] += more
-    for name, evaluations in budget.items():
-        config.phases[name].evaluations = evaluations
-    return budget
 
 
 def read_config(folder: RunFolder) -> DictConfig:

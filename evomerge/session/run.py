@@ -117,7 +117,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
             )
             search = Search(
                 pool=parts.pool.info if parts.pool is not None else None,
-                phases=parts.phases,
+                phases=[one for phase in parts.phases for one in phase.each()],
                 evaluator=evaluator,
                 incumbent=incumbent,
                 ledger=ledger,

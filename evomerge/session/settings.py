@@ -15,7 +15,8 @@ from evomerge.run.checkpoint import check_intervals
 from evomerge.search.in_flight import MOST_IN_FLIGHT
 from evomerge.search.phases import split_budget
 from evomerge.search.stopping import check_rules
-from evomerge.session.builders import check_phases, phase_node, without_bounds, without_prior
+from evomerge.session.builders import phase_node, without_bounds, without_prior
+from evomerge.session.phase_entries import check_phases
 from evomerge.session.racing import check_race
 
 DISPLAYS = ("auto", "live", "plain", "quiet")

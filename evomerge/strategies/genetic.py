@@ -137,12 +137,8 @@ class GeneticAlgorithm(SteadyState):
 
     def _mutated(self, point: Array, choices: Choices, rate: float | None) -> tuple[Array, Choices]:
         """With every gene mutated by chance; exactly one gene for ``None``."""
-        rng, numbers = self._rng, len(point)
-        chosen = rng.random(numbers + len(choices)) < (0.0 if rate is None else rate)
-        if rate is None:
-            chosen[int(rng.integers(len(chosen)))] = True
-        point = operators.polynomial(point, chosen[:numbers], self._mutation_eta, self._coordinates.steps, rng)
-        return point, operators.reset(choices, chosen[numbers:], self._counts, rng)
+        coordinates = self._coordinates
+        return operators.mutated(point, choices, rate, self._mutation_eta, coordinates.steps, self._counts, self._rng)
 
     def _learn(self, point: Array, choices: Choices, tag: int | None, candidate: Candidate, told: Evaluation) -> None:
         """Add a member and take one out when there are too many."""

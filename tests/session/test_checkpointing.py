@@ -52,6 +52,7 @@ from evomerge.strategies.genetic import GeneticAlgorithm
 from evomerge.strategies.islands import Islands
 from evomerge.strategies.m2n2 import M2N2
 from evomerge.strategies.map_elites import MapElites
+from evomerge.strategies.moead import Moead
 from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
 from evomerge.strategies.quasi_random import QuasiRandom
 from evomerge.strategies.random_search import RandomSearch
@@ -185,6 +186,7 @@ class Case:
         again: genomes of the user's.
         race: on how many items candidates are scored.
         estimator: tells from some items what all would give.
+        weighed: preferences, for each of which the last phase is searched by a genetic algorithm.
     """
 
     make: Callable[..., Any]
@@ -198,6 +200,7 @@ class Case:
     again: int = 0
     race: Racing | None = None
     estimator: Callable[[], Any] = Learning
+    weighed: tuple[Mapping[str, float], ...] = ()
 
     def parts(self) -> list[Phase]:
         """The phases, their strategies made anew each time."""
@@ -208,7 +211,13 @@ class Case:
         def space(winner: Recipe | None) -> Space:
             return Space(self.spec, 0.0 if winner is None else int(winner.hash[-4:], 16) / 2**16)
 
-        return [Phase(f"phase {k}", self.evaluations, space, strategy, k > 0) for k in range(self.phases)]
+        def weighed(spec: GenomeSpec, baselines: Mapping[str, Mapping[str, float]], place: int) -> Any:
+            return GeneticAlgorithm(spec, (SCALAR,), seed=place, popsize=4)
+
+        found = [Phase(f"phase {k}", self.evaluations, space, strategy, k > 0) for k in range(self.phases)]
+        if self.weighed:
+            found[-1:] = replace(found[-1], strategy=weighed, preferences=self.weighed).each()
+        return found
 
     def warm(self, space: Any, number: int) -> WarmStart:
         rng = np.random.default_rng(number)
@@ -238,6 +247,8 @@ def judged(pruner: str, first: float) -> Racing:
 
 FEW = {"descriptors": ["genes:a"], "cells": 5}
 GA = partial(GeneticAlgorithm, popsize=6)
+MOEAD = partial(Moead, preferences=6)
+WEIGHED = ({"score": 1.0}, {"score": 0.5, "size": 0.5}, {"score": 0.1, "size": 0.9})
 CASES = {
     "cma_es": Case(CmaEs),
     "cma_es on mixed genes": Case(CmaEs, MIXED, in_flight=3, slots=2),
@@ -264,6 +275,9 @@ CASES = {
     "nsga3": Case(partial(Nsga3, popsize=6), NUMBERS, THREE),
     "scalarised ga": Case(scalarised, NUMBERS, TWO, in_flight=2),
     "two phases": Case(CmaEs, phases=2, evaluations=24),
+    "moead": Case(MOEAD, MIXED, THREE, in_flight=3, slots=2),
+    "moead, no order": Case(partial(Moead, preferences=5), NUMBERS, TWO, ordered=False, slots=3),
+    "moead, then a phase for each preference": Case(MOEAD, MIXED, TWO, phases=2, in_flight=2, slots=2, weighed=WEIGHED),
     "three phases, two objectives": Case(scalarised, MIXED, TWO, phases=3, evaluations=16, in_flight=2),
     "the user's first": Case(GA, again=9, in_flight=4, slots=2),
     "raced by generation": Case(partial(CmaEs, popsize=5), evaluations=70, race=Racing(0.2)),

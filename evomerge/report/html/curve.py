@@ -176,7 +176,10 @@ def _phases(view: RunView, at: Any) -> tuple[list[dict[str, Any]], list[dict[str
         x = at(before[-1], history.trials[before[-1] - 1].clock)
         line = {"color": LINE, "width": 1.5}
         lines.append({"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": x, "x1": x, "line": line})
-        name = label(history.phases[number_].get("phase"), 20)
+        name, wanted = history.phases[number_].get("phase"), "preference" in history.phases[number_]
+        if wanted and name == history.phases[number_ - 1].get("phase"):
+            continue  # the first of several preferences has said it
+        name = label(name, 20)
         words.append(
             {
                 "text": f"{name} →",

@@ -13,6 +13,7 @@ from evomerge.report.formatting import clean, count, duration, listed, number, p
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
 from evomerge.report.outcome import metric_name
+from evomerge.report.phase_names import together
 from evomerge.report.statistics import Comparison
 from evomerge.report.summary import Row, Summary
 
@@ -29,6 +30,7 @@ STRATEGIES = {
     "Islands": "islands",
     "M2N2": "M2N2",
     "MapElites": "MAP-Elites",
+    "Moead": "MOEA/D",
     "Nsga2": "NSGA-II",
     "Nsga3": "NSGA-III",
     "QuasiRandom": "a quasi-random sequence",
@@ -85,7 +87,8 @@ def searched(view: RunView) -> str:
     parts = [view.name]
     names = [clean(name, 40) for name in view.pool.sources] if view.pool is not None else []
     steps = []
-    for number_, phase in enumerate(view.history.phases or [{}]):
+    for number_, group in enumerate(together(view.history.phases or [{}])):
+        phase = group[0]
         strategy = named(node_of(view.config, phase, "strategy"), STRATEGIES)
         space = named(node_of(view.config, phase, "search_space"), SPACES)
         genes = phase.get("genes")
@@ -93,6 +96,7 @@ def searched(view: RunView) -> str:
         text = f"{strategy} over {space} {listed(names) or 'a model'}" if strategy and space else strategy or space
         if many and not (isinstance(genes, list) and genes in (["lineage"], ["weights"])):
             text += f" ({count(many, 'gene')})"
+        text += f" for each of {len(group)} preferences" if len(group) > 1 else ""
         steps.append(text if number_ == 0 else f"then {text}")
     return " · ".join([*parts, ", ".join(step for step in steps if step)]).rstrip(" ·")
 

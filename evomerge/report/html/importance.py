@@ -13,6 +13,7 @@ from evomerge.objectives import Objective
 from evomerge.report.formatting import clean, count, number
 from evomerge.report.html.data import RunView
 from evomerge.report.html.page import Page
+from evomerge.report.phase_names import phase_name
 from evomerge.report.study import genes_of, study_of
 
 FEWEST = 20
@@ -59,7 +60,7 @@ def importance(view: RunView, page: Page) -> Markup | None:
 
 def _ranking(view: RunView, phase: int, objective: Objective, several: bool) -> Ranking:
     history = view.history
-    name = clean(history.phases[phase].get("phase"), 40) if len(history.phases) > 1 else ""
+    name = clean(phase_name(history.phases[phase]), 60) if len(history.phases) > 1 else ""
     title = ", ".join(
         word for word in (f"Phase {name}" if name else "", clean(objective.name) if several else "") if word
     )

@@ -6,12 +6,12 @@ the objectives as they are, and any fitness can be used with any strategy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.objectives import Objective, Scalarisation
+from evomerge.objectives import Objective
 from evomerge.protocols import Proposal, Strategy
 from evomerge.strategies.bases.capabilities import Injectable
 
@@ -24,10 +24,10 @@ class Scalarised:
 
     Args:
         strategy: built for the one objective `SCALAR`.
-        scalarisation: the number.
+        scalarisation: the number, larger being better, of the values of the objectives by name.
     """
 
-    def __init__(self, strategy: Strategy, scalarisation: Scalarisation) -> None:
+    def __init__(self, strategy: Strategy, scalarisation: Callable[[Mapping[str, float]], float]) -> None:
         self.inner = strategy
         self.scalarisation = scalarisation
         self.asynchronous = bool(getattr(strategy, "asynchronous", False))

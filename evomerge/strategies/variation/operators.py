@@ -84,3 +84,26 @@ def reset(x: Choices, chosen: NDArray[np.bool_], counts: NDArray[np.int64], rng:
     """
     other = (x + rng.integers(1, np.maximum(counts, 2))) % np.maximum(counts, 2)
     return np.where(chosen, other, x)
+
+
+def mutated(
+    x: Array,
+    choices: Choices,
+    rate: float | None,
+    eta: float,
+    steps: Array,
+    counts: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> tuple[Array, Choices]:
+    """Coordinates by `polynomial` and choices by `reset`, every gene with probability `rate`; exactly one for ``None``.
+
+    Args:
+        x: of shape ``(n,)``; not changed.
+        choices: of shape ``(m,)``; not changed.
+        eta, steps: of `polynomial`.
+        counts: of `reset`.
+    """
+    chosen = rng.random(len(x) + len(choices)) < (0.0 if rate is None else rate)
+    if rate is None:
+        chosen[int(rng.integers(len(chosen)))] = True
+    return polynomial(x, chosen[: len(x)], eta, steps, rng), reset(choices, chosen[len(x) :], counts, rng)
