@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
 from evomerge.candidate import Candidate, Evaluation, Part, Split
-from evomerge.errors import DeviceLostError, EvomergeError, FitnessError, InfeasibleError, one_line
+from evomerge.errors import FitnessError, NoMemoryError, one_line
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import await_memory, choose_device
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.references import references
-from evomerge.evaluation.residents import hold
+from evomerge.evaluation.residents import adapter_models_of, hold
+from evomerge.evaluation.together import TogetherScorer, failure
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.merge.resident.merge_count import MergeCount
@@ -129,8 +130,45 @@ class Worker:
             FitnessError: the fitness cannot be prepared: the same.
             DeviceLostError: the GPU or the engine failed: no candidate can be evaluated in this process any more.
         """
+        return self.evaluate_together([candidate], split)[0]
+
+    def evaluate_together(self, candidates: Sequence[Candidate], split: Split = "search") -> list[Evaluation]:
+        """`evaluate` several candidates, in order; at once those that are adapters of the model that an engine has.
+
+        Raises:
+            PoolError, FitnessError, DeviceLostError: as for `evaluate`.
+        """
         fitness = self.fitness(split)
         self._pool.require_unchanged()
+        models, found = adapter_models_of(self._resident), dict[int, Evaluation]()
+        if models is not None and hasattr(fitness, "run_together"):
+            scorer = TogetherScorer(models, self._plan, self._scores, _require_finite)
+            own = [replace(c, recipe=None) if self._is_switched(c, fitness) else c for c in candidates]
+            start, failed = time.perf_counter(), None
+            try:
+                found = self._with_room(lambda: scorer.evaluate(fitness, own, split), "to score candidates together")
+            except NoMemoryError as error:
+                failed = error.with_traceback(None)
+            if failed is not None and len(candidates) == 1:
+                return [failure(candidates[0], split, failed, start)]
+            if failed is not None:
+                return [self.evaluate(candidate, split) for candidate in candidates]
+        return [found.get(n) or self._merged(candidate, fitness, split) for n, candidate in enumerate(candidates)]
+
+    @contextmanager
+    def _scores(self) -> Iterator[None]:
+        self._scoring = True
+        try:
+            yield
+        finally:
+            self._scoring = False
+
+    @staticmethod
+    def _is_switched(candidate: Candidate, fitness: Fitness) -> bool:
+        return candidate.recipe is not None and scores_switched(candidate.recipe, fitness)
+
+    def _merged(self, candidate: Candidate, fitness: Fitness, split: Split) -> Evaluation:
+        """Merge one candidate, and score it."""
         outcome = Evaluation(candidate.id, "failed", split)
         if candidate.recipe is None:
             return replace(outcome, status="infeasible", error="the genome has no recipe")
@@ -139,15 +177,8 @@ class Worker:
             recipe, part, what = candidate.recipe, candidate.part, f"to merge and score candidate {candidate.id}"
             self._resident.full = not self._engine.quantises(split)
             count, merging, scores = self._with_room(lambda: self._score(recipe, fitness, part), what)
-        except InfeasibleError as error:
-            return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
-        except DeviceLostError:  # an engine's
-            raise
         except Exception as error:
-            if device_lost(error):
-                raise lost(error) from error
-            trace = "" if isinstance(error, EvomergeError) else traceback.format_exc()
-            return replace(outcome, error=one_line(error), seconds=_elapsed(start), traceback=trace)
+            return failure(candidate, split, error, start)
         scored = time.perf_counter() - start - merging
         model = scores.seconds.get("model", scored)  # a fitness that measures nothing spends its time in the model
         seconds = {"merge": merging - count.noted, "model": model, "other": max(0.0, scored - model)}
@@ -260,7 +291,3 @@ def _require_finite(scores: Scores) -> None:
     for name, value in scores.objectives.items():
         if not math.isfinite(value):
             raise FitnessError(f"objective {name!r} is {value}", "scores must be finite")
-
-
-def _elapsed(start: float) -> dict[str, float]:
-    return {"merge": 0.0, "model": 0.0, "other": time.perf_counter() - start}
