@@ -71,6 +71,10 @@ class Fitness(Protocol):
     tasks the source whose switch is on, and ``run_switched(switch: Callable[[str], LoadedModel], part: Part | None =
     None) -> Scores``: ``switch(source)`` gives the model for a source's tasks, and changes the one given before.
 
+    One that scores several adapters of one engine at once has a method ``run_together(models: Sequence[LoadedModel],
+    parts: Sequence[Part | None]) -> Sequence[Scores | Exception]``: what `run` gives each of the models, whose
+    `LoadedModel.adapter` differ, or raises for it.
+
     One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
     model's weights: `evomerge validate` adds it to the rest. `check` comes before.
     """
@@ -266,7 +270,8 @@ class Evaluator(Protocol):
 
     One that has a method ``withdraw() -> list[int]`` forgets what no worker has begun with, and says what: a search
     that is interrupted waits for the rest. One that has ``work() -> Sequence[Work]`` says what each worker does; it is
-    asked from another thread.
+    asked from another thread. One whose workers take several candidates at once has an attribute ``together`` that says
+    how many: it has so many slots for each worker.
     """
 
     @property

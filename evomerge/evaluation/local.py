@@ -17,7 +17,7 @@ from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.engine_settings import EngineSettings, Quantise
 from evomerge.evaluation.limits import check_threads, check_timeout
-from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder
+from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder, together_of
 from evomerge.protocols import Work
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class _TimeIsUp(BaseException):
 
 
 class LocalEvaluator:
-    """Evaluates in this process, one candidate at a time. Never imports ray.
+    """Evaluates in this process, one candidate at a time, or as many as an engine takes at once. Never imports ray.
 
     Args:
         build: makes the worker, when the first candidate arrives.
@@ -52,7 +52,10 @@ class LocalEvaluator:
             ``fp8``; ``None`` for in full precision.
         quantise_held_out: whether finalists and held-out items are scored so too, instead of in full precision.
         server: where it is and how it is asked: `server_settings.ServerSettings`.
-        timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
+        adapters_at_once: how many candidates that are LoRA adapters vLLM is given at once; 0 and ``None``: weights are
+            changed in place for each.
+        timeout: seconds that an evaluation may take, several at once as many times that; then it has failed, and a new
+            worker is made for the next; of several each is tried alone first. Code
             that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
 
     Attributes:
@@ -79,18 +82,12 @@ class LocalEvaluator:
         quantise: Quantise | None = None,
         quantise_held_out: bool = False,
         server: dict[str, Any] | None = None,
+        adapters_at_once: int | None = None,
     ) -> None:
         check_timeout(timeout)
         # Checked here; who builds the worker reads them.
-        EngineSettings.of(
-            {
-                "engine": engine,
-                "engine_args": engine_args,
-                "quantise": quantise,
-                "quantise_held_out": quantise_held_out,
-                "server": server,
-            }
-        )
+        given = {"engine": engine, "engine_args": engine_args, "server": server, "adapters_at_once": adapters_at_once}
+        EngineSettings.of({**given, "quantise": quantise, "quantise_held_out": quantise_held_out})
         check_threads(threads)
         self._timeout = timeout
         self._build = build
@@ -100,11 +97,17 @@ class LocalEvaluator:
         self._worker: Worker | None = None
         self._doing = Work(_NAME)
         self._queue: deque[tuple[Candidate, Split]] = deque()
+        self._done: deque[Evaluation] = deque()
+
+    @property
+    def together(self) -> int:
+        """How many candidates the worker takes at once."""
+        return together_of(self._build)
 
     @property
     def slots(self) -> int:
-        """One: the process evaluates while it is asked to."""
-        return 1
+        """As many as the worker takes at once, mostly one: the process evaluates while it is asked to."""
+        return self.together
 
     @property
     def worker(self) -> Worker:
@@ -123,14 +126,33 @@ class LocalEvaluator:
         self._queue.append((candidate, split))
 
     def collect(self) -> Evaluation:
-        """Evaluate the oldest queued candidate."""
+        """Evaluate the oldest queued candidate, with those behind it that go with it."""
+        if not self._done:
+            group, split = self._next_group()
+            found = self._evaluated(group, split)
+            if found is None and len(group) > 1:  # one of them takes long, nobody knows which
+                for candidate in group:
+                    self._done.extend(self._evaluated([candidate], split) or [self._late(candidate, split)])
+            else:
+                self._done.extend(found or [self._late(group[0], split)])
+        return self._done.popleft()
+
+    def _next_group(self) -> tuple[list[Candidate], Split]:
+        """What is evaluated next: the oldest, and those behind it on the same items that a worker takes at once."""
         candidate, split = self._queue.popleft()
-        self._doing = Work(_NAME, candidate.id, split, time.time())
+        group = [candidate]
+        while self._queue and len(group) < self.together and self._queue[0][1] == split:
+            group.append(self._queue.popleft()[0])
+        return group, split
+
+    def _evaluated(self, group: Sequence[Candidate], split: Split) -> list[Evaluation] | None:
+        """The evaluations of a group; ``None`` where they take too long."""
+        self._doing = Work(_NAME, group[0].id, split, time.time())
         try:
             worker = self.worker
             worker.fitness(split)  # preparing it once is not the candidate's time
-            with _limit(self._timeout):
-                return worker.evaluate(candidate, split)
+            with _limit(self._timeout and self._timeout * len(group)):
+                return worker.evaluate_together(group, split) if len(group) > 1 else [worker.evaluate(group[0], split)]
         except _TimeIsUp:
             pass
         finally:
@@ -139,6 +161,9 @@ class LocalEvaluator:
         # and the next one is not to be made beside it.
         del worker
         self.close()
+        return None
+
+    def _late(self, candidate: Candidate, split: Split) -> Evaluation:
         error = f"it took longer than evaluator.timeout={self._timeout:g} s"
         return Evaluation(candidate.id, "failed", split, error=error)
 

@@ -98,7 +98,7 @@ def _check_adapters(held: VllmResident, models: EngineAdapters, prompts: Sequenc
 
 
 def of_engine(llm: Any, prompts: Sequence[Sequence[int]], adapters: Sequence[Any] = (None,)) -> list[Measured]:
-    """What an engine says of the prompts with each of some adapters, asked at once; with its own weights for ``None``."""
+    """What an engine says of the prompts with each of some adapters, asked at once; ``None`` are its own weights."""
     from vllm import SamplingParams, TokensPrompt
 
     asked = [TokensPrompt(prompt_token_ids=list(prompt)) for _ in adapters for prompt in prompts]
