@@ -96,7 +96,8 @@ def test_four_at_once_score_as_one_at_a_time_and_as_transformers(
         worker.fitness("search")
         watched.setattr(llm, "generate", counted)
         together = worker.evaluate_together(candidates)
-    assert calls == [4, 4, 4, 1, 1, 1]  # log-likelihoods, rolling ones and texts, of four candidates and of the fifth
+    # Log-likelihoods, rolling ones in two calls of stock code's, and texts: of four candidates, then of the fifth.
+    assert calls == [4] * 4 + [1] * 4
     assert [evaluation.candidate for evaluation in together] == [0, 1, 2, 3, 4]
     for candidate, found in zip(candidates, together, strict=True):
         alone, expected = worker.evaluate(candidate), local.evaluate(candidate)
@@ -174,7 +175,7 @@ def test_four_at_once_score_as_one_at_a_time_and_as_transformers(
         broken.setattr(llm, "generate", breaks)
         found = worker.evaluate_together(candidates[:3])
     assert all(close(one, other) for one, other in zip(found, together, strict=False))
-    assert tries[0] == 1 + 3 * 3
+    assert tries[0] == 1 + 3 * 4
     worker.close()
 
 
