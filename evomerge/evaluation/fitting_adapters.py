@@ -80,12 +80,17 @@ class FittingAdapters:
                 f"at most {RANKS[-1]}, which vLLM keeps room for",
             )
         self.rank = rank if rank is not None else next(own for own in RANKS[1:] if own >= needed)
+        self._width = sum(own.b.shape[0] + own.a.shape[1] for own, _ in found.values())
         module, (factors, kind) = next(iter(found.items()))
         rows, columns = factors.b.shape[0], factors.a.shape[1]
         # Not no adapter: beside requests with one, those without get that of another on processors (vLLM 0.32).
         self._nothing = {module: (Factors(torch.zeros(rows, 1), torch.zeros(1, columns)), kind)}
         self.base = make_plan(pool.info.linear({plain: 1.0}), pool)
         self._own_keys = {entry.slice: entry.key for entry in self.base.slices}
+
+    def nbytes(self, itemsize: int) -> int:
+        """Bytes that an adapter of the largest rank takes, in numbers of so many bytes."""
+        return self._width * self.rank * itemsize
 
     @torch.no_grad()
     def of(self, plan: Plan) -> FoundAdapter:

@@ -10,6 +10,7 @@ from evomerge.errors import RecipeError
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.protocols import Fitness, SearchSpace
 from evomerge.session.engines import some_plans
+from evomerge.utils.memory import MemoryPart
 
 if TYPE_CHECKING:
     from evomerge.models.pool import Pool
@@ -25,12 +26,22 @@ class AdapterPlan:
     Attributes:
         at_once: how many as adapters; 0 where each is merged.
         rank: the largest that one may have.
+        nbytes: that the engine keeps for all of them.
         why: each is merged; empty where they go as adapters.
     """
 
     at_once: int = 0
     rank: int = 0
+    nbytes: int = 0
     why: str = ""
+
+    @property
+    def memory(self) -> list[MemoryPart]:
+        """What the engine takes on a processor for adapters, beside its weights."""
+        if not self.at_once:
+            return []
+        what = f"{self.at_once} adapters of rank {self.rank}, in use and as they were loaded"
+        return [MemoryPart("adapters", 2 * self.nbytes, what, "evaluator.adapters_at_once")]
 
     def __str__(self) -> str:
         """One line for people."""
@@ -65,6 +76,7 @@ def plan_adapters(
         if not hasattr(fitness, "run_together"):
             return AdapterPlan(why=f"{type(fitness).__name__} scores one model at a time")
     from evomerge.evaluation.fitting_adapters import FittingAdapters
+    from evomerge.merge.execution.engine import TORCH_DTYPES
 
     try:
         fitting = FittingAdapters(pool, engine.arguments.get("max_lora_rank"))
@@ -75,4 +87,5 @@ def plan_adapters(
             refusal = fitting.refusal(plan)
             if refusal:
                 return AdapterPlan(why=f"{key} describes models that are no adapters: {refusal}")
-    return AdapterPlan(engine.adapters, fitting.rank)
+    nbytes = engine.adapters * fitting.nbytes(TORCH_DTYPES[pool.info.dtype].itemsize)
+    return AdapterPlan(engine.adapters, fitting.rank, nbytes)

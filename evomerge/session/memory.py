@@ -108,6 +108,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     if engine.is_vllm:
         cache = replace(cache, states=0)
         forwards = engine_parts(pool, cache, engine) if on_host else []
+        forwards += parts.adapters.memory if on_host and parts.adapters is not None else []
     if engine.is_server:  # which has the models; here are the adapters' files
         process = MemoryPart("process", process_memory(), "Python, its libraries and the items")
         shipped = getattr(parts.evaluator, "built_from", "") == "shipped worker"

@@ -209,6 +209,8 @@ def test_which_plans_an_engine_takes(pool: Pool) -> None:
     ]
     assert "ties gives no sum of the adapters' factors" in fitting.refusal(make_plan(pool.info.recipe(ties), pool))
     assert FittingAdapters(pool, 64).rank == 64
+    sizes = [own.b.shape[0] + own.a.shape[1] for own, _ in found.factors.values()]
+    assert fitting.nbytes(2) == 2 * 8 * sum(sizes)
     with pytest.raises(RecipeError, match="has rank 5 and the engine takes adapters of rank 1 at most"):
         FittingAdapters(pool, 1).of(mean)
 
