@@ -77,7 +77,9 @@ class Fitness(Protocol):
 
     One that scores several models in one module at once has a method ``run_several(model: LoadedModel, several:
     Several, part: Part | None = None) -> Sequence[Scores | FitnessError]``: of each its scores, or why it has none.
-    Others are asked to `run` one after the other.
+    Others are asked to `run` one after the other. One that scores several adapters of one engine at once has a method
+    ``run_together(models: Sequence[LoadedModel], parts: Sequence[Part | None]) -> Sequence[Scores | Exception]``: what
+    `run` gives each of the models, whose `LoadedModel.adapter` differ, or raises for it.
 
     One that has a method ``memory(model: ModelOutline) -> Sequence[MemoryPart]`` says what its forwards take beside the
     model's weights: `evomerge validate` adds it to the rest. `check` comes before.
@@ -274,7 +276,8 @@ class Evaluator(Protocol):
 
     One that has a method ``withdraw() -> list[int]`` forgets what no worker has begun with, and says what: a search
     that is interrupted waits for the rest. One that has ``work() -> Sequence[Work]`` says what each worker does; it is
-    asked from another thread.
+    asked from another thread. One whose workers take several candidates at once has an attribute ``together`` that says
+    how many: it has so many slots for each worker.
     """
 
     @property

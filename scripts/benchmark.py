@@ -68,6 +68,12 @@ def main() -> None:
     eight.add_argument("--batch-size", type=int, default=16)
     eight.add_argument("--threads", type=int)
     eight.add_argument("--repeats", type=int, default=3)
+    nine = benchmarks.add_parser("adapters", help="vLLM: candidates that are adapters at once, against merged ones")
+    nine.add_argument("--cases", nargs="+", default=["small", "peer"])
+    nine.add_argument("--prompts", type=int, default=16)
+    nine.add_argument("--tokens", type=int, default=16)
+    nine.add_argument("--threads", type=int)
+    nine.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if options.benchmark == "overhead":
         from scripts.benchmark_overhead import overhead
@@ -103,6 +109,10 @@ def main() -> None:
         from scripts.benchmark_generation import generation
 
         generation(options.cases, options.prompts, options.batch_size, options.threads, options.repeats)
+    elif options.benchmark == "adapters":
+        from scripts.benchmark_together import together
+
+        together(options.cases, options.prompts, options.tokens, options.threads, options.repeats)
     elif options.benchmark == "forwards":
         from scripts.benchmark_forwards import forwards
 

@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         fitness.check()
         worker = Worker(pool, {"search": fitness}, device="cpu", threads=1)
-        worker.evaluate_several(candidates(pool, names, 2, 0))
+        worker.evaluate_together(candidates(pool, names, 2, 0))
         print("| K | one at a time, /s | at once, /s | ratio | memory at once, MB | largest difference, relative |")
         print("| ---: | ---: | ---: | ---: | ---: | ---: |")
         for count in map(int, options.at_once.split(",")):
@@ -138,11 +138,11 @@ def main(arguments: list[str] | None = None) -> int:
                 alone = clock() - start
                 before = begin_peak()
                 start = clock()
-                worker.evaluate_several(other)
+                worker.evaluate_together(other)
                 rates.append((count / alone, count / (clock() - start)))
                 memory = max(memory, peak() - before)
                 if not turn:
-                    pairs = zip(map(worker.evaluate, own), worker.evaluate_several(own), strict=True)
+                    pairs = zip(map(worker.evaluate, own), worker.evaluate_together(own), strict=True)
                     apart = max(
                         abs(a.metrics[key] / b.metrics[key] - 1)
                         for a, b in pairs

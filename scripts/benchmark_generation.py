@@ -71,7 +71,7 @@ def generation(names: list[str], prompts: int, batch_size: int, threads: int | N
 
 def _row(case: Case, prompts: int, batch_size: int, repeats: int) -> tuple[list[str], str]:
     """The row, and what changing the weights of vLLM's engine takes; empty where vLLM is not installed."""
-    lm = _model(case, batch_size)
+    lm = random_model(case, batch_size)
     instances = _instances(prompts)
     prefill = SharedPrefill(lm.model, default_tokens(lm.device, case.width))
     engine = ContinuousGeneration(lm.tokenizer, batch_size)
@@ -113,7 +113,8 @@ def _words(text: str) -> list[str]:
     return [word for word in text.split() if not word.startswith("<")]
 
 
-def _model(case: Case, batch_size: int) -> ResidentLM:
+def random_model(case: Case, batch_size: int) -> ResidentLM:
+    """A model of random weights, with a tokenizer of words."""
     words = ["<pad>", "<eos>", "<unk>", *(f"w{number}" for number in range(_WORDS))]
     inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -70,6 +70,8 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
         table.add_row("equal in all models", slice_names(pool.info) + (f": no genes, {fewer} fewer" if fewer else ""))
     table.add_row("objectives", ", ".join(f"{o.name} ({o.direction})" for o in parts.fitness.objectives))
     table.add_row("evaluations", f"{config.search.evaluations}, {parts.evaluator.slots} at a time")
+    if parts.adapters is not None:
+        table.add_row("to vLLM", str(parts.adapters))
     _add_race(table, parts)
     if parts.calibration is not None:
         from evomerge.session.calibration_rows import estimate as calibration_estimate

@@ -71,6 +71,7 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
 
     Where the paths of a data flow may become longer than the one the search begins with, so may the resident model.
     """
+    from evomerge.evaluation.worker_builder import workers_of
     from evomerge.models.arithmetic import arithmetic_of
     from evomerge.search.starts import compared_recipes
     from evomerge.session.derived_time import estimate_derived
@@ -91,7 +92,7 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
     settings: Any = config.fitness
     return Estimate(
         memory=memory,
-        workers=parts.evaluator.slots,
+        workers=workers_of(parts.evaluator),
         written=weights * _BYTES[pool.info.dtype],
         run=config.search.evaluations * (_EVENT + _GENE * genes + 2 * work.get("documents", 0)),
         evaluations=config.search.evaluations,

@@ -95,6 +95,7 @@ def run(arguments: Sequence[str]) -> int:
     settings = config.evaluator
     device, threads = settings.get("device", "auto"), settings.get("threads")
     engine = require_engine(config, full=True)
+    engine = replace(engine, adapters=min(engine.adapters, 1))
     check_vllm_heads(engine, pool, settings)
     worker = Worker(pool, {split: fitness}, device=device, threads=threads, engine=engine)
     evaluation = worker.evaluate(Candidate(0, recipe), split)

@@ -56,7 +56,7 @@ def open_shared(settings: CacheSettings, pool: Pool, device: str) -> SharedCache
                 size = min(size, free_memory(torch.device("cpu")) // 4)
             if size < model or size > shutil.disk_usage(root).free:
                 raise OSError(f"{size / 1e6:.0f} MB of room, a model has {model / 1e6:.0f} MB")
-            return SharedCache(root / f"{_prefix()}{settings.run}-{content}", size, keep_all=settings.keep_all)
+            return SharedCache(root / f"{folder_prefix()}{settings.run}-{content}", size, keep_all=settings.keep_all)
         except OSError as error:
             then = "; trying a disk" if root == _SHARED_MEMORY else ""
             _LOG.warning("no shared cache in %s (%s)%s", root, error, then)
@@ -65,11 +65,12 @@ def open_shared(settings: CacheSettings, pool: Pool, device: str) -> SharedCache
 
 def sweep(root: Path = _SHARED_MEMORY) -> None:
     """Remove the folders of runs that nobody works on any more: their workers may have been killed."""
-    for folder in root.glob(f"{_prefix()}*"):
+    for folder in root.glob(f"{folder_prefix()}*"):
         remove_if_unused(folder)
 
 
-def _prefix() -> str:
+def folder_prefix() -> str:
+    """What the names of temporary folders of this user begin with."""
     return f"evomerge-{os.getuid()}-"
 
 

@@ -18,6 +18,15 @@ Quantise = Literal["int8", "nf4", "fp8"]
 QUANTISE = get_args(Quantise)
 """What the weights of a resident model may be kept as."""
 
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of adapters that vLLM keeps room for (its ``MaxLoRARanks``)."""
+
+MOST, MOST_OF_VLLM = 4096, 256
+"""Adapters at once, at most."""
+
+_AT_ONCE = 8
+"""As many as vLLM is given where nothing is said."""
+
 _EXAMPLE = "evaluator.engine_args='{max_model_len: 4096}'"
 
 _OURS = {
@@ -35,6 +44,9 @@ _OURS = {
     "disable_log_stats": "evomerge sets it",
     "use_tqdm_on_load": "evomerge sets it",
     "skip_tokenizer_init": "stop strings need the tokenizer",
+    "enable_lora": "evaluator.adapters_at_once says whether candidates go as adapters",
+    "max_loras": "set evaluator.adapters_at_once",
+    "lora_target_modules": "the pool's adapters say which",
 }
 """Arguments of vLLM that follow from something else, and from what."""
 
@@ -51,6 +63,8 @@ class EngineSettings:
         quantise: how the weights of the layers are kept while the search scores: ``int8``, ``nf4``, ``fp8``; ``None``
             for in full precision.
         quantise_held_out: whether finalists and held-out items are scored so too.
+        adapters: how many candidates vLLM is given at once, where the pool is a base and adapters of it, and they are
+            adapters too; 0: weights are changed in place for every candidate.
     """
 
     name: str = "transformers"
@@ -58,12 +72,17 @@ class EngineSettings:
     server: ServerSettings | None = None
     quantise: str | None = None
     quantise_held_out: bool = False
+    adapters: int = 0
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for an unknown engine, or arguments that it has not or that are not the user's."""
         if self.name not in ENGINES:
             raise ConfigError(f"evaluator.engine is {self.name!r}", nearest(str(self.name), ENGINES))
         self._check_quantise()
+        most = MOST_OF_VLLM if self.is_vllm else MOST
+        if not isinstance(self.adapters, int) or isinstance(self.adapters, bool) or not 0 <= self.adapters <= most:
+            given = f"evaluator.adapters_at_once is {self.adapters!r}"
+            raise ConfigError(given, f"a whole number up to {most}; 0 for every candidate merged by itself")
         if not isinstance(self.arguments, Mapping):
             given = f"evaluator.engine_args is {self.arguments!r}"
             raise ConfigError(given, "a mapping", f"for example {_EXAMPLE}")
@@ -81,6 +100,10 @@ class EngineSettings:
         for name in self.arguments:
             if name in _OURS:
                 raise ConfigError(f"evaluator.engine_args has {name}", _OURS[name], "leave it out")
+        if (rank := self.arguments.get("max_lora_rank")) is not None and rank not in RANKS:
+            raise ConfigError(
+                f"evaluator.engine_args.max_lora_rank is {rank!r}", f"one of {', '.join(map(str, RANKS))}"
+            )
 
     def _check_quantise(self) -> None:
         if self.quantise is None:
@@ -150,7 +173,16 @@ class EngineSettings:
             server = ServerSettings.of(node.get("server") or {}, owner)
         else:
             ServerSettings.require_none(node.get("server"), str(name))
-        found = cls(name, given, server, node.get("quantise"), bool(node.get("quantise_held_out")))
+        given_adapters = node.get("adapters_at_once", 0)  # runs of before have no such key
+        if given_adapters is None:
+            given_adapters = _AT_ONCE if name == "vllm" else 0
+        elif given_adapters and name == "server":
+            raise ConfigError(
+                f"evaluator.adapters_at_once is {given_adapters!r} and evaluator.engine is server",
+                "how many requests a server is given at once is evaluator.server.concurrency",
+                "leave it out",
+            )
+        found = cls(name, given, server, node.get("quantise"), bool(node.get("quantise_held_out")), given_adapters)
         several = node.get("device") == "spread" or (node.get("gpus_per_worker") or 0) > 1
         if found.quantise and several:
             raise spread_refusal(found.quantise)

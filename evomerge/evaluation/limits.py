@@ -21,22 +21,13 @@ def check_threads(threads: int | None) -> None:
         raise ConfigError(f"evaluator.threads is {threads}", f"1 to {MOST_THREADS}, or null")
 
 
-MOST_AT_ONCE = 4096
-
-
 def check_at_once(count: int | None, engine: str) -> None:
-    """`ConfigError` for a number of candidates that cannot be scored at once."""
-    if count is None:
-        return
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_AT_ONCE:
+    """`ConfigError` for candidates at once in a model of transformers, which workers on Ray do not score."""
+    if (count or 0) > 1 and engine == "transformers":
         raise ConfigError(
-            f"evaluator.adapters_at_once is {count!r}", f"a whole number from 1 to {MOST_AT_ONCE}, or null for one"
-        )
-    if count > 1 and engine != "transformers":
-        raise ConfigError(
-            f"evaluator.adapters_at_once is {count} and evaluator.engine is {engine}",
-            "candidates are scored at once in a model of transformers",
-            "set evaluator.engine=transformers, or leave it out",
+            f"evaluator.adapters_at_once is {count} and evaluator.engine is transformers",
+            "workers on Ray score several candidates at once with vLLM only",
+            "set evaluator=local, or evaluator.engine=vllm, or leave it out",
         )
 
 

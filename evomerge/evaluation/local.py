@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.engine_settings import EngineSettings, Quantise
-from evomerge.evaluation.limits import check_at_once, check_threads, check_timeout
-from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder
+from evomerge.evaluation.limits import check_threads, check_timeout
+from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder, together_of
 from evomerge.protocols import Work
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class _TimeIsUp(BaseException):
 
 
 class LocalEvaluator:
-    """Evaluates in this process, one candidate at a time or several at once. Never imports ray.
+    """Evaluates in this process, one candidate at a time, or as many as are scored at once. Never imports ray.
 
     Args:
         build: makes the worker, when the first candidate arrives.
@@ -52,9 +52,11 @@ class LocalEvaluator:
             ``fp8``; ``None`` for in full precision.
         quantise_held_out: whether finalists and held-out items are scored so too, instead of in full precision.
         server: where it is and how it is asked: `server_settings.ServerSettings`.
-        adapters_at_once: so many candidates are scored in one forward where they are one model and terms of low rank:
-            adapters of a base, or perturbations; ``None`` for one at a time. Less where memory ends.
-        timeout: seconds that an evaluation may take; then it has failed, and a new worker is made for the next. Code
+        adapters_at_once: how many candidates that are one model and terms of low rank, adapters of a base or
+            perturbations, are scored at once: in one forward, ``None`` for one, less where memory ends; by vLLM as
+            requests of one engine, 0 and ``None`` for none.
+        timeout: seconds that an evaluation may take, several at once as many times that; then it has failed, and a new
+            worker is made for the next; of several each is tried alone first. Code
             that never returns to Python cannot be ended here: ``evaluator=ray evaluator.workers=1`` can end it.
 
     Attributes:
@@ -84,17 +86,9 @@ class LocalEvaluator:
         adapters_at_once: int | None = None,
     ) -> None:
         check_timeout(timeout)
-        check_at_once(adapters_at_once, engine)
         # Checked here; who builds the worker reads them.
-        EngineSettings.of(
-            {
-                "engine": engine,
-                "engine_args": engine_args,
-                "quantise": quantise,
-                "quantise_held_out": quantise_held_out,
-                "server": server,
-            }
-        )
+        given = {"engine": engine, "engine_args": engine_args, "server": server, "adapters_at_once": adapters_at_once}
+        EngineSettings.of({**given, "quantise": quantise, "quantise_held_out": quantise_held_out})
         check_threads(threads)
         self._timeout = timeout
         self._build = build
@@ -104,14 +98,18 @@ class LocalEvaluator:
         self._worker: Worker | None = None
         self._doing = Work(_NAME)
         self._queue: deque[tuple[Candidate, Split]] = deque()
-        self._done: deque[Evaluation] = deque()  # with one that was collected
-        self._at_once = adapters_at_once or 1
-        self._alone = 0  # of the queue, those that took too long together
+        self._done: deque[Evaluation] = deque()
+        self._in_one = max(1, adapters_at_once or 1) if engine == "transformers" else 0
+
+    @property
+    def together(self) -> int:
+        """How many candidates the worker takes at once."""
+        return self._in_one or together_of(self._build)
 
     @property
     def slots(self) -> int:
-        """As many as are scored at once: the process evaluates while it is asked to."""
-        return self._at_once
+        """As many as the worker takes at once, mostly one: the process evaluates while it is asked to."""
+        return self.together
 
     @property
     def worker(self) -> Worker:
@@ -130,19 +128,37 @@ class LocalEvaluator:
         self._queue.append((candidate, split))
 
     def collect(self) -> Evaluation:
-        """Evaluate the oldest queued candidate, and with it those after it that are scored at once."""
-        if self._done:
-            return self._done.popleft()
-        candidates, split = self._next()
-        self._doing = Work(_NAME, candidates[0].id, split, time.time())
+        """Evaluate the oldest queued candidate, with those behind it that go with it."""
+        if not self._done:
+            group, split = self._next_group()
+            found = self._evaluated(group, split)
+            if found is None and len(group) > 1:  # one of them takes long, nobody knows which
+                for candidate in group:
+                    self._done.extend(self._evaluated([candidate], split) or [self._late(candidate, split)])
+            else:
+                self._done.extend(found or [self._late(group[0], split)])
+        return self._done.popleft()
+
+    def _next_group(self) -> tuple[list[Candidate], Split]:
+        """What is evaluated next: the oldest, and those behind it on the same items that a worker takes at once."""
+        candidate, split = self._queue.popleft()
+        group = [candidate]
+        while self._queue and len(group) < self.together:
+            following, of = self._queue[0]
+            if of != split or (self._in_one and following.part != candidate.part):
+                break
+            group.append(following)
+            self._queue.popleft()
+        return group, split
+
+    def _evaluated(self, group: Sequence[Candidate], split: Split) -> list[Evaluation] | None:
+        """The evaluations of a group; ``None`` where they take too long."""
+        self._doing = Work(_NAME, group[0].id, split, time.time())
         try:
             worker = self.worker
             worker.fitness(split)  # preparing it once is not the candidate's time
-            with _limit(self._timeout and self._timeout * len(candidates)):
-                if len(candidates) == 1:
-                    return worker.evaluate(candidates[0], split)
-                self._done.extend(worker.evaluate_several(candidates, split))
-                return self._done.popleft()
+            with _limit(self._timeout and self._timeout * len(group)):
+                return worker.evaluate_together(group, split) if len(group) > 1 else [worker.evaluate(group[0], split)]
         except _TimeIsUp:
             pass
         finally:
@@ -151,25 +167,11 @@ class LocalEvaluator:
         # and the next one is not to be made beside it.
         del worker
         self.close()
-        if len(candidates) > 1:  # whose fault it is shows when each is by itself
-            self._queue.extendleft((candidate, split) for candidate in reversed(candidates))
-            self._alone = len(candidates)
-            return self.collect()
-        error = f"it took longer than evaluator.timeout={self._timeout:g} s"
-        return Evaluation(candidates[0].id, "failed", split, error=error)
+        return None
 
-    def _next(self) -> tuple[list[Candidate], Split]:
-        """The oldest queued candidates that are scored on the same items, as many as are scored at once."""
-        first, split = self._queue.popleft()
-        candidates, most = [first], 1 if self._alone else self._at_once
-        self._alone = max(0, self._alone - 1)
-        while self._queue and len(candidates) < most:
-            candidate, of = self._queue[0]
-            if of != split or candidate.part != first.part:
-                break
-            candidates.append(candidate)
-            self._queue.popleft()
-        return candidates, split
+    def _late(self, candidate: Candidate, split: Split) -> Evaluation:
+        error = f"it took longer than evaluator.timeout={self._timeout:g} s"
+        return Evaluation(candidate.id, "failed", split, error=error)
 
     def work(self) -> Sequence[Work]:
         """What the worker does; another thread may ask."""
@@ -183,7 +185,6 @@ class LocalEvaluator:
         """Forget all that is queued; returns the candidates' ids."""
         ids = [candidate.id for candidate, _ in self._queue]
         self._queue.clear()
-        self._alone = 0
         return ids
 
     def fingerprint(self, split: Split) -> str:

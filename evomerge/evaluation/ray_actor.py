@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -43,11 +44,15 @@ class Actor:
             self._built = self._build()
         return VERSION, self._built.fingerprint(split)
 
-    def evaluate(self, candidate: Candidate, split: Split) -> tuple[Evaluation, float]:
-        """The evaluation, and the seconds that it took."""
+    def evaluate(self, candidates: Sequence[Candidate], split: Split) -> tuple[list[Evaluation], float]:
+        """The evaluations of candidates, at once where they can be, and the seconds that each took on average."""
         assert self._built is not None
         start = time.perf_counter()
-        return self._built.evaluate(candidate, split), time.perf_counter() - start
+        if len(candidates) == 1:
+            found = [self._built.evaluate(candidates[0], split)]
+        else:
+            found = self._built.evaluate_together(candidates, split)
+        return found, (time.perf_counter() - start) / len(candidates)
 
     def stage(self) -> Stage:
         """What the worker is at; in a thread of its own (`WATCH`), while another evaluates."""

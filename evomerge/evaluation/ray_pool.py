@@ -25,12 +25,12 @@ from evomerge.errors import ConfigError, DeviceLostError, EvomergeError
 from evomerge.evaluation import ray_workers
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.engine_settings import EngineSettings, Quantise
-from evomerge.evaluation.limits import check_gpus, check_threads, check_timeout
+from evomerge.evaluation.limits import check_at_once, check_gpus, check_threads, check_timeout
 from evomerge.evaluation.ray_actor import cause
 from evomerge.evaluation.ray_cluster import Cluster
 from evomerge.evaluation.ray_workers import Call, RayWorkers
 from evomerge.evaluation.scheduler import Job, Scheduler, WorkerSlot
-from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder
+from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder, together_of
 from evomerge.protocols import Work
 
 _LOG = logging.getLogger(__name__)
@@ -68,13 +68,17 @@ class RayEvaluator:
             ``fp8``; ``None`` for in full precision.
         quantise_held_out: whether finalists and held-out items are scored so too, instead of in full precision.
         server: where it is and how it is asked: `server_settings.ServerSettings`.
-        timeout: seconds that an evaluation may take; then its worker is replaced, and it has failed.
+        adapters_at_once: how many candidates that are LoRA adapters each vLLM is given at once; 0 and ``None``: weights
+            are changed in place for each.
+        timeout: seconds that an evaluation may take, of several at once as many times that; then its worker is
+            replaced, and it has failed; of several each is tried alone first.
         tries: how many workers may die evaluating a candidate.
         patience: seconds to wait for a place for a worker while there is no worker.
         working_dir: a folder with files that workers of other machines need; they run in a copy of it.
 
     Attributes:
         cache_settings: what of these concerns the caches.
+        together: how many candidates a worker takes at once.
     """
 
     built_from: ClassVar[BuiltFrom] = "shipped worker"
@@ -104,17 +108,12 @@ class RayEvaluator:
         quantise: Quantise | None = None,
         quantise_held_out: bool = False,
         server: dict[str, Any] | None = None,
+        adapters_at_once: int | None = None,
     ) -> None:
         # Checked here; who builds the workers reads them.
-        EngineSettings.of(
-            {
-                "engine": engine,
-                "engine_args": engine_args,
-                "quantise": quantise,
-                "quantise_held_out": quantise_held_out,
-                "server": server,
-            }
-        )
+        given = {"engine": engine, "engine_args": engine_args, "server": server, "adapters_at_once": adapters_at_once}
+        EngineSettings.of({**given, "quantise": quantise, "quantise_held_out": quantise_held_out})
+        check_at_once(adapters_at_once, engine)
         if (workers != "auto" and (not isinstance(workers, int) or workers < 1)) or cpus_per_worker < 1:
             raise ConfigError(
                 f"evaluator.workers={workers}, cpus_per_worker={cpus_per_worker}",
@@ -130,7 +129,8 @@ class RayEvaluator:
         modules = getattr(build, "modules", ())
         gpus = 0 if device in ("cpu", "mps") or engine == "server" else gpus_per_worker
         self._cluster = Cluster(address, cpus_per_worker, gpus, self._fixed, modules, working_dir)
-        self._scheduler = Scheduler(tries, timeout)
+        self.together = together_of(build)
+        self._scheduler = Scheduler(tries, timeout, self.together)
         caches = shared_cache, shared_cache_size, shared_cache_keeps
         self.cache_settings = CacheSettings.of(cache, *caches, self._fixed or 2, gpu, hidden_states)
         self._workers = RayWorkers(
@@ -147,18 +147,19 @@ class RayEvaluator:
 
     @property
     def slots(self) -> int:
-        """The number of workers; with ``auto``, of those that there is room for now."""
+        """What all workers evaluate at once; with ``auto``, of those that there is room for now."""
         if self._fixed is not None or self._cluster.is_open:
-            return self._fixed or max(1, self._workers.wanted)
+            return self.together * (self._fixed or max(1, self._workers.wanted))
         if self._cluster.address is None and not self._cluster.gpus:
-            return max(1, (os.cpu_count() or 1) // self._cluster.cpus)
-        return 1
+            return self.together * max(1, (os.cpu_count() or 1) // self._cluster.cpus)
+        return self.together
 
     def submit(self, candidate: Candidate, split: Split = "search") -> None:
-        """Queue a candidate; it starts at once when a worker is free."""
+        """Queue a candidate; it starts at once when a worker is free, unless others go with it."""
         self._workers.open(split)
         self._scheduler.queue.append(Job(candidate, split))
-        self._dispatch()
+        if self.together == 1:
+            self._dispatch()
 
     def collect(self) -> Evaluation:
         """Wait for any candidate that was submitted.
@@ -240,11 +241,12 @@ class RayEvaluator:
 
     def _take(self, call: Call, result: Any) -> None:
         slot = call.slot
-        if call.job is not None:
-            evaluation, seconds = result
+        if call.jobs:
+            evaluations, seconds = result
             slot.stage = ("", 0, 0)
-            self._scheduler.finish(slot, call.job, seconds)
-            self._done.append(evaluation)
+            for job in call.jobs:
+                self._scheduler.finish(slot, job, seconds)
+            self._done.extend(evaluations)
         elif call.split is not None:
             version, fingerprint = result
             self._workers.prepared(slot, call.split, version, fingerprint)
@@ -302,7 +304,17 @@ class RayEvaluator:
         self._done.append(Evaluation(job.candidate.id, "failed", job.split, error=error))
 
     def _dispatch(self) -> None:
+        if self.together > 1:
+            if not self._done:  # until what has arrived is told, more may be asked that goes with what waits
+                for slot, group in self._scheduler.assign_together():
+                    self._send(slot, group)
+            return
         for slot, job in self._scheduler.assign():
-            if job.split not in slot.splits:
-                self._workers.prepare(slot, job.split)
-            self._workers.calls[slot.worker.evaluate.remote(job.candidate, job.split)] = Call(slot, job)
+            self._send(slot, [job])
+
+    def _send(self, slot: WorkerSlot, group: Sequence[Job]) -> None:
+        split = group[0].split
+        if split not in slot.splits:
+            self._workers.prepare(slot, split)
+        call = slot.worker.evaluate.remote([job.candidate for job in group], split)
+        self._workers.calls[call] = Call(slot, tuple(group))

@@ -39,10 +39,10 @@ def _given(device: str, gpus: float) -> str:
 
 
 class Call(NamedTuple):
-    """A call to an actor that is under way: of a job, for a split, to say what it is at, else to say where it is."""
+    """A call to an actor that is under way: of jobs, for a split, to say what it is at, else to say where it is."""
 
     slot: WorkerSlot
-    job: Job | None = None
+    jobs: tuple[Job, ...] = ()
     split: Split | None = None
     watch: bool = False
 
@@ -161,7 +161,7 @@ class RayWorkers:
         answered = []
         for reference in [reference for reference, call in self.calls.items() if call.slot is slot]:
             call = self.calls.pop(reference)
-            if call.job is not None and ray.wait([reference], timeout=0)[0]:
+            if call.jobs and ray.wait([reference], timeout=0)[0]:
                 with contextlib.suppress(RayError):
                     answered.append((call, ray.get(reference)))
         with contextlib.suppress(RayError):  # one that is only out of reach must not stay

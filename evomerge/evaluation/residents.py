@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.caching import open_shared
@@ -18,6 +18,8 @@ from evomerge.models.pool import Pool
 
 class Held(Protocol):
     """A model that is moved from plan to plan.
+
+    One that takes several candidates at once has an attribute ``adapter_models`` that is an `AdapterModels`.
 
     Attributes:
         model: what a fitness scores.
@@ -40,6 +42,31 @@ class Held(Protocol):
 
     def close(self) -> None:
         """Give all memory back."""
+
+
+class AdapterModels(Protocol):
+    """Candidates that are adapters of the model that is held, several of them at once.
+
+    Attributes:
+        at_once: how many.
+    """
+
+    at_once: int
+
+    def find(self, plan: Plan) -> Any | None:
+        """The adapter that a plan is; ``None`` for one that has to be merged."""
+
+    def begin(self) -> None:
+        """Let the model be the one that adapters are for."""
+
+    def load(self, adapter: Any) -> tuple[LoadedModel, MergeCount]:
+        """The model that an adapter makes; it stays until `at_once` others have been loaded."""
+
+
+def adapter_models_of(held: Held) -> AdapterModels | None:
+    """What takes several candidates at once; ``None`` where each is merged."""
+    found: AdapterModels | None = getattr(held, "adapter_models", None)
+    return found
 
 
 def hold(pool: Pool, device: str, cache: CacheSettings, engine: EngineSettings) -> Held:

@@ -46,6 +46,7 @@ class WorkerSlot:
         begun: whether it has its model.
         splits: those it has items of, or is asked to prepare.
         jobs: what it holds, in the order given: it evaluates the first, the others wait.
+        at_once: how many of them it evaluates at once.
         preparing: whether it is not at its first job yet.
         asked: when it was asked to prepare what it prepares, by the monotonic clock.
         since, began: when the first job began, by the monotonic clock and by the calendar.
@@ -58,6 +59,7 @@ class WorkerSlot:
     begun: bool = False
     splits: set[Split] = field(default_factory=set)
     jobs: deque[Job] = field(default_factory=deque)
+    at_once: int = 1
     preparing: bool = False
     asked: float = 0.0
     since: float = 0.0
@@ -77,11 +79,12 @@ class Scheduler:
 
     Args:
         tries: how many workers may die evaluating a candidate before it counts as failed.
-        timeout: seconds that an evaluation may take; ``None`` for any number.
+        timeout: seconds that an evaluation may take, of several at once as many times that; ``None`` for any number.
+        together: how many candidates a worker evaluates at once; with more than one none is given ahead.
     """
 
-    def __init__(self, tries: int, timeout: float | None) -> None:
-        self.tries, self.timeout = tries, timeout
+    def __init__(self, tries: int, timeout: float | None, together: int = 1) -> None:
+        self.tries, self.timeout, self.together = tries, timeout, together
         self.queue: deque[Job] = deque()
         self.taken: list[WorkerSlot] = []
         self._pace = math.inf  # seconds of an evaluation, of late
@@ -101,6 +104,26 @@ class Scheduler:
                 slot.start_clock()
             yield slot, job
 
+    def assign_together(self) -> Iterator[tuple[WorkerSlot, list[Job]]]:
+        """Give idle workers what waits, each an equal part, as many as it evaluates at once at most."""
+        while self.queue:
+            free = [slot for slot in self.taken if slot.begun and not slot.jobs]
+            if not free:
+                return
+            slot, first = free[0], self.queue.popleft()
+            most = 1 if first.alone else min(self.together, -(-(1 + len(self.queue)) // len(free)))
+            group = [first]
+            while self.queue and len(group) < most and self._go_together(first, self.queue[0]):
+                group.append(self.queue.popleft())
+            slot.jobs.extend(group)
+            slot.at_once = len(group)
+            slot.start_clock()
+            yield slot, group
+
+    @staticmethod
+    def _go_together(first: Job, other: Job) -> bool:
+        return other.split == first.split and not other.alone
+
     def _takes(self, slot: WorkerSlot, job: Job, depth: int) -> bool:
         if not slot.jobs:
             return True
@@ -117,8 +140,8 @@ class Scheduler:
         """Workers whose evaluation takes too long."""
         if self.timeout is None:
             return []
-        late = time.monotonic() - self.timeout
-        return [slot for slot in self.taken if slot.jobs and not slot.preparing and slot.since < late]
+        now = time.monotonic()
+        return [slot for slot in self._evaluating() if now - slot.since > self.timeout * slot.at_once]
 
     def stuck(self, longest: float) -> list[WorkerSlot]:
         """Workers that have been preparing for more than so many seconds: a call of a driver may never return."""
@@ -129,11 +152,16 @@ class Scheduler:
         """Seconds until something may be overdue, at most so many."""
         if self.timeout is None:
             return most
-        left = [slot.since + self.timeout - time.monotonic() for slot in self.taken if slot.jobs and not slot.preparing]
+        left = [slot.since + self.timeout * slot.at_once - time.monotonic() for slot in self._evaluating()]
         return max(0.01, min([most, *left]))
+
+    def _evaluating(self) -> list[WorkerSlot]:
+        return [slot for slot in self.taken if slot.jobs and not slot.preparing]
 
     def vacate(self, slot: WorkerSlot, *, caused_failure: bool, final: bool = False) -> Job | None:
         """A worker is gone: what it held waits again, in front. Returns a job that shall not be tried again.
+
+        Of several that it evaluated at once nobody knows which is why: none is blamed, each is tried alone.
 
         Args:
             slot: the worker's.
@@ -147,7 +175,8 @@ class Scheduler:
         for job in jobs:
             job.alone = job.alone or caused_failure
         given_up = None
-        if jobs and not slot.preparing:
+        blamed = slot.at_once == 1 or not caused_failure
+        if jobs and not slot.preparing and blamed:
             first = jobs[0]
             if caused_failure:
                 first.deaths += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -11,17 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
 from evomerge.errors import OutputError
+from evomerge.evaluation.adapter_files import write_adapter
 from evomerge.evaluation.server_settings import ServerSettings
 from evomerge.merge.adapters.places import AdapterBase, Kind, Places
 from evomerge.merge.methods.low_rank import Factors
-
-_PREFIX = "base_model.model."
-_NAMES: Mapping[str, tuple[str, str]] = {"embedding": ("lora_embedding_A", "lora_embedding_B")}
-_USUAL = ("lora_A.weight", "lora_B.weight")
 
 
 class AdapterFolder:
@@ -65,46 +58,18 @@ class AdapterFolder:
     def write(self, name: str, factors: Mapping[str, tuple[Factors, Kind]], base: AdapterBase, places: Places) -> None:
         """Write an adapter; it is there whole or not at all.
 
-        All modules get one rank, filled up with zeros: servers take the rank from the settings.
-
         Args:
             name: its folder.
-            factors: by module, as `ExactAdapters.of` gives them; not empty.
-            base: what it is added to.
-            places: of the base's modules.
+            factors, base, places: as for `write_adapter`.
 
         Raises:
             OutputError: the disk is full, or the folder cannot be written.
         """
-        rank = max(own.rank for own, _ in factors.values())
-        tensors = {}
-        for module, (own, kind) in factors.items():
-            turned = kind in ("turned", "embedding")
-            a, b = (own.b.T, own.a.T) if turned else (own.a, own.b)
-            wide_a, wide_b = torch.zeros(rank, a.shape[1]), torch.zeros(b.shape[0], rank)
-            wide_a[: own.rank], wide_b[:, : own.rank] = a, b
-            for part, tensor in zip(_NAMES.get(kind, _USUAL), (wide_a, wide_b), strict=True):
-                tensors[f"{_PREFIX}{module}.{part}"] = tensor
-        settings = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base.address,
-            "inference_mode": True,
-            "r": rank,
-            "lora_alpha": rank,  # the scale is one
-            "target_modules": places.patterns(set(factors)),
-            "bias": "none",
-            "fan_in_fan_out": any(kind == "turned" for _, kind in factors.values()),
-            "lora_dropout": 0.0,
-            "use_rslora": False,
-            "use_dora": False,
-        }
         unfinished = self.path / f".{name}"
         with _written(self.path):
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
-            save_file(tensors, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
-            (unfinished / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            write_adapter(unfinished, factors, base, places)
             for file in (unfinished, *unfinished.iterdir()):  # the server may be another user's
                 file.chmod(file.stat().st_mode | (0o555 if file.is_dir() else 0o444))
             os.rename(unfinished, self.path / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
@@ -14,6 +15,8 @@ import torch
 from evomerge.errors import ConfigError, DeviceLostError, InfeasibleError, RecipeError, reason_of
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.engine_settings import EngineSettings
+from evomerge.evaluation.fitting_adapters import FittingAdapters
+from evomerge.evaluation.vllm_adapters import EngineAdapters, engine_arguments
 from evomerge.evaluation.vllm_extension import POOLS, Failure, MergeExtension, PoolAddress
 from evomerge.evaluation.vllm_memory import engine_memory
 from evomerge.evaluation.vllm_paths import FixedLayers
@@ -29,6 +32,8 @@ from evomerge.models.memory import give_back, out_of_memory
 from evomerge.models.pool import Pool
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.recipes.slices import SliceId
+
+_LOG = logging.getLogger(__name__)
 
 SEED = 1234
 """What lm-eval gives vLLM."""
@@ -48,15 +53,19 @@ class VllmResident:
     ``reload_weights`` in whole slices, and the prefix cache is reset. The layers are those of the model that gives the
     pool's configuration, in number and kind: other paths are infeasible (`vllm_paths`).
 
+    Where the pool is a base and adapters of it, and `engine.adapters` is not 0, candidates that are adapters too may be
+    asked for at once instead, on the base's own weights (`adapter_models`).
+
     Args:
         pool: the source models.
         device: as for `Resident`; ``spread`` for one engine over all GPUs, tensor-parallel.
-        engine: arguments of ``vllm.LLM``.
+        engine: arguments of ``vllm.LLM``, and how many adapters it takes at once.
         cache: of these, the bytes of merged slices, the workers of the machine, and those that share a GPU.
 
     Attributes:
         model: without a module; its `engine` is a ``vllm.LLM``.
         progress: how far the model is on its way to the plan that is applied.
+        adapter_models: candidates as adapters; ``None`` where all of them are merged.
 
     Raises:
         ConfigError: vLLM cannot be started with these arguments.
@@ -76,7 +85,17 @@ class VllmResident:
         arguments = memory.arguments | dict(engine.arguments)
         if on_host:
             arguments.setdefault("enforce_eager", True)
-        self._llm = _start(pool, arguments, gpus, on_host)
+        fitting = _fitting(pool, engine)
+        try:
+            more = engine_arguments(fitting, engine.adapters) if fitting is not None else {}
+            self._llm = _start(pool, arguments | more, gpus, on_host)
+        except ConfigError as error:
+            if fitting is None:
+                raise
+            _LOG.warning("candidates are merged slice by slice, and not given to vLLM as adapters: %s", error.given)
+            fitting = None
+            _clean_up()
+            self._llm = _start(pool, arguments, gpus, on_host)
         info = pool.info
         self.model = LoadedModel(
             cast(Any, None),
@@ -100,6 +119,13 @@ class VllmResident:
             modules,
         )
         self._call("evomerge_open", address, memory.placement, memory.cache)
+        self.adapter_models: EngineAdapters | None = None
+        try:
+            if fitting is not None:
+                self.adapter_models = EngineAdapters(self._llm, self.model, fitting, engine.adapters, self._hold)
+        except BaseException:
+            self.close()
+            raise
 
     def apply(self, plan: Plan) -> MergeCount:
         """Make the engine's model the one that `plan` describes, computing only slices that it does not hold.
@@ -131,17 +157,28 @@ class VllmResident:
         count.seconds = time.perf_counter() - start
         return count
 
+    def _hold(self, plan: Plan) -> MergeCount:
+        """Let the engine have a plan, without requests that an earlier candidate has left: a broken-off one's."""
+        if any(self._held.get(entry.slice) != entry.key for entry in plan.slices):
+            return self.apply(plan)
+        self._drop_requests()
+        return MergeCount(kept=len(plan.slices))
+
+    def _drop_requests(self) -> None:
+        """End requests of a candidate whose scoring was broken off."""
+        engine = self._llm.llm_engine
+        if engine.has_unfinished_requests():
+            engine.abort_request(list(engine.output_processor.request_states), internal=True)
+            while engine.has_unfinished_requests():
+                engine.step()
+
     def reset_prefix_cache(self) -> None:
         """Forget keys and values of prompts that former weights have read.
 
         Raises:
             DeviceLostError: the engine keeps them: its next texts would begin with another model's.
         """
-        engine = self._llm.llm_engine
-        if engine.has_unfinished_requests():  # of a candidate whose scoring was broken off
-            engine.abort_request(list(engine.output_processor.request_states), internal=True)
-            while engine.has_unfinished_requests():
-                engine.step()
+        self._drop_requests()
         if not self._llm.reset_prefix_cache():
             raise DeviceLostError(
                 "vLLM's prefix cache could not be reset: what it keeps is of other weights",
@@ -160,6 +197,9 @@ class VllmResident:
         """End the engine and give its memory back."""
         POOLS.pop(self._token, None)
         self.model.engine = None
+        if self.adapter_models is not None:
+            self.adapter_models.close()
+            self.adapter_models = None
         llm = self.__dict__.pop("_llm", None)
         if llm is not None:
             _stop(llm)
@@ -185,6 +225,16 @@ class VllmResident:
             if isinstance(answer, Failure):
                 raise answer.error
         return answers[0]
+
+
+def _fitting(pool: Pool, engine: EngineSettings) -> FittingAdapters | None:
+    """What the engine takes as adapters; ``None`` where it is not to, or the pool is none of adapters."""
+    if not engine.adapters:
+        return None
+    try:
+        return FittingAdapters(pool, engine.arguments.get("max_lora_rank"))
+    except RecipeError:  # said where the search was checked
+        return None
 
 
 def _module_of(method: Any) -> str:
@@ -248,6 +298,11 @@ def _stop(llm: Any) -> None:
     if core is not None:
         core.shutdown()
     del llm, core
+    _clean_up()
+
+
+def _clean_up() -> None:
+    """Give back what vLLM has of this process."""
     if "vllm.distributed" in sys.modules:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
 from evomerge.candidate import Candidate, Evaluation, Part, Split
-from evomerge.errors import DeviceLostError, EvomergeError, InfeasibleError, one_line
+from evomerge.errors import NoMemoryError, one_line
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import await_memory, choose_device
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.references import references
-from evomerge.evaluation.residents import hold
+from evomerge.evaluation.residents import adapter_models_of, hold
 from evomerge.evaluation.several import SeveralCandidates, require_finite
+from evomerge.evaluation.together import TogetherScorer, failure
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.merge.resident.merge_count import MergeCount
@@ -132,8 +133,64 @@ class Worker:
             FitnessError: the fitness cannot be prepared: the same.
             DeviceLostError: the GPU or the engine failed: no candidate can be evaluated in this process any more.
         """
+        return self.evaluate_together([candidate], split)[0]
+
+    def evaluate_together(self, candidates: Sequence[Candidate], split: Split = "search") -> list[Evaluation]:
+        """`evaluate` several candidates, in order; at once those that are one model and terms of low rank.
+
+        These are adapters of the model that an engine has, or adapters of one base and perturbations of one model that
+        a module scores in one forward; equal to one at a time up to rounding. What fails for one fails for it alone.
+
+        Raises:
+            PoolError, FitnessError, DeviceLostError: as for `evaluate`.
+        """
         fitness = self.fitness(split)
         self._pool.require_unchanged()
+        models, found = adapter_models_of(self._resident), dict[int, Evaluation]()
+        if models is not None and hasattr(fitness, "run_together"):
+            scorer = TogetherScorer(models, self._plan, self._scores, require_finite)
+            own = [replace(c, recipe=None) if self._is_switched(c, fitness) else c for c in candidates]
+            start, failed = time.perf_counter(), None
+            try:
+                found = self._with_room(lambda: scorer.evaluate(fitness, own, split), "to score candidates together")
+            except NoMemoryError as error:
+                failed = error.with_traceback(None)
+            if failed is not None and len(candidates) == 1:
+                return [failure(candidates[0], split, failed, start)]
+            if failed is not None:
+                return [self.evaluate(candidate, split) for candidate in candidates]
+        elif len(candidates) > 1:
+            found = self._in_one_module(candidates, fitness, split)
+        return [found.get(n) or self._merged(candidate, fitness, split) for n, candidate in enumerate(candidates)]
+
+    def _in_one_module(self, candidates: Sequence[Candidate], fitness: Fitness, split: Split) -> dict[int, Evaluation]:
+        """The evaluations of those that are scored in one forward, by their places."""
+        several, part = self._several, candidates[0].part
+        if several is None or self._engine.quantises(split) or any(own.part != part for own in candidates):
+            return {}
+        self._resident.full = True
+        places = {own.id: place for place, own in enumerate(candidates)}
+        plain = [own for own in candidates if own.recipe is not None and not self._is_switched(own, fitness)]
+        found: dict[int, Evaluation] = {}
+        for group in several.groups(plain, self._plan):
+            with self._scores():
+                found |= {places[number]: own for number, own in several.run(group, fitness, split).items()}
+        return found
+
+    @contextmanager
+    def _scores(self) -> Iterator[None]:
+        self._scoring = True
+        try:
+            yield
+        finally:
+            self._scoring = False
+
+    @staticmethod
+    def _is_switched(candidate: Candidate, fitness: Fitness) -> bool:
+        return candidate.recipe is not None and scores_switched(candidate.recipe, fitness)
+
+    def _merged(self, candidate: Candidate, fitness: Fitness, split: Split) -> Evaluation:
+        """Merge one candidate, and score it."""
         outcome = Evaluation(candidate.id, "failed", split)
         if candidate.recipe is None:
             return replace(outcome, status="infeasible", error="the genome has no recipe")
@@ -142,15 +199,8 @@ class Worker:
             recipe, part, what = candidate.recipe, candidate.part, f"to merge and score candidate {candidate.id}"
             self._resident.full = not self._engine.quantises(split)
             count, merging, scores = self._with_room(lambda: self._score(recipe, fitness, part), what)
-        except InfeasibleError as error:
-            return replace(outcome, status="infeasible", error=str(error), seconds=_elapsed(start))
-        except DeviceLostError:  # an engine's
-            raise
         except Exception as error:
-            if device_lost(error):
-                raise lost(error) from error
-            trace = "" if isinstance(error, EvomergeError) else traceback.format_exc()
-            return replace(outcome, error=one_line(error), seconds=_elapsed(start), traceback=trace)
+            return failure(candidate, split, error, start)
         scored = time.perf_counter() - start - merging
         model = scores.seconds.get("model", scored)  # a fitness that measures nothing spends its time in the model
         seconds = {"merge": merging - count.noted, "model": model, "other": max(0.0, scored - model)}
@@ -171,33 +221,6 @@ class Worker:
             tokens=scores.tokens,
             apart=apart,
         )
-
-    def evaluate_several(self, candidates: Sequence[Candidate], split: Split = "search") -> list[Evaluation]:
-        """`evaluate` each, those at once that are one model and terms of low rank: adapters, perturbations.
-
-        Args:
-            candidates: to be scored on the same items.
-            split: of the items.
-
-        Returns:
-            The evaluations, in order; equal to those of one at a time up to rounding. What fails for one fails for it
-            alone.
-
-        Raises:
-            PoolError, FitnessError, DeviceLostError: as `evaluate`.
-        """
-        fitness, found = self.fitness(split), dict[int, Evaluation]()
-        if self._several is not None and not self._engine.quantises(split):
-            self._pool.require_unchanged()
-            self._resident.full = True
-            plain = [own for own in candidates if own.recipe is not None and not scores_switched(own.recipe, fitness)]
-            for group in self._several.groups(plain, self._plan):
-                self._scoring = True
-                try:
-                    found |= self._several.run(group, fitness, split)
-                finally:
-                    self._scoring = False
-        return [found.get(candidate.id) or self.evaluate(candidate, split) for candidate in candidates]
 
     def _apart(self, candidate: Candidate) -> Mapping[str, float]:
         """How far the search's way to score is from the stock tool's on the present model; its failure is only said."""
@@ -284,7 +307,3 @@ def scores_switched(recipe: Recipe, fitness: Any) -> bool:
         return False
     switch = switch_of(recipe)
     return switch is not None and len(switch.tasks) > 1
-
-
-def _elapsed(start: float) -> dict[str, float]:
-    return {"merge": 0.0, "model": 0.0, "other": time.perf_counter() - start}

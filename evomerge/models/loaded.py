@@ -92,6 +92,7 @@ class LoadedModel:
         states: hidden states to begin with; ``None`` where none are kept.
         engine: what has the weights and generates, a ``vllm.LLM``; `module` is then ``None``.
         served: where the model is on a server; `module` is then ``None``.
+        adapter: with which the engine is asked, vLLM's ``LoRARequest``; ``None`` for the engine's own weights.
     """
 
     module: PreTrainedModel
@@ -103,6 +104,7 @@ class LoadedModel:
     states: KeptStates | None = field(default=None, repr=False, compare=False)
     engine: Any = field(default=None, repr=False, compare=False)
     served: Served | None = field(default=None, repr=False, compare=False)
+    adapter: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

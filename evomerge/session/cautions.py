@@ -10,6 +10,7 @@ from rich.text import Text
 from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError
+from evomerge.evaluation.worker_builder import workers_of
 from evomerge.genomes.arrays import ArraySpec
 from evomerge.genomes.lineages import LineageSpec
 from evomerge.genomes.perturbations import PerturbationSpec
@@ -73,15 +74,16 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
             _warn(caution, _BOLD)
     _warn_of_genes(config, parts)
     slots, ordered = parts.evaluator.slots, config.search.ordered
+    places = "workers" if slots == workers_of(parts.evaluator) else "places at workers"
     if ordered and config.search.in_flight is None and slots > 1 and getattr(parts.strategy, "asynchronous", False):
         _warn(
             f"in order, the strategy's own batch is evaluated at a time, which may leave some of "
-            f"{slots} workers idle; set search.in_flight={slots}, or search.ordered=false"
+            f"{slots} {places} idle; set search.in_flight={slots}, or search.ordered=false"
         )
     popsize = getattr(getattr(parts.strategy, "inner", parts.strategy), "popsize", slots)
     if not ordered and popsize < slots:
         _warn(
-            f"{slots} workers and a generation of {popsize}: most of what arrives was drawn {slots // popsize} moves "
+            f"{slots} {places} and a generation of {popsize}: most of what arrives was drawn {slots // popsize} moves "
             f"before; set strategy.popsize={slots}"
         )
     if config.held_out is None:

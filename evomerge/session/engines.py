@@ -147,19 +147,19 @@ def check_held(engine: EngineSettings, pool: Pool, spaces: Sequence[SearchSpace]
     else:
         return
     for space, key in zip(spaces, keys, strict=True):
-        for plan in _some_plans(space, pool):
+        for plan in some_plans(space, pool):
             refusal = refusing(plan)
             if refusal:
                 given = f"evaluator.engine is {engine.name}, and {key} describes models that it cannot hold: {refusal}"
                 raise ConfigError(given, allowed, advice)
 
 
-def _some_plans(space: SearchSpace, pool: Pool) -> Iterator[Plan]:
-    """The plans of some genomes, the space's start first."""
+def some_plans(space: SearchSpace, pool: Pool, genomes: int = _GENOMES) -> Iterator[Plan]:
+    """The plans of so many genomes, the space's start first."""
     from evomerge.merge.planning.plan import make_plan
 
     spec: Any = space.spec
     rng = np.random.default_rng(0)
-    for number in range(_GENOMES):
+    for number in range(genomes):
         with contextlib.suppress(EvomergeError):  # some genomes have no recipe
             yield make_plan(space.decode(spec.sample(rng) if number else spec.initial), pool)

@@ -19,6 +19,7 @@ from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import computes_on_host, gpus_of_worker
 from evomerge.evaluation.limits import sharing
 from evomerge.evaluation.vllm_memory import engine_parts
+from evomerge.evaluation.worker_builder import workers_of
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.notes_memory import device_sources, load_kernels, notes_memory, scratch_memory
 from evomerge.merge.execution.sources import DEVICE_SHARE, NOTES_SHARE
@@ -95,7 +96,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
         return None
     on_host = computes_on_host(config.evaluator)
     place: Place = "host" if on_host else "device"
-    workers = max(1, parts.evaluator.slots)
+    workers = workers_of(parts.evaluator)
     plans = sample_plans(config, parts, pool)
     cache: CacheSettings = getattr(parts.evaluator, "cache_settings", CacheSettings())
     engine = engine_of(config)
@@ -107,6 +108,7 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     if engine.is_vllm:
         cache = replace(cache, states=0)
         forwards = engine_parts(pool, cache, engine) if on_host else []
+        forwards += parts.adapters.memory if on_host and parts.adapters is not None else []
     if engine.is_server:  # which has the models; here are the adapters' files
         process = MemoryPart("process", process_memory(), "Python, its libraries and the items")
         shipped = getattr(parts.evaluator, "built_from", "") == "shipped worker"

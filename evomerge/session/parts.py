@@ -24,6 +24,7 @@ from evomerge.search.racing.race import Race
 from evomerge.search.racing.settings import AUTO
 from evomerge.search.stopping import StopRules
 from evomerge.search.warm_start import WarmStartSources
+from evomerge.session.adapters import AdapterPlan, plan_adapters
 from evomerge.session.builders import (
     check_asynchronous,
     check_fitnesses,
@@ -71,6 +72,7 @@ class Parts:
         validation: of the finalists' own items; ``None`` where they are those of the search.
         left_open: keys of the race and of priors that were ``auto``, and have been settled.
         unread_prior: a prior that is settled once the models are read, in words; empty where there is none.
+        adapters: how candidates go to vLLM; ``None`` where another engine scores.
         fitted: keys of search spaces that were chosen by the number of evaluations, with their values.
     """
 
@@ -94,6 +96,7 @@ class Parts:
     rescores: bool = False
     quantised: Mapping[str, Any] = field(default_factory=dict)
     rules: StopRules = field(default_factory=StopRules)
+    adapters: AdapterPlan | None = None
     calibration: Calibration | None = None
     calibration_seconds: float = 0.0
 
@@ -160,10 +163,13 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     nodes = phase_nodes(config, pool.info if pool is not None else None, measure)
     fitted = fit_spaces(nodes, pool.info) if pool is not None else ()
     spaces = [node.space(None) for node in nodes]
+    adapters = None
     if pool is not None:
         check_quantised(engine, pool, config.evaluator)
         check_vllm_heads(engine, pool, config.evaluator)
         check_held(engine, pool, spaces, [node.key for node in nodes])
+        adapters = plan_adapters(engine, pool, spaces, [node.key for node in nodes], list(fitnesses.values()))
+        local.engine = engine = replace(engine, adapters=adapters.at_once if adapters is not None else 0)
     phases = [node.phase(config, objectives) for node in nodes]
     strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]
     for phase, strategy in zip(phases, strategies, strict=True):
@@ -182,7 +188,7 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     check_apart(documents, held_out)
     if evaluator is None:  # a cluster is not connected to for tasks that are none
         assert pool is not None
-        evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool, session))
+        evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool, session, engine.adapters))
     racing = to_builtin(config.search.racing)
     left_open = [f"search.racing.{key}" for key in ("first", "most") if racing[key] == AUTO]
     race, choice = chosen_race(config, fitness, strategies)
@@ -198,7 +204,7 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     parts = pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers
     more: dict[str, Any] = {"race": race, "race_choice": choice, "finalists": finalists, "rules": rules}
     more |= {"validation": validation, "left_open": [*left_open, *open_priors], "unread_prior": unread}
-    more |= {"rescores": rescores, "quantised": engine.event}
+    more |= {"rescores": rescores, "quantised": engine.event, "adapters": adapters}
     return Parts(*parts, fitted=fitted, calibration=calibration, **more)
 
 
@@ -216,6 +222,11 @@ class _LocalBuilder:
     engine: EngineSettings
     pool: Pool | None = None
 
+    @property
+    def together(self) -> int:
+        """How many candidates the worker takes at once."""
+        return max(1, self.engine.adapters) if self.engine.is_vllm else 1
+
     def __call__(self, **settings: Any) -> Worker:
         """Build it, once the pool is there."""
         from evomerge.evaluation.worker import Worker
@@ -224,14 +235,14 @@ class _LocalBuilder:
         return Worker(self.pool, self.fitnesses, engine=self.engine, **settings)
 
 
-def _shipped(config: Config, pool: Pool, session: str) -> ShippedBuilder:
-    """Builds a worker in another process, which opens its own pool."""
+def _shipped(config: Config, pool: Pool, session: str, adapters: int) -> ShippedBuilder:
+    """Builds a worker in another process, which opens its own pool; it takes so many adapters at once."""
     from evomerge.session.remote_worker import remote_worker
 
-    remote = functools.partial(
-        remote_worker, to_builtin(config), dict(pool.info.refs), os.getcwd(), pool.info.calibration, session
-    )
-    return ShippedBuilder(remote, own_files([*config.imports, *_targets(config)]))
+    plain = to_builtin(config)
+    plain["evaluator"]["adapters_at_once"] = adapters
+    remote = functools.partial(remote_worker, plain, dict(pool.info.refs), os.getcwd(), pool.info.calibration, session)
+    return ShippedBuilder(remote, own_files([*config.imports, *_targets(config)]), max(1, adapters))
 
 
 def _with_cache(config: Config) -> Any:

@@ -13,7 +13,7 @@ from evomerge.run.folder import RunFolder
 from evomerge.session.calibration_rows import watched_statistics
 from evomerge.session.cautions import warn_settings
 from evomerge.session.ending import has_ended
-from evomerge.session.parts import build_parts
+from evomerge.session.parts import Parts, build_parts
 from evomerge.session.progress import Progress
 from evomerge.session.resume import open_run
 from evomerge.session.run import run
@@ -48,11 +48,18 @@ def _search(config: Config) -> RunFolder:
     warn_settings(config, parts, estimate_memory(config, parts))
     if parts.race_choice is not None and config.display != "quiet":
         console.print(f"search.racing.first=auto: {parts.race_choice}", soft_wrap=True, markup=False)
+    _say_adapters(parts, config.display)
     with (
         settled_collector(),
         Progress(config.run_dir, config.search.evaluations, parts.evaluator, config.display) as progress,
     ):
         return run(config, parts, [progress])
+
+
+def _say_adapters(parts: Parts, display: str) -> None:
+    """Say how candidates go to vLLM, where it scores."""
+    if parts.adapters is not None and display != "quiet":
+        console.print(f"candidates go to vLLM {parts.adapters}", soft_wrap=True, markup=False, highlight=False)
 
 
 def resume(
@@ -97,6 +104,7 @@ def _resume(
     parts.calibration_seconds = watched_statistics(config, parts.calibration)
     say(f"{again.record.count('told', 'search')} evaluations are in the ledger")
     shown = display or config.display
+    _say_adapters(parts, shown)
     with (
         settled_collector(),
         Progress(str(path), config.search.evaluations, parts.evaluator, shown, again=True) as progress,

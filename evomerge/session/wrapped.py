@@ -23,6 +23,11 @@ class WrappedEvaluator:
         """Those of the other evaluator."""
         return self._evaluator.slots
 
+    @property
+    def together(self) -> int:
+        """How many candidates each worker of the other evaluator takes at once."""
+        return int(getattr(self._evaluator, "together", 1))
+
     def withdraw(self) -> list[int]:
         """Those that the other evaluator has not begun with, by id; they will not come back."""
         withdraw: Callable[[], list[int]] = getattr(self._evaluator, "withdraw", list)

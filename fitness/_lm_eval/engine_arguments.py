@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import FitnessError
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.forwards import Forwards
+
+if TYPE_CHECKING:
+    from evomerge.candidate import Part
+    from evomerge.models.loaded import LoadedModel
+    from evomerge.protocols import Scores
 
 _DEFAULTS = ModelArguments()
 _WHY: Mapping[str, Mapping[str, str]] = {
@@ -31,6 +37,14 @@ class TakesEngines:
 
     _arguments: ModelArguments
     _forwards: Forwards
+
+    def run_together(self, models: Sequence[LoadedModel], parts: Sequence[Part | None]) -> list[Scores | Exception]:
+        """`run` for several models of one engine, each with an adapter of its own; what one raises is in its place."""
+        from fitness._lm_eval.scored import scores_together
+
+        own: Any = self
+        found, own._scored = scores_together(own._ready(), models, parts, *own._how())
+        return found
 
     def check_engine(self, engine: str) -> None:
         """Raise `FitnessError` for what lm-eval's model for an engine (``vllm``, ``server``) has no argument for."""

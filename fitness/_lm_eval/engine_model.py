@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -15,6 +13,7 @@ from evomerge.errors import FitnessError
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.captured_requests import CapturesRequests
 from fitness._lm_eval.document_errors import no_prompt, not_finite, tokenising
+from fitness._lm_eval.watched_engine import NotFiniteText, Script, Unanswered, WatchedEngine
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
@@ -26,53 +25,6 @@ _SAMPLING_SEED = 1234
 def says_nothing(gen_kwargs: Mapping[str, Any]) -> bool:
     """Whether generation settings leave it open how tokens are chosen."""
     return gen_kwargs.get("do_sample") is None and gen_kwargs.get("temperature") is None
-
-
-class NotFiniteText(Exception):
-    """A text was written from scores that are not finite: the tokens of its prompt."""
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        super().__init__(tokens)
-        self.tokens = tuple(tokens)
-
-
-class WatchedEngine:
-    """An engine as stock code uses it: without a bar, with its time measured, and with texts that are not finite found.
-
-    Args:
-        llm: a ``vllm.LLM``.
-
-    Attributes:
-        seconds: spent in it.
-    """
-
-    def __init__(self, llm: Any) -> None:
-        self._llm = llm
-        self.seconds = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._llm, name)
-
-    def generate(self, prompts: Sequence[Any], sampling_params: Sequence[Any], **options: Any) -> list[Any]:
-        """As ``vllm.LLM.generate``.
-
-        Raises:
-            NotFiniteText: of a text that is written, the score of a token is NaN or infinite: vLLM writes on.
-        """
-        writes = [params.prompt_logprobs is None for params in sampling_params]
-        for params, own in zip(sampling_params, writes, strict=True):
-            if own and params.logprobs is None:
-                params.logprobs = 0  # of the tokens that are written; which these are stays as it is
-        start = time.perf_counter()
-        outputs: list[Any] = self._llm.generate(
-            prompts, sampling_params=sampling_params, **{**options, "use_tqdm": False}
-        )
-        self.seconds += time.perf_counter() - start
-        for output, own in zip(outputs, writes, strict=True):
-            score = output.outputs[0].cumulative_logprob if own else 0.0
-            if score is not None and not math.isfinite(score):
-                raise NotFiniteText(output.prompt_token_ids)
-        return outputs
 
 
 class EngineLM(CapturesRequests, stock.VLLM):
@@ -115,6 +67,7 @@ class EngineLM(CapturesRequests, stock.VLLM):
         """Score with another engine from now on, one like the first."""
         if self.engine._llm is not model.engine:
             self.engine = self.model = WatchedEngine(model.engine)
+        self.engine.adapter = model.adapter
 
     def require_room(self, instance: Any) -> None:
         """Raise `FitnessError` when an instance asks for more tokens than there are positions, or has no prompt."""
@@ -146,6 +99,43 @@ class EngineLM(CapturesRequests, stock.VLLM):
         except NotFiniteText as error:
             raise not_finite(self._instance_of(error.tokens, instances), "a next-token score") from None
         return answers, self.engine.seconds - before
+
+    def answer_together(
+        self, kind: str, instances: Sequence[Sequence[Any]], models: Sequence[LoadedModel]
+    ) -> tuple[list[list[Any] | Exception], float]:
+        """`answer` for several candidates at once, and the seconds spent in the engine for all of them.
+
+        Stock code is run for each until it asks the engine, what all of them ask goes there in one call, and stock code
+        is run again with the answers.
+
+        Args:
+            kind: a request type of lm-eval.
+            instances: each candidate's requests of this type; they may be the same.
+            models: the candidates', on one engine with an adapter each.
+
+        Returns:
+            Of each candidate the answers, or what it raised.
+        """
+        self.rebind(models[0])
+        before, found = self.engine.seconds, dict[int, list[Any] | Exception]()
+        scripts = [Script() for _ in models]
+        try:
+            while len(found) < len(models):
+                for number in (n for n in range(len(models)) if n not in found):
+                    scripts[number].place = 0
+                    self.engine.script = scripts[number]
+                    try:
+                        found[number] = self.answer(kind, instances[number])[0]
+                    except Unanswered:
+                        continue
+                    except Exception as error:
+                        found[number] = error
+                asking = [number for number in range(len(models)) if number not in found]
+                if asking:
+                    self.engine.answer([scripts[n] for n in asking], [models[n].adapter for n in asking])
+        finally:
+            self.engine.script = None
+        return [found[number] for number in range(len(models))], self.engine.seconds - before
 
     def _instance_of(self, tokens: tuple[int, ...], instances: Sequence[Any]) -> Any:
         """The instance of a prompt, which may have lost its beginning."""

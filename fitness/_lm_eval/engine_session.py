@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from evomerge.candidate import Part
 from evomerge.errors import FitnessError
-from fitness._lm_eval.answered_requests import AnsweredRequests
+from fitness._lm_eval.answered_requests import AnsweredRequests, Answers
 from fitness._lm_eval.chat import check_tokens
 from fitness._lm_eval.engine_model import EngineLM, engine_version, says_nothing
-from fitness._lm_eval.isolation import quietly
+from fitness._lm_eval.isolation import quietly, unlogged
 from fitness._lm_eval.scoring import TaskScorer
 
 if TYPE_CHECKING:
@@ -60,6 +61,31 @@ class EngineSession(AnsweredRequests):
         room = lm.max_length - 1  # vLLM writes a token after what it scores
         self._require_sound(by_type.get("loglikelihood", []), room)
         self._require_rows(by_type, lm._config.get_text_config().vocab_size)
+
+    def ask_together(self, models: Sequence[LoadedModel], places: Sequence[Part]) -> list[Answers | Exception]:
+        """What several candidates answer on documents of their own, at once; or what a candidate's answers raised.
+
+        Seconds in the engine are divided by the number of requests.
+
+        Args:
+            models: on one engine, with an adapter each.
+            places: each candidate's documents by task.
+        """
+        found: list[Answers | Exception] = [Answers() for _ in models]
+        asked = [self._by_type(own) for own in places]
+        for kind in dict.fromkeys(kind for own in asked for kind in own):
+            going = [n for n, own in enumerate(asked) if kind in own and isinstance(found[n], Answers)]
+            instances = [asked[n][kind] for n in going]
+            with unlogged():
+                answers, spent = self._lm.answer_together(kind, instances, [models[n] for n in going])
+            each = spent / max(1, sum(map(len, instances)))
+            for number, given in zip(going, answers, strict=True):
+                own = found[number]
+                if isinstance(given, Exception):
+                    found[number] = given
+                elif isinstance(own, Answers):
+                    own.add(kind, given, each * len(given))
+        return found
 
     def decides(self) -> dict[str, Any]:
         """What of it goes into a fingerprint."""

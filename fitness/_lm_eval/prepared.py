@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from fitness._lm_eval.terms import RESPONSE_LENGTH
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel, Several
+    from fitness._lm_eval.answered_requests import Answers
     from fitness._lm_eval.engine_session import EngineSession
     from fitness._lm_eval.server_session import ServerSession
 
@@ -62,6 +64,26 @@ class Prepared:
             model, several, self.session.whole if part is None else self._places(part)
         )
 
+    def ask_together(
+        self, models: Sequence[LoadedModel], parts: Sequence[Part | None]
+    ) -> list[Callable[[Prepared], tuple[dict[str, RawValues], float, dict[str, float]]]]:
+        """`score` for several candidates of one engine, in two steps: all of them are asked now, in one batch; what is
+        given back scores one of them, and raises what its answers did.
+
+        Args:
+            models: the candidates', with an adapter each.
+            parts: each candidate's documents.
+
+        Raises:
+            FitnessError: a part without documents of some task, or with others.
+        """
+        session: Any = self.session  # an engine's: no other model has an adapter
+        places = [session.whole if part is None else self._places(part) for part in parts]
+        return [
+            functools.partial(_taken, session, own, answered)
+            for own, answered in zip(places, session.ask_together(models, places), strict=True)
+        ]
+
     def score_switched(
         self, switch: Callable[[str], LoadedModel], terms: Sequence[WeighedTerm], part: Part | None
     ) -> tuple[dict[str, RawValues], float, dict[str, float]]:
@@ -94,6 +116,16 @@ class Prepared:
                 )
                 raise FitnessError(f"a part has {len(places)} documents of task {name!r}", allowed)
         return {name: sorted(set(part[name])) for name in counts}
+
+
+def _taken(
+    session: EngineSession, places: Part, answered: Answers | Exception, ready: Prepared
+) -> tuple[dict[str, RawValues], float, dict[str, float]]:
+    """What `Prepared.score` gives, of what was answered."""
+    if isinstance(answered, Exception):
+        raise answered
+    raw: dict[str, RawValues] = {}
+    return raw, *session.take(places, answered, raw)
 
 
 def prepare(

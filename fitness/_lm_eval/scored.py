@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from evomerge.candidate import Part
 from evomerge.protocols import Scores
@@ -15,6 +16,9 @@ from fitness._lm_eval.prepared import Prepared
 from fitness._lm_eval.response_length import add_response_lengths
 from fitness._lm_eval.responses import responses
 from fitness._lm_eval.scoring import RawValues, all_items
+
+if TYPE_CHECKING:
+    from evomerge.models.loaded import LoadedModel
 
 Scored = tuple[dict[str, RawValues], float, dict[str, float]]
 """Values of documents by task, seconds in model calls, and tokens."""
@@ -54,3 +58,35 @@ def scores(
         items |= add_response_lengths(ready.scorers, ready.session.count_tokens, part, found, metrics)
     timing = {"model": seconds, "other": time.perf_counter() - start - seconds}
     return Scores(found, metrics, items, timing, responses(ready.scorers, raw), tokens), raw
+
+
+def scores_together(
+    ready: Prepared,
+    models: Sequence[LoadedModel],
+    parts: Sequence[Part | None],
+    tasks: TaskSet,
+    terms: Sequence[WeighedTerm],
+    generators: AbstractContextManager[Any],
+    response_length: bool,
+) -> tuple[list[Scores | Exception], dict[str, RawValues]]:
+    """`scores` of several models of one engine that are asked at once; what one raises stands in its place.
+
+    Args:
+        ready, tasks, terms, generators, response_length: as for `scores`.
+        models: with an adapter each.
+        parts: each one's documents; ``None`` for all.
+
+    Returns:
+        The scores, and the values of documents of the last model that has any.
+    """
+    found: list[Scores | Exception] = []
+    raw: dict[str, RawValues] = {}
+    for score, part in zip(ready.ask_together(models, parts), parts, strict=True):
+        try:
+            own, raw = scores(ready, score, part, tasks, terms, generators, response_length)
+        except Exception as error:
+            found.append(error)
+        else:
+            seconds = {**own.seconds, "other": own.seconds["other"] + own.seconds["model"]}
+            found.append(replace(own, seconds=seconds))
+    return found, raw

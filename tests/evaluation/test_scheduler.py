@@ -139,3 +139,59 @@ def test_withdrawn_is_what_no_worker_holds() -> None:
     list(some.assign())
     assert some.withdraw() == [5, 6]
     assert held(some.taken[0]) == [4]
+
+
+def together(count: int, workers: int, timeout: float | None = None) -> Scheduler:
+    found = Scheduler(2, timeout, count)
+    for number in range(workers):
+        found.taken.append(WorkerSlot(f"worker {number}", None, begun=True, splits={"search"}))
+    return found
+
+
+def test_idle_workers_share_what_waits_and_take_several_at_once() -> None:
+    some = together(4, 2)
+    queue(some, *range(6))
+    list(some.assign_together())
+    assert [held(slot) for slot in some.taken] == [[0, 1, 2], [3, 4, 5]]
+    queue(some, *range(6, 16))
+    assert list(some.assign_together()) == []  # nobody is idle, and nothing is given ahead
+    for job in list(some.taken[1].jobs):
+        some.finish(some.taken[1], job, 1.0)
+    list(some.assign_together())
+    assert held(some.taken[1]) == [6, 7, 8, 9]
+    some.taken[0].jobs.clear()
+    some.queue[1].split = "held_out"
+    list(some.assign_together())
+    assert held(some.taken[0]) == [10]
+
+
+def test_of_several_at_once_none_is_blamed_and_each_is_tried_alone() -> None:
+    some = together(4, 1)
+    queue(some, 1, 2, 3)
+    list(some.assign_together())
+    assert some.vacate(some.taken[0], caused_failure=True, final=True) is None
+    assert [(job.candidate.id, job.deaths, job.alone) for job in some.queue] == [
+        (1, 0, True),
+        (2, 0, True),
+        (3, 0, True),
+    ]
+    some.taken = together(4, 1).taken
+    list(some.assign_together())
+    assert held(some.taken[0]) == [1]
+    assert some.vacate(some.taken[0], caused_failure=True) is None
+    some.taken = together(4, 1).taken
+    list(some.assign_together())
+    given_up = some.vacate(some.taken[0], caused_failure=True)
+    assert given_up is not None
+    assert (given_up.candidate.id, given_up.deaths) == (1, 2)
+
+
+def test_several_at_once_may_take_as_many_times_as_long() -> None:
+    some = together(4, 1, timeout=10)
+    queue(some, 1, 2, 3)
+    list(some.assign_together())
+    some.taken[0].since = time.monotonic() - 29
+    assert not some.overdue()
+    assert 0.01 <= some.pause(60) <= 1
+    some.taken[0].since -= 2
+    assert some.overdue() == some.taken

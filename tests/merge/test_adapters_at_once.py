@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import ConfigError, FitnessError
+from evomerge.evaluation.engine_settings import EngineSettings
+from evomerge.evaluation.limits import check_at_once
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.worker import Worker
 from evomerge.merge.adapters.at_once import AtOnce, Term
@@ -217,7 +219,7 @@ def test_a_worker_scores_adapters_at_once_as_one_at_a_time(pool: Pool) -> None:
     wanted = [one.evaluate(candidate) for candidate in candidates]
     worker = Worker(pool, {"search": together}, device="cpu")
     before = [parameter.detach().clone() for parameter in worker._resident.model.module.parameters()]
-    found = worker.evaluate_several(candidates)
+    found = worker.evaluate_together(candidates)
     assert [own.candidate for own in found] == list(range(len(candidates)))
     assert [own.status for own in found] == [own.status for own in wanted]
     assert [own.status for own in found].count("infeasible") == 1
@@ -237,10 +239,10 @@ def test_one_that_fails_does_not_fail_the_others(pool: Pool) -> None:
     candidates = some(pool)
     plain = [own for own in some(pool) if own.id in (0, 4, 6)]
     scores = [
-        own.objectives["score"] for own in Worker(pool, {"search": Logits()}, device="cpu").evaluate_several(plain)
+        own.objectives["score"] for own in Worker(pool, {"search": Logits()}, device="cpu").evaluate_together(plain)
     ]
     worker = Worker(pool, {"search": Logits(bad=scores[1])}, device="cpu")
-    found = {own.candidate: own for own in worker.evaluate_several(candidates)}
+    found = {own.candidate: own for own in worker.evaluate_together(candidates)}
     assert [found[i].status for i in (0, 4, 6)] == ["ok", "failed", "ok"]
     assert "item 3 has no score" in found[4].error
     assert [found[i].objectives["score"] for i in (0, 6)] == [scores[0], scores[2]]
@@ -252,7 +254,7 @@ def test_what_fails_for_all_together_is_scored_one_at_a_time(pool: Pool, monkeyp
 
     worker = Worker(pool, {"search": Logits()}, device="cpu")
     monkeypatch.setattr("evomerge.evaluation.several.AtOnce", broken)
-    assert [own.status for own in worker.evaluate_several(some(pool))].count("ok") == 6
+    assert [own.status for own in worker.evaluate_together(some(pool))].count("ok") == 6
 
 
 def test_memory_that_ends_makes_groups_smaller(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +269,7 @@ def test_memory_that_ends_makes_groups_smaller(pool: Pool, monkeypatch: pytest.M
     monkeypatch.setattr("evomerge.evaluation.several.AtOnce", scarce)
     worker = Worker(pool, {"search": Logits()}, device="cpu")
     monkeypatch.setattr(worker._resident, "spare_memory", lambda: False)
-    found = worker.evaluate_several(some(pool))
+    found = worker.evaluate_together(some(pool))
     assert [own.status for own in found].count("ok") == 6
     assert sizes[0] == 5
     assert sizes[1:] == [1, 2, 2]
@@ -289,7 +291,7 @@ class Recorded:
         self.asked.append([candidate.id])
         return Evaluation(candidate.id, "ok", split)
 
-    def evaluate_several(self, candidates: list[Candidate], split: Split) -> list[Evaluation]:
+    def evaluate_together(self, candidates: list[Candidate], split: Split) -> list[Evaluation]:
         self.asked.append([own.id for own in candidates])
         return [Evaluation(own.id, "ok", split) for own in candidates]
 
@@ -310,7 +312,7 @@ def test_an_evaluator_hands_on_what_is_scored_on_the_same_items() -> None:
 
 def test_candidates_that_take_too_long_together_are_told_apart() -> None:
     class Slow(Recorded):
-        def evaluate_several(self, candidates: list[Candidate], split: Split) -> list[Evaluation]:
+        def evaluate_together(self, candidates: list[Candidate], split: Split) -> list[Evaluation]:
             self.asked.append([own.id for own in candidates])
             while True:
                 pass
@@ -330,15 +332,18 @@ def test_candidates_that_take_too_long_together_are_told_apart() -> None:
     assert worker.asked == [[0, 1, 2], [0], [2]]
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5, True, "many"])
+@pytest.mark.parametrize("value", [5000, -1, 2.5, True, "many"])
 def test_a_number_that_is_none_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="adapters_at_once"):
         LocalEvaluator(lambda **_: None, adapters_at_once=value)  # type: ignore[arg-type, return-value]
 
 
 def test_other_engines_are_refused() -> None:
-    with pytest.raises(ConfigError, match="engine is vllm"):
-        LocalEvaluator(lambda **_: None, adapters_at_once=4, engine="vllm")  # type: ignore[arg-type, return-value]
+    server = {"url": "localhost:8000", "model": "m", "adapters": "x"}
+    with pytest.raises(ConfigError, match="engine is server; how many requests"):
+        EngineSettings.of({"engine": "server", "adapters_at_once": 4, "server": server})
+    with pytest.raises(ConfigError, match="workers on Ray score several candidates at once with vLLM only"):
+        check_at_once(4, "transformers")
 
 
 def test_slices_of_other_layers_are_scored_by_themselves(pool: Pool) -> None:
@@ -353,4 +358,4 @@ def test_slices_of_other_layers_are_scored_by_themselves(pool: Pool) -> None:
     assert worker._several is not None
     groups = worker._several.groups(candidates, worker._plan)
     assert [[own.id for own in group.members] for group in groups] == [[1, 4, 5, 6]]
-    assert worker.evaluate_several(candidates)[0].ok
+    assert worker.evaluate_together(candidates)[0].ok

@@ -268,7 +268,7 @@ def test_a_generation_at_once_is_one_at_a_time(pool: Pool) -> None:
         assert together._several is not None
         (group,) = together._several.groups(candidates, together._plan)
         assert len(group.members) == 7
-        wanted, found = [alone.evaluate(own) for own in candidates], together.evaluate_several(candidates)
+        wanted, found = [alone.evaluate(own) for own in candidates], together.evaluate_together(candidates)
         scores = [own.objectives["score"] for own in found]
         assert scores == pytest.approx([own.objectives["score"] for own in wanted], rel=1e-5)
         assert len(set(scores)) == 7

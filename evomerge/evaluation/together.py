@@ -1,0 +1,176 @@
+"""Several candidates at once: those that are adapters of the model that an engine holds."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from evomerge.candidate import Candidate, Evaluation, Split
+from evomerge.errors import DeviceLostError, EvomergeError, InfeasibleError, one_line
+from evomerge.evaluation.residents import AdapterModels
+from evomerge.merge.planning.slice_plan import Plan
+from evomerge.merge.resident.merge_count import MergeCount
+from evomerge.models.loaded import LoadedModel
+from evomerge.models.memory import device_lost, lost, out_of_memory
+from evomerge.protocols import Fitness, Scores
+from evomerge.recipes.recipe import Recipe
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class _Going:
+    """A candidate on its way.
+
+    Attributes:
+        candidate: it.
+        adapter: that it is.
+        model: with the adapter loaded.
+        count: what that took.
+        start: when it began, by the clock of `time.perf_counter`.
+    """
+
+    candidate: Candidate
+    adapter: Any
+    start: float
+    count: MergeCount
+    model: LoadedModel | None = None
+
+
+class TogetherScorer:
+    """Scores candidates that are adapters at once, and says which are none.
+
+    What one candidate does wrong is its own evaluation's: the others are scored. Where the engine fails with several of
+    them, each is tried alone.
+
+    Args:
+        models: what loads adapters.
+        plan: the plan of a recipe.
+        scoring: entered while models are scored.
+        require: raises for scores that are none.
+    """
+
+    def __init__(
+        self,
+        models: AdapterModels,
+        plan: Callable[[Recipe], Plan],
+        scoring: Callable[[], AbstractContextManager[None]],
+        require: Callable[[Scores], None],
+    ) -> None:
+        self._models, self._plan, self._scoring, self._require = models, plan, scoring, require
+
+    def evaluate(self, fitness: Fitness, candidates: Sequence[Candidate], split: Split) -> dict[int, Evaluation]:
+        """The evaluations of those candidates that are adapters, by their places; the rest are to be merged.
+
+        Args:
+            fitness: one with a method ``run_together``.
+            candidates: with recipes, or without, which are none.
+            split: on which items.
+
+        Raises:
+            DeviceLostError: the engine failed.
+            RuntimeError, MemoryError: there is no memory; nothing is lost by trying again.
+        """
+        found: dict[int, Evaluation] = {}
+        going: dict[int, _Going] = {}
+        for place, candidate in enumerate(candidates):
+            if candidate.recipe is None:
+                continue
+            start = time.perf_counter()
+            try:
+                adapter = self._models.find(self._plan(candidate.recipe))
+            except Exception as error:
+                found[place] = failure(candidate, split, error, start)
+                continue
+            if adapter is not None:
+                going[place] = _Going(candidate, adapter, start, MergeCount(seconds=time.perf_counter() - start))
+        places = list(going)
+        if places:
+            self._models.begin()
+        for first in range(0, len(places), self._models.at_once):
+            group = {place: going[place] for place in places[first : first + self._models.at_once]}
+            found |= self._scored(fitness, group, split)
+        return found
+
+    def _scored(self, fitness: Any, group: Mapping[int, _Going], split: Split) -> dict[int, Evaluation]:
+        found: dict[int, Evaluation] = {}
+        for place, own in group.items():
+            try:
+                own.model, count = self._models.load(own.adapter)
+                own.count.add(count)
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                found[place] = failure(own.candidate, split, error, own.start)
+        rest = {place: own for place, own in group.items() if place not in found}
+        if not rest:
+            return found
+        models, parts = [own.model for own in rest.values()], [own.candidate.part for own in rest.values()]
+        try:
+            with self._scoring():
+                results: Sequence[Scores | Exception] = fitness.run_together(models, parts)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            if isinstance(error, DeviceLostError) or device_lost(error) or len(rest) == 1:
+                only = next(iter(rest.items()))
+                return found | {only[0]: failure(only[1].candidate, split, error, only[1].start)}
+            _LOG.warning("%d candidates failed together, each is tried alone: %s", len(rest), one_line(error))
+        else:
+            for (place, own), result in zip(rest.items(), results, strict=True):
+                found[place] = self._evaluation(own, split, result)
+            return found
+        for place, own in rest.items():  # out of the handler, which holds on to the frames of the error
+            self._models.begin()
+            found |= self._scored(fitness, {place: own}, split)
+        return found
+
+    def _evaluation(self, own: _Going, split: Split, result: Scores | Exception) -> Evaluation:
+        try:
+            if isinstance(result, Exception):
+                raise result
+            self._require(result)
+        except Exception as error:
+            return failure(own.candidate, split, error, own.start)
+        seconds = {"merge": own.count.seconds, "model": 0.0, "other": 0.0, **result.seconds}
+        return Evaluation(
+            own.candidate.id,
+            "ok",
+            split,
+            objectives=result.objectives,
+            metrics=result.metrics,
+            items=result.items,
+            seconds=seconds,
+            merge=own.count.as_dict(),
+            responses=result.responses,
+            tokens=result.tokens,
+        )
+
+
+def failure(candidate: Candidate, split: Split, error: Exception, start: float) -> Evaluation:
+    """The evaluation of a candidate that raised.
+
+    Args:
+        candidate: it.
+        split: on which items.
+        error: what was raised.
+        start: when it began, by the clock of `time.perf_counter`.
+
+    Raises:
+        DeviceLostError: it is not the candidate's fault.
+    """
+    seconds = {"merge": 0.0, "model": 0.0, "other": time.perf_counter() - start}
+    outcome = Evaluation(candidate.id, "failed", split, seconds=seconds)
+    if isinstance(error, InfeasibleError):
+        return replace(outcome, status="infeasible", error=str(error))
+    if isinstance(error, DeviceLostError):  # an engine's
+        raise error
+    if device_lost(error):
+        raise lost(error) from error
+    trace = "" if isinstance(error, EvomergeError) else "".join(traceback.format_exception(error))
+    return replace(outcome, error=one_line(error), traceback=trace)

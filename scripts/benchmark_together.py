@@ -1,0 +1,150 @@
+"""What it saves to score candidates that are adapters at once: vLLM's engine, in one run."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from rich.table import Table
+
+from evomerge.evaluation.cache_settings import CacheSettings
+from evomerge.evaluation.engine_settings import EngineSettings
+from evomerge.evaluation.vllm_resident import VllmResident
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.planning.slice_plan import Plan
+from evomerge.models.opening import open_pool
+from evomerge.models.pool import Pool
+from evomerge.recipes.slices import Input, SliceRecipe
+from fitness._lm_eval.arguments import ModelArguments
+from fitness._lm_eval.engine_session import engine_lm
+from scripts.benchmark_forwards import console
+from scripts.benchmark_generation import CASES, random_model
+
+CANDIDATES = 8
+ADAPTERS, RANK = 3, 8
+SEQUENCES = 64
+"""Requests in a forward, at most."""
+
+
+class Candidates:
+    """An engine and candidates that are new every time.
+
+    Args:
+        pool: a base and adapters of it.
+        adapters: room for so many in the engine; 0 for an engine that merges.
+        instances: what each candidate is asked.
+    """
+
+    def __init__(self, pool: Pool, adapters: int, instances: Sequence[Any]) -> None:
+        arguments = {"max_num_seqs": SEQUENCES, "kv_cache_memory_bytes": 1 << 30, "max_model_len": 512}
+        self.held = VllmResident(pool, "cpu", EngineSettings("vllm", arguments, adapters=adapters), CacheSettings())
+        self._lm: Any = engine_lm(self.held.model, ModelArguments())
+        self._pool, self._instances = pool, list(instances)
+        self._rng = np.random.default_rng(0)
+
+    def plan(self) -> Plan:
+        """A candidate with weights of its own for every adapter and slice."""
+        names = [name for name, _ in self._pool.info.refs if name != "base"]
+        slices = [
+            SliceRecipe(
+                own,
+                "task_arithmetic",
+                tuple(Input(name, None, (("weight", float(self._rng.uniform(0.1, 0.9))),)) for name in names),
+                (),
+                Input("base"),
+            )
+            for own in self._pool.info.slices
+        ]
+        return make_plan(self._pool.info.recipe(slices), self._pool)
+
+    def seconds(self, at_once: int) -> float:
+        """Of `CANDIDATES` candidates, so many at once; 0 for merged one after the other."""
+        plans = [self.plan() for _ in range(CANDIDATES)]
+        start = time.perf_counter()
+        if not at_once:
+            for plan in plans:
+                self.held.apply(plan)
+                self._lm.rebind(self.held.model)
+                self._lm.answer("generate_until", self._instances)
+            return time.perf_counter() - start
+        models = self.held.adapter_models
+        assert models is not None
+        models.begin()
+        for first in range(0, CANDIDATES, at_once):
+            found = [models.find(plan) for plan in plans[first : first + at_once]]
+            loaded = [models.load(adapter)[0] for adapter in found if adapter is not None]
+            answers, _ = self._lm.answer_together("generate_until", [self._instances] * at_once, loaded)
+            assert all(isinstance(own, list) for own in answers)
+        return time.perf_counter() - start
+
+
+def together(names: Sequence[str], prompts: int, tokens: int, threads: int | None, repeats: int) -> None:
+    """Print a row for each case: candidates a second, merged and as adapters.
+
+    Args:
+        names: of `CASES`.
+        prompts: that each candidate goes on with.
+        tokens: that it writes after each.
+        threads: of torch.
+        repeats: medians of so many are given.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    title = f"{prompts} prompts of 10 to 60 tokens, {tokens} written after each, {ADAPTERS} adapters of rank {RANK}"
+    table = Table(title=f"{title}, {torch.get_num_threads()} threads, median of {repeats}")
+    for column in ("case", "merged, candidates/s", "requests/s", "1 at once", "4 at once", "8 at once"):
+        table.add_column(column, justify="left" if column == "case" else "right")
+    rng = random.Random(0)
+    settings = {"until": ["</never>"], "max_gen_toks": tokens}
+    texts = [" ".join(f"w{rng.randrange(400)}" for _ in range(rng.randint(10, 60))) for _ in range(prompts)]
+    instances = [Instance("generate_until", {}, (text, settings), n, task_name="short") for n, text in enumerate(texts)]
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            pool = _pool(name, Path(folder))
+            merging = Candidates(pool, 0, instances)
+            merging.seconds(0)  # the first warms up
+            before = [merging.seconds(0) for _ in range(repeats)]
+            merging.held.close()
+            engine = Candidates(pool, 8, instances)
+            ways = (1, 4, 8)
+            for way in ways:
+                engine.seconds(way)
+            timed = [[engine.seconds(way) for way in ways] for _ in range(repeats)]
+            engine.held.close()
+        merged = statistics.median(before) / CANDIDATES
+        others = [statistics.median(times) / CANDIDATES for times in zip(*timed, strict=True)]
+        each = [f"{1 / own:.2f} ({merged / own:.2f}x)" for own in others]
+        table.add_row(name, f"{1 / merged:.2f}", f"{prompts / merged:.0f}", *each)
+    console.print(table)
+    console.print("merged: slices that changed are merged into an engine without adapters, one candidate at a time")
+
+
+def _pool(name: str, folder: Path) -> Pool:
+    """A base of random weights, and adapters of all of its linear layers."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    lm = random_model(CASES[name], 16)
+    lm.model.save_pretrained(folder / "base")
+    lm.tokenizer.save_pretrained(folder / "base")
+    models = {"base": str(folder / "base")}
+    for number in range(ADAPTERS):
+        plain = AutoModelForCausalLM.from_pretrained(folder / "base")
+        config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear")
+        adapted: Any = peft.get_peft_model(plain, config)
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+        adapted.save_pretrained(folder / f"adapter{number}")
+        models[f"a{number}"] = f"{folder / 'base'}+{folder / f'adapter{number}'}"
+    return open_pool(models, base="base")
