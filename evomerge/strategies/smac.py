@@ -77,7 +77,7 @@ class Smac:
         *,
         seed: int,
         startup: int = 25,
-        batch: int = 4,
+        batch: int = 1,
         trees: int = 10,
         candidates: int = 5000,
         random: float = 0.2,
