@@ -56,7 +56,7 @@ class Smac:
         objectives: one or more.
         seed: of all that is random here.
         startup: evaluations before the first forest, those of a warm start included.
-        batch: proposals of one forest, and how many ``ask(None)`` proposes.
+        batch: proposals of one forest, and how many ``ask(None)`` proposes after the first design.
         trees: of a forest.
         candidates: random genomes among which it looks for improvement, before it climbs.
         random: the probability of a proposal that is drawn at random.
@@ -124,8 +124,10 @@ class Smac:
         self._search = None
 
     def ask(self, n: int | None = None) -> list[Proposal]:
-        """`n` proposals, or a batch."""
-        return [Proposal(self._propose()) for _ in range(self._batch if n is None else max(n, 0))]
+        """`n` proposals; for ``None`` what is left of the first design, then a batch."""
+        if n is None:
+            n = max(self._batch, self._startup - len(self._told) - self._flight.total())
+        return [Proposal(self._propose()) for _ in range(max(n, 0))]
 
     def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Learn from a proposal.
@@ -166,9 +168,9 @@ class Smac:
         self._begin(int(state["seed"]))
         for genome, gains in zip(self._genomes(state["told"]), np.array(state["gains"]).tolist(), strict=True):
             self._learn(genome, gains)
-        self._flight = Counter(self._genomes(state["flight"]))
+        self._flight.update(self._genomes(state["flight"]))
         self._seen.update(self._flight)
-        self._queue = self._genomes(state["queue"])
+        self._queue.extend(self._genomes(state["queue"]))
         self._asked, self._drawn, self._given = (int(count) for count in state["counts"])
         if self._drawn:
             self._sobol.fast_forward(self._drawn)
@@ -261,7 +263,7 @@ class Smac:
         costs = (costs - low) / np.where(high > low, high - low, 1.0)
         costs[np.isnan(costs).any(axis=1)] = 1.0
         if len(self._objectives) == 1:
-            return costs[:, 0]
+            return np.asarray(costs[:, 0])
         weighted = costs * rng.dirichlet(np.ones(len(self._objectives)))
         return np.asarray(weighted.max(axis=1) + RHO * weighted.sum(axis=1))
 

@@ -67,6 +67,8 @@ def test_weights_are_genes_without_a_recipe() -> None:
 
 @pytest.mark.parametrize("option", STRATEGIES)
 def test_strategies(option: str) -> None:
+    if option == "smac":
+        pytest.importorskip("smac", reason="needs pip install 'evomerge[smac]'")
     config: Any = compose_config([f"strategy={option}", "~fitness"])
     spec = space("search_space.resolution=0.1").spec  # a grid: brute force goes through all of it
     node, _ = without_prior(config.strategy, "strategy")

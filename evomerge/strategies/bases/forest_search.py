@@ -92,7 +92,8 @@ class ForestSearch:
         lowest = float(forest.predict(self.marked(rows))[0].min())
 
         def improvement(points: Array) -> Array:
-            return log_improvement(*forest.predict(self.marked(points)), lowest)
+            mean, variance = forest.predict(self.marked(points))
+            return log_improvement(mean, variance, lowest)
 
         drawn = self._snapped(rng.random((self._candidates, self._numbers)))
         drawn = np.hstack([drawn, rng.integers(0, self._counts, (self._candidates, len(self._counts)))])
@@ -198,7 +199,7 @@ class ForestSearch:
         return rows
 
 
-class _Forest(RandomForest):  # type: ignore[misc]
+class _Forest(RandomForest):
     def _impute_inactive(self, X: Array) -> Array:
         """What does not act is marked already."""
         return X
