@@ -29,6 +29,7 @@ FIRST = {
     "lineage": "linear",
     "switch": "emr_switch",
     "checkpoints": "linear",
+    "layer_methods": "linear",
 }
 """Methods at the start of the options that are not called after theirs."""
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))

@@ -222,7 +222,7 @@ def log_improvement(mean: Array, variance: Array, lowest: float) -> Array:
     """Logarithm of the improvement that is expected of costs whose logarithms are normal, shape ``(points,)``.
 
     ``e^lowest Phi(v) - e^(variance / 2 + mean) Phi(v - s)`` with ``v = (lowest - mean) / s`` (Watanabe, arXiv
-    2411.18095). -inf where rounding leaves nothing.
+    2411.18095). -inf where rounding leaves no difference.
 
     Args:
         mean, variance: of the logarithm, shape ``(points, 1)``.
