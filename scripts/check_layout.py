@@ -23,6 +23,8 @@ DOORS = {
     "cma": ("evomerge.strategies.cma_es",),
     "cmaes": ("evomerge.strategies.catcma", "evomerge.strategies.bases.acting_catcma"),
     "ribs": ("evomerge.strategies.archives.ribs_import",),
+    "smac": ("evomerge.strategies.bases.forest_search",),
+    "ConfigSpace": ("evomerge.strategies.bases.forest_search",),
     "hydra": ("evomerge.config.*", "evomerge.session.*", "evomerge.cli.*"),
     "optuna_dashboard": ("evomerge.cli.dashboard",),
     "plotly": ("evomerge.report.html.*",),

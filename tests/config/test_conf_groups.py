@@ -30,6 +30,7 @@ FIRST = {
     "switch": "emr_switch",
     "checkpoints": "linear",
     "perturbation": "linear",
+    "layer_methods": "linear",
 }
 """Methods at the start of the options that are not called after theirs."""
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
@@ -68,6 +69,8 @@ def test_weights_are_genes_without_a_recipe() -> None:
 
 @pytest.mark.parametrize("option", STRATEGIES)
 def test_strategies(option: str) -> None:
+    if option == "smac":
+        pytest.importorskip("smac", reason="needs pip install 'evomerge[smac]'")
     config: Any = compose_config([f"strategy={option}", "~fitness"])
     own = "search_space=perturbation" if option == "eggroll" else "search_space.resolution=0.1"
     spec = space(own).spec  # a grid: brute force goes through all of it

@@ -339,7 +339,7 @@ def test_a_number_that_is_none_is_refused(value: Any) -> None:
 
 
 def test_other_engines_are_refused() -> None:
-    server = {"url": "localhost:8000", "model": "m", "adapters": "x"}
+    server = {"url": "http://localhost:8000", "model": "m", "adapters": "x"}
     with pytest.raises(ConfigError, match="engine is server; how many requests"):
         EngineSettings.of({"engine": "server", "adapters_at_once": 4, "server": server})
     with pytest.raises(ConfigError, match="workers on Ray score several candidates at once with vLLM only"):

@@ -56,6 +56,7 @@ from evomerge.strategies.moead import Moead
 from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
 from evomerge.strategies.quasi_random import QuasiRandom
 from evomerge.strategies.random_search import RandomSearch
+from evomerge.strategies.smac import Smac
 from fitness.estimators.irt import ItemResponse
 from fitness.estimators.stratified_mean import StratifiedMean
 
@@ -269,6 +270,7 @@ CASES = {
     "random": Case(RandomSearch, LINEAGE, in_flight=4, slots=2),
     "qmc": Case(QuasiRandom),
     "brute force": Case(BruteForce, DISCRETE, in_flight=5),
+    "smac": Case(partial(Smac, startup=8, trees=3, candidates=50), MIXED, ordered=False, slots=2, evaluations=30),
     "tpe": Case(partial(Tpe, startup=8), ordered=False, slots=2),
     "gp": Case(partial(Gp, startup=21), evaluations=24),
     "nsga2": Case(partial(Nsga2, popsize=6), MIXED, TWO, ordered=False, slots=3),

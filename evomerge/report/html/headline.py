@@ -35,6 +35,7 @@ STRATEGIES = {
     "Nsga3": "NSGA-III",
     "QuasiRandom": "a quasi-random sequence",
     "RandomSearch": "random search",
+    "Smac": "SMAC",
     "Tpe": "TPE",
 }
 SPACES = {
