@@ -12,7 +12,11 @@ from typing import Any
 import torch
 
 from evomerge.config.schema import Config
+from evomerge.merge.execution.noted_statistics import NotedStatistics
+from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.notes_memory import DerivedTensor, derived_tensors
+from evomerge.merge.execution.scope_values import ScopeValues
+from evomerge.merge.execution.scopes import Members
 from evomerge.merge.methods.derived import Derived
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.models.pool import Pool
@@ -120,4 +124,12 @@ def measured(derived: Derived, values: Mapping[str, Any], inputs: int, device: t
 
 
 def _make(derived: Derived, values: Mapping[str, Any], tasks: Sequence[torch.Tensor], base: torch.Tensor) -> None:
-    derived.make(values, tasks, base, tuple(base.shape))
+    shape, beside = tuple(base.shape), {}
+    if derived.beside is not None:  # the tensor stands for all of its layer or model, which are passed over likewise
+        flat, below, members = [task.view(-1) for task in tasks], base.view(-1), Members.shaped({"": shape})
+        alone = NotedStatistics(
+            *(flat, below, shape, (), range(len(tasks) + 1), Notes(0)),
+            values=lambda used, _: ScopeValues("", members, Notes(0), lambda _: ([flat[i] for i in used], below)),
+        )
+        beside = dict(derived.beside(values, alone))
+    derived.make(values, tasks, base, shape, beside=beside)

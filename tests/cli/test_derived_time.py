@@ -14,6 +14,7 @@ from cli.test_gpu_plan import write_headers
 from merge.gpu_recipes import NAMES, small_pool
 
 from evomerge.cli.estimate import derived_text, rows
+from evomerge.merge.execution.scope_values import ScopeValues
 from evomerge.merge.methods import METHODS
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
@@ -92,6 +93,22 @@ def test_every_tensor_is_counted(llamas: Callable[..., dict[str, Path]]) -> None
     assert own is not None
     assert own.seconds == pytest.approx(expected)
     assert own.again == pytest.approx(0.75 * expected)
+
+
+def test_what_passes_over_a_scope_is_measured(
+    llamas: Callable[..., dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, passes = small_pool(llamas(layers=1)), list[int]()
+    keys = ScopeValues._keys
+    monkeypatch.setattr(ScopeValues, "_keys", lambda self, score: passes.append(1) or keys(self, score))
+    for scope in ("tensor", "layer", "model"):
+        passes.clear()
+        own = derived_time([plan_of(pool, "pcb", NAMES, scope=scope)], pool, None, CPU, 1)
+        assert own is not None
+        assert own.seconds > 0
+        # Magnitudes and scores, each by bins and then within some.
+        assert len(passes) % 4 == 0
+        assert bool(passes) == (scope != "tensor")
 
 
 def test_three_models_of_7b_from_their_headers(tmp_path: Path, clock: list[tuple[int, ...]]) -> None:

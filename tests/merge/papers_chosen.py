@@ -55,7 +55,9 @@ def spread(values: Sequence[float], low: float, high: float) -> list[float]:
 
 
 @paper
-def pcb(x: Sequence[Array], base: Array, *, weight: Any, density: float, clip: float, lambda_: float) -> Array:
+def pcb(
+    x: Sequence[Array], base: Array, *, weight: Any, density: float, clip: float, lambda_: float, scope: str
+) -> Array:
     weights = [w for w in weight if w != 0]
     tasks = [[float(t) for t in float32(v - base).reshape(-1)] for v, w in zip(x, weight, strict=True) if w != 0]
     n = base.size

@@ -10,6 +10,7 @@ import pytest
 import torch
 from merge.gpu_recipes import weights
 from merge.papers import Array, by_magnitude, elected
+from merge.papers_chosen import pcb
 from pretended_gpu import PretendedGpu
 from safetensors.torch import load_file, save_file
 
@@ -29,8 +30,8 @@ from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
 Llamas = Callable[..., dict[str, Path]]
 Tensors = dict[str, torch.Tensor]
-METHODS = ("ties", "breadcrumbs", "breadcrumbs_ties", "localize_and_stitch")
-DENSITY = {"ties": 0.3, "breadcrumbs": 0.4, "breadcrumbs_ties": 0.4, "localize_and_stitch": 0.05}
+METHODS = ("ties", "breadcrumbs", "breadcrumbs_ties", "localize_and_stitch", "pcb")
+DENSITY = {"ties": 0.3, "breadcrumbs": 0.4, "breadcrumbs_ties": 0.4, "localize_and_stitch": 0.05, "pcb": 0.1}
 
 
 @pytest.fixture
@@ -74,9 +75,11 @@ def recipe_of(
     **shared: Scalar,
 ) -> Recipe:
     def made(slice_: SliceId) -> SliceRecipe:
-        own = {"density": density(slice_) if density else DENSITY[method], "weight": 0.75, **(each or {})}
+        own: dict[str, Scalar] = {"weight": 0.75, **(each or {})}
+        all_ = {"scope": scope, **{name.rstrip("_"): value for name, value in shared.items()}}
+        (all_ if method == "pcb" else own)["density"] = density(slice_) if density else DENSITY[method]
         inputs = tuple(Input(name, None, parameters(own)) for name in "ab")
-        values = parameters({"scope": scope, **{name.rstrip("_"): value for name, value in shared.items()}})
+        values = parameters(all_)
         return SliceRecipe(slice_, method, inputs, values, Input("base"))
 
     return pool.info.recipe(made(s) for s in pool.info.slices)
@@ -109,7 +112,7 @@ def expected(pool: Pool, method: str, scope: str, density: float, gamma: float =
             for model in ("base", "a", "b")
         }
         tasks, masks = [], []
-        for model in "ab":
+        for model in "ab" if method != "pcb" else "":
             task = flat[model] - flat["base"]
             kept = min(task.size, max(1, int(density * task.size)))
             first = 0
@@ -120,7 +123,11 @@ def expected(pool: Pool, method: str, scope: str, density: float, gamma: float =
             mask[by_magnitude(task)[first : first + kept]] = 1
             tasks.append(task * mask)
             masks.append(mask)
-        if method == "localize_and_stitch":
+        if method == "pcb":
+            both = [flat[model] for model in "ab"]
+            made = pcb(both, flat["base"], weight=(0.75, 0.75), density=density, clip=0.01, lambda_=1.0, scope=scope)
+            total = made - flat["base"]
+        elif method == "localize_and_stitch":
             total = 0.75 * sum(tasks) / np.maximum(1, sum(masks))
         elif method == "breadcrumbs":
             total = 0.75 * sum(tasks)
@@ -135,7 +142,9 @@ def expected(pool: Pool, method: str, scope: str, density: float, gamma: float =
 
 
 @pytest.mark.parametrize(
-    ("method", "scope"), [*((method, "model") for method in METHODS), ("breadcrumbs", "layer"), ("ties", "layer")]
+    ("method", "scope"),
+    [*((method, "model") for method in METHODS), *((method, "layer") for method in ("breadcrumbs", "ties", "pcb"))],
+    [*((method, "model") for method in METHODS), ("breadcrumbs", "layer"), ("ties", "layer"), ("pcb", "layer")],
 )
 def test_as_if_all_tensors_were_one(folders: dict[str, Path], method: str, scope: str) -> None:
     pool = opened(folders)
@@ -211,7 +220,7 @@ def test_of_equals_the_first_stay(folders: dict[str, Path], tmp_path: Path) -> N
         assert bool(moved[3][:7].all())
 
 
-@pytest.mark.parametrize("method", ["breadcrumbs_ties", "localize_and_stitch"])
+@pytest.mark.parametrize("method", ["breadcrumbs_ties", "localize_and_stitch", "pcb"])
 def test_the_same_bits_by_any_way(folders: dict[str, Path], tmp_path: Path, method: str) -> None:
     """With notes, by threads, streamed to a file, resident, and where densities differ by layer."""
     pool = opened(folders)

@@ -52,7 +52,9 @@ class DerivedAhead:
                         statistics = merge.statistics(part, index)
                     if statistics.would_keep(method, values, promised):
                         promised += derived.nbytes(values, statistics.count)
-                        job = workers.submit(statistics.make, method, values)
+                        with merge.naming(index):
+                            beside = statistics.beside(method, values)
+                        job = workers.submit(statistics.make, method, values, beside)
                         making.append(_Making(statistics, method, values, job))
             self._slices.append(making)
 

@@ -14,6 +14,7 @@ from evomerge.merge.execution.copies_ahead import CopiesAhead
 from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.noted_statistics import NotedStatistics
 from evomerge.merge.execution.notes import Notes
+from evomerge.merge.execution.scope_values import ScopeValues
 from evomerge.merge.execution.scopes import Members, ScopeRanks
 from evomerge.merge.execution.score_scopes import ScoreBins, Scored, score_bins
 from evomerge.merge.execution.sources import Placement, Sources
@@ -180,39 +181,55 @@ class SliceMerge:
             pairs=lambda: adapter_pairs(self.pool, part, index),
             scopes=lambda *of: self._scope(part, *of),
             scores=lambda *of: self._scores(part, *of),
+            values=lambda *of: self._values(part, *of),
         )
 
     def _scope(self, part: Part, number: int, scope: str) -> ScopeRanks:
         """The ranks in the layer or the model that an input of a part is of."""
-        key, members = self._members(part, number, scope)
-        model, base = key[:2]
+        key, members = self._members(part, [number], scope)
+        (model,), base = key[:2]
         return ScopeRanks(key, members, self.sources.notes, lambda name: self._member(model, base, name))
 
-    def _members(self, part: Part, number: int, scope: str) -> tuple[tuple[str, str, str, Hashable], Members]:
-        """The tensors of the layer or the model that an input of a part is of, and what notes call it."""
-        source, base = part.sources[number], part.base
+    def _values(self, part: Part, numbers: Sequence[int], scope: str) -> ScopeValues:
+        """What is computed of inputs of a part together, in their layer or their model."""
+        key, members = self._members(part, numbers, scope)
+
+        def opened(name: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+            if self._window_bytes is not None:
+                self.pool.unmap()
+            return [self.sources.flat(model, name) for model in key[0]], self.sources.flat(key[1], name)
+
+        return ScopeValues(key, members, self.sources.notes, opened)
+
+    def _members(
+        self, part: Part, numbers: Sequence[int], scope: str
+    ) -> tuple[tuple[tuple[str, ...], str, str, Hashable], Members]:
+        """The tensors of the layer or the model that inputs of a part are of, and what notes call it."""
+        models, base = tuple(part.sources[number].model for number in numbers), part.base
         assert base is not None, "methods that need a base declare it"
-        slice_ = SliceId(self.plan.slice.component, source.layer)
-        place = None if scope == "model" else (slice_ if source.layer is None else source.layer)
-        key = source.model, base.model, scope, place
+        layer = part.sources[numbers[0]].layer  # that of all of them: `read_beside.check_scope`
+        slice_ = SliceId(self.plan.slice.component, layer)
+        place = None if scope == "model" else (slice_ if layer is None else layer)
+        key = models, base.model, scope, place
         members = self.sources.notes.small(
-            ("members", key), lambda: Members.of(self.pool, source.model, base.model, scope, slice_), lasting=True
+            ("members", key), lambda: Members.of(self.pool, [*models, base.model], scope, slice_), lasting=True
         )
         return key, members
 
     def _scores(self, part: Part, number: int, scope: str, rank_one: bool) -> ScoreBins:
         """The scores of what an input of a part changes, in its layer or its model."""
-        key, members = self._members(part, number, scope)
+        key, members = self._members(part, [number], scope)
         kind, statistics = METHODS[part.method or "passthrough"].spec.kinds[0], part.statistics[number]
         note = "scores", key, statistics, rank_one
 
         def scored(name: str) -> Scored | None:
             if self._window_bytes is not None:
                 self.pool.unmap()
-            known = self.sources.statistic(key[0], name, kind, statistics)
+            (model,) = key[0]
+            known = self.sources.statistic(model, name, kind, statistics)
             if known is None:
                 return None
-            own, below = self.sources.flat(key[0], name), self.sources.flat(key[1], name)
+            own, below = self.sources.flat(model, name), self.sources.flat(key[1], name)
             return Scored(own, below, known, members.shapes[name])
 
         return self.sources.notes.small(note, lambda: score_bins(list(members.counts), scored, rank_one), lasting=True)

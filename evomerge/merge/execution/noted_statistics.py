@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.merge.execution.notes import Notes
+from evomerge.merge.execution.scope_values import ScopeValues, Score
 from evomerge.merge.execution.scopes import ScopeRanks
 from evomerge.merge.execution.score_scopes import ScoreBins
 from evomerge.merge.methods import Method
@@ -37,6 +38,7 @@ class NotedStatistics:
         scopes: ``scopes(index, scope)`` gives the ranks in the layer or model that an input is of; ``None`` where the
             tensor counts as all of it.
         scores: ``scores(index, scope, rank_one)`` gives the scores there, likewise.
+        values: ``values(indices, scope)`` gives what is computed there of several inputs, likewise.
 
     Attributes:
         tensors: the inputs and the base.
@@ -54,11 +56,12 @@ class NotedStatistics:
         pairs: Callable[[], Sequence[Pair | None]] = tuple,
         scopes: Callable[[int, str], ScopeRanks] | None = None,
         scores: Callable[[int, str, bool], ScoreBins] | None = None,
+        values: Callable[[Sequence[int], str], ScopeValues] | None = None,
     ) -> None:
         self.tensors, self._pairs = (inputs, base), pairs
         self._names, self._base = tuple(names[: len(inputs)]), tuple(names[len(inputs) :])
         self.keys, self._notes, self._window = tuple(keys), notes, window
-        self._scopes, self._scores = scopes, scores
+        self._scopes, self._scores, self._values = scopes, scores, values
         self.shape, self.has_base = shape, base is not None
 
     @cached_property
@@ -107,6 +110,13 @@ class NotedStatistics:
         """The least score of a scope beyond the tensor that is kept; see `Scopes`."""
         assert self._scores is not None, "asked for what more than one tensor has"
         return self._scores(index, scope, rank_one).least(density)
+
+    def values_at(
+        self, indices: Sequence[int], scope: str, of: Hashable, score: Score, ranks: Callable[[int], Sequence[int]]
+    ) -> list[tuple[float, ...]]:
+        """The values of some ranks in a scope beyond the tensor; see `Scopes`."""
+        assert self._values is not None, "asked for what more than one tensor has"
+        return self._values(indices, scope).at(of, score, ranks)
 
     def _wide(self, index: int, scope: str) -> ScopeRanks | None:
         return None if scope == "tensor" or self._scopes is None else self._scopes(index, scope)
@@ -169,7 +179,7 @@ class NotedStatistics:
         return self._notes.derived(
             *self._called(method, values),
             self.device,
-            lambda: self.make(method, values),
+            lambda: self.make(method, values, self.beside(method, values)),
             changing=made.changing,
             cost=made.nbytes(values, self.count) if method.function is not None else None,
         )
@@ -186,12 +196,19 @@ class NotedStatistics:
         size = method.derived.nbytes(values, self.count)
         return self._notes.would_keep(*self._called(method, values), size + cost, method.derived.changing)
 
-    def make(self, method: Method, values: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
-        """What a method makes of the sources, made now; by any thread."""
+    def beside(self, method: Method, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a method reads of other tensors to make something of these sources (`Derived.beside`)."""
+        assert method.derived is not None, "asked for what was declared"
+        if method.derived.beside is None or self._values is None:
+            return {}
+        return method.derived.beside(values, self)
+
+    def make(self, method: Method, values: Mapping[str, Any], beside: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        """What a method makes of the sources and what it reads `beside`, made now; by any thread."""
         inputs, base = self.tensors
         assert method.derived is not None, "asked for what was declared"
         assert base is not None, "methods that need a base declare it"
-        return method.derived.make(values, inputs, base, self.shape, self._pairs_for(method.derived))
+        return method.derived.make(values, inputs, base, self.shape, self._pairs_for(method.derived), beside)
 
     def _pairs_for(self, derived: Derived) -> Sequence[Pair | None]:
         """The factors of the inputs' adapters, for a matrix and a method that takes them."""

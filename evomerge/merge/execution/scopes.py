@@ -8,7 +8,7 @@ noted once per pool; no more than one bin of one tensor's histogram need be in m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -45,14 +45,15 @@ class Members:
     shapes: Mapping[str, tuple[int, ...]]
 
     @staticmethod
-    def of(pool: Pool, model: str, base: str, scope: str, slice_: SliceId) -> Members:
-        """Those of a model's layer or of all of it, as far as the base has them too.
+    def of(pool: Pool, models: Sequence[str], scope: str, slice_: SliceId) -> Members:
+        """Those of a layer or of a whole model, as far as all of some models have them.
 
         Args:
+            models: the base among them.
             scope: ``layer`` or ``model``.
-            slice_: of the model; one that is in no layer is a layer of its own.
+            slice_: of the models; one that is in no layer is a layer of its own.
         """
-        depth, layout = min(pool.info.depth(model), pool.info.depth(base)), pool.layout
+        depth, layout = min(pool.info.depth(model) for model in models), pool.layout
         shapes: dict[str, tuple[int, ...]] = {}
         for each in pool.info.slices_at(depth):
             if scope == "layer" and (each.layer != slice_.layer or (each.layer is None and each != slice_)):
@@ -61,6 +62,11 @@ class Members:
             for name, shaped in zip(layout.of_slice(each), like, strict=True):
                 if pool.is_merged(shaped):
                     shapes[name] = tuple(layout.shapes[shaped])
+        return Members.shaped(shapes)
+
+    @staticmethod
+    def shaped(shapes: Mapping[str, tuple[int, ...]]) -> Members:
+        """Tensors of some shapes, by name."""
         counts = {name: math.prod(shape) for name, shape in shapes.items()}
         return Members(counts, {name: number for number, name in enumerate(counts)}, sum(counts.values()), shapes)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from evomerge.merge.methods.sphere import check_finite
-from evomerge.merge.mixes.mix import Mix, Term, copy_of, weighted
+from evomerge.merge.mixes.mix import Mix, Scopes, Term, copy_of, weighted
 
 Find = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -38,6 +39,8 @@ class Derived:
             `parts` are the factors of adapters, and task vectors of what is no adapter; `find` is given these too.
         changing: whether a search changes what is given unless told otherwise: what is made by other parameters than
             the first is then kept only when it is asked for again.
+        beside: ``beside(values, scopes)`` gives what `find` is called with besides, of tensors beyond this one; it
+            depends on the sources and what is `given` alone. Without it `find` takes the tensor for all there is.
         cubic: whether the time that `find` takes of a matrix grows with its shorter side as well as with its elements,
             as that of decompositions does.
     """
@@ -50,6 +53,7 @@ class Derived:
     join: Join | None = None
     changing: bool = False
     cubic: bool = True
+    beside: Callable[[Mapping[str, Any], Scopes], Mapping[str, Any]] | None = None
 
     def simple(self, values: Mapping[str, Any], inputs: int) -> Mix | None:
         """The mix of the inputs themselves, where nothing need be made of them."""
@@ -79,6 +83,7 @@ class Derived:
         base: torch.Tensor,
         shape: Sequence[int],
         pairs: Sequence[Pair | None] = (),
+        beside: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[torch.Tensor, ...]:
         """What `find` makes, flat and as float32.
 
@@ -87,11 +92,12 @@ class Derived:
             inputs, base: as many elements as `shape` has, of any merged dtype.
             shape: of the tensor.
             pairs: of every input the factors of its adapter on the base, where it is that; empty where none is known.
+            beside: what `find` is called with besides.
 
         Raises:
             PoolError: task vectors are not finite; of what takes no decomposition, on the CPU only.
         """
-        found = self.find(_parts(inputs, base, shape, pairs, self.cubic), **self.given(values))
+        found = self.find(_parts(inputs, base, shape, pairs, self.cubic), **self.given(values), **beside)
         return tuple(part.float().reshape(-1) for part in (found if isinstance(found, tuple) else (found,)))
 
     def factors_of(

@@ -179,6 +179,7 @@ def derived_method(
     unchanged: Callable[[Values], int | None] | None = None,
     family: str = "own",
     join: Join | None = None,
+    beside: Callable[[Values, Scopes], Mapping[str, Any]] | None = None,
 ) -> Callable[[Find], Find]:
     """Register the decorated function as what a method makes of the sources; see `Derived` for what it is called with.
 
@@ -190,7 +191,7 @@ def derived_method(
     spec = MethodSpec(name, parameters, "required", min_inputs, max_inputs, summary, True, family)
 
     def register(find: Find) -> Find:
-        made = Derived(find, given, factors, whole_alone, copies, join, changing, cubic)
+        made = Derived(find, given, factors, whole_alone, copies, join, changing, cubic, beside)
         _add(Method(spec, check=check, unchanged=unchanged, derived=made))
         return find
 

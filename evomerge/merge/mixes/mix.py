@@ -6,8 +6,8 @@ with fused kernels on the CPU (`cpu_mix`) and on GPUs (`triton_mix`), and with t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -139,6 +139,28 @@ class Scopes(Protocol):
     def least_score(self, index: int, density: float, scope: str, rank_one: bool) -> float:
         """The least of the scores ``v tau^2`` (`ota.Curvature`) of a scope that are kept of input `index`, for a share
         `density` of its elements that have statistics: the lower end of a bin of 1/128 of it."""
+
+    def values_at(
+        self,
+        indices: Sequence[int],
+        scope: str,
+        of: Hashable,
+        score: Callable[[Sequence[Any]], Sequence[Any]],
+        ranks: Callable[[int], Sequence[int]],
+    ) -> list[tuple[float, ...]]:
+        """The values of some ranks, by rising value and exactly, over the tensors of a scope.
+
+        Args:
+            indices: of the inputs whose task vectors count.
+            scope: that the tensor is in, beyond itself.
+            of: what the values are called: what they depend on besides the sources.
+            score: makes them of blocks of these task vectors, element by element: one or more of float32, numpy's on
+                the CPU and tensors elsewhere.
+            ranks: gives the ranks, from 0 on, of the number of elements in the scope.
+
+        Returns:
+            For each that `score` makes, the values of the ranks.
+        """
 
 
 class Statistics(Protocol):
