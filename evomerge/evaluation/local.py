@@ -99,12 +99,12 @@ class LocalEvaluator:
         self._doing = Work(_NAME)
         self._queue: deque[tuple[Candidate, Split]] = deque()
         self._done: deque[Evaluation] = deque()
-        self._in_one = max(1, adapters_at_once or 1) if engine == "transformers" else 0
+        self._in_one = adapters_at_once or 1 if engine == "transformers" else 1
 
     @property
     def together(self) -> int:
         """How many candidates the worker takes at once."""
-        return self._in_one or together_of(self._build)
+        return max(self._in_one, together_of(self._build))
 
     @property
     def slots(self) -> int:
@@ -145,7 +145,7 @@ class LocalEvaluator:
         group = [candidate]
         while self._queue and len(group) < self.together:
             following, of = self._queue[0]
-            if of != split or (self._in_one and following.part != candidate.part):
+            if of != split or (self._in_one > 1 and following.part != candidate.part):
                 break
             group.append(following)
             self._queue.popleft()
