@@ -157,10 +157,12 @@ class CalibrationItem:
     Attributes:
         text: what a model reads.
         answer: what follows it, whose likelihood counts; empty where that of the whole text does.
+        file: that it is from, for messages; empty where it is from none.
     """
 
     text: str
     answer: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True)

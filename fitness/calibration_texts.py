@@ -27,7 +27,7 @@ class TextItems(FileItems[tuple[CalibrationItem, Document], CalibrationItem]):
     example = "texts.jsonl"
 
     def _entries(self, file: str) -> list[tuple[CalibrationItem, Document]]:
-        return [_item(line) for line in read_lines(file, "files")]
+        return [_item(line, file) for line in read_lines(file, "files")]
 
     def _item(self, entry: tuple[CalibrationItem, Document]) -> CalibrationItem:
         return entry[0]
@@ -36,13 +36,13 @@ class TextItems(FileItems[tuple[CalibrationItem, Document], CalibrationItem]):
         return entry[1]
 
 
-def _item(line: Line) -> tuple[CalibrationItem, Document]:
+def _item(line: Line, file: str) -> tuple[CalibrationItem, Document]:
     if "answer" not in line.row:
         text = text_of(line, "text")
-        return CalibrationItem(text), Document(asked_hash(text, (), ""), content_hash(line.row))
+        return CalibrationItem(text, file=file), Document(asked_hash(text, (), ""), content_hash(line.row))
     text, answer = line.row.get("text", ""), line.row["answer"]
     if not isinstance(text, str) or not isinstance(answer, str) or not (text + answer).strip():
         raise FitnessError(f"{line.where} has no text", 'lines such as {"text": "...", "answer": "..."}')
     document = Document(asked_hash(text, (), answer), content_hash(line.row))
     between = "" if not answer or text[-1:].isspace() or answer[0].isspace() else " "
-    return CalibrationItem(text, between + answer if answer else ""), document
+    return CalibrationItem(text, between + answer if answer else "", file), document

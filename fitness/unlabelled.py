@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.candidate import Part
 from evomerge.errors import ConfigError, FitnessError, nearest
+from evomerge.models.unknown_tokens import UnknownTokens
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimator, Scores
 from evomerge.utils.sizes import byte_count
@@ -113,6 +114,7 @@ class UnlabelledFitness:
         self._identities: dict[str, str] = {}
         self._judges: dict[str, JudgeFolder] | None = None
         self._prepared: Prepared | None = None
+        self._unknown: list[str] = []
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -144,7 +146,9 @@ class UnlabelledFitness:
         """
         from fitness._unlabelled.prepared import tokenised
 
-        tokenised(self._terms, self._read(), load(), self._max_length or 2**31, self._special)
+        unknown = UnknownTokens()
+        tokenised(self._terms, self._read(), load(), self._max_length or 2**31, self._special, unknown)
+        self._unknown = unknown.lines("texts")
 
     def references(self, pool: PoolInfo) -> tuple[str, ...]:
         """Names of the models of the pool that it has to see, in order: those that write, then those that say.
@@ -204,8 +208,9 @@ class UnlabelledFitness:
         return self._estimator.build(shares(self._terms, of_items=True), self.objectives, self.items())
 
     def cautions(self) -> list[str]:
-        """That an objective is of entropy or of a reward alone."""
-        return cautions(self._terms)
+        """That an objective is of entropy or of a reward alone; files that the tokenizer knows little of, once
+        `check_tokenizer` has looked."""
+        return [*cautions(self._terms), *self._unknown]
 
     def prepare(self, model: LoadedModel) -> None:
         """Tokenise and batch the texts. `refer` comes next, for every name that `references` gave.

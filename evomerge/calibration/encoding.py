@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -50,10 +50,21 @@ def size_of(item: Item) -> int:
     return len(item.ids) if isinstance(item, Encoded) else 1
 
 
-def encode(items: Sequence[CalibrationItem], tokenizer: Any, max_length: int) -> list[Encoded]:
+def encode(
+    items: Sequence[CalibrationItem],
+    tokenizer: Any,
+    max_length: int,
+    unknown: Callable[[CalibrationItem, Sequence[int]], None] = lambda item, ids: None,
+) -> list[Encoded]:
     """The tokens of items, those that leave nothing to predict left out.
 
     A text with an answer is cut on the left, so that the answer stays; one without on the right.
+
+    Args:
+        items: they.
+        tokenizer: of the model that reads them.
+        max_length: tokens of an item.
+        unknown: told of each item and all of its tokens.
 
     Raises:
         FitnessError: no item is left, or the tokenizer refuses a text.
@@ -65,6 +76,7 @@ def encode(items: Sequence[CalibrationItem], tokenizer: Any, max_length: int) ->
             context = len(tokenizer(item.text)["input_ids"]) if item.answer else 1
         except Exception as error:  # tokenizers raise what they like
             raise FitnessError(f"calibration item {number} cannot be tokenised ({error})") from error
+        unknown(item, whole)
         cut = max(0, len(whole) - max_length) if item.answer else 0
         ids = tuple(int(token) for token in whole[cut : cut + max_length])
         start = max(1, context - cut)

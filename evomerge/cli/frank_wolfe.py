@@ -55,7 +55,7 @@ def _find(options: Namespace, config: Config) -> None:
     from evomerge.models.opening import open_pool
     from evomerge.recipes.yaml_reader import dump_recipe
     from evomerge.report.plain_console import console, errors
-    from evomerge.session.calibration import plan_items
+    from evomerge.session.calibration_items import plan_items
     from evomerge.session.calibration_pool import calibration_pool, check_not_held_out
     from evomerge.utils.files import write_text_atomic
 

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from evomerge.config.construct import arguments_of, build, to_builtin
-from evomerge.config.placing import placed
+from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
-from evomerge.protocols import CalibrationItems, Fitness
+from evomerge.protocols import Fitness
 from evomerge.recipes.calibration import LEARNED, MEASURED, USUAL, CalibrationRef
+from evomerge.session.calibration_items import plan_items
 from evomerge.utils.sizes import byte_count
 
 if TYPE_CHECKING:
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from evomerge.calibration.measurement import Measurement
     from evomerge.models.pool import Pool
     from evomerge.models.statistics import ModelStatistics
-
-_OF_MODELS = ("files", "tasks")
-"""Keys of calibration items that may say something else for every source."""
-
-_MOST_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -142,40 +137,6 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
         jobs.append(Job(model, each.kind, how, items, into))
     ref = CalibrationRef(tuple((job.model, job.kind, job.into.key) for job in jobs), _made_by(config, kinds))
     return Calibration(with_statistics(pool, ref), tuple(jobs), documents)
-
-
-def plan_items(config: Config, pool: Pool) -> tuple[dict[str, Sequence[Item]], Sequence[tuple[str, str]]]:
-    """By source its calibration items as it reads them, and the documents that they are.
-
-    Raises:
-        ConfigError, FitnessError: keys or items that cannot be used.
-    """
-    length = config.statistics.max_length
-    if not 2 <= length <= _MOST_TOKENS:
-        raise ConfigError(f"statistics.max_length is {length}", f"2 to {_MOST_TOKENS:,} tokens")
-    for key, value in to_builtin(config.calibration).items():
-        for name in value if key in _OF_MODELS and isinstance(value, Mapping) else ():
-            if name not in pool.info.sources:
-                raise ConfigError(f"calibration.{key} has {name!r}", nearest(str(name), pool.info.sources))
-    source = cast(CalibrationItems, build(config.calibration, "calibration"))
-    with placed("calibration", arguments_of(source)):
-        source.check()
-        found = {model: _encoded(source, model, pool, length) for model in pool.info.sources}
-        return found, source.documents()
-
-
-def _encoded(source: CalibrationItems, model: str, pool: Pool, max_length: int) -> Sequence[Item]:
-    """The items of one model as it reads them."""
-    from evomerge.calibration.encoding import encode, encode_tensors
-    from evomerge.models.tokenizers import load_tokenizer
-    from evomerge.protocols import CalibrationItem, CalibrationTensors
-
-    items = source.items(model)
-    tensors = [item for item in items if isinstance(item, CalibrationTensors)]
-    if tensors:
-        return encode_tensors(tensors)
-    tokenizer = load_tokenizer(pool.checkpoints[model].folder, pool.trust_remote_code)
-    return encode([item for item in items if isinstance(item, CalibrationItem)], tokenizer, max_length)
 
 
 def _of_model(how: Measurement, pool: Pool, model: str, optimizer: bool) -> Measurement:

@@ -15,7 +15,8 @@ from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceRecipe
 from evomerge.session.builders import phase_nodes
-from evomerge.session.calibration import override_word, plan_items
+from evomerge.session.calibration import override_word
+from evomerge.session.calibration_items import plan_items
 from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.weight_map import weight_map
 from evomerge.utils.sizes import size_text

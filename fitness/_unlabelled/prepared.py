@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from evomerge.candidate import Part
 from evomerge.errors import FitnessError, nearest
 from evomerge.models.loaded import LoadedModel
+from evomerge.models.unknown_tokens import UnknownTokens
 from fitness._unlabelled.domain import Domain, Text, read_text
 from fitness._unlabelled.judge import Judge, JudgeFolder
 from fitness._unlabelled.sources import Source
@@ -54,9 +55,16 @@ class How:
 
 
 def tokenised(
-    terms: Sequence[TextTerm], sources: Mapping[str, Source], tokenizer: Any, longest: int, special: bool
+    terms: Sequence[TextTerm],
+    sources: Mapping[str, Source],
+    tokenizer: Any,
+    longest: int,
+    special: bool,
+    unknown: UnknownTokens | None = None,
 ) -> dict[str, list[Tokens]]:
     """By domain the tokens of each text, cut at `longest`; of texts to be gone on with less by what is written.
+
+    All tokens are counted by `unknown`, where there is one.
 
     Raises:
         FitnessError: there is no tokenizer, a text has too few tokens, or what is written is too long.
@@ -81,6 +89,9 @@ def tokenised(
                 raise FitnessError(f"{key} is {term.reward.tokens}", f"less than {longest}: a text has no more tokens")
         ids = tokenizer(list(source.texts), add_special_tokens=special)["input_ids"]
         found[term.name] = [tuple(own[:most]) for own in ids]
+        if unknown is not None:
+            for own in ids:
+                unknown.add(term.file or f"task {term.task}", own, tokenizer)
         for number, tokens in enumerate(found[term.name]):
             if term.write is None:
                 read_text(term, number, tokens)

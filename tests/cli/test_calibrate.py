@@ -96,6 +96,23 @@ def test_a_recipe_says_how_its_statistics_are_made_again(
     assert one != average
 
 
+def test_texts_of_unknown_words_are_said(
+    quick_pool: Path, quick_search: list[str], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once for a file, whichever verb reads it and for however many models."""
+    file = tmp_path / "foreign.txt"
+    file.write_text("mostly words of a language\nthat nobody here has learnt\n")
+    said = "100% of the tokens of"
+    words = [*quick_search, *space("fisher"), "calibration=text", f"calibration.files=['{file}']"]
+    for verb in ("validate", "calibrate"):
+        assert main([verb, *words]) == 0
+        assert " ".join(capsys.readouterr().err.split()).count(f"warning: calibration.files: {said}") == 1
+    texts = f"fitness.texts={{own: {{file: '{file}'}}, again: {{file: '{file}'}}}}"
+    pool = [word for word in quick_search if word.startswith("pool")]
+    assert main(["validate", "pool=demo", "search_space=by_layer", *pool, "fitness=unlabelled", texts]) == 0
+    assert " ".join(capsys.readouterr().err.split()).count(f"texts: {said}") == 1
+
+
 def test_held_out_items_are_no_calibration_items(
     quick_pool: Path, quick_search: list[str], cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
