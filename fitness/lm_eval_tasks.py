@@ -265,9 +265,6 @@ class LmEvalFitness(TakesEngines, ScoresSeveral):
         found, self._scored = scores(self._ready(), score, part, *self._how())
         return found
 
-    def _how(self) -> tuple[Any, ...]:
-        return self._loaded(), self._terms_weighed, self._generators, self._response_length
-
     def apart(self, model: LoadedModel) -> Mapping[str, float]:
         """How far shared forwards are from lm-eval's own on a model: see `_lm_eval.apart`; empty where not asked."""
         from fitness._lm_eval.apart import apart

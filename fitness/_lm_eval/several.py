@@ -32,8 +32,11 @@ class ScoresSeveral:
         """
         from fitness._lm_eval.several_models import several_scores
 
-        how = self._loaded(), self._terms_weighed, self._generators, self._response_length
-        return several_scores(self._ready(), model, several, part, *how)
+        return several_scores(self._ready(), model, several, part, *self._how())
+
+    def _how(self) -> tuple[TaskSet, list[WeighedTerm], Any, bool]:
+        """What scores are made of beside what models say."""
+        return self._loaded(), self._terms_weighed, self._generators, self._response_length
 
     def _loaded(self) -> TaskSet:
         raise NotImplementedError
