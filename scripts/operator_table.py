@@ -89,6 +89,7 @@ OPERATORS: Mapping[str, Operator] = {
     "breadcrumbs_ties": Operator("as breadcrumbs, TIES with lambda 1", {"density": 0.1, "gamma": 0.01}),
     "sce": Operator("2408.07990: 10 %", {"select_topk": 0.1}),
     "magmax": Operator("2407.06322: lambda 0.5", {"weight": 0.5}),
+    "delta_guided": Operator("2508.11442: deviations themselves, power 1"),
     "emr": Operator("2405.17461: nothing to set"),
     "consensus": Operator("2405.07813: k 2, masks of 0.4; 0.4 as task_arithmetic", {"weight": 0.4}),
     "localize_and_stitch": Operator("2408.13656: 5 %", {"density": 0.05}),

@@ -73,6 +73,12 @@ def arcee_fusion(x: Sequence[Array], base: Array) -> Array:
 
 
 @paper
+def mwa(x: Sequence[Array], base: None, *, weight: Any, metric: Any, penalty: float) -> Array:
+    shares = [w * m**penalty for w, m in zip(weight, metric, strict=True)]
+    return sum(share * v for share, v in zip(shares, x, strict=True)) / sum(shares)  # type: ignore[return-value]
+
+
+@paper
 def ema(x: Sequence[Array], base: None, *, weight: Any, rate: float, unbiased: bool) -> Array:
     """The recursion, carried along for the weighted sum and for the weights."""
     series = [(v, w) for v, w in zip(x, weight, strict=True) if w != 0]

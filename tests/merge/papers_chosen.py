@@ -37,6 +37,16 @@ def emr(x: Sequence[Array], base: Array, *, weight: Any, lambda_: float) -> Arra
 
 
 @paper
+def delta_guided(x: Sequence[Array], base: Array, *, weight: Any, power: int, lambda_: float) -> Array:
+    changes = []
+    for given in elements(x, base, weight):
+        shares = [abs(v) ** power for v in given]
+        total = sum(shares)
+        changes.append(sum(s * v for s, v in zip(shares, given, strict=True)) / total if total else 0.0)
+    return added(base, changes, lambda_)
+
+
+@paper
 def consensus(x: Sequence[Array], base: Array, *, weight: Any, selectivity: Any, k: int, lambda_: float) -> Array:
     limits = [limit for limit, w in zip(selectivity, weight, strict=True) if w != 0]
     changes = []
