@@ -162,7 +162,7 @@ class CalibrationItem:
 
     text: str
     answer: str = ""
-    file: str = ""
+    file: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,6 @@ def expected(pool: Pool, method: str, scope: str, density: float, gamma: float =
 
 @pytest.mark.parametrize(
     ("method", "scope"),
-    [*((method, "model") for method in METHODS), *((method, "layer") for method in ("breadcrumbs", "ties", "pcb"))],
     [*((method, "model") for method in METHODS), ("breadcrumbs", "layer"), ("ties", "layer"), ("pcb", "layer")],
 )
 def test_as_if_all_tensors_were_one(folders: dict[str, Path], method: str, scope: str) -> None:

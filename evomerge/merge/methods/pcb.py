@@ -247,7 +247,9 @@ def _tasks(blocks_: Sequence[Any], bounds: Sequence[tuple[Any, Any]]) -> list[_T
 
 def _double(value: Any, device: torch.device | None) -> Any:
     """A number as float64 of numpy, or where there is a device as a tensor there."""
-    return np.float64(value) if device is None else torch.as_tensor(value, dtype=torch.float64, device=device)
+    if isinstance(value, torch.Tensor):  # it stays there: nobody waits for it
+        return value
+    return np.float64(value) if device is None else torch.tensor(value, dtype=torch.float64, device=device)
 
 
 def _block_scores(tasks: Sequence[_Task]) -> list[Any]:
