@@ -238,7 +238,7 @@ def test_interrupted_while_it_waits(quick_pool: Path, tmp_path: Path, capsys: py
 def test_validate_says_how_much_there_is_to_read(
     quick_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [word for word in words_of(quick_pool, tmp_path / "run", "fitness.raters=[anna,ben]")[1:]]
+    words = words_of(quick_pool, tmp_path / "run", "fitness.raters=[anna,ben]")[1:]
     assert main(["validate", *words]) == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "8 candidates of 3 texts to read: 24 scores by each of anna, ben" in out
