@@ -30,6 +30,7 @@ STRATEGIES = {
     "MapElites": "MAP-Elites",
     "Nsga2": "NSGA-II",
     "Nsga3": "NSGA-III",
+    "ParticleSwarm": "a particle swarm",
     "QuasiRandom": "a quasi-random sequence",
     "RandomSearch": "random search",
     "Tpe": "TPE",
