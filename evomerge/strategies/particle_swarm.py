@@ -56,14 +56,15 @@ class ParticleSwarm(SteadyState):
 
     with p the best place where the particle was, g and w the best and the worst where any was, r drawn from 0 to 1 for
     every particle and step, and C the sum of the four products. The published swarm so mixes what its particles were at
-    first, models all, and leaves their plane by `repel` and rounding only; ``draws=gene`` leaves it. The step shrinks by `decay` with every iteration, to
-    `least_step`. A particle that has not bettered its p for `restart` iterations goes back there, with no velocity,
-    and is given as long again. With ``normalised=false repel=0`` it is the plain swarm of PSO-Merging (arXiv 2508.19839).
+    first, models all, and leaves their plane by rounding only; ``draws=gene`` leaves it. The step shrinks by `decay`
+    with every iteration, to `least_step`. A particle that has not bettered its p for `restart` iterations goes back
+    there, with no velocity, and is given as long again. With ``normalised=false repel=0`` it is the plain swarm of
+    PSO-Merging (arXiv 2508.19839).
 
     Asked for a batch at a time, all particles move by the same g and w, as published; asked for one at a time, each
-    moves by what is known by then. A particle that runs into a bound stops there, and loses its velocity in that gene. A
-    move that rounding undoes has one gene drawn anew. Public code has one set of r for all particles and iterations, or
-    shrinks the step once for each particle: here each is as the paper says.
+    moves by what is known by then. A particle that runs into a bound stops there, and loses its velocity in that gene.
+    A move that rounding undoes has one gene drawn anew. Public code has one set of r for all particles and iterations,
+    or shrinks the step once for each particle: here each is as the paper says.
 
     Evaluations that are not ``ok`` and scores that are not finite teach nothing, beyond that the particle found nothing
     better. A candidate from elsewhere is one more particle while the swarm begins, and later takes the place of the
@@ -119,7 +120,7 @@ class ParticleSwarm(SteadyState):
         for name, value in (("inertia", inertia), ("cognitive", cognitive), ("social", social), ("repel", repel)):
             check_range(name, value, 0, 10)
         if not cognitive + social > 0:
-            raise ConfigError("strategy.cognitive and strategy.social are 0", "one of them above 0, or nothing is sought")
+            raise ConfigError("strategy.cognitive and strategy.social are 0", "one of them above 0")
         check_range("step", step, 0, 10)
         check_range("decay", decay, 0, 1)
         check_range("least_step", least_step, 0, step)

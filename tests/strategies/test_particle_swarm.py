@@ -39,9 +39,10 @@ class TestSwarmDrawnByGene(LearningContract):
 
 
 def test_a_velocity_by_hand() -> None:
-    v, x, own, best, worst = (np.array(values) for values in ([1.0, 0.0], [2.0, 2.0], [4.0, 2.0], [2.0, 6.0], [0.0, 2.0]))
+    v, x, own, best, worst = np.array([[1.0, 0.0], [2.0, 2.0], [4.0, 2.0], [2.0, 6.0], [0.0, 2.0]])
     # 0.5 v + 0.25 (2, 0) + 0.125 (0, 4) - 0.125 (-2, 0)
-    np.testing.assert_allclose(velocity(v, x, own, best, worst, np.array([[0.5], [0.25], [0.125], [0.125]])), [1.25, 0.5])
+    factors = np.array([[0.5], [0.25], [0.125], [0.125]])
+    np.testing.assert_allclose(velocity(v, x, own, best, worst, factors), [1.25, 0.5])
     np.testing.assert_array_equal(moved(np.array([0.5, 0.5]), np.array([0.75, -0.25])), [1.0, 0.25])
 
 
@@ -80,7 +81,7 @@ def test_two_particles_by_hand() -> None:
     """All factors a quarter: v <- (v + (p - x) + (g - x) - (w - x)) / 4, x <- x + v, then half of it."""
     forces = {"inertia": 1.0, "cognitive": 1.0, "social": 1.0, "repel": 1.0}
     strategy = swarm([([2.0, 4.0], 1.0), ([6.0, 4.0], 0.0)], restart=None, **forces)
-    # First: v = (4, 0), p = g = x, w = (6, 4): v <- ((4, 0) - (4, 0)) / 4 = 0, a move that is none has a gene drawn anew.
+    # First: v = (4, 0), p = g = x, w = (6, 4): v <- ((4, 0) - (4, 0)) / 4 = 0, and a gene is drawn anew.
     first, parents = step(strategy, 2, 0.5)
     assert parents == (0,)
     assert sum(a != b for a, b in zip(first, [2.0, 4.0], strict=True)) == 1
@@ -168,5 +169,5 @@ def test_wrong_arguments_are_named(given: dict[str, object], message: str) -> No
 
 def test_a_state_of_other_settings_is_refused() -> None:
     state = ParticleSwarm(LINE, MAXIMISE, seed=0).state_dict()
-    with pytest.raises(ConfigError, match="repel|forces"):
+    with pytest.raises(ConfigError, match="PSO has forces"):
         ParticleSwarm(LINE, MAXIMISE, seed=0, repel=0.1).load_state_dict(state)

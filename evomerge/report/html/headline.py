@@ -24,6 +24,7 @@ STRATEGIES = {
     "CmaMe": "CMA-ME",
     "DifferentialEvolution": "differential evolution",
     "GeneticAlgorithm": "a genetic algorithm",
+    "GenomeEvolution": "GENOME",
     "Gp": "Gaussian processes",
     "Islands": "islands",
     "M2N2": "M2N2",
