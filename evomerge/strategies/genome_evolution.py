@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -28,6 +29,21 @@ MOVED = VARIED + 1
 """What the number of a member that moves begins with: the rest is its place among the members."""
 
 Planned = tuple[Array, Choices, int, tuple[int, ...]]
+
+
+@dataclass(eq=False)
+class Individual:
+    """A member of the population.
+
+    Attributes:
+        now: what it is.
+        own: the best that it was.
+        velocity: of its last move; ``None`` before its first.
+    """
+
+    now: Member
+    own: Member
+    velocity: Array | None = None
 
 
 class GenomeEvolution(SteadyState):
@@ -129,10 +145,8 @@ class GenomeEvolution(SteadyState):
         self._survivors, self._tournament = survivors, tournament
         self._succession, self._forces = succession, Forces(inertia, cognitive, social, repel, draws=draws)
         self._step, self._decay = step, decay
-        self._members: list[Member] = []
-        self._offspring: list[Member] = []  # told in this generation, before selection
-        self._own: dict[int, Member] = {}  # by the member's candidate: the best place where it was
-        self._velocities: dict[int, Array] = {}  # likewise
+        self._members: list[Individual] = []
+        self._offspring: list[Individual] = []  # told in this generation, before selection
         self._plan: deque[Planned] = deque()  # of this generation, not asked yet
         self._ends: list[Member] = []  # the best and the worst of all
         self._moved = True  # whether the next that is planned are children
@@ -172,37 +186,33 @@ class GenomeEvolution(SteadyState):
 
     def _select(self) -> None:
         everyone = [*self._members, *self._offspring]
-        gains = np.array([member.gain for member in everyone])
+        gains = np.array([individual.now.gain for individual in everyone])
         stay = survivors(gains, self._largest, self._elites, self._tournament, self._survivors == "score", self._rng)
         self._members, self._offspring = [everyone[index] for index in stay], []
-        ids = {member.id for member in self._members}
-        self._own = {identity: own for identity, own in self._own.items() if identity in ids}
-        self._velocities = {identity: v for identity, v in self._velocities.items() if identity in ids}
 
     def _moves(self) -> list[Planned]:
         """Succession: where every member goes."""
         members, count = self._members, len(self._members)
-        for index, member in enumerate(members):
-            if member.id not in self._velocities:
+        for index, individual in enumerate(members):
+            if individual.velocity is None:
                 other = (index + int(self._rng.integers(1, count))) % count if count > 1 else index
-                self._velocities[member.id] = members[other].point - member.point
+                individual.velocity = members[other].now.point - individual.now.point
         best, worst = self._ends
         planned = []
-        for index, member in enumerate(members):
-            own, factors = self._own.get(member.id, member), self._forces.drawn(self._rng, len(member.point))
-            v = self._velocities[member.id]
-            wanted = velocity(v, member.point, own.point, best.point, worst.point, factors)
-            self._velocities[member.id] = wanted
-            point = moved(member.point, self._step * self._decay ** (self._generation - 1) * wanted)
-            follow = self._rng.random(len(member.choices)) < float(factors[2].mean())
-            choices = np.where(follow, best.choices, member.choices)
-            point, choices = self._new(point, choices)
-            planned.append((point, choices, MOVED + index, tuple(dict.fromkeys((member.id, own.id, best.id)))))
+        for index, individual in enumerate(members):
+            now, own, factors = individual.now, individual.own, self._forces.drawn(self._rng, len(best.point))
+            assert individual.velocity is not None, "all have one"
+            v = velocity(individual.velocity, now.point, own.point, best.point, worst.point, factors)
+            individual.velocity = v
+            point = moved(now.point, self._step * self._decay ** (self._generation - 1) * v)
+            follow = self._rng.random(len(now.choices)) < float(factors[2].mean())
+            point, choices = self._new(point, np.where(follow, best.choices, now.choices))
+            planned.append((point, choices, MOVED + index, tuple(dict.fromkeys((now.id, own.id, best.id)))))
         return planned
 
     def _children(self) -> list[Planned]:
         """Crossover and mutation."""
-        rng, members, made = self._rng, self._members, list[Planned]()
+        rng, members, made = self._rng, [individual.now for individual in self._members], list[Planned]()
         gains = np.array([member.gain for member in members])
         weights = chances(gains)
         drawn = weights if self._parents == "score" else np.full(len(members), 1 / len(members))
@@ -214,13 +224,13 @@ class GenomeEvolution(SteadyState):
             *((point, choices, parents) for point, choices, _, parents in made),
         ]:
             if rng.random() < self._individuals:
-                made.append((*self._mutated(point, choices), VARIED, parents))
+                made.append((*self._new(*self._mutated(point, choices)), VARIED, parents))
         return made or [self._crossed(drawn, weights)]
 
     def _crossed(self, drawn: Array, weights: Array) -> Planned:
         """The child of two members."""
         i, j = (int(index) for index in self._rng.choice(len(drawn), size=2, replace=False, p=drawn))
-        a, b = self._members[i], self._members[j]
+        a, b = self._members[i].now, self._members[j].now
         share = float(weights[i] / (weights[i] + weights[j]))
         point = share * a.point + (1 - share) * b.point
         choices = np.where(self._rng.random(len(a.choices)) < share, a.choices, b.choices)
@@ -230,7 +240,7 @@ class GenomeEvolution(SteadyState):
         """These, mutated where they make the genome of a member."""
         made = self._coordinates.genome
         genome = made(point, choices)
-        known = any(made(member.point, member.choices) == genome for member in self._members)
+        known = any(made(each.now.point, each.now.choices) == genome for each in self._members)
         return self._mutated(point, choices) if known else (point, choices)
 
     def _mutated(self, point: Array, choices: Choices) -> tuple[Array, Choices]:
@@ -253,18 +263,12 @@ class GenomeEvolution(SteadyState):
         best, worst = self._ends or (new, new)
         self._ends = [new if gain > best.gain else best, new if gain < worst.gain else worst]
         if tag is not None and tag >= MOVED:
-            self._succeed(self._members[tag - MOVED], new, tag - MOVED)
+            individual = self._members[tag - MOVED]
+            individual.now, individual.own = new, new if gain > individual.own.gain else individual.own
         elif self._complete() or tag == VARIED:
-            self._offspring.append(new)
+            self._offspring.append(Individual(new, new))
         else:
-            self._members.append(new)
-
-    def _succeed(self, member: Member, new: Member, index: int) -> None:
-        """Put a member where it has moved to."""
-        own = self._own.pop(member.id, member)
-        self._own[new.id] = new if new.gain > own.gain else own
-        self._velocities[new.id] = self._velocities.pop(member.id)
-        self._members[index] = new
+            self._members.append(Individual(new, new))
 
     def _settings(self) -> dict[str, Any]:
         forces = self._forces
@@ -278,14 +282,15 @@ class GenomeEvolution(SteadyState):
         }
 
     def _held(self) -> dict[str, Any]:
-        held = {"members": self._members, "offspring": self._offspring, "ends": self._ends}
-        own = list(self._own.items())
+        everyone, dimension = [*self._members, *self._offspring], len(self._coordinates.start)
+        still = np.full(dimension, np.nan)
+        velocities = [still if each.velocity is None else each.velocity for each in everyone]
         return {
-            **{name: members_state(members, self._coordinates) for name, members in held.items()},
-            "own": members_state([member for _, member in own], self._coordinates),
-            "owners": [identity for identity, _ in own],
-            "velocities": np.array(list(self._velocities.values())).reshape(-1, len(self._coordinates.start)),
-            "movers": list(self._velocities),
+            "members": members_state([each.now for each in everyone], self._coordinates),
+            "own": members_state([each.own for each in everyone], self._coordinates),
+            "velocities": np.array(velocities, dtype=np.float64).reshape(len(everyone), dimension),
+            "offspring": len(self._offspring),
+            "ends": members_state(self._ends, self._coordinates),
             "plan": stacked([planned[:3] for planned in self._plan], self._coordinates),
             "tags": [tag for _, _, tag, _ in self._plan],
             "parents": [list(parents) for *_, parents in self._plan],
@@ -294,10 +299,11 @@ class GenomeEvolution(SteadyState):
         }
 
     def _hold(self, state: Mapping[str, Any]) -> None:
-        self._members, self._offspring = members_of(state["members"]), members_of(state["offspring"])
-        self._ends = members_of(state["ends"])
-        self._own = dict(zip(map(int, state["owners"]), members_of(state["own"]), strict=True))
-        self._velocities = dict(zip(map(int, state["movers"]), np.array(state["velocities"]), strict=True))
-        rows = zip(*unstacked(state["plan"]), state["tags"], state["parents"], strict=True)
-        self._plan = deque((point, choices, int(tag), tuple(parents)) for point, choices, tag, parents in rows)
+        velocities = np.array(state["velocities"], dtype=np.float64)
+        rows = zip(members_of(state["members"]), members_of(state["own"]), velocities, strict=True)
+        everyone = [Individual(now, own, None if np.isnan(v).any() else v) for now, own, v in rows]
+        count = len(everyone) - int(state["offspring"])
+        self._members, self._offspring, self._ends = everyone[:count], everyone[count:], members_of(state["ends"])
+        plan = zip(*unstacked(state["plan"]), state["tags"], state["parents"], strict=True)
+        self._plan = deque((point, choices, int(tag), tuple(parents)) for point, choices, tag, parents in plan)
         self._moved, self._generation = bool(state["moved"]), int(state["generation"])
