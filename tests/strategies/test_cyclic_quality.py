@@ -24,11 +24,12 @@ CYCLIC = partial(MapElites, PLANE, TASKS, seed=0, quality="cyclic", cells=2, ran
 
 
 class TestSingularMapElites(LearningContract):
+    # More cells than genes: noise stays in what the elites span.
     smallest: ClassVar = {"cells": 1, "initial": 0}
 
     @pytest.fixture
     def make(self) -> Make:
-        return partial(MapElites, cells=5, initial=10, emitter="singular", sampling="quality", descriptors=["genes:*"])
+        return partial(MapElites, cells=20, initial=20, emitter="singular", sampling="quality", descriptors=["genes:*"])
 
 
 class TestSingularMapElitesOfMixedGenes(StrategyContract):
@@ -86,7 +87,7 @@ def test_what_lacks_an_objective_changes_nothing() -> None:
     strategy = CYCLIC()
     (proposal,) = strategy.ask(1)
     before = pack(strategy.state_dict())
-    with pytest.raises(FitnessError, match="no objective 'loss'|no descriptor 'loss'"):
+    with pytest.raises(FitnessError, match=r"no (objective|descriptor) 'loss'"):
         strategy.tell(Candidate(0, None, proposal.genome), Evaluation(0, "ok", objectives={"maths": 1.0, "chat": 1.0}))
     assert pack(strategy.state_dict()) == before
     told(strategy, 1, 0.5, float("nan"), 1.0)
@@ -158,5 +159,5 @@ def test_wrong_arguments_are_named(given: dict[str, object], message: str) -> No
 def test_a_state_of_another_quality_is_refused() -> None:
     fixed, cyclic = MapElites(PLANE, TASKS, seed=0), CYCLIC()
     for one, other in ((fixed, cyclic), (cyclic, fixed)):
-        with pytest.raises(ConfigError, match="cycle|cells"):
+        with pytest.raises(ConfigError, match=r"cycle|cells"):
             one.load_state_dict(other.state_dict())
