@@ -51,8 +51,8 @@ from evomerge.strategies.genome_evolution import GenomeEvolution
 from evomerge.strategies.islands import Islands
 from evomerge.strategies.m2n2 import M2N2
 from evomerge.strategies.map_elites import MapElites
-from evomerge.strategies.particle_swarm import ParticleSwarm
 from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
+from evomerge.strategies.particle_swarm import ParticleSwarm
 from evomerge.strategies.quasi_random import QuasiRandom
 from evomerge.strategies.random_search import RandomSearch
 from fitness.estimators.irt import ItemResponse
