@@ -49,11 +49,13 @@ from evomerge.strategies.cma_me import CmaMe
 from evomerge.strategies.differential_evolution import DifferentialEvolution
 from evomerge.strategies.eggroll import Eggroll
 from evomerge.strategies.genetic import GeneticAlgorithm
+from evomerge.strategies.genome_evolution import GenomeEvolution
 from evomerge.strategies.islands import Islands
 from evomerge.strategies.m2n2 import M2N2
 from evomerge.strategies.map_elites import MapElites
 from evomerge.strategies.moead import Moead
 from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
+from evomerge.strategies.particle_swarm import ParticleSwarm
 from evomerge.strategies.quasi_random import QuasiRandom
 from evomerge.strategies.random_search import RandomSearch
 from evomerge.strategies.smac import Smac
@@ -250,6 +252,7 @@ FEW = {"descriptors": ["genes:a"], "cells": 5}
 GA = partial(GeneticAlgorithm, popsize=6)
 MOEAD = partial(Moead, preferences=6)
 WEIGHED = ({"score": 1.0}, {"score": 0.5, "size": 0.5}, {"score": 0.1, "size": 0.9})
+CYCLIC = partial(MapElites, quality="cyclic", sampling="quality", emitter="singular", cells=3, initial=8)
 CASES = {
     "cma_es": Case(CmaEs),
     "cma_es on mixed genes": Case(CmaEs, MIXED, in_flight=3, slots=2),
@@ -267,6 +270,11 @@ CASES = {
     "m2n2 on weights": Case(partial(M2N2, size=6), WEIGHTS),
     "map_elites": Case(partial(MapElites, initial=8, **FEW), ordered=False, slots=3),
     "eggroll": Case(partial(Eggroll, members=6), PerturbationSpec()),
+    "map_elites, cyclic": Case(CYCLIC, MIXED, THREE, in_flight=2, slots=2),
+    "pso": Case(partial(ParticleSwarm, popsize=5), NUMBERS, in_flight=3, slots=2),
+    "pso, no order": Case(partial(ParticleSwarm, popsize=5), ordered=False, slots=3),
+    "genome": Case(partial(GenomeEvolution, popsize=5), in_flight=3, slots=2),
+    "genome, no order": Case(partial(GenomeEvolution, popsize=5), ordered=False, slots=3),
     "random": Case(RandomSearch, LINEAGE, in_flight=4, slots=2),
     "qmc": Case(QuasiRandom),
     "brute force": Case(BruteForce, DISCRETE, in_flight=5),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,8 @@ from evomerge.strategies.archives.ribs_import import CVTArchive, GridArchive, k_
 
 Array = NDArray[np.float64]
 Shape = Literal["grid", "cvt"]
+Odds = Callable[[Array, Array], Array]
+"""Of gains and descriptors of all elites the chances to be sampled."""
 
 SAMPLES = 100
 """Random points per centroid of a tessellation."""
@@ -20,28 +22,32 @@ SAMPLES = 100
 MOST_CELLS = 1_000_000
 
 
-class _Grid(GridArchive):
-    """A grid that remembers whom it sampled last: the emitters of `ribs` do not say."""
+class _Sampling:
+    """What both kinds of archives have beyond those of `ribs`: whom they sampled last, and by which chances."""
 
     sampled: tuple[int, ...] = ()
+    odds: Odds | None = None
+    _rng: np.random.Generator
 
     def sample_elites(self, n: int | np.integer[Any], replace: bool = True) -> Any:
-        """Draw `n` elites (`ribs.archives.ArchiveBase.sample_elites`) and remember their candidates."""
-        elites = super().sample_elites(n, replace)
+        """Draw `n` elites (`ribs.archives.ArchiveBase.sample_elites`), by `odds` where there are any."""
+        if self.odds is None:
+            elites = super().sample_elites(n, replace)  # type: ignore[misc]
+        else:
+            data = self.data()  # type: ignore[attr-defined]
+            odds = self.odds(data["objective"], data["measures"])
+            rows = self._rng.choice(len(odds), size=int(n), replace=replace, p=odds)
+            elites = {name: values[rows] for name, values in data.items()}
         self.sampled = _ids(elites)
         return elites
 
 
-class _Cvt(CVTArchive):
-    """A tessellation that remembers whom it sampled last."""
+class _Grid(_Sampling, GridArchive):
+    """A grid."""
 
-    sampled: tuple[int, ...] = ()
 
-    def sample_elites(self, n: int | np.integer[Any], replace: bool = True) -> Any:
-        """Draw `n` elites (`ribs.archives.ArchiveBase.sample_elites`) and remember their candidates."""
-        elites = super().sample_elites(n, replace)
-        self.sampled = _ids(elites)
-        return elites
+class _Cvt(_Sampling, CVTArchive):
+    """A tessellation."""
 
 
 def _ids(elites: Mapping[str, Any]) -> tuple[int, ...]:
