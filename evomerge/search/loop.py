@@ -45,6 +45,7 @@ from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.stopping import StopRules
 from evomerge.search.warm_start import WarmStart, no_warm_start
 from evomerge.strategies.bases.capabilities import learner
+from evomerge.strategies.bases.penalised import with_penalty
 
 _LOG = logging.getLogger(__name__)
 BEST = "best"
@@ -210,7 +211,7 @@ class Search:
             while not pending.step():
                 self._heed(pending)
             self.state.settled = False
-            candidate, evaluation = pending.next_result()
+            candidate, evaluation = with_penalty(strategy, *pending.next_result())
             self._record(candidate, evaluation)
             learn = learner(strategy) if candidate.id in phase.named else strategy.tell
             learn(candidate, replace(pending.shown(evaluation), responses={}))  # strategies may keep what they are told

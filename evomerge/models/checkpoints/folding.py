@@ -112,6 +112,10 @@ class FoldedCheckpoint(Checkpoint):
         left, right = (a.T, b.T) if turned else (b, a)
         return left * change.scale, right
 
+    def has_factors(self, name: str) -> bool:
+        """Whether `factors` has such of a matrix."""
+        return name not in self._changes or (self._changes[name][0].is_product and not self.replaces(name))
+
     def replaces(self, name: str) -> bool:
         """Whether the adapter holds a tensor whole, by its name in the checkpoint, and another than the base's.
 

@@ -1,0 +1,139 @@
+"""Sums of adapters' factors, the first trimmed: the operator of Evo-Merging."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from evomerge.merge.methods.derived import Pair
+from evomerge.merge.methods.parameters import DENSITY, LAMBDA, WEIGHT, active
+from evomerge.merge.methods.registry import BASE, Values, derived_method
+from evomerge.merge.methods.spectral import on_one_thread, scale_of, triplets
+from evomerge.recipes.method_spec import ParameterSpec
+
+SIGNED = replace(WEIGHT, low=-1.5, high=1.5, summary="signed factor on both of its factors")
+KEPT = replace(DENSITY, low=0.0, initial=1.0, summary="share of the elements of its A, by magnitude, that is kept")
+CROSS = ParameterSpec(
+    "cross",
+    True,
+    kind="boolean",
+    summary="multiply the sums of factors (paper), with every adapter's B on every other's A; false: sum the products",
+)
+
+
+def _given(values: Values) -> Mapping[str, Hashable]:
+    return {
+        "weight": tuple(float(weight) for weight in values["weight"]),
+        "density": tuple(float(density) for density in values["density"]),
+        "cross": bool(values["cross"]),
+    }
+
+
+def _unchanged(values: Values) -> int | None:
+    """One adapter with a weight of one, untrimmed, is itself."""
+    used = active(values["weight"])
+    if not used or values["lambda_"] == 0:
+        return BASE
+    whole = len(used) == 1 and values["weight"][used[0]] == 1 and values["density"][used[0]] >= 1
+    return used[0] if whole and values["lambda_"] == 1 else None
+
+
+def joined(parts: Sequence[torch.Tensor | Pair], weight: Sequence[float], density: Sequence[float], cross: bool) -> Pair:
+    """The factors of the merged difference of a matrix: of shapes ``(rows, k)`` and ``(k, columns)``, float32.
+
+    Args:
+        parts: of every model its adapter's factors, or its task vector: that has those of its singular value
+            decomposition.
+        weight, density, cross: as of `lora_factors`.
+    """
+    used = active(weight)
+    each = []
+    for i in used:
+        b, a = _factors(parts[i])
+        each.append((b * weight[i], top(a, density[i])))
+    if not cross:
+        return torch.cat([b for b, _ in each], dim=1), torch.cat([a for _, a in each], dim=0)
+    rank = max((a.shape[0] for _, a in each), default=0)
+    rows, columns = each[0][0].shape[0], each[0][1].shape[1]
+    left = torch.zeros(rows, rank, device=each[0][0].device)
+    right = torch.zeros(rank, columns, device=left.device)
+    for i, (b, a) in zip(used, each, strict=True):
+        left[:, : b.shape[1]] += b
+        right[: a.shape[0]] += a * weight[i]
+    return left, right
+
+
+def top(matrix: torch.Tensor, density: float) -> torch.Tensor:
+    """A matrix with its ``int(density n)`` elements of largest magnitude, of equal ones the first; else zeros.
+
+    >>> top(torch.tensor([[3.0, -1.0], [1.0, -2.0]]), 0.75).tolist()
+    [[3.0, -1.0], [0.0, -2.0]]
+    """
+    count = matrix.numel()
+    kept = int(density * count)
+    if kept >= count:
+        return matrix
+    if kept == 0:
+        return torch.zeros_like(matrix)
+    sizes = matrix.abs().reshape(-1)
+    least = torch.kthvalue(sizes, count - kept + 1).values
+    above, equal = sizes > least, sizes == least
+    chosen = above | (equal & (equal.cumsum(0) <= kept - above.sum()))
+    return matrix * chosen.view_as(matrix)
+
+
+@derived_method(
+    "lora_factors",
+    SIGNED,
+    KEPT,
+    CROSS,
+    LAMBDA,
+    summary="factors of adapters, A trimmed, summed and then multiplied (Evo-Merging)",
+    family="sparse",
+    factors=scale_of,
+    given=_given,
+    unchanged=_unchanged,
+    join=joined,
+    changing=True,
+    cubic=False,
+)
+def lora_factors(
+    parts: Sequence[torch.Tensor | Pair], weight: Sequence[float], density: Sequence[float], cross: bool
+) -> torch.Tensor:
+    """``theta_0 + lambda (sum_i w_i B_i) (sum_j w_j Top(A_j))``, or ``theta_0 + lambda sum_i w_i B_i Top(A_i)``.
+
+    Evo-Merging's operator, as its published code has it. ``Top`` keeps the share ``density`` of the elements of ``A``
+    that are largest in magnitude; ``B`` stays whole. With ``cross`` the sums are multiplied: the result has the rank of
+    one adapter, whatever their number, an adapter alone counts by the square of its weight, whose sign is lost, and
+    every ``B_i`` also meets every ``A_j``, for which no adapter was trained, unless they share a start. Without it each
+    adapter's product stays apart: signs are signs, and ranks add up. Factors are taken as they are stored, the
+    adapter's scale in ``B``; of ranks that differ, the smaller are filled with zeros.
+
+    A model that is no adapter on the base has the factors of its singular value decomposition, with the root of the
+    value on either side and the largest element of each row of ``A`` positive. Tensors that are no matrices are summed
+    by weight. For repositories of many small adapters that are to become one small one.
+    """
+    used = active(weight)
+    first = parts[0]
+    shape = first.shape if isinstance(first, torch.Tensor) else (first[0].shape[0], first[1].shape[1])
+    if not used or (isinstance(first, torch.Tensor) and (len(shape) != 2 or not first.numel())):
+        found = torch.zeros(shape, device=(first if isinstance(first, torch.Tensor) else first[0]).device)
+        for i in used:
+            part = parts[i]
+            found += part * weight[i] if isinstance(part, torch.Tensor) else weight[i] * (part[0] @ part[1])
+        return found
+    with on_one_thread():
+        b, a = joined(parts, weight, density, cross)
+        return b @ a
+
+
+def _factors(part: torch.Tensor | Pair) -> Pair:
+    if not isinstance(part, torch.Tensor):
+        return part
+    with on_one_thread():
+        found = triplets(part.double())
+    roots = found.s.sqrt()
+    signs = found.vh.gather(1, found.vh.abs().argmax(1, keepdim=True)).sign()
+    return ((found.u * roots) * signs.T).float(), (found.vh * roots[:, None] * signs).float()
