@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
@@ -49,39 +50,49 @@ def joined(parts: Sequence[torch.Tensor | Pair], weight: Sequence[float], densit
         weight, density, cross: as of `lora_factors`.
     """
     used = active(weight)
-    each = []
+    groups: dict[int, list[tuple[int, Pair]]] = {}
     for i in used:
-        b, a = _factors(parts[i])
-        each.append((b * weight[i], top(a, density[i])))
-    if not cross:
-        return torch.cat([b for b, _ in each], dim=1), torch.cat([a for _, a in each], dim=0)
-    rank = max((a.shape[0] for _, a in each), default=0)
-    rows, columns = each[0][0].shape[0], each[0][1].shape[1]
-    left = torch.zeros(rows, rank, device=each[0][0].device)
-    right = torch.zeros(rank, columns, device=left.device)
-    for i, (b, a) in zip(used, each, strict=True):
-        left[:, : b.shape[1]] += b
-        right[: a.shape[0]] += a * weight[i]
-    return left, right
+        pair = _factors(parts[i])
+        groups.setdefault(pair[1].shape[0], []).append((i, pair))
+    made: list[Pair] = []
+    for rank in sorted(groups, reverse=True):
+        own = groups[rank]
+        factors = torch.tensor([weight[i] for i, _ in own], device=own[0][1][0].device)[:, None, None]
+        b = torch.stack([b for _, (b, _) in own]) * factors
+        a = top(torch.stack([a for _, (_, a) in own]), [density[i] for i, _ in own])
+        if not cross:
+            made.append((b.transpose(0, 1).reshape(b.shape[1], -1), a.reshape(-1, a.shape[2])))
+        elif not made:
+            made.append((b.sum(0), (a * factors).sum(0)))
+        else:
+            made[0][0][:, :rank] += b.sum(0)
+            made[0][1][:rank] += (a * factors).sum(0)
+    return torch.cat([b for b, _ in made], dim=1), torch.cat([a for _, a in made], dim=0)
 
 
-def top(matrix: torch.Tensor, density: float) -> torch.Tensor:
-    """A matrix with its ``int(density n)`` elements of largest magnitude, of equal ones the first; else zeros.
+def top(matrices: torch.Tensor, density: Sequence[float]) -> torch.Tensor:
+    """Matrices with their ``int(density n)`` elements of largest magnitude each, of equal ones the first; else zeros.
 
-    >>> top(torch.tensor([[3.0, -1.0], [1.0, -2.0]]), 0.75).tolist()
-    [[3.0, -1.0], [0.0, -2.0]]
+    Args:
+        matrices: of shape ``(count, rows, columns)``.
+        density: of each.
+
+    >>> top(torch.tensor([[[3.0, -1.0], [1.0, -2.0]]]), [0.75]).tolist()
+    [[[3.0, -1.0], [0.0, -2.0]]]
     """
-    count = matrix.numel()
-    kept = int(density * count)
-    if kept >= count:
-        return matrix
-    if kept == 0:
-        return torch.zeros_like(matrix)
-    sizes = matrix.abs().reshape(-1)
-    least = torch.kthvalue(sizes, count - kept + 1).values
-    above, equal = sizes > least, sizes == least
-    chosen = above | (equal & (equal.cumsum(0) <= kept - above.sum()))
-    return matrix * chosen.view_as(matrix)
+    sizes = matrices.abs().flatten(1)
+    count = sizes.shape[1]
+    kept = [int(own * count) for own in density]
+    if min(kept) >= count:
+        return matrices
+    least = torch.empty(len(kept), device=sizes.device)
+    for row, number in enumerate(kept):
+        inside = 0 < number < count
+        least[row] = sizes[row].kthvalue(count - number + 1).values if inside else (-1.0 if number else math.inf)
+    above, equal = sizes > least[:, None], sizes == least[:, None]
+    room = torch.tensor(kept, device=sizes.device)[:, None] - above.sum(1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(1) <= room))
+    return matrices * chosen.view_as(matrices)
 
 
 @derived_method(
