@@ -1,6 +1,6 @@
 """Searches over a demo's adapters, beside their uniform average and the best of them, on held-out items.
 
-`python scripts/adapters_table.py [--root demo_pool/seed0] [--seeds 3] [--evaluations 300] [--folder FOLDER]` runs Evo-Merging
+`python scripts/adapters_table.py [--root demo_pool/seed0] [--seeds 3] [--evaluations 300]` runs Evo-Merging
 (`experiment=demo_adapters`) as published and with products kept apart, and CMA-ES over one weight for each adapter
 (`task_arithmetic`), with the same evaluations on the same items. The best adapter is the one that is best on these.
 Prints a Markdown table with paired tests, then candidates in an hour of the processor's time, and the process's peak.
@@ -33,7 +33,13 @@ from evomerge.search.starts import compared_recipes
 from evomerge.session.parts import build_parts
 from evomerge.session.run import run as run_search
 
-PLAIN = ("search_space=task_arithmetic", "phases=null", "search.penalty=0", "strategy.sigma0=0.05", "strategy.popsize=20")
+PLAIN = (
+    "search_space=task_arithmetic",
+    "phases=null",
+    "search.penalty=0",
+    "strategy.sigma0=0.05",
+    "strategy.popsize=20",
+)
 SYSTEMS: Mapping[str, Sequence[str]] = {
     "Evo-Merging": (),
     "products apart": ("search_space.parameters.cross=false",),
@@ -127,7 +133,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--evaluations", type=int, default=300, help="of each search (default: 300)")
     parser.add_argument("--items", type=int, default=125, help="of each task, searched on (default: 125)")
     parser.add_argument("--held-out", type=int, default=1000, help="of each task (default: 1000)")
-    parser.add_argument("--systems", default=",".join(SYSTEMS).replace("CMA-ES, weights", "CMA-ES"), help="some of them")
+    parser.add_argument(
+        "--systems", default=",".join(SYSTEMS).replace("CMA-ES, weights", "CMA-ES"), help="some of them"
+    )
     parser.add_argument("--folder", type=Path, help="keep the runs there")
     parser.add_argument("overrides", nargs="*", help="of all searches")
     given = parser.parse_intermixed_args(arguments)
@@ -137,7 +145,9 @@ def main(arguments: list[str] | None = None) -> int:
     words += [f"fitness.limit={given.items}", f"held_out.limit={given.held_out}", *given.overrides]
     try:
         with TemporaryDirectory() as temporary:
-            table(words, [names[name] for name in given.systems.split(",")], given.seeds, given.folder or Path(temporary))
+            table(
+                words, [names[name] for name in given.systems.split(",")], given.seeds, given.folder or Path(temporary)
+            )
     except EvomergeError as error:
         print(error, file=sys.stderr)
         return 2

@@ -17,15 +17,15 @@ from search_spaces.parameter import KEY, ParameterSpace
 class StageSpace:
     """The parameter space, of which the genes of some parameters are searched; implements `protocols.SearchSpace`.
 
-    Evo-Merging searches keep-fractions first, with the scales as they start, and then the scales, with these fractions:
-    two phases of one search, ``vary: [density]`` and ``vary: [weight]``. The genes that are not searched have the values
-    of the winner of the phases before, or in the first phase those that they start with; those that are searched begin
-    there, too.
+    Evo-Merging searches keep-fractions first, with the scales as they start, and then the scales, with these
+    fractions: two phases of one search, ``vary: [density]`` and ``vary: [weight]``. The genes that are not searched
+    have the values of the winner of the phases before, or in the first phase those that they start with; those that
+    are searched begin there, too.
 
     Args:
         pool, methods: as for `ParameterSpace`.
-        vary: the parameters whose genes are searched, by name: ``weight``, ``density``, ``t``; ``method`` for the choice
-            of one.
+        vary: the parameters whose genes are searched, by name: ``weight``, ``density``, ``t``; ``method`` for the
+            choice of one.
         winner: the best recipe of the phases before.
         options: as for `ParameterSpace`.
 

@@ -80,7 +80,9 @@ def run(arguments: Sequence[str]) -> int:
         print(f"the checkpoints are in {made}; `evomerge search experiment=lcsc pool.root='{root}'` combines them")
     if options.adapters is not None:
         made = make_adapters(root, options.seed, options.adapters, threads=options.threads, quick=options.quick)
-        print(f"the adapters are in {made}; `evomerge search experiment=demo_adapters pool.root='{root}'` searches them")
+        print(
+            f"the adapters are in {made}; `evomerge search experiment=demo_adapters pool.root='{root}'` searches them"
+        )
     if options.pool_only and options.checkpoints is None and options.adapters is None:
         print(f"the pool is in {root}; `evomerge search experiment=demo pool.root='{root}'` searches it")
     elif not options.pool_only:

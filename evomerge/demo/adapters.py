@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from evomerge.demo.building import built
 from evomerge.errors import ConfigError, OutputError
 from evomerge.utils.files import write_text_atomic

@@ -54,7 +54,9 @@ def _fill_adapters(config: Config) -> None:
     if pool.base is None or pool.base not in models:
         raise ConfigError(
             f"pool.adapters is {str(given)[:80]!r} and pool.base is {pool.base!r}",
-            nearest(pool.base, models) if pool.base is not None and models else "the model that adapters are folded into",
+            nearest(pool.base, models)
+            if pool.base is not None and models
+            else "the model that adapters are folded into",
             "name that model in pool.models, and its name in pool.base",
         )
     from evomerge.models.checkpoints.repository import KEY, repository_models  # torch: not before it is wanted

@@ -41,7 +41,9 @@ def _unchanged(values: Values) -> int | None:
     return used[0] if whole and values["lambda_"] == 1 else None
 
 
-def joined(parts: Sequence[torch.Tensor | Pair], weight: Sequence[float], density: Sequence[float], cross: bool) -> Pair:
+def joined(
+    parts: Sequence[torch.Tensor | Pair], weight: Sequence[float], density: Sequence[float], cross: bool
+) -> Pair:
     """The factors of the merged difference of a matrix: of shapes ``(rows, k)`` and ``(k, columns)``, float32.
 
     Args:

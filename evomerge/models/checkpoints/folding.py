@@ -27,11 +27,7 @@ from evomerge.models.checkpoints.reader import Checkpoint, TensorFiles
 
 
 class FoldedRoom:
-    """How many bytes of folded tensors the models of a pool keep together; what finds no room is folded whenever read.
-
-    Args:
-        limit: bytes.
-    """
+    """How many bytes (`limit`) of folded tensors the models of a pool keep; what finds no room is folded when read."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
@@ -102,12 +98,13 @@ class FoldedCheckpoint(Checkpoint):
             tensor, the adapter's scale included; of rank 0 where the adapter leaves the tensor alone, and ``None``
             where it replaces it or adds something else.
         """
+        if not self.has_factors(name):
+            return None
         if name not in self._changes:
             rows, columns = self.tensors[name].shape
             return torch.zeros(rows, 0), torch.zeros(0, columns)
         change, turned = self._changes[name]
-        if self.replaces(name) or change.a is None or change.b is None:
-            return None
+        assert change.a is not None and change.b is not None, "it has both factors"
         a, b = (self.adapter.read(factor).to(torch.float32) for factor in (change.a, change.b))
         left, right = (a.T, b.T) if turned else (b, a)
         return left * change.scale, right

@@ -22,8 +22,8 @@ _LISTED = 3
 def repository_models(given: Any, base: str, root: str | Path | None = None) -> dict[str, str]:
     """The adapters of a repository by name, sorted: locations ``BASE+FOLDER``.
 
-    A folder counts as an adapter when it has an ``adapter_config.json``. One that cannot be folded into a base (DoRA and
-    the like, files that are missing or broken) is warned of and left out.
+    A folder counts as an adapter when it has an ``adapter_config.json``. One that cannot be folded into a base (DoRA
+    and the like, files that are missing or broken) is warned of and left out.
 
     Args:
         given: a folder, whose own folders are taken, or a pattern of adapters' folders as a shell has it (``*``, ``?``,

@@ -22,8 +22,9 @@ _OF_GENOMES = ("know_active", "begin_from", "to_beat", "favourite")
 class Penalised:
     """Shows a strategy scores less ``weight * mean |gene|`` over the genes that are numbers; implements `Strategy`.
 
-    Evo-Merging's regulariser, ``loss + 0.05 mean |genes|``. The incumbent, finalists and a race go by the scores as they
-    are: scores of two phases, whose penalties are of other genes, are compared with each other, penalised ones never are.
+    Evo-Merging's regulariser, ``loss + 0.05 mean |genes|``. The incumbent, finalists and a race go by the scores as
+    they are: scores of two phases, whose penalties are of other genes, are compared with each other, penalised ones
+    never are.
 
     Args:
         strategy: built for the one objective.
