@@ -1,7 +1,7 @@
 """Searches over a demo's adapters, beside their uniform average and the best of them, on held-out items.
 
 `python scripts/adapters_table.py [--root demo_pool/seed0] [--seeds 3] [--evaluations 300]` runs Evo-Merging
-(`experiment=demo_adapters`) as published and with products kept apart, and CMA-ES over one weight for each adapter
+(`experiment=demo_adapters`), the same with sums of factors as published, and CMA-ES over one weight for each adapter
 (`task_arithmetic`), with the same evaluations on the same items. The best adapter is the one that is best on these.
 Prints a Markdown table with paired tests, then candidates in an hour of the processor's time, and the process's peak.
 """
@@ -42,7 +42,7 @@ PLAIN = (
 )
 SYSTEMS: Mapping[str, Sequence[str]] = {
     "Evo-Merging": (),
-    "products apart": ("search_space.parameters.cross=false",),
+    "as published": ("search_space.parameters.cross=true",),
     "CMA-ES, weights": (*PLAIN, "search_space.layer_group=all"),
 }
 HEAD = ("", "search", "held out", "over uniform", "over the best adapter", "candidates an hour")

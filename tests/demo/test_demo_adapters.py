@@ -56,7 +56,8 @@ def test_stages_follow_each_other_and_the_winner_is_an_adapter(quick_pool: Path,
     run = tmp_path / "run"
     small = ["fitness.limit=2", "held_out.limit=2", "search.evaluations=9", "phases.keep.evaluations=3"]
     small += ["strategy.popsize=3", "phases.scale.strategy.popsize=3"]
-    assert main(["search", "experiment=demo_adapters", f"pool.root='{quick_pool}'", *small, f"run_dir='{run}'"]) == 0
+    small += ["search_space.parameters.cross=true", f"pool.root='{quick_pool}'", f"run_dir='{run}'"]
+    assert main(["search", "experiment=demo_adapters", *small]) == 0
     events = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     phases = [event for event in events if event["event"] == "phase"]
     kinds = [{name.rpartition("/")[2] for name in phase["genes"]} for phase in phases]

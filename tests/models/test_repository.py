@@ -82,7 +82,7 @@ def test_those_that_cannot_be_folded_are_left_out_with_one_line(repository: Path
 def test_refuses_what_holds_none(repository: Path, given: str, message: str) -> None:
     with pytest.raises(PoolError, match=message):
         repository_models(given, "b", repository.parent)
-    with pytest.raises(ConfigError, match="pool.adapters is 3"):
+    with pytest.raises(ConfigError, match=r"pool.adapters is 3"):
         repository_models(3, "b")
 
 
@@ -95,7 +95,7 @@ def test_they_become_models_of_the_pool_once(repository: Path) -> None:
     fill_models(config)  # nothing more to do
 
     twice = compose_config([words[0], "pool.models={base: org/base, brief: org/other}", "pool.base=base"])
-    with pytest.raises(ConfigError, match="pool.models has 'brief', as pool.adapters"):
+    with pytest.raises(ConfigError, match=r"pool.models has 'brief', as pool.adapters"):
         fill_models(twice)
     for base, message in ((["pool.base=bsae"], "did you mean 'base'"), ([], "pool.base is None")):
         config = compose_config([words[0], "pool.models={base: org/base, more: org/more}", *base])

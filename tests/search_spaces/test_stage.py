@@ -53,11 +53,12 @@ def test_a_second_stage_keeps_what_the_first_found_and_begins_there() -> None:
     assert second.active(second.spec.initial) == {gene.name for gene in second.spec}
 
     assert second.encode(moved) == Genome(tuple([0.125] * len(second.spec)))
-    with pytest.raises(RecipeError, match="density.* which is 0.25 here"):
+    with pytest.raises(RecipeError, match=r"density.* which is 0.25 here"):
         second.encode(start)
+    other = ParameterSpace(info, METHODS, method="task_arithmetic")
+    foreign = other.decode(other.spec.initial)
     with pytest.raises(RecipeError, match="method"):
-        other = ParameterSpace(info, METHODS, method="task_arithmetic")
-        StageSpace(info, METHODS, winner=other.decode(other.spec.initial), **OPTIONS)
+        StageSpace(info, METHODS, winner=foreign, **OPTIONS)
 
 
 def test_what_is_equal_in_all_models_does_not_decide_the_values_of_others() -> None:

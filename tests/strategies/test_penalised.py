@@ -52,13 +52,13 @@ def test_it_searches_as_the_strategy_alone_would_on_penalised_scores() -> None:
 
 def test_refuses_what_cannot_be_penalised() -> None:
     words = GenomeSpec((Gene("word", "categorical", choices=("x", "y")),))
-    with pytest.raises(ConfigError, match="search.penalty is 0.1.*no genes that are numbers"):
+    with pytest.raises(ConfigError, match=r"search.penalty is 0.1.*no genes that are numbers"):
         Penalised(CmaEs(words, (SCORE,), seed=0), words, SCORE, 0.1)
     spec = GenomeSpec((Gene("a"), Gene("b")))
     with pytest.raises(ConfigError, match="M2N2 learns from single items"):
         Penalised(M2N2(spec, (SCORE,), seed=0), spec, SCORE, 0.1)
-    with pytest.raises(ConfigError, match="2 objectives .score, loss."):
+    with pytest.raises(ConfigError, match=r"2 objectives .score, loss."):
         check_single((SCORE, LOSS))
     for bad in (-0.1, float("nan"), float("inf"), True, "much"):
-        with pytest.raises(ConfigError, match="search.penalty is"):
+        with pytest.raises(ConfigError, match=r"search.penalty is"):
             check_penalty(bad)

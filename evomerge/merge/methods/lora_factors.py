@@ -18,9 +18,9 @@ SIGNED = replace(WEIGHT, low=-1.5, high=1.5, summary="signed factor on both of i
 KEPT = replace(DENSITY, low=0.0, initial=1.0, summary="share of the elements of its A, by magnitude, that is kept")
 CROSS = ParameterSpec(
     "cross",
-    True,
+    False,
     kind="boolean",
-    summary="multiply the sums of factors (paper), with every adapter's B on every other's A; false: sum the products",
+    summary="multiply the sums of factors, as published, every adapter's B with every other's A too; else sum products",
 )
 
 
@@ -103,7 +103,7 @@ def top(matrices: torch.Tensor, density: Sequence[float]) -> torch.Tensor:
     KEPT,
     CROSS,
     LAMBDA,
-    summary="factors of adapters, A trimmed, summed and then multiplied (Evo-Merging)",
+    summary="adapters with A trimmed and signed weights, as products or as sums of factors (Evo-Merging)",
     family="sparse",
     factors=scale_of,
     given=_given,

@@ -98,13 +98,12 @@ class FoldedCheckpoint(Checkpoint):
             tensor, the adapter's scale included; of rank 0 where the adapter leaves the tensor alone, and ``None``
             where it replaces it or adds something else.
         """
-        if not self.has_factors(name):
-            return None
         if name not in self._changes:
             rows, columns = self.tensors[name].shape
             return torch.zeros(rows, 0), torch.zeros(0, columns)
         change, turned = self._changes[name]
-        assert change.a is not None and change.b is not None, "it has both factors"
+        if self.replaces(name) or change.a is None or change.b is None:
+            return None
         a, b = (self.adapter.read(factor).to(torch.float32) for factor in (change.a, change.b))
         left, right = (a.T, b.T) if turned else (b, a)
         return left * change.scale, right
