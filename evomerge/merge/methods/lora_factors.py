@@ -1,4 +1,4 @@
-"""Sums of adapters' factors, the first trimmed: the operator of Evo-Merging."""
+"""Sums of adapters with trimmed factors: the operator of Evo-Merging (arXiv 2509.12951)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def top(matrices: torch.Tensor, density: Sequence[float]) -> torch.Tensor:
     KEPT,
     CROSS,
     LAMBDA,
-    summary="adapters with A trimmed and signed weights, as products or as sums of factors (Evo-Merging)",
+    summary="adapters with A trimmed and signed weights, as products or sums (Evo-Merging, arXiv 2509.12951)",
     family="sparse",
     factors=scale_of,
     given=_given,
@@ -115,18 +115,19 @@ def top(matrices: torch.Tensor, density: Sequence[float]) -> torch.Tensor:
 def lora_factors(
     parts: Sequence[torch.Tensor | Pair], weight: Sequence[float], density: Sequence[float], cross: bool
 ) -> torch.Tensor:
-    """``theta_0 + lambda (sum_i w_i B_i) (sum_j w_j Top(A_j))``, or ``theta_0 + lambda sum_i w_i B_i Top(A_i)``.
+    """``theta_0 + lambda sum_i w_i B_i Top(A_i)``, or ``theta_0 + lambda (sum_i w_i B_i) (sum_j w_j Top(A_j))``.
 
-    Evo-Merging's operator, as its published code has it. ``Top`` keeps the share ``density`` of the elements of ``A``
-    that are largest in magnitude; ``B`` stays whole. With ``cross`` the sums are multiplied: the result has the rank of
-    one adapter, whatever their number, an adapter alone counts by the square of its weight, whose sign is lost, and
-    every ``B_i`` also meets every ``A_j``, for which no adapter was trained, unless they share a start. Without it each
-    adapter's product stays apart: signs are signs, and ranks add up. Factors are taken as they are stored, the
-    adapter's scale in ``B``; of ranks that differ, the smaller are filled with zeros.
+    The operator of Black-box Model Merging for Language-Model-as-a-Service with Massive Model Repositories. ``Top``
+    keeps the share ``density`` of the elements of ``A`` that are largest in magnitude; ``B`` stays whole. The second
+    form, ``cross``, is the published code's. Its result has the rank of one adapter, whatever their number; but an
+    adapter alone counts by the square of its weight, whose sign is lost, of N adapters with weights of ``1 / N`` each
+    counts ``1 / N^2``, and every ``B_i`` also meets every ``A_j``, for which no adapter was trained. In the first form
+    signs are signs, and ranks add up. Factors are taken as they are stored, the adapter's scale in ``B``; in the
+    second form smaller ranks are filled with zeros. For adapters of one base, many of which may be of no use.
 
     A model that is no adapter on the base has the factors of its singular value decomposition, with the root of the
     value on either side and the largest element of each row of ``A`` positive. Tensors that are no matrices are summed
-    by weight. For repositories of many small adapters that are to become one small one.
+    by weight. Found anew for every candidate.
     """
     used = active(weight)
     first = parts[0]
