@@ -32,7 +32,7 @@ list of choices (`search_space.parameters`). Several methods in `search_space.me
 group a choice too: `search_space.method=[task_arithmetic,ties]`.
 
 Some methods make a tensor of all models by costly means (singular values, least squares) and add it to the base with
-one factor, or one for each model: iso_c, iso_cts, tsv_m, wudi, optmerge, opcm, doge, lora_lego and lora_factors. That tensor is made
+one factor, or one for each model: iso_c, iso_cts, tsv_m, wudi, optmerge, opcm, doge and lora_lego. That tensor is made
 once per pool and kept, as far as a quarter of the free memory goes, so that candidates which differ in these factors
 cost what task arithmetic costs. Where a search varies one of the parameters that are *found anew for every value*,
 candidates make theirs, at full cost, and the last ones stay; of intermediates (lineages) nothing is kept. It is made
