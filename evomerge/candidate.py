@@ -68,6 +68,7 @@ class Evaluation:
             ``known``; and ``error/NAME``, the standard error of an objective that is an estimate.
         tokens: that were `run`, that `stock` lm-eval would have run, and of those run what `hidden` states saved; how
             often its batches were `halved` since memory ran out, where they were: its last digits may differ for it.
+        penalised: objectives as the strategy was told of them, where that is less a penalty (`search.penalty`).
         apart: of a winner, how far the way in which the search scored is from the stock tool's (`Fitness.apart`).
     """
 
@@ -85,6 +86,7 @@ class Evaluation:
     tokens: Mapping[str, float] = field(default_factory=dict)
     race: Mapping[str, float] = field(default_factory=dict)
     apart: Mapping[str, float] = field(default_factory=dict)
+    penalised: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

@@ -191,7 +191,8 @@ class ParameterSpace:
         for name, ref in recipe.models:
             if name not in refs or refs[name].identity != ref.identity:
                 raise RecipeError(f"its model {name} is not the pool's", "a recipe of the pool's models")
-        found = nearest_genome(self._spec, self._index, self._prefixes, self._sharing.shares, recipe)
+        told = {slice_: shares for slice_, shares in self._sharing.shares.items() if slice_ not in self._equal}
+        found = nearest_genome(self._spec, self._index, self._prefixes, told, recipe)
         wanted = {entry.slice: entry for entry in recipe.slices}
         for made in self.decode(found).slices:
             if made.slice not in self._equal and made.slice in wanted:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.cli.verbs import verb_parser
+from evomerge.demo.adapters import MOST as MOST_ADAPTERS
 from evomerge.demo.checkpoints import MOST
 from evomerge.errors import ConfigError
 
@@ -32,6 +33,12 @@ def run(arguments: Sequence[str]) -> int:
         metavar="N",
         help="also train one model on, at a rate that does not fall, and keep N checkpoints of it (needs --pool-only)",
     )
+    parser.add_argument(
+        "--adapters",
+        type=int,
+        metavar="N",
+        help="also train N LoRA adapters on the base, each on its own mixture of texts (needs --pool-only)",
+    )
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress of the search")
     options = parser.parse_intermixed_args(list(arguments))
@@ -46,6 +53,13 @@ def run(arguments: Sequence[str]) -> int:
             "make them first, and search with `evomerge search experiment=lcsc`",
         )
 
+    if options.adapters is not None and not (options.pool_only and 2 <= options.adapters <= MOST_ADAPTERS):
+        raise ConfigError(
+            f"--adapters is {options.adapters}{'' if options.pool_only else ' without --pool-only'}",
+            f"2 to {MOST_ADAPTERS}, with --pool-only",
+            "make them first, and search with `evomerge search experiment=demo_adapters`",
+        )
+
     from evomerge.cli.search import search
     from evomerge.config.compose import compose_config
 
@@ -56,6 +70,7 @@ def run(arguments: Sequence[str]) -> int:
     config = compose_config([*settings, *quick, *quiet, *options.overrides])
     _check(config, options.pool_only)  # before training: a typo should not wait for it
 
+    from evomerge.demo.adapters import make_adapters
     from evomerge.demo.checkpoints import make_checkpoints
     from evomerge.demo.pool import make_demo_pool
 
@@ -63,9 +78,14 @@ def run(arguments: Sequence[str]) -> int:
     if options.checkpoints is not None:
         made = make_checkpoints(root, options.seed, options.checkpoints, threads=options.threads, quick=options.quick)
         print(f"the checkpoints are in {made}; `evomerge search experiment=lcsc pool.root='{root}'` combines them")
-    elif options.pool_only:
+    if options.adapters is not None:
+        made = make_adapters(root, options.seed, options.adapters, threads=options.threads, quick=options.quick)
+        print(
+            f"the adapters are in {made}; `evomerge search experiment=demo_adapters pool.root='{root}'` searches them"
+        )
+    if options.pool_only and options.checkpoints is None and options.adapters is None:
         print(f"the pool is in {root}; `evomerge search experiment=demo pool.root='{root}'` searches it")
-    else:
+    elif not options.pool_only:
         search(config)
     return 0
 

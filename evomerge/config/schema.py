@@ -21,6 +21,8 @@ class PoolConfig:
         base: the name of the base model, if there is one; with `checkpoints` and without a name, the first of them.
         checkpoints: the folder of a training run, whose checkpoints come after `models`; or a mapping with ``folder``
             and which of them: from step ``first`` to step ``last``, ``every`` so manieth, so many at ``most``.
+        adapters: a folder of LoRA adapters, or a pattern of their folders: all that are there come after `models`, each
+            folded into the base.
         root: folder that relative locations start from.
         dtype: dtype of the merged models; ``auto`` takes the base's (or the first source's).
         trust_remote_code: run code that a checkpoint brings along.
@@ -31,6 +33,7 @@ class PoolConfig:
     models: dict[str, str] = field(default_factory=dict)
     base: str | None = None
     checkpoints: Any = None
+    adapters: str | None = None
     root: str | None = None
     dtype: str = "auto"
     trust_remote_code: bool = False
@@ -112,6 +115,8 @@ class SearchConfig:
             search ends, or the phase of several; ``None`` for no such rule.
         target: ends the search when a candidate reaches it: a value of the objective; of several, a mapping of names to
             values, of which one candidate must reach all.
+        penalty: what a mean magnitude of one over a phase's genes costs: strategies are told scores less by it; winners
+            and finalists go by the scores themselves.
         allow_overlap: whether the held-out items may be the items of the search, by which the winner was chosen.
     """
 
@@ -133,6 +138,7 @@ class SearchConfig:
     hours: float | None = None
     patience: int | None = None
     target: Any = None
+    penalty: float = 0.0
     allow_overlap: bool = False
 
 

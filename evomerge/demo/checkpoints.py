@@ -93,20 +93,13 @@ def _train(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from evomerge.demo.items import Texts
     from evomerge.demo.languages import make_tokenizer
-    from evomerge.demo.pool import HELD_OUT_ITEMS, QUICK_HELD_OUT_ITEMS, QUICK_SEARCH_ITEMS, SEARCH_ITEMS
-    from evomerge.demo.tasks import J_LANGUAGE, draw_items
+    from evomerge.demo.texts import texts_to_learn
     from evomerge.demo.train import MODEL, WARM_UP, draw, loss_of, pack, save_model, torch_threads
 
-    quick = steps == QUICK_STEPS
-    counts = (QUICK_SEARCH_ITEMS, QUICK_HELD_OUT_ITEMS) if quick else (SEARCH_ITEMS, HELD_OUT_ITEMS)
     streams = np.random.SeedSequence(seed).spawn(_STREAM + 1)
-    items = draw_items(*counts, np.random.default_rng(streams[0]))  # as the pool drew them
-    withheld = frozenset(
-        question for task in (J_LANGUAGE, f"{J_LANGUAGE}_held_out") for question in items.of_task[task]
-    )
-    texts, rng = Texts(list(items.sorting_to_learn), withheld), np.random.default_rng(streams[_STREAM])
+    texts = texts_to_learn(streams[0], quick=steps == QUICK_STEPS)
+    rng = np.random.default_rng(streams[_STREAM])
     tokenizer = make_tokenizer(MODEL["max_position_embeddings"])
     with torch_threads(threads):
         model = AutoModelForCausalLM.from_pretrained(pool / "base").float()

@@ -188,7 +188,7 @@ class Ledger:
             file, digest = path.name, hashlib.sha256(data).hexdigest()
         fields = {**vars(evaluation), "items": file, "items_hash": digest}
         del fields["traceback"], fields["responses"]  # for the log, and for files of their own
-        for name in ("apart", "race"):
+        for name in ("apart", "race", "penalised"):
             if not fields[name]:
                 del fields[name]
         return fields
@@ -293,6 +293,7 @@ def evaluation_of(told: Event, items: Items | None = None) -> Evaluation:
             tokens=_numbers(told.get("tokens", {})),
             apart=_numbers(told.get("apart", {})),
             race=_numbers(told.get("race", {})),
+            penalised=_numbers(told.get("penalised", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise LedgerError(f"a told event is malformed ({type(error).__name__}: {error})") from error

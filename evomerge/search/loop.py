@@ -1,9 +1,8 @@
 """The search: baselines, phases of ask and tell until the budget is spent, then the held-out items.
 
-The loop has no randomness, reads no clock and keeps little state (`Search.state`). What it does next follows from its
-configuration and the evaluations told so far: an evaluator that hands out the evaluations of a ledger in the ledger's
-order makes the same run again, ordered or not.
-`evomerge.session.checkpointing` saves that state between two evaluations, and begins from it.
+The loop has no randomness, reads no clock and keeps little state (`Search.state`), which `session.checkpointing` saves.
+What it does next follows from its configuration and the evaluations told so far: an evaluator that hands out the
+evaluations of a ledger in the ledger's order makes the same run again, ordered or not.
 
 - *Ordered*: candidates are told in the order in which they were asked. With `in_flight` ``None`` the strategy's own
   batch (a generation) is asked and told as a whole before the next; with `in_flight` k, candidate ``i + k`` is asked
@@ -45,6 +44,7 @@ from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.stopping import StopRules
 from evomerge.search.warm_start import WarmStart, no_warm_start
 from evomerge.strategies.bases.capabilities import learner
+from evomerge.strategies.bases.penalised import with_penalty
 
 _LOG = logging.getLogger(__name__)
 BEST = "best"
@@ -210,7 +210,7 @@ class Search:
             while not pending.step():
                 self._heed(pending)
             self.state.settled = False
-            candidate, evaluation = pending.next_result()
+            candidate, evaluation = with_penalty(strategy, *pending.next_result())
             self._record(candidate, evaluation)
             learn = learner(strategy) if candidate.id in phase.named else strategy.tell
             learn(candidate, replace(pending.shown(evaluation), responses={}))  # strategies may keep what they are told

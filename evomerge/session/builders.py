@@ -27,6 +27,7 @@ from evomerge.session.bounded_space import BoundedSpace
 from evomerge.session.engines import check_engine, engine_of
 from evomerge.session.phase_entries import check_phases, check_preferences
 from evomerge.session.prior import DIFFERENCES, check_prior, first_deviation, with_prior
+from evomerge.strategies.bases.penalised import Penalised, check_single
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 
 if TYPE_CHECKING:
@@ -267,7 +268,12 @@ def strategy_from_config(
     more = {} if config.search.ordered else _as_they_arrive(node, key)
     settings = config.search
     if settings.scalarise is None or len(objectives) == 1:
-        return cast(Strategy, build(node, key, spec, tuple(objectives), seed=settings.seed + place, **more))
+        strategy = cast(Strategy, build(node, key, spec, tuple(objectives), seed=settings.seed + place, **more))
+        if not settings.penalty:
+            return strategy
+        check_single(objectives)
+        return Penalised(strategy, spec, objectives[0], settings.penalty)
+    check_single(objectives if settings.penalty else ())
     scalarisation = Scalarisation.of(objectives, settings.scalarise, settings.weights, baselines.values())
     return Scalarised(build(node, key, spec, (SCALAR,), seed=settings.seed, **more), scalarisation)
 
@@ -284,7 +290,7 @@ def check_asynchronous(config: Config, phase: str, strategy: Strategy) -> None:
     """`ConfigError` for a strategy that waits for its generation in a search that is not ordered."""
     if config.search.ordered or getattr(strategy, "asynchronous", False):
         return
-    inner = strategy.inner if isinstance(strategy, Scalarised) else strategy
+    inner = strategy.inner if isinstance(strategy, Scalarised | Penalised) else strategy
     raise ConfigError(
         f"search.ordered is false and {phase_node(config, phase, 'strategy')[1]} is {type(inner).__name__}",
         "it proposes a generation and waits until all of it has been told",

@@ -9,7 +9,7 @@ from evomerge.config.schema import Config
 from evomerge.errors import ConfigError
 from evomerge.session.builders import fitness_from_config, pool_from_config
 from evomerge.session.calibration import check_apart
-from evomerge.session.series import fill_checkpoints
+from evomerge.session.series import fill_models
 from evomerge.session.settings import check_pool
 from evomerge.utils.imports import import_modules
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def calibration_pool(config: Config) -> Pool:
-    """The pool whose sources are run; `pool.checkpoints` becomes `pool.models`.
+    """The pool whose sources are run; `pool.checkpoints` and `pool.adapters` become `pool.models`.
 
     Raises:
         EvomergeError: there are no calibration items, or the pool cannot be opened.
@@ -30,7 +30,7 @@ def calibration_pool(config: Config) -> Pool:
             "the items that sources are run on",
             "choose them: calibration=text 'calibration.files=[my.jsonl]', or calibration=lm_eval",
         )
-    fill_checkpoints(config)
+    fill_models(config)
     check_pool(config)
     return pool_from_config(config)
 

@@ -39,7 +39,7 @@ from evomerge.session.open_priors import settle_priors
 from evomerge.session.prior import measured, remembered
 from evomerge.session.race_choice import RaceChoice, chosen_race
 from evomerge.session.racing import check_validation, count_finalists
-from evomerge.session.series import fill_checkpoints
+from evomerge.session.series import fill_models
 from evomerge.session.settings import built_from, check_nodes, check_pool, check_settings
 from evomerge.session.switches import check_switches
 from evomerge.trackers.tracker import Tracker, trackers_from_config
@@ -116,7 +116,7 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
 
     Args:
         config: of the whole experiment. What a search space and the race leave open (`auto`) is filled in, and
-            `pool.checkpoints` becomes `pool.models`.
+            `pool.checkpoints` and `pool.adapters` become `pool.models`.
         run: one that is gone on with; that which the configuration's `from_run` names for ``None``. Slices without
             genes are those that had none there.
         read: whether the models are read for a prior that is left open, where they were not before.
@@ -128,7 +128,7 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     engine = require_engine(config, session)
     trackers = trackers_from_config(config.trackers)
     wanted = built_from(config)
-    fill_checkpoints(config)
+    fill_models(config)
     pooled = wanted != "fitnesses" or bool(config.pool.models)
     if pooled:
         check_pool(config)

@@ -22,7 +22,7 @@ from evomerge.session.builders import space_from_node, without_prior
 
 SPACES = sorted(path.stem for path in (conf_dir() / "search_space").glob("*.yaml"))
 PATHS = ("data_flow", "blocks", "permutation", "relaxed_data_flow")
-TASKS = ("parameter", "by_layer", "mixed", "joint", "lines")
+TASKS = ("parameter", "by_layer", "mixed", "joint", "lines", "stage")
 FIRST = {
     **dict.fromkeys(PATHS, "passthrough"),
     **dict.fromkeys(TASKS, "task_arithmetic"),

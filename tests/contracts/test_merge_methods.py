@@ -86,6 +86,8 @@ class Case:
                 return bool(rng.integers(2))
             if p.kind == "categorical":
                 return p.choices[int(rng.integers(len(p.choices)))]
+            if p.kind == "numbers":
+                return " ".join(f"{value:.3f}" for value in rng.uniform(-1, 1, size=2))
             return int(rng.integers(p.low, p.high + 1)) if p.kind == "integer" else float(rng.uniform(p.low, p.high))
 
         parameters = self.method.spec.parameters

@@ -22,6 +22,7 @@ from fences import ROOT, Command, Fence, commands, fences
 from stand_ins import SMALL, TASKS, TEMPLATE, Made, Place
 
 from evomerge.cli.main import main
+from evomerge.demo.adapters import make_adapters
 from evomerge.demo.checkpoints import make_checkpoints
 from evomerge.demo.pool import make_demo_pool
 
@@ -74,6 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     for config in pool.glob("*/tokenizer_config.json"):
         config.with_name("chat_template.jinja").write_text(TEMPLATE)
     make_checkpoints(pool, 0, 3, quick=True)
+    make_adapters(pool, 0, 3, quick=True)
     run, model = root / "run", root / "model"
     assert (
         main(["search", "experiment=demo", f"pool.root='{pool}'", "fitness.limit=2", *SMALL, f"run_dir='{run}'"]) == 0

@@ -106,6 +106,7 @@ def worker(pool: Pool, given: ServerSettings) -> Any:
         ("task_arithmetic", {"a": 0.7, "b": -0.4}, {}),
         ("task_arithmetic", {"a": 0.7, "b": 0.4}, {"lambda": 0.5, "normalize": True}),
         ("lora_lego", {"a": 1.0, "b": 1.0}, {"rank": 0.4}),
+        ("lora_factors", {"a": 1.1, "b": -0.4}, {"cross": False}),
         ("breadcrumbs", {"a": 0.3, "b": 1.2}, {"rescale": True}),
     ],
 )

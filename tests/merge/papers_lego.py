@@ -65,3 +65,32 @@ def lora_lego(
         return np.asarray(base + lambda_ * sum(w * task for w, task in used) / len(used))
     units = lego([(w, singular_units(task)) for w, task in used], rank, norms, output)
     return np.asarray(base + lambda_ * sum((np.outer(b, a) for b, a in units), np.zeros(base.shape)))
+
+
+@paper
+def lora_factors(
+    x: Sequence[Array],
+    base: Array,
+    *,
+    weight: Sequence[float],
+    density: Sequence[float],
+    cross: bool,
+    lambda_: float,
+) -> Array:
+    used = [(w, d, v - base) for v, w, d in zip(x, weight, density, strict=True) if w != 0]
+    if no_matrix(base):
+        return np.asarray(base + lambda_ * sum((w * task for w, _, task in used), np.zeros(base.shape)))
+    rank = min(base.shape)
+    left, right, products = np.zeros((base.shape[0], rank)), np.zeros((rank, base.shape[1])), np.zeros(base.shape)
+    for w, d, task in used:
+        units = singular_units(task)
+        b = np.stack([b for b, _ in units], axis=1) if units else np.zeros((base.shape[0], 0))
+        a = np.stack([a for _, a in units]) if units else np.zeros((0, base.shape[1]))
+        order = sorted(range(a.size), key=lambda i: -abs(a.flat[i]))
+        kept = np.zeros(a.size)
+        kept[order[: int(d * a.size)]] = 1
+        a = a * kept.reshape(a.shape)
+        left[:, : b.shape[1]] += w * b
+        right[: a.shape[0]] += w * a
+        products += w * (b @ a)
+    return np.asarray(base + lambda_ * (left @ right if cross else products))

@@ -282,8 +282,20 @@ def test_their_recipes_are_written_as_models(pool: Pool, tmp_path: Path) -> None
         written = load_file(tmp_path / case.method.spec.name / "model.safetensors")
         expected = merged(make_plan(recipe, pool), Sources(pool, placement=Placement(0, 0, 0)))
         assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
-    names = {"iso_c", "iso_cts", "tsv_m", "wudi", "optmerge", "opcm", "doge", "lora_lego", "pcb", "consensus"}
-    assert {case.method.spec.name for case in DERIVED} == names
+    names = {
+        "iso_c",
+        "iso_cts",
+        "tsv_m",
+        "wudi",
+        "optmerge",
+        "opcm",
+        "doge",
+        "lora_lego",
+        "lora_factors",
+        "pcb",
+        "consensus",
+    }
+    assert {case.method.spec.name for case in DERIVED} == names | {"consensus"}
     assert all(METHODS[case.method.spec.name].spec.idempotent for case in DERIVED)
 
 

@@ -185,7 +185,7 @@ def test_results_beyond_the_range_of_float16(method: str, altered: Callable[...,
     values = {"weight": 3.0, "lambda": 3.0, "normalize": False, "scale": 3.0}
     grows = any(p.name in values and p.name != "normalize" for p in OF_WEIGHTS[method].spec.parameters)
     # Means, also of singular values, stay within their inputs whatever the weights; `pcb` clips a single large element.
-    means = ("ema", "karcher", "multislerp", "nuslerp", "pcb", "iso_c", "iso_cts", "doge")
+    means = ("ema", "mwa", "karcher", "multislerp", "nuslerp", "pcb", "iso_c", "iso_cts", "doge")
     if not grows or method in means:
         assert torch.isfinite(merged(pool, method, values)).all()
     else:

@@ -12,7 +12,7 @@ from tiny_llama import save_llama
 from evomerge.config.compose import compose_config
 from evomerge.errors import ConfigError, EvomergeWarning, PoolError
 from evomerge.models.checkpoints.series import SeriesSettings, series_models, thinned
-from evomerge.session.series import fill_checkpoints
+from evomerge.session.series import fill_models
 
 
 @pytest.fixture(scope="module")
@@ -131,17 +131,17 @@ def test_adapters_are_folded_into_the_base(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*unfinished")
 def test_a_configuration_comes_to_name_the_models_that_were_found(run: Path) -> None:
     config = compose_config([f"pool.checkpoints='{run}'", "search_space=checkpoints"])
-    fill_checkpoints(config)
+    fill_models(config)
     assert list(config.pool.models)[:2] == ["step-5", "step-20"]
     assert (config.pool.base, config.pool.checkpoints) == ("step-5", None)
-    fill_checkpoints(config)  # nothing more to do
+    fill_models(config)  # nothing more to do
 
     given = [f"pool.checkpoints.folder='{run}'", "pool.checkpoints.most=2", "pool.models={start: org/start}"]
     config = compose_config(["pool=checkpoints", "search_space=checkpoints", *given, "pool.base=step-100"])
-    fill_checkpoints(config)
+    fill_models(config)
     assert list(config.pool.models) == ["start", "step-5", "step-100"]
     assert config.pool.base == "step-100"
 
     config = compose_config([f"pool.checkpoints='{run}'", "pool.models={step-5: org/other}"])
     with pytest.raises(ConfigError, match=r"pool.models has 'step-5'"):
-        fill_checkpoints(config)
+        fill_models(config)

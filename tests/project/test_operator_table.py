@@ -19,7 +19,7 @@ from scripts.operator_table import CALIBRATED, OPERATORS, Series, calibration, h
 METHODS = specs()
 
 ELSEWHERE = {
-    *("ema", "mwa", "lora_lego", "nearswap", "arcee_fusion", "passthrough"),
+    *("ema", "mwa", "lora_factors", "lora_lego", "nearswap", "arcee_fusion", "passthrough"),
     *CALIBRATED,  # read statistics of data: docs/calibration.md
     *("columns", "masked"),  # read what was learnt: docs/learned.md
     *("emr_switch", "tall_switch", "twin_switch"),  # make a model for each task

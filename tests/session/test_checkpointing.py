@@ -41,6 +41,7 @@ from evomerge.search.warm_start import WarmStart
 from evomerge.session.checkpointing import CheckpointSaver, begin
 from evomerge.session.pruners import build_pruner
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
+from evomerge.strategies.bases.penalised import Penalised
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 from evomerge.strategies.brute_force import BruteForce
 from evomerge.strategies.catcma import CatCma
@@ -232,6 +233,10 @@ def scalarised(spec: GenomeSpec, objectives: tuple[Objective, ...], *, seed: int
     return Scalarised(GeneticAlgorithm(spec, (SCALAR,), seed=seed, popsize=6), scalarisation)
 
 
+def penalised(spec: GenomeSpec, objectives: tuple[Objective, ...], *, seed: int) -> Penalised:
+    return Penalised(CmaEs(spec, objectives, seed=seed, popsize=6), spec, objectives[0], 0.1)
+
+
 def plain_mean() -> StratifiedMean:
     return StratifiedMean(SHARES, ONE)
 
@@ -264,6 +269,7 @@ CASES = {
     "ga": Case(GA, slots=2),
     "ga, no order": Case(GA, MIXED, ordered=False, slots=3),
     "islands": Case(partial(Islands, strategies=[GA, CmaEs], islands=2, every=7), in_flight=2),
+    "penalised": Case(penalised),
     "m2n2": Case(partial(M2N2, size=6), in_flight=3, slots=3),
     "m2n2 on lineages": Case(partial(M2N2, size=6), LINEAGE, in_flight=3, slots=3),
     "m2n2 on lineages, no order": Case(partial(M2N2, size=6), LINEAGE, ordered=False, slots=4),

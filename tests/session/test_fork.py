@@ -20,7 +20,7 @@ from evomerge.search.incumbent import Incumbent
 from evomerge.search.loop import Search
 from evomerge.search.phases import Phase
 from evomerge.session.fork import ForkedEvaluator, Source
-from evomerge.session.resume import _longer_last
+from evomerge.session.phase_entries import longer_last
 from evomerge.strategies.genetic import GeneticAlgorithm
 from evomerge.strategies.random_search import RandomSearch
 
@@ -113,8 +113,8 @@ def test_only_the_last_of_several_phases_grows() -> None:
         {"search": {"evaluations": 130}, "phases": {"a": {"evaluations": 0.5}, "b": None, "c": {"evaluations": 20}}}
     )
     config.phases.b = {"evaluations": None}
-    assert _longer_last(config, 100) == {"a": 50, "b": 30, "c": 50}
+    assert longer_last(config, 100) == {"a": 50, "b": 30, "c": 50}
     assert [config.phases[name].evaluations for name in "abc"] == [50, 30, 50]
     config.search.evaluations = 120
     with pytest.raises(ConfigError, match=r"search\.evaluations was 130"):
-        _longer_last(config, 130)
+        longer_last(config, 130)

@@ -18,7 +18,7 @@ from evomerge.merge.planning.slice_plan import Part, Plan, SlicePlan
 from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.pool import Pool, unadapted
 
-ADAPTER_METHODS = "weighted sums of adapters (task_arithmetic, linear) and lora_lego"
+ADAPTER_METHODS = "weighted sums of adapters (task_arithmetic, linear), lora_lego and lora_factors"
 """What gives adapters, for messages."""
 
 

@@ -121,7 +121,7 @@ def exact_factors(
 
 
 def made_factors(merge: SliceMerge, part: Part, index: int, base: AdapterBase) -> Factors | None:
-    """The difference of a merged matrix from the adapter's base, of a method that makes factors (`lora_lego`).
+    """The difference of a merged matrix from the adapter's base, of a method that makes factors (as `lora_lego`).
 
     ``None`` where the method makes none, or its base is not the adapter's.
     """

@@ -23,7 +23,18 @@ def adapter_pairs(pool: Pool, part: Part, index: int) -> list[Pair | None]:
     return [_pair(pool, source, part.base, index) for source in part.sources]
 
 
+def known_pairs(pool: Pool, part: Part, index: int) -> list[bool]:
+    """Of every source whether `adapter_pairs` has factors of it, without reading them."""
+    return [_adapter(pool, source, part.base, index) is not None for source in part.sources]
+
+
 def _pair(pool: Pool, source: Source, base: Source | None, index: int) -> Pair | None:
+    checkpoint = _adapter(pool, source, base, index)
+    return None if checkpoint is None else checkpoint.factors(pool.stored[source.model][source.tensors[index]])
+
+
+def _adapter(pool: Pool, source: Source, base: Source | None, index: int) -> FoldedCheckpoint | None:
+    """The source, where it is an adapter on the base with factors of this tensor."""
     checkpoint = pool.checkpoints.get(source.model) if source.made is None else None
     below = pool.checkpoints.get(base.model) if base is not None and base.made is None else None
     if base is None or below is None or not isinstance(checkpoint, FoldedCheckpoint):
@@ -32,4 +43,4 @@ def _pair(pool: Pool, source: Source, base: Source | None, index: int) -> Pair |
     alike = stored == pool.stored[base.model][base.tensors[index]]
     if isinstance(below, FoldedCheckpoint) or checkpoint.base.folder != below.folder or not alike:
         return None
-    return checkpoint.factors(stored)
+    return checkpoint if checkpoint.has_factors(stored) else None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from evomerge.errors import EvomergeError
-from evomerge.merge.execution.adapter_pairs import adapter_pairs
+from evomerge.merge.execution.adapter_pairs import adapter_pairs, known_pairs
 from evomerge.merge.execution.copies_ahead import CopiesAhead
 from evomerge.merge.execution.finite_checks import FiniteChecks
 from evomerge.merge.execution.noted_statistics import NotedStatistics
@@ -167,8 +167,8 @@ class SliceMerge:
         keys: tuple[int, ...] = ()
         if METHODS[part.method or "passthrough"].random:
             keys = tuple(mask_key(part.seed, source.identity, source.tensors[index]) for source in part.sources)
-        inputs = [self.flat(source, index) for source in part.sources]
         base = self.flat(part.base, index) if part.base else None
+        inputs = self._inputs(part, index, base)
         every = (*part.sources, *([part.base] if part.base else []))
         # Intermediates come and go with their candidates; notes are kept of models.
         lasting = not any(source.made for source in every)
@@ -183,6 +183,17 @@ class SliceMerge:
             scores=lambda *of: self._scores(part, *of),
             values=lambda *of: self._values(part, *of),
         )
+
+    def _inputs(self, part: Part, index: int, base: torch.Tensor | None) -> list[torch.Tensor]:
+        """The sources of one tensor; the base in the place of adapters that a method takes by their factors.
+
+        Folding them would cost more than what such a method makes of them.
+        """
+        derived, shape = METHODS[part.method or "passthrough"].derived, self.pool.layout.shapes[self.plan.like[index]]
+        if derived is None or derived.join is None or base is None or len(shape) != 2:
+            return [self.flat(source, index) for source in part.sources]
+        known = known_pairs(self.pool, part, index)
+        return [base if pair else self.flat(own, index) for pair, own in zip(known, part.sources, strict=True)]
 
     def _scope(self, part: Part, number: int, scope: str) -> ScopeRanks:
         """The ranks in the layer or the model that an input of a part is of."""

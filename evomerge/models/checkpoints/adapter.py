@@ -59,6 +59,11 @@ class Change:
     bias: str | None = None
     scale: float = 1.0
 
+    @property
+    def is_product(self) -> bool:
+        """Whether it has both factors."""
+        return self.a is not None and self.b is not None
+
 
 @dataclass(frozen=True)
 class _Settings:

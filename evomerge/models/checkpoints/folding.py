@@ -27,11 +27,7 @@ from evomerge.models.checkpoints.reader import Checkpoint, TensorFiles
 
 
 class FoldedRoom:
-    """How many bytes of folded tensors the models of a pool keep together; what finds no room is folded whenever read.
-
-    Args:
-        limit: bytes.
-    """
+    """How many bytes (`limit`) of folded tensors the models of a pool keep; what finds no room is folded when read."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
@@ -111,6 +107,10 @@ class FoldedCheckpoint(Checkpoint):
         a, b = (self.adapter.read(factor).to(torch.float32) for factor in (change.a, change.b))
         left, right = (a.T, b.T) if turned else (b, a)
         return left * change.scale, right
+
+    def has_factors(self, name: str) -> bool:
+        """Whether `factors` has such of a matrix."""
+        return name not in self._changes or (self._changes[name][0].is_product and not self.replaces(name))
 
     def replaces(self, name: str) -> bool:
         """Whether the adapter holds a tensor whole, by its name in the checkpoint, and another than the base's.
