@@ -58,9 +58,9 @@ def mwa(values: Values, statistics: Statistics) -> Mix:
 
     ``m_i`` is what checkpoint ``i`` scored on items of its own, or the number of its step, and ``p`` the one penalty
     that is searched: 0 is the mean, and the larger its magnitude, the more the best count. It is meant for checkpoints
-    of one training, or of several from one start, whose quality is known and differs. It has one gene where a
-    weighted sum has one for every checkpoint. The paper's exact form of the power is not public: this is the one that metric and
-    step, rising and falling, have in common.
+    of one training, or of several from one start, whose quality is known and differs, and has one gene where a
+    weighted sum has one for each. The paper's exact form of the power is not public: this is what metric and step,
+    rising and falling, have in common.
 
     Metrics are given with the inputs of a recipe; in a search they are fixed by source, as
     ``search_space.metric={a: 0.61, b: 0.64}``. They should not come from held-out items.
