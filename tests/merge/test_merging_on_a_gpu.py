@@ -28,8 +28,9 @@ PLACES = {
     "pinned": Placement(0, MUCH, MUCH, MUCH),
     "mapped": Placement(0, 0, MUCH, MUCH),
 }
-NOTED = {"model_stock": 10, "lora_lego": 200}
-"""Waits for statistics of the pool that the second candidate is the first to ask for, and for clusters on the host."""
+NOTED = {"model_stock": 10, "lora_lego": 200, "lora_factors": 60}
+"""Waits for statistics of the pool that the second candidate is the first to ask for, for clusters on the host, and for
+the ranks of models that are no adapters."""
 
 
 @pytest.fixture

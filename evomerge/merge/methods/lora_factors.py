@@ -59,16 +59,17 @@ def joined(
     made: list[Pair] = []
     for rank in sorted(groups, reverse=True):
         own = groups[rank]
-        factors = torch.tensor([weight[i] for i, _ in own], device=own[0][1][0].device)[:, None, None]
-        b = torch.stack([b for _, (b, _) in own]) * factors
+        b = torch.stack([b * weight[i] for i, (b, _) in own])
         a = top(torch.stack([a for _, (_, a) in own]), [density[i] for i, _ in own])
+        if cross:
+            a = torch.stack([part * weight[i] for part, (i, _) in zip(a, own, strict=True)])
         if not cross:
             made.append((b.transpose(0, 1).reshape(b.shape[1], -1), a.reshape(-1, a.shape[2])))
         elif not made:
-            made.append((b.sum(0), (a * factors).sum(0)))
+            made.append((b.sum(0), a.sum(0)))
         else:
             made[0][0][:, :rank] += b.sum(0)
-            made[0][1][:rank] += (a * factors).sum(0)
+            made[0][1][:rank] += a.sum(0)
     return torch.cat([b for b, _ in made], dim=1), torch.cat([a for _, a in made], dim=0)
 
 
@@ -87,13 +88,14 @@ def top(matrices: torch.Tensor, density: Sequence[float]) -> torch.Tensor:
     kept = [int(own * count) for own in density]
     if min(kept) >= count:
         return matrices
-    least = torch.empty(len(kept), device=sizes.device)
+    least = torch.empty(len(kept), 1, device=sizes.device)
+    room = torch.empty(len(kept), 1, dtype=torch.int64, device=sizes.device)
     for row, number in enumerate(kept):
         inside = 0 < number < count
+        room[row] = number  # filled in: a tensor of numbers would be copied to a GPU
         least[row] = sizes[row].kthvalue(count - number + 1).values if inside else (-1.0 if number else math.inf)
-    above, equal = sizes > least[:, None], sizes == least[:, None]
-    room = torch.tensor(kept, device=sizes.device)[:, None] - above.sum(1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(1) <= room))
+    above, equal = sizes > least, sizes == least
+    chosen = above | (equal & (equal.cumsum(1) <= room - above.sum(1, keepdim=True)))
     return matrices * chosen.view_as(matrices)
 
 
