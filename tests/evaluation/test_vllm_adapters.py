@@ -37,7 +37,7 @@ PROMPTS = [[int(token) for token in _RNG.integers(3, VOCABULARY, length)] for le
 WRITTEN = 6
 
 
-@pytest.fixture(scope="module", params=["Llama", "Qwen2", "Gemma"])
+@pytest.fixture(scope="module", params=["Llama", "Qwen2"])
 def pool(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Pool:
     know_architectures()
     root = tmp_path_factory.mktemp(request.param)

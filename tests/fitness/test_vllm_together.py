@@ -70,6 +70,11 @@ def recipes_of(pool: Pool) -> list[Recipe]:
     return [pool.info.linear(share) for share in shares]
 
 
+def words(text: str) -> list[str]:
+    """Without special tokens, which lm-eval's vLLM model shows."""
+    return [word for word in text.split() if not word.startswith("<")]
+
+
 def close(one: Any, other: Any) -> bool:
     return all(np.abs(one.items[name] - other.items[name]).max() < 1e-3 for name in VALUES)
 
@@ -106,7 +111,8 @@ def test_four_at_once_score_as_one_at_a_time_and_as_transformers(
         assert close(found, expected)
         assert found.metrics["choose/acc"] == expected.metrics["choose/acc"]
         texts = [list(evaluation.responses["write"]) for evaluation in (found, alone, expected)]
-        assert texts[0] == texts[1] == texts[2]
+        assert texts[0] == texts[1]
+        assert [words(text) for text in texts[0]] == [words(text) for text in texts[2]]
         assert found.seconds["model"] > 0 <= found.seconds["other"]
     assert len({evaluation.metrics["complete/perplexity"] for evaluation in together}) == len(recipes)
 
@@ -185,8 +191,8 @@ def asked(folders: dict[str, str], tasks: Any, run: Path, *more: str) -> list[st
         *(f"pool.models={{{models}}}", "pool.base=base", "search_space=task_arithmetic", "strategy=cma_es"),
         *("strategy.popsize=6", "fitness=lm_eval", f"fitness.include_path={tasks.path}", "search.racing.first=null"),
         "fitness.tasks=[{task: choose, metrics: {brier_score: 1}}]",
-        *("search.evaluations=18", f"run_dir={run}", "evaluator.device=cpu", "evaluator.engine=vllm"),
-        f"evaluator.engine_args={json.dumps(ARGUMENTS)}",
+        *("search.evaluations=12", f"run_dir={run}", "evaluator.device=cpu", "evaluator.engine=vllm"),
+        f"evaluator.engine_args={{{', '.join(f'{name}: {value}' for name, value in ARGUMENTS.items())}}}",
         *more,
     ]
 
@@ -204,7 +210,7 @@ def test_a_search_with_adapters_is_that_of_merged_models_and_goes_on_where_it_wa
     merged = evomerge.search(*asked(folders, tasks, tmp_path / "merged", "evaluator.adapters_at_once=0"))
     assert "merged slice by slice" in " ".join(capsys.readouterr().out.split())
     lines = told(tmp_path / "together"), told(tmp_path / "merged")
-    assert len(lines[0]) == len(lines[1]) >= 18 + 5
+    assert len(lines[0]) == len(lines[1]) >= 12 + 5
     for one, other in zip(*lines, strict=True):
         assert one["candidate"] == other["candidate"]
         assert one["objectives"]["score"] == pytest.approx(other["objectives"]["score"], abs=1e-3)
@@ -219,7 +225,7 @@ def test_a_search_with_adapters_is_that_of_merged_models_and_goes_on_where_it_wa
     (tmp_path / "together").rename(ended)
     lines_of = (ended / "ledger.jsonl").read_text().splitlines(keepends=True)
     places = [n for n, line in enumerate(lines_of) if "status" in json.loads(line)]
-    (ended / "ledger.jsonl").write_text("".join(lines_of[: places[9] + 1]))
+    (ended / "ledger.jsonl").write_text("".join(lines_of[: places[8] + 1]))
     for path in ended.glob("checkpoints/*"):
         path.unlink()
     resume(ended, display="quiet")
