@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from evomerge.candidate import Candidate
 from evomerge.errors import FitnessError
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.worker import Worker
+from evomerge.merge.methods.low_rank import Factors
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
@@ -82,6 +84,8 @@ def close(one: Any, other: Any) -> bool:
 def test_four_at_once_score_as_one_at_a_time_and_as_transformers(
     folders: dict[str, str], tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from evomerge.evaluation.vllm_adapters import EngineAdapters
+
     pool = open_pool(folders, base="base")
     recipes = recipes_of(pool)
     fitness = LmEvalFitness(ALL, include_path=str(tasks.path))
@@ -152,13 +156,33 @@ def test_four_at_once_score_as_one_at_a_time_and_as_transformers(
     assert close(found[4], together[3])
     assert close(found[3], local.evaluate(mixed[3]))
 
+    # Factors that are finite, and activations that are not: NaN in the cache of keys would reach the others.
+    finite = EngineAdapters._written
+    huge = Candidate(1, pool.info.linear({"b": 0.9, "base": 0.1}))
+
+    def overflowing(self: Any, adapter: Any) -> Any:
+        factors = {
+            module: (Factors(own.b * 1e25, own.a * 1e13), kind) if "down_proj" in module else (own, kind)
+            for module, (own, kind) in adapter.factors.items()
+        }
+        wanted = worker._resident.adapter_models.find(worker._plan(huge.recipe)).key
+        return finite(self, replace(adapter, factors=factors) if adapter.key == wanted else adapter)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(EngineAdapters, "_written", overflowing)
+        found = worker.evaluate_together([mixed[0], huge, mixed[4]])
+    assert [evaluation.status for evaluation in found] == ["ok", "failed", "ok"]
+    assert "finite" in found[1].error or "NaN" in found[1].error or "nan" in found[1].error
+    assert close(found[0], together[1])
+    assert close(found[2], together[3])
+
     session: Any = fitness._ready().session
     score, taken = session.take, list[Any]()
 
     def fails(*given: Any) -> Any:
-        """Of the second."""
+        """Of the second, also when it is tried alone."""
         taken.append(given)
-        if len(taken) == 2:
+        if len(taken) in (2, 4):
             raise FitnessError("a document that cannot be scored")
         return score(*given)
 
