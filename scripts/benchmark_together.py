@@ -15,9 +15,13 @@ import torch
 from lm_eval.api.instance import Instance
 from rich.table import Table
 
+from evomerge.evaluation.adapter_files import write_adapter
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.vllm_resident import VllmResident
+from evomerge.merge.adapters.exact import ExactAdapters
+from evomerge.merge.adapters.places import Kind
+from evomerge.merge.methods.low_rank import Factors
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.models.opening import open_pool
@@ -129,22 +133,21 @@ def together(names: Sequence[str], prompts: int, tokens: int, threads: int | Non
 
 def _pool(name: str, folder: Path) -> Pool:
     """A base of random weights, and adapters of all of its linear layers."""
-    import peft
-    from transformers import AutoModelForCausalLM
-
     lm = random_model(CASES[name], 16)
     lm.model.save_pretrained(folder / "base")
     lm.tokenizer.save_pretrained(folder / "base")
     models = {"base": str(folder / "base")}
+    plain = ExactAdapters(open_pool({**models, "itself": models["base"]}, base="base"))
+    linear = {path: module for path, module in lm.model.model.named_modules() if isinstance(module, torch.nn.Linear)}
     for number in range(ADAPTERS):
-        plain = AutoModelForCausalLM.from_pretrained(folder / "base")
-        config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear")
-        adapted: Any = peft.get_peft_model(plain, config)
         generator = torch.Generator().manual_seed(number)
-        with torch.no_grad():
-            for parameter in adapted.parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
-        adapted.save_pretrained(folder / f"adapter{number}")
-        models[f"a{number}"] = f"{folder / 'base'}+{folder / f'adapter{number}'}"
+        factors: dict[str, tuple[Factors, Kind]] = {}
+        for path, module in linear.items():
+            rows, columns = module.weight.shape
+            b, a = (0.02 * torch.randn(shape, generator=generator) for shape in ((rows, RANK), (RANK, columns)))
+            factors[f"model.{path}"] = Factors(b, a), "linear"
+        target = folder / f"adapter{number}"
+        target.mkdir()
+        write_adapter(target, factors, plain.base, plain.places)
+        models[f"a{number}"] = f"{folder / 'base'}+{target}"
     return open_pool(models, base="base")

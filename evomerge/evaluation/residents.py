@@ -19,7 +19,8 @@ from evomerge.models.pool import Pool
 class Held(Protocol):
     """A model that is moved from plan to plan.
 
-    One that takes several candidates at once has an attribute ``adapter_models`` that is an `AdapterModels`.
+    One that takes several candidates at once has an attribute ``adapter_models`` that is an `AdapterModels`. One in
+    which a candidate that could not be scored may leave something behind has a method ``recover() -> None``.
 
     Attributes:
         model: what a fitness scores.
@@ -58,6 +59,9 @@ class AdapterModels(Protocol):
 
     def begin(self) -> None:
         """Let the model be the one that adapters are for."""
+
+    def recover(self) -> None:
+        """Forget what a candidate has left that could not be scored."""
 
     def load(self, adapter: Any) -> tuple[LoadedModel, MergeCount]:
         """The model that an adapter makes; it stays until `at_once` others have been loaded."""

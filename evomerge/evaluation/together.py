@@ -46,7 +46,7 @@ class TogetherScorer:
     """Scores candidates that are adapters at once, and says which are none.
 
     What one candidate does wrong is its own evaluation's: the others are scored. Where the engine fails with several of
-    them, each is tried alone.
+    them, and of those that have no score among several, each is tried alone: NaN of one may have reached the others.
 
     Args:
         models: what loads adapters.
@@ -119,12 +119,17 @@ class TogetherScorer:
                 raise
             if isinstance(error, DeviceLostError) or device_lost(error) or len(rest) == 1:
                 only = next(iter(rest.items()))
-                return found | {only[0]: failure(only[1].candidate, split, error, only[1].start)}
+                found[only[0]] = failure(only[1].candidate, split, error, only[1].start)
+                self._models.recover()
+                return found
             _LOG.warning("%d candidates failed together, each is tried alone: %s", len(rest), one_line(error))
         else:
-            for (place, own), result in zip(rest.items(), results, strict=True):
-                found[place] = self._evaluation(own, split, result)
-            return found
+            told = [self._evaluation(own, split, result) for own, result in zip(rest.values(), results, strict=True)]
+            found |= dict(zip(rest, told, strict=True))
+            again = {place: own for place, own in rest.items() if not found[place].ok}
+            if again:
+                self._models.recover()
+            rest = again if len(rest) > 1 else {}
         for place, own in rest.items():  # out of the handler, which holds on to the frames of the error
             self._models.begin()
             found |= self._scored(fitness, {place: own}, split)

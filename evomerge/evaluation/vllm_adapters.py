@@ -51,6 +51,7 @@ class EngineAdapters:
         fitting: which plans are adapters.
         at_once: how many the engine has room for.
         hold_base: lets the engine have the base's own weights.
+        recover: lets it forget what a candidate has left that could not be scored.
 
     Raises:
         OutputError: there is no folder for them.
@@ -63,9 +64,11 @@ class EngineAdapters:
         fitting: FittingAdapters,
         at_once: int,
         hold_base: Callable[[Plan], MergeCount],
+        recover: Callable[[], None],
     ) -> None:
         self.at_once, self.fitting = at_once, fitting
         self._llm, self._model, self._hold_base = llm, model, hold_base
+        self.recover = recover
         self._numbers = itertools.count(1)
         self._known: OrderedDict[str, Any] = OrderedDict()  # requests by content, the last used behind
         root = Path(tempfile.gettempdir())
@@ -95,7 +98,7 @@ class EngineAdapters:
         """The model that an adapter makes, loaded; until `at_once` others have been.
 
         Raises:
-            RecipeError: vLLM does not take it.
+            RecipeError: vLLM does not take it; its weights are not finite.
             OutputError: it cannot be written.
         """
         start = time.perf_counter()
@@ -119,6 +122,10 @@ class EngineAdapters:
 
     def _written(self, adapter: FoundAdapter) -> Any:
         """A request with a new name and number for what is in a new folder."""
+        for module, (own, _) in adapter.factors.items():
+            if not all(bool(factor.to(self._model.dtype).isfinite().all()) for factor in own):
+                name = str(self._model.dtype).removeprefix("torch.")
+                raise RecipeError(f"what is added to {module} is NaN or beyond the range of {name}", "smaller weights")
         while len(self._known) >= self.at_once:
             _, old = self._known.popitem(last=False)
             shutil.rmtree(old.lora_path, ignore_errors=True)

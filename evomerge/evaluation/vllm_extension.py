@@ -109,6 +109,17 @@ class MergeExtension:
         except EvomergeError as error:
             return Failure(error.with_traceback(None))
 
+    def evomerge_forget(self) -> None:
+        """Make all keys and values zeros, those of no text too: attention reads what is left of others beside its own
+        with a weight of zero, and zero times NaN is NaN."""
+        todo: list[Any] = [self.model_runner.kv_caches]
+        while todo:
+            own = todo.pop()
+            if isinstance(own, torch.Tensor):
+                own.zero_()
+            else:
+                todo += own
+
     def evomerge_clear(self) -> bool:
         """Let go of what is only kept to save time; says whether there was anything."""
         return self.evomerge_slices.clear()

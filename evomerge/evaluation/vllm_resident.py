@@ -122,7 +122,9 @@ class VllmResident:
         self.adapter_models: EngineAdapters | None = None
         try:
             if fitting is not None:
-                self.adapter_models = EngineAdapters(self._llm, self.model, fitting, engine.adapters, self._hold)
+                self.adapter_models = EngineAdapters(
+                    self._llm, self.model, fitting, engine.adapters, self._hold, self.recover
+                )
         except BaseException:
             self.close()
             raise
@@ -185,6 +187,15 @@ class VllmResident:
                 "an engine without requests that still run",
                 "`evomerge resume RUN` goes on; evaluator=ray replaces such a worker by itself",
             )
+
+    def recover(self) -> None:
+        """Forget what a candidate has left that could not be scored: keys and values that are NaN reach other texts.
+
+        Raises:
+            DeviceLostError: the engine cannot be used any more.
+        """
+        self.reset_prefix_cache()
+        self._call("evomerge_forget")
 
     def use_room(self) -> None:
         """Nothing: the engine took its memory when it began."""

@@ -200,7 +200,9 @@ class Worker:
             self._resident.full = not self._engine.quantises(split)
             count, merging, scores = self._with_room(lambda: self._score(recipe, fitness, part), what)
         except Exception as error:
-            return failure(candidate, split, error, start)
+            found = failure(candidate, split, error, start)
+            getattr(self._resident, "recover", bool)()  # NaN that an engine keeps would reach others
+            return found
         scored = time.perf_counter() - start - merging
         model = scores.seconds.get("model", scored)  # a fitness that measures nothing spends its time in the model
         seconds = {"merge": merging - count.noted, "model": model, "other": max(0.0, scored - model)}

@@ -32,7 +32,7 @@ class Models:
     at_once = 3
 
     def __init__(self) -> None:
-        self.begun = 0
+        self.begun = self.recovered = 0
         self.loaded: list[int] = []
 
     def find(self, plan: Any) -> int | None:
@@ -42,6 +42,9 @@ class Models:
 
     def begin(self) -> None:
         self.begun += 1
+
+    def recover(self) -> None:
+        self.recovered += 1
 
     def load(self, adapter: int) -> tuple[Any, MergeCount]:
         if adapter == 13:
@@ -87,7 +90,7 @@ def test_groups_are_as_large_as_the_engine_takes_and_the_rest_is_left() -> None:
 
 
 def test_what_one_does_wrong_is_its_own() -> None:
-    found, _, fitness = evaluated(1, 7, 13, 99, 2)
+    found, models, fitness = evaluated(1, 7, 13, 99, 2)
     assert {place: own.status for place, own in found.items()} == {
         0: "ok",
         1: "failed",
@@ -96,7 +99,8 @@ def test_what_one_does_wrong_is_its_own() -> None:
         4: "ok",
     }
     assert [found[place].error for place in (1, 2, 3)] == ["no score", "vLLM does not take its adapter", "no plan"]
-    assert fitness.groups == [(1, 7), (2,)]
+    assert fitness.groups == [(1, 7), (7,), (2,)]  # alone once more: something of another may have reached it
+    assert models.recovered == 2
 
 
 def test_where_all_fail_together_each_is_tried_alone() -> None:

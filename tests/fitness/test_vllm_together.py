@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from evomerge.candidate import Candidate
 from evomerge.errors import FitnessError
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.worker import Worker
+from evomerge.merge.methods.low_rank import Factors
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
@@ -70,6 +72,11 @@ def recipes_of(pool: Pool) -> list[Recipe]:
     return [pool.info.linear(share) for share in shares]
 
 
+def words(text: str) -> list[str]:
+    """Without special tokens, which lm-eval's vLLM model shows."""
+    return [word for word in text.split() if not word.startswith("<")]
+
+
 def close(one: Any, other: Any) -> bool:
     return all(np.abs(one.items[name] - other.items[name]).max() < 1e-3 for name in VALUES)
 
@@ -77,6 +84,8 @@ def close(one: Any, other: Any) -> bool:
 def test_four_at_once_score_as_one_at_a_time_and_as_transformers(
     folders: dict[str, str], tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from evomerge.evaluation.vllm_adapters import EngineAdapters
+
     pool = open_pool(folders, base="base")
     recipes = recipes_of(pool)
     fitness = LmEvalFitness(ALL, include_path=str(tasks.path))
@@ -106,7 +115,8 @@ def test_four_at_once_score_as_one_at_a_time_and_as_transformers(
         assert close(found, expected)
         assert found.metrics["choose/acc"] == expected.metrics["choose/acc"]
         texts = [list(evaluation.responses["write"]) for evaluation in (found, alone, expected)]
-        assert texts[0] == texts[1] == texts[2]
+        assert texts[0] == texts[1]
+        assert [words(text) for text in texts[0]] == [words(text) for text in texts[2]]
         assert found.seconds["model"] > 0 <= found.seconds["other"]
     assert len({evaluation.metrics["complete/perplexity"] for evaluation in together}) == len(recipes)
 
@@ -146,13 +156,33 @@ def test_four_at_once_score_as_one_at_a_time_and_as_transformers(
     assert close(found[4], together[3])
     assert close(found[3], local.evaluate(mixed[3]))
 
+    # Factors that are finite, and activations that are not: NaN in the cache of keys would reach the others.
+    finite = EngineAdapters._written
+    huge = Candidate(1, pool.info.linear({"b": 0.9, "base": 0.1}))
+
+    def overflowing(self: Any, adapter: Any) -> Any:
+        factors = {
+            module: (Factors(own.b * 1e25, own.a * 1e13), kind) if "down_proj" in module else (own, kind)
+            for module, (own, kind) in adapter.factors.items()
+        }
+        wanted = worker._resident.adapter_models.find(worker._plan(huge.recipe)).key
+        return finite(self, replace(adapter, factors=factors) if adapter.key == wanted else adapter)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(EngineAdapters, "_written", overflowing)
+        found = worker.evaluate_together([mixed[0], huge, mixed[4]])
+    assert [evaluation.status for evaluation in found] == ["ok", "failed", "ok"]
+    assert "finite" in found[1].error or "NaN" in found[1].error or "nan" in found[1].error
+    assert close(found[0], together[1])
+    assert close(found[2], together[3])
+
     session: Any = fitness._ready().session
     score, taken = session.take, list[Any]()
 
     def fails(*given: Any) -> Any:
-        """Of the second."""
+        """Of the second, also when it is tried alone."""
         taken.append(given)
-        if len(taken) == 2:
+        if len(taken) in (2, 4):
             raise FitnessError("a document that cannot be scored")
         return score(*given)
 
@@ -185,8 +215,8 @@ def asked(folders: dict[str, str], tasks: Any, run: Path, *more: str) -> list[st
         *(f"pool.models={{{models}}}", "pool.base=base", "search_space=task_arithmetic", "strategy=cma_es"),
         *("strategy.popsize=6", "fitness=lm_eval", f"fitness.include_path={tasks.path}", "search.racing.first=null"),
         "fitness.tasks=[{task: choose, metrics: {brier_score: 1}}]",
-        *("search.evaluations=18", f"run_dir={run}", "evaluator.device=cpu", "evaluator.engine=vllm"),
-        f"evaluator.engine_args={json.dumps(ARGUMENTS)}",
+        *("search.evaluations=12", f"run_dir={run}", "evaluator.device=cpu", "evaluator.engine=vllm"),
+        f"evaluator.engine_args={{{', '.join(f'{name}: {value}' for name, value in ARGUMENTS.items())}}}",
         *more,
     ]
 
@@ -204,7 +234,7 @@ def test_a_search_with_adapters_is_that_of_merged_models_and_goes_on_where_it_wa
     merged = evomerge.search(*asked(folders, tasks, tmp_path / "merged", "evaluator.adapters_at_once=0"))
     assert "merged slice by slice" in " ".join(capsys.readouterr().out.split())
     lines = told(tmp_path / "together"), told(tmp_path / "merged")
-    assert len(lines[0]) == len(lines[1]) >= 18 + 5
+    assert len(lines[0]) == len(lines[1]) >= 12 + 5
     for one, other in zip(*lines, strict=True):
         assert one["candidate"] == other["candidate"]
         assert one["objectives"]["score"] == pytest.approx(other["objectives"]["score"], abs=1e-3)
@@ -219,7 +249,7 @@ def test_a_search_with_adapters_is_that_of_merged_models_and_goes_on_where_it_wa
     (tmp_path / "together").rename(ended)
     lines_of = (ended / "ledger.jsonl").read_text().splitlines(keepends=True)
     places = [n for n, line in enumerate(lines_of) if "status" in json.loads(line)]
-    (ended / "ledger.jsonl").write_text("".join(lines_of[: places[9] + 1]))
+    (ended / "ledger.jsonl").write_text("".join(lines_of[: places[8] + 1]))
     for path in ended.glob("checkpoints/*"):
         path.unlink()
     resume(ended, display="quiet")
