@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import evomerge
 from evomerge.cli.main import main
 from evomerge.recipes.yaml_reader import load_recipe
 from evomerge.report.summary import summarize
@@ -84,6 +86,124 @@ def test_the_hypervolume_is_the_area_above_the_worst_baselines(two_objectives: P
     area = sum((x - corner[0]) * (high - low) for (x, _), (low, high) in zip(steps[1:], pairwise(heights), strict=True))
     assert events_of(two_objectives, "improved")[-1]["hypervolume"] == pytest.approx(area)
     assert area > 0
+
+
+def test_a_preference_picks_from_the_front(
+    two_objectives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Computed anew: the front's own range is 1 of each objective, and the farthest of the weighed ones counts."""
+    content = yaml.safe_load((two_objectives / "best" / "pareto.yaml").read_text())
+    points = {e["candidate"]: [e["objectives"][name] for name in OBJECTIVES] for e in content["front"]}
+    high = [max(point[k] for point in points.values()) for k in (0, 1)]
+    span = [high[k] - min(point[k] for point in points.values()) or 1.0 for k in (0, 1)]
+    picked = set()
+    for weights in ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0)):
+        missed = {i: [(high[k] - p[k]) / span[k] for k in (0, 1)] for i, p in points.items()}
+        far = {
+            i: max(w * m for w, m in zip(weights, each, strict=True)) + 1e-3 * sum(each) for i, each in missed.items()
+        }
+        expected = min(far, key=lambda i: far[i])
+        wanted = ",".join(f"{name}={3 * weight}" for name, weight in zip(OBJECTIVES, weights, strict=True))
+        assert main(["export", str(two_objectives), "--preference", wanted]) == 0
+        said = capsys.readouterr()
+        assert (
+            load_recipe(said.out).hash
+            == load_recipe((two_objectives / "best/pareto" / f"{expected}.yaml").read_text()).hash
+        )
+        assert f"candidate {expected}, of {len(points)} on the front, is nearest by " in said.err
+        assert f"maths {points[expected][0]:.4f}, language {points[expected][1]:.4f}" in said.err
+        assert evomerge.open_run(two_objectives).preferred(maths=weights[0], language=weights[1]).candidate == expected
+        picked.add(expected)
+    assert len(picked) > 1
+    target = [str(two_objectives), "--preference", "language=1"]
+    assert main(["merge", *target, str(tmp_path / "model")]) == 0
+    assert main(["evaluate", *target, "--json"]) == 0
+    out = capsys.readouterr().out
+    scores = json.loads(out[out.index("{") :])["objectives"]
+    assert scores["language"] == pytest.approx(high[1], abs=1e-4)
+    assert (tmp_path / "model" / "config.json").is_file()
+
+
+def test_what_a_preference_cannot_pick_from_is_said(
+    two_objectives: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(two_objectives / "best" / "recipe.yaml")
+    for words, message in (
+        (
+            [str(two_objectives), "--preference", "maths=1,langage=1"],
+            "--preference has 'langage'; did you mean 'language'?",
+        ),
+        ([str(finished_run), "--preference", "score=1"], "has one objective (score)"),
+        ([recipe, "--preference", "maths=1"], "recipe.yaml is not a run folder"),
+        ([str(two_objectives), "--preference", "maths=1", "--format", "optuna"], "--preference picks a recipe"),
+    ):
+        assert main(["export", *words]) == 2
+        assert message in capsys.readouterr().err
+    broken = tmp_path / "run"
+    shutil.copytree(two_objectives, broken)
+    for text in ("front: 3", "evomerge_pareto: 1\nobjectives: {a: maximize, b: up}\nfront: []", "[]", "a: [", ""):
+        (broken / "best" / "pareto.yaml").write_text(text)
+        assert main(["export", str(broken), "--preference", "maths=1"]) == 2
+        assert "pareto.yaml cannot be read; the file that the search wrote" in capsys.readouterr().err
+    (broken / "best" / "pareto.yaml").unlink()
+    assert main(["export", str(broken), "--preference", "maths=1"]) == 2
+    assert "has no list of its front" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def for_each_preference(quick_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """HM3 in small: parameters by MOEA/D, then a path for each of two preferences."""
+    run = tmp_path_factory.mktemp("hm3") / "run"
+    budget = ["search.evaluations=12", "phases.merge.evaluations=6", "phases.merge.strategy.preferences=3"]
+    wanted = "phases.path.preferences=[{maths: 1}, {maths: 1, language: 3}]"
+    settings = ["fitness.limit=4", "held_out.limit=4", wanted, f"run_dir='{run}'"]
+    assert main(["search", "experiment=demo_hm3", f"pool.root='{quick_pool}'", *budget, *settings]) == 0
+    return run
+
+
+def test_a_path_for_each_preference(for_each_preference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = for_each_preference
+    phases = events_of(run, "phase")
+    assert [event["phase"] for event in phases] == ["merge", "path", "path"]
+    assert [event["evaluations"] for event in phases] == [6, 3, 3]
+    assert [event.get("preference") for event in phases[1:]] == [
+        {"maths": 1.0, "language": 0.0},
+        {"maths": 0.25, "language": 0.75},
+    ]
+    values = searched(run)
+    merged = {i: values[i] for i in sorted(values)[:6]}
+    asked = {e["candidate"]: e for e in events_of(run, "asked")}
+    for event, name in ((phases[1], "maths"), (phases[2], "language")):
+        assert event["winner"] in merged
+        if event is phases[1]:  # the first weighs maths alone
+            assert merged[event["winner"]][name] == max(found[name] for found in merged.values())
+    firsts = [min(i for i in asked if i > 3 and asked[i]["seq"] > event["seq"]) for event in phases[1:]]
+    for first, event in zip(firsts, phases[1:], strict=True):  # each begins with the path that is the merged model
+        assert values[first] == pytest.approx(merged[event["winner"]])
+    assert main(["status", str(run)]) == 0
+    assert "path for maths=0.25,language=0.75 (3 of 3)" in capsys.readouterr().out
+    assert summarize(run).phases == (("merge", 6), ("path for 2 preferences", 6))
+    assert main(["report", str(run)]) == 0
+    assert "for each of 2 preferences" in (run / "report.html").read_text()
+
+
+def test_such_a_run_goes_on_as_it_was(
+    for_each_preference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut within the last of the phases; and its budget stays."""
+    cut = tmp_path / "run"
+    shutil.copytree(for_each_preference, cut)
+    lines = (cut / "ledger.jsonl").read_text().splitlines(keepends=True)
+    last = max(place for place, line in enumerate(lines) if json.loads(line)["event"] == "phase")
+    (cut / "ledger.jsonl").write_text("".join(lines[: last + 3]))
+    assert main(["resume", str(cut)]) == 0
+    assert searched(cut) == searched(for_each_preference)
+    assert [e["winner"] for e in events_of(cut, "phase")] == [
+        e["winner"] for e in events_of(for_each_preference, "phase")
+    ]
+    capsys.readouterr()
+    assert main(["resume", str(cut), "search.evaluations=20"]) == 2
+    assert "a run whose last phase has preferences keeps its budget" in capsys.readouterr().err
 
 
 def test_a_warm_start_evaluates_nothing_again(
