@@ -35,8 +35,7 @@ from evomerge.recipes.slices import SliceId
 
 _LOG = logging.getLogger(__name__)
 
-SEED = 1234
-"""What lm-eval gives vLLM."""
+SEED = 1234  # what lm-eval gives vLLM
 
 _ENVIRONMENT = {
     # The engine's scheduler in this process, where its end is the worker's; workers of several GPUs have their own.
