@@ -20,6 +20,7 @@ from evomerge.evaluation.vllm_adapters import EngineAdapters, engine_arguments
 from evomerge.evaluation.vllm_extension import POOLS, Failure, MergeExtension, PoolAddress
 from evomerge.evaluation.vllm_memory import engine_memory
 from evomerge.evaluation.vllm_paths import FixedLayers
+from evomerge.evaluation.vllm_processor import mend_adapters, mend_scan
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.methods import METHODS
@@ -267,7 +268,9 @@ def _start(pool: Pool, arguments: Mapping[str, Any], gpus: int, on_host: bool) -
         from vllm import LLM
 
         if on_host:
-            _mend_scan()
+            mend_scan()
+        if on_host and arguments.get("enforce_eager") and arguments.get("enable_lora"):
+            mend_adapters()
         return LLM(
             model=str(pool.folder(info.config_from)),
             tokenizer=str(pool.tokenizer_folder),
@@ -289,17 +292,6 @@ def _start(pool: Pool, arguments: Mapping[str, Any], gpus: int, on_host: bool) -
         ) from error
     finally:
         torch.set_num_threads(threads)
-
-
-def _mend_scan() -> None:
-    """Let vLLM look through objects of llvmlite, which merges are compiled with: their ``__dict__`` is no mapping."""
-    from vllm.triton_utils import dispatcher
-
-    def plain_vars(value: Any) -> Mapping[str, Any]:
-        found = vars(value)
-        return found if isinstance(found, Mapping) else {}
-
-    dispatcher.vars = plain_vars  # found before the builtin
 
 
 def _stop(llm: Any) -> None:
