@@ -48,7 +48,7 @@ class Candidates:
     """
 
     def __init__(self, pool: Pool, adapters: int, instances: Sequence[Any]) -> None:
-        arguments = {"max_num_seqs": SEQUENCES, "kv_cache_memory_bytes": 1 << 30, "max_model_len": 512}
+        arguments = {"max_num_seqs": SEQUENCES, "kv_cache_memory_bytes": 1 << 28, "max_model_len": 256}
         self.held = VllmResident(pool, "cpu", EngineSettings("vllm", arguments, adapters=adapters), CacheSettings())
         self._lm: Any = engine_lm(self.held.model, ModelArguments())
         self._pool, self._instances = pool, list(instances)
