@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evomerge.demo.building import built
-from evomerge.errors import ConfigError, OutputError
-from evomerge.utils.files import write_text_atomic
+from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from evomerge.demo.low_rank import LowRank
@@ -71,16 +70,11 @@ def make_adapters(
     folder = pool / FOLDER
     wanted: dict[str, Any] = {"seed": seed, "quick": quick, "adapters": count, "rank": RANK, "alpha": ALPHA}
     wanted |= {"steps": QUICK_STEPS if quick else STEPS, "learning_rate": LEARNING_RATE, "batch": BATCH}
-    manifest = folder / "manifest.json"
-    if folder.exists():
-        found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None
-        if found == wanted:
-            return folder
-        if found is None:
-            raise OutputError(f"{folder} holds no adapters of a demo", "a new folder", "move it away")
+    if is_there(folder, wanted, "adapters"):
+        return folder
     with built(folder) as building:
         _train(pool, building, count, wanted["steps"], seed, quick, threads, each_step)
-        write_text_atomic(building / manifest.name, json.dumps(wanted, indent=2) + "\n")
+        write_manifest(building, wanted)
     return folder
 
 

@@ -5,14 +5,13 @@ The pool is `evomerge.demo.pool`'s and stays as it is: the training begins with 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from evomerge.demo.building import built
-from evomerge.errors import ConfigError, OutputError
+from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.errors import ConfigError
 
 FOLDER = "training"
 """Of a demo pool, where the checkpoints lie."""
@@ -67,16 +66,11 @@ def make_checkpoints(
     folder, steps = pool / FOLDER, QUICK_STEPS if quick else STEPS
     names = [f"checkpoint-{steps * number}" for number in range(1, count + 1)]
     wanted = {"seed": seed, "quick": quick, "checkpoints": names, "learning_rate": LEARNING_RATE, "batch": BATCH}
-    manifest = folder / "manifest.json"
-    if folder.exists():
-        found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None
-        if found == wanted:
-            return folder
-        if found is None:
-            raise OutputError(f"{folder} holds no checkpoints of a demo", "a new folder", "move it away")
+    if is_there(folder, wanted, "checkpoints"):
+        return folder
     with built(folder) as building:
         _train(pool, building, names, steps, seed, threads, each_step)
-        (building / manifest.name).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        write_manifest(building, wanted)
     return folder
 
 

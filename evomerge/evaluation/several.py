@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import Any
 
 from evomerge.candidate import Candidate, Evaluation, Part, Split
 from evomerge.errors import DeviceLostError, EvomergeError, FitnessError, one_line
+from evomerge.evaluation.outcomes import require_finite, success
 from evomerge.evaluation.residents import Held
 from evomerge.merge.adapters.at_once import AtOnce, Terms
 from evomerge.merge.adapters.common import Commons, Departure
@@ -180,21 +180,5 @@ def _evaluation(candidate: int, split: Split, outcome: Outcome) -> Evaluation:
     if isinstance(scores, FitnessError):
         return replace(blank, error=one_line(scores))
     model = scores.seconds.get("model", outcome.scoring)
-    return replace(
-        blank,
-        status="ok",
-        objectives=scores.objectives,
-        metrics=scores.metrics,
-        items=scores.items,
-        seconds={"merge": outcome.merging, "model": model, "other": max(0.0, outcome.scoring - model)},
-        merge=outcome.count.as_dict(),
-        responses=scores.responses,
-        tokens=scores.tokens,
-    )
-
-
-def require_finite(scores: Scores) -> None:
-    """Raise `FitnessError` for an objective that is not finite."""
-    for name, value in scores.objectives.items():
-        if not math.isfinite(value):
-            raise FitnessError(f"objective {name!r} is {value}", "scores must be finite")
+    seconds = {"merge": outcome.merging, "model": model, "other": max(0.0, outcome.scoring - model)}
+    return success(candidate, split, scores, seconds, outcome.count)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.errors import DeviceLostError, EvomergeError, InfeasibleError, one_line
+from evomerge.errors import DeviceLostError, one_line
+from evomerge.evaluation.outcomes import failure, require_finite, success
 from evomerge.evaluation.residents import AdapterModels
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.merge.resident.merge_count import MergeCount
 from evomerge.models.loaded import LoadedModel
-from evomerge.models.memory import device_lost, lost, out_of_memory
+from evomerge.models.memory import device_lost, out_of_memory
 from evomerge.protocols import Fitness, Scores
 from evomerge.recipes.recipe import Recipe
 
@@ -52,7 +52,6 @@ class TogetherScorer:
         models: what loads adapters.
         plan: the plan of a recipe.
         scoring: entered while models are scored.
-        require: raises for scores that are none.
     """
 
     def __init__(
@@ -60,9 +59,8 @@ class TogetherScorer:
         models: AdapterModels,
         plan: Callable[[Recipe], Plan],
         scoring: Callable[[], AbstractContextManager[None]],
-        require: Callable[[Scores], None],
     ) -> None:
-        self._models, self._plan, self._scoring, self._require = models, plan, scoring, require
+        self._models, self._plan, self._scoring = models, plan, scoring
 
     def evaluate(self, fitness: Fitness, candidates: Sequence[Candidate], split: Split) -> dict[int, Evaluation]:
         """The evaluations of those candidates that are adapters, by their places; the rest are to be merged.
@@ -139,43 +137,8 @@ class TogetherScorer:
         try:
             if isinstance(result, Exception):
                 raise result
-            self._require(result)
+            require_finite(result)
         except Exception as error:
             return failure(own.candidate, split, error, own.start)
         seconds = {"merge": own.count.seconds, "model": 0.0, "other": 0.0, **result.seconds}
-        return Evaluation(
-            own.candidate.id,
-            "ok",
-            split,
-            objectives=result.objectives,
-            metrics=result.metrics,
-            items=result.items,
-            seconds=seconds,
-            merge=own.count.as_dict(),
-            responses=result.responses,
-            tokens=result.tokens,
-        )
-
-
-def failure(candidate: Candidate, split: Split, error: Exception, start: float) -> Evaluation:
-    """The evaluation of a candidate that raised.
-
-    Args:
-        candidate: it.
-        split: on which items.
-        error: what was raised.
-        start: when it began, by the clock of `time.perf_counter`.
-
-    Raises:
-        DeviceLostError: it is not the candidate's fault.
-    """
-    seconds = {"merge": 0.0, "model": 0.0, "other": time.perf_counter() - start}
-    outcome = Evaluation(candidate.id, "failed", split, seconds=seconds)
-    if isinstance(error, InfeasibleError):
-        return replace(outcome, status="infeasible", error=str(error))
-    if isinstance(error, DeviceLostError):  # an engine's
-        raise error
-    if device_lost(error):
-        raise lost(error) from error
-    trace = "" if isinstance(error, EvomergeError) else "".join(traceback.format_exception(error))
-    return replace(outcome, error=one_line(error), traceback=trace)
+        return success(own.candidate.id, split, result, seconds, own.count)

@@ -16,10 +16,11 @@ from evomerge.errors import NoMemoryError, one_line
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import await_memory, choose_device
 from evomerge.evaluation.engine_settings import EngineSettings
+from evomerge.evaluation.outcomes import failure, require_finite, success
 from evomerge.evaluation.references import references
 from evomerge.evaluation.residents import adapter_models_of, hold
-from evomerge.evaluation.several import SeveralCandidates, require_finite
-from evomerge.evaluation.together import TogetherScorer, failure
+from evomerge.evaluation.several import SeveralCandidates
+from evomerge.evaluation.together import TogetherScorer
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.merge.resident.merge_count import MergeCount
@@ -148,7 +149,7 @@ class Worker:
         self._pool.require_unchanged()
         models, found = adapter_models_of(self._resident), dict[int, Evaluation]()
         if models is not None and hasattr(fitness, "run_together"):
-            scorer = TogetherScorer(models, self._plan, self._scores, require_finite)
+            scorer = TogetherScorer(models, self._plan, self._scores)
             own = [replace(c, recipe=None) if self._is_switched(c, fitness) else c for c in candidates]
             start, failed = time.perf_counter(), None
             try:
@@ -191,9 +192,8 @@ class Worker:
 
     def _merged(self, candidate: Candidate, fitness: Fitness, split: Split) -> Evaluation:
         """Merge one candidate, and score it."""
-        outcome = Evaluation(candidate.id, "failed", split)
         if candidate.recipe is None:
-            return replace(outcome, status="infeasible", error="the genome has no recipe")
+            return Evaluation(candidate.id, "infeasible", split, error="the genome has no recipe")
         start = time.perf_counter()
         try:
             recipe, part, what = candidate.recipe, candidate.part, f"to merge and score candidate {candidate.id}"
@@ -211,18 +211,7 @@ class Worker:
         self._resident.use_room()
         # A winner: the only candidates that held-out items are for.
         apart = self._apart(candidate) if split == "held_out" and candidate.genome is not None else {}
-        return replace(
-            outcome,
-            status="ok",
-            objectives=scores.objectives,
-            metrics=scores.metrics,
-            items=scores.items,
-            seconds=seconds,
-            merge=count.as_dict(),
-            responses=scores.responses,
-            tokens=scores.tokens,
-            apart=apart,
-        )
+        return replace(success(candidate.id, split, scores, seconds, count), apart=apart)
 
     def _apart(self, candidate: Candidate) -> Mapping[str, float]:
         """How far the search's way to score is from the stock tool's on the present model; its failure is only said."""

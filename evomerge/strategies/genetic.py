@@ -124,12 +124,7 @@ class GeneticAlgorithm(SteadyState):
         rng, gains = self._rng, np.array([member.gain for member in self._members])
         a = self._members[operators.tournament(gains, self._tournament, rng)]
         b = self._members[operators.tournament(gains, self._tournament, rng)]
-        point, choices = a.point, a.choices
-        parents: tuple[int, ...] = (a.id,)
-        if b is not a and rng.random() < self._crossover:
-            point = operators.sbx(a.point, b.point, self._crossover_eta, rng)
-            choices = operators.uniform(a.choices, b.choices, rng)
-            parents = (a.id, b.id)
+        point, choices, parents = operators.crossed(a, b, self._crossover, self._crossover_eta, rng)
         point, choices = self._mutated(point, choices, self._mutation)
         if any(member.same_genes(point, choices) for member in self._members):
             point, choices = self._mutated(point, choices, None)

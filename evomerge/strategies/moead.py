@@ -186,12 +186,7 @@ class Moead(SteadyState):
         a = self._members[turn]
         others = [place for place in pool if not a.same_genes(self._members[place].point, self._members[place].choices)]
         b = self._members[others[int(rng.integers(len(others)))]] if others else a
-        point, choices = a.point, a.choices
-        parents: tuple[int, ...] = (a.id,)
-        if b is not a and rng.random() < self._crossover:
-            point = operators.sbx(a.point, b.point, self._crossover_eta, rng)
-            choices = operators.uniform(a.choices, b.choices, rng)
-            parents = (a.id, b.id)
+        point, choices, parents = operators.crossed(a, b, self._crossover, self._crossover_eta, rng)
         point, choices = self._mutated(point, choices, self._mutation)
         if self._held_already(point, choices):
             point, choices = self._mutated(point, choices, None)

@@ -71,7 +71,7 @@ class Fitness:
 
 def evaluated(*numbers: int | None) -> tuple[dict[int, Evaluation], Models, Fitness]:
     models, fitness = Models(), Fitness()
-    scorer = TogetherScorer(models, lambda recipe: recipe, nullcontext, lambda scores: None)  # type: ignore[arg-type, return-value]
+    scorer = TogetherScorer(models, lambda recipe: recipe, nullcontext)  # type: ignore[arg-type, return-value]
     candidates: list[Any] = [Candidate(100 + place, number) for place, number in enumerate(numbers)]  # type: ignore[arg-type]
     return scorer.evaluate(fitness, candidates, "held_out"), models, fitness  # type: ignore[arg-type]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,6 +71,34 @@ def polynomial(x: Array, chosen: NDArray[np.bool_], eta: float, steps: Array, rn
     # A step beyond the edge is taken to the other side.
     moved = np.where((steps > 0) & ((moved < 0) | (moved > 1)), x - change, moved)
     return np.where(chosen, np.clip(moved, 0.0, 1.0), x)
+
+
+class Parent(Protocol):
+    """Who may be crossed: coordinates, choices and the candidate's number."""
+
+    @property
+    def point(self) -> Array:
+        """Coordinates."""
+
+    @property
+    def choices(self) -> Choices:
+        """Of each variable."""
+
+    @property
+    def id(self) -> int:
+        """The candidate's."""
+
+
+def crossed(
+    a: Parent, b: Parent, rate: float, eta: float, rng: np.random.Generator
+) -> tuple[Array, Choices, tuple[int, ...]]:
+    """A child of two parents with probability `rate`, else a copy of the first; and whose child it is.
+
+    Coordinates by `sbx`, choices by `uniform`. A parent with itself has copies.
+    """
+    if b is a or rng.random() >= rate:
+        return a.point, a.choices, (a.id,)
+    return sbx(a.point, b.point, eta, rng), uniform(a.choices, b.choices, rng), (a.id, b.id)
 
 
 def uniform(a: Choices, b: Choices, rng: np.random.Generator) -> Choices:
