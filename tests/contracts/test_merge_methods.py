@@ -266,7 +266,7 @@ class MergeMethodContract:
         zero = torch.zeros(5, 10)
         for seed in range(4):
             result = carry_out(case.method, [zero] * case.count, zero if case.based else None, *case.settings(seed))
-            assert torch.equal(result, zero)
+            assert torch.equal(result, zero) == (case.method.spec.name != "low_rank_noise")  # adds what it is given
 
     def test_one_zero_tensor_or_task_vector_is_no_trouble(self, case: Case) -> None:
         base, inputs = case.models()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge.merge.methods.low_rank import Factors
 from evomerge.merge.methods.registry import Context, Values, merge_method
+from evomerge.merge.methods.spectral import on_one_thread
 from evomerge.recipes.method_spec import ParameterSpec, numbers_of
 
 MOST_RANK = 1024
@@ -56,7 +57,8 @@ def low_rank_noise(
     if found is None:
         return inputs[0].clone()
     b, a = (factor.to(inputs[0].device) for factor in found)
-    return torch.addmm(inputs[0], b, a)
+    with on_one_thread():
+        return torch.addmm(inputs[0], b, a)
 
 
 def noise_factors(
