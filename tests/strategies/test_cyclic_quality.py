@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from contracts.strategy_contract import StrategyContract
+from contracts.strategy_contract import LearningContract, StrategyContract
 from contracts.strategy_player import MAXIMISE, MIXED, Make, pack, unpack
 
 from evomerge.candidate import Candidate, Evaluation
@@ -23,13 +23,22 @@ TASKS = (Objective("maths"), Objective("chat"), Objective("loss", "minimize"))
 CYCLIC = partial(MapElites, PLANE, TASKS, seed=0, quality="cyclic", cells=2, ranges=[None, None, [0, 10]])
 
 
+class TestSingularMapElites(LearningContract):
+    # More cells than genes: noise stays in what the elites span.
+    smallest: ClassVar = {"cells": 1, "initial": 0}
+
+    @pytest.fixture
+    def make(self) -> Make:
+        return partial(MapElites, cells=20, initial=20, emitter="singular", sampling="quality", descriptors=["genes:*"])
+
+
 class TestSingularMapElitesOfMixedGenes(StrategyContract):
     spec = MIXED
     smallest: ClassVar = {"cells": 1, "initial": 0}
 
     @pytest.fixture
     def make(self) -> Make:
-        return partial(MapElites, cells=5, emitter="singular", sampling="quality", initial=6)
+        return partial(MapElites, archive="cvt", cells=20, emitter="singular", initial=6)
 
 
 def told(strategy: MapElites, number: int, *values: float) -> None:
