@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -11,28 +10,34 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from evomerge.candidate import Candidate, Evaluation
-from evomerge.errors import ConfigError
-from evomerge.genomes.arrays import ArrayGenome
+from evomerge.errors import ConfigError, nearest
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Proposal, Strategy, StrategyBuilder
+from evomerge.strategies.archives.emigrants import Emigrants, Select, plain
 from evomerge.strategies.bases.capabilities import KINDS, Competing, Injectable, check_range, require
 from evomerge.strategies.bases.conditional import Active, Conditional
 from evomerge.strategies.bases.generations import gain_of
 from evomerge.strategies.bases.saving import rng_state
-
-Emigrant = tuple[float, Candidate, Evaluation]
+from evomerge.strategies.bases.territory import Territory
 
 
 class Islands:
     """Independent strategies with migration; implements `protocols.Strategy`.
 
     Every island is a strategy of its own with a seed of its own; a candidate is told to the island that proposed it.
-    After every `every` evaluations each island sends the best `migrants` of those told to it since the last time, by
-    the first objective, to the next island (``ring``) or to another one drawn at random (``random``). The receiver
-    takes them in with `inject`, as its class documents: populations and archives as if they had proposed them.
+    After every `every` evaluations each island sends some of those told to it since the last time (`Emigrants`): to the
+    next island (``ring``), to another one drawn at random (``random``), or each to another one (``scatter``). The
+    receiver takes them in with `inject`, as its class documents: populations and archives as if they had proposed them.
     Strategies without `inject` (random search, Sobol points, CMA-ES and what else moves by generations) send migrants
     and receive none.
+
+    Islands may search different genes of the space: those that they do not search stay at their start. A migrant that
+    can be found where it arrives is taken in with its score. Of any other the genes that are free there are taken over,
+    the others put at their start, and what comes of it is evaluated, as the migrant's child, before it is taken in;
+    where no gene is free on both islands nobody travels. The ledger's parents tell the lineage across islands.
+
+    In GigaEvo, whose selectors and limits these are, migrants move; here they stay where they are, too.
 
     Proposals are taken from the islands in turns; an island that waits for its generation is passed over.
 
@@ -43,8 +48,11 @@ class Islands:
         strategies: one or several configuration nodes with `_target_`; island i is the i-th of them, counted round.
         islands: how many.
         every: evaluations between migrations, of all islands together.
-        migrants: how many each sends.
-        topology: ``ring`` or ``random``.
+        migrants: how many each sends, at most.
+        share: of those told to it, rounded up; as many as `migrants` for ``None``.
+        select: which: ``best``, ``random``, or ``front``; see `Emigrants`.
+        topology: ``ring``, ``random`` or ``scatter``.
+        genes: patterns of the genes that each island searches, ``None`` for all; island i has the i-th, counted round.
 
     Raises:
         ConfigError: arguments out of range, or what an island's strategy refuses.
@@ -64,30 +72,43 @@ class Islands:
         islands: int = 4,
         every: int = 50,
         migrants: int = 1,
-        topology: Literal["ring", "random"] = "ring",
+        share: float | None = None,
+        select: Select = "best",
+        topology: Literal["ring", "random", "scatter"] = "ring",
+        genes: list[list[str] | None] | None = None,
     ) -> None:
         check_range("islands", islands, 1, 1000)
         check_range("every", every, 1, math.inf)
         check_range("migrants", migrants, 0, math.inf)
         require(type(self), "Islands", spec, objectives, seed)
-        if topology not in ("ring", "random"):
-            raise ConfigError(f"strategy.topology is {topology!r}", "ring or random")
+        check_range("share", 1 if share is None else share, 0, 1)
+        words = (("topology", topology, ("ring", "random", "scatter")), ("select", select, ("best", "random", "front")))
+        for name, word, known in words:
+            if word not in known:
+                raise ConfigError(f"strategy.{name} is {word!r}", nearest(word, known))
         if not strategies:
             raise ConfigError("strategy.strategies is empty", "one or more strategies")
+        if genes is not None and not genes:
+            raise ConfigError("strategy.genes is empty", "an entry for each island, counted round, or null")
+        entries = [None if genes is None else genes[i % len(genes)] for i in range(islands)]
+        self._lands = [Territory(spec, entry, f"strategy.genes.{i}") for i, entry in enumerate(entries)]
         seeds = [int(child) for child in np.random.SeedSequence([seed, islands]).generate_state(islands)]
         self._islands: list[Strategy] = [
-            strategies[i % len(strategies)](spec, objectives, seed=child) for i, child in enumerate(seeds)
+            strategies[i % len(strategies)](self._lands[i].spec, objectives, seed=child)
+            for i, child in enumerate(seeds)
         ]
         self.asynchronous = all(getattr(island, "asynchronous", False) for island in self._islands)
         self.estimates = all(getattr(island, "estimates", True) for island in self._islands)
         if all(isinstance(island, Competing) for island in self._islands):
             self.to_beat = self._to_beat
-        self._spec, self._objective = spec, objectives[0]
-        self._every, self._migrants, self._topology = every, migrants, topology
+        self._spec, self._objectives, self._select = spec, objectives, select
+        self._every, self._topology = every, topology
         self._rng = np.random.default_rng([seed, 1])
-        self._best: list[list[Emigrant]] = [[] for _ in self._islands]
+        self._emigrants = [Emigrants(select, migrants, share) for _ in self._islands]
+        self._arriving: list[deque[Proposal]] = [deque() for _ in self._islands]  # to be evaluated, and then taken in
         # Of every genome in flight the islands that proposed it, and who of it has been told meanwhile: islands
-        # that begin at the same start propose equals, and a repeat must not pass for the other's.
+        # that begin at the same start propose equals, and a repeat must not pass for the other's. Of one that arrives
+        # the island's number is larger by the number of islands.
         self._waiting: dict[Genome, tuple[deque[int], set[int]]] = {}
         self._turn = 0
         self._told = 0
@@ -116,35 +137,47 @@ class Islands:
         waiting = self._waiting.get(candidate.genome) if candidate.genome is not None else None
         if waiting is None or candidate.genome is None or candidate.id in waiting[1]:
             return
-        gain, index = gain_of(evaluation, self._objective), waiting[0][0]
-        self._islands[index].tell(candidate, evaluation)
+        first = self._objectives if self._select == "front" else self._objectives[:1]
+        gains = [gain_of(evaluation, objective) for objective in first]
+        arrives, index = divmod(waiting[0][0], len(self._islands))
+        self._learn(self._islands[index], bool(arrives), self._lands[index].seen(candidate), evaluation)
         waiting[0].popleft()
         waiting[1].add(candidate.id)
         if not waiting[0]:
             del self._waiting[candidate.genome]
-        if not math.isnan(gain):
-            best = [*self._best[index], (gain, candidate, evaluation)]
-            self._best[index] = sorted(best, key=lambda emigrant: -emigrant[0])[: self._migrants]
+        if not any(map(math.isnan, gains)):
+            self._emigrants[index].add((gains[0], candidate, evaluation), self._objectives, self._rng)
         self._told += 1
         if self._told % self._every == 0:
             self._migrate()
 
+    @staticmethod
+    def _learn(island: Strategy, arrives: bool, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Tell an island of its own candidate, or let it take in one that has arrived."""
+        if arrives and isinstance(island, Injectable):
+            island.inject(candidate, evaluation)
+        else:
+            island.tell(candidate, evaluation)
+
     def inject(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Let all islands take in a candidate from elsewhere, as far as they do."""
-        for island in self._islands:
-            if isinstance(island, Injectable):
-                island.inject(candidate, evaluation)
+        """Let all islands take in a candidate from elsewhere that can be found there, as far as they do."""
+        for island, land in zip(self._islands, self._lands, strict=True):
+            if isinstance(island, Injectable) and candidate.genome is not None and land.holds(candidate.genome):
+                island.inject(land.seen(candidate), evaluation)
 
     def _to_beat(self, candidate: Candidate) -> int | None:
         """Whom the island that proposed it says; a candidate from elsewhere has nobody."""
         waiting = self._waiting.get(candidate.genome) if candidate.genome is not None else None
-        return self._islands[waiting[0][0]].to_beat(candidate) if waiting else None  # type: ignore[attr-defined]
+        if not waiting or waiting[0][0] >= len(self._islands):
+            return None
+        index = waiting[0][0]
+        return self._islands[index].to_beat(self._lands[index].seen(candidate))  # type: ignore[attr-defined,no-any-return]
 
     def know_active(self, active: Active) -> None:
         """Tell all islands which genes act, as far as they ask."""
-        for island in self._islands:
+        for island, land in zip(self._islands, self._lands, strict=True):
             if isinstance(island, Conditional):
-                island.know_active(active)
+                island.know_active(land.active(active))
 
     def state_dict(self) -> dict[str, Any]:
         """The islands' states, who waits for what, and the emigrants-to-be."""
@@ -154,9 +187,11 @@ class Islands:
             "turn": self._turn,
             "told": self._told,
             "waiting": [
-                [_plain(genome), list(islands), sorted(told)] for genome, (islands, told) in self._waiting.items()
+                [plain(genome), list(islands), sorted(told)] for genome, (islands, told) in self._waiting.items()
             ],
-            "best": [[_emigrant(*emigrant) for emigrant in best] for best in self._best],
+            "best": [emigrants.state() for emigrants in self._emigrants],
+            "since": [emigrants.told for emigrants in self._emigrants],
+            "arriving": [[[plain(p.genome), list(p.parents)] for p in arriving] for arriving in self._arriving],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -177,45 +212,49 @@ class Islands:
         self._waiting = {
             self._spec.genome(plain): (deque(islands), set(told)) for plain, islands, told in state["waiting"]
         }
-        self._best = [[self._restored(saved) for saved in best] for best in state["best"]]
+        since = state.get("since", [len(best) for best in state["best"]])  # states of old runs do not say
+        for emigrants, best, told in zip(self._emigrants, state["best"], since, strict=True):
+            emigrants.load(best, int(told), self._spec)
+        rows = state.get("arriving", [[] for _ in self._islands])
+        self._arriving = [deque(Proposal(self._spec.genome(g), tuple(parents)) for g, parents in row) for row in rows]
 
     def _from(self, index: int, n: int | None) -> list[Proposal]:
-        """What one island proposes."""
-        proposals = list(self._islands[index].ask(n))
-        for proposal in proposals:
-            self._waiting.setdefault(proposal.genome, (deque(), set()))[0].append(index)
-        return proposals
+        """What one island proposes: who arrives first."""
+        found: list[Proposal] = []
+        arriving, land = self._arriving[index], self._lands[index]
+        while arriving and (n is None or len(found) < n):
+            found.append(arriving.popleft())
+            self._wait(found[-1].genome, index + len(self._islands))
+        if n is None or len(found) < n:
+            for proposal in self._islands[index].ask(None if n is None else n - len(found)):
+                found.append(Proposal(land.full(proposal.genome), proposal.parents))
+                self._wait(found[-1].genome, index)
+        return found
+
+    def _wait(self, genome: Genome, number: int) -> None:
+        self._waiting.setdefault(genome, (deque(), set()))[0].append(number)
 
     def _migrate(self) -> None:
-        """Every island sends its best of late."""
-        count, leaving = len(self._islands), self._best
-        self._best = [[] for _ in self._islands]
+        """Every island sends some of those told to it of late."""
+        count = len(self._islands)
+        leaving = [emigrants.leave(self._rng) for emigrants in self._emigrants]
         if count == 1:
             return
         for index, emigrants in enumerate(leaving):
             step = 1 if self._topology == "ring" else int(self._rng.integers(1, count))
-            receiver = self._islands[(index + step) % count]
-            for _, candidate, evaluation in emigrants:
-                if isinstance(receiver, Injectable):
-                    receiver.inject(candidate, evaluation)
+            for number, (_, candidate, evaluation) in enumerate(emigrants):
+                if number and self._topology == "scatter":
+                    step = int(self._rng.integers(1, count))
+                self._arrive(index, (index + step) % count, candidate, evaluation)
 
-    def _restored(self, saved: Mapping[str, Any]) -> Emigrant:
-        identity = int(saved["candidate"])
-        candidate = Candidate(identity, None, self._spec.genome(saved["genome"]), tuple(saved["parents"]))
-        items = {name: np.array(values) for name, values in saved["items"].items()}
-        told = Evaluation(
-            identity, "ok", objectives=dict(saved["objectives"]), metrics=dict(saved["metrics"]), items=items
-        )
-        return float(saved["gain"]), candidate, told
-
-
-def _plain(genome: Genome) -> Any:
-    """A genome's values as an array or as JSON values."""
-    return np.array(genome.array) if isinstance(genome, ArrayGenome) else list(genome.values)
-
-
-def _emigrant(gain: float, candidate: Candidate, evaluation: Evaluation) -> dict[str, Any]:
-    told = dataclasses.asdict(evaluation)
-    genome = _plain(candidate.genome) if candidate.genome is not None else []
-    kept = {name: told[name] for name in ("objectives", "metrics", "items")}
-    return {"gain": gain, "candidate": candidate.id, "genome": genome, "parents": list(candidate.parents), **kept}
+    def _arrive(self, sender: int, receiver: int, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Take a migrant in, or have what it is here evaluated first."""
+        island, land, genome = self._islands[receiver], self._lands[receiver], candidate.genome
+        if not isinstance(island, Injectable) or genome is None:
+            return
+        if land.holds(genome):
+            island.inject(land.seen(candidate), evaluation)
+        elif land.shares(self._lands[sender]):
+            child = Proposal(land.translated(genome), (candidate.id,))
+            if all(child.genome != other.genome for other in self._arriving[receiver]):
+                self._arriving[receiver].append(child)

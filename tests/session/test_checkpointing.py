@@ -270,6 +270,9 @@ CASES = {
     "ga, no order": Case(GA, MIXED, ordered=False, slots=3),
     "islands": Case(partial(Islands, strategies=[GA, CmaEs], islands=2, every=7), in_flight=2),
     "penalised": Case(penalised),
+    "islands of other genes": Case(
+        partial(Islands, strategies=[GA], islands=2, every=5, migrants=3, select="random", genes=[["a"], None]), slots=2
+    ),
     "m2n2": Case(partial(M2N2, size=6), in_flight=3, slots=3),
     "m2n2 on lineages": Case(partial(M2N2, size=6), LINEAGE, in_flight=3, slots=3),
     "m2n2 on lineages, no order": Case(partial(M2N2, size=6), LINEAGE, ordered=False, slots=4),
