@@ -8,8 +8,8 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
   objective), `stop_rules` (`hours`, `patience` and `target`, those that are set), `overlap` (share of the held-out
   items that are the search's), `fitness` (its fingerprint), `calibration` (seconds that statistics of data took), ...
 - ``phase``: `phase` (its name), `preference` (where it is searched for several, this one's weights), `number` (from 1)
-  of `phases`, `evaluations`, `genes` (of raw weights their number), `ordered`, `in_flight`, `winner` (the candidate that
-  the search space begins with).
+  of `phases`, `evaluations`, `genes` (of raw weights their number), `ordered`, `in_flight`, `winner` (the candidate
+  that the search space begins with).
 - ``warm``: a candidate that was not evaluated here: the fields of ``asked`` and ``told``, and `source` (``RUN#ID``).
 - ``asked``: `candidate`, `split`, `name` (baselines), `genome` (values, or as `genomes.encoding` writes it), `parents`,
   `recipe_hash`.
