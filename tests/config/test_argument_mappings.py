@@ -30,4 +30,6 @@ def test_a_text_is_not_replaced_by_a_single_entry(key: str) -> None:
     config: Any = compose_config([*TASKS, text])
     with pytest.raises(ConfigError, match=says):
         set_value(config, f"{key}.seed", "1")
-    compose_config([*TASKS, text, f"{key}={{seed: 1}}", f"{key}.max_length=32"])  # the mapping stands in the text's place
+    compose_config(
+        [*TASKS, text, f"{key}={{seed: 1}}", f"{key}.max_length=32"]
+    )  # the mapping stands in the text's place
