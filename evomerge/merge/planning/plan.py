@@ -291,6 +291,13 @@ class _Planner:
                 part.seed,
                 *([part.statistics] if part.statistics else []),
             ]
+        vocabulary = self.pool.vocabulary
+        if vocabulary is not None and slice_.component in (
+            "embed",
+            "head",
+        ):
+            # Rows of all models may be in those of each.
+            content += [vocabulary.digest, sorted(ref.identity for _, ref in self.pool.info.refs)]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 

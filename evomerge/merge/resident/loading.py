@@ -19,6 +19,7 @@ from evomerge.merge.resident.quantised_linear import linears_of, quantise_linear
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.memory import MORE_GPUS, give_back, out_of_memory
 from evomerge.models.pool import Pool
+from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.utils.sizes import size_text
 
 
@@ -65,7 +66,7 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
                 **options,
             )
         module.name_or_path = module.config.name_or_path = folder
-        set_generation(module, folder)
+        set_generation(module, folder, pool.vocabulary)
     except PoolError:
         raise
     except Exception as error:  # transformers raises whatever the architecture's code raises
@@ -108,13 +109,15 @@ def load_on(device: str | torch.device, pool: Pool, attn_implementation: str | N
     )
 
 
-def set_generation(module: Any, folder: str) -> None:
-    """Give a model the generation settings that lie beside its weights, where there are any."""
+def set_generation(module: Any, folder: str, vocabulary: Vocabulary | None = None) -> None:
+    """Give a model the generation settings that lie beside its weights, where there are any; ids by `vocabulary`."""
     from transformers import GenerationConfig
 
     if Path(folder, "generation_config.json").is_file() and module.can_generate():
         try:
             module.generation_config = GenerationConfig.from_pretrained(folder)
+            if vocabulary is not None:
+                vocabulary.set_ids(module.generation_config)
         except Exception as error:  # its checks raise what they like
             file = Path(folder, "generation_config.json")
             raise PoolError(
