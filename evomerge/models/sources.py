@@ -12,6 +12,7 @@ from evomerge.errors import EvomergeWarning, PoolError, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.config_fields import check_fields
 from evomerge.models.checkpoints.adapter import Adapter
+from evomerge.models.checkpoints.dequantised import plain_folder
 from evomerge.models.checkpoints.headers import FLOAT_DTYPES
 from evomerge.models.checkpoints.location import locate
 from evomerge.models.checkpoints.reader import Checkpoint
@@ -51,13 +52,12 @@ def open_sources(
             place = locate(location, root)
             folder, found.refs[name] = place.folder, place.ref
             if folder not in by_folder:  # adapters often share a base
-                check_side_files(folder)
-                by_folder[folder] = Checkpoint(folder)
+                if folder.is_dir():
+                    check_side_files(folder)
+                by_folder[folder] = Checkpoint(plain_folder(folder, trust_remote_code))
             found.checkpoints[name] = checkpoint = by_folder[folder]
             if place.adapter is not None:
                 found.adapters[name] = Adapter(place.adapter)
-            if "quantization_config" in checkpoint.config:
-                raise PoolError("its weights are quantised", "float32, bfloat16 or float16", "dequantise it first")
             found.configs[name] = _config(checkpoint, trust_remote_code)
         except PoolError as error:
             problems.append(of_model(name, error))

@@ -35,10 +35,8 @@ def vocabulary_problem(name: str, folder: Path, reference: str, reference_folder
     own, merges = read_vocabulary(folder)
     wanted, wanted_merges = read_vocabulary(reference_folder)
     allowed = "all models of a pool share one tokenizer"
-    do = (
-        f"set pool.tokenizer=union, or a model, to bring them to one vocabulary; or pool.tokenizer_from={reference} to "
-    )
-    do += "merge row by row all the same, with the tokenizer of that model"
+    do = "set pool.tokenizer=union, or a model, to bring them to one vocabulary; or "
+    do += f"pool.tokenizer_from={reference} to merge row by row all the same, with the tokenizer of that model"
     others = {token for token, _ in own.items() ^ wanted.items()}
     if others:
 

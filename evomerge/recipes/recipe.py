@@ -37,8 +37,8 @@ class Recipe:
             intermediates; a name means the same recipe wherever it is used.
         tokenizer_from: the model whose tokenizer the result takes; ``None`` for that of `config_from`.
         calibration: the statistics of data that methods may read; that of its intermediates too.
-        tokenizer: the vocabulary that the models are brought to before they are merged, those of intermediates too; then
-            `tokenizer_from` is ``None``. ``None`` where the rows of all models are merged as they are.
+        tokenizer: the vocabulary that the models are brought to before they are merged, those of intermediates too;
+            then `tokenizer_from` is ``None``. ``None`` where the rows of all models are merged as they are.
 
     >>> from evomerge.recipes import Input, ModelRef, SliceId, SliceRecipe, parameters
     >>> half = parameters({"weight": 0.5})

@@ -130,8 +130,8 @@ def read_tokenizer(
             ``tokens`` and ``pad_to_multiple_of``, as in mergekit's files, and ``base``.
         where: the key, for messages.
         read_model: makes a model's name of what names it, given the key.
-        base: of the pool: what ``base`` means, and the base where the content names none. Without one, ``base`` is a name
-            like any other.
+        base: of the pool: what ``base`` means, and the base where the content names none. Without one, ``base`` is
+            a name like any other.
         usual: the base where the content names none and there is no `base`.
 
     Raises:

@@ -60,6 +60,12 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
     """
     for caution in parts.fitness.cautions():
         _warn(caution, _BOLD)
+    if parts.pool is not None:
+        from evomerge.models.chat_templates import template_caution
+
+        caution = template_caution(parts.pool)
+        if caution:
+            _warn(caution)
     _check_overlap(config, parts)
     known = {document[0] for document in _documents(parts.fitness)} if parts.validation is not None else set()
     again = [document[0] in known for document in _documents(parts.validation)]

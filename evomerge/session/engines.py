@@ -127,7 +127,7 @@ def check_held(engine: EngineSettings, pool: Pool, spaces: Sequence[SearchSpace]
     refusing: Callable[[Plan], str]
     if engine.is_vllm and pool.vocabulary is not None:
         raise ConfigError(
-            f"evaluator.engine is vllm, and the pool's models are brought to one vocabulary ({pool.vocabulary.spec.source})",
+            "evaluator.engine is vllm, and the pool's models are brought to one vocabulary",
             "models with one tokenizer and equally many rows",
             "set evaluator.engine=transformers",
         )

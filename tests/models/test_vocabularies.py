@@ -138,7 +138,7 @@ def test_a_union_of_other_vocabularies(tied: bool, tiny_model: TinyModel, tmp_pa
     words = ["w4", "w31", "new", "w9"]
     before = AutoModelForCausalLM.from_pretrained(folders[1])(torch.tensor([[own["b"][w] for w in words]])).logits
     after = model(torch.tensor([tokenizer.convert_tokens_to_ids(words)])).logits
-    common = [token for token in own["b"]]
+    common = list(own["b"])
     torch.testing.assert_close(after[..., [tokens[t] for t in common]], before[..., [own["b"][t] for t in common]])
     assert model.config.eos_token_id == tokens["<eos>"] == 2
 
@@ -179,7 +179,7 @@ def test_sources_of_single_tokens(tiny_model: TinyModel) -> None:
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        ("unoin", r"pool\.tokenizer names model 'unoin'; did you mean union"),
+        ("unoin", r"pool\.tokenizer names model 'unoin'; did you mean 'union'"),
         ({"sorce": "union"}, r"unknown key pool\.tokenizer\.sorce; .*source"),
         ({"tokens": {"x": {"source": {"kind": "nil"}}}}, r"pool\.tokenizer\.tokens\.x\.source\.kind is 'nil'"),
         ({"tokens": {"x": {"forced": True}}}, r"unknown key pool\.tokenizer\.tokens\.x\.forced"),
@@ -202,10 +202,10 @@ def test_what_cannot_be_had(tiny_model: TinyModel) -> None:
         open_pool(names)
     with pytest.raises(PoolError, match=r"'w30' from model 'b', which has no row for 'w30'"):
         quiet(names, tokenizer={"source": "a", "tokens": {"w30": {"source": "b"}}})
+    token = {"source": {"kind": "model_token", "model": "b", "token_id": 44}}
     with pytest.raises(PoolError, match=r"'w30' from id 44 of model 'b'; it has rows 0 to 43"):
-        token = {"source": {"kind": "model_token", "model": "b", "token_id": 44}}
         quiet(names, tokenizer={"source": "a", "tokens": {"w30": token}})
-    with pytest.raises(ConfigError, match="pool.tokenizer and pool.tokenizer_from are given"):
+    with pytest.raises(ConfigError, match=r"pool\.tokenizer and pool\.tokenizer_from are given"):
         open_pool(names, tokenizer="union", tokenizer_from="a")
     (b / "tokenizer.json").unlink()
     with pytest.raises(PoolError, match=r"model 'b' has no tokenizer, and pool\.tokenizer is union"):
@@ -223,8 +223,6 @@ def test_nothing_is_done_where_nothing_need_be(tiny_model: TinyModel) -> None:
 def test_which_tensors_have_a_row_for_every_token() -> None:
     from transformers import BertConfig, GPT2Config
 
-    small = {"vocab_size": 20, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 8}
-    del small["d_model"]
     gpt2 = GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=8, architectures=["GPT2LMHeadModel"])
     assert set(row_axes(gpt2)) == {"transformer.wte.weight", "lm_head.weight"}
     bert = BertConfig(

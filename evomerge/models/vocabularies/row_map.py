@@ -107,8 +107,8 @@ def by_tokens(
         if source.force or any(rows[model][place] < 0 for model in rows):
             chosen[place] = _rows_of(token, source, rows, place, vocabularies, lengths)
         if source.force:
-            for own in rows.values():
-                own[place] = -1
+            for taken in rows.values():
+                taken[place] = -1
     kept = np.zeros(count, bool)
     kept[tokens] = True
     kept[[result[token] for token in given]] = False
