@@ -51,6 +51,8 @@ class MergekitFile:
         Raises:
             RecipeError: layers that do not exist, a base that is missing or a value that a method does not accept.
         """
+        if pool.layout.encoder:
+            raise RecipeError("the models are encoder-decoders", "mergekit's files are of one stack of layers")
         made: dict[str, Recipe] = {}
         for name, document in self._stages.items():  # each after those that it takes
             try:

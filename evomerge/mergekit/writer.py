@@ -52,6 +52,8 @@ def to_mergekit(recipe: Recipe, layout: Layout) -> str:
         RecipeError: mergekit has no way to say the same; names the slice and the reason.
     """
     recipe.check(specs())
+    if layout.encoder:
+        raise RecipeError("mergekit cannot express merges of encoder-decoders", "decoders and encoders")
     places = {name: ref.address for name, ref in recipe.models}
     references = {ref.address: _reference(ref) for _, ref in recipe.models}
     stages = _stage_names(recipe, references)

@@ -11,6 +11,7 @@ from typing import Any
 from evomerge.errors import EvomergeWarning, PoolError, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.config_fields import check_fields
+from evomerge.models.architecture.own_head import OWN_HEAD, says_untied
 from evomerge.models.checkpoints.adapter import Adapter
 from evomerge.models.checkpoints.dequantised import plain_folder
 from evomerge.models.checkpoints.headers import FLOAT_DTYPES
@@ -89,6 +90,8 @@ def _config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
         else:
             do = "upgrade transformers, or set pool.trust_remote_code if the model brings its own code"
         raise PoolError(f"transformers refuses {path} ({reason_of(error)})", "", do) from error
+    if says_untied(config, checkpoint.config) and "lm_head.weight" in checkpoint.tensors:
+        setattr(config, OWN_HEAD, True)
     try:
         compatibility.check_counts(config, len(checkpoint.tensors))
         config.get_text_config().to_dict()

@@ -11,7 +11,7 @@ _BUILT_ONCE = ("prompts are built once, and responses change with the weights", 
 FOREIGN_KEYS = {
     # of HFLM, which --model_args go to
     "pretrained": _MODELS,
-    "backend": ("models of lm-eval tasks are decoders", "leave it out"),
+    "backend": ("it follows from the model: causal, or seq2seq for an encoder-decoder", "leave it out"),
     "revision": ("a model's commit stands behind its name", "set pool.models={name: org/model@COMMIT}"),
     "subfolder": ("a model is a folder of its own", "set pool.models={name: folder/subfolder}"),
     "tokenizer": ("the tokenizer is that of a model of the pool", "set pool.tokenizer_from=NAME"),

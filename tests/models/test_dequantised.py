@@ -70,6 +70,7 @@ def test_bitsandbytes_is_undone(bits: int, cache: Path, tiny_model: TinyModel, t
         (tmp_path / "small" / file.name).write_bytes(file.read_bytes())
     with pytest.warns(EvomergeWarning, match=r"small is quantised \(bitsandbytes\): .* dequantised now into"):
         pool = open_pool({"plain": str(plain), "small": str(tmp_path / "small")}, dtype="float32")
+    model.config.dtype = torch.float32
     wanted = model.dequantize().state_dict()
     for name in pool.layout.parameters:
         own, theirs = pool.read("small", name).float(), wanted[name].float()

@@ -7,6 +7,7 @@ the better source. GGUF files are read in float32, which holds every quantised n
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import warnings
@@ -112,12 +113,8 @@ def _from_gguf(file: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise PoolError(
-            f"{file} is read with the package gguf, which is not installed", "", "pip install gguf"
-        ) from None
+    if importlib.util.find_spec("gguf") is None:
+        raise PoolError(f"{file} is read with the package gguf, which is not installed", "", "pip install gguf")
     options: Any = {"gguf_file": file.name}
     try:
         model = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **options)
@@ -160,6 +157,7 @@ def _from_quantised(folder: Path, method: str, trust_remote_code: bool, out: Pat
 def _save(model: Any, out: Path) -> None:
     """Write a model as one that was never quantised."""
     model.hf_quantizer = None
+    model._weight_conversions = None  # those of loading quantise again
     if hasattr(model.config, _KEY):
         delattr(model.config, _KEY)
     model.save_pretrained(str(out))
