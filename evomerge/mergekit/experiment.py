@@ -125,7 +125,7 @@ def _vocabulary(given: str, evolve: Evolve, names: Mapping[Reference, str], note
     if given == UNION:
         return {"tokenizer": UNION}
     source = evolve.base if given == "base" else read_reference(given, "genome.tokenizer_source")
-    if source in names:
+    if source is not None and source in names:
         return {"tokenizer": names[source]}
     notes.add(f"tokenizer_source {given} is left out: it is none of the models.")
     return {}

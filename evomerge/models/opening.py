@@ -138,11 +138,11 @@ def _fitted(
     vocabulary = choose_vocabulary(spec, reference, tokenizer_from, configs, folders, trust_remote_code)
     axes = axes_in(layout, configs[reference], trust_remote_code) if vocabulary is not None else {}
     for name, config in configs.items():
-        own = layouts[name]
+        its = layouts[name]
         if vocabulary is not None:
-            own = with_rows(own, axes, config.get_text_config().vocab_size)
+            its = with_rows(its, axes, config.get_text_config().vocab_size)
         problems += _comparison(
-            name, reference, checkpoints, configs, stored, own, frozenset(ignore_config), tokenizer_from, vocabulary
+            name, reference, checkpoints, configs, stored, its, frozenset(ignore_config), tokenizer_from, vocabulary
         )
     giver = vocabulary.giver if vocabulary is not None else giver_of(spec, reference, tokenizer_from)
     tokenizer_from = giver if vocabulary is None and giver != reference else tokenizer_from

@@ -56,7 +56,7 @@ class StockForwards:
 
     def _stock(self, requests: Sequence[TokenRequest]) -> list[tuple[float, bool]]:
         given = [(None, request.context, request.continuation) for request in requests]
-        return HFLM._loglikelihood_tokens(self._lm, given, disable_tqdm=True) if given else []  # type: ignore[arg-type]
+        return HFLM._loglikelihood_tokens(self._lm, given, disable_tqdm=True) if given else []
 
 
 class Seq2SeqSession(Session):

@@ -144,7 +144,7 @@ def _made(
 ) -> Vocabulary:
     ids = {old: result.get(token) for token, old in known.get(reference, {}).items() if result.get(token) != old}
     theirs = {old: result.get(token) for token, old in known.get(giver, {}).items()}
-    given = {}
+    given: dict[str, Any] = {}
     for key, value in configs[giver].get_text_config().to_dict().items():
         if key.endswith("_token_id"):
             given[key] = theirs.get(value) if isinstance(value, int) else None
