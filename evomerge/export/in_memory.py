@@ -14,9 +14,10 @@ from evomerge.export.writer import declared_tensors
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.planning.plan import make_plan
-from evomerge.merge.resident.loading import no_progress_bar, set_generation
+from evomerge.merge.resident.loading import set_generation
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.pool import Pool
+from evomerge.models.progress_bars import no_progress_bar
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.recipes.recipe import Recipe
 

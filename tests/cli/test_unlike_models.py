@@ -77,7 +77,7 @@ def test_the_export_has_the_scores_of_the_search(
     words = [
         f"pool.models={{{locations}}}", "pool.base=base", *more, f"fitness.include_path='{tasks}'",
         "fitness.tasks=[{task: pick, metrics: {brier_score: -1}}, write]", "search_space.layer_group=2",
-        "search.evaluations=4", "strategy.popsize=2", "fitness.forwards=exact", "fitness.generation=stock",
+        "search.evaluations=3", "strategy.popsize=3", "fitness.forwards=exact", "fitness.generation=stock",
         f"run_dir='{run}'", "display=quiet",
     ]  # fmt: skip
     assert main(["search", *words]) == 0, capsys.readouterr().err

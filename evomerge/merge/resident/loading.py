@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from evomerge.merge.resident.quantised_linear import linears_of, quantise_linear
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.memory import MORE_GPUS, give_back, out_of_memory
 from evomerge.models.pool import Pool
+from evomerge.models.progress_bars import no_progress_bar
 from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.utils.sizes import size_text
 
@@ -142,17 +141,3 @@ def holds(pool: Pool, entry: SlicePlan, place: ModuleSlice) -> bool:
         tensor.copy_(pool.read(pool.info.config_from, name))
     place.settle(out, memory)
     return all(torch.equal(one, other) for one, other in zip(memory, own, strict=True))
-
-
-@contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Without transformers' own progress bars, which are shown for models that load at once."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

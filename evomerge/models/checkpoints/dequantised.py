@@ -19,6 +19,7 @@ from evomerge.errors import EvomergeWarning, PoolError, reason_of
 from evomerge.models.architecture.layout import model_class
 from evomerge.models.checkpoints.headers import read_json
 from evomerge.models.checkpoints.side_files import INPUTS, matching
+from evomerge.models.progress_bars import no_progress_bar
 from evomerge.utils.cache_folder import cache_root, made_once
 from evomerge.utils.sizes import size_text
 
@@ -97,7 +98,8 @@ def _made(place: Path, files: list[Path], what: str, make: Callable[[Path], None
             if own.is_file() and not (out / own.name).exists():
                 shutil.copyfile(own, out / own.name)
 
-    made_once(folder, fill)
+    with no_progress_bar():
+        made_once(folder, fill)
     size = size_text(sum(file.stat().st_size for file in folder.iterdir()))
     warnings.warn(
         f"{place} is {what}: merging takes its weights with the rounding of quantising, "
