@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from evomerge.errors import ConfigError
 from evomerge.merge.methods import specs
@@ -23,6 +24,7 @@ def load_pool(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     tokenizer_from: str | None = None,
+    tokenizer: str | Mapping[str, Any] | None = None,
 ) -> Pool:
     """Open models that are to be merged, reading configurations and headers only, and check that they fit together.
 
@@ -35,9 +37,11 @@ def load_pool(
         dtype: of merged models: ``float32``, ``bfloat16``, ``float16``; ``auto`` is the base's.
         trust_remote_code: run code that models bring along.
         tokenizer_from: the model whose tokenizer results take, where tokenizers differ and that is meant.
+        tokenizer: the vocabulary that all models are brought to: ``union``, ``base`` or a model, or a mapping with
+            ``source``, ``tokens`` and ``pad_to_multiple_of`` as in mergekit's files.
 
     Raises:
-        ConfigError: `base`, `dtype` or `tokenizer_from` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from` or `tokenizer` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
 
     >>> pool = evomerge.load_pool({"base": "base", "math": "math"}, base="base", root="demo_pool/seed0")
@@ -48,7 +52,9 @@ def load_pool(
         raise ConfigError(f"models is a {type(models).__name__}", "a mapping of names to folders or hub ids")
     locations = {name: os.fspath(location) for name, location in models.items()}
     folder = Path(root) if root is not None else None
-    return open_pool(locations, base, folder, dtype, trust_remote_code, tokenizer_from=tokenizer_from)
+    return open_pool(
+        locations, base, folder, dtype, trust_remote_code, tokenizer_from=tokenizer_from, tokenizer=tokenizer
+    )
 
 
 def merge_methods() -> dict[str, MethodSpec]:

@@ -41,6 +41,7 @@ def merge_progress(what: str = "merging") -> Iterator[Callable[[int, int], None]
 def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> None:
     """What a search with this configuration would take; of memory where it has a pool."""
     from evomerge.cli.estimate import estimate, rows
+    from evomerge.models.chat_templates import tokenizer_words
     from evomerge.session.prior import priors_of
     from evomerge.utils.sizes import size_text
 
@@ -61,6 +62,7 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     models = ", ".join(f"{name} ({size_text(nbytes)})" for name, nbytes in sizes.items())
     table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
+    table.add_row("tokenizer", tokenizer_words(pool))
     fitted = f", chosen by the evaluations: {', '.join(parts.fitted)}" if parts.fitted else ""
     table.add_row("genes", ", then ".join(str(len(space.spec)) for space in parts.spaces) + fitted)
     for prior in [*priors_of(parts.spaces), *filter(None, [parts.unread_prior])]:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from evomerge.errors import ConfigError
 
-ARGUMENTS = ("evaluator.engine_args", "fitness.model_args", "validation.model_args", "held_out.model_args")
+ARGUMENTS = (
+    "evaluator.engine_args",
+    *(f"{node}.model_args" for node in ("fitness", "cheap", "validation", "held_out")),
+)
 
 
 def entries_of_arguments(overrides: Sequence[str]) -> list[str]:

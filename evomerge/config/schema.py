@@ -28,6 +28,9 @@ class PoolConfig:
         trust_remote_code: run code that a checkpoint brings along.
         tokenizer_from: the model whose tokenizer the results take, where models' tokenizers differ and that is meant;
             ``None`` refuses models whose tokenizers differ.
+        tokenizer: the vocabulary that all models are brought to, row by row: ``union``, ``base`` or a model, or a
+            mapping with ``source``, ``tokens`` and ``pad_to_multiple_of`` as in mergekit's files; ``None`` for the ids
+            that the models agree on: padding is trimmed or added, and tokens that one adds are kept.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -38,6 +41,7 @@ class PoolConfig:
     dtype: str = "auto"
     trust_remote_code: bool = False
     tokenizer_from: str | None = None
+    tokenizer: Any = None
 
 
 @dataclass

@@ -21,17 +21,21 @@ from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
 from evomerge.models.equal_slices import equal_slices
 from evomerge.models.pool import Pool
-from evomerge.models.pool_settings import check_pool_settings, of_model, raise_all
+from evomerge.models.pool_settings import check_pool_settings, of_model, raise_all, tokenizer_spec
 from evomerge.models.sources import Opened, dtype_of, open_sources, warn_of_dtypes
 from evomerge.models.statistics import ModelStatistics, default_folder
 from evomerge.models.tokenizer_files import check_files
 from evomerge.models.tokenizers import check_tokenizer
 from evomerge.models.tying import match_models
+from evomerge.models.vocabularies.aligning import aligned, axes_in, with_rows
+from evomerge.models.vocabularies.choosing import choose_vocabulary, giver_of
+from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.models.vocabulary import vocabulary_problem
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef
+from evomerge.recipes.tokenizer_spec import TokenizerSpec
 from evomerge.utils.memory import free_host_memory
 
 
@@ -44,6 +48,7 @@ def open_pool(
     fingerprints: bool = True,
     ignore_config: Collection[str] = (),
     tokenizer_from: str | None = None,
+    tokenizer: TokenizerSpec | str | Mapping[str, Any] | None = None,
 ) -> Pool:
     """Open models and check from configurations, headers and tokenizers that they can be merged.
 
@@ -58,17 +63,22 @@ def open_pool(
         fingerprints: hash the content of models that no hub commit pins, and find the slices that are equal in all.
         ignore_config: configuration keys that may differ between models.
         tokenizer_from: the model whose tokenizer the results take; tokenizers may then differ, which is warned of.
+        tokenizer: the vocabulary that all models are brought to (see `recipes.tokenizer_spec`); by default, the ids
+            that they agree on, where they do and need it.
 
     Raises:
-        ConfigError: `base`, `dtype` or `tokenizer_from` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from` or `tokenizer` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
     """
-    sources = check_pool_settings(models, base, dtype, tokenizer_from)
+    sources = check_pool_settings(models, base, dtype, tokenizer_from, tokenizer)
+    spec = tokenizer_spec(tokenizer, base, models)
     problems: list[PoolError] = []
     opened = open_sources(models, root, trust_remote_code, problems)
     raise_all(problems)
     try:
-        return _fitted(opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from)
+        return _fitted(
+            opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from, spec
+        )
     except EvomergeError:
         raise
     except Exception as error:  # a configuration that transformers takes may still hold anything
@@ -88,6 +98,7 @@ def _fitted(
     fingerprints: bool,
     ignore_config: Collection[str],
     tokenizer_from: str | None,
+    spec: TokenizerSpec | None,
 ) -> Pool:
     """The pool of models that have been opened, once they fit together."""
     problems: list[PoolError] = []
@@ -123,16 +134,24 @@ def _fitted(
         except PoolError as error:
             problems.append(of_model(name, error))
     raise_all(problems)
-    for name in configs:
+    folders = {name: own.folder for name, own in checkpoints.items()}
+    vocabulary = choose_vocabulary(spec, reference, tokenizer_from, configs, folders, trust_remote_code)
+    axes = axes_in(layout, configs[reference], trust_remote_code) if vocabulary is not None else {}
+    for name, config in configs.items():
+        its = layouts[name]
+        if vocabulary is not None:
+            its = with_rows(its, axes, config.get_text_config().vocab_size)
         problems += _comparison(
-            name, reference, checkpoints, configs, stored, layouts[name], frozenset(ignore_config), tokenizer_from
+            name, reference, checkpoints, configs, stored, its, frozenset(ignore_config), tokenizer_from, vocabulary
         )
-    giver = tokenizer_from or reference
-    rows = getattr(configs[giver].get_text_config(), "vocab_size", None)
+    giver = vocabulary.giver if vocabulary is not None else giver_of(spec, reference, tokenizer_from)
+    tokenizer_from = giver if vocabulary is None and giver != reference else tokenizer_from
+    rows = vocabulary.rows.count if vocabulary else getattr(configs[giver].get_text_config(), "vocab_size", None)
+    inputs = vocabulary.folder if vocabulary is not None else folders[giver]
     for name, check in (
         (reference, lambda: check_generation(checkpoints[reference].folder)),
-        (giver, lambda: check_tokenizer(giver, checkpoints[giver].folder, rows, trust_remote_code)),
-        ("", lambda: check_sentence_modules({name: own.folder for name, own in checkpoints.items()})),
+        (giver, lambda: check_tokenizer(giver, inputs, rows, trust_remote_code)),
+        ("", lambda: check_sentence_modules(folders)),
     ):
         try:
             check()
@@ -144,7 +163,12 @@ def _fitted(
     if fingerprints:
         refs = {name: with_fingerprints(ref, checkpoints[name]) for name, ref in refs.items()}
     result = dtype if dtype != "auto" else dtype_of(configs[reference], checkpoints[reference])
-    residual = residual_of(configs[reference], trust_remote_code)
+    config = configs[reference]
+    if vocabulary is not None:
+        checkpoints, stored = aligned(vocabulary, axes, checkpoints, stored, room)
+        layout, config = with_rows(layout, axes, vocabulary.rows.count), vocabulary.config(config)
+        tokenizer_from = None
+    residual = residual_of(config, trust_remote_code)
     layout = replace(layout, residual=residual)
     counts = {name: math.prod(shape) for name, shape in layout.shapes.items()}
     even = all(own.layers == layout.layers for own in layouts.values())
@@ -164,8 +188,19 @@ def _fitted(
         tensors=tensors,
         tokenizer_from=tokenizer_from,
         constant=equal_slices(layout, checkpoints, stored) if fingerprints and even else (),
+        tokenizer=vocabulary.spec if vocabulary is not None else None,
     )
-    return Pool(info, layout, checkpoints, configs[reference], stored, trust_remote_code, tokenizer_from, matched.tied)
+    return Pool(
+        info,
+        layout,
+        checkpoints,
+        config,
+        stored,
+        trust_remote_code,
+        tokenizer_from,
+        matched.tied,
+        vocabulary=vocabulary,
+    )
 
 
 def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_code: bool = False) -> Pool:
@@ -187,6 +222,7 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
         trust_remote_code,
         fingerprints=False,
         tokenizer_from=recipe.tokenizer_from,
+        tokenizer=recipe.tokenizer,
     )
     problems = [problem for name, ref in order.items() for problem in changed_since(name, ref, pool.checkpoints[name])]
     raise_all(problems)
@@ -242,18 +278,19 @@ def _comparison(
     layout: Layout,
     ignored: frozenset[str],
     tokenizer_from: str | None,
+    vocabulary: Vocabulary | None,
 ) -> list[PoolError]:
     """All that keeps a model from being merged with the reference."""
     problems: list[PoolError] = []
     own, wanted = configs[name].get_text_config(), configs[reference].get_text_config()
     sizes = getattr(own, "vocab_size", None), getattr(wanted, "vocab_size", None)
     tensors = list(compatibility.tensor_problems(name, checkpoints[name], stored[name], reference, layout))
-    if sizes[0] != sizes[1]:
+    if sizes[0] != sizes[1] and vocabulary is None:
         problems.append(
             PoolError(
                 f"model {name!r} has a vocabulary of {sizes[0]}, {reference!r} of {sizes[1]}",
                 "all models of a pool share one vocabulary",
-                f"give them one size: load the model, resize_token_embeddings({sizes[1]}), save_pretrained",
+                "set pool.tokenizer=union, or a model, to bring them to one by their tokens",
             )
         )
         # Embeddings and head have another shape for that reason; saying so twice does not help.
@@ -266,7 +303,7 @@ def _comparison(
         problems += [labels] if labels and "id2label" not in ignored else []
         folders = checkpoints[name].folder, checkpoints[reference].folder
         try:
-            difference = vocabulary_problem(name, folders[0], reference, folders[1])
+            difference = None if vocabulary else vocabulary_problem(name, folders[0], reference, folders[1])
             if difference is not None and tokenizer_from is None:
                 problems.append(difference)
             elif difference is not None:

@@ -91,6 +91,7 @@ def match_models(
     for name, config in configs.items():
         if name != reference:
             other = compatibility.architecture_problem(name, config, reference, configs[reference])
+            other = other or compatibility.depth_problem(name, config, reference, configs[reference])
             if other is not None:
                 problems.append(other)
                 continue

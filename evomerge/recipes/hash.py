@@ -9,6 +9,7 @@ from operator import itemgetter
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
 from evomerge.recipes.slices import Input, Parameters, SliceRecipe
+from evomerge.recipes.tokenizer_spec import TokenizerSpec
 
 
 def canonical_text(
@@ -20,6 +21,8 @@ def canonical_text(
     config_from: str,
     tokenizer_from: str | None,
     calibration: CalibrationRef | None = None,
+    tokenizer: TokenizerSpec | None = None,
+    models: Sequence[str] = (),
 ) -> str:
     """The content that is hashed, as JSON without spaces, keys sorted.
 
@@ -29,7 +32,8 @@ def canonical_text(
     Args:
         slices: in model order.
         identities: what every input's name stands for: a model's content, an intermediate's own hash.
-        dtype, seed, config_from, tokenizer_from, calibration: of the recipe.
+        dtype, seed, config_from, tokenizer_from, calibration, tokenizer: of the recipe.
+        models: of the recipe, in order: with a `tokenizer`, all of them give rows.
     """
     identity = {name: quote(text) for name, text in identities.items()}
 
@@ -57,15 +61,16 @@ def canonical_text(
             text = f"{quote(entry.method)},[{inputs}],{values(entry.parameters)},{base},{scale}]"
             alike[group] = text
         lines.append(f'["{entry.slice}",{text}')
-    tokenizer = ""
+    vocabulary = "" if tokenizer is None else f',"tokenizer":{tokenizer.canonical_text(identity, models)}'
+    giver = ""
     if tokenizer_from is not None and tokenizer_from != config_from:
-        tokenizer = f',"tokenizer_from":{identity[tokenizer_from]}'
+        giver = f',"tokenizer_from":{identity[tokenizer_from]}'
     measured = ""
     if calibration is not None:
         known = sorted(f"[{identity[name]},{quote(kind)},{quote(key)}]" for name, kind, key in calibration.statistics)
         measured = f'"calibration":[{",".join(known)}],'
     first = f'"config_from":{identity[config_from]},"dtype":{quote(dtype)},"seed":{seed}'
-    return f'{{{measured}{first},"slices":[{",".join(lines)}]{tokenizer}}}'
+    return f'{{{measured}{first},"slices":[{",".join(lines)}]{vocabulary}{giver}}}'
 
 
 def _scalar(value: Scalar) -> str:

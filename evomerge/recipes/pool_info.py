@@ -9,6 +9,7 @@ from evomerge.errors import RecipeError
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Dtype, Input, ModelRef, SliceId, SliceRecipe
+from evomerge.recipes.tokenizer_spec import TokenizerSpec
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PoolInfo:
         constant: the slices of which all models, the base included, hold the same bits, in order: genomes need say
             nothing of them. Empty where that is not known.
         calibration: the statistics of data that methods may read; ``None`` where there are none.
+        tokenizer: the vocabulary that the models are brought to; ``None`` where they are merged as they are.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -50,6 +52,7 @@ class PoolInfo:
     tokenizer_from: str | None = None
     constant: tuple[SliceId, ...] = ()
     calibration: CalibrationRef | None = None
+    tokenizer: TokenizerSpec | None = None
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""
@@ -70,7 +73,7 @@ class PoolInfo:
 
     def recipe(self, slices: Iterable[SliceRecipe], seed: int = 0) -> Recipe:
         """A recipe over this pool's models."""
-        more = {"tokenizer_from": self.tokenizer_from, "calibration": self.calibration}
+        more = {"tokenizer_from": self.tokenizer_from, "calibration": self.calibration, "tokenizer": self.tokenizer}
         return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed, **more)  # type: ignore[arg-type]
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:

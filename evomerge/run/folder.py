@@ -14,6 +14,7 @@ from evomerge.errors import OutputError, RecipeError, nearest
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
+from evomerge.recipes.tokenizer_spec import read_tokenizer
 from evomerge.run.inside import instead_of_part
 from evomerge.run.ledger_file import LedgerError
 from evomerge.run.outputs import check_output_folder
@@ -233,6 +234,10 @@ class RunFolder:
             "immovable": info.immovable,
             "constant": [str(entry) for entry in info.constant],
         }
+        if info.tokenizer_from is not None:
+            content["tokenizer_from"] = info.tokenizer_from
+        if info.tokenizer is not None:
+            content["tokenizer"] = info.tokenizer.content()
         if info.calibration is not None:
             content["calibration"] = asdict(info.calibration)
         write_text_atomic(self.pool, json.dumps(content, indent=2) + "\n")
@@ -283,6 +288,8 @@ def _pool_info(content: Any) -> PoolInfo:
         immovable=str(content.get("immovable", "")),
         constant=tuple(SliceId.parse(text) for text in content.get("constant", ())),
         calibration=_calibration(content.get("calibration"), names),
+        tokenizer_from=content.get("tokenizer_from"),
+        tokenizer=None if (own := content.get("tokenizer")) is None else read_tokenizer(own, "tokenizer"),
     )
 
 

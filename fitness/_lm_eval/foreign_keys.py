@@ -17,7 +17,7 @@ _SERVER = {
 FOREIGN_KEYS = {
     # of HFLM, which --model_args go to
     "pretrained": _MODELS,
-    "backend": ("models of lm-eval tasks are decoders", "leave it out"),
+    "backend": ("it follows from the model: causal, or seq2seq for an encoder-decoder", "leave it out"),
     "revision": ("a model's commit stands behind its name", "set pool.models={name: org/model@COMMIT}"),
     "subfolder": ("a model is a folder of its own", "set pool.models={name: folder/subfolder}"),
     "tokenizer": _TOKENIZER,
