@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from evomerge.errors import FitnessError
 from evomerge.models.loaded import LoadedModel
 from fitness.lm_eval_tasks import LmEvalFitness
+from fitness.unlabelled import UnlabelledFitness
 
 
 def seq2seq(tmp_path: Path, model_folder: Path, kind: str) -> LoadedModel:
@@ -43,4 +44,12 @@ def test_targets_that_the_decoder_has_no_room_for(tasks: Any, model_folder: Path
     model = seq2seq(tmp_path, model_folder, "bart")
     fitness = LmEvalFitness(["complete"], include_path=str(tasks.path), max_length=2)
     with pytest.raises(FitnessError, match=r"has a target of \d tokens; at most 2, what the model takes"):
+        fitness.prepare(model)
+
+
+def test_texts_that_follow_prompts_are_for_decoders(model_folder: Path, tmp_path: Path) -> None:
+    model = seq2seq(tmp_path, model_folder, "t5")
+    (tmp_path / "texts.txt").write_text("w1 w2\n")
+    fitness = UnlabelledFitness({"own": str(tmp_path / "texts.txt")})
+    with pytest.raises(FitnessError, match=r"the model is an encoder-decoder; a decoder: .*; use fitness=lm_eval"):
         fitness.prepare(model)

@@ -22,6 +22,7 @@ from evomerge.models.opening import open_pool, pool_of_recipe
 from evomerge.models.pool import Pool
 from evomerge.models.vocabularies.axes import row_axes
 from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
+from evomerge.run.folder import RunFolder
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -266,6 +267,18 @@ def test_narrow_dtypes_hold_what_they_can(tiny_model: TinyModel) -> None:
     found = quiet(locations(base, b), "base", tokenizer=mean).read("b", EMBED)
     assert found.dtype == torch.float32
     assert found[5].equal((rows_of(base)[5].float() + rows_of(b)[5].float()) / 2)
+
+
+def test_a_run_keeps_the_vocabulary(tiny_model: TinyModel, tmp_path: Path) -> None:
+    base, b = tiny_model("base"), tiny_model("b", seed=1)
+    write_tokenizer(b, renamed={30: "new"})
+    spec = {"source": "union", "tokens": {"w5": {"source": {"kind": "zero"}, "force": True}}}
+    pool = quiet(locations(base, b), "base", tokenizer=spec)
+    (tmp_path / "run").mkdir()
+    folder = RunFolder(tmp_path / "run")
+    folder.write_pool(pool.info)
+    assert folder.read_pool().tokenizer == pool.info.tokenizer
+    assert folder.read_pool().tokenizer_from is None
 
 
 def test_memory_is_given_back(tiny_model: TinyModel) -> None:
