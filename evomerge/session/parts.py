@@ -200,7 +200,8 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     left_open = [f"search.racing.{key}" for key in ("first", "most") if racing[key] == AUTO]
     race, choice = chosen_race(config, fitness, strategies, cheap)
     known = measure if read or pool is None else functools.partial(remembered, pool)
-    open_priors, unread = settle_priors(config, nodes, spaces, race is not None, known)
+    few = race is not None and race.steps != [1.0]  # items that tell candidates apart
+    open_priors, unread = settle_priors(config, nodes, spaces, few, known)
     if open_priors:
         nodes = phase_nodes(config, pool.info if pool is not None else None, measure)
         spaces = [node.space(None) for node in nodes]
