@@ -111,7 +111,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 **({"overlap": parts.overlap} if parts.overlap is not None else {}),
                 fitness=fingerprint,
                 **({"calibration": parts.calibration_seconds} if parts.calibration is not None else {}),
-                **parts.quantised,
+                **parts.scored_with,
                 versions=library_versions(),
                 **({"from_run": source.event} if source is not None else {}),
             )
