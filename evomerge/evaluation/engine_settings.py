@@ -131,9 +131,10 @@ class EngineSettings:
 
     @property
     def event(self) -> dict[str, Any]:
-        """What a run's ledger says of it; empty where weights are in full precision."""
+        """What a run's ledger says of it; empty for transformers in full precision."""
         held_out = self.quantises("held_out")
-        return {"quantise": self.quantise, "quantise_held_out": held_out} if self.quantise is not None else {}
+        other = {} if self.name == "transformers" else {"engine": self.name}
+        return other | ({"quantise": self.quantise, "quantise_held_out": held_out} if self.quantise is not None else {})
 
     @property
     def in_full(self) -> EngineSettings:

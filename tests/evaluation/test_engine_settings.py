@@ -83,6 +83,8 @@ def test_refuses_what_cannot_be_quantised(given: dict[str, Any], words: str) -> 
 def test_says_which_items_are_scored_with_quantised_weights() -> None:
     splits: tuple[Split, ...] = ("search", "validation", "held_out")
     assert [EngineSettings.of({"quantise": "int8"}).quantises(split) for split in splits] == [True, False, False]
+    assert EngineSettings.of({}).event == {}
+    assert EngineSettings.of({"engine": "vllm"}).event == {"engine": "vllm"}
     everywhere = EngineSettings.of({"quantise": "nf4", "quantise_held_out": True})
     assert all(everywhere.quantises(split) for split in splits)
     assert everywhere.in_full == EngineSettings()
