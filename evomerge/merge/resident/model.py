@@ -22,6 +22,7 @@ from evomerge.merge.planning.slice_plan import Plan, SlicePlan, canonical_slice,
 from evomerge.merge.resident.batches import Missing, batches, share_cost
 from evomerge.merge.resident.budgets import Room, first_budgets
 from evomerge.merge.resident.codecs import codec_of
+from evomerge.merge.resident.head_slots import HeadSlots
 from evomerge.merge.resident.hidden_states import HiddenStates, hidden_keys
 from evomerge.merge.resident.kept_stages import KeptStages
 from evomerge.merge.resident.layer_slots import LayerSlots
@@ -112,7 +113,7 @@ class Resident:
         reference = skeleton(pool.config, pool.trust_remote_code) if pool.layout.joins else module
         slices = ModuleSlices(module, pool.layout, reference)
         self._outer = {s: slices.of(s) for s in pool.layout.slices if s.layer is None}
-        self._layer_slots = LayerSlots(module, pool, slices)
+        self._layer_slots, self._heads = LayerSlots(module, pool, slices), HeadSlots(module, pool, self.model.dtype)
         self._shared = shared
         self._places = set(self._own().values())
         start = int(START_SHARE * sum(place.held_nbytes(self.full) for place in self._places))
@@ -159,7 +160,7 @@ class Resident:
         if self._shared is not None:
             self._shared.close()
         self.forget()
-        for place in self._layer_slots.every() | self._places:
+        for place in (*(self._layer_slots.every() | self._places), self._heads):
             place.empty()
         self._nearest.references.clear()
         self._memory.clear()
@@ -177,6 +178,7 @@ class Resident:
             raise RecipeError(f"the recipe's dtype is {plan.dtype}", f"the resident model is in {self.dtype}")
         self._states.begin(())
         try:
+            self._heads.put(plan.head)
             return self._apply(plan)
         finally:
             self.progress.end()
