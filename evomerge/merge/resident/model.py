@@ -101,9 +101,8 @@ class Resident:
             self.spare_memory,
         )
         devices = tuple(dict.fromkeys(parameter.device for parameter in module.parameters()))
-        states = 0 if self._spread else states
+        states, first = 0 if self._spread else states, first_budgets(module.device, workers)
         self._room = Room(devices, workers, sharing, gpu, placement is None, cache, states)
-        first = first_budgets(module.device, workers)
         self._states = HiddenStates(first.states if states is None else states)
         self.model.states = None if states == 0 else self._states
         peers = [device for device in devices if device.type == module.device.type]
@@ -160,11 +159,11 @@ class Resident:
         if self._shared is not None:
             self._shared.close()
         self.forget()
-        for place in (*(self._layer_slots.every() | self._places), self._heads):
+        for place in self._layer_slots.every() | self._places:
             place.empty()
-        self._nearest.references.clear()
-        self._memory.clear()
-        self._states.clear()
+        self._heads.empty()
+        for kept in (self._nearest.references, self._memory, self._states):
+            kept.clear()
         self.sources.close()
 
     def apply(self, plan: Plan) -> MergeCount:
