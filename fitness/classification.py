@@ -202,7 +202,7 @@ class ClassificationFitness:
             raise FitnessError("the fitness has no items yet", "prepare(model) comes first")
         self._check_part(part)
         start, seconds = time.perf_counter(), 0.0
-        metrics, items, responses = dict[str, float](), dict[str, Any](), dict[str, list[str]]()
+        each, items, responses = dict[str, dict[str, float]](), dict[str, Any](), dict[str, list[str]]()
         model, on = None, ""
         for term in sorted(self._terms, key=lambda term: term.head):  # one head after the other
             if model is None or term.head != on:
@@ -219,15 +219,13 @@ class ClassificationFitness:
                 names = [str(labels.get(number, number)) for number in range(outputs.shape[1])]
                 values, own = score_classes(right.astype(np.int64), outputs, names if self._per_class else ())
                 said = [names[number] for number in outputs.argmax(-1)]
-            metrics |= {f"{term.name}/{name}": value for name, value in values.items()}
+            each[term.name] = {f"{term.name}/{name}": value for name, value in values.items()}
             for name, column in kept_items(term, own).items():
                 items[name] = column if places is None else _spread(column, places, len(gold))
-            responses[term.name] = _first(said, places)
-        ordered = {
-            name: value for term in self._terms for name, value in metrics.items() if name.startswith(f"{term.name}/")
-        }
+            responses[term.name] = _first(said, places, len(gold))
         timing = {"model": seconds, "other": time.perf_counter() - start - seconds}
-        return Scores(objectives_of(self._terms, metrics), ordered, items, timing, responses)
+        metrics = {name: value for term in self._terms for name, value in each[term.name].items()}
+        return Scores(objectives_of(self._terms, metrics), metrics, items, timing, responses)
 
     def texts(self, most: int) -> dict[str, list[dict[str, str]]]:
         """The first texts of every task with their labels: for reports."""
@@ -302,9 +300,9 @@ def _spread(column: NDArray[np.float64], places: list[int], count: int) -> NDArr
     return found
 
 
-def _first(said: list[str], places: list[int] | None) -> list[str]:
+def _first(said: list[str], places: list[int] | None, count: int) -> list[str]:
     """What the model said of the first items; empty texts for those that were not run."""
     if places is None:
         return said[:_MOST_RESPONSES]
     known = dict(zip(places, said, strict=True))
-    return [known.get(place, "") for place in range(min(_MOST_RESPONSES, max(places) + 1))]
+    return [known.get(place, "") for place in range(min(_MOST_RESPONSES, count))]

@@ -83,7 +83,8 @@ def _correlation(x: Floats, y: Floats, value: float) -> Floats:
 
 def _about(items: Floats, value: float) -> Floats:
     """The values with exactly this mean, but for rounding."""
-    return items + (value - items.mean())
+    moved: Floats = items + (value - items.mean())
+    return moved
 
 
 def log_softmax(logits: Floats) -> Floats:

@@ -172,10 +172,11 @@ def class_numbers(term: TaskTerm, labels: Sequence[Any], id2label: Mapping[Any, 
             known[label] = int(text)
         else:
             whose = f" of {term.head}" if term.head else ""
+            given = f"tasks.{term.name}: {term.file} has the label {str(text)[:60]!r}"
             raise FitnessError(
-                f"tasks.{term.name}: {term.file} has the label {str(text)[:60]!r}, which the model{whose} does not have",
+                f"{given}, which the model{whose} does not have",
                 f"its id2label has {', '.join(list(names)[:20])}" if names else "a model with id2label in config.json",
-                f"name what it means with tasks.{term.name}.labels: {{{str(label)[:30]}: {next(iter(names), '...')}}}",
+                f"say what it is there with labels: {{{str(label)[:30]}: {next(iter(names), '...')}}} in tasks",
             )
     return [known[label] for label in labels]
 
