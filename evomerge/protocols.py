@@ -59,9 +59,9 @@ class Fitness(Protocol):
     One that has a method ``check_tokenizer(load: Callable[[], Any]) -> None`` raises `FitnessError` where the tokenizer
     that ``load()`` gives lacks what it needs, before a model is loaded.
 
-    One that has a method ``check_labels(labels: Callable[[str], Mapping[int, str]]) -> None`` raises `FitnessError` where
-    its items have labels that a head does not: ``labels(source)`` is a source's ``id2label``, that of the model for an
-    empty name.
+    One that has a method ``check_labels(labels: Callable[[str], Mapping[int, str]]) -> None`` raises `FitnessError`
+    where its items have labels that a head does not: ``labels(source)`` is a source's ``id2label``, that of the model
+    for an empty name.
 
     One that scores in another way than its stock tool may have a method ``apart(model: LoadedModel) -> Mapping[str,
     float]`` that scores in both and says how far they are apart: it is asked of the winner. `prepare` comes before.
