@@ -31,6 +31,9 @@ class PoolConfig:
         tokenizer: the vocabulary that all models are brought to, row by row: ``union``, ``base`` or a model, or a
             mapping with ``source``, ``tokens`` and ``pad_to_multiple_of`` as in mergekit's files; ``None`` for the ids
             that the models agree on: padding is trimmed or added, and tokens that one adds are kept.
+        heads: tensors that belong to a source's task and are carried from there, not merged: ``auto`` finds them where
+            sources have other labels or the base has no head; a pattern of names, ``classifier*``, or a list of them;
+            ``None`` merges all.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -42,6 +45,7 @@ class PoolConfig:
     trust_remote_code: bool = False
     tokenizer_from: str | None = None
     tokenizer: Any = None
+    heads: Any = "auto"
 
 
 @dataclass

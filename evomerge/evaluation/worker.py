@@ -31,7 +31,7 @@ from evomerge.models.memory import Retries, device_lost, give_back, lost, no_roo
 from evomerge.models.pool import Pool
 from evomerge.protocols import Fitness, Scores
 from evomerge.recipes.recipe import Recipe
-from evomerge.recipes.switches import switch_of, task_recipe
+from evomerge.recipes.switches import switch_of, task_recipe, tasks_of
 
 T = TypeVar("T")
 
@@ -257,10 +257,10 @@ class Worker:
         """What merging took, seconds with those of planning, and the scores; of each task with its own switch on."""
         count, seconds, given = MergeCount(), 0.0, (() if part is None else (part,))
 
-        def applied(own: Recipe) -> LoadedModel:
+        def applied(planned: Callable[..., Plan], *of: Any) -> LoadedModel:
             nonlocal seconds
             self._scoring, start = False, time.perf_counter()
-            count.add(self._resident.apply(self._plan(own)))
+            count.add(self._resident.apply(planned(*of)))
             seconds += time.perf_counter() - start
             self._scoring = True
             return self._resident.model
@@ -268,13 +268,19 @@ class Worker:
         try:
             if scores_switched(recipe, fitness):
                 switched: Any = fitness
-                scores: Scores = switched.run_switched(lambda task: applied(task_recipe(recipe, task)), *given)
+                scores: Scores = switched.run_switched(lambda task: applied(self._task_plan, recipe, task), *given)
             else:
-                scores = fitness.run(applied(recipe), *given)
+                scores = fitness.run(applied(self._plan, recipe), *given)
         finally:
             self._scoring = False
         require_finite(scores)
         return count, seconds, scores
+
+    def _task_plan(self, recipe: Recipe, task: str) -> Plan:
+        """The plan of one task's model: where only heads are its own, that of the recipe with another head."""
+        if recipe.heads is None or switch_of(recipe) is not None:
+            return self._plan(task_recipe(recipe, task))
+        return replace(self._plan(recipe), head=task)
 
     def _plan(self, recipe: Recipe) -> Plan:
         """The plan of a recipe; candidates of a race come again for their next items."""
@@ -293,8 +299,7 @@ class Worker:
 
 
 def scores_switched(recipe: Recipe, fitness: Any) -> bool:
-    """Whether a fitness scores each task of a recipe with the task's own switch on: both must name tasks."""
+    """Whether a fitness scores each task of a recipe with its own switch on or head in place: both must name tasks."""
     if not hasattr(fitness, "run_switched") or not any(source for _, source in fitness.switches()):
         return False
-    switch = switch_of(recipe)
-    return switch is not None and len(switch.tasks) > 1
+    return len(tasks_of(recipe)) > 1

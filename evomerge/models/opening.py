@@ -13,25 +13,26 @@ from evomerge.errors import EvomergeError, EvomergeWarning, PoolError, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.config_fields import check_generation
 from evomerge.models.architecture.layout import Layout, layout_from
-from evomerge.models.architecture.names import NameMatch
 from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.folding import FoldedCheckpoint, FoldedRoom, warn_of_another_base
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
 from evomerge.models.equal_slices import equal_slices
+from evomerge.models.heads import AUTO, Setting, config_giver, find_heads, headed_of, stored_heads
 from evomerge.models.pool import Pool
-from evomerge.models.pool_settings import check_pool_settings, of_model, raise_all, tokenizer_spec
+from evomerge.models.pool_settings import check_heads, check_pool_settings, of_model, raise_all, tokenizer_spec
 from evomerge.models.sources import Opened, dtype_of, open_sources, warn_of_dtypes
 from evomerge.models.statistics import ModelStatistics, default_folder
 from evomerge.models.tokenizer_files import check_files
 from evomerge.models.tokenizers import check_tokenizer
-from evomerge.models.tying import match_models
+from evomerge.models.tying import match_models, stored_names
 from evomerge.models.vocabularies.aligning import aligned, axes_in, with_rows
 from evomerge.models.vocabularies.choosing import choose_vocabulary, giver_of
 from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.models.vocabulary import vocabulary_problem
 from evomerge.recipes.calibration import CalibrationRef
+from evomerge.recipes.heads import Heads
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef
@@ -49,6 +50,8 @@ def open_pool(
     ignore_config: Collection[str] = (),
     tokenizer_from: str | None = None,
     tokenizer: TokenizerSpec | str | Mapping[str, Any] | None = None,
+    heads: Setting = AUTO,
+    tasks: Collection[str] | None = None,
 ) -> Pool:
     """Open models and check from configurations, headers and tokenizers that they can be merged.
 
@@ -65,19 +68,24 @@ def open_pool(
         tokenizer_from: the model whose tokenizer the results take; tokenizers may then differ, which is warned of.
         tokenizer: the vocabulary that all models are brought to (see `recipes.tokenizer_spec`); by default, the ids
             that they agree on, where they do and need it.
+        heads: tensors that sources carry on their own, which may differ in shape: found from labels, shapes and names
+            (``auto``), patterns of names, or ``None``: all are merged. A base may then be of another task's class.
+        tasks: the sources that have such a head; all by default.
 
     Raises:
-        ConfigError: `base`, `dtype`, `tokenizer_from` or `tokenizer` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer` or `heads` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
     """
     sources = check_pool_settings(models, base, dtype, tokenizer_from, tokenizer)
     spec = tokenizer_spec(tokenizer, base, models)
+    check_heads(heads)
     problems: list[PoolError] = []
     opened = open_sources(models, root, trust_remote_code, problems)
     raise_all(problems)
     try:
+        own = find_heads(heads, headed_of(tasks, sources), opened.configs, opened.checkpoints, trust_remote_code)
         return _fitted(
-            opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from, spec
+            opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from, spec, own
         )
     except EvomergeError:
         raise
@@ -99,12 +107,13 @@ def _fitted(
     ignore_config: Collection[str],
     tokenizer_from: str | None,
     spec: TokenizerSpec | None,
+    heads: Heads | None,
 ) -> Pool:
     """The pool of models that have been opened, once they fit together."""
     problems: list[PoolError] = []
-    reference = base or sources[0]
+    reference = config_giver(heads, base, sources)
     refs, checkpoints, adapters = opened.refs, opened.checkpoints, opened.adapters
-    matched = match_models(reference, opened.configs, checkpoints, adapters, trust_remote_code, problems)
+    matched = match_models(reference, opened.configs, checkpoints, adapters, trust_remote_code, problems, heads)
     raise_all(problems)
     configs, modules, matches = matched.configs, matched.modules, matched.matches
     # However many adapters there are: what is not kept is folded for every candidate.
@@ -120,11 +129,16 @@ def _fitted(
     assert matched.names is not None
     depths = {name: int(compatibility.depth_of(config) or 0) for name, config in configs.items()}
     layout = layout_from(modules[reference], matched.names, checkpoints[reference].shapes)
+    carried = None
+    if heads is not None:
+        layout = layout.without(heads.tensors)
+        carried = stored_heads(heads, configs, matches, checkpoints, matched.names, trust_remote_code, problems)
+        raise_all(problems)
     layouts = {n: layout if m is modules[reference] else layout.at_depth(depths[n]) for n, m in modules.items()}
     stored: dict[str, Mapping[str, str]] = {}
     for name, match in matches.items():
         try:
-            stored[name] = _stored(layouts[name], match, name, reference)
+            stored[name] = stored_names(layouts[name], match, name, reference)
         except PoolError as error:
             problems.append(error)
     raise_all(problems)
@@ -137,13 +151,12 @@ def _fitted(
     folders = {name: own.folder for name, own in checkpoints.items()}
     vocabulary = choose_vocabulary(spec, reference, tokenizer_from, configs, folders, trust_remote_code)
     axes = axes_in(layout, configs[reference], trust_remote_code) if vocabulary is not None else {}
+    ignored = frozenset(ignore_config) | ({"id2label"} if heads is not None else set())
     for name, config in configs.items():
         its = layouts[name]
         if vocabulary is not None:
             its = with_rows(its, axes, config.get_text_config().vocab_size)
-        problems += _comparison(
-            name, reference, checkpoints, configs, stored, its, frozenset(ignore_config), tokenizer_from, vocabulary
-        )
+        problems += _comparison(name, reference, checkpoints, configs, stored, its, ignored, tokenizer_from, vocabulary)
     giver = vocabulary.giver if vocabulary is not None else giver_of(spec, reference, tokenizer_from)
     tokenizer_from = giver if vocabulary is None and giver != reference else tokenizer_from
     rows = vocabulary.rows.count if vocabulary else getattr(configs[giver].get_text_config(), "vocab_size", None)
@@ -189,18 +202,10 @@ def _fitted(
         tokenizer_from=tokenizer_from,
         constant=equal_slices(layout, checkpoints, stored) if fingerprints and even else (),
         tokenizer=vocabulary.spec if vocabulary is not None else None,
+        heads=heads,
     )
-    return Pool(
-        info,
-        layout,
-        checkpoints,
-        config,
-        stored,
-        trust_remote_code,
-        tokenizer_from,
-        matched.tied,
-        vocabulary=vocabulary,
-    )
+    more: dict[str, Any] = {"vocabulary": vocabulary, "heads": carried}
+    return Pool(info, layout, checkpoints, config, stored, trust_remote_code, tokenizer_from, matched.tied, **more)
 
 
 def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_code: bool = False) -> Pool:
@@ -212,17 +217,23 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
     order = dict(recipe.models)
     # The base gives configuration and tokenizer, so it is the base exactly when slices use it as one.
     entries = [entry for part in (recipe, *recipe.stages.values()) for entry in part.slices]
-    is_base = any(s.base and s.base.model == recipe.config_from for s in entries) and len(order) > 1
+    bases = [s.base.model for s in entries if s.base]
+    base = recipe.config_from if recipe.config_from in bases and len(order) > 1 else None
+    heads = recipe.heads
+    if heads is not None:  # whose base has none
+        base = next((name for name in bases if name in order and name not in heads.tasks), None)
     names = [recipe.config_from, *(name for name in order if name != recipe.config_from)]
     pool = open_pool(
         {name: order[name] for name in names},
-        recipe.config_from if is_base else None,
+        base,
         root,
         recipe.dtype,
         trust_remote_code,
         fingerprints=False,
         tokenizer_from=recipe.tokenizer_from,
         tokenizer=recipe.tokenizer,
+        heads=list(heads.tensors) if heads is not None else None,
+        tasks=heads.tasks if heads is not None else None,
     )
     problems = [problem for name, ref in order.items() for problem in changed_since(name, ref, pool.checkpoints[name])]
     raise_all(problems)
@@ -242,31 +253,6 @@ def with_statistics(pool: Pool, ref: CalibrationRef | None, folder: str | Path |
     every = ref.statistics if ref is not None else ()
     known = {(model, kind): ModelStatistics(root, kind, key) for model, kind, key in every}
     return replace(pool, info=replace(pool.info, calibration=ref), statistics=known)
-
-
-def _stored(layout: Layout, match: NameMatch, model: str, reference: str) -> dict[str, str]:
-    """A model's own tensor names by the layout's names; `PoolError` for a name that it has no tensor for."""
-    stored: dict[str, str] = {}
-    for join in layout.joins:
-        own = match.joins.get(join.place)
-        if own is not None and own.patterns == join.patterns:
-            stored |= zip(join.names, own.names, strict=True)
-    joined = {name for join in layout.joins for name in join.names}
-    for name, place in layout.parameters.items():
-        if place in match.stored and name not in joined:
-            stored[name] = match.stored[place]
-    for name, place in layout.parameters.items():
-        if name not in stored:
-            other = match.stored.get(place) or next(
-                iter(match.joins[place].names if place in match.joins else ()), None
-            )
-            raise PoolError(
-                f"model {model!r} has no tensor for {name!r} of {reference!r}"
-                + (f", it stores {other!r} in its place" if other else ""),
-                "all models of a pool store their weights in the same pieces",
-                "load both and save them by save_pretrained(save_original_format=False)" if other else "",
-            )
-    return stored
 
 
 def _comparison(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,17 @@ def tokenizer_spec(
         return read_tokenizer(content, "pool.tokenizer", base=base, usual=next(iter(models), None))
     except RecipeError as error:
         raise ConfigError(error.given, error.allowed, error.do) from None
+
+
+def check_heads(setting: Any) -> None:
+    """`ConfigError` for a `pool.heads` that is none."""
+    given = [setting] if isinstance(setting, str) else setting
+    listed = isinstance(given, Sequence) and bool(given) and all(isinstance(own, str) and own.strip() for own in given)
+    if given is not None and not listed:
+        raise ConfigError(
+            f"pool.heads is {str(setting)[:200]!r}",
+            "auto, null, or patterns of tensor names such as 'classifier*'",
+        )
 
 
 def check_places(models: Mapping[str, str] | Mapping[str, ModelRef], root: str | Path | None) -> None:

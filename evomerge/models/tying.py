@@ -16,9 +16,11 @@ from torch import nn
 
 from evomerge.errors import PoolError
 from evomerge.models import compatibility
-from evomerge.models.architecture.layout import name_problems, skeleton
+from evomerge.models.architecture.layout import Layout, name_problems, skeleton
 from evomerge.models.architecture.names import NameMatch, match_names, tied_names
 from evomerge.models.checkpoints.reader import Checkpoint
+from evomerge.models.heads import without_head_problems
+from evomerge.recipes.heads import Heads
 
 _KEY = "tie_word_embeddings"
 
@@ -61,6 +63,7 @@ def match_models(
     adapted: Collection[str],
     trust_remote_code: bool,
     problems: list[PoolError],
+    heads: Heads | None = None,
 ) -> Matched:
     """Fill every model's checkpoint into a module, tied or not as the pool can be merged.
 
@@ -71,6 +74,7 @@ def match_models(
         adapted: the models that an adapter is folded into, which may part head and embeddings.
         trust_remote_code: let models that bring their own code run it.
         problems: what keeps models from being filled is added to it; then only `own` is complete.
+        heads: of their own; models without one may then be of another task's class.
 
     Raises:
         PoolError: transformers cannot build a module.
@@ -90,7 +94,9 @@ def match_models(
     architecture = ""
     for name, config in configs.items():
         if name != reference:
-            other = compatibility.architecture_problem(name, config, reference, configs[reference])
+            other = compatibility.architecture_problem(
+                name, config, reference, configs[reference], heads is not None and name not in heads.tasks
+            )
             other = other or compatibility.depth_problem(name, config, reference, configs[reference])
             if other is not None:
                 problems.append(other)
@@ -98,6 +104,8 @@ def match_models(
         module = module_of(name, is_tied(config))
         architecture = architecture or type(module).__name__
         match = _known_match(found.own, checkpoints, module, name) or match_names(module, checkpoints[name].shapes)
+        if heads is not None and name not in heads.tasks:
+            match = without_head_problems(match, heads, str(getattr(module, "base_model_prefix", "")))
         found.own[name] = module, match
         problems += [PoolError(f"model {name!r}: {p[0]}", *p[1:]) for p in name_problems(match, architecture)]
         problems += compatibility.tied_problems(name, checkpoints[name], match)
@@ -159,3 +167,28 @@ def _parted(match: NameMatch, tied: nn.Module, untied: nn.Module) -> NameMatch:
         if place not in kept and source in stored:
             stored[place] = stored[source]
     return replace(match, stored={place: stored[place] for place in untied.state_dict() if place in stored})
+
+
+def stored_names(layout: Layout, match: NameMatch, model: str, reference: str) -> dict[str, str]:
+    """A model's own tensor names by the layout's names; `PoolError` for a name that it has no tensor for."""
+    stored: dict[str, str] = {}
+    for join in layout.joins:
+        own = match.joins.get(join.place)
+        if own is not None and own.patterns == join.patterns:
+            stored |= zip(join.names, own.names, strict=True)
+    joined = {name for join in layout.joins for name in join.names}
+    for name, place in layout.parameters.items():
+        if place in match.stored and name not in joined:
+            stored[name] = match.stored[place]
+    for name, place in layout.parameters.items():
+        if name not in stored:
+            other = match.stored.get(place) or next(
+                iter(match.joins[place].names if place in match.joins else ()), None
+            )
+            raise PoolError(
+                f"model {model!r} has no tensor for {name!r} of {reference!r}"
+                + (f", it stores {other!r} in its place" if other else ""),
+                "all models of a pool store their weights in the same pieces",
+                "load both and save them by save_pretrained(save_original_format=False)" if other else "",
+            )
+    return stored

@@ -7,6 +7,7 @@ from json.encoder import encode_basestring_ascii as quote
 from operator import itemgetter
 
 from evomerge.recipes.calibration import CalibrationRef
+from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
 from evomerge.recipes.slices import Input, Parameters, SliceRecipe
 from evomerge.recipes.tokenizer_spec import TokenizerSpec
@@ -23,6 +24,7 @@ def canonical_text(
     calibration: CalibrationRef | None = None,
     tokenizer: TokenizerSpec | None = None,
     models: Sequence[str] = (),
+    heads: Heads | None = None,
 ) -> str:
     """The content that is hashed, as JSON without spaces, keys sorted.
 
@@ -32,7 +34,7 @@ def canonical_text(
     Args:
         slices: in model order.
         identities: what every input's name stands for: a model's content, an intermediate's own hash.
-        dtype, seed, config_from, tokenizer_from, calibration, tokenizer: of the recipe.
+        dtype, seed, config_from, tokenizer_from, calibration, tokenizer, heads: of the recipe.
         models: of the recipe, in order: with a `tokenizer`, all of them give rows.
     """
     identity = {name: quote(text) for name, text in identities.items()}
@@ -69,8 +71,12 @@ def canonical_text(
     if calibration is not None:
         known = sorted(f"[{identity[name]},{quote(kind)},{quote(key)}]" for name, kind, key in calibration.statistics)
         measured = f'"calibration":[{",".join(known)}],'
+    carried = ""
+    if heads is not None:
+        whose, what = sorted(identity[name] for name in heads.tasks), sorted(map(quote, heads.tensors))
+        carried = f'"heads":[[{",".join(whose)}],[{",".join(what)}]],'
     first = f'"config_from":{identity[config_from]},"dtype":{quote(dtype)},"seed":{seed}'
-    return f'{{{measured}{first},"slices":[{",".join(lines)}]{vocabulary}{giver}}}'
+    return f'{{{measured}{carried}{first},"slices":[{",".join(lines)}]{vocabulary}{giver}}}'
 
 
 def _scalar(value: Scalar) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evomerge.errors import RecipeError
 from evomerge.recipes.calibration import CalibrationRef
+from evomerge.recipes.heads import Heads
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Dtype, Input, ModelRef, SliceId, SliceRecipe
 from evomerge.recipes.tokenizer_spec import TokenizerSpec
@@ -35,6 +36,7 @@ class PoolInfo:
             nothing of them. Empty where that is not known.
         calibration: the statistics of data that methods may read; ``None`` where there are none.
         tokenizer: the vocabulary that the models are brought to; ``None`` where they are merged as they are.
+        heads: what sources carry on their own, which is in none of `slices`; ``None`` where all is merged.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -53,6 +55,7 @@ class PoolInfo:
     constant: tuple[SliceId, ...] = ()
     calibration: CalibrationRef | None = None
     tokenizer: TokenizerSpec | None = None
+    heads: Heads | None = None
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""
@@ -68,13 +71,27 @@ class PoolInfo:
 
     @property
     def config_from(self) -> str:
-        """The model that gives configuration and tokenizer: the base, or the first source."""
+        """The model that gives configuration and tokenizer: the base, or the first source; with heads, of one with."""
+        if self.heads is not None:
+            return next(name for name in self.sources if name in self.heads.tasks)
         return self.base or self.sources[0]
 
-    def recipe(self, slices: Iterable[SliceRecipe], seed: int = 0) -> Recipe:
-        """A recipe over this pool's models."""
-        more = {"tokenizer_from": self.tokenizer_from, "calibration": self.calibration, "tokenizer": self.tokenizer}
-        return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed, **more)  # type: ignore[arg-type]
+    def recipe(
+        self, slices: Iterable[SliceRecipe], seed: int = 0, intermediates: Iterable[tuple[str, Recipe]] = ()
+    ) -> Recipe:
+        """A recipe over this pool's models, and over intermediates by name."""
+        return Recipe(
+            self.refs,
+            tuple(slices),
+            self.dtype,
+            self.config_from,
+            seed,
+            tuple(intermediates),
+            tokenizer_from=self.tokenizer_from,
+            calibration=self.calibration,
+            tokenizer=self.tokenizer,
+            heads=self.heads,
+        )
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:
         """The same weighted sum on every slice: a source itself (weight one), or the uniform average.
@@ -87,7 +104,10 @@ class PoolInfo:
             raise RecipeError(f"a sum of {', '.join(weights)}", self.uneven)
         inputs = tuple(Input(name, None, (("weight", weight),)) for name, weight in weights.items())
         slices = self.slices_at(depths.pop()) if depths else self.slices
-        return self.recipe(SliceRecipe(s, "linear", inputs, (("normalize", False),)) for s in slices)
+        made = self.recipe(SliceRecipe(s, "linear", inputs, (("normalize", False),)) for s in slices)
+        if self.heads is not None and len(weights) == 1 and next(iter(weights)) in self.heads.tasks:
+            return replace(made, config_from=next(iter(weights)))  # with its own head
+        return made
 
     def slices_at(self, depth: int) -> tuple[SliceId, ...]:
         """The slices of a model of this architecture with `depth` layers; those beyond the pool's are as the first."""

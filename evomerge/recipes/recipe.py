@@ -13,6 +13,7 @@ from typing import Any
 from evomerge.errors import RecipeError
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.hash import canonical_text
+from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import MethodSpec, find_method, scalars
 from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, Parameters, SliceId, SliceRecipe
 from evomerge.recipes.stage_index import StageIndex
@@ -39,6 +40,8 @@ class Recipe:
         calibration: the statistics of data that methods may read; that of its intermediates too.
         tokenizer: the vocabulary that the models are brought to before they are merged, those of intermediates too;
             then `tokenizer_from` is ``None``. ``None`` where the rows of all models are merged as they are.
+        heads: tensors that are no part of any slice but carried from the models whose tasks they are of; ``None``
+            where all are merged. Those of intermediates say nothing.
 
     >>> from evomerge.recipes import Input, ModelRef, SliceId, SliceRecipe, parameters
     >>> half = parameters({"weight": 0.5})
@@ -57,6 +60,7 @@ class Recipe:
     tokenizer_from: str | None = None
     calibration: CalibrationRef | None = None
     tokenizer: TokenizerSpec | None = None
+    heads: Heads | None = None
     _hash: str = field(init=False, repr=False, default="")
     _index: StageIndex | None = field(init=False, repr=False, default=None)
 
@@ -96,6 +100,8 @@ class Recipe:
             self.tokenizer.check_models(names, "tokenizer")
             if self.tokenizer_from is not None:
                 raise RecipeError("tokenizer and tokenizer_from are given", "one of the two")
+        if self.heads is not None:
+            self.heads.check(names, self.config_from)
         if self.dtype not in DTYPES:
             raise RecipeError(f"dtype {self.dtype!r}", f"allowed: {', '.join(DTYPES)}")
         before: tuple[int, int, int] | None = None
@@ -187,7 +193,7 @@ class Recipe:
         """All but the content of the intermediates."""
         names = tuple(name for name, _ in self.intermediates)
         own = self.models, self.slices, self.dtype, self.config_from, self.seed, self.tokenizer_from
-        return *own, self.calibration, self.tokenizer, names
+        return *own, self.calibration, self.tokenizer, self.heads, names
 
     def __eq__(self, other: object) -> bool:
         # Stage by stage: a lineage shares ancestors, and as a tree it would be exponentially large.
@@ -235,6 +241,7 @@ class Recipe:
             calibration=self.calibration,
             tokenizer=self.tokenizer,
             models=[name for name, _ in self.models],
+            heads=self.heads,
         )
 
     def check(self, methods: Mapping[str, MethodSpec]) -> None:

@@ -22,8 +22,12 @@ Slices with identical entries share one, whatever their order in the file: a rec
 may have a value by tensor: ``weight: [{filter: q_proj, value: 0.3}, {value: 0.5}]``, the first filter that is part of
 the tensor's name deciding.
 
+Tensors that belong to a model's task and are carried from there (see `heads`) are in no slice:
+
+    heads: {tensors: [classifier.weight, classifier.bias], tasks: [math, code]}
+
 Intermediates are recipes of their own, which slices and later intermediates name as they name models. What they leave
-out of `dtype`, `config_from`, `seed` and `models` (a list of names) is as in the recipe.
+out of `dtype`, `config_from`, `seed`, `heads` and `models` (a list of names) is as in the recipe.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ import yaml
 
 from evomerge.errors import RecipeError, nearest
 from evomerge.recipes.calibration import KINDS, CalibrationRef
+from evomerge.recipes.heads import read_heads
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import (
@@ -123,7 +128,7 @@ def _recipe_in(content: Any) -> Recipe:
         content,
         "",
         ("evomerge_recipe", "dtype", "config_from", "models", "slices"),
-        ("seed", "tokenizer_from", "tokenizer", "intermediates", "calibration"),
+        ("seed", "tokenizer_from", "tokenizer", "intermediates", "calibration", "heads"),
     )
     version = top["evomerge_recipe"]
     if version != VERSION or isinstance(version, bool):
@@ -141,7 +146,8 @@ def _recipe_in(content: Any) -> Recipe:
     tokenizer = None if top.get("tokenizer") is None else read_tokenizer(top["tokenizer"], "tokenizer")
     shared = {"calibration": calibration, "tokenizer": tokenizer}
     top = {**top, **shared}
-    common = {"dtype": top["dtype"], "config_from": top["config_from"], "seed": top.get("seed", 0), "models": [*refs]}
+    common = {key: top.get(key) for key in ("dtype", "config_from", "heads")} | {"seed": top.get("seed", 0)}
+    common["models"] = [*refs]
     intermediates = top.get("intermediates") or {}
     if not isinstance(intermediates, dict):
         raise RecipeError(f"intermediates is {safe_yaml.shown(intermediates)}", "a mapping of names to recipes")
@@ -186,6 +192,7 @@ def _one_in(
             tokenizer_from=None if tokenizer is None else safe_yaml.text(tokenizer, f"{dot}tokenizer_from"),
             calibration=fields["calibration"],
             tokenizer=fields["tokenizer"],
+            heads=read_heads(fields.get("heads"), f"{dot}heads"),
         )
     except RecipeError as error:
         if not dot:

@@ -60,6 +60,7 @@ def remote_worker(
             fingerprints=False,
             tokenizer_from=settings.get("tokenizer_from"),
             tokenizer=to_builtin(settings.get("tokenizer")),
+            heads=to_builtin(settings.get("heads", "auto")),
         )
     for name, ref in refs.items():
         for problem in changed_since(name, ref, pool.checkpoints[name]):
