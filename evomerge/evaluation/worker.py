@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 
 from evomerge.candidate import Candidate, Evaluation, Part, Split
 from evomerge.errors import NoMemoryError, one_line
+from evomerge.evaluation.batch_norms import computes_batch_norms, is_source, own_batch_norms
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import await_memory, choose_device
 from evomerge.evaluation.engine_settings import EngineSettings
@@ -89,6 +90,7 @@ class Worker:
         in_one = isinstance(self._resident, Resident) and device != SPREAD
         self._several = SeveralCandidates(pool, self._resident) if in_one else None
         self._plans: dict[int, tuple[Recipe, Plan]] = {}  # by identity of the recipe, the last used behind
+        self._batch_norms = computes_batch_norms(pool, self._fitnesses.get("search"))
 
     def fitness(self, split: Split) -> Fitness:
         """The fitness of a split, its items built for this worker's model."""
@@ -146,6 +148,8 @@ class Worker:
             PoolError, FitnessError, DeviceLostError: as for `evaluate`.
         """
         fitness = self.fitness(split)
+        if self._batch_norms:
+            self.fitness("search")  # before a model is merged: preparing it may change the model
         self._pool.require_unchanged()
         models, found = adapter_models_of(self._resident), dict[int, Evaluation]()
         if models is not None and hasattr(fitness, "run_together"):
@@ -167,7 +171,8 @@ class Worker:
     def _in_one_module(self, candidates: Sequence[Candidate], fitness: Fitness, split: Split) -> dict[int, Evaluation]:
         """The evaluations of those that are scored in one forward, by their places."""
         several, part = self._several, candidates[0].part
-        if several is None or self._engine.quantises(split) or any(own.part != part for own in candidates):
+        alike = all(own.part == part for own in candidates)
+        if several is None or self._batch_norms or self._engine.quantises(split) or not alike:
             return {}
         self._resident.full = True
         places = {own.id: place for place, own in enumerate(candidates)}
@@ -270,11 +275,19 @@ class Worker:
                 switched: Any = fitness
                 scores: Scores = switched.run_switched(lambda task: applied(task_recipe(recipe, task)), *given)
             else:
-                scores = fitness.run(applied(recipe), *given)
+                model = applied(recipe)
+                with self._own_batch_norms(recipe):
+                    scores = fitness.run(model, *given)
         finally:
             self._scoring = False
         require_finite(scores)
         return count, seconds, scores
+
+    def _own_batch_norms(self, recipe: Recipe) -> AbstractContextManager[Any]:
+        """Within this a merged model has the batch-norm statistics that the search's fitness gives it."""
+        if not self._batch_norms or is_source(self._plan(recipe), self._pool):
+            return nullcontext()
+        return own_batch_norms(self._fitnesses["search"], self._resident.model)
 
     def _plan(self, recipe: Recipe) -> Plan:
         """The plan of a recipe; candidates of a race come again for their next items."""
