@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,11 @@ def run(arguments: Sequence[str]) -> int:
         metavar="N",
         help="also train N LoRA adapters on the base, each on its own mixture of texts (needs --pool-only)",
     )
+    parser.add_argument(
+        "--images",
+        action="store_true",
+        help="make image classifiers instead: eight ViTs of one start, and ResNets (needs --pool-only)",
+    )
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress of the search")
     options = parser.parse_intermixed_args(list(arguments))
@@ -59,6 +65,10 @@ def run(arguments: Sequence[str]) -> int:
             f"2 to {MOST_ADAPTERS}, with --pool-only",
             "make them first, and search with `evomerge search experiment=demo_adapters`",
         )
+
+    if options.images:
+        _make_images(options)
+        return 0
 
     from evomerge.cli.search import search
     from evomerge.config.compose import compose_config
@@ -88,6 +98,32 @@ def run(arguments: Sequence[str]) -> int:
     elif not options.pool_only:
         search(config)
     return 0
+
+
+def _make_images(options: argparse.Namespace) -> None:
+    """Make pictures and image classifiers.
+
+    Raises:
+        ConfigError: without ``--pool-only``, or with what belongs to the other pool.
+    """
+    asked = [name for name in ("checkpoints", "adapters", "overrides") if getattr(options, name)]
+    if not options.pool_only or asked:
+        given = "--images without --pool-only" if not asked else f"--images with {asked[0]}"
+        do = "make them first, and search with `evomerge search experiment=demo_images`"
+        raise ConfigError(given, "--images --pool-only, with --seed, --folder, --threads and --quick", do)
+    from rich.progress import Progress
+
+    from evomerge.demo.image_pool import count_steps, make_image_pool
+
+    root = options.folder / (f"quick-images{options.seed}" if options.quick else f"images{options.seed}")
+    with Progress(disable=options.quiet) as progress:
+        bar = progress.add_task("image classifiers", total=count_steps(options.quick))
+
+        def each_step(name: str) -> None:
+            progress.update(bar, advance=1, description=f"image classifiers: training {name}")
+
+        make_image_pool(root, options.seed, threads=options.threads, quick=options.quick, each_step=each_step)
+    print(f"the models are in {root}; `evomerge search experiment=demo_images pool.root='{root}'` searches them")
 
 
 def _check(config: Config, pool_only: bool) -> None:

@@ -86,13 +86,14 @@ def draw_tasks(rng: np.random.Generator) -> dict[str, dict[str, TaskImages]]:
 
 
 def write_images(folder: Path, task: str, own: TaskImages) -> None:
-    """Write PNG files, in a folder for each class."""
+    """Write PNG files, in a folder for each class, called as in `LABELS`."""
     from PIL import Image
 
-    for name in CLASSES[task]:
+    names = [f"{task}_{name}" for name in CLASSES[task]]
+    for name in names:
         (folder / name).mkdir(parents=True)
     for number, (image, label) in enumerate(zip(own.images, own.labels, strict=True)):
-        Image.fromarray(image).save(folder / CLASSES[task][label] / f"{number:04d}.png")
+        Image.fromarray(image).save(folder / names[label] / f"{number:04d}.png")
 
 
 def _digits() -> tuple[Images, NDArray[np.int64]]:
