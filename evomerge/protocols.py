@@ -67,6 +67,10 @@ class Fitness(Protocol):
     The search's is asked of every merged model before it is scored, on whatever items, and of the winner when it is
     exported; `prepare` comes before.
 
+    One that has a method ``check_labels(labels: Callable[[str], Mapping[int, str]]) -> None`` raises `FitnessError`
+    where its items have labels that a head does not: ``labels(source)`` is a source's ``id2label``, that of the model
+    for an empty name.
+
     One that scores in another way than its stock tool may have a method ``apart(model: LoadedModel) -> Mapping[str,
     float]`` that scores in both and says how far they are apart: it is asked of the winner. `prepare` comes before.
 
@@ -75,7 +79,8 @@ class Fitness(Protocol):
     after `prepare`, ``refer(model: LoadedModel, name: str) -> None`` is called for each, with the worker's model being
     that one. `references` comes before `prepare`.
 
-    One that scores models with a switch has a method ``switches() -> Sequence[tuple[str, str | None]]``, of each of its
+    One that scores models with a switch, or heads of their own where its attribute ``switch_key`` is ``head``, has a
+    method ``switches() -> Sequence[tuple[str, str | None]]``, of each of its
     tasks the source whose switch is on, and ``run_switched(switch: Callable[[str], LoadedModel], part: Part | None =
     None) -> Scores``: ``switch(source)`` gives the model for a source's tasks, and changes the one given before.
 

@@ -1,56 +1,64 @@
-"""Image classification as a fitness: folders or tables of images, models with a head or zero-shot ones."""
+"""Image classification as a fitness: folders or tables of images, models with heads or zero-shot ones."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from evomerge.candidate import Part
-from evomerge.errors import ConfigError, FitnessError
+from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare, Objective
-from evomerge.protocols import Estimator, Scores
+from evomerge.protocols import Scores
 from evomerge.utils.sizes import byte_count
-from fitness._images.metrics import item_shares, objective_weights, shares, totals
+from fitness._classification.terms import objective_weights, parse_split, shares_of
+from fitness._images.labels import Answers, right_answers
+from fitness._images.parts import among, places_of
 from fitness._images.sources import ImageItem, ImageSource, check_place, read_folder, read_source
-from fitness._images.terms import parse_batch_norm, parse_tasks
+from fitness._images.terms import ImageTerm, parse_batch_norm, parse_tasks
 from fitness._lm_eval.terms import plain
-from fitness._unlabelled.values import finite, whole
-from fitness.estimators.settings import parse_estimator
+from fitness._unlabelled.values import whole
 
 if TYPE_CHECKING:
     import torch
 
     from evomerge.models.loaded import LoadedModel, ModelOutline
+    from evomerge.protocols import Estimator
     from evomerge.utils.memory import MemoryPart
     from fitness._images.prepared import How, Prepared
 
 
+_MOST_RESPONSES = 20
+
+
 class ImagesFitness:
-    """Scores a model on images of known classes, a task for each set of them.
+    """Scores a model on images of known classes, or several heads on one encoder.
 
-    An item is an image; its value of ``acc`` is 1 where the likeliest class is the right one, else 0, that of
-    ``cross_entropy`` minus the log-probability of the right one, nats; see `metrics.values_of` for ``macro_f1``. Images
-    are decoded once, made tensors by the model's own image processor, and read in the same batches every time.
+    Metrics, values by image, objectives and estimates are those of `ClassificationFitness`: ``accuracy``, ``f1``
+    (macro), ``matthews`` and ``loss``. Images are decoded once, made tensors by the model's own image processor, and
+    read in the same batches every time.
 
-    Models whose class is ``...ForImageClassification`` are asked for their logits. Others are taken for image towers,
-    CLIP's say: their features are compared with what the text tower of `clip` makes of prompts, once, when the
-    fitness is prepared: the zero-shot heads of task arithmetic's eight tasks (arXiv 2212.04089, section 4).
+    Models whose class is ``...ForImageClassification`` are asked for their logits; with heads of their own
+    (`pool.heads`) each task names its ``head``. Others are taken for image towers, CLIP's say: their features are
+    compared with what the text tower of `clip` makes of prompts, once, when the fitness is prepared: the zero-shot
+    heads of task arithmetic's eight tasks (arXiv 2212.04089, section 4).
 
     Where a model has batch norms, `batch_norms` gives the statistics of its own activations on images of the search: a
     search puts them into every merged model, and an export writes them.
 
     Args:
-        tasks: by name the path of its images (a folder with a folder for each class; a CSV, JSONL or Parquet table), or
-            a mapping with ``images``; ``image`` and ``label`` (columns), ``labels`` (class -> class of the model),
-            ``limit``, ``among`` (``all`` classes or the ``task``'s), ``templates``, ``names`` (class -> what prompts
-            call it), ``metrics``, ``weight``, ``objective``.
-        split: which images of each task: ``all``, or those of the ``search`` or the ``held_out`` ones of a split by
-            their content.
-        held_out_share: of the held-out images.
-        seed: of the split, and of the draw where there is a limit.
-        metrics: of tasks that name none, with weights; ``acc`` for ``None``.
+        tasks: mappings with ``task`` (a name), ``images`` (a folder with a folder for each class; a CSV, JSONL or
+            Parquet table), ``head`` (the source whose head scores it), ``image`` and ``label`` (columns of a table),
+            ``labels`` (class -> class of the model, where they differ), ``limit``, ``among`` (``all`` classes of the
+            head or the ``task``'s), ``templates``, ``names`` (class -> what prompts call it), ``metrics``, ``weight``
+            and ``objective``.
+        metrics: of tasks that name none: a name, a list, or name -> weight; ``accuracy`` for ``None``.
+        part: which part of the images counts: ``search``, ``validation`` or ``held_out``; ``None`` for all.
+        split: shares of the parts: ``{held_out: 0.3, validation: 0.1, seed: 0}``. An image lies in one part, by its
+            hash.
         templates: of prompts, of tasks that name none.
         clip: the model with the text tower: a folder or a hub id; ``None`` for the pool's base.
         processor: folder with an image processor; ``None`` for that of the pool's base.
@@ -59,20 +67,21 @@ class ImagesFitness:
         batch_size: images of a forward.
         cache_size: bytes of processed images in memory; more lie in a file.
         cache: folder for such files, which other runs then find; ``None`` for a temporary one.
-        estimator: as of `LmEvalFitness`.
+        seed: of the draw where there is a limit.
 
     Raises:
         ConfigError: an argument out of its range, naming it.
     """
 
+    switch_key: ClassVar[str] = "head"
+
     def __init__(
         self,
-        tasks: dict[str, Any],
+        tasks: list[dict[str, Any]],
         *,
-        split: Literal["all", "search", "held_out"] = "all",
-        held_out_share: float = 0.25,
-        seed: int = 0,
         metrics: str | list[str] | dict[str, Any] | None = None,
+        part: str | None = None,
+        split: dict[str, Any] | None = None,
         templates: str | list[str] | None = None,
         clip: str | None = None,
         processor: str | None = None,
@@ -80,20 +89,19 @@ class ImagesFitness:
         batch_size: int = 64,
         cache_size: str | int = "2GB",
         cache: str | None = None,
-        estimator: str | dict[str, Any] | None = "mean",
+        seed: int = 0,
     ) -> None:
         self._terms = parse_tasks(plain(tasks), plain(metrics), plain(templates))
-        self._estimator = parse_estimator(plain(estimator))
+        self._split = parse_split(part, plain(split))
         self._batch_norm = parse_batch_norm(plain(batch_norm))
-        self._split, self._share = split, finite(held_out_share, "held_out_share")
-        if not 0 < self._share < 1:
-            raise ConfigError(f"held_out_share is {held_out_share:g}", "a share above 0 and below 1")
-        self._seed = whole(seed, "seed", 0, 2**63 - 1)
         self._batch_size = whole(batch_size, "batch_size", 1, 2**31)
         self._cache_size = byte_count(cache_size, "cache_size")
         self._cache, self._clip, self._processor = cache or "", clip or "", processor or ""
+        self._seed = whole(seed, "seed", 0, 2**63 - 1)
         self._sources: dict[str, ImageSource] | None = None
         self._others: list[ImageItem] = []
+        self._gold: dict[str, Answers] = {}
+        self._known: dict[str, Mapping[Any, Any] | None] = {}
         self._prepared: Prepared | None = None
 
     @property
@@ -115,38 +123,49 @@ class ImagesFitness:
 
     def check_files(self) -> None:
         """Raise `FitnessError` for a folder or table that is not there."""
-        for term in self._terms:
-            check_place(term)
-        self._estimator.check_files()
+        for place, term in enumerate(self._terms):
+            check_place(term, f"tasks[{place}].images")
 
     def check_model(self, config: Any, folder: str) -> None:
-        """Check the classes against a model's, and that there is an image processor; `check` comes before.
+        """Check that there is an image processor, and prompts where there is no head; `check` comes before.
 
         Args:
             config: the transformers configuration.
             folder: the model's.
 
         Raises:
-            FitnessError: a class that the model does not have, a prompt for none, no image processor.
+            FitnessError: no image processor, a prompt for no class, a class that the head does not have.
         """
         from fitness._images.pixels import check_processor
-        from fitness._images.prepared import numbers_of
         from fitness._images.zero_shot import has_head, prompts
 
         check_processor(self._processor or folder)
+        for place, term in enumerate(self._terms):
+            if not has_head(config):
+                prompts(term, f"tasks[{place}]", self._read()[term.name].classes)
+                self._gold_of(term, None)
+            elif not term.head:
+                self._gold_of(term, config.id2label)
+
+    def check_labels(self, labels: Callable[[str], Mapping[Any, Any]]) -> None:
+        """Check the classes of tasks with heads of their own.
+
+        Args:
+            labels: ``id2label`` of a source by its name.
+
+        Raises:
+            FitnessError: a class that the head does not have.
+        """
         for term in self._terms:
-            source = self._read()[term.name]
-            if has_head(config):
-                numbers_of(term, source, config, zero_shot=False)
-            else:
-                prompts(term, source.classes)
+            if term.head:
+                self._gold_of(term, labels(term.head))
 
     def items(self) -> dict[str, int]:
         """How many images each task has; `check` comes before."""
         return {name: len(source.items) for name, source in self._read().items()}
 
     def work(self) -> dict[str, int]:
-        """What a candidate asks of a model: ``documents``, which are images."""
+        """What a candidate asks of a model: ``documents`` and ``texts``, which are images."""
         count = sum(self.items().values())
         return {"documents": count, "texts": count, "written": 0}
 
@@ -166,11 +185,21 @@ class ImagesFitness:
 
     def shares(self) -> list[MetricShare]:
         """What every metric counts in the objectives."""
-        return shares(self._terms)
+        return shares_of(self._terms)
 
     def build_estimator(self) -> Estimator:
-        """Build what tells of some images what all would give; `FitnessError` for macro F1, no mean of them."""
-        return self._estimator.build(item_shares(self._terms), self.objectives, self.items())
+        """Build what tells of some images what all would give; `check_model` and `check_labels` come before.
+
+        Raises:
+            FitnessError: they did not.
+        """
+        from fitness._classification.estimator import PredictionsEstimator
+
+        for term in self._terms:
+            if term.name not in self._gold:
+                raise FitnessError(f"the classes of {term.name} are not known", "check_model comes first")
+        gold = {name: own.places.astype(np.float64) for name, own in self._gold.items()}
+        return PredictionsEstimator(self._terms, self.objectives, gold)
 
     def cautions(self) -> list[str]:
         """None."""
@@ -189,18 +218,51 @@ class ImagesFitness:
         self._prepared = prepare(model, self._terms, sources, self._others, self._how())
 
     def run(self, model: LoadedModel, part: Part | None = None) -> Scores:
-        """Score a model, with the batch-norm statistics that it has.
+        """Score a model with the head and the batch-norm statistics that it has.
 
         Args:
             part: places of images by task, some of every one; in batches of their own, equal to rounding.
 
         Raises:
-            FitnessError: outputs that are not finite, naming the image; a part that is none.
+            FitnessError: outputs that are not finite, naming the image; classes that the head does not have; a part
+                that is none.
         """
-        start = time.perf_counter()
-        items, seconds = self._ready().score(model, part)
-        found, metrics = totals(self._terms, items)
-        return Scores(found, metrics, items, {"model": seconds, "other": time.perf_counter() - start - seconds})
+        return self.run_switched(lambda _: model, part)
+
+    def switches(self) -> list[tuple[str, str | None]]:
+        """Of each task, by its name, the source whose head scores it."""
+        return [(term.name, term.head or None) for term in self._terms]
+
+    def run_switched(self, switch: Callable[[str], LoadedModel], part: Part | None = None) -> Scores:
+        """`run`, with the model that ``switch(source)`` gives for the tasks of each head."""
+        from fitness._classification.scored import kept_items, objectives_of, score_classes
+
+        ready, start, seconds = self._ready(), time.perf_counter(), 0.0
+        places = places_of(part, self.items())
+        values, items, responses = dict[str, float](), dict[str, Any](), dict[str, list[str]]()
+        model, on = None, ""
+        for term in sorted(self._terms, key=lambda term: term.head):  # one head after the other
+            if model is None or term.head != on:
+                model, on = switch(term.head), term.head
+            own = places[term.name]
+            gold = self._gold_of(term, None if ready.heads is not None else model.module.config.id2label)
+            logits, took = ready.outputs(model, term.name, own, gold.columns)
+            seconds += took
+            found, columns = score_classes(gold.places if own is None else gold.places[own], logits)
+            values |= {f"{term.name}/{name}": value for name, value in found.items()}
+            told = [gold.names[number] for number in logits.argmax(-1)]
+            if own is None:
+                items |= kept_items(term, columns)
+            else:
+                items |= {
+                    name: among(column, own, len(gold.places)) for name, column in kept_items(term, columns).items()
+                }
+                by_place = dict(zip(own, told, strict=True))
+                told = [by_place.get(place, "") for place in range(min(len(gold.places), _MOST_RESPONSES))]
+            responses[term.name] = told[:_MOST_RESPONSES]
+        timing = {"model": seconds, "other": time.perf_counter() - start - seconds}
+        metrics = {name: values[name] for term in self._terms for name in values if name.startswith(f"{term.name}/")}
+        return Scores(objectives_of(self._terms, metrics), metrics, items, timing, responses)
 
     def batch_norms(self, model: LoadedModel) -> Mapping[str, torch.Tensor]:
         """Statistics of the model's batch norms on images of this fitness, by buffer; the model stays as it is.
@@ -227,10 +289,20 @@ class ImagesFitness:
         """``sha256:`` over pixels, classes, heads, metrics, dtype, batches and versions; not over places of files."""
         return f"sha256:{hashlib.sha256(self._ready().text.encode()).hexdigest()}"
 
+    def _gold_of(self, term: ImageTerm, id2label: Mapping[Any, Any] | None) -> Answers:
+        """The right answers of a task, told by the classes of a head; by the task's own for ``None``."""
+        if term.name not in self._gold or self._known[term.name] != id2label:
+            key = f"tasks[{self._terms.index(term)}]"
+            self._gold[term.name] = right_answers(term, key, self._read()[term.name], id2label)
+            self._known[term.name] = None if id2label is None else dict(id2label)
+        return self._gold[term.name]
+
     def _read(self) -> dict[str, ImageSource]:
         if self._sources is None:
-            how = self._split, self._share, self._seed
-            found = {term.name: read_source(term, *how) for term in self._terms}
+            found = {
+                term.name: read_source(term, f"tasks[{place}]", self._split, self._seed)
+                for place, term in enumerate(self._terms)
+            }
             if self._batch_norm is not None and self._batch_norm.folder:
                 self._others = read_folder(self._batch_norm.folder, "batch_norm.folder")
             self._sources = found

@@ -74,7 +74,7 @@ class Scored:
             found = self._worker.evaluate(Candidate(0, recipe), split)  # type: ignore[arg-type]
             if not found.ok:
                 raise EvomergeError(f"{self.name}, {what}: {found.error}")
-            items = {name.partition("/")[0]: own for name, own in found.items.items() if name.endswith("/acc")}
+            items = {name.partition("/")[0]: own for name, own in found.items.items() if name.endswith("/accuracy")}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({name: own.tolist() for name, own in items.items()}))
         return {name: np.array(own) for name, own in json.loads(path.read_text()).items()}

@@ -132,7 +132,7 @@ class PerturbationSpace:
             for own in self._pool.slices
         ]
         info = self._pool
-        fields = info.dtype, info.config_from, 0, intermediates, info.tokenizer_from, info.calibration
+        fields = info.dtype, info.config_from, 0, intermediates, info.tokenizer_from, info.calibration, info.heads
         return Recipe(info.refs, tuple(slices), *fields)
 
 

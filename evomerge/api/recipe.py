@@ -11,6 +11,7 @@ from evomerge.errors import RecipeError
 from evomerge.export import switch_reader
 from evomerge.export.adapter_content import AdapterLoss
 from evomerge.export.adapter_writer import rank_bound, write_adapter
+from evomerge.export.heads_writer import write_all_heads
 from evomerge.export.in_memory import merged_model
 from evomerge.export.model_card import ScoreLine
 from evomerge.export.switch_writer import SwitchSizes, write_all_tasks
@@ -18,7 +19,7 @@ from evomerge.export.writer import write_model
 from evomerge.models.opening import pool_of_recipe
 from evomerge.models.pool import Pool
 from evomerge.recipes import recipe as plain
-from evomerge.recipes.switches import switch_of, task_recipe
+from evomerge.recipes.switches import task_recipe, tasks_of
 from evomerge.recipes.yaml_reader import dump_recipe, read_recipe_file
 from evomerge.recipes.yaml_reader import load_recipe as recipe_in
 from evomerge.run.folder import RunFolder
@@ -134,9 +135,8 @@ class Recipe(plain.Recipe):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks of a recipe with a switch; empty where it has none."""
-        switch = switch_of(self)
-        return () if switch is None else switch.tasks
+        """Names of the tasks of a recipe with a switch or heads of their own; empty where it has neither."""
+        return tasks_of(self)
 
     def task(self, name: str) -> Recipe:
         """The recipe of one task's model; `RecipeError` where there is no such task."""
@@ -150,7 +150,10 @@ class Recipe(plain.Recipe):
         max_shard_size: str | int = "5GB",
         trust_remote_code: bool = False,
     ) -> SwitchSizes:
-        """Write the shared model and a small part for each task, as `evomerge merge --all-tasks` does.
+        """Write all tasks' models, as `evomerge merge --all-tasks` does.
+
+        Of a switch, the shared model and a small part for each task; of heads of their own, a folder for each task,
+        which share the encoder's files.
 
         Args:
             folder, pool, max_shard_size, trust_remote_code: as for `save`.
@@ -160,10 +163,12 @@ class Recipe(plain.Recipe):
 
         Raises:
             OutputError, PoolError: as for `save`.
-            RecipeError: as for `save`; the recipe has no switch.
+            RecipeError: as for `save`; the recipe has neither.
         """
         size = byte_count(max_shard_size, "max_shard_size")
         opened = pool or pool_of_recipe(self, trust_remote_code=trust_remote_code)
+        if self.heads is not None:
+            return write_all_heads(self, opened, Path(folder), max_shard_bytes=size)
         return write_all_tasks(self, opened, Path(folder), max_shard_bytes=size)
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from evomerge.cli.options import add_import_option, add_preference_option, add_trust_option, chosen
+from evomerge.cli.scored_tasks import check_tasks
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError, FitnessError, nearest
 from evomerge.recipes.slices import DTYPES
-from evomerge.recipes.switches import switch_of, task_recipe, with_dtype
+from evomerge.recipes.switches import task_recipe, with_dtype
 from evomerge.run.inside import LEDGER
 from evomerge.run.outputs import check_output_folder
 from evomerge.utils.files import place_problem
@@ -80,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
     pool = _with_references(pool, fitness, config, trust=options.trust)
     if options.task:
         recipe = task_recipe(recipe, options.task)
-    _check_switch(recipe, fitness, key)
+    check_tasks(recipe, fitness, key)
     check_fitnesses(fitness, pool=pool, key=key)
 
     from evomerge.candidate import Candidate
@@ -118,25 +119,6 @@ def run(arguments: Sequence[str]) -> int:
     else:
         print_scores(options.target, evaluation)
     return 0
-
-
-def _check_switch(recipe: Recipe, fitness: object, key: str) -> None:
-    """Check that a recipe with several tasks has a switch for each of the fitness's; note where it names none."""
-    from evomerge.report.plain_console import errors
-    from evomerge.session.switches import check_fitness_switches
-
-    switch = switch_of(recipe)
-    if switch is None or len(switch.tasks) < 2:
-        return
-    if any(source for _, source in getattr(fitness, "switches", list)()):
-        check_fitness_switches(fitness, key, switch.tasks, "")
-        return
-    errors.print(
-        f"note: no task of {key} names a switch: scored is the shared model; --task NAME scores that of "
-        f"{', '.join(switch.tasks)}",
-        markup=False,
-        highlight=False,
-    )
 
 
 def _check_there(target: str, overrides: Sequence[str]) -> None:

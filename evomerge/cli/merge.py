@@ -18,7 +18,7 @@ from evomerge.cli.merge_switched import (
 from evomerge.cli.options import add_import_option, add_preference_option, add_trust_option, chosen
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError
-from evomerge.recipes.switches import switch_of, with_dtype
+from evomerge.recipes.switches import tasks_of, with_dtype
 from evomerge.utils.imports import import_modules, without_collector
 from evomerge.utils.sizes import byte_count
 
@@ -103,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
     refuse_rotated(pool)
     if options.dtype and bound is None:
         recipe = with_dtype(recipe, options.dtype)
-    several = switch_of(recipe) is not None  # scores are of each task with its own switch on
+    several = bool(tasks_of(recipe))  # scores are of each task with its own switch on, or its own head
     scores = held_out if options.all_tasks or not several else []
     folders = {name: pool.checkpoints[name].folders for name, _ in recipe.models}
     for note in licence_notes(stated_licences(source_licences(recipe, folders))):

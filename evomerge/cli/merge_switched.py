@@ -1,4 +1,4 @@
-"""``evomerge merge`` of models with a switch: one task's model, or the shared model with all tasks' parts."""
+"""``evomerge merge`` of models with a switch or heads: one task's model, or all of them with what they share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import ConfigError
-from evomerge.recipes.switches import SWITCHES, require_switch, switch_of, task_recipe, with_switch
+from evomerge.recipes.switches import SWITCHES, require_tasks, task_recipe, tasks_of, with_switch
 
 if TYPE_CHECKING:
     from evomerge.export.model_card import ScoreRow
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 def add_switch_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--task``, ``--all-tasks`` and ``--switch``."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--task", metavar="NAME", help="of a model with a switch: write the model of this task")
+    which.add_argument("--task", metavar="NAME", help="of a model with a switch or heads: write this task's model")
     which.add_argument(
         "--all-tasks",
         action="store_true",
         help="of a model with a switch: write the shared model and a small part for each task; "
-        "`evomerge merge FOLDER OUT --task NAME` makes a task's model of them",
+        "`evomerge merge FOLDER OUT --task NAME` makes a task's model of them. With heads of their own: a folder for "
+        "each task, which share the encoder's files",
     )
     parser.add_argument(
         "--switch",
@@ -53,7 +54,7 @@ def check_options(options: argparse.Namespace) -> None:
         recipe = read_recipe(options.recipe, trust=options.trust)
         if options.task:
             task_recipe(recipe, options.task)
-        require_switch(recipe)
+        require_tasks(recipe)
 
 
 def switched(recipe: Recipe, options: argparse.Namespace) -> Recipe:
@@ -79,9 +80,17 @@ def given_switch(recipe: Recipe, method: str) -> Recipe:
 def write_all(recipe: Recipe, pool: Pool, options: argparse.Namespace, shard: int, scores: Sequence[ScoreRow]) -> None:
     """Write the shared model with all tasks' parts, and say how large they are."""
     from evomerge.cli.console import merge_progress
+    from evomerge.export.heads_writer import write_all_heads
     from evomerge.export.switch_writer import write_all_tasks
     from evomerge.utils.sizes import size_text
 
+    if recipe.heads is not None:
+        with merge_progress() as progress:
+            sizes = write_all_heads(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress)
+        print(f"wrote {options.out}: the encoder, {size_text(sizes.shared)}, shared by a folder for each task")
+        for task, nbytes in sizes.parts.items():
+            print(f"  {task}: its head, {size_text(nbytes)}")
+        return
     with merge_progress() as progress:
         sizes = write_all_tasks(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress)
     print(f"wrote {options.out}: the shared model, {size_text(sizes.shared)}")
@@ -124,14 +133,14 @@ def write_from_folder(options: argparse.Namespace, shard: int) -> None:
 
 
 def say_shared(recipe: Recipe) -> None:
-    """Note that what was written is the shared model, where it is."""
+    """Note that what was written is one of several models, where it is."""
     from evomerge.report.plain_console import errors
 
-    switch = switch_of(recipe)
-    if switch is not None and len(switch.tasks) > 1:
-        tasks = ", ".join(switch.tasks)
+    tasks = tasks_of(recipe)
+    if len(tasks) > 1:
+        what = "the shared model" if recipe.heads is None else f"the model of {recipe.config_from}"
         errors.print(
-            f"note: this is the shared model; --task NAME writes that of {tasks}, --all-tasks all of them",
+            f"note: this is {what}; --task NAME writes that of {', '.join(tasks)}, --all-tasks all of them",
             markup=False,
             highlight=False,
         )

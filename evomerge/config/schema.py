@@ -28,6 +28,9 @@ class PoolConfig:
         trust_remote_code: run code that a checkpoint brings along.
         tokenizer_from: the model whose tokenizer the results take, where models' tokenizers differ and that is meant;
             ``None`` refuses models whose tokenizers differ.
+        heads: tensors that belong to a source's task and are carried from there, not merged: ``auto`` finds them where
+            sources have other labels or the base has no head; a pattern of names, ``classifier*``, or a list of them;
+            ``None`` merges all.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -38,6 +41,7 @@ class PoolConfig:
     dtype: str = "auto"
     trust_remote_code: bool = False
     tokenizer_from: str | None = None
+    heads: Any = "auto"
 
 
 @dataclass

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from evomerge.demo.building import built, is_there, write_manifest
-from evomerge.demo.image_tasks import CLASSES, draw_tasks, write_images
+from evomerge.demo.image_tasks import TASKS, draw_tasks, write_images
 from evomerge.errors import ConfigError
 
 FOLDER = "images"
@@ -28,21 +29,23 @@ class Training:
     Attributes:
         kind: of the model, and the name of its folder.
         tasks: each of which a source is fine-tuned on.
-        start: steps of the base, on all of these in turn.
+        learnt: tasks that the base is trained on, in turn.
+        start: its steps.
         steps: of each source, on its own.
         rates: the largest learning rate of either.
     """
 
-    kind: str
+    kind: Literal["vit", "resnet"]
     tasks: tuple[str, ...]
+    learnt: tuple[str, ...]
     start: int
     steps: int
     rates: tuple[float, float]
 
 
 TRAININGS = (
-    Training("vit", tuple(CLASSES), 1000, 250, (2e-3, 7e-4)),
-    Training("resnet", ("digits", "inverted", "turned", "photo"), 300, 150, (2e-3, 1e-3)),
+    Training("vit", tuple(TASKS), ("plain",), 500, 120, (2e-3, 5e-4)),
+    Training("resnet", ("plain", "noisy", "faint", "tilted"), ("plain",), 200, 100, (2e-3, 1e-3)),
 )
 
 
@@ -91,7 +94,7 @@ def count_steps(quick: bool = False) -> int:
 def training_of(training: Training, quick: bool) -> Training:
     """A training, or a few steps of it."""
     steps = (min(QUICK_STEPS, training.start), min(QUICK_STEPS, training.steps)) if quick else None
-    return training if steps is None else Training(training.kind, training.tasks, *steps, training.rates)
+    return training if steps is None else replace(training, start=steps[0], steps=steps[1])
 
 
 def _build(
@@ -109,12 +112,12 @@ def _build(
     tasks = draw_tasks(np.random.default_rng(pictures))
     for task, parts in tasks.items():
         for part, most in (("search", SEARCH_ITEMS), ("held_out", 10**9)):
-            write_images(folder / FOLDER / task / part, task, parts[part].first(QUICK_ITEMS if quick else most))
+            write_images(folder / FOLDER / task / part, parts[part].first(QUICK_ITEMS if quick else most))
     with torch_threads(threads):
         for training, stream in zip(trainings, batches.spawn(len(trainings)), strict=True):
             streams = stream.spawn(1 + len(training.tasks))
             model = new_classifier(training.kind, int(parameters.generate_state(1)[0]))
-            learnt = {task: tasks[task]["train"] for task in training.tasks}
+            learnt = {task: tasks[task]["train"] for task in training.learnt}
             for name, own in zip(("base", *training.tasks), streams, strict=True):
                 rng = np.random.default_rng(own)
                 if name == "base":
@@ -122,7 +125,7 @@ def _build(
                     start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
                 else:
                     model.load_state_dict(start)
-                    alone = {name: learnt[name]}
+                    alone = {name: tasks[name]["train"]}
                     train_classifier(model, alone, training.steps, training.rates[1], rng, _step(each_step, name))
                 save_classifier(model, folder / training.kind / name)
 

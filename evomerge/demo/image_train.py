@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from evomerge.demo.image_tasks import LABELS, SIZE, TaskImages, columns_of
+from evomerge.demo.image_tasks import LABELS, SIZE, TaskImages
 from evomerge.demo.train import learning_rate_at
 
 Kind = Literal["vit", "resnet"]
@@ -68,24 +68,24 @@ def train_classifier(
     rng: np.random.Generator,
     each_step: Callable[[], None],
 ) -> None:
-    """Train a model in place, a batch of one task at a time; of the head the task's classes compete.
+    """Train a model in place, a batch of one task at a time.
 
     Args:
         model: of `new_classifier`.
         tasks: to learn, in turn.
-        steps: of AdamW, without weight decay: what a task does not use stays as it is.
+        steps: of AdamW, without weight decay.
         rate: the largest learning rate.
         rng: of the batches.
         each_step: called after every step.
     """
     model.train()
-    ready = [(pixels_of(own.images), torch.from_numpy(own.labels), columns_of(name)) for name, own in tasks.items()]
+    ready = [(pixels_of(own.images), torch.from_numpy(own.labels)) for own in tasks.values()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * learning_rate_at(step, steps)
-        pixels, labels, columns = ready[step % len(ready)]
+        pixels, labels = ready[step % len(ready)]
         chosen = torch.from_numpy(rng.integers(0, len(labels), BATCH))
-        loss = functional.cross_entropy(model(pixel_values=pixels[chosen]).logits[:, columns], labels[chosen])
+        loss = functional.cross_entropy(model(pixel_values=pixels[chosen]).logits, labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from evomerge.merge.planning.plan import make_plan
@@ -37,14 +37,36 @@ def is_source(plan: Plan, pool: Pool) -> bool:
     return [entry.key for entry in own.slices] == [entry.key for entry in plan.slices]
 
 
-@contextmanager
-def own_batch_norms(fitness: Any, model: LoadedModel) -> Iterator[Mapping[str, torch.Tensor]]:
-    """Let a model have the statistics of its own activations within this.
+class BatchNorms:
+    """Lets a worker's model have the statistics of its own activations while it is scored.
 
     Args:
-        fitness: of the search, prepared; it gives them.
-        model: merged.
+        pool: the source models.
+        fitness: of the search, which gives them; ``None`` for none.
+
+    Attributes:
+        computed: whether statistics are computed at all.
     """
-    found: Mapping[str, torch.Tensor] = fitness.batch_norms(model)
-    with with_buffers(model.module, found):
-        yield found
+
+    def __init__(self, pool: Pool, fitness: Any) -> None:
+        self._pool, self._fitness, self._stack = pool, fitness, ExitStack()
+        self.computed = computes_batch_norms(pool, fitness)
+        self._known: tuple[list[str], Mapping[str, torch.Tensor]] = [], {}
+
+    def put(self, plan: Plan, model: LoadedModel) -> None:
+        """Put the statistics of a merged model in place until `leave`; a source keeps its own.
+
+        Args:
+            plan: that the model was made by.
+            model: it; the fitness is prepared.
+        """
+        if not self.computed or is_source(plan, self._pool):
+            return
+        keys = [entry.key for entry in plan.slices]
+        if self._known[0] != keys:  # they are equal for all heads on one encoder
+            self._known = keys, self._fitness.batch_norms(model)
+        self._stack.enter_context(with_buffers(model.module, self._known[1]))
+
+    def leave(self) -> None:
+        """Let the model have its own again: before it is merged anew, and when it has been scored."""
+        self._stack.close()

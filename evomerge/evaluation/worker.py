@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ import torch
 
 from evomerge.candidate import Candidate, Evaluation, Part, Split
 from evomerge.errors import NoMemoryError, one_line
-from evomerge.evaluation.batch_norms import computes_batch_norms, is_source, own_batch_norms
+from evomerge.evaluation.batch_norms import BatchNorms
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import await_memory, choose_device
 from evomerge.evaluation.engine_settings import EngineSettings
@@ -32,7 +32,7 @@ from evomerge.models.memory import Retries, device_lost, give_back, lost, no_roo
 from evomerge.models.pool import Pool
 from evomerge.protocols import Fitness, Scores
 from evomerge.recipes.recipe import Recipe
-from evomerge.recipes.switches import switch_of, task_recipe
+from evomerge.recipes.switches import switch_of, task_recipe, tasks_of
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class Worker:
         in_one = isinstance(self._resident, Resident) and device != SPREAD
         self._several = SeveralCandidates(pool, self._resident) if in_one else None
         self._plans: dict[int, tuple[Recipe, Plan]] = {}  # by identity of the recipe, the last used behind
-        self._batch_norms = computes_batch_norms(pool, self._fitnesses.get("search"))
+        self._batch_norms = BatchNorms(pool, self._fitnesses.get("search"))
 
     def fitness(self, split: Split) -> Fitness:
         """The fitness of a split, its items built for this worker's model."""
@@ -148,7 +148,7 @@ class Worker:
             PoolError, FitnessError, DeviceLostError: as for `evaluate`.
         """
         fitness = self.fitness(split)
-        if self._batch_norms:
+        if self._batch_norms.computed:
             self.fitness("search")  # before a model is merged: preparing it may change the model
         self._pool.require_unchanged()
         models, found = adapter_models_of(self._resident), dict[int, Evaluation]()
@@ -172,7 +172,7 @@ class Worker:
         """The evaluations of those that are scored in one forward, by their places."""
         several, part = self._several, candidates[0].part
         alike = all(own.part == part for own in candidates)
-        if several is None or self._batch_norms or self._engine.quantises(split) or not alike:
+        if several is None or self._batch_norms.computed or self._engine.quantises(split) or not alike:
             return {}
         self._resident.full = True
         places = {own.id: place for place, own in enumerate(candidates)}
@@ -262,32 +262,33 @@ class Worker:
         """What merging took, seconds with those of planning, and the scores; of each task with its own switch on."""
         count, seconds, given = MergeCount(), 0.0, (() if part is None else (part,))
 
-        def applied(own: Recipe) -> LoadedModel:
+        def applied(planned: Callable[..., Plan], *of: Any) -> LoadedModel:
             nonlocal seconds
             self._scoring, start = False, time.perf_counter()
-            count.add(self._resident.apply(self._plan(own)))
+            self._batch_norms.leave()
+            count.add(self._resident.apply(plan := planned(*of)))
             seconds += time.perf_counter() - start
             self._scoring = True
+            self._batch_norms.put(plan, self._resident.model)
             return self._resident.model
 
         try:
             if scores_switched(recipe, fitness):
                 switched: Any = fitness
-                scores: Scores = switched.run_switched(lambda task: applied(task_recipe(recipe, task)), *given)
+                scores: Scores = switched.run_switched(lambda task: applied(self._task_plan, recipe, task), *given)
             else:
-                model = applied(recipe)
-                with self._own_batch_norms(recipe):
-                    scores = fitness.run(model, *given)
+                scores = fitness.run(applied(self._plan, recipe), *given)
         finally:
+            self._batch_norms.leave()
             self._scoring = False
         require_finite(scores)
         return count, seconds, scores
 
-    def _own_batch_norms(self, recipe: Recipe) -> AbstractContextManager[Any]:
-        """Within this a merged model has the batch-norm statistics that the search's fitness gives it."""
-        if not self._batch_norms or is_source(self._plan(recipe), self._pool):
-            return nullcontext()
-        return own_batch_norms(self._fitnesses["search"], self._resident.model)
+    def _task_plan(self, recipe: Recipe, task: str) -> Plan:
+        """The plan of one task's model: where only heads are its own, that of the recipe with another head."""
+        if recipe.heads is None or switch_of(recipe) is not None:
+            return self._plan(task_recipe(recipe, task))
+        return replace(self._plan(recipe), head=task)
 
     def _plan(self, recipe: Recipe) -> Plan:
         """The plan of a recipe; candidates of a race come again for their next items."""
@@ -306,8 +307,7 @@ class Worker:
 
 
 def scores_switched(recipe: Recipe, fitness: Any) -> bool:
-    """Whether a fitness scores each task of a recipe with the task's own switch on: both must name tasks."""
+    """Whether a fitness scores each task of a recipe with its own switch on or head in place: both must name tasks."""
     if not hasattr(fitness, "run_switched") or not any(source for _, source in fitness.switches()):
         return False
-    switch = switch_of(recipe)
-    return switch is not None and len(switch.tasks) > 1
+    return len(tasks_of(recipe)) > 1

@@ -74,6 +74,12 @@ def write_adapter(
     """
     out = Path(out)
     check_output(out)
+    if recipe.heads is not None:
+        raise RecipeError(
+            "the recipe has heads of their own, and an adapter of the base has no room for one",
+            "",
+            "write the model, without --format lora",
+        )
     base = base_of(recipe, pool)
     places = Places(pool)
     unrounded = {

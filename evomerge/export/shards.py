@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -69,6 +71,7 @@ class ShardWriter:
         max_shard_bytes: tensors beyond this start another file; a larger tensor gets a file of its own.
         single: name of the file, where there is only one.
         metadata: texts of the header.
+        apart: names of tensors that are in files of their own, after all others.
     """
 
     def __init__(
@@ -79,8 +82,12 @@ class ShardWriter:
         *,
         single: str = SINGLE,
         metadata: Mapping[str, str] | None = None,
+        apart: Collection[str] = (),
     ) -> None:
-        groups = _split(tensors, max_shard_bytes)
+        groups = _split([tensor for tensor in tensors if tensor.name not in apart], max_shard_bytes)
+        if apart:
+            groups += _split([tensor for tensor in tensors if tensor.name in apart], max_shard_bytes)
+        self._apart = frozenset(apart)
         names = (
             [single]
             if len(groups) == 1
@@ -100,6 +107,20 @@ class ShardWriter:
     def tensor_bytes(self) -> int:
         """Size of all tensors."""
         return sum(tensor.nbytes for shard in self._shards for tensor in shard.expected.values())
+
+    def link(self, folder: Path) -> None:
+        """Take the files of all tensors that are not apart from a folder that has the same, by hard link or copy."""
+        for shard in self._shards:
+            if shard.missing and not self._apart & shard.missing.keys():
+                try:
+                    os.link(folder / shard.path.name, shard.path)
+                except OSError:  # a file system without links
+                    shutil.copyfile(folder / shard.path.name, shard.path)
+                shard.missing.clear()
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The declared dtype of a tensor."""
+        return self._owner[name].expected[name].dtype
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write one tensor at its place; it must have the declared dtype and shape."""

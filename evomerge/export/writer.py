@@ -53,6 +53,8 @@ def write_model(
     also: Callable[[Path], None] | None = None,
     sections: Sequence[str] = (),
     given: Mapping[str, torch.Tensor] | None = None,
+    head_apart: bool = False,
+    encoder_in: Path | None = None,
 ) -> Path:
     """Merge a recipe slice by slice and write the model's folder.
 
@@ -73,6 +75,8 @@ def write_model(
         also: writes more into the folder, before it takes its name.
         sections: further ones of the card.
         given: by name tensors that are written in place of merged ones: batch-norm statistics.
+        head_apart: write the head of its own into a file of its own.
+        encoder_in: a folder of another task of the recipe, written with the head apart, whose other files are linked.
 
     Returns:
         `out`.
@@ -99,9 +103,12 @@ def write_model(
         scores_title=scores_title,
         sections=sections,
     )
-    with new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes) as shards:
+    apart = head_tensors(plan, pool).keys() if head_apart else ()
+    with new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes, apart=apart) as shards:
         check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied.values()))
-        _write_weights(plan, pool, shards, progress, torch.device(device), given or {})
+        if encoder_in is not None:
+            shards.link(encoder_in)
+        _write_weights(plan, pool, shards, progress, torch.device(device), given or {}, encoder_in is not None)
         for name, file in copied.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +133,14 @@ def declared_tensors(plan: Plan, pool: Pool, recipe: Recipe) -> list[Declared]:
             # Buffers of integers are copied, not merged.
             kept = dtype if pool.is_merged(like) else _DTYPES[reference[stored[like]].dtype]
             tensors.append(Declared(name, kept, tuple(pool.layout.shapes[like])))
-    return tensors
+    return [*tensors, *(Declared(name, dtype, tuple(own.shape)) for name, own in head_tensors(plan, pool).items())]
+
+
+def head_tensors(plan: Plan, pool: Pool) -> dict[str, torch.Tensor]:
+    """The tensors of the result's head of its own, by their names in a checkpoint, as they are stored in its source."""
+    if plan.head is None or pool.heads is None:
+        return {}
+    return {pool.heads.names[place]: tensor for place, tensor in pool.read_head(plan.head).items()}
 
 
 def _write_weights(
@@ -136,15 +150,21 @@ def _write_weights(
     progress: Progress | None,
     device: torch.device,
     given: Mapping[str, torch.Tensor],
+    head_only: bool,
 ) -> None:
     done, notes = 0, Notes(0)
     total = shards.tensor_bytes
-    for entry in plan.slices:
+    for entry in () if head_only else plan.slices:
         for name, begin, piece in stream_slice(entry, pool, device, notes=notes):
             if name in given:
                 piece = given[name].reshape(-1)[begin : begin + piece.numel()].to("cpu", piece.dtype)
             shards.write_piece(name, begin, piece)
             done += piece.nbytes
         if progress is not None:
+            progress(done, total)
+    for name, tensor in head_tensors(plan, pool).items():
+        shards.write(name, tensor.to(shards.dtype_of(name)))
+        done += tensor.numel() * shards.dtype_of(name).itemsize
+        if progress is not None and not head_only:
             progress(done, total)
     shards.finish()

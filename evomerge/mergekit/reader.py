@@ -61,6 +61,9 @@ class MergekitFile:
         slices = reader.slices()
         used = {source.model for s in slices for source in (*s.inputs, *([s.base] if s.base else []))}
         config_from, tokenizer_from = self._donors(document, stages)
+        heads = pool.info.heads
+        if heads is not None and config_from not in heads.tasks:
+            config_from = pool.info.config_from
         recipe = Recipe(
             models=pool.info.refs,
             slices=tuple(slices),
@@ -68,6 +71,7 @@ class MergekitFile:
             config_from=config_from,
             intermediates=tuple((name, stage) for name, stage in stages.items() if name in used),
             tokenizer_from=tokenizer_from if tokenizer_from != config_from else None,
+            heads=heads,
         )
         recipe.check(specs())
         return recipe

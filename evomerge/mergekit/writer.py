@@ -51,6 +51,8 @@ def to_mergekit(recipe: Recipe, layout: Layout) -> str:
         RecipeError: mergekit has no way to say the same; names the slice and the reason.
     """
     recipe.check(specs())
+    if recipe.heads is not None:
+        raise RecipeError("mergekit merges all tensors of a model, and the recipe has heads of their own", "", "")
     places = {name: ref.address for name, ref in recipe.models}
     references = {ref.address: _reference(ref) for _, ref in recipe.models}
     stages = _stage_names(recipe, references)

@@ -54,9 +54,11 @@ def check_counts(config: Any, tensors: int) -> None:
                 )
 
 
-def architecture_problem(name: str, config: Any, reference: str, reference_config: Any) -> PoolError | None:
-    """The error for a model of another architecture than the reference's."""
-    for key in ("model_type", "architectures"):
+def architecture_problem(
+    name: str, config: Any, reference: str, reference_config: Any, headless: bool = False
+) -> PoolError | None:
+    """The error for a model of another architecture than the reference's; `headless` ones may be of another task."""
+    for key in ("model_type", *(() if headless else ("architectures",))):
         own, wanted = getattr(config, key, None), getattr(reference_config, key, None)
         if own != wanted:
             return PoolError(

@@ -20,8 +20,9 @@ from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
 from evomerge.models.equal_slices import equal_slices
+from evomerge.models.heads import AUTO, Setting, config_giver, find_heads, headed_of, stored_heads
 from evomerge.models.pool import Pool
-from evomerge.models.pool_settings import check_pool_settings, of_model, raise_all
+from evomerge.models.pool_settings import check_heads, check_pool_settings, of_model, raise_all
 from evomerge.models.sources import Opened, dtype_of, open_sources, warn_of_dtypes
 from evomerge.models.statistics import ModelStatistics, default_folder
 from evomerge.models.tokenizer_files import check_files
@@ -29,6 +30,7 @@ from evomerge.models.tokenizers import check_tokenizer
 from evomerge.models.tying import match_models
 from evomerge.models.vocabulary import vocabulary_problem
 from evomerge.recipes.calibration import CalibrationRef
+from evomerge.recipes.heads import Heads
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef
@@ -44,6 +46,8 @@ def open_pool(
     fingerprints: bool = True,
     ignore_config: Collection[str] = (),
     tokenizer_from: str | None = None,
+    heads: Setting = AUTO,
+    tasks: Collection[str] | None = None,
 ) -> Pool:
     """Open models and check from configurations, headers and tokenizers that they can be merged.
 
@@ -58,17 +62,24 @@ def open_pool(
         fingerprints: hash the content of models that no hub commit pins, and find the slices that are equal in all.
         ignore_config: configuration keys that may differ between models.
         tokenizer_from: the model whose tokenizer the results take; tokenizers may then differ, which is warned of.
+        heads: tensors that sources carry on their own, which may differ in shape: found from labels, shapes and names
+            (``auto``), patterns of names, or ``None``: all are merged. A base may then be of another task's class.
+        tasks: the sources that have such a head; all by default.
 
     Raises:
-        ConfigError: `base`, `dtype` or `tokenizer_from` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from` or `heads` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
     """
     sources = check_pool_settings(models, base, dtype, tokenizer_from)
+    check_heads(heads)
     problems: list[PoolError] = []
     opened = open_sources(models, root, trust_remote_code, problems)
     raise_all(problems)
     try:
-        return _fitted(opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from)
+        own = find_heads(heads, headed_of(tasks, sources), opened.configs, opened.checkpoints, trust_remote_code)
+        return _fitted(
+            opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from, own
+        )
     except EvomergeError:
         raise
     except Exception as error:  # a configuration that transformers takes may still hold anything
@@ -88,12 +99,13 @@ def _fitted(
     fingerprints: bool,
     ignore_config: Collection[str],
     tokenizer_from: str | None,
+    heads: Heads | None,
 ) -> Pool:
     """The pool of models that have been opened, once they fit together."""
     problems: list[PoolError] = []
-    reference = base or sources[0]
+    reference = config_giver(heads, base, sources)
     refs, checkpoints, adapters = opened.refs, opened.checkpoints, opened.adapters
-    matched = match_models(reference, opened.configs, checkpoints, adapters, trust_remote_code, problems)
+    matched = match_models(reference, opened.configs, checkpoints, adapters, trust_remote_code, problems, heads)
     raise_all(problems)
     configs, modules, matches = matched.configs, matched.modules, matched.matches
     # However many adapters there are: what is not kept is folded for every candidate.
@@ -109,6 +121,11 @@ def _fitted(
     assert matched.names is not None
     depths = {name: int(compatibility.depth_of(config) or 0) for name, config in configs.items()}
     layout = layout_from(modules[reference], matched.names, checkpoints[reference].shapes)
+    carried = None
+    if heads is not None:
+        layout = layout.without(heads.tensors)
+        carried = stored_heads(heads, configs, matches, checkpoints, matched.names, trust_remote_code, problems)
+        raise_all(problems)
     layouts = {n: layout if m is modules[reference] else layout.at_depth(depths[n]) for n, m in modules.items()}
     stored: dict[str, Mapping[str, str]] = {}
     for name, match in matches.items():
@@ -123,10 +140,9 @@ def _fitted(
         except PoolError as error:
             problems.append(of_model(name, error))
     raise_all(problems)
+    ignored = frozenset(ignore_config) | ({"id2label"} if heads is not None else set())
     for name in configs:
-        problems += _comparison(
-            name, reference, checkpoints, configs, stored, layouts[name], frozenset(ignore_config), tokenizer_from
-        )
+        problems += _comparison(name, reference, checkpoints, configs, stored, layouts[name], ignored, tokenizer_from)
     giver = tokenizer_from or reference
     rows = getattr(configs[giver].get_text_config(), "vocab_size", None)
     for name, check in (
@@ -164,8 +180,10 @@ def _fitted(
         tensors=tensors,
         tokenizer_from=tokenizer_from,
         constant=equal_slices(layout, checkpoints, stored) if fingerprints and even else (),
+        heads=heads,
     )
-    return Pool(info, layout, checkpoints, configs[reference], stored, trust_remote_code, tokenizer_from, matched.tied)
+    config, tied = configs[reference], matched.tied
+    return Pool(info, layout, checkpoints, config, stored, trust_remote_code, tokenizer_from, tied, heads=carried)
 
 
 def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_code: bool = False) -> Pool:
@@ -177,16 +195,22 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
     order = dict(recipe.models)
     # The base gives configuration and tokenizer, so it is the base exactly when slices use it as one.
     entries = [entry for part in (recipe, *recipe.stages.values()) for entry in part.slices]
-    is_base = any(s.base and s.base.model == recipe.config_from for s in entries) and len(order) > 1
+    bases = [s.base.model for s in entries if s.base]
+    base = recipe.config_from if recipe.config_from in bases and len(order) > 1 else None
+    heads = recipe.heads
+    if heads is not None:  # whose base has none
+        base = next((name for name in bases if name in order and name not in heads.tasks), None)
     names = [recipe.config_from, *(name for name in order if name != recipe.config_from)]
     pool = open_pool(
         {name: order[name] for name in names},
-        recipe.config_from if is_base else None,
+        base,
         root,
         recipe.dtype,
         trust_remote_code,
         fingerprints=False,
         tokenizer_from=recipe.tokenizer_from,
+        heads=list(heads.tensors) if heads is not None else None,
+        tasks=heads.tasks if heads is not None else None,
     )
     problems = [problem for name, ref in order.items() for problem in changed_since(name, ref, pool.checkpoints[name])]
     raise_all(problems)

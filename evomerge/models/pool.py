@@ -16,6 +16,7 @@ from evomerge.models.architecture.residual import Residual
 from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.checkpoints.reader import Checkpoint
+from evomerge.models.heads import PoolHeads
 from evomerge.models.pool_settings import of_model
 from evomerge.models.statistics import ModelStatistics, pool_words
 from evomerge.recipes.calibration import LEARNED
@@ -36,6 +37,7 @@ class Pool:
         trust_remote_code: whether code from the models' folders may run.
         tokenizer_from: the model whose tokenizer is used, ``None`` for ``info.config_from``.
         statistics: of data, by model and kind; they may still be to be made.
+        heads: what sources carry on their own; ``None`` where all is merged.
         tied: what `tie_word_embeddings` of the results is, where models differ in it; otherwise ``None``.
     """
 
@@ -48,6 +50,7 @@ class Pool:
     tokenizer_from: str | None = None
     tied: bool | None = None
     statistics: Mapping[tuple[str, str], ModelStatistics] = field(default_factory=dict)
+    heads: PoolHeads | None = None
 
     @cached_property
     def residual(self) -> Residual:
@@ -61,6 +64,12 @@ class Pool:
     def read(self, model: str, name: str) -> torch.Tensor:
         """A model's tensor by its name in the layout, in the stored dtype, mapped from its file."""
         return self.checkpoints[model].read(self.stored[model][name])
+
+    def read_head(self, task: str) -> dict[str, torch.Tensor]:
+        """The tensors of a task's head by their names in the module, in the stored dtype, mapped from its file."""
+        assert self.heads is not None
+        own = self.checkpoints[task]
+        return {place: own.read(name) for place, name in self.heads.stored[task].items()}
 
     def statistics_of(self, model: str, kind: str, key: str) -> ModelStatistics:
         """The statistics of a model; `PoolError` with the command that makes them where they are not there."""

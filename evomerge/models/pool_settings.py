@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,17 @@ def check_pool_settings(
             "list models under pool.models as name: folder or hub id",
         )
     return sources
+
+
+def check_heads(setting: Any) -> None:
+    """`ConfigError` for a `pool.heads` that is none."""
+    given = [setting] if isinstance(setting, str) else setting
+    listed = isinstance(given, Sequence) and bool(given) and all(isinstance(own, str) and own.strip() for own in given)
+    if given is not None and not listed:
+        raise ConfigError(
+            f"pool.heads is {str(setting)[:200]!r}",
+            "auto, null, or patterns of tensor names such as 'classifier*'",
+        )
 
 
 def check_places(models: Mapping[str, str] | Mapping[str, ModelRef], root: str | Path | None) -> None:

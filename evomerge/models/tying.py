@@ -19,6 +19,8 @@ from evomerge.models import compatibility
 from evomerge.models.architecture.layout import name_problems, skeleton
 from evomerge.models.architecture.names import NameMatch, match_names, tied_names
 from evomerge.models.checkpoints.reader import Checkpoint
+from evomerge.models.heads import without_head_problems
+from evomerge.recipes.heads import Heads
 
 _KEY = "tie_word_embeddings"
 
@@ -61,6 +63,7 @@ def match_models(
     adapted: Collection[str],
     trust_remote_code: bool,
     problems: list[PoolError],
+    heads: Heads | None = None,
 ) -> Matched:
     """Fill every model's checkpoint into a module, tied or not as the pool can be merged.
 
@@ -71,6 +74,7 @@ def match_models(
         adapted: the models that an adapter is folded into, which may part head and embeddings.
         trust_remote_code: let models that bring their own code run it.
         problems: what keeps models from being filled is added to it; then only `own` is complete.
+        heads: of their own; models without one may then be of another task's class.
 
     Raises:
         PoolError: transformers cannot build a module.
@@ -90,13 +94,17 @@ def match_models(
     architecture = ""
     for name, config in configs.items():
         if name != reference:
-            other = compatibility.architecture_problem(name, config, reference, configs[reference])
+            other = compatibility.architecture_problem(
+                name, config, reference, configs[reference], heads is not None and name not in heads.tasks
+            )
             if other is not None:
                 problems.append(other)
                 continue
         module = module_of(name, is_tied(config))
         architecture = architecture or type(module).__name__
         match = _known_match(found.own, checkpoints, module, name) or match_names(module, checkpoints[name].shapes)
+        if heads is not None and name not in heads.tasks:
+            match = without_head_problems(match, heads, str(getattr(module, "base_model_prefix", "")))
         found.own[name] = module, match
         problems += [PoolError(f"model {name!r}: {p[0]}", *p[1:]) for p in name_problems(match, architecture)]
         problems += compatibility.tied_problems(name, checkpoints[name], match)

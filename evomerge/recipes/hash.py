@@ -7,6 +7,7 @@ from json.encoder import encode_basestring_ascii as quote
 from operator import itemgetter
 
 from evomerge.recipes.calibration import CalibrationRef
+from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
 from evomerge.recipes.slices import Input, Parameters, SliceRecipe
 
@@ -20,6 +21,7 @@ def canonical_text(
     config_from: str,
     tokenizer_from: str | None,
     calibration: CalibrationRef | None = None,
+    heads: Heads | None = None,
 ) -> str:
     """The content that is hashed, as JSON without spaces, keys sorted.
 
@@ -29,7 +31,7 @@ def canonical_text(
     Args:
         slices: in model order.
         identities: what every input's name stands for: a model's content, an intermediate's own hash.
-        dtype, seed, config_from, tokenizer_from, calibration: of the recipe.
+        dtype, seed, config_from, tokenizer_from, calibration, heads: of the recipe.
     """
     identity = {name: quote(text) for name, text in identities.items()}
 
@@ -64,8 +66,12 @@ def canonical_text(
     if calibration is not None:
         known = sorted(f"[{identity[name]},{quote(kind)},{quote(key)}]" for name, kind, key in calibration.statistics)
         measured = f'"calibration":[{",".join(known)}],'
+    carried = ""
+    if heads is not None:
+        whose, what = sorted(identity[name] for name in heads.tasks), sorted(map(quote, heads.tensors))
+        carried = f'"heads":[[{",".join(whose)}],[{",".join(what)}]],'
     first = f'"config_from":{identity[config_from]},"dtype":{quote(dtype)},"seed":{seed}'
-    return f'{{{measured}{first},"slices":[{",".join(lines)}]{tokenizer}}}'
+    return f'{{{measured}{carried}{first},"slices":[{",".join(lines)}]{tokenizer}}}'
 
 
 def _scalar(value: Scalar) -> str:

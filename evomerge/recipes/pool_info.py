@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evomerge.errors import RecipeError
 from evomerge.recipes.calibration import CalibrationRef
+from evomerge.recipes.heads import Heads
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Dtype, Input, ModelRef, SliceId, SliceRecipe
 
@@ -33,6 +34,7 @@ class PoolInfo:
         constant: the slices of which all models, the base included, hold the same bits, in order: genomes need say
             nothing of them. Empty where that is not known.
         calibration: the statistics of data that methods may read; ``None`` where there are none.
+        heads: what sources carry on their own, which is in none of `slices`; ``None`` where all is merged.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -50,6 +52,7 @@ class PoolInfo:
     tokenizer_from: str | None = None
     constant: tuple[SliceId, ...] = ()
     calibration: CalibrationRef | None = None
+    heads: Heads | None = None
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""
@@ -65,12 +68,14 @@ class PoolInfo:
 
     @property
     def config_from(self) -> str:
-        """The model that gives configuration and tokenizer: the base, or the first source."""
+        """The model that gives configuration and tokenizer: the base, or the first source; with heads, of one with."""
+        if self.heads is not None:
+            return next(name for name in self.sources if name in self.heads.tasks)
         return self.base or self.sources[0]
 
     def recipe(self, slices: Iterable[SliceRecipe], seed: int = 0) -> Recipe:
         """A recipe over this pool's models."""
-        more = {"tokenizer_from": self.tokenizer_from, "calibration": self.calibration}
+        more = {"tokenizer_from": self.tokenizer_from, "calibration": self.calibration, "heads": self.heads}
         return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed, **more)  # type: ignore[arg-type]
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:
@@ -84,7 +89,10 @@ class PoolInfo:
             raise RecipeError(f"a sum of {', '.join(weights)}", self.uneven)
         inputs = tuple(Input(name, None, (("weight", weight),)) for name, weight in weights.items())
         slices = self.slices_at(depths.pop()) if depths else self.slices
-        return self.recipe(SliceRecipe(s, "linear", inputs, (("normalize", False),)) for s in slices)
+        made = self.recipe(SliceRecipe(s, "linear", inputs, (("normalize", False),)) for s in slices)
+        if self.heads is not None and len(weights) == 1 and next(iter(weights)) in self.heads.tasks:
+            return replace(made, config_from=next(iter(weights)))  # with its own head
+        return made
 
     def slices_at(self, depth: int) -> tuple[SliceId, ...]:
         """The slices of a model of this architecture with `depth` layers; those beyond the pool's are as the first."""

@@ -13,6 +13,7 @@ from typing import Any
 from evomerge.errors import RecipeError
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.hash import canonical_text
+from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import MethodSpec, find_method, scalars
 from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, Parameters, SliceId, SliceRecipe
 from evomerge.recipes.stage_index import StageIndex
@@ -36,6 +37,8 @@ class Recipe:
             intermediates; a name means the same recipe wherever it is used.
         tokenizer_from: the model whose tokenizer the result takes; ``None`` for that of `config_from`.
         calibration: the statistics of data that methods may read; that of its intermediates too.
+        heads: tensors that are no part of any slice but carried from the models whose tasks they are of; ``None``
+            where all are merged. Those of intermediates say nothing.
 
     >>> from evomerge.recipes import Input, ModelRef, SliceId, SliceRecipe, parameters
     >>> half = parameters({"weight": 0.5})
@@ -53,6 +56,7 @@ class Recipe:
     intermediates: tuple[tuple[str, Recipe], ...] = field(default=(), repr=False)
     tokenizer_from: str | None = None
     calibration: CalibrationRef | None = None
+    heads: Heads | None = None
     _hash: str = field(init=False, repr=False, default="")
     _index: StageIndex | None = field(init=False, repr=False, default=None)
 
@@ -88,6 +92,8 @@ class Recipe:
             raise RecipeError(f"config_from is {self.config_from!r}", known)
         if self.tokenizer_from is not None and self.tokenizer_from not in names:
             raise RecipeError(f"tokenizer_from is {self.tokenizer_from!r}", known)
+        if self.heads is not None:
+            self.heads.check(names, self.config_from)
         if self.dtype not in DTYPES:
             raise RecipeError(f"dtype {self.dtype!r}", f"allowed: {', '.join(DTYPES)}")
         before: tuple[int, int, int] | None = None
@@ -177,7 +183,7 @@ class Recipe:
         """All but the content of the intermediates."""
         names = tuple(name for name, _ in self.intermediates)
         own = self.models, self.slices, self.dtype, self.config_from, self.seed, self.tokenizer_from
-        return *own, self.calibration, names
+        return *own, self.calibration, self.heads, names
 
     def __eq__(self, other: object) -> bool:
         # Stage by stage: a lineage shares ancestors, and as a tree it would be exponentially large.
@@ -223,6 +229,7 @@ class Recipe:
             config_from=self.config_from,
             tokenizer_from=self.tokenizer_from,
             calibration=self.calibration,
+            heads=self.heads,
         )
 
     def check(self, methods: Mapping[str, MethodSpec]) -> None:

@@ -83,15 +83,49 @@ def require_switch(recipe: Recipe) -> Switch:
     return found
 
 
-def task_recipe(recipe: Recipe, task: str) -> Recipe:
-    """One task's model, of a recipe with a switch.
+def tasks_of(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the tasks that a recipe has a model for each of: by heads of their own, a switch, or both.
+
+    None where it is one model.
 
     Raises:
-        RecipeError: the recipe has no switch, or none for the task.
+        RecipeError: a malformed switch, or one over other tasks than there are heads.
     """
-    switch = require_switch(recipe)
-    if task not in switch.tasks:
-        raise RecipeError(f"the recipe has no task {task!r}", nearest(task, switch.tasks))
+    switch, heads = switch_of(recipe), recipe.heads
+    if switch is None:
+        return () if heads is None else heads.tasks
+    if heads is not None and set(heads.tasks) != set(switch.tasks):
+        raise RecipeError(
+            f"a switch is over the tasks {', '.join(switch.tasks)}, heads are of {', '.join(heads.tasks)}", "the same"
+        )
+    return switch.tasks
+
+
+def require_tasks(recipe: Recipe) -> tuple[str, ...]:
+    """`tasks_of` a recipe; `RecipeError` where it is one model for all tasks."""
+    tasks = tasks_of(recipe)
+    if not tasks:
+        raise RecipeError(
+            "the recipe has no switch and no heads of their own: it is one model for all tasks",
+            "a recipe of search_space=switch, or of a pool with pool.heads",
+            f"--switch METHOD gives it a switch: {', '.join(SWITCHES)}",
+        )
+    return tasks
+
+
+def task_recipe(recipe: Recipe, task: str) -> Recipe:
+    """One task's model, of a recipe with a switch or with heads of their own: its switch is on, its head in place.
+
+    Raises:
+        RecipeError: the recipe is one model for all tasks, or has no such task.
+    """
+    tasks = require_tasks(recipe)
+    if task not in tasks:
+        raise RecipeError(f"the recipe has no task {task!r}", nearest(task, tasks))
+    if recipe.heads is not None:
+        recipe = replace(recipe, config_from=task, heads=replace(recipe.heads, tasks=(task,)))
+    if switch_of(recipe) is None:
+        return recipe
     chosen: dict[int, tuple[Input, ...]] = {}  # slices of a group share their inputs
 
     def of_task(inputs: tuple[Input, ...]) -> tuple[Input, ...]:

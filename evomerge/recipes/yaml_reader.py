@@ -22,8 +22,12 @@ Slices with identical entries share one, whatever their order in the file: a rec
 may have a value by tensor: ``weight: [{filter: q_proj, value: 0.3}, {value: 0.5}]``, the first filter that is part of
 the tensor's name deciding.
 
+Tensors that belong to a model's task and are carried from there (see `heads`) are in no slice:
+
+    heads: {tensors: [classifier.weight, classifier.bias], tasks: [math, code]}
+
 Intermediates are recipes of their own, which slices and later intermediates name as they name models. What they leave
-out of `dtype`, `config_from`, `seed` and `models` (a list of names) is as in the recipe.
+out of `dtype`, `config_from`, `seed`, `heads` and `models` (a list of names) is as in the recipe.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ import yaml
 
 from evomerge.errors import RecipeError, nearest
 from evomerge.recipes.calibration import KINDS, CalibrationRef
+from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import (
@@ -122,7 +127,7 @@ def _recipe_in(content: Any) -> Recipe:
         content,
         "",
         ("evomerge_recipe", "dtype", "config_from", "models", "slices"),
-        ("seed", "tokenizer_from", "intermediates", "calibration"),
+        ("seed", "tokenizer_from", "intermediates", "calibration", "heads"),
     )
     version = top["evomerge_recipe"]
     if version != VERSION or isinstance(version, bool):
@@ -139,6 +144,7 @@ def _recipe_in(content: Any) -> Recipe:
     calibration = _calibration_in(top["calibration"], refs) if top.get("calibration") is not None else None
     top = {**top, "calibration": calibration}
     common = {"dtype": top["dtype"], "config_from": top["config_from"], "seed": top.get("seed", 0), "models": [*refs]}
+    common["heads"] = top.get("heads")
     intermediates = top.get("intermediates") or {}
     if not isinstance(intermediates, dict):
         raise RecipeError(f"intermediates is {safe_yaml.shown(intermediates)}", "a mapping of names to recipes")
@@ -182,6 +188,7 @@ def _one_in(
             intermediates=tuple((name, stages[name]) for name in sorted(used) if name in stages),
             tokenizer_from=None if tokenizer is None else safe_yaml.text(tokenizer, f"{dot}tokenizer_from"),
             calibration=fields["calibration"],
+            heads=_heads_in(fields["heads"], f"{dot}heads") if fields.get("heads") is not None else None,
         )
     except RecipeError as error:
         if not dot:
@@ -205,6 +212,12 @@ def _calibration_in(content: Any, refs: Mapping[str, ModelRef]) -> CalibrationRe
             found.append((model, kind, text))
     words = [safe_yaml.text(word, "calibration.made_by") for word in safe_yaml.items(fields.get("made_by") or [], "")]
     return CalibrationRef(tuple(found), tuple(words))
+
+
+def _heads_in(content: Any, where: str) -> Heads:
+    fields = safe_yaml.mapping(content, where, ("tensors", "tasks"), ())
+    lists = {key: safe_yaml.items(fields[key], f"{where}.{key}") for key in ("tensors", "tasks")}
+    return Heads(**{key: tuple(safe_yaml.text(own, f"{where}.{key}") for own in each) for key, each in lists.items()})
 
 
 def _model_in(content: Any, where: str) -> ModelRef:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from evomerge.recipes.calibration import CalibrationRef
+from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import ByTensor, Value
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Component, Input, ModelRef, Parameters, SliceId, SliceRecipe
@@ -25,6 +26,8 @@ def recipe_content(recipe: Recipe) -> dict[str, Any]:
     if recipe.calibration is not None:
         content["calibration"] = _calibration_out(recipe.calibration)
     content["models"] = {name: _model_out(ref) for name, ref in recipe.models}
+    if recipe.heads is not None:
+        content["heads"] = _heads_out(recipe.heads)
     if recipe.intermediates:
         content["intermediates"] = {name: _stage_out(stage, recipe) for name, stage in recipe.stages.items()}
     content["slices"] = _slices_out(recipe)
@@ -69,6 +72,10 @@ def _calibration_out(ref: CalibrationRef) -> dict[str, Any]:
     return {"made_by": list(ref.made_by), "statistics": statistics}
 
 
+def _heads_out(heads: Heads) -> dict[str, Any]:
+    return {"tensors": _FlowList(heads.tensors), "tasks": _FlowList(heads.tasks)}
+
+
 def _parameters_out(values: Parameters) -> _Flow:
     return _Flow({name: _value_out(value) for name, value in values})
 
@@ -102,6 +109,8 @@ def _stage_out(stage: Recipe, recipe: Recipe) -> dict[str, Any]:
         shown["tokenizer_from"] = stage.tokenizer_from
     if stage.seed != recipe.seed:
         shown["seed"] = stage.seed
+    if stage.heads != recipe.heads:
+        shown["heads"] = None if stage.heads is None else _heads_out(stage.heads)
     if stage.models != recipe.models:
         shown["models"] = _FlowList(name for name, _ in stage.models)
     return {**shown, "slices": _slices_out(stage)}

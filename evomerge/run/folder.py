@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import get_args
 
 from evomerge.candidate import Split
 from evomerge.errors import OutputError, RecipeError, nearest
-from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.pool_info import PoolInfo
-from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
 from evomerge.run.inside import instead_of_part
 from evomerge.run.ledger_file import LedgerError
 from evomerge.run.outputs import check_output_folder
+from evomerge.run.pool_content import pool_content, pool_info
 from evomerge.utils.files import place_problem, read_bounded, write_text_atomic
 
 MAX_POOL = 64 * 2**20  # bytes
@@ -219,23 +218,7 @@ class RunFolder:
 
     def write_pool(self, info: PoolInfo) -> None:
         """Write ``pool.json``: the models with what pins them, and the slices of their architecture."""
-        content = {
-            "evomerge_pool": 1,
-            "models": {name: asdict(ref) for name, ref in info.refs},
-            "sources": list(info.sources),
-            "base": info.base,
-            "dtype": info.dtype,
-            "layers": info.layers,
-            "depths": dict(info.depths),
-            "slices": [str(entry) for entry in info.slices],
-            "unscalable": info.unscalable,
-            "unflippable": info.unflippable,
-            "immovable": info.immovable,
-            "constant": [str(entry) for entry in info.constant],
-        }
-        if info.calibration is not None:
-            content["calibration"] = asdict(info.calibration)
-        write_text_atomic(self.pool, json.dumps(content, indent=2) + "\n")
+        write_text_atomic(self.pool, json.dumps(pool_content(info), indent=2) + "\n")
 
     def read_pool(self) -> PoolInfo:
         """The pool of the run.
@@ -244,7 +227,7 @@ class RunFolder:
             LedgerError: ``pool.json`` is missing or malformed.
         """
         try:
-            return _pool_info(json.loads(read_bounded(self.pool, MAX_POOL, follow=False)))
+            return pool_info(json.loads(read_bounded(self.pool, MAX_POOL, follow=False)))
         except OSError as error:
             gone = isinstance(error, FileNotFoundError)
             raise LedgerError(
@@ -255,50 +238,6 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, RecipeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise LedgerError(f"{self.pool} is malformed ({reason})", "the file that the search wrote") from error
-
-
-def _pool_info(content: Any) -> PoolInfo:
-    if content["evomerge_pool"] != 1:
-        raise ValueError(f"format {content['evomerge_pool']!r}, this version reads 1")
-    refs = tuple((name, _model_ref(ref)) for name, ref in content["models"].items())
-    names = {name for name, _ in refs}
-    sources, base = tuple(content["sources"]), content["base"]
-    unknown = {*sources, *([base] if base is not None else [])} - names
-    if unknown:
-        raise ValueError(f"no model is named {', '.join(sorted(map(str, unknown)))}")
-    if content["dtype"] not in DTYPES:
-        raise ValueError(f"dtype {content['dtype']!r}")
-    slices = tuple(SliceId.parse(text) for text in content["slices"])
-    depths = tuple((name, int(depth)) for name, depth in content.get("depths", {}).items())
-    return PoolInfo(
-        refs,
-        cast(tuple[str, ...], sources),
-        base,
-        slices,
-        int(content["layers"]),
-        content["dtype"],
-        depths,
-        unscalable=str(content.get("unscalable", "")),
-        unflippable=str(content.get("unflippable", "")),
-        immovable=str(content.get("immovable", "")),
-        constant=tuple(SliceId.parse(text) for text in content.get("constant", ())),
-        calibration=_calibration(content.get("calibration"), names),
-    )
-
-
-def _calibration(content: Any, names: set[str]) -> CalibrationRef | None:
-    if content is None:
-        return None
-    found = tuple((str(model), str(kind), str(key)) for model, kind, key in content["statistics"])
-    unknown = {model for model, _, _ in found} - names
-    if unknown:
-        raise ValueError(f"no model is named {', '.join(sorted(unknown))}")
-    return CalibrationRef(found, tuple(str(word) for word in content["made_by"]))
-
-
-def _model_ref(content: Any) -> ModelRef:
-    adapter = content.get("adapter")
-    return ModelRef(**{**content, "adapter": None if adapter is None else ModelRef(**adapter)})
 
 
 def _what(path: Path) -> str:

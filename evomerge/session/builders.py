@@ -50,6 +50,7 @@ def pool_from_config(config: Config) -> Pool:
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
         tokenizer_from=settings.get("tokenizer_from"),
+        heads=to_builtin(settings.get("heads", "auto")),
     )
     if settings.trust_remote_code:
         remember(checkpoint.folders[0] for checkpoint in pool.checkpoints.values())
@@ -127,6 +128,7 @@ def check_fitnesses(
                     check_model: Callable[[Any, str], None] | None = getattr(part, "check_model", None)
                     if check_model is not None:
                         check_model(pool.config, str(pool.folder(pool.info.config_from)))
+                    check_labels(pool, part)
 
 
 def check_tokenizer(pool: Pool, fitness: Fitness) -> None:
@@ -141,6 +143,22 @@ def check_tokenizer(pool: Pool, fitness: Fitness) -> None:
     check: Callable[[Callable[[], Any]], None] | None = getattr(fitness, "check_tokenizer", None)
     if check is not None:
         check(functools.partial(load_tokenizer, pool.tokenizer_folder, pool.trust_remote_code))
+
+
+def check_labels(pool: Pool, fitness: Fitness) -> None:
+    """Let a fitness with labelled items check them against the labels of the pool's heads.
+
+    Raises:
+        FitnessError: labels that a head does not have.
+    """
+
+    def labels(head: str) -> Mapping[Any, Any]:
+        own = pool.heads.configs.get(head) if pool.heads is not None else None
+        return getattr(own or pool.config, "id2label", None) or {}
+
+    check: Callable[[Callable[[str], Mapping[Any, Any]]], None] | None = getattr(fitness, "check_labels", None)
+    if check is not None:
+        check(labels)
 
 
 def phase_node(config: Config, phase: str, part: str) -> tuple[Any, str]:

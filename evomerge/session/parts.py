@@ -175,7 +175,8 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     for phase, strategy in zip(phases, strategies, strict=True):
         check_asynchronous(config, phase.name, strategy)
     switches = [task for space in spaces for task in getattr(space, "switch_tasks", ())]
-    check_switches(fitness, held_out, switches, validation)
+    heads = pool.info.heads.tasks if pool is not None and pool.info.heads is not None else ()
+    check_switches(fitness, held_out, switches, validation, heads)
     warm.check(spaces)
     if pool is None or wanted == "fitnesses":
         evaluator = build(_with_cache(config), "evaluator", fitnesses)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from evomerge.candidate import Split
+from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import EvomergeWarning
 from evomerge.evaluation.cache_settings import CacheSettings
@@ -58,6 +59,7 @@ def remote_worker(
             trust_remote_code=settings.trust_remote_code,
             fingerprints=False,
             tokenizer_from=settings.get("tokenizer_from"),
+            heads=to_builtin(settings.get("heads", "auto")),
         )
     for name, ref in refs.items():
         for problem in changed_since(name, ref, pool.checkpoints[name]):

@@ -14,12 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.candidate import Part
-from evomerge.errors import FitnessError, nearest
+from evomerge.errors import FitnessError
 from evomerge.models.loaded import LoadedModel
 from fitness._images.batch_norm import batch_norms_of, recomputed
-from fitness._images.labels import class_numbers
-from fitness._images.metrics import require_finite, values_of
 from fitness._images.pixels import Pixels, digest_of, load_processor, processed, settings_of
 from fitness._images.sources import ImageItem, ImageSource, evenly
 from fitness._images.terms import BatchNormTerm, ImageTerm
@@ -54,16 +51,12 @@ class ReadyTask:
     Attributes:
         term: the task.
         pixels: processed.
-        labels: places of the right classes among the logits that count.
-        where: of each image, for messages.
-        columns: of the head's logits those that count, in order; ``None`` for all.
+        source: where they are from, and their classes.
     """
 
     term: ImageTerm
     pixels: Pixels
-    labels: NDArray[np.int64]
-    where: tuple[str, ...]
-    columns: tuple[int, ...] | None
+    source: ImageSource
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,6 @@ class Prepared:
         heads: of zero-shot classification; ``None`` where the model has a head.
         how: what holds for all.
         statistics: pixels that batch-norm statistics are of, in batches; empty where none are to be computed.
-        dtype: of the model.
         text: what a fingerprint is of.
     """
 
@@ -83,31 +75,46 @@ class Prepared:
     heads: ZeroShot | None
     how: How
     statistics: tuple[Pixels, ...]
-    dtype: torch.dtype
     text: str
 
-    def score(self, model: LoadedModel, part: Part | None) -> tuple[dict[str, NDArray[np.float64]], float]:
-        """Values by ``task/metric``, and seconds inside model calls.
+    @torch.no_grad()
+    def outputs(
+        self, model: LoadedModel, name: str, places: Sequence[int] | None, columns: Sequence[int] | None
+    ) -> tuple[NDArray[np.float64], float]:
+        """Logits of a task's images, and seconds inside model calls.
+
+        Args:
+            model: with the task's head in place.
+            name: of the task.
+            places: of the images; ``None`` for all.
+            columns: of the head's classes those that count; ``None`` for all.
+
+        Returns:
+            Float64 of shape (images, classes).
 
         Raises:
-            FitnessError: as for `ImagesFitness.run`.
+            FitnessError: outputs that are not finite, naming the image.
         """
-        places, seconds, found = self._places(part), 0.0, {}
+        task, found, start = self.tasks[name], [], time.perf_counter()
+        chosen = list(range(len(task.pixels))) if places is None else list(places)
         training = model.module.training
         model.module.eval()
         try:
-            for name, task in self.tasks.items():
-                start = time.perf_counter()
-                logits = self._logits(model, task, places[name])
-                seconds += time.perf_counter() - start
-                require_finite(logits, [task.where[i] for i in places[name]])
-                own = values_of(logits, task.labels[places[name]], [metric.name for metric in task.term.metrics])
-                for metric, values in own.items():
-                    found[f"{name}/{metric}"] = np.full(len(task.labels), np.nan)
-                    found[f"{name}/{metric}"][places[name]] = values
+            for first in range(0, len(chosen), self.how.batch_size):
+                batch = self._given(model, task.pixels[chosen[first : first + self.how.batch_size]])
+                if self.heads is not None:
+                    logits = self.heads.logits(model.module, batch, name)
+                else:
+                    logits = model.module(pixel_values=batch).logits
+                found.append((logits if columns is None else logits[:, list(columns)]).double().cpu())
         finally:
             model.module.train(training)
-        return found, seconds
+        array: NDArray[np.float64] = torch.cat(found).numpy()
+        wild = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        if len(wild):
+            where = task.source.items[chosen[int(wild[0])]].where
+            raise FitnessError(f"the model's outputs for {where} are not finite", "finite weights")
+        return array, time.perf_counter() - start
 
     def batch_norms(self, model: LoadedModel) -> dict[str, torch.Tensor]:
         """Statistics of the model's batch norms, by buffer; none where none are to be computed."""
@@ -115,38 +122,9 @@ class Prepared:
             return {}
         return recomputed(model.module, [self._given(model, own) for own in self.statistics])
 
-    @torch.no_grad()
-    def _logits(self, model: LoadedModel, task: ReadyTask, places: Sequence[int]) -> NDArray[np.float32]:
-        found = []
-        for start in range(0, len(places), self.how.batch_size):
-            batch = self._given(model, task.pixels[places[start : start + self.how.batch_size]])
-            if self.heads is not None:
-                logits = self.heads.logits(model.module, batch, task.term.name)
-            else:
-                logits = model.module(pixel_values=batch).logits
-            if task.columns is not None:
-                logits = logits[:, list(task.columns)]
-            found.append(logits.float().cpu())
-        array: NDArray[np.float32] = torch.cat(found).numpy()
-        return array
-
     @staticmethod
     def _given(model: LoadedModel, pixels: Pixels) -> torch.Tensor:
         return torch.from_numpy(np.array(pixels)).to(model.device, model.dtype)
-
-    def _places(self, part: Part | None) -> dict[str, list[int]]:
-        counts = {name: len(task.labels) for name, task in self.tasks.items()}
-        if part is None:
-            return {name: list(range(count)) for name, count in counts.items()}
-        for name in part:
-            if name not in counts:
-                raise FitnessError(f"the part has items of {name!r}", nearest(name, counts))
-        found = {name: sorted(set(part.get(name, ()))) for name in counts}
-        for name, own in found.items():
-            if not own or own[0] < 0 or own[-1] >= counts[name]:
-                given = f"places {own[:1]} to {own[-1:]} of {name}" if own else f"no item of {name}"
-                raise FitnessError(f"the part has {given}", f"places from 0 to {counts[name] - 1}, one at least")
-        return found
 
 
 def prepare(
@@ -180,31 +158,12 @@ def prepare(
         source = sources[term.name]
         pixels = processed(source.items, processor, budget, how.cache)
         budget -= pixels.nbytes if not isinstance(pixels, np.memmap) else 0
-        numbers, columns = numbers_of(term, source, config, heads is not None)
-        labels = np.array([numbers[item.label] for item in source.items], dtype=np.int64)
-        tasks[term.name] = ReadyTask(term, pixels, labels, tuple(item.where for item in source.items), columns)
+        tasks[term.name] = ReadyTask(term, pixels, source)
     statistics: tuple[Pixels, ...] = ()
     if how.batch_norm is not None and batch_norms_of(model.module):
         statistics = _statistics(how.batch_norm, tasks, others, processor)
     text = _text(tasks, heads, how, statistics, model.dtype, settings_of(processor))
-    return Prepared(tasks, heads, how, statistics, model.dtype, text)
-
-
-def numbers_of(
-    term: ImageTerm, source: ImageSource, config: Any, zero_shot: bool
-) -> tuple[dict[str, int], tuple[int, ...] | None]:
-    """The place of each of a task's classes among the logits that count, and which of the head's these are.
-
-    Raises:
-        FitnessError: as for `class_numbers`.
-    """
-    if zero_shot:
-        return {name: number for number, name in enumerate(source.classes)}, None
-    numbers = class_numbers(term, source.classes, config.id2label)
-    if term.among == "all":
-        return numbers, None
-    columns = tuple(sorted(numbers.values()))
-    return {name: columns.index(number) for name, number in numbers.items()}, columns
+    return Prepared(tasks, heads, how, statistics, text)
 
 
 def _statistics(
@@ -219,8 +178,8 @@ def _statistics(
         chosen = [others[i] for i in evenly(["" for _ in others], term.images, term.seed)]
         pixels = processed(chosen, processor, 2**62, "")
     else:
-        names = [name for name, task in tasks.items() for _ in task.labels]
-        every = [(name, i) for name, task in tasks.items() for i in range(len(task.labels))]
+        names = [name for name, task in tasks.items() for _ in task.pixels]
+        every = [(name, i) for name, task in tasks.items() for i in range(len(task.pixels))]
         pixels = np.stack([tasks[every[k][0]].pixels[every[k][1]] for k in evenly(names, term.images, term.seed)])
     if len(pixels) < 2:
         raise FitnessError("batch-norm statistics are of one image", "2 or more", "set fitness.batch_norm.folder")
@@ -247,8 +206,9 @@ def _text(
             [
                 name,
                 digest_of([task.pixels]),
-                hashlib.sha256(task.labels.tobytes()).hexdigest(),
-                list(task.columns or ()),
+                [task.term.head, sorted(task.term.labels.items()), task.term.among],
+                hashlib.sha256("\n".join(item.label for item in task.source.items).encode()).hexdigest(),
+                list(task.source.classes),
                 [[metric.name, metric.weight] for metric in task.term.metrics],
                 [task.term.weight, task.term.objective],
             ]

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import FitnessError, nearest
+from fitness._classification.tables import in_part
+from fitness._classification.terms import SplitTerm
 from fitness._documents import Document
-from fitness._images.terms import ImageTerm, Split
+from fitness._images.terms import ImageTerm
 from fitness._text_files import read_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -67,31 +69,31 @@ class ImageSource:
     documents: tuple[Document, ...]
 
 
-def read_source(term: ImageTerm, split: Split, share: float, seed: int) -> ImageSource:
+def read_source(term: ImageTerm, key: str, split: SplitTerm, seed: int) -> ImageSource:
     """Find a task's images.
 
-    An image goes to the held-out ones by a hash of its bytes: however often it is there, it is on one side.
+    An image lies in one part, by a hash of its bytes: however often it is there.
 
     Args:
         term: the task.
-        split: which of them.
-        share: of the held-out ones.
-        seed: of the split, and of the draw of a `limit`.
+        key: where it stands in the configuration.
+        split: which part of the images counts.
+        seed: of the draw of a `limit`.
 
     Raises:
         FitnessError: nothing is there, it cannot be read, or there is no image.
     """
-    key = f"tasks.{term.name}.images"
+    key = f"{key}.images"
     found = _entries(term, key)
     classes = tuple(sorted({item.label for item in found}, key=_number_first))
     hashes = [hashlib.sha256(item.read()).hexdigest() for item in found]
-    if split != "all":
-        own = [_is_held_out(text, share, seed) == (split == "held_out") for text in hashes]
+    if split.part is not None:
+        own = [in_part(text, split) for text in hashes]
         found = [item for item, chosen in zip(found, own, strict=True) if chosen]
         hashes = [text for text, chosen in zip(hashes, own, strict=True) if chosen]
         if not found:
-            what = f"{key}: none of the images of {term.images} falls to the {split.replace('_', '-')} ones"
-            raise FitnessError(what, "more images, or another share", "set held_out_share")
+            what = f"{key}: none of the images of {term.images} is in part {split.part}"
+            raise FitnessError(what, "more images, or another share", "see split and part")
     if term.limit is not None and term.limit < len(found):
         places = evenly([item.label for item in found], term.limit, seed)
         found, hashes = [found[i] for i in places], [hashes[i] for i in places]
@@ -129,9 +131,9 @@ def evenly(labels: Sequence[str], most: int, seed: int) -> list[int]:
     return sorted(found)
 
 
-def check_place(term: ImageTerm) -> None:
-    """Raise `FitnessError` for a folder or a table that is not there, or a file that is no table."""
-    key, path = f"tasks.{term.name}.images", Path(term.images).expanduser()
+def check_place(term: ImageTerm, key: str) -> None:
+    """Raise `FitnessError` for a folder or a table that is not there, or a file that is no table; `key` names it."""
+    path = Path(term.images).expanduser()
     _require_there(term.images, key)
     if path.is_file() and path.suffix not in TABLES:
         raise FitnessError(f"{key} names {term.images!r}", f"a folder, or a table: {', '.join(TABLES)}")
@@ -147,11 +149,6 @@ def _require_there(name: str, key: str) -> None:
     raise FitnessError(f"{key} names {name!r}, which is not there", allowed)
 
 
-def _is_held_out(text: str, share: float, seed: int) -> bool:
-    drawn = hashlib.sha256(f"{seed} {text}".encode()).digest()
-    return int.from_bytes(drawn[:8], "big") < share * 2.0**64
-
-
 def _number_first(label: str) -> tuple[bool, int, str]:
     return not label.isdecimal(), int(label) if label.isdecimal() else 0, label
 
@@ -161,12 +158,12 @@ def _is_image(path: Path) -> bool:
 
 
 def _entries(term: ImageTerm, key: str) -> list[ImageItem]:
-    check_place(term)
+    check_place(term, key)
     path = Path(term.images).expanduser()
     if path.is_dir():
         return _of_folders(path, key)
     rows = _of_parquet(path, term, key) if path.suffix == ".parquet" else _of_text(path, key)
-    found = [_of_row(row, where, path.parent, term) for where, row in rows]
+    found = [_of_row(row, where, path.parent, term, key) for where, row in rows]
     if not found:
         raise FitnessError(f"{key}: {path} has no rows", "an image in each")
     return found
@@ -221,12 +218,12 @@ def _class_names(metadata: bytes, label: str) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _of_row(row: Mapping[str, Any], where: str, folder: Path, term: ImageTerm) -> ImageItem:
+def _of_row(row: Mapping[str, Any], where: str, folder: Path, term: ImageTerm, key: str) -> ImageItem:
     for column in (term.image, term.label):
         if row.get(column) is None:
             allowed = nearest(column, [str(own) for own in row if own is not None])
-            key = "image" if column == term.image else "label"
-            raise FitnessError(f"{where} has no {column!r}", allowed, f"set tasks.{term.name}.{key}")
+            name = "image" if column == term.image else "label"
+            raise FitnessError(f"{where} has no {column!r}", allowed, f"set {key.removesuffix('images')}{name}")
     image, label = row[term.image], row[term.label]
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise FitnessError(f"{where}: its {term.label} is {label!r}", "the name or the number of a class")

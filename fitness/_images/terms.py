@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
+from fitness._classification.terms import CLASS_METRICS, MetricTerm
 from fitness._unlabelled.values import finite, require_keys, whole
 
 OBJECTIVE = "score"
 """The objective of tasks that name none."""
 
-Split = Literal["all", "search", "held_out"]
 Among = Literal["all", "task"]
-
-METRICS: Mapping[str, bool] = {"acc": True, "macro_f1": True, "cross_entropy": False}
-"""Metrics, and whether larger values are better."""
 
 TEMPLATES = ("a photo of a {}.",)
 """What a class's name is put into, where nothing is said: CLIP's own (arXiv 2103.00020, section 3.1.4)."""
 
 _KEYS = (
-    *("images", "image", "label", "labels", "limit", "among", "templates", "names"),
+    *("task", "images", "head", "image", "label", "labels", "limit", "among", "templates", "names"),
     *("metrics", "weight", "objective"),
 )
 _MOST = 100_000_000
-
-
-@dataclass(frozen=True)
-class MetricTerm:
-    """One metric of a task in its objective.
-
-    Attributes:
-        name: one of `METRICS`.
-        weight: its factor in the sum.
-    """
-
-    name: str
-    weight: float = 1.0
-
-    @property
-    def factor(self) -> float:
-        """Weight and sign, so that larger is better."""
-        return self.weight if METRICS[self.name] else -self.weight
 
 
 @dataclass(frozen=True)
@@ -52,8 +30,9 @@ class ImageTerm:
     """One task.
 
     Attributes:
-        name: its name in metrics: ``digits/acc``.
+        name: its name in metrics: ``digits/accuracy``.
         images: a folder with a folder for each class, or a table: CSV, JSONL or Parquet.
+        head: the source whose head scores it; empty for the model's own.
         image, label: columns of a table.
         labels: from classes of the files to the model's, names or numbers; empty where they are called the same.
         limit: so many, drawn evenly over the classes.
@@ -67,6 +46,7 @@ class ImageTerm:
 
     name: str
     images: str
+    head: str = ""
     image: str = "image"
     label: str = "label"
     labels: Mapping[str, str | int] = field(default_factory=dict)
@@ -74,9 +54,14 @@ class ImageTerm:
     among: Among = "all"
     templates: tuple[str, ...] = TEMPLATES
     names: Mapping[str, str] = field(default_factory=dict)
-    metrics: tuple[MetricTerm, ...] = (MetricTerm("acc"),)
+    metrics: tuple[MetricTerm, ...] = (MetricTerm("accuracy"),)
     weight: float = 1.0
     objective: str = OBJECTIVE
+
+    @property
+    def is_numeric(self) -> bool:
+        """Never: images have classes."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -96,38 +81,41 @@ class BatchNormTerm:
     seed: int = 0
 
 
-def parse_tasks(tasks: Any, common: Any, templates: Any) -> tuple[ImageTerm, ...]:
-    """The tasks that a user's mapping describes.
+def parse_tasks(given: Any, common: Any, templates: Any) -> tuple[ImageTerm, ...]:
+    """The tasks of a configuration.
 
     Args:
-        tasks: by name a mapping; a text alone is the path of a folder or a table.
-        common: metrics of tasks that name none; ``None`` for ``acc``.
+        given: a list of mappings.
+        common: metrics of tasks that name none; ``None`` for ``accuracy``.
         templates: of tasks that name none; ``None`` for `TEMPLATES`.
 
     Raises:
-        ConfigError: no task, an unknown key or metric, or a value of the wrong type, naming the key.
+        ConfigError: no task, an unknown key or metric, a value of the wrong type or a name twice; names the key.
     """
-    if not isinstance(tasks, Mapping) or not tasks:
-        allowed = "a name for each task, with its images"
-        raise ConfigError(
-            "tasks is empty" if not tasks else f"tasks is {tasks!r}", allowed, "tasks={digits: data/digits/train}"
-        )
-    of_all = _metrics("acc" if common is None else common, "metrics")
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        example = "tasks=[{task: digits, images: data/digits}]"
+        raise ConfigError(f"tasks is {str(given)[:80]!r}", "a list of tasks", f"for example {example}")
+    of_all = _metrics("accuracy" if common is None else common, "metrics")
     into = _templates(list(TEMPLATES) if templates is None else templates, "templates")
-    return tuple(_task(str(name), value, of_all, into) for name, value in tasks.items())
+    found = tuple(_task(own, f"tasks[{place}]", of_all, into) for place, own in enumerate(given))
+    names = [term.name for term in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"tasks has {name!r} twice", "every name once", "give one of them another `task`")
+    return found
 
 
-def _task(name: str, value: Any, common: tuple[MetricTerm, ...], templates: tuple[str, ...]) -> ImageTerm:
-    key = f"tasks.{name}"
-    if not re.fullmatch(r"[\w.-]{1,100}", name):
-        raise ConfigError(f"tasks has the name {name!r}", "letters, digits, '.', '-' and '_'")
-    given: Any = {"images": value} if isinstance(value, str) else value
+def _task(given: Any, key: str, common: tuple[MetricTerm, ...], templates: tuple[str, ...]) -> ImageTerm:
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{key} is {value!r}", "the path of its images, or a mapping with images")
+        raise ConfigError(f"{key} is {str(given)[:80]!r}", "a mapping with task and images")
     require_keys(given, _KEYS, key)
-    images = given.get("images")
-    if not isinstance(images, str) or not images:
-        raise ConfigError(f"{key}.images is {images!r}", "a folder with a folder for each class, or a table of paths")
+    for needed in ("task", "images"):
+        if not isinstance(given.get(needed), str) or not given[needed]:
+            allowed = "a name and a folder or a table: {task: digits, images: data/digits}"
+            raise ConfigError(f"{key}.{needed} is {given.get(needed)!r}", allowed)
+    name = given["task"]
+    if "/" in name or not name.strip():
+        raise ConfigError(f"{key}.task is {name!r}", "a name without /")
     weight = finite(given.get("weight", 1.0), f"{key}.weight")
     if weight <= 0:
         raise ConfigError(f"{key}.weight is {weight:g}", "a number above 0", "leave the task out instead")
@@ -141,7 +129,8 @@ def _task(name: str, value: Any, common: tuple[MetricTerm, ...], templates: tupl
     own = given.get("templates")
     return ImageTerm(
         name,
-        images,
+        given["images"],
+        _text(given["head"], f"{key}.head") if given.get("head") else "",
         _text(given.get("image", "image"), f"{key}.image"),
         _text(given.get("label", "label"), f"{key}.label"),
         _labels(given.get("labels"), f"{key}.labels"),
@@ -185,14 +174,14 @@ def _metrics(value: Any, key: str) -> tuple[MetricTerm, ...]:
     if isinstance(value, Sequence):
         value = dict.fromkeys((str(name) for name in value), 1.0)
     if not isinstance(value, Mapping) or not value:
-        raise ConfigError(f"{key} is {value!r}", "metric names with weights, such as {acc: 1.0}")
+        raise ConfigError(f"{key} is {value!r}", f"names of metrics, with weights: {', '.join(CLASS_METRICS)}")
     found = []
     for name, weight in value.items():
-        if name not in METRICS:
-            raise ConfigError(f"{key} has {name!r}", nearest(str(name), METRICS))
-        found.append(MetricTerm(name, finite(weight, f"{key}.{name}")))
-    if not any(metric.weight for metric in found):
-        raise ConfigError(f"{key} counts nothing", "a weight other than 0")
+        if name not in CLASS_METRICS:
+            raise ConfigError(f"{key} has {name!r}", nearest(str(name), CLASS_METRICS))
+        if finite(weight, f"{key}.{name}") <= 0:
+            raise ConfigError(f"{key}.{name} is {weight:g}", "a number above 0: of losses less is better")
+        found.append(MetricTerm(str(name), float(weight)))
     return tuple(found)
 
 

@@ -55,7 +55,7 @@ def has_head(config: Any) -> bool:
     return any("ForImageClassification" in str(name) for name in config.architectures or ())
 
 
-def prompts(term: ImageTerm, classes: Sequence[str]) -> list[list[str]]:
+def prompts(term: ImageTerm, key: str, classes: Sequence[str]) -> list[list[str]]:
     """The prompts of each class: its name in every template.
 
     Raises:
@@ -63,7 +63,7 @@ def prompts(term: ImageTerm, classes: Sequence[str]) -> list[list[str]]:
     """
     for own in term.names:
         if own not in classes:
-            raise FitnessError(f"tasks.{term.name}.names has {own!r}, a class of no image", nearest(own, classes))
+            raise FitnessError(f"{key}.names has {own!r}, a class of no image", nearest(own, classes))
     names = [term.names.get(own, own.replace("_", " ")) for own in classes]
     return [[template.replace("{}", name) for template in term.templates] for name in names]
 
@@ -98,8 +98,9 @@ def build(terms: Sequence[ImageTerm], classes: Mapping[str, Sequence[str]], loca
     if tokenizer is None:
         raise FitnessError(f"{location} has no tokenizer", "that of its text tower", "download it again")
     weights = {}
-    for term in terms:
-        rows = [_text_features(module, tokenizer, own) for own in prompts(term, classes[term.name])]
+    for place, term in enumerate(terms):
+        texts = prompts(term, f"tasks[{place}]", classes[term.name])
+        rows = [_text_features(module, tokenizer, own) for own in texts]
         mean = torch.stack([torch.nn.functional.normalize(own, dim=-1).mean(dim=0) for own in rows])
         weights[term.name] = torch.nn.functional.normalize(mean, dim=-1)
     projection = getattr(module, "visual_projection", None)

@@ -23,11 +23,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_classifier(folder / name, "ResNet", seed)
     save_images(folder / "images", each=16)
     models = ", ".join(f"{name}: {folder / name}" for name in ("base", "one", "two"))
-    tasks = f"{{animals: {{images: {folder / 'images'}, metrics: {{acc: 1.0, cross_entropy: 0.1}}}}}}"
+    tasks = f"[{{task: animals, images: {folder / 'images'}, metrics: {{accuracy: 1.0, loss: 0.1}}}}]"
     command = [
         *("search", f"pool.models={{{models}}}", "pool.base=base", "search_space=task_arithmetic"),
-        *("fitness=images", f"fitness.tasks={tasks}", "fitness.split=search"),
-        *("fitness@held_out=images", f"held_out.tasks={tasks}", "held_out.split=held_out"),
+        *("fitness=images", f"fitness.tasks={tasks}", "fitness.part=search", "fitness.split={held_out: 0.3}"),
+        *(
+            "fitness@held_out=images",
+            f"held_out.tasks={tasks}",
+            "held_out.part=held_out",
+            "held_out.split={held_out: 0.3}",
+        ),
         *("search.evaluations=6", "strategy.popsize=3", "evaluator.device=cpu", "display=quiet"),
     ]
     assert main([*command, f"run_dir='{folder / 'run'}'"]) == 0
@@ -45,18 +50,19 @@ def test_the_export_is_what_was_scored(run: Path, tmp_path: Path, capsys: pytest
     assert main(["merge", str(run), str(tmp_path / "merged")]) == 0
     wanted = scores_of(run, capsys, "--held-out")
     row = next(row for row in evomerge.open_run(run).summary.rows if row.kind == "evolved")
-    assert row.scores["animals/acc"] == wanted["animals/acc"]
+    assert row.scores["animals/accuracy"] == wanted["animals/accuracy"]
     asked = (run / "config.yaml").read_text()
-    assert "split: held_out" in asked
+    assert "part: held_out" in asked
     images = str(run.parent / "images")
-    own = ["fitness=images", f"fitness.tasks={{animals: {{images: {images}, metrics: {{acc: 1, cross_entropy: 1}}}}}}"]
-    found = scores_of(tmp_path / "merged", capsys, *own, "fitness.split=held_out")
+    own = ["fitness=images", f"fitness.tasks=[{{task: animals, images: {images}, metrics: {{accuracy: 1, loss: 1}}}}]"]
+    own += ["fitness.part=held_out", "fitness.split={held_out: 0.3}"]
+    found = scores_of(tmp_path / "merged", capsys, *own)
     assert found == pytest.approx(wanted, rel=1e-5)
     assert "batch norms are those that its own weights give" in (tmp_path / "merged" / "README.md").read_text()
     # As they are merged they are others, and so are the scores.
     assert main(["merge", str(run), str(tmp_path / "plain"), "--batch-norms", "merged"]) == 0
-    other = scores_of(tmp_path / "plain", capsys, *own, "fitness.split=held_out")
-    assert abs(other["animals/cross_entropy"] - wanted["animals/cross_entropy"]) > 1e-3
+    other = scores_of(tmp_path / "plain", capsys, *own)
+    assert abs(other["animals/loss"] - wanted["animals/loss"]) > 1e-3
 
 
 def test_python_gives_the_same_model(run: Path, tmp_path: Path) -> None:
@@ -94,7 +100,7 @@ def test_images_that_are_gone_are_said(run: Path, tmp_path: Path, capsys: pytest
 def test_held_out_images_of_the_search_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = run.parent / "images"
     command = ["validate", f"pool.models={{one: {run.parent / 'one'}, two: {run.parent / 'two'}}}"]
-    command += ["search_space=linear", "fitness=images", f"fitness.tasks={{x: {images}}}"]
-    command += ["fitness@held_out=images", f"held_out.tasks={{y: {images}}}"]
+    command += ["search_space=linear", "fitness=images", f"fitness.tasks=[{{task: x, images: {images}}}]"]
+    command += ["fitness@held_out=images", f"held_out.tasks=[{{task: y, images: {images}}}]"]
     assert main(command) == 2
     assert "all 48 held-out items are items of the search" in capsys.readouterr().err

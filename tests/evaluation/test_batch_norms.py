@@ -111,7 +111,7 @@ def merged_by_hand(resnets: Path, weight: float, *, compute: bool) -> Any:
 
 
 def fitness(resnets: Path, folder: str, **more: Any) -> ImagesFitness:
-    found = ImagesFitness({folder: str(resnets / folder)}, metrics={"acc": 1, "cross_entropy": 1}, **more)
+    found = ImagesFitness([{"task": folder, "images": str(resnets / folder)}], metrics=["accuracy", "loss"], **more)
     found.check()
     return found
 
@@ -129,20 +129,20 @@ def test_a_worker_scores_merged_models_with_statistics_of_the_searchs_images(res
 
     for weight, split in ((0.5, "search"), (0.25, "held_out"), (0.5, "held_out"), (0.5, "search")):
         expected = plain_scores(merged_by_hand(resnets, weight, compute=True), resnets, split)
-        items = evaluated(weight, split).items[f"{split}/cross_entropy"]
+        items = evaluated(weight, split).items[f"{split}/loss"]
         np.testing.assert_allclose(items, expected, rtol=1e-4, atol=1e-5)
     # A source keeps its own, and nothing that was computed stays in the model.
-    own = evaluated(1.0).items["search/cross_entropy"]
+    own = evaluated(1.0).items["search/loss"]
     np.testing.assert_allclose(own, plain_scores(module_of(resnets / "a"), resnets, "search"), rtol=1e-4, atol=1e-5)
     again = evaluated(0.5)
-    assert again.items["search/cross_entropy"].tolist() == evaluated(0.5).items["search/cross_entropy"].tolist()
+    assert again.items["search/loss"].tolist() == evaluated(0.5).items["search/loss"].tolist()
 
 
 def test_statistics_may_stay_as_they_are_merged(resnets: Path, pool: Pool) -> None:
     worker = Worker(pool, {"search": fitness(resnets, "search", batch_norm=False)}, device="cpu")
     found = worker.evaluate(Candidate(0, pool.info.linear({"a": 0.5, "b": 0.5})))
     expected = plain_scores(merged_by_hand(resnets, 0.5, compute=False), resnets, "search")
-    np.testing.assert_allclose(found.items["search/cross_entropy"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.items["search/loss"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_other_images_and_fewer_of_them(resnets: Path, pool: Pool, tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ from evomerge.evaluation.worker import Worker
 from evomerge.models.loaded import LoadedModel
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
-from fitness._images.metrics import values_of
+from fitness._classification.scored import score_classes
 from fitness.images import ImagesFitness
 
-ALL = {"acc": 1.0, "macro_f1": 0.5, "cross_entropy": 0.1}
+ALL = {"accuracy": 1.0, "f1": 0.5, "loss": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,9 @@ def evaluated(pool: Pool, fitness: ImagesFitness, weights: dict[str, float]) -> 
 class TestImagesContract(FitnessContract):
     @pytest.fixture
     def make(self, images: Path) -> Make:
-        other = {"images": str(images), "limit": 5, "among": "task", "metrics": {"cross_entropy": 1.0}}
-        return lambda: ImagesFitness({"all": str(images), "some": other}, metrics={"acc": 1, "cross_entropy": 0.1})
+        other = {"task": "some", "images": str(images), "limit": 5, "among": "task", "metrics": {"loss": 1.0}}
+        tasks = [{"task": "all", "images": str(images)}, other]
+        return lambda: ImagesFitness(tasks, metrics={"accuracy": 1, "loss": 0.1})
 
     @pytest.fixture
     def load(self, vits: Path) -> Load:
@@ -83,7 +84,7 @@ def plain_logits(module: Any, folder: Path, files: list[Path]) -> torch.Tensor:
 def test_scores_are_those_of_plain_transformers_and_scikit_learn(kind: str, images: Path, tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         save_classifier(tmp_path / name, kind, seed)
-    fitness = ImagesFitness({"animals": str(images)}, metrics=ALL, batch_size=5, batch_norm=False)
+    fitness = ImagesFitness([{"task": "animals", "images": str(images)}], metrics=ALL, batch_size=5, batch_norm=False)
     found = evaluated(pool_of(tmp_path), fitness, {"a": 0.3, "b": 0.7})
 
     modules = [AutoModelForImageClassification.from_pretrained(tmp_path / name).eval() for name in "ab"]
@@ -96,35 +97,25 @@ def test_scores_are_those_of_plain_transformers_and_scikit_learn(kind: str, imag
     truth, told = np.repeat(np.arange(3), 4), logits.argmax(1)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = {
-        "animals/acc": accuracy_score(truth, told),
-        "animals/macro_f1": f1_score(truth, told, average="macro"),
-        "animals/cross_entropy": log_loss(truth, probabilities, labels=[0, 1, 2]),
+        "animals/accuracy": accuracy_score(truth, told),
+        "animals/f1": f1_score(truth, told, average="macro"),
+        "animals/loss": log_loss(truth, probabilities, labels=[0, 1, 2]),
     }
-    assert found.metrics == pytest.approx(expected, rel=1e-4)
-    assert found.items["animals/acc"].tolist() == (truth == told).tolist()
-    assert {name: float(np.mean(own)) for name, own in found.items.items()} == pytest.approx(expected, rel=1e-4)
-    score = expected["animals/acc"] + 0.5 * expected["animals/macro_f1"] - 0.1 * expected["animals/cross_entropy"]
+    assert {name: found.metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert found.items["animals/accuracy"].tolist() == (truth == told).tolist()
+    assert {name: float(found.items[name].mean()) for name in expected} == pytest.approx(expected, rel=1e-4)
+    score = expected["animals/accuracy"] + 0.5 * expected["animals/f1"] - 0.1 * expected["animals/loss"]
     assert found.objectives["score"] == pytest.approx(score, rel=1e-4)
-
-
-def test_values_of_hand_made_logits() -> None:
-    logits = np.log(np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1]], np.float32))
-    found = values_of(logits, np.array([0, 1, 1, 0]), ["acc", "macro_f1", "cross_entropy"])
-    assert found["acc"].tolist() == [1, 0, 1, 1]
-    # F1 of class 0 is 4/5, of class 1 2/3; class 2 is neither there nor told.
-    np.testing.assert_allclose(found["macro_f1"], [0.8, 0, 4 / 3, 0.8])
-    assert found["macro_f1"].mean() == pytest.approx((4 / 5 + 2 / 3) / 2)
-    np.testing.assert_allclose(found["cross_entropy"], -np.log([0.8, 0.3, 0.7, 0.5]), rtol=1e-6)
 
 
 def test_a_tasks_own_classes_compete_alone(vits: Path, tmp_path: Path) -> None:
     folder = save_images(tmp_path / "two", 3, classes=("cat", "owl"))
     logits = plain_logits(loaded(vits / "a").module, vits / "a", sorted(folder.rglob("*.png"))).numpy()
     for among, columns in (("all", [0, 1, 2]), ("task", [0, 2])):
-        fitness = ImagesFitness({"two": {"images": str(folder), "among": among}})
+        fitness = ImagesFitness([{"task": "two", "images": str(folder), "among": among}])
         found = evaluated(pool_of(vits), fitness, {"a": 1.0})
         told = np.array(columns)[logits[:, columns].argmax(1)]
-        assert found.items["two/acc"].tolist() == (told == np.repeat([0, 2], 4)).tolist()
+        assert found.items["two/accuracy"].tolist() == (told == np.repeat([0, 2], 4)).tolist()
 
 
 def table(kind: str, images: Path, folder: Path) -> Path:
@@ -147,8 +138,8 @@ def table(kind: str, images: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_tables_give_what_folders_give(kind: str, images: Path, vits: Path, tmp_path: Path) -> None:
-    term = {"images": str(table(kind, images, tmp_path)), "image": "picture", "label": "kind"}
-    found, expected = ImagesFitness({"x": term}), ImagesFitness({"x": str(images)})
+    term = {"task": "x", "images": str(table(kind, images, tmp_path)), "image": "picture", "label": "kind"}
+    found, expected = ImagesFitness([term]), ImagesFitness([{"task": "x", "images": str(images)}])
     for fitness in (found, expected):
         fitness.check()
         fitness.prepare(loaded(vits / "a"))
@@ -162,10 +153,11 @@ def test_a_split_by_content_parts_equal_images_never(tmp_path: Path) -> None:
         for file in sorted((folder / name).iterdir()):
             shutil.copy(file, file.with_stem(f"again{file.stem}"))
     parts = {}
-    for split in ("all", "search", "held_out"):
-        fitness = ImagesFitness({"x": str(folder)}, split=split, held_out_share=0.4)
+    for part in (None, "search", "held_out"):
+        split = {"held_out": 0.4} if part else None
+        fitness = ImagesFitness([{"task": "x", "images": str(folder)}], part=part, split=split)
         fitness.check()
-        parts[split] = [content for _, content in fitness.documents()]
+        parts[part or "all"] = [content for _, content in fitness.documents()]
     assert len(parts["all"]) == 120
     assert sorted(parts["search"] + parts["held_out"]) == sorted(parts["all"])
     assert not set(parts["search"]) & set(parts["held_out"])
@@ -174,7 +166,7 @@ def test_a_split_by_content_parts_equal_images_never(tmp_path: Path) -> None:
 
 
 def test_a_limit_takes_of_every_class(images: Path) -> None:
-    fitness = ImagesFitness({"x": {"images": str(images), "limit": 7}})
+    fitness = ImagesFitness([{"task": "x", "images": str(images), "limit": 7}])
     fitness.check()
     assert fitness.items() == {"x": 7}
     labels = [text["target"] for text in fitness.texts(7)["x"]]
@@ -184,7 +176,7 @@ def test_a_limit_takes_of_every_class(images: Path) -> None:
 def test_images_in_a_file_are_those_in_memory(images: Path, vits: Path, tmp_path: Path) -> None:
     prints = []
     for more in ({}, {"cache_size": 1}, {"cache_size": 1, "cache": str(tmp_path / "cache")}):
-        fitness = ImagesFitness({"x": str(images)}, **more)
+        fitness = ImagesFitness([{"task": "x", "images": str(images)}], **more)
         fitness.check()
         fitness.prepare(loaded(vits / "a"))
         prints.append(fitness.fingerprint())
@@ -198,7 +190,7 @@ def test_images_in_a_file_are_those_in_memory(images: Path, vits: Path, tmp_path
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({}, r"tasks.x: the model has no class 'katze'; .*; set tasks.x.labels={katze: NAME OR NUMBER}"),
+        ({}, r"tasks\[0\]: the model has no class 'katze'; .*; set tasks\[0\].labels={katze: NAME OR NUMBER}"),
         ({"katze": 7}, "the model has no class 7"),
         ({"katze": "dog", "Dog ": "dog"}, "'Dog ' and 'katze' are both 'dog' to the model"),
         ({"kats": 0}, "labels has 'kats', a class of no image; did you mean 'katze'"),
@@ -208,7 +200,7 @@ def test_classes_are_checked_against_the_models(
     labels: dict[str, Any], message: str, vits: Path, tmp_path: Path
 ) -> None:
     folder = save_images(tmp_path / "x", classes=("katze", "Dog ", "2"))
-    fitness = ImagesFitness({"x": {"images": str(folder), "labels": labels}})
+    fitness = ImagesFitness([{"task": "x", "images": str(folder), "labels": labels}])
     fitness.check()
     with pytest.raises(FitnessError, match=message):
         fitness.check_model(pool_of(vits).config, str(vits / "a"))
@@ -216,10 +208,10 @@ def test_classes_are_checked_against_the_models(
 
 def test_classes_by_number_and_by_another_name(vits: Path, tmp_path: Path) -> None:
     folder = save_images(tmp_path / "x", classes=("2", "DOG", "katze"))
-    fitness = ImagesFitness({"x": {"images": str(folder), "labels": {"katze": "cat"}}})
+    fitness = ImagesFitness([{"task": "x", "images": str(folder), "labels": {"katze": "cat"}}])
     found = evaluated(pool_of(vits), fitness, {"a": 1.0})
     told = plain_logits(loaded(vits / "a").module, vits / "a", sorted(folder.rglob("*.png"))).argmax(1).numpy()
-    assert found.items["x/acc"].tolist() == (told == np.repeat([2, 1, 0], 4)).tolist()
+    assert found.items["x/accuracy"].tolist() == (told == np.repeat([2, 1, 0], 4)).tolist()
 
 
 def _bad_image(folder: Path) -> None:
@@ -245,7 +237,7 @@ def _odd_sizes(folder: Path) -> None:
 )
 def test_what_cannot_be_read_is_said(spoil: Callable[[Path], None], message: str, vits: Path, tmp_path: Path) -> None:
     shutil.copytree(vits, tmp_path, dirs_exist_ok=True)
-    fitness = ImagesFitness({"x": str(save_images(tmp_path / "x"))})
+    fitness = ImagesFitness([{"task": "x", "images": str(save_images(tmp_path / "x"))}])
     spoil(tmp_path)
     fitness.check()
     with pytest.raises(FitnessError, match=message):
@@ -255,7 +247,7 @@ def test_what_cannot_be_read_is_said(spoil: Callable[[Path], None], message: str
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("image,labl\na.png,cat\n", r"row 1 has no 'label'; did you mean 'labl'\? .*; set tasks.x.label"),
+        ("image,labl\na.png,cat\n", r"row 1 has no 'label'; did you mean 'labl'\? .*; set tasks\[0\].label"),
         ("image,label\nb.png,cat\n", r"there is no file .*b.png; paths from the table's folder on"),
         ("image,label\n", "has no rows"),
     ],
@@ -264,21 +256,23 @@ def test_tables_that_lack_something(content: str, message: str, tmp_path: Path) 
     (tmp_path / "a.png").touch()
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(FitnessError, match=message):
-        ImagesFitness({"x": str(tmp_path / "t.csv")}).check()
+        ImagesFitness([{"task": "x", "images": str(tmp_path / "t.csv")}]).check()
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tasks": {}}, "tasks is empty"),
-        ({"tasks": {"x": {"image": "a"}}}, r"tasks.x.images is None"),
-        ({"tasks": {"x": {"images": "a", "lables": {}}}}, r"tasks.x has no key 'lables'; did you mean 'labels'"),
-        ({"tasks": {"x": {"images": "a", "metrics": {"accc": 1}}}}, "tasks.x.metrics has 'accc'; did you mean 'acc'"),
-        ({"tasks": {"x": {"images": "a", "among": "tasks"}}}, "tasks.x.among is 'tasks'; did you mean 'task'"),
-        ({"tasks": {"x": {"images": "a", "templates": ["a photo"]}}}, "tasks.x.templates has 'a photo'"),
-        ({"tasks": {"x": "a"}, "batch_norm": {"image": 3}}, "batch_norm has no key 'image'; did you mean 'images'"),
-        ({"tasks": {"x": "a"}, "held_out_share": 1.0}, "held_out_share is 1"),
-        ({"tasks": {"x": "a"}, "batch_size": 0}, "batch_size is 0"),
+        ({"tasks": []}, r"tasks is '\[\]'"),
+        ({"tasks": [{"task": "x"}]}, r"tasks\[0\].images is None"),
+        ({"tasks": [{"task": "x", "images": "a", "lables": {}}]}, r"tasks\[0\] has no key 'lables'; .* 'labels'"),
+        ({"tasks": [{"task": "x", "images": "a", "metrics": {"acuracy": 1}}]}, r"metrics has 'acuracy'; .* 'accuracy'"),
+        ({"tasks": [{"task": "x", "images": "a", "metrics": {"loss": -1}}]}, r"tasks\[0\].metrics.loss is -1"),
+        ({"tasks": [{"task": "x", "images": "a", "among": "tasks"}]}, r"tasks\[0\].among is 'tasks'; .* 'task'"),
+        ({"tasks": [{"task": "x", "images": "a", "templates": ["a photo"]}]}, r"tasks\[0\].templates has 'a photo'"),
+        ({"tasks": [{"task": "x", "images": "a"}] * 2}, "tasks has 'x' twice"),
+        ({"tasks": [{"task": "x", "images": "a"}], "batch_norm": {"image": 3}}, "batch_norm has no key 'image'"),
+        ({"tasks": [{"task": "x", "images": "a"}], "part": "held_out"}, "part is 'held_out', of which split says"),
+        ({"tasks": [{"task": "x", "images": "a"}], "batch_size": 0}, "batch_size is 0"),
     ],
 )
 def test_what_a_user_mistypes(given: dict[str, Any], message: str) -> None:
@@ -287,15 +281,8 @@ def test_what_a_user_mistypes(given: dict[str, Any], message: str) -> None:
 
 
 def test_a_folder_that_is_not_there_has_a_neighbour(images: Path) -> None:
-    with pytest.raises(FitnessError, match=r"tasks.x.images names .*, which is not there; did you mean 'train'"):
-        ImagesFitness({"x": str(images.with_name("trian"))}).check_files()
-
-
-def test_macro_f1_is_not_estimated_from_some_images(images: Path) -> None:
-    fitness = ImagesFitness({"x": str(images)}, metrics="macro_f1")
-    fitness.check()
-    with pytest.raises(FitnessError, match="x/macro_f1 cannot be estimated from some images"):
-        fitness.build_estimator()
+    with pytest.raises(FitnessError, match=r"tasks\[0\].images names .*, which is not there; did you mean 'train'"):
+        ImagesFitness([{"task": "x", "images": str(images.with_name("trian"))}]).check_files()
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +301,7 @@ def test_zero_shot_heads_are_mean_directions_of_prompts(clips: Path, tmp_path: P
     """Both ways: whole models whose image tower counts, and image towers with the text tower of another folder."""
     folder = save_images(tmp_path / "x", classes=("w5", "w6_w7"))
     templates = ["w8 w9 {}", "{} w10"]
-    term = {"images": str(folder), "templates": templates, "metrics": ALL}
+    term = {"task": "x", "images": str(folder), "templates": templates, "metrics": ALL}
     base = clips / "whole" / "a"
 
     model: Any = AutoModel.from_pretrained(base).eval()
@@ -336,19 +323,19 @@ def test_zero_shot_heads_are_mean_directions_of_prompts(clips: Path, tmp_path: P
     features = model.get_image_features(**processor(pictures, return_tensors="pt")).pooler_output.detach()
     cosines = (features / features.norm(dim=1, keepdim=True)) @ torch.stack(directions).T
     logits = (model.logit_scale.exp() * cosines).detach().numpy()
-    expected = values_of(logits, np.repeat([0, 1], 4), list(ALL))
+    expected = score_classes(np.repeat([0, 1], 4), logits.astype(np.float64))[1]
 
-    towers = evaluated(pool_of(clips / "towers"), ImagesFitness({"x": term}, clip=str(base)), {"a": 0.5, "b": 0.5})
-    for name, values in expected.items():
+    towers = evaluated(pool_of(clips / "towers"), ImagesFitness([term], clip=str(base)), {"a": 0.5, "b": 0.5})
+    for name, values in ((name, expected[name]) for name in ALL):
         np.testing.assert_allclose(towers.items[f"x/{name}"], values, rtol=1e-4, atol=1e-5)
     pool = pool_of(clips / "whole")  # of which all is merged, the projection too
-    whole = evaluated(pool, ImagesFitness({"x": term}), {"a": 1.0})
-    alone = evaluated(pool_of(clips / "towers"), ImagesFitness({"x": term}, clip=str(base)), {"a": 1.0})
-    np.testing.assert_allclose(whole.items["x/cross_entropy"], alone.items["x/cross_entropy"], rtol=1e-4, atol=1e-5)
+    whole = evaluated(pool, ImagesFitness([term]), {"a": 1.0})
+    alone = evaluated(pool_of(clips / "towers"), ImagesFitness([term], clip=str(base)), {"a": 1.0})
+    np.testing.assert_allclose(whole.items["x/loss"], alone.items["x/loss"], rtol=1e-4, atol=1e-5)
 
 
 def test_an_image_tower_needs_a_text_tower(clips: Path, tmp_path: Path) -> None:
-    fitness = ImagesFitness({"x": str(save_images(tmp_path / "x", classes=("w5", "w6")))})
+    fitness = ImagesFitness([{"task": "x", "images": str(save_images(tmp_path / "x", classes=("w5", "w6")))}])
     fitness.check()
     towers = clips / "towers" / "a"
     module: Any = CLIPVisionModel.from_pretrained(towers)

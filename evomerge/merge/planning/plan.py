@@ -14,6 +14,7 @@ from evomerge.merge.planning.read_beside import check_scope, statistics_keys
 from evomerge.merge.planning.slice_plan import Factor, Part, Plan, SlicePlan, Source
 from evomerge.merge.planning.stage_cache import stage_plans
 from evomerge.models.architecture.layout import Layout
+from evomerge.models.heads import head_of
 from evomerge.models.pool import Pool
 from evomerge.recipes.method_spec import ByTensor, Scalar
 from evomerge.recipes.recipe import Recipe
@@ -95,7 +96,8 @@ class _Planner:
         """All slices."""
         try:
             _check_slices(self.recipe, self.layout)
-            return Plan(tuple(self.slice(entry) for entry in self.recipe.slices), self.recipe.dtype)
+            slices = tuple(self.slice(entry) for entry in self.recipe.slices)
+            return Plan(slices, self.recipe.dtype, head_of(self.recipe, self.pool.heads) if not where else None)
         except (RecipeError, InfeasibleError) as error:
             raise type(error)(f"{where}{error.given}", error.allowed, error.do) from error
 

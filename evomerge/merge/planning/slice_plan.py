@@ -140,10 +140,17 @@ class SlicePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All output slices of one merged model, in order."""
+    """All output slices of one merged model, in order.
+
+    Attributes:
+        slices: how each is computed.
+        dtype: of the result.
+        head: the model whose head of its own is on it; ``None`` where there are none.
+    """
 
     slices: tuple[SlicePlan, ...]
     dtype: Dtype
+    head: str | None = None
 
     @cached_property
     def by_slice(self) -> Mapping[SliceId, SlicePlan]:

@@ -55,6 +55,9 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
         return own.to(dtype if pool.is_merged(tensor) else None, copy=device_map is None)
 
     tensors = {tensor: given(tensor, place) for tensor, place in pool.layout.parameters.items()}
+    if pool.heads is not None:
+        own = pool.read_head(name).items()
+        tensors |= {pool.heads.names[place]: t.to(dtype, copy=device_map is None) for place, t in own}
     try:
         with no_progress_bar():
             module = cls.from_pretrained(  # type: ignore[attr-defined]

@@ -22,6 +22,7 @@ from evomerge.merge.planning.slice_plan import Plan, SlicePlan, canonical_slice,
 from evomerge.merge.resident.batches import Missing, batches, share_cost
 from evomerge.merge.resident.budgets import Room, first_budgets
 from evomerge.merge.resident.codecs import codec_of
+from evomerge.merge.resident.head_slots import HeadSlots
 from evomerge.merge.resident.hidden_states import HiddenStates, hidden_keys
 from evomerge.merge.resident.kept_stages import KeptStages
 from evomerge.merge.resident.layer_slots import LayerSlots
@@ -100,9 +101,8 @@ class Resident:
             self.spare_memory,
         )
         devices = tuple(dict.fromkeys(parameter.device for parameter in module.parameters()))
-        states = 0 if self._spread else states
+        states, first = 0 if self._spread else states, first_budgets(module.device, workers)
         self._room = Room(devices, workers, sharing, gpu, placement is None, cache, states)
-        first = first_budgets(module.device, workers)
         self._states = HiddenStates(first.states if states is None else states)
         self.model.states = None if states == 0 else self._states
         peers = [device for device in devices if device.type == module.device.type]
@@ -112,7 +112,7 @@ class Resident:
         reference = skeleton(pool.config, pool.trust_remote_code) if pool.layout.joins else module
         slices = ModuleSlices(module, pool.layout, reference)
         self._outer = {s: slices.of(s) for s in pool.layout.slices if s.layer is None}
-        self._layer_slots = LayerSlots(module, pool, slices)
+        self._layer_slots, self._heads = LayerSlots(module, pool, slices), HeadSlots(module, pool, self.model.dtype)
         self._shared = shared
         self._places = set(self._own().values())
         start = int(START_SHARE * sum(place.held_nbytes(self.full) for place in self._places))
@@ -161,9 +161,9 @@ class Resident:
         self.forget()
         for place in self._layer_slots.every() | self._places:
             place.empty()
-        self._nearest.references.clear()
-        self._memory.clear()
-        self._states.clear()
+        self._heads.empty()
+        for kept in (self._nearest.references, self._memory, self._states):
+            kept.clear()
         self.sources.close()
 
     def apply(self, plan: Plan) -> MergeCount:
@@ -177,6 +177,7 @@ class Resident:
             raise RecipeError(f"the recipe's dtype is {plan.dtype}", f"the resident model is in {self.dtype}")
         self._states.begin(())
         try:
+            self._heads.put(plan.head)
             return self._apply(plan)
         finally:
             self.progress.end()

@@ -6,7 +6,7 @@ transformers knows its models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from evomerge.errors import PoolError, RecipeError, nearest, reason_of
+from evomerge.models.architecture.components import OuterComponents, component_of
 from evomerge.models.architecture.config_fields import advice
 from evomerge.models.architecture.conversion import Join
 from evomerge.models.architecture.names import NameMatch, match_names
-from evomerge.recipes.slices import LAYER_COMPONENTS, Component, SliceId
+from evomerge.recipes.slices import LAYER_COMPONENTS, SliceId
 
 if TYPE_CHECKING:
     from evomerge.models.architecture.residual import Residual
@@ -103,6 +104,21 @@ class Layout:
             tuple(joins),
             frozenset(name for name, like in origin.items() if like in self.integers),
             self.residual,
+        )
+
+    def without(self, places: Collection[str]) -> Layout:
+        """The layout without what fills these places of the module; slices that are left empty are not there."""
+        kept = {s: tuple(n for n in names if self.parameters[n] not in places) for s, names in self.tensors.items()}
+        kept = {slice_: names for slice_, names in kept.items() if names}
+        parameters = {name: self.parameters[name] for names in kept.values() for name in names}
+        return replace(
+            self,
+            slices=tuple(slice_ for slice_ in self.slices if slice_ in kept),
+            tensors=MappingProxyType(kept),
+            parameters=MappingProxyType(parameters),
+            shapes=MappingProxyType({name: self.shapes[name] for name in parameters}),
+            joins=tuple(join for join in self.joins if join.place not in places),
+            integers=self.integers & parameters.keys(),
         )
 
     def _like(self, slice_: SliceId) -> tuple[str, ...]:
@@ -203,12 +219,10 @@ def layout_from(module: nn.Module, match: NameMatch, shapes: Mapping[str, tuple[
         shapes: of that checkpoint's tensors.
     """
     prefix, layers = find_layers(module)
-    embeddings = _parameters_of(module, "get_input_embeddings")
-    output = _parameters_of(module, "get_output_embeddings")
     state = module.state_dict()
     parameters: dict[str, str] = {}
     grouped: dict[SliceId, list[str]] = {}
-    passed_layers = False
+    passed_layers, outer = False, OuterComponents(module)
     for place in state:
         join = match.joins.get(place)
         names = join.names if join else (match.stored[place],) if place in match.stored else ()
@@ -219,7 +233,7 @@ def layout_from(module: nn.Module, match: NameMatch, shapes: Mapping[str, tuple[
             number, _, inner = place.removeprefix(f"{prefix}.").partition(".")
             slice_ = SliceId(component_of(layers[int(number)], inner), int(number))
         else:
-            slice_ = SliceId("embed" if place in embeddings else _outer(module, place, output, passed_layers))
+            slice_ = SliceId(outer(place, passed_layers))
         grouped.setdefault(slice_, []).extend(names)
         parameters |= dict.fromkeys(names, place)
     order = [SliceId("embed")]
@@ -261,57 +275,3 @@ def find_layers(module: nn.Module) -> tuple[str, nn.ModuleList]:
 
     best = max(lists, key=rank)
     return best, lists[best]
-
-
-def component_of(layer: nn.Module, inner: str) -> Component:
-    """The component of a layer that holds the parameter `inner`, by name and class of the layer's child.
-
-    In layers without norms of their own (BERT normalises inside its attention and feed-forward parts), the norms
-    further inside are the layer's.
-    """
-    parts = inner.split(".")
-    child, name = layer, ""
-    for part in parts[:-1]:
-        child, name = getattr(child, part), part
-        if not isinstance(child, nn.ModuleList):
-            break
-    words = f"{name} {type(child).__name__}".lower() if name else parts[-1].lower()
-    if "norm" in words:
-        return "norm"
-    if len(parts) > 1 and not any(_is_norm(*own) for own in layer.named_children()):
-        parent = inner.rpartition(".")[0]
-        if _is_norm(parent.rpartition(".")[2], layer.get_submodule(parent)):
-            return "norm"
-    return "attn" if "attn" in words or "attention" in words else "mlp"
-
-
-def _is_norm(name: str, module: nn.Module) -> bool:
-    return "norm" in f"{name} {type(module).__name__}".lower()
-
-
-def _outer(module: nn.Module, place: str, output: set[str], after_layers: bool) -> Component:
-    """The slice of a parameter outside the layers.
-
-    Of the base model, what comes before the layers and all embeddings are ``embed``, and the norm of what the layers
-    give is ``final_norm``. All else belongs to the head of a task: also its own norms, wherever it is registered.
-    """
-    base = getattr(module, "base_model", module)
-    if place in output or (base is not module and not place.startswith(f"{module.base_model_prefix}.")):
-        return "head"
-    path = place.rpartition(".")[0]
-    parent = module.get_submodule(path)
-    if _is_norm(place, parent) and (after_layers or "final" in place):  # OPT registers its final norm first
-        return "final_norm"
-    return "embed" if not after_layers or isinstance(parent, nn.Embedding) else "head"
-
-
-def _parameters_of(module: nn.Module, getter: str) -> set[str]:
-    """Names of the parameters of the input or output embeddings (first names, where tied)."""
-    try:
-        embeddings = getattr(module, getter)()
-    except (AttributeError, NotImplementedError):
-        return set()
-    if not isinstance(embeddings, nn.Module):
-        return set()
-    own = {id(parameter) for parameter in embeddings.parameters()}
-    return {name for name, parameter in module.named_parameters() if id(parameter) in own}

@@ -14,8 +14,9 @@ from torch import nn
 from evomerge.errors import PoolError
 from evomerge.models.architecture import residual_probe as probe
 from evomerge.models.architecture import tiny_model
+from evomerge.models.architecture.components import component_of
 from evomerge.models.architecture.layer_places import immovable
-from evomerge.models.architecture.layout import component_of, model_class
+from evomerge.models.architecture.layout import model_class
 from evomerge.models.architecture.residual import Residual, Rule
 from evomerge.recipes.slices import Component
 

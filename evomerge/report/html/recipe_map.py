@@ -262,8 +262,11 @@ def _sentence(recipe: Recipe, methods: Sequence[str]) -> str:
 
 
 def _switch(recipe: Recipe) -> str:
-    """What the switch of each task is; empty where there is none."""
+    """What the switch or the head of each task is; empty where there is none."""
     switch = switch_of(recipe)
+    if switch is None and recipe.heads is not None:
+        whose = listed([clean(task, 40) for task in recipe.heads.tasks], 8)
+        return f"Shown is the encoder; the heads of {whose} are carried from these models as they are."
     if switch is None:
         return ""
     entry = next(entry for entry in recipe.slices if entry.method in SWITCHES)
