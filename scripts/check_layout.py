@@ -35,7 +35,7 @@ DOORS = {
     "vllm": ("evomerge.evaluation.vllm_*",),
     "httpx": ("evomerge.evaluation.server_client",),
     "PIL": ("fitness._images.pixels", "evomerge.demo.image_tasks"),
-    "pyarrow": ("fitness._images.sources",),
+    "pyarrow": ("fitness._images.sources", "fitness._classification.tables"),
     "triton": ("evomerge.merge.kernels.triton_mixing", "evomerge.merge.kernels.triton_sums"),
 }
 """Who may import a dependency that is heavy, or that we may want to replace."""

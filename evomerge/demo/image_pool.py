@@ -43,9 +43,11 @@ class Training:
     rates: tuple[float, float]
 
 
+_FOUR = ("plain", "noisy", "faint", "tilted")
+
 TRAININGS = (
-    Training("vit", tuple(TASKS), ("plain",), 500, 120, (2e-3, 5e-4)),
-    Training("resnet", ("plain", "noisy", "faint", "tilted"), ("plain",), 200, 100, (2e-3, 1e-3)),
+    Training("vit", tuple(TASKS), tuple(TASKS), 800, 150, (2e-3, 3e-4)),
+    Training("resnet", _FOUR, _FOUR, 200, 100, (2e-3, 1e-3)),
 )
 
 

@@ -50,7 +50,7 @@ def _noisy(image: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _shifted(image: Grey, rng: np.random.Generator) -> Grey:
-    return np.roll(image, tuple(rng.integers(-4, 5, 2)), axis=(0, 1))
+    return np.roll(image, tuple(rng.integers(-3, 4, 2)), axis=(0, 1))
 
 
 def _covered(image: Grey, rng: np.random.Generator) -> Grey:
@@ -78,7 +78,7 @@ def _tilted(image: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _small(image: Grey, rng: np.random.Generator) -> Grey:
-    found, (row, column) = np.zeros_like(image), rng.integers(0, SIZE // 2 + 1, 2)
+    found, (row, column) = np.zeros_like(image), rng.integers(SIZE // 4 - 1, SIZE // 4 + 2, 2)
     found[row : row + SIZE // 2, column : column + SIZE // 2] = image[::2, ::2]
     return found
 

@@ -25,6 +25,7 @@ from evomerge.evaluation.worker import Worker
 from evomerge.models.loaded import LoadedModel
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
+from evomerge.session.builders import check_fitnesses
 from fitness._classification.scored import score_classes
 from fitness.images import ImagesFitness
 
@@ -341,3 +342,36 @@ def test_an_image_tower_needs_a_text_tower(clips: Path, tmp_path: Path) -> None:
     module: Any = CLIPVisionModel.from_pretrained(towers)
     with pytest.raises(FitnessError, match=r"is a CLIPVisionModel, without a text tower; .*; set fitness.clip"):
         fitness.prepare(LoadedModel(module, None, torch.float32, torch.device("cpu"), str(towers)))
+
+
+def test_vits_with_heads_of_their_own(tmp_path: Path) -> None:
+    """One encoder, merged, and each task's own head: 3 classes and 2."""
+    classes = {"a": CLASSES, "b": ("bee", "ant")}
+    for seed, name in enumerate("ab"):
+        save_classifier(tmp_path / name, "ViT", seed, classes[name])
+    pool = open_pool({name: str(tmp_path / name) for name in "ab"})
+    assert pool.info.heads is not None
+    assert pool.info.heads.tasks == ("a", "b")
+    tasks = [
+        {"task": name, "images": str(save_images(tmp_path / f"of_{name}", seed, classes=own)), "head": name}
+        for seed, (name, own) in enumerate(classes.items())
+    ]
+    fitness = ImagesFitness(tasks, metrics=["accuracy", "loss"])
+    check_fitnesses(fitness, pool=pool)
+    found = Worker(pool, {"search": fitness}, device="cpu").evaluate(
+        Candidate(0, pool.info.linear({"a": 0.5, "b": 0.5}))
+    )
+    assert found.ok, found.error
+    modules = {name: loaded(tmp_path / name).module for name in "ab"}
+    states = [modules[name].vit.state_dict() for name in "ab"]
+    merged = {key: (states[0][key] + states[1][key]) / 2 for key in states[0]}
+    for name, own in classes.items():
+        modules[name].vit.load_state_dict(merged)
+        files = [tmp_path / f"of_{name}" / kind / f"{number}.png" for kind in sorted(own) for number in range(4)]
+        logits = plain_logits(modules[name], tmp_path / name, files)
+        gold = torch.tensor([own.index(file.parent.name) for file in files])
+        expected = torch.nn.functional.cross_entropy(logits, gold, reduction="none")
+        np.testing.assert_allclose(found.items[f"{name}/loss"], expected, rtol=1e-4, atol=1e-5)
+    tasks[1]["head"] = "a"
+    with pytest.raises(FitnessError, match="the head of a has no class 'ant'"):
+        check_fitnesses(ImagesFitness(tasks), pool=pool)
