@@ -79,7 +79,7 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
 
     text = {**_TOWER, "vocab_size": 40, "max_position_embeddings": 12}
     text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    vision = {**_TOWER, "hidden_size": 24, "image_size": SIZE, "patch_size": 16}
+    vision = {**_TOWER, "hidden_size": 24, "num_hidden_layers": 3, "image_size": SIZE, "patch_size": 16}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         _save(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)), folder)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from evomerge.demo.image_tasks import LABELS, SIZE, TaskImages
 from evomerge.demo.train import learning_rate_at
+from evomerge.merge.resident.loading import no_progress_bar
 
 Kind = Literal["vit", "resnet"]
 
@@ -100,5 +101,6 @@ def save_classifier(model: Any, folder: Path) -> None:
     processor = ViTImageProcessorPil(
         size={"height": SIZE, "width": SIZE}, image_mean=[MEAN] * 3, image_std=[STD] * 3, do_resize=True
     )
-    model.save_pretrained(folder)
+    with no_progress_bar():
+        model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -330,6 +330,7 @@ def test_zero_shot_heads_are_mean_directions_of_prompts(clips: Path, tmp_path: P
     for name, values in ((name, expected[name]) for name in ALL):
         np.testing.assert_allclose(towers.items[f"x/{name}"], values, rtol=1e-4, atol=1e-5)
     pool = pool_of(clips / "whole")  # of which all is merged, the projection too
+    assert pool.info.layers == 3, "layers are those of the image tower"
     whole = evaluated(pool, ImagesFitness([term]), {"a": 1.0})
     alone = evaluated(pool_of(clips / "towers"), ImagesFitness([term], clip=str(base)), {"a": 1.0})
     np.testing.assert_allclose(whole.items["x/loss"], alone.items["x/loss"], rtol=1e-4, atol=1e-5)
