@@ -80,7 +80,7 @@ def tokenised(
         table = tables[term.name]
         texts = (list(table.texts), list(table.pairs)) if table.pairs is not None else (list(table.texts),)
         try:
-            found = tokenizer(*texts, add_special_tokens=True)
+            found = tokenizer(*texts, add_special_tokens=True, verbose=False)
         except Exception as error:  # tokenizers raise what they like
             raise FitnessError(f"tasks.{term.name}: the tokenizer fails ({one_line(error)})") from error
         long = [len(ids) > most for ids in found["input_ids"]]
@@ -146,6 +146,7 @@ class Prepared:
         order = {place: i for i, place in enumerate(range(len(self._rows[task])) if places is None else places)}
         found: NDArray[np.float64] | None = None
         start = time.perf_counter()
+        model.module.eval()
         with torch.inference_mode():
             for batch in batches:
                 logits = getattr(model.module(**batch.tensors), "logits", None)

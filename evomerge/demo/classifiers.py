@@ -1,0 +1,241 @@
+"""Makes a pool of three classifiers with heads of their own: one start, three tasks, 2, 5 and 9 labels.
+
+The start is a small BERT that has learnt to fill gaps in the texts of `docstrings`; each classifier is trained on from
+there on one of the tasks, with a new head.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.demo.docstrings import LABELS, LIBRARIES, Example, balanced, examples
+
+BASE = "base"
+TASKS = tuple(LABELS)
+"""Names of the tasks, of their sources, and of their files."""
+
+PARTS, SHARES = ("train", "search", "held_out"), (0.6, 0.12, 0.28)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is read and trained.
+
+    Attributes:
+        per_library: docstrings of each library that are looked at.
+        train: of each task, examples to train on at most.
+        search, held_out: of each task, items of the search, and those that nothing is chosen by.
+        vocabulary: tokens.
+        start_steps, steps: of the start, and of each classifier.
+    """
+
+    per_library: int = 1200
+    train: int = 3600
+    search: int = 300
+    held_out: int = 750
+    vocabulary: int = 2000
+    start_steps: int = 300
+    steps: int = 200
+
+
+QUICK = Sizes(60, 180, 60, 90, 400, 4, 4)
+"""Models of the right shape that can do next to nothing."""
+
+MODEL: Mapping[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.05,
+}
+LENGTH, BATCH, START_RATE, RATE, MASKED = 48, 48, 3e-3, 1e-3, 0.15
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def make_classifiers(
+    folder: Path,
+    seed: int = 0,
+    *,
+    threads: int | None = None,
+    quick: bool = False,
+    sizes: Sizes | None = None,
+    each_step: Callable[[str], None] = lambda stage: None,
+) -> Path:
+    """Make the pool in `folder`, unless it already holds this very pool.
+
+    Writes a folder per model (``base``, a `BertForMaskedLM`; ``kind``, ``section``, ``library``,
+    `BertForSequenceClassification`), ``data`` with ``TASK-PART.jsonl`` for each task and part (``text``, ``label``),
+    and ``manifest.json``. No text lies in two parts, of whichever tasks.
+
+    Args:
+        folder: where the pool goes; an earlier one there is replaced, anything else is left alone.
+        seed: decides texts and parameters; the same pool comes out for the same seed, packages and threads.
+        threads: torch threads to train with; torch's number for ``None``.
+        quick: `QUICK`, instead of the whole training.
+        sizes: others than `quick` says.
+        each_step: called after every step with the name of the model that is trained.
+
+    Returns:
+        The absolute path of `folder`.
+
+    Raises:
+        OutputError: `folder` holds something else.
+    """
+    import torch
+
+    from evomerge.demo.train import torch_threads
+
+    folder, sizes = Path(folder).absolute(), sizes or (QUICK if quick else Sizes())
+    packages = (*("scikit-learn" if name == "sklearn" else name for name in LIBRARIES), "tokenizers")
+    wanted: dict[str, Any] = {"classifiers": 1, "seed": seed, **asdict(sizes), "model": dict(MODEL)}
+    wanted |= {"versions": {name: importlib.metadata.version(name) for name in packages}}
+    if is_there(folder, wanted, "pool of classifiers"):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    texts_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
+    parts = _parts(sizes, np.random.default_rng(texts_seed))
+    with built(folder) as building, torch_threads(threads), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(weights_seed.generate_state(1)[0]))
+        _write(building, parts, sizes, np.random.default_rng(order_seed), each_step)
+        write_manifest(building, wanted)
+    return folder
+
+
+def _parts(sizes: Sizes, rng: np.random.Generator) -> dict[str, dict[str, list[Example]]]:
+    """By task and part its examples; a text is in one part for all tasks, and labels are as even as they can be."""
+    found: dict[str, dict[str, list[Example]]] = {}
+    drawn: dict[str, str] = {}
+    for task, own in examples(sizes.per_library, rng).items():
+        for example, part in zip(own, rng.choice(PARTS, len(own), p=SHARES), strict=True):
+            drawn.setdefault(example.text.lower(), str(part))
+        found[task] = {}
+        for part in PARTS:
+            mine = [example for example in own if drawn[example.text.lower()] == part]
+            found[task][part] = balanced(mine, LABELS[task], -(-getattr(sizes, part) // len(LABELS[task])))
+    return found
+
+
+def _write(
+    folder: Path,
+    parts: Mapping[str, Mapping[str, Sequence[Example]]],
+    sizes: Sizes,
+    rng: np.random.Generator,
+    each_step: Callable[[str], None],
+) -> None:
+    """Write the data, train the models and write them."""
+    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+    (folder / "data").mkdir()
+    for task, own in parts.items():
+        for part, found in own.items():
+            lines = [json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in found]
+            (folder / "data" / f"{task}-{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+    texts = [example.text for own in parts.values() for example in own["train"]]
+    tokenizer = _tokenizer(texts, sizes.vocabulary)
+    config = {**MODEL, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    start = BertForMaskedLM(BertConfig(**config))
+    _train(start, BASE, START_RATE, sizes.start_steps, _gaps(texts, tokenizer, rng), each_step)
+    _save(start, tokenizer, folder / BASE)
+    for task, own in parts.items():
+        labels = LABELS[task]
+        names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        model = BertForSequenceClassification(BertConfig(**config, num_labels=len(labels), **names))
+        model.bert.load_state_dict(start.bert.state_dict(), strict=False)  # the pooler begins anew
+        _train(model, task, RATE, sizes.steps, _labelled(own["train"], labels, tokenizer, rng), each_step)
+        _save(model, tokenizer, folder / task)
+
+
+def _tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
+    """A WordPiece tokenizer of these texts, in lower case."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertTokenizerFast
+
+    made = BertWordPieceTokenizer(lowercase=True)
+    made.train_from_iterator(texts, vocabulary, special_tokens=list(SPECIAL), show_progress=False)
+    return BertTokenizerFast(tokenizer_object=made._tokenizer, model_max_length=LENGTH, do_lower_case=True)
+
+
+def _encoded(texts: Sequence[str], tokenizer: Any) -> Any:
+    return tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+
+
+def _gaps(texts: Sequence[str], tokenizer: Any, rng: np.random.Generator) -> Callable[[], dict[str, Any]]:
+    """Draws batches of texts with gaps, and what they hide."""
+    import torch
+
+    def draw() -> dict[str, Any]:
+        batch = _encoded([texts[i] for i in rng.integers(len(texts), size=BATCH)], tokenizer)
+        ids = batch["input_ids"]
+        hidden = torch.from_numpy(rng.random(ids.shape) < MASKED) & (ids >= len(SPECIAL))
+        hidden[0, 1] = True  # of each batch at least one
+        labels = torch.where(hidden, ids, -100)
+        return {**batch, "input_ids": torch.where(hidden, tokenizer.mask_token_id, ids), "labels": labels}
+
+    return draw
+
+
+def _labelled(
+    own: Sequence[Example], labels: Sequence[str], tokenizer: Any, rng: np.random.Generator
+) -> Callable[[], dict[str, Any]]:
+    """Draws batches of labelled texts, every label as often as any other."""
+    import torch
+
+    of_label = [[example.text for example in own if example.label == label] for label in labels]
+    known = [number for number, texts in enumerate(of_label) if texts]
+
+    def draw() -> dict[str, Any]:
+        chosen = rng.choice(known, size=BATCH)
+        texts = [of_label[label][rng.integers(len(of_label[label]))] for label in chosen]
+        return {**_encoded(texts, tokenizer), "labels": torch.from_numpy(chosen)}
+
+    return draw
+
+
+def _train(
+    model: Any,
+    name: str,
+    rate: float,
+    steps: int,
+    draw: Callable[[], dict[str, Any]],
+    each_step: Callable[[str], None],
+) -> None:
+    """Train in place."""
+    import torch
+
+    from evomerge.demo.train import learning_rate_at
+
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * learning_rate_at(step, steps)
+        loss = model(**draw()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        each_step(name)
+    model.eval()
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
