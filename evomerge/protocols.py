@@ -59,6 +59,14 @@ class Fitness(Protocol):
     One that has a method ``check_tokenizer(load: Callable[[], Any]) -> None`` raises `FitnessError` where the tokenizer
     that ``load()`` gives lacks what it needs, before a model is loaded.
 
+    One that has a method ``check_model(config: Any, folder: str) -> None`` raises `FitnessError` where models with such
+    a transformers configuration, and with what lies beside it in their folder, cannot be scored, likewise.
+
+    One that has a method ``batch_norms(model: LoadedModel) -> Mapping[str, torch.Tensor]`` gives, by the names of the
+    module's buffers, statistics that its batch norms are to have in place of merged ones; nothing for a model without.
+    The search's is asked of every merged model before it is scored, on whatever items, and of the winner when it is
+    exported; `prepare` comes before.
+
     One that has a method ``check_labels(labels: Callable[[str], Mapping[int, str]]) -> None`` raises `FitnessError`
     where its items have labels that a head does not: ``labels(source)`` is a source's ``id2label``, that of the model
     for an empty name.

@@ -31,8 +31,8 @@ _OF_ALL = ("items", "shares", "documents", "build_estimator")
 _OF_ANY = ("references", "refer", "apart")
 """What several can do where one of them can."""
 
-_OF_ONE = ("write_samples",)
-"""What several can do only where a single one can: it writes to one place."""
+_OF_ONE = ("write_samples", "batch_norms")
+"""What several can do only where a single one can: it writes to one place, or to one model."""
 
 
 class SeveralFitness:
@@ -124,6 +124,12 @@ class SeveralFitness:
         for name, part in self._each("check_tokenizer"):
             with _in_part(name, part):
                 part.check_tokenizer(load)
+
+    def check_model(self, config: Any, folder: str) -> None:
+        """Let every part look at the model's configuration."""
+        for name, part in self._each("check_model"):
+            with _in_part(name, part):
+                part.check_model(config, folder)
 
     def _references(self, pool: PoolInfo) -> tuple[str, ...]:
         """The models that parts compare with, one part after the other."""

@@ -34,6 +34,8 @@ DOORS = {
     "bitsandbytes": ("evomerge.merge.resident.nf4_codec",),
     "vllm": ("evomerge.evaluation.vllm_*",),
     "httpx": ("evomerge.evaluation.server_client",),
+    "PIL": ("fitness._images.pixels", "evomerge.demo.image_tasks"),
+    "pyarrow": ("fitness._images.sources", "fitness._classification.tables"),
     "triton": ("evomerge.merge.kernels.triton_mixing", "evomerge.merge.kernels.triton_sums"),
 }
 """Who may import a dependency that is heavy, or that we may want to replace."""

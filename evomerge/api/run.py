@@ -12,9 +12,10 @@ import numpy as np
 from rich.console import RenderableType
 
 from evomerge.api.recipe import Recipe, load_recipe
-from evomerge.api.tables import WIDTH, as_html, as_text, frame
+from evomerge.api.tables import WIDTH, as_html, as_text, frame, row_of
 from evomerge.config.keywords import override_words
 from evomerge.errors import ConfigError, EvomergeError, RecipeError
+from evomerge.export.writer import write_model
 from evomerge.models.opening import pool_of_recipe
 from evomerge.models.pool import Pool
 from evomerge.preferences import nearest_by, preference
@@ -32,7 +33,9 @@ from evomerge.report.table import render
 from evomerge.report.trial import Trial
 from evomerge.run.folder import RunFolder
 from evomerge.session import watched
+from evomerge.session.batch_norms import batch_norms_of_run, give_batch_norms
 from evomerge.session.card_scores import held_out_scores
+from evomerge.utils.sizes import byte_count
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,8 @@ class Run(os.PathLike[str]):
         ``metrics.TASK/METRIC``, ``genes.NAME``, ``seconds``, ``parents``, ``error``.
         """
         history = read_history(self._folder)
-        baselines = [_row(trial, history, name) for name, trial in history.baselines.items()]
-        return frame([*baselines, *(_row(trial, history, None) for trial in history.trials)])
+        baselines = [row_of(trial, history, name) for name, trial in history.baselines.items()]
+        return frame([*baselines, *(row_of(trial, history, None) for trial in history.trials)])
 
     @property
     def held_out(self) -> Any:
@@ -250,11 +253,15 @@ class Run(os.PathLike[str]):
         pool = pool_of_recipe(recipe, trust_remote_code=trust_remote_code)
         asked = recipe if dtype is None else replace(recipe, dtype=dtype)
         scores = held_out_scores(self._folder, asked)
-        return asked.save(folder, pool, max_shard_size=max_shard_size, scores=scores)
+        size, given = byte_count(max_shard_size, "max_shard_size"), batch_norms_of_run(self._folder, asked, pool)
+        return write_model(asked, pool, Path(folder), max_shard_bytes=size, scores=scores, given=given)
 
     def model(self, pool: Pool | None = None, *, device: str = "cpu", trust_remote_code: bool = False) -> Any:
         """The winner's model in memory, with ``model.tokenizer``; see `Recipe.merge`."""
-        return self.recipe.merge(pool, device=device, trust_remote_code=trust_remote_code)
+        pool = pool or pool_of_recipe(self.recipe, trust_remote_code=trust_remote_code)
+        model = self.recipe.merge(pool, device=device)
+        give_batch_norms(model, batch_norms_of_run(self._folder, self.recipe, pool, device=device), pool)
+        return model
 
     def __repr__(self) -> str:
         try:
@@ -298,19 +305,3 @@ def _found(trial: Trial, history: History, recipe: Recipe | None) -> FoundCandid
     first = next(iter(trial.objectives.values()), float("nan"))
     genes = genes_of(trial, history)
     return FoundCandidate(trial.candidate, first, trial.objectives, trial.metrics, genes, recipe)
-
-
-def _row(trial: Trial, history: History, name: str | None) -> dict[str, Any]:
-    names = [str(phase.get("phase")) for phase in history.phases]
-    return {
-        "candidate": trial.candidate,
-        "name": name,
-        "phase": names[trial.phase] if name is None and trial.phase < len(names) else None,
-        "status": trial.status,
-        **{objective.name: trial.objectives.get(objective.name) for objective in history.objectives},
-        **{f"metrics.{metric}": value for metric, value in trial.metrics.items()},
-        **({f"genes.{gene}": value for gene, value in genes_of(trial, history).items()} if name is None else {}),
-        "seconds": sum(trial.seconds.values()),
-        "parents": trial.parents,
-        "error": trial.error,
-    }

@@ -41,6 +41,11 @@ def run(arguments: Sequence[str]) -> int:
         help="also train N LoRA adapters on the base, each on its own mixture of texts (needs --pool-only)",
     )
     parser.add_argument(
+        "--images",
+        action="store_true",
+        help="make image classifiers instead: eight ViTs of one start, and ResNets (needs --pool-only)",
+    )
+    parser.add_argument(
         "--classifiers",
         action="store_true",
         help="instead: three classifiers of 2, 5 and 9 labels, with heads of their own, on texts of installed packages",
@@ -66,6 +71,9 @@ def run(arguments: Sequence[str]) -> int:
             "make them first, and search with `evomerge search experiment=demo_adapters`",
         )
 
+    if options.images:
+        _make_images(options)
+        return 0
     if options.classifiers and (options.checkpoints is not None or options.adapters is not None):
         other = "--checkpoints" if options.checkpoints is not None else "--adapters"
         raise ConfigError(f"--classifiers and {other}", "one of them", f"{other} is of the pool of language models")
@@ -100,6 +108,32 @@ def run(arguments: Sequence[str]) -> int:
     elif not options.pool_only:
         search(config)
     return 0
+
+
+def _make_images(options: argparse.Namespace) -> None:
+    """Make pictures and image classifiers.
+
+    Raises:
+        ConfigError: without ``--pool-only``, or with what belongs to the other pool.
+    """
+    asked = [name for name in ("checkpoints", "adapters", "classifiers", "overrides") if getattr(options, name)]
+    if not options.pool_only or asked:
+        given = "--images without --pool-only" if not asked else f"--images with {asked[0]}"
+        do = "make them first, and search with `evomerge search experiment=demo_images`"
+        raise ConfigError(given, "--images --pool-only, with --seed, --folder, --threads and --quick", do)
+    from rich.progress import Progress
+
+    from evomerge.demo.image_pool import count_steps, make_image_pool
+
+    root = options.folder / (f"quick-images{options.seed}" if options.quick else f"images{options.seed}")
+    with Progress(disable=options.quiet) as progress:
+        bar = progress.add_task("image classifiers", total=count_steps(options.quick))
+
+        def each_step(name: str) -> None:
+            progress.update(bar, advance=1, description=f"image classifiers: training {name}")
+
+        make_image_pool(root, options.seed, threads=options.threads, quick=options.quick, each_step=each_step)
+    print(f"the models are in {root}; `evomerge search experiment=demo_images pool.root='{root}'` searches them")
 
 
 def _classifiers(options: argparse.Namespace) -> int:

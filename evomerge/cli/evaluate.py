@@ -91,6 +91,7 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.report.plain_console import errors
     from evomerge.run.responses import unanswered
     from evomerge.session.answers import ADVICE, gains
+    from evomerge.session.batch_norms import giving_batch_norms
     from evomerge.session.engines import check_vllm_heads, require_engine
 
     settings = config.evaluator
@@ -98,7 +99,8 @@ def run(arguments: Sequence[str]) -> int:
     engine = require_engine(config, full=True)
     engine = replace(engine, adapters=min(engine.adapters, 1))
     check_vllm_heads(engine, pool, settings)
-    worker = Worker(pool, {split: fitness}, device=device, threads=threads, engine=engine)
+    scored = {split: fitness, **({} if split == "search" else giving_batch_norms(config, pool))}
+    worker = Worker(pool, scored, device=device, threads=threads, engine=engine)
     evaluation = worker.evaluate(Candidate(0, recipe), split)
     if not evaluation.ok:
         raise EvomergeError(f"{options.target} could not be scored: {evaluation.error}")

@@ -23,6 +23,8 @@ from evomerge.utils.imports import import_modules, without_collector
 from evomerge.utils.sizes import byte_count
 
 if TYPE_CHECKING:
+    import torch
+
     from evomerge.export.model_card import ScoreRow
     from evomerge.merge.methods.low_rank import Bound
     from evomerge.models.pool import Pool
@@ -62,6 +64,13 @@ def run(arguments: Sequence[str]) -> int:
         help="default: the recipe's; an adapter's factors are float32",
     )
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
+    parser.add_argument(
+        "--batch-norms",
+        choices=("computed", "merged"),
+        default="computed",
+        help="of a run by images: statistics that the merged weights give, as when it was scored, or those of the "
+        "sources merged like weights; default: computed",
+    )
     add_switch_options(parser)
     add_preference_option(parser)
     add_import_option(parser)
@@ -106,8 +115,9 @@ def run(arguments: Sequence[str]) -> int:
     if options.all_tasks:
         write_all(recipe, pool, options, shard, scores)
         return 0
+    given = _batch_norms(recipe, pool, options)
     with merge_progress() as progress:
-        write_model(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress)
+        write_model(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress, given=given)
     print(f"wrote {options.out}")
     say_shared(recipe)
     return 0
@@ -123,6 +133,23 @@ def _bound(options: argparse.Namespace) -> Bound | None:
     from evomerge.export.adapter_writer import rank_bound
 
     return rank_bound(options.rank, options.max_error)
+
+
+def _batch_norms(recipe: Recipe, pool: Pool, options: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """The statistics that a run's models were scored with; a warning where they stay as they are merged."""
+    from evomerge.cli.sources import run_folder
+    from evomerge.evaluation.batch_norms import has_batch_norms
+    from evomerge.report.plain_console import errors
+    from evomerge.run.folder import RunFolder
+    from evomerge.session.batch_norms import NOTE, batch_norms_of_run
+
+    if options.batch_norms == "merged" or not has_batch_norms(pool):
+        return {}
+    folder = run_folder(options.recipe)
+    if folder is not None:
+        return batch_norms_of_run(RunFolder.open(folder), recipe, pool, trust=options.trust)
+    errors.print(f"warning: {NOTE}; merge the run, not a copy of its recipe", style="yellow")
+    return {}
 
 
 def _write_adapter(

@@ -13,6 +13,7 @@ import torch
 
 from evomerge.candidate import Candidate, Evaluation, Part, Split
 from evomerge.errors import NoMemoryError, one_line
+from evomerge.evaluation.batch_norms import BatchNorms
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.devices import await_memory, choose_device
 from evomerge.evaluation.engine_settings import EngineSettings
@@ -89,6 +90,7 @@ class Worker:
         in_one = isinstance(self._resident, Resident) and device != SPREAD
         self._several = SeveralCandidates(pool, self._resident) if in_one else None
         self._plans: dict[int, tuple[Recipe, Plan]] = {}  # by identity of the recipe, the last used behind
+        self._batch_norms = BatchNorms(pool, self._fitnesses.get("search"))
 
     def fitness(self, split: Split) -> Fitness:
         """The fitness of a split, its items built for this worker's model."""
@@ -146,6 +148,8 @@ class Worker:
             PoolError, FitnessError, DeviceLostError: as for `evaluate`.
         """
         fitness = self.fitness(split)
+        if self._batch_norms.computed:
+            self.fitness("search")  # before a model is merged: preparing it may change the model
         self._pool.require_unchanged()
         models, found = adapter_models_of(self._resident), dict[int, Evaluation]()
         if models is not None and hasattr(fitness, "run_together"):
@@ -167,7 +171,8 @@ class Worker:
     def _in_one_module(self, candidates: Sequence[Candidate], fitness: Fitness, split: Split) -> dict[int, Evaluation]:
         """The evaluations of those that are scored in one forward, by their places."""
         several, part = self._several, candidates[0].part
-        if several is None or self._engine.quantises(split) or any(own.part != part for own in candidates):
+        alike = all(own.part == part for own in candidates)
+        if several is None or self._batch_norms.computed or self._engine.quantises(split) or not alike:
             return {}
         self._resident.full = True
         places = {own.id: place for place, own in enumerate(candidates)}
@@ -260,9 +265,11 @@ class Worker:
         def applied(planned: Callable[..., Plan], *of: Any) -> LoadedModel:
             nonlocal seconds
             self._scoring, start = False, time.perf_counter()
-            count.add(self._resident.apply(planned(*of)))
+            self._batch_norms.leave()
+            count.add(self._resident.apply(plan := planned(*of)))
             seconds += time.perf_counter() - start
             self._scoring = True
+            self._batch_norms.put(plan, self._resident.model)
             return self._resident.model
 
         try:
@@ -272,6 +279,7 @@ class Worker:
             else:
                 scores = fitness.run(applied(self._plan, recipe), *given)
         finally:
+            self._batch_norms.leave()
             self._scoring = False
         require_finite(scores)
         return count, seconds, scores

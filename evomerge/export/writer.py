@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from evomerge.export.copied_files import GENERATION, files_to_copy, inputs_folde
 from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
+from evomerge.export.switch_card import switch_sections
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.streaming import stream_slice
@@ -26,6 +27,12 @@ from evomerge.recipes.yaml_reader import dump_recipe
 
 RECIPE_FILE = "evomerge_recipe.yaml"
 MAX_SHARD_BYTES = 5 * 10**9
+
+BATCH_NORMS = (
+    "## Batch norms\n\nThe statistics of its batch norms are those that its own weights give on images of the search, "
+    "not a merge of the sources'."
+)
+"""Section of the card of a model whose statistics were given."""
 
 _DTYPES = {written: dtype for dtype, written in DTYPES.items()}
 
@@ -45,6 +52,7 @@ def write_model(
     device: str | torch.device = "cpu",
     also: Callable[[Path], None] | None = None,
     sections: Sequence[str] = (),
+    given: Mapping[str, torch.Tensor] | None = None,
     head_apart: bool = False,
     encoder_in: Path | None = None,
 ) -> Path:
@@ -66,6 +74,7 @@ def write_model(
         device: where slices are computed.
         also: writes more into the folder, before it takes its name.
         sections: further ones of the card.
+        given: by name tensors that are written in place of merged ones: batch-norm statistics.
         head_apart: write the head of its own into a file of its own.
         encoder_in: a folder of another task of the recipe, written with the head apart, whose other files are linked.
 
@@ -82,6 +91,8 @@ def write_model(
     declared = declared_tensors(plan, pool, recipe)
     copied = files_to_copy(recipe, pool)
     inputs = inputs_folder(recipe, pool)
+    if given:
+        sections = [*(sections or switch_sections(recipe)), BATCH_NORMS]
     card = model_card(
         recipe,
         pool.layout,
@@ -97,7 +108,7 @@ def write_model(
         check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied.values()))
         if encoder_in is not None:
             shards.link(encoder_in)
-        _write_weights(plan, pool, shards, progress, torch.device(device), encoder_in is not None)
+        _write_weights(plan, pool, shards, progress, torch.device(device), given or {}, encoder_in is not None)
         for name, file in copied.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,12 +148,20 @@ def head_tensors(plan: Plan, pool: Pool) -> dict[str, torch.Tensor]:
 
 
 def _write_weights(
-    plan: Plan, pool: Pool, shards: ShardWriter, progress: Progress | None, device: torch.device, head_only: bool
+    plan: Plan,
+    pool: Pool,
+    shards: ShardWriter,
+    progress: Progress | None,
+    device: torch.device,
+    given: Mapping[str, torch.Tensor],
+    head_only: bool,
 ) -> None:
     done, notes = 0, Notes(0)
     total = shards.tensor_bytes
     for entry in () if head_only else plan.slices:
         for name, begin, piece in stream_slice(entry, pool, device, notes=notes):
+            if name in given:
+                piece = given[name].reshape(-1)[begin : begin + piece.numel()].to("cpu", piece.dtype)
             shards.write_piece(name, begin, piece)
             done += piece.nbytes
         if progress is not None:

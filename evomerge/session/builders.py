@@ -106,7 +106,7 @@ def _with_modes(node: Any, *, shared: bool) -> Any:
 def check_fitnesses(
     fitness: Fitness, held_out: Fitness | None = None, pool: Pool | None = None, *, key: str = "fitness"
 ) -> None:
-    """Load what the fitnesses score by, and check what they ask of the pool's tokenizer.
+    """Load what the fitnesses score by, and check what they ask of the pool's tokenizer and classes.
 
     Args:
         fitness, held_out: built by `fitness_from_config`.
@@ -126,6 +126,9 @@ def check_fitnesses(
                 part.check()
                 if pool is not None:
                     check_tokenizer(pool, part)
+                    check_model: Callable[[Any, str], None] | None = getattr(part, "check_model", None)
+                    if check_model is not None:
+                        check_model(pool.config, str(pool.folder(pool.info.config_from)))
                     check_labels(pool, part)
 
 

@@ -11,7 +11,7 @@ from evomerge.candidate import Items
 from evomerge.objectives import Objective
 from evomerge.protocols import Estimate
 from fitness._classification.scored import ERROR, recomputed
-from fitness._classification.terms import TaskTerm, shares_of
+from fitness._classification.terms import CountedTerm, shares_of
 from fitness.estimators.stratified_mean import StratifiedMean
 
 
@@ -28,7 +28,7 @@ class PredictionsEstimator(StratifiedMean):
     """
 
     def __init__(
-        self, terms: Sequence[TaskTerm], objectives: Sequence[Objective], gold: Mapping[str, NDArray[np.float64]]
+        self, terms: Sequence[CountedTerm], objectives: Sequence[Objective], gold: Mapping[str, NDArray[np.float64]]
     ) -> None:
         super().__init__(shares_of(terms), objectives)
         self._terms, self._gold = terms, gold

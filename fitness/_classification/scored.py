@@ -10,7 +10,7 @@ import numpy as np
 from evomerge.candidate import Items
 from evomerge.errors import FitnessError
 from fitness._classification import metrics as m
-from fitness._classification.terms import LINEAR, MetricTerm, TaskTerm, objective_weights
+from fitness._classification.terms import LINEAR, CountedTerm, MetricTerm, objective_weights
 
 ERROR = "error"
 """Of every item: of classes 0 where right, else one more than the class that it was taken for; of numbers the
@@ -79,13 +79,13 @@ def of_errors(metric: MetricTerm, gold: m.Floats, errors: m.Floats) -> m.Floats:
     return found
 
 
-def kept_items(term: TaskTerm, items: Mapping[str, m.Floats]) -> dict[str, m.Floats]:
+def kept_items(term: CountedTerm, items: Mapping[str, m.Floats]) -> dict[str, m.Floats]:
     """The values of items that are reported: of metrics that count, of accuracy or squared error, and `ERROR`."""
     names = [*(metric.name for metric in term.metrics), "squared_error" if term.is_numeric else "accuracy", ERROR]
     return {f"{term.name}/{name}": items[name] for name in dict.fromkeys(names)}
 
 
-def objectives_of(terms: Sequence[TaskTerm], metrics: Mapping[str, float]) -> dict[str, float]:
+def objectives_of(terms: Sequence[CountedTerm], metrics: Mapping[str, float]) -> dict[str, float]:
     """Objectives, larger is better: the mean over tasks, by their weights, of the sums of their metrics by theirs.
 
     Raises:
@@ -102,7 +102,7 @@ def objectives_of(terms: Sequence[TaskTerm], metrics: Mapping[str, float]) -> di
     return {name: total / weights[name] for name, total in sums.items()}
 
 
-def recomputed(terms: Sequence[TaskTerm], gold: Mapping[str, m.Floats], items: Items) -> dict[str, m.Floats]:
+def recomputed(terms: Sequence[CountedTerm], gold: Mapping[str, m.Floats], items: Items) -> dict[str, m.Floats]:
     """The items with those metrics anew that are told from all of the items that were run.
 
     Args:

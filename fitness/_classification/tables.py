@@ -47,7 +47,7 @@ def read_table(term: TaskTerm, split: SplitTerm) -> Table:
     for where, row in _rows(term.file, key):
         text = _text(row, term.text, where, f"tasks.{term.name}.text")
         pair = _text(row, term.pair, where, f"tasks.{term.name}.pair") if term.pair else ""
-        if not _in_part(f"{text}\n{pair}", split):
+        if not in_part(f"{text}\n{pair}", split):
             continue
         label = _label(row, term, where)
         texts.append(text)
@@ -139,7 +139,8 @@ def _label(row: Mapping[str, Any], term: TaskTerm, where: str) -> Any:
     return value
 
 
-def _in_part(text: str, split: SplitTerm) -> bool:
+def in_part(text: str, split: SplitTerm) -> bool:
+    """Whether what is called so, or holds so, is in the part that counts."""
     if split.part is None:
         return True
     place = int(hashlib.sha256(f"{split.seed}\n{text}".encode(errors="surrogatepass")).hexdigest()[:13], 16) / 16**13

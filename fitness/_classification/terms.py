@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from evomerge.errors import ConfigError, nearest
 from evomerge.objectives import MetricShare
@@ -43,6 +43,30 @@ class MetricTerm:
     def factor(self) -> float:
         """The weight, negative where less is better."""
         return -self.weight if self.name in LOWER else self.weight
+
+
+class CountedTerm(Protocol):
+    """What metrics are made of, whatever the items are: texts or images."""
+
+    @property
+    def name(self) -> str:
+        """Of the task."""
+
+    @property
+    def metrics(self) -> tuple[MetricTerm, ...]:
+        """That count."""
+
+    @property
+    def weight(self) -> float:
+        """Among the tasks of the objective."""
+
+    @property
+    def objective(self) -> str:
+        """Its name."""
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether labels are numbers."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +224,7 @@ def parse_split(part: Any, split: Any) -> SplitTerm:
     )
 
 
-def shares_of(terms: Sequence[TaskTerm]) -> list[MetricShare]:
+def shares_of(terms: Sequence[CountedTerm]) -> list[MetricShare]:
     """What every metric counts in its objective: tasks by their weights, their metrics by theirs."""
     weights = objective_weights(terms)
     return [
@@ -215,7 +239,7 @@ def shares_of(terms: Sequence[TaskTerm]) -> list[MetricShare]:
     ]
 
 
-def objective_weights(terms: Sequence[TaskTerm]) -> dict[str, float]:
+def objective_weights(terms: Sequence[CountedTerm]) -> dict[str, float]:
     """By objective the sum of its tasks' weights."""
     found: dict[str, float] = {}
     for term in terms:

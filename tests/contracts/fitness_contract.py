@@ -158,4 +158,6 @@ def _generators() -> tuple[Any, ...]:
 
 
 def _tokenizer_state(tokenizer: Any) -> tuple[Any, ...]:
+    if tokenizer is None:
+        return ()
     return tokenizer.pad_token, tokenizer.padding_side, len(tokenizer), str(tokenizer.special_tokens_map)

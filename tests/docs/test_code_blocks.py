@@ -52,6 +52,8 @@ NOT_RUN = {
     ("experiment=landscape",): "asks for a landscape; tests/fitness/test_surrogate.py searches on one",
     ("evaluator.engine=server",): "asks for a server; tests/cli/test_server_search.py searches with one",
     ("evaluator.engine=vllm",): "asks for vLLM; tests/fitness/test_vllm_parity.py searches with it",
+    ("fitness=animals",): "asks for images; tests/fitness/test_images.py scores some",
+    ("fitness=images",): "asks for images; tests/cli/test_image_runs.py searches on some",
     ("rate",): "asks for scores; tests/cli/test_human_search.py gives some",
     ("dashboard",): "serves until it is interrupted; tests/cli opens it",
 }

@@ -33,6 +33,9 @@ def find_stacks(module: nn.Module) -> tuple[Stack, ...]:
 def find_layers(module: nn.Module) -> Stack:
     """The list of repeated layers and its name: of the outermost lists the one with the most parameters.
 
+    One of the depth that the configuration says comes first: of a text model's; of a model of images and texts in one
+    space, as CLIP is, of its image tower's.
+
     Raises:
         PoolError: there is none.
     """
@@ -45,7 +48,8 @@ def find_layers(module: nn.Module) -> Stack:
     if not lists:
         raise PoolError(f"{architecture} has no list of layers", "an architecture of repeated layers")
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
-    depth = getattr(text, "num_hidden_layers", None)
+    tower = getattr(config, "vision_config", None) if hasattr(module, "logit_scale") else None
+    depth = getattr(tower or text, "num_hidden_layers", None)
 
     def rank(name: str) -> tuple[bool, int]:
         return len(lists[name]) == depth, sum(p.numel() for p in lists[name].parameters())

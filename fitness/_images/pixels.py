@@ -1,0 +1,192 @@
+"""Images as a model reads them: decoded and processed once, kept in memory or in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import secrets
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.errors import ConfigError, FitnessError, reason_of
+from evomerge.utils.sizes import size_text
+from fitness._images.sources import ImageItem
+
+Pixels = NDArray[np.float32]
+"""Of shape (images, channels, height, width)."""
+
+FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def require_pillow() -> Any:
+    """The module ``PIL.Image``; `ConfigError` where Pillow is not installed."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ConfigError(
+            "fitness=images needs Pillow, which is not installed", "", "pip install 'evomerge[images]'"
+        ) from error
+    return Image
+
+
+def load_processor(folder: str) -> Any:
+    """The image processor of a model's folder.
+
+    Raises:
+        FitnessError: there is none, or transformers cannot load it.
+    """
+    check_processor(folder)
+    require_pillow()
+    from transformers import AutoImageProcessor
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # of torchvision, which it does without
+    try:
+        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # processors raise whatever they like
+        raise FitnessError(
+            f"the image processor in {folder} cannot be loaded ({reason_of(error)})",
+            "files that AutoImageProcessor.from_pretrained loads",
+            "download them again, or name a folder that has one: fitness.processor=FOLDER",
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+
+
+def check_processor(folder: str) -> None:
+    """Raise `FitnessError` where a folder has no image processor."""
+    if not any(Path(folder, name).is_file() for name in FILES):
+        raise FitnessError(
+            f"{folder} has no image processor",
+            FILES[0],
+            "copy it from where the model is from, or set fitness.processor",
+        )
+
+
+def settings_of(processor: Any) -> str:
+    """What a processor does, as a text: equal texts, equal tensors."""
+    values = {key: value for key, value in processor.to_dict().items() if not key.startswith("_")}
+    return json.dumps([type(processor).__name__, values], sort_keys=True, default=str)
+
+
+def processed(items: Sequence[ImageItem], processor: Any, budget: int, folder: str) -> Pixels:
+    """Decode and process images, one by one.
+
+    Args:
+        items: the images.
+        processor: of the model.
+        budget: bytes that they may take of memory; more of them lie in a file that is mapped.
+        folder: where such files lie, and stay for other runs; a temporary one that goes with the process for empty.
+
+    Raises:
+        FitnessError: an image that is none; images that the processor does not make alike.
+    """
+    first = _process(items[0], processor)
+    shape = (len(items), *first.shape)
+    if int(np.prod(shape)) * 4 <= budget:
+        found = np.empty(shape, np.float32)
+        _fill(found, items, processor, first)
+        return found
+    kept = Path(folder).expanduser() if folder else Path(tempfile.mkdtemp(prefix="evomerge-images-"))
+    digest = hashlib.sha256(settings_of(processor).encode())
+    for item in items:
+        digest.update(hashlib.sha256(item.read()).digest())
+    path = kept / f"{digest.hexdigest()[:32]}.npy"
+    if not _fits(path, shape):
+        _write(path, shape, items, processor, first)
+    mapped: Pixels = np.load(path, mmap_mode="r")
+    if not folder:  # the mapping stays
+        path.unlink()
+        kept.rmdir()
+    return mapped
+
+
+def nbytes_of(count: int, processor: Any) -> int:
+    """Bytes that so many images take, processed."""
+    image = require_pillow().new("RGB", (64, 64))
+    return count * int(_run(image, processor, "an image").size) * 4
+
+
+def _fits(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        own = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return bool(own.shape == shape and own.dtype == np.float32)
+
+
+def _write(path: Path, shape: tuple[int, ...], items: Sequence[ImageItem], processor: Any, first: Pixels) -> None:
+    """Write the file whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        target = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        _fill(target, items, processor, first)
+        target.flush()
+        del target
+        os.replace(temporary, path)
+    except OSError as error:
+        needed = size_text(int(np.prod(shape)) * 4)
+        raise FitnessError(
+            f"{path} cannot be written ({error.strerror})", f"{needed} for processed images", "set fitness.cache=FOLDER"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fill(target: Pixels, items: Sequence[ImageItem], processor: Any, first: Pixels) -> None:
+    for number, item in enumerate(items):
+        own = first if number == 0 else _process(item, processor)
+        if own.shape != target.shape[1:]:
+            raise FitnessError(
+                f"{item.where} is processed to shape {own.shape}, {items[0].where} to {target.shape[1:]}",
+                "a processor that makes all images of one size",
+                "set do_resize, and size or crop_size, in preprocessor_config.json",
+            )
+        target[number] = own
+
+
+def _process(item: ImageItem, processor: Any) -> Pixels:
+    image_module = require_pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", image_module.DecompressionBombWarning)
+            image = image_module.open(io.BytesIO(item.read())).convert("RGB")
+    except FitnessError:
+        raise
+    except Exception as error:  # decoders raise what they like on what is no image
+        raise FitnessError(f"{item.where} is no image that Pillow reads ({reason_of(error)})", "an image") from error
+    return _run(image, processor, item.where)
+
+
+def _run(image: Any, processor: Any, where: str) -> Pixels:
+    try:
+        found = processor(images=[image], return_tensors="np")["pixel_values"]
+        own: Pixels = np.asarray(found, dtype=np.float32)
+    except Exception as error:
+        raise FitnessError(
+            f"{where} cannot be processed ({reason_of(error)})", "an image that the model reads"
+        ) from error
+    if own.ndim != 4 or len(own) != 1:
+        raise FitnessError(f"{where} is processed to shape {own.shape}", "(1, channels, height, width)")
+    one: Pixels = own[0]
+    return one
+
+
+def digest_of(parts: Iterable[Pixels]) -> str:
+    """A hash of processed images."""
+    digest = hashlib.sha256()
+    for own in parts:
+        digest.update(str(own.shape).encode())
+        for image in own:
+            digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()

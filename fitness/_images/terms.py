@@ -1,0 +1,218 @@
+"""What a user's image tasks say, parsed and checked. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from evomerge.errors import ConfigError, nearest
+from fitness._classification.terms import CLASS_METRICS, MetricTerm
+from fitness._unlabelled.values import finite, require_keys, whole
+
+OBJECTIVE = "score"
+"""The objective of tasks that name none."""
+
+Among = Literal["all", "task"]
+
+TEMPLATES = ("a photo of a {}.",)
+"""What a class's name is put into, where nothing is said: CLIP's own (arXiv 2103.00020, section 3.1.4)."""
+
+_KEYS = (
+    *("task", "images", "head", "image", "label", "labels", "limit", "among", "templates", "names"),
+    *("metrics", "weight", "objective"),
+)
+_MOST = 100_000_000
+
+
+@dataclass(frozen=True)
+class ImageTerm:
+    """One task.
+
+    Attributes:
+        name: its name in metrics: ``digits/accuracy``.
+        images: a folder with a folder for each class, or a table: CSV, JSONL or Parquet.
+        head: the source whose head scores it; empty for the model's own.
+        image, label: columns of a table.
+        labels: from classes of the files to the model's, names or numbers; empty where they are called the same.
+        limit: so many, drawn evenly over the classes.
+        among: whether a prediction is the likeliest of ``all`` the head's classes, or of the ``task``'s.
+        templates: that class names are put into, for zero-shot heads.
+        names: from classes of the files to what prompts call them.
+        metrics: what counts.
+        weight: of the task in its objective.
+        objective: that it counts in.
+    """
+
+    name: str
+    images: str
+    head: str = ""
+    image: str = "image"
+    label: str = "label"
+    labels: Mapping[str, str | int] = field(default_factory=dict)
+    limit: int | None = None
+    among: Among = "all"
+    templates: tuple[str, ...] = TEMPLATES
+    names: Mapping[str, str] = field(default_factory=dict)
+    metrics: tuple[MetricTerm, ...] = (MetricTerm("accuracy"),)
+    weight: float = 1.0
+    objective: str = OBJECTIVE
+
+    @property
+    def is_numeric(self) -> bool:
+        """Never: images have classes."""
+        return False
+
+
+@dataclass(frozen=True)
+class BatchNormTerm:
+    """How batch-norm statistics are computed again after a merge.
+
+    Attributes:
+        images: how many, drawn evenly over the tasks' own images of the search.
+        folder: other images instead, any that lie in it; empty for none.
+        batch_size: of a forward in which they are.
+        seed: of the draw and of the order.
+    """
+
+    images: int = 256
+    folder: str = ""
+    batch_size: int = 64
+    seed: int = 0
+
+
+def parse_tasks(given: Any, common: Any, templates: Any) -> tuple[ImageTerm, ...]:
+    """The tasks of a configuration.
+
+    Args:
+        given: a list of mappings.
+        common: metrics of tasks that name none; ``None`` for ``accuracy``.
+        templates: of tasks that name none; ``None`` for `TEMPLATES`.
+
+    Raises:
+        ConfigError: no task, an unknown key or metric, a value of the wrong type or a name twice; names the key.
+    """
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        example = "tasks=[{task: digits, images: data/digits}]"
+        raise ConfigError(f"tasks is {str(given)[:80]!r}", "a list of tasks", f"for example {example}")
+    of_all = _metrics("accuracy" if common is None else common, "metrics")
+    into = _templates(list(TEMPLATES) if templates is None else templates, "templates")
+    found = tuple(_task(own, f"tasks[{place}]", of_all, into) for place, own in enumerate(given))
+    names = [term.name for term in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"tasks has {name!r} twice", "every name once", "give one of them another `task`")
+    return found
+
+
+def _task(given: Any, key: str, common: tuple[MetricTerm, ...], templates: tuple[str, ...]) -> ImageTerm:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{key} is {str(given)[:80]!r}", "a mapping with task and images")
+    require_keys(given, _KEYS, key)
+    for needed in ("task", "images"):
+        if not isinstance(given.get(needed), str) or not given[needed]:
+            allowed = "a name and a folder or a table: {task: digits, images: data/digits}"
+            raise ConfigError(f"{key}.{needed} is {given.get(needed)!r}", allowed)
+    name = given["task"]
+    if "/" in name or not name.strip():
+        raise ConfigError(f"{key}.task is {name!r}", "a name without /")
+    weight = finite(given.get("weight", 1.0), f"{key}.weight")
+    if weight <= 0:
+        raise ConfigError(f"{key}.weight is {weight:g}", "a number above 0", "leave the task out instead")
+    objective = given.get("objective") or OBJECTIVE
+    if not isinstance(objective, str) or not objective.isidentifier():
+        raise ConfigError(f"{key}.objective is {objective!r}", "a name of letters, digits and _")
+    among: Any = given.get("among") or "all"
+    if among not in get_args(Among):
+        raise ConfigError(f"{key}.among is {among!r}", nearest(str(among), get_args(Among)))
+    limit = whole(given.get("limit"), f"{key}.limit", 1, _MOST) if given.get("limit") is not None else None
+    own = given.get("templates")
+    return ImageTerm(
+        name,
+        given["images"],
+        _text(given["head"], f"{key}.head") if given.get("head") else "",
+        _text(given.get("image", "image"), f"{key}.image"),
+        _text(given.get("label", "label"), f"{key}.label"),
+        _labels(given.get("labels"), f"{key}.labels"),
+        limit,
+        among,
+        templates if own is None else _templates(own, f"{key}.templates"),
+        {str(k): _text(v, f"{key}.names.{k}") for k, v in _mapping(given.get("names"), f"{key}.names").items()},
+        common if given.get("metrics") is None else _metrics(given["metrics"], f"{key}.metrics"),
+        weight,
+        objective,
+    )
+
+
+def parse_batch_norm(value: Any) -> BatchNormTerm | None:
+    """What ``batch_norm`` says; ``None`` where statistics stay as they are merged.
+
+    Raises:
+        ConfigError: an unknown key, or a value out of its range, naming it.
+    """
+    if value is None or value is False:
+        return None
+    if value is True:
+        return BatchNormTerm()
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"batch_norm is {value!r}", "true, false, or a mapping with images, folder, batch_size, seed")
+    require_keys(value, ("images", "folder", "batch_size", "seed"), "batch_norm")
+    given = {**vars(BatchNormTerm()), **value}
+    folder = given["folder"] or ""
+    if not isinstance(folder, str):
+        raise ConfigError(f"batch_norm.folder is {folder!r}", "the path of a folder of images")
+    return BatchNormTerm(
+        whole(given["images"], "batch_norm.images", 2, _MOST),
+        folder,
+        whole(given["batch_size"], "batch_norm.batch_size", 2, _MOST),
+        whole(given["seed"], "batch_norm.seed", 0, 2**63 - 1),
+    )
+
+
+def _metrics(value: Any, key: str) -> tuple[MetricTerm, ...]:
+    value = [value] if isinstance(value, str) else value
+    if isinstance(value, Sequence):
+        value = dict.fromkeys((str(name) for name in value), 1.0)
+    if not isinstance(value, Mapping) or not value:
+        raise ConfigError(f"{key} is {value!r}", f"names of metrics, with weights: {', '.join(CLASS_METRICS)}")
+    found = []
+    for name, weight in value.items():
+        if name not in CLASS_METRICS:
+            raise ConfigError(f"{key} has {name!r}", nearest(str(name), CLASS_METRICS))
+        if finite(weight, f"{key}.{name}") <= 0:
+            raise ConfigError(f"{key}.{name} is {weight:g}", "a number above 0: of losses less is better")
+        found.append(MetricTerm(str(name), float(weight)))
+    return tuple(found)
+
+
+def _templates(value: Any, key: str) -> tuple[str, ...]:
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, Sequence) or not found or not all(isinstance(text, str) for text in found):
+        raise ConfigError(f"{key} is {value!r}", "texts such as 'a photo of a {}.'")
+    for text in found:
+        if text.count("{}") != 1:
+            raise ConfigError(f"{key} has {text!r}", "one place {} for the name of a class")
+    return tuple(found)
+
+
+def _labels(value: Any, key: str) -> dict[str, str | int]:
+    found: dict[str, str | int] = {}
+    for name, own in _mapping(value, key).items():
+        if isinstance(own, bool) or not isinstance(own, str | int):
+            raise ConfigError(f"{key}.{name} is {own!r}", "the name or the number of a class of the model")
+        found[str(name)] = own
+    return found
+
+
+def _mapping(value: Any, key: str) -> Mapping[Any, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} is {value!r}", "a mapping of classes")
+    return value
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{key} is {value!r}", "a text")
+    return value
