@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 from evomerge.candidate import Evaluation, Items
@@ -70,21 +70,23 @@ class Knowledge:
             models = list(self._models.values())
             self.estimator.fit([*self._baselines.values(), *models[: len(models) - behind]])
 
-    def hindsight(self) -> Callable[[int], float | None]:
-        """A candidate's first objective, by its id, estimated with all that was told; ``None`` where that says nothing.
+    def revised(self, numbers: Sequence[int]) -> list[Estimate | None]:
+        """The first objective of candidates, by their ids, estimated with all that was told.
 
-        For the end of a search: what is told after it is estimated otherwise than if nobody had asked.
+        ``None`` where their items are not known, or there is no estimator. What is told after it is estimated with no
+        less: otherwise than if nobody had asked.
         """
         self._due = self._told
-
-        def value(number: int) -> float | None:
+        found: list[Estimate | None] = []
+        for number in numbers:
             items = self.items(number)
-            if items is None or self.estimator is None:
-                return None
-            found = self.estimate(items, {})[self._objectives[0].name].value
-            return found if math.isfinite(found) else None
+            known = items is not None and self.estimator is not None
+            found.append(self.estimate(items, {})[self._objectives[0].name] if known and items is not None else None)
+        return found
 
-        return value
+    def relearn(self, models: int) -> None:
+        """Have learnt from so many models, of a search that is gone on with (`learnt`)."""
+        self._due = models
 
     def estimate(self, items: Items, plain: Mapping[str, float]) -> dict[str, Estimate]:
         """By objective what all items would give.

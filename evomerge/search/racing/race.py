@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from evomerge.search.racing.joined import Runner
 from evomerge.search.racing.knowledge import Knowledge
 from evomerge.search.racing.opponents import Opponent, opponent
 from evomerge.search.racing.parts import ItemOrder
+from evomerge.search.racing.ranking import ranked
 from evomerge.search.racing.settings import Racing, counted
 
 if TYPE_CHECKING:
@@ -79,9 +80,14 @@ class Race:
         """Whether the candidates of a generation are compared with each other."""
         return self.settings.against == "generation" and len(self.steps) > 1
 
-    def start(self, number: int, group: int) -> float:
+    def start(self, number: int, group: int, at_once: bool = False) -> float:
         """Where the items of a candidate begin, by its number, or that of the first of its generation."""
-        return (number * self.steps[0] / max(1, group)) % 1.0 if self.settings.rotate else 0.0
+        stretch = self.steps[-1 if at_once else 0]
+        return (number * stretch / max(1, group)) % 1.0 if self.settings.rotate else 0.0
+
+    def over(self, runner: Runner) -> bool:
+        """Whether a candidate has been scored on all items that it can be."""
+        return runner.done == (1 if runner.at_once else len(self.steps))
 
     def part(self, runner: Runner) -> Part:
         """The items that a candidate is scored on next."""
@@ -89,7 +95,7 @@ class Race:
             self._order = ItemOrder(self._counts, self._seed, self.knowledge.order(self._counts))
         done = runner.done
         first = self.steps[done - 1] if done else 0.0
-        return self._order.part(runner.start + first, runner.start + self.steps[done])
+        return self._order.part(runner.start + first, runner.start + self.steps[-1 if runner.at_once else done])
 
     def add(self, runner: Runner, part: Part, evaluation: Evaluation) -> None:
         """Take in what a candidate's next items gave."""
@@ -115,7 +121,7 @@ class Race:
         """What a candidate is told as."""
         if runner.ended is not None:
             return runner.ended
-        found = runner.joined(runner.estimates(self.knowledge), self.total, pruned=runner.done < len(self.steps))
+        found = runner.joined(runner.estimates(self.knowledge), self.total, pruned=not self.over(runner))
         for name, value in found.objectives.items():
             if not math.isfinite(value):  # of all items there may be no logarithm, where of some there was
                 return replace(found, status="failed", objectives={}, error=f"objective {name} is {value}")
@@ -140,6 +146,7 @@ class RacedEvaluations(PendingEvaluations):
         evaluator, split, ordered: as for `PendingEvaluations`.
         race: the rules.
         bar: by candidate the one that it must beat, ``None`` where there is none.
+        at_once: which candidates are scored on as many items as the best at once.
     """
 
     def __init__(
@@ -149,9 +156,10 @@ class RacedEvaluations(PendingEvaluations):
         ordered: bool,
         race: Race,
         bar: Opponent,
+        at_once: Callable[[Candidate], bool] = lambda candidate: False,
     ) -> None:
         super().__init__(evaluator, "search", ordered=ordered)
-        self._race, self._bar = race, bar
+        self._race, self._bar, self._at_once = race, bar, at_once
         self._runners: dict[int, Runner] = {}
         self._parts: dict[int, Part] = {}  # of those with the evaluator
         self._step = 0  # of the generation
@@ -169,11 +177,11 @@ class RacedEvaluations(PendingEvaluations):
             super().submit(candidate, refused)
             return
         self._waiting[candidate.id] = candidate
-        runner = Runner(candidate, 0.0)
+        runner = Runner(candidate, 0.0, at_once=self._at_once(candidate))
         if self._race.by_generation:
             self._runners[candidate.id] = runner  # begun when all of its generation are there
             return
-        runner.start = self._race.start(candidate.id, 1)
+        runner.start = self._race.start(candidate.id, 1, runner.at_once)
         if self._race.settings.against == "incumbent":
             number = self._bar(candidate) if against is None else against
             self.against[candidate.id] = NOBODY if number is None else number
@@ -182,6 +190,11 @@ class RacedEvaluations(PendingEvaluations):
             runner.known = self.against[candidate.id] = self._race.pruning.told if against is None else against
         self._runners[candidate.id] = runner
         self._send(runner)
+
+    @property
+    def learnt(self) -> int | None:
+        """How many models the estimator knows."""
+        return self._race.knowledge.learnt
 
     @property
     def settled(self) -> bool:
@@ -244,7 +257,7 @@ class RacedEvaluations(PendingEvaluations):
         first = next(iter(self._waiting))
         self._step = 0
         for runner in self._runners.values():
-            runner.start = self._race.start(first, len(self._waiting))
+            runner.start = self._race.start(first, len(self._waiting), runner.at_once)
             self._send(runner)
 
     def _take(self, evaluation: Evaluation) -> None:
@@ -259,18 +272,19 @@ class RacedEvaluations(PendingEvaluations):
         if self._race.by_generation:
             if not self._parts:
                 self._next_step()
-        elif runner.ended is not None or runner.done == len(self._race.steps) or self._race.beaten(runner):
+        elif runner.ended is not None or self._race.over(runner) or self._race.beaten(runner):
             self._arrived[number] = evaluation
         else:
             self._send(runner)
 
     def _next_step(self) -> None:
         """All of a generation that go on have been scored on the same items: choose those that go on still."""
-        alive = [r for r in self._runners.values() if self._race.gain(r, self._step) > -math.inf]
+        gain = self._race.gain
+        alive = [r for r in self._runners.values() if gain(r, self._step) > -math.inf and not r.at_once]
         self._step += 1
         if alive and self._step < len(self._race.steps):
             count = max(1, math.ceil(len(alive) * self._race.settings.keep))
-            by_gain = sorted(alive, key=lambda r: -self._race.gain(r, self._step - 1))  # equals in the order asked
+            by_gain = sorted(alive, key=lambda r: -gain(r, self._step - 1))  # equals in the order asked
             for runner in by_gain[:count]:
                 if runner.ended is None:
                     self._send(runner)
@@ -293,25 +307,5 @@ def pending_of(
     """What keeps candidates in flight, with a race or without."""
     if race is None:
         return PendingEvaluations(evaluator, "search", ordered=ordered)
-    return RacedEvaluations(evaluator, ordered=ordered, race=race, bar=opponent(strategy, incumbent))
-
-
-def ranked(evaluations: Mapping[int, Evaluation], objective: Objective) -> dict[int, float]:
-    """By candidate the value of an objective such that none who was scored on less is above one who went on.
-
-    An estimate from few items is the more often too high the more there are of them: without this, those that lost
-    their race would rank above the winners.
-    """
-    by_steps: dict[int, list[int]] = {}
-    for number, evaluation in evaluations.items():
-        if evaluation.objectives:
-            steps = sum(name.startswith("step/") for name in evaluation.race)
-            by_steps.setdefault(steps, []).append(number)
-    found: dict[int, float] = {}
-    ceiling = math.inf
-    for steps in sorted(by_steps, reverse=True):
-        gains = {n: objective.gain(evaluations[n].objectives[objective.name]) for n in by_steps[steps]}
-        for number, gain in gains.items():
-            found[number] = objective.gain(min(gain, ceiling))
-        ceiling = min(ceiling, *gains.values())
-    return found
+    at_once: Callable[[Candidate], bool] = getattr(strategy, "at_once", lambda candidate: False)
+    return RacedEvaluations(evaluator, ordered=ordered, race=race, bar=opponent(strategy, incumbent), at_once=at_once)
