@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 
 from evomerge.candidate import Evaluation, Items
@@ -71,22 +71,25 @@ class Knowledge:
             self.estimator.fit([*self._baselines.values(), *models[: len(models) - behind]])
 
     def revised(self, numbers: Sequence[int]) -> list[Estimate | None]:
-        """The first objective of candidates, by their ids, estimated with all that was told.
+        """The first objective of candidates, by their ids, by what is learnt by now.
 
-        ``None`` where their items are not known, or there is no estimator. What is told after it is estimated with no
-        less: otherwise than if nobody had asked.
+        ``None`` where their items are not known, or there is no estimator.
         """
-        self._due = self._told
-        found: list[Estimate | None] = []
-        for number in numbers:
-            items = self.items(number)
-            known = items is not None and self.estimator is not None
-            found.append(self.estimate(items, {})[self._objectives[0].name] if known and items is not None else None)
-        return found
+        known = {number: items for number in numbers if (items := self.items(number)) is not None}
+        if self.estimator is None or not known:
+            return [None] * len(numbers)
+        self.learn()
+        each: Callable[[Sequence[Items]], Sequence[Mapping[str, Estimate]]] | None
+        each = getattr(self.estimator, "estimate_each", None)
+        several = list(known.values())
+        told = each(several) if each is not None else [self.estimator.estimate(items) for items in several]
+        found = {number: of[self._objectives[0].name] for number, of in zip(known, told, strict=True)}
+        return [found.get(number) for number in numbers]
 
-    def relearn(self, models: int) -> None:
-        """Have learnt from so many models, of a search that is gone on with (`learnt`)."""
-        self._due = models
+    def catch_up(self) -> None:
+        """Learn from all that was told, for the end of a search: what is told after it is estimated otherwise than if
+        nobody had asked."""
+        self._due = self._told
 
     def estimate(self, items: Items, plain: Mapping[str, float]) -> dict[str, Estimate]:
         """By objective what all items would give.
