@@ -13,11 +13,11 @@ from evomerge.search.racing.settings import AUTO
 from evomerge.strategies.bases.refined import KEY, Refined, check_genes, check_refine
 from evomerge.strategies.variation.coordinates import Coordinates
 
-SHARE = 0.6
+SHARE = 0.5
 """Of a search's candidates, at least, that its strategy proposes."""
 
-MOST = 64
-"""Candidates of the process: sixteen fits. On the demo more found no better winner (docs/strategies.md)."""
+MOST = 80
+"""Candidates of the process: twenty fits, of which the last few move little (docs/strategies.md)."""
 
 KNOWN = 60
 """Candidates that it is fitted to at first, at least."""

@@ -118,15 +118,15 @@ class Space:
 @pytest.mark.parametrize(
     ("space", "words", "after"),
     [
-        (Space(16), ["search.evaluations=164"], 100),
-        (Space(16), ["search.evaluations=1000"], 936),
-        (Space(16), ["search.evaluations=140"], 84),
-        (Space(17), ["search.evaluations=140"], None),  # five for each gene
-        (Space(2), ["search.evaluations=100"], 60),
-        (Space(2), ["search.evaluations=98"], None),
+        (Space(16), ["search.evaluations=176"], 96),
+        (Space(16), ["search.evaluations=1000"], 920),
+        (Space(16), ["search.evaluations=160"], 80),
+        (Space(17), ["search.evaluations=160"], None),  # five for each gene
+        (Space(2), ["search.evaluations=120"], 60),
+        (Space(2), ["search.evaluations=118"], None),
         (Space(2, "boolean"), [], None),
         (Space(2, active=["g0"]), [], None),
-        (Space(2, active=["g0", "g1"]), [], 236),
+        (Space(2, active=["g0", "g1"]), [], 220),
         (Space(2), ["search.penalty=0.1"], None),
         (Space(2), ["search.racing.against=none"], None),
         (Space(2), ["search.refine.after=null"], None),

@@ -12,7 +12,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,12 @@ from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective
 from evomerge.protocols import Estimate, Proposal, Strategy
 from evomerge.strategies.bases.capabilities import learner
-from evomerge.strategies.bases.gaussian_process import Array, GaussianProcess
-from evomerge.strategies.bases.generations import gain_of
+from evomerge.strategies.bases.generations import Array, gain_of
 from evomerge.strategies.bases.saving import InFlight, check_settings, settings_of
 from evomerge.strategies.variation.coordinates import Coordinates
+
+if TYPE_CHECKING:
+    from evomerge.strategies.bases.gaussian_process import GaussianProcess
 
 _LOG = logging.getLogger(__name__)
 
@@ -211,6 +213,8 @@ class Refined:
 
     def _fit(self) -> GaussianProcess:
         """The process as of now; asked again before more is told, the same."""
+        from evomerge.strategies.bases.gaussian_process import GaussianProcess  # scipy's share of a start is not small
+
         count = len(self._told)
         if self._fitted is None or self._fitted_at != count:
             begun = self._start if self._fitted_at == count else self._theta  # after loading the same is fitted again
