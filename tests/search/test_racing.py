@@ -249,6 +249,9 @@ def test_candidates_are_estimated_anew_by_what_is_known_now() -> None:
     learnt = knowledge.learnt
     assert 36 < learnt < 40
     assert knowledge.revised([3, 99]) == [Estimate(float(learnt), 0.1), None]
+    fits = knowledge.estimator.fits  # type: ignore[union-attr]
+    assert knowledge.revised([4, 3]) == 2 * [Estimate(float(learnt), 0.1)]
+    assert knowledge.estimator.fits == fits  # type: ignore[union-attr]
     knowledge.catch_up()
     assert knowledge.revised([99, 3]) == [None, Estimate(40.0, 0.1)]
     assert Knowledge(None, SCORE).revised([3]) == [None]

@@ -34,7 +34,8 @@ class Knowledge:
         """Know nothing."""
         self._models: dict[int, Items] = {}
         self._baselines: dict[int, Items] = {}
-        self._told = self._due = self._fitted = 0
+        self._told = self._due = self._fitted = self._revised_at = 0
+        self._revised: dict[int, Estimate] = {}  # while nothing more is learnt
 
     def see(self, evaluation: Evaluation, *, baseline: bool = False) -> None:
         """Take in an evaluation of the search's items."""
@@ -75,16 +76,19 @@ class Knowledge:
 
         ``None`` where their items are not known, or there is no estimator.
         """
-        known = {number: items for number in numbers if (items := self.items(number)) is not None}
-        if self.estimator is None or not known:
+        if self.estimator is None:
             return [None] * len(numbers)
         self.learn()
+        if self._revised_at != self._fitted:
+            self._revised, self._revised_at = {}, self._fitted
+        known = {number: items for number in numbers if (items := self.items(number)) is not None}
+        new = {number: items for number, items in known.items() if number not in self._revised}
         each: Callable[[Sequence[Items]], Sequence[Mapping[str, Estimate]]] | None
         each = getattr(self.estimator, "estimate_each", None)
-        several = list(known.values())
+        several = list(new.values())
         told = each(several) if each is not None else [self.estimator.estimate(items) for items in several]
-        found = {number: of[self._objectives[0].name] for number, of in zip(known, told, strict=True)}
-        return [found.get(number) for number in numbers]
+        self._revised |= {number: of[self._objectives[0].name] for number, of in zip(new, told, strict=True)}
+        return [self._revised[number] if number in known else None for number in numbers]
 
     def catch_up(self) -> None:
         """Learn from all that was told, for the end of a search: what is told after it is estimated otherwise than if

@@ -230,9 +230,9 @@ class Refined:
         return self._fitted
 
     def _starts(self, fitted: GaussianProcess) -> list[Array]:
-        """Where to climb from: the eight that are best by the fit, and their mean."""
+        """Where to climb from: the best by the fit, and the mean of the best eight. Others come to the same points."""
         best = fitted.points[np.argsort(-fitted.predict(fitted.points)[0], kind="stable")[:8]]
-        return [best.mean(axis=0), *best]
+        return [best[0], best.mean(axis=0)]
 
     def _round(self) -> list[Array]:
         if not self._rounds:
