@@ -55,7 +55,7 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
         )
     if pool is None or memory is None:
         table.add_row("genes", str(len(parts.space.spec)))
-        _add_race(table, parts)
+        _add_race(table, config, parts)
         console.print(table)
         return
     sizes = {name: checkpoint.nbytes for name, checkpoint in pool.checkpoints.items()}
@@ -74,7 +74,7 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     table.add_row("evaluations", f"{config.search.evaluations}, {parts.evaluator.slots} at a time")
     if parts.adapters is not None:
         table.add_row("to vLLM", str(parts.adapters))
-    _add_race(table, parts)
+    _add_race(table, config, parts)
     if parts.calibration is not None:
         from evomerge.session.calibration_rows import estimate as calibration_estimate
 
@@ -89,7 +89,10 @@ def _each(phase: Phase) -> str:
     return f", a part for each of {count(len(phase.preferences), 'preference')}" if phase.preferences else ""
 
 
-def _add_race(table: Table, parts: Parts) -> None:
+def _add_race(table: Table, config: Config, parts: Parts) -> None:
+    after = config.search.refine.after
+    if after is not None and (parts.race_choice is None or not parts.race_choice.refined):
+        table.add_row("search.refine.after", f"after {after} candidates a Gaussian process proposes")
     if parts.race_choice is not None:
         table.add_row("search.racing.first", f"auto: {parts.race_choice}")
     if parts.race is not None and parts.race.cheap is not None:

@@ -101,7 +101,7 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
         batch=int(settings.get("batch_size") or 0),
         arithmetic=arithmetic_of(pool.info.dtype) if memory.on_host else "",
         derived=estimate_derived(config, parts, memory),
-        share=_share(parts),
+        share=_share(config, parts),
         people=_people(parts, config.search.evaluations + (baselines if config.search.baselines else 0)),
     )
 
@@ -117,13 +117,16 @@ def _people(parts: Parts, candidates: int) -> str:
     return f"{texts}: {candidates * rules.wanted:,} scores by {'each of ' if rules.raters > 1 else ''}{who}"
 
 
-def _share(parts: Parts) -> float:
+def _share(config: Config, parts: Parts) -> float:
     """Of its items that a candidate is scored on, where a race says how many go on."""
+    from evomerge.session.refining import refined_share, settled
+
     race = parts.race
     if race is None or race.settings.against not in ("generation", "none"):
         return 1.0
     rung = race.settings.keep_cheap if race.cheap is not None else 1.0
-    return rung * race.settings.expected_items(race.total) / race.total
+    share, expected = refined_share(config, settled(config)), race.settings.expected_items
+    return ((1 - share) * rung * expected(race.total, 0.0) + share * expected(race.total, 1.0)) / race.total
 
 
 def rows(found: Estimate) -> list[tuple[str, RenderableType]]:

@@ -95,6 +95,21 @@ class RacingConfig:
 
 
 @dataclass
+class RefineConfig:
+    """From where on a Gaussian process proposes (`evomerge.strategies.bases.refined.Refined`).
+
+    Attributes:
+        after: candidates of a phase that its strategy proposes, before the process does; ``None`` for all of them.
+            ``auto`` is a number where `racing.first` is ``auto`` and comes to a race, and genes are numbers and not
+            too many for the candidates that there are.
+        batch: candidates that it proposes after each fit.
+    """
+
+    after: int | Literal["auto"] | None = None
+    batch: int = 4
+
+
+@dataclass
 class SearchConfig:
     """The budget and the order of a search.
 
@@ -117,6 +132,7 @@ class SearchConfig:
         checkpoint: how often the state is written.
         give_up: failures in a row, all for the same reason, after which the search ends; ``None`` for never.
         racing: on how many items candidates are scored.
+        refine: from where on a Gaussian process proposes candidates.
         finalists: so many of the best are scored on all items in the end, and the winner is chosen there; ``None`` for
             8 in a race or with quantised scores, else 0.
         hours: of search, over all sessions, after which it ends: what is being evaluated is told, then come the
@@ -144,6 +160,7 @@ class SearchConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     give_up: int | None = 20
     racing: RacingConfig = field(default_factory=RacingConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
     finalists: int | None = None
     hours: float | None = None
     patience: int | None = None

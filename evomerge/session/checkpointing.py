@@ -108,7 +108,7 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
     warm = begin_with(search.warm, space, number, search.incumbent.objectives[0], scores)
     aims = Aims.from_state(saved.get("aims"), known)
     strategy = strategy_of(phase, warm.started(space.spec), scores, aims, search.incumbent)
-    strategy = informed(strategy, space)
+    strategy = informed(strategy, space, search.race)
     strategy.load_state_dict(saved["strategy"])
     first = list(warm.to_reevaluate[: phase.evaluations])
     pending = [known[int(identity)] for identity in saved["flight"]]

@@ -199,7 +199,8 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool, session, engine.adapters))
     racing = to_builtin(config.search.racing)
     left_open = [f"search.racing.{key}" for key in ("first", "most") if racing[key] == AUTO]
-    race, choice = chosen_race(config, fitness, strategies, cheap)
+    left_open += ["search.refine.after"] if config.search.refine.after == AUTO else []
+    race, choice = chosen_race(config, fitness, strategies, spaces, cheap)
     known = measure if read or pool is None else functools.partial(remembered, pool)
     few = race is not None and race.steps != [1.0]  # items that tell candidates apart
     open_priors, unread = settle_priors(config, nodes, spaces, few, known)
@@ -207,6 +208,7 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
         nodes = phase_nodes(config, pool.info if pool is not None else None, measure)
         spaces = [node.space(None) for node in nodes]
         phases = [node.phase(config, objectives) for node in nodes]
+    if open_priors or "search.refine.after" in left_open:
         strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]
     rescores = engine.quantises("search") != engine.quantises("validation")
     finalists = count_finalists(config, objectives, race is not None or rescores)

@@ -123,7 +123,7 @@ class Place:
             key, assigned, value = word.partition("=")
             if key.lstrip("+") == "pool.models" and value.startswith("{"):
                 found.append(f"{key}={self._models(yaml.safe_load(value))}")
-            elif assigned and key.lstrip("+").endswith(".tasks"):
+            elif assigned and key.lstrip("+").endswith(".tasks") and not key.startswith("strategy."):
                 names = re.findall(r"[A-Za-z]\w*", value)
                 for name in names:
                     if name in TASKS:

@@ -43,6 +43,7 @@ from evomerge.session.pruners import build_pruner
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
 from evomerge.strategies.amortized_pareto import AmortizedPareto
 from evomerge.strategies.bases.penalised import Penalised
+from evomerge.strategies.bases.refined import Refined
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 from evomerge.strategies.brute_force import BruteForce
 from evomerge.strategies.catcma import CatCma
@@ -250,6 +251,11 @@ def penalised(spec: GenomeSpec, objectives: tuple[Objective, ...], *, seed: int)
     return Penalised(CmaEs(spec, objectives, seed=seed, popsize=6), spec, objectives[0], 0.1)
 
 
+def refined(spec: GenomeSpec, objectives: tuple[Objective, ...], *, seed: int, asynchronous: bool = False) -> Refined:
+    inner = CmaEs(spec, objectives, seed=seed, popsize=5, asynchronous=asynchronous)
+    return Refined(inner, spec, objectives[0], seed=seed, after=18, batch=3)
+
+
 def plain_mean() -> StratifiedMean:
     return StratifiedMean(SHARES, ONE)
 
@@ -338,6 +344,12 @@ CASES = {
     "a cheap rung, then all items": Case(
         partial(CmaEs, popsize=5), evaluations=40, race=Racing(40), cheap=LOSS, phases=2, slots=2, estimator=plain_mean
     ),
+    "refined": Case(refined, in_flight=2, slots=2),
+    "refined, no order": Case(partial(refined, asynchronous=True), ordered=False, slots=4),
+    "refined in a race": Case(refined, evaluations=36, race=Racing(0.2), slots=3),
+    "refined in a race, no order": Case(
+        partial(refined, asynchronous=True), evaluations=28, race=Racing(0.2, "none"), ordered=False, slots=3
+    ),
     "raced in two phases": Case(partial(CmaEs, popsize=5), evaluations=40, race=Racing(0.3), phases=2),
     "some items for all": Case(partial(CmaEs, popsize=5), race=Racing(0.3, "none"), slots=2),
 }
@@ -424,7 +436,9 @@ def test_a_search_goes_on_from_every_kind_of_state(name: str, tmp_path: Path, mo
     assert any(number is not None for number in used)
 
 
-@pytest.mark.parametrize("name", ["cma_es", "de", "two phases", "the user's first", "raced by generation"])
+@pytest.mark.parametrize(
+    "name", ["cma_es", "de", "two phases", "the user's first", "raced by generation", "refined in a race"]
+)
 def test_more_evaluations_are_what_they_would_have_been(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

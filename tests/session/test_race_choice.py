@@ -56,6 +56,7 @@ def test_items_that_a_candidate_is_scored_on() -> None:
     """24, half of them on 24 more, a quarter on 42 more."""
     assert Racing(24, most=90).expected_items(750) == 24 + 24 / 2 + 42 / 4
     assert Racing(24, "none").expected_items(750) == 24
+    assert Racing(24, most=90).expected_items(750, 0.25) == 0.75 * (24 + 24 / 2 + 42 / 4) + 0.25 * 90
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,50 @@ def test_no_race(fitness: Any, strategies: Sequence[Any], words: list[str], beca
     assert str(choice).startswith("no race: ")
     assert choice.event == {"items": choice.items, "because": because, "reason": choice.reason}
     assert (asked.first, asked.most) == (None, 1.0)
+
+
+class Space:
+    """Has so many genes, all of which act unless it says which."""
+
+    def __init__(self, genes: int, kind: Any = "continuous", active: Any = None) -> None:
+        self.spec = GenomeSpec(tuple(Gene(f"g{i}", kind) for i in range(genes)))
+        if active is not None:
+            self.active = lambda genome: active
+
+
+@pytest.mark.parametrize(
+    ("space", "words", "after"),
+    [
+        (Space(16), ["search.evaluations=176"], 96),
+        (Space(16), ["search.evaluations=1000"], 920),
+        (Space(16), ["search.evaluations=160"], 80),
+        (Space(17), ["search.evaluations=160"], None),  # five for each gene
+        (Space(2), ["search.evaluations=120"], 60),
+        (Space(2), ["search.evaluations=118"], None),
+        (Space(2, "boolean"), [], None),
+        (Space(2, active=["g0"]), [], None),
+        (Space(2, active=["g0", "g1"]), [], 220),
+        (Space(2), ["search.penalty=0.1"], None),
+        (Space(2), ["search.racing.against=none"], None),
+        (Space(2), ["search.refine.after=null"], None),
+        (Space(2), ["search.refine.after=7"], 7),
+        (Space(2), ["search.racing.first=null"], None),
+        (Space(2), ["search.racing.first=24"], None),  # what is asked for is what there is
+    ],
+)
+def test_where_a_gaussian_process_takes_over(space: Any, words: list[str], after: int | None) -> None:
+    config: Any = compose_config(["search.evaluations=300", "~fitness", *words])
+    _, choice = chosen_race(config, Fitness({"a": 750}), CMA, [space])  # type: ignore[arg-type]
+    assert config.search.refine.after == after
+    if choice is not None:
+        assert choice.refined == (after or 0)
+        assert (f"; after {after} a Gaussian process proposes, each on 90" in str(choice)) == (after is not None)
+
+
+def test_no_race_no_gaussian_process_that_was_left_open() -> None:
+    config: Any = compose_config(["search.evaluations=300", "~fitness"])
+    assert chosen_race(config, Fitness({"a": 10}), CMA, [Space(2)])[0] is None  # type: ignore[arg-type, list-item]
+    assert config.search.refine.after is None
 
 
 def test_one_evaluation_more_makes_up_for_the_finalists() -> None:

@@ -20,6 +20,7 @@ class Runner:
     Attributes:
         candidate: it.
         start: where its items begin in the order of all, as a share.
+        at_once: whether it is scored on as many items as the best at once.
         opponent: the values of whom it must beat, item by item.
         part: the items that it was scored on.
         items: their values; NaN where an item was not run.
@@ -33,6 +34,7 @@ class Runner:
 
     candidate: Candidate
     start: float
+    at_once: bool = False
     opponent: Items | None = None
     known: int | None = None
     part: Part = field(default_factory=dict)

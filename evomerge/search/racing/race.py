@@ -81,9 +81,14 @@ class Race:
         """Whether the candidates of a generation are compared with each other."""
         return self.settings.against == "generation" and (len(self.steps) > 1 or self.cheap is not None)
 
-    def start(self, number: int, group: int) -> float:
+    def start(self, number: int, group: int, at_once: bool = False) -> float:
         """Where the items of a candidate begin, by its number, or that of the first of its generation."""
-        return (number * self.steps[0] / max(1, group)) % 1.0 if self.settings.rotate else 0.0
+        stretch = self.steps[-1 if at_once else 0]
+        return (number * stretch / max(1, group)) % 1.0 if self.settings.rotate else 0.0
+
+    def over(self, runner: Runner) -> bool:
+        """Whether a candidate has been scored on all items that it can be."""
+        return runner.done == (1 if runner.at_once else len(self.steps))
 
     def part(self, runner: Runner) -> Part:
         """The items that a candidate is scored on next."""
@@ -91,7 +96,7 @@ class Race:
             self._order = ItemOrder(self._counts, self._seed, self.knowledge.order(self._counts))
         done = runner.done
         first = self.steps[done - 1] if done else 0.0
-        return self._order.part(runner.start + first, runner.start + self.steps[done])
+        return self._order.part(runner.start + first, runner.start + self.steps[-1 if runner.at_once else done])
 
     def add(self, runner: Runner, part: Part, evaluation: Evaluation) -> None:
         """Take in what a candidate's next items gave."""
@@ -117,7 +122,7 @@ class Race:
         """What a candidate is told as."""
         if runner.ended is not None:
             return runner.ended
-        found = runner.joined(runner.estimates(self.knowledge), self.total, pruned=runner.done < len(self.steps))
+        found = runner.joined(runner.estimates(self.knowledge), self.total, pruned=not self.over(runner))
         for name, value in found.objectives.items():
             if not math.isfinite(value):  # of all items there may be no logarithm, where of some there was
                 return replace(found, status="failed", objectives={}, error=f"objective {name} is {value}")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from evomerge.candidate import Candidate, Evaluation, Part
-from evomerge.objectives import Objective
 from evomerge.protocols import Evaluator, Strategy
 from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.incumbent import Incumbent
-from evomerge.search.racing.cheap import ordered_below
 from evomerge.search.racing.joined import Runner
 from evomerge.search.racing.opponents import Opponent, opponent
 from evomerge.search.racing.race import Race
+from evomerge.search.racing.ranking import ranked
 
 NOBODY = -1
 
@@ -30,6 +29,7 @@ class RacedEvaluations(PendingEvaluations):
         evaluator, split, ordered: as for `PendingEvaluations`.
         race: the rules.
         bar: by candidate the one that it must beat, ``None`` where there is none.
+        at_once: which candidates are scored on as many items as the best at once.
     """
 
     def __init__(
@@ -39,12 +39,14 @@ class RacedEvaluations(PendingEvaluations):
         ordered: bool,
         race: Race,
         bar: Opponent,
+        at_once: Callable[[Candidate], bool] = lambda candidate: False,
     ) -> None:
         super().__init__(evaluator, "search", ordered=ordered)
-        self._race, self._bar = race, bar
+        self._race, self._bar, self._at_once = race, bar, at_once
         self._runners: dict[int, Runner] = {}
         self._parts: dict[int, Part | None] = {}  # of those with the evaluator; ``None`` on the cheap rung
         self._step = 0  # of the generation
+        self._on_rung = False  # whether the generation is on the cheap rung
         self._shown: dict[int, float] = {}
 
     def submit(self, candidate: Candidate, refused: str | None = None, against: int | None = None) -> None:
@@ -59,11 +61,11 @@ class RacedEvaluations(PendingEvaluations):
             super().submit(candidate, refused)
             return
         self._waiting[candidate.id] = candidate
-        runner = Runner(candidate, 0.0)
+        runner = Runner(candidate, 0.0, at_once=self._at_once(candidate))
         if self._race.by_generation:
             self._runners[candidate.id] = runner  # begun when all of its generation are there
             return
-        runner.start = self._race.start(candidate.id, 1)
+        runner.start = self._race.start(candidate.id, 1, runner.at_once)
         if self._race.settings.against == "incumbent":
             number = self._bar(candidate) if against is None else against
             self.against[candidate.id] = NOBODY if number is None else number
@@ -141,10 +143,11 @@ class RacedEvaluations(PendingEvaluations):
         first = next(iter(self._waiting))
         self._step = 0
         for runner in self._runners.values():
-            runner.start = self._race.start(first, len(self._waiting))
-            if self._race.cheap is None:
+            runner.start = self._race.start(first, len(self._waiting), runner.at_once)
+            if self._race.cheap is None or runner.at_once:
                 self._send(runner)
             else:
+                self._on_rung = True
                 self._send_to_rung(runner)
 
     def _take(self, evaluation: Evaluation) -> None:
@@ -161,8 +164,8 @@ class RacedEvaluations(PendingEvaluations):
             self._race.add(runner, part, evaluation)
         if self._race.by_generation:
             if not self._parts:
-                self._first_step() if part is None else self._next_step()
-        elif runner.ended is not None or runner.done == len(self._race.steps) or self._race.beaten(runner):
+                self._first_step() if self._on_rung else self._next_step()
+        elif runner.ended is not None or self._race.over(runner) or self._race.beaten(runner):
             self._arrived[number] = evaluation
         else:
             self._send(runner)
@@ -170,7 +173,8 @@ class RacedEvaluations(PendingEvaluations):
     def _first_step(self) -> None:
         """All of a generation have been on the cheap rung: those that go on are scored on their first items."""
         assert self._race.cheap is not None
-        for runner in self._race.cheap.going_on(self._runners.values()):
+        self._on_rung = False
+        for runner in self._race.cheap.going_on(r for r in self._runners.values() if not r.at_once):
             if runner.ended is None:
                 self._send(runner)
         if not self._parts:
@@ -178,11 +182,12 @@ class RacedEvaluations(PendingEvaluations):
 
     def _next_step(self) -> None:
         """All of a generation that go on have been scored on the same items: choose those that go on still."""
-        alive = [r for r in self._runners.values() if self._race.gain(r, self._step) > -math.inf]
+        gain = self._race.gain
+        alive = [r for r in self._runners.values() if gain(r, self._step) > -math.inf and not r.at_once]
         self._step += 1
         if alive and self._step < len(self._race.steps):
             count = max(1, math.ceil(len(alive) * self._race.settings.keep))
-            by_gain = sorted(alive, key=lambda r: -self._race.gain(r, self._step - 1))  # equals in the order asked
+            by_gain = sorted(alive, key=lambda r: -gain(r, self._step - 1))  # equals in the order asked
             for runner in by_gain[:count]:
                 if runner.ended is None:
                     self._send(runner)
@@ -212,30 +217,5 @@ def pending_of(
     """What keeps candidates in flight, with a race or without."""
     if race is None:
         return PendingEvaluations(evaluator, "search", ordered=ordered)
-    return RacedEvaluations(evaluator, ordered=ordered, race=race, bar=opponent(strategy, incumbent))
-
-
-def ranked(
-    evaluations: Mapping[int, Evaluation], objective: Objective, cheap: Objective | None = None
-) -> dict[int, float]:
-    """By candidate the value of an objective such that none who was scored on less is above one who went on.
-
-    Those that fell on the cheap rung are below all others, in the order of its scores by its objective `cheap`.
-
-    An estimate from few items is the more often too high the more there are of them: without this, those that lost
-    their race would rank above the winners.
-    """
-    by_steps: dict[int, list[int]] = {}
-    fallen = {n: e for n, e in evaluations.items() if cheap is not None and e.objectives and not e.race.get("items")}
-    for number, evaluation in evaluations.items():
-        if evaluation.objectives and number not in fallen:
-            steps = sum(name.startswith("step/") for name in evaluation.race)
-            by_steps.setdefault(steps, []).append(number)
-    found: dict[int, float] = {}
-    ceiling = math.inf
-    for steps in sorted(by_steps, reverse=True):
-        gains = {n: objective.gain(evaluations[n].objectives[objective.name]) for n in by_steps[steps]}
-        for number, gain in gains.items():
-            found[number] = objective.gain(min(gain, ceiling))
-        ceiling = min(ceiling, *gains.values())
-    return found if cheap is None else found | ordered_below(fallen, ceiling, cheap, objective)
+    at_once: Callable[[Candidate], bool] = getattr(strategy, "at_once", lambda candidate: False)
+    return RacedEvaluations(evaluator, ordered=ordered, race=race, bar=opponent(strategy, incumbent), at_once=at_once)

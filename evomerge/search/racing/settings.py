@@ -91,13 +91,18 @@ class Racing:
             found.append(min(most, found[-1] / self.keep))
         return found
 
-    def expected_items(self, total: int) -> float:
-        """Items that a candidate is scored on, on average, where the best `keep` go on at every step."""
+    def expected_items(self, total: int, at_once: float = 0.0) -> float:
+        """Items that a candidate is scored on, on average, where the best `keep` go on at every step.
+
+        Args:
+            total: of the fitness.
+            at_once: share of the candidates that are scored on the most at once.
+        """
         found, before, share = 0.0, 0, 1.0
         for items in counted(self.steps(total), total):
             found += share * (items - before)
             before, share = items, share * self.keep
-        return found
+        return (1 - at_once) * found + at_once * before
 
 
 def counted(steps: Sequence[float], total: int) -> list[int]:
