@@ -358,9 +358,7 @@ def test_recipes_of_other_spaces_are_refused() -> None:
 
 def test_values_by_source() -> None:
     """A source's fixed weight is no gene; those of the others are searched within what is said of all."""
-    made = space(
-        components="all", layer_group="all", method="ties", parameters={"weight": {"high": 0.8, "math": 0.25}}
-    )
+    made = space(components="all", layer_group="all", method="ties", parameters={"weight": {"high": 0.8, "math": 0.25}})
     own = ["math/density", "lang/weight", "lang/density"]
     assert names(made) == [f"{group}/{name}" for group in ("embed+final_norm", "layers.0-5") for name in own]
     assert made.spec.genes[1].high == 0.8

@@ -120,5 +120,5 @@ def test_a_switchs_parameters_by_task() -> None:
     assert len(space.spec) == len(ParameterSpace(info, DECLARED).spec) + 1
     own = {source.model: dict(source.parameters) for source in space.decode(space.spec.initial).slices[0].inputs}
     assert own["math"] == {"selectivity": 0.3}
-    with pytest.raises(ConfigError, match="switch_parameters.selectivity has no key 'mth'; did you mean 'math'"):
+    with pytest.raises(ConfigError, match=r"switch_parameters\.selectivity has no key 'mth'; did you mean 'math'"):
         SwitchedSpace(info, DECLARED, switch="tall_switch", switch_parameters={"selectivity": {"mth": 0.3}})
