@@ -40,7 +40,7 @@ def check_pool_settings(
         raise PoolError(
             "the pool has no models" if base is None else f"the pool has no model besides its base {base!r}",
             "at least one source model",
-            "list models under pool.models as name: folder or hub id, or give a folder of them: pool.adapters, pool.checkpoints",
+            "list models under pool.models as name: folder or hub id, or give a folder of them (pool.adapters)",
         )
     return sources
 
