@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,7 @@ def held_out_scores(path: str, recipe: Recipe) -> list[ScoreRow]:
 
 
 def hint(file: Path, *, beside: bool = False) -> str:
-    """The runs that are there, for who named one that is not; empty where there are none.
+    """The runs that are there, the nearest first, for who named one that is not; empty where there are none.
 
     Args:
         file: what was named.
@@ -142,4 +143,9 @@ def hint(file: Path, *, beside: bool = False) -> str:
     if beside and (folder != file.parent or not file.parent.name):
         return ""
     names = sorted(str(run.parent) for run in runs.glob(f"*/{LEDGER}") if run.is_file())
-    return f"runs here: {', '.join(names[-5:])}" if names else ""
+    if not names:
+        return ""
+    alike = {Path(name).name: name for name in names}
+    close = difflib.get_close_matches(file.name, alike, n=1, cutoff=0.5)
+    meant = f"did you mean {alike[close[0]]!r}? " if close else ""
+    return f"{meant}runs here: {', '.join(names[-5:])}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigError, PoolError, RecipeError, nearest
-from evomerge.models.checkpoints.location import check_place
+from evomerge.models.checkpoints.location import check_place, siblings
 from evomerge.recipes.slices import DTYPES, ModelRef
 from evomerge.recipes.tokenizer_spec import TokenizerSpec, read_tokenizer
 
@@ -53,7 +53,7 @@ def check_pool_settings(
         raise PoolError(
             "the pool has no models" if base is None else f"the pool has no model besides its base {base!r}",
             "at least one source model",
-            "list models under pool.models as name: folder or hub id",
+            "list models under pool.models as name: folder or hub id, or give a folder of them (pool.adapters)",
         )
     return sources
 
@@ -87,13 +87,22 @@ def check_heads(setting: Any) -> None:
 
 
 def check_places(models: Mapping[str, str] | Mapping[str, ModelRef], root: str | Path | None) -> None:
-    """`PoolError` naming all models that lie in no folder and can be no hub's; what a hub has is not asked."""
+    """`PoolError` naming all models that lie in no folder and can be no hub's; what a hub has is not asked.
+
+    Where `root` is no folder, that is what is wrong with all of them.
+    """
     problems = []
     for name, location in models.items():
         try:
             check_place(location, root)
         except PoolError as error:
             problems.append(of_model(name, error))
+    if problems and root is not None and not Path(root).expanduser().is_dir():
+        raise PoolError(
+            f"pool.root is {root}, and there is no such folder",
+            siblings(Path(root).expanduser().absolute()),
+            "give the folder in which the models lie, or null for places of their own",
+        )
     raise_all(problems)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from evomerge.errors import RecipeError
+from evomerge.errors import RecipeError, nearest
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.hash import canonical_text
 from evomerge.recipes.heads import Heads
@@ -71,7 +71,6 @@ class Recipe:
         if len(names) != len(self.models):
             raise RecipeError(f"models {', '.join(name for name, _ in self.models)}", "every name once")
         merged = self._check_intermediates()
-        known = f"the recipe's models are {', '.join(sorted(names))}"
         used = set()
         # Slices of a group share their inputs and parameters, which are checked once.
         groups: dict[tuple[int, int, int], SliceRecipe] = {}
@@ -86,16 +85,16 @@ class Recipe:
                 )
             for source in entry.inputs if entry.base is None else (*entry.inputs, entry.base):
                 if source.model not in names and source.model not in merged:
-                    also = f", its intermediates {', '.join(sorted(merged))}" if merged else ""
-                    raise RecipeError(f"slice {entry.slice} uses model {source.model!r}", known + also)
+                    given = f"slice {entry.slice} uses model {source.model!r}, which the recipe does not have"
+                    raise RecipeError(given, nearest(source.model, names | merged))
                 used.add(source.model)
         idle = sorted(merged - used)
         if idle:
             raise RecipeError(f"intermediate {idle[0]!r} is not used", "intermediates that a slice takes", "remove it")
         if self.config_from not in names:
-            raise RecipeError(f"config_from is {self.config_from!r}", known)
+            raise RecipeError(f"config_from is {self.config_from!r}", nearest(self.config_from, names))
         if self.tokenizer_from is not None and self.tokenizer_from not in names:
-            raise RecipeError(f"tokenizer_from is {self.tokenizer_from!r}", known)
+            raise RecipeError(f"tokenizer_from is {self.tokenizer_from!r}", nearest(self.tokenizer_from, names))
         if self.tokenizer is not None:
             self.tokenizer.check_models(names, "tokenizer")
             if self.tokenizer_from is not None:

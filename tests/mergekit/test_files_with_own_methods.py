@@ -51,8 +51,8 @@ def test_methods_of_evomerges_are_read_as_mergekits_are(folders: dict[str, Path]
 
 
 def test_parameters_that_mergekit_does_not_have_are_evomerges(folders: dict[str, Path]) -> None:
-    models = "merge_method: ties\nbase_model: BASE\nmodels: [{model: A, parameters: {weight: 1}}]\n"
-    text = f"{models}parameters: {{scope: model}}"
+    text = "merge_method: ties\nbase_model: BASE\nmodels: [{model: A, parameters: {weight: 1}}]\n"
+    text += "parameters: {scope: model}"
     assert {dict(own.parameters)["scope"] for own in read(text, folders).slices} == {"model"}
     without = text.replace("parameters: {scope: model}", "")
     assert {dict(own.parameters)["scope"] for own in read(without, folders).slices} == {"tensor"}

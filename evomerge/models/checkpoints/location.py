@@ -132,7 +132,7 @@ def _folder_or_hub(location: str, root: str | Path | None, whose: str) -> Path |
     if match is None or location.startswith((".", "~")):
         raise PoolError(
             f"no folder {location} (looked at {', '.join(str(f) for f in tried)})",
-            _siblings(tried[0]),
+            siblings(tried[0]),
             "give a folder, or a hub id such as org/name@revision",
         )
     return match
@@ -159,7 +159,7 @@ def _local_candidates(location: str, root: str | Path | None) -> list[Path]:
     return list(dict.fromkeys(candidates))
 
 
-def _siblings(folder: Path) -> str:
+def siblings(folder: Path) -> str:
     """Say which folders lie beside a missing one."""
     parent = folder.parent
     while not parent.is_dir() and parent != parent.parent:
