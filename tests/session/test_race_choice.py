@@ -48,7 +48,7 @@ def choose(
     fitness: Any, strategies: Sequence[Any] = CMA, *words: str, cheap: Any = None
 ) -> tuple[Any, Race | None, RaceChoice | None]:
     config: Any = compose_config(["search.evaluations=300", "~fitness", *words])
-    race, choice = chosen_race(config, fitness, strategies, cheap)
+    race, choice = chosen_race(config, fitness, strategies, cheap=cheap)
     return config.search.racing, race, choice
 
 
