@@ -369,7 +369,9 @@ def test_values_by_source() -> None:
 
 def test_parameters_that_came_later_are_left_out_where_they_are_not_varied() -> None:
     late = ParameterSpec("place", 0.0, per_input=True, tacit=True)
-    methods = {"late": MethodSpec("late", (ParameterSpec("alpha", 0.5), late), "required", idempotent=True)}
+    methods = {
+        "late": MethodSpec("late", (ParameterSpec("alpha", 0.5, searched=True), late), "required", idempotent=True)
+    }
     for parameters, expected in (({}, ()), ({"place": 0.0}, ()), ({"place": 0.5}, (("place", 0.5),))):
         made = ParameterSpace(pool(), methods, method="late", parameters=parameters)
         slices = made.decode(made.spec.initial).slices
