@@ -283,7 +283,7 @@ def _apply(config: DictConfig, override: str) -> str:
         if value not in files:
             raise ConfigError(f"evaluator={value}: there is no such option", nearest(value, files))
         chosen = OmegaConf.load(files[value])
-        take_over(config, chosen)
+        take_over(config, cast(DictConfig, chosen))
         config.evaluator = chosen
         return override
     return set_value(config, key, value)
