@@ -36,6 +36,7 @@ _FREE = {
     "started": (
         "evaluations",
         "version",
+        "engine",  # ledgers of before do not say: what is resumed has the same one
         "versions",
         "from_run",
         "shares",
