@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.config.construct import to_builtin
@@ -48,6 +48,7 @@ class RaceChoice:
         because: what stands against a race, in a word: ``fitness``, ``objectives``, ``strategy``, ``order``,
             ``finalists``, ``target``, ``items``, ``evaluations``, ``estimator``; empty where there is one.
         reason: the same in words.
+        rung: whether a cheap rung says who is scored at all.
     """
 
     items: int = 0
@@ -55,6 +56,7 @@ class RaceChoice:
     most: int = 0
     because: str = ""
     reason: str = ""
+    rung: bool = False
 
     @property
     def event(self) -> dict[str, Any]:
@@ -66,7 +68,8 @@ class RaceChoice:
     def __str__(self) -> str:
         if self.because:
             return f"no race: {self.reason}"
-        return f"a race: every candidate on {self.first} of {count(self.items, 'item')}, the best on {self.most}"
+        who = "whoever goes on from the cheap rung" if self.rung else "every candidate"
+        return f"a race: {who} on {self.first} of {count(self.items, 'item')}, the best on {self.most}"
 
 
 def chosen_race(
@@ -91,7 +94,7 @@ def chosen_race(
     if settings is not None:
         asked.first, asked.most = settings.first, settings.most
         try:
-            return build_race(config, fitness, strategies, cheap), choice
+            return build_race(config, fitness, strategies, cheap), replace(choice, rung=cheap is not None)
         except EvomergeError as error:
             choice = RaceChoice(choice.items, because="estimator", reason=error.given)
     asked.first, asked.most = None, 1.0
