@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.config.construct import to_builtin
@@ -50,6 +50,7 @@ class RaceChoice:
         because: what stands against a race, in a word: ``fitness``, ``objectives``, ``strategy``, ``order``,
             ``finalists``, ``target``, ``items``, ``evaluations``, ``estimator``; empty where there is one.
         reason: the same in words.
+        rung: whether a cheap rung says who is scored at all.
     """
 
     items: int = 0
@@ -58,6 +59,7 @@ class RaceChoice:
     refined: int = 0
     because: str = ""
     reason: str = ""
+    rung: bool = False
 
     @property
     def event(self) -> dict[str, Any]:
@@ -70,8 +72,9 @@ class RaceChoice:
     def __str__(self) -> str:
         if self.because:
             return f"no race: {self.reason}"
+        who = "whoever goes on from the cheap rung" if self.rung else "every candidate"
         after = f"; after {self.refined} a Gaussian process proposes, each on {self.most}" if self.refined else ""
-        return f"a race: every candidate on {self.first} of {count(self.items, 'item')}, the best on {self.most}{after}"
+        return f"a race: {who} on {self.first} of {count(self.items, 'item')}, the best on {self.most}{after}"
 
 
 def chosen_race(
@@ -106,7 +109,7 @@ def chosen_race(
         try:
             race = build_race(config, fitness, strategies, cheap)
             refine.after = refined
-            return race, choice
+            return race, replace(choice, rung=cheap is not None)
         except EvomergeError as error:
             choice = RaceChoice(choice.items, because="estimator", reason=error.given)
     asked.first, asked.most = None, 1.0

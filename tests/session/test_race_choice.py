@@ -194,6 +194,7 @@ def test_a_cheap_rung_stands_below_a_race_or_below_all_items() -> None:
     assert race is not None
     assert race.cheap is not None
     assert (asked.first, race.cheap.keep, race.cheap.decides.name) == (24, 0.3, "loss")
+    assert str(choice) == "a race: whoever goes on from the cheap rung on 24 of 750 items, the best on 90"
     for words, because in (
         ([], "items"),
         (["search.target=0.9"], "target"),
