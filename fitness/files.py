@@ -145,7 +145,7 @@ class FilesFitness:
         """Raise `FitnessError` for a file that is not there."""
         for term in self._terms:
             if term.file:
-                check_text_file(term.file, f"prompts.{term.name}.file")
+                check_text_file(term.file, term.where)
 
     def check_tokenizer(self, load: Callable[[], Any]) -> None:
         """Check that the tokenizer makes tokens of every prompt; `FitnessError` where it does not."""
