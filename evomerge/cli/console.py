@@ -63,6 +63,9 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
     table.add_row("tokenizer", tokenizer_words(pool))
+    if pool.info.heads is not None:
+        tensors, tasks = pool.info.heads.tensors, pool.info.heads.tasks
+        table.add_row("heads", f"{', '.join(tensors)}: carried from {', '.join(tasks)}, not merged")
     fitted = f", chosen by the evaluations: {', '.join(parts.fitted)}" if parts.fitted else ""
     table.add_row("genes", ", then ".join(str(len(space.spec)) for space in parts.spaces) + fitted)
     for prior in [*priors_of(parts.spaces), *filter(None, [parts.unread_prior])]:
