@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from tiny_classifiers import rows, save, write_rows
+
+from evomerge.demo.docstrings import LABELS
 
 # Tasks of the harness that the pages name, where the package has them: their data are not here, the demo's stand in.
 TASKS = {
@@ -47,13 +50,34 @@ def give_switch(file: Path) -> None:
     file.write_text(dump_recipe(with_switch(read_recipe_file(file), "tall_switch", tasks, MODELS[0])))
 
 
+def make_classifiers(folder: Path) -> Path:
+    """A pool and data under the names of the demo's classifiers."""
+    for seed, (task, labels) in enumerate(LABELS.items(), 1):
+        save(folder / task, seed, labels)
+        (folder / "data").mkdir(exist_ok=True)
+        for part, first in (("search", seed), ("held_out", 10 + seed)):
+            write_rows(folder / "data" / f"{task}-{part}.jsonl", rows(labels, 12, first))
+    save(folder / "base", 0)
+    return folder
+
+
+def give_heads(file: Path, pool: Path) -> None:
+    """Make a recipe one of the classifiers, each with its own head."""
+    from evomerge.models.opening import open_pool
+    from evomerge.recipes.yaml_reader import dump_recipe
+
+    opened = open_pool({name: name for name in ("base", *LABELS)}, "base", pool)
+    file.write_text(dump_recipe(opened.info.linear(dict.fromkeys(LABELS, 0.5))))
+
+
 @dataclass(frozen=True)
 class Made:
-    """What stands in, made once: a pool of the demo's shape, a finished run on it, and its winner's model."""
+    """What stands in, made once: a pool of the demo's shape, a finished run on it, its winner's model, classifiers."""
 
     pool: Path
     run: Path
     model: Path
+    classifiers: Path
 
 
 @dataclass
@@ -75,6 +99,7 @@ class Place:
         for name in ("demo_pool/seed0", "MODELS"):
             (self.folder / name).symlink_to(self.made.pool)
         (self.folder / "my-model").symlink_to(self.made.model)
+        (self.folder / "demo_pool" / "classifiers-seed0").symlink_to(self.made.classifiers)
         (self.folder / "runs").mkdir(exist_ok=True)
         (self.folder / "runs" / "out").symlink_to(self.made.pool / "training")
         for name in ("recipe.yaml", "learned.yaml"):
@@ -180,6 +205,8 @@ class Place:
                     shutil.copytree(self.made.run, run)
                     if "switch" in name:
                         give_switch(run / "best" / "recipe.yaml")
+                    if "classifiers" in name:
+                        give_heads(run / "best" / "recipe.yaml", self.made.classifiers)
                 yield run
 
     def parts_of(self, words: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from fences import ROOT, Command, Fence, commands, fences
-from stand_ins import SMALL, TASKS, TEMPLATE, Made, Place
+from stand_ins import SMALL, TASKS, TEMPLATE, Made, Place, make_classifiers
 
 from evomerge.cli.main import main
 from evomerge.demo.adapters import make_adapters
@@ -83,7 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         main(["search", "experiment=demo", f"pool.root='{pool}'", "fitness.limit=2", *SMALL, f"run_dir='{run}'"]) == 0
     )
     assert main(["merge", str(run), str(model)]) == 0
-    return Made(pool, run, model)
+    return Made(pool, run, model, make_classifiers(root / "classifiers"))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def _evomerge(words: list[str], place: Place) -> None:
             run(before)
         out = place.output()
         run([verb, *rest[: positional[1]], out, *rest[positional[1] + 1 :]])
-        assert (Path(out) / ("adapter_config.json" if "lora" in rest else "config.json")).is_file()
+        assert list(Path(out).rglob("adapter_config.json" if "lora" in rest else "config.json"))
     elif verb == "learn":
         run([verb, *place.words(rest), "learning.steps=2", f"learning.out='{place.output()}'"])
     elif verb == "align":
