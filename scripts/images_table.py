@@ -154,7 +154,7 @@ def resnets(computed: Scored, merged: Scored) -> list[str]:
     lines = head(list(after), "as merged")
     lines += [row("uniform average, statistics as merged", before, before)]
     lines += [row("uniform average, computed again", after, before)]
-    for scale in (0.3, 0.5):
+    for scale in (0.5, 0.8):
         both = [
             own.scores(f"ta-{scale}", own.scaled("task_arithmetic", scale), "held_out") for own in (merged, computed)
         ]
