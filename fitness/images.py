@@ -248,7 +248,8 @@ class ImagesFitness:
             gold = self._gold_of(term, None if ready.heads is not None else model.module.config.id2label)
             logits, took = ready.outputs(model, term.name, own, gold.columns)
             seconds += took
-            found, columns = score_classes(gold.places if own is None else gold.places[own], logits)
+            right, wanted = gold.places if own is None else gold.places[own], {metric.name for metric in term.metrics}
+            found, columns = score_classes(right, logits, wanted=wanted)
             values |= {f"{term.name}/{name}": value for name, value in found.items()}
             told = [gold.names[number] for number in logits.argmax(-1)]
             if own is None:

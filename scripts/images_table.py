@@ -1,8 +1,8 @@
 """Ways to merge the demo's image classifiers, on held-out images: `python scripts/images_table.py FOLDER POOL`.
 
 The pool is that of ``evomerge demo --images --pool-only``. Of its eight ViTs: each alone on its own task, the base, the
-uniform average, task arithmetic and TIES with the scale that is best on the search's images, and CMA-ES, by layer, on
-the same images. Of its four ResNets: averages with and without batch-norm statistics computed again. Tests are paired,
+uniform average, task arithmetic and TIES with the scale that is best on the search's images, and CMA-ES on the same
+images. Of its four ResNets: averages with and without batch-norm statistics computed again. Tests are paired,
 image by image. What is in the folder already is not done again.
 
     python scripts/images_table.py runs/images demo_pool/images0
@@ -154,7 +154,7 @@ def resnets(computed: Scored, merged: Scored) -> list[str]:
     lines = head(list(after), "as merged")
     lines += [row("uniform average, statistics as merged", before, before)]
     lines += [row("uniform average, computed again", after, before)]
-    for scale in (0.3, 0.5):
+    for scale in (0.5, 0.8):
         both = [
             own.scores(f"ta-{scale}", own.scaled("task_arithmetic", scale), "held_out") for own in (merged, computed)
         ]
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Merges of the demo's image classifiers on held-out images.")
     parser.add_argument("folder", type=Path, help="where runs and scores go")
     parser.add_argument("pool", type=Path, metavar="POOL", help="folder of the demo's image classifiers")
-    parser.add_argument("--evaluations", type=int, default=400, help="of the search (default: 400)")
+    parser.add_argument("--evaluations", type=int, default=160, help="of the search (default: 160)")
     options = parser.parse_args(arguments)
     root = [f"pool.root='{options.pool}'", "evaluator.device=cpu"]
     try:

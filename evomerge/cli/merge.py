@@ -113,7 +113,7 @@ def run(arguments: Sequence[str]) -> int:
         _write_adapter(recipe, pool, options, bound, scores)
         return 0
     if options.all_tasks:
-        write_all(recipe, pool, options, shard, scores)
+        write_all(recipe, pool, options, shard, scores, _batch_norms(recipe, pool, options) if recipe.heads else {})
         return 0
     given = _batch_norms(recipe, pool, options)
     with merge_progress() as progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from evomerge.errors import ConfigError
 from evomerge.recipes.switches import SWITCHES, require_tasks, task_recipe, tasks_of, with_switch
 
 if TYPE_CHECKING:
+    import torch
+
     from evomerge.export.model_card import ScoreRow
     from evomerge.models.pool import Pool
     from evomerge.recipes.recipe import Recipe
@@ -83,8 +85,15 @@ def given_switch(recipe: Recipe, method: str) -> Recipe:
     return with_switch(recipe, method, {name: {} for name in used if name in names and name != base}, base)
 
 
-def write_all(recipe: Recipe, pool: Pool, options: argparse.Namespace, shard: int, scores: Sequence[ScoreRow]) -> None:
-    """Write the shared model with all tasks' parts, and say how large they are."""
+def write_all(
+    recipe: Recipe,
+    pool: Pool,
+    options: argparse.Namespace,
+    shard: int,
+    scores: Sequence[ScoreRow],
+    given: Mapping[str, torch.Tensor],
+) -> None:
+    """Write the shared model with all tasks' parts, and say how large they are; `given` as of `write_model`."""
     from evomerge.cli.console import merge_progress
     from evomerge.export.heads_writer import write_all_heads
     from evomerge.export.switch_writer import write_all_tasks
@@ -92,7 +101,9 @@ def write_all(recipe: Recipe, pool: Pool, options: argparse.Namespace, shard: in
 
     if recipe.heads is not None:
         with merge_progress() as progress:
-            sizes = write_all_heads(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress)
+            sizes = write_all_heads(
+                recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress, given=given
+            )
         print(f"wrote {options.out}: the encoder, {size_text(sizes.shared)}, shared by a folder for each task")
         for task, nbytes in sizes.parts.items():
             print(f"  {task}: its head, {size_text(nbytes)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ def write_all_heads(
     scores: Sequence[ScoreLine] = (),
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
+    given: Mapping[str, torch.Tensor] | None = None,
 ) -> SwitchSizes:
     """Write a folder for each task, each a complete model that transformers loads.
 
@@ -47,6 +48,7 @@ def write_all_heads(
         scores: rows of the card's table, of each task with its own head.
         progress: told of the first model's bytes that are written.
         device: where slices are computed.
+        given: as of `write_model`, of the encoder.
 
     Returns:
         Bytes of the ``shared`` encoder and of each task's head, by task, in ``parts``.
@@ -77,6 +79,7 @@ def write_all_heads(
                 progress=progress if name == first else None,
                 device=device,
                 head_apart=True,
+                given=given,
                 encoder_in=None if name == first else folder / first,
             )
             sizes[task] = sum(t.numel() for t in pool.read_head(task).values()) * _itemsize(recipe)

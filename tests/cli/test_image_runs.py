@@ -104,3 +104,24 @@ def test_held_out_images_of_the_search_are_refused(run: Path, capsys: pytest.Cap
     command += ["fitness@held_out=images", f"held_out.tasks=[{{task: y, images: {images}}}]"]
     assert main(command) == 2
     assert "all 48 held-out items are items of the search" in capsys.readouterr().err
+
+
+def test_heads_of_their_own_on_one_encoder_with_batch_norms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every task's folder has the statistics that the encoder was scored with."""
+    tasks = []
+    for seed, (name, classes) in enumerate({"one": ("cat", "dog", "owl"), "two": ("ant", "bee")}.items()):
+        save_classifier(tmp_path / name, "ResNet", seed, classes)
+        images = save_images(tmp_path / f"of_{name}", seed, each=8, classes=classes)
+        tasks.append(f"{{task: {name}, images: {images}, head: {name}, metrics: [accuracy, loss]}}")
+    command = ["search", f"pool.models={{one: {tmp_path / 'one'}, two: {tmp_path / 'two'}}}", "search_space=linear"]
+    command += ["search_space.layer_group=all", "fitness=images", f"fitness.tasks=[{', '.join(tasks)}]"]
+    command += ["search.evaluations=3", "strategy.popsize=3", "evaluator.device=cpu", "display=quiet"]
+    run = tmp_path / "run"
+    assert main([*command, f"run_dir='{run}'"]) == 0
+    wanted = scores_of(run, capsys)
+    assert main(["merge", str(run), str(tmp_path / "all"), "--all-tasks"]) == 0
+    for name, task in zip(("one", "two"), tasks, strict=True):
+        own = ["fitness=images", f"fitness.tasks=[{task.replace(f'head: {name}, ', '')}]"]
+        found = scores_of(tmp_path / "all" / name, capsys, *own)
+        assert found == pytest.approx({key: value for key, value in wanted.items() if key in found}, rel=1e-5)
+        assert f"{name}/loss" in found

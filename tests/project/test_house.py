@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("evomerge", "search_spaces", "fitness")
 DISTRIBUTIONS = {
+    "PIL": "pillow",
     "hydra": "hydra-core",
     "huggingface_hub": "huggingface-hub",
     "sklearn": "scikit-learn",
