@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from evomerge.report.formatting import count
+from evomerge.report.formatting import count, percent
 from evomerge.report.plain_console import console, errors
 
 if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
@@ -93,6 +93,12 @@ def _add_race(table: Table, config: Config, parts: Parts) -> None:
         table.add_row("search.refine.after", f"after {after} candidates a Gaussian process proposes")
     if parts.race_choice is not None:
         table.add_row("search.racing.first", f"auto: {parts.race_choice}")
+    if parts.race is not None and parts.race.cheap is not None:
+        rung = parts.race.cheap
+        work: Mapping[str, int] = getattr(parts.cheap, "work", dict)()
+        texts = f", {count(work['texts'], 'text')} read by every candidate" if "texts" in work else ""
+        kept = f"{percent(rung.keep)} of a generation go on by {rung.decides.name} of cheap"
+        table.add_row("cheap rung", f"{kept}{texts}")
 
 
 def slice_names(info: PoolInfo) -> str:

@@ -26,8 +26,8 @@ from evomerge.utils.installation import conf_dir
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
 _OPEN = (
     *("pool.models", "search_space.parameters", "strategy.asynchronous", "strategy.prior"),
-    *(f"{node}.gen_kwargs" for node in ("fitness", "validation", "held_out")),
-    *(f"{node}.chat_template_args" for node in ("fitness", "validation", "held_out")),
+    *(f"{node}.gen_kwargs" for node in ("fitness", "cheap", "validation", "held_out")),
+    *(f"{node}.chat_template_args" for node in ("fitness", "cheap", "validation", "held_out")),
 )
 _NO_HELD_OUT = ("~held_out", "~fitness@held_out", "fitness@held_out=null")
 """Ways to say that nothing is held out. Hydra would leave the keys that an experiment sets."""

@@ -71,6 +71,7 @@ class RacingConfig:
             where that is ``auto``, else all.
         rotate: each generation begins behind the items that the last one began with.
         confidence: with which a candidate must be worse than the incumbent to be pruned.
+        keep_cheap: share of a generation that goes on from the cheap rung, where `cheap` is set.
         pruner: of Optuna's, where `against` is ``pruner``: ``hyperband``, ``median``, ``percentile``, ``threshold``,
             ``successive_halving``, ``wilcoxon``, a mapping with ``name`` and its arguments, or one with ``_target_``.
     """
@@ -78,6 +79,7 @@ class RacingConfig:
     first: float | Literal["auto"] | None = None
     against: str = "generation"
     keep: float = 0.5
+    keep_cheap: float = 0.5
     most: float | Literal["auto"] = 1.0
     rotate: bool = True
     confidence: float = 0.95
@@ -240,6 +242,8 @@ class Config:
         search_space, strategy, fitness, held_out, evaluator: nodes with a `_target_`.
         validation: likewise, a fitness of items of their own that finalists are scored on, where the winner is chosen;
             ``None`` for those of the search.
+        cheap: likewise, a fitness that costs little: a race's cheap rung, by which the candidates of a generation are
+            scored first; ``None`` for no such rung.
         calibration: a node with a `_target_`: the items that statistics of data are made on; ``None`` for none.
         statistics: how they are made.
         learning: what ``evomerge learn`` learns, and how.
@@ -260,6 +264,7 @@ class Config:
     search_space: Any = MISSING
     strategy: Any = MISSING
     fitness: Any = None
+    cheap: Any = None
     validation: Any = None
     held_out: Any = None
     evaluator: Any = MISSING

@@ -127,7 +127,7 @@ class EngineSettings:
 
     def quantises(self, split: Split) -> bool:
         """Whether items of a split are scored with quantised weights."""
-        return self.quantise is not None and (split == "search" or self.quantise_held_out)
+        return self.quantise is not None and (split in ("search", "cheap") or self.quantise_held_out)
 
     @property
     def event(self) -> dict[str, Any]:

@@ -75,30 +75,36 @@ class RaceChoice:
 
 
 def chosen_race(
-    config: Config, fitness: Fitness, strategies: Sequence[Strategy], spaces: Sequence[SearchSpace] = ()
+    config: Config,
+    fitness: Fitness,
+    strategies: Sequence[Strategy],
+    cheap: Fitness | None = None,
+    spaces: Sequence[SearchSpace] = (),
 ) -> tuple[Race | None, RaceChoice | None]:
     """The race of a search, and what was chosen where that was left open. The fitness must have been checked.
 
-    ``search.refine.after: auto`` is settled with it: a number in a race that is chosen, else none.
+    With a cheap rung (`cheap`), those that it lets go on are scored on all items where nothing but numbers stands
+    against a race on fewer. ``search.refine.after: auto`` is settled with the race: a number in one that is chosen
+    without such a rung, else none.
 
     The configuration itself is changed: the run keeps what was chosen, and goes on with that whatever becomes of its
     budget, of its items or of these rules.
 
     Raises:
-        ConfigError: as for `build_race`, of what the user has asked for.
+        ConfigError: as for `build_race`, of what the user has asked for; a cheap rung where no race can be.
     """
     asked, refine = config.search.racing, config.search.refine
     left_open = refine.after == AUTO
     refine.after = None if left_open else refine.after
     if asked.first != AUTO:
         asked.most = 1.0 if asked.most == AUTO else asked.most
-        return build_race(config, fitness, strategies), None
+        return build_race(config, fitness, strategies, cheap), None
     refined = after_how_many(config, spaces) if left_open else settled(config)
     choice, settings = _choice(config, fitness, strategies, refined)
     if settings is not None:
         asked.first, asked.most = settings.first, settings.most
         try:
-            race = build_race(config, fitness, strategies)
+            race = build_race(config, fitness, strategies, cheap)
             refine.after = refined
             return race, choice
         except EvomergeError as error:
@@ -106,7 +112,13 @@ def chosen_race(
     asked.first, asked.most = None, 1.0
     if asked.pruner is not None:
         asked.against, asked.pruner = "generation", None
-    return None, choice
+    if cheap is not None and choice.because == "strategy":
+        raise ConfigError(
+            f"cheap is set, and {choice.reason}",
+            "a race of generations, of which it is the first rung",
+            "take strategy=cma_es, set search.racing.first=null for all items after the rung, or fitness@cheap=null",
+        )
+    return (build_race(config, fitness, strategies, cheap) if cheap is not None else None), choice
 
 
 def _choice(

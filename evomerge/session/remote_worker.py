@@ -65,6 +65,9 @@ def remote_worker(
     pool = with_statistics(pool, calibration)
     fitness = fitness_from_config(config, "fitness")
     fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": fitness}
+    if config.cheap is not None:
+        fitnesses["cheap"] = fitness_from_config(config, "cheap")
+        check_fitnesses(fitnesses["cheap"], key="cheap")
     if config.validation is not None:
         fitnesses["validation"] = fitness_from_config(config, "validation")
         check_fitnesses(fitnesses["validation"], key="validation")

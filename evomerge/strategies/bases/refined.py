@@ -206,6 +206,8 @@ class Refined:
 
     def _keep(self, candidate: Candidate, evaluation: Evaluation) -> None:
         assert candidate.genome is not None
+        if evaluation.race.get("items") == 0:  # it fell on the cheap rung: what it is told with is a guess
+            return
         error = evaluation.race.get(f"error/{self._objective.name}", 0.0)
         self._told.append((gain_of(evaluation, self._objective), error if math.isfinite(error) else 0.0))
         self._numbers.append(candidate.id)
