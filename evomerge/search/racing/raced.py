@@ -76,6 +76,11 @@ class RacedEvaluations(PendingEvaluations):
         self._send(runner)
 
     @property
+    def learnt(self) -> int | None:
+        """How many models the estimator knows."""
+        return self._race.knowledge.learnt
+
+    @property
     def settled(self) -> bool:
         """Whether a search can be gone on with from here: no generation is told in part."""
         return not (self._race.by_generation and self._arrived)
