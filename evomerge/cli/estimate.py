@@ -124,9 +124,9 @@ def _share(config: Config, parts: Parts) -> float:
     race = parts.race
     if race is None or race.settings.against not in ("generation", "none"):
         return 1.0
+    at_once = refined_share(config, settled(config))
     rung = race.settings.keep_cheap if race.cheap is not None else 1.0
-    share, expected = refined_share(config, settled(config)), race.settings.expected_items
-    return ((1 - share) * rung * expected(race.total, 0.0) + share * expected(race.total, 1.0)) / race.total
+    return race.settings.expected_items(race.total, at_once, rung) / race.total
 
 
 def rows(found: Estimate) -> list[tuple[str, RenderableType]]:

@@ -154,8 +154,6 @@ def worth(race: Race | None, strategy: Strategy | None) -> Callable[[int], float
 
     Of a race's candidates it is what the strategy expects of them, where it says so: it knows of others near by, too.
     """
-    if race is not None:
-        race.knowledge.catch_up()
     expects: Callable[[int], float | None] = getattr(strategy, "expected", lambda number: None)
 
     def value(number: int) -> float | None:

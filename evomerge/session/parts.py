@@ -200,7 +200,7 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     racing = to_builtin(config.search.racing)
     left_open = [f"search.racing.{key}" for key in ("first", "most") if racing[key] == AUTO]
     left_open += ["search.refine.after"] if config.search.refine.after == AUTO else []
-    race, choice = chosen_race(config, fitness, strategies, spaces, cheap)
+    race, choice = chosen_race(config, fitness, strategies, cheap, spaces)
     known = measure if read or pool is None else functools.partial(remembered, pool)
     few = race is not None and race.steps != [1.0]  # items that tell candidates apart
     open_priors, unread = settle_priors(config, nodes, spaces, few, known)

@@ -81,14 +81,14 @@ def chosen_race(
     config: Config,
     fitness: Fitness,
     strategies: Sequence[Strategy],
-    spaces: Sequence[SearchSpace] = (),
     cheap: Fitness | None = None,
+    spaces: Sequence[SearchSpace] = (),
 ) -> tuple[Race | None, RaceChoice | None]:
     """The race of a search, and what was chosen where that was left open. The fitness must have been checked.
 
     With a cheap rung (`cheap`), those that it lets go on are scored on all items where nothing but numbers stands
-    against a race on fewer. ``search.refine.after: auto`` is settled with it: a number in a race that is chosen, else
-    none.
+    against a race on fewer. ``search.refine.after: auto`` is settled with the race: a number in one that is chosen
+    without such a rung, else none.
 
     The configuration itself is changed: the run keeps what was chosen, and goes on with that whatever becomes of its
     budget, of its items or of these rules.

@@ -76,7 +76,8 @@ def after_how_many(config: Config, spaces: Sequence[SearchSpace]) -> int | None:
     """What ``search.refine.after: auto`` comes to in a race that was chosen; ``None`` where there is no such end."""
     evaluations = config.search.evaluations
     after = max(round(SHARE * evaluations), evaluations - MOST)
-    if config.search.penalty or len(spaces) != 1 or config.search.racing.against != "generation":
+    generations = config.search.racing.against == "generation" and config.cheap is None
+    if config.search.penalty or len(spaces) != 1 or not generations:
         return None
     space = spaces[0]
     try:

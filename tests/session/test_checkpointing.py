@@ -337,18 +337,19 @@ CASES = {
     "raced, by the mean": Case(GA, race=Racing(0.1, "incumbent"), ordered=False, slots=4, estimator=plain_mean),
     "raced against a member": Case(DE, race=Racing(0.1, "incumbent"), in_flight=4, slots=3, estimator=plain_mean),
     "raced by anchors": Case(GA, race=Racing(0.2, "incumbent"), in_flight=3, slots=3, estimator=anchors),
+    "refined": Case(refined, in_flight=2, slots=2),
+    "refined, no order": Case(partial(refined, asynchronous=True), ordered=False, slots=4),
+    "refined in a race": Case(refined, evaluations=36, race=Racing(0.2), slots=3),
+    "refined in a race, no order": Case(
+        partial(refined, asynchronous=True), evaluations=28, race=Racing(0.2, "none"), ordered=False, slots=3
+    ),
+    "refined after a cheap rung": Case(refined, evaluations=36, race=Racing(8), cheap=LOSS, slots=2),
     "raced after a cheap rung": Case(partial(CmaEs, popsize=5), evaluations=70, race=Racing(8), cheap=LOSS),
     "raced after a cheap rung on workers": Case(
         partial(CmaEs, popsize=9), evaluations=70, race=Racing(8, most=16, keep_cheap=0.3), cheap=LOSS, slots=3, again=4
     ),
     "a cheap rung, then all items": Case(
         partial(CmaEs, popsize=5), evaluations=40, race=Racing(40), cheap=LOSS, phases=2, slots=2, estimator=plain_mean
-    ),
-    "refined": Case(refined, in_flight=2, slots=2),
-    "refined, no order": Case(partial(refined, asynchronous=True), ordered=False, slots=4),
-    "refined in a race": Case(refined, evaluations=36, race=Racing(0.2), slots=3),
-    "refined in a race, no order": Case(
-        partial(refined, asynchronous=True), evaluations=28, race=Racing(0.2, "none"), ordered=False, slots=3
     ),
     "raced in two phases": Case(partial(CmaEs, popsize=5), evaluations=40, race=Racing(0.3), phases=2),
     "some items for all": Case(partial(CmaEs, popsize=5), race=Racing(0.3, "none"), slots=2),

@@ -139,7 +139,7 @@ class Space:
 )
 def test_where_a_gaussian_process_takes_over(space: Any, words: list[str], after: int | None) -> None:
     config: Any = compose_config(["search.evaluations=300", "~fitness", *words])
-    _, choice = chosen_race(config, Fitness({"a": 750}), CMA, [space])  # type: ignore[arg-type]
+    _, choice = chosen_race(config, Fitness({"a": 750}), CMA, spaces=[space])  # type: ignore[arg-type]
     assert config.search.refine.after == after
     if choice is not None:
         assert choice.refined == (after or 0)
@@ -148,7 +148,7 @@ def test_where_a_gaussian_process_takes_over(space: Any, words: list[str], after
 
 def test_no_race_no_gaussian_process_that_was_left_open() -> None:
     config: Any = compose_config(["search.evaluations=300", "~fitness"])
-    assert chosen_race(config, Fitness({"a": 10}), CMA, [Space(2)])[0] is None  # type: ignore[arg-type, list-item]
+    assert chosen_race(config, Fitness({"a": 10}), CMA, spaces=[Space(2)])[0] is None  # type: ignore[arg-type, list-item]
     assert config.search.refine.after is None
 
 

@@ -164,6 +164,14 @@ def test_what_nobody_proposed() -> None:
     assert player.strategy._numbers == [77]
 
 
+def test_what_fell_on_a_cheap_rung_was_not_scored() -> None:
+    player = Player(refined())
+    first, *_ = player.ask()
+    guess = Evaluation(first.id, "ok", objectives={"score": 0.9}, race={"items": 0.0, "of": 40.0, "cheap": 0.3})
+    player.strategy.tell(first, guess)
+    assert player.strategy._numbers == []
+
+
 def test_refused() -> None:
     words = GenomeSpec((Gene("a"), Gene("word", "categorical", choices=("x", "y"))))
     inner = CmaEs(words, (SCORE,), seed=0)

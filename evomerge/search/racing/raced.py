@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from evomerge.candidate import Candidate, Evaluation, Part
+from evomerge.objectives import Objective
 from evomerge.protocols import Evaluator, Strategy
 from evomerge.search.in_flight import PendingEvaluations
 from evomerge.search.incumbent import Incumbent
+from evomerge.search.racing.cheap import ordered_below
 from evomerge.search.racing.joined import Runner
 from evomerge.search.racing.opponents import Opponent, opponent
 from evomerge.search.racing.race import Race
-from evomerge.search.racing.ranking import ranked
 
 NOBODY = -1
 
@@ -29,7 +30,7 @@ class RacedEvaluations(PendingEvaluations):
         evaluator, split, ordered: as for `PendingEvaluations`.
         race: the rules.
         bar: by candidate the one that it must beat, ``None`` where there is none.
-        at_once: which candidates are scored on as many items as the best at once.
+        at_once: which candidates are scored on as many items as the best at once, past the cheap rung.
     """
 
     def __init__(
@@ -74,6 +75,11 @@ class RacedEvaluations(PendingEvaluations):
             runner.known = self.against[candidate.id] = self._race.pruning.told if against is None else against
         self._runners[candidate.id] = runner
         self._send(runner)
+
+    @property
+    def learnt(self) -> int | None:
+        """How many models the estimator knows."""
+        return self._race.knowledge.learnt
 
     @property
     def settled(self) -> bool:
@@ -219,3 +225,29 @@ def pending_of(
         return PendingEvaluations(evaluator, "search", ordered=ordered)
     at_once: Callable[[Candidate], bool] = getattr(strategy, "at_once", lambda candidate: False)
     return RacedEvaluations(evaluator, ordered=ordered, race=race, bar=opponent(strategy, incumbent), at_once=at_once)
+
+
+def ranked(
+    evaluations: Mapping[int, Evaluation], objective: Objective, cheap: Objective | None = None
+) -> dict[int, float]:
+    """By candidate the value of an objective such that none who was scored on less is above one who went on.
+
+    Those that fell on the cheap rung are below all others, in the order of its scores by its objective `cheap`.
+
+    An estimate from few items is the more often too high the more there are of them: without this, those that lost
+    their race would rank above the winners.
+    """
+    by_steps: dict[int, list[int]] = {}
+    fallen = {n: e for n, e in evaluations.items() if cheap is not None and e.objectives and not e.race.get("items")}
+    for number, evaluation in evaluations.items():
+        if evaluation.objectives and number not in fallen:
+            steps = sum(name.startswith("step/") for name in evaluation.race)
+            by_steps.setdefault(steps, []).append(number)
+    found: dict[int, float] = {}
+    ceiling = math.inf
+    for steps in sorted(by_steps, reverse=True):
+        gains = {n: objective.gain(evaluations[n].objectives[objective.name]) for n in by_steps[steps]}
+        for number, gain in gains.items():
+            found[number] = objective.gain(min(gain, ceiling))
+        ceiling = min(ceiling, *gains.values())
+    return found if cheap is None else found | ordered_below(fallen, ceiling, cheap, objective)

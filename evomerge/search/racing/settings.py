@@ -91,18 +91,19 @@ class Racing:
             found.append(min(most, found[-1] / self.keep))
         return found
 
-    def expected_items(self, total: int, at_once: float = 0.0) -> float:
+    def expected_items(self, total: int, at_once: float = 0.0, rung: float = 1.0) -> float:
         """Items that a candidate is scored on, on average, where the best `keep` go on at every step.
 
         Args:
             total: of the fitness.
             at_once: share of the candidates that are scored on the most at once.
+            rung: of the others, the share that a cheap rung lets go on.
         """
         found, before, share = 0.0, 0, 1.0
         for items in counted(self.steps(total), total):
             found += share * (items - before)
             before, share = items, share * self.keep
-        return (1 - at_once) * found + at_once * before
+        return (1 - at_once) * rung * found + at_once * before
 
 
 def counted(steps: Sequence[float], total: int) -> list[int]:

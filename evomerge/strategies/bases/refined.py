@@ -206,6 +206,8 @@ class Refined:
 
     def _keep(self, candidate: Candidate, evaluation: Evaluation) -> None:
         assert candidate.genome is not None
+        if evaluation.race.get("items") == 0:  # it fell on the cheap rung: what it is told with is a guess
+            return
         error = evaluation.race.get(f"error/{self._objective.name}", 0.0)
         self._told.append((gain_of(evaluation, self._objective), error if math.isfinite(error) else 0.0))
         self._numbers.append(candidate.id)
@@ -230,9 +232,10 @@ class Refined:
         return self._fitted
 
     def _starts(self, fitted: GaussianProcess) -> list[Array]:
-        """Where to climb from: the best by the fit, and the mean of the best eight. Others come to the same points."""
-        best = fitted.points[np.argsort(-fitted.predict(fitted.points)[0], kind="stable")[:8]]
-        return [best[0], best.mean(axis=0)]
+        """Where to climb from: the two that are best by the fit, and the mean of eight; others come to the same."""
+        points = fitted.points
+        best = np.argsort(-fitted.predict(points)[0], kind="stable")
+        return [points[best[0]], points[best[1]], points[best[:8]].mean(axis=0)]
 
     def _round(self) -> list[Array]:
         if not self._rounds:
@@ -244,7 +247,7 @@ class Refined:
         found: list[Array] = []
         others = list(self._flight.state()["points"])
         for place in range(self._batch):
-            point = fitted.best(starts, KAPPAS[place % len(KAPPAS)])
+            point = fitted.best(starts if place == 0 else starts[:1], KAPPAS[place % len(KAPPAS)])
             if any(float(np.abs(point - other).max()) < _APART for other in [*others, *found]):
                 point = np.clip(point + _AWAY * rng.standard_normal(len(point)), 0.0, 1.0)
             found.append(point)
