@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe
+from evomerge.session.calibration_items import plan_items
 from search_spaces.data_flow import DataFlowSpace
 
 
@@ -126,3 +129,12 @@ def test_an_encoder_decoder_has_padding_too(tmp_path: Path) -> None:
     assert torch.equal(
         pool.read("wide", "model.shared.weight"), load_file(wide / "model.safetensors")["model.shared.weight"][:40]
     )
+
+
+def test_statistics_of_texts_are_refused(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path, "t5")
+    (tmp_path / "texts.txt").write_text("w5 w6\n")
+    items = {"_target_": "fitness.calibration_texts.TextItems", "files": [str(tmp_path / "texts.txt")]}
+    config: Any = SimpleNamespace(statistics=SimpleNamespace(max_length=8), calibration=items)
+    with pytest.raises(ConfigError, match="statistics of texts are asked of encoder-decoders; decoders, whose texts"):
+        plan_items(config, pool)
