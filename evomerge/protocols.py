@@ -135,6 +135,9 @@ class Estimator(Protocol):
     """Tells from the values of some items what all would give. Deterministic: the same knowledge, the same estimates.
 
     Constructed as ``Estimator(shares, objectives, **config)``: what each metric counts, and the objectives.
+
+    One that has a method ``estimate_each(several: Sequence[Items]) -> Sequence[Mapping[str, Estimate]]`` says of
+    several models at once what `estimate` says of each.
     """
 
     def fit(self, known: Sequence[Items]) -> None:

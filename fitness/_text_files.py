@@ -37,7 +37,9 @@ def check_text_file(file: str, key: str) -> None:
         return
     folder = path.parent
     beside = [own.name for own in folder.iterdir() if own.is_file() and own.name[0] != "."] if folder.is_dir() else []
-    allowed = nearest(path.name, beside) if beside else f"there is no folder {folder}"
+    allowed = nearest(path.name, beside) if beside else f"its folder {folder.absolute()} has no files"
+    if not folder.is_dir():
+        allowed = f"there is no folder {folder}"
     raise FitnessError(f"{key} names {file!r}, which is not there", allowed)
 
 

@@ -14,6 +14,7 @@ from evomerge.errors import ConfigError, FitnessError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
 from evomerge.run.ratings.rules import METRIC, WHOLE, RatingRules
+from fitness._decoders import require_decoder
 from fitness._files.terms import Prompts, parse_prompts, parse_raters, parse_scale, read_prompts
 from fitness._lm_eval.terms import check_timeout, plain
 from fitness._text_files import check_text_file
@@ -144,7 +145,7 @@ class FilesFitness:
         """Raise `FitnessError` for a file that is not there."""
         for term in self._terms:
             if term.file:
-                check_text_file(term.file, f"prompts.{term.name}.file")
+                check_text_file(term.file, term.where)
 
     def check_tokenizer(self, load: Callable[[], Any]) -> None:
         """Check that the tokenizer makes tokens of every prompt; `FitnessError` where it does not."""
@@ -184,6 +185,7 @@ class FilesFitness:
         self._tokens = None
         if model.module is None:
             raise FitnessError("the model is held by an engine", "evaluator.engine=transformers")
+        require_decoder(model)
         tokens = tokenised(self._read(), model.tokenizer, self._special, self._chat)
         check_lengths(tokens, self._how.tokens, model.module.config)
         self._tokens = tokens

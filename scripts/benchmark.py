@@ -70,7 +70,7 @@ def main() -> None:
     eight.add_argument("--repeats", type=int, default=3)
     nine = benchmarks.add_parser("adapters", help="vLLM: candidates that are adapters at once, against merged ones")
     nine.add_argument("--cases", nargs="+", default=["small", "peer"])
-    nine.add_argument("--prompts", type=int, default=16)
+    nine.add_argument("--prompts", type=int, nargs="+", default=[2, 16], help="that a candidate goes on with")
     nine.add_argument("--tokens", type=int, default=16)
     nine.add_argument("--threads", type=int)
     nine.add_argument("--repeats", type=int, default=3)

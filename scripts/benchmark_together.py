@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,6 @@ from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.slices import Input, SliceRecipe
 from fitness._lm_eval.arguments import ModelArguments
-from fitness._lm_eval.engine_session import engine_lm
 from scripts.benchmark_forwards import console
 from scripts.benchmark_generation import CASES, random_model
 
@@ -44,14 +45,15 @@ class Candidates:
     Args:
         pool: a base and adapters of it.
         adapters: room for so many in the engine; 0 for an engine that merges.
-        instances: what each candidate is asked.
     """
 
-    def __init__(self, pool: Pool, adapters: int, instances: Sequence[Any]) -> None:
+    def __init__(self, pool: Pool, adapters: int) -> None:
+        from fitness._lm_eval.engine_session import engine_lm  # imports vLLM
+
         arguments = {"max_num_seqs": SEQUENCES, "kv_cache_memory_bytes": 1 << 28, "max_model_len": 256}
         self.held = VllmResident(pool, "cpu", EngineSettings("vllm", arguments, adapters=adapters), CacheSettings())
         self._lm: Any = engine_lm(self.held.model, ModelArguments())
-        self._pool, self._instances = pool, list(instances)
+        self._pool, self._instances = pool, list[Any]()
         self._rng = np.random.default_rng(0)
 
     def plan(self) -> Plan:
@@ -68,6 +70,14 @@ class Candidates:
             for own in self._pool.info.slices
         ]
         return make_plan(self._pool.info.recipe(slices), self._pool)
+
+    def timed(self, instances: Sequence[Any], ways: Sequence[int], repeats: int) -> list[float]:
+        """Median seconds of a candidate that is asked these, for each number at once; the first time warms up."""
+        self._instances = list(instances)
+        for way in ways:
+            self.seconds(way)
+        times = [[self.seconds(way) for way in ways] for _ in range(repeats)]
+        return [statistics.median(own) / CANDIDATES for own in zip(*times, strict=True)]
 
     def seconds(self, at_once: int) -> float:
         """Of `CANDIDATES` candidates, so many at once; 0 for merged one after the other."""
@@ -90,8 +100,8 @@ class Candidates:
         return time.perf_counter() - start
 
 
-def together(names: Sequence[str], prompts: int, tokens: int, threads: int | None, repeats: int) -> None:
-    """Print a row for each case: candidates a second, merged and as adapters.
+def together(names: Sequence[str], prompts: Sequence[int], tokens: int, threads: int | None, repeats: int) -> None:
+    """Print a row for each case and number of prompts: candidates a second, merged and as adapters.
 
     Args:
         names: of `CASES`.
@@ -100,33 +110,31 @@ def together(names: Sequence[str], prompts: int, tokens: int, threads: int | Non
         threads: of torch.
         repeats: medians of so many are given.
     """
+    if find_spec("vllm") is None:
+        sys.exit("vLLM is not installed: scripts/vllm_environment.sh makes an environment with it")
     if threads is not None:
         torch.set_num_threads(threads)
-    title = f"{prompts} prompts of 10 to 60 tokens, {tokens} written after each, {ADAPTERS} adapters of rank {RANK}"
+    title = f"prompts of 10 to 60 tokens, {tokens} written after each, {ADAPTERS} adapters of rank {RANK}"
     table = Table(title=f"{title}, {torch.get_num_threads()} threads, median of {repeats}")
-    for column in ("case", "merged, candidates/s", "requests/s", "1 at once", "4 at once", "8 at once"):
+    for column in ("case", "prompts", "merged, candidates/s", "requests/s", "1 at once", "4 at once", "8 at once"):
         table.add_column(column, justify="left" if column == "case" else "right")
     rng = random.Random(0)
     settings = {"until": ["</never>"], "max_gen_toks": tokens}
-    texts = [" ".join(f"w{rng.randrange(400)}" for _ in range(rng.randint(10, 60))) for _ in range(prompts)]
+    texts = [" ".join(f"w{rng.randrange(400)}" for _ in range(rng.randint(10, 60))) for _ in range(max(prompts))]
     instances = [Instance("generate_until", {}, (text, settings), n, task_name="short") for n, text in enumerate(texts)]
+    ways = (1, 4, 8)
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             pool = _pool(name, Path(folder))
-            merging = Candidates(pool, 0, instances)
-            merging.seconds(0)  # the first warms up
-            before = [merging.seconds(0) for _ in range(repeats)]
+            merging = Candidates(pool, 0)
+            before = [merging.timed(instances[:count], (0,), repeats)[0] for count in prompts]
             merging.held.close()
-            engine = Candidates(pool, 8, instances)
-            ways = (1, 4, 8)
-            for way in ways:
-                engine.seconds(way)
-            timed = [[engine.seconds(way) for way in ways] for _ in range(repeats)]
+            engine = Candidates(pool, 8)
+            after = [engine.timed(instances[:count], ways, repeats) for count in prompts]
             engine.held.close()
-        merged = statistics.median(before) / CANDIDATES
-        others = [statistics.median(times) / CANDIDATES for times in zip(*timed, strict=True)]
-        each = [f"{1 / own:.2f} ({merged / own:.2f}x)" for own in others]
-        table.add_row(name, f"{1 / merged:.2f}", f"{prompts / merged:.0f}", *each)
+        for count, merged, others in zip(prompts, before, after, strict=True):
+            each = [f"{1 / own:.2f} ({merged / own:.2f}x)" for own in others]
+            table.add_row(CASES[name].about, f"{count}", f"{1 / merged:.2f}", f"{count / merged:.0f}", *each)
     console.print(table)
     console.print("merged: slices that changed are merged into an engine without adapters, one candidate at a time")
 

@@ -155,10 +155,7 @@ class LineageSpace:
             for slice_, cuts in chromosome.cut(split).items():
                 slices.append(self._slice(slice_, names, mix, cuts))
         slices += [self._weighted(slice_, {names[0]: 1.0}) for slice_ in self._equal]
-        info = self._pool
-        own = tuple(stages.items())
-        fields = info.dtype, info.config_from, 0, own, info.tokenizer_from, info.calibration, info.heads
-        return Recipe(info.refs, tuple(slices), *fields)
+        return self._pool.recipe(slices, intermediates=stages.items())
 
     def _slice(self, slice_: SliceId, names: list[str], mix: float, cuts: tuple[float, ...]) -> SliceRecipe:
         """One slice, of whose tensors the shares `cuts` come before the split; one share where they are equal."""
@@ -197,10 +194,7 @@ class LineageSpace:
             each = {self._spec.seeds[seed]: self._by_tensor(slice_, tuple(weights[:, seed].tolist())) for seed in used}
             slices.append(self._weighted(slice_, each))
         stages = {name: stage for name, stage in self._stages.items() if any(name in _inputs(s) for s in slices)}
-        info = self._pool
-        own = tuple(stages.items())
-        fields = info.dtype, info.config_from, 0, own, info.tokenizer_from, info.calibration, info.heads
-        return Recipe(info.refs, tuple(slices), *fields)
+        return self._pool.recipe(slices, intermediates=stages.items())
 
     def _weighted(self, slice_: SliceId, weights: Mapping[str, Value]) -> SliceRecipe:
         inputs = tuple(Input(name, None, (("weight", weight),)) for name, weight in weights.items())

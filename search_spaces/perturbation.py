@@ -131,9 +131,7 @@ class PerturbationSpace:
             else SliceRecipe(own, "passthrough", inputs)
             for own in self._pool.slices
         ]
-        info = self._pool
-        fields = info.dtype, info.config_from, 0, intermediates, info.tokenizer_from, info.calibration, info.heads
-        return Recipe(info.refs, tuple(slices), *fields)
+        return self._pool.recipe(slices, intermediates=intermediates)
 
 
 def _start_of(pool: PoolInfo, start: str | None, winner: Recipe | None) -> tuple[Recipe, str]:

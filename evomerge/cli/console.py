@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from evomerge.report.formatting import count
+from evomerge.report.formatting import count, percent
 from evomerge.report.plain_console import console, errors
 
 if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
@@ -41,6 +41,7 @@ def merge_progress(what: str = "merging") -> Iterator[Callable[[int, int], None]
 def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> None:
     """What a search with this configuration would take; of memory where it has a pool."""
     from evomerge.cli.estimate import estimate, rows
+    from evomerge.models.chat_templates import tokenizer_words
     from evomerge.session.prior import priors_of
     from evomerge.utils.sizes import size_text
 
@@ -54,13 +55,17 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
         )
     if pool is None or memory is None:
         table.add_row("genes", str(len(parts.space.spec)))
-        _add_race(table, parts)
+        _add_race(table, config, parts)
         console.print(table)
         return
     sizes = {name: checkpoint.nbytes for name, checkpoint in pool.checkpoints.items()}
     models = ", ".join(f"{name} ({size_text(nbytes)})" for name, nbytes in sizes.items())
     table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
+    table.add_row("tokenizer", tokenizer_words(pool))
+    if pool.info.heads is not None:
+        tensors, tasks = pool.info.heads.tensors, pool.info.heads.tasks
+        table.add_row("heads", f"{', '.join(tensors)}: carried from {', '.join(tasks)}, not merged")
     fitted = f", chosen by the evaluations: {', '.join(parts.fitted)}" if parts.fitted else ""
     table.add_row("genes", ", then ".join(str(len(space.spec)) for space in parts.spaces) + fitted)
     for prior in [*priors_of(parts.spaces), *filter(None, [parts.unread_prior])]:
@@ -72,7 +77,7 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     table.add_row("evaluations", f"{config.search.evaluations}, {parts.evaluator.slots} at a time")
     if parts.adapters is not None:
         table.add_row("to vLLM", str(parts.adapters))
-    _add_race(table, parts)
+    _add_race(table, config, parts)
     if parts.calibration is not None:
         from evomerge.session.calibration_rows import estimate as calibration_estimate
 
@@ -87,9 +92,18 @@ def _each(phase: Phase) -> str:
     return f", a part for each of {count(len(phase.preferences), 'preference')}" if phase.preferences else ""
 
 
-def _add_race(table: Table, parts: Parts) -> None:
+def _add_race(table: Table, config: Config, parts: Parts) -> None:
+    after = config.search.refine.after
+    if after is not None and (parts.race_choice is None or not parts.race_choice.refined):
+        table.add_row("search.refine.after", f"after {after} candidates a Gaussian process proposes")
     if parts.race_choice is not None:
         table.add_row("search.racing.first", f"auto: {parts.race_choice}")
+    if parts.race is not None and parts.race.cheap is not None:
+        rung = parts.race.cheap
+        work: Mapping[str, int] = getattr(parts.cheap, "work", dict)()
+        texts = f", {count(work['texts'], 'text')} read by every candidate" if "texts" in work else ""
+        kept = f"{percent(rung.keep)} of a generation go on by {rung.decides.name} of cheap"
+        table.add_row("cheap rung", f"{kept}{texts}")
 
 
 def slice_names(info: PoolInfo) -> str:

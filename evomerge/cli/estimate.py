@@ -39,7 +39,7 @@ class Estimate:
         people: what raters have to score, in words; empty where nobody is asked.
         share: of its items that a candidate is scored on, on average; 1 where there is no race, or nobody knows.
         work: of one candidate: `documents`, `texts` read and tokens `written` at most; empty where nobody counts.
-        batch: texts in a forward; 0 where that is not how a fitness batches.
+        batch: texts in a forward; 0 where that is not how a fitness or an engine batches.
         arithmetic: of half precision on this processor, in words; empty where that goes without saying.
         derived: what methods make of the sources; ``None`` where nothing, or on a GPU that is not here.
     """
@@ -98,10 +98,10 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
         evaluations=config.search.evaluations,
         others=others,
         work=work,
-        batch=int(settings.get("batch_size") or 0),
+        batch=0 if parts.scored_with.get("engine") else int(settings.get("batch_size") or 0),
         arithmetic=arithmetic_of(pool.info.dtype) if memory.on_host else "",
         derived=estimate_derived(config, parts, memory),
-        share=_share(parts),
+        share=_share(config, parts),
         people=_people(parts, config.search.evaluations + (baselines if config.search.baselines else 0)),
     )
 
@@ -117,12 +117,16 @@ def _people(parts: Parts, candidates: int) -> str:
     return f"{texts}: {candidates * rules.wanted:,} scores by {'each of ' if rules.raters > 1 else ''}{who}"
 
 
-def _share(parts: Parts) -> float:
+def _share(config: Config, parts: Parts) -> float:
     """Of its items that a candidate is scored on, where a race says how many go on."""
+    from evomerge.session.refining import refined_share, settled
+
     race = parts.race
     if race is None or race.settings.against not in ("generation", "none"):
         return 1.0
-    return race.settings.expected_items(race.total) / race.total
+    at_once = refined_share(config, settled(config))
+    rung = race.settings.keep_cheap if race.cheap is not None else 1.0
+    return race.settings.expected_items(race.total, at_once, rung) / race.total
 
 
 def rows(found: Estimate) -> list[tuple[str, RenderableType]]:

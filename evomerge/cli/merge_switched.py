@@ -46,10 +46,16 @@ def check_options(options: argparse.Namespace) -> None:
     """
     if options.all_tasks and options.format != "model":
         raise ConfigError(
-            f"--all-tasks and --format {options.format}", "one of them", "write a task's adapter with --task NAME"
+            f"--all-tasks writes models, and --format {options.format} was given",
+            "an adapter is of one task",
+            "write it with --task NAME",
         )
     if options.switch and not (options.task or options.all_tasks):
-        raise ConfigError(f"--switch {options.switch} alone", "what to write", "add --task NAME or --all-tasks")
+        raise ConfigError(
+            f"--switch {options.switch} does not say what to write",
+            "one task's model, or the shared one with a small part for each task",
+            "add --task NAME or --all-tasks",
+        )
     if options.switch is None and (options.task or options.all_tasks):
         from evomerge.cli.sources import read_recipe
 
@@ -122,15 +128,16 @@ def write_from_folder(options: argparse.Namespace, shard: int) -> None:
 
     if options.task is None:
         raise ConfigError(
-            f"{options.recipe} is a shared model with the parts of tasks",
-            "one of them: --task NAME",
+            f"{options.recipe} is a shared model with the parts of tasks, and no task was given",
+            "--task NAME makes one task's model of them",
             "the shared model itself is an ordinary model: load it from there",
         )
     for name, value in (("--dtype", options.dtype), ("--switch", options.switch)):
         if value is not None:
-            raise ConfigError(f"{name} {value} is of recipes, and {options.recipe} holds models", "", "leave it out")
+            raise ConfigError(f"{name} is for recipes, and {options.recipe} holds models", "", f"leave {name} out")
     if options.format != "model":
-        raise ConfigError(f"--format {options.format} is of recipes", "", "give it the recipe, with --task")
+        given = f"--format {options.format} is for recipes, and {options.recipe} holds models"
+        raise ConfigError(given, "", "give it the run or recipe that they were made from, with --task NAME")
     with merge_progress() as progress:
         write_task(
             Path(options.recipe),

@@ -46,6 +46,9 @@ Sources with LoRA adapters are merged by any of these: `task_arithmetic` of adap
 `evomerge merge --format lora` writes it as an adapter without leaving the low rank. [LoRA adapters](adapters.md) has
 the formula, and the other operators of adapters.
 
+A recipe that is written by hand names any of them but switches, in evomerge's form or in mergekit's: [by
+hand](mergekit.md#a-recipe-by-hand).
+
 `evomerge methods --family NAME` lists one of the families that the methods are grouped by here.
 
 A method of your own is a function with the decorator `evomerge.merge.methods.merge_method`, in a module that the

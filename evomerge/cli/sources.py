@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,7 @@ def open_recipe(path: str, *, root: str | None = None, trust: bool = False) -> t
     for note in read.notes:
         print(printable(f"note: {file}: {note}"), file=sys.stderr)
     trusted = trust or asked_before(read.models.values(), root)
-    pool = open_pool(read.models, read.base, root, read.dtype, trusted)
+    pool = open_pool(read.models, read.base, root, read.dtype, trusted, tokenizer=read.tokenizer)
     recipe = read.recipe(pool)
     return recipe, replace(pool, tokenizer_from=recipe.tokenizer_from)
 
@@ -131,7 +132,7 @@ def held_out_scores(path: str, recipe: Recipe) -> list[ScoreRow]:
 
 
 def hint(file: Path, *, beside: bool = False) -> str:
-    """The runs that are there, for who named one that is not; empty where there are none.
+    """The runs that are there, the nearest first, for who named one that is not; empty where there are none.
 
     Args:
         file: what was named.
@@ -142,4 +143,9 @@ def hint(file: Path, *, beside: bool = False) -> str:
     if beside and (folder != file.parent or not file.parent.name):
         return ""
     names = sorted(str(run.parent) for run in runs.glob(f"*/{LEDGER}") if run.is_file())
-    return f"runs here: {', '.join(names[-5:])}" if names else ""
+    if not names:
+        return ""
+    alike = {Path(name).name: name for name in names}
+    close = difflib.get_close_matches(file.name, alike, n=1, cutoff=0.5)
+    meant = f"did you mean {alike[close[0]]!r}? " if close else ""
+    return f"{meant}runs here: {', '.join(names[-5:])}"

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, nearest
 
 VERBS = {
     "search": "search for a merge recipe",
@@ -41,6 +41,10 @@ class _Parser(argparse.ArgumentParser):
         if options.get("action", "store") in ("store", "append"):
             options["type"] = _not_empty(options.get("type", str))
         return super().add_argument(*names, **options)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"it is {value!r}; {nearest(str(value), map(str, action.choices))}")
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, "", f"see `{self.prog} --help`")

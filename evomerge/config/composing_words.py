@@ -123,5 +123,9 @@ def unreadable(typed: str, reason: str) -> tuple[str, str, str]:
 def not_set(error: Exception) -> ConfigError:
     """Of a key that takes the value of one that is not set, the latter's name."""
     missing = str(error).partition("Missing mandatory value: ")[2].split()
-    name = missing[0] if missing else "a key"
-    return ConfigError(f"{name} is not set", "it has no default", f"set it with {name}=...")
+    return left_open(missing[0] if missing else "a key")
+
+
+def left_open(key: str) -> ConfigError:
+    """Of a key that a group's file leaves to its users (``???``)."""
+    return ConfigError(f"{key} is not set", "it has no default", f"set it with {key}=...")

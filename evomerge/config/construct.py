@@ -12,7 +12,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
-from evomerge.config.composing_words import not_set
+from evomerge.config.composing_words import left_open, not_set
 from evomerge.config.kinds import check_call, check_kind, signature_of
 from evomerge.config.placing import placed
 from evomerge.config.values import converted
@@ -126,6 +126,8 @@ def check_arguments(
         if name not in allowed:
             of_all = _READ_BEFORE.get(key.rpartition(".")[2], ())
             raise ConfigError(f"{key} has no key {name!r}", *instead_of(target, name, key, (*allowed, *of_all)))
+        if value == "???":
+            raise left_open(f"{key}.{name}")
         converted[name] = _convert(value, hints.get(name, Any), f"{key}.{name}")
     for name, parameter in allowed.items():
         if name not in given and parameter.default is parameter.empty:

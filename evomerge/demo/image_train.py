@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from evomerge.demo.image_tasks import LABELS, SIZE, TaskImages
 from evomerge.demo.train import learning_rate_at
-from evomerge.merge.resident.loading import no_progress_bar
+from evomerge.models.progress_bars import no_progress_bar
 
 Kind = Literal["vit", "resnet"]
 

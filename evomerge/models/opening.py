@@ -13,7 +13,6 @@ from evomerge.errors import EvomergeError, EvomergeWarning, PoolError, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.config_fields import check_generation
 from evomerge.models.architecture.layout import Layout, layout_from
-from evomerge.models.architecture.names import NameMatch
 from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.folding import FoldedCheckpoint, FoldedRoom, warn_of_another_base
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
@@ -22,18 +21,22 @@ from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
 from evomerge.models.equal_slices import equal_slices
 from evomerge.models.heads import AUTO, Setting, config_giver, find_heads, headed_of, stored_heads
 from evomerge.models.pool import Pool
-from evomerge.models.pool_settings import check_heads, check_pool_settings, of_model, raise_all
+from evomerge.models.pool_settings import check_heads, check_pool_settings, of_model, raise_all, tokenizer_spec
 from evomerge.models.sources import Opened, dtype_of, open_sources, warn_of_dtypes
 from evomerge.models.statistics import ModelStatistics, default_folder
 from evomerge.models.tokenizer_files import check_files
 from evomerge.models.tokenizers import check_tokenizer
-from evomerge.models.tying import match_models
+from evomerge.models.tying import match_models, stored_names
+from evomerge.models.vocabularies.aligning import aligned, axes_in, with_rows
+from evomerge.models.vocabularies.choosing import choose_vocabulary, giver_of
+from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.models.vocabulary import vocabulary_problem
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef
+from evomerge.recipes.tokenizer_spec import TokenizerSpec
 from evomerge.utils.memory import free_host_memory
 
 
@@ -46,6 +49,7 @@ def open_pool(
     fingerprints: bool = True,
     ignore_config: Collection[str] = (),
     tokenizer_from: str | None = None,
+    tokenizer: TokenizerSpec | str | Mapping[str, Any] | None = None,
     heads: Setting = AUTO,
     tasks: Collection[str] | None = None,
 ) -> Pool:
@@ -62,15 +66,18 @@ def open_pool(
         fingerprints: hash the content of models that no hub commit pins, and find the slices that are equal in all.
         ignore_config: configuration keys that may differ between models.
         tokenizer_from: the model whose tokenizer the results take; tokenizers may then differ, which is warned of.
+        tokenizer: the vocabulary that all models are brought to (see `recipes.tokenizer_spec`); by default, the ids
+            that they agree on, where they do and need it.
         heads: tensors that sources carry on their own, which may differ in shape: found from labels, shapes and names
             (``auto``), patterns of names, or ``None``: all are merged. A base may then be of another task's class.
         tasks: the sources that have such a head; all by default.
 
     Raises:
-        ConfigError: `base`, `dtype`, `tokenizer_from` or `heads` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer` or `heads` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
     """
-    sources = check_pool_settings(models, base, dtype, tokenizer_from)
+    sources = check_pool_settings(models, base, dtype, tokenizer_from, tokenizer)
+    spec = tokenizer_spec(tokenizer, base, models)
     check_heads(heads)
     problems: list[PoolError] = []
     opened = open_sources(models, root, trust_remote_code, problems)
@@ -78,7 +85,7 @@ def open_pool(
     try:
         own = find_heads(heads, headed_of(tasks, sources), opened.configs, opened.checkpoints, trust_remote_code)
         return _fitted(
-            opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from, own
+            opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from, spec, own
         )
     except EvomergeError:
         raise
@@ -99,6 +106,7 @@ def _fitted(
     fingerprints: bool,
     ignore_config: Collection[str],
     tokenizer_from: str | None,
+    spec: TokenizerSpec | None,
     heads: Heads | None,
 ) -> Pool:
     """The pool of models that have been opened, once they fit together."""
@@ -130,7 +138,7 @@ def _fitted(
     stored: dict[str, Mapping[str, str]] = {}
     for name, match in matches.items():
         try:
-            stored[name] = _stored(layouts[name], match, name, reference)
+            stored[name] = stored_names(layouts[name], match, name, reference)
         except PoolError as error:
             problems.append(error)
     raise_all(problems)
@@ -140,15 +148,23 @@ def _fitted(
         except PoolError as error:
             problems.append(of_model(name, error))
     raise_all(problems)
+    folders = {name: own.folder for name, own in checkpoints.items()}
+    vocabulary = choose_vocabulary(spec, reference, tokenizer_from, configs, folders, trust_remote_code)
+    axes = axes_in(layout, configs[reference], trust_remote_code) if vocabulary is not None else {}
     ignored = frozenset(ignore_config) | ({"id2label"} if heads is not None else set())
-    for name in configs:
-        problems += _comparison(name, reference, checkpoints, configs, stored, layouts[name], ignored, tokenizer_from)
-    giver = tokenizer_from or reference
-    rows = getattr(configs[giver].get_text_config(), "vocab_size", None)
+    for name, config in configs.items():
+        its = layouts[name]
+        if vocabulary is not None:
+            its = with_rows(its, axes, config.get_text_config().vocab_size)
+        problems += _comparison(name, reference, checkpoints, configs, stored, its, ignored, tokenizer_from, vocabulary)
+    giver = vocabulary.giver if vocabulary is not None else giver_of(spec, reference, tokenizer_from)
+    tokenizer_from = giver if vocabulary is None and giver != reference else tokenizer_from
+    rows = vocabulary.rows.count if vocabulary else getattr(configs[giver].get_text_config(), "vocab_size", None)
+    inputs = vocabulary.folder if vocabulary is not None else folders[giver]
     for name, check in (
         (reference, lambda: check_generation(checkpoints[reference].folder)),
-        (giver, lambda: check_tokenizer(giver, checkpoints[giver].folder, rows, trust_remote_code)),
-        ("", lambda: check_sentence_modules({name: own.folder for name, own in checkpoints.items()})),
+        (giver, lambda: check_tokenizer(giver, inputs, rows, trust_remote_code)),
+        ("", lambda: check_sentence_modules(folders)),
     ):
         try:
             check()
@@ -160,7 +176,12 @@ def _fitted(
     if fingerprints:
         refs = {name: with_fingerprints(ref, checkpoints[name]) for name, ref in refs.items()}
     result = dtype if dtype != "auto" else dtype_of(configs[reference], checkpoints[reference])
-    residual = residual_of(configs[reference], trust_remote_code)
+    config = configs[reference]
+    if vocabulary is not None:
+        checkpoints, stored = aligned(vocabulary, axes, checkpoints, stored, room)
+        layout, config = with_rows(layout, axes, vocabulary.rows.count), vocabulary.config(config)
+        tokenizer_from = None
+    residual = residual_of(config, trust_remote_code)
     layout = replace(layout, residual=residual)
     counts = {name: math.prod(shape) for name, shape in layout.shapes.items()}
     even = all(own.layers == layout.layers for own in layouts.values())
@@ -180,10 +201,11 @@ def _fitted(
         tensors=tensors,
         tokenizer_from=tokenizer_from,
         constant=equal_slices(layout, checkpoints, stored) if fingerprints and even else (),
+        tokenizer=vocabulary.spec if vocabulary is not None else None,
         heads=heads,
     )
-    config, tied = configs[reference], matched.tied
-    return Pool(info, layout, checkpoints, config, stored, trust_remote_code, tokenizer_from, tied, heads=carried)
+    more: dict[str, Any] = {"vocabulary": vocabulary, "heads": carried}
+    return Pool(info, layout, checkpoints, config, stored, trust_remote_code, tokenizer_from, matched.tied, **more)
 
 
 def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_code: bool = False) -> Pool:
@@ -209,6 +231,7 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
         trust_remote_code,
         fingerprints=False,
         tokenizer_from=recipe.tokenizer_from,
+        tokenizer=recipe.tokenizer,
         heads=list(heads.tensors) if heads is not None else None,
         tasks=heads.tasks if heads is not None else None,
     )
@@ -232,31 +255,6 @@ def with_statistics(pool: Pool, ref: CalibrationRef | None, folder: str | Path |
     return replace(pool, info=replace(pool.info, calibration=ref), statistics=known)
 
 
-def _stored(layout: Layout, match: NameMatch, model: str, reference: str) -> dict[str, str]:
-    """A model's own tensor names by the layout's names; `PoolError` for a name that it has no tensor for."""
-    stored: dict[str, str] = {}
-    for join in layout.joins:
-        own = match.joins.get(join.place)
-        if own is not None and own.patterns == join.patterns:
-            stored |= zip(join.names, own.names, strict=True)
-    joined = {name for join in layout.joins for name in join.names}
-    for name, place in layout.parameters.items():
-        if place in match.stored and name not in joined:
-            stored[name] = match.stored[place]
-    for name, place in layout.parameters.items():
-        if name not in stored:
-            other = match.stored.get(place) or next(
-                iter(match.joins[place].names if place in match.joins else ()), None
-            )
-            raise PoolError(
-                f"model {model!r} has no tensor for {name!r} of {reference!r}"
-                + (f", it stores {other!r} in its place" if other else ""),
-                "all models of a pool store their weights in the same pieces",
-                "load both and save them by save_pretrained(save_original_format=False)" if other else "",
-            )
-    return stored
-
-
 def _comparison(
     name: str,
     reference: str,
@@ -266,18 +264,19 @@ def _comparison(
     layout: Layout,
     ignored: frozenset[str],
     tokenizer_from: str | None,
+    vocabulary: Vocabulary | None,
 ) -> list[PoolError]:
     """All that keeps a model from being merged with the reference."""
     problems: list[PoolError] = []
     own, wanted = configs[name].get_text_config(), configs[reference].get_text_config()
     sizes = getattr(own, "vocab_size", None), getattr(wanted, "vocab_size", None)
     tensors = list(compatibility.tensor_problems(name, checkpoints[name], stored[name], reference, layout))
-    if sizes[0] != sizes[1]:
+    if sizes[0] != sizes[1] and vocabulary is None:
         problems.append(
             PoolError(
                 f"model {name!r} has a vocabulary of {sizes[0]}, {reference!r} of {sizes[1]}",
                 "all models of a pool share one vocabulary",
-                f"give them one size: load the model, resize_token_embeddings({sizes[1]}), save_pretrained",
+                "set pool.tokenizer=union, or a model, to bring them to one by their tokens",
             )
         )
         # Embeddings and head have another shape for that reason; saying so twice does not help.
@@ -290,7 +289,7 @@ def _comparison(
         problems += [labels] if labels and "id2label" not in ignored else []
         folders = checkpoints[name].folder, checkpoints[reference].folder
         try:
-            difference = vocabulary_problem(name, folders[0], reference, folders[1])
+            difference = None if vocabulary else vocabulary_problem(name, folders[0], reference, folders[1])
             if difference is not None and tokenizer_from is None:
                 problems.append(difference)
             elif difference is not None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from evomerge.errors import PoolError
 from evomerge.models import compatibility
-from evomerge.models.architecture.layout import name_problems, skeleton
+from evomerge.models.architecture.layout import Layout, name_problems, skeleton
 from evomerge.models.architecture.names import NameMatch, match_names, tied_names
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.heads import without_head_problems
@@ -97,6 +97,7 @@ def match_models(
             other = compatibility.architecture_problem(
                 name, config, reference, configs[reference], heads is not None and name not in heads.tasks
             )
+            other = other or compatibility.depth_problem(name, config, reference, configs[reference])
             if other is not None:
                 problems.append(other)
                 continue
@@ -166,3 +167,28 @@ def _parted(match: NameMatch, tied: nn.Module, untied: nn.Module) -> NameMatch:
         if place not in kept and source in stored:
             stored[place] = stored[source]
     return replace(match, stored={place: stored[place] for place in untied.state_dict() if place in stored})
+
+
+def stored_names(layout: Layout, match: NameMatch, model: str, reference: str) -> dict[str, str]:
+    """A model's own tensor names by the layout's names; `PoolError` for a name that it has no tensor for."""
+    stored: dict[str, str] = {}
+    for join in layout.joins:
+        own = match.joins.get(join.place)
+        if own is not None and own.patterns == join.patterns:
+            stored |= zip(join.names, own.names, strict=True)
+    joined = {name for join in layout.joins for name in join.names}
+    for name, place in layout.parameters.items():
+        if place in match.stored and name not in joined:
+            stored[name] = match.stored[place]
+    for name, place in layout.parameters.items():
+        if name not in stored:
+            other = match.stored.get(place) or next(
+                iter(match.joins[place].names if place in match.joins else ()), None
+            )
+            raise PoolError(
+                f"model {model!r} has no tensor for {name!r} of {reference!r}"
+                + (f", it stores {other!r} in its place" if other else ""),
+                "all models of a pool store their weights in the same pieces",
+                "load both and save them by save_pretrained(save_original_format=False)" if other else "",
+            )
+    return stored

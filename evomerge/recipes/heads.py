@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from evomerge.errors import RecipeError, nearest
+from evomerge.utils import safe_yaml
 
 MOST_TENSORS = 10_000
 
@@ -55,3 +57,16 @@ class Heads:
                 f"one of heads.tasks: {', '.join(self.tasks)}",
                 "configuration and head are of one model",
             )
+
+
+def read_heads(content: Any, where: str) -> Heads | None:
+    """The heads that a recipe file says; ``None`` for none.
+
+    Raises:
+        RecipeError: it says something else; names the place.
+    """
+    if content is None:
+        return None
+    fields = safe_yaml.mapping(content, where, ("tensors", "tasks"), ())
+    lists = {key: safe_yaml.items(fields[key], f"{where}.{key}") for key in ("tensors", "tasks")}
+    return Heads(**{key: tuple(safe_yaml.text(own, f"{where}.{key}") for own in each) for key, each in lists.items()})

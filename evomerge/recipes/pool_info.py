@@ -10,6 +10,7 @@ from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Dtype, Input, ModelRef, SliceId, SliceRecipe
+from evomerge.recipes.tokenizer_spec import TokenizerSpec
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class PoolInfo:
         constant: the slices of which all models, the base included, hold the same bits, in order: genomes need say
             nothing of them. Empty where that is not known.
         calibration: the statistics of data that methods may read; ``None`` where there are none.
+        tokenizer: the vocabulary that the models are brought to; ``None`` where they are merged as they are.
         heads: what sources carry on their own, which is in none of `slices`; ``None`` where all is merged.
     """
 
@@ -52,6 +54,7 @@ class PoolInfo:
     tokenizer_from: str | None = None
     constant: tuple[SliceId, ...] = ()
     calibration: CalibrationRef | None = None
+    tokenizer: TokenizerSpec | None = None
     heads: Heads | None = None
 
     def depth(self, name: str) -> int:
@@ -73,10 +76,22 @@ class PoolInfo:
             return next(name for name in self.sources if name in self.heads.tasks)
         return self.base or self.sources[0]
 
-    def recipe(self, slices: Iterable[SliceRecipe], seed: int = 0) -> Recipe:
-        """A recipe over this pool's models."""
-        more = {"tokenizer_from": self.tokenizer_from, "calibration": self.calibration, "heads": self.heads}
-        return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed, **more)  # type: ignore[arg-type]
+    def recipe(
+        self, slices: Iterable[SliceRecipe], seed: int = 0, intermediates: Iterable[tuple[str, Recipe]] = ()
+    ) -> Recipe:
+        """A recipe over this pool's models, and over intermediates by name."""
+        return Recipe(
+            self.refs,
+            tuple(slices),
+            self.dtype,
+            self.config_from,
+            seed,
+            tuple(intermediates),
+            tokenizer_from=self.tokenizer_from,
+            calibration=self.calibration,
+            tokenizer=self.tokenizer,
+            heads=self.heads,
+        )
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:
         """The same weighted sum on every slice: a source itself (weight one), or the uniform average.

@@ -56,18 +56,23 @@ def switch_of(recipe: Recipe) -> Switch | None:
         names = tuple(source.model for source in entry.inputs)
         if found is not None and names != found:
             raise RecipeError(
-                f"slice {entry.slice} takes {', '.join(names)} for a switch, another slice {', '.join(found)}",
-                "the same shared model and the same tasks in every slice",
+                f"the switch of slice {entry.slice} takes {', '.join(names)}, that of another slice {', '.join(found)}",
+                "every slice takes the same shared model and the same tasks",
             )
         found = names
     if found is None:
         return None
     shared, *tasks = found
     if shared not in dict(recipe.intermediates):
-        known = ", ".join(name for name, _ in recipe.intermediates) or "none"
-        raise RecipeError(f"a switch takes {shared!r} for the shared model", f"an intermediate; the recipe has {known}")
+        known = ", ".join(name for name, _ in recipe.intermediates)
+        raise RecipeError(
+            f"the first input of a switch is {shared!r}, which is no intermediate of the recipe",
+            f"its intermediates are {known}" if known else "it has none",
+            "the first input is the shared model: describe it under `intermediates`, or give the merge --switch METHOD",
+        )
     if not tasks or len(set(tasks)) < len(tasks):
-        raise RecipeError(f"a switch is over the tasks {', '.join(tasks) or 'none'}", "one or more models, each once")
+        given = f"has the tasks {', '.join(tasks)}" if tasks else "has no tasks"
+        raise RecipeError(f"the recipe's switch {given}", "after the shared model come one or more models, each once")
     return Switch(shared, tuple(tasks))
 
 
@@ -77,7 +82,7 @@ def require_switch(recipe: Recipe) -> Switch:
     if found is None:
         raise RecipeError(
             "the recipe has no switch: it is one model for all tasks",
-            "a recipe of search_space=switch",
+            "recipes of search_space=switch have one",
             f"--switch METHOD gives it one: {', '.join(SWITCHES)}",
         )
     return found
@@ -183,9 +188,13 @@ def with_switch(
     if method not in SWITCHES:
         raise RecipeError(f"the switch is {method!r}", nearest(method, SWITCHES))
     if method in MASKS and base is None:
-        raise RecipeError(f"{method} has no base", "the model that the tasks' were tuned from", "name it as pool.base")
+        raise RecipeError(
+            f"{method} takes differences from a base, and the recipe has none",
+            "it needs the model that the tasks' models were tuned from",
+            "name it as pool.base (or `base:` in the recipe), or take twin_switch, which needs none",
+        )
     if switch_of(recipe) is not None:
-        raise RecipeError("the shared model has a switch", "a recipe without one")
+        raise RecipeError("the shared model has a switch already", "a recipe has one", "leave --switch out")
     names = {name for name, _ in recipe.models}
     for name in (*tasks, *([base] if base is not None else [])):
         if name not in names:
@@ -195,8 +204,9 @@ def with_switch(
             source.layer not in (None, entry.slice.layer) for source in entry.inputs
         ):
             raise RecipeError(
-                f"slice {entry.slice} of the shared model is of another layer, or scaled",
-                "layers in their places: a task's own part is of the same layer",
+                f"slice {entry.slice} of the shared model is made of another layer, or is scaled",
+                "a task's own part is of the same layer, so that layers must stay in their places",
+                "recipes of paths through layers have no switch: choose another",
             )
     taken = names | recipe.stages.keys()
     shared = next(name for name in ("shared", *(f"shared-{i}" for i in range(len(taken) + 1))) if name not in taken)

@@ -6,6 +6,7 @@ few items. Scoring some of the best once more, on items that did not choose them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from evomerge.errors import InfeasibleError
 from evomerge.genomes.genome import Genome
 from evomerge.objectives import Objective
 from evomerge.protocols import SearchSpace, Strategy
+from evomerge.search.racing.race import Race
 
 SPARE = 8
 """So many times as many candidates as there are finalists are estimated again in the end."""
@@ -58,9 +60,9 @@ class Leaders:
         self._models: set[object] = set()
 
     def see(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Take in an evaluation; a model that is known already, and those without a value, are ignored."""
+        """Take in an evaluation; a model that is known already, and those not scored on any item, are ignored."""
         value = evaluation.objectives.get(self._objective.name)
-        if value is None or evaluation.status not in ("ok", "pruned"):
+        if value is None or evaluation.status not in ("ok", "pruned") or evaluation.race.get("items") == 0:
             return
         complete = not self._rescores and evaluation.race.get("items") == evaluation.race.get("of")
         self.add(Leader(candidate, evaluation.ok, complete, self._objective.gain(value)))
@@ -145,6 +147,25 @@ def best_of(
     """The best of those that could be scored, the earliest among equals."""
     found = [(c, e) for c, e in scored if e.ok and objective.name in e.objectives]
     return max(found, key=lambda pair: (objective.gain(pair[1].objectives[objective.name]), -pair[0].id), default=None)
+
+
+def worth(race: Race | None, strategy: Strategy | None) -> Callable[[int], float | None]:
+    """A candidate's first objective, by its id, by all that is known now; ``None`` where that says nothing new.
+
+    Of a race's candidates it is what the strategy expects of them, where it says so: it knows of others near by, too.
+    """
+    expects: Callable[[int], float | None] = getattr(strategy, "expected", lambda number: None)
+
+    def value(number: int) -> float | None:
+        if race is None:
+            return None
+        found = expects(number)
+        if found is None:
+            estimate = race.knowledge.revised([number])[0]
+            found = estimate.value if estimate is not None else math.nan
+        return found if math.isfinite(found) else None
+
+    return value
 
 
 def favourite(space: SearchSpace, strategy: Strategy, new_id: Callable[[], int], known: set[object]) -> list[Candidate]:

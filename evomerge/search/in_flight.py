@@ -84,6 +84,11 @@ class PendingEvaluations:
         return list(self._waiting.values())
 
     @property
+    def learnt(self) -> int | None:
+        """In a race, how many models its estimator knows."""
+        return None
+
+    @property
     def settled(self) -> bool:
         """Whether a search can be gone on with from here, the candidates in flight evaluated anew."""
         return True

@@ -7,7 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from evomerge.genomes.genome import Genome
 from evomerge.protocols import SearchSpace, Strategy
+from evomerge.search.racing.race import Race
 from evomerge.strategies.bases.conditional import Conditional
+from evomerge.strategies.bases.refined import Revised
 
 
 @runtime_checkable
@@ -18,11 +20,21 @@ class Beginning(Protocol):
         """Begin with genomes that were evaluated earlier, the best first; nothing was asked before."""
 
 
-def informed(strategy: Strategy, space: SearchSpace) -> Strategy:
-    """The strategy, told which genes act, where the space says so and the strategy asks."""
+@runtime_checkable
+class Revising(Protocol):
+    """A strategy that learns from estimates made anew with all that is known by now."""
+
+    def know_estimates(self, revised: Revised) -> None:
+        """Be told how; comes before anything is asked or loaded."""
+
+
+def informed(strategy: Strategy, space: SearchSpace, race: Race | None) -> Strategy:
+    """The strategy, told which genes act, where the space says so, and how to estimate anew, where it asks."""
     active = getattr(space, "active", None)
     if active is not None and isinstance(strategy, Conditional):
         strategy.know_active(active)
+    if race is not None and isinstance(strategy, Revising):
+        strategy.know_estimates(race.knowledge.revised)
     return strategy
 
 

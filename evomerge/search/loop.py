@@ -24,7 +24,7 @@ from evomerge.protocols import Evaluator, Proposal, SearchSpace, Strategy
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.run.ledger import Ledger
 from evomerge.search.failures import Streak
-from evomerge.search.finalists import Leaders, best_of, favourite
+from evomerge.search.finalists import Leaders, best_of, favourite, worth
 from evomerge.search.hooks import (
     BestWriter,
     CheckpointHook,
@@ -38,7 +38,8 @@ from evomerge.search.in_flight import PendingEvaluations, in_flight_limit
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.informing import begin, informed
 from evomerge.search.phases import Phase
-from evomerge.search.racing.race import Race, pending_of
+from evomerge.search.racing.race import Race
+from evomerge.search.racing.raced import pending_of
 from evomerge.search.starts import begin_with, compared_recipes
 from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.stopping import StopRules
@@ -133,13 +134,12 @@ class Search:
         try:
             if not self.state.winners:
                 self._take_models()
-                compared = self._score(self._scored)
-                for candidate, evaluation in compared:
+                self._compared = self._score(self._scored)
+                for candidate, evaluation in self._compared:
                     self.incumbent.baseline(evaluation)
                     if self.race is not None:
                         self.race.see(evaluation, baseline=True)
                     self.state.scores[str(candidate.name)] = evaluation.objectives
-                self._compared = compared
             reason = self._run_phases()
         except (KeyboardInterrupt, EvomergeError):
             if self.state.settled and self.state.phase is not None:
@@ -181,7 +181,7 @@ class Search:
         space = phase.space(winner.recipe if winner is not None else None)
         objective = self.incumbent.objectives[0]
         warm = begin_with(self.warm, space, number, objective, self.state.scores, self._compared)
-        strategy = informed(self.state.strategy_of(phase, warm.started(space.spec)), space)
+        strategy = informed(self.state.strategy_of(phase, warm.started(space.spec)), space, self.race)
         begin(strategy, warm.best)
         limit = self.ledger.in_flight(number, in_flight_limit(self.in_flight, self.ordered, self.evaluator.slots))
         fields = {"number": number + 1, "phases": len(self.phases), "ordered": self.ordered, "in_flight": limit}
@@ -256,7 +256,7 @@ class Search:
     def _choose(self) -> None:
         """Score the finalists on all items, and let the best of them be the winner."""
         leaders, last = self.state.leaders, self._last if self.race is not None else None
-        leaders.narrow(self.race.knowledge.hindsight() if self.race is not None else lambda number: None)
+        leaders.narrow(worth(self.race, last[1] if last is not None else None))
         more = favourite(*last, self.state.new_id, leaders.models) if last is not None else []
         unknown = [candidate for candidate in (*leaders.candidates, *more) if candidate.id not in leaders.known]
         scored = [*self._score(unknown, "validation", must=False), *leaders.known.values()]

@@ -27,6 +27,7 @@ from evomerge.session.bounded_space import BoundedSpace
 from evomerge.session.engines import check_engine, engine_of
 from evomerge.session.phase_entries import check_phases, check_preferences
 from evomerge.session.prior import DIFFERENCES, check_prior, first_deviation, with_prior
+from evomerge.session.refining import check_refined_objectives, refined
 from evomerge.strategies.bases.penalised import Penalised, check_single
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 
@@ -45,11 +46,9 @@ def pool_from_config(config: Config) -> Pool:
     settings: Any = config.pool
     pool = open_pool(
         to_builtin(settings.models),
-        base=settings.base,
-        root=settings.root,
-        dtype=settings.dtype,
-        trust_remote_code=settings.trust_remote_code,
+        *(settings.base, settings.root, settings.dtype, settings.trust_remote_code),
         tokenizer_from=settings.get("tokenizer_from"),
+        tokenizer=to_builtin(settings.get("tokenizer")),
         heads=to_builtin(settings.get("heads", "auto")),
     )
     if settings.trust_remote_code:
@@ -291,10 +290,11 @@ def strategy_from_config(
     if settings.scalarise is None or len(objectives) == 1:
         strategy = cast(Strategy, build(node, key, spec, tuple(objectives), seed=settings.seed + place, **more))
         if not settings.penalty:
-            return strategy
+            return refined(config, strategy, spec, tuple(objectives), settings.seed + place)
         check_single(objectives)
         return Penalised(strategy, spec, objectives[0], settings.penalty)
     check_single(objectives if settings.penalty else ())
+    check_refined_objectives(config, objectives)
     scalarisation = Scalarisation.of(objectives, settings.scalarise, settings.weights, baselines.values())
     return Scalarised(build(node, key, spec, (SCALAR,), seed=settings.seed, **more), scalarisation)
 
@@ -311,7 +311,7 @@ def check_asynchronous(config: Config, phase: str, strategy: Strategy) -> None:
     """`ConfigError` for a strategy that waits for its generation in a search that is not ordered."""
     if config.search.ordered or getattr(strategy, "asynchronous", False):
         return
-    inner = strategy.inner if isinstance(strategy, Scalarised | Penalised) else strategy
+    inner = getattr(strategy, "inner", strategy)
     raise ConfigError(
         f"search.ordered is false and {phase_node(config, phase, 'strategy')[1]} is {type(inner).__name__}",
         "it proposes a generation and waits until all of it has been told",

@@ -67,6 +67,7 @@ def capture(state: SearchState, ledger: Ledger) -> dict[str, Any]:
         "named": sorted(phase.named),
         "flight": [candidate.id for candidate in pending],
         "against": [[number, other] for number, other in phase.pending.against.items()],
+        "learnt": phase.pending.learnt,
         "leaders": state.leaders.state(),
         "candidates": [
             [candidate.id, list(candidate.parents), candidate.recipe.hash if candidate.recipe is not None else None]
@@ -108,7 +109,7 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
     warm = begin_with(search.warm, space, number, search.incumbent.objectives[0], scores)
     aims = Aims.from_state(saved.get("aims"), known)
     strategy = strategy_of(phase, warm.started(space.spec), scores, aims, search.incumbent)
-    strategy = informed(strategy, space)
+    strategy = informed(strategy, space, search.race)
     strategy.load_state_dict(saved["strategy"])
     first = list(warm.to_reevaluate[: phase.evaluations])
     pending = [known[int(identity)] for identity in saved["flight"]]
@@ -140,6 +141,8 @@ def restore(search: Search, saved: Mapping[str, Any]) -> None:
         )
     )
     search.state.leaders.load(saved.get("leaders", ()), known)
+    if search.race is not None and saved.get("learnt") is not None:  # checkpoints of before do not say
+        search.race.knowledge.relearn(int(saved["learnt"]))
     against = {int(number): int(other) for number, other in saved.get("against", ())}
     for candidate in pending:
         current.pending.submit(candidate, refused[candidate.id], against.get(candidate.id))

@@ -74,6 +74,6 @@ def _leave_open(config: DictConfig, folder: RunFolder) -> None:
         return
     for key in keys if isinstance(keys, list) else ():
         owner, _, name = str(key).rpartition(".")
-        node = OmegaConf.select(config, owner) if name in ("first", "most", "prior") else None
+        node = OmegaConf.select(config, owner) if name in ("first", "most", "after", "prior") else None
         if isinstance(node, DictConfig) and name in node:
             node[name] = AUTO

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.protocols import Fitness, Strategy
+from evomerge.protocols import Fitness, SearchSpace, Strategy
 from evomerge.report.formatting import count
 from evomerge.search.racing.race import Race
 from evomerge.search.racing.settings import AUTO, Racing, counted
 from evomerge.session.racing import build_race, count_finalists, items_of
+from evomerge.session.refining import after_how_many, refined_share, settled
 
 FIRST = 24
 """Items at first, at least. The share of right answers among so many has a standard error of 0.1 at most; on the demo
@@ -45,59 +46,87 @@ class RaceChoice:
         items: of the fitness; 0 where it does not say.
         first: items that every candidate is scored on; 0 where there is no race.
         most: items that the best are scored on.
+        refined: candidates after which a Gaussian process proposes; 0 where it does not.
         because: what stands against a race, in a word: ``fitness``, ``objectives``, ``strategy``, ``order``,
             ``finalists``, ``target``, ``items``, ``evaluations``, ``estimator``; empty where there is one.
         reason: the same in words.
+        rung: whether a cheap rung says who is scored at all.
     """
 
     items: int = 0
     first: int = 0
     most: int = 0
+    refined: int = 0
     because: str = ""
     reason: str = ""
+    rung: bool = False
 
     @property
     def event(self) -> dict[str, Any]:
         """Fields of the ``started`` event."""
         if self.because:
             return {"items": self.items, "because": self.because, "reason": self.reason}
-        return {"items": self.items, "first": self.first, "most": self.most}
+        more = {"refined": self.refined} if self.refined else {}
+        return {"items": self.items, "first": self.first, "most": self.most, **more}
 
     def __str__(self) -> str:
         if self.because:
             return f"no race: {self.reason}"
-        return f"a race: every candidate on {self.first} of {count(self.items, 'item')}, the best on {self.most}"
+        who = "whoever goes on from the cheap rung" if self.rung else "every candidate"
+        after = f"; after {self.refined} a Gaussian process proposes, each on {self.most}" if self.refined else ""
+        return f"a race: {who} on {self.first} of {count(self.items, 'item')}, the best on {self.most}{after}"
 
 
 def chosen_race(
-    config: Config, fitness: Fitness, strategies: Sequence[Strategy]
+    config: Config,
+    fitness: Fitness,
+    strategies: Sequence[Strategy],
+    cheap: Fitness | None = None,
+    spaces: Sequence[SearchSpace] = (),
 ) -> tuple[Race | None, RaceChoice | None]:
     """The race of a search, and what was chosen where that was left open. The fitness must have been checked.
+
+    With a cheap rung (`cheap`), those that it lets go on are scored on all items where nothing but numbers stands
+    against a race on fewer. ``search.refine.after: auto`` is settled with the race: a number in one that is chosen
+    without such a rung, else none.
 
     The configuration itself is changed: the run keeps what was chosen, and goes on with that whatever becomes of its
     budget, of its items or of these rules.
 
     Raises:
-        ConfigError: as for `build_race`, of what the user has asked for.
+        ConfigError: as for `build_race`, of what the user has asked for; a cheap rung where no race can be.
     """
-    asked = config.search.racing
+    asked, refine = config.search.racing, config.search.refine
+    left_open = refine.after == AUTO
+    refine.after = None if left_open else refine.after
     if asked.first != AUTO:
         asked.most = 1.0 if asked.most == AUTO else asked.most
-        return build_race(config, fitness, strategies), None
-    choice, settings = _choice(config, fitness, strategies)
+        return build_race(config, fitness, strategies, cheap), None
+    refined = after_how_many(config, spaces) if left_open else settled(config)
+    choice, settings = _choice(config, fitness, strategies, refined)
     if settings is not None:
         asked.first, asked.most = settings.first, settings.most
         try:
-            return build_race(config, fitness, strategies), choice
+            race = build_race(config, fitness, strategies, cheap)
+            refine.after = refined
+            return race, replace(choice, rung=cheap is not None)
         except EvomergeError as error:
             choice = RaceChoice(choice.items, because="estimator", reason=error.given)
     asked.first, asked.most = None, 1.0
     if asked.pruner is not None:
         asked.against, asked.pruner = "generation", None
-    return None, choice
+    if cheap is not None and choice.because == "strategy":
+        raise ConfigError(
+            f"cheap is set, and {choice.reason}",
+            "a race of generations, of which it is the first rung",
+            "take strategy=cma_es, set search.racing.first=null for all items after the rung, or fitness@cheap=null",
+        )
+    return (build_race(config, fitness, strategies, cheap) if cheap is not None else None), choice
 
 
-def _choice(config: Config, fitness: Fitness, strategies: Sequence[Strategy]) -> tuple[RaceChoice, Racing | None]:
+def _choice(
+    config: Config, fitness: Fitness, strategies: Sequence[Strategy], refined: int | None
+) -> tuple[RaceChoice, Racing | None]:
     """What follows from items, objectives, strategies and the budget, and the race's settings where there is one."""
     found = _standing_against(config, fitness, strategies)
     if found is not None:
@@ -113,11 +142,12 @@ def _choice(config: Config, fitness: Fitness, strategies: Sequence[Strategy]) ->
     if each > (1 - LEAST_SAVED) * total:
         return few, None
     finalists = count_finalists(config, tuple(fitness.objectives), raced=True) + 1  # and the strategy's favourite
+    each = settings.expected_items(total, refined_share(config, refined))
     if evaluations * each + finalists * total > (1 - LEAST_SAVED_IN_ALL) * evaluations * total:
         reason = f"{count(evaluations, 'evaluation')} would not make up for {finalists} on all items in the end"
         return RaceChoice(total, because="evaluations", reason=reason), None
     steps = counted(settings.steps(total), total)
-    return RaceChoice(total, steps[0], steps[-1]), settings
+    return RaceChoice(total, steps[0], steps[-1], refined or 0), settings
 
 
 def _settings(config: Config, total: int, tasks: int) -> Racing | None:

@@ -35,6 +35,7 @@ from evomerge.session.ending import rules_of
 from evomerge.session.parts import Parts
 from evomerge.session.phase_entries import longer_last
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator, check_started
+from evomerge.session.scored_with import keep_scored_with, scored_with, take_over
 from evomerge.utils.files import read_bounded, write_text_atomic
 from evomerge.utils.installation import VERSION, conf_dir
 from evomerge.utils.safe_yaml import MAX_CHARACTERS, parse
@@ -55,8 +56,7 @@ MAY_CHANGE = (
     "pool.models",
     "fitness.task_timeout",
     "fitness.compare_forwards",
-    "validation.task_timeout",
-    "held_out.task_timeout",
+    *(f"{node}.task_timeout" for node in ("cheap", "validation", "held_out")),
     *(f"{node}.{key}" for node in ("fitness", "validation", "held_out") for key in ("raters", "look_every", "hours")),
 )
 """Keys whose values a resumed run may be given anew; those below them too."""
@@ -130,14 +130,14 @@ class Resumed:
         self._ledger = ContinuedLedger(folder, self.record, resumed=self.event, sync=sync, observe=observe)
         return self._ledger
 
-    def check(self, fingerprint: str) -> None:
-        """Compare fitness and versions with those of the run; `EvomergeError` for another fitness."""
+    def check(self, fingerprint: str, cheap: str | None) -> None:
+        """Compare fitnesses and versions with those of the run; `EvomergeError` for another fitness."""
         self.folder.sweep()
         lost = lost_items(self.folder, self.record.with_items)
         if lost:
             warnings.warn(lost, EvomergeWarning, stacklevel=2)
             self.folder.items.mkdir(exist_ok=True)
-        self.changes += check_started(self.record, fingerprint, library_versions())
+        self.changes += check_started(self.record, fingerprint, cheap, library_versions())
         self._keep_budget()
 
     def wrap(self, keep: BestWriter, evaluator: Evaluator, incumbent: Incumbent) -> tuple[BestWriter, Evaluator]:
@@ -216,10 +216,10 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
     folder = RunFolder.open(path)
     require_no_writer(folder.lock)
     config = read_config(folder)
-    before, kept = int(config.search.evaluations), _precision(config)
+    before, kept = int(config.search.evaluations), scored_with(config)
     config.from_run = None  # another folder is read when the command line names it
     changes = [change for change in [_apply(config, override) for override in overrides] if change]
-    _keep_precision(kept, _precision(config))
+    keep_scored_with(kept, scored_with(config))
     config.run_dir = str(path)
     if not trust:
         check_trust(OmegaConf.to_container(config, resolve=True), overrides, "the run's configuration")
@@ -234,24 +234,6 @@ def open_run(path: str | Path, overrides: Sequence[str], *, trust: bool = False)
     return cast(Config, config), Resumed(
         folder, record, int(config.search.evaluations), changes, phases, rules_of(config)
     )
-
-
-def _precision(config: DictConfig) -> dict[str, Any]:
-    """The keys of an evaluator's node that say which weights score; one that is chosen anew takes them over."""
-    node = None if OmegaConf.is_missing(config, "evaluator") else config.evaluator
-    names = ("quantise", "quantise_held_out")
-    return {name: (node.get(name) or None) if isinstance(node, DictConfig) else None for name in names}
-
-
-def _keep_precision(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """`ConfigError` where weights are no longer quantised as they were: scores would not be comparable."""
-    for name, old in before.items():
-        if now[name] != old:
-            raise ConfigError(
-                f"evaluator.{name} is {now[name] or 'null'} and was {old or 'null'} when the run began",
-                "what candidates are scored with cannot change in a run that goes on",
-                f"leave evaluator.{name} out, or start a new one with search.warm_start=[RUN]",
-            )
 
 
 def read_config(folder: RunFolder) -> DictConfig:
@@ -300,7 +282,7 @@ def _apply(config: DictConfig, override: str) -> str:
         if value not in files:
             raise ConfigError(f"evaluator={value}: there is no such option", nearest(value, files))
         chosen = OmegaConf.load(files[value])
-        chosen.update({name: old for name, old in _precision(config).items() if old and name in chosen})
+        take_over(config, cast(DictConfig, chosen))
         config.evaluator = chosen
         return override
     return set_value(config, key, value)

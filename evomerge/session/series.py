@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from evomerge.config.composing_words import left_open
 from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
@@ -19,9 +22,12 @@ def fill_models(config: Config) -> None:
     model that there is.
 
     Raises:
-        ConfigError: settings that cannot be, or a name that `pool.models` has already.
+        ConfigError: settings that cannot be or are not given, or a name that `pool.models` has already.
         PoolError: no such folder, or too few checkpoints or adapters.
     """
+    pool: Any = config.pool
+    for key in sorted(OmegaConf.missing_keys(pool)):
+        raise left_open(key)
     _fill_checkpoints(config)
     _fill_adapters(config)
 

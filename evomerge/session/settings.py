@@ -18,6 +18,7 @@ from evomerge.search.stopping import check_rules
 from evomerge.session.builders import phase_node, without_bounds, without_prior
 from evomerge.session.phase_entries import check_phases
 from evomerge.session.racing import check_race
+from evomerge.session.refining import check_refining
 from evomerge.strategies.bases.penalised import check_penalty
 
 DISPLAYS = ("auto", "live", "plain", "quiet")
@@ -61,7 +62,7 @@ def check_pool(config: Config) -> None:
     """
     pool: Any = config.pool
     models = to_builtin(pool.models)
-    check_pool_settings(models, pool.base, pool.dtype, pool.get("tokenizer_from"))
+    check_pool_settings(models, pool.base, pool.dtype, pool.get("tokenizer_from"), to_builtin(pool.get("tokenizer")))
     check_heads(to_builtin(pool.get("heads", "auto")))
     check_places(models, pool.root)
 
@@ -100,6 +101,7 @@ def _check_search(config: Config) -> None:
     if settings.give_up is not None and settings.give_up < 1:
         raise ConfigError(f"search.give_up is {settings.give_up}", "at least 1, or null")
     check_penalty(settings.penalty)
+    check_refining(config)
     check_rules(settings.hours, settings.patience, to_builtin(settings.target))
     check_intervals(settings.checkpoint.every, settings.checkpoint.evaluations, settings.checkpoint.keep)
     if settings.scalarise is not None and settings.scalarise not in SCALARISATIONS:

@@ -28,6 +28,7 @@ class PromptTerm:
         file, key: a file of prompts, a line each, or JSONL and the key of the prompt.
         task: an lm-eval task whose documents ask.
         limit: the first so many.
+        where: the configuration's key that names the file.
     """
 
     name: str
@@ -35,6 +36,7 @@ class PromptTerm:
     key: str
     task: str | dict[str, Any]
     limit: int | None
+    where: str
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,17 @@ def parse_prompts(prompts: Any) -> tuple[PromptTerm, ...]:
     Raises:
         ConfigError: naming the key.
     """
-    given = {_ALONE: prompts} if isinstance(prompts, str) and prompts else prompts
+    if isinstance(prompts, str) and prompts:
+        return (_term(_ALONE, prompts, "prompts"),)
+    given = prompts
     if not isinstance(given, Mapping) or not given:
         what = "prompts is empty" if not given else f"prompts is {given!r}"
         allowed = "a file, or a name for each kind of prompts with a file or a task"
         raise ConfigError(what, allowed, "prompts=questions.jsonl, or prompts={chat: {task: TASK, limit: 20}}")
-    return tuple(_term(str(name), value) for name, value in given.items())
+    return tuple(_term(str(name), value, f"prompts.{name}") for name, value in given.items())
 
 
-def _term(name: str, value: Any) -> PromptTerm:
-    key = f"prompts.{name}"
+def _term(name: str, value: Any, key: str) -> PromptTerm:
     if not re.fullmatch(r"[\w.-]{1,100}", name):
         raise ConfigError(f"prompts has the name {name!r}", "letters, digits, '.', '-' and '_'")
     given: Any = {"file": value} if isinstance(value, str) else value
@@ -84,7 +87,8 @@ def _term(name: str, value: Any) -> PromptTerm:
         raise ConfigError(f"{key}.key is {given['key']!r}", "the key of the prompt in a JSONL file: *.jsonl")
     most = whole(limit, f"{key}.limit", 1, _MOST_PROMPTS) if limit is not None else None
     own = given.get("key") or ("prompt" if lines else "text")
-    return PromptTerm(name, file, own, dict(task) if isinstance(task, Mapping) else task, most)
+    where = key if isinstance(value, str) else f"{key}.file"
+    return PromptTerm(name, file, own, dict(task) if isinstance(task, Mapping) else task, most, where)
 
 
 def read_prompts(terms: Sequence[PromptTerm], include_path: Sequence[str], timeout: float | None) -> dict[str, Prompts]:
@@ -101,7 +105,7 @@ def _read(term: PromptTerm, include_path: Sequence[str], timeout: float | None) 
         from fitness._lm_eval.prompts import task_prompts
 
         return Prompts(*task_prompts(term.task, include_path, term.limit, timeout))
-    lines = read_lines(term.file, f"prompts.{term.name}.file", term.limit)
+    lines = read_lines(term.file, term.where, term.limit)
     texts = [text_of(line, term.key, f"prompts.{term.name}.key") for line in lines]
     return Prompts(texts, [(_hash(text.strip()), _hash(text)) for text in texts])
 

@@ -28,6 +28,7 @@ MOST_MODELS = 256
 _FIRST = 16
 _ENDPOINTS = 8
 _MOST_LEVELS = 8
+_AT_ONCE = 64  # models that are estimated together: arrays of so many times the items
 _LATEST = 32  # models, whose mean ability is what is expected of the next: a search moves on
 
 
@@ -124,17 +125,31 @@ class ItemResponse:
         Raises:
             FitnessError: a task of which no item was run, or items of another shape than the known models'.
         """
-        row = self.columns.row(items)
-        weights = self._weights(~np.isnan(row))
-        mean = self._mean.of_row(row, weights)
-        if self._fit is None or not np.isnan(row).any():
-            return mean
-        given = Shown(self.columns, self._fit.items, row, self._chances(row), self._endpoints)
-        (predicted,) = self._predict([given])
-        return {
-            name: self._blended(mean[name], predicted[name], self._calibration.get(name, Calibration()))
-            for name in mean
-        }
+        return self.estimate_each([items])[0]
+
+    def estimate_each(self, several: Sequence[Items]) -> list[Mapping[str, Estimate]]:
+        """`estimate` of several models; the same to the bit, and much less work for those with as many items."""
+        found: list[Mapping[str, Estimate]] = []
+        for begin in range(0, len(several), _AT_ONCE):
+            found += self._estimated([self.columns.row(items) for items in several[begin : begin + _AT_ONCE]])
+        return found
+
+    def _estimated(self, rows: Sequence[Row]) -> list[Mapping[str, Estimate]]:
+        found: list[Mapping[str, Estimate]] = [self._mean.of_row(row, self._weights(~np.isnan(row))) for row in rows]
+        open_ones = [place for place, row in enumerate(rows) if np.isnan(row).any()]
+        if self._fit is None or not open_ones:
+            return found
+        items = self._fit.items
+        given = [
+            Shown(self.columns, items, rows[place], self._chances(rows[place]), self._endpoints) for place in open_ones
+        ]
+        for place, predicted in zip(open_ones, self._predict(given), strict=True):
+            mean = found[place]
+            found[place] = {
+                name: self._blended(mean[name], predicted[name], self._calibration.get(name, Calibration()))
+                for name in mean
+            }
+        return found
 
     def difference(self, items: Items, other: Items) -> Mapping[str, Estimate]:
         """By objective how much more the first gets, from the items that both have, item by item, each the same.

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from sklearn.metrics import f1_score
-from tiny_classifiers import LABELS, rows, save_pool, write_rows
-from transformers import pipeline
+from tiny_classifiers import LABELS, rows, save, save_pool, write_rows
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+import evomerge
 from evomerge.cli.main import main
 from evomerge.run.ledger import read_ledger
 
@@ -105,3 +108,58 @@ def test_what_does_not_fit_is_said_before_the_search(
     assert main(["search", *words(pool, f"run_dir='{tmp_path / 'run'}'", *given)]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+KEYS = {"two": range(4, 6), "five": range(6, 11), "nine": range(11, 20)}
+"""By task the words that tell its labels, a word for each; words from 20 on say nothing."""
+
+
+def keyed(task: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Texts of 4 to 7 words, one of which is a key of the task; its keys are the labels."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(count):
+        words = rng.integers(20, 40, rng.integers(4, 8))
+        key = int(rng.choice(list(KEYS[task])))
+        words[rng.integers(len(words))] = key
+        found.append({"text": " ".join(f"w{word}" for word in words), "label": f"w{key}"})
+    return found
+
+
+def train(folder: Path) -> None:
+    """A start, and from it a classifier for each task."""
+    save(folder / "base", 0)
+    for seed, (task, keys) in enumerate(KEYS.items()):
+        labels = [f"w{key}" for key in keys]
+        save(folder / task, seed + 1, labels)
+        model = AutoModelForSequenceClassification.from_pretrained(folder / task)
+        start = AutoModelForMaskedLM.from_pretrained(folder / "base").bert.state_dict()
+        model.bert.load_state_dict(start, strict=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder / task)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for step in range(100):  # without dropout: the same models every time
+            batch = keyed(task, 32, 1000 * seed + step)
+            inputs = tokenizer([row["text"] for row in batch], padding=True, return_tensors="pt")
+            loss = model(**inputs, labels=torch.tensor([labels.index(row["label"]) for row in batch])).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.save_pretrained(folder / task)
+        write_rows(folder / f"{task}-search.jsonl", keyed(task, 60, 7))
+        write_rows(folder / f"{task}-held_out.jsonl", keyed(task, 200, 8))
+
+
+def test_a_search_finds_an_encoder_for_all_heads_where_an_average_has_none(tmp_path: Path) -> None:
+    train(tmp_path)
+    given = ["pool.models={base: base, two: two, five: five, nine: nine}", "pool.base=base", f"pool.root='{tmp_path}'"]
+    for node, part in (("fitness", "search"), ("held_out", "held_out")):
+        own = [f"{{task: {t}, file: '{tmp_path / t}-{part}.jsonl', head: {t}, metrics: f1}}" for t in KEYS]
+        group = node if node == "fitness" else f"fitness@{node}"
+        given += [f"{group}=classification", f"{node}.tasks=[{', '.join(own)}]"]
+    how = [*given, "search_space.layer_group=all", "search_space.components=all"]
+    few = ["search.evaluations=40", "strategy.popsize=8", "search.racing.first=null", "display=quiet"]
+    assert main(["search", *how, *few, f"run_dir='{tmp_path / 'run'}'"]) == 0
+    summary = evomerge.open_run(tmp_path / "run").summary
+    found = summary.against["uniform average"]
+    assert summary.split == "held_out"
+    assert found.difference > 0.05
+    assert found.p_value < 0.01

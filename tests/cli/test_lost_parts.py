@@ -165,6 +165,13 @@ def test_evaluate_says_first_what_is_not_there(
     assert "there is no run runs/nope; " in (text := error("evaluate", "runs/nope"))
     assert text.endswith("runs here: runs/there")
     assert "there is no file or folder org/name; " in error("evaluate", "org/name")
+    for verb, name in (("merge", "ther"), ("merge", "runs/thre"), ("export", "ther")):
+        words = [verb, name, "out"] if verb == "merge" else [verb, name]
+        assert "did you mean 'runs/there'? runs here: runs/there" in error(*words)
+    assert "did you mean" not in error("merge", "RUNx", "out")
+    assert "argument --switch: it is 'emr_swich'; did you mean 'emr_switch'?" in error(
+        *("merge", "runs/there", "out", "--switch", "emr_swich", "--all-tasks")
+    )
     assert "there is no file nope.yaml; " in error("evaluate", "nope.yaml", "fitness.tasks=[x]")
 
 

@@ -39,7 +39,9 @@ def test_what_was_left_open_is_kept(raced: Path, capsys: pytest.CaptureFixture[s
     assert config["strategy"]["prior"] == "differences"
     events = list(read_ledger(raced))
     assert events[0]["race"] == {"items": ITEMS, "first": 6, "most": 23}
-    assert events[0]["left_open"] == ["search.racing.first", "search.racing.most", "strategy.prior"]
+    keys = ["search.racing.first", "search.racing.most", "search.refine.after", "strategy.prior"]
+    assert events[0]["left_open"] == keys
+    assert config["search"]["refine"] == {"after": None, "batch": 4}  # of 36 candidates too few would be known
     told = [event for event in events if event["event"] == "told" and event.get("race")]
     items = sorted(event["race"]["items"] for event in told)
     assert items[:27] == 18 * [6] + 9 * [12]
@@ -58,6 +60,28 @@ def test_it_goes_on_as_it_was(raced: Path, tmp_path: Path) -> None:
     ledger.write_bytes(b"".join(lines[: len(lines) // 2]))
     assert main(["resume", str(folder), "--quiet"]) == 0
     assert canonical_events(RunFolder(folder)) == canonical_events(RunFolder(raced))
+
+
+def test_a_gaussian_process_at_the_end(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its candidates are scored on as many items as the best at once; killed among them, it goes on to the same end."""
+    folder = tmp_path / "refined"
+    asked = ["search.refine.after=24"]
+    assert main(["validate", *words, *asked]) == 0
+    assert "after 24 a Gaussian process proposes" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert main(["search", *words, *asked, f"run_dir='{folder}'", "display=quiet"]) == 0
+    events = list(read_ledger(folder))
+    assert events[0]["race"] == {"items": ITEMS, "first": 6, "most": 23, "refined": 24}
+    told = [event for event in events if event["event"] == "told" and event.get("race")]
+    assert [event["status"] for event in told[24:]] == 12 * ["ok"]
+    assert all(21 <= event["race"]["items"] <= 24 for event in told[24:])
+    assert all(event["race"].keys() == {"items", "of", "step/0", "error/score"} for event in told[24:])
+    killed = tmp_path / "killed"
+    shutil.copytree(folder, killed)
+    lines = RunFolder(folder).ledger.read_bytes().splitlines(keepends=True)
+    place = next(n for n, e in enumerate(events) if e["event"] == "told" and e["candidate"] == told[30]["candidate"])
+    RunFolder(killed).ledger.write_bytes(b"".join(lines[: place + 1]))
+    assert main(["resume", str(killed), "--quiet"]) == 0
+    assert canonical_events(RunFolder(killed)) == canonical_events(RunFolder(folder))
 
 
 def test_a_fork_that_allows_no_race_has_none(raced: Path, tmp_path: Path) -> None:
@@ -84,12 +108,12 @@ def test_a_run_folder_of_before_has_no_race(raced: Path, tmp_path: Path) -> None
     folder = tmp_path / "old"
     shutil.copytree(raced, folder)
     config = yaml.safe_load(RunFolder(folder).config.read_text())
-    del config["search"]["racing"], config["strategy"]["prior"]
+    del config["search"]["racing"], config["search"]["refine"], config["strategy"]["prior"]
     RunFolder(folder).config.write_text(yaml.safe_dump(config))
     from evomerge.session.resume import read_config
 
-    racing = read_config(RunFolder(folder)).search.racing
-    assert (racing.first, racing.most) == (None, 1.0)
+    search = read_config(RunFolder(folder)).search
+    assert (search.racing.first, search.racing.most, search.refine.after) == (None, 1.0, None)
 
 
 def test_finalists_on_items_of_their_own(quick_pool: Path, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_a_finished_run_is_left_alone_or_extended(
         ("~evaluator.timeout", "entries of evaluator.engine_args alone are taken away"),
         ("~evaluator.engine_args.max_len", "there is no key 'evaluator.engine_args.max_len'"),
         ("fast", "cannot read the override 'fast'"),
+        ("evaluator.engine=vllm", "evaluator.engine is vllm and was transformers when the run began"),
     ],
 )
 def test_what_cannot_change_is_refused(

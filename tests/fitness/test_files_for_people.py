@@ -144,8 +144,11 @@ def test_refuses_what_makes_no_sense(arguments: dict[str, Any], said: str) -> No
 
 
 def test_refuses_prompts_that_cannot_be_gone_on_with(file: str, model: LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(FitnessError, match=r"prompts\.prompts\.file names"):
-        FilesFitness(str(tmp_path / "nothing.txt")).check_files()
+    for given, key in (("nothing.txt", "prompts"), ({"a": "nothing.txt"}, r"prompts\.a")):
+        with pytest.raises(FitnessError, match=f"^{key} names 'nothing.txt'"):
+            FilesFitness(given).check_files()
+    with pytest.raises(FitnessError, match=r"^prompts\.a\.file names"):
+        FilesFitness({"a": {"file": str(tmp_path / "nothing.txt")}}).check_files()
     with pytest.raises(FitnessError, match="has no key 'question'"):
         FilesFitness({"a": {"file": file, "key": "question"}}).check()
     with pytest.raises(

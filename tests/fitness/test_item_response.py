@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from evomerge.objectives import MetricShare, Objective
-from fitness.estimators import calibration, kind_fit
+from fitness.estimators import calibration, irt, kind_fit
 from fitness.estimators.ability import Case, ability_of, tell, tell_each
 from fitness.estimators.irt import ItemResponse
 from fitness.estimators.item_response import ItemParameters, fit_items, metrics_of
@@ -285,6 +285,19 @@ def test_the_same_knowledge_gives_the_same_estimates() -> None:
     for part in (early, early[:2], late):
         again.fit(part)
     assert once.estimate(shown) == again.estimate(shown)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_at_once_are_estimated_as_each_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: of the same number of items and of others, all items among them, over more than one batch."""
+    monkeypatch.setattr(irt, "_AT_ONCE", 4)
+    world = World(5)
+    estimator = built(**KINDS[kind])
+    estimator.fit(known(world, 4, 12))
+    several = [items(world.some(world.model(), count)) for count in (5, 30, 5, 12, 30, 100, 5, 30, 12)]
+    assert estimator.estimate_each(several) == [estimator.estimate(shown) for shown in several]
+    assert estimator.estimate_each([]) == []
+    assert built(**KINDS[kind]).estimate_each(several[:2])[0].keys() == {"score"}  # nothing is known
 
 
 def test_nothing_known_is_the_mean() -> None:

@@ -43,6 +43,9 @@ def test_what_cannot_be_read_is_said_with_its_key(tmp_path: Path) -> None:
         read_lines(str(tmp_path / "texts.txt"), "texts.a.file")
     with pytest.raises(FitnessError, match=r"texts.a.file names .*text.txt', which is not there; did you mean"):
         read_lines(str(tmp_path / "text.txt"), "texts.a.file")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(FitnessError, match=r"which is not there; its folder .*bare has no files"):
+        read_lines(str(tmp_path / "bare" / "text.txt"), "texts.a.file")
     with pytest.raises(FitnessError, match="there is no folder"):
         read_lines(str(tmp_path / "no" / "text.txt"), "texts.a.file")
     (tmp_path / "none.txt").write_text("\n \n")

@@ -64,7 +64,7 @@ def test_what_is_not_finite_is_found_in_a_later_piece() -> None:
     out = torch.empty(500)
     job.run(out)
     assert torch.equal(out, torch.ones(500))
-    with pytest.raises(EvomergeError, match="NaN or beyond the range of float32"):
+    with pytest.raises(EvomergeError, match="NaN or beyond the range of float32; input 1 has such values"):
         job.run(out, 500)
 
 

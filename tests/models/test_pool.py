@@ -12,6 +12,7 @@ from tiny_models import ARCHITECTURES, TinyModel, write_tokenizer
 from evomerge.errors import ConfigError, PoolError, RecipeError
 from evomerge.models.checkpoints import reader
 from evomerge.models.opening import open_pool, pool_of_recipe
+from evomerge.models.pool_settings import check_places
 from evomerge.recipes.slices import Input, ModelRef, SliceRecipe, parameters
 
 
@@ -121,12 +122,12 @@ def test_other_shapes_name_tensor_shapes_and_models(tiny_model: TinyModel) -> No
 
 def test_other_vocabulary_size_is_said_once(tiny_model: TinyModel) -> None:
     a, b = tiny_model("a"), tiny_model("b", seed=1, vocab_size=44)
-    write_tokenizer(b, 40)
+    (b / "tokenizer.json").unlink()  # whose rows are which cannot be told
     with pytest.raises(PoolError) as caught:
         open_pool({"a": str(a), "b": str(b)})
     assert str(caught.value) == (
         "model 'b' has a vocabulary of 44, 'a' of 40; all models of a pool share one vocabulary; "
-        "give them one size: load the model, resize_token_embeddings(40), save_pretrained"
+        "set pool.tokenizer=union, or a model, to bring them to one by their tokens"
     )
 
 
@@ -293,3 +294,16 @@ def test_hub_models_are_pinned_by_commit(
     assert refs["local"].fingerprint is not None
     again = pool_of_recipe(pool.info.linear({"hub": 0.5, "local": 0.5}))
     assert again.info == pool.info
+
+
+def test_a_root_that_is_not_there_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "seed0").mkdir()
+    with pytest.raises(PoolError) as caught:
+        check_places({"base": "base", "math": "math"}, tmp_path / "seed1")
+    message = str(caught.value)
+    assert message.startswith(f"pool.root is {tmp_path / 'seed1'}, and there is no such folder; in {tmp_path}: did you")
+    assert message.count("seed1") == 1
+    assert "math" not in message
+    check_places({"math": str(tmp_path / "seed0")}, tmp_path / "seed1")  # it is not asked for what has a place
+    with pytest.raises(PoolError, match=r"^2 problems with the pool: model 'base': no folder base"):
+        check_places({"base": "base", "math": "math"}, tmp_path / "seed0")

@@ -145,3 +145,16 @@ def test_a_configuration_comes_to_name_the_models_that_were_found(run: Path) -> 
     config = compose_config([f"pool.checkpoints='{run}'", "pool.models={step-5: org/other}"])
     with pytest.raises(ConfigError, match=r"pool.models has 'step-5'"):
         fill_models(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["pool=checkpoints"], "pool.checkpoints.folder"),
+        (["pool=adapters", "pool.adapters=x"], "pool.models.base"),
+    ],
+)
+def test_what_a_group_leaves_open_is_asked_for(words: list[str], key: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        fill_models(compose_config(words))
+    assert str(raised.value) == f"{key} is not set; it has no default; set it with {key}=..."

@@ -112,8 +112,11 @@ def test_the_layer_of_an_input_is_the_slices_own_unless_given() -> None:
     [
         (lambda: recipe(weighted(EMBED), weighted(EMBED)), "slice embed is given twice"),
         (lambda: recipe(replace(weighted(EMBED), inputs=(Input("lang"),))), "slice embed uses model 'lang'"),
-        (lambda: recipe(replace(weighted(EMBED), base=Input("bse"))), "slice embed uses model 'bse'"),
-        (lambda: recipe(config_from="bse"), "config_from is 'bse'; the recipe's models are base, math"),
+        (
+            lambda: recipe(replace(weighted(EMBED), base=Input("bse"))),
+            "slice embed uses model 'bse', which the recipe does not have; did you mean 'base'",
+        ),
+        (lambda: recipe(config_from="bse"), "config_from is 'bse'; did you mean 'base'"),
         (lambda: recipe(dtype="float8"), "dtype 'float8'; allowed: float32"),
         (lambda: recipe(models=(*MODELS, MODELS[0])), "models base, math, base; every name once"),
         (lambda: recipe(seed=-1), "seed is -1"),

@@ -93,7 +93,10 @@ OTHER = (("base", ModelRef("elsewhere")), MODELS[1])
     ("make", "message"),
     [
         (lambda: stage("base", intermediates=(("a", INNER),)), "intermediate 'a' is not used"),
-        (lambda: stage("a", "b", intermediates=(("a", INNER),)), "uses model 'b'; .* base, math, its intermediates a"),
+        (
+            lambda: stage("a", "b", intermediates=(("a", INNER),)),
+            "uses model 'b', which the recipe does not have; .*one of: a, base, math",
+        ),
         (lambda: stage("math", intermediates=(("math", INNER),)), "'math' names an intermediate and something else"),
         (lambda: stage("a", intermediates=(("a", INNER), ("a", INNER))), "'a' names an intermediate and something"),
         (
@@ -107,7 +110,7 @@ OTHER = (("base", ModelRef("elsewhere")), MODELS[1])
             "two intermediates are called 'a'",
         ),
         (lambda: stage("a", config_from="a", intermediates=(("a", INNER),)), "config_from is 'a'"),
-        (lambda: recipe(tokenizer_from="maths"), "tokenizer_from is 'maths'; the recipe's models are base, math"),
+        (lambda: recipe(tokenizer_from="maths"), "tokenizer_from is 'maths'; did you mean 'math'"),
     ],
 )
 def test_intermediates_that_cannot_be(make: Any, message: str) -> None:
@@ -214,7 +217,10 @@ MALFORMED = {
         STAGES.replace("method: ties", "method: 1"),
         r"intermediates\.second\.slices\[0\]\.method is 1",
     ),
-    "tokenizer": (STAGES.replace("tokenizer_from: math", "tokenizer_from: mth", 1), "tokenizer_from is 'mth'; the rec"),
+    "tokenizer": (
+        STAGES.replace("tokenizer_from: math", "tokenizer_from: mth", 1),
+        "tokenizer_from is 'mth'; did you mean 'math'",
+    ),
 }
 
 

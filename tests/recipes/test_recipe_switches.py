@@ -67,9 +67,9 @@ def test_the_shared_model_gets_a_name_that_is_free() -> None:
     ("changes", "message"),
     [
         ({"method": "tal_switch"}, "the switch is 'tal_switch'.*tall_switch"),
-        ({"base": None}, "tall_switch has no base"),
+        ({"base": None}, "tall_switch takes differences from a base, and the recipe has none"),
         ({"tasks": {"maths": {}}}, "has a task 'maths'.*math"),
-        ({"tasks": {}}, "over the tasks none"),
+        ({"tasks": {}}, "switch has no tasks"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -93,7 +93,7 @@ def test_layers_stay_in_their_places() -> None:
     moved = replace(rest[0], inputs=(Input("math", 3), *rest[0].inputs[1:]))
     scaled = replace(rest[0], scale=0.5)
     for entry in (moved, scaled):
-        with pytest.raises(RecipeError, match="of another layer, or scaled"):
+        with pytest.raises(RecipeError, match="made of another layer, or is scaled"):
             with_switch(plain(slices=(first, entry, *rest[1:])), "twin_switch", {"math": {}}, None)
 
 
@@ -102,9 +102,11 @@ def test_slices_of_different_switches_are_refused() -> None:
     odd = replace(recipe.slices[1], inputs=recipe.slices[1].inputs[:2])
     with pytest.raises(
         RecipeError,
-        match=r"takes shared, math, code for a switch, another slice shared, math$|another slice shared, math;",
+        match=r"switch of slice .* takes shared, math(, code)?, that of another slice shared, math(, code)?; every",
     ):
         switch_of(replace(recipe, slices=(recipe.slices[0], *recipe.slices[2:], odd)))
     direct = replace(recipe.slices[1], inputs=(Input("math"), Input("code")))
-    with pytest.raises(RecipeError, match="takes 'math' for the shared model"):
+    with pytest.raises(
+        RecipeError, match="first input of a switch is 'math', which is no intermediate of the recipe; it has none"
+    ):
         switch_of(replace(plain(), slices=(plain().slices[0], direct)))

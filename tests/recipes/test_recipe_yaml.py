@@ -230,7 +230,7 @@ MALFORMED = {
     "inputs": (replaced("\n  - {model: math, layer: 3}", " math"), r"slices\[1\]\.inputs is 'math'; a list"),
     "unknown model": (
         replaced("{model: math, layer", "{model: mth, layer"),
-        "uses model 'mth'; the recipe's",
+        "uses model 'mth', which the recipe does not have; did you mean 'math'",
     ),
     "layer": (replaced("layer: 3", "layer: -3"), r"inputs\[0\]\.layer is -3; layers are counted from 0"),
     "half a layer": (replaced("layer: 3", "layer: 1.5"), r"inputs\[0\]\.layer is 1\.5; an integer"),

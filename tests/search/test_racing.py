@@ -16,13 +16,14 @@ from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimate
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
-from evomerge.search.finalists import Leaders, best_of, favourite
+from evomerge.search.finalists import Leaders, best_of, favourite, worth
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.racing.joined import Runner
 from evomerge.search.racing.knowledge import Knowledge
 from evomerge.search.racing.opponents import opponent
 from evomerge.search.racing.parts import ItemOrder, join, size
-from evomerge.search.racing.race import Race, RacedEvaluations, ranked
+from evomerge.search.racing.race import Race
+from evomerge.search.racing.raced import RacedEvaluations, ranked
 from evomerge.search.racing.settings import Racing
 from evomerge.strategies.random_search import RandomSearch
 from fitness.estimators.stratified_mean import StratifiedMean
@@ -216,6 +217,67 @@ def test_nobody_is_estimated_twice_from_the_same_items() -> None:
     assert means.calls == 16  # more is known
 
 
+def test_some_are_scored_on_as_many_items_as_the_best_at_once() -> None:
+    worker = Worker({number: number / 10 for number in range(8)})
+    race = Race(Racing(0.1, most=0.4), COUNTS, Knowledge(Means(), SCORE), SCORE, seed=0)
+    bar, at_once = (lambda candidate: None), (lambda candidate: candidate.id >= 4)
+    pending = RacedEvaluations(worker, ordered=True, race=race, bar=bar, at_once=at_once)
+    places = []
+    for first in (0, 4, 6):
+        group = candidates(8)[first : first + (4 if first == 0 else 2)]
+        for candidate in group:
+            pending.submit(candidate)
+        found = [pending.next_result()[1] for _ in group]
+        places.append(set(np.flatnonzero(np.isfinite(found[-1].items["one/acc"])).tolist()))
+        if first:
+            assert [evaluation.status for evaluation in found] == ["ok", "ok"]
+            assert all(evaluation.race["items"] == 40 and "step/1" not in evaluation.race for evaluation in found)
+    assert worker.items == {0: 10, 1: 10, 2: 20, 3: 40, 4: 40, 5: 40, 6: 40, 7: 40}
+    assert worker.calls[-4:] == [4, 5, 6, 7]
+    assert not places[1] & places[2]  # a round begins behind the items of the last one
+
+
+def test_candidates_are_estimated_anew_by_what_is_known_now() -> None:
+    class Counted(Means):
+        def estimate(self, items: Items) -> dict[str, Estimate]:
+            return {"score": Estimate(float(self.known), 0.1)}
+
+    knowledge, worker = Knowledge(Counted(), SCORE), Worker(dict.fromkeys(range(40), 0.1))
+    for candidate in candidates(40):
+        worker.submit(candidate)
+        knowledge.see(worker.collect(), baseline=candidate.id < 2)
+    assert knowledge.learnt < 40
+    assert knowledge.revised([3, 99]) == [Estimate(40.0, 0.1), None]
+    fits = knowledge.estimator.fits  # type: ignore[union-attr]
+    assert knowledge.revised([4, 3]) == 2 * [Estimate(40.0, 0.1)]
+    assert knowledge.estimator.fits == fits  # type: ignore[union-attr]
+    again = Knowledge(Counted(), SCORE)
+    for candidate in candidates(40):
+        worker.submit(candidate)
+        again.see(worker.collect(), baseline=candidate.id < 2)
+    again.relearn(38)
+    assert again.estimate(knowledge.items(3) or {}, {})["score"].value == 38
+    assert Knowledge(None, SCORE).revised([3]) == [None]
+
+
+def test_finalists_are_chosen_by_what_the_strategy_expects() -> None:
+    knowledge, worker = Knowledge(Means(), SCORE), Worker({0: 0.1, 1: 0.5, 2: 0.3})
+    race = Race(Racing(0.1), COUNTS, knowledge, SCORE, seed=0)
+    for candidate in candidates(3):
+        worker.submit(candidate)
+        race.see(worker.collect())
+
+    class Expects:
+        def expected(self, number: int) -> float | None:
+            return {0: 0.7, 1: math.nan}.get(number)
+
+    found = worth(race, Expects())  # type: ignore[arg-type]
+    assert [found(0), found(1)] == [0.7, None]
+    assert found(2) == pytest.approx(0.303, abs=0.002)
+    assert worth(race, None)(1) == pytest.approx(0.503, abs=0.002)
+    assert worth(None, Expects())(0) is None  # type: ignore[arg-type]
+
+
 def test_generations_begin_where_the_last_one_did_not() -> None:
     def begun(rotate: bool) -> list[set[int]]:
         worker = Worker({number: number / 10 for number in range(8)})
@@ -242,6 +304,8 @@ def test_one_that_fails_goes_on_no_further() -> None:
         pending.submit(candidate, refused="no model" if candidate.id == 1 else None)
     found = [pending.next_result()[1] for _ in range(4)]
     assert [evaluation.status for evaluation in found] == ["failed", "infeasible", "pruned", "failed"]
+    # A session that goes on compares the others with it again, as far as it came.
+    assert (dict(found[0].race), list(found[3].race)) == ({}, ["step/0"])
 
 
 def test_all_of_a_generation_may_fail() -> None:

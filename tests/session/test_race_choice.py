@@ -44,9 +44,11 @@ class Fitness:
         return StratifiedMean(shares, self.objectives)
 
 
-def choose(fitness: Any, strategies: Sequence[Any] = CMA, *words: str) -> tuple[Any, Race | None, RaceChoice | None]:
+def choose(
+    fitness: Any, strategies: Sequence[Any] = CMA, *words: str, cheap: Any = None
+) -> tuple[Any, Race | None, RaceChoice | None]:
     config: Any = compose_config(["search.evaluations=300", "~fitness", *words])
-    race, choice = chosen_race(config, fitness, strategies)
+    race, choice = chosen_race(config, fitness, strategies, cheap=cheap)
     return config.search.racing, race, choice
 
 
@@ -54,6 +56,7 @@ def test_items_that_a_candidate_is_scored_on() -> None:
     """24, half of them on 24 more, a quarter on 42 more."""
     assert Racing(24, most=90).expected_items(750) == 24 + 24 / 2 + 42 / 4
     assert Racing(24, "none").expected_items(750) == 24
+    assert Racing(24, most=90).expected_items(750, 0.25) == 0.75 * (24 + 24 / 2 + 42 / 4) + 0.25 * 90
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,50 @@ def test_no_race(fitness: Any, strategies: Sequence[Any], words: list[str], beca
     assert (asked.first, asked.most) == (None, 1.0)
 
 
+class Space:
+    """Has so many genes, all of which act unless it says which."""
+
+    def __init__(self, genes: int, kind: Any = "continuous", active: Any = None) -> None:
+        self.spec = GenomeSpec(tuple(Gene(f"g{i}", kind) for i in range(genes)))
+        if active is not None:
+            self.active = lambda genome: active
+
+
+@pytest.mark.parametrize(
+    ("space", "words", "after"),
+    [
+        (Space(16), ["search.evaluations=176"], 96),
+        (Space(16), ["search.evaluations=1000"], 920),
+        (Space(16), ["search.evaluations=160"], 80),
+        (Space(17), ["search.evaluations=160"], None),  # five for each gene
+        (Space(2), ["search.evaluations=120"], 60),
+        (Space(2), ["search.evaluations=118"], None),
+        (Space(2, "boolean"), [], None),
+        (Space(2, active=["g0"]), [], None),
+        (Space(2, active=["g0", "g1"]), [], 220),
+        (Space(2), ["search.penalty=0.1"], None),
+        (Space(2), ["search.racing.against=none"], None),
+        (Space(2), ["search.refine.after=null"], None),
+        (Space(2), ["search.refine.after=7"], 7),
+        (Space(2), ["search.racing.first=null"], None),
+        (Space(2), ["search.racing.first=24"], None),  # what is asked for is what there is
+    ],
+)
+def test_where_a_gaussian_process_takes_over(space: Any, words: list[str], after: int | None) -> None:
+    config: Any = compose_config(["search.evaluations=300", "~fitness", *words])
+    _, choice = chosen_race(config, Fitness({"a": 750}), CMA, spaces=[space])  # type: ignore[arg-type]
+    assert config.search.refine.after == after
+    if choice is not None:
+        assert choice.refined == (after or 0)
+        assert (f"; after {after} a Gaussian process proposes, each on 90" in str(choice)) == (after is not None)
+
+
+def test_no_race_no_gaussian_process_that_was_left_open() -> None:
+    config: Any = compose_config(["search.evaluations=300", "~fitness"])
+    assert chosen_race(config, Fitness({"a": 10}), CMA, spaces=[Space(2)])[0] is None  # type: ignore[arg-type, list-item]
+    assert config.search.refine.after is None
+
+
 def test_one_evaluation_more_makes_up_for_the_finalists() -> None:
     """21 times 46.5 and 9 times 750 are 7,726.5, less than half of 21 times 750."""
     assert choose(Fitness({"a": 750}), CMA, "search.evaluations=21")[1] is not None
@@ -139,6 +186,64 @@ def test_a_number_is_a_number_and_null_no_race() -> None:
         choose(Fitness({"a": 750}), [M2N2(SPEC, SCORE, seed=0)], "search.racing.first=10")
     with pytest.raises(ConfigError, match=r"search.racing.first is 'some'.*a number or 'auto'"):
         compose_config(["~fitness", "search.racing.first=some"])
+
+
+def test_a_cheap_rung_stands_below_a_race_or_below_all_items() -> None:
+    cheap = Fitness({"t": 8}, (Objective("loss", "minimize"),))
+    asked, race, choice = choose(Fitness({"a": 750}), CMA, "search.racing.keep_cheap=0.3", cheap=cheap)
+    assert race is not None
+    assert race.cheap is not None
+    assert (asked.first, race.cheap.keep, race.cheap.decides.name) == (24, 0.3, "loss")
+    assert str(choice) == "a race: whoever goes on from the cheap rung on 24 of 750 items, the best on 90"
+    for words, because in (
+        ([], "items"),
+        (["search.target=0.9"], "target"),
+        (["search.finalists=0"], "finalists"),
+        (["search.racing.first=null"], None),
+    ):
+        asked, race, choice = choose(Fitness({"a": 30}), CMA, *words, cheap=cheap)
+        assert race is not None
+        assert (race.steps, race.by_generation, race.knowledge.estimator) == ([1.0], True, None)
+        assert (asked.first, choice.because if choice is not None else None) == (None, because)
+    assert choose(Fitness({"a": 750}), CMA, "search.racing.first=10", cheap=cheap)[1] is not None
+
+
+class Rated(Fitness):
+    """Whose scores people give."""
+
+    def rating(self) -> None:
+        """What they are asked."""
+
+
+@pytest.mark.parametrize(
+    ("fitness", "strategies", "words", "cheap", "said"),
+    [
+        (Fitness({"a": 9}), [M2N2(SPEC, SCORE, seed=0)], [], SCORE, "cheap is set, and strategy M2N2 needs"),
+        (Fitness({"a": 9}), [GeneticAlgorithm(SPEC, SCORE, seed=0)], [], SCORE, "cheap is set, and strategy Genetic"),
+        (Fitness({"a": 9}), CMA, ["search.ordered=false"], SCORE, "candidates do not come by generations.*cheap=null"),
+        (Fitness({"a": 9}, (*SCORE, Objective("size"))), CMA, [], SCORE, "cheap is set, and there are 2 objectives"),
+        (
+            Fitness({"a": 9}, (*SCORE, Objective("size"))),
+            CMA,
+            ["search.scalarise=weighted"],
+            SCORE,
+            "cheap is set, and there are 2 objectives",
+        ),
+        (Fitness({"a": 9}), CMA, [], (*SCORE, Objective("size")), "cheap has objectives score, size"),
+        (Fitness({"a": 9}), CMA, ["search.racing={first: 3, against: incumbent}"], SCORE, "against is incumbent"),
+        (type("Plain", (), {"objectives": SCORE})(), CMA, [], SCORE, "cheap is set, and the fitness cannot be asked"),
+    ],
+)
+def test_where_no_race_can_be_a_cheap_rung_is_refused(
+    fitness: Any, strategies: Sequence[Any], words: list[str], cheap: tuple[Objective, ...], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        choose(fitness, strategies, *words, cheap=Fitness({"t": 8}, cheap))
+
+
+def test_people_are_no_cheap_rung() -> None:
+    with pytest.raises(ConfigError, match="cheap is a fitness that people rate"):
+        choose(Fitness({"a": 750}), cheap=Rated({"t": 8}))
 
 
 def test_islands_of_m2n2_need_all_items() -> None:

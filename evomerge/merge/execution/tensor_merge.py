@@ -140,10 +140,13 @@ class TensorMerge:
 
     def not_finite(self, dtype: torch.dtype) -> EvomergeError:
         """The error for a result that is not finite."""
+        known = {"the base": self._base} if self._base is not None else {}
+        known |= {f"input {number}": tensor for number, tensor in enumerate(self._inputs, 1)}
+        bad = next((name for name, tensor in known.items() if not bool(torch.isfinite(tensor).all())), None)
         large = _largest(self._values)
         return EvomergeError(
             f"merging by {self._method.spec.name} gives numbers that are NaN or beyond the range of {_name(dtype)}"
-            + (f"; its largest parameter is {large}" if large else ""),
+            + (f"; {bad} has such values" if bad else f"; its largest parameter is {large}" if large else ""),
             "finite numbers",
             "check the sources' weights and the parameters, or merge to another dtype",
         )

@@ -120,15 +120,19 @@ def _folder_or_hub(location: str, root: str | Path | None, whose: str) -> Path |
     for folder in tried:
         if folder.is_dir():
             return folder.resolve()
+        if folder.is_file() and folder.suffix == ".gguf" and whose == "a model's":
+            return folder.resolve()
         if folder.is_file():
             raise PoolError(
-                f"{location} is a file", "a model is a folder with config.json and safetensors", "name its folder"
+                f"{location} is a file",
+                "a model is a folder with config.json and safetensors, or a GGUF file",
+                "name its folder",
             )
     match = _HUB_ID.fullmatch(location)
     if match is None or location.startswith((".", "~")):
         raise PoolError(
             f"no folder {location} (looked at {', '.join(str(f) for f in tried)})",
-            _siblings(tried[0]),
+            siblings(tried[0]),
             "give a folder, or a hub id such as org/name@revision",
         )
     return match
@@ -155,7 +159,7 @@ def _local_candidates(location: str, root: str | Path | None) -> list[Path]:
     return list(dict.fromkeys(candidates))
 
 
-def _siblings(folder: Path) -> str:
+def siblings(folder: Path) -> str:
     """Say which folders lie beside a missing one."""
     parent = folder.parent
     while not parent.is_dir() and parent != parent.parent:

@@ -26,7 +26,10 @@ class Capable(Protocol):
 
     One with an attribute `estimates` that is false needs the scores of all items, and cannot be raced. One with an
     attribute `by_generation` that is true learns from the order within a generation and keeps no candidate for its
-    score, which may be a lucky estimate: ``search.racing.first: auto`` is a race for these.
+    score, which may be a lucky estimate: ``search.racing.first: auto`` is a race for these. One that has a method
+    ``at_once(candidate: Candidate) -> bool`` says of which of its candidates in flight a race shall not compare first:
+    they are scored on as many items as the best at once. One that has a method ``expected(number: int) -> float |
+    None`` says what the objective of a candidate is by all that it knows: finalists of a race are chosen by it.
     """
 
     @property
