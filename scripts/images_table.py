@@ -35,6 +35,7 @@ from evomerge.session.best_recipe import best_recipe
 from evomerge.session.builders import fitness_from_config, pool_from_config
 
 SCALES = tuple(round(0.1 * k, 1) for k in range(1, 11))
+_EVALUATIONS = 100  # of the search over four weights
 DENSITY = 0.2
 """Of TIES, as its paper has it (arXiv 2306.01708)."""
 
@@ -152,6 +153,9 @@ def resnets(computed: Scored, merged: Scored) -> list[str]:
     after = computed.scores("uniform", recipe, "held_out")
     before = merged.scores("uniform", recipe, "held_out")
     lines = head(list(after), "as merged")
+    own = {task: computed.scores(task, computed.info.linear({task: 1.0}), "held_out")[task] for task in after}
+    base = computed.scores("base", computed.info.linear({"base": 1.0}), "held_out")
+    lines += [row("each on its own task", own, own), row("base", base, base)]
     lines += [row("uniform average, statistics as merged", before, before)]
     lines += [row("uniform average, computed again", after, before)]
     for scale in (0.5, 0.8):
@@ -160,7 +164,12 @@ def resnets(computed: Scored, merged: Scored) -> list[str]:
         ]
         lines += [row(f"task arithmetic {scale}, as merged", both[0], both[0])]
         lines += [row(f"task arithmetic {scale}, computed again", both[1], both[0])]
-    return lines
+    tuned = computed.tuned(_EVALUATIONS)
+    found = [own.scores("tuned", tuned, "held_out") for own in (merged, computed)]
+    lines += [row(f"CMA-ES, {_EVALUATIONS} evaluations, as merged", found[0], found[0])]
+    lines += [row(f"CMA-ES, {_EVALUATIONS} evaluations, computed again", found[1], found[0])]
+    p = p_text(compare(found[1], after).p_value)
+    return [*lines, "", f"The last against the uniform average, computed again: p = {p}."]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -91,7 +91,7 @@ def _reason(key: str, value: Any) -> str:
         return "a Ray cluster runs what it likes on this machine: it is not connected to unasked"
     if key == "evaluator.shared_cache" and value not in ("auto", "off", "memory", "disk", "run"):
         return "nothing is written outside the run unasked"
-    if re.fullmatch(r"(fitness|validation|held_out)(\..+)?\.cache", key) and value:
+    if re.fullmatch(r"(fitness|cheap|validation|held_out)(\..+)?\.cache", key) and value:
         return "nothing is written outside the run unasked"
     if re.fullmatch(r"trackers\.\d+\.(tracking_uri|entity|folder)", key) and value is not None:
         return "a run is told to no strange server, account or folder unasked"
