@@ -2,8 +2,9 @@
 
 Pools are the demo's, one for every seed. CMA-ES searches `search_space=by_layer` by each metric of `fitness=unlabelled`
 alone, on texts of the specialists' own search tasks (none of the task that needs both), and the winner is scored on the
-held-out items. Beside them is the same search by right answers, of all three tasks, on as many evaluations. What is in
-the folder already is not done again.
+held-out items. Beside them are the same search by right answers, of all three tasks, on as many evaluations, and one of
+twice as many candidates, of which a cheap rung without labels lets half go on: as many are scored by right answers.
+What is in the folder already is not done again.
 
     python scripts/unlabelled_winners.py runs/unlabelled demo_pool/seed{0,1,2}
     python scripts/unlabelled_winners.py runs/unlabelled demo_pool/seed{0,1,2} --table   # of what is there
@@ -38,8 +39,8 @@ METRICS = {
     "entropy": "[entropy]",
 }
 """What a search maximises, by name: on what the experts answer, but `entropy`, which is of prompts."""
-LABELS = "labels"
-"""The search by right answers."""
+LABELS, RUNG = "labels", "labels after a cheap rung"
+"""The searches by right answers."""
 
 
 class Winners(Series):
@@ -52,10 +53,10 @@ class Winners(Series):
     def __init__(self, folder: Path, root: Path, evaluations: int, limit: int) -> None:
         super().__init__(folder, root, evaluations, limit, [])
         self._own, self._pool_root, self._texts = folder / root.name, root, limit
-        self._budget = f"search.evaluations={evaluations}"
+        self._each = evaluations
 
     def do(self, name: str) -> None:
-        """Search by a metric, or by `LABELS`, and score the winner; what is there already is kept."""
+        """Search by a metric, by `LABELS` or `RUNG`, and score the winner; what is there already is kept."""
         if not self.score(name).is_file():
             self._keep(name, read_recipe_file(best_recipe(self._found(name))))
 
@@ -64,21 +65,33 @@ class Winners(Series):
         if run.exists() and read_history(run).stopped is None:
             Run(run).resume(display="quiet")
         elif not run.exists():
-            words = ["fitness@held_out=null", "search.baselines=false", "search.racing.first=null", self._budget]
+            evaluations = self._each * (2 if name == RUNG else 1)
+            words = ["fitness@held_out=null", "search.baselines=false", "search.racing.first=null"]
+            words += [f"search.evaluations={evaluations}"]
             search(*self._by(name), *words, f"pool.root='{self._pool_root}'", f"run_dir='{run}'", display="quiet")
         return run
 
     def _by(self, name: str) -> list[str]:
+        labels = ["experiment=demo", f"fitness.limit={self._texts}"]
         if name == LABELS:
-            return ["experiment=demo", f"fitness.limit={self._texts}"]
+            return labels
+        if name == RUNG:
+            return [*labels, "fitness@cheap=unlabelled", *self._metric("perplexity", "cheap")]
+        parts = ["pool=demo", "search_space=by_layer", "strategy=cma_es", "fitness=unlabelled"]
+        return [*parts, *self._metric(name, "fitness")]
+
+    def _metric(self, name: str, node: str) -> list[str]:
+        """The keys of a fitness without labels."""
         write = ", write: {by: %s, tokens: 12, temperature: 0}" if name != "entropy" else ""
         texts = ", ".join(
             f"{model}: {{task: {task}, limit: {self._texts}, expert: {model}{write and write % model}}}"
             for model, task in TASKS.items()
         )
-        parts = ["pool=demo", "search_space=by_layer", "strategy=cma_es", "fitness=unlabelled"]
-        parts += [f"fitness.include_path='{self._pool_root}/tasks'", f"fitness.texts={{{texts}}}"]
-        return [*parts, f"fitness.metrics={METRICS[name]}"]
+        return [
+            f"{node}.include_path='{self._pool_root}/tasks'",
+            f"{node}.texts={{{texts}}}",
+            f"{node}.metrics={METRICS[name]}",
+        ]
 
 
 def mean(scores: dict[str, Floats]) -> float:
@@ -89,13 +102,13 @@ def mean(scores: dict[str, Floats]) -> float:
 def table(series: Sequence[Winners]) -> str:
     """The Markdown table: held-out accuracies by pool, and each metric's winners against those of labels."""
     lines = ["| searched by | mean | by pool | against labels |", "| --- | ---: | --- | --- |"]
-    for name in ("base", UNIFORM, *METRICS, LABELS):
+    for name in ("base", UNIFORM, *METRICS, LABELS, RUNG):
         there = [each for each in series if each.score(name).is_file()]
         if not there:
             continue
         found = [read_scores(each.score(name)) for each in there]
         against = ""
-        if name in METRICS and all(each.score(LABELS).is_file() for each in there):
+        if name in (*METRICS, RUNG) and all(each.score(LABELS).is_file() for each in there):
             labels = [read_scores(each.score(LABELS)) for each in there]
             tested = compare(strata(found), strata(labels))
             gain = np.mean([mean(own) - mean(other) for own, other in zip(found, labels, strict=True)])
@@ -126,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ConfigError(f"--metrics has {name!r}", nearest(name, METRICS))
         for own in () if options.table else series:
             own.baselines()
-            for name in (LABELS, *names):
+            for name in (LABELS, RUNG, *names):
                 own.do(name)
         print(table(series))
     except EvomergeError as error:

@@ -121,7 +121,7 @@ def _document(content: Any) -> Document:
     fields = {key: value for key, value in fields.items() if value is not None}
     method = safe_yaml.text(fields["merge_method"], "merge_method") if "merge_method" in fields else ""
     if method not in FORMS:
-        raise RecipeError(f"merge_method is {method!r}", nearest(method, FORMS))
+        _check_own(method)
     given = [kind for kind in kinds if kind in fields]
     if len(given) != 1:
         what = " and ".join(given) + " are given" if given else "neither models, slices nor modules are given"
@@ -229,3 +229,18 @@ def _dtype(fields: Mapping[str, Any]) -> str | None:
             if found not in DTYPES:
                 raise RecipeError(f"{key} is {found!r}", nearest(found, DTYPES))
     return found
+
+
+def _check_own(method: str) -> None:
+    """Refuse what is no method of mergekit's and none of evomerge's that such a file can say."""
+    from evomerge.merge.methods import specs  # imports torch, which most files need not wait for
+
+    known = specs()
+    if method in known and known[method].family == "switches":
+        allowed = "a method that merges the models"
+        raise RecipeError(f"merge_method is {method!r}, a switch on a merged model", allowed, f"--switch {method}")
+    if method in known and known[method].kinds:
+        do = "a search makes them, and its recipes name them (calibration)"
+        raise RecipeError(f"merge_method is {method!r}, which reads statistics of data", "a file has none", do)
+    if method not in known:
+        raise RecipeError(f"merge_method is {method!r}", nearest(method, known))

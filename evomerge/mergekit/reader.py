@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.errors import RecipeError
+from evomerge.errors import RecipeError, nearest
 from evomerge.merge.methods import specs
 from evomerge.mergekit.document import Document, read_documents
-from evomerge.mergekit.forms import FORMS
+from evomerge.mergekit.forms import FORMS, PARAMETERS, form_of, said_besides
 from evomerge.mergekit.references import Reference, name_models
 from evomerge.mergekit.slices import SliceReader
 from evomerge.models.pool import Pool
@@ -227,18 +227,26 @@ def _first_model(document: Document, stages: Mapping[str, Document]) -> Referenc
 
 
 def _ignored(document: Document) -> list[str]:
-    """Parameters that the method does not have, or not per model: mergekit passes them over, and so does evomerge."""
-    form = FORMS[document.method]
-    shared = {*form.shared, *form.constants, "int8_mask"}
+    """Parameters that the method does not have, or not per model: mergekit passes them over, and so does evomerge.
+
+    Raises:
+        RecipeError: the method or the parameter is none of mergekit's, and the method does not have it.
+    """
+    spec = specs()[document.method]
+    form = form_of(spec)
+    each = {*form.per_input, *said_besides(spec, True)}
+    shared = {*form.shared, *form.constants, "int8_mask", *said_besides(spec, False)}
     wide = [document.top, document.module, *(slice_.settings for slice_ in document.slices)]
     lines = []
     for settings, own in [
-        *((settings, {*shared, *form.per_input}) for settings in wide),
-        *((source.settings, {*form.per_input, "int8_mask"}) for s in document.slices for source in s.sources),
+        *((settings, {*shared, *each}) for settings in wide),
+        *((source.settings, {*each, "int8_mask"}) for s in document.slices for source in s.sources),
     ]:
         for name, setting in settings.items():
             if name not in own:
                 why = "is not given for a model" if name in shared else f"is no parameter of {document.method}"
+                if document.method not in FORMS or name not in PARAMETERS:
+                    raise RecipeError(f"{setting.where} {why}", nearest(name, own - {"int8_mask"}))
                 lines.append(f"{setting.where} {why}: ignored, as mergekit does")
     return lines
 

@@ -66,6 +66,15 @@ def finalists(event: Mapping[str, Any], races: Mapping[int, Mapping[str, float]]
     return found
 
 
+_ENGINES = {"vllm": "vLLM", "server": "a server that loads candidates as adapters"}
+
+
+def engine_text(started: Mapping[str, Any]) -> str:
+    """With what a run scored, from its ``started`` event; empty for transformers."""
+    name = _ENGINES.get(str(started.get("engine")))
+    return f"Scored with {name}." if name else ""
+
+
 def quantised_text(started: Mapping[str, Any]) -> str:
     """With which weights a run scored what, from its ``started`` event; empty where all were in full precision."""
     name = started.get("quantise")
@@ -92,8 +101,8 @@ def compared_score(seen: RunProgress) -> float | None:
 
 
 def race_lines(seen: RunProgress) -> tuple[str, ...]:
-    """What a run says of its quantised weights and of its race, a sentence each; none where there were none."""
-    lines = [text] if (text := quantised_text(seen.started)) else []
+    """What a run says of its engine, its quantised weights and its race, a sentence each."""
+    lines = [text for text in (engine_text(seen.started), quantised_text(seen.started)) if text]
     lines += seen.race.lines(_whole(seen.started))
     found = finalists(seen.finalists, {}, "")
     winner = next((finalist for finalist in found if finalist.winner), None)

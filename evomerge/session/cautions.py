@@ -60,14 +60,13 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
     """
     for caution in parts.fitness.cautions():
         _warn(caution, _BOLD)
+    for caution in parts.cheap.cautions() if parts.cheap is not None else ():
+        _warn(f"cheap: {caution}", _BOLD)
     if parts.pool is not None:
         from evomerge.models.chat_templates import template_caution
 
-        caution = template_caution(parts.pool)
-        if caution:
-            _warn(caution)
-    for caution in parts.cheap.cautions() if parts.cheap is not None else ():
-        _warn(f"cheap: {caution}", _BOLD)
+        if template := template_caution(parts.pool):
+            _warn(template)
     _check_overlap(config, parts)
     known = {document[0] for document in _documents(parts.fitness)} if parts.validation is not None else set()
     again = [document[0] in known for document in _documents(parts.validation)]

@@ -65,7 +65,7 @@ class Parts:
         race_choice: what was chosen where ``search.racing.first`` is ``auto``; ``None`` where it is not.
         finalists: how many of the best are scored on all items in the end.
         rescores: whether they are also where the search scored them on all: it did so with quantised weights.
-        quantised: what weights are quantised to, and when; empty where they are not.
+        scored_with: the engine and what weights are quantised to, as the ledger says it; empty for neither.
         rules: what ends the search early.
         calibration: statistics of data that methods read, some of which may still be to be made.
         calibration_seconds: that making them took.
@@ -96,7 +96,7 @@ class Parts:
     unread_prior: str = ""
     finalists: int = 0
     rescores: bool = False
-    quantised: Mapping[str, Any] = field(default_factory=dict)
+    scored_with: Mapping[str, Any] = field(default_factory=dict)
     rules: StopRules = field(default_factory=StopRules)
     adapters: AdapterPlan | None = None
     calibration: Calibration | None = None
@@ -200,7 +200,8 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     left_open = [f"search.racing.{key}" for key in ("first", "most") if racing[key] == AUTO]
     race, choice = chosen_race(config, fitness, strategies, cheap)
     known = measure if read or pool is None else functools.partial(remembered, pool)
-    open_priors, unread = settle_priors(config, nodes, spaces, race is not None, known)
+    few = race is not None and race.steps != [1.0]  # items that tell candidates apart
+    open_priors, unread = settle_priors(config, nodes, spaces, few, known)
     if open_priors:
         nodes = phase_nodes(config, pool.info if pool is not None else None, measure)
         spaces = [node.space(None) for node in nodes]
@@ -211,7 +212,7 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     parts = pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers
     more: dict[str, Any] = {"race": race, "race_choice": choice, "finalists": finalists, "rules": rules}
     more |= {"validation": validation, "cheap": cheap, "left_open": [*left_open, *open_priors], "unread_prior": unread}
-    more |= {"rescores": rescores, "quantised": engine.event, "adapters": adapters}
+    more |= {"rescores": rescores, "scored_with": engine.event, "adapters": adapters}
     return Parts(*parts, fitted=fitted, calibration=calibration, **more)
 
 

@@ -113,7 +113,7 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 fitness=fingerprint,
                 **({"cheap": cheap} if cheap is not None else {}),
                 **({"calibration": parts.calibration_seconds} if parts.calibration is not None else {}),
-                **parts.quantised,
+                **parts.scored_with,
                 versions=library_versions(),
                 **({"from_run": source.event} if source is not None else {}),
             )

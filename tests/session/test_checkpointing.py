@@ -41,6 +41,7 @@ from evomerge.search.warm_start import WarmStart
 from evomerge.session.checkpointing import CheckpointSaver, begin
 from evomerge.session.pruners import build_pruner
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
+from evomerge.strategies.amortized_pareto import AmortizedPareto
 from evomerge.strategies.bases.penalised import Penalised
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 from evomerge.strategies.brute_force import BruteForce
@@ -55,6 +56,7 @@ from evomerge.strategies.islands import Islands
 from evomerge.strategies.m2n2 import M2N2
 from evomerge.strategies.map_elites import MapElites
 from evomerge.strategies.moead import Moead
+from evomerge.strategies.nested_pareto import NestedPareto
 from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
 from evomerge.strategies.particle_swarm import ParticleSwarm
 from evomerge.strategies.quasi_random import QuasiRandom
@@ -267,6 +269,10 @@ def judged(pruner: str, first: float) -> Racing:
 LOSS = Objective("loss", "minimize")
 FEW = {"descriptors": ["genes:a"], "cells": 5}
 GA = partial(GeneticAlgorithm, popsize=6)
+MAP = partial(AmortizedPareto, samples=12, verify=4, popsize=6, generations=2)
+NESTED = partial(
+    NestedPareto, samples=6, verify=3, popsize=6, generations=2, models={name: [name] for name in ("a", "b", "c")}
+)
 MOEAD = partial(Moead, preferences=6)
 WEIGHED = ({"score": 1.0}, {"score": 0.5, "size": 0.5}, {"score": 0.1, "size": 0.9})
 CYCLIC = partial(MapElites, quality="cyclic", sampling="quality", emitter="singular", cells=3, initial=8)
@@ -306,6 +312,9 @@ CASES = {
     "nsga3": Case(partial(Nsga3, popsize=6), NUMBERS, THREE),
     "scalarised ga": Case(scalarised, NUMBERS, TWO, in_flight=2),
     "two phases": Case(CmaEs, phases=2, evaluations=24),
+    "map": Case(MAP, NUMBERS, TWO, in_flight=3, slots=2),
+    "map, bayesian": Case(partial(MAP, sampling="bayesian"), NUMBERS, TWO, in_flight=3, slots=2),
+    "map, nested": Case(NESTED, NUMBERS, TWO, in_flight=3, slots=2),
     "moead": Case(MOEAD, MIXED, THREE, in_flight=3, slots=2),
     "moead, no order": Case(partial(Moead, preferences=5), NUMBERS, TWO, ordered=False, slots=3),
     "moead, then a phase for each preference": Case(MOEAD, MIXED, TWO, phases=2, in_flight=2, slots=2, weighed=WEIGHED),
