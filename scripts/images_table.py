@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Scored:
         """Of the pool."""
         return self.pool.info
 
-    def scores(self, what: str, recipe: Recipe, split: str) -> dict[str, Floats]:
+    def scores(self, what: str, recipe: Recipe | Callable[[], Recipe], split: str) -> dict[str, Floats]:
         """By task the accuracy of every image."""
         path = self.folder / f"{self.name}-{what}-{split}.json"
         if not path.is_file():
@@ -72,7 +72,8 @@ class Scored:
                 fitnesses = {"search": "fitness", "held_out": "held_out"}
                 built = {own: fitness_from_config(self.config, key) for own, key in fitnesses.items()}
                 self._worker = Worker(self.pool, built, device="cpu")  # type: ignore[arg-type]
-            found = self._worker.evaluate(Candidate(0, recipe), split)  # type: ignore[arg-type]
+            made = recipe() if callable(recipe) else recipe
+            found = self._worker.evaluate(Candidate(0, made), split)  # type: ignore[arg-type]
             if not found.ok:
                 raise EvomergeError(f"{self.name}, {what}: {found.error}")
             items = {name.partition("/")[0]: own for name, own in found.items.items() if name.endswith("/accuracy")}
@@ -136,7 +137,7 @@ def vits(pool: Scored, evaluations: int) -> list[str]:
     for method, name in (("task_arithmetic", "task arithmetic"), ("ties", "TIES")):
         scale, recipe = pool.best_scale(method)
         held[f"{name}, scale {scale}"] = pool.scores(f"{method}-{scale}", recipe, "held_out")
-    held[f"CMA-ES, {evaluations} evaluations"] = pool.scores("tuned", pool.tuned(evaluations), "held_out")
+    held[f"CMA-ES, {evaluations} evaluations"] = pool.scores("tuned", lambda: pool.tuned(evaluations), "held_out")
     base = pool.scores("base", pool.info.linear({"base": 1.0}), "held_out")
     own = {task: pool.scores(task, pool.info.linear({task: 1.0}), "held_out")[task] for task in base}
     uniform = held["uniform average"]
@@ -164,8 +165,7 @@ def resnets(computed: Scored, merged: Scored) -> list[str]:
         ]
         lines += [row(f"task arithmetic {scale}, as merged", both[0], both[0])]
         lines += [row(f"task arithmetic {scale}, computed again", both[1], both[0])]
-    tuned = computed.tuned(_EVALUATIONS)
-    found = [own.scores("tuned", tuned, "held_out") for own in (merged, computed)]
+    found = [own.scores("tuned", lambda: computed.tuned(_EVALUATIONS), "held_out") for own in (merged, computed)]
     lines += [row(f"CMA-ES, {_EVALUATIONS} evaluations, as merged", found[0], found[0])]
     lines += [row(f"CMA-ES, {_EVALUATIONS} evaluations, computed again", found[1], found[0])]
     p = p_text(compare(found[1], after).p_value)
