@@ -13,8 +13,9 @@ from evomerge.genomes.genome import Genome
 from evomerge.recipes.recipe import Recipe
 
 Status = Literal["ok", "infeasible", "failed", "pruned"]
-Split = Literal["search", "validation", "held_out"]
-"""Which items: those of the search, those that choose among its finalists, those that nothing was chosen by."""
+Split = Literal["search", "cheap", "validation", "held_out"]
+"""Which items: those of the search, those of a race's cheap rung, those that choose among its finalists, those that
+nothing was chosen by."""
 Responses = Mapping[str, Sequence[str]]
 Items = Mapping[str, NDArray[np.float64]]
 Part = Mapping[str, Sequence[int]]
@@ -64,8 +65,9 @@ class Evaluation:
         responses: by task what the model answered to its first items, in document order: for people, not for the
             ledger.
         race: of a candidate that was not scored on all items at once: how many ``items`` it was, ``of`` how many; after
-            each step ``step/0``, ``step/1``, ... what decided about it; how many that were told before it a pruner has
-            ``known``; and ``error/NAME``, the standard error of an objective that is an estimate.
+            each step ``step/0``, ``step/1``, ... what decided about it; what it scored on the ``cheap`` rung before;
+            how many that were told before it a pruner has ``known``; and ``error/NAME``, the standard error of an
+            objective that is an estimate.
         tokens: that were `run`, that `stock` lm-eval would have run, and of those run what `hidden` states saved; how
             often its batches were `halved` since memory ran out, where they were: its last digits may differ for it.
         penalised: objectives as the strategy was told of them, where that is less a penalty (`search.penalty`).

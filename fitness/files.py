@@ -14,6 +14,7 @@ from evomerge.errors import ConfigError, FitnessError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
 from evomerge.run.ratings.rules import METRIC, WHOLE, RatingRules
+from fitness._decoders import require_decoder
 from fitness._files.terms import Prompts, parse_prompts, parse_raters, parse_scale, read_prompts
 from fitness._lm_eval.terms import check_timeout, plain
 from fitness._text_files import check_text_file
@@ -184,6 +185,7 @@ class FilesFitness:
         self._tokens = None
         if model.module is None:
             raise FitnessError("the model is held by an engine", "evaluator.engine=transformers")
+        require_decoder(model)
         tokens = tokenised(self._read(), model.tokenizer, self._special, self._chat)
         check_lengths(tokens, self._how.tokens, model.module.config)
         self._tokens = tokens

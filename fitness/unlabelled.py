@@ -15,6 +15,7 @@ from evomerge.models.unknown_tokens import UnknownTokens
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimator, Scores
 from evomerge.utils.sizes import byte_count
+from fitness._decoders import require_decoder
 from fitness._lm_eval.terms import check_timeout, plain
 from fitness._text_files import check_text_file
 from fitness._unlabelled.terms import TextTerm, parse_texts
@@ -221,6 +222,7 @@ class UnlabelledFitness:
         from fitness._unlabelled.prepared import prepare
 
         self._prepared = None
+        require_decoder(model)
         sources, judges = self._read(), self._judged()
         self._prepared = prepare(
             model, self._terms, sources, self._how(), self._steps, self._writers, self._base, judges

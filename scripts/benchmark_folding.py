@@ -18,7 +18,7 @@ from evomerge.config.compose import compose_config
 from evomerge.errors import InfeasibleError
 from evomerge.evaluation.worker import Worker
 from evomerge.merge.planning.plan import make_plan
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.recipes.path import path_of
 from evomerge.recipes.recipe import Recipe
 from evomerge.session.parts import build_parts

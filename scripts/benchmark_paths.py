@@ -19,7 +19,7 @@ from rich.table import Table
 from evomerge.export.writer import write_model
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.model import Resident
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe

@@ -16,7 +16,7 @@ from rich.table import Table
 import evomerge
 from evomerge.demo.pool import make_demo_pool
 from evomerge.merge.resident.hidden_states import HiddenStates
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from fitness._lm_eval.shared_forwards import BatchLimits, SharedForwards, default_tokens
 from scripts.benchmark_forwards import CASES, alternating
 

@@ -2,7 +2,8 @@
 
 Prints a Markdown table of the held-out scores of run folders. The runs of the first label are what the others are
 tested against: the first run of every label with the first of it, the second with the second and so on, paired item
-by item. With three seeds:
+by item. Means and tests weigh tasks as the first run's fitness does, whatever the objectives of the others are. With
+three seeds:
 
     python scripts/compare_searches.py parameter=runs/parameter-{0,1,2} hybrid=runs/hybrid-{0,1,2}
 
@@ -88,13 +89,13 @@ def _items(model: Scored, metrics: Mapping[str, str]) -> dict[str, Floats]:
 
 
 def _tested(own: RunRecord, other: RunRecord, metrics: Mapping[str, str]) -> Comparison:
-    lower = {task for task, metric in metrics.items() if own.lower_is_better(metric)}
-    weights = {task: own.weight(metric) for task, metric in metrics.items()}
+    lower = {task for task, metric in metrics.items() if other.lower_is_better(metric)}
+    weights = {task: other.weight(metric) for task, metric in metrics.items()}
     return compare(_items(_best(own), metrics), _items(_best(other), metrics), lower_is_better=lower, weights=weights)
 
 
 def _values(model: Scored, metrics: Mapping[str, str], record: RunRecord) -> list[float]:
-    """The scores, and their mean by the weights that the fitness of the run declared."""
+    """The scores, and their mean by the weights that the fitness of `record` declared."""
     found = [model.evaluation.metrics[metric] for metric in metrics.values()]
     return [*found, float(np.average(found, weights=[record.weight(metric) for metric in metrics.values()]))]
 
@@ -108,7 +109,7 @@ def _scores(
 
 def _together(label: str, own: Sequence[RunRecord], reference: Sequence[RunRecord], metrics: Mapping[str, str]) -> str:
     """Means over runs. The runs answer the same items, so that an item counts once, with its mean over runs."""
-    values = [_values(_best(record), metrics, record) for record in own]
+    values = [_values(_best(record), metrics, reference[0]) for record in own]
     means = [f"{sum(column) / len(column):.3f}" for column in zip(*values, strict=True)]
     name = f"{label}, all {len(own)}"
     if own is reference:

@@ -221,7 +221,7 @@ def _schema_rows(schema: type, prefix: str) -> Iterator[tuple[str, str, str, str
                 yield from _schema_rows(type(default), f"{prefix}{field.name}.")
             continue
         default = _composed(f"{prefix}{field.name}", default)
-        chosen = field.name in GROUPS or field.name in ("validation", "held_out")
+        chosen = field.name in GROUPS or field.name in ("cheap", "validation", "held_out")
         shown = f"`{composed.get(field.name) or 'null'}`" if chosen or default is MISSING else _value(default)
         kind = "group" if chosen else type_text(hints[field.name])
         yield f"`{prefix}{field.name}`", kind, shown, said.get(field.name, "")

@@ -316,7 +316,7 @@ def _resumed(run: RunFolder) -> None:
     _, resumed = open_run(run.path, [])
     try:
         assert resumed.budget >= 0
-        check_started(resumed.record, "sha256:f", {"numpy": "1"})
+        check_started(resumed.record, "sha256:f", None, {"numpy": "1"})
         resumed.check_pool(INFO)
     finally:
         resumed.record.close()

@@ -1,9 +1,10 @@
 """What learning by gradients is worth, alone and as a start: `python scripts/learned_table.py FOLDER POOL [POOL ...]`.
 
-Pools are the demo's, one for every seed. Each method of `evomerge learn` learns on the items of the specialists' own
-search tasks (none on the task that needs both), and is scored on the held-out items as it is, and tuned by CMA-ES in
-`--evaluations` evaluations: the weights by layer from what was learnt, the factors on masks and columns from 1. Task
-arithmetic from its usual start has the same budget. What is in the folder already is not done again.
+Pools are the demo's, one for every seed. Each method of `evomerge learn`, and `evomerge frank-wolfe` on `FEW` items of
+each source, learns on the items of the specialists' own search tasks (none on the task that needs both), and is scored
+on the held-out items as it is, and tuned by CMA-ES in `--evaluations` evaluations: the weights by layer from what was
+learnt, the factors on masks and columns from 1. Task arithmetic from its usual start has the same budget. What is in
+the folder already is not done again.
 
     python scripts/learned_table.py runs/learned demo_pool/seed{0,1,2}
     python scripts/learned_table.py runs/learned demo_pool/seed{0,1,2} --table   # of what is there
@@ -31,7 +32,9 @@ from evomerge.session.best_recipe import best_recipe
 from evomerge.session.builders import fitness_from_config
 from scripts.operator_table import COMPONENTS, Series, read_scores, strata
 
-METHODS = ("expert_merging", "adamerging", "dam", "concrete")
+FRANK_WOLFE = "frank_wolfe"
+METHODS = ("expert_merging", "adamerging", FRANK_WOLFE, "dam", "concrete")
+FEW = 64  # its gradients are of whole passes over the items
 USUAL = "task_arithmetic"
 READ_BY = {"dam": "columns", "concrete": "masked"}
 
@@ -58,7 +61,10 @@ class Learned(Series):
             items = [f"calibration.include_path='{tasks}'", "calibration.split=scored", "calibration=lm_eval"]
             items += ["calibration.tasks={math: [demo_e_maths], lang: [demo_j_language]}"]
             how = [f"learning.method={method}", f"learning.steps={self._steps}", f"learning.out='{out}'"]
-            self._run("learn", [*items, *how])
+            if method == FRANK_WOLFE:
+                self._run(FRANK_WOLFE.replace("_", "-"), [*items, f"calibration.items={FEW}"], str(out))
+            else:
+                self._run("learn", [*items, *how])
         return out
 
     def untuned(self, method: str) -> None:
@@ -71,7 +77,8 @@ class Learned(Series):
         if self.score(f"tuned-{method}").is_file():
             return
         run = self._own / f"search-{method}"
-        words = [*self._budget, "fitness@held_out=null", "search.baselines=false", "display=quiet", f"run_dir='{run}'"]
+        words = [*self._budget, "fitness@held_out=null", "search.baselines=false", "search.racing.first=null"]
+        words += ["display=quiet", f"run_dir='{run}'"]
         if method in READ_BY:
             words += ["search_space=parameter", f"search_space.method={READ_BY[method]}"]
             words += ["search_space.layer_group=layer", f"search_space.components={COMPONENTS}"]
@@ -90,8 +97,8 @@ class Learned(Series):
         self._worker = Worker(pool, {"held_out": fitness_from_config(config, "held_out")})
         super()._keep(name, recipe)
 
-    def _run(self, verb: str, words: Sequence[str]) -> None:
-        if evomerge([verb, "experiment=demo", f"pool.root='{self._pool_root}'", *words]):
+    def _run(self, verb: str, words: Sequence[str], *places: str) -> None:
+        if evomerge([verb, *places, "experiment=demo", f"pool.root='{self._pool_root}'", *words]):
             raise EvomergeError(f"evomerge {verb} of {self._pool_root} did not end well", "", "see above")
 
 

@@ -1,7 +1,8 @@
 """How well MAP's fits tell what is measured, and how far its front comes: `python scripts/map_accuracy.py POOL ...`.
 
 For each of the demo's pools (`evomerge demo --pool-only --seed 1` makes `demo_pool/seed1`) and each number of genes,
-`strategy=map` and `strategy=nsga2` search the three tasks as three objectives with the same number of evaluations. Then
+`strategy=map` and `strategy=nsga2`, and variants of MAP that `--strategies` names, search the three tasks as three
+objectives with the same number of evaluations. Then
 `--points` candidates drawn anew are evaluated and compared with what MAP's fits tell of them: Spearman's rank
 correlation for each task, beside the R2 of held-back samples that a search can tell by itself. The hypervolumes are of
 the fronts above the base model, on the search's items, and on the held-out items of the candidates that are on it.
@@ -26,6 +27,7 @@ from evomerge.protocols import Fitness, SearchSpace, Strategy
 from evomerge.session.builders import fitness_from_config, pool_from_config, space_from_node
 from evomerge.strategies.amortized_pareto import AmortizedPareto
 from evomerge.strategies.bases.quadratic import held_back
+from evomerge.strategies.nested_pareto import NestedPareto
 from evomerge.strategies.optuna_samplers import Nsga2
 
 TASKS = ("e_maths", "j_language", "j_maths")
@@ -67,8 +69,10 @@ def front(told: Told) -> list[Genome]:
 class Demo:
     """One pool, its search space of so many genes, and what candidates score."""
 
-    def __init__(self, root: Path, genes: int) -> None:
+    def __init__(self, root: Path, genes: int, held_out: int | None = None) -> None:
         words = ["experiment=demo_map", f"pool.root='{root}'", f"search_space.layer_group={BLOCKS[genes]}"]
+        if held_out is not None:
+            words.append(f"held_out.limit={held_out}")
         if genes > 2:
             words.append("search_space.components=[[attn, mlp, norm]]")
         config = compose_config(words)
@@ -96,9 +100,9 @@ class Demo:
         return self.known[genome, split]
 
 
-def rows(root: Path, genes: int, evaluations: int, points: int, seed: int) -> list[str]:
-    """A row of the table for each of the two searches."""
-    demo = Demo(root, genes)
+def rows(root: Path, genes: int, evaluations: int, options: argparse.Namespace) -> list[str]:
+    """A row of the table for each of the searches."""
+    demo, points, seed = Demo(root, genes, options.held_out), options.points, options.seed
     spec = demo.space.spec
     reference = demo.scores(spec.genome([0.0] * len(spec)))
     others = demo.scores(spec.genome([0.0] * len(spec)), "held_out")
@@ -107,10 +111,13 @@ def rows(root: Path, genes: int, evaluations: int, points: int, seed: int) -> li
     measured = np.array([[demo.scores(genome)[task] for task in TASKS] for genome in fresh])
     made: dict[str, Strategy] = {
         "map": AmortizedPareto(spec, OBJECTIVES, seed=seed),
+        "bayesian": AmortizedPareto(spec, OBJECTIVES, seed=seed, sampling="bayesian"),
+        "nested": NestedPareto(spec, OBJECTIVES, seed=seed),
         "nsga2": Nsga2(spec, OBJECTIVES, seed=seed, popsize=12),
     }
     lines = []
-    for name, strategy in made.items():
+    for name in options.strategies:
+        strategy = made[name]
         told = searched(strategy, demo.scores, evaluations)
         best = front(told)
         volumes = [volume([scores for _, scores in told], reference)]
@@ -143,6 +150,9 @@ def main() -> None:
     parser.add_argument("--evaluations", nargs="+", type=int, default=[44, 120], help="for each number of genes")
     parser.add_argument("--points", type=int, default=100, help="fresh candidates")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--held-out", type=int, help="held-out items of each task (default: all)")
+    names = ["map", "bayesian", "nested", "nsga2"]
+    parser.add_argument("--strategies", nargs="+", default=["map", "nsga2"], choices=names)
     options = parser.parse_args()
     print(
         "| pool | genes | strategy | evaluations | front | volume, search | volume, held-out | rank correlation | R2 |"
@@ -150,7 +160,7 @@ def main() -> None:
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: | --- | --- |")
     for genes, evaluations in zip(options.genes, options.evaluations, strict=True):
         for root in options.pools:
-            print("\n".join(rows(root, genes, evaluations, options.points, options.seed)), flush=True)
+            print("\n".join(rows(root, genes, evaluations, options)), flush=True)
 
 
 if __name__ == "__main__":

@@ -216,6 +216,7 @@ class Series:
                 "experiment=demo",
                 "fitness@held_out=null",
                 "search.baselines=false",
+                "search.racing.first=null",
                 f"pool.root='{self._root}'",
                 f"fitness.limit={self._limit}",
                 f"search.evaluations={self._evaluations}",

@@ -31,8 +31,14 @@ OF_EXPERTS = ("soft_cross_entropy", "hidden_distance", "agreement")
 RISES = ("agreement",)
 
 
-def fitness_of(root: Path, items: int) -> SeveralFitness:
-    """Every metric: on the prompts alone, on what experts answer to them, and on what the base writes."""
+def fitness_of(root: Path, items: int, held_out_items: int | None = None) -> SeveralFitness:
+    """Every metric: on the prompts alone, on what experts answer to them, and on what the base writes.
+
+    Args:
+        root: the pool's folder.
+        items: texts of each domain.
+        held_out_items: of each held-out task; ``None`` for all.
+    """
     texts: dict[str, Any] = {}
     for task, expert in EXPERTS.items():
         common = {"task": task, "limit": items, "expert": expert}
@@ -46,6 +52,7 @@ def fitness_of(root: Path, items: int) -> SeveralFitness:
     held_out = LmEvalFitness(
         [{"task": task, "metrics": {"acc": 1.0}} for task in HELD_OUT_SKILLS],
         include_path=str(root / "tasks"),
+        limit=held_out_items,
         batch_size=64,
         forwards="shared",
     )
@@ -70,12 +77,14 @@ def rows_of(metrics: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def correlations(root: Path, candidates: int, items: int, seed: int) -> dict[str, float]:
+def correlations(
+    root: Path, candidates: int, items: int, seed: int, held_out_items: int | None = None
+) -> dict[str, float]:
     """Spearman's rank correlation of every metric with held-out accuracy."""
     pool = open_pool({name: str(root / name) for name in ("base", "math", "lang")}, base="base")
     node = compose_config(["experiment=demo", f"pool.root='{root}'"]).search_space
     space = space_from_node(node, "search_space", pool.info)
-    fitness = fitness_of(root, items)
+    fitness = fitness_of(root, items, held_out_items)
     fitness.check()
     worker = Worker(pool, {"search": fitness}, device="cpu", threads=1)
     rng = np.random.default_rng(seed)
@@ -102,9 +111,11 @@ def main() -> None:
     parser.add_argument("pools", nargs="+", type=Path)
     parser.add_argument("--candidates", type=int, default=200)
     parser.add_argument("--items", type=int, default=100, help="texts of each domain")
+    parser.add_argument("--held-out-items", type=int, help="of each held-out task (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the candidates")
     options = parser.parse_args()
-    found = [correlations(root, options.candidates, options.items, options.seed) for root in options.pools]
+    how = options.candidates, options.items, options.seed, options.held_out_items
+    found = [correlations(root, *how) for root in options.pools]
     names = sorted(found[0], key=lambda name: -np.mean([each[name] for each in found]))
     print("| metric | " + " | ".join(root.name for root in options.pools) + " |")
     print("|---|" + "---:|" * len(found))

@@ -157,8 +157,8 @@ class LineageSpace:
         slices += [self._weighted(slice_, {names[0]: 1.0}) for slice_ in self._equal]
         info = self._pool
         own = tuple(stages.items())
-        fields = info.dtype, info.config_from, 0, own, info.tokenizer_from, info.calibration, info.heads
-        return Recipe(info.refs, tuple(slices), *fields)
+        fields = info.dtype, info.config_from, 0, own, info.tokenizer_from, info.calibration
+        return Recipe(info.refs, tuple(slices), *fields, info.tokenizer, info.heads)
 
     def _slice(self, slice_: SliceId, names: list[str], mix: float, cuts: tuple[float, ...]) -> SliceRecipe:
         """One slice, of whose tensors the shares `cuts` come before the split; one share where they are equal."""
@@ -199,8 +199,8 @@ class LineageSpace:
         stages = {name: stage for name, stage in self._stages.items() if any(name in _inputs(s) for s in slices)}
         info = self._pool
         own = tuple(stages.items())
-        fields = info.dtype, info.config_from, 0, own, info.tokenizer_from, info.calibration, info.heads
-        return Recipe(info.refs, tuple(slices), *fields)
+        fields = info.dtype, info.config_from, 0, own, info.tokenizer_from, info.calibration
+        return Recipe(info.refs, tuple(slices), *fields, info.tokenizer, info.heads)
 
     def _weighted(self, slice_: SliceId, weights: Mapping[str, Value]) -> SliceRecipe:
         inputs = tuple(Input(name, None, (("weight", weight),)) for name, weight in weights.items())

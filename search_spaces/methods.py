@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import ConfigError, nearest
-from evomerge.recipes.method_spec import MethodSpec, Scalar
+from evomerge.recipes.method_spec import MethodSpec, ParameterSpec, Scalar
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
-from search_spaces.ranges import Choice, Explored, Range, parameter_ranges
+from search_spaces.ranges import BySource, Choice, Explored, Range, parameter_ranges
 
 _COPIED: Mapping[str, float] = {"weight": 1.0, "density": 1.0, "t": 0.0}
 """Values with which a merge is its first input; weights are those of the first, 0 for the others."""
@@ -24,13 +24,13 @@ class MethodChoice:
         spec: its declaration.
         inputs: the models that enter every slice.
         base: the model that differences are taken from, for methods that do so.
-        explored: by parameter, a range, a choice, or the one value it has.
+        explored: by parameter, a range, a choice, or the one value it has; or these by the inputs.
     """
 
     spec: MethodSpec
     inputs: tuple[str, ...]
     base: Input | None
-    explored: Mapping[str, Explored | Scalar]
+    explored: Mapping[str, Explored | Scalar | BySource]
 
     @property
     def name(self) -> str:
@@ -45,21 +45,32 @@ class MethodChoice:
             return self.base is not None or self.explored[needed] is True
         return needed
 
+    def told(self, source: str) -> Iterator[tuple[ParameterSpec, Explored | Scalar]]:
+        """What is explored of the parameters of one input, or of the slice's own for the empty name.
+
+        Those that need not be said (`ParameterSpec.tacit`) are left out.
+        """
+        for parameter in self.spec.parameters:
+            if parameter.per_input == bool(source):
+                found = self.explored[parameter.name]
+                found = found.values[source] if isinstance(found, BySource) else found
+                if not (parameter.tacit and found == parameter.default):
+                    yield parameter, found
+
     def copied(self, slice_: SliceId) -> SliceRecipe:
         """A slice that is equal in all models, by parameters that need no arithmetic where the method has such.
 
         The method is that of the other slices: a file of mergekit's has only one.
         """
         values: dict[str, dict[str, Scalar]] = {name: {} for name in ("", *self.inputs)}
-        for parameter in self.spec.parameters:
-            found = self.explored[parameter.name]
-            value = found.initial if isinstance(found, Range | Choice) else found
-            if parameter.kind == "continuous" and parameter.name in _COPIED:
-                wanted = _COPIED[parameter.name]
-                value = wanted if parameter.minimum <= wanted <= parameter.maximum else value
-            for source in self.inputs if parameter.per_input else ("",):
-                whole = not (parameter.per_input and parameter.name == "weight") or source == self.inputs[0]
-                values[source][parameter.name] = value if whole else 0.0
+        for source, own in values.items():
+            for parameter, found in self.told(source):
+                value = found.initial if isinstance(found, Range | Choice) else found
+                if parameter.kind == "continuous" and parameter.name in _COPIED:
+                    wanted = _COPIED[parameter.name]
+                    value = wanted if parameter.minimum <= wanted <= parameter.maximum else value
+                whole = not (source and parameter.name == "weight") or source == self.inputs[0]
+                own[parameter.name] = value if whole else 0.0
         inputs = tuple(Input(name, None, parameters(values[name])) for name in self.inputs)
         return SliceRecipe(slice_, self.name, inputs, parameters(values[""]), self.base)
 
@@ -111,7 +122,7 @@ def method_choices(
         explored = parameter_ranges(
             spec,
             options,
-            len(inputs),
+            inputs,
             negative_weights=negative,
             normalize=normalize,
             resolution=resolution,

@@ -57,8 +57,9 @@ class ParameterSpace:
         parameters: by parameter, a fixed value; or ``{low, high, initial, resolution}`` (any of them) to
             search a range, whole numbers where the parameter is one; or a list of words, or of true and false,
             to choose from. Options under a method's name are for that method alone: ``{weight: {high: 1.5},
-            ties: {density: 0.3}}``. What is not given is searched where its declaration says so (``weight``,
-            ``density``, ``t``), else fixed at its default.
+            ties: {density: 0.3}}``. Of parameters of inputs any of these by source: ``{metric: {math: 0.3,
+            lang: 0.5}}``, ``{weight: {high: 1.5, lang: {high: 0.5}}}``. What is not given is searched where its
+            declaration says so (``weight``, ``density``, ``t``), else fixed at its default.
         negative_weights: lets weights go as far below zero as above.
         normalize: the methods' ``normalize``; their defaults for ``None``.
         resolution: grid step for all genes of real numbers that have none of their own; interpolated values are
@@ -242,12 +243,9 @@ class ParameterSpace:
                 for choice in self._choices:
                     if source and source not in choice.inputs:
                         continue
-                    for parameter in choice.spec.parameters:
-                        found = choice.explored[parameter.name]
+                    for parameter, found in choice.told(source):
                         key = (number, self._prefixes[choice.name, parameter.name], source, parameter.name)
-                        if parameter.per_input != bool(source) or key in index:
-                            continue
-                        if isinstance(found, Range | Choice):
+                        if isinstance(found, Range | Choice) and key not in index:
                             index[key] = len(genes)
                             genes.append(found.gene("/".join(part for part in (group, *key[1:]) if part)))
         return genes
@@ -299,14 +297,12 @@ class ParameterSpace:
         self, choice: MethodChoice, shares: Shares, source: str
     ) -> Iterator[tuple[str, Scalar | None, list[int]]]:
         """Where `_values` finds what."""
-        for spec in choice.spec.parameters:
-            if spec.per_input == bool(source):
-                found = choice.explored[spec.name]
-                if isinstance(found, Range | Choice):
-                    prefix = self._prefixes[choice.name, spec.name]
-                    yield spec.name, None, [self._index[group, prefix, source, spec.name] for group, _ in shares]
-                else:
-                    yield spec.name, found, []
+        for spec, found in choice.told(source):
+            if isinstance(found, Range | Choice):
+                prefix = self._prefixes[choice.name, spec.name]
+                yield spec.name, None, [self._index[group, prefix, source, spec.name] for group, _ in shares]
+            else:
+                yield spec.name, found, []
 
     def _value(self, genes: list[int], shares: Shares, genome: Genome) -> Scalar:
         first, kind = genome.values[genes[0]], self._spec.genes[genes[0]]

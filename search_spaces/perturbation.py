@@ -132,8 +132,8 @@ class PerturbationSpace:
             for own in self._pool.slices
         ]
         info = self._pool
-        fields = info.dtype, info.config_from, 0, intermediates, info.tokenizer_from, info.calibration, info.heads
-        return Recipe(info.refs, tuple(slices), *fields)
+        fields = info.dtype, info.config_from, 0, intermediates, info.tokenizer_from, info.calibration
+        return Recipe(info.refs, tuple(slices), *fields, info.tokenizer, info.heads)
 
 
 def _start_of(pool: PoolInfo, start: str | None, winner: Recipe | None) -> tuple[Recipe, str]:

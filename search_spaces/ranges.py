@@ -47,23 +47,32 @@ class Choice:
 Explored = Range | Choice
 
 
+@dataclass(frozen=True)
+class BySource:
+    """What is explored of a parameter of inputs where that differs between them: by the name of every input."""
+
+    values: Mapping[str, Explored | Scalar]
+
+
 def parameter_ranges(
     method: MethodSpec,
     options: Mapping[str, Any],
-    inputs: int,
+    inputs: Sequence[str],
     *,
     negative_weights: bool,
     normalize: bool | None,
     resolution: float | None,
     key: str,
-) -> dict[str, Explored | Scalar]:
-    """A range, a choice or a fixed value for every parameter of `method`.
+) -> dict[str, Explored | Scalar | BySource]:
+    """A range, a choice or a fixed value for every parameter of `method`, or one for each of its inputs.
 
     Args:
         method: whose parameters.
         options: by parameter, what the configuration says: a fixed value, changes to the range, or a list to
-            choose from. Under the method's own name, options that only it follows. Others' are passed over.
-        inputs: how many inputs a slice has.
+            choose from. Under the method's own name, options that only it follows. Others' are passed over. Of
+            parameters of inputs also any of these by the names of inputs; the rest of them follow what is said beside
+            the names, or the declaration.
+        inputs: the names of the inputs of a slice.
         negative_weights: let weights go as far below zero as above.
         normalize: value of the method's ``normalize``; its default for ``None``.
         resolution: grid step of every range of real numbers that does not give its own.
@@ -74,18 +83,65 @@ def parameter_ranges(
     """
     if normalize is not None and options.get("normalize") is not None:
         raise ConfigError(f"{key}.normalize and {key}.parameters.normalize are both given", "one of them")
-    found: dict[str, Explored | Scalar] = {}
+    found: dict[str, Explored | Scalar | BySource] = {}
     for spec in method.parameters:
         option, where = _option(method.name, spec.name, options, f"{key}.parameters")
         if option is None and spec.name == "normalize" and normalize is not None:
             found[spec.name] = normalize
-        elif option is None and not spec.searched:
-            found[spec.name] = spec.default
         else:
-            found[spec.name] = explored(spec, option, inputs, negative_weights, resolution, where)
+            found[spec.name] = of_inputs(spec, option, inputs, negative_weights, resolution, where)
     _check_weights(method.name, found, negative_weights, key)
-    points = {name: v.low for name, v in found.items() if isinstance(v, Range) and v.low == v.high}
-    return found | points
+    return found
+
+
+def of_inputs(
+    spec: ParameterSpec,
+    option: Any,
+    inputs: Sequence[str],
+    negative_weights: bool,
+    resolution: float | None,
+    where: str,
+) -> Explored | Scalar | BySource:
+    """What is explored of one parameter, of all inputs or by their names; a number for a range with a single one.
+
+    Args:
+        spec, option, negative_weights, resolution, where: as for `explored`.
+        inputs: as for `parameter_ranges`.
+
+    Raises:
+        ConfigError: as for `explored`, or a name that no input has.
+    """
+
+    def of_one(said: Any, there: str) -> Explored | Scalar:
+        if said is None and not spec.searched:
+            return spec.default
+        found = explored(spec, said, len(inputs), negative_weights, resolution, there)
+        return found.low if isinstance(found, Range) and found.low == found.high else found
+
+    if not isinstance(option, Mapping) or option.keys() <= {*KEYS}:
+        return of_one(option, where)
+    common, own = _by_input(spec, option, inputs, where)
+    values = {}
+    for name in inputs:
+        said = own.get(name, common or None)
+        if isinstance(said, Mapping):
+            said = common | {word: value for word, value in said.items() if value is not None}
+        values[name] = of_one(said, f"{where}.{name}" if name in own else where)
+    return BySource(values)
+
+
+def _by_input(
+    spec: ParameterSpec, option: Mapping[str, Any], inputs: Sequence[str], where: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is said of all inputs, and what by their names; names that are words of a range are none."""
+    names = [name for name in inputs if name not in KEYS] if spec.per_input else []
+    for name in option:
+        if name not in KEYS and name not in names:
+            sources = f"; or a value for each source: {', '.join(names)}" if names else ""
+            raise ConfigError(f"{where} has no key {name!r}", nearest(str(name), [*KEYS, *names]) + sources)
+    given = {name: value for name, value in option.items() if value is not None}
+    common = {name: value for name, value in given.items() if name in KEYS}
+    return common, {name: value for name, value in given.items() if name in names}
 
 
 def explored(
@@ -208,14 +264,21 @@ def _check(spec: ParameterSpec, value: Any, where: str) -> None:
         raise ConfigError(f"{where} is {value!r}", error.allowed) from None
 
 
-def _check_weights(method: str, found: Mapping[str, Explored | Scalar], negative_weights: bool, key: str) -> None:
+def _check_weights(
+    method: str, found: Mapping[str, Explored | Scalar | BySource], negative_weights: bool, key: str
+) -> None:
     weight, normalize = found.get("weight"), found.get("normalize")
-    if negative_weights and weight is not None and not isinstance(weight, Range):
-        raise ConfigError(f"{key}.negative_weights is true", f"the weight of method {method!r} is fixed at {weight}")
-    if weight is None or not (normalize is True or isinstance(normalize, Choice)):
+    if weight is None:
         return
-    assert not isinstance(weight, Choice)  # weights are numbers
-    low, high = (weight.low, weight.high) if isinstance(weight, Range) else (float(weight), float(weight))
+    weights = list(weight.values.values()) if isinstance(weight, BySource) else [weight]
+    fixed = [value for value in weights if not isinstance(value, Range)]
+    if negative_weights and len(fixed) == len(weights):
+        said = ", ".join(str(value) for value in fixed)
+        raise ConfigError(f"{key}.negative_weights is true", f"the weight of method {method!r} is fixed at {said}")
+    if not (normalize is True or isinstance(normalize, Choice)):
+        return
+    low = min(value.low if isinstance(value, Range) else float(value) for value in weights)  # type: ignore[arg-type]
+    high = max(value.high if isinstance(value, Range) else float(value) for value in weights)  # type: ignore[arg-type]
     if low < 0:
         raise ConfigError(
             f"{key}: method {method!r} normalises weights that may be negative (from {low})",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from evomerge.errors import ConfigError, nearest
@@ -13,7 +13,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import SliceId
 from evomerge.recipes.switches import MASKS, SWITCHES, with_switch
 from search_spaces.parameter import KEY, ParameterSpace
-from search_spaces.ranges import Choice, Range, explored
+from search_spaces.ranges import BySource, Choice, Explored, Range, of_inputs
 
 
 class SwitchedSpace(ParameterSpace):
@@ -26,7 +26,8 @@ class SwitchedSpace(ParameterSpace):
     Args:
         pool, methods: as for `ParameterSpace`.
         switch: ``emr_switch``, ``tall_switch`` or ``twin_switch``: see `evomerge methods --family switches`.
-        switch_parameters: of the switch, as `parameters` of the merge: a number, true or false, or a range to search.
+        switch_parameters: of the switch, as `parameters` of the merge: a number, true or false, or a range to
+            search; of all tasks, or by their names.
         method: of the shared model; the papers have ``emr`` for emr_switch, ``task_arithmetic`` for the others.
         layer_group, components, interpolation, anchors, parameters: of the shared model, as for `ParameterSpace`.
         negative_weights, normalize, resolution, mask_seed: likewise.
@@ -70,7 +71,8 @@ class SwitchedSpace(ParameterSpace):
                 "name one with pool.base, or choose twin_switch",
             )
         self.switch_tasks = pool.sources
-        self._switch, self._explored = switch, _explored(methods[switch], switch_parameters or {}, resolution)
+        self._switch = switch
+        self._explored = _explored(methods[switch], switch_parameters or {}, pool.sources, resolution)
         super().__init__(
             pool,
             methods,
@@ -106,12 +108,16 @@ class SwitchedSpace(ParameterSpace):
         """The switch's parameters of one task."""
         return {
             name: self._spec.value(genome, _gene(task, name)) if isinstance(found, Range | Choice) else found
-            for name, found in self._explored.items()
+            for name, found in self._explored[task].items()
         }
 
     def _further_genes(self) -> list[Gene]:
-        searched = [(name, found) for name, found in self._explored.items() if isinstance(found, Range | Choice)]
-        return [found.gene(_gene(task, name)) for task in self.switch_tasks for name, found in searched]
+        return [
+            found.gene(_gene(task, name))
+            for task, own in self._explored.items()
+            for name, found in own.items()
+            if isinstance(found, Range | Choice)
+        ]
 
 
 def _gene(task: str, parameter: str) -> str:
@@ -119,19 +125,17 @@ def _gene(task: str, parameter: str) -> str:
 
 
 def _explored(
-    spec: MethodSpec, options: Mapping[str, Any], resolution: float | None
-) -> dict[str, Range | Choice | Scalar]:
-    """A range, a choice or a fixed value for every parameter of a switch."""
+    spec: MethodSpec, options: Mapping[str, Any], tasks: Sequence[str], resolution: float | None
+) -> dict[str, dict[str, Explored | Scalar]]:
+    """By task a range, a choice or a fixed value for every parameter of a switch."""
     key, names = f"{KEY}.switch_parameters", [parameter.name for parameter in spec.parameters]
     for name in options:
         if name not in names:
             raise ConfigError(f"{key} has {name!r}, unknown to {spec.name}", nearest(str(name), names))
-    found: dict[str, Range | Choice | Scalar] = {}
+    found: dict[str, dict[str, Explored | Scalar]] = {task: {} for task in tasks}
     for parameter in spec.parameters:
         option = options.get(parameter.name)
-        if option is None and not parameter.searched:
-            found[parameter.name] = parameter.default
-            continue
-        value = explored(parameter, option, 1, False, resolution, f"{key}.{parameter.name}")
-        found[parameter.name] = value.low if isinstance(value, Range) and value.low == value.high else value
+        value = of_inputs(parameter, option, tasks, False, resolution, f"{key}.{parameter.name}")
+        for task, own in found.items():
+            own[parameter.name] = value.values[task] if isinstance(value, BySource) else value
     return found

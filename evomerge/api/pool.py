@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from evomerge.errors import ConfigError
 from evomerge.merge.methods import specs
@@ -23,6 +24,7 @@ def load_pool(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     tokenizer_from: str | None = None,
+    tokenizer: str | Mapping[str, Any] | None = None,
     heads: str | Sequence[str] | None = "auto",
 ) -> Pool:
     """Open models that are to be merged, reading configurations and headers only, and check that they fit together.
@@ -36,11 +38,13 @@ def load_pool(
         dtype: of merged models: ``float32``, ``bfloat16``, ``float16``; ``auto`` is the base's.
         trust_remote_code: run code that models bring along.
         tokenizer_from: the model whose tokenizer results take, where tokenizers differ and that is meant.
+        tokenizer: the vocabulary that all models are brought to: ``union``, ``base`` or a model, or a mapping with
+            ``source``, ``tokens`` and ``pad_to_multiple_of`` as in mergekit's files.
         heads: tensors that are carried from their sources and not merged: ``auto`` finds those of models with labels of
             their own; names or patterns of names; ``None`` for none.
 
     Raises:
-        ConfigError: `base`, `dtype`, `tokenizer_from` or `heads` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer` or `heads` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
 
     >>> pool = evomerge.load_pool({"base": "base", "math": "math"}, base="base", root="demo_pool/seed0")
@@ -51,7 +55,8 @@ def load_pool(
         raise ConfigError(f"models is a {type(models).__name__}", "a mapping of names to folders or hub ids")
     locations = {name: os.fspath(location) for name, location in models.items()}
     folder = Path(root) if root is not None else None
-    return open_pool(locations, base, folder, dtype, trust_remote_code, tokenizer_from=tokenizer_from, heads=heads)
+    how = {"tokenizer_from": tokenizer_from, "tokenizer": tokenizer, "heads": heads}
+    return open_pool(locations, base, folder, dtype, trust_remote_code, **how)  # type: ignore[arg-type]
 
 
 def merge_methods() -> dict[str, MethodSpec]:

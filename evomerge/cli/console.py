@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from evomerge.report.formatting import count
+from evomerge.report.formatting import count, percent
 from evomerge.report.plain_console import console, errors
 
 if TYPE_CHECKING:  # merging needs neither a configuration nor what it builds
@@ -41,6 +41,7 @@ def merge_progress(what: str = "merging") -> Iterator[Callable[[int, int], None]
 def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> None:
     """What a search with this configuration would take; of memory where it has a pool."""
     from evomerge.cli.estimate import estimate, rows
+    from evomerge.models.chat_templates import tokenizer_words
     from evomerge.session.prior import priors_of
     from evomerge.utils.sizes import size_text
 
@@ -61,6 +62,7 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     models = ", ".join(f"{name} ({size_text(nbytes)})" for name, nbytes in sizes.items())
     table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
+    table.add_row("tokenizer", tokenizer_words(pool))
     if pool.info.heads is not None:
         tensors, tasks = pool.info.heads.tensors, pool.info.heads.tasks
         table.add_row("heads", f"{', '.join(tensors)}: carried from {', '.join(tasks)}, not merged")
@@ -93,6 +95,12 @@ def _each(phase: Phase) -> str:
 def _add_race(table: Table, parts: Parts) -> None:
     if parts.race_choice is not None:
         table.add_row("search.racing.first", f"auto: {parts.race_choice}")
+    if parts.race is not None and parts.race.cheap is not None:
+        rung = parts.race.cheap
+        work: Mapping[str, int] = getattr(parts.cheap, "work", dict)()
+        texts = f", {count(work['texts'], 'text')} read by every candidate" if "texts" in work else ""
+        kept = f"{percent(rung.keep)} of a generation go on by {rung.decides.name} of cheap"
+        table.add_row("cheap rung", f"{kept}{texts}")
 
 
 def slice_names(info: PoolInfo) -> str:

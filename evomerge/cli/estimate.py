@@ -122,7 +122,8 @@ def _share(parts: Parts) -> float:
     race = parts.race
     if race is None or race.settings.against not in ("generation", "none"):
         return 1.0
-    return race.settings.expected_items(race.total) / race.total
+    rung = race.settings.keep_cheap if race.cheap is not None else 1.0
+    return rung * race.settings.expected_items(race.total) / race.total
 
 
 def rows(found: Estimate) -> list[tuple[str, RenderableType]]:

@@ -287,7 +287,8 @@ def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: boo
     root = _root(config, overrides)
     dtype = str(settings.dtype) if "pool.dtype" in given else "auto"
     path = Path(target)
-    if path.is_file() or (path / LEDGER).is_file():
+    is_recipe = path.is_file() and path.suffix != ".gguf"
+    if is_recipe or (path / LEDGER).is_file():
         recipe, pool = open_recipe(target, root=root, trust=trusted)
         if dtype == "auto":
             return recipe, pool

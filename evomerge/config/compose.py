@@ -9,11 +9,13 @@ from typing import cast
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from evomerge.config.added_keys import all_keys, check_added
+from evomerge.config.argument_mappings import ARGUMENTS, beside_a_text, entries_of_arguments
 from evomerge.config.composing_words import not_set, of_a_file, plainly, unreadable
 from evomerge.config.construct import TARGET, instead_of, locate
 from evomerge.config.key_types import check_types, register
@@ -26,8 +28,9 @@ from evomerge.utils.installation import conf_dir
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
 _OPEN = (
     *("pool.models", "search_space.parameters", "strategy.asynchronous", "strategy.prior"),
-    *(f"{node}.gen_kwargs" for node in ("fitness", "validation", "held_out")),
-    *(f"{node}.chat_template_args" for node in ("fitness", "validation", "held_out")),
+    *(f"{node}.gen_kwargs" for node in ("fitness", "cheap", "validation", "held_out")),
+    *(f"{node}.chat_template_args" for node in ("fitness", "cheap", "validation", "held_out")),
+    *ARGUMENTS,
 )
 _NO_HELD_OUT = ("~held_out", "~fitness@held_out", "fitness@held_out=null")
 """Ways to say that nothing is held out. Hydra would leave the keys that an experiment sets."""
@@ -78,6 +81,7 @@ def check_composed(config: DictConfig, overrides: Sequence[str]) -> None:
         key, _, value = override.lstrip("+").partition("=")
         if value.replace(" ", "") == "{}" and OmegaConf.is_dict(node := OmegaConf.select(config, key)) and node:
             raise ConfigError(f"{key}={{}} changes nothing: mappings are merged", *taking_away(key, config))
+    _check_arguments(overrides)
     check_added(config)
     try:
         OmegaConf.to_container(config, resolve=True)
@@ -86,6 +90,28 @@ def check_composed(config: DictConfig, overrides: Sequence[str]) -> None:
         if place and plainly(reason) != reason:  # others are for who reads the value
             raise ConfigError(f"{place[1]}: {plainly(reason)}") from error
     check_types(config)
+
+
+def _check_arguments(overrides: Sequence[str]) -> None:
+    """Refuse single entries of arguments that are a text elsewhere: Hydra puts them in the text's place."""
+    single = entries_of_arguments(overrides)
+    if not single:
+        return
+    named = [word for word in overrides if not word.startswith("-") and ("=" in word or word.startswith("~"))]
+    others = opened([word for word in named if word not in single])
+    try:
+        if GlobalHydra.instance().is_initialized():  # of the command, which knows the user's own folder
+            config = compose("config", others)
+        else:
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                config = compose("config", others)
+    except COMPOSING:  # what is wrong there is said by who composes all of them
+        return
+    for override in single:
+        key = override.lstrip("+").partition("=")[0]
+        for place in ARGUMENTS:
+            if key.startswith(f"{place}.") and isinstance(text := OmegaConf.select(config, place), str):
+                raise beside_a_text(key, place, text)
 
 
 def _is_rest(name: str, config: DictConfig, overrides: Sequence[str]) -> bool:

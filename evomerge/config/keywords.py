@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.errors import ConfigError
 
 _NODES = (
-    *("pool", "search", "search_space", "strategy", "fitness", "validation", "held_out", "evaluator"),
+    *("pool", "search", "search_space", "strategy", "fitness", "cheap", "validation", "held_out", "evaluator"),
     *("calibration", "statistics", "learning"),
 )
 """Keys whose mappings are a key each: what is left out stays as it is."""
@@ -20,7 +20,7 @@ _WORDS = {"true", "false", "null", "nan", "inf"}
 _NAME = re.compile(r"[\w./:@+=, ()\[\]{}-]+", re.ASCII)
 _SPECIAL = re.compile(r"([\\()\[\]{}:=, \t])")
 
-_OF_FITNESS = ("validation", "held_out")  # other fitnesses, ``null`` by default
+_OF_FITNESS = ("cheap", "validation", "held_out")  # other fitnesses, ``null`` by default
 
 
 def override_words(overrides: Sequence[object], keywords: Mapping[str, Any]) -> list[str]:
@@ -28,7 +28,7 @@ def override_words(overrides: Sequence[object], keywords: Mapping[str, Any]) -> 
 
     A keyword is a key (``strategy="ga"``, ``**{"search.evaluations": 20}``); a mapping stands for the keys below it
     (``search={"evaluations": 20}``), or for the whole node where it has a ``_target_``. ``held_out`` is the choice
-    of ``fitness@held_out``, ``validation`` likewise.
+    of ``fitness@held_out``, ``validation`` and ``cheap`` likewise.
 
     Raises:
         ConfigError: something that no configuration can hold.

@@ -13,6 +13,7 @@ _FITNESS = ("a fitness", ("prepare", "run", "fingerprint"))
 _WITHOUT_MODELS = (("score", "fingerprint"), ("score_genome", "fingerprint"))
 _KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fitness": _FITNESS,
+    "cheap": _FITNESS,
     "validation": _FITNESS,
     "held_out": _FITNESS,
     "search_space": ("a search space", ("spec", "decode")),

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.config.added_keys import check_added
+from evomerge.config.argument_mappings import ARGUMENTS, beside_a_text
 from evomerge.config.key_types import check_types
 from evomerge.errors import ConfigError, nearest
 from evomerge.utils.yaml_numbers import misread
@@ -49,6 +50,9 @@ def set_value(config: DictConfig, key: str, value: str) -> str:
     node = OmegaConf.select(config, parent) if parent else config
     if isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node)) and name not in node:
         raise ConfigError(f"there is no key {key!r}", nearest(name, map(str, node)))
+    for place in ARGUMENTS:
+        if key.startswith(f"{place}.") and isinstance(text := OmegaConf.select(config, place), str):
+            raise beside_a_text(key, place, text)
     read = misread(value.strip())
     if read:
         raise ConfigError(f"{key}={value} would be read as {read}", "a decimal number, or text in quotes")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from evomerge.errors import EvomergeError
 
-_NODES = ("fitness", "validation", "held_out", "search_space", "strategy", "evaluator", "calibration")
+_NODES = ("fitness", "cheap", "validation", "held_out", "search_space", "strategy", "evaluator", "calibration")
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def placed(key: str, names: Iterable[str]) -> Iterator[None]:
 
 def _in_full(text: str, key: str, names: Iterable[str]) -> str:
     named = (part for part in reversed(key.split(".")) if part in _NODES)
-    own = "fitness" if key in ("validation", "held_out") else next(named, "")
+    own = "fitness" if key in ("cheap", "validation", "held_out") else next(named, "")
     if own and own != key and not text.startswith(f"{key}."):  # said of the group's first place
         text = re.sub(rf"(?<![\w.@]){own}\.(?=\w)", f"{key}.", text)
     alternatives = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))

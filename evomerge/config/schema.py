@@ -28,6 +28,9 @@ class PoolConfig:
         trust_remote_code: run code that a checkpoint brings along.
         tokenizer_from: the model whose tokenizer the results take, where models' tokenizers differ and that is meant;
             ``None`` refuses models whose tokenizers differ.
+        tokenizer: the vocabulary that all models are brought to, row by row: ``union``, ``base`` or a model, or a
+            mapping with ``source``, ``tokens`` and ``pad_to_multiple_of`` as in mergekit's files; ``None`` for the ids
+            that the models agree on: padding is trimmed or added, and tokens that one adds are kept.
         heads: tensors that belong to a source's task and are carried from there, not merged: ``auto`` finds them where
             sources have other labels or the base has no head; a pattern of names, ``classifier*``, or a list of them;
             ``None`` merges all.
@@ -41,6 +44,7 @@ class PoolConfig:
     dtype: str = "auto"
     trust_remote_code: bool = False
     tokenizer_from: str | None = None
+    tokenizer: Any = None
     heads: Any = "auto"
 
 
@@ -75,6 +79,7 @@ class RacingConfig:
             where that is ``auto``, else all.
         rotate: each generation begins behind the items that the last one began with.
         confidence: with which a candidate must be worse than the incumbent to be pruned.
+        keep_cheap: share of a generation that goes on from the cheap rung, where `cheap` is set.
         pruner: of Optuna's, where `against` is ``pruner``: ``hyperband``, ``median``, ``percentile``, ``threshold``,
             ``successive_halving``, ``wilcoxon``, a mapping with ``name`` and its arguments, or one with ``_target_``.
     """
@@ -82,6 +87,7 @@ class RacingConfig:
     first: float | Literal["auto"] | None = None
     against: str = "generation"
     keep: float = 0.5
+    keep_cheap: float = 0.5
     most: float | Literal["auto"] = 1.0
     rotate: bool = True
     confidence: float = 0.95
@@ -227,6 +233,8 @@ class Config:
         search_space, strategy, fitness, held_out, evaluator: nodes with a `_target_`.
         validation: likewise, a fitness of items of their own that finalists are scored on, where the winner is chosen;
             ``None`` for those of the search.
+        cheap: likewise, a fitness that costs little: a race's cheap rung, by which the candidates of a generation are
+            scored first; ``None`` for no such rung.
         calibration: a node with a `_target_`: the items that statistics of data are made on; ``None`` for none.
         statistics: how they are made.
         learning: what ``evomerge learn`` learns, and how.
@@ -247,6 +255,7 @@ class Config:
     search_space: Any = MISSING
     strategy: Any = MISSING
     fitness: Any = None
+    cheap: Any = None
     validation: Any = None
     held_out: Any = None
     evaluator: Any = MISSING

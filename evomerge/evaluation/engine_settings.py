@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from evomerge.candidate import Split
 from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.server_settings import ServerSettings
-from evomerge.evaluation.vllm_source import check_names
+from evomerge.evaluation.vllm_source import check_arguments
 from evomerge.utils.argument_text import arguments_in
 
 ENGINES = ("transformers", "vllm", "server")
@@ -127,13 +127,14 @@ class EngineSettings:
 
     def quantises(self, split: Split) -> bool:
         """Whether items of a split are scored with quantised weights."""
-        return self.quantise is not None and (split == "search" or self.quantise_held_out)
+        return self.quantise is not None and (split in ("search", "cheap") or self.quantise_held_out)
 
     @property
     def event(self) -> dict[str, Any]:
-        """What a run's ledger says of it; empty where weights are in full precision."""
+        """What a run's ledger says of it; empty for transformers in full precision."""
         held_out = self.quantises("held_out")
-        return {"quantise": self.quantise, "quantise_held_out": held_out} if self.quantise is not None else {}
+        other = {} if self.name == "transformers" else {"engine": self.name}
+        return other | ({"quantise": self.quantise, "quantise_held_out": held_out} if self.quantise is not None else {})
 
     @property
     def in_full(self) -> EngineSettings:
@@ -203,7 +204,7 @@ class EngineSettings:
                 "pip install 'evomerge[vllm]' into an environment of its own, or set evaluator.engine=transformers",
             )
         if self.is_vllm:
-            check_names(self.arguments)
+            check_arguments(self.arguments)
         if self.server is not None:
             self.server.require_key()
             if importlib.util.find_spec("tenacity") is None:

@@ -14,9 +14,9 @@ from evomerge.errors import EngineError
 from evomerge.merge.execution.engine import TORCH_DTYPES, merge_slice
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.merge.resident.layer_kinds import lists_of
-from evomerge.merge.resident.loading import no_progress_bar
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.pool import Pool
+from evomerge.models.progress_bars import no_progress_bar
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import SliceRecipe
 

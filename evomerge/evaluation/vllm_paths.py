@@ -6,7 +6,8 @@ from functools import cached_property
 
 from evomerge.merge.planning.slice_plan import Plan, SlicePlan, origin_of
 from evomerge.merge.resident.layer_kinds import Kind, Kinds
-from evomerge.models.architecture.layout import find_layers, skeleton
+from evomerge.models.architecture.layout import skeleton
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.models.pool import Pool
 
 

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import ConfigError, nearest
+from evomerge.utils.installed_source import class_fields, parsed
 
 _OF_LLM = ("chat_template",)
 """Arguments of ``vllm.LLM`` itself; the others are those of its ``EngineArgs``."""
 
+_COUNTS = ("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes")
+"""Whole numbers from 1."""
 
-def check_names(given: Iterable[str]) -> None:
-    """Check names of ``evaluator.engine_args``, where vLLM is installed and its source is as it is known.
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Check ``evaluator.engine_args``, where vLLM is installed and its source is as it is known.
 
     Raises:
-        ConfigError: some that vLLM has not; all of them are named.
+        ConfigError: names that vLLM has not, all of them; a value that is none of its plain kind.
     """
-    known = _argument_names()
+    fields = class_fields("vllm", ("engine", "arg_utils.py"), "EngineArgs")
+    known = [*fields, *_OF_LLM] if fields else []
     wrong = [str(name) for name in given if str(name) not in known] if known else []
     if wrong:
         closest = "; ".join(nearest(name, known, 3) for name in wrong)
         raise ConfigError(f"evaluator.engine_args has {', '.join(map(repr, wrong))}", closest, "")
+    for name, value in given.items():
+        if name in _COUNTS and isinstance(value, int) and value < 1:
+            raise ConfigError(f"evaluator.engine_args.{name} is {value!r}", "a whole number, 1 or more", "")
+        if allowed := _wrong_kind(value, fields.get(str(name), "")):
+            raise ConfigError(f"evaluator.engine_args.{name} is {value!r}", allowed, "")
 
 
 def check_heads(config: Any, model: str) -> None:
@@ -52,19 +60,31 @@ def check_heads(config: Any, model: str) -> None:
         )
 
 
-def _argument_names() -> Sequence[str]:
-    """Names of the fields of ``EngineArgs``; none where they are not found."""
-    tree = _parsed("engine", "arg_utils.py")
-    for node in tree.body if tree else ():
-        if isinstance(node, ast.ClassDef) and node.name == "EngineArgs":
-            fields = (each.target for each in node.body if isinstance(each, ast.AnnAssign))
-            return [*(field.id for field in fields if isinstance(field, ast.Name)), *_OF_LLM]
-    return ()
+def _wrong_kind(value: Any, annotation: str) -> str:
+    """What a value of a plain kind should be; empty where it is, or the kind is none that can be told here."""
+    kinds = {kind.strip() for kind in annotation.split("|")}
+    if value is None or not kinds <= {*_KINDS, "None"} or not kinds & {*_KINDS}:
+        return ""
+    if any(_is(value, kind) for kind in kinds - {"None"}):
+        return ""
+    return ", or ".join(_KINDS[kind] for kind in sorted(kinds - {"None"}))
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    if kind == "int":
+        return isinstance(value, int)
+    return isinstance(value, int | float) if kind == "float" else isinstance(value, str)
+
+
+_KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
+"""Plain kinds of vLLM's fields, and what is said of them."""
 
 
 def _head_widths() -> Sequence[int]:
     """Widths that the attention on processors takes; none where they are not found."""
-    tree = _parsed("v1", "attention", "backends", "cpu_attn.py")
+    tree = parsed("vllm", "v1", "attention", "backends", "cpu_attn.py")
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.FunctionDef) and node.name == "get_supported_head_sizes":
             found = [each.value for each in node.body if isinstance(each, ast.Return) and each.value is not None]
@@ -74,14 +94,3 @@ def _head_widths() -> Sequence[int]:
                 return ()
             return [width for width in widths if isinstance(width, int)] if isinstance(widths, list | tuple) else ()
     return ()
-
-
-def _parsed(*parts: str) -> ast.Module | None:
-    """A file of the installed vLLM; ``None`` where there is none, or none that can be read."""
-    spec = importlib.util.find_spec("vllm")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        try:
-            return ast.parse(Path(folder, *parts).read_text(encoding="utf-8"))
-        except (OSError, SyntaxError, ValueError):
-            continue
-    return None

@@ -19,13 +19,13 @@ from evomerge.merge.alignment.finding import family_of, symmetries_of
 from evomerge.merge.alignment.matching import Matching, match
 from evomerge.merge.alignment.orders import Order, Symmetries
 from evomerge.merge.alignment.trial import TOLERANCE, difference, free_kinds, outputs, random_inputs
-from evomerge.merge.resident.loading import no_progress_bar
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.checkpoints.sentence_modules import sentence_files
 from evomerge.models.checkpoints.side_files import CODE, INPUT_FOLDERS, INPUTS, check_inside, matching
 from evomerge.models.checkpoints.weight_files import NAMES_FILES
 from evomerge.models.opening import open_pool
-from evomerge.models.pool import Pool
+from evomerge.models.pool import Pool, require_own_rows
+from evomerge.models.progress_bars import no_progress_bar
 from evomerge.utils.memory import free_host_memory
 from evomerge.utils.sizes import size_text
 
@@ -95,6 +95,7 @@ def align(
     if seed < 0:
         raise ConfigError(f"--seed is {seed}", "at least 0")
     pool = open_pool({REFERENCE: reference, MODEL: model})
+    require_own_rows(pool, "aligning")
     symmetries = symmetries_of_pool(pool)
     copied = files_alongside(pool.folder(MODEL))
     if check:

@@ -17,6 +17,8 @@ def merged_config(recipe: Recipe, pool: Pool) -> dict[str, Any]:
     config = with_dtype(pool.checkpoints[recipe.config_from].config, recipe.dtype)
     if pool.tied is not None:
         config = _with_tie(config, pool.tied)
+    if pool.vocabulary is not None:
+        config = with_vocabulary(config, pool)
     found = origins(recipe)
     path = [found[layer] for layer in range(len(found))]
     text = pool.config.get_text_config()
@@ -73,6 +75,14 @@ def _with_tie(config: dict[str, Any], tied: bool) -> dict[str, Any]:
     key = "tie_word_embeddings"
     parts = {k: v | {key: tied} if isinstance(v, dict) and key in v else v for k, v in config.items()}
     return parts | {key: tied}
+
+
+def with_vocabulary(config: dict[str, Any], pool: Pool) -> dict[str, Any]:
+    """A copy of a config.json with the rows, and the ids of tokens, of a pool's vocabulary."""
+    assert pool.vocabulary is not None
+    found = pool.vocabulary.json(config)
+    known = any("vocab_size" in part for part in (found, *(own for own in found.values() if isinstance(own, dict))))
+    return found if known else found | {"vocab_size": pool.vocabulary.rows.count}  # else transformers' default
 
 
 def with_layers(config: dict[str, Any], key: str, lists: dict[str, list[Any]], layers: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from evomerge.models.checkpoints.side_files import CODE, INPUT_FOLDERS, INPUTS, 
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 
+GENERATION = "generation_config.json"
+_PREPARE = ("*preprocessor_config.json", "processor_config.json")
 # What is compared; vocabularies were when the pool was opened.
 _COMPARED = (
     "chat_template*",
@@ -49,10 +51,13 @@ def files_to_copy(recipe: Recipe, pool: Pool) -> dict[Path, Path]:
     """
     folders = {recipe.config_from: pool.folder(recipe.config_from)}
     folders |= {name: pool.folder(name) for name, _ in recipe.models}
-    giver = recipe.tokenizer_from or recipe.config_from
-    inputs = folders[giver]
+    giver = _giver(recipe, pool)
+    inputs = inputs_folder(recipe, pool)
+    folders.setdefault(giver, pool.folder(giver))
     files = [*matching(inputs, (*INPUTS, CODE)), *(f for n in INPUT_FOLDERS for f in sorted((inputs / n).glob("*")))]
     found = {file.relative_to(inputs): (giver, file) for file in files}
+    if inputs != folders[giver]:  # a tokenizer that no model has: what else prepares inputs is still the giver's
+        found |= {Path(file.name): (giver, file) for file in matching(folders[giver], (*_PREPARE, CODE))}
     source = folders[recipe.config_from]
     found |= {Path(f.name): (recipe.config_from, f) for f in matching(source, ("generation_config.json", CODE))}
     found = {place: (name, file) for place, (name, file) in found.items() if file.is_file()}
@@ -61,9 +66,21 @@ def files_to_copy(recipe: Recipe, pool: Pool) -> dict[Path, Path]:
     if encoder is not None:
         found |= {place: (encoder, file) for place, file in sentence_files(folders[encoder]).items()}
     for name, file in found.values():
-        check_inside(file, folders[name])
+        check_inside(file, folders[name] if inputs not in file.parents else inputs)
     _warn_of_differences(found, folders)
     return {place: file for place, (_, file) in found.items()}
+
+
+def _giver(recipe: Recipe, pool: Pool) -> str:
+    """The model whose tokenizer the result has, or begins with."""
+    if pool.vocabulary is not None:
+        return pool.vocabulary.giver
+    return recipe.tokenizer_from or recipe.config_from
+
+
+def inputs_folder(recipe: Recipe, pool: Pool) -> Path:
+    """Where the tokenizer of the result lies."""
+    return pool.folder(_giver(recipe, pool)) if pool.vocabulary is None else pool.vocabulary.folder
 
 
 def _warn_of_differences(found: dict[Path, tuple[str, Path]], folders: dict[str, Path]) -> None:

@@ -9,13 +9,15 @@ import torch
 
 from evomerge.errors import PoolError, one_line
 from evomerge.export.config_json import merged_config
+from evomerge.export.copied_files import inputs_folder
 from evomerge.export.writer import declared_tensors, head_tensors
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.planning.plan import make_plan
-from evomerge.merge.resident.loading import no_progress_bar, set_generation
+from evomerge.merge.resident.loading import set_generation
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.pool import Pool
+from evomerge.models.progress_bars import no_progress_bar
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.recipes.recipe import Recipe
 
@@ -71,10 +73,10 @@ def loaded(
         cls = type(skeleton(config, pool.trust_remote_code))
         with no_progress_bar():
             model = cls.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=config.dtype)  # type: ignore[attr-defined]
-        set_generation(model, str(folder))
+        set_generation(model, str(folder), pool.vocabulary)
     except PoolError:
         raise
     except Exception as error:  # transformers raises whatever the architecture's code raises
         raise PoolError(f"transformers cannot load the merged model ({one_line(error)})") from error
-    model.tokenizer = load_tokenizer(pool.folder(recipe.tokenizer_from or recipe.config_from), pool.trust_remote_code)
+    model.tokenizer = load_tokenizer(inputs_folder(recipe, pool), pool.trust_remote_code)
     return model.to(device).eval()

@@ -22,6 +22,7 @@ from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.path import path_of
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef
+from evomerge.recipes.tokenizer_spec import ALIGNED, UNION
 from evomerge.recipes.yaml_reader import dump_recipe
 from evomerge.utils import safe_yaml
 from evomerge.utils.files import read_bounded
@@ -250,6 +251,11 @@ def _sources(recipe: Recipe, licenses: Mapping[str, Sequence[Mapping[str, str]]]
         configured = (
             f"The configuration is that of {recipe.config_from}, the tokenizer that of {recipe.tokenizer_from}."
         )
+    if recipe.tokenizer is not None:
+        spec = recipe.tokenizer
+        what = {UNION: "the union of all models'", ALIGNED: "that of the model with all tokens"}
+        own = what.get(spec.source, f"that of {spec.source}") + (", with tokens added" if spec.tokens else "")
+        configured = f"The configuration is that of {recipe.config_from}, the tokenizer {own}."
     return f"{table}\n\n{configured}" + (f" {note}" if any(map(any, licenses.values())) else "")
 
 

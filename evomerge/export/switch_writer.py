@@ -24,7 +24,7 @@ from evomerge.merge.execution.sources import Placement, Sources
 from evomerge.merge.methods.switches import PARTS, part_of
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import SlicePlan
-from evomerge.models.pool import Pool
+from evomerge.models.pool import Pool, require_own_rows
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.switches import MASKS, SWITCHES, require_switch, shared_recipe, task_recipe
 from evomerge.recipes.yaml_reader import dump_recipe
@@ -74,6 +74,7 @@ def write_all_tasks(
     """
     out = Path(out)
     check_output(out)
+    require_own_rows(pool, "a folder of all tasks")
     switch = require_switch(recipe)
     methods = {entry.method for entry in recipe.slices if entry.method in SWITCHES}
     if len(methods) > 1:

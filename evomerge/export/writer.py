@@ -11,7 +11,7 @@ import torch
 
 from evomerge.export.auto_class import auto_class, processor_class
 from evomerge.export.config_json import merged_config
-from evomerge.export.copied_files import files_to_copy
+from evomerge.export.copied_files import GENERATION, files_to_copy, inputs_folder
 from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
@@ -81,7 +81,7 @@ def write_model(
     plan = make_plan(recipe, pool)
     declared = declared_tensors(plan, pool, recipe)
     copied = files_to_copy(recipe, pool)
-    inputs = pool.folder(recipe.tokenizer_from or recipe.config_from)
+    inputs = inputs_folder(recipe, pool)
     card = model_card(
         recipe,
         pool.layout,
@@ -102,6 +102,10 @@ def write_model(
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+        generation = folder / GENERATION
+        if pool.vocabulary is not None and generation.is_file():
+            settings = pool.vocabulary.json(json.loads(generation.read_text(encoding="utf-8")))
+            generation.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         config = merged_config(recipe, pool)
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")

@@ -22,11 +22,11 @@ from evomerge.export.writer import MAX_SHARD_BYTES
 from evomerge.merge.alignment.least_squares import joint_grams, solvable, solved
 from evomerge.merge.alignment.matching import match
 from evomerge.merge.alignment.zipping import KIND, Zip, reading_axes, zipped
-from evomerge.merge.resident.loading import no_progress_bar
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.checkpoints.weight_files import NAMES_FILES
 from evomerge.models.opening import open_pool
-from evomerge.models.pool import Pool
+from evomerge.models.pool import Pool, require_own_rows
+from evomerge.models.progress_bars import no_progress_bar
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.protocols import CalibrationItem
 
@@ -94,6 +94,7 @@ def zip_models(
         if wrong:
             raise ConfigError(given, allowed)
     pool = open_pool({aligned.REFERENCE: reference, aligned.MODEL: model})
+    require_own_rows(pool, "zipping")
     symmetries = aligned.symmetries_of_pool(pool)
     copied = aligned.files_alongside(pool.folder(aligned.REFERENCE))
     reads = reading_axes(skeleton(pool.config, pool.trust_remote_code))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from evomerge.errors import RecipeError, nearest
 from evomerge.mergekit.forms import FORMS
 from evomerge.mergekit.references import Reference, read_reference
 from evomerge.mergekit.settings import Settings, read_settings
+from evomerge.mergekit.tokenizers import TokenizerEntry, read_entry
 from evomerge.recipes.slices import DTYPES
 from evomerge.utils import safe_yaml
 
@@ -57,7 +58,7 @@ class Document:
         whole: whether `models` were listed, so that the base is added to them.
         module, top: parameters of the module and of the file.
         dtype: of the result, as far as the file says: `out_dtype`, or `dtype`.
-        tokenizer: whose tokenizer the result takes; ``None`` where the file does not say.
+        tokenizer: the vocabulary of the result; ``None`` where the file does not say.
     """
 
     name: str | None
@@ -68,7 +69,7 @@ class Document:
     module: Settings
     top: Settings
     dtype: str | None
-    tokenizer: Reference | Literal["base"] | None
+    tokenizer: TokenizerEntry | None
 
     def references(self) -> Iterator[Reference]:
         """Every model that is named, in order, intermediates too."""
@@ -78,8 +79,8 @@ class Document:
                 yield slice_.base
         if self.base is not None:
             yield self.base
-        if isinstance(self.tokenizer, Reference):
-            yield self.tokenizer
+        if self.tokenizer is not None:
+            yield from self.tokenizer.references.values()
 
 
 def looks_like_mergekit(text: str) -> bool:
@@ -120,7 +121,7 @@ def _document(content: Any) -> Document:
     fields = {key: value for key, value in fields.items() if value is not None}
     method = safe_yaml.text(fields["merge_method"], "merge_method") if "merge_method" in fields else ""
     if method not in FORMS:
-        raise RecipeError(f"merge_method is {method!r}", nearest(method, FORMS))
+        _check_own(method)
     given = [kind for kind in kinds if kind in fields]
     if len(given) != 1:
         what = " and ".join(given) + " are given" if given else "neither models, slices nor modules are given"
@@ -137,9 +138,7 @@ def _document(content: Any) -> Document:
         slices, whole, module = _module(fields["modules"])
     name = safe_yaml.optional(fields, "name", "", safe_yaml.text)
     base = safe_yaml.optional(fields, "base_model", "", read_reference)
-    tokenizer = _tokenizer(fields)
-    if tokenizer == "base" and base is None:
-        raise RecipeError("tokenizer_source is base and there is no base_model", "base_model, or the tokenizer's model")
+    tokenizer = read_entry(fields, base)
     return Document(
         name,
         method,
@@ -232,24 +231,16 @@ def _dtype(fields: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _tokenizer(fields: Mapping[str, Any]) -> Reference | Literal["base"] | None:
-    key, content = "tokenizer_source", fields.get("tokenizer_source")
-    if "tokenizer" in fields:
-        if content is not None:
-            raise RecipeError("tokenizer_source and tokenizer are given", "one of the two")
-        inner = safe_yaml.mapping(fields["tokenizer"], "tokenizer", (), ("source", "tokens", "pad_to_multiple_of"))
-        for extra in ("tokens", "pad_to_multiple_of"):
-            if inner.get(extra):
-                raise RecipeError(
-                    f"tokenizer.{extra} is given", "models of a pool share one vocabulary, which stays as it is"
-                )
-        key, content = "tokenizer.source", inner.get("source") or "union"
-    if content is None:
-        return None
-    if content == "union":
-        raise RecipeError(
-            f"{key} is union",
-            "models of a pool share one vocabulary, so there is nothing to unite: base, or a model",
-            f"set {key}: base",
-        )
-    return "base" if content == "base" else read_reference(content, key)
+def _check_own(method: str) -> None:
+    """Refuse what is no method of mergekit's and none of evomerge's that such a file can say."""
+    from evomerge.merge.methods import specs  # imports torch, which most files need not wait for
+
+    known = specs()
+    if method in known and known[method].family == "switches":
+        allowed = "a method that merges the models"
+        raise RecipeError(f"merge_method is {method!r}, a switch on a merged model", allowed, f"--switch {method}")
+    if method in known and known[method].kinds:
+        do = "a search makes them, and its recipes name them (calibration)"
+        raise RecipeError(f"merge_method is {method!r}, which reads statistics of data", "a file has none", do)
+    if method not in known:
+        raise RecipeError(f"merge_method is {method!r}", nearest(method, known))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import yaml
 
 from evomerge.errors import ConfigError
 from evomerge.mergekit.evolve import METHODS, Evolve, read_evolve
-from evomerge.mergekit.references import Reference, name_models
+from evomerge.mergekit.references import Reference, name_models, read_reference
 from evomerge.models.architecture.layout import Layout
 from evomerge.models.opening import open_pool
 from evomerge.recipes.slices import COMPONENTS, LAYER_COMPONENTS, Component
+from evomerge.recipes.tokenizer_spec import UNION
 
 # mergekit-evolve adds metrics as they are; in evomerge a weight above zero always asks for better ones.
 _LESS_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
@@ -110,15 +111,29 @@ def _pool(evolve: Evolve, folder: Path, notes: _Notes) -> dict[str, Any]:
             raise ConfigError(f"model {name!r} lies in {reference}", "a path without ${")
     if based and evolve.base in evolve.models:
         notes.add("The base is one of the models there; its weight changes nothing, and is no gene here.")
+    vocabulary = {} if evolve.tokenizer is None else _vocabulary(evolve.tokenizer, evolve, names, notes)
     return {
         "models": {name: reference.location(folder) for reference, name in names.items()},
         "base": names[evolve.base] if based and evolve.base is not None else None,
         "dtype": "bfloat16",
+        **vocabulary,
     }
 
 
+def _vocabulary(given: str, evolve: Evolve, names: Mapping[Reference, str], notes: _Notes) -> dict[str, Any]:
+    """The vocabulary that models are brought to there."""
+    if given == UNION:
+        return {"tokenizer": UNION}
+    source = evolve.base if given == "base" else read_reference(given, "genome.tokenizer_source")
+    if source is not None and source in names:
+        return {"tokenizer": names[source]}
+    notes.add(f"tokenizer_source {given} is left out: it is none of the models.")
+    return {}
+
+
 def _layout(pool: dict[str, Any]) -> Layout:
-    return open_pool(pool["models"], pool["base"], dtype=pool["dtype"], fingerprints=False).layout
+    own = pool["models"], pool["base"]
+    return open_pool(*own, dtype=pool["dtype"], fingerprints=False, tokenizer=pool.get("tokenizer")).layout
 
 
 def _space(evolve: Evolve, layout: Layout | None, notes: _Notes) -> dict[str, Any]:
@@ -226,11 +241,6 @@ def _fitness(evolve: Evolve, include_path: Sequence[str]) -> dict[str, Any]:
 
 
 def _other_notes(evolve: Evolve, notes: _Notes) -> None:
-    if evolve.tokenizer is not None and evolve.tokenizer != "base":
-        notes.add(
-            f"tokenizer_source {evolve.tokenizer} is left out: models of a pool share one vocabulary, and the "
-            "tokenizer is that of the base, or of the first model."
-        )
     if evolve.shuffle:
         notes.add("Documents are not shuffled: `limit` takes the first.")
     if evolve.random_init:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from evomerge.recipes.method_spec import MethodSpec
+
 Number = float | int | bool
 
 BaseUse = Literal["ignored", "first", "optional", "required"]
@@ -87,3 +89,20 @@ PARAMETERS = frozenset(
     for name in (*form.per_input, *form.shared, *form.constants, "rescale", "density", "int8_mask")
 )
 """Every parameter that some method of mergekit's has."""
+_BASES: Mapping[str, BaseUse] = {"none": "ignored", "optional": "optional", "required": "required"}
+
+
+def form_of(spec: MethodSpec) -> Form:
+    """How a method is written: as mergekit does, and those that it has not likewise, with all of their parameters."""
+    if spec.name in FORMS:
+        return FORMS[spec.name]
+    return Form(_BASES[spec.base], _own(spec, True), _own(spec, False))
+
+
+def said_besides(spec: MethodSpec, per_input: bool) -> tuple[str, ...]:
+    """Parameters of evomerge's that mergekit does not know by name: a file that has them means evomerge's."""
+    return tuple(name for name in _own(spec, per_input) if name not in PARAMETERS)
+
+
+def _own(spec: MethodSpec, per_input: bool) -> tuple[str, ...]:
+    return tuple(p.name for p in spec.parameters if p.per_input == per_input)

@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.errors import RecipeError
+from evomerge.errors import RecipeError, nearest
 from evomerge.merge.methods import specs
 from evomerge.mergekit.document import Document, read_documents
-from evomerge.mergekit.forms import FORMS
+from evomerge.mergekit.forms import FORMS, PARAMETERS, form_of, said_besides
 from evomerge.mergekit.references import Reference, name_models
 from evomerge.mergekit.slices import SliceReader
 from evomerge.models.pool import Pool
+from evomerge.models.vocabularies.row_map import RowMap
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import DTYPES, Dtype
+from evomerge.recipes.tokenizer_spec import TokenizerSpec
 
 MAX_DEPTH = 200
 
@@ -31,12 +33,14 @@ class MergekitFile:
         base: which of them is the base of the pool, or ``None``.
         dtype: of the result; ``auto`` where the file leaves it to the models.
         notes: what the file says and mergekit does not heed, a line each.
+        tokenizer: the vocabulary that the models are to be brought to; ``None`` where the file does not say.
     """
 
     models: Mapping[str, str]
     base: str | None
     dtype: str
     notes: tuple[str, ...]
+    tokenizer: TokenizerSpec | None
     _result: Document
     _stages: Mapping[str, Document]
     _names: Mapping[Reference, str]
@@ -47,6 +51,8 @@ class MergekitFile:
         Raises:
             RecipeError: layers that do not exist, a base that is missing or a value that a method does not accept.
         """
+        if pool.layout.encoder:
+            raise RecipeError("the models are encoder-decoders", "mergekit's files are of one stack of layers")
         made: dict[str, Recipe] = {}
         for name, document in self._stages.items():  # each after those that it takes
             try:
@@ -70,9 +76,12 @@ class MergekitFile:
             dtype=_dtype(document.dtype, pool),
             config_from=config_from,
             intermediates=tuple((name, stage) for name, stage in stages.items() if name in used),
-            tokenizer_from=tokenizer_from if tokenizer_from != config_from else None,
+            tokenizer_from=tokenizer_from if tokenizer_from != config_from and pool.vocabulary is None else None,
+            tokenizer=pool.info.tokenizer,
             heads=heads,
         )
+        if self.tokenizer is not None and pool.vocabulary is not None:
+            _check_rows(recipe, pool.vocabulary.rows)
         recipe.check(specs())
         return recipe
 
@@ -81,7 +90,9 @@ class MergekitFile:
         base = _donor(document)
         stage = stages.get(base.path)
         config = stage.config_from if stage else self._names[base]
-        tokenizer = document.tokenizer if isinstance(document.tokenizer, Reference) else base
+        tokenizer = base
+        if document.tokenizer is not None and document.tokenizer.source is not None:
+            tokenizer = document.tokenizer.source
         stage = stages.get(tokenizer.path)
         return config, (stage.tokenizer_from or stage.config_from) if stage else self._names[tokenizer]
 
@@ -127,10 +138,45 @@ def _file(documents: list[Document], folder: Path | None) -> MergekitFile:
         base=names[first] if result.base is not None and len(names) > 1 else None,
         dtype=result.dtype or "auto",
         notes=tuple(dict.fromkeys(notes)),
+        tokenizer=_vocabulary(result, stages, names),
         _result=result,
         _stages=stages,
         _names=names,
     )
+
+
+def _vocabulary(
+    result: Document, stages: Mapping[str, Document], names: Mapping[Reference, str]
+) -> TokenizerSpec | None:
+    """The vocabulary of all models; `RecipeError` where stages would need several."""
+    entry = result.tokenizer
+    if not stages:
+        return None if entry is None else entry.named(names)
+    for name, document in (*stages.items(), ("the result", result)):
+        if document.tokenizer is not None and not document.tokenizer.is_plain:
+            raise RecipeError(
+                f"{document.tokenizer.key} of {name} makes a vocabulary, and the file has several stages",
+                "one vocabulary for all of them: base, or a model, in files of several stages",
+                "merge the stages one by one",
+            )
+    return None
+
+
+def _check_rows(recipe: Recipe, rows: RowMap) -> None:
+    """`RecipeError` where mergekit takes rows of tokens that models lack from other models than the pool does."""
+    entries = {str(entry.slice): entry for entry in recipe.slices}
+    for name in ("embed", "head"):
+        entry = entries.get(name)
+        if entry is None:
+            continue
+        sources = {source.model for source in (*entry.inputs, *([entry.base] if entry.base else []))}
+        for model in rows.rows:
+            if model not in sources and any(rows.lacking(own) > len(rows.averaged) for own in sources):
+                raise RecipeError(
+                    f"{model} is not merged into the {name}, and its tokens are to be in the vocabulary",
+                    "mergekit takes rows only from models that are merged there",
+                    "name it among the sources of the first and the last slice",
+                )
 
 
 def _result(documents: list[Document], named: Mapping[str, Document]) -> tuple[Document, dict[str, Document]]:
@@ -185,18 +231,26 @@ def _first_model(document: Document, stages: Mapping[str, Document]) -> Referenc
 
 
 def _ignored(document: Document) -> list[str]:
-    """Parameters that the method does not have, or not per model: mergekit passes them over, and so does evomerge."""
-    form = FORMS[document.method]
-    shared = {*form.shared, *form.constants, "int8_mask"}
+    """Parameters that the method does not have, or not per model: mergekit passes them over, and so does evomerge.
+
+    Raises:
+        RecipeError: the method or the parameter is none of mergekit's, and the method does not have it.
+    """
+    spec = specs()[document.method]
+    form = form_of(spec)
+    each = {*form.per_input, *said_besides(spec, True)}
+    shared = {*form.shared, *form.constants, "int8_mask", *said_besides(spec, False)}
     wide = [document.top, document.module, *(slice_.settings for slice_ in document.slices)]
     lines = []
     for settings, own in [
-        *((settings, {*shared, *form.per_input}) for settings in wide),
-        *((source.settings, {*form.per_input, "int8_mask"}) for s in document.slices for source in s.sources),
+        *((settings, {*shared, *each}) for settings in wide),
+        *((source.settings, {*each, "int8_mask"}) for s in document.slices for source in s.sources),
     ]:
         for name, setting in settings.items():
             if name not in own:
                 why = "is not given for a model" if name in shared else f"is no parameter of {document.method}"
+                if document.method not in FORMS or name not in PARAMETERS:
+                    raise RecipeError(f"{setting.where} {why}", nearest(name, own - {"int8_mask"}))
                 lines.append(f"{setting.where} {why}: ignored, as mergekit does")
     return lines
 

@@ -65,6 +65,8 @@ class Setting:
             if word in _TRUE or word in _FALSE:
                 return word in _TRUE
             raise RecipeError(f"{self.where} is {value!r}", "true or false")
+        if spec.kind in ("categorical", "numbers"):  # mergekit has none; the recipe checks them
+            return value if isinstance(value, str) else str(value)
         try:
             number = float(value)
         except ValueError:
@@ -83,7 +85,7 @@ def read_settings(content: Any, where: str) -> dict[str, Setting]:
     """The `parameters` of a model, slice, module or file.
 
     Raises:
-        RecipeError: a name that no method of mergekit's has, or a value that is none.
+        RecipeError: a name that no method has, or a value that is none.
     """
     if content is None:
         return {}
@@ -92,9 +94,18 @@ def read_settings(content: Any, where: str) -> dict[str, Setting]:
     found = {}
     for name, value in content.items():
         if name not in PARAMETERS:
-            raise RecipeError(f"unknown parameter {where}.{name}", nearest(str(name), PARAMETERS))
+            _check_own(str(name), where)
         found[name] = _setting(value, f"{where}.{name}")
     return found
+
+
+def _check_own(name: str, where: str) -> None:
+    """Refuse what is no parameter of mergekit's, and of none of evomerge's methods."""
+    from evomerge.merge.methods import specs  # imports torch, which most files need not wait for
+
+    known = PARAMETERS | {parameter.name for spec in specs().values() for parameter in spec.parameters}
+    if name not in known:
+        raise RecipeError(f"unknown parameter {where}.{name}", nearest(name, known))
 
 
 def _setting(content: Any, where: str) -> Setting:

@@ -8,7 +8,7 @@ from evomerge.errors import RecipeError
 from evomerge.merge.methods import specs
 from evomerge.mergekit.document import MAX_LAYERS, Document, Slice, Source
 from evomerge.mergekit.filters import filter_entries
-from evomerge.mergekit.forms import FORMS
+from evomerge.mergekit.forms import FORMS, PARAMETERS, form_of
 from evomerge.mergekit.layers import depth_of, template
 from evomerge.mergekit.references import Reference
 from evomerge.mergekit.settings import Settings
@@ -35,7 +35,8 @@ class SliceReader:
         self, document: Document, layout: Layout, names: Mapping[Reference, str], stages: Mapping[str, Recipe]
     ) -> None:
         self.document, self.layout, self.names, self.stages = document, layout, names, stages
-        self.form, self.spec = FORMS[document.method], specs()[document.method]
+        self.spec = specs()[document.method]
+        self.form = form_of(self.spec)
         self._runs = [self._complete(slice_) for slice_ in document.slices]
         depth = sum(count for _, count in self._runs)
         if depth > MAX_LAYERS:
@@ -62,6 +63,9 @@ class SliceReader:
         base = slice_.base or self.document.base
         sources = [self._ranged(source) for source in slice_.sources]
         if self.document.whole and base is not None and base not in [source.model for source in sources]:
+            if self.form.base == "ignored" and self.spec.name not in FORMS:
+                do = "leave it out, or list it among the models"
+                raise RecipeError(f"base_model is {base}", f"{self.spec.name} takes no base", do)
             sources.append(self._ranged(Source(base, None, {}, "base_model")))
         counts = [source.layers[1] - source.layers[0] for source in sources if source.layers]
         if len(set(counts)) > 1:
@@ -180,7 +184,8 @@ class SliceReader:
             names: what filters look at: of the source's tensors, or of the output's.
             kinds, outputs: the same tensors' names in the layout, and in the output.
         """
-        if spec.name in self.form.readings:
+        besides = spec.name not in PARAMETERS and any(spec.name in scope for scope in scopes)
+        if spec.name in self.form.readings and not besides:
             return self.form.readings[spec.name]
         settings = [scope[spec.name] for scope in scopes if spec.name in scope]
         found: list[Scalar] = []

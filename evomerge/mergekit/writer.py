@@ -17,6 +17,7 @@ from evomerge.mergekit.filters import Value, filter_entries, gradient_is_exact
 from evomerge.mergekit.forms import FORMS, Number
 from evomerge.mergekit.layers import depth_of, module_names
 from evomerge.mergekit.scales import as_sums, without_scales
+from evomerge.mergekit.tokenizers import entry_content
 from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import DTYPES, ModelRef
@@ -53,6 +54,8 @@ def to_mergekit(recipe: Recipe, layout: Layout) -> str:
     recipe.check(specs())
     if recipe.heads is not None:
         raise RecipeError("mergekit merges all tensors of a model, and the recipe has heads of their own", "", "")
+    if layout.encoder:
+        raise RecipeError("mergekit cannot express merges of encoder-decoders", "decoders and encoders")
     places = {name: ref.address for name, ref in recipe.models}
     references = {ref.address: _reference(ref) for _, ref in recipe.models}
     stages = _stage_names(recipe, references)
@@ -86,6 +89,8 @@ def _document(
     config_from = places[recipe.config_from]
     # mergekit insists that a base model, where a method may have one, is among the sources of every slice.
     named = FORMS[method].base != "optional" or all(block.base is not None for block in blocks)
+    if recipe.tokenizer is not None and recipe.tokenizer.base is None and FORMS[method].base == "ignored":
+        named = False  # a base model would give the rows of tokens that some lack
     top_base = config_from if named else None
     pieces = _pieces(blocks)
     writer = _Writer(method, references, defaults, module_names(layout))
@@ -95,6 +100,11 @@ def _document(
     if recipe.tokenizer_from not in (None, recipe.config_from if named else None):
         assert recipe.tokenizer_from is not None
         document["tokenizer_source"] = writer.reference(places[recipe.tokenizer_from])
+    if recipe.tokenizer is not None:
+        outer = {*pieces[0][0].sources} & {*pieces[-1][-1].sources}
+        merged = {name: places[name] in outer for name, _ in recipe.models}
+        base = recipe.config_from if named else None
+        document |= entry_content(recipe.tokenizer, lambda name: writer.reference(places[name]), base, merged)
     document |= {"dtype": "float32", "out_dtype": recipe.dtype}
     depths = {places[name]: layout.layers for name, _ in recipe.models}
     depths |= {places[name]: depth_of(stage) for name, stage in recipe.intermediates}

@@ -29,6 +29,7 @@ _IMMATERIAL = re.compile(
 _ROTARY = re.compile(r"(^|\.)(rope_parameters|rope_scaling|rope_theta|original_max_position_embeddings)(\.|$)")
 
 _COUNT = re.compile(r"(num|n)_.*(layers?|experts?|blocks?)|.*_layers|.*_depth")
+_DECODER = ("num_decoder_layers", "decoder_layers")
 _LONGEST = 200  # characters of a value that is shown
 _FEW = 1024  # of these, a model without weights is built in no time
 
@@ -64,6 +65,23 @@ def architecture_problem(
             return PoolError(
                 f"model {name!r} has {key} {_shown(own)}, {reference!r} has {_shown(wanted)}",
                 "all models of a pool share one architecture",
+            )
+    return None
+
+
+def depth_problem(name: str, config: Any, reference: str, reference_config: Any) -> PoolError | None:
+    """The error for an encoder-decoder of other depths than the reference's: layers count on in the decoder."""
+    if not getattr(reference_config, "is_encoder_decoder", False):
+        return None
+    for stack, keys in (("encoder", ("num_layers", "encoder_layers")), ("decoder", _DECODER)):
+        own, wanted = (
+            next((getattr(each, key) for key in keys if isinstance(getattr(each, key, None), int)), None)
+            for each in (config, reference_config)
+        )
+        if own != wanted:
+            return PoolError(
+                f"model {name!r} has {own} layers in its {stack}, {reference!r} has {wanted}",
+                "encoder-decoders of one depth: a layer's number is that of its place in both stacks",
             )
     return None
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from evomerge.errors import PoolError, RecipeError, nearest
 from evomerge.models.architecture.components import OuterComponents
-from evomerge.models.architecture.layout import find_layers, model_class, skeleton
+from evomerge.models.architecture.layout import model_class, skeleton
 from evomerge.models.architecture.names import NameMatch, match_names
+from evomerge.models.architecture.stacks import find_stacks, layer_place, passed_by
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.recipe import Recipe
@@ -117,13 +118,13 @@ def _labels(config: Any) -> frozenset[str]:
 
 def _outer_places(module: nn.Module, components: OuterComponents) -> dict[str, str]:
     """The tensors outside the layers, in order, with the component that each is part of."""
-    prefix, _ = find_layers(module)
-    found, after = dict[str, str](), False
+    stacks, found, passed = find_stacks(module), dict[str, str](), set[str]()
     for place in module.state_dict():
-        if place.startswith(f"{prefix}."):
-            after = True
+        inside = layer_place(place, stacks)
+        if inside is not None:
+            passed.add(inside[2])
         else:
-            found[place] = components(place, after)
+            found[place] = components(place, passed_by(place, stacks, passed))
     return found
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import EvomergeError, EvomergeWarning, PoolError, reason_of
+from evomerge.errors import EvomergeError, PoolError, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.config_fields import check_generation
 from evomerge.models.architecture.layout import Layout, layout_from
@@ -17,23 +16,25 @@ from evomerge.models.architecture.names import NameMatch
 from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.folding import FoldedCheckpoint, FoldedRoom, warn_of_another_base
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
-from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
+from evomerge.models.comparing import comparison
 from evomerge.models.equal_slices import equal_slices
 from evomerge.models.heads import AUTO, Setting, config_giver, find_heads, headed_of, stored_heads
 from evomerge.models.pool import Pool
-from evomerge.models.pool_settings import check_heads, check_pool_settings, of_model, raise_all
+from evomerge.models.pool_settings import check_heads, check_pool_settings, of_model, raise_all, tokenizer_spec
 from evomerge.models.sources import Opened, dtype_of, open_sources, warn_of_dtypes
 from evomerge.models.statistics import ModelStatistics, default_folder
 from evomerge.models.tokenizer_files import check_files
 from evomerge.models.tokenizers import check_tokenizer
 from evomerge.models.tying import match_models
-from evomerge.models.vocabulary import vocabulary_problem
+from evomerge.models.vocabularies.aligning import aligned, axes_in, with_rows
+from evomerge.models.vocabularies.choosing import choose_vocabulary, giver_of
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef
+from evomerge.recipes.tokenizer_spec import TokenizerSpec
 from evomerge.utils.memory import free_host_memory
 
 
@@ -46,6 +47,7 @@ def open_pool(
     fingerprints: bool = True,
     ignore_config: Collection[str] = (),
     tokenizer_from: str | None = None,
+    tokenizer: TokenizerSpec | str | Mapping[str, Any] | None = None,
     heads: Setting = AUTO,
     tasks: Collection[str] | None = None,
 ) -> Pool:
@@ -62,15 +64,18 @@ def open_pool(
         fingerprints: hash the content of models that no hub commit pins, and find the slices that are equal in all.
         ignore_config: configuration keys that may differ between models.
         tokenizer_from: the model whose tokenizer the results take; tokenizers may then differ, which is warned of.
+        tokenizer: the vocabulary that all models are brought to (see `recipes.tokenizer_spec`); by default, the ids
+            that they agree on, where they do and need it.
         heads: tensors that sources carry on their own, which may differ in shape: found from labels, shapes and names
             (``auto``), patterns of names, or ``None``: all are merged. A base may then be of another task's class.
         tasks: the sources that have such a head; all by default.
 
     Raises:
-        ConfigError: `base`, `dtype`, `tokenizer_from` or `heads` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer` or `heads` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
     """
-    sources = check_pool_settings(models, base, dtype, tokenizer_from)
+    sources = check_pool_settings(models, base, dtype, tokenizer_from, tokenizer)
+    spec = tokenizer_spec(tokenizer, base, models)
     check_heads(heads)
     problems: list[PoolError] = []
     opened = open_sources(models, root, trust_remote_code, problems)
@@ -78,7 +83,7 @@ def open_pool(
     try:
         own = find_heads(heads, headed_of(tasks, sources), opened.configs, opened.checkpoints, trust_remote_code)
         return _fitted(
-            opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from, own
+            opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from, spec, own
         )
     except EvomergeError:
         raise
@@ -99,6 +104,7 @@ def _fitted(
     fingerprints: bool,
     ignore_config: Collection[str],
     tokenizer_from: str | None,
+    spec: TokenizerSpec | None,
     heads: Heads | None,
 ) -> Pool:
     """The pool of models that have been opened, once they fit together."""
@@ -141,14 +147,22 @@ def _fitted(
             problems.append(of_model(name, error))
     raise_all(problems)
     ignored = frozenset(ignore_config) | ({"id2label"} if heads is not None else set())
-    for name in configs:
-        problems += _comparison(name, reference, checkpoints, configs, stored, layouts[name], ignored, tokenizer_from)
-    giver = tokenizer_from or reference
-    rows = getattr(configs[giver].get_text_config(), "vocab_size", None)
+    folders = {name: own.folder for name, own in checkpoints.items()}
+    vocabulary = choose_vocabulary(spec, reference, tokenizer_from, configs, folders, trust_remote_code)
+    axes = axes_in(layout, configs[reference], trust_remote_code) if vocabulary is not None else {}
+    for name, config in configs.items():
+        its = layouts[name]
+        if vocabulary is not None:
+            its = with_rows(its, axes, config.get_text_config().vocab_size)
+        problems += comparison(name, reference, checkpoints, configs, stored, its, ignored, tokenizer_from, vocabulary)
+    giver = vocabulary.giver if vocabulary is not None else giver_of(spec, reference, tokenizer_from)
+    tokenizer_from = giver if vocabulary is None and giver != reference else tokenizer_from
+    rows = vocabulary.rows.count if vocabulary else getattr(configs[giver].get_text_config(), "vocab_size", None)
+    inputs = vocabulary.folder if vocabulary is not None else folders[giver]
     for name, check in (
         (reference, lambda: check_generation(checkpoints[reference].folder)),
-        (giver, lambda: check_tokenizer(giver, checkpoints[giver].folder, rows, trust_remote_code)),
-        ("", lambda: check_sentence_modules({name: own.folder for name, own in checkpoints.items()})),
+        (giver, lambda: check_tokenizer(giver, inputs, rows, trust_remote_code)),
+        ("", lambda: check_sentence_modules(folders)),
     ):
         try:
             check()
@@ -160,7 +174,12 @@ def _fitted(
     if fingerprints:
         refs = {name: with_fingerprints(ref, checkpoints[name]) for name, ref in refs.items()}
     result = dtype if dtype != "auto" else dtype_of(configs[reference], checkpoints[reference])
-    residual = residual_of(configs[reference], trust_remote_code)
+    config = configs[reference]
+    if vocabulary is not None:
+        checkpoints, stored = aligned(vocabulary, axes, checkpoints, stored, room)
+        layout, config = with_rows(layout, axes, vocabulary.rows.count), vocabulary.config(config)
+        tokenizer_from = None
+    residual = residual_of(config, trust_remote_code)
     layout = replace(layout, residual=residual)
     counts = {name: math.prod(shape) for name, shape in layout.shapes.items()}
     even = all(own.layers == layout.layers for own in layouts.values())
@@ -180,10 +199,21 @@ def _fitted(
         tensors=tensors,
         tokenizer_from=tokenizer_from,
         constant=equal_slices(layout, checkpoints, stored) if fingerprints and even else (),
+        tokenizer=vocabulary.spec if vocabulary is not None else None,
         heads=heads,
     )
-    config, tied = configs[reference], matched.tied
-    return Pool(info, layout, checkpoints, config, stored, trust_remote_code, tokenizer_from, tied, heads=carried)
+    more = {"vocabulary": vocabulary, "heads": carried}
+    return Pool(
+        info,
+        layout,
+        checkpoints,
+        config,
+        stored,
+        trust_remote_code,
+        tokenizer_from,
+        matched.tied,
+        **more,  # type: ignore[arg-type]
+    )
 
 
 def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_code: bool = False) -> Pool:
@@ -209,6 +239,7 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
         trust_remote_code,
         fingerprints=False,
         tokenizer_from=recipe.tokenizer_from,
+        tokenizer=recipe.tokenizer,
         heads=list(heads.tensors) if heads is not None else None,
         tasks=heads.tasks if heads is not None else None,
     )
@@ -255,50 +286,3 @@ def _stored(layout: Layout, match: NameMatch, model: str, reference: str) -> dic
                 "load both and save them by save_pretrained(save_original_format=False)" if other else "",
             )
     return stored
-
-
-def _comparison(
-    name: str,
-    reference: str,
-    checkpoints: Mapping[str, Checkpoint],
-    configs: Mapping[str, Any],
-    stored: Mapping[str, Mapping[str, str]],
-    layout: Layout,
-    ignored: frozenset[str],
-    tokenizer_from: str | None,
-) -> list[PoolError]:
-    """All that keeps a model from being merged with the reference."""
-    problems: list[PoolError] = []
-    own, wanted = configs[name].get_text_config(), configs[reference].get_text_config()
-    sizes = getattr(own, "vocab_size", None), getattr(wanted, "vocab_size", None)
-    tensors = list(compatibility.tensor_problems(name, checkpoints[name], stored[name], reference, layout))
-    if sizes[0] != sizes[1]:
-        problems.append(
-            PoolError(
-                f"model {name!r} has a vocabulary of {sizes[0]}, {reference!r} of {sizes[1]}",
-                "all models of a pool share one vocabulary",
-                f"give them one size: load the model, resize_token_embeddings({sizes[1]}), save_pretrained",
-            )
-        )
-        # Embeddings and head have another shape for that reason; saying so twice does not help.
-        embeddings = {n for s, names in layout.tensors.items() if s.component in ("embed", "head") for n in names}
-        inner = {k: v for k, v in stored[name].items() if k not in embeddings}
-        tensors = list(compatibility.tensor_problems(name, checkpoints[name], inner, reference, layout))
-    if name != reference:
-        problems += compatibility.config_problems(name, configs[name], reference, configs[reference], ignored)
-        labels = compatibility.label_problem(name, configs[name], reference, configs[reference])
-        problems += [labels] if labels and "id2label" not in ignored else []
-        folders = checkpoints[name].folder, checkpoints[reference].folder
-        try:
-            difference = vocabulary_problem(name, folders[0], reference, folders[1])
-            if difference is not None and tokenizer_from is None:
-                problems.append(difference)
-            elif difference is not None:
-                warnings.warn(
-                    f"{difference.given}; results take the tokenizer of {tokenizer_from!r}",
-                    EvomergeWarning,
-                    stacklevel=2,
-                )
-        except PoolError as error:
-            problems.append(error)
-    return [*problems, *tensors]  # what config.json says is mostly the reason for the tensors

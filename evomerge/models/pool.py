@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from evomerge.errors import PoolError
+from evomerge.errors import EvomergeError, PoolError
 from evomerge.models.architecture.layout import Layout
 from evomerge.models.architecture.residual import Residual
 from evomerge.models.architecture.residual_rules import residual_of
@@ -19,6 +19,7 @@ from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.heads import PoolHeads
 from evomerge.models.pool_settings import of_model
 from evomerge.models.statistics import ModelStatistics, pool_words
+from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.recipes.calibration import LEARNED
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.utils.memory import MemoryPart
@@ -37,6 +38,7 @@ class Pool:
         trust_remote_code: whether code from the models' folders may run.
         tokenizer_from: the model whose tokenizer is used, ``None`` for ``info.config_from``.
         statistics: of data, by model and kind; they may still be to be made.
+        vocabulary: what the models' rows were brought to; ``None`` where they are merged as they are.
         heads: what sources carry on their own; ``None`` where all is merged.
         tied: what `tie_word_embeddings` of the results is, where models differ in it; otherwise ``None``.
     """
@@ -50,6 +52,7 @@ class Pool:
     tokenizer_from: str | None = None
     tied: bool | None = None
     statistics: Mapping[tuple[str, str], ModelStatistics] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
     heads: PoolHeads | None = None
 
     @cached_property
@@ -89,12 +92,17 @@ class Pool:
     @property
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer of merged models lies."""
+        if self.vocabulary is not None:
+            return self.vocabulary.folder
         return self.folder(self.tokenizer_from or self.info.config_from)
+
+    def tokenizer_of(self, model: str) -> Path:
+        """Where the tokenizer lies that a source model reads texts with, as the pool reads its weights."""
+        return self.folder(model) if self.vocabulary is None else self.vocabulary.folder
 
     def is_kept(self, model: str, name: str) -> bool:
         """Whether a model's tensor that was read stays in memory or mapped; one that is folded may find no room."""
-        checkpoint = self.checkpoints[model]
-        return not isinstance(checkpoint, FoldedCheckpoint) or checkpoint.is_kept(self.stored[model][name])
+        return self.checkpoints[model].is_kept(self.stored[model][name])
 
     @property
     def nbytes(self) -> int:
@@ -121,7 +129,8 @@ class Pool:
 
     def memory(self) -> list[MemoryPart]:
         """What the open models take once all of their tensors have been read."""
-        own = self.checkpoints.values()
+        every = self.checkpoints.values()
+        own = [checkpoint.plain for checkpoint in every]
         files = {info.file for checkpoint in own for info in checkpoint.tensors.values()}
         mapped = sum(file.stat().st_size for file in files)
         parts = [MemoryPart("sources", mapped, "files, mapped; they may be dropped", per_machine=True)]
@@ -133,6 +142,9 @@ class Pool:
             )
         if folded:
             parts.append(MemoryPart("adapters", folded, "tensors with adapters folded in"))
+        rows = sum(checkpoint.memory for checkpoint in every if checkpoint.plain is not checkpoint)
+        if rows:
+            parts.append(MemoryPart("vocabularies", rows, "embeddings and heads brought to one vocabulary"))
         return parts
 
     def is_merged(self, name: str) -> bool:
@@ -140,6 +152,24 @@ class Pool:
         return name not in self.layout.integers
 
 
+def require_own_rows(pool: Pool, what: str, kind: type[EvomergeError] = PoolError) -> None:
+    """An error where a pool's models were brought to one vocabulary, for what reads them as their files hold them.
+
+    Args:
+        pool: the source models.
+        what: the subject of the sentence.
+        kind: of error.
+    """
+    if pool.vocabulary is not None:
+        raise kind(
+            f"{what} takes models with the rows of their own files, and those of this pool are brought to one "
+            f"vocabulary of {pool.vocabulary.rows.count} rows",
+            "models with one tokenizer and equally many rows",
+            "write each with `evomerge merge` first: a recipe of one model alone, of this pool",
+        )
+
+
 def unadapted(checkpoint: Checkpoint) -> Checkpoint:
     """The files of a model without the adapter that is folded into it, where there is one."""
-    return checkpoint.base if isinstance(checkpoint, FoldedCheckpoint) else checkpoint
+    plain = checkpoint.plain
+    return plain.base if isinstance(plain, FoldedCheckpoint) else plain

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import ConfigError, PoolError, nearest
+from evomerge.errors import ConfigError, PoolError, RecipeError, nearest
 from evomerge.models.checkpoints.location import check_place
 from evomerge.recipes.slices import DTYPES, ModelRef
+from evomerge.recipes.tokenizer_spec import TokenizerSpec, read_tokenizer
 
 _MOST_LISTED = 5
 _LONGEST = 800
 
 
 def check_pool_settings(
-    models: Mapping[str, str] | Mapping[str, ModelRef], base: str | None, dtype: str, tokenizer_from: str | None
+    models: Mapping[str, str] | Mapping[str, ModelRef],
+    base: str | None,
+    dtype: str,
+    tokenizer_from: str | None,
+    tokenizer: TokenizerSpec | str | Mapping[str, Any] | None = None,
 ) -> tuple[str, ...]:
     """Check what a pool is asked to be; returns the names of its source models, the base not among them.
 
     Args:
-        models, base, dtype, tokenizer_from: as for `opening.open_pool`.
+        models, base, dtype, tokenizer_from, tokenizer: as for `opening.open_pool`.
 
     Raises:
-        ConfigError: `base`, `dtype` or `tokenizer_from` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from` or `tokenizer` is none of those possible.
         PoolError: no source models, or an entry that is no name with a location.
     """
     check_names(models)
@@ -33,6 +38,14 @@ def check_pool_settings(
         raise ConfigError(
             f"pool.tokenizer_from is {tokenizer_from!r}", nearest(tokenizer_from, models), "name one of pool.models"
         )
+    spec = tokenizer_spec(tokenizer, base, models)
+    if spec is not None:
+        if tokenizer_from is not None:
+            raise ConfigError("pool.tokenizer and pool.tokenizer_from are given", "one of the two")
+        try:
+            spec.check_models(models, "pool.tokenizer")
+        except RecipeError as error:
+            raise ConfigError(error.given, error.allowed, error.do) from None
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"pool.dtype is {dtype!r}", nearest(dtype, ("auto", *DTYPES)))
     sources = tuple(name for name in models if name != base)
@@ -54,6 +67,23 @@ def check_heads(setting: Any) -> None:
             f"pool.heads is {str(setting)[:200]!r}",
             "auto, null, or patterns of tensor names such as 'classifier*'",
         )
+
+
+def tokenizer_spec(
+    tokenizer: TokenizerSpec | str | Mapping[str, Any] | None, base: str | None, models: Iterable[str]
+) -> TokenizerSpec | None:
+    """The vocabulary that ``pool.tokenizer`` asks for; its base is the pool's, or the first model.
+
+    Raises:
+        ConfigError: it is none; names the key.
+    """
+    if tokenizer is None or isinstance(tokenizer, TokenizerSpec):
+        return tokenizer
+    try:
+        content = dict(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
+        return read_tokenizer(content, "pool.tokenizer", base=base, usual=next(iter(models), None))
+    except RecipeError as error:
+        raise ConfigError(error.given, error.allowed, error.do) from None
 
 
 def check_places(models: Mapping[str, str] | Mapping[str, ModelRef], root: str | Path | None) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 from evomerge.errors import EvomergeWarning, PoolError, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.config_fields import check_fields
+from evomerge.models.architecture.own_head import OWN_HEAD, says_untied
 from evomerge.models.checkpoints.adapter import Adapter
+from evomerge.models.checkpoints.dequantised import plain_folder
 from evomerge.models.checkpoints.headers import FLOAT_DTYPES
 from evomerge.models.checkpoints.location import locate
 from evomerge.models.checkpoints.reader import Checkpoint
@@ -51,13 +53,12 @@ def open_sources(
             place = locate(location, root)
             folder, found.refs[name] = place.folder, place.ref
             if folder not in by_folder:  # adapters often share a base
-                check_side_files(folder)
-                by_folder[folder] = Checkpoint(folder)
+                if folder.is_dir():
+                    check_side_files(folder)
+                by_folder[folder] = Checkpoint(plain_folder(folder, trust_remote_code))
             found.checkpoints[name] = checkpoint = by_folder[folder]
             if place.adapter is not None:
                 found.adapters[name] = Adapter(place.adapter)
-            if "quantization_config" in checkpoint.config:
-                raise PoolError("its weights are quantised", "float32, bfloat16 or float16", "dequantise it first")
             found.configs[name] = _config(checkpoint, trust_remote_code)
         except PoolError as error:
             problems.append(of_model(name, error))
@@ -89,6 +90,8 @@ def _config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
         else:
             do = "upgrade transformers, or set pool.trust_remote_code if the model brings its own code"
         raise PoolError(f"transformers refuses {path} ({reason_of(error)})", "", do) from error
+    if says_untied(config, checkpoint.config) and "lm_head.weight" in checkpoint.tensors:
+        setattr(config, OWN_HEAD, True)
     try:
         compatibility.check_counts(config, len(checkpoint.tensors))
         config.get_text_config().to_dict()

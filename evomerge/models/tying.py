@@ -94,9 +94,9 @@ def match_models(
     architecture = ""
     for name, config in configs.items():
         if name != reference:
-            other = compatibility.architecture_problem(
-                name, config, reference, configs[reference], heads is not None and name not in heads.tasks
-            )
+            headless = heads is not None and name not in heads.tasks
+            other = compatibility.architecture_problem(name, config, reference, configs[reference], headless)
+            other = other or compatibility.depth_problem(name, config, reference, configs[reference])
             if other is not None:
                 problems.append(other)
                 continue

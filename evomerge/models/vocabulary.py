@@ -30,12 +30,13 @@ def vocabulary_problem(name: str, folder: Path, reference: str, reference_folder
     Raises:
         PoolError: a tokenizer's files cannot be read.
     """
-    if not has_tokenizer(folder) or not has_tokenizer(reference_folder) or _same_files(folder, reference_folder):
+    if not has_tokenizer(folder) or not has_tokenizer(reference_folder) or same_files(folder, reference_folder):
         return None
     own, merges = read_vocabulary(folder)
     wanted, wanted_merges = read_vocabulary(reference_folder)
     allowed = "all models of a pool share one tokenizer"
-    do = f"set pool.tokenizer_from={reference} to merge them all the same, with the tokenizer of that model"
+    do = "set pool.tokenizer=union, or a model, to bring them to one vocabulary; or "
+    do += f"pool.tokenizer_from={reference} to merge row by row all the same, with the tokenizer of that model"
     others = {token for token, _ in own.items() ^ wanted.items()}
     if others:
 
@@ -93,7 +94,7 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
-def _same_files(folder: Path, other: Path) -> bool:
+def same_files(folder: Path, other: Path) -> bool:
     """Whether both folders' tokenizer files are the same, byte for byte."""
     for name in _TOKENIZER_FILES:
         a, b = folder / name, other / name

@@ -10,6 +10,7 @@ from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
 from evomerge.recipes.slices import Input, Parameters, SliceRecipe
+from evomerge.recipes.tokenizer_spec import TokenizerSpec
 
 
 def canonical_text(
@@ -21,6 +22,8 @@ def canonical_text(
     config_from: str,
     tokenizer_from: str | None,
     calibration: CalibrationRef | None = None,
+    tokenizer: TokenizerSpec | None = None,
+    models: Sequence[str] = (),
     heads: Heads | None = None,
 ) -> str:
     """The content that is hashed, as JSON without spaces, keys sorted.
@@ -31,7 +34,8 @@ def canonical_text(
     Args:
         slices: in model order.
         identities: what every input's name stands for: a model's content, an intermediate's own hash.
-        dtype, seed, config_from, tokenizer_from, calibration, heads: of the recipe.
+        dtype, seed, config_from, tokenizer_from, calibration, tokenizer, heads: of the recipe.
+        models: of the recipe, in order: with a `tokenizer`, all of them give rows.
     """
     identity = {name: quote(text) for name, text in identities.items()}
 
@@ -59,9 +63,10 @@ def canonical_text(
             text = f"{quote(entry.method)},[{inputs}],{values(entry.parameters)},{base},{scale}]"
             alike[group] = text
         lines.append(f'["{entry.slice}",{text}')
-    tokenizer = ""
+    vocabulary = "" if tokenizer is None else f',"tokenizer":{tokenizer.canonical_text(identity, models)}'
+    giver = ""
     if tokenizer_from is not None and tokenizer_from != config_from:
-        tokenizer = f',"tokenizer_from":{identity[tokenizer_from]}'
+        giver = f',"tokenizer_from":{identity[tokenizer_from]}'
     measured = ""
     if calibration is not None:
         known = sorted(f"[{identity[name]},{quote(kind)},{quote(key)}]" for name, kind, key in calibration.statistics)
@@ -71,7 +76,7 @@ def canonical_text(
         whose, what = sorted(identity[name] for name in heads.tasks), sorted(map(quote, heads.tensors))
         carried = f'"heads":[[{",".join(whose)}],[{",".join(what)}]],'
     first = f'"config_from":{identity[config_from]},"dtype":{quote(dtype)},"seed":{seed}'
-    return f'{{{measured}{carried}{first},"slices":[{",".join(lines)}]{tokenizer}}}'
+    return f'{{{measured}{carried}{first},"slices":[{",".join(lines)}]{vocabulary}{giver}}}'
 
 
 def _scalar(value: Scalar) -> str:

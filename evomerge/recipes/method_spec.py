@@ -73,6 +73,8 @@ class ParameterSpec:
         summary: one line for the documentation, where the name does not say it.
         initial: where a search starts; ``None`` is the default, or the middle where that is an end of the range, and
             for weights near the uniform average.
+        tacit: whether searches that do not vary it leave it out of their recipes where it has its default: of a
+            parameter that came later than its method, so that recipes and runs stay what they were.
 
     Raises:
         ConfigError: a default or a bound that the method itself does not accept, or a start out of bounds.
@@ -90,6 +92,7 @@ class ParameterSpec:
     searched: bool = False
     summary: str = ""
     initial: float | None = None
+    tacit: bool = False
 
     def __post_init__(self) -> None:
         if self.kind == "categorical" and len(set(self.choices)) < max(len(self.choices), 1):

@@ -10,6 +10,7 @@ from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Dtype, Input, ModelRef, SliceId, SliceRecipe
+from evomerge.recipes.tokenizer_spec import TokenizerSpec
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class PoolInfo:
         constant: the slices of which all models, the base included, hold the same bits, in order: genomes need say
             nothing of them. Empty where that is not known.
         calibration: the statistics of data that methods may read; ``None`` where there are none.
+        tokenizer: the vocabulary that the models are brought to; ``None`` where they are merged as they are.
         heads: what sources carry on their own, which is in none of `slices`; ``None`` where all is merged.
     """
 
@@ -52,6 +54,7 @@ class PoolInfo:
     tokenizer_from: str | None = None
     constant: tuple[SliceId, ...] = ()
     calibration: CalibrationRef | None = None
+    tokenizer: TokenizerSpec | None = None
     heads: Heads | None = None
 
     def depth(self, name: str) -> int:
@@ -75,7 +78,8 @@ class PoolInfo:
 
     def recipe(self, slices: Iterable[SliceRecipe], seed: int = 0) -> Recipe:
         """A recipe over this pool's models."""
-        more = {"tokenizer_from": self.tokenizer_from, "calibration": self.calibration, "heads": self.heads}
+        more = {"tokenizer_from": self.tokenizer_from, "calibration": self.calibration, "tokenizer": self.tokenizer}
+        more["heads"] = self.heads  # type: ignore[assignment]
         return Recipe(self.refs, tuple(slices), self.dtype, self.config_from, seed, **more)  # type: ignore[arg-type]
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:

@@ -17,6 +17,7 @@ from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import MethodSpec, find_method, scalars
 from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, Parameters, SliceId, SliceRecipe
 from evomerge.recipes.stage_index import StageIndex
+from evomerge.recipes.tokenizer_spec import TokenizerSpec
 
 MOST_INPUTS = 1000
 """Inputs of a slice."""
@@ -37,6 +38,8 @@ class Recipe:
             intermediates; a name means the same recipe wherever it is used.
         tokenizer_from: the model whose tokenizer the result takes; ``None`` for that of `config_from`.
         calibration: the statistics of data that methods may read; that of its intermediates too.
+        tokenizer: the vocabulary that the models are brought to before they are merged, those of intermediates too;
+            then `tokenizer_from` is ``None``. ``None`` where the rows of all models are merged as they are.
         heads: tensors that are no part of any slice but carried from the models whose tasks they are of; ``None``
             where all are merged. Those of intermediates say nothing.
 
@@ -56,6 +59,7 @@ class Recipe:
     intermediates: tuple[tuple[str, Recipe], ...] = field(default=(), repr=False)
     tokenizer_from: str | None = None
     calibration: CalibrationRef | None = None
+    tokenizer: TokenizerSpec | None = None
     heads: Heads | None = None
     _hash: str = field(init=False, repr=False, default="")
     _index: StageIndex | None = field(init=False, repr=False, default=None)
@@ -92,6 +96,10 @@ class Recipe:
             raise RecipeError(f"config_from is {self.config_from!r}", known)
         if self.tokenizer_from is not None and self.tokenizer_from not in names:
             raise RecipeError(f"tokenizer_from is {self.tokenizer_from!r}", known)
+        if self.tokenizer is not None:
+            self.tokenizer.check_models(names, "tokenizer")
+            if self.tokenizer_from is not None:
+                raise RecipeError("tokenizer and tokenizer_from are given", "one of the two")
         if self.heads is not None:
             self.heads.check(names, self.config_from)
         if self.dtype not in DTYPES:
@@ -120,6 +128,8 @@ class Recipe:
         for name, recipe in self.intermediates:
             if recipe.calibration != self.calibration:
                 raise RecipeError(f"intermediate {name!r} has another calibration than the recipe", "one for all")
+            if recipe.tokenizer != self.tokenizer:
+                raise RecipeError(f"intermediate {name!r} has another tokenizer than the recipe", "one for all")
             for model, ref in recipe.models:
                 if models.get(model) != ref:
                     raise RecipeError(
@@ -183,7 +193,7 @@ class Recipe:
         """All but the content of the intermediates."""
         names = tuple(name for name, _ in self.intermediates)
         own = self.models, self.slices, self.dtype, self.config_from, self.seed, self.tokenizer_from
-        return *own, self.calibration, self.heads, names
+        return *own, self.calibration, self.tokenizer, self.heads, names
 
     def __eq__(self, other: object) -> bool:
         # Stage by stage: a lineage shares ancestors, and as a tree it would be exponentially large.
@@ -229,6 +239,8 @@ class Recipe:
             config_from=self.config_from,
             tokenizer_from=self.tokenizer_from,
             calibration=self.calibration,
+            tokenizer=self.tokenizer,
+            models=[name for name, _ in self.models],
             heads=self.heads,
         )
 

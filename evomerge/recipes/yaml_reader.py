@@ -54,6 +54,7 @@ from evomerge.recipes.slices import (
     SliceRecipe,
     parameters,
 )
+from evomerge.recipes.tokenizer_spec import read_tokenizer
 from evomerge.recipes.yaml_writer import VERSION, RecipeDumper, recipe_content
 from evomerge.utils import safe_yaml
 
@@ -127,7 +128,7 @@ def _recipe_in(content: Any) -> Recipe:
         content,
         "",
         ("evomerge_recipe", "dtype", "config_from", "models", "slices"),
-        ("seed", "tokenizer_from", "intermediates", "calibration", "heads"),
+        ("seed", "tokenizer_from", "tokenizer", "intermediates", "calibration", "heads"),
     )
     version = top["evomerge_recipe"]
     if version != VERSION or isinstance(version, bool):
@@ -142,10 +143,11 @@ def _recipe_in(content: Any) -> Recipe:
     refs = {safe_yaml.text(name, "a name in models"): _model_in(ref, f"models.{name}") for name, ref in models.items()}
     stages: dict[str, Recipe] = {}
     calibration = _calibration_in(top["calibration"], refs) if top.get("calibration") is not None else None
-    top = {**top, "calibration": calibration}
+    tokenizer = None if top.get("tokenizer") is None else read_tokenizer(top["tokenizer"], "tokenizer")
+    shared = {"calibration": calibration, "tokenizer": tokenizer}
+    top = {**top, **shared}
     common = {"dtype": top["dtype"], "config_from": top["config_from"], "seed": top.get("seed", 0), "models": [*refs]}
-    common["heads"] = top.get("heads")
-    intermediates = top.get("intermediates") or {}
+    common["heads"], intermediates = top.get("heads"), top.get("intermediates") or {}
     if not isinstance(intermediates, dict):
         raise RecipeError(f"intermediates is {safe_yaml.shown(intermediates)}", "a mapping of names to recipes")
     room = MAX_SLICES
@@ -155,7 +157,7 @@ def _recipe_in(content: Any) -> Recipe:
             raise RecipeError(f"intermediates.{name} has the name of a model", "every name once")
         where = f"intermediates.{name}"
         own = safe_yaml.mapping(value, where, ("slices",), ("tokenizer_from", *common))
-        stages[name] = _one_in({**common, **own, "calibration": calibration}, f"{where}.", refs, stages, room)
+        stages[name] = _one_in({**common, **own, **shared}, f"{where}.", refs, stages, room)
         room -= len(stages[name].slices)
     recipe = _one_in({**top, "models": [*refs]}, "", refs, stages, room)
     idle = sorted(stages.keys() - recipe.stages.keys())
@@ -188,6 +190,7 @@ def _one_in(
             intermediates=tuple((name, stages[name]) for name in sorted(used) if name in stages),
             tokenizer_from=None if tokenizer is None else safe_yaml.text(tokenizer, f"{dot}tokenizer_from"),
             calibration=fields["calibration"],
+            tokenizer=fields["tokenizer"],
             heads=_heads_in(fields["heads"], f"{dot}heads") if fields.get("heads") is not None else None,
         )
     except RecipeError as error:

@@ -22,6 +22,8 @@ def recipe_content(recipe: Recipe) -> dict[str, Any]:
     content: dict[str, Any] = {"evomerge_recipe": VERSION, "dtype": recipe.dtype, "config_from": recipe.config_from}
     if recipe.tokenizer_from is not None:
         content["tokenizer_from"] = recipe.tokenizer_from
+    if recipe.tokenizer is not None:
+        content["tokenizer"] = recipe.tokenizer.content()
     content["seed"] = recipe.seed
     if recipe.calibration is not None:
         content["calibration"] = _calibration_out(recipe.calibration)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evomerge.report.formatting import clean, count, number, percent, signed
+from evomerge.report.formatting import clean, count, number, signed
 from evomerge.report.trial import numbers
 
 if TYPE_CHECKING:
@@ -66,6 +66,15 @@ def finalists(event: Mapping[str, Any], races: Mapping[int, Mapping[str, float]]
     return found
 
 
+_ENGINES = {"vllm": "vLLM", "server": "a server that loads candidates as adapters"}
+
+
+def engine_text(started: Mapping[str, Any]) -> str:
+    """With what a run scored, from its ``started`` event; empty for transformers."""
+    name = _ENGINES.get(str(started.get("engine")))
+    return f"Scored with {name}." if name else ""
+
+
 def quantised_text(started: Mapping[str, Any]) -> str:
     """With which weights a run scored what, from its ``started`` event; empty where all were in full precision."""
     name = started.get("quantise")
@@ -92,12 +101,9 @@ def compared_score(seen: RunProgress) -> float | None:
 
 
 def race_lines(seen: RunProgress) -> tuple[str, ...]:
-    """What a run says of its quantised weights and of its race, a sentence each; none where there were none."""
-    lines = [text] if (text := quantised_text(seen.started)) else []
-    lines += _chosen(seen.started.get("race"))
-    items, of = (seen.raced.get(name, 0.0) for name in ("items", "of"))
-    if 0 < items <= of < math.inf:
-        lines.append(f"Scored {count(round(items), 'item')} of {round(of):,} ({percent(items / of)}) in the search.")
+    """What a run says of its engine, its quantised weights and its race, a sentence each."""
+    lines = [text for text in (engine_text(seen.started), quantised_text(seen.started)) if text]
+    lines += seen.race.lines(_whole(seen.started))
     found = finalists(seen.finalists, {}, "")
     winner = next((finalist for finalist in found if finalist.winner), None)
     if winner is not None:
@@ -112,8 +118,10 @@ def race_lines(seen: RunProgress) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _chosen(event: Any) -> list[str]:
-    """Why there is no race, where that was left to what is searched."""
+def _whole(started: Mapping[str, Any]) -> str:
+    """Why nobody was scored on some items only, where that was left to what is searched; else empty."""
+    event = started.get("race")
     if not isinstance(event, Mapping) or not isinstance(event.get("reason"), str):
-        return []
-    return [f"Every candidate on all items, no race: {clean(event['reason'], 200)}."]
+        return ""
+    who = "Every candidate" if "cheap" not in started else "Those that went on were scored"
+    return f"{who} on all items, no race: {clean(event['reason'], 200)}."

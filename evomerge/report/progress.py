@@ -16,11 +16,12 @@ from evomerge.objectives import MetricShare, Objective
 from evomerge.report.calibration_time import CalibrationTime
 from evomerge.report.clock import Clock
 from evomerge.report.phase_names import running_phase
+from evomerge.report.race_progress import RaceProgress
 from evomerge.report.stop_rules import RuleProgress, RuleStatus
 from evomerge.report.trial import Trial, number, numbers, time_of
 from evomerge.run.ledger_file import Event
 
-STAGES = ("merge", "model", "other")
+STAGES = ("cheap", "merge", "model", "other")
 _RECENT = 1000  # evaluations that median seconds are of
 _KINDS = 20  # different reasons of failures that are told apart
 _NUMBER = re.compile(r"\d[\d.]*(?:e[+-]?\d+)?")
@@ -47,7 +48,7 @@ class RunProgress:
         last_improved: the last improvement; once a finalist has won, it.
         finalists: the event of the finalists; empty where there were none.
         validated: candidates that were scored on all items in the end, by id.
-        raced: of candidates in a race, the ``items`` that they were scored on, and ``of`` how many.
+        race: on how many items candidates were scored, where they raced.
         merge: what the layer cache did, added up over all evaluations.
         stages: seconds by stage, added up over the candidates told.
         tokens: that their log-likelihoods ``run``, and would run in ``stock`` lm-eval; what ``hidden`` states saved.
@@ -70,7 +71,7 @@ class RunProgress:
         self.last_improved: Event | None = None
         self.finalists: Event = {}
         self.validated: dict[Any, Trial] = {}
-        self.raced: dict[str, float] = {}
+        self.race = RaceProgress()
         self.merge: dict[str, float] = {}
         self.tokens: dict[str, float] = {}
         self.halved = 0
@@ -257,10 +258,10 @@ class RunProgress:
         seconds = event.get("seconds")
         _add(self.stages, seconds)
         _add(self.tokens, tokens)
-        _add(self.raced, {name: v for name, v in numbers(event.get("race")).items() if name in ("items", "of")})
+        if self._objective is None:
+            self._objective = self.objective.name if self.objective is not None else ""
+        self.race.see(event.get("race"), event.get("objectives"), self._objective)
         if status in ("ok", "pruned"):
-            if self._objective is None:
-                self._objective = self.objective.name if self.objective is not None else ""
             self._scores.append(number(event.get("objectives"), self._objective) if status == "ok" else np.nan)
             if seconds:
                 for name, recent in self._recent.items():

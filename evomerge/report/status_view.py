@@ -36,7 +36,7 @@ _SOURCES = {
     "shared": "shared cache",
     "computed": "merged",
 }
-_STAGE_STYLES = {"merge": "cyan", "note": "yellow", "model": "blue", "other": "magenta"}
+_STAGE_STYLES = {"cheap": "green", "merge": "cyan", "note": "yellow", "model": "blue", "other": "magenta"}
 _WIDEST = 100
 _ROWS = 28
 _LABELS = 11

@@ -6,7 +6,8 @@ One event per line (`evomerge.run.ledger_file` says how lines are written). Ever
 - ``started``: `schema`, `version`, and what the run was started with: `seed`, `evaluations` (the budget),
   `objectives` (name to direction), `shares` (by split what each metric counts: ``task/metric``, weight, direction,
   objective), `stop_rules` (`hours`, `patience` and `target`, those that are set), `overlap` (share of the held-out
-  items that are the search's), `fitness` (its fingerprint), `calibration` (seconds that statistics of data took), ...
+  items that are the search's), `fitness` (its fingerprint), `cheap` (that of the
+  cheap rung's), `calibration` (seconds that statistics of data took), ...
 - ``phase``: `phase` (its name), `preference` (where it is searched for several, this one's weights), `number` (from 1)
   of `phases`, `evaluations`, `genes` (of raw weights their number), `ordered`, `in_flight`, `winner` (the candidate
   that the search space begins with).

@@ -9,6 +9,7 @@ from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
+from evomerge.recipes.tokenizer_spec import read_tokenizer
 
 
 def pool_content(info: PoolInfo) -> dict[str, Any]:
@@ -27,6 +28,10 @@ def pool_content(info: PoolInfo) -> dict[str, Any]:
         "immovable": info.immovable,
         "constant": [str(entry) for entry in info.constant],
     }
+    if info.tokenizer_from is not None:
+        content["tokenizer_from"] = info.tokenizer_from
+    if info.tokenizer is not None:
+        content["tokenizer"] = info.tokenizer.content()
     if info.heads is not None:
         content["heads"] = asdict(info.heads)
     if info.calibration is not None:
@@ -61,6 +66,8 @@ def pool_info(content: Any) -> PoolInfo:
         immovable=str(content.get("immovable", "")),
         constant=tuple(SliceId.parse(text) for text in content.get("constant", ())),
         calibration=_calibration(content.get("calibration"), names),
+        tokenizer_from=content.get("tokenizer_from"),
+        tokenizer=None if (own := content.get("tokenizer")) is None else read_tokenizer(own, "tokenizer"),
         heads=_heads(content.get("heads"), names),
     )
 

@@ -58,9 +58,9 @@ class Leaders:
         self._models: set[object] = set()
 
     def see(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Take in an evaluation; a model that is known already, and those without a value, are ignored."""
+        """Take in an evaluation; a model that is known already, and those not scored on any item, are ignored."""
         value = evaluation.objectives.get(self._objective.name)
-        if value is None or evaluation.status not in ("ok", "pruned"):
+        if value is None or evaluation.status not in ("ok", "pruned") or evaluation.race.get("items") == 0:
             return
         complete = not self._rescores and evaluation.race.get("items") == evaluation.race.get("of")
         self.add(Leader(candidate, evaluation.ok, complete, self._objective.gain(value)))

@@ -38,7 +38,8 @@ from evomerge.search.in_flight import PendingEvaluations, in_flight_limit
 from evomerge.search.incumbent import Incumbent
 from evomerge.search.informing import begin, informed
 from evomerge.search.phases import Phase
-from evomerge.search.racing.race import Race, pending_of
+from evomerge.search.racing.race import Race
+from evomerge.search.racing.raced import pending_of
 from evomerge.search.starts import begin_with, compared_recipes
 from evomerge.search.state import PhaseState, SearchState, decoded
 from evomerge.search.stopping import StopRules
@@ -133,13 +134,12 @@ class Search:
         try:
             if not self.state.winners:
                 self._take_models()
-                compared = self._score(self._scored)
-                for candidate, evaluation in compared:
+                self._compared = self._score(self._scored)
+                for candidate, evaluation in self._compared:
                     self.incumbent.baseline(evaluation)
                     if self.race is not None:
                         self.race.see(evaluation, baseline=True)
                     self.state.scores[str(candidate.name)] = evaluation.objectives
-                self._compared = compared
             reason = self._run_phases()
         except (KeyboardInterrupt, EvomergeError):
             if self.state.settled and self.state.phase is not None:

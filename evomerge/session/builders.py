@@ -50,6 +50,7 @@ def pool_from_config(config: Config) -> Pool:
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
         tokenizer_from=settings.get("tokenizer_from"),
+        tokenizer=to_builtin(settings.get("tokenizer")),
         heads=to_builtin(settings.get("heads", "auto")),
     )
     if settings.trust_remote_code:

@@ -133,10 +133,15 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
     for model, each in itertools.product(pool.info.sources, hows):
         how = _of_model(each, pool, model, settings.optimizer)
         items = [] if how.kind == "curvature" else read[model]
-        into = ModelStatistics(default_folder(), each.kind, how.key(refs[model].identity, items))
+        into = ModelStatistics(default_folder(), each.kind, how.key(_identity(refs[model].identity, pool), items))
         jobs.append(Job(model, each.kind, how, items, into))
     ref = CalibrationRef(tuple((job.model, job.kind, job.into.key) for job in jobs), _made_by(config, kinds))
     return Calibration(with_statistics(pool, ref), tuple(jobs), documents)
+
+
+def _identity(own: str, pool: Pool) -> str:
+    """What a model's statistics depend on: also the vocabulary that it reads texts in."""
+    return own if pool.vocabulary is None else f"{own} in vocabulary {pool.vocabulary.digest}"
 
 
 def _of_model(how: Measurement, pool: Pool, model: str, optimizer: bool) -> Measurement:

@@ -60,7 +60,7 @@ def _encoded(
     tensors = [item for item in items if isinstance(item, CalibrationTensors)]
     if tensors:
         return encode_tensors(tensors)
-    tokenizer = load_tokenizer(pool.checkpoints[model].folder, pool.trust_remote_code)
+    tokenizer = load_tokenizer(pool.tokenizer_of(model), pool.trust_remote_code)
     texts = [item for item in items if isinstance(item, CalibrationItem)]
 
     def seen(item: CalibrationItem, ids: Sequence[int]) -> None:

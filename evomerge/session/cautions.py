@@ -60,6 +60,13 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
     """
     for caution in parts.fitness.cautions():
         _warn(caution, _BOLD)
+    for caution in parts.cheap.cautions() if parts.cheap is not None else ():
+        _warn(f"cheap: {caution}", _BOLD)
+    if parts.pool is not None:
+        from evomerge.models.chat_templates import template_caution
+
+        if template := template_caution(parts.pool):
+            _warn(template)
     _check_overlap(config, parts)
     known = {document[0] for document in _documents(parts.fitness)} if parts.validation is not None else set()
     again = [document[0] in known for document in _documents(parts.validation)]
@@ -136,7 +143,8 @@ def _fewer_genes(config: Config, phase: str, layers: int) -> str:
 def _check_overlap(config: Config, parts: Parts) -> None:
     """Compare the items of both fitnesses by their content, where both can name it, and keep the share."""
     held_out = _documents(parts.held_out)
-    search = [*_documents(parts.fitness), *_documents(parts.validation)] if held_out else []
+    chosen_by = parts.fitness, parts.validation, parts.cheap
+    search = [document for fitness in chosen_by for document in _documents(fitness)] if held_out else []
     if not search or not held_out:
         return
     asked, contents = ({document[of] for document in search} for of in (0, 1))

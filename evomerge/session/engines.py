@@ -125,6 +125,12 @@ def check_held(engine: EngineSettings, pool: Pool, spaces: Sequence[SearchSpace]
         ConfigError: one that it cannot, with the reason. Of others it may still turn out when they are evaluated.
     """
     refusing: Callable[[Plan], str]
+    if engine.is_vllm and pool.vocabulary is not None:
+        raise ConfigError(
+            "evaluator.engine is vllm, and the pool's models are brought to one vocabulary",
+            "models with one tokenizer and equally many rows",
+            "set evaluator.engine=transformers",
+        )
     if engine.is_vllm:
         from evomerge.evaluation.vllm_paths import FixedLayers
 

@@ -232,13 +232,13 @@ def sample_plans(config: Config, parts: Parts, pool: Pool) -> list[Plan]:
 
 
 def _forwards(parts: Parts, pool: Pool, plans: Sequence[Plan], on_host: bool) -> list[MemoryPart]:
-    """The larger of what scoring on the search's and on the held-out items takes."""
+    """The largest of what scoring by each of the fitnesses takes."""
     tokenizer = load_tokenizer(pool.tokenizer_folder, pool.trust_remote_code)
     numbers = (entry.slice.layer for plan in plans for entry in plan.slices if entry.slice.layer is not None)
     layers = 1 + max(numbers, default=pool.info.layers - 1)
     outline = ModelOutline(pool.config, tokenizer, TORCH_DTYPES[pool.info.dtype], layers, on_host)
     found: list[MemoryPart] = []
-    for node in ("fitness", "validation", "held_out"):
+    for node in ("fitness", "cheap", "validation", "held_out"):
         fitness = getattr(parts, node)
         asked: Callable[[ModelOutline], Sequence[MemoryPart]] | None = getattr(fitness, "memory", None)
         if asked is None:

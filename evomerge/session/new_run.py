@@ -35,7 +35,7 @@ class NewRun:
         """An empty ledger."""
         return Ledger(folder, sync=sync, observe=observe)
 
-    def check(self, fingerprint: str) -> None:
+    def check(self, fingerprint: str, cheap: str | None) -> None:
         """Nothing was scored before that the fitness would have to agree with."""
 
     def wrap(self, keep: BestWriter, evaluator: Evaluator, incumbent: Incumbent) -> tuple[BestWriter, Evaluator]:

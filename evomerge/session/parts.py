@@ -65,11 +65,12 @@ class Parts:
         race_choice: what was chosen where ``search.racing.first`` is ``auto``; ``None`` where it is not.
         finalists: how many of the best are scored on all items in the end.
         rescores: whether they are also where the search scored them on all: it did so with quantised weights.
-        quantised: what weights are quantised to, and when; empty where they are not.
+        scored_with: the engine and what weights are quantised to, as the ledger says it; empty for neither.
         rules: what ends the search early.
         calibration: statistics of data that methods read, some of which may still be to be made.
         calibration_seconds: that making them took.
         validation: of the finalists' own items; ``None`` where they are those of the search.
+        cheap: of the race's cheap rung; ``None`` where there is no such rung.
         left_open: keys of the race and of priors that were ``auto``, and have been settled.
         unread_prior: a prior that is settled once the models are read, in words; empty where there is none.
         adapters: how candidates go to vLLM; ``None`` where another engine scores.
@@ -90,11 +91,12 @@ class Parts:
     race: Race | None = None
     race_choice: RaceChoice | None = None
     validation: Fitness | None = None
+    cheap: Fitness | None = None
     left_open: Sequence[str] = ()
     unread_prior: str = ""
     finalists: int = 0
     rescores: bool = False
-    quantised: Mapping[str, Any] = field(default_factory=dict)
+    scored_with: Mapping[str, Any] = field(default_factory=dict)
     rules: StopRules = field(default_factory=StopRules)
     adapters: AdapterPlan | None = None
     calibration: Calibration | None = None
@@ -148,7 +150,10 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
         run = RunFolder.open(config.from_run)
     validation = fitness_from_config(config, "validation") if config.validation is not None else None
     check_validation(config, objectives, validation)
+    cheap = fitness_from_config(config, "cheap") if config.cheap is not None else None
     fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": validation or fitness}
+    if cheap is not None:
+        fitnesses["cheap"] = cheap
     if held_out is not None:
         fitnesses["held_out"] = held_out
     local = _LocalBuilder(fitnesses, engine)
@@ -176,12 +181,14 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
         check_asynchronous(config, phase.name, strategy)
     switches = [task for space in spaces for task in getattr(space, "switch_tasks", ())]
     heads = pool.info.heads.tasks if pool is not None and pool.info.heads is not None else ()
-    check_switches(fitness, held_out, switches, validation, heads)
+    check_switches(fitness, held_out, switches, validation, cheap, heads)
     warm.check(spaces)
     if pool is None or wanted == "fitnesses":
         evaluator = build(_with_cache(config), "evaluator", fitnesses)
     local.pool = pool
     check_fitnesses(fitness, held_out, pool)
+    if cheap is not None:
+        check_fitnesses(cheap, None, pool, key="cheap")
     documents = calibration.documents if calibration is not None else ()
     if validation is not None:
         check_fitnesses(validation, None, pool, key="validation")
@@ -192,9 +199,10 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
         evaluator = build(_with_cache(config), "evaluator", _shipped(config, pool, session, engine.adapters))
     racing = to_builtin(config.search.racing)
     left_open = [f"search.racing.{key}" for key in ("first", "most") if racing[key] == AUTO]
-    race, choice = chosen_race(config, fitness, strategies)
+    race, choice = chosen_race(config, fitness, strategies, cheap)
     known = measure if read or pool is None else functools.partial(remembered, pool)
-    open_priors, unread = settle_priors(config, nodes, spaces, race is not None, known)
+    few = race is not None and race.steps != [1.0]  # items that tell candidates apart
+    open_priors, unread = settle_priors(config, nodes, spaces, few, known)
     if open_priors:
         nodes = phase_nodes(config, pool.info if pool is not None else None, measure)
         spaces = [node.space(None) for node in nodes]
@@ -204,8 +212,8 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
     finalists = count_finalists(config, objectives, race is not None or rescores)
     parts = pool, spaces, strategies, evaluator, fitness, held_out, phases, warm, trackers
     more: dict[str, Any] = {"race": race, "race_choice": choice, "finalists": finalists, "rules": rules}
-    more |= {"validation": validation, "left_open": [*left_open, *open_priors], "unread_prior": unread}
-    more |= {"rescores": rescores, "quantised": engine.event, "adapters": adapters}
+    more |= {"validation": validation, "cheap": cheap, "left_open": [*left_open, *open_priors], "unread_prior": unread}
+    more |= {"rescores": rescores, "scored_with": engine.event, "adapters": adapters}
     return Parts(*parts, fitted=fitted, calibration=calibration, **more)
 
 
@@ -256,5 +264,5 @@ def _with_cache(config: Config) -> Any:
 
 def _targets(config: Config) -> list[str]:
     """The classes that workers build, those of a fitness's parts too."""
-    content = {name: to_builtin(getattr(config, name)) for name in ("fitness", "validation", "held_out")}
+    content = {name: to_builtin(getattr(config, name)) for name in ("fitness", "cheap", "validation", "held_out")}
     return [str(value) for key, value in leaves(content) if key.rpartition(".")[2] == TARGET]

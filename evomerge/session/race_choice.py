@@ -70,31 +70,40 @@ class RaceChoice:
 
 
 def chosen_race(
-    config: Config, fitness: Fitness, strategies: Sequence[Strategy]
+    config: Config, fitness: Fitness, strategies: Sequence[Strategy], cheap: Fitness | None = None
 ) -> tuple[Race | None, RaceChoice | None]:
     """The race of a search, and what was chosen where that was left open. The fitness must have been checked.
+
+    With a cheap rung (`cheap`), those that it lets go on are scored on all items where nothing but numbers stands
+    against a race on fewer.
 
     The configuration itself is changed: the run keeps what was chosen, and goes on with that whatever becomes of its
     budget, of its items or of these rules.
 
     Raises:
-        ConfigError: as for `build_race`, of what the user has asked for.
+        ConfigError: as for `build_race`, of what the user has asked for; a cheap rung where no race can be.
     """
     asked = config.search.racing
     if asked.first != AUTO:
         asked.most = 1.0 if asked.most == AUTO else asked.most
-        return build_race(config, fitness, strategies), None
+        return build_race(config, fitness, strategies, cheap), None
     choice, settings = _choice(config, fitness, strategies)
     if settings is not None:
         asked.first, asked.most = settings.first, settings.most
         try:
-            return build_race(config, fitness, strategies), choice
+            return build_race(config, fitness, strategies, cheap), choice
         except EvomergeError as error:
             choice = RaceChoice(choice.items, because="estimator", reason=error.given)
     asked.first, asked.most = None, 1.0
     if asked.pruner is not None:
         asked.against, asked.pruner = "generation", None
-    return None, choice
+    if cheap is not None and choice.because == "strategy":
+        raise ConfigError(
+            f"cheap is set, and {choice.reason}",
+            "a race of generations, of which it is the first rung",
+            "take strategy=cma_es, set search.racing.first=null for all items after the rung, or fitness@cheap=null",
+        )
+    return (build_race(config, fitness, strategies, cheap) if cheap is not None else None), choice
 
 
 def _choice(config: Config, fitness: Fitness, strategies: Sequence[Strategy]) -> tuple[RaceChoice, Racing | None]:

@@ -51,23 +51,40 @@ def check_race(config: Config) -> None:
         build_pruner(settings)
 
 
-def build_race(config: Config, fitness: Fitness, strategies: Sequence[Strategy]) -> Race | None:
+def build_race(
+    config: Config, fitness: Fitness, strategies: Sequence[Strategy], cheap: Fitness | None = None
+) -> Race | None:
     """The race of a search; ``None`` for none. The fitness must have been checked.
+
+    With a cheap rung there always is one: where the configuration has no other steps, those that the rung lets go on
+    are scored on all items.
+
+    Args:
+        config: of the experiment.
+        fitness: of the search.
+        strategies: of its phases.
+        cheap: of the cheap rung; ``None`` where there is no such rung.
 
     Raises:
         ConfigError: it is asked for more items than there are; the fitness, the objectives or a strategy allow none.
     """
     settings = race_settings(config)
-    if settings is None:
+    if settings is None and cheap is None:
         return None
+    key = "cheap" if cheap is not None else "search.racing.first"
+    undo = "fitness@cheap=null" if cheap is not None else "search.racing.first=null"
     items = items_of(fitness)
     if items is None:
         raise ConfigError(
-            "search.racing.first is set, and the fitness cannot be asked for some of its items",
+            f"{key} is set, and the fitness cannot be asked for some of its items",
             "a fitness with a method items() whose run takes a part, as lm_eval's",
-            "set search.racing.first=null",
+            f"set {undo}",
         )
+    if settings is None:
+        asked: dict[str, Any] = to_builtin(config.search.racing)
+        settings = Racing(**{**asked, "first": float(sum(items.values())), "most": 1.0})
     objectives = tuple(fitness.objectives)
+    decides = _decides(cheap, objectives, settings) if cheap is not None else None
     if settings.against != "none" and len(objectives) > 1 and config.search.scalarise is None:
         raise ConfigError(
             f"search.racing.against is {settings.against} and there are {len(objectives)} objectives",
@@ -77,18 +94,19 @@ def build_race(config: Config, fitness: Fitness, strategies: Sequence[Strategy])
     for strategy in strategies:
         if not getattr(strategy, "estimates", True):
             raise ConfigError(
-                f"search.racing.first is set, and strategy {type(strategy).__name__} needs the scores of all items",
+                f"{key} is set, and strategy {type(strategy).__name__} needs the scores of all items",
                 "a strategy that learns from objectives alone",
-                "set search.racing.first=null, or take another strategy",
+                f"set {undo}, or take another strategy",
             )
     if settings.against == "generation" and (not config.search.ordered or config.search.in_flight is not None):
         raise ConfigError(
             "search.racing.against is generation, and candidates do not come by generations",
             "search.ordered=true and search.in_flight=null",
-            "set search.racing.against=incumbent",
+            "set search.racing.against=incumbent" if cheap is None else f"set {undo}",
         )
     builder: Callable[[], Estimator] | None = getattr(fitness, "build_estimator", None)
-    estimator: Any = builder() if builder is not None else None
+    whole = cheap is not None and settings.steps(sum(items.values())) == [1.0]  # then nothing is estimated
+    estimator: Any = builder() if builder is not None and not whole else None
     if settings.against == "incumbent" and estimator is None:
         raise ConfigError(
             "search.racing.against is incumbent, and the fitness does not say what its items count",
@@ -101,7 +119,43 @@ def build_race(config: Config, fitness: Fitness, strategies: Sequence[Strategy])
 
         pruner = build_pruner(settings, sum(items.values()))
         check_items(pruner, estimator)
-    return Race(settings, items, Knowledge(estimator, objectives), objectives, config.search.seed, pruner)
+    return Race(settings, items, Knowledge(estimator, objectives), objectives, config.search.seed, pruner, decides)
+
+
+def _decides(cheap: Fitness, objectives: Sequence[Objective], settings: Racing) -> Objective:
+    """The objective of the cheap rung's fitness.
+
+    Args:
+        cheap: it.
+        objectives: of the search.
+        settings: of the race.
+
+    Raises:
+        ConfigError: it or the search has several objectives; people give its scores; candidates do not race against
+            their generation.
+    """
+    own = tuple(cheap.objectives)
+    if len(own) > 1:
+        raise ConfigError(
+            f"cheap has objectives {', '.join(objective.name for objective in own)}",
+            "one, by which a generation is ranked",
+            "leave the others out, or make one number of them by weights of metrics",
+        )
+    if len(objectives) > 1:
+        raise ConfigError(
+            f"cheap is set, and there are {len(objectives)} objectives",
+            "one, of which the rung's scores are estimates",
+            "set fitness@cheap=null",
+        )
+    if hasattr(cheap, "rating"):
+        raise ConfigError("cheap is a fitness that people rate", "one that costs little: lm_eval, unlabelled")
+    if settings.against != "generation":
+        raise ConfigError(
+            f"cheap is set, and search.racing.against is {settings.against}",
+            "generation: the rung compares the candidates of one",
+            "set search.racing.against=generation, or fitness@cheap=null",
+        )
+    return own[0]
 
 
 def items_of(fitness: Fitness) -> Mapping[str, int] | None:

@@ -59,6 +59,7 @@ def remote_worker(
             trust_remote_code=settings.trust_remote_code,
             fingerprints=False,
             tokenizer_from=settings.get("tokenizer_from"),
+            tokenizer=to_builtin(settings.get("tokenizer")),
             heads=to_builtin(settings.get("heads", "auto")),
         )
     for name, ref in refs.items():
@@ -67,6 +68,9 @@ def remote_worker(
     pool = with_statistics(pool, calibration)
     fitness = fitness_from_config(config, "fitness")
     fitnesses: dict[Split, Fitness] = {"search": fitness, "validation": fitness}
+    if config.cheap is not None:
+        fitnesses["cheap"] = fitness_from_config(config, "cheap")
+        check_fitnesses(fitnesses["cheap"], key="cheap")
     if config.validation is not None:
         fitnesses["validation"] = fitness_from_config(config, "validation")
         check_fitnesses(fitnesses["validation"], key="validation")

@@ -71,8 +71,10 @@ class RecordedEvaluator(WrappedEvaluator):
         """Remember a candidate that was told before; send off another."""
         if split == "validation":
             self._record.forget_other(candidate.id, candidate.recipe.hash if candidate.recipe is not None else None)
-        if self._record.told(candidate.id, split):
-            self._waiting[split][candidate.id] = candidate
+        # What a candidate came to on the cheap rung is part of what it was told with in the end.
+        told: Split = "search" if split == "cheap" else split
+        if self._record.told(candidate.id, told):
+            self._waiting[told][candidate.id] = candidate
         else:
             self._evaluator.submit(candidate, split)
 
@@ -242,30 +244,35 @@ class ContinuedLedger(Ledger):
         )
 
 
-def check_started(record: Record, fitness: str, versions: Mapping[str, str]) -> list[str]:
+def check_started(record: Record, fitness: str, cheap: str | None, versions: Mapping[str, str]) -> list[str]:
     """What differs from when the run began, a line each.
 
     Args:
         record: of the run.
         fitness: fingerprint of the fitness now.
+        cheap: that of the cheap rung's; ``None`` where there is no such rung.
         versions: of the libraries now, by name.
 
     Raises:
-        EvomergeError: the fitness is not the one that the run began with.
+        EvomergeError: the fitness is not the one that the run began with, or the cheap rung's is not.
     """
     started = record.first("started")
     if started is None:
         return []
-    if started.get("fitness") != fitness:
-        raise EvomergeError(
-            f"the fitness has fingerprint {fitness}, the run began with {started.get('fitness')}",
-            "the same items, prompts, batches, dtype and tokenizer: scores would not be comparable",
-            "undo what has changed, or start a new search with search.warm_start=[RUN]",
-        )
-    before = started.get("versions")
-    before = before if isinstance(before, Mapping) else {}
+    for what, now, before in (
+        ("the fitness", fitness, started.get("fitness")),
+        ("the cheap rung", cheap, started.get("cheap")),
+    ):
+        if before != now:
+            raise EvomergeError(
+                f"{what} has fingerprint {now}, the run began with {before}",
+                "the same items, prompts, batches, dtype and tokenizer: scores would not be comparable",
+                "undo what has changed, or start a new search with search.warm_start=[RUN]",
+            )
+    known = started.get("versions")
+    known = known if isinstance(known, Mapping) else {}
     return [
-        f"{name} was {before.get(name)}, is {now}"
+        f"{name} was {known.get(name)}, is {now}"
         for name, now in versions.items()
-        if name in before and before[name] != now
+        if name in known and known[name] != now
     ]

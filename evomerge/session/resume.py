@@ -55,8 +55,7 @@ MAY_CHANGE = (
     "pool.models",
     "fitness.task_timeout",
     "fitness.compare_forwards",
-    "validation.task_timeout",
-    "held_out.task_timeout",
+    *(f"{node}.task_timeout" for node in ("cheap", "validation", "held_out")),
     *(f"{node}.{key}" for node in ("fitness", "validation", "held_out") for key in ("raters", "look_every", "hours")),
 )
 """Keys whose values a resumed run may be given anew; those below them too."""
@@ -130,14 +129,14 @@ class Resumed:
         self._ledger = ContinuedLedger(folder, self.record, resumed=self.event, sync=sync, observe=observe)
         return self._ledger
 
-    def check(self, fingerprint: str) -> None:
-        """Compare fitness and versions with those of the run; `EvomergeError` for another fitness."""
+    def check(self, fingerprint: str, cheap: str | None) -> None:
+        """Compare fitnesses and versions with those of the run; `EvomergeError` for another fitness."""
         self.folder.sweep()
         lost = lost_items(self.folder, self.record.with_items)
         if lost:
             warnings.warn(lost, EvomergeWarning, stacklevel=2)
             self.folder.items.mkdir(exist_ok=True)
-        self.changes += check_started(self.record, fingerprint, library_versions())
+        self.changes += check_started(self.record, fingerprint, cheap, library_versions())
         self._keep_budget()
 
     def wrap(self, keep: BestWriter, evaluator: Evaluator, incumbent: Incumbent) -> tuple[BestWriter, Evaluator]:

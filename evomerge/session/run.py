@@ -46,8 +46,8 @@ class Start(Protocol):
     def open_ledger(self, folder: RunFolder, sync: Literal["every", "interval"], observe: Observers) -> Ledger:
         """The ledger, open for appending."""
 
-    def check(self, fingerprint: str) -> None:
-        """`EvomergeError` where the fitness is not the one of the run."""
+    def check(self, fingerprint: str, cheap: str | None) -> None:
+        """`EvomergeError` where the fitness is not the one of the run, or that of the cheap rung, if there is one."""
 
     def wrap(self, keep: BestWriter, evaluator: Evaluator, incumbent: Incumbent) -> tuple[BestWriter, Evaluator]:
         """What writes the best down, and where candidates are evaluated, with what was told before."""
@@ -89,7 +89,8 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
         ) as checkpoints,
     ):
         fingerprint = parts.evaluator.fingerprint("search")
-        beginning.check(fingerprint)
+        cheap = parts.evaluator.fingerprint("cheap") if parts.cheap is not None else None
+        beginning.check(fingerprint, cheap)
         evaluator: Evaluator = parts.evaluator
         asked = rating_rules(parts.fitness, parts.validation, parts.held_out)
         if asked:
@@ -110,8 +111,9 @@ def run(config: Config, parts: Parts, observers: Sequence[Observer] = (), start:
                 **({"race": parts.race_choice.event} if parts.race_choice is not None else {}),
                 **({"overlap": parts.overlap} if parts.overlap is not None else {}),
                 fitness=fingerprint,
+                **({"cheap": cheap} if cheap is not None else {}),
                 **({"calibration": parts.calibration_seconds} if parts.calibration is not None else {}),
-                **parts.quantised,
+                **parts.scored_with,
                 versions=library_versions(),
                 **({"from_run": source.event} if source is not None else {}),
             )

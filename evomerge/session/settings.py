@@ -61,7 +61,7 @@ def check_pool(config: Config) -> None:
     """
     pool: Any = config.pool
     models = to_builtin(pool.models)
-    check_pool_settings(models, pool.base, pool.dtype, pool.get("tokenizer_from"))
+    check_pool_settings(models, pool.base, pool.dtype, pool.get("tokenizer_from"), to_builtin(pool.get("tokenizer")))
     check_heads(to_builtin(pool.get("heads", "auto")))
     check_places(models, pool.root)
 

@@ -9,20 +9,26 @@ from evomerge.errors import ConfigError, nearest
 
 
 def check_switches(
-    fitness: Any, held_out: Any, tasks: Sequence[str], validation: Any = None, heads: Sequence[str] = ()
+    fitness: Any,
+    held_out: Any,
+    tasks: Sequence[str],
+    validation: Any = None,
+    cheap: Any = None,
+    heads: Sequence[str] = (),
 ) -> None:
     """Check that each task of the fitnesses names a switch or head that candidates have, or none where they have none.
 
     Args:
         fitness, held_out: of the configuration; the second may be ``None``.
         tasks: names of the switches; empty where candidates have none.
-        validation: as `held_out`.
+        validation, cheap: as `held_out`.
         heads: names of the tasks with heads of their own; empty where the pool has none.
 
     Raises:
         ConfigError: a task without a switch, or with one that is not there; names the key.
     """
-    for key, part in (("fitness", fitness), ("validation", validation), ("held_out", held_out)):
+    named = ("fitness", fitness), ("cheap", cheap), ("validation", validation), ("held_out", held_out)
+    for key, part in named:
         if part is not None:
             names = tuple(dict.fromkeys(tasks or heads))
             check_fitness_switches(part, key, names, has_head=bool(heads) or is_headed(part))

@@ -15,6 +15,7 @@ from evomerge.errors import ConfigError, nearest
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective, ParetoArchive
 from evomerge.protocols import Proposal
+from evomerge.strategies.bases.angle_bins import MOST_BINNED, AngleBins
 from evomerge.strategies.bases.capabilities import check_range, require
 from evomerge.strategies.bases.quadratic import LINKS, Array, Link, Quadratic, coefficients, usual_samples
 from evomerge.strategies.bases.saving import InFlight, check_settings, settings_of
@@ -23,6 +24,10 @@ from evomerge.strategies.variation.coordinates import Coordinates
 
 MOST_GENES = 60
 """Free genes: a full quadratic of more has thousands of coefficients, each of which a sample must pay for."""
+
+SAMPLINGS = ("sobol", "bayesian")
+ROUNDS = 4
+"""Of Bayesian sampling: how often the bins are scored anew."""
 
 _NO_CHOICES = np.empty(0, dtype=np.int64)
 _APART = 0.02  # of the diagonal: nearer points are no other candidates
@@ -53,6 +58,8 @@ class AmortizedPareto:
         link: ``auto``, ``identity``, ``sigmoid`` or ``softplus``; ``auto`` takes a sigmoid for scores that are all in 0
             to 1 and a softplus for others that are never negative.
         popsize, generations: of NSGA-III on the fits.
+        sampling: ``sobol``, or ``bayesian`` for the paper's variant: the second half of the samples is drawn, in
+            rounds, where fits to those told miss most (`AngleBins`); for at most `MOST_BINNED` genes.
 
     Raises:
         ConfigError: genes or objectives that it does not handle, or arguments out of range.
@@ -73,6 +80,7 @@ class AmortizedPareto:
         link: str = "auto",
         popsize: int = 100,
         generations: int = 25,
+        sampling: str = "sobol",
     ) -> None:
         require(type(self), "MAP", spec, objectives, seed)
         self._coordinates = Coordinates(spec)
@@ -95,12 +103,24 @@ class AmortizedPareto:
         check_range("popsize", popsize, 4, math.inf)
         if link not in ("auto", *LINKS):
             raise ConfigError(f"strategy.link is {link!r}", nearest(link, ("auto", *LINKS)))
+        if sampling not in SAMPLINGS:
+            raise ConfigError(f"strategy.sampling is {sampling!r}", nearest(sampling, SAMPLINGS))
+        if sampling == "bayesian" and genes > MOST_BINNED:
+            raise ConfigError(
+                f"strategy.sampling is bayesian with {genes} free genes",
+                f"at most {MOST_BINNED}: directions are binned by {genes - 1} angles",
+                "strategy.sampling=sobol, or genes in common (search_space.layer_groups)",
+            )
         self._samples = usual_samples(genes) if samples is None else samples
+        self._sobols = self._samples if sampling == "sobol" else max(self._samples // 2, least)
         self._verify, self._link, self._popsize, self._generations = verify, link, popsize, generations
         self._spec, self._objectives, self._seed = spec, tuple(objectives), seed
         self._settings = settings_of(
             spec, objectives, samples=self._samples, verify=verify, link=link, popsize=popsize, generations=generations
         )
+        if sampling != "sobol":  # states of before there was a choice say nothing
+            self._settings["sampling"] = sampling
+        self._bins, self._chances = AngleBins(genes), np.empty(0)
         self._points: list[Array] = []
         self._values: list[list[float]] = []
         self._seen: dict[Genome, None] = {}
@@ -108,6 +128,7 @@ class AmortizedPareto:
         self._asked = self._drawn = 0
         self._queue: list[Array] = []
         self._read_at = 0  # how many had been told when the front was read
+        self._binned_at = 0  # how many had been told when the bins were last scored
         self._sobol = self._sequence(0)
 
     def ask(self, n: int | None = None) -> list[Proposal]:
@@ -139,7 +160,7 @@ class AmortizedPareto:
             "seen": np.array([g.values for g in self._seen], dtype=np.float64).reshape(-1, len(self._spec)),
             "queue": np.array(self._queue, dtype=np.float64).reshape(-1, genes),
             "flight": self._flight.state(),
-            "counts": [self._asked, self._drawn, self._read_at],
+            "counts": [self._asked, self._drawn, self._read_at, self._binned_at],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -150,7 +171,9 @@ class AmortizedPareto:
         self._values = np.asarray(state["values"], dtype=np.float64).tolist()
         self._seen = dict.fromkeys(self._spec.genome(row.tolist()) for row in np.array(state["seen"]))
         self._flight.load(state["flight"])
-        self._asked, self._drawn, self._read_at = (int(count) for count in state["counts"])
+        counts = [*map(int, state["counts"]), 0]  # states of before the bins have three
+        self._asked, self._drawn, self._read_at, self._binned_at = counts[:4]
+        self._chances = self._scored() if self._binned_at else np.empty(0)
         self._sobol = self._sequence(self._drawn)
 
     def fits(self) -> dict[str, Quadratic]:
@@ -173,6 +196,8 @@ class AmortizedPareto:
         if point is None or self._coordinates.genome(point, _NO_CHOICES) in self._seen:
             point = self._next_of_front() if self._asked > self._samples else None
         if point is None:
+            point = self._where_missed() if self._sobols < self._asked <= self._samples else None
+        if point is None:
             point = self._sample()
         genome = self._flight.add(point, _NO_CHOICES, self._asked)
         self._seen[genome] = None
@@ -190,6 +215,25 @@ class AmortizedPareto:
             if self._coordinates.genome(point, _NO_CHOICES) not in self._seen:
                 break
         return point
+
+    def _where_missed(self) -> Array | None:
+        """A sample from where the fits miss most, and a new genome; ``None`` while too little is known for fits."""
+        told = len(self._points)
+        if told < coefficients(len(self._coordinates.start)):
+            return None
+        if not self._binned_at or told - self._binned_at >= (self._samples - self._sobols) / ROUNDS:
+            self._binned_at = told
+            self._chances = self._scored()
+        rng = np.random.default_rng([self._seed, self._asked, 1])
+        for _ in range(_TRIES):
+            point = self._bins.draw(self._chances, rng)
+            if self._coordinates.genome(point, _NO_CHOICES) not in self._seen:
+                return point
+        return None
+
+    def _scored(self) -> Array:
+        points, values = np.array(self._points[: self._binned_at]), np.array(self._values[: self._binned_at])
+        return self._bins.chances(points, values, cast(Link, self._link))
 
     def _next_of_front(self) -> Array | None:
         """The next point of the front that is a new genome; ``None`` where there is no front, or nothing left of it."""

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import FitnessError
 from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.forwards import Forwards
+from fitness._lm_eval.generation_names import check_engine_names
+from fitness._lm_eval.settings import BuildSettings
+from fitness._lm_eval.terms import TaskTerm
 
 if TYPE_CHECKING:
     from evomerge.candidate import Part
@@ -37,6 +40,8 @@ class TakesEngines:
 
     _arguments: ModelArguments
     _forwards: Forwards
+    _settings: BuildSettings
+    _terms: Sequence[TaskTerm]
 
     def run_together(self, models: Sequence[LoadedModel], parts: Sequence[Part | None]) -> list[Scores | Exception]:
         """`run` for several models of one engine, each with an adapter of its own; what one raises is in its place."""
@@ -47,7 +52,11 @@ class TakesEngines:
         return found
 
     def check_engine(self, engine: str) -> None:
-        """Raise `FitnessError` for what lm-eval's model for an engine (``vllm``, ``server``) has no argument for."""
+        """Raise `FitnessError` for what lm-eval's model for an engine (``vllm``, ``server``) has no argument for.
+
+        ``transformers`` has all but some names of arguments of generation.
+        """
+        check_engine_names(engine, self._settings.gen_kwargs, self._terms)
         if engine not in _WHY:
             return
         own = self._arguments

@@ -7,14 +7,20 @@ _PLACED = ("the evaluator places the model", "set evaluator.device: cpu, cuda:1,
 _QUANTISED = ("quantised weights cannot be merged", "name the full-precision checkpoint in pool.models")
 _SEEDS = ("it is lm-eval's default, in every search", "leave it out; fitness.fewshot_seed chooses the examples")
 _BUILT_ONCE = ("prompts are built once, and responses change with the weights", "leave it out")
+_ADAPTERS = ("adapters belong to models", "set pool.models={name: org/model+org/adapter}")
+_TOKENIZER = ("the tokenizer is that of a model of the pool", "set pool.tokenizer_from=NAME")
+_SERVER = {
+    name: ("evaluator.engine=server has keys of its own", f"set evaluator.server.{name}")
+    for name in ("url", "concurrency", "retries", "timeout", "key_from")
+}
 
 FOREIGN_KEYS = {
     # of HFLM, which --model_args go to
     "pretrained": _MODELS,
-    "backend": ("models of lm-eval tasks are decoders", "leave it out"),
+    "backend": ("it follows from the model: causal, or seq2seq for an encoder-decoder", "leave it out"),
     "revision": ("a model's commit stands behind its name", "set pool.models={name: org/model@COMMIT}"),
     "subfolder": ("a model is a folder of its own", "set pool.models={name: folder/subfolder}"),
-    "tokenizer": ("the tokenizer is that of a model of the pool", "set pool.tokenizer_from=NAME"),
+    "tokenizer": _TOKENIZER,
     "use_fast_tokenizer": ("the tokenizer is the one that transformers opens by itself", "leave it out"),
     "trust_remote_code": ("models are opened by the pool", "set pool.trust_remote_code=true"),
     "device": _PLACED,
@@ -25,7 +31,7 @@ FOREIGN_KEYS = {
     "offload_folder": _PLACED,
     "dtype": ("models are merged and scored in one dtype", "set pool.dtype=bfloat16"),
     "max_batch_size": ("a batch size that is probed changes scores between candidates", "set fitness.batch_size=16"),
-    "peft": ("adapters are folded into their models", "set pool.models={name: org/model+org/adapter}"),
+    "peft": _ADAPTERS,
     "delta": ("models are read whole", "add the differences to their base, save it, and name that in pool.models"),
     "autogptq": _QUANTISED,
     "gptqmodel": _QUANTISED,
@@ -34,6 +40,34 @@ FOREIGN_KEYS = {
     "load_in_4bit": ("merged weights are quantised by who evaluates them", "set evaluator.quantise=nf4"),
     "quantization_config": _QUANTISED,
     "attn_implementation": ("models run with the attention that transformers chooses for them", "leave it out"),
+    # of lm-eval's vLLM model
+    "tokenizer_mode": _TOKENIZER,
+    "tokenizer_revision": _TOKENIZER,
+    "quantization": ("merged weights are quantised by who evaluates them", "set evaluator.quantise=int8"),
+    "tensor_parallel_size": ("a worker has one engine on all of its GPUs", "set evaluator.gpus_per_worker=2"),
+    "data_parallel_size": ("every worker has an engine", "set evaluator=ray evaluator.workers=2"),
+    "lora_local_path": _ADAPTERS,
+    "truncation_side": ("prompts are cut on the left, as lm-eval does", "leave it out"),
+    **{
+        name: ("it is an argument of vLLM's engine", f"set evaluator.engine_args.{name}")
+        for name in ("max_model_len", "max_lora_rank", "max_num_seqs", "gpu_memory_utilization", "enforce_eager")
+    },
+    # of lm-eval's model of servers
+    "base_url": _SERVER["url"],
+    "num_concurrent": _SERVER["concurrency"],
+    "max_retries": _SERVER["retries"],
+    "timeout": _SERVER["timeout"],
+    "auth_token": _SERVER["key_from"],
+    "header": _SERVER["key_from"],
+    "truncate": ("prompts are cut at the server's positions", "set fitness.max_length"),
+    "custom_prefix_token_id": ("it has another name here", "set fitness.prefix_token_id"),
+    "eos_string": ("texts end at the tokenizer's EOS", "leave it out"),
+    "max_images": ("models of lm-eval tasks read text", "leave it out"),
+    **dict.fromkeys(("tokenizer_backend", "tokenized_requests"), ("a server is sent tokens", "leave it out")),
+    **dict.fromkeys(
+        ("verify_certificate", "ca_cert_path"),
+        ("a server with https has a certificate that is known", "leave it out"),
+    ),
     # of simple_evaluate and the command
     "model": _MODELS,
     "task_manager": ("tasks are found by name, path and folder", "set fitness.tasks and fitness.include_path"),

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import FitnessError
+from fitness._lm_eval.generation_names import LENGTHS, mistyped
 from fitness._lm_eval.loading import LoadedTerm, TaskSet
-
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""Names of how many tokens are written at most; the first that is given counts."""
 
 
 def check_generation(tasks: TaskSet, gen_kwargs: Mapping[str, Any]) -> None:
-    """Check what generative tasks are told of stop strings, lengths and sampling.
+    """Check what generative tasks are told of stop strings, lengths and sampling, and the names of it.
 
     Args:
         tasks: loaded.
@@ -23,6 +22,7 @@ def check_generation(tasks: TaskSet, gen_kwargs: Mapping[str, Any]) -> None:
     Raises:
         FitnessError: names the key, and the task where it is that one's.
     """
+    names = _of_transformers()
     for term in tasks.terms:
         for name in term.tasks:
             task = tasks.tasks[name]
@@ -35,6 +35,16 @@ def check_generation(tasks: TaskSet, gen_kwargs: Mapping[str, Any]) -> None:
                 if allowed:
                     where = _where(key, name, term, gen_kwargs)
                     raise FitnessError(f"{where} is {repr(value)[:80]}", allowed, _DO)
+                if meant := mistyped(str(key), names):
+                    raise FitnessError(f"there is no {_where(key, name, term, gen_kwargs)}", meant, _DO)
+
+
+def _of_transformers() -> set[str]:
+    """Names that transformers' generation takes, but for those that only a model's own code has."""
+    from transformers import GenerationConfig
+    from transformers.generation.utils import GenerationMixin
+
+    return {*vars(GenerationConfig()), *inspect.signature(GenerationMixin.generate).parameters}
 
 
 def unused_arguments(tasks: TaskSet, gen_kwargs: Mapping[str, Any]) -> str:

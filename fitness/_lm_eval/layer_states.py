@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import KeptStates

@@ -31,7 +31,8 @@ def with_model_args(model_args: str | Mapping[str, Any] | None, **given: Any) ->
         if name in FOREIGN_KEYS and name != _KEY:
             raise ConfigError(f"{_KEY} has {name!r}", *FOREIGN_KEYS[name])
         if name not in fields:
-            raise ConfigError(f"{_KEY} has {name!r}", nearest(name, fields))
+            do = "what else vLLM's engine takes stands in evaluator.engine_args"
+            raise ConfigError(f"{_KEY} has {name!r}", nearest(name, fields), do)
         default = ModelArguments.default(fields[name])
         if given.get(name, default) not in (default, value):
             raise ConfigError(

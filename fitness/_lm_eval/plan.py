@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.candidate import Part
-from fitness._lm_eval.batches import Batch, TooLarge
+from fitness._lm_eval.batches import TooLarge
 from fitness._lm_eval.shared_forwards import SharedForwards
 
 
@@ -25,8 +25,8 @@ class Plan:
 
     places: Part
     instances: dict[str, list[Any]]
-    loglikelihood: list[Batch] | SharedForwards
-    rolling: list[Batch] | SharedForwards
+    loglikelihood: Any  # list[Batch], SharedForwards, or of an encoder-decoder StockForwards
+    rolling: Any
     windows: list[int]
     stock_tokens: int
 
@@ -45,6 +45,6 @@ class Plan:
         for kind, own, planned in zip(kinds, (self.loglikelihood, self.rolling), self._planned, strict=True):
             if isinstance(own, SharedForwards):
                 found += own.halved
-            elif len(own) > planned:
+            elif isinstance(own, list) and len(own) > planned:
                 found += too_large[kind].halved
         return {"halved": found} if found else {}

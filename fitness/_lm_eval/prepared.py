@@ -21,6 +21,7 @@ from fitness._lm_eval.model import ResidentLM
 from fitness._lm_eval.objective import WeighedTerm
 from fitness._lm_eval.resident_model import resident_lm
 from fitness._lm_eval.scoring import RawValues, TaskScorer
+from fitness._lm_eval.seq2seq_session import Seq2SeqSession
 from fitness._lm_eval.session import Session
 from fitness._lm_eval.settings import BuildSettings
 from fitness._lm_eval.shared_forwards import default_tokens
@@ -170,12 +171,13 @@ def prepare(
     else:
         lm = resident_lm(model, arguments)
         scorers = _built(tasks, lm, generators, settings)
-        session = Session(lm, scorers)
+        seq2seq = lm.backend == "seq2seq"
+        session = Seq2SeqSession(lm, scorers) if seq2seq else Session(lm, scorers)
         how = {
             "softmax_dtype": str(lm.softmax_dtype),
             "batch_size": arguments.batch_size,
             "grouped": session.grouped,
-            **_share(session, lm, model, forwards),
+            **({"backend": lm.backend} if seq2seq else _share(session, lm, model, forwards)),
         }
     decides = {
         "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in terms],

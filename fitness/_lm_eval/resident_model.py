@@ -20,7 +20,7 @@ def resident_lm(model: LoadedModel, arguments: ModelArguments) -> ResidentLM:
     """lm-eval's model around `model`.
 
     Raises:
-        FitnessError: no tokenizer, one without a token that `arguments` name, or not a decoder-only model.
+        FitnessError: no tokenizer, one without a token that `arguments` name, or not a model of texts.
     """
     if model.tokenizer is None:
         raise FitnessError(
@@ -29,8 +29,8 @@ def resident_lm(model: LoadedModel, arguments: ModelArguments) -> ResidentLM:
     check_tokens(model.tokenizer, arguments.prefix_token_id, arguments.think_end_token)
     with quietly():
         lm = ResidentLM(model, arguments, _softmax_dtype(arguments, model.dtype))
-    if lm.backend != "causal":
-        raise FitnessError(f"the model is {lm.backend}", "a decoder-only language model")
+    if lm.backend not in ("causal", "seq2seq"):
+        raise FitnessError(f"the model is {lm.backend}", "a decoder, or an encoder-decoder, of texts")
     return lm
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.models.architecture.tiny_model import tiny
 from evomerge.models.memory import device_lost, out_of_memory
 from fitness._lm_eval.model import TokenRequest

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.evaluator_utils import get_sample_size
 
-from fitness._lm_eval.generation_arguments import LENGTHS
+from fitness._lm_eval.generation_names import LENGTHS
 from fitness._lm_eval.isolation import quietly
 from fitness._lm_eval.task_errors import said
 from fitness._lm_eval.time_limit import limited

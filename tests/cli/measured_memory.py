@@ -1,6 +1,6 @@
-"""Estimates what a search takes of memory, or runs it and measures: each in a process of its own.
+"""Estimates what a search takes of memory, then runs it and measures, in a process of its own.
 
-Run as ``python measured_memory.py estimate|search OVERRIDES``; prints one line of JSON, last.
+Run as ``python measured_memory.py OVERRIDES``; prints one line of JSON, last.
 """
 
 from __future__ import annotations
@@ -20,21 +20,16 @@ def peak() -> int:
 
 
 def main() -> None:
-    what, *overrides = sys.argv[1:]
-    config: Any = compose_config(overrides)
-    if what == "search":
-        from evomerge.session.watched import search
+    from evomerge.session.memory import estimate_memory
+    from evomerge.session.parts import build_parts
+    from evomerge.session.watched import search
 
-        search(config)
-        found: dict[str, Any] = {"peak": peak()}
-    else:
-        from evomerge.session.memory import estimate_memory
-        from evomerge.session.parts import build_parts
-
-        estimate = estimate_memory(config, build_parts(config))
-        assert estimate is not None
-        found = {"machine": estimate.machine(), "parts": {part.name: part.nbytes for part in estimate.parts}}
-    print(json.dumps(found))
+    config: Any = compose_config(sys.argv[1:])
+    estimate = estimate_memory(config, build_parts(config))
+    assert estimate is not None
+    said = {"machine": estimate.machine(), "parts": {part.name: part.nbytes for part in estimate.parts}}
+    search(config)
+    print(json.dumps({**said, "peak": peak()}))
 
 
 if __name__ == "__main__":

@@ -92,11 +92,11 @@ def task(root: Path, kind: str = "loglikelihood", metric: str = "perplexity") ->
     return f"{{task: t, {data}, {prompt}, metric_list: [{{metric: {metric}}}]}}"
 
 
-def run(what: str, words: list[str], folder: Path) -> dict[str, Any]:
+def run(words: list[str], folder: Path) -> dict[str, Any]:
     script = Path(__file__).with_name("measured_memory.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
-        [sys.executable, str(script), what, *words], capture_output=True, text=True, env=environment, cwd=folder
+        [sys.executable, str(script), *words], capture_output=True, text=True, env=environment, cwd=folder
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -139,8 +139,8 @@ def test_the_peak_is_what_was_said(
         "display=quiet",
         f"run_dir='{tmp_path / 'run'}'",
     ]
-    said, measured = run("estimate", words, tmp_path), run("search", words, tmp_path)
-    peak, process = measured["peak"], said["parts"]["process"]
+    said = run(words, tmp_path)
+    peak, process = said["peak"], said["parts"]["process"]
     assert said["parts"][part] > 1e7, said
     assert abs(said["machine"] - peak) <= 0.3 * peak, (said, peak)
     # What a process has before anything is loaded hides little: the rest alone is as near.

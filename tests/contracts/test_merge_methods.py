@@ -45,8 +45,8 @@ ALONE = ("ema", "opcm", "optmerge", "sce", "wudi")
 Others make something else of one: all singular values equal (iso_c), small changes left out (ram), a norm (doge).
 """
 
-ORDERED = ("ema", "opcm", "rcp", "emr_switch", "tall_switch", "twin_switch")
-"""Methods of inputs in order."""
+ORDERED = ("ema", "rcp", "emr_switch", "tall_switch", "twin_switch")
+"""Methods of inputs in order; opcm's is by ``place``, which is one for each input here."""
 
 COUNTS: Mapping[str, int] = dict.fromkeys(("emr_switch", "tall_switch", "twin_switch"), 2)
 """How many inputs to test methods with that do something else with more."""

@@ -143,6 +143,7 @@ class Place:
         """The words of a search or of an evaluation, with what is not here replaced."""
         found: list[str] = []
         folders = f"['{self.made.pool / 'tasks'}',tasks]"
+        keys = {f"{word.partition('=')[0]}=" for word in words}
         for word in words:
             key, assigned, value = word.partition("=")
             if key.lstrip("+") == "pool.models" and value.startswith("{"):
@@ -153,7 +154,7 @@ class Place:
                     if name in TASKS:
                         value = re.sub(rf"\b{name}\b", TASKS[name][1], value)
                 found += [f"{key}={value}", f"{key.removesuffix('tasks')}include_path={folders}"]
-            elif assigned and key.endswith(".include_path"):
+            elif assigned and key.endswith(".include_path") and f"{key.removesuffix('include_path')}tasks=" in keys:
                 continue  # given with the tasks
             else:
                 found.append(word)

@@ -83,6 +83,8 @@ def test_refuses_what_cannot_be_quantised(given: dict[str, Any], words: str) -> 
 def test_says_which_items_are_scored_with_quantised_weights() -> None:
     splits: tuple[Split, ...] = ("search", "validation", "held_out")
     assert [EngineSettings.of({"quantise": "int8"}).quantises(split) for split in splits] == [True, False, False]
+    assert EngineSettings.of({}).event == {}
+    assert EngineSettings.of({"engine": "vllm"}).event == {"engine": "vllm"}
     everywhere = EngineSettings.of({"quantise": "nf4", "quantise_held_out": True})
     assert all(everywhere.quantises(split) for split in splits)
     assert everywhere.in_full == EngineSettings()
@@ -106,7 +108,8 @@ def vllm_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = {
         "__init__.py": "raise RuntimeError",
         "engine/arg_utils.py": "class Other:\n    nope: int = 1\n\nclass EngineArgs:\n    model: str = 'm'\n"
-        "    max_model_len: int | None = None\n    max_num_seqs: int = 1\n    known = 3\n",
+        "    max_model_len: int | None = None\n    max_num_seqs: int = 1\n    known = 3\n"
+        "    enforce_eager: bool = False\n    watermark: float = 0.0\n    block: Kind | int = 3\n",
         "v1/attention/backends/cpu_attn.py": "class A:\n    @classmethod\n    def get_supported_head_sizes(cls):\n"
         "        return [32, 64, 80]\n",
     }
@@ -130,6 +133,29 @@ def test_names_every_argument_that_vllm_has_not(vllm_source: Path) -> None:
     assert "did you mean 'max_num_seqs'?" in found.value.allowed
     (vllm_source / "engine/arg_utils.py").unlink()  # a vLLM whose source is another says it itself
     given.require_installed()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("max_model_len", "many", "a whole number"),
+        ("max_model_len", 64.5, "a whole number"),
+        ("max_num_seqs", True, "a whole number"),
+        ("max_num_seqs", 0, "a whole number, 1 or more"),
+        ("enforce_eager", 1, "true or false"),
+        ("watermark", "x", "a number"),
+    ],
+)
+def test_values_of_plain_kinds_are_checked(vllm_source: Path, name: str, value: object, allowed: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        EngineSettings("vllm", {name: value}).require_installed()
+    assert (found.value.given, found.value.allowed) == (f"evaluator.engine_args.{name} is {value!r}", allowed)
+
+
+def test_values_that_vllm_takes_are_taken(vllm_source: Path) -> None:
+    good = {"max_model_len": None, "max_num_seqs": 3, "enforce_eager": False, "watermark": 1, "block": "x"}
+    EngineSettings("vllm", good).require_installed()
+    EngineSettings("vllm", {"max_model_len": -1}).require_installed()  # as long as there is memory for
 
 
 def test_heads_that_vllm_takes_on_a_processor(vllm_source: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceRecipe

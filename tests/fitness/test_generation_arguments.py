@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,51 @@ def test_an_error_without_words_says_where_it_was_raised() -> None:
         silent()
     assert reason(caught.value).startswith("TypeError, raised in silent (test_generation_arguments.py:")
     assert reason(ValueError("two\nlines")) == "ValueError: two lines"
+
+
+MISTYPED = [
+    ("temperatur", "did you mean 'temperature'?"),
+    ("max_gen_tokens", "did you mean 'max_gen_toks'?"),
+    ("repetition_penalti", "did you mean 'repetition_penalty'?"),
+    ("num_beam", "did you mean 'num_beams'?"),
+    ("presence_penalti", "did you mean 'presence_penalty'?"),
+]
+
+
+@pytest.mark.parametrize(("name", "meant"), MISTYPED, ids=str)
+def test_a_mistyped_name_is_named_before_a_model_is_loaded(name: str, meant: str, task: dict[str, Any]) -> None:
+    with pytest.raises(FitnessError, match=rf"^there is no gen_kwargs\.{name}; {meant.replace('?', '[?]')}"):
+        LmEvalFitness([{"task": task}], gen_kwargs={name: 2}).check()
+    own = task | {"generation_kwargs": {name: 2}}
+    with pytest.raises(FitnessError, match=rf"there is no task 'write': generation_kwargs\.{name} of its YAML; did"):
+        LmEvalFitness([{"task": own}]).check()
+
+
+def test_a_name_that_only_a_models_own_code_knows_is_left_to_it(task: dict[str, Any]) -> None:
+    LmEvalFitness([{"task": task}], gen_kwargs={"diffusion_steps": 3}).check()
+
+
+def test_names_that_only_one_engine_has(task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's are read from its source, where it is installed."""
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "sampling_params.py").write_text(
+        "class SamplingParams(Base):\n    temperature: float = 1.0\n    top_p: float = 1.0\n    _own: int = 3\n"
+        "    presence_penalty: float = 0.0\n    brand_new: int = 1\n"
+    )
+    spec = importlib.util.spec_from_file_location(
+        "vllm", tmp_path / "vllm" / "__init__.py", submodule_search_locations=[str(tmp_path / "vllm")]
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "vllm" else None)
+    both = LmEvalFitness([{"task": task, "gen_kwargs": {"until": ["x"]}}], gen_kwargs={"max_gen_toks": 3, "top_p": 0.5})
+    both.check_engine("vllm")
+    both.check_engine("transformers")
+    LmEvalFitness([{"task": task}], gen_kwargs={"brand_new": 2}).check_engine("vllm")
+    penalty = LmEvalFitness([{"task": task, "gen_kwargs": {"presence_penalty": 1}}])
+    penalty.check_engine("vllm")
+    with pytest.raises(FitnessError, match=r"presence_penalty in the gen_kwargs of task .* is 1 .*is transformers"):
+        penalty.check_engine("transformers")
+    for name in ("num_beams", "_own"):
+        with pytest.raises(FitnessError, match=rf"^gen_kwargs\.{name} is 2 and evaluator.engine is vllm; what vLLM's"):
+            LmEvalFitness([{"task": task}], gen_kwargs={name: 2}).check_engine("vllm")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)  # a cluster's workers know better
+    LmEvalFitness([{"task": task}], gen_kwargs={"num_beams": 2}).check_engine("vllm")

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from evomerge.merge.resident.hidden_states import HiddenStates
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from fitness._lm_eval import layer_states, prepared, token_batches
 from fitness._lm_eval.shared_probe import no_states, unsupported
 from fitness.lm_eval_tasks import LmEvalFitness

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import json
@@ -16,12 +17,15 @@ import torch
 import yaml
 from fitness_parity import assert_equal, responses
 from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.api_models import TemplateAPI
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.openai_completions import LocalCompletionsAPI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.cli.main import main
 from evomerge.errors import ConfigError, EvomergeWarning, FitnessError
 from evomerge.models.loaded import LoadedModel
+from evomerge.utils.installed_source import parsed
 from fitness._lm_eval import prepared
 from fitness.lm_eval_tasks import LmEvalFitness
 
@@ -326,10 +330,21 @@ def test_texts_of_choices_that_are_prompts(model: LoadedModel, tasks: Any, tmp_p
 # What makes no sense
 
 
+def arguments_of_the_vllm_model() -> list[str]:
+    """Read, since importing it needs vLLM."""
+    module = parsed("lm_eval", "models", "vllm_causallms.py")
+    assert module is not None
+    model = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "VLLM")
+    made = next(node for node in model.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return [argument.arg for argument in made.args.args]
+
+
 def test_every_argument_of_lm_eval_is_taken_or_answered() -> None:
     """And is on docs/lm_eval.md."""
     taken = set(inspect.signature(LmEvalFitness).parameters)
-    theirs = {*inspect.signature(HFLM.__init__).parameters, *inspect.signature(simple_evaluate).parameters}
+    models = (HFLM, TemplateAPI, LocalCompletionsAPI)
+    theirs = {name for model in models for name in inspect.signature(model.__init__).parameters}
+    theirs |= {*inspect.signature(simple_evaluate).parameters, *arguments_of_the_vllm_model()}
     theirs -= {"self", "kwargs"}
     assert theirs - taken - set(LmEvalFitness.foreign_keys) == set()
     assert not taken & set(LmEvalFitness.foreign_keys)
@@ -496,7 +511,7 @@ def test_evaluate_takes_them(chat: LoadedModel, chat_folder: Path, tasks: Any, c
     for word, message in (
         ("fitness.apply_chat_template=shirt", "did you mean 'short'?"),
         ("fitness.dtype=bfloat16", "there is no key 'fitness.dtype'; models are merged and scored in one dtype; set "),
-        ("+fitness.peft=a", "fitness has no key 'peft'; adapters are folded into their models; set pool.models="),
+        ("+fitness.peft=a", "fitness has no key 'peft'; adapters belong to models; set pool.models="),
         (
             "fitness.model_args={dtype: bfloat16}",
             "fitness.model_args has 'dtype'; models are merged and scored in one dtype",

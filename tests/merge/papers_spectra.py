@@ -158,8 +158,8 @@ def optmerge(
 
 
 @paper
-def opcm(x: Sequence[Array], base: Array, *, lambda_: float, alpha: float) -> Array:
-    tasks = [v - base for v in x]
+def opcm(x: Sequence[Array], base: Array, *, lambda_: float, alpha: float, place: Sequence[float]) -> Array:
+    tasks = [x[i] - base for i in np.argsort(place, kind="stable")]
     merged = tasks[0]
     for task in tasks[1:]:
         merged = merged + (task if no_matrix(base) else away_from(merged, task, alpha))

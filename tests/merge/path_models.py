@@ -11,7 +11,7 @@ import torch
 import transformers
 from tiny_models import ARCHITECTURES, tiny_config
 
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe

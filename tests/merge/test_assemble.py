@@ -16,7 +16,7 @@ from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
 from evomerge.merge.resident import model as assemble
 from evomerge.merge.resident.model import Resident
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.models.opening import open_pool, pool_of_recipe
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe

@@ -18,7 +18,7 @@ from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident import model as resident_model
 from evomerge.merge.resident.hidden_states import hidden_keys
 from evomerge.merge.resident.model import Resident
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.objectives import Objective

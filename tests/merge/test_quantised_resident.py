@@ -23,7 +23,7 @@ from evomerge.merge.resident.codecs import Fp8, Int8, codec_of
 from evomerge.merge.resident.model import Resident
 from evomerge.merge.resident.quantised_linear import QuantisedLinear
 from evomerge.merge.resident.resident_memory import quantised_bytes
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 

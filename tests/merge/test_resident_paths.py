@@ -16,7 +16,7 @@ from evomerge.errors import RecipeError
 from evomerge.merge.cache.merged_slice import ALIGNMENT
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.model import Resident
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe

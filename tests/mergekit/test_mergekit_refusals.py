@@ -68,12 +68,29 @@ MALFORMED = {
     "residual": (changed("  parameters", "  residual_weight: 0.5\n  parameters"), "residual_weight is given"),
     "dtype": (changed("bfloat16", "bf16"), "dtype is 'bf16'; did you mean"),
     "chat template": (FILE + "chat_template: auto", "chat_template is given; the result takes the chat template of"),
-    "union": (changed("source: base", "source: union"), "tokenizer_source is union; .* nothing to unite"),
-    "union by default": (changed("tokenizer_source: base", "tokenizer: {}"), r"tokenizer\.source is union"),
-    "tokens": (changed("tokenizer_source: base", "tokenizer: {tokens: {a: {}}}"), r"tokenizer\.tokens is given"),
+    "a token's source": (
+        changed("tokenizer_source: base", "tokenizer: {tokens: {a: {sorce: A}}}"),
+        r"unknown key tokenizer\.tokens\.a\.sorce; did you mean 'source'",
+    ),
+    "a token's kind": (
+        changed("tokenizer_source: base", "tokenizer: {tokens: {a: {source: {kind: nought}}}}"),
+        r"tokenizer\.tokens\.a\.source\.kind is 'nought'; one of: mean, model_token, zero",
+    ),
+    "a token without a name": (
+        changed("tokenizer_source: base", "tokenizer: {tokens: {a: {source: {kind: model_token, model: A}}}}"),
+        r"tokenizer\.tokens\.a\.source has token and token_id, or neither",
+    ),
     "padding": (
-        changed("tokenizer_source: base", "tokenizer: {pad_to_multiple_of: 8}"),
-        r"tokenizer\.pad_to_multiple_of is given",
+        changed("tokenizer_source: base", "tokenizer: {pad_to_multiple_of: -8}"),
+        r"tokenizer\.pad_to_multiple_of is -8; 1 to",
+    ),
+    "a key of evomerge's": (
+        changed("tokenizer_source: base", "tokenizer: {source: A, base: A}"),
+        r"unknown key tokenizer\.base",
+    ),
+    "a union of stages": (
+        STAGES + "tokenizer_source: union\n",
+        "tokenizer_source of the result makes a vocabulary, and the file has several stages",
     ),
     "two tokenizers": (FILE + "tokenizer: {source: base}", "tokenizer_source and tokenizer are given"),
     "a value": (changed("weight: 0.5", "weight: null"), r"parameters\.weight is None; a finite number"),

@@ -212,14 +212,6 @@ def test_experts_that_do_not_fit_together() -> None:
         layout_of(config, twice)
 
 
-def test_encoder_decoders_are_refused() -> None:
-    import transformers
-
-    config = transformers.T5Config(d_model=8, num_layers=1, vocab_size=8, architectures=["T5ForConditionalGeneration"])
-    with pytest.raises(PoolError, match="'t5' is an encoder-decoder"):
-        layout_of(config, {})
-
-
 def test_moving_names_between_layers() -> None:
     layout = layout_of(tiny_config("llama"), shapes_of("llama"))
     name = "model.layers.1.mlp.up_proj.weight"

@@ -9,10 +9,10 @@ import torch
 import transformers
 from merge.path_models import KINDS, config_of
 
-from evomerge.models.architecture.layout import find_layers
 from evomerge.models.architecture.residual import Residual
 from evomerge.models.architecture.residual_probe import calls_of, first_tensor
 from evomerge.models.architecture.residual_rules import residual_of
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.models.architecture.tiny_model import build
 
 CLASSES = {"gpt2": "GPT2LMHeadModel", "gpt_neox": "GPTNeoXForCausalLM", "gemma3": "Gemma3ForCausalLM"}

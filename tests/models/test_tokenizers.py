@@ -26,7 +26,7 @@ def test_renamed_tokens_are_accepted_where_a_key_says_whose_are_taken(tiny_model
     with pytest.raises(PoolError) as caught:
         open_pool(names)
     assert "token 'new' has id 30 in model 'b', no id in 'a' (also " in str(caught.value)
-    assert "set pool.tokenizer_from=a to merge them all the same" in str(caught.value)
+    assert "or pool.tokenizer_from=a to merge row by row all the same" in str(caught.value)
     for giver, folder in (("a", a), ("b", b)):
         with pytest.warns(EvomergeWarning, match=f"tokenizers differ: token 'new'.* take the tokenizer of '{giver}'"):
             pool = open_pool(names, tokenizer_from=giver)

@@ -41,6 +41,24 @@ def test_runs_are_tested_in_pairs_and_together(make_run: Any, capsys: pytest.Cap
     assert lines[8].startswith("| two, all 2 | 0.700 | 0.650 | 0.675 | +0.050 | ")
 
 
+def test_tasks_weigh_what_they_do_in_the_first_run(make_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second search weighs its first task three times; compared with one that does not, it counts once."""
+
+    def weighed(first: float) -> dict[str, list[list[object]]]:
+        listed: list[list[object]] = [
+            [f"demo_{task}_held_out/acc", weight, "maximize", "score", ""]
+            for task, weight in (("a", first), ("b", 1.0))
+        ]
+        return {"search": listed, "held_out": listed}
+
+    plain = [make_run(models((60, 60)), name=f"plain{i}", shares=weighed(1.0)) for i in range(2)]
+    heavy = [make_run(models((50, 80)), name=f"heavy{i}", shares=weighed(3.0)) for i in range(2)]
+    assert main([*(f"one={run}" for run in plain), *(f"two={run}" for run in heavy)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4].startswith("| two 0 | 0.500 | 0.800 | 0.650 | +0.050 | ")
+    assert lines[8].startswith("| two, all 2 | 0.500 | 0.800 | 0.650 | +0.050 | ")
+
+
 def test_what_cannot_be_compared_is_refused(make_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(models((60, 60)), name="run")
     for arguments, message in [

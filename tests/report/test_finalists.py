@@ -12,7 +12,7 @@ from evomerge.candidate import Candidate, Evaluation
 from evomerge.genomes.genome import Gene, GenomeSpec
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
-from evomerge.report.finalists import finalists, race_lines
+from evomerge.report.finalists import engine_text, finalists, race_lines
 from evomerge.report.history import read_history
 from evomerge.report.html.data import RunView
 from evomerge.report.html.report import report_html
@@ -120,3 +120,9 @@ def test_status_and_report_show_them(run: Path) -> None:
 def test_odd_events_are_passed_over(event: dict) -> None:
     found = finalists(event, {}, "score")
     assert all(math.isnan(each.search) and math.isnan(each.validation) for each in found)
+
+
+def test_says_with_what_engine_scores_were_made() -> None:
+    assert engine_text({}) == ""
+    assert engine_text({"engine": "vllm"}) == "Scored with vLLM."
+    assert engine_text({"engine": "server"}) == "Scored with a server that loads candidates as adapters."

@@ -17,7 +17,8 @@ from evomerge.errors import ConfigError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.search.racing.knowledge import Knowledge
 from evomerge.search.racing.pruning import Pruning
-from evomerge.search.racing.race import Race, RacedEvaluations
+from evomerge.search.racing.race import Race
+from evomerge.search.racing.raced import RacedEvaluations
 from evomerge.search.racing.settings import Racing, counted
 from evomerge.session.pruners import build_pruner, check_items
 from fitness.estimators.stratified_mean import StratifiedMean

@@ -22,7 +22,8 @@ from evomerge.search.racing.joined import Runner
 from evomerge.search.racing.knowledge import Knowledge
 from evomerge.search.racing.opponents import opponent
 from evomerge.search.racing.parts import ItemOrder, join, size
-from evomerge.search.racing.race import Race, RacedEvaluations, ranked
+from evomerge.search.racing.race import Race
+from evomerge.search.racing.raced import RacedEvaluations, ranked
 from evomerge.search.racing.settings import Racing
 from evomerge.strategies.random_search import RandomSearch
 from fitness.estimators.stratified_mean import StratifiedMean
@@ -242,6 +243,8 @@ def test_one_that_fails_goes_on_no_further() -> None:
         pending.submit(candidate, refused="no model" if candidate.id == 1 else None)
     found = [pending.next_result()[1] for _ in range(4)]
     assert [evaluation.status for evaluation in found] == ["failed", "infeasible", "pruned", "failed"]
+    # A session that goes on compares the others with it again, as far as it came.
+    assert (dict(found[0].race), list(found[3].race)) == ({}, ["step/0"])
 
 
 def test_all_of_a_generation_may_fail() -> None:

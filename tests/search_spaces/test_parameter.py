@@ -12,6 +12,7 @@ from contracts.space_samples import METHODS, pool, with_sources
 
 from evomerge.errors import ConfigError, InfeasibleError, RecipeError
 from evomerge.genomes.genome import Genome
+from evomerge.recipes.method_spec import MethodSpec, ParameterSpec
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, ModelRef, SliceId
@@ -38,6 +39,11 @@ CASES: dict[str, dict[str, Any]] = {
         "layer_group": 3,
         "components": "all",
         "parameters": {"fusion": ["mean", "vote"], "weight": {"low": 0.1}},
+    },
+    "by source": {
+        "method": ["ties", "linear"],
+        "layer_group": 4,
+        "parameters": {"weight": {"high": 0.8, "math": 0.25, "lang": {"low": 0.1}}, "ties": {"density": {"lang": 0.5}}},
     },
     "methods": {
         "method": ["task_arithmetic", "ties", "slerp"],
@@ -348,3 +354,27 @@ def test_recipes_of_other_spaces_are_refused() -> None:
     other = replace(info, refs=tuple((name, ModelRef("elsewhere")) for name, _ in info.refs))
     with pytest.raises(RecipeError, match="is not the pool's"):
         ParameterSpace(other, METHODS).encode(fine.decode(fine.spec.initial))
+
+
+def test_values_by_source() -> None:
+    """A source's fixed weight is no gene; those of the others are searched within what is said of all."""
+    made = space(components="all", layer_group="all", method="ties", parameters={"weight": {"high": 0.8, "math": 0.25}})
+    own = ["math/density", "lang/weight", "lang/density"]
+    assert names(made) == [f"{group}/{name}" for group in ("embed+final_norm", "layers.0-5") for name in own]
+    assert made.spec.genes[1].high == 0.8
+    recipe = made.decode(genome_of(made, lang__weight=0.75))
+    assert weights(recipe, "embed") == [0.25, 0.75]
+    assert made.encode(recipe) == genome_of(made, lang__weight=0.75)
+
+
+def test_parameters_that_came_later_are_left_out_where_they_are_not_varied() -> None:
+    late = ParameterSpec("place", 0.0, per_input=True, tacit=True)
+    methods = {"late": MethodSpec("late", (ParameterSpec("alpha", 0.5), late), "required", idempotent=True)}
+    for parameters, expected in (({}, ()), ({"place": 0.0}, ()), ({"place": 0.5}, (("place", 0.5),))):
+        made = ParameterSpace(pool(), methods, method="late", parameters=parameters)
+        slices = made.decode(made.spec.initial).slices
+        assert {source.parameters for own in slices for source in own.inputs} == {expected}
+        assert {own.parameters for own in slices} == {(("alpha", 0.5),)}
+    made = ParameterSpace(pool(), methods, method="late", layer_group="all", parameters={"place": {"high": 1.0}})
+    assert names(made)[0].endswith("/math/place")
+    assert dict(made.decode(made.spec.initial).slices[0].inputs[0].parameters) == {"place": 0.5}

@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "emr": {},
     "tall": {"switch": "tall_switch", "layer_group": 3},
     "choices": {"switch": "emr_switch", "switch_parameters": {"rescale": [True, False]}, "method": ["ties", "linear"]},
+    "by task": {"switch": "tall_switch", "switch_parameters": {"selectivity": {"math": 0.3, "lang": {"high": 0.9}}}},
     "ranks on a grid": {"switch": "twin_switch", "switch_parameters": {"rank": {"high": 0.4}}, "resolution": 0.01},
 }
 
@@ -107,3 +108,17 @@ def test_priors_see_the_weights_of_the_shared_model() -> None:
     names = [gene.name for gene in space.spec]
     assert {names[number].rpartition("/")[2] for number in found} == {"weight"}
     assert len(found) == len(names) - 2
+
+
+def test_a_switchs_parameters_by_task() -> None:
+    info = pool(2)
+    space = SwitchedSpace(
+        info, DECLARED, switch="tall_switch", switch_parameters={"selectivity": {"math": 0.3, "lang": {"high": 0.9}}}
+    )
+    assert [gene.name for gene in space.spec][-1] == "switch/lang/selectivity"
+    assert space.spec.genes[-1].high == 0.9
+    assert len(space.spec) == len(ParameterSpace(info, DECLARED).spec) + 1
+    own = {source.model: dict(source.parameters) for source in space.decode(space.spec.initial).slices[0].inputs}
+    assert own["math"] == {"selectivity": 0.3}
+    with pytest.raises(ConfigError, match=r"switch_parameters\.selectivity has no key 'mth'; did you mean 'math'"):
+        SwitchedSpace(info, DECLARED, switch="tall_switch", switch_parameters={"selectivity": {"mth": 0.3}})

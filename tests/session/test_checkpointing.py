@@ -41,6 +41,7 @@ from evomerge.search.warm_start import WarmStart
 from evomerge.session.checkpointing import CheckpointSaver, begin
 from evomerge.session.pruners import build_pruner
 from evomerge.session.replay import ContinuedLedger, RecordedEvaluator
+from evomerge.strategies.amortized_pareto import AmortizedPareto
 from evomerge.strategies.bases.penalised import Penalised
 from evomerge.strategies.bases.scalarised import SCALAR, Scalarised
 from evomerge.strategies.brute_force import BruteForce
@@ -55,6 +56,7 @@ from evomerge.strategies.islands import Islands
 from evomerge.strategies.m2n2 import M2N2
 from evomerge.strategies.map_elites import MapElites
 from evomerge.strategies.moead import Moead
+from evomerge.strategies.nested_pareto import NestedPareto
 from evomerge.strategies.optuna_samplers import Gp, Nsga2, Nsga3, Tpe
 from evomerge.strategies.particle_swarm import ParticleSwarm
 from evomerge.strategies.quasi_random import QuasiRandom
@@ -103,15 +105,24 @@ class Space:
 
 
 def scored_in_part(candidate: Candidate, split: Split) -> Evaluation:
-    """A score for each of forty items of two tasks; a part has those of its places."""
+    """A score for each of forty items of two tasks; a part has those of its places. Some fail, some on many items.
+
+    The cheap rung has a number that is near to their mean, with noise of its own.
+    """
     assert candidate.recipe is not None
     rng = np.random.default_rng(int(candidate.recipe.hash[-8:], 16))
+    if split == "cheap":
+        near = float(rng.random(40).mean().round(2) + 0.1 * digits(candidate.genome)[9] / 16)
+        if near < 0.45:
+            return Evaluation(candidate.id, "failed", split, error="it broke")
+        return Evaluation(candidate.id, "ok", split, {"loss": -near}, seconds={"merge": 0.1, "model": 1.0})
     items = {f"{task}/acc": rng.random(count).round(2) for task, count in COUNTS.items()}
     for task, places in (candidate.part or {}).items():
         mask = np.ones(COUNTS[task], dtype=bool)
         mask[list(places)] = False
         items[f"{task}/acc"][mask] = np.nan
-    if candidate.genome is not None and rng.random() < 0.06:
+    lot = rng.random() if candidate.genome is not None else 1.0
+    if lot < 0.06 or (lot < 0.15 and sum(map(len, (candidate.part or {}).values())) > 8):
         return Evaluation(candidate.id, "failed", split, error="it broke")
     value = float(np.mean([np.nanmean(values) for values in items.values()]))
     return Evaluation(candidate.id, "ok", split, {"score": value}, {"t/acc": value}, items)
@@ -189,6 +200,7 @@ class Case:
         phases: how many, each with a space of its own that begins with the winner.
         again: genomes of the user's.
         race: on how many items candidates are scored.
+        cheap: what a rung before the race decides by.
         estimator: tells from some items what all would give.
         weighed: preferences, for each of which the last phase is searched by a genetic algorithm.
     """
@@ -203,6 +215,7 @@ class Case:
     phases: int = 1
     again: int = 0
     race: Racing | None = None
+    cheap: Objective | None = None
     estimator: Callable[[], Any] = Learning
     weighed: tuple[Mapping[str, float], ...] = ()
 
@@ -253,8 +266,13 @@ def judged(pruner: str, first: float) -> Racing:
     return Racing(first, "pruner", pruner=pruner)
 
 
+LOSS = Objective("loss", "minimize")
 FEW = {"descriptors": ["genes:a"], "cells": 5}
 GA = partial(GeneticAlgorithm, popsize=6)
+MAP = partial(AmortizedPareto, samples=12, verify=4, popsize=6, generations=2)
+NESTED = partial(
+    NestedPareto, samples=6, verify=3, popsize=6, generations=2, models={name: [name] for name in ("a", "b", "c")}
+)
 MOEAD = partial(Moead, preferences=6)
 WEIGHED = ({"score": 1.0}, {"score": 0.5, "size": 0.5}, {"score": 0.1, "size": 0.9})
 CYCLIC = partial(MapElites, quality="cyclic", sampling="quality", emitter="singular", cells=3, initial=8)
@@ -294,6 +312,9 @@ CASES = {
     "nsga3": Case(partial(Nsga3, popsize=6), NUMBERS, THREE),
     "scalarised ga": Case(scalarised, NUMBERS, TWO, in_flight=2),
     "two phases": Case(CmaEs, phases=2, evaluations=24),
+    "map": Case(MAP, NUMBERS, TWO, in_flight=3, slots=2),
+    "map, bayesian": Case(partial(MAP, sampling="bayesian"), NUMBERS, TWO, in_flight=3, slots=2),
+    "map, nested": Case(NESTED, NUMBERS, TWO, in_flight=3, slots=2),
     "moead": Case(MOEAD, MIXED, THREE, in_flight=3, slots=2),
     "moead, no order": Case(partial(Moead, preferences=5), NUMBERS, TWO, ordered=False, slots=3),
     "moead, then a phase for each preference": Case(MOEAD, MIXED, TWO, phases=2, in_flight=2, slots=2, weighed=WEIGHED),
@@ -310,6 +331,13 @@ CASES = {
     "raced, by the mean": Case(GA, race=Racing(0.1, "incumbent"), ordered=False, slots=4, estimator=plain_mean),
     "raced against a member": Case(DE, race=Racing(0.1, "incumbent"), in_flight=4, slots=3, estimator=plain_mean),
     "raced by anchors": Case(GA, race=Racing(0.2, "incumbent"), in_flight=3, slots=3, estimator=anchors),
+    "raced after a cheap rung": Case(partial(CmaEs, popsize=5), evaluations=70, race=Racing(8), cheap=LOSS),
+    "raced after a cheap rung on workers": Case(
+        partial(CmaEs, popsize=9), evaluations=70, race=Racing(8, most=16, keep_cheap=0.3), cheap=LOSS, slots=3, again=4
+    ),
+    "a cheap rung, then all items": Case(
+        partial(CmaEs, popsize=5), evaluations=40, race=Racing(40), cheap=LOSS, phases=2, slots=2, estimator=plain_mean
+    ),
     "raced in two phases": Case(partial(CmaEs, popsize=5), evaluations=40, race=Racing(0.3), phases=2),
     "some items for all": Case(partial(CmaEs, popsize=5), race=Racing(0.3, "none"), slots=2),
 }
@@ -323,7 +351,9 @@ def session(path: Path, case: Case, *, checkpoints: bool = True, budget: int | N
     race = None
     if case.race is not None:
         pruner = build_pruner(case.race, sum(COUNTS.values())) if case.race.against == "pruner" else None
-        race = Race(case.race, COUNTS, Knowledge(case.estimator(), case.objectives), case.objectives, 3, pruner)
+        race = Race(
+            case.race, COUNTS, Knowledge(case.estimator(), case.objectives), case.objectives, 3, pruner, case.cheap
+        )
     ledger = (
         Ledger(RunFolder.create(path), sync="interval")
         if record is None
@@ -417,7 +447,11 @@ def test_more_evaluations_are_what_they_would_have_been(
 
 
 @pytest.mark.parametrize(
-    "name", ["raced against a member", "raced by anchors", "raced, judged by wilcoxon", "raced, judged by hyperband"]
+    "name",
+    [
+        *("raced against a member", "raced by anchors", "raced, judged by wilcoxon", "raced, judged by hyperband"),
+        "raced after a cheap rung on workers",
+    ],
 )
 def test_a_race_is_the_same_for_any_number_of_workers(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

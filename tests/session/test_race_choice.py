@@ -44,9 +44,11 @@ class Fitness:
         return StratifiedMean(shares, self.objectives)
 
 
-def choose(fitness: Any, strategies: Sequence[Any] = CMA, *words: str) -> tuple[Any, Race | None, RaceChoice | None]:
+def choose(
+    fitness: Any, strategies: Sequence[Any] = CMA, *words: str, cheap: Any = None
+) -> tuple[Any, Race | None, RaceChoice | None]:
     config: Any = compose_config(["search.evaluations=300", "~fitness", *words])
-    race, choice = chosen_race(config, fitness, strategies)
+    race, choice = chosen_race(config, fitness, strategies, cheap)
     return config.search.racing, race, choice
 
 
@@ -139,6 +141,63 @@ def test_a_number_is_a_number_and_null_no_race() -> None:
         choose(Fitness({"a": 750}), [M2N2(SPEC, SCORE, seed=0)], "search.racing.first=10")
     with pytest.raises(ConfigError, match=r"search.racing.first is 'some'.*a number or 'auto'"):
         compose_config(["~fitness", "search.racing.first=some"])
+
+
+def test_a_cheap_rung_stands_below_a_race_or_below_all_items() -> None:
+    cheap = Fitness({"t": 8}, (Objective("loss", "minimize"),))
+    asked, race, choice = choose(Fitness({"a": 750}), CMA, "search.racing.keep_cheap=0.3", cheap=cheap)
+    assert race is not None
+    assert race.cheap is not None
+    assert (asked.first, race.cheap.keep, race.cheap.decides.name) == (24, 0.3, "loss")
+    for words, because in (
+        ([], "items"),
+        (["search.target=0.9"], "target"),
+        (["search.finalists=0"], "finalists"),
+        (["search.racing.first=null"], None),
+    ):
+        asked, race, choice = choose(Fitness({"a": 30}), CMA, *words, cheap=cheap)
+        assert race is not None
+        assert (race.steps, race.by_generation, race.knowledge.estimator) == ([1.0], True, None)
+        assert (asked.first, choice.because if choice is not None else None) == (None, because)
+    assert choose(Fitness({"a": 750}), CMA, "search.racing.first=10", cheap=cheap)[1] is not None
+
+
+class Rated(Fitness):
+    """Whose scores people give."""
+
+    def rating(self) -> None:
+        """What they are asked."""
+
+
+@pytest.mark.parametrize(
+    ("fitness", "strategies", "words", "cheap", "said"),
+    [
+        (Fitness({"a": 9}), [M2N2(SPEC, SCORE, seed=0)], [], SCORE, "cheap is set, and strategy M2N2 needs"),
+        (Fitness({"a": 9}), [GeneticAlgorithm(SPEC, SCORE, seed=0)], [], SCORE, "cheap is set, and strategy Genetic"),
+        (Fitness({"a": 9}), CMA, ["search.ordered=false"], SCORE, "candidates do not come by generations.*cheap=null"),
+        (Fitness({"a": 9}, (*SCORE, Objective("size"))), CMA, [], SCORE, "cheap is set, and there are 2 objectives"),
+        (
+            Fitness({"a": 9}, (*SCORE, Objective("size"))),
+            CMA,
+            ["search.scalarise=weighted"],
+            SCORE,
+            "cheap is set, and there are 2 objectives",
+        ),
+        (Fitness({"a": 9}), CMA, [], (*SCORE, Objective("size")), "cheap has objectives score, size"),
+        (Fitness({"a": 9}), CMA, ["search.racing={first: 3, against: incumbent}"], SCORE, "against is incumbent"),
+        (type("Plain", (), {"objectives": SCORE})(), CMA, [], SCORE, "cheap is set, and the fitness cannot be asked"),
+    ],
+)
+def test_where_no_race_can_be_a_cheap_rung_is_refused(
+    fitness: Any, strategies: Sequence[Any], words: list[str], cheap: tuple[Objective, ...], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        choose(fitness, strategies, *words, cheap=Fitness({"t": 8}, cheap))
+
+
+def test_people_are_no_cheap_rung() -> None:
+    with pytest.raises(ConfigError, match="cheap is a fitness that people rate"):
+        choose(Fitness({"a": 750}), cheap=Rated({"t": 8}))
 
 
 def test_islands_of_m2n2_need_all_items() -> None:

@@ -16,7 +16,7 @@ from evomerge.merge.methods.low_rank import Bound, Factors, compressed
 from evomerge.merge.mixes.mix import Mix
 from evomerge.merge.planning.slice_plan import Part, Plan, SlicePlan
 from evomerge.models.checkpoints.folding import FoldedCheckpoint
-from evomerge.models.pool import Pool, unadapted
+from evomerge.models.pool import Pool, require_own_rows, unadapted
 
 ADAPTER_METHODS = "weighted sums of adapters (task_arithmetic, linear), lora_lego and lora_factors"
 """What gives adapters, for messages."""
@@ -39,6 +39,7 @@ def common_base(pool: Pool) -> AdapterBase:
     Raises:
         RecipeError: one is another model; it is named.
     """
+    require_own_rows(pool, "an adapter", RecipeError)
     info = pool.info
     name = info.base if info.base is not None else info.config_from
     plain = unadapted(pool.checkpoints[name])

@@ -13,7 +13,7 @@ from torch import nn
 from evomerge.errors import PoolError
 from evomerge.merge.alignment.families import MODEL_TYPES, Family, Rule
 from evomerge.merge.alignment.orders import Axis, Group, Heads, Part, Symmetries, Units
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 
 _OF_HEADS = ("query", "key", "value", "context")
 _BETWEEN = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.Identity, nn.Dropout)

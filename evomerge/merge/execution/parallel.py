@@ -17,7 +17,6 @@ from evomerge.merge.execution.sources import Sources
 from evomerge.merge.execution.tensor_merge import TensorMerge
 from evomerge.merge.mixes.cpu_mix import PART, MixCall
 from evomerge.merge.planning.slice_plan import Part, SlicePlan
-from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.pool import Pool
 
 TRANSIENT = 1 << 26
@@ -71,7 +70,7 @@ def merge_slices(
     later = FiniteChecks() if checks is None else checks
     merges = [SliceMerge(plan, sources.pool, sources, made, checks=later, copies=copies) for plan in plans]
     seconds, jobs, passing = [0.0] * len(plans), list[_Job](), 0
-    folded = {n for n, checkpoint in sources.pool.checkpoints.items() if isinstance(checkpoint, FoldedCheckpoint)}
+    folded = {name for name, checkpoint in sources.pool.checkpoints.items() if checkpoint.changed}
     with derived_ahead(merges) as ahead:
         for number, (plan, merge) in enumerate(zip(plans, merges, strict=True)):
             start = time.perf_counter()

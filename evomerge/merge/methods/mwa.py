@@ -62,8 +62,8 @@ def mwa(values: Values, statistics: Statistics) -> Mix:
     weighted sum has one for each. The paper's exact form of the power is not public: this is what metric and step,
     rising and falling, have in common.
 
-    Metrics are given with the inputs of a recipe. In a search they are all alike, and the penalty means nothing, until
-    they are genes that are fixed by source: ``search_space.parameters={metric: {low: 0.1, high: 1}}`` with
-    ``search_space.bounds={*a/metric: 0.61, *b/metric: 0.64}``. They should not come from held-out items.
+    Metrics are given with the inputs of a recipe, and in a search by source, ``search_space.parameters={metric: {math:
+    0.61, lang: 0.64}}``: where all are alike, as they are by default, the penalty means nothing. They should not come
+    from held-out items.
     """
     return weighted(_shares(values))

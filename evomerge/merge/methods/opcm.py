@@ -20,6 +20,20 @@ ALPHA = ParameterSpec(
     maximum=1.0,
     summary="share of the sum of singular values that later models leave alone; found anew for every value",
 )
+PLACE = ParameterSpec(
+    "place",
+    0.0,
+    low=0.0,
+    high=1.0,
+    per_input=True,
+    summary="of it in the order: the smaller, the earlier; of equals as the inputs come; found anew for every order",
+    tacit=True,
+)
+
+
+def order_of(places: Sequence[float]) -> tuple[int, ...]:
+    """The numbers of the inputs by rising place, equals as they come: an order is searched by numbers (random keys)."""
+    return tuple(sorted(range(len(places)), key=lambda i: places[i]))
 
 
 def _of_mean_norm(tasks: Sequence[torch.Tensor], merged: torch.Tensor) -> torch.Tensor:
@@ -37,15 +51,16 @@ def _summed(tasks: Sequence[torch.Tensor]) -> torch.Tensor:
     "opcm",
     SCALE,
     ALPHA,
+    PLACE,
     summary="task vectors added in order, each without what the sum so far holds (OPCM, arXiv 2501.09522)",
     family="svd",
     factors=scale_of,
-    given=lambda values: {"alpha": float(values["alpha"])},
+    given=lambda values: {"alpha": float(values["alpha"]), "order": order_of(values["place"])},
     whole_alone=True,
     unchanged=base_alone,
 )
 @partial(of_matrices, otherwise=_summed)
-def opcm(tasks: Sequence[torch.Tensor], alpha: float) -> torch.Tensor:
+def opcm(tasks: Sequence[torch.Tensor], alpha: float, order: Sequence[int]) -> torch.Tensor:
     """``S_t = S_{t-1} + P(tau_t)``, then ``theta_0 + lambda S_T mean ||tau_i|| / ||S_T||``; the order of models counts.
 
     Merging Models on the Fly Without Retraining: A Sequential Approach to Scalable Continual Model Merging. With ``U``
@@ -55,12 +70,16 @@ def opcm(tasks: Sequence[torch.Tensor], alpha: float) -> torch.Tensor:
     the whole model), and is not enlarged. With ``alpha: 1`` the corner is everything; the authors' code has an empty
     one there. Tensors that are no matrices are summed and reduced to the mean norm.
 
+    The order is that of the inputs, which in a search is the pool's, until a search varies it:
+    ``search_space.parameters={place: {low: 0, high: 1}}`` has a number for every model, and their ranks are the order
+    (random keys; Bean, 1994), one for each group of layers. There are few to find: 2 of two models, 24 of four.
+
     Found once per pool for each ``alpha`` and order, kept in four bytes per element; one decomposition for every model
     but the first.
     """
-    merged = tasks[0].clone()
-    for task in tasks[1:]:
-        merged = merged + _projected(task, merged, alpha)
+    merged = tasks[order[0]].clone()
+    for i in order[1:]:
+        merged = merged + _projected(tasks[i], merged, alpha)
     return _of_mean_norm(tasks, merged)
 
 

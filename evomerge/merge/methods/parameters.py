@@ -56,8 +56,12 @@ READING = ParameterSpec(
 
 
 @functools.lru_cache(maxsize=256)  # asked once per tensor, the same for all tensors of a slice
-def sum_of(weights: tuple[float, ...]) -> float:
+def sum_of(weights: tuple[float, ...], optional: bool = False) -> float:
     """The sum of weights that are to be normalised, as float32 arithmetic gives it.
+
+    Args:
+        weights: of the inputs.
+        optional: whether it is the method's ``normalize`` that asks for it, rather than the method itself.
 
     Raises:
         InfeasibleError: it is zero.
@@ -66,8 +70,8 @@ def sum_of(weights: tuple[float, ...]) -> float:
     if abs(total) <= 1e-6 * math.fsum(abs(weight) for weight in weights):
         raise InfeasibleError(
             f"weights {', '.join(f'{weight:g}' for weight in weights)} sum to {math.fsum(weights):g}",
-            "a sum other than zero where normalize is true",
-            "set normalize to false or change the weights",
+            "a sum other than zero where normalize is true" if optional else "a sum other than zero",
+            "set normalize to false or change the weights" if optional else "change the weights",
         )
     return total
 
@@ -78,7 +82,7 @@ def divisor(values: Values) -> float:
     Raises:
         InfeasibleError: the weights to normalise sum to zero.
     """
-    return sum_of(tuple(values["weight"])) if values["normalize"] else 1.0
+    return sum_of(tuple(values["weight"]), optional=True) if values["normalize"] else 1.0
 
 
 def check_normalisable(values: Values) -> None:

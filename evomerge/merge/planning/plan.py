@@ -13,7 +13,7 @@ from evomerge.merge.methods.parameters import SCOPE
 from evomerge.merge.planning.read_beside import check_scope, statistics_keys
 from evomerge.merge.planning.slice_plan import Factor, Part, Plan, SlicePlan, Source
 from evomerge.merge.planning.stage_cache import stage_plans
-from evomerge.models.architecture.layout import Layout
+from evomerge.merge.planning.whole_model import check_slices
 from evomerge.models.heads import head_of
 from evomerge.models.pool import Pool
 from evomerge.recipes.method_spec import ByTensor, Scalar
@@ -66,23 +66,6 @@ def _identities(recipe: Recipe, pool: Pool) -> dict[str, str]:
     return identities
 
 
-def _check_slices(recipe: Recipe, layout: Layout) -> None:
-    """Every output slice exists in the architecture and none is missing, up to the recipe's own depth."""
-    given = {entry.slice for entry in recipe.slices}
-    depth = 1 + max((s.layer for s in given if s.layer is not None), default=-1)
-    wanted = [s for s in layout.slices if s.layer is None or s.layer < depth]
-    if depth > layout.layers:
-        first = [s.component for s in layout.slices if s.layer == 0]
-        wanted += [SliceId(component, i) for i in range(layout.layers, depth) for component in first]
-    missing = [s for s in wanted if s not in given]
-    if missing or not depth:
-        raise RecipeError(
-            f"the recipe has no slice {missing[0]}" + (f" and lacks {len(missing) - 1} more" if missing[1:] else ""),
-            f"a model of {layout.layers} layers has {len(layout.slices)} slices",
-            "say for each slice how it is made",
-        )
-
-
 class _Planner:
     """Plans the slices of one recipe."""
 
@@ -95,7 +78,7 @@ class _Planner:
     def plan(self, where: str = "") -> Plan:
         """All slices."""
         try:
-            _check_slices(self.recipe, self.layout)
+            check_slices(self.recipe, self.layout, getattr(self.pool.config, "is_encoder_decoder", False))
             slices = tuple(self.slice(entry) for entry in self.recipe.slices)
             return Plan(slices, self.recipe.dtype, head_of(self.recipe, self.pool.heads) if not where else None)
         except (RecipeError, InfeasibleError) as error:
@@ -293,6 +276,13 @@ class _Planner:
                 part.seed,
                 *([part.statistics] if part.statistics else []),
             ]
+        vocabulary = self.pool.vocabulary
+        if vocabulary is not None and slice_.component in (
+            "embed",
+            "head",
+        ):
+            # Rows of all models may be in those of each.
+            content += [vocabulary.digest, sorted(ref.identity for _, ref in self.pool.info.refs)]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -19,7 +19,8 @@ from torch import nn
 from evomerge.errors import RecipeError
 from evomerge.merge.resident.layer_kinds import Kind, Kinds
 from evomerge.merge.resident.module_slices import ModuleSlice, ModuleSlices
-from evomerge.models.architecture.layout import find_layers, skeleton
+from evomerge.models.architecture.layout import skeleton
+from evomerge.models.architecture.stacks import find_layers, find_stacks
 from evomerge.models.pool import Pool
 from evomerge.recipes.slices import LAYER_COMPONENTS, Component, SliceId
 
@@ -65,10 +66,12 @@ class LayerSlots:
 
     def __init__(self, module: nn.Module, pool: Pool, slices: ModuleSlices) -> None:
         self._pool, self._slices = pool, slices
-        self._prefix, self._list = find_layers(module)
+        stacks = find_stacks(module)
+        self._prefix, self._list = stacks[0]
+        self._several = len(stacks) > 1
         self._config: Any = module.config.get_text_config()  # type: ignore[operator,union-attr]
         own = []
-        for number, layer in enumerate(self._list):
+        for number, layer in enumerate(layer for _, layers in stacks for layer in layers):
             ids = (SliceId(component, number) for component in LAYER_COMPONENTS)
             own.append(LayerSlot(layer, {s.component: slices.of(s) for s in ids if s in slices.forms}))
         self.own = tuple(own)
@@ -102,6 +105,10 @@ class LayerSlots:
         if len(origins) == len(self.own) and all(place == layer for place, (_, layer) in enumerate(origins)):
             path = self.own
             kinds: Sequence[Kind] = ()
+        elif self._several:
+            raise RecipeError(
+                f"a path of {len(origins)} layers", f"the layers of an encoder-decoder stay in place: {len(self.own)}"
+            )
         else:
             kinds = [self._kind(model, layer) for model, layer in origins]
             path = tuple(self._layer_slot(place, kind) for place, kind in enumerate(kinds))

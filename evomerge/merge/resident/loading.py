@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ from evomerge.merge.resident.quantised_linear import linears_of, quantise_linear
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.memory import MORE_GPUS, give_back, out_of_memory
 from evomerge.models.pool import Pool
+from evomerge.models.progress_bars import no_progress_bar
+from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.utils.sizes import size_text
 
 
@@ -68,7 +68,7 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
                 **options,
             )
         module.name_or_path = module.config.name_or_path = folder
-        set_generation(module, folder)
+        set_generation(module, folder, pool.vocabulary)
     except PoolError:
         raise
     except Exception as error:  # transformers raises whatever the architecture's code raises
@@ -111,13 +111,15 @@ def load_on(device: str | torch.device, pool: Pool, attn_implementation: str | N
     )
 
 
-def set_generation(module: Any, folder: str) -> None:
-    """Give a model the generation settings that lie beside its weights, where there are any."""
+def set_generation(module: Any, folder: str, vocabulary: Vocabulary | None = None) -> None:
+    """Give a model the generation settings that lie beside its weights, where there are any; ids by `vocabulary`."""
     from transformers import GenerationConfig
 
     if Path(folder, "generation_config.json").is_file() and module.can_generate():
         try:
             module.generation_config = GenerationConfig.from_pretrained(folder)
+            if vocabulary is not None:
+                vocabulary.set_ids(module.generation_config)
         except Exception as error:  # its checks raise what they like
             file = Path(folder, "generation_config.json")
             raise PoolError(
@@ -142,17 +144,3 @@ def holds(pool: Pool, entry: SlicePlan, place: ModuleSlice) -> bool:
         tensor.copy_(pool.read(pool.info.config_from, name))
     place.settle(out, memory)
     return all(torch.equal(one, other) for one, other in zip(memory, own, strict=True))
-
-
-@contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Without transformers' own progress bars, which are shown for models that load at once."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -11,7 +11,7 @@ from torch import nn
 from evomerge.errors import ConfigError
 from evomerge.merge.cache.merged_slice import Shapes
 from evomerge.merge.resident.codecs import Codec
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_stacks
 
 
 class QuantisedLinear(nn.Module):
@@ -67,8 +67,8 @@ class QuantisedLinear(nn.Module):
 
 def linears_of(module: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers within a model's repeated layers, by name: what is kept quantised."""
-    prefix, layers = find_layers(module)
-    return {f"{prefix}.{name}": part for name, part in layers.named_modules() if type(part) is nn.Linear}
+    parts = [(prefix, *own) for prefix, layers in find_stacks(module) for own in layers.named_modules()]
+    return {f"{prefix}.{name}": part for prefix, name, part in parts if type(part) is nn.Linear}
 
 
 def quantise_linears(module: nn.Module, codec: Codec) -> None:

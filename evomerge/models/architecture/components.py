@@ -57,9 +57,11 @@ class OuterComponents:
             return "head"
         path = place.rpartition(".")[0]
         parent = module.get_submodule(path)
-        if _is_norm(place, parent) and (after_layers or "final" in place):  # OPT registers its final norm first
+        # OPT registers its final norm first, BART that of its embeddings last.
+        is_embedding = "embed" in path.rpartition(".")[2]
+        if _is_norm(place, parent) and (after_layers or "final" in place) and not is_embedding:
             return "final_norm"
-        return "embed" if not after_layers or isinstance(parent, nn.Embedding) else "head"
+        return "embed" if not after_layers or isinstance(parent, nn.Embedding) or is_embedding else "head"
 
     def is_outside(self, place: str) -> bool:
         """Whether a parameter is outside of what the architecture calls its base model."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from evomerge.models.architecture.layout import find_layers
 from evomerge.models.architecture.residual_probe import calls_of, first_tensor
+from evomerge.models.architecture.stacks import find_layers
 
 
 def immovable(module: nn.Module) -> str:

@@ -19,6 +19,8 @@ from evomerge.models.architecture.components import OuterComponents, component_o
 from evomerge.models.architecture.config_fields import advice
 from evomerge.models.architecture.conversion import Join
 from evomerge.models.architecture.names import NameMatch, match_names
+from evomerge.models.architecture.own_head import OWN_HEAD, part_head
+from evomerge.models.architecture.stacks import find_stacks, layer_place, passed_by
 from evomerge.recipes.slices import LAYER_COMPONENTS, SliceId
 
 if TYPE_CHECKING:
@@ -34,13 +36,14 @@ class Layout:
             slices without tensors (the head of a model with tied embeddings) are left out.
         tensors: the checkpoint tensor names of every slice, in the order of the model class. A tensor tied to
             another appears once.
-        layers: number of layers.
+        layers: number of layers; of an encoder-decoder, its encoder's come first and its decoder's go on from there.
         parameters: checkpoint tensor name -> name in the transformers module. Tensors that are joined on loading
             have the same.
         shapes: checkpoint tensor name -> the shape that the class wants.
         joins: the tensors that transformers joins on loading (experts stored one by one), see `conversion`.
         integers: the tensors that the class holds as integers or truth values: they are copied, never merged.
         residual: how the residual stream is written and read, where that is known.
+        encoder: how many of the layers are an encoder's, where a decoder's follow; 0 for one stack.
     """
 
     slices: tuple[SliceId, ...]
@@ -51,6 +54,7 @@ class Layout:
     joins: tuple[Join, ...] = ()
     integers: frozenset[str] = frozenset()
     residual: Residual | None = field(default=None, repr=False, compare=False)
+    encoder: int = 0
     _slice_of: Mapping[str, SliceId] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -64,12 +68,14 @@ class Layout:
         return self._slice_of[name]
 
     def at_layer(self, name: str, layer: int) -> str:
-        """The name of a layer's tensor in another layer; names outside the layers are returned as they are."""
+        """The name of a layer's tensor in another layer of its stack; names outside layers are returned as they are."""
         own = self.slice_of(name).layer
         if own is None or own == layer:
             return name
-        parts = name.split(".")
-        parts[parts.index(str(own))] = str(layer)  # the layer's number comes before any other, experts' say
+        parts, before = name.split("."), self.encoder if own >= self.encoder else 0
+        parts[parts.index(str(own - before))] = str(
+            layer - before
+        )  # the layer's number comes before any other, experts' say
         return ".".join(parts)
 
     def at_depth(self, depth: int) -> Layout:
@@ -168,10 +174,8 @@ def skeleton(config: Any, trust_remote_code: bool = False) -> nn.Module:
     """The transformers module of a configuration on the meta device: names, shapes and classes, no weights.
 
     Raises:
-        PoolError: transformers cannot build it, or it has two stacks of layers.
+        PoolError: transformers cannot build it.
     """
-    if getattr(config, "is_encoder_decoder", False):
-        raise PoolError(f"{config.model_type!r} is an encoder-decoder", "models with one stack of layers are supported")
     cls = model_class(config, trust_remote_code)
     try:
         with torch.device("meta"):
@@ -182,6 +186,8 @@ def skeleton(config: Any, trust_remote_code: bool = False) -> nn.Module:
     except Exception as error:  # the class may refuse its configuration in any way
         what = f"transformers cannot build a {config.model_type!r} model from config.json ({reason_of(error)})"
         raise PoolError(what, *advice(config)) from error
+    if getattr(config, OWN_HEAD, False):
+        part_head(module)
     return module
 
 
@@ -218,22 +224,24 @@ def layout_from(module: nn.Module, match: NameMatch, shapes: Mapping[str, tuple[
         match: of the checkpoint that gives the layout its names.
         shapes: of that checkpoint's tensors.
     """
-    prefix, layers = find_layers(module)
+    stacks = find_stacks(module)
+    layers = [layer for _, own in stacks for layer in own]
     state = module.state_dict()
     parameters: dict[str, str] = {}
     grouped: dict[SliceId, list[str]] = {}
-    passed_layers, outer = False, OuterComponents(module)
+    passed, outer = set[str](), OuterComponents(module)
     for place in state:
         join = match.joins.get(place)
         names = join.names if join else (match.stored[place],) if place in match.stored else ()
         if not names:
             continue
-        if place.startswith(f"{prefix}."):
-            passed_layers = True
-            number, _, inner = place.removeprefix(f"{prefix}.").partition(".")
-            slice_ = SliceId(component_of(layers[int(number)], inner), int(number))
+        inside = layer_place(place, stacks)
+        if inside is not None:
+            number, inner, prefix = inside
+            passed.add(prefix)
+            slice_ = SliceId(component_of(layers[number], inner), number)
         else:
-            slice_ = SliceId(outer(place, passed_layers))
+            slice_ = SliceId(outer(place, passed_by(place, stacks, passed)))
         grouped.setdefault(slice_, []).extend(names)
         parameters |= dict.fromkeys(names, place)
     order = [SliceId("embed")]
@@ -250,28 +258,5 @@ def layout_from(module: nn.Module, match: NameMatch, shapes: Mapping[str, tuple[
         MappingProxyType(wanted),
         tuple(match.joins[place] for place in state if place in match.joins),
         frozenset(name for name, place in parameters.items() if not state[place].is_floating_point()),
+        encoder=len(stacks[0][1]) if len(stacks) > 1 else 0,
     )
-
-
-def find_layers(module: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of repeated layers and its name: of the outermost lists the one with the most parameters.
-
-    Raises:
-        PoolError: there is none.
-    """
-    architecture, config = type(module).__name__, getattr(module, "config", None)
-    lists: dict[str, nn.ModuleList] = {}
-    for name, child in module.named_modules():
-        nested = any(name.startswith(f"{outer}.") for outer in lists)
-        if isinstance(child, nn.ModuleList) and len(child) and not nested:
-            lists[name] = child
-    if not lists:
-        raise PoolError(f"{architecture} has no list of layers", "an architecture of repeated layers")
-    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
-    depth = getattr(text, "num_hidden_layers", None)
-
-    def rank(name: str) -> tuple[bool, int]:
-        return len(lists[name]) == depth, sum(p.numel() for p in lists[name].parameters())
-
-    best = max(lists, key=rank)
-    return best, lists[best]

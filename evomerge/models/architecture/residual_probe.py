@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from evomerge.errors import PoolError
-from evomerge.models.architecture.layout import find_layers
+from evomerge.models.architecture.stacks import find_layers
 from evomerge.models.architecture.tiny_model import HIDDEN, _reason
 
 LENGTH = 5

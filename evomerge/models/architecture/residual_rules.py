@@ -35,6 +35,9 @@ def residual_of(config: Any, trust_remote_code: bool = False) -> Residual:
     """
     if trust_remote_code and getattr(config, "auto_map", None):
         return Residual("", unscalable="the model brings its own code")
+    if getattr(config, "is_encoder_decoder", False):
+        why = "it is an encoder-decoder, of two stacks of layers: a path goes through one"
+        return Residual("", unscalable=why, unflippable=why, immovable=why)
     if getattr(config.get_text_config(), "is_heterogeneous", False):
         why = "its configuration has settings of their own for single layers (per_layer_config)"
         return Residual("", unscalable=why, immovable=why)

@@ -120,9 +120,13 @@ def _folder_or_hub(location: str, root: str | Path | None, whose: str) -> Path |
     for folder in tried:
         if folder.is_dir():
             return folder.resolve()
+        if folder.is_file() and folder.suffix == ".gguf" and whose == "a model's":
+            return folder.resolve()
         if folder.is_file():
             raise PoolError(
-                f"{location} is a file", "a model is a folder with config.json and safetensors", "name its folder"
+                f"{location} is a file",
+                "a model is a folder with config.json and safetensors, or a GGUF file",
+                "name its folder",
             )
     match = _HUB_ID.fullmatch(location)
     if match is None or location.startswith((".", "~")):

@@ -33,6 +33,7 @@ def changed_since(name: str, ref: ModelRef, checkpoint: Checkpoint) -> Iterator[
 
 
 def _parts(ref: ModelRef, checkpoint: Checkpoint) -> Iterator[tuple[str, ModelRef, TensorFiles]]:
+    checkpoint = checkpoint.plain
     if isinstance(checkpoint, FoldedCheckpoint) and ref.adapter is not None:
         yield "model", ref, checkpoint.base
         yield "the adapter of model", ref.adapter, checkpoint.adapter

@@ -186,6 +186,15 @@ class Checkpoint(TensorFiles):
         super().__init__(folder, config, read_headers(folder, config))
 
     @property
+    def plain(self) -> Checkpoint:
+        """The checkpoint as its files, and an adapter, make it: in its own vocabulary."""
+        return self
+
+    def is_kept(self, name: str) -> bool:
+        """Whether a tensor that was read stays in memory or mapped."""
+        return True
+
+    @property
     def folders(self) -> tuple[Path, ...]:
         """All folders that it is read from: its own and, with an adapter, the adapter's."""
         return (self.folder,)

@@ -19,6 +19,7 @@ from evomerge.utils.sizes import size_text
 STAGES = {
     "merge": "merging",
     "note": "noting statistics of the sources, once",
+    "cheap": "on the cheap rung",
     "model": "in the model",
     "other": "everything else",
 }
@@ -71,7 +72,7 @@ def cost(view: RunView, page: Page) -> Markup | None:
         and (times := [t.seconds[name] for t in ok if name in t.seconds])
     }
     slices = {name: merge.get(name, 0.0) for name in SLICES}
-    ordered = {name: seconds[name] for name in ("model", "merge", "note", "other") if name in seconds}
+    ordered = {name: seconds[name] for name in ("model", "cheap", "merge", "note", "other") if name in seconds}
     total = sum(seconds.values())
     return page.render(
         "cost.html",

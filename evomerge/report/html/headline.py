@@ -32,6 +32,7 @@ STRATEGIES = {
     "M2N2": "M2N2",
     "MapElites": "MAP-Elites",
     "Moead": "MOEA/D",
+    "NestedPareto": "nested MAP",
     "Nsga2": "NSGA-II",
     "Nsga3": "NSGA-III",
     "ParticleSwarm": "a particle swarm",

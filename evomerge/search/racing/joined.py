@@ -27,6 +27,8 @@ class Runner:
         steps: what decided about it after each step against its generation, or what a pruner was told of it: estimates
             of the first objective.
         ended: its evaluation, where it is over: of an earlier session, or failed.
+        cheap: its score on the cheap rung; ``None`` where there is none, or not yet.
+        rung: the evaluation there, of which seconds and merges count.
     """
 
     candidate: Candidate
@@ -37,6 +39,8 @@ class Runner:
     items: Items = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
     ended: Evaluation | None = None
+    cheap: float | None = None
+    rung: Evaluation | None = None
     _parts: list[tuple[int, Evaluation]] = field(default_factory=list)
     _estimated: tuple[int, int, dict[str, Estimate]] | None = None
 
@@ -63,6 +67,12 @@ class Runner:
         return len(self._parts)
 
     @property
+    def decided(self) -> dict[str, float]:
+        """What decided about it so far, as `Evaluation.race` has it."""
+        found = {f"step/{number}": value for number, value in enumerate(self.steps)}
+        return found if self.cheap is None else {"cheap": self.cheap, **found}
+
+    @property
     def plain(self) -> dict[str, float]:
         """The objectives of the parts, by their numbers of items."""
         return _mean([(count, evaluation.objectives) for count, evaluation in self._parts])
@@ -77,9 +87,9 @@ class Runner:
         """
         last = self._parts[-1][1]
         parts = [evaluation for _, evaluation in self._parts]
+        spent = [*([self.rung] if self.rung is not None else []), *parts]
         count = size(self.part)
-        race = {"items": float(count), "of": float(total)}
-        race |= {f"step/{number}": value for number, value in enumerate(self.steps)}
+        race = {"items": float(count), "of": float(total), **self.decided}
         race |= {"known": float(self.known)} if self.known is not None else {}
         if count < total:
             race |= {f"error/{name}": e.error for name, e in estimates.items() if e.error == e.error}
@@ -89,8 +99,8 @@ class Runner:
             objectives={name: estimate.value for name, estimate in estimates.items()},
             metrics=_mean([(own, evaluation.metrics) for own, evaluation in self._parts]),
             items=self.items,
-            seconds=_sum([evaluation.seconds for evaluation in parts]),
-            merge=_sum([evaluation.merge for evaluation in parts]),
+            seconds=_sum([evaluation.seconds for evaluation in spent]),
+            merge=_sum([evaluation.merge for evaluation in spent]),
             tokens=_sum([evaluation.tokens for evaluation in parts]),
             responses=_joined_responses(parts),
             race=race,

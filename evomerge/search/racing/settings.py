@@ -32,6 +32,7 @@ class Racing:
         confidence: with which a candidate must be worse than the incumbent to be pruned.
         pruner: which, as the configuration says it: a name, a mapping with ``name`` and arguments, or with
             ``_target_``.
+        keep_cheap: share of a generation that goes on from the cheap rung, where there is one.
     """
 
     first: float
@@ -41,6 +42,7 @@ class Racing:
     rotate: bool = True
     confidence: float = 0.95
     pruner: str | Mapping[str, Any] | None = None
+    keep_cheap: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("first", "most"):
@@ -52,6 +54,9 @@ class Racing:
             raise ConfigError(f"search.racing.against is {self.against!r}", nearest(self.against, get_args(Against)))
         if not 0.1 <= self.keep <= 0.9:
             raise ConfigError(f"search.racing.keep is {self.keep}", "0.1 to 0.9, a share of a generation")
+        if not 0.1 <= self.keep_cheap <= 0.9:
+            allowed = "0.1 to 0.9, a share of a generation"
+            raise ConfigError(f"search.racing.keep_cheap is {self.keep_cheap}", allowed)
         if not 0.5 <= self.confidence < 1:
             raise ConfigError(f"search.racing.confidence is {self.confidence}", "0.5 to below 1, a probability")
         if self.against == "pruner" and self.pruner is None:

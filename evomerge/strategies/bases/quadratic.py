@@ -17,6 +17,7 @@ LINKS: tuple[str, ...] = get_args(Link)
 _RIDGE = 1e-6  # of the mean square of a column: what fewer points than coefficients leave open is small
 _EDGE = 1e-3  # how near to a link's end a value may come where the first guess is made
 _FOLDS = 5
+_MOST_LEVERAGE = 0.9  # of a point that alone decides a coefficient nothing is known
 
 
 def coefficients(genes: int) -> int:
@@ -75,6 +76,16 @@ class Quadratic:
     def predict(self, points: Array) -> Array:
         """What the points ``(k, n)`` would score, ``(k,)``."""
         return _linked(self.link, _features(points) @ self.weights)
+
+    def missed(self, points: Array, values: Array) -> Array:
+        """What the fit would miss of each value ``(k,)``, had its point been left out: its residual over 1 less its
+        leverage (of the link's inside, so that it is exact for ``identity``).
+
+        Args:
+            points, values: that it was fitted to.
+        """
+        leverage = np.minimum(_leverage(_features(points), self.inverse), _MOST_LEVERAGE)
+        return np.asarray((values - self.predict(points)) / (1 - leverage))
 
     def extrapolates(self, points: Array) -> NDArray[np.bool_]:
         """Which of the points lie farther out than any that it was fitted to (by leverage)."""

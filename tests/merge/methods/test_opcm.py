@@ -4,6 +4,8 @@ import pytest
 import torch
 from merge.carry_out import carry_out, merged
 
+from evomerge.merge.methods.opcm import order_of
+
 ZERO = [[0.0, 0.0, 0.0]] * 3
 
 
@@ -38,6 +40,18 @@ def test_the_order_of_models_counts() -> None:
     a, b = torch.diag(torch.tensor([3.0, 2.0, 1.0])), torch.arange(1.0, 10.0).view(3, 3)
     base = torch.zeros(3, 3)
     assert not torch.allclose(carry_out("opcm", [a, b], base), carry_out("opcm", [b, a], base), rtol=0.01)
+
+
+def test_places_are_the_order() -> None:
+    models = [torch.randn(5, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    base = torch.zeros(5, 4)
+    as_given = carry_out("opcm", [models[2], models[0], models[1]], base)
+    placed = carry_out("opcm", models, base, [{"place": 0.4}, {"place": 0.9}, {"place": -1.0}])
+    assert torch.equal(placed, as_given)
+    # Equal places are as the inputs come, and what the numbers are does not matter.
+    assert order_of([0.5, 0.5, 0.1]) == (2, 0, 1)
+    assert order_of([0.0, 0.0, 0.0]) == (0, 1, 2)
+    assert torch.equal(carry_out("opcm", models, base, [{"place": 0.1}] * 3), carry_out("opcm", models, base))
 
 
 def test_what_is_no_matrix_is_summed_to_the_mean_norm() -> None:

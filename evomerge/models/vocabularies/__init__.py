@@ -1,0 +1,1 @@
+"""Models of other vocabularies or numbers of rows, brought to one before they are merged."""
