@@ -120,7 +120,10 @@ def read_folder(folder: str, key: str) -> list[ImageItem]:
 def evenly(labels: Sequence[str], most: int, seed: int) -> list[int]:
     """So many places, drawn without putting back: of every label about as many, in order."""
     rng = np.random.default_rng(seed)
-    left = {label: list(rng.permutation([i for i, own in enumerate(labels) if own == label])) for label in set(labels)}
+    left = {
+        label: list(rng.permutation([i for i, own in enumerate(labels) if own == label]))
+        for label in sorted(set(labels))
+    }
     found: list[int] = []
     for turn in range(len(labels)):
         for label in sorted(left):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +175,21 @@ def test_a_limit_takes_of_every_class(images: Path) -> None:
     assert fitness.items() == {"x": 7}
     labels = [text["target"] for text in fitness.texts(7)["x"]]
     assert sorted(labels.count(name) for name in CLASSES) == [2, 2, 3]
+
+
+def test_a_draw_is_the_same_in_every_process() -> None:
+    """Sets of texts have another order in each."""
+    code = "from fitness._images.sources import evenly; print(evenly(list('abcdefgh') * 9, 20, 0))"
+    drawn = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in (1, 2)
+    }
+    assert len(drawn) == 1
 
 
 def test_images_in_a_file_are_those_in_memory(images: Path, vits: Path, tmp_path: Path) -> None:
