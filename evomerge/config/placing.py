@@ -34,5 +34,6 @@ def _in_full(text: str, key: str, names: Iterable[str]) -> str:
     alternatives = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     if not alternatives:
         return text
-    known = rf"(?<![\w.\-/'\"{{=,])({alternatives})(?= is (?!a\b|the\b)|=|\.\w|\[\d| has no key| has '| are both)"
+    said = r" is (?!a\b|the\b)|=|\.\w|\[\d| has no key| has '| names '| says nothing of | are both"
+    known = rf"(?<![\w.\-/'\"{{=,])({alternatives})(?={said})"
     return re.sub(known, lambda found: f"{key}.{found[1]}", text)

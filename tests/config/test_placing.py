@@ -52,6 +52,12 @@ def test_names_within_a_value_stay() -> None:
         raise ConfigError("model_args has 'x'")
 
 
+@pytest.mark.parametrize("says", ["files names 'x', which is not there", "files says nothing of model 'x'"])
+def test_files_are_named_in_full(says: str) -> None:
+    with pytest.raises(FitnessError, match=f"^calibration\\.{says}; a file$"), placed("calibration", ["files", "items"]):
+        raise FitnessError(says, "a file")
+
+
 def test_an_error_that_is_in_full_already_stays() -> None:
     with pytest.raises(ConfigError) as error, placed("strategy", ["popsize"]):
         raise ConfigError("strategy.popsize is 1", "strategy.popsize=4")
