@@ -54,7 +54,7 @@ def test_names_within_a_value_stay() -> None:
 
 @pytest.mark.parametrize("says", ["files names 'x', which is not there", "files says nothing of model 'x'"])
 def test_files_are_named_in_full(says: str) -> None:
-    with pytest.raises(FitnessError, match=f"^calibration\\.{says}; a file$"), placed("calibration", ["files", "items"]):
+    with pytest.raises(FitnessError, match=f"^calibration\\.{says}; a file$"), placed("calibration", ["files"]):
         raise FitnessError(says, "a file")
 
 
