@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import FitnessError, nearest
+from fitness._documents import Document, asked_hash, content_hash
 
 _JSON_LINES = (".jsonl", ".json")
 _LARGEST = 1 << 30  # characters
@@ -35,6 +36,8 @@ def check_text_file(file: str, key: str) -> None:
     path = Path(file).expanduser()
     if path.is_file():
         return
+    if path.is_dir():
+        raise FitnessError(f"{key} names {file!r}, which is a folder", "a file of texts")
     folder = path.parent
     beside = [own.name for own in folder.iterdir() if own.is_file() and own.name[0] != "."] if folder.is_dir() else []
     allowed = nearest(path.name, beside) if beside else f"its folder {folder.absolute()} has no files"
@@ -96,6 +99,17 @@ def text_of(line: Line, name: str, key: str = "") -> str:
     if not isinstance(value, str) or not value.strip():
         raise FitnessError(f"{line.where}: its {name} is {str(value)[:60]!r}", "a text of at least one word")
     return value
+
+
+def document_of(line: Line, text: str, answer: str = "") -> Document:
+    """What identifies a line, the same whoever reads it.
+
+    Args:
+        line: it.
+        text: what of it is asked.
+        answer: what answers that, if it has one.
+    """
+    return Document(asked_hash(text, (), answer), content_hash(line.row))
 
 
 def _row(text: str, where: str) -> Mapping[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from evomerge.errors import FitnessError
 from evomerge.protocols import CalibrationItem
 from fitness._calibration_files import FileItems
-from fitness._documents import Document, asked_hash, content_hash
-from fitness._text_files import Line, read_lines, text_of
+from fitness._documents import Document
+from fitness._text_files import Line, document_of, read_lines, text_of
 
 
 class TextItems(FileItems[tuple[CalibrationItem, Document], CalibrationItem]):
@@ -39,10 +39,10 @@ class TextItems(FileItems[tuple[CalibrationItem, Document], CalibrationItem]):
 def _item(line: Line, file: str) -> tuple[CalibrationItem, Document]:
     if "answer" not in line.row:
         text = text_of(line, "text")
-        return CalibrationItem(text, file=file), Document(asked_hash(text, (), ""), content_hash(line.row))
+        return CalibrationItem(text, file=file), document_of(line, text)
     text, answer = line.row.get("text", ""), line.row["answer"]
     if not isinstance(text, str) or not isinstance(answer, str) or not (text + answer).strip():
         raise FitnessError(f"{line.where} has no text", 'lines such as {"text": "...", "answer": "..."}')
-    document = Document(asked_hash(text, (), answer), content_hash(line.row))
+    document = document_of(line, text, answer)
     between = "" if not answer or text[-1:].isspace() or answer[0].isspace() else " "
     return CalibrationItem(text, between + answer if answer else "", file), document

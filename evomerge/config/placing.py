@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from evomerge.errors import EvomergeError
 
 _NODES = ("fitness", "cheap", "validation", "held_out", "search_space", "strategy", "evaluator", "calibration")
+_ENDINGS = r"(?:jsonl?|txt|ya?ml|safetensors)\b"  # a file may be called as a key is: texts.jsonl
 
 
 @contextmanager
@@ -34,5 +35,6 @@ def _in_full(text: str, key: str, names: Iterable[str]) -> str:
     alternatives = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     if not alternatives:
         return text
-    known = rf"(?<![\w.\-/'\"{{=,])({alternatives})(?= is (?!a\b|the\b)|=|\.\w|\[\d| has no key| has '| are both)"
+    said = rf" is (?!a\b|the\b)|=|\.(?!{_ENDINGS})\w|\[\d| has no key| has '| names '| says nothing of | are both"
+    known = rf"(?<![\w.\-/'\"{{=,])({alternatives})(?={said})"
     return re.sub(known, lambda found: f"{key}.{found[1]}", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from evomerge.errors import ConfigError
 from evomerge.run.ratings.rules import RATER
-from fitness._text_files import read_lines, text_of
+from fitness._text_files import document_of, read_lines, text_of
 from fitness._unlabelled.values import finite, require_keys, whole
 
 _KEYS = ("file", "key", "task", "limit")
@@ -107,7 +106,7 @@ def _read(term: PromptTerm, include_path: Sequence[str], timeout: float | None) 
         return Prompts(*task_prompts(term.task, include_path, term.limit, timeout))
     lines = read_lines(term.file, term.where, term.limit)
     texts = [text_of(line, term.key, f"prompts.{term.name}.key") for line in lines]
-    return Prompts(texts, [(_hash(text.strip()), _hash(text)) for text in texts])
+    return Prompts(texts, [document_of(line, text) for line, text in zip(lines, texts, strict=True)])
 
 
 def parse_raters(raters: Any) -> tuple[int, tuple[str, ...]]:
@@ -143,7 +142,3 @@ def parse_scale(scale: Any) -> tuple[float | None, float | None]:
     if not low < high:
         raise ConfigError(f"scale is {list(scale)}", "the lowest score first, and another one as the highest")
     return low, high
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

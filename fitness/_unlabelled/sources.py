@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fitness._text_files import read_lines, text_of
+from fitness._text_files import document_of, read_lines, text_of
 from fitness._unlabelled.terms import TextTerm
 
 
@@ -43,10 +42,7 @@ def _read(term: TextTerm, include_path: Sequence[str], timeout: float | None) ->
     if term.file:
         lines = read_lines(term.file, f"texts.{term.name}.file", term.limit)
         texts = [text_of(line, term.key, f"texts.{term.name}.key") for line in lines]
-        return Source(texts, len(texts), [(_hash(text.strip()), _hash(text)) for text in texts])
+        own = [document_of(line, text) for line, text in zip(lines, texts, strict=True)]
+        return Source(texts, len(texts), own)
     assert term.write is not None
     return Source((), term.write.texts, ())
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

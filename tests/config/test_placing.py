@@ -52,6 +52,18 @@ def test_names_within_a_value_stay() -> None:
         raise ConfigError("model_args has 'x'")
 
 
+def test_a_file_that_is_called_as_a_key_keeps_its_name() -> None:
+    says = r"^fitness\.texts\.a\.file: texts\.jsonl, line 1 has no key 'x'; set fitness\.texts\.a\.key$"
+    with pytest.raises(FitnessError, match=says), placed("fitness", ["texts"]):
+        raise FitnessError("texts.a.file: texts.jsonl, line 1 has no key 'x'", "set texts.a.key")
+
+
+@pytest.mark.parametrize("says", ["files names 'x', which is not there", "files says nothing of model 'x'"])
+def test_files_are_named_in_full(says: str) -> None:
+    with pytest.raises(FitnessError, match=f"^calibration\\.{says}; a file$"), placed("calibration", ["files"]):
+        raise FitnessError(says, "a file")
+
+
 def test_an_error_that_is_in_full_already_stays() -> None:
     with pytest.raises(ConfigError) as error, placed("strategy", ["popsize"]):
         raise ConfigError("strategy.popsize is 1", "strategy.popsize=4")

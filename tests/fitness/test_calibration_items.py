@@ -14,7 +14,9 @@ from evomerge.protocols import CalibrationItem
 from fitness._documents import asked_hash
 from fitness.calibration_tasks import TaskItems
 from fitness.calibration_texts import TextItems
+from fitness.files import FilesFitness
 from fitness.lm_eval_tasks import LmEvalFitness
+from fitness.unlabelled import UnlabelledFitness
 
 
 def write(path: Path, *rows: object) -> str:
@@ -105,6 +107,24 @@ def test_documents_of_tasks_with_their_right_answers(tmp_path: Path) -> None:
     asked = {document[0] for document in fitness.documents()}
     assert all(document[0] in asked for document in scored.documents())
     assert not any(document[0] in asked for document in found.documents())
+
+
+def test_a_line_is_the_same_item_whoever_reads_it(tmp_path: Path) -> None:
+    """Or held-out texts could be calibrated on, and a held-out task's own file be searched on, without a word."""
+    lines = write(tmp_path / "lines.jsonl", {"text": "one two"}, {"text": "three "})
+    plain = write(tmp_path / "lines.txt", "one two", "three")
+    own = TextItems([lines])
+    own.items("any")
+    for file, key in ((lines, {"key": "text"}), (plain, {})):
+        read = UnlabelledFitness({"own": {"file": file}}).documents()
+        assert [asked for asked, _ in read] == [asked for asked, _ in own.documents()]
+        assert FilesFitness({"own": {"file": file, **key}}).documents() == read
+
+    task_file = task(tmp_path)
+    scored = LmEvalFitness([task_file])
+    scored.check()
+    texts = UnlabelledFitness({"own": {"file": str(tmp_path / "test.jsonl"), "key": "q"}})
+    assert [content for _, content in texts.documents()] == [content for _, content in scored.documents()]
 
 
 def test_the_right_choice_is_the_answer(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_what_cannot_be_read_is_said_with_its_key(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     with pytest.raises(FitnessError, match=r"which is not there; its folder .*bare has no files"):
         read_lines(str(tmp_path / "bare" / "text.txt"), "texts.a.file")
+    with pytest.raises(FitnessError, match=r"texts.a.file names .*bare', which is a folder; a file of texts"):
+        read_lines(str(tmp_path / "bare"), "texts.a.file")
     with pytest.raises(FitnessError, match="there is no folder"):
         read_lines(str(tmp_path / "no" / "text.txt"), "texts.a.file")
     (tmp_path / "none.txt").write_text("\n \n")
