@@ -108,6 +108,21 @@ def test_no_race(fitness: Any, strategies: Sequence[Any], words: list[str], beca
     assert (asked.first, asked.most) == (None, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("total", "most", "says"),
+    [
+        (750, "5", "search.racing.most=5 is not between 24, the items at first, and 750, all items"),
+        (750, "2000", "search.racing.most=2000 is not between 24, the items at first, and 750, all items"),
+        (10, "0.2", "of 10 items too many would be needed at first"),
+    ],
+)
+def test_what_was_asked_for_is_named_where_it_leaves_no_race(total: int, most: str, says: str) -> None:
+    _, race, choice = choose(Fitness({"a": total}), CMA, f"search.racing.most={most}")
+    assert race is None
+    assert choice is not None
+    assert choice.reason == says
+
+
 class Space:
     """Has so many genes, all of which act unless it says which."""
 
