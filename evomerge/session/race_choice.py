@@ -151,7 +151,8 @@ def _choice(
         reason = f"{count(evaluations, 'evaluation')} would not make up for {finalists} on all items in the end"
         return RaceChoice(total, because="evaluations", reason=reason), None
     steps = counted(settings.steps(total), total)
-    return RaceChoice(total, steps[0], steps[-1], refined or 0), settings
+    shown = refined if refined is not None and refined < evaluations else 0
+    return RaceChoice(total, steps[0], steps[-1], shown), settings
 
 
 def _fewest(total: int, tasks: int) -> int:

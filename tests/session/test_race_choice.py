@@ -161,6 +161,16 @@ def test_where_a_gaussian_process_takes_over(space: Any, words: list[str], after
         assert (f"; after {after} a Gaussian process proposes, each on 90" in str(choice)) == (after is not None)
 
 
+def test_a_gaussian_process_behind_the_last_candidate_is_not_announced() -> None:
+    for evaluations, said in ((300, 0), (301, 300)):
+        words = [f"search.evaluations={evaluations}", "~fitness", "search.refine.after=300"]
+        config: Any = compose_config(words)
+        _, choice = chosen_race(config, Fitness({"a": 750}), CMA, spaces=[Space(2)])  # type: ignore[arg-type, list-item]
+        assert choice is not None
+        assert choice.refined == said
+        assert config.search.refine.after == 300  # a longer search comes to it
+
+
 def test_no_race_no_gaussian_process_that_was_left_open() -> None:
     config: Any = compose_config(["search.evaluations=300", "~fitness"])
     assert chosen_race(config, Fitness({"a": 10}), CMA, spaces=[Space(2)])[0] is None  # type: ignore[arg-type, list-item]
