@@ -95,7 +95,9 @@ def _each(phase: Phase) -> str:
 def _add_race(table: Table, config: Config, parts: Parts) -> None:
     after = config.search.refine.after
     if after is not None and (parts.race_choice is None or not parts.race_choice.refined):
-        table.add_row("search.refine.after", f"after {after} candidates a Gaussian process proposes")
+        never = config.search.evaluations <= int(after)
+        few = f"; there are {config.search.evaluations}, so that it never does" if never else ""
+        table.add_row("search.refine.after", f"after {after} candidates a Gaussian process proposes{few}")
     if parts.race_choice is not None:
         table.add_row("search.racing.first", f"auto: {parts.race_choice}")
     if parts.race is not None and parts.race.cheap is not None:

@@ -70,7 +70,8 @@ class CacheSettings:
         if keeps not in ("likely", "all"):
             raise ConfigError(f"evaluator.shared_cache_keeps is {keeps!r}", "likely or all")
         found = cls(memory, shared, size, keeps == "all", workers, secrets.token_hex(4))
-        most = None if gpu is None else byte_count(gpu, "evaluator.gpu", words="null")
+        # a number alone is bytes, and 24 was meant as 24GB
+        most = None if gpu is None else byte_count(gpu, "evaluator.gpu", least=10**6, words="null")
         states = (
             None
             if hidden_states == "auto"

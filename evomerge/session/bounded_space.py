@@ -121,9 +121,9 @@ def _narrowed(gene: Gene, given: Any, key: str) -> Gene | Value:
     """The gene within other bounds, or its only value."""
     several = isinstance(given, Sequence) and not isinstance(given, str)
     if gene.kind in ("categorical", "boolean"):
+        for value in given if several and given else [given]:
+            _check(gene, value, key)  # first: what is no choice need not be hashable
         values: list[Value] = list(dict.fromkeys(given)) if several else [given]
-        for value in values or [given]:
-            _check(gene, value, key)
         if len(values) == 1:
             return values[0]
         if gene.kind == "boolean":
@@ -139,6 +139,8 @@ def _narrowed(gene: Gene, given: Any, key: str) -> Gene | Value:
         raise ConfigError(f"{key} is {list(given)}", "low must not exceed high")
     if not several or low == high:
         return int(low) if gene.kind == "integer" else float(low)
+    if gene.kind == "integer":
+        low, high = int(low), int(high)
     if gene.resolution is not None:
         low, high = _grid_within(gene, low, high, key)
     if low == high:
@@ -168,7 +170,9 @@ def _check(gene: Gene, value: Any, key: str) -> None:
     except ConfigError as error:
         number = gene.kind not in ("categorical", "boolean") and isinstance(value, int | float)
         wider = "scale_range" if gene.name.endswith("/scale") else "parameters"  # of paths, of merges
-        outside = number and not isinstance(value, bool) and math.isfinite(value)
+        # not `math.isfinite`, which whole numbers may be too large for
+        finite = number and not isinstance(value, bool) and abs(value) < math.inf
+        outside = finite and not gene.low <= value <= gene.high
         do = f"search_space.{wider} widens what is searched" if outside else ""
         raise ConfigError(
             f"{key} is {value!r}", f"gene {gene.name}: {error.allowed.removeprefix('allowed: ')}", do

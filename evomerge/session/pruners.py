@@ -61,7 +61,9 @@ def build_pruner(settings: Racing, total: int = _SOME) -> BasePruner:
             made = build(node, KEY) if TARGET in node else _named(dict(node), settings, steps, total)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{KEY} is {settings.pruner}: {error}", "arguments that the pruner takes", "see Optuna's documentation"
+                f"{KEY} is {settings.pruner}: {str(error).rstrip('.')}",
+                "arguments that the pruner takes",
+                "see Optuna's documentation",
             ) from error
     if not isinstance(made, BasePruner):
         raise ConfigError(f"{KEY}.{TARGET} is {node[TARGET]!r}", "a class derived from optuna.pruners.BasePruner")

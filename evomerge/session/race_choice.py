@@ -137,7 +137,11 @@ def _choice(
     few = RaceChoice(total, because="items", reason=f"of {count(total, 'item')} too many would be needed at first")
     settings = _settings(config, total, len(items))
     if settings is None:
-        return few, None
+        first, most = _fewest(total, len(items)), config.search.racing.most
+        if most == AUTO or first > total:
+            return few, None
+        reason = f"search.racing.most={most:g} is not between {first}, the items at first, and {total}, all items"
+        return replace(few, reason=reason), None
     each = settings.expected_items(total)
     if each > (1 - LEAST_SAVED) * total:
         return few, None
@@ -147,13 +151,19 @@ def _choice(
         reason = f"{count(evaluations, 'evaluation')} would not make up for {finalists} on all items in the end"
         return RaceChoice(total, because="evaluations", reason=reason), None
     steps = counted(settings.steps(total), total)
-    return RaceChoice(total, steps[0], steps[-1], refined or 0), settings
+    shown = refined if refined is not None and refined < evaluations else 0
+    return RaceChoice(total, steps[0], steps[-1], shown), settings
+
+
+def _fewest(total: int, tasks: int) -> int:
+    """Items that every candidate is scored on."""
+    return max(FIRST, round(SHARE * total), OF_A_TASK * tasks)
 
 
 def _settings(config: Config, total: int, tasks: int) -> Racing | None:
     """The user's settings with numbers of items; ``None`` where there are not as many."""
     asked: dict[str, Any] = to_builtin(config.search.racing)
-    first = max(FIRST, round(SHARE * total), OF_A_TASK * tasks)
+    first = _fewest(total, tasks)
     most = math.ceil(MOST * first) if asked["most"] == AUTO else asked["most"]
     settings = Racing(**{**asked, "first": first, "most": most})
     try:

@@ -177,3 +177,10 @@ def test_nothing_is_shared_through_the_host_unless_somebody_says_so() -> None:
     assert CacheSettings.of("auto", "auto", "auto", workers=4).on_gpus().shared == "off"
     asked = CacheSettings.of("auto", "memory", "auto", workers=4, gpu="24GB").on_gpus(2)
     assert (asked.shared, asked.sharing, asked.workers, asked.gpu) == ("memory", 2, 4, 24 * 10**9)
+
+
+def test_a_gpu_named_by_a_number_without_a_unit_is_refused() -> None:
+    for given in (24, "80", "0GB"):
+        with pytest.raises(ConfigError, match=rf"evaluator\.gpu is {given!r}; null, or a size such as"):
+            CacheSettings.of("auto", "auto", "auto", gpu=given)
+    assert CacheSettings.of("auto", "auto", "auto", gpu=24 * 10**9).gpu == 24 * 10**9

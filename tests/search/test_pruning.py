@@ -245,7 +245,7 @@ def test_steps_have_the_same_number_for_all() -> None:
         (7, "search.racing.pruner is 7; hyperband, median"),
         ({"p_threshold": 0.1}, "search.racing.pruner is .*; hyperband, median"),
         ({"name": "wilcoxon", "p": 0.1}, "search.racing.pruner has no key 'p'.*p_threshold"),
-        ({"name": "wilcoxon", "p_threshold": 3.0}, "p_threshold must be between 0 and 1 but got 3.0"),
+        ({"name": "wilcoxon", "p_threshold": 3.0}, "p_threshold must be between 0 and 1 but got 3.0; "),
         ({"name": "median", "n_startup_trials": "3"}, "search.racing.pruner.n_startup_trials is '3'; .*whole number"),
         ({"_target_": "optuna.samplers.RandomSampler"}, "search.racing.pruner._target_ is .*a pruner has prune"),
         ({"_target_": "optuna.pruners.Median"}, "optuna.pruners has no such class"),

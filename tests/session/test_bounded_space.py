@@ -90,6 +90,11 @@ def test_what_is_searched_lies_within_and_one_value_is_taken_as_it_is() -> None:
     assert alone.decode(alone.spec.initial)["layers.0/a/weight"] == 0.25
 
 
+def test_bounds_of_an_integer_are_integers() -> None:
+    (rank,) = (gene for gene in BoundedSpace(Values(), {"*rank": [2.0, 7.0]}, "b").spec if gene.kind == "integer")
+    assert (repr(rank.low), repr(rank.high)) == ("2", "7")
+
+
 def test_the_last_pattern_that_matches_counts() -> None:
     space = BoundedSpace(Values(), {"*weight": 0.0, "layers.[0-3]*weight": [0, 1]}, "b")
     assert [gene.name for gene in space.spec if gene.name.endswith("weight")] == ["layers.0/a/weight"]
@@ -143,6 +148,9 @@ def _without_encode() -> Any:
         ({"embed*": {"low": 0}}, "a number in"),
         ({"*rank": 2.5}, "an integer in"),
         ({"*method": []}, "one of linear"),
+        ({"*method": [["linear", "ties"]]}, "*method is ['linear', 'ties']; gene layers.0/method: one of linear"),
+        ({"*taken": [{"yes": 1}]}, "true or false"),
+        ({"embed*": 10**400}, "search_space.parameters widens"),
         ({"*taken": "yes"}, "true or false"),
         ({"embed*": 0, "layers*weight": 0, "*rank": 1, "*method": "ties", "*taken": True}, "fixes all 5 genes"),
         ([1], "patterns of genes"),
@@ -196,6 +204,8 @@ def test_what_widens_a_search_is_said_of_numbers_outside_alone() -> None:
     scales.spec = GenomeSpec((Gene("lang.0/scale", low=0.5, high=1.5),))
     with pytest.raises(ConfigError, match=r"; search_space\.scale_range widens"):
         BoundedSpace(scales, {"*": 3}, "search_space.bounds")
+    with pytest.raises(ConfigError, match=r"an integer in \[1, 9\]$"):
+        BoundedSpace(Values(), {"*rank": 2.5}, "search_space.bounds")
     for value in (None, True, "abc"):
         with pytest.raises(ConfigError, match=r"a number in \[0\.5, 1\.5\]$"):
             BoundedSpace(scales, {"*": value}, "search_space.bounds")

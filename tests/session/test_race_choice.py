@@ -108,6 +108,21 @@ def test_no_race(fitness: Any, strategies: Sequence[Any], words: list[str], beca
     assert (asked.first, asked.most) == (None, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("total", "most", "says"),
+    [
+        (750, "5", "search.racing.most=5 is not between 24, the items at first, and 750, all items"),
+        (750, "2000", "search.racing.most=2000 is not between 24, the items at first, and 750, all items"),
+        (10, "0.2", "of 10 items too many would be needed at first"),
+    ],
+)
+def test_what_was_asked_for_is_named_where_it_leaves_no_race(total: int, most: str, says: str) -> None:
+    _, race, choice = choose(Fitness({"a": total}), CMA, f"search.racing.most={most}")
+    assert race is None
+    assert choice is not None
+    assert choice.reason == says
+
+
 class Space:
     """Has so many genes, all of which act unless it says which."""
 
@@ -144,6 +159,16 @@ def test_where_a_gaussian_process_takes_over(space: Any, words: list[str], after
     if choice is not None:
         assert choice.refined == (after or 0)
         assert (f"; after {after} a Gaussian process proposes, each on 90" in str(choice)) == (after is not None)
+
+
+def test_a_gaussian_process_behind_the_last_candidate_is_not_announced() -> None:
+    for evaluations, said in ((300, 0), (301, 300)):
+        words = [f"search.evaluations={evaluations}", "~fitness", "search.refine.after=300"]
+        config: Any = compose_config(words)
+        _, choice = chosen_race(config, Fitness({"a": 750}), CMA, spaces=[Space(2)])  # type: ignore[arg-type, list-item]
+        assert choice is not None
+        assert choice.refined == said
+        assert config.search.refine.after == 300  # a longer search comes to it
 
 
 def test_no_race_no_gaussian_process_that_was_left_open() -> None:
