@@ -172,6 +172,8 @@ def _fitted(
             problems.append(of_model(name, error) if name else error)
     raise_all(problems)
     warn_of_dtypes(checkpoints)
+    if vocabulary is not None and vocabulary.note:
+        warnings.warn(vocabulary.note, EvomergeWarning, stacklevel=3)
 
     if fingerprints:
         refs = {name: with_fingerprints(ref, checkpoints[name]) for name, ref in refs.items()}

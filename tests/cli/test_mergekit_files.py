@@ -74,7 +74,7 @@ def test_it_is_evaluated(merge_file: Path, quick_pool: Path, capsys: pytest.Capt
         ("merge_method", "merge_method: linear\nmerge_method", "'merge_method' on line 3 is given twice"),
         ("base_model: base", "base_model: bas", "bas"),
         ("weight: [0.25, 0.75]", "wieght: 1", "models[0].parameters.wieght; did you mean 'weight'"),
-        ("out_dtype", "tokenizer_source: union\nout_dtype", "tokenizer_source is union"),
+        ("out_dtype", "tokenizer_source: unio\nout_dtype", "unio"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

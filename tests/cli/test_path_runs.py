@@ -74,7 +74,6 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         ("llama", {}, {"hidden_size": 32}, "has shape (40, 32) in model 'b' and (40, 16) in 'a'"),
         ("llama", {}, {"rope_theta": 77.0}, "model 'b' has rope_parameters.rope_theta 77.0 in config.json, 'a' has"),
-        ("llama", {}, {"vocab_size": 44}, "model 'b' has a vocabulary of 44, 'a' of 40"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, {}, "its layer 1 computes something else than layer 0"),
     ],
 )

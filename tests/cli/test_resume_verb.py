@@ -160,7 +160,7 @@ def test_other_weights_or_scores_are_refused(finished_run: Path) -> None:
     with pytest.raises(EvomergeError, match=f"model {name} .* has sha256:other, the run began with"):
         again.check_pool(other)
     with pytest.raises(EvomergeError, match="the fitness has fingerprint sha256:other"):
-        again.check("sha256:other")
+        again.check("sha256:other", None)
 
 
 def test_slices_are_kept_in_the_run_folder_when_asked(finished_run: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_mistakes_of_the_command_line(run: Path, tmp_path: Path, capsys: pytest.
         ([str(plain), out, "--task", "math"], "the recipe has no switch"),
         ([str(plain), out, "--switch", "twin_switch"], "add --task NAME or --all-tasks"),
         ([str(run), out, "--task", "math", "--switch", "emr_switch"], "has a switch"),
-        ([str(run), out, "--all-tasks", "--format", "lora"], "--all-tasks and --format lora"),
+        ([str(run), out, "--all-tasks", "--format", "lora"], "--all-tasks writes models, and --format lora was given"),
         ([str(run), out, "--all-tasks", "--task", "math"], "not allowed with"),
         ([str(tmp_path / "all"), out], "is a shared model with the parts of tasks"),
         ([str(tmp_path / "all"), out, "--task", "mat"], "has no task 'mat'"),

@@ -119,7 +119,7 @@ class SliceMerge:
             finite = job.into(target.view(-1))
             if self._checks is not None and isinstance(finite, torch.Tensor):
                 # The error and not what makes it: that holds the sources that were copied for this tensor.
-                error = self._named(index, job.not_finite(self.dtype))
+                error = self._named(index, job.not_finite(self.dtype, look=False))
                 self._checks.add(finite, lambda: error)
             elif not finite:
                 raise job.not_finite(self.dtype)

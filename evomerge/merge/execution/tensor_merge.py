@@ -138,10 +138,13 @@ class TensorMerge:
             return None
         return mix_call(out, self.mix, self._inputs, self._base, self._keys)
 
-    def not_finite(self, dtype: torch.dtype) -> EvomergeError:
-        """The error for a result that is not finite."""
-        known = {"the base": self._base} if self._base is not None else {}
-        known |= {f"input {number}": tensor for number, tensor in enumerate(self._inputs, 1)}
+    def not_finite(self, dtype: torch.dtype, *, look: bool = True) -> EvomergeError:
+        """The error for a result that is not finite; names the input that has such values, unless nobody is to `look`.
+
+        On an accelerator looking would wait for it.
+        """
+        known = {"the base": self._base} if self._base is not None and look else {}
+        known |= {f"input {number}": tensor for number, tensor in enumerate(self._inputs, 1) if look}
         bad = next((name for name, tensor in known.items() if not bool(torch.isfinite(tensor).all())), None)
         large = _largest(self._values)
         return EvomergeError(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import EvomergeWarning, PoolError
+from evomerge.errors import PoolError
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.models.vocabularies.built_tokenizer import result_tokenizer
 from evomerge.models.vocabularies.row_map import RowMap, Vocabularies, by_ids, by_tokens
@@ -65,8 +64,8 @@ def choose_vocabulary(
     row_map = by_tokens(spec, vocabulary, own, known)
     if row_map.is_trivial(known):
         return None
-    _warn_of_rows(spec, row_map, own, vocabulary)
-    return _made(spec, row_map, giver, folder, reference, configs, own, vocabulary)
+    note = _lacking(spec, row_map, own, vocabulary)
+    return _made(spec, row_map, giver, folder, reference, configs, own, vocabulary, note)
 
 
 def giver_of(spec: TokenizerSpec | None, reference: str, tokenizer_from: str | None) -> str:
@@ -120,8 +119,8 @@ def _by_ids(
     if row_map.is_trivial(rows):
         return None
     own_spec = spec or TokenizerSpec(ALIGNED)
-    _say_alignment(rows, count, known, every, giver)
-    return _made(own_spec, row_map, giver, folders[giver], reference, configs, known, ids)
+    note = _alignment(rows, count, known, every, giver)
+    return _made(own_spec, row_map, giver, folders[giver], reference, configs, known, ids, note)
 
 
 def _are_alike(reference: str, folders: Mapping[str, Path]) -> bool:
@@ -141,6 +140,7 @@ def _made(
     configs: Mapping[str, Any],
     known: Vocabularies,
     result: Mapping[str, int],
+    note: str,
 ) -> Vocabulary:
     ids = {old: result.get(token) for token, old in known.get(reference, {}).items() if result.get(token) != old}
     theirs = {old: result.get(token) for token, old in known.get(giver, {}).items()}
@@ -151,11 +151,11 @@ def _made(
             if isinstance(value, list):
                 given[key] = [theirs[old] for old in value if theirs.get(old) is not None] or None
     digest = hashlib.sha256(f"{rows.digest} {sorted(ids.items())}".encode()).hexdigest()
-    return Vocabulary(spec, rows, giver, folder, ids, given, digest)
+    return Vocabulary(spec, rows, giver, folder, ids, given, digest, note)
 
 
-def _say_alignment(rows: Mapping[str, int], count: int, known: Vocabularies, every: set[str], giver: str) -> None:
-    """Warn of what is trimmed, added and taken from others."""
+def _alignment(rows: Mapping[str, int], count: int, known: Vocabularies, every: set[str], giver: str) -> str:
+    """What is trimmed, added and taken from others."""
     other = [f"{name} has {own}" for name, own in rows.items() if own != count]
     parts = [f"the rows of embeddings are made {count} in all ({', '.join(other)})"] if other else []
     more: dict[str, list[str]] = {}
@@ -167,15 +167,11 @@ def _say_alignment(rows: Mapping[str, int], count: int, known: Vocabularies, eve
         cut = f" and {len(more) - len(first)} more" if len(more) > len(first) else ""
         listed = ", ".join(f"{token!r} (not in {' and '.join(more[token])})" for token in first)
         parts.append(f"tokens that some models lack come from those that have them: {listed}{cut}")
-    warnings.warn(
-        f"{'; '.join(parts) or 'rows of padding differ'}; results take the tokenizer of {giver!r}",
-        EvomergeWarning,
-        stacklevel=5,
-    )
+    return f"{'; '.join(parts) or 'rows of padding differ'}; results take the tokenizer of {giver!r}"
 
 
-def _warn_of_rows(spec: TokenizerSpec, rows: RowMap, known: Vocabularies, result: Mapping[str, int]) -> None:
-    """Warn of models that share few tokens with the result, and of tokens that no model has a row for."""
+def _lacking(spec: TokenizerSpec, rows: RowMap, known: Vocabularies, result: Mapping[str, int]) -> str:
+    """Which models lack tokens of the result, and which tokens no model has a row for; empty where there are none."""
     given = {token for token, _ in spec.tokens}
     orphans = [t for t in result if t not in given and all(t not in own for own in known.values())]
     parts = []
@@ -186,5 +182,4 @@ def _warn_of_rows(spec: TokenizerSpec, rows: RowMap, known: Vocabularies, result
     if orphans:
         cut = f" and {len(orphans) - 1} more" if orphans[1:] else ""
         parts.append(f"no model has a row for {orphans[0]!r}{cut}: zeros")
-    if parts:
-        warnings.warn(f"one vocabulary for all models: {'; '.join(parts)}", EvomergeWarning, stacklevel=4)
+    return f"one vocabulary for all models: {'; '.join(parts)}" if parts else ""

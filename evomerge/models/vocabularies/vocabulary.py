@@ -28,6 +28,7 @@ class Vocabulary:
             where the token is gone.
         given: the giver's own ids by the names of its configuration, in the new vocabulary.
         digest: of all that rows are made by.
+        note: what is to be warned of; empty for nothing.
     """
 
     spec: TokenizerSpec
@@ -37,6 +38,7 @@ class Vocabulary:
     ids: Mapping[int, int | None]
     given: Mapping[str, Any]
     digest: str
+    note: str = ""
 
     def config(self, config: Any) -> Any:
         """A copy of a transformers configuration with this number of rows and these ids."""
