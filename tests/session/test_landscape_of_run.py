@@ -84,9 +84,10 @@ def test_objectives_are_made_as_the_run_made_them() -> None:
     assert (targets["size"].tolist(), scaled) == ([4.0], ())
 
 
-def test_of_a_raced_run_it_says_what_to_do(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("evaluations", [40, 20])  # 20: going on would not give more
+def test_of_a_raced_run_it_says_what_to_do(evaluations: int, run: Path, tmp_path: Path) -> None:
     words = [f"fitness.file='{next(run.parent.glob('*.npz'))}'", f"run_dir='{tmp_path / 'raced'}'", "held_out=null"]
-    few = ["search.evaluations=40", "search.racing.first=0.1", "search.finalists=0"]
+    few = [f"search.evaluations={evaluations}", "search.racing.first=0.1", "search.finalists=0"]
     search("experiment=landscape", "strategy=random", *few, *words, display="quiet")
     with pytest.raises(ConfigError, match=r"raced: \d+ of its candidates.*search\.racing\.first=null"):
         landscape_of(tmp_path / "raced")
