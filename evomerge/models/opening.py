@@ -27,7 +27,7 @@ from evomerge.models.statistics import ModelStatistics, default_folder
 from evomerge.models.tokenizer_files import check_files
 from evomerge.models.tokenizers import check_tokenizer
 from evomerge.models.tying import match_models, stored_names
-from evomerge.models.vocabularies.aligning import aligned, axes_in, with_rows
+from evomerge.models.vocabularies.aligning import aligned, axes_in, rows_problem, with_rows
 from evomerge.models.vocabularies.choosing import choose_vocabulary, giver_of
 from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.models.vocabulary import vocabulary_problem
@@ -155,7 +155,12 @@ def _fitted(
     for name, config in configs.items():
         its = layouts[name]
         if vocabulary is not None:
-            its = with_rows(its, axes, config.get_text_config().vocab_size)
+            own_rows = config.get_text_config().vocab_size
+            damage = rows_problem(name, checkpoints[name], stored[name], axes, own_rows)
+            if damage is not None:
+                problems.append(damage)
+                continue
+            its = with_rows(its, axes, own_rows)
         problems += _comparison(name, reference, checkpoints, configs, stored, its, ignored, tokenizer_from, vocabulary)
     giver = vocabulary.giver if vocabulary is not None else giver_of(spec, reference, tokenizer_from)
     tokenizer_from = giver if vocabulary is None and giver != reference else tokenizer_from

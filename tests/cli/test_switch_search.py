@@ -127,8 +127,8 @@ def test_mistakes_of_the_command_line(run: Path, tmp_path: Path, capsys: pytest.
         ([str(run), out, "--all-tasks", "--task", "math"], "not allowed with"),
         ([str(tmp_path / "all"), out], "is a shared model with the parts of tasks"),
         ([str(tmp_path / "all"), out, "--task", "mat"], "has no task 'mat'"),
-        ([str(tmp_path / "all"), out, "--task", "math", "--dtype", "float16"], "leave it out"),
-        ([str(tmp_path / "all"), out, "--task", "math", "--format", "lora"], "give it the recipe"),
+        ([str(tmp_path / "all"), out, "--task", "math", "--dtype", "float16"], "leave --dtype out"),
+        ([str(tmp_path / "all"), out, "--task", "math", "--format", "lora"], "give it the run or recipe"),
     ):
         assert main(["merge", *arguments]) == 2, arguments
         error = " ".join(capsys.readouterr().err.split())

@@ -24,6 +24,19 @@ def axes_in(layout: Layout, config: Any, trust_remote_code: bool) -> dict[str, i
     return {name: axes[place] for name, place in layout.parameters.items() if place in axes}
 
 
+def rows_problem(
+    model: str, checkpoint: Checkpoint, stored: Mapping[str, str], axes: Mapping[str, int], rows: int
+) -> PoolError | None:
+    """The error for a model whose tensors have other rows than its config.json says."""
+    for name, axis in axes.items():
+        own = stored.get(name, "")
+        shape = checkpoint.shapes.get(own, ())
+        if axis < len(shape) and shape[axis] != rows:
+            given = f"model {model!r} has a vocabulary of {rows} in config.json, and {shape[axis]} rows in {own!r}"
+            return PoolError(given, "as many of both", "put the vocab_size into config.json that it was trained with")
+    return None
+
+
 def with_rows(layout: Layout, axes: Mapping[str, int], rows: int) -> Layout:
     """The layout of a model with so many rows."""
     shapes = dict(layout.shapes)
