@@ -75,7 +75,7 @@ def test_plain_mistakes_are_answered_before_heavy_imports(
         ([*search, "fitness.tasks=[no/task.yaml]"], ("no/task.yaml",)),
         ([*search, "pool.dtype=float31"], ("float31", "float32")),
         ([*search, "pool.base=bas"], ("pool.base", "bas")),
-        ([*search, "pool.root=/no/where"], ("model 'base'", "/no/where")),
+        ([*search, "pool.root=/no/where"], ("pool.root", "/no/where")),
         ([*search, "search.warm_start=[runs/none]"], ("search.warm_start", "runs/none")),
         (["search", "from_run=runs/none"], ("runs/none",)),
         (["validate", *quick_search, "name="], ("name is ''", "run_dir")),

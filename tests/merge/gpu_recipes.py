@@ -41,6 +41,8 @@ def everywhere_recipe(case: Case, pool: Pool, seed: int) -> Recipe:
     if case.method.derived is not None:
         searched = {p.name for p in case.method.spec.parameters if p.searched}
         shared = {name: value for name, value in shared.items() if name in searched}
+    if "iterations" in (p.name for p in case.method.spec.parameters):
+        shared["iterations"] = 3  # one step is like another
     shared.pop("scope", None)  # beyond a tensor a threshold is looked up with the host, once (see test_scopes)
     inputs = tuple(Input(name, None, parameters(own)) for name, own in zip(NAMES[: case.count], each, strict=True))
     base = Input("base") if case.based else None
