@@ -41,6 +41,7 @@ def everywhere_recipe(case: Case, pool: Pool, seed: int) -> Recipe:
     if case.method.derived is not None:
         searched = {p.name for p in case.method.spec.parameters if p.searched}
         shared = {name: value for name, value in shared.items() if name in searched}
+        each = [{name: value for name, value in own.items() if name in searched} for own in each]
     if "iterations" in (p.name for p in case.method.spec.parameters):
         shared["iterations"] = 3  # one step is like another
     shared.pop("scope", None)  # beyond a tensor a threshold is looked up with the host, once (see test_scopes)

@@ -28,9 +28,9 @@ PLACES = {
     "pinned": Placement(0, MUCH, MUCH, MUCH),
     "mapped": Placement(0, 0, MUCH, MUCH),
 }
-NOTED = {"model_stock": 10, "lora_lego": 200, "lora_factors": 60, "opcm": 160}
-"""Waits for statistics of the pool that the second candidate is the first to ask for, for clusters on the host, for
-another order of models, and for the ranks of models that are no adapters."""
+NOTED = {"model_stock": 10, "lora_lego": 200, "lora_factors": 60}
+"""Waits for statistics of the pool that the second candidate is the first to ask for, for clusters on the host, and for
+the ranks of models that are no adapters."""
 MADE_ON_THE_HOST = ("lora_lego", "low_rank_noise")  # clusters, and factors drawn from a seed
 
 
