@@ -26,11 +26,9 @@ from evomerge.evaluation.worker import Worker
 from evomerge.models.opening import with_statistics
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import read_recipe_file
-from evomerge.report.formatting import p_text
-from evomerge.report.statistics import Floats, compare
 from evomerge.session.best_recipe import best_recipe
 from evomerge.session.builders import fitness_from_config
-from scripts.operator_table import COMPONENTS, Series, read_scores, strata
+from scripts.operator_table import COMPONENTS, Series, against, mean, read_scores
 
 FRANK_WOLFE = "frank_wolfe"
 METHODS = ("expert_merging", "adamerging", FRANK_WOLFE, "dam", "concrete")
@@ -102,11 +100,6 @@ class Learned(Series):
             raise EvomergeError(f"evomerge {verb} of {self._pool_root} did not end well", "", "see above")
 
 
-def mean(scores: dict[str, Floats]) -> float:
-    """Of the tasks' accuracies."""
-    return float(np.mean([values.mean() for values in scores.values()]))
-
-
 def table(series: Sequence[Learned]) -> str:
     """The Markdown table of the pools that have all: means, by pool, and each against the usual search."""
     lines = [
@@ -125,13 +118,10 @@ def table(series: Sequence[Learned]) -> str:
             for each in series
             if each.score(f"tuned-{method}").is_file() and each.score(f"tuned-{USUAL}").is_file()
         ]
-        against = ""
+        gain = ""
         if both and method != USUAL:
-            own, usual = (strata([read_scores(pair[at]) for pair in both]) for at in (0, 1))
-            tested = compare(own, usual)
-            gain = np.mean([mean(read_scores(a)) - mean(read_scores(b)) for a, b in both])
-            against = f"{gain:+.3f}, p = {p_text(tested.p_value)}"
-        lines.append(f"| `{method}` | {cells[0]} | {cells[1]} | {by_pool} | {against} |")
+            gain = against(*([read_scores(pair[at]) for pair in both] for at in (0, 1)))
+        lines.append(f"| `{method}` | {cells[0]} | {cells[1]} | {by_pool} | {gain} |")
     return "\n".join(lines)
 
 

@@ -24,11 +24,9 @@ from evomerge.api.searching import search
 from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.recipes.pool_info import UNIFORM
 from evomerge.recipes.yaml_reader import read_recipe_file
-from evomerge.report.formatting import p_text
 from evomerge.report.history import read_history
-from evomerge.report.statistics import Floats, compare
 from evomerge.session.best_recipe import best_recipe
-from scripts.operator_table import TASKS, Series, read_scores, strata
+from scripts.operator_table import TASKS, Series, against, mean, read_scores
 
 METRICS = {
     "soft_cross_entropy": "[soft_cross_entropy]",
@@ -94,11 +92,6 @@ class Winners(Series):
         ]
 
 
-def mean(scores: dict[str, Floats]) -> float:
-    """Of the tasks' accuracies."""
-    return float(np.mean([values.mean() for values in scores.values()]))
-
-
 def table(series: Sequence[Winners]) -> str:
     """The Markdown table: held-out accuracies by pool, and each metric's winners against those of labels."""
     lines = ["| searched by | mean | by pool | against labels |", "| --- | ---: | --- | --- |"]
@@ -107,17 +100,12 @@ def table(series: Sequence[Winners]) -> str:
         if not there:
             continue
         found = [read_scores(each.score(name)) for each in there]
-        against = ""
+        gain = ""
         if name in (*METRICS, RUNG) and all(each.score(LABELS).is_file() for each in there):
-            labels = [read_scores(each.score(LABELS)) for each in there]
-            tested = compare(strata(found), strata(labels))
-            gain = np.mean([mean(own) - mean(other) for own, other in zip(found, labels, strict=True)])
-            against = f"{gain:+.3f}, p = {p_text(tested.p_value)}"
+            gain = against(found, [read_scores(each.score(LABELS)) for each in there])
         shown = f"`{name}`" if name in METRICS else name
         by_pool = ", ".join(f"{mean(own):.3f}" for own in found)
-        lines.append(
-            f"| {shown} | {np.mean([mean(own) for own in found]):.3f} ({len(found)}) | {by_pool} | {against} |"
-        )
+        lines.append(f"| {shown} | {np.mean([mean(own) for own in found]):.3f} ({len(found)}) | {by_pool} | {gain} |")
     return "\n".join(lines)
 
 

@@ -64,3 +64,28 @@ def know_architectures() -> None:
     for kind in KINDS:
         module = importlib.import_module(f"vllm.model_executor.models.{kind.lower()}")
         ModelRegistry.register_model(f"{kind}ForCausalLM", getattr(module, f"{kind}ForCausalLM"))
+
+
+def save_for_tasks(folder: Path, tokenizer_folder: Path, positions: int) -> None:
+    """A Llama with the tokenizer that the tasks of the tests are written for."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=positions,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

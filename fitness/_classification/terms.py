@@ -168,7 +168,7 @@ def _task(given: Any, key: str) -> TaskTerm:
         str(texts["pair"] or ""),
         str(texts["label"]),
         tuple((str(own), str(other)) for own, other in labels.items()),
-        _metrics(given.get("metrics", "accuracy"), f"{key}.metrics"),
+        parse_metrics(given.get("metrics", "accuracy"), f"{key}.metrics", METRICS),
         weight,
         objective,
         None if limit is None else whole(limit, f"{key}.limit", 1, 2**31),
@@ -178,17 +178,22 @@ def _task(given: Any, key: str) -> TaskTerm:
 _TEXTS = {"task": "", "file": "", "head": None, "text": "text", "pair": None, "label": "label"}
 
 
-def _metrics(given: Any, key: str) -> tuple[MetricTerm, ...]:
+def parse_metrics(given: Any, key: str, known: Sequence[str]) -> tuple[MetricTerm, ...]:
+    """The metrics of a task: a name, several, or names with weights.
+
+    Raises:
+        ConfigError: none of the `known`, a weight that is not above 0, or metrics of classes and of numbers together.
+    """
     if isinstance(given, str):
         given = {given: 1.0}
     elif isinstance(given, Sequence):
         given = dict.fromkeys(map(str, given), 1.0)
     if not isinstance(given, Mapping) or not given:
-        raise ConfigError(f"{key} is {str(given)[:80]!r}", f"names of metrics, with weights: {', '.join(METRICS)}")
+        raise ConfigError(f"{key} is {str(given)[:80]!r}", f"names of metrics, with weights: {', '.join(known)}")
     found = []
     for name, weight in given.items():
-        if name not in METRICS:
-            raise ConfigError(f"{key} has {name!r}", nearest(str(name), METRICS))
+        if name not in known:
+            raise ConfigError(f"{key} has {name!r}", nearest(str(name), known))
         if finite(weight, f"{key}.{name}") <= 0:
             raise ConfigError(f"{key}.{name} is {weight:g}", "a number above 0: of losses and errors less is better")
         found.append(MetricTerm(str(name), float(weight)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
-from fitness._classification.terms import CLASS_METRICS, MetricTerm
+from fitness._classification.terms import CLASS_METRICS, MetricTerm, parse_metrics
 from fitness._unlabelled.values import finite, require_keys, whole
 
 OBJECTIVE = "score"
@@ -95,7 +95,7 @@ def parse_tasks(given: Any, common: Any, templates: Any) -> tuple[ImageTerm, ...
     if not isinstance(given, Sequence) or isinstance(given, str) or not given:
         example = "tasks=[{task: digits, images: data/digits}]"
         raise ConfigError(f"tasks is {str(given)[:80]!r}", "a list of tasks", f"for example {example}")
-    of_all = _metrics("accuracy" if common is None else common, "metrics")
+    of_all = parse_metrics("accuracy" if common is None else common, "metrics", CLASS_METRICS)
     into = _templates(list(TEMPLATES) if templates is None else templates, "templates")
     found = tuple(_task(own, f"tasks[{place}]", of_all, into) for place, own in enumerate(given))
     names = [term.name for term in found]
@@ -138,7 +138,7 @@ def _task(given: Any, key: str, common: tuple[MetricTerm, ...], templates: tuple
         among,
         templates if own is None else _templates(own, f"{key}.templates"),
         {str(k): _text(v, f"{key}.names.{k}") for k, v in _mapping(given.get("names"), f"{key}.names").items()},
-        common if given.get("metrics") is None else _metrics(given["metrics"], f"{key}.metrics"),
+        common if given.get("metrics") is None else parse_metrics(given["metrics"], f"{key}.metrics", CLASS_METRICS),
         weight,
         objective,
     )
@@ -167,22 +167,6 @@ def parse_batch_norm(value: Any) -> BatchNormTerm | None:
         whole(given["batch_size"], "batch_norm.batch_size", 2, _MOST),
         whole(given["seed"], "batch_norm.seed", 0, 2**63 - 1),
     )
-
-
-def _metrics(value: Any, key: str) -> tuple[MetricTerm, ...]:
-    value = [value] if isinstance(value, str) else value
-    if isinstance(value, Sequence):
-        value = dict.fromkeys((str(name) for name in value), 1.0)
-    if not isinstance(value, Mapping) or not value:
-        raise ConfigError(f"{key} is {value!r}", f"names of metrics, with weights: {', '.join(CLASS_METRICS)}")
-    found = []
-    for name, weight in value.items():
-        if name not in CLASS_METRICS:
-            raise ConfigError(f"{key} has {name!r}", nearest(str(name), CLASS_METRICS))
-        if finite(weight, f"{key}.{name}") <= 0:
-            raise ConfigError(f"{key}.{name} is {weight:g}", "a number above 0: of losses less is better")
-        found.append(MetricTerm(str(name), float(weight)))
-    return tuple(found)
 
 
 def _templates(value: Any, key: str) -> tuple[str, ...]:

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 from lora_server import save_adapters
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from vllm_models import save_for_tasks
 
 from evomerge.candidate import Candidate
 from evomerge.evaluation.engine_settings import EngineSettings
@@ -42,24 +41,7 @@ PATIENCE = 120
 def base(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with the tokenizer that the tasks are written for, and heads that vLLM takes."""
     folder = tmp_path_factory.mktemp("served") / "base"
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=POSITIONS,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_for_tasks(folder, model_folder, POSITIONS)
     return folder
 
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from lora_server import save_adapters
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from vllm_models import know_architectures
+from vllm_models import know_architectures, save_for_tasks
 
 import evomerge
 from evomerge.candidate import Candidate
@@ -39,24 +37,7 @@ def folders(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     """A base with the tokenizer that the tasks are written for and heads that vLLM takes, and three adapters of it."""
     know_architectures()
     root = tmp_path_factory.mktemp("adapted")
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=POSITIONS,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(root / "base")
-    tokenizer.save_pretrained(root / "base")
+    save_for_tasks(root / "base", model_folder, POSITIONS)
     adapters = save_adapters(root / "base", root / "adapters", names="abc")
     return {"base": str(root / "base")} | {name: f"{root / 'base'}+{place}" for name, place in adapters.items()}
 
