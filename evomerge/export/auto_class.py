@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.errors import PoolError
 from evomerge.models.checkpoints.headers import read_json
-from evomerge.models.vocabulary import has_tokenizer
+from evomerge.models.tokenizer_files import has_tokenizer
 
 _CAUSAL = "AutoModelForCausalLM"
 

@@ -29,8 +29,8 @@ from evomerge.models.tokenizers import check_tokenizer
 from evomerge.models.tying import match_models, stored_names
 from evomerge.models.vocabularies.aligning import aligned, axes_in, rows_problem, with_rows
 from evomerge.models.vocabularies.choosing import choose_vocabulary, giver_of
+from evomerge.models.vocabularies.comparing import vocabulary_problem
 from evomerge.models.vocabularies.vocabulary import Vocabulary
-from evomerge.models.vocabulary import vocabulary_problem
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.pool_info import PoolInfo

@@ -1,4 +1,4 @@
-"""Files and fields of tokenizers that all relies on: checked where transformers takes anything for them."""
+"""The files of a tokenizer, and fields that all relies on: checked where transformers takes anything for them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,37 @@ from typing import Any
 from evomerge.errors import PoolError
 from evomerge.models.architecture.config_fields import read_mapping
 
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
+
 _MAPPINGS = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 _MOST_BYTES = 2**30
 _AGAIN = "correct it, or download the tokenizer again"
 _SIDES = ("left", "right")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def same_files(folder: Path, other: Path) -> bool:
+    """Whether both folders' tokenizer files are the same, byte for byte."""
+    for name in _TOKENIZER_FILES:
+        a, b = folder / name, other / name
+        if a.is_file() != b.is_file():
+            return False
+        if a.is_file() and (a.stat().st_size != b.stat().st_size or a.read_bytes() != b.read_bytes()):
+            return False
+    return True
 
 
 def check_files(folder: Path) -> None:

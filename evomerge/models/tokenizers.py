@@ -13,8 +13,7 @@ from typing import Any
 
 from evomerge.errors import EvomergeWarning, PoolError, reason_of
 from evomerge.models.checkpoints.side_files import INPUTS, matching
-from evomerge.models.tokenizer_files import check_fields, check_files
-from evomerge.models.vocabulary import has_tokenizer
+from evomerge.models.tokenizer_files import check_fields, check_files, has_tokenizer
 
 _LARGEST_FILE = 2**30
 _SECONDS = 5.0  # for a template that takes a millisecond

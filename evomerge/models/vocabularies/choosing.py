@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import PoolError
+from evomerge.models.tokenizer_files import has_tokenizer, same_files
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.models.vocabularies.built_tokenizer import result_tokenizer
+from evomerge.models.vocabularies.comparing import read_vocabulary
 from evomerge.models.vocabularies.row_map import RowMap, Vocabularies, by_ids, by_tokens
 from evomerge.models.vocabularies.vocabulary import Vocabulary
-from evomerge.models.vocabulary import has_tokenizer, read_vocabulary, same_files
 from evomerge.recipes.tokenizer_spec import ALIGNED, TokenizerSpec
 
 _MOST_LISTED = 3

@@ -1,4 +1,4 @@
-"""Tokenizers compared: whether two models give the same ids to the same text."""
+"""Whether two models give the same ids to the same text: their tokenizers, compared."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ from pathlib import Path
 
 from evomerge.errors import PoolError, reason_of
 from evomerge.models.checkpoints.headers import read_json
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
-)
+from evomerge.models.tokenizer_files import has_tokenizer, same_files
 
 _MOST_LISTED = 4
 
@@ -87,19 +77,3 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str] | None]:
         raise PoolError(
             f"the tokenizer in {folder} cannot be read ({reason_of(error)})", "", "download it again, or save it again"
         ) from error
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer."""
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
-
-
-def same_files(folder: Path, other: Path) -> bool:
-    """Whether both folders' tokenizer files are the same, byte for byte."""
-    for name in _TOKENIZER_FILES:
-        a, b = folder / name, other / name
-        if a.is_file() != b.is_file():
-            return False
-        if a.is_file() and (a.stat().st_size != b.stat().st_size or a.read_bytes() != b.read_bytes()):
-            return False
-    return True
