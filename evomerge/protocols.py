@@ -276,7 +276,7 @@ class Work:
         split: on which items.
         since: when it began, in seconds since the epoch.
         stage: what it is at: ``noting`` what is to be known of the sources (the first candidates only), ``merging``,
-            ``scoring``; empty where that is not known.
+            ``scoring``; of one without a candidate, ``starting`` and what it waits for; empty where that is not known.
         done, slices: of a merge, slices that are done, of how many.
     """
 

@@ -19,7 +19,7 @@ def validate(config: Config) -> None:
     """Build and check the parts, and print what the search would take."""
     from evomerge.cli.console import print_plan
     from evomerge.run.folder import RunFolder
-    from evomerge.session.cautions import warn_settings
+    from evomerge.session.cautions import warn_of_places, warn_settings
     from evomerge.session.parts import build_parts
     from evomerge.session.settings import check_name, check_settings
 
@@ -31,4 +31,5 @@ def validate(config: Config) -> None:
 
     memory = estimate_memory(config, parts)
     warn_settings(config, parts, memory)
+    warn_of_places(parts.evaluator)
     print_plan(config, parts, memory)

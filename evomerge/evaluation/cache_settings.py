@@ -27,6 +27,7 @@ class CacheSettings:
         gpu: bytes of a GPU to count with; ``None`` for those that it has.
         automatic: whether nobody said what is shared.
         states: bytes of hidden states in each worker; ``None`` for an eighth of what is free, divided likewise.
+        group: bytes of every GPU that the processes of a worker's engine have on Ray; empty where it has what it sees.
     """
 
     memory: int | None = None
@@ -39,6 +40,7 @@ class CacheSettings:
     gpu: int | None = None
     automatic: bool = False
     states: int | None = None
+    group: tuple[int, ...] = ()
 
     @classmethod
     def of(

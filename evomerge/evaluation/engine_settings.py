@@ -65,6 +65,7 @@ class EngineSettings:
         quantise_held_out: whether finalists and held-out items are scored so too.
         adapters: how many candidates vLLM is given at once, where the pool is a base and adapters of it, and they are
             adapters too; 0: weights are changed in place for every candidate.
+        adapters_open: whether nobody said how many.
     """
 
     name: str = "transformers"
@@ -73,6 +74,7 @@ class EngineSettings:
     quantise: str | None = None
     quantise_held_out: bool = False
     adapters: int = 0
+    adapters_open: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for an unknown engine, or arguments that it has not or that are not the user's."""
@@ -175,6 +177,7 @@ class EngineSettings:
         else:
             ServerSettings.require_none(node.get("server"), str(name))
         given_adapters = node.get("adapters_at_once", 0)  # runs of before have no such key
+        left_open = given_adapters is None and name == "vllm"
         if given_adapters is None:
             given_adapters = _AT_ONCE if name == "vllm" else 0
         elif given_adapters and name == "server":
@@ -183,8 +186,17 @@ class EngineSettings:
                 "how many requests a server is given at once is evaluator.server.concurrency",
                 "leave it out",
             )
-        found = cls(name, given, server, node.get("quantise"), bool(node.get("quantise_held_out")), given_adapters)
-        several = node.get("device") == "spread" or (node.get("gpus_per_worker") or 0) > 1
+        found = cls(
+            name, given, server, node.get("quantise"), bool(node.get("quantise_held_out")), given_adapters, left_open
+        )
+        on_ray = (node.get("gpus_per_worker") or 0) > 1
+        several = node.get("device") == "spread" or on_ray
+        if found.is_vllm and on_ray and "distributed_executor_backend" in found.arguments:
+            raise ConfigError(
+                "evaluator.engine_args has distributed_executor_backend, and evaluator.gpus_per_worker several",
+                "vLLM's executor on Ray starts the processes of such an engine",
+                "leave it out",
+            )
         if found.quantise and several:
             raise spread_refusal(found.quantise)
         return found

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, nearest
+
+PlacementStrategy = Literal["STRICT_PACK", "PACK"]
+"""Where the GPUs of a worker may lie, as Ray calls it: on one machine; on few, one if there is room."""
 
 MOST_THREADS = 4096
 
@@ -21,6 +25,16 @@ def check_threads(threads: int | None) -> None:
         raise ConfigError(f"evaluator.threads is {threads}", f"1 to {MOST_THREADS}, or null")
 
 
+def check_workers(workers: int | str, cpus: int, tries: int, patience: float) -> None:
+    """`ConfigError` for workers of a cluster, or tries of a candidate, that are none."""
+    if (workers != "auto" and (not isinstance(workers, int) or workers < 1)) or cpus < 1:
+        raise ConfigError(
+            f"evaluator.workers={workers}, cpus_per_worker={cpus}", "at least one worker (or auto), and one CPU each"
+        )
+    if tries < 1 or not 0 < patience < math.inf:
+        raise ConfigError(f"evaluator.tries={tries}, patience={patience}", "above 0, and finite")
+
+
 def check_at_once(count: int | None, engine: str) -> None:
     """`ConfigError` for candidates at once in a model of transformers, which workers on Ray do not score."""
     if (count or 0) > 1 and engine == "transformers":
@@ -34,6 +48,19 @@ def check_at_once(count: int | None, engine: str) -> None:
 def sharing(gpus: float) -> int:
     """How many workers share a GPU, when each has so many of them."""
     return int(1 / gpus + 1e-9) if 0 < gpus < 1 else 1
+
+
+def check_placement(strategy: str, engine: str, gpus: float | None) -> None:
+    """`ConfigError` for a placement of GPUs that is none, or that a worker of one process cannot have."""
+    allowed = get_args(PlacementStrategy)
+    if strategy not in allowed:
+        raise ConfigError(f"evaluator.placement_strategy is {strategy!r}", nearest(strategy, allowed))
+    if strategy != allowed[0] and not (engine == "vllm" and gpus is not None and gpus > 1):
+        raise ConfigError(
+            f"evaluator.placement_strategy is {strategy}, and a worker is one process, on one machine",
+            "an engine over several GPUs: evaluator.engine=vllm evaluator.gpus_per_worker=2",
+            "leave it out",
+        )
 
 
 def check_gpus(gpus: float | None, device: str) -> None:

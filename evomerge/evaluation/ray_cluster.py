@@ -10,12 +10,13 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.evaluation import ray_groups
 from evomerge.evaluation.limits import sharing
 
 _LOG = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Cluster:
         workers: CPUs for so many are promised to a Ray that is started here; ``None`` for all that there are.
         modules: files and folders with modules that workers of other machines need.
         working_dir: a folder whose content they get, and run in.
+        strategy: of each worker's placement group, where its engine lies on several GPUs: Ray's name for it; ``None``
+            for workers of one process, which has what GPUs the worker has.
     """
 
     def __init__(
@@ -56,8 +59,9 @@ class Cluster:
         workers: int | None,
         modules: Sequence[str] = (),
         working_dir: str | None = None,
+        strategy: str | None = None,
     ) -> None:
-        self.address, self.cpus, self.workers = address, cpus, workers
+        self.address, self.cpus, self.workers, self.strategy = address, cpus, workers, strategy
         self.gpus, self._asked = gpus or 0, gpus
         self._environment: dict[str, Any] = {}
         if address is not None and modules:
@@ -141,18 +145,62 @@ class Cluster:
         return sharing(self.gpus)
 
     def room(self) -> list[int]:
-        """How many workers each node could hold, were it empty."""
+        """How many workers each node could hold, were it empty; where they have groups, how many begin on it."""
+        return self._room_of([node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+    def _room_of(self, nodes: Sequence[Mapping[str, float]]) -> list[int]:
+        if self.strategy is not None:
+            return ray_groups.workers_on(nodes, self.cpus, int(self.gpus), self.strategy)
         found = []
-        for node in ray.nodes():
-            if node["Alive"]:
-                have = node["Resources"]
-                count = int(have.get("CPU", 0) / self.cpus)
-                if 0 < self.gpus < 1:
-                    count = min(count, int(have.get("GPU", 0)) * self.sharing)
-                elif self.gpus:
-                    count = min(count, int(have.get("GPU", 0) / self.gpus))
-                found.append(count)
+        for have in nodes:
+            count = int(have.get("CPU", 0) / self.cpus)
+            if 0 < self.gpus < 1:
+                count = min(count, int(have.get("GPU", 0)) * self.sharing)
+            elif self.gpus:
+                count = min(count, int(have.get("GPU", 0) / self.gpus))
+            found.append(count)
         return found
+
+    @property
+    def each(self) -> str:
+        """What each worker asks for, for people."""
+        if self.strategy is not None:
+            return ray_groups.described(self.cpus, int(self.gpus), self.strategy)
+        return f"{self.cpus} CPUs and {self.gpus:g} GPUs"
+
+    def unplaced(self) -> str:
+        """What to say where fewer workers have a place than are wanted; connects to a cluster for a moment.
+
+        Of Ray that is to start on this machine only the GPUs are counted: it is promised the CPUs.
+        """
+        if self.address is None:
+            if not self.gpus:
+                return ""
+            import torch
+
+            here = {"CPU": self.cpus * (self.workers or 1), "GPU": torch.cuda.device_count()}
+            return self._short_of([here], f"this machine has {here['GPU']} GPUs")
+        look = Cluster(self.address, self.cpus, self._asked, self.workers, strategy=self.strategy)
+        try:
+            look.open()
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            have = (f"{node.get('GPU', 0):g} GPUs and {node.get('CPU', 0):g} CPUs" for node in nodes)
+            return look._short_of(nodes, f"the nodes of the cluster have {'; '.join(have)}")
+        except ConfigError as error:
+            return f"the cluster could not be asked whether workers have a place: {error.given}"
+        finally:
+            look.close()
+
+    def _short_of(self, nodes: Sequence[Mapping[str, float]], have: str) -> str:
+        found, wanted = sum(self._room_of(nodes)), self.workers or 1
+        if found >= wanted:
+            return ""
+        short = "no worker has" if not found else f"{found} of {wanted} workers have"
+        less = "lower evaluator.workers or gpus_per_worker"
+        if self.strategy is not None and sum(ray_groups.workers_on(nodes, self.cpus, int(self.gpus), "PACK")) > found:
+            less += ", or let evaluator.placement_strategy=PACK give a worker GPUs of several nodes"
+        later = "; the others start when nodes join that have room" if self.address is not None else ""
+        return f"{short} a place: each asks for {self.each}, {have}; {less}{later}"
 
     def check(self) -> bool:
         """Whether the head answers; once in a while it is asked.

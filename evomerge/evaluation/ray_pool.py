@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections import deque
@@ -11,22 +10,23 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import ray
-from ray.exceptions import (
-    LocalRayletDiedError,
-    NodeDiedError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError
 
 from evomerge.candidate import Candidate, Evaluation, Split
-from evomerge.errors import ConfigError, DeviceLostError, EvomergeError
+from evomerge.errors import DeviceLostError, EvomergeError
 from evomerge.evaluation import ray_workers
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.engine_settings import EngineSettings, Quantise
-from evomerge.evaluation.limits import check_at_once, check_gpus, check_threads, check_timeout
-from evomerge.evaluation.ray_actor import cause
+from evomerge.evaluation.limits import (
+    PlacementStrategy,
+    check_at_once,
+    check_gpus,
+    check_placement,
+    check_threads,
+    check_timeout,
+    check_workers,
+)
+from evomerge.evaluation.ray_actor import DEAD, cause, death
 from evomerge.evaluation.ray_cluster import Cluster
 from evomerge.evaluation.ray_workers import Call, RayWorkers
 from evomerge.evaluation.scheduler import Job, Scheduler, WorkerSlot
@@ -34,7 +34,6 @@ from evomerge.evaluation.worker_builder import BuiltFrom, WorkerBuilder, togethe
 from evomerge.protocols import Work
 
 _LOG = logging.getLogger(__name__)
-_DEAD = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, LocalRayletDiedError)
 
 
 class RayEvaluator:
@@ -50,6 +49,8 @@ class RayEvaluator:
         cpus_per_worker: of Ray's CPUs, for each.
         gpus_per_worker: of Ray's GPUs; a fraction lets several workers share one, 0 is a worker on the processor.
             ``None``: one where the cluster has any and `device` is a GPU or ``auto``.
+        placement_strategy: of the GPUs of an engine over several: ``STRICT_PACK`` for those of one node, ``PACK`` for
+            as few nodes as have them.
         address: of a running cluster; ``None`` starts Ray on this machine for this run.
         device: as in the local evaluator; ``auto`` is the GPU that Ray gives a worker, with several the model is spread
             over them, with none it is the processor.
@@ -90,6 +91,7 @@ class RayEvaluator:
         workers: int | str = 2,
         cpus_per_worker: int = 1,
         gpus_per_worker: float | None = None,
+        placement_strategy: PlacementStrategy = "STRICT_PACK",
         address: str | None = None,
         device: str = "auto",
         threads: int | None = None,
@@ -114,21 +116,18 @@ class RayEvaluator:
         given = {"engine": engine, "engine_args": engine_args, "server": server, "adapters_at_once": adapters_at_once}
         EngineSettings.of({**given, "quantise": quantise, "quantise_held_out": quantise_held_out})
         check_at_once(adapters_at_once, engine)
-        if (workers != "auto" and (not isinstance(workers, int) or workers < 1)) or cpus_per_worker < 1:
-            raise ConfigError(
-                f"evaluator.workers={workers}, cpus_per_worker={cpus_per_worker}",
-                "at least one worker (or auto), and one CPU each",
-            )
+        check_workers(workers, cpus_per_worker, tries, patience)
         check_gpus(gpus_per_worker, device)
+        check_placement(placement_strategy, engine, gpus_per_worker)
         check_timeout(timeout)
         check_threads(threads)
-        if tries < 1 or not 0 < patience < math.inf:
-            raise ConfigError(f"evaluator.tries={tries}, patience={patience}", "above 0, and finite")
         self._build = build
         self._fixed = workers if isinstance(workers, int) else None
         modules = getattr(build, "modules", ())
         gpus = 0 if device in ("cpu", "mps") or engine == "server" else gpus_per_worker
-        self._cluster = Cluster(address, cpus_per_worker, gpus, self._fixed, modules, working_dir)
+        grouped = engine == "vllm" and (gpus or 0) > 1 and device in ("auto", "spread")
+        strategy = placement_strategy if grouped else None
+        self._cluster = Cluster(address, cpus_per_worker, gpus, self._fixed, modules, working_dir, strategy)
         self.together = together_of(build)
         self._scheduler = Scheduler(tries, timeout, self.together)
         caches = shared_cache, shared_cache_size, shared_cache_keeps
@@ -173,13 +172,12 @@ class RayEvaluator:
 
     def work(self) -> Sequence[Work]:
         """What each worker does; another thread may ask."""
-        doing = []
-        for slot in list(self._scheduler.taken):
-            jobs, name = list(slot.jobs), slot.name
-            doing.append(
-                Work(name, jobs[0].candidate.id, jobs[0].split, slot.began, *slot.stage) if jobs else Work(name)
-            )
-        return doing
+        return self._workers.work()
+
+    def unplaced(self) -> str:
+        """What to say before a search where workers have no place; empty where all have. Asks a cluster that is up."""
+        planned = self._cluster.address is None and self.cache_settings.gpu is not None  # for another machine
+        return "" if planned else self._cluster.unplaced()
 
     def withdraw(self) -> list[int]:
         """Forget what waits for a worker; returns the candidates' ids."""
@@ -228,7 +226,7 @@ class RayEvaluator:
             return
         try:
             result = ray.get(reference)
-        except _DEAD as error:
+        except DEAD as error:
             self._lose(call.slot, error)
         except RayError as error:
             raised = cause(error)
@@ -267,10 +265,8 @@ class RayEvaluator:
                 "modules that every node can import",
                 "install them there, or put them into a folder and set evaluator.working_dir",
             )
-        memory = isinstance(error, OutOfMemoryError)
-        caused_failure = memory or isinstance(error, WorkerCrashedError) or "worker process has died" in text
-        how = "Ray ended it because its node ran out of memory" if memory else "killed, or crashed"
-        self._end(slot, how if caused_failure else text[:200], caused_failure=caused_failure)
+        how, caused_failure = death(error)
+        self._end(slot, how, caused_failure=caused_failure)
 
     def _end(self, slot: WorkerSlot, how: str, *, caused_failure: bool = True) -> None:
         """A worker is of no use any more: another one takes its place, and its candidate is tried again."""

@@ -13,11 +13,13 @@ from ray.exceptions import RayError
 
 from evomerge.candidate import Split
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.evaluation import ray_groups
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.ray_actor import WATCH, Actor
 from evomerge.evaluation.ray_cluster import Cluster
 from evomerge.evaluation.scheduler import Job, Scheduler, WorkerSlot
 from evomerge.evaluation.worker_builder import WorkerBuilder
+from evomerge.protocols import Work
 from evomerge.utils.installation import VERSION
 
 _LOG = logging.getLogger(__name__)
@@ -36,6 +38,13 @@ def _given(device: str, gpus: float) -> str:
     if device != "auto":
         return device
     return "spread" if gpus > 1 else "auto" if gpus else "cpu"
+
+
+def _end(slot: WorkerSlot) -> None:
+    """End a worker, and the processes of its engine, which have the GPUs of its group."""
+    ray.kill(slot.worker)
+    if slot.group is not None:
+        ray_groups.release(slot.group)
 
 
 class Call(NamedTuple):
@@ -95,12 +104,14 @@ class RayWorkers:
         room = self._cluster.room()
         if self._fixed is not None and self._cluster.address is None and sum(room) < self._fixed:
             raise ConfigError(
-                f"{self._fixed} workers with {self._cluster.cpus} CPUs and {self._cluster.gpus:g} GPUs each",
+                f"{self._fixed} workers with {self._cluster.each} each",
                 f"this machine has room for {sum(room)}",
                 "lower evaluator.workers or the resources of each"
                 + (": gpus_per_worker=0.5 lets two share a GPU" if self._cluster.gpus == 1 else ""),
             )
-        if self._fixed is not None and sum(room) < self._fixed:
+        if not sum(room):
+            _LOG.warning("no node can hold a worker with %s: it starts when one joins that can", self._cluster.each)
+        elif self._fixed is not None and sum(room) < self._fixed:
             _LOG.warning(
                 "%d of %d workers have a place in the cluster; the others start when nodes join", sum(room), self._fixed
             )
@@ -127,18 +138,21 @@ class RayWorkers:
         elif now - self._no_worker_since > self._patience:
             raise EvomergeError(
                 f"no worker has found a place for {self._patience:g} s",
-                f"a node with {self._cluster.cpus} CPUs and {self._cluster.gpus:g} GPUs that are free",
+                f"{'' if self._cluster.strategy else 'a node with '}{self._cluster.each} that are free",
                 "see `ray status`; `evomerge resume RUN` goes on with the search",
             )
 
     def _place(self) -> None:
         """Ask for a worker."""
-        resources = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus}
+        cluster, group = self._cluster, None
+        options: dict[str, Any] = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus}
+        if cluster.strategy is not None:
+            group, options = ray_groups.make_group(cluster.cpus, int(cluster.gpus), cluster.strategy)
         self._named += 1
         remote: Any = ray.remote
-        actor = remote(**resources, concurrency_groups={WATCH: 1})(Actor)
-        worker = actor.remote(self._build, self._device, self._threads, self._cache)
-        slot = WorkerSlot(f"worker {self._named}", worker)
+        actor = remote(**options, concurrency_groups={WATCH: 1})(Actor)
+        worker = actor.remote(self._build, self._device, self._threads, self._cache, group is not None)
+        slot = WorkerSlot(f"worker {self._named}", worker, group)
         self._scheduler.taken.append(slot)
         self.calls[worker.here.remote()] = Call(slot)
 
@@ -156,6 +170,19 @@ class RayWorkers:
                 slot.watched = now
                 self.calls[slot.worker.stage.options(concurrency_group=WATCH).remote()] = Call(slot, watch=True)
 
+    def work(self) -> list[Work]:
+        """What each does, or waits for; another thread may ask."""
+        doing = []
+        for slot in list(self._scheduler.taken):
+            jobs, name = list(slot.jobs), slot.name
+            if jobs:
+                doing.append(Work(name, jobs[0].candidate.id, jobs[0].split, slot.began, *slot.stage))
+            elif not slot.place:
+                doing.append(Work(name, stage=f"waiting for {self._cluster.each}"))
+            else:
+                doing.append(Work(name, stage="" if slot.begun else "starting"))
+        return doing
+
     def let_go(self, slot: WorkerSlot) -> list[tuple[Call, Any]]:
         """End a worker and forget its calls; returns those of jobs that were answered before, with the answers."""
         answered = []
@@ -165,7 +192,7 @@ class RayWorkers:
                 with contextlib.suppress(RayError):
                     answered.append((call, ray.get(reference)))
         with contextlib.suppress(RayError):  # one that is only out of reach must not stay
-            ray.kill(slot.worker)
+            _end(slot)
         return answered
 
     def count_failed_start(self, slot: WorkerSlot, how: str) -> None:
@@ -213,7 +240,7 @@ class RayWorkers:
             with contextlib.suppress(RayError):  # a worker that died has nothing to close
                 ray.get([worker.close.remote() for worker in idle], timeout=_CLOSING)
             for slot in self._scheduler.taken:
-                ray.kill(slot.worker)
+                _end(slot)
             if self._cache.shared != "off":
                 from evomerge.evaluation.caching import sweep
 

@@ -42,6 +42,7 @@ class WorkerSlot:
     Attributes:
         name: for people.
         worker: its handle.
+        group: of GPUs that it has with the processes of its engine; ``None`` for one that is one process.
         place: the node that it is on; empty while it waits for one.
         begun: whether it has its model.
         splits: those it has items of, or is asked to prepare.
@@ -55,6 +56,7 @@ class WorkerSlot:
 
     name: str
     worker: Any
+    group: Any = None
     place: str = ""
     begun: bool = False
     splits: set[Split] = field(default_factory=set)

@@ -8,6 +8,7 @@ cross a process.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class PoolAddress:
         refs: the pinned models by name.
         base, dtype, trust_remote_code, tokenizer_from: as of `open_pool`.
         modules: with merge methods of the user's own, to be imported.
+        folder: that paths and these modules are looked for in; where there is none, on another machine, the process
+            stays in its own.
     """
 
     token: str
@@ -57,6 +60,7 @@ class PoolAddress:
     trust_remote_code: bool
     tokenizer_from: str | None
     modules: tuple[str, ...] = ()
+    folder: str = ""
 
     def open(self) -> Pool:
         """The pool of this process, or one that is opened now."""
@@ -64,6 +68,8 @@ class PoolAddress:
             return POOLS[self.token]
         from evomerge.models.opening import open_pool
 
+        if os.path.isdir(self.folder):
+            os.chdir(self.folder)
         import_modules(list(self.modules), "imports")
         return open_pool(
             dict(self.refs),

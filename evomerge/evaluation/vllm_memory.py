@@ -48,7 +48,7 @@ def engine_memory(pool: Pool, cache: CacheSettings, gpus: int) -> EngineMemory:
         kept = int(host * CACHE_SHARE) if cache.memory is None else cache.memory
         space = min(HOST_CACHE, int(host * CACHE_SHARE))
         return EngineMemory({"kv_cache_memory_bytes": space}, Placement(0, 0, int(host * NOTES_SHARE)), kept)
-    total = min(torch.cuda.mem_get_info(i)[1] for i in range(gpus))
+    total = min(cache.group or (torch.cuda.mem_get_info(i)[1] for i in range(gpus)))
     weights = sum(pool.info.sizes) * TORCH_DTYPES[pool.info.dtype].itemsize // gpus
     return divided(total, weights, pool.nbytes, layer_bytes(pool), host, cache)
 

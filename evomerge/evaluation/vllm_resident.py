@@ -80,11 +80,13 @@ class VllmResident:
         on_host = device == "cpu"
         if not on_host and not torch.device("cuda" if device == SPREAD else device).type == "cuda":
             raise ConfigError(f"evaluator.device is {device!r}", "cpu, cuda or spread, with evaluator.engine=vllm")
-        gpus = torch.cuda.device_count() if device == SPREAD else 1
+        gpus = len(cache.group) or (torch.cuda.device_count() if device == SPREAD else 1)
         memory = engine_memory(pool, cache, 0 if on_host else gpus)
         arguments = memory.arguments | dict(engine.arguments)
         if on_host:
             arguments.setdefault("enforce_eager", True)
+        if cache.group:  # each of its processes in a bundle of the worker's placement group
+            arguments["distributed_executor_backend"] = "ray"
         fitting = _fitting(pool, engine)
         try:
             more = engine_arguments(fitting, engine.adapters) if fitting is not None else {}
@@ -117,6 +119,7 @@ class VllmResident:
             pool.trust_remote_code,
             pool.tokenizer_from,
             modules,
+            os.getcwd(),
         )
         self._call("evomerge_open", address, memory.placement, memory.cache)
         self.adapter_models: EngineAdapters | None = None

@@ -76,8 +76,9 @@ class Worker:
         self._pool = pool
         self._fitnesses = dict(fitnesses)
         settings, engine = cache or CacheSettings(), engine or EngineSettings()
-        device = "cpu" if engine.is_server else choose_device(device)
-        await_memory(device)
+        device = "cpu" if engine.is_server else device if settings.group else choose_device(device)
+        if not settings.group:  # whose GPUs other processes have, which waited
+            await_memory(device)
         try:
             self._engine = engine
             self._resident = hold(pool, device, settings, engine)

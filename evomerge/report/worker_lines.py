@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 from evomerge.protocols import Work
@@ -26,7 +27,7 @@ def _stage(work: Work) -> str:
 
 
 def worker_lines(workers: Sequence[Work], now: float) -> list[str]:
-    """How many workers are busy, and what those do that have been at it longest, by the time `now`."""
+    """How many workers are busy, what those do that have been at it longest by the time `now`, what others wait for."""
     busy = sorted((work for work in workers if work.candidate is not None), key=lambda work: work.since)
     shown = [
         f"{work.worker}: candidate {work.candidate}{' (held-out items)' if work.split == 'held_out' else ''}"
@@ -34,7 +35,9 @@ def worker_lines(workers: Sequence[Work], now: float) -> list[str]:
         for work in busy[:_SHOWN_WORKERS]
     ]
     more = [f"{len(busy) - _SHOWN_WORKERS} more"] if len(busy) > _SHOWN_WORKERS else []
-    return [f"{len(busy)} of {len(workers)} busy", *shown, *more]
+    idle = Counter(work.stage for work in workers if work.candidate is None and work.stage)
+    others = [f"{number} {stage}" for stage, number in idle.items()]
+    return [f"{len(busy)} of {len(workers)} busy", *shown, *more, *others]
 
 
 def read_workers(folder: RunFolder) -> tuple[Work, ...]:

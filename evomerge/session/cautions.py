@@ -15,7 +15,7 @@ from evomerge.genomes.arrays import ArraySpec
 from evomerge.genomes.lineages import LineageSpec
 from evomerge.genomes.perturbations import PerturbationSpec
 from evomerge.objectives import MetricShare
-from evomerge.protocols import Fitness
+from evomerge.protocols import Evaluator, Fitness
 from evomerge.report.plain_console import errors
 from evomerge.session.builders import phase_node
 from evomerge.session.gene_budget import PER_GENE, free_genes
@@ -98,6 +98,13 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
             "there is no held-out fitness: the best score will be that of the items it was "
             "chosen on; set one with fitness@held_out=lm_eval held_out.tasks=[...]"
         )
+
+
+def warn_of_places(evaluator: Evaluator) -> None:
+    """Warn where workers have no place: a cluster is asked, which may take seconds; a search would wait for nodes."""
+    unplaced: Callable[[], str] = getattr(evaluator, "unplaced", str)
+    if caution := unplaced():
+        _warn(caution, _BOLD)
 
 
 def _warn_of_genes(config: Config, parts: Parts) -> None:

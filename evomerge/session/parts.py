@@ -124,6 +124,7 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
         read: whether the models are read for a prior that is left open, where they were not before.
     """
     check_settings(config)
+    goes_on = run is not None
     import_modules(config.imports, "imports")
     check_nodes(config)
     session = secrets.token_hex(3)
@@ -173,7 +174,10 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
         check_quantised(engine, pool, config.evaluator)
         check_vllm_heads(engine, pool, config.evaluator)
         check_held(engine, pool, spaces, [node.key for node in nodes])
-        adapters = plan_adapters(engine, pool, spaces, [node.key for node in nodes], list(fitnesses.values()))
+        keys, scoring = [node.key for node in nodes], list(fitnesses.values())
+        adapters = plan_adapters(engine, pool, spaces, keys, scoring, None if goes_on else config.evaluator)
+        if adapters is not None and adapters.chosen:
+            config.evaluator.adapters_at_once = 0  # kept with the run, which stays so wherever it goes on
         local.engine = engine = replace(engine, adapters=adapters.at_once if adapters is not None else 0)
     phases = [node.phase(config, objectives) for node in nodes]
     strategies = [phase.strategy(space.spec, {}) for phase, space in zip(phases, spaces, strict=True)]

@@ -26,7 +26,7 @@ def scored_with(config: DictConfig) -> dict[str, Any]:
 def take_over(config: DictConfig, chosen: DictConfig) -> None:
     """Give an evaluator that is chosen anew the engine and weights of the one before; `chosen` is changed."""
     node = _evaluator(config)
-    chosen.update({name: node[name] for name in (*_WEIGHTS, *_ENGINE) if node.get(name) and name in chosen})
+    chosen.update({name: node[name] for name in (*_WEIGHTS, *_ENGINE) if node.get(name) is not None and name in chosen})
 
 
 def keep_scored_with(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -52,6 +52,7 @@ class Worker:
             raise DeviceLostError("the GPU failed: device-side assert triggered")
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
         given = f"{self.device} of {seen}, {self.cache.sharing} share, {self.cache.shared}"
+        given += f", group of {len(self.cache.group)}" if self.cache.group else ""
         return Evaluation(candidate.id, "ok", split, objectives={"pid": float(os.getpid())}, error=given)
 
     def stage(self) -> tuple[str, int, int]:
@@ -114,6 +115,43 @@ def test_workers_and_the_gpus_they_see(
     found, answers = given(tmp_path, **settings)
     assert found == workers
     assert answers <= said
+
+
+def _groups() -> list[dict[str, Any]]:
+    return [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
+
+
+@pytest.mark.slow
+def test_an_engine_over_several_gpus_has_a_group_of_them_while_its_worker_lives(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    settings: Any = {"engine": "vllm", "gpus_per_worker": 2, "cpus_per_worker": 3}
+    short = RayEvaluator(Build(tmp_path), **HERE, **settings | {"gpus_per_worker": 3})  # type: ignore[arg-type]
+    assert short.unplaced() == (
+        "no worker has a place: each asks for 3 CPUs and 3 GPUs of one node, the nodes of the cluster have 2 GPUs and "
+        "4 CPUs; lower evaluator.workers or gpus_per_worker; the others start when nodes join that have room"
+    )
+    assert ray.is_initialized()
+    (tmp_path / "1").write_text("once")
+    evaluator = RayEvaluator(Build(tmp_path), workers=2, **HERE, **settings)  # type: ignore[arg-type]
+    evaluator.submit(Candidate(0, None))
+    first = evaluator.collect()
+    assert first.error == "spread of none, 1 share, off, group of 2"  # its engine's processes have the GPUs
+    (made,) = [group for group in _groups() if group["state"] == "CREATED"]
+    assert (made["strategy"], made["bundles"]) == ("STRICT_PACK", {0: {"CPU": 3.0, "GPU": 1.0}, 1: {"GPU": 1.0}})
+    assert ray.available_resources().get("GPU", 0) == 0
+    assert [(work.worker, work.stage) for work in evaluator.work()] == [
+        ("worker 1", ""),
+        ("worker 2", "waiting for 3 CPUs and 2 GPUs of one node"),
+    ]
+    evaluator.submit(Candidate(1, None))  # ends worker 1, whose group goes to the one that waited
+    second = evaluator.collect()
+    assert second.ok
+    assert second.objectives["pid"] != first.objectives["pid"]
+    assert made["placement_group_id"] not in [group["placement_group_id"] for group in _groups()]
+    evaluator.close()
+    assert _groups() == []
 
 
 @pytest.mark.slow

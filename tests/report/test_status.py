@@ -343,6 +343,10 @@ def test_what_workers_do(run: Written) -> None:
         status = read_status(run.folder)
         assert status.workers == (Work("worker 1", 6, "search", work[0]["since"]), Work("worker 2"))
         assert "1 of 2 busy · worker 1: candidate 6 for 1 min 5 s" in drawn(status)
+        waiting = [{"worker": f"worker {number}", "stage": "waiting for 2 GPUs"} for number in (3, 4)]
+        (run.folder / "workers.json").write_text(json.dumps([*work, *waiting]))
+        assert "1 of 4 busy" in (said := drawn(read_status(run.folder)))
+        assert "2 waiting for 2 GPUs" in said
         work[0] |= {"stage": "noting", "done": 34, "slices": 210}
         (run.folder / "workers.json").write_text(json.dumps(work))
         said = " ".join(drawn(read_status(run.folder)).replace("│", " ").split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tiny_llama import save_llama
 
 from evomerge.config.compose import compose_config
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.run.folder import RunFolder
 from evomerge.session import engines
 from evomerge.session.builders import fitness_from_config
 from evomerge.session.parts import build_parts
@@ -85,7 +87,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     save_adapters(root / "base", root)
     models = ", ".join(["base: " + str(root / "base"), *(f"{n}: {root / 'base'}+{root / n}" for n in "ab")])
     file = root / "rows.jsonl"
-    file.write_text('{"q": "t1 t2", "a": "t3"}\n' * 4)
+    file.write_text('{"q": "t1 t2", "a": "t3"}\n' * 16)
     task = (
         f"{{task: t, dataset_path: json, dataset_kwargs: {{data_files: {{test: {file}}}}}, test_split: test, "
         "output_type: loglikelihood, doc_to_text: '{{q}}', doc_to_target: '{{a}}', metric_list: [{metric: acc}]}"
@@ -111,7 +113,8 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_which_way_candidates_go_to_vllm(adapted: list[str], more: list[str], slots: int, said: str) -> None:
     from evomerge.evaluation.worker_builder import workers_of
 
-    parts = build_parts(compose_config([*adapted, "strategy=cma_es", "evaluator.device=auto", *more]))
+    few = ["strategy=cma_es", "evaluator.device=auto", "fitness.limit=15"]
+    parts = build_parts(compose_config([*adapted, *few, *more]))
     assert said in str(parts.adapters)
     assert str(parts.adapters).startswith("merged slice by slice, one at a time: ") is (slots == 1)
     evaluator: Any = parts.evaluator
@@ -123,9 +126,40 @@ def test_which_way_candidates_go_to_vllm(adapted: list[str], more: list[str], sl
 def test_workers_of_a_cluster_are_told_which_way(adapted: list[str]) -> None:
     for space, at_once in (("task_arithmetic", 8), ("ties", 0)):
         words = [*adapted, "strategy=cma_es", f"search_space={space}", "evaluator=ray", VLLM, "evaluator.workers=2"]
+        words.append("fitness.limit=15")
         evaluator: Any = build_parts(compose_config(words)).evaluator
         assert evaluator.slots == 2 * max(1, at_once)
         assert evaluator._build.build.args[0]["evaluator"]["adapters_at_once"] == at_once
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("more", "at_once", "kept"),
+    [
+        ([], 0, 0),
+        (["evaluator.adapters_at_once=8"], 8, 8),
+        (["evaluator.gpu=24GB"], 8, None),  # counted for a GPU
+        (["evaluator=ray", "evaluator.gpus_per_worker=0"], 0, 0),
+        (["evaluator=ray", "evaluator.address=auto"], 8, None),  # whose nodes may have GPUs
+    ],
+)
+def test_many_prompts_on_a_processor_are_for_merged_weights(
+    adapted: list[str], more: list[str], at_once: int, kept: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config: Any = compose_config([*adapted, "strategy=cma_es", "search_space=task_arithmetic", *more, VLLM])
+    parts = build_parts(config)
+    assert parts.adapters is not None
+    assert (parts.adapters.at_once, config.evaluator.adapters_at_once) == (at_once, kept)
+    assert ("busy with the 16 prompts of one" in str(parts.adapters)) is (at_once == 0)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_run_that_left_it_open_before_goes_on_with_eight(adapted: list[str], tmp_path: Path) -> None:
+    config: Any = compose_config([*adapted, "strategy=cma_es", "search_space=task_arithmetic", "evaluator.device=auto"])
+    parts = build_parts(config, RunFolder(tmp_path))
+    assert parts.adapters is not None
+    assert (parts.adapters.at_once, config.evaluator.adapters_at_once) == (8, None)
 
 
 def test_a_run_of_before_has_no_such_key_and_goes_on_as_it_was() -> None:

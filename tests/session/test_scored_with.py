@@ -42,6 +42,9 @@ def test_another_evaluator_takes_the_engine_over() -> None:
     take_over(config, chosen)
     assert (chosen.engine, chosen.engine_args, chosen.adapters_at_once) == ("vllm", {"seed": 1}, 2)
     assert (chosen.workers, chosen.quantise) == (2, None)
+    config.evaluator.adapters_at_once = 0
+    take_over(config, chosen)
+    assert chosen.adapters_at_once == 0  # merged, and not as many as nobody said
     direct: Any = OmegaConf.create({"_target_": "x", "workers": 1})
     take_over(config, direct)
     assert direct == {"_target_": "x", "workers": 1}
