@@ -50,12 +50,12 @@ def sharing(gpus: float) -> int:
     return int(1 / gpus + 1e-9) if 0 < gpus < 1 else 1
 
 
-def check_placement(strategy: str, engine: str, gpus: float | None) -> None:
-    """`ConfigError` for a placement of GPUs that is none, or that a worker of one process cannot have."""
+def check_placement(strategy: str, grouped: bool) -> None:
+    """`ConfigError` for a placement of GPUs that is none, or that workers without a group of them cannot have."""
     allowed = get_args(PlacementStrategy)
     if strategy not in allowed:
         raise ConfigError(f"evaluator.placement_strategy is {strategy!r}", nearest(strategy, allowed))
-    if strategy != allowed[0] and not (engine == "vllm" and gpus is not None and gpus > 1):
+    if strategy != allowed[0] and not grouped:
         raise ConfigError(
             f"evaluator.placement_strategy is {strategy}, and a worker is one process, on one machine",
             "an engine over several GPUs: evaluator.engine=vllm evaluator.gpus_per_worker=2",

@@ -118,14 +118,14 @@ class RayEvaluator:
         check_at_once(adapters_at_once, engine)
         check_workers(workers, cpus_per_worker, tries, patience)
         check_gpus(gpus_per_worker, device)
-        check_placement(placement_strategy, engine, gpus_per_worker)
+        grouped = engine == "vllm" and (gpus_per_worker or 0) > 1 and device in ("auto", "spread")
+        check_placement(placement_strategy, grouped)
         check_timeout(timeout)
         check_threads(threads)
         self._build = build
         self._fixed = workers if isinstance(workers, int) else None
         modules = getattr(build, "modules", ())
         gpus = 0 if device in ("cpu", "mps") or engine == "server" else gpus_per_worker
-        grouped = engine == "vllm" and (gpus or 0) > 1 and device in ("auto", "spread")
         strategy = placement_strategy if grouped else None
         self._cluster = Cluster(address, cpus_per_worker, gpus, self._fixed, modules, working_dir, strategy)
         self.together = together_of(build)

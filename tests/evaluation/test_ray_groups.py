@@ -1,12 +1,15 @@
 """Groups of GPUs for engines over several: what fits where, and what is asked for."""
 
+from typing import Any
+from unittest.mock import Mock
+
 import pytest
 
 from evomerge.errors import ConfigError
 from evomerge.evaluation.engine_settings import EngineSettings
-from evomerge.evaluation.limits import check_placement
 from evomerge.evaluation.ray_cluster import Cluster
 from evomerge.evaluation.ray_groups import bundles, workers_on
+from evomerge.evaluation.ray_pool import RayEvaluator
 
 
 def test_a_bundle_for_every_gpu_the_first_with_the_cpus() -> None:
@@ -35,13 +38,18 @@ def test_how_many_workers_nodes_hold(
 
 
 def test_a_placement_that_is_none_or_for_one_process() -> None:
-    check_placement("STRICT_PACK", "transformers", None)
-    check_placement("PACK", "vllm", 2)
-    with pytest.raises(ConfigError, match=r"placement_strategy is 'PACKED'.*'PACK'"):
-        check_placement("PACKED", "vllm", 2)
-    for engine, gpus in (("transformers", 2), ("vllm", 1), ("vllm", None)):
+    def of(**settings: Any) -> str | None:
+        return RayEvaluator(Mock(), **settings)._cluster.strategy
+
+    vllm = {"engine": "vllm", "gpus_per_worker": 2}
+    assert of(**vllm) == "STRICT_PACK"
+    assert of(**vllm, placement_strategy="PACK", device="spread") == "PACK"
+    with pytest.raises(ConfigError, match=r"placement_strategy is 'PACKED'; .*PACK"):
+        of(**vllm, placement_strategy="PACKED")
+    for other in ({"engine": "transformers"}, {"gpus_per_worker": 1}, {"gpus_per_worker": None}, {"device": "cuda:0"}):
+        assert of(**vllm | other) is None
         with pytest.raises(ConfigError, match="a worker is one process, on one machine"):
-            check_placement("PACK", engine, gpus)
+            of(**vllm | other, placement_strategy="PACK")
 
 
 def test_vllms_processes_are_started_by_its_executor_on_ray() -> None:
