@@ -9,13 +9,13 @@ export TOKENIZERS_PARALLELISM ?= false
 # Without compiled files every process that imports torch and lm-eval takes three times as long, and tests start many.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-rest test-all test-vllm check lint format docs bench clean
+.PHONY: help demo test test-rest test-all test-vllm test-vllm-ray check lint format docs bench clean
 
 help:
 	@echo "make demo    set up, make the demo's models, search, print the result"
 	@echo "make test    set up and run the tests of every package, the installed wheel and a whole search included"
 	@echo "make test-all  these and the second tier: kills, clusters, other tools beside ours, browsers"
-	@echo "make test-vllm  vLLM's engine on the processor, in an environment of its own"
+	@echo "make test-vllm  vLLM's engine on the processor, in an environment of its own; test-vllm-ray: one over two processes on Ray"
 	@echo "make check   ruff, mypy, import-linter, circles of imports and all tests"
 	@echo "make docs    the documentation, into docs/_build/html"
 	@echo "make bench   the benchmarks"
@@ -62,7 +62,10 @@ $(VLLM_ENVIRONMENT)/.made: scripts/vllm_environment.sh pyproject.toml
 	@touch $@
 
 test-vllm: $(VLLM_ENVIRONMENT)/.made
-	OMP_NUM_THREADS=1 $(VLLM_ENVIRONMENT)/bin/python -m pytest -m vllm tests/evaluation tests/fitness
+	OMP_NUM_THREADS=1 $(VLLM_ENVIRONMENT)/bin/python -m pytest -m "vllm and not slow" tests/evaluation tests/fitness
+
+test-vllm-ray: $(VLLM_ENVIRONMENT)/.made
+	OMP_NUM_THREADS=1 $(VLLM_ENVIRONMENT)/bin/python -m pytest -m "vllm and slow" tests/evaluation
 
 check: lint test-all
 

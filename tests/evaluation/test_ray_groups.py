@@ -1,7 +1,6 @@
 """Groups of GPUs for engines over several: what fits where, and what is asked for."""
 
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
@@ -39,9 +38,10 @@ def test_how_many_workers_nodes_hold(
 
 def test_a_placement_that_is_none_or_for_one_process() -> None:
     def of(**settings: Any) -> str | None:
-        return RayEvaluator(Mock(), **settings)._cluster.strategy
+        build: Any = object()
+        return RayEvaluator(build, **settings)._cluster.strategy
 
-    vllm = {"engine": "vllm", "gpus_per_worker": 2}
+    vllm: dict[str, Any] = {"engine": "vllm", "gpus_per_worker": 2}
     assert of(**vllm) == "STRICT_PACK"
     assert of(**vllm, placement_strategy="PACK", device="spread") == "PACK"
     with pytest.raises(ConfigError, match=r"placement_strategy is 'PACKED'; .*PACK"):
