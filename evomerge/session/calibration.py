@@ -14,7 +14,7 @@ from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
 from evomerge.protocols import Fitness
-from evomerge.recipes.calibration import LEARNED, MEASURED, USUAL, CalibrationRef
+from evomerge.recipes.calibration import LEARNED, MEASURED, OF_EXPERTS, USUAL, CalibrationRef
 from evomerge.session.calibration_items import plan_items
 from evomerge.utils.sizes import byte_count
 
@@ -126,6 +126,9 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
     settings = config.statistics
     if settings.memory is not None:
         byte_count(settings.memory, "statistics.memory")
+    for kind in kinds:
+        if kind in OF_EXPERTS:
+            _require_mixtures(pool, kind)
     hows = [Measurement(k, settings.labels, settings.grams, settings.dtype, settings.seed) for k in kinds]
     read, documents = plan_items(config, pool)
     jobs = []
@@ -137,6 +140,14 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
         jobs.append(Job(model, each.kind, how, items, into))
     ref = CalibrationRef(tuple((job.model, job.kind, job.into.key) for job in jobs), _made_by(config, kinds))
     return Calibration(with_statistics(pool, ref), tuple(jobs), documents)
+
+
+def _require_mixtures(pool: Pool, kind: str) -> None:
+    """Refuse statistics of mixtures of experts where there are none, before any model is loaded."""
+    from evomerge.calibration.experts import require_mixtures
+    from evomerge.models.architecture.layout import skeleton
+
+    require_mixtures(skeleton(pool.config, pool.trust_remote_code), kind)
 
 
 def _identity(own: str, pool: Pool) -> str:
@@ -199,7 +210,7 @@ def _made_by(config: Config, kinds: Sequence[str]) -> tuple[str, ...]:
     ]
     if not statistics["optimizer"]:
         own.append("statistics.optimizer=false")
-    if statistics["labels"] == "sampled":
+    if statistics["labels"] == "sampled" or "hessian" in kinds:
         own.append(f"statistics.seed={statistics['seed']}")
     return f"+calibration={override_word(to_builtin(config.calibration))}", *own
 

@@ -11,6 +11,7 @@ from evomerge.merge.methods import (
     doge,
     ema,
     fisher,
+    hessian,
     isotropic,
     karcher,
     learned,
@@ -36,6 +37,7 @@ from evomerge.merge.methods import (
     switches,
     ties,
     tsv,
+    usage,
     widen,
     wudi,
 )
@@ -70,6 +72,7 @@ __all__ = [
     "doge",
     "ema",
     "fisher",
+    "hessian",
     "isotropic",
     "karcher",
     "learned",
@@ -98,6 +101,7 @@ __all__ = [
     "switches",
     "ties",
     "tsv",
+    "usage",
     "widen",
     "wudi",
 ]
