@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
-from evomerge.errors import ConfigError, nearest
+from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.protocols import Fitness
 from evomerge.recipes.calibration import LEARNED, MEASURED, OF_EXPERTS, USUAL, CalibrationRef
 from evomerge.session.calibration_items import plan_items
@@ -182,7 +182,10 @@ def _learnt(config: Config, pool: Pool, kinds: Sequence[str], measured: Sequence
             "the recipe that evomerge learn wrote",
             "evomerge learn learning.method=concrete, or dam; then statistics.learned=learned.yaml",
         )
-    recipe = read_recipe_file(Path(given), f"statistics.learned={given}")
+    try:
+        recipe = read_recipe_file(Path(given))
+    except EvomergeError as error:
+        raise ConfigError(f"statistics.learned={given}: {error.given}", error.allowed, error.do) from error
     ref, own = recipe.calibration, dict(recipe.models)
     for model, wanted in pool.info.refs:
         for kind in kinds if model in pool.info.sources else ():
@@ -245,7 +248,7 @@ def check_apart(found: Sequence[tuple[str, str]], held_out: Fitness | None) -> N
         raise ConfigError(
             f"{same:,} held-out items are calibration items",
             "others: merges are made with these",
-            "calibrate on training documents, or on the search's own items",
+            "change calibration: training documents (calibration.split=train), or the search's own items",
         )
 
 
