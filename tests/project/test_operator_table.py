@@ -23,6 +23,7 @@ ELSEWHERE = {
     *CALIBRATED,  # read statistics of data: docs/calibration.md
     *("columns", "masked"),  # read what was learnt: docs/learned.md
     *("emr_switch", "tall_switch", "twin_switch"),  # make a model for each task
+    "fold",  # merges within one model: docs/alignment.md
     "usage",  # of mixtures of experts, which the demo is not
     "low_rank_noise",  # merges nothing: docs/eggroll.md
 }
