@@ -88,7 +88,7 @@ class GradientSums:
         """
         self._number = number
         with torch.enable_grad():
-            loss_of(self._module, item, self._how, number).backward()  # type: ignore[no-untyped-call]
+            loss_of(self._module, item, self._how, number).backward()
 
     def close(self) -> None:
         """Leave the module without hooks and gradients."""
