@@ -96,7 +96,9 @@ def main() -> int:
                     begun_anew += not before
             rounds += 1
             found = contents(cache)
-            equal += (process.returncode == 0 or (cache / RECIPE).is_file()) and {name: found.get(name) for name in whole} == whole
+            equal += (process.returncode == 0 or (cache / RECIPE).is_file()) and {
+                name: found.get(name) for name in whole
+            } == whole
     files = f"{len(whole)} files, {sum(map(len, whole.values())):,} bytes"
     print(f"{kills} kills, {went_on} of one that went on; {equal} of {rounds} ends equal: {files}")
     return 0 if equal == rounds else 1

@@ -140,7 +140,10 @@ def _axes(layer: int) -> dict[str, ByTensor]:
 
     GPT-2's matrices are inputs by outputs, others' outputs by inputs.
     """
-    turned: list[tuple[str | None, Scalar]] = [(f"h.{layer}.mlp.c_fc", "columns"), (f"h.{layer}.mlp.c_proj", "rows_read")]
+    turned: list[tuple[str | None, Scalar]] = [
+        (f"h.{layer}.mlp.c_fc", "columns"),
+        (f"h.{layer}.mlp.c_proj", "rows_read"),
+    ]
     hidden = [*turned, *((name, "rows") for name in _GIVES), *((name, "columns_read") for name in _READS)]
     return {
         "hidden": ByTensor((*hidden, (None, "none"))),
@@ -162,7 +165,9 @@ def _check_pool(pool: PoolInfo, layers: Collection[SliceId]) -> None:
     do = "write one: evomerge align REFERENCE MODEL OUT --ratio 0, then pool.models={zip: OUT} pool.base=null"
     allowed = "one source that holds the hidden units of two models side by side"
     if len(pool.sources) != 1 or pool.base is not None:
-        raise ConfigError(f"{KEY} merges within a model, and the pool has {', '.join(n for n, _ in pool.refs)}", allowed, do)
+        raise ConfigError(
+            f"{KEY} merges within a model, and the pool has {', '.join(n for n, _ in pool.refs)}", allowed, do
+        )
     ((name, ref),) = pool.refs
     folder = Path(ref.location)
     if folder.is_dir() and not (folder / WRITTEN_BY).is_file():

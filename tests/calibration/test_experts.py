@@ -32,7 +32,9 @@ def made(folder: Path, root: Path, kind: str, memory: int = 1 << 30) -> ModelSta
 
 def router(found: ModelStatistics, layer: int) -> str:
     """The name of a layer's router in the checkpoint."""
-    (name,) = [n for n in found.index["tensors"] if f"layers.{layer}." in n and n.endswith(("gate.weight", "router.weight"))]
+    (name,) = [
+        n for n in found.index["tensors"] if f"layers.{layer}." in n and n.endswith(("gate.weight", "router.weight"))
+    ]
     return str(name)
 
 

@@ -9,9 +9,7 @@ from merge.papers import Array, paper
 
 
 @paper
-def fold(
-    x: Sequence[Array], base: Array | None, *, ratio: float, second: float, hidden: str, stretches: int
-) -> Array:
+def fold(x: Sequence[Array], base: Array | None, *, ratio: float, second: float, hidden: str, stretches: int) -> Array:
     own = x[0]
     reads = hidden.endswith("_read")
     if hidden == "none" or own.ndim not in ((2,) if reads else (1, 2)):

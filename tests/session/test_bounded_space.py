@@ -173,7 +173,11 @@ def space(*overrides: str) -> SearchSpace:
 
 @pytest.mark.parametrize(
     "option",
-    [option for option in SPACES if option not in ("weights", "coefficients", "lineage", "landscape", "perturbation", "zipped")],
+    [
+        option
+        for option in SPACES
+        if option not in ("weights", "coefficients", "lineage", "landscape", "perturbation", "zipped")
+    ],
 )
 def test_every_space_with_named_genes(option: str) -> None:
     """Recipes are those of the space's own genome with the fixed values in it."""

@@ -117,7 +117,17 @@ def weighted_mean(
     for x, own, w in zip(inputs, statistics, weight, strict=True):
         unit = own.mean if normalize else shared
         # Divided in float64: squares of small gradients are below the normal numbers of float32.
-        c = own.values.view(x.shape).double().clamp_(min=0).div_(unit or 1.0).pow_(power).add_(floor).mul_(w).clamp_(max=1e37).float()
+        c = (
+            own.values.view(x.shape)
+            .double()
+            .clamp_(min=0)
+            .div_(unit or 1.0)
+            .pow_(power)
+            .add_(floor)
+            .mul_(w)
+            .clamp_(max=1e37)
+            .float()
+        )
         total += c
         moved += c * (x - inputs[0])
     # Weights of zero, or counts that float32 rounds to it: the mean.

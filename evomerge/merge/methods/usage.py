@@ -18,8 +18,12 @@ COUNTS = ("choices", "weights")
 @merge_method(
     "usage",
     POSITIVE,
-    replace(POWER, summary="of the frequencies: 0 is the mean of the models, large ones choose one model for an expert"),
-    replace(LOG_FLOOR, low=-3.0, summary="logarithm to the base 10 of what is added to them, in units of an even share"),
+    replace(
+        POWER, summary="of the frequencies: 0 is the mean of the models, large ones choose one model for an expert"
+    ),
+    replace(
+        LOG_FLOOR, low=-3.0, summary="logarithm to the base 10 of what is added to them, in units of an even share"
+    ),
     ParameterSpec(
         "counts",
         "choices",
