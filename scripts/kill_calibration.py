@@ -1,9 +1,9 @@
 """Kills ``evomerge calibrate`` at seeded instants: ``python scripts/kill_calibration.py --kills 20 KEY=VALUE ...``.
 
-With ``--verb learn`` it is ``evomerge learn``. Statistics of data, or what is learnt, are first made undisturbed. Then the same command is killed with SIGKILL at instants uniform in the
-time that it took, begun again, killed again, and so on, until it comes to its end; its files are compared with the
-undisturbed ones, byte by byte, and all begins anew until there were as many kills. States that it goes on from are
-written as often as can be::
+With ``--verb learn`` it is ``evomerge learn``. Statistics of data, or what is learnt, are first made undisturbed. Then
+the same command is killed with SIGKILL at instants uniform in the time that it took, begun again, killed again, and so
+on, until it comes to its end; its files are compared with the undisturbed ones, byte by byte, and all begins anew until
+there were as many kills. States that it goes on from are written as often as can be::
 
     python scripts/kill_calibration.py --kills 20 experiment=demo pool.root=DEMO/seed0 calibration=text \\
         'calibration.files=[DEMO/seed0/tasks/demo_e_maths.jsonl]'

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigError
-from evomerge.genomes.genome import Gene, Genome, GenomeSpec
+from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.recipes.method_spec import ByTensor, MethodSpec, ParameterSpec, Scalar
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
@@ -32,9 +32,9 @@ class ZippedSpace:
     MODEL OUT --ratio 0`` writes. Feed-forward layers are merged by `fold`, all else is as it is. Genes are called
     ``layers.3/ratio``; where `second` is searched, there is a ``layers.3/second`` too.
 
-    With a `width`, layers have so many hidden units on average, whatever the genes: shares are moved up or down together,
-    within 0 and 1, until they have. PLeaS finds shares under such a budget by an integer program over how much merging
-    each layer alone costs (section 3.3); here it is a search over what the whole model scores.
+    With a `width`, layers have so many hidden units on average, whatever the genes: shares are moved up or down
+    together, within 0 and 1, until they have. So the sizes of PLeaS's merges, which a budget limits, are searched by
+    what the whole model scores.
 
     Args:
         pool: of one source.

@@ -9,8 +9,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from evomerge.config.schema import Config
-from evomerge.report.formatting import count
 from evomerge.recipes.calibration import OF_EXPERTS
+from evomerge.report.formatting import count
 from evomerge.report.plain_console import errors
 from evomerge.session.calibration import Calibration, Job, make_statistics, plan_calibration
 from evomerge.utils.sizes import byte_count, size_text
@@ -18,7 +18,7 @@ from evomerge.utils.sizes import byte_count, size_text
 _SIDE = 768
 _SHOWN = 3
 _FOR_A_WEIGHT = {"gram": 4, "activation": 2, "routing": 2, "expert_outputs": 4, "hessian": 18}
-"""Operations for each token and weight: 2 of a forward, twice that of a backward, which second derivatives need twice."""
+"""Operations for each token and weight: 2 of a forward, 4 of a backward, 12 of its derivative."""
 
 
 def calibrated(config: Config, *, quiet: bool = False) -> Calibration:

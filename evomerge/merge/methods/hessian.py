@@ -43,7 +43,7 @@ def hessian(
     normalize: bool,
     context: Context,
 ) -> torch.Tensor:
-    """``sum w_i c_i theta_i / sum w_i c_i``, element by element, with ``c_i = (max(h_i, 0) / m_i)^power + 10^log_floor``.
+    """``sum w_i c_i theta_i / sum w_i c_i``, for each element with ``c_i = (max(h_i, 0) / m_i)^power + 10^log_floor``.
 
     As `fisher`, with the diagonal ``h_i`` of the Hessian of the model's loss in place of the Fisher information's:
     Merging Models with Fisher-Weighted Averaging takes the second for the first in the Laplace approximation of each

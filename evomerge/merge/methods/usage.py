@@ -52,9 +52,9 @@ def usage(
 
     ``f_i`` is the share of all choices (or of the router's weights) that falls on the expert in model ``i``, of ``e``
     experts, so that ``e f_i`` is 1 where all are used alike. Merge, Then Compress: Demystify Efficient SMoE with Hints
-    from Its Routing Policy weights experts of *one* model that are merged into one so; here these are the experts in the
-    same place of several models, fine-tunes of one base. Rows of the router count as their experts. All other tensors
-    have no frequencies: the weighted mean is taken.
+    from Its Routing Policy weights experts of *one* model that are merged into one so; here it is those in the same
+    place of several models, fine-tunes of one base. Rows of the router count as their experts. All other tensors have
+    no frequencies: the weighted mean is taken.
     """
     known = [context.statistic(i) for i in range(len(inputs))]
     if any(own is None for own in known):
@@ -72,7 +72,7 @@ def usage(
 
 
 def _by_expert(own: Statistic, row: int, x: torch.Tensor) -> torch.Tensor:
-    """The share of the expert that a tensor is of, or of each along its first dimension, as float64 to multiply with."""
+    """The share of the expert that a tensor is of, or of each along its first dimension: a factor in float64."""
     shares = own.values[row].double()
     if own.axis >= 0:
         return shares[own.axis].clone()

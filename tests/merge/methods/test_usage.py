@@ -26,7 +26,7 @@ def merged(
 
 
 def full(value: float) -> torch.Tensor:
-    return torch.full((2, 3), value)
+    return torch.full((2, 3), float(value))
 
 
 def test_an_expert_by_itself_by_hand() -> None:
