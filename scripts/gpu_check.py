@@ -39,6 +39,7 @@ from tiny_models import write_tokenizer  # type: ignore[import-not-found]
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from evomerge.candidate import Candidate
+from evomerge.errors import nearest
 from evomerge.evaluation.ray_pool import RayEvaluator
 from evomerge.evaluation.worker import Worker
 from evomerge.export.writer import write_model
@@ -476,12 +477,19 @@ STEPS = (
 )
 
 
+def _step(name: str) -> str:
+    """A step's name, as given."""
+    if name not in STEPS:
+        raise argparse.ArgumentTypeError(f"there is no step {name!r}; {nearest(name, STEPS)}")
+    return name
+
+
 def main() -> int:
     """Run the steps; exit status 1 where one of them failed."""
     parser = argparse.ArgumentParser(description="what a GPU does with evomerge")
     parser.add_argument("--out", type=Path, default=Path("gpu_check.json"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
-    parser.add_argument("--only", nargs="+", default=STEPS, choices=STEPS, metavar="STEP")
+    parser.add_argument("--only", nargs="+", default=STEPS, type=_step, metavar="STEP", help=f"of {', '.join(STEPS)}")
     given = parser.parse_args()
     found: dict[str, Findings] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -109,6 +109,7 @@ OPERATORS: Mapping[str, Operator] = {
 passthrough; of what was learnt on data: masked, columns."""
 CALIBRATED: Mapping[str, Operator] = {
     "fisher": Operator("2111.09832: equal weights"),
+    "hessian": Operator("2111.09832 takes the Fisher information for it: equal weights"),
     "regmean": Operator("2212.09849: alpha 0.9"),
     "ota": Operator(
         "2509.11167: power 0.5, a threshold for the model; it chooses that of FFG: half",

@@ -36,8 +36,8 @@ SMALL = {
 }
 """Overrides that keep a space small."""
 
-OTHERS = ("landscape",)
-"""Spaces that have the genes of another."""
+OTHERS = ("landscape", "zipped")
+"""Spaces that have the genes of another, or of another pool, and these are numbers in a range."""
 
 GRID = "parameter with a resolution"
 """What stands for all spaces whose genes are discrete."""

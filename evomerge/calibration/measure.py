@@ -12,20 +12,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evomerge.calibration.encoding import Item, size_of
+from evomerge.calibration.experts import ExpertOutputSums, RoutingSums, expert_places
 from evomerge.calibration.files import held, save
 from evomerge.calibration.measurement import Measurement
 from evomerge.calibration.optimizer_states import second_moments
-from evomerge.calibration.places import Place, Places, gram_places, parameter_places
-from evomerge.calibration.sums import GradientSums, GramSums, KnownMoments, SensitivitySums, Sums
+from evomerge.calibration.places import Place, Places, input_places, parameter_places
+from evomerge.calibration.second_derivatives import HessianSums
+from evomerge.calibration.sums import GradientSums, InputSums, KnownMoments, SensitivitySums, Sums
 from evomerge.errors import PoolError
 from evomerge.merge.methods.spectral import on_one_thread
 from evomerge.merge.resident.loading import load_on
 from evomerge.models.pool import Pool
 from evomerge.models.statistics import FORMAT, INDEX, ModelStatistics
+from evomerge.recipes.calibration import OF_EXPERTS
 from evomerge.recipes.slices import SliceId
 from evomerge.utils.files import write_text_atomic
 
 _PARTIAL = "partial.safetensors"
+_SEEN = ("gram", "activation", *OF_EXPERTS)
+"""Statistics of what is seen: where they are zero, nothing was."""
 _SHARE = 50
 """A state is written as often as makes that take a fiftieth of the time, and no more often than asked."""
 
@@ -84,10 +89,16 @@ def _sums(
     pool: Pool, module: Any, items: Sequence[Item], how: Measurement
 ) -> tuple[Places, Callable[[Sequence[Place]], Sums], int]:
     """What there are statistics of, what sums them, and the bytes of a sum's element."""
-    if how.kind == "gram":
-        found = gram_places(pool, module, how.grams == "diagonal")
-        return found, lambda places: GramSums(module, places, items[0]), 8
+    if how.kind in ("gram", "activation"):
+        squares = how.kind == "gram"
+        found = input_places(pool, module, squares and how.grams == "full")
+        return found, lambda places: InputSums(module, places, items[0], squares=squares), 8
+    if how.kind in OF_EXPERTS:
+        sums = RoutingSums if how.kind == "routing" else ExpertOutputSums
+        return expert_places(pool, module, how.kind), lambda places: sums(module, places), 8
     found = parameter_places(pool, module)
+    if how.kind == "hessian":
+        return found, lambda places: HessianSums(module, places, how), 4
     if how.kind == "sensitivity":
         return found, lambda places: SensitivitySums(module, places, how, len(items)), 4 * len(items)
     if how.kind == "fisher":
@@ -107,7 +118,7 @@ def _groups(todo: Sequence[SliceId], places: Places, width: int, memory: int) ->
     group: list[SliceId] = []
     used = 0
     for slice_ in todo:
-        size = sum(width * _count(place.shape) for place in places.of_slice[slice_])
+        size = sum(width * _count(place.shape) for place in places.of_slice[slice_] if not place.leader)
         if group and used + size > memory:
             yield group
             group, used = [], 0
@@ -150,7 +161,7 @@ def _pass(
                 saved = time.monotonic()
                 took = saved - begun
         for slice_ in group:
-            _write_slice(folder, slice_, places.of_slice[slice_], sums, items, zeros=how.kind != "gram")
+            _write_slice(folder, slice_, places.of_slice[slice_], sums, items, zeros=how.kind not in _SEEN)
     finally:
         sums.close()
 
@@ -212,9 +223,9 @@ def _write_index(folder: Path, places: Places, items: Sequence[Item], how: Measu
                     "axis": place.axis,
                     "shape": list(place.shape),
                 }
-                if how.kind in ("fisher", "curvature"):
+                if how.kind in ("fisher", "curvature", "hessian"):
                     with on_one_thread():
-                        total += float(content.get_tensor(place.name).double().sum())
+                        total += float(content.get_tensor(place.name).double().clamp_(min=0).sum())
                     count += _count(place.shape)
     skipped = {**places.skipped, **({"never reached by an item": unreached} if unreached else {})}
     index = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from evomerge.calibration.encoding import Item, fingerprint
 from evomerge.errors import ConfigError, nearest
 from evomerge.models.statistics import FORMAT
-from evomerge.recipes.calibration import MEASURED
+from evomerge.recipes.calibration import MEASURED, OF_EXPERTS
 from evomerge.recipes.slices import DTYPES
 
 LABELS = ("text", "sampled")
@@ -27,7 +27,7 @@ class Measurement:
             the model itself (the Fisher information).
         grams: all inner products of inputs, or their squares only (``diagonal``).
         dtype: that models compute in.
-        seed: of the labels that are sampled.
+        seed: of the labels that are sampled, and of the signs of ``hessian``.
         state: of ``curvature``, the hash of the optimizer's state that it is read from.
 
     Raises:
@@ -53,8 +53,10 @@ class Measurement:
 
     def key(self, identity: str, items: Sequence[Item]) -> str:
         """``sha256:...`` of a model's content, its items, and what of this changes the result."""
-        own: list[object] = [self.labels, self.seed if self.labels == "sampled" else 0]
+        own: list[object] = [self.labels, self.seed if self.labels == "sampled" or self.kind == "hessian" else 0]
         if self.kind in ("gram", "curvature"):
             own = [self.grams if self.kind == "gram" else self.state]
+        elif self.kind in ("activation", *OF_EXPERTS):
+            own = []
         content = ["evomerge statistics", FORMAT, self.kind, *own, self.dtype, identity, fingerprint(items)]
         return f"sha256:{hashlib.sha256(json.dumps(content).encode()).hexdigest()}"

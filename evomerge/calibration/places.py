@@ -23,9 +23,10 @@ class Place:
         name: in the checkpoint.
         slice: that it belongs to.
         parameter: in the module.
-        module: for Gram matrices, the layer that it is the weight of.
-        axis: along which it is multiplied with what the layer reads.
+        module: of what layers read, the layer that it is the weight of; of mixtures, what holds their experts.
+        axis: along which it is multiplied with what the layer reads; of mixtures see `models.statistics.Statistic`.
         shape: of the statistic.
+        leader: the name of a tensor of the slice that has the very same statistic, where it is known beforehand.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Place:
     module: str = ""
     axis: int = 1
     shape: tuple[int, ...] = ()
+    leader: str = ""
 
 
 @dataclass
@@ -68,15 +70,20 @@ def parameter_places(pool: Pool, module: nn.Module) -> Places:
     return found
 
 
-def gram_places(pool: Pool, module: nn.Module, diagonal: bool) -> Places:
-    """Every weight of a linear layer of the only model of a pool that no other layer shares."""
+def input_places(pool: Pool, module: nn.Module, full: bool) -> Places:
+    """Every weight of a linear layer of the only model of a pool that no other layer shares.
+
+    Args:
+        pool, module: of the model.
+        full: whether there is a number for each pair of inputs, or for each input.
+    """
     found = Places()
     layers = linear_layers(module)
     for slice_, name, place, stored in _tensors(pool):
         layer = layers.get(place)
         if layer is not None and name not in _joined(pool.layout):
             path, axis, size = layer
-            shape = (size,) if diagonal else (size, size)
+            shape = (size, size) if full else (size,)
             found.of_slice.setdefault(slice_, []).append(Place(stored, slice_, place, path, axis, shape))
         elif len(pool.layout.shapes[name]) > 2 or name in _joined(pool.layout):
             found.skip(stored, "experts and kernels, which are no weights of linear layers: their mean is taken")

@@ -1,21 +1,19 @@
-"""Sums over calibration items, one item after the other: squared gradients, inner products of inputs."""
+"""Sums over calibration items, one item after the other: of what gradients give, and of what layers read."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from evomerge.calibration.encoding import Encoded, Item, size_of
-from evomerge.calibration.forwards import forward, predicted
+from evomerge.calibration.forwards import forward
+from evomerge.calibration.losses import loss_of
 from evomerge.calibration.measurement import Measurement
 from evomerge.calibration.places import Place
-from evomerge.errors import PoolError
 
 _COLUMNS = 1 << 16
 
@@ -90,23 +88,7 @@ class GradientSums:
         """
         self._number = number
         with torch.enable_grad():
-            scores, labels = predicted(self._module, item, forward(self._module, item))
-            if self._how.labels == "sampled":
-                labels = self._sampled(scores.detach(), number)
-            elif labels is None:
-                raise PoolError(
-                    f"{type(self._module).__name__} gives an item without a label no likelihood",
-                    "causal language models of texts; tensors with labels",
-                    "set statistics.labels=sampled",
-                )
-            functional.cross_entropy(scores, labels, reduction="sum").backward()
-
-    def _sampled(self, scores: torch.Tensor, number: int) -> torch.Tensor:
-        """A label for each row of scores by its probability: the same for the same item, wherever one begins."""
-        digest = hashlib.sha256(f"{self._how.seed} {number}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        chances = scores.double().cpu().softmax(-1)
-        return torch.multinomial(chances, 1, generator=generator)[:, 0].to(scores.device)
+            loss_of(self._module, item, self._how, number).backward()
 
     def close(self) -> None:
         """Leave the module without hooks and gradients."""
@@ -161,8 +143,8 @@ class KnownMoments:
         """Nothing was changed."""
 
 
-class GramSums:
-    """Sums over tokens of ``x x^T``, or of its diagonal, of what linear layers read, in float64.
+class InputSums:
+    """Sums over tokens of what linear layers read, in float64: of ``x x^T`` or its diagonal, or of ``x``.
 
     Layers of a slice that read the very same tensor (queries, keys and values) share one sum.
 
@@ -170,10 +152,11 @@ class GramSums:
         module: in evaluation mode.
         places: of the layers' weights.
         first: an item, by which layers that share are found.
+        squares: of ``x x^T`` or its diagonal, as shapes say; else of ``x``.
     """
 
-    def __init__(self, module: Any, places: Sequence[Place], first: Item) -> None:
-        self._module = module
+    def __init__(self, module: Any, places: Sequence[Place], first: Item, *, squares: bool = True) -> None:
+        self._module, self._squares = module, squares
         self._rows: dict[str, int] = {}
         self.shared = self._sharing(places, first)
         layers = dict(module.named_modules())
@@ -190,7 +173,10 @@ class GramSums:
         def hook(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
             rows = given[0].detach().reshape(-1, given[0].shape[-1]).float()
             into = self.sums[name]
-            into += rows.T @ rows if into.dim() == 2 else rows.square().sum(0)
+            if not self._squares:
+                into += rows.sum(0, dtype=torch.float64)
+            else:
+                into += rows.T @ rows if into.dim() == 2 else rows.square().sum(0)
 
         return hook
 

@@ -32,10 +32,10 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--ratio",
-        metavar="SHARE",
-        type=float,
+        metavar="SHARE[,...]",
         help="write a merge of both instead, in which this share of the hidden units of feed-forward layers is merged, "
-        "the best matched, and the others are side by side: below 1 layers get wider",
+        "the best matched, and the others are side by side: below 1 layers get wider; with commas a share for each "
+        "layer, or RUN or RECIPE of search_space=zipped, whose shares are taken",
     )
     parser.add_argument(
         "--texts",
@@ -75,19 +75,46 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def ratio_of(text: str) -> float | list[float]:
+    """What ``--ratio`` says: a share, one for each layer, or those of a recipe of ``search_space=zipped``.
+
+    Raises:
+        ConfigError: none of these.
+        RecipeError: a recipe that says nothing of shares.
+    """
+    try:
+        shares = [float(word) for word in text.split(",")]
+        return shares if "," in text else shares[0]
+    except ValueError:
+        pass
+    from evomerge.cli.sources import read_recipe
+    from evomerge.errors import ConfigError, RecipeError
+
+    if not Path(text).exists():
+        do = "--ratio 0.5, --ratio 0.2,0.5,0.8 or --ratio runs/zipped"
+        raise ConfigError(f"--ratio is {text!r}", "a share from 0 to 1, one for each layer, a run or a recipe", do)
+    entries = [own for own in read_recipe(text).slices if own.method == "fold"]
+    found = {own.slice.layer: dict(own.parameters).get("ratio") for own in entries}
+    known = {layer: value for layer, value in found.items() if layer is not None and isinstance(value, int | float)}
+    if not known or sorted(known) != list(range(len(known))):
+        raise RecipeError(f"--ratio {text}: it says no shares", "a run or a recipe of search_space=zipped")
+    return [float(known[layer]) for layer in sorted(known)]
+
+
 def _zip(options: argparse.Namespace, shard: int) -> int:
     """Write a merge of both, and say how wide it is."""
     with without_collector():
         from evomerge.cli.console import merge_progress
         from evomerge.export.zipped_model import read_texts, zip_models
 
+    ratio = 1.0 if options.ratio is None else ratio_of(options.ratio)
     texts = read_texts(options.texts) if options.texts is not None else ()
     with merge_progress("aligning") as progress:
         found = zip_models(
             options.reference,
             options.model,
             options.out,
-            ratio=1.0 if options.ratio is None else options.ratio,
+            ratio=ratio,
             texts=texts,
             starts=options.starts,
             seed=options.seed,
@@ -96,6 +123,8 @@ def _zip(options: argparse.Namespace, shard: int) -> int:
         )
     print(f"aligned: cosine of the weights {found.before:.4f} before, {found.after:.4f} after")
     print(f"hidden units of a feed-forward layer: {found.width[0]:,} before, {found.width[1]:,} after")
+    if len(set(found.widths)) > 1:
+        print(f"by layer, without those that are zero: {', '.join(f'{width:,}' for width in found.widths)}")
     if found.tokens:
         print(f"least squares: {found.solved} weights, on {found.tokens:,} tokens")
     print(f"wrote {options.out}")

@@ -123,7 +123,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _check_there(target: str, overrides: Sequence[str]) -> None:
     """Refuse a run or a recipe that is not there, and a part of a run."""
-    from evomerge.cli.sources import hint, require_no_part
+    from evomerge.cli.sources import hint, near_run, require_no_part
 
     path = Path(target)
     require_no_part(target)
@@ -134,6 +134,8 @@ def _check_there(target: str, overrides: Sequence[str]) -> None:
         raise ConfigError(f"there is no file {target}", allowed)
     if hint(path, beside=True):  # a hub id has a slash too, and no folder of runs before it
         raise ConfigError(f"there is no run {target}", allowed, hint(path, beside=True))
+    if "/" not in target and (meant := near_run(path)):
+        raise ConfigError(f"there is no run {target}", allowed, f"did you mean {meant!r}?")
     if not overrides:
         do = "a model of the hub needs something to be scored on: fitness.tasks=[...] or experiment=NAME"
         raise ConfigError(f"there is no file or folder {target}", allowed, do)

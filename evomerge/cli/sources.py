@@ -131,6 +131,14 @@ def held_out_scores(path: str, recipe: Recipe) -> list[ScoreRow]:
     return card_scores.held_out_scores(RunFolder(folder), recipe)
 
 
+def near_run(name: Path) -> str:
+    """The run beside which a name was given that is most like it, here or among the runs; empty where there is none."""
+    here = [run.parent for runs in (Path(), Path("runs")) for run in sorted(runs.glob(f"*/{LEDGER}")) if run.is_file()]
+    alike = {folder.name: str(folder) for folder in here}
+    close = difflib.get_close_matches(name.name, alike, n=1, cutoff=0.75)
+    return alike[close[0]] if close else ""
+
+
 def hint(file: Path, *, beside: bool = False) -> str:
     """The runs that are there, the nearest first, for who named one that is not; empty where there are none.
 

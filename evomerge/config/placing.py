@@ -35,6 +35,7 @@ def _in_full(text: str, key: str, names: Iterable[str]) -> str:
     alternatives = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     if not alternatives:
         return text
+    text = re.sub(rf"^({alternatives})(?=: )", lambda found: f"{key}.{found[1]}", text)  # a file, and where in it
     said = rf" is (?!a\b|the\b)|=|\.(?!{_ENDINGS})\w|\[\d| has no key| has '| names '| says nothing of | are both"
     known = rf"(?<![\w.\-/'\"{{=,])({alternatives})(?={said})"
     return re.sub(known, lambda found: f"{key}.{found[1]}", text)

@@ -174,8 +174,8 @@ class StatisticsConfig:
     """How statistics of data are made (`evomerge calibrate`).
 
     Attributes:
-        kinds: some of ``fisher``, ``gram``, ``curvature`` and ``sensitivity``; ``None`` for those that the search
-            space's methods read.
+        kinds: some of ``fisher``, ``gram``, ``curvature``, ``sensitivity``, ``hessian``, ``activation``, ``routing``
+            and ``expert_outputs``; ``None`` for those that the search space's methods read.
         learned: the recipe that ``evomerge learn`` wrote, for methods that read what was learnt (``masked``,
             ``columns``).
         labels: whose likelihood ``fisher`` is of: ``text``, the items' own; ``sampled``, drawn by the model itself.
@@ -183,7 +183,7 @@ class StatisticsConfig:
         grams: ``full``, or ``diagonal`` for squares of inputs alone, which take a model's size and not a square.
         max_length: tokens of an item at most.
         dtype: that models compute in.
-        seed: of the labels that are sampled.
+        seed: of the labels that are sampled, and of the signs of ``hessian``.
         device: where models compute; ``auto`` for the first GPU there is, else the processor.
         memory: for sums, as ``8GB``; what finds no room takes another pass. ``None`` for a quarter of what is free.
     """

@@ -44,6 +44,7 @@ class Zipped:
     Attributes:
         before, after: cosine of the two models' weights, as they were and aligned.
         width: hidden units of a feed-forward layer; of the models, and of the merge.
+        widths: by layer those of the merge that are not zero.
         solved: how many weights were found by least squares.
         tokens: that these were found on.
     """
@@ -53,6 +54,7 @@ class Zipped:
     width: tuple[int, int]
     solved: int
     tokens: int
+    widths: tuple[int, ...] = ()
 
 
 def zip_models(
@@ -60,7 +62,7 @@ def zip_models(
     model: str,
     out: Path,
     *,
-    ratio: float = 1.0,
+    ratio: float | Sequence[float] = 1.0,
     texts: Sequence[CalibrationItem] = (),
     starts: int = 3,
     seed: int = 0,
@@ -73,7 +75,8 @@ def zip_models(
         reference, model: folders or hub ids, as for `aligned_model.align`; configuration and files are the reference's.
         out: the folder to write; must not exist or be empty.
         ratio: share of the hidden units of feed-forward layers that are merged, those that match best; the others are
-            kept side by side, and layers are wider. The same in all layers, as configurations have one width.
+            kept side by side, and layers are wider. One for all layers, or one for each: as configurations have one
+            width, narrower layers are then filled up with zeros to that of the widest.
         texts: the weights of linear layers are found on these by least squares; none for weights merged as they are.
         starts, seed: of the search for the order.
         max_shard_bytes: largest size of one file, single larger tensors aside.
@@ -87,7 +90,7 @@ def zip_models(
     out = Path(out)
     check_output(out)
     for given, wrong, allowed in (
-        (f"--ratio is {ratio}", not 0 <= ratio <= 1, "a share, from 0 to 1"),
+        (f"--ratio is {ratio}", not all(0 <= own <= 1 for own in _each(ratio)), "shares, from 0 to 1"),
         (f"--starts is {starts}", starts < 1, "at least 1"),
         (f"--seed is {seed}", seed < 0, "at least 0"),
     ):
@@ -111,25 +114,38 @@ def zip_models(
     matching = match(symmetries, first, second, starts=starts, seed=seed, progress=progress)
     merged = [place for place, name in names.items() if pool.is_merged(name)]
     ordered = {place: symmetries.apply(place, second(place), matching.order) for place in merged}
-    zip_ = zipped(symmetries, first, ordered.__getitem__, ratio, {k: v for k, v in reads.items() if k in names})
+    known = {place: axis for place, axis in reads.items() if place in names}
+    zip_ = zipped(symmetries, first, ordered.__getitem__, ratio, known, even=True)
     tensors = {place: zip_.merged(place, first(place), own) for place, own in ordered.items()}
     count = 0
     if items:
         count = _solve(pool, zip_, ordered, tensors, items)
     tokens = sum(len(item.ids) for item in items)
-    found = Zipped(matching.before, matching.after, widths, count, tokens)
+    by_layer = tuple(zip_.width(part) for part in zip_.shared)
+    found = Zipped(matching.before, matching.after, widths, count, tokens, by_layer)
     _check_shapes(config, tensors)
-    _write(pool, config, tensors, out, copied, max_shard_bytes, {"ratio": ratio, "seed": seed, **vars(found)})
+    shown = ratio if isinstance(ratio, int | float) else list(ratio)
+    _write(pool, config, tensors, out, copied, max_shard_bytes, {"ratio": shown, "seed": seed, **vars(found)})
     return found
 
 
-def _widened(pool: Pool, symmetries: Any, ratio: float) -> tuple[Any, tuple[int, int]]:
+def _each(ratio: float | Sequence[float]) -> Sequence[float]:
+    """The shares that are given."""
+    return [ratio] if isinstance(ratio, int | float) else ratio
+
+
+def _widened(pool: Pool, symmetries: Any, ratio: float | Sequence[float]) -> tuple[Any, tuple[int, int]]:
     """The configuration of the merge, and the hidden units of a layer before and after."""
     sizes = {group.size for part, group in symmetries.groups.items() if part.kind == KIND}
-    units = next(iter(sizes), 0)
-    if ratio == 1 or not sizes:
+    units, each = next(iter(sizes), 0), _each(ratio)
+    layers = sum(part.kind == KIND for part in symmetries.groups)
+    if not isinstance(ratio, int | float) and len(each) != layers:
+        raise ConfigError(
+            f"--ratio has {len(each)} shares", f"one, or one for each of {layers} layers", "separate them by commas"
+        )
+    wide = 2 * units - min(round(own * units) for own in each)
+    if wide == units or not sizes:
         return pool.config, (units, units)
-    wide = 2 * units - round(ratio * units)
     if KIND not in symmetries.free or len(sizes) > 1:
         raise PoolError("hidden units of feed-forward layers stay, or layers have different numbers", "--ratio 1")
     for key in WIDTHS:

@@ -1,4 +1,4 @@
-"""Statistics of data that methods read: squared gradients of weights, inner products of what weights read.
+"""Statistics of data that methods read: squared gradients of weights, inner products of what weights read, and more.
 
 `evomerge.calibration` makes them. A folder holds those of one model, on one set of items, of one kind:
 ``statistics.json``, written last, and a safetensors file for every slice.
@@ -31,10 +31,16 @@ class Statistic:
     Attributes:
         values: float32. Of kind ``fisher``, mean squares of gradients, flat, of the tensor's number of elements; of
             ``curvature`` those or Adam's second moments; of ``sensitivity``, the middle one of the items' products of
-            gradient and weight. Of kind ``gram``, of shape ``(n, n)``, the mean of ``x x^T`` over tokens, where ``x``
-            of n numbers is what the tensor is multiplied with, or its diagonal, of shape ``(n,)``.
-        axis: of the tensor, along which it is multiplied with ``x``: 1 for ``y = W x``.
-        mean: of all of the model's squared gradients or second moments, which gives them a unit.
+            gradient and weight; of ``hessian``, second derivatives, of either sign. Of kind ``gram``, of shape
+            ``(n, n)``, the mean of ``x x^T`` over tokens, where ``x`` of n numbers is what the tensor is multiplied
+            with, or its diagonal, of shape ``(n,)``; of ``activation``, of that shape, the mean of ``x``. Of tensors of
+            a mixture of e experts: of kind ``routing``, of shape ``(2, e)``, which share of all choices falls on each
+            expert, and which share of the router's weights; of ``expert_outputs``, of shape ``(e, e)``, means over
+            tokens of the inner products of what two experts give.
+        axis: of the tensor, along which it is multiplied with ``x``: 1 for ``y = W x``. Of a mixture's tensors the
+            number of the expert that it is of, or -1 where its first dimension goes over all of them.
+        mean: of all of the model's squared gradients or second moments, or of its second derivatives with 0 in place of
+            negative ones, which gives them a unit.
     """
 
     values: torch.Tensor

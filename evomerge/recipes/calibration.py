@@ -5,10 +5,13 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 
-MEASURED = ("fisher", "gram", "curvature", "sensitivity")
+MEASURED = ("fisher", "gram", "curvature", "sensitivity", "hessian", "activation", "routing", "expert_outputs")
 """Statistics of data: squared gradients of every weight; inner products of what weights of linear layers read; Adam's
 second moments where a model has them, else squared gradients; the middle one of the items' products of gradient and
-weight."""
+weight; an estimate of the Hessian's diagonal; means of what weights of linear layers read; how often a mixture's
+experts are chosen; inner products of what these experts give."""
+OF_EXPERTS = ("routing", "expert_outputs")
+"""Those that only mixtures of experts have."""
 USUAL = MEASURED[:2]
 """What is made where nothing says which: the others take more room, or are of a few models."""
 LEARNED = ("mask", "columns")

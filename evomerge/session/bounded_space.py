@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +16,8 @@ from evomerge.genomes.lineages import LineageSpec
 from evomerge.genomes.perturbations import PerturbationSpec
 from evomerge.protocols import SearchSpace
 from evomerge.recipes.recipe import Recipe
+
+_SHOWN = 3
 
 
 class BoundedSpace:
@@ -112,9 +116,22 @@ def _by_gene(bounds: Mapping[str, Any], names: Sequence[str], key: str) -> dict[
     for pattern, value in bounds.items():
         matching = [name for name in names if fnmatch.fnmatchcase(name, str(pattern))]
         if not matching:
-            raise ConfigError(f"{key} has {str(pattern)!r}, which no gene matches", nearest(str(pattern), names))
+            raise ConfigError(f"{key} has {str(pattern)!r}, which no gene matches", _nearest(str(pattern), names))
         found.update(dict.fromkeys(matching, (value, f"{key}.{pattern}")))
     return found
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> str:
+    """What may have been meant by a pattern: one that matches and differs in a single word of the genes' names."""
+    words = sorted({word for name in names for word in re.split(r"[./]", name)})
+    for word in sorted(re.findall(r"[^*?./\[\]]+", pattern), key=len, reverse=True):
+        for close in difflib.get_close_matches(word, words, n=3, cutoff=0.6):
+            meant = pattern.replace(word, close)
+            matching = [name for name in names if fnmatch.fnmatchcase(name, meant)]
+            if matching:
+                more = f", ... ({len(matching)} in all)" if len(matching) > _SHOWN else ""
+                return f"did you mean {meant!r}? (it matches {', '.join(matching[:_SHOWN])}{more})"
+    return nearest(pattern, names)
 
 
 def _narrowed(gene: Gene, given: Any, key: str) -> Gene | Value:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
-from evomerge.errors import ConfigError, nearest
+from evomerge.errors import ConfigError, EvomergeError, nearest
 from evomerge.protocols import Fitness
-from evomerge.recipes.calibration import LEARNED, MEASURED, USUAL, CalibrationRef
+from evomerge.recipes.calibration import LEARNED, MEASURED, OF_EXPERTS, USUAL, CalibrationRef
 from evomerge.session.calibration_items import plan_items
 from evomerge.utils.sizes import byte_count
 
@@ -126,6 +126,9 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
     settings = config.statistics
     if settings.memory is not None:
         byte_count(settings.memory, "statistics.memory")
+    for kind in kinds:
+        if kind in OF_EXPERTS:
+            _require_mixtures(pool, kind)
     hows = [Measurement(k, settings.labels, settings.grams, settings.dtype, settings.seed) for k in kinds]
     read, documents = plan_items(config, pool)
     jobs = []
@@ -137,6 +140,14 @@ def plan_calibration(config: Config, pool: Pool, *, every_kind: bool = False) ->
         jobs.append(Job(model, each.kind, how, items, into))
     ref = CalibrationRef(tuple((job.model, job.kind, job.into.key) for job in jobs), _made_by(config, kinds))
     return Calibration(with_statistics(pool, ref), tuple(jobs), documents)
+
+
+def _require_mixtures(pool: Pool, kind: str) -> None:
+    """Refuse statistics of mixtures of experts where there are none, before any model is loaded."""
+    from evomerge.calibration.experts import require_mixtures
+    from evomerge.models.architecture.layout import skeleton
+
+    require_mixtures(skeleton(pool.config, pool.trust_remote_code), kind)
 
 
 def _identity(own: str, pool: Pool) -> str:
@@ -171,7 +182,10 @@ def _learnt(config: Config, pool: Pool, kinds: Sequence[str], measured: Sequence
             "the recipe that evomerge learn wrote",
             "evomerge learn learning.method=concrete, or dam; then statistics.learned=learned.yaml",
         )
-    recipe = read_recipe_file(Path(given), f"statistics.learned={given}")
+    try:
+        recipe = read_recipe_file(Path(given))
+    except EvomergeError as error:
+        raise ConfigError(f"statistics.learned={given}: {error.given}", error.allowed, error.do) from error
     ref, own = recipe.calibration, dict(recipe.models)
     for model, wanted in pool.info.refs:
         for kind in kinds if model in pool.info.sources else ():
@@ -199,7 +213,7 @@ def _made_by(config: Config, kinds: Sequence[str]) -> tuple[str, ...]:
     ]
     if not statistics["optimizer"]:
         own.append("statistics.optimizer=false")
-    if statistics["labels"] == "sampled":
+    if statistics["labels"] == "sampled" or "hessian" in kinds:
         own.append(f"statistics.seed={statistics['seed']}")
     return f"+calibration={override_word(to_builtin(config.calibration))}", *own
 
@@ -234,7 +248,7 @@ def check_apart(found: Sequence[tuple[str, str]], held_out: Fitness | None) -> N
         raise ConfigError(
             f"{same:,} held-out items are calibration items",
             "others: merges are made with these",
-            "calibrate on training documents, or on the search's own items",
+            "change calibration: training documents (calibration.split=train), or the search's own items",
         )
 
 

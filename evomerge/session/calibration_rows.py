@@ -9,6 +9,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from evomerge.config.schema import Config
+from evomerge.recipes.calibration import OF_EXPERTS
 from evomerge.report.formatting import count
 from evomerge.report.plain_console import errors
 from evomerge.session.calibration import Calibration, Job, make_statistics, plan_calibration
@@ -16,6 +17,8 @@ from evomerge.utils.sizes import byte_count, size_text
 
 _SIDE = 768
 _SHOWN = 3
+_FOR_A_WEIGHT = {"gram": 4, "activation": 2, "routing": 2, "expert_outputs": 4, "hessian": 18}
+"""Operations for each token and weight: 2 of a forward, 4 of a backward, 12 of its derivative."""
 
 
 def calibrated(config: Config, *, quiet: bool = False) -> Calibration:
@@ -99,16 +102,23 @@ def estimate(config: Config, found: Calibration) -> str:
 def _operations(found: Calibration, job: Job) -> float:
     """Of all forwards, and backwards where there are; of Gram matrices of square weights."""
     weights = sum(found.pool.info.sizes)
-    return _tokens(job) * weights * (4 if job.how.kind == "gram" else 6)
+    return _tokens(job) * weights * _FOR_A_WEIGHT.get(job.how.kind, 6)
 
 
 def _bytes(found: Calibration, job: Job) -> int:
     """At most: layers that read the same share a matrix."""
-    layout = found.pool.layout
-    if job.how.kind != "gram":
-        return 4 * sum(found.pool.info.sizes)
+    layout, pool = found.pool.layout, found.pool
+    if job.how.kind in OF_EXPERTS:
+        from evomerge.calibration.experts import mixtures
+        from evomerge.models.architecture.layout import skeleton
+
+        counts = mixtures(skeleton(pool.config, pool.trust_remote_code)).values()
+        return sum(4 * count * (2 if job.how.kind == "routing" else count) for count in counts)
+    if job.how.kind not in ("gram", "activation"):
+        return 4 * sum(pool.info.sizes)
     sides = [shape[1] for shape in layout.shapes.values() if len(shape) == 2]
-    return 4 * sum(side if job.how.grams == "diagonal" else side * side for side in sides)
+    full = job.how.kind == "gram" and job.how.grams == "full"
+    return 4 * sum(side * side if full else side for side in sides)
 
 
 def _tokens(job: Job) -> int:

@@ -20,6 +20,7 @@ from evomerge.report.plain_console import errors
 from evomerge.session.builders import phase_node
 from evomerge.session.gene_budget import PER_GENE, free_genes
 from evomerge.session.parts import Parts
+from evomerge.session.refining import settled
 
 if TYPE_CHECKING:
     from evomerge.session.memory import MemoryEstimate
@@ -80,6 +81,7 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
         if caution:
             _warn(caution, _BOLD)
     _warn_of_genes(config, parts)
+    _warn_of_refining(config, parts)
     slots, ordered = parts.evaluator.slots, config.search.ordered
     places = "workers" if slots == workers_of(parts.evaluator) else "places at workers"
     if ordered and config.search.in_flight is None and slots > 1 and getattr(parts.strategy, "asynchronous", False):
@@ -105,6 +107,18 @@ def warn_of_places(evaluator: Evaluator) -> None:
     unplaced: Callable[[], str] = getattr(evaluator, "unplaced", str)
     if caution := unplaced():
         _warn(caution, _BOLD)
+
+
+def _warn_of_refining(config: Config, parts: Parts) -> None:
+    """Say that no phase is long enough for the Gaussian process that is to end it."""
+    after = settled(config)
+    longest = max(phase.evaluations // max(1, len(phase.preferences)) for phase in parts.phases)
+    if after is not None and after >= longest:
+        within = "there are" if len(parts.phases) == 1 else "the longest phase has"
+        _warn(
+            f"search.refine.after is {after}, and {within} {longest:,} evaluations: no Gaussian process proposes any; "
+            "set search.refine.after lower, or null"
+        )
 
 
 def _warn_of_genes(config: Config, parts: Parts) -> None:

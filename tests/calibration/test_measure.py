@@ -268,7 +268,7 @@ def test_keys_are_of_the_model_the_tokens_and_what_matters() -> None:
         Measurement("gram", grams="diagonal").key("model", ITEMS),
     ]
     assert len({key, *others}) == 1 + len(others)
-    for field, value in (("kind", "hessian"), ("labels", "gold"), ("grams", "half"), ("dtype", "int8")):
+    for field, value in (("kind", "hesian"), ("labels", "gold"), ("grams", "half"), ("dtype", "int8")):
         with pytest.raises(ConfigError, match=r"statistics\."):
             Measurement(**{"kind": "fisher", field: value})
 

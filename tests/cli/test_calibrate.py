@@ -131,7 +131,12 @@ def test_held_out_items_are_no_calibration_items(
     ("words", "said"),
     [
         ([*space("fisher")], "the search reads statistics of data (fisher), and calibration is not set"),
-        (["statistics.kinds=[hessian]"], "statistics.kinds has 'hessian'"),
+        (["statistics.kinds=[hesian]"], "statistics.kinds has 'hesian'; did you mean 'hessian'?"),
+        (
+            ["statistics.kinds=[routing]", "calibration=text", "calibration.files=[x]"],
+            "'routing' are asked of LlamaForCausalLM, in which no mixture of experts is found",
+        ),
+        ([*space("masked"), "statistics.learned=none.yaml"], "statistics.learned=none.yaml: none.yaml cannot be read"),
         ([*space("fisher"), "calibration=text", "calibration.files=[]"], "files is empty"),
         (
             [*space("fisher"), "calibration=text", "calibration.files=[none.jsonl]"],

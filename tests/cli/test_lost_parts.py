@@ -165,6 +165,9 @@ def test_evaluate_says_first_what_is_not_there(
     assert "there is no run runs/nope; " in (text := error("evaluate", "runs/nope"))
     assert text.endswith("runs here: runs/there")
     assert "there is no file or folder org/name; " in error("evaluate", "org/name")
+    for words in (["ther"], ["ther", "fitness.tasks=[x]"]):
+        assert (text := error("evaluate", *words)).startswith("evomerge: error: there is no run ther; ")
+        assert text.endswith("did you mean 'runs/there'?")
     for verb, name in (("merge", "ther"), ("merge", "runs/thre"), ("export", "ther")):
         words = [verb, name, "out"] if verb == "merge" else [verb, name]
         assert "did you mean 'runs/there'? runs here: runs/there" in error(*words)

@@ -68,7 +68,12 @@ def test_a_gaussian_process_at_the_end(words: list[str], tmp_path: Path, capsys:
     asked = ["search.refine.after=24"]
     assert main(["validate", *words, *asked]) == 0
     assert "after 24 a Gaussian process proposes" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert main(["validate", *words, "search.refine.after=36"]) == 0
+    assert "search.refine.after is 36, and there are 36 evaluations: no Gaussian process" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert main(["search", *words, *asked, f"run_dir='{folder}'", "display=quiet"]) == 0
+    assert "no Gaussian process" not in capsys.readouterr().err
     events = list(read_ledger(folder))
     assert events[0]["race"] == {"items": ITEMS, "first": 6, "most": 23, "refined": 24}
     told = [event for event in events if event["event"] == "told" and event.get("race")]

@@ -49,7 +49,7 @@ def space(*overrides: str) -> SearchSpace:
 
 
 @pytest.mark.parametrize(
-    "option", [option for option in SPACES if option not in ("weights", "coefficients", "landscape")]
+    "option", [option for option in SPACES if option not in ("weights", "coefficients", "landscape", "zipped")]
 )
 def test_search_spaces(option: str) -> None:
     made = space(f"search_space={option}")

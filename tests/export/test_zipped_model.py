@@ -15,15 +15,21 @@ from safetensors.torch import load_file
 from tiny_models import TinyModel
 from torch import nn
 
+from evomerge.cli.align import ratio_of
 from evomerge.cli.main import main
 from evomerge.errors import ConfigError
 from evomerge.export.aligned_model import align
+from evomerge.export.writer import write_model
 from evomerge.export.zipped_model import ZIP_FILE, zip_models
 from evomerge.merge.alignment.finding import perceptron_symmetries
 from evomerge.merge.alignment.least_squares import joint_grams, solvable, solved
 from evomerge.merge.alignment.matching import match
 from evomerge.merge.alignment.zipping import reading_axes, zipped
+from evomerge.merge.methods import specs
+from evomerge.models.opening import open_pool
 from evomerge.protocols import CalibrationItem
+from evomerge.recipes.yaml_reader import dump_recipe
+from search_spaces.zipped import ZippedSpace
 
 
 def perceptron(*widths: int, seed: int) -> nn.Sequential:
@@ -48,6 +54,28 @@ def test_a_model_and_its_shuffled_copy_zip_to_the_same_function(kind: str, tmp_p
     with torch.no_grad():
         wide, narrow = module(**given)[0], load(own)(**given)[0]
     torch.testing.assert_close(wide, narrow, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shares_as_genes_are_the_shares_of_the_command(kind: str, tmp_path: Path) -> None:
+    """Folded by a search's recipe and written by the command: the same function, once wide and once narrow."""
+    one, other = (str(folder) for folder in save_pool(kind, tmp_path, ("one", "other")).values())
+    zip_models(one, other, tmp_path / "side", ratio=0.0, starts=1)
+    pool = open_pool({"zip": str(tmp_path / "side")})
+    space = ZippedSpace(pool.info, specs())
+    shares = [0.25, 0.8]
+    recipe = space.decode(space.spec.genome(shares))
+    write_model(recipe, pool, tmp_path / "folded")
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    assert ratio_of(str(tmp_path / "recipe.yaml")) == shares
+    found = zip_models(one, other, tmp_path / "narrow", ratio=shares, starts=1)
+    assert found.width == (24, 42)  # of the widest
+    assert found.widths == (42, 29)
+    given = inputs(kind)
+    with torch.no_grad():
+        side, folded, narrow = (load(tmp_path / name)(**given)[0] for name in ("side", "folded", "narrow"))
+    torch.testing.assert_close(folded, narrow, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(folded, side, atol=1e-4)
 
 
 def feed_forward(folder: Path, rows: torch.Tensor) -> torch.Tensor:
@@ -117,7 +145,8 @@ def both(zip_: object, name: str, axis: int, values: list[np.ndarray]) -> np.nda
     if not stretches:
         return (values[0] + values[1]) / 2
     shared = zip_.shared[stretches[0][0]]  # type: ignore[attr-defined]
-    apart = np.setdiff1d(np.arange(values[0].shape[1]), shared)
+    apart = zip_.apart[stretches[0][0]]  # type: ignore[attr-defined]
+    assert sorted([*shared, *apart]) == list(range(values[0].shape[1]))
     return np.concatenate([(values[0] + values[1])[:, shared] / 2, values[0][:, apart], values[1][:, apart]], axis=1)
 
 
@@ -147,6 +176,8 @@ def test_the_command_solves_on_texts(tiny_model: TinyModel, tmp_path: Path, caps
     assert not torch.equal(module.lm_head.weight, load(tmp_path / "plain").lm_head.weight)
     for wrong, said in (
         (["--ratio", "1.5"], "--ratio is 1.5"),
+        (["--ratio", "0.5,0.2,0.1"], "--ratio has 3 shares; one, or one for each of 2 layers"),
+        (["--ratio", "half"], "--ratio is 'half'; a share from 0 to 1"),
         (["--texts", str(tmp_path / "none.txt")], "none.txt cannot be read"),
     ):
         assert main(["align", str(one), str(other), str(tmp_path / "x"), *wrong]) == 2

@@ -37,6 +37,19 @@ def sensitivities(x: Array) -> Array:
     return np.where(np.abs(wave) < 0.1, 0.0, wave).astype(np.float32).astype(np.float64)
 
 
+def second_derivatives(x: Array) -> tuple[Array, float]:
+    """Second derivatives of a tensor's elements, of either sign, and the mean of those above 0 over the model."""
+    found = sensitivities(x)
+    return found, float(np.clip(found, 0, None).sum() / max(1, found.size)) or 0.25
+
+
+def routing(x: Array) -> tuple[Array, int]:
+    """Shares of three experts' choices and weights, and which of them a tensor is of."""
+    own = np.abs(np.sin(np.arange(1.0, 4.0) + np.nan_to_num(x, posinf=1.0, neginf=1.0).ravel()[:7].sum()))
+    rows = np.stack([own / own.sum(), np.array([0.5, 0.3, 0.2])])
+    return rows.astype(np.float32).astype(np.float64), x.size % 3
+
+
 def mask(x: Array) -> Array:
     """Factors of a tensor's elements, zero for some."""
     wave = 1 + np.sin(3.1 * np.nan_to_num(x, posinf=1.0, neginf=1.0))
@@ -61,6 +74,12 @@ def statistics_of(method: Method, inputs: list[torch.Tensor]) -> list[Statistic 
         if kind in ("fisher", "curvature"):
             values, mean = squares(content)
             found.append(Statistic(torch.from_numpy(values).float().reshape(-1), mean=mean))
+        elif kind == "hessian":
+            values, mean = second_derivatives(content)
+            found.append(Statistic(torch.from_numpy(values).float().reshape(-1), mean=mean))
+        elif kind == "routing":
+            shares, expert = routing(content)
+            found.append(Statistic(torch.from_numpy(shares).float(), expert))
         elif kind == "sensitivity":
             found.append(Statistic(torch.from_numpy(sensitivities(content)).float().reshape(-1)))
         elif kind == "mask":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from merge.made_up_statistics import columns as columns_of
-from merge.made_up_statistics import gram, sensitivities, squares
+from merge.made_up_statistics import gram, routing, second_derivatives, sensitivities, squares
 from merge.made_up_statistics import mask as mask_of
 from merge.papers import Array, paper
 
@@ -30,6 +30,42 @@ def fisher(
     importance = [(f / (mean if normalize else common)) ** power + 10**log_floor for f, mean in known]
     over = sum(w * c * v for w, c, v in zip(weight, importance, x, strict=True))
     return np.asarray(over / sum(w * c for w, c in zip(weight, importance, strict=True)))
+
+
+@paper
+def hessian(
+    x: Sequence[Array],
+    base: Array | None,
+    *,
+    weight: Sequence[float],
+    power: float,
+    log_floor: float,
+    normalize: bool,
+) -> Array:
+    known = [second_derivatives(v) for v in x]
+    common = np.mean([mean for (_, mean), w in zip(known, weight, strict=True) if w])
+    units = [mean if normalize else common for _, mean in known]
+    sure = [np.where(h > 0, h / unit, 0.0) ** power + 10**log_floor for (h, _), unit in zip(known, units, strict=True)]
+    return np.asarray(
+        np.average(np.stack(x), axis=0, weights=np.stack([w * c for w, c in zip(weight, sure, strict=True)]))
+    )
+
+
+@paper
+def usage(
+    x: Sequence[Array],
+    base: Array | None,
+    *,
+    weight: Sequence[float],
+    power: float,
+    log_floor: float,
+    counts: str,
+) -> Array:
+    each = []
+    for v, w in zip(x, weight, strict=True):
+        shares, expert = routing(v)
+        each.append(w * ((3 * shares[0 if counts == "choices" else 1, expert]) ** power + 10**log_floor))
+    return average(x, each)
 
 
 @paper

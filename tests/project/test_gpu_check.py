@@ -11,6 +11,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+def test_a_step_that_there_is_not_is_answered_with_the_nearest() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--only", "merge"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no step 'merge'; did you mean 'merges'?" in done.stderr
+
+
+@pytest.mark.slow
 def test_every_step_runs_on_the_processor(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--device", "cpu", "--out", "found.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)

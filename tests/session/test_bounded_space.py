@@ -134,7 +134,8 @@ def _without_encode() -> Any:
 @pytest.mark.parametrize(
     ("bounds", "says"),
     [
-        ({"layer.0/*": 0.0}, "'layer.0/*', which no gene matches; did you mean"),
+        ({"layer.0/*": 0.0}, "'layer.0/*', which no gene matches; did you mean 'layers.0/*'"),
+        ({"embd*": 0.0}, "'embd*', which no gene matches; did you mean 'embed*'? (it matches embed/a/weight)"),
         ({"*": 0.5}, "gene layers.0/method: one of linear, ties, slerp"),
         (
             {"embed*": [0, 3]},
@@ -172,7 +173,11 @@ def space(*overrides: str) -> SearchSpace:
 
 @pytest.mark.parametrize(
     "option",
-    [option for option in SPACES if option not in ("weights", "coefficients", "lineage", "landscape", "perturbation")],
+    [
+        option
+        for option in SPACES
+        if option not in ("weights", "coefficients", "lineage", "landscape", "perturbation", "zipped")
+    ],
 )
 def test_every_space_with_named_genes(option: str) -> None:
     """Recipes are those of the space's own genome with the fixed values in it."""

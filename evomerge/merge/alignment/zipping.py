@@ -3,12 +3,13 @@
 ZipIt (Stoica et al. 2024, arXiv 2305.03053) and PLeaS (Nasery et al. 2025, arXiv 2407.02447) merge the best matched
 share of a layer's units, so that layers get wider. Here these are the hidden units of feed-forward layers, whose number
 a configuration can say; the residual stream and attention heads are merged whole. Kept side by side, all hidden units
-give the mean of what the two layers give.
+give the mean of what the two layers give. Layers may share different ratios of their units; as a configuration has one
+number of them, narrower layers are filled up with units that are zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,17 +55,23 @@ class Zip:
         symmetries: of the models.
         shared: by group of hidden units, those that are averaged, ascending.
         reads: of weights of linear layers, the axis of their inputs.
+        apart: by group, those that are kept side by side, the most alike first.
+        even: whether all groups get the width of the widest.
     """
 
     symmetries: Symmetries
     shared: Mapping[Part, Indices]
     reads: Mapping[str, int]
+    apart: Mapping[Part, Indices]
+    even: bool = False
 
     def width(self, part: Part) -> int:
-        """How many hidden units a group has once it is merged."""
-        group = self.symmetries.groups[part]
-        assert isinstance(group, Units), "hidden units change places freely"
-        return 2 * group.size - len(self.shared[part])
+        """How many hidden units a group has once it is merged, without those that are zero."""
+        return len(self.shared[part]) + 2 * len(self.apart[part])
+
+    def zeros(self, part: Part) -> int:
+        """How many units that are zero fill a group up."""
+        return max(self.width(own) for own in self.shared) - self.width(part) if self.even else 0
 
     def side(self, name: str, number: int, size: int) -> Side:
         """An axis of a merged tensor: units that are written, or inputs as they are read."""
@@ -75,10 +82,10 @@ class Zip:
         for part, places in stretches:
             if part.kind == KIND and part in self.shared:
                 shared = self.shared[part]
-                apart = np.setdiff1d(np.arange(len(places)), shared)
-                source += [places[shared], places[apart], places[apart]]
-                first += [np.full(len(shared), 0.5), np.ones(len(apart)), np.zeros(len(apart))]
-                second += [np.full(len(shared), 0.5), np.zeros(len(apart)), np.ones(len(apart))]
+                apart, none = self.apart[part], np.zeros(self.zeros(part))
+                source += [places[shared], places[apart], places[apart], np.full(len(none), places[0])]
+                first += [np.full(len(shared), 0.5), np.ones(len(apart)), np.zeros(len(apart)), none]
+                second += [np.full(len(shared), 0.5), np.zeros(len(apart)), np.ones(len(apart)), none]
                 done[places] = True
         if not done.any():
             source, first, second = [np.arange(size)], [np.full(size, 0.5)], [np.full(size, 0.5)]
@@ -112,16 +119,25 @@ class Zip:
         return number < len(axes) and any(p.kind == KIND and p in self.shared for p, _ in axes[number].stretches)
 
 
-def zipped(symmetries: Symmetries, first: Weights, second: Weights, ratio: float, reads: Mapping[str, int]) -> Zip:
+def zipped(
+    symmetries: Symmetries,
+    first: Weights,
+    second: Weights,
+    ratio: float | Sequence[float],
+    reads: Mapping[str, int],
+    *,
+    even: bool = False,
+) -> Zip:
     """Choose which hidden units are averaged: those whose weights are most alike, by their cosine.
 
     Args:
         symmetries: of both models.
         first, second: their tensors, the second aligned to the first.
-        ratio: share of the hidden units that is averaged, from 0 to 1.
-        reads: as of `Zip`.
+        ratio: share of the hidden units that is averaged, from 0 to 1; or one for each layer.
+        reads, even: as of `Zip`.
     """
     shared: dict[Part, Indices] = {}
+    kept: dict[Part, Indices] = {}
     for part, group in symmetries.groups.items():
         if part.kind != KIND or not isinstance(group, Units):
             continue
@@ -135,9 +151,10 @@ def zipped(symmetries: Symmetries, first: Weights, second: Weights, ratio: float
                     products += (rows[0] * rows[1]).sum(1).numpy()
                     norms += np.stack([own.square().sum(1).numpy() for own in rows])
         cosines = products / np.sqrt(np.maximum(norms[0] * norms[1], 1e-300))
-        count = round(ratio * group.size)
-        shared[part] = np.sort(np.argsort(-cosines, kind="stable")[:count])
-    return Zip(symmetries, shared, reads)
+        own_ratio = ratio if isinstance(ratio, int | float) else ratio[part.layer or 0]
+        count, order = round(own_ratio * group.size), np.argsort(-cosines, kind="stable")
+        shared[part], kept[part] = np.sort(order[:count]), order[count:]
+    return Zip(symmetries, shared, reads, kept, even)
 
 
 def reading_axes(module: nn.Module) -> dict[str, int]:

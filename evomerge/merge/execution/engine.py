@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -270,7 +271,15 @@ class SliceMerge:
             raise self._named(index, error) from error
 
     def _named(self, index: int, error: EvomergeError) -> EvomergeError:
-        return type(error)(f"tensor {self.plan.tensors[index]!r}: {error.given}", error.allowed, error.do)
+        part = next((part for part in self.plan.parts if index in part.tensors), None)
+        sources = part.sources if part is not None else ()
+
+        def model(found: re.Match[str]) -> str:
+            own = sources[int(found[1]) - 1] if 0 < int(found[1]) <= len(sources) else None
+            return f"model {own.model!r}" if own is not None and own.made is None else found[0]
+
+        given = re.sub(r"\binput (\d+)\b", model, error.given)  # methods know their inputs by number
+        return type(error)(f"tensor {self.plan.tensors[index]!r}: {given}", error.allowed, error.do)
 
     def flat(self, source: Source, index: int) -> torch.Tensor:
         """A source's tensor as one dimension on the device."""

@@ -11,6 +11,8 @@ from evomerge.merge.methods import (
     doge,
     ema,
     fisher,
+    fold,
+    hessian,
     isotropic,
     karcher,
     learned,
@@ -36,6 +38,7 @@ from evomerge.merge.methods import (
     switches,
     ties,
     tsv,
+    usage,
     widen,
     wudi,
 )
@@ -70,6 +73,8 @@ __all__ = [
     "doge",
     "ema",
     "fisher",
+    "fold",
+    "hessian",
     "isotropic",
     "karcher",
     "learned",
@@ -98,6 +103,7 @@ __all__ = [
     "switches",
     "ties",
     "tsv",
+    "usage",
     "widen",
     "wudi",
 ]

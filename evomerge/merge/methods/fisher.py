@@ -34,6 +34,12 @@ LOG_FLOOR = ParameterSpec(
     searched=True,
     summary="logarithm to the base 10 of what is added to them, in units of their mean over the model",
 )
+NORMALIZE = ParameterSpec(
+    "normalize",
+    True,
+    kind="boolean",
+    summary="give squared gradients the same mean for every model: one whose likelihood is steep counts no more",
+)
 
 
 def check_weights(values: Values) -> None:
@@ -60,12 +66,7 @@ def plain_mean(inputs: Sequence[torch.Tensor], weight: Sequence[float]) -> torch
     POSITIVE,
     POWER,
     LOG_FLOOR,
-    ParameterSpec(
-        "normalize",
-        True,
-        kind="boolean",
-        summary="give squared gradients the same mean for every model: one whose likelihood is steep counts no more",
-    ),
+    NORMALIZE,
     summary="mean weighted by the diagonal of the Fisher information (Fisher merging, arXiv 2111.09832)",
     family="statistics",
     idempotent=True,
@@ -93,6 +94,18 @@ def fisher(
     measures something else: gradients of examples cancel there. For models of different domains with some texts of
     each: what a model is sure of counts.
     """
+    return weighted_mean(inputs, weight, power, log_floor, normalize, context)
+
+
+def weighted_mean(
+    inputs: Sequence[torch.Tensor],
+    weight: Sequence[float],
+    power: float,
+    log_floor: float,
+    normalize: bool,
+    context: Context,
+) -> torch.Tensor:
+    """``sum w_i c_i theta_i / sum w_i c_i``; see `fisher`. What a statistic has below 0 counts as 0."""
     known = [context.statistic(i) for i in range(len(inputs))]
     if any(own is None for own in known):
         return plain_mean(inputs, weight)
@@ -104,7 +117,17 @@ def fisher(
     for x, own, w in zip(inputs, statistics, weight, strict=True):
         unit = own.mean if normalize else shared
         # Divided in float64: squares of small gradients are below the normal numbers of float32.
-        c = own.values.view(x.shape).double().div_(unit or 1.0).pow_(power).add_(floor).mul_(w).clamp_(max=1e37).float()
+        c = (
+            own.values.view(x.shape)
+            .double()
+            .clamp_(min=0)
+            .div_(unit or 1.0)
+            .pow_(power)
+            .add_(floor)
+            .mul_(w)
+            .clamp_(max=1e37)
+            .float()
+        )
         total += c
         moved += c * (x - inputs[0])
     # Weights of zero, or counts that float32 rounds to it: the mean.
