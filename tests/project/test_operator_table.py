@@ -70,7 +70,7 @@ def test_what_papers_recommend_is_a_recipe_and_a_space(name: str) -> None:
 
 @pytest.mark.parametrize("name", OF_CHECKPOINTS)
 def test_methods_of_checkpoints_know_the_steps(name: str) -> None:
-    """Untuned and in a search the metric of a checkpoint is its step, and what is searched begins where it is untuned."""
+    """Untuned and in a search the metric of a checkpoint is its step, and what is searched begins there."""
     series = with_sources(pool(), "step-40", "step-60", base="step-20")
     recipe = untuned(series, name)
     recipe.check(METHODS)
