@@ -3,7 +3,9 @@
 `python scripts/adapters_table.py [--root demo_pool/seed0] [--seeds 3] [--evaluations 300]` runs Evo-Merging
 (`experiment=demo_adapters`), the same with sums of factors as published, and CMA-ES over one weight for each adapter
 (`task_arithmetic`), with the same evaluations on the same items. The best adapter is the one that is best on these.
-Prints a Markdown table with paired tests, then candidates in an hour of the processor's time, and the process's peak.
+Prints a Markdown table with paired tests, and candidates in an hour of the processor's time; then the first system
+against each of the others, seed by seed and in the mean of seeds, and the process's peak. With `--folder` searches that
+are there already are kept, without their hours, and what was stopped goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from evomerge.api.run import Run
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.config.compose import compose_config
 from evomerge.errors import EvomergeError
@@ -28,6 +31,7 @@ from evomerge.protocols import Evaluator
 from evomerge.recipes.pool_info import UNIFORM
 from evomerge.recipes.yaml_reader import read_recipe_file
 from evomerge.report.formatting import p_text
+from evomerge.report.history import read_history
 from evomerge.report.statistics import Floats, compare
 from evomerge.search.starts import compared_recipes
 from evomerge.session.parts import build_parts
@@ -90,6 +94,25 @@ def compared(label: str, found: Scores, others: Sequence[Scores], search: str = 
     return line([*cells, speed])
 
 
+def means_of(every: Sequence[Scores]) -> Scores:
+    """By task, of each item the mean over seeds."""
+    return {task: np.mean([own[task] for own in every], axis=0) for task in every[0]}
+
+
+def searched_in(words: Sequence[str], run_dir: Path) -> str:
+    """Search, or go on with what was stopped; returns the candidates in an hour, empty where not all were run here."""
+    if run_dir.exists():
+        if read_history(run_dir).stopped is None:
+            Run(run_dir).resume(display="quiet")
+        return ""
+    config = compose_config(list(words))
+    parts = build_parts(config)
+    parts.held_out = None
+    begun = time.process_time()
+    run_search(config, parts)
+    return f"{config.search.evaluations / (time.process_time() - begun) * 3600:,.0f}"
+
+
 def table(words: Sequence[str], systems: Sequence[str], seeds: int, folder: Path) -> None:
     """Run the searches, and print the table row by row."""
     scoring = build_parts(compose_config([*words, f"run_dir='{folder / 'scoring'}'"]))
@@ -103,25 +126,26 @@ def table(words: Sequence[str], systems: Sequence[str], seeds: int, folder: Path
     print("\n".join([line(HEAD), line(["---"] * len(HEAD))]))
     for name, own in base.items():
         print(line([name, f"{searched[name].objectives['score']:.3f}", f"{mean_of(own):.3f}", "", "", ""]), flush=True)
+    all_scores: dict[str, list[Scores]] = {}
     for label in systems:
-        every: list[Scores] = []
+        every = all_scores.setdefault(label, [])
         for seed in range(seeds):
             run_dir = folder / f"{label.replace(', ', '-').replace(' ', '-')}-{seed}"
             own_words = [*words, *SYSTEMS[label], f"search.seed={seed}", "search.baselines=false"]
-            config = compose_config([*own_words, f"run_dir='{run_dir}'", "display=quiet"])
-            parts = build_parts(config)
-            parts.held_out = None
-            begun = time.process_time()
-            run_search(config, parts)
-            rate = config.search.evaluations / (time.process_time() - begun) * 3600
+            rate = searched_in([*own_words, f"run_dir='{run_dir}'", "display=quiet"], run_dir)
             recipe = read_recipe_file(run_dir / "best" / "recipe.yaml", "the winner")
             winner = {f"{label} {seed}": recipe}
             scores = exact(evaluated(scoring.evaluator, winner, "held_out", 2000)[f"{label} {seed}"])
             found = evaluated(scoring.evaluator, winner, "search", 3000)[f"{label} {seed}"].objectives["score"]
             every.append(scores)
-            print(compared(f"{label} {seed}", scores, [*base.values()], f"{found:.3f}", f"{rate:,.0f}"), flush=True)
-        means = {task: np.mean([own[task] for own in every], axis=0) for task in every[0]}
-        print(compared(f"{label}, all {seeds}", means, [*base.values()]), flush=True)
+            print(compared(f"{label} {seed}", scores, [*base.values()], f"{found:.3f}", rate), flush=True)
+        print(compared(f"{label}, all {seeds}", means_of(every), [*base.values()]), flush=True)
+    first = systems[0]
+    for label in systems[1:]:
+        tested = [compare(a, b) for a, b in zip(all_scores[first], all_scores[label], strict=True)]
+        tested.append(compare(means_of(all_scores[first]), means_of(all_scores[label])))
+        said = [f"{one.difference:+.3f} ({p_text(one.p_value)})" for one in tested]
+        print(f"\n{first} against {label}: {', '.join(said[:-1])}; of the means {said[-1]}.")
     print(f"\npeak of the process: {peak():,.0f} MB")
 
 

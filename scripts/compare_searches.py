@@ -15,11 +15,19 @@ strategies, or labels with any overrides of `evomerge search`, each with `--seed
 landscape expects of the best candidate so far at several budgets, and tests every search against the first:
 
     python scripts/compare_searches.py --landscape L.npz random cma_es wide='strategy=cma_es strategy.sigma0=0.5'
+
+`--pools` runs them on the demo's pools (`experiment=demo`, or a search's own), one search of each kind on each pool,
+with the place of the pool as its seed. The table has the mean of the tasks by pool; the items of all pools are tested
+together, each a stratum. With `--runs` what is there already is kept, and what was stopped goes on:
+
+    python scripts/compare_searches.py cma_es smac='experiment=medsamix' --overrides 'search.evaluations=150' \
+        --pools demo_pool/seed{0,1,2} --runs runs/systems
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +35,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from evomerge.api.run import Run
+from evomerge.api.searching import search
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.report.formatting import p_text
 from evomerge.report.history import read_history
@@ -74,6 +84,78 @@ def table(runs: Mapping[str, Sequence[Path]]) -> str:
             lines.append(_scores(name, _best(own[number]), metrics, first, tested))
     if len(records[reference]) > 1:
         lines += [_together(label, own, records[reference], metrics) for label, own in records.items()]
+    return "\n".join(lines)
+
+
+def run_on_pools(
+    pools: Sequence[Path], searches: Mapping[str, Sequence[str]], overrides: Sequence[str], folder: Path
+) -> dict[str, list[Path]]:
+    """The run folders of every search on every pool; those that are there already are kept, or resumed.
+
+    Args:
+        pools: folders of demo pools. The place of a pool is the seed of its searches.
+        searches: overrides by label. The first has baselines, unless they say otherwise, the others none.
+        overrides: of all of them.
+        folder: where the runs go.
+
+    Raises:
+        EvomergeError: a search that cannot be run.
+    """
+    runs: dict[str, list[Path]] = {label: [] for label in searches}
+    for label, own in searches.items():
+        words = [] if any(word.startswith("experiment=") for word in own) else ["experiment=demo"]
+        words += [] if label == next(iter(searches)) else ["search.baselines=false"]
+        for number, pool in enumerate(pools):
+            run = folder / f"{label.replace(' ', '-')}-{pool.name}"
+            runs[label].append(run)
+            if not run.exists():
+                print(f"{pool}: {label}", file=sys.stderr, flush=True)
+                each = [f"pool.root='{pool}'", f"search.seed={number}", *overrides, *own, f"run_dir='{run}'"]
+                search(*words, *each, display="quiet")
+            elif read_history(run).stopped is None:
+                Run(run).resume(display="quiet")
+    return runs
+
+
+def pools_table(runs: Mapping[str, Sequence[Path]], names: Sequence[str]) -> str:
+    """The Markdown table of searches on several pools: means by pool, and a test on the items of all of them.
+
+    Args:
+        runs: of every search one on each pool.
+        names: of the pools.
+
+    Raises:
+        EvomergeError: a folder is no run, or its winner has no held-out scores of these tasks.
+    """
+    records = {label: [read_run(folder) for folder in folders] for label, folders in runs.items()}
+    reference, first = next(iter(records.items()))
+    metrics = first[0].headlines(_best(first[0]).evaluation)
+    lines = [
+        _row(["", *names, "mean", f"against {reference}", "p"]),
+        "| --- |" + " ---: |" * (len(names) + 3),
+    ]
+
+    def means(models: Sequence[Scored]) -> list[str]:
+        found = [_values(model, metrics, first[0])[-1] for model in models]
+        return [f"{value:.3f}" for value in (*found, float(np.mean(found)))]
+
+    def strata(models: Sequence[Scored]) -> dict[str, Floats]:
+        items = [_items(model, metrics) for model in models]
+        return {f"{task}/{number}": own[task] for number, own in enumerate(items) for task in metrics}
+
+    numbers = range(len(names))
+    lower = {f"{task}/{n}" for task, metric in metrics.items() if first[0].lower_is_better(metric) for n in numbers}
+    weights = {f"{task}/{n}": first[0].weight(metric) for task, metric in metrics.items() for n in numbers}
+    for own in zip(*(record.baselines for record in first), strict=False):
+        lines.append(_row([own[0].name, *means(own), "", ""]))
+    base = [_best(record) for record in first]
+    for label, each in records.items():
+        best = [_best(record) for record in each]
+        outcome = ["", ""]
+        if label != reference:
+            tested = compare(strata(best), strata(base), lower_is_better=lower, weights=weights)
+            outcome = [f"{tested.difference:+.3f}", p_text(tested.p_value)]
+        lines.append(_row([label, *means(best), *outcome]))
     return "\n".join(lines)
 
 
@@ -201,6 +283,20 @@ def _on_landscape(options: argparse.Namespace, folder: Path) -> str:
     return landscape_table(options.landscape, runs, budgets)
 
 
+def _on_pools(options: argparse.Namespace, folder: Path) -> str:
+    """Run the searches on the pools, and say how they did; draw them where that is asked for."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from scripts.landscape_searches import parse_searches
+
+    names = [pool.name for pool in options.pools]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--pools {' '.join(map(str, options.pools))}", "folders of other names: runs have them")
+    runs = run_on_pools(options.pools, parse_searches(options.runs), shlex.split(options.overrides), folder)
+    if options.figure is not None:
+        figure(runs, options.figure)
+    return pools_table(runs, names) + items_scored(runs)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and print the table; returns the exit status."""
     parser = argparse.ArgumentParser(description="Print the held-out scores of searches side by side.")
@@ -209,12 +305,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--landscape", type=Path, help="search on this landscape: STRATEGY or LABEL=OVERRIDES")
     parser.add_argument("--seeds", type=int, default=10, help="searches of each kind on a landscape (default: 10)")
     parser.add_argument("--budgets", default="50,100,200", help="evaluations to compare after (default: 50,100,200)")
-    parser.add_argument("--runs", type=Path, dest="folder", help="keep the searches on a landscape in this folder")
+    parser.add_argument("--pools", nargs="+", type=Path, help="search on these demo pools: STRATEGY or LABEL=OVERRIDES")
+    parser.add_argument("--overrides", default="", help="of all searches on pools: 'KEY=VALUE KEY=VALUE'")
+    parser.add_argument(
+        "--runs", type=Path, dest="folder", help="keep the searches on a landscape or on pools in this folder"
+    )
     options = parser.parse_args(arguments)
     try:
-        if options.landscape is not None:
+        if options.landscape is not None or options.pools is not None:
+            searched = _on_landscape if options.landscape is not None else _on_pools
             with TemporaryDirectory() as temporary:
-                print(_on_landscape(options, options.folder or Path(temporary)))
+                print(searched(options, options.folder or Path(temporary)))
             return 0
         runs = parse_runs(options.runs)
         print(table(runs) + items_scored(runs))

@@ -11,6 +11,12 @@ What is in the folder already is not done again, so that a series goes on where 
     python scripts/operator_table.py runs/operators demo_pool/seed{0,1,2}
     python scripts/operator_table.py runs/operators demo_pool/seed{0,1,2} --table   # of what is there
     python scripts/operator_table.py runs/operators demo_pool/seed{0,1,2} --operators fisher,regmean,ota,rcp
+
+Methods for a training's checkpoints and for adapters merge those of the same pools, `evomerge demo --pool-only --seed 1
+--checkpoints 16 --adapters 4`, and have a table of their own, with the source that is best on the held-out items:
+
+    python scripts/operator_table.py runs/operators demo_pool/seed{0,1,2} --operators ema,mwa
+    python scripts/operator_table.py runs/operators demo_pool/seed{0,1,2} --operators lora_lego,lora_factors
 """
 
 from __future__ import annotations
@@ -54,7 +60,8 @@ class Operator:
 
     Attributes:
         source: where the values are from.
-        given: parameters; ``weight: mean`` is one over the number of sources. Others have their default.
+        given: parameters; ``weight: mean`` is one over the number of sources, ``metric: step`` the number in a
+            checkpoint's name. Others have their default.
     """
 
     source: str
@@ -105,8 +112,18 @@ OPERATORS: Mapping[str, Operator] = {
     "opcm": Operator("2501.09522: alpha 0.5"),
     "doge": Operator("2501.01230: eta 0.07, 30 %, 400 steps"),
 }
-"""Not here: ema (of checkpoints in order), lora_lego (of adapters), and those of one source: nearswap, arcee_fusion,
+"""Not here: those of checkpoints and of adapters, which are below, and those of one source: nearswap, arcee_fusion,
 passthrough; of what was learnt on data: masked, columns."""
+OF_CHECKPOINTS: Mapping[str, Operator] = {
+    "ema": Operator("half of the average stays at each further checkpoint, as `ema` has it", {"rate": 0.5}),
+    "mwa": Operator("2504.18580 by steps, penalty 1", {"metric": "step", "penalty": 1.0}),
+}
+"""Of the checkpoints of one training, `evomerge demo --checkpoints 16`."""
+OF_ADAPTERS: Mapping[str, Operator] = {
+    "lora_lego": Operator("2409.16167: as many units as an adapter has, both of its rescalings"),
+    "lora_factors": Operator("2509.12951 begins with all of every A, and averages", {"weight": "mean"}),
+}
+"""Of adapters on the base, `evomerge demo --adapters 4`; of more the first four."""
 CALIBRATED: Mapping[str, Operator] = {
     "fisher": Operator("2111.09832: equal weights"),
     "hessian": Operator("2111.09832 takes the Fisher information for it: equal weights"),
@@ -121,9 +138,18 @@ CALIBRATED: Mapping[str, Operator] = {
 TASKS = {"math": "demo_e_maths", "lang": "demo_j_language"}
 
 
-def operator(name: str) -> Operator:
-    """What a paper recommends for a method of either table."""
-    return OPERATORS[name] if name in OPERATORS else CALIBRATED[name]
+KINDS: Mapping[str, Sequence[str]] = {
+    "": (),
+    "checkpoints": ("pool=checkpoints", "pool.checkpoints.folder=training"),
+    "adapters": ("pool=adapters", "pool.models={base: base}", "pool.adapters='adapters/0[0-3]-*'"),
+}
+"""Of what is merged: overrides beside those of `experiment=demo`. The first is the demo's own models."""
+EVERY: Mapping[str, Operator] = {**OPERATORS, **CALIBRATED, **OF_CHECKPOINTS, **OF_ADAPTERS}
+
+
+def kind_of(name: str) -> str:
+    """What an operator merges, one of `KINDS`."""
+    return "checkpoints" if name in OF_CHECKPOINTS else "adapters" if name in OF_ADAPTERS else ""
 
 
 def calibration(root: Path, names: Sequence[str]) -> list[str]:
@@ -141,16 +167,22 @@ def untuned(info: PoolInfo, name: str) -> Recipe:
         info: of a pool with a base.
         name: of the operator.
     """
-    spec, values = specs()[name], dict(operator(name).given)
+    spec, values = specs()[name], dict(EVERY[name].given)
     if values.get("weight") == "mean":
         values["weight"] = 1.0 / len(info.sources)
     each = {p.name: values[p.name] for p in spec.parameters if p.per_input and p.name in values}
     shared = {p.name: values[p.name] for p in spec.parameters if not p.per_input and p.name in values}
     if spec.parameter("normalize") and "weight" in values:
         shared["normalize"] = False
-    inputs = tuple(Input(source, None, parameters(each)) for source in info.sources)
+    own = {source: each | ({"metric": step(source)} if each.get("metric") == "step" else {}) for source in info.sources}
+    inputs = tuple(Input(source, None, parameters(values)) for source, values in own.items())
     base = Input(info.base) if spec.base != "none" and info.base is not None else None
     return info.recipe(SliceRecipe(own, name, inputs, parameters(shared), base) for own in info.slices)
+
+
+def step(source: str) -> float:
+    """Of a checkpoint: 40 of ``step-40``."""
+    return float(source.rpartition("-")[2])
 
 
 def searched(name: str) -> list[str]:
@@ -158,9 +190,16 @@ def searched(name: str) -> list[str]:
     return [parameter.name for parameter in specs()[name].parameters if parameter.searched]
 
 
-def space(name: str) -> list[str]:
-    """The overrides of a search over an operator: by layer, what its paper fixes fixed."""
-    kept = {key: value for key, value in operator(name).given.items() if key not in searched(name)}
+def space(name: str, sources: Sequence[str] = ()) -> list[str]:
+    """The overrides of a search over an operator: by layer, what its paper fixes fixed.
+
+    Args:
+        name: of the operator.
+        sources: of the pool, for what each has of its own.
+    """
+    kept = {key: value for key, value in EVERY[name].given.items() if key not in searched(name)}
+    if kept.get("metric") == "step":
+        kept["metric"] = "{" + ", ".join(f"{source}: {step(source)}" for source in sources) + "}"
     words = ", ".join(f"{key}: {value}" for key, value in kept.items())
     return [
         "search_space=parameter",
@@ -180,19 +219,28 @@ class Series:
         evaluations: of a search.
         limit: items of every task that a search sees.
         names: of the operators.
+        kind: of what is merged, one of `KINDS`.
     """
 
     def __init__(
-        self, folder: Path, root: Path, evaluations: int, limit: int, names: Sequence[str] = tuple(OPERATORS)
+        self,
+        folder: Path,
+        root: Path,
+        evaluations: int,
+        limit: int,
+        names: Sequence[str] = tuple(OPERATORS),
+        kind: str = "",
     ) -> None:
-        self._folder, self._root, self._evaluations, self._limit = folder, root, evaluations, limit
+        self._folder = folder / "-".join(filter(None, (root.name, kind)))
+        self._root, self._evaluations, self._limit = root, evaluations, limit
+        self._given = ["experiment=demo", *KINDS[kind], f"pool.root='{root}'"]
         self._names = [name for name in names if name in CALIBRATED]
         self._worker: Worker | None = None
         self._pool: Pool | None = None
 
     def score(self, name: str) -> Path:
         """Where the held-out scores of a recipe are: made, if they are not there."""
-        return self._folder / self._root.name / f"{name}.json"
+        return self._folder / f"{name}.json"
 
     def do(self, name: str) -> None:
         """Score an operator, untuned and tuned; what is there already is kept."""
@@ -208,21 +256,26 @@ class Series:
             if not self.score(name).is_file():
                 self._keep(name, recipe)
 
+    def best_source(self) -> float | None:
+        """The score of the source that has the best; ``None`` before the sources are scored."""
+        names = [path.stem for path in self._folder.glob("*.json") if not path.stem.startswith(("tuned-", "untuned-"))]
+        found = [mean(read_scores(self.score(name))) for name in names if name != UNIFORM]
+        return max(found, default=None)
+
     def _search(self, name: str) -> Path:
-        run = self._folder / self._root.name / name
+        run = self._folder / name
         if run.exists() and read_history(run).stopped is None:
             Run(run).resume(display="quiet")
         elif not run.exists():
             search(
-                "experiment=demo",
+                *self._given,
                 "fitness@held_out=null",
                 "search.baselines=false",
                 "search.racing.first=null",
-                f"pool.root='{self._root}'",
                 f"fitness.limit={self._limit}",
                 f"search.evaluations={self._evaluations}",
                 f"run_dir='{run}'",
-                *space(name),
+                *space(name, self._opened().info.sources),
                 *calibration(self._root, [name]),
                 display="quiet",
             )
@@ -230,7 +283,7 @@ class Series:
 
     def _opened(self) -> Pool:
         if self._pool is None:
-            words = ["experiment=demo", f"pool.root='{self._root}'", *calibration(self._root, self._names)]
+            words = [*self._given, *calibration(self._root, self._names)]
             if self._names:
                 words += ["search_space=parameter", f"search_space.method=[{', '.join(self._names)}]"]
             config = compose_config(words)
@@ -298,6 +351,10 @@ def table(series: Mapping[str, Series], names: Sequence[str]) -> str:
         paths = [each.score(name) for each in series.values()]
         if all(path.is_file() for path in paths):
             lines.append(f"| {name} | {_mean([read_scores(path) for path in paths]):.3f} | | | | | |")
+    if {kind_of(name) for name in names} != {""}:
+        found = [value for value in (each.best_source() for each in series.values()) if value is not None]
+        if len(found) == len(series):
+            lines.append(f"| best source | {np.mean(found):.3f} | | | | | |")
     for name, first, second, test, spread in sorted(rows, key=lambda row: -(row[2] or row[1])):
         if second is None or test is None:
             lines.append(f"| `{name}` | {first:.3f} | | | | | |")
@@ -339,17 +396,19 @@ def main(arguments: list[str] | None = None) -> int:
     names = options.operators.split(",")
     try:
         for name in names:
-            if name not in {**OPERATORS, **CALIBRATED}:
-                raise ConfigError(f"--operators has {name!r}", nearest(name, {**OPERATORS, **CALIBRATED}))
-        budget = options.evaluations, options.limit
-        series = {str(pool): Series(options.folder, pool, *budget, names) for pool in options.pools}
-        for pool, own in series.items():
-            for name in () if options.table else names:
-                print(f"{pool}: {name}", file=sys.stderr, flush=True)
-                own.do(name)
-            if not options.table:
-                own.baselines()
-        print(table(series, names))
+            if name not in EVERY:
+                raise ConfigError(f"--operators has {name!r}", nearest(name, EVERY))
+        for kind in dict.fromkeys(map(kind_of, names)):
+            chosen = [name for name in names if kind_of(name) == kind]
+            budget = options.evaluations, options.limit
+            series = {str(pool): Series(options.folder, pool, *budget, chosen, kind) for pool in options.pools}
+            for pool, own in series.items():
+                for name in () if options.table else chosen:
+                    print(f"{pool}: {name}", file=sys.stderr, flush=True)
+                    own.do(name)
+                if not options.table:
+                    own.baselines()
+            print(table(series, chosen))
     except EvomergeError as error:
         print(error, file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evomerge.config.compose import compose_config
 from scripts.compare_searches import best_so_far, items_scored, main
 
 
@@ -57,6 +58,40 @@ def test_tasks_weigh_what_they_do_in_the_first_run(make_run: Any, capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     assert lines[4].startswith("| two 0 | 0.500 | 0.800 | 0.650 | +0.050 | ")
     assert lines[8].startswith("| two, all 2 | 0.500 | 0.800 | 0.650 | +0.050 | ")
+
+
+def test_searches_on_pools_are_kept_and_tested_over_all_items(
+    make_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 60 and 65 of 100 on the pools, and 70 and 75: 40 items won of 400, none lost."""
+    counts = {"cma_es-seed1": (60, 60), "cma_es-seed2": (70, 60), "mixed-seed1": (70, 70), "mixed-seed2": (80, 70)}
+    asked: dict[str, list[str]] = {}
+
+    def made(*words: str, display: str) -> None:
+        name = Path(words[-1].removeprefix("run_dir='").removesuffix("'")).name
+        asked[name] = [*words]
+        make_run(models(counts[name]), name=f"out/{name}")
+
+    monkeypatch.setattr("scripts.compare_searches.search", made)
+    arguments = ["cma_es", "mixed=experiment=medsamix strategy.trees=5", "--overrides", "search.evaluations=150"]
+    arguments += ["--pools", "pools/seed1", "pools/seed2", "--runs", str(tmp_path / "out")]
+    for _ in range(2):  # the second time nothing is searched again: `make_run` refuses a folder that is there
+        assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[:6] == [
+        "|  | seed1 | seed2 | mean | against cma_es | p |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| math | 0.500 | 0.500 | 0.500 |  |  |",
+        "| cma_es | 0.600 | 0.650 | 0.625 |  |  |",
+        "| mixed | 0.700 | 0.750 | 0.725 | +0.100 | 1.8e-12 |",  # 2 / 2^40
+        "|  | seed1 | seed2 | mean | against cma_es | p |",
+    ]
+    assert len(asked) == 4
+    config = compose_config(asked["mixed-seed2"])
+    assert (config.pool.root, config.search.seed, config.search.evaluations) == ("pools/seed2", 1, 150)
+    assert (config.strategy.trees, config.search.baselines) == (5, False)
+    assert compose_config(asked["cma_es-seed1"]).search.baselines
+    assert main(["cma_es", "--pools", "a/seed1", "b/seed1"]) == 2
+    assert "folders of other names" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_refused(make_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
