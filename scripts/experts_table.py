@@ -3,11 +3,11 @@
     python scripts/experts_table.py /tmp/experts                  # trains a small Mixtral, then the table
     python scripts/experts_table.py /tmp/experts --experts 6      # of the model that is there
 
-A Mixtral of four layers with eight experts each learns to go on with docstrings of installed packages, two experts for each
-token. Its experts are then merged into fewer by `evomerge experts`'s methods, on texts that it learnt from, and dropped: the
-least used, and at random, ten times. Perplexity is that of docstrings that nothing has seen. A copy with experts and
-hidden units in another order is averaged with the model as it is, and aligned. Two more trainings of the model, each on
-half of the packages, are a pool to search on: `texts` holds what for.
+A Mixtral of four layers with eight experts each learns to go on with docstrings of installed packages, two experts
+for each token. Its experts are then merged into fewer by the methods of `evomerge experts`, on texts that it learnt
+from, and dropped: the least used, and at random, ten times. Perplexity is that of docstrings that nothing has seen. A
+copy with experts and hidden units in another order is averaged with the model as it is, and aligned. Two more
+trainings of the model, each on half of the packages, are a pool to search on: `texts` holds what for.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def texts_of(seed: int) -> dict[str, dict[str, list[str]]]:
     rng = np.random.default_rng(seed)
     own = examples(1500, rng)["library"]
     parts = rng.choice(("train", "search", "held_out"), len(own), p=(0.8, 0.05, 0.15))
-    found: dict[str, dict[str, list[str]]] = {p: {name: [] for name in LIBRARIES} for p in ("train", "search", "held_out")}
+    found: dict[str, dict[str, list[str]]] = {
+        p: {name: [] for name in LIBRARIES} for p in ("train", "search", "held_out")
+    }
     for example, part in zip(own, parts, strict=True):
         found[str(part)][example.label].append(example.text)
     return found
@@ -208,7 +210,10 @@ def table(folder: Path, number: int) -> None:
     from transformers import AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(folder / "base"), load(folder / "base")
-    held_out, learnt = read(folder / "texts" / "all-held_out.txt"), read(folder / "texts" / "all-train.txt")[:CALIBRATION]
+    held_out, learnt = (
+        read(folder / "texts" / "all-held_out.txt"),
+        read(folder / "texts" / "all-train.txt")[:CALIBRATION],
+    )
     texts = [CalibrationItem(text, "") for text in learnt]
     usage = expert_usage(model, mixtures_of(model), encode(texts, tokenizer, LENGTH))
     counts, total = counts_of(usage), mixtures_of(model)[0].count
@@ -216,7 +221,9 @@ def table(folder: Path, number: int) -> None:
         print(f"layer {layer}: " + ", ".join(f"{share:.0%}" for share in own / own.sum()))
     print(f"| {number} of {total} experts | router | perplexity |\n| --- | --- | ---: |")
     print(f"| all {total} | | {perplexity(model, tokenizer, held_out):.2f} |", flush=True)
-    settings: list[dict[str, Any]] = [{"method": m, "router": r} for m in ("m_smoe", "sub_moe") for r in ("mean", "dominant", "kept")]
+    settings: list[dict[str, Any]] = [
+        {"method": m, "router": r} for m in ("m_smoe", "sub_moe") for r in ("mean", "dominant", "kept")
+    ]
     settings += [{"method": "sub_moe", "router": "mean", "rank": rank} for rank in (0.75, 0.5, 0.25)]
     settings += [{"method": "m_smoe", "router": "kept", "scope": "model"}]
     settings += [{"method": "drop", "router": "dominant"}]
@@ -225,7 +232,9 @@ def table(folder: Path, number: int) -> None:
         if not out.is_dir():
             fewer_experts(str(folder / "base"), out, number, texts=texts, **setting)
         value = perplexity(load(out), tokenizer, held_out)
-        words = " ".join(f"{key} {own}" if key == "rank" else str(own) for key, own in setting.items() if key != "router")
+        words = " ".join(
+            f"{key} {own}" if key == "rank" else str(own) for key, own in setting.items() if key != "router"
+        )
         print(f"| {words} | {setting['router']} | {value:.2f} |", flush=True)
     found = []
     for draw in range(DRAWS):

@@ -95,7 +95,7 @@ class _Sums:
 
 @dataclass
 class _Watching:
-    """Called with what a layer's experts are: ``(tokens, width)``, and by token the chosen experts and their weights."""
+    """Called with what a layer's experts are: ``(tokens, width)``, and by token the chosen experts and weights."""
 
     router: torch.Tensor
     sums: _Sums

@@ -62,7 +62,6 @@ def run(arguments: Sequence[str]) -> int:
     with without_collector():
         from evomerge.export.fewer_experts import fewer_experts
         from evomerge.export.zipped_model import read_texts
-        from evomerge.utils.sizes import size_text
 
     found = fewer_experts(
         options.model,
@@ -80,7 +79,9 @@ def run(arguments: Sequence[str]) -> int:
     print(f"experts of a layer: {found.before} before, {after} after, seen on {found.tokens:,} tokens")
     for layer, groups in found.groups.items():
         total = max(sum(found.counts[layer]), 1)
-        shown = (f"{'+'.join(map(str, own))} ({sum(found.counts[layer][e] for e in own) / total:.0%})" for own in groups)
+        shown = (
+            f"{'+'.join(map(str, own))} ({sum(found.counts[layer][e] for e in own) / total:.0%})" for own in groups
+        )
         print(f"layer {layer}: {', '.join(shown)}")
     if options.router == "kept":
         print("the router is kept: experts of a group are equal, and the folder is as large as before")

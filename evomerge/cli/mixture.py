@@ -14,7 +14,7 @@ def run(arguments: Sequence[str]) -> int:
     """Write the mixture of a recipe and say what it is."""
     parser = verb_parser(
         "mixture",
-        epilog="RECIPE is a file of mergekit-moe: base_model, experts with source_model and positive_prompts, gate_mode. "
+        epilog="RECIPE is mergekit-moe's: base_model, experts with source_model and positive_prompts, gate_mode. "
         "The base gives all but the feed-forward layers; those of the experts stand side by side.",
     )
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="file of mergekit-moe")

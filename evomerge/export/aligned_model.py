@@ -136,7 +136,7 @@ def symmetries_of_pool(pool: Pool) -> Symmetries:
 
 
 class _Ordered:
-    """The tensors of the aligned model, by their names in the layout; experts stored one by one are ordered together."""
+    """The tensors of the aligned model, by their names in the layout; experts stored one by one come together."""
 
     def __init__(self, pool: Pool, symmetries: Symmetries, order: Order) -> None:
         self._pool, self._symmetries, self._order = pool, symmetries, order

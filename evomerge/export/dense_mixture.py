@@ -128,9 +128,7 @@ def dense_mixture(
 class _Making:
     """A mixture's tensors, one after the other."""
 
-    def __init__(
-        self, pool: Pool, recipe: MixtureRecipe, names: Mapping[Any, str], base: str, seed: int
-    ) -> None:
+    def __init__(self, pool: Pool, recipe: MixtureRecipe, names: Mapping[Any, str], base: str, seed: int) -> None:
         self._pool, self._recipe, self._names, self._base = pool, recipe, names, base
         self.kind = kind_of(recipe, str(pool.config.model_type))
         self._how = KINDS[self.kind]
@@ -168,7 +166,7 @@ class _Making:
         if unlike:
             raise RecipeError(
                 f"{self._how.name} has no place for the base's {unlike[0]!r}, or another one",
-                f"models whose attention and norms are those of {self._how.name}, without biases of feed-forward layers",
+                f"attention and norms as {self._how.name} has them, and no biases of feed-forward layers",
             )
         return tuple(name for name in wanted if name not in zeros), zeros
 

@@ -13,8 +13,7 @@ import torch
 
 from evomerge.calibration.encoding import Encoded, encode
 from evomerge.calibration.expert_usage import Usage, counts_of, expert_usage
-from evomerge.errors import ConfigError, nearest, one_line
-from evomerge.errors import PoolError
+from evomerge.errors import ConfigError, PoolError, nearest, one_line
 from evomerge.export.aligned_model import files_alongside
 from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
@@ -34,7 +33,7 @@ from evomerge.protocols import CalibrationItem
 
 Method = Literal["m_smoe", "sub_moe", "drop"]
 METHODS: Mapping[str, str] = {
-    "m_smoe": "each joins the most used expert whose router's logits are most like its own; units in order, mean by use",
+    "m_smoe": "each joins the most used whose router's logits are most like its own; units in order, mean by use",
     "sub_moe": "k-means on the experts' outputs; mean by use, of singular values side by side the leading",
     "drop": "the most used stay as they are, the others go",
 }
@@ -143,8 +142,16 @@ def check_settings(number: float, method: str, router: str, scope: str, rank: fl
         (f"--rank is {rank}", not 0 < rank <= 1, "a share above 0, up to 1"),
         (f"--rank is {rank}", rank < 1 and method != "sub_moe", "1; singular values are left out by --method sub_moe"),
         (f"--seed is {seed}", seed < 0, "at least 0"),
-        ("--scope is model", scope == "model" and method != "m_smoe", "layer; one threshold for all is --method m_smoe's"),
-        ("--router is kept", method == "drop" and router == "kept", "mean or dominant: what is dropped is sent no token"),
+        (
+            "--scope is model",
+            scope == "model" and method != "m_smoe",
+            "layer; one threshold for all is --method m_smoe's",
+        ),
+        (
+            "--router is kept",
+            method == "drop" and router == "kept",
+            "mean or dominant: what is dropped is sent no token",
+        ),
     ):
         if wrong:
             raise ConfigError(said, allowed)

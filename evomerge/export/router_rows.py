@@ -96,7 +96,7 @@ def _embedded(table: torch.Tensor, encoded: Any) -> torch.Tensor:
 
 
 def _hidden(model: Any, encoded: Any, mean: bool) -> torch.Tensor:
-    """What each layer reads at the prompts' last tokens, or on average, in the mean over prompts: ``(layers, width)``."""
+    """What each layer reads at the prompts' last tokens, or on average, over prompts: ``(layers, width)``."""
     given = {key: encoded[key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
         states = torch.stack(model(**given, output_hidden_states=True).hidden_states[:-1])

@@ -12,8 +12,8 @@ from evomerge.recipes.slices import DTYPES
 from evomerge.utils import safe_yaml
 
 GATES = ("hidden", "hidden_last", "hidden_avg", "cheap_embed", "random", "uniform_random")
-"""Where the router's rows come from: hidden states of the base at the prompts' last tokens (the first two) or their means,
-sums of the prompts' embeddings, or noise."""
+"""Where the router's rows come from: hidden states of the base at the prompts' last tokens (the first two) or their
+means, sums of the prompts' embeddings, or noise."""
 _NAMES = {"mixtral": "mixtral", "qwen moe": "qwen2_moe", "qwen3 moe": "qwen3_moe"}
 """mergekit's names of what can be made."""
 _INPUTS = {"mixtral": ("llama", "mistral"), "qwen2_moe": ("llama", "mistral", "qwen2"), "qwen3_moe": ("qwen3",)}
@@ -89,7 +89,9 @@ def read_mixture(text: str, equal: bool = False) -> MixtureRecipe:
     dtype = safe_yaml.optional(fields, "dtype", "", safe_yaml.text)
     if dtype is not None and dtype not in DTYPES:
         raise RecipeError(f"dtype is {dtype!r}", nearest(dtype, DTYPES))
-    experts = tuple(_expert(own, f"experts[{i}]") for i, own in enumerate(safe_yaml.items(fields["experts"], "experts")))
+    experts = tuple(
+        _expert(own, f"experts[{i}]") for i, own in enumerate(safe_yaml.items(fields["experts"], "experts"))
+    )
     shared = [_expert(own, f"shared_experts[{i}]") for i, own in enumerate(fields.get("shared_experts") or ())]
     if len(shared) > 1:
         raise RecipeError(f"shared_experts has {len(shared)}", "one, or none")
@@ -134,7 +136,7 @@ def kind_of(recipe: MixtureRecipe, model_type: str) -> str:
         raise RecipeError(
             f"no mixture is made of {model_type!r} models with {shared}"
             + (f" and architecture {recipe.architecture!r}" if wanted else ""),
-            "mixtral of llama or mistral, qwen3_moe of qwen3; with one shared expert qwen2_moe of qwen2, llama or mistral",
+            "mixtral of llama or mistral, qwen3_moe of qwen3; with a shared one qwen2_moe of qwen2, llama or mistral",
         )
     return kinds[0]
 

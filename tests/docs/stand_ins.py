@@ -89,7 +89,7 @@ def give_heads(file: Path, pool: Path) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """What stands in, made once: a pool of the demo's shape, a run on it, its winner's model, classifiers, a mixture."""
+    """What stands in, made once: a pool of the demo's shape, a run on it, its winner, classifiers, a mixture."""
 
     pool: Path
     run: Path

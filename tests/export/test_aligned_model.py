@@ -157,7 +157,7 @@ def test_what_is_refused_before_anything_is_read(tiny_model: TinyModel, tmp_path
 
 @pytest.mark.parametrize("save", [{}, {"save_original_format": False}])
 def test_experts_in_another_order_come_back(save: dict[str, bool], tmp_path: Path) -> None:
-    """Stored one by one, as they are published, or as transformers holds them; every file of the copy is the model's."""
+    """Stored one by one, as they are published, or as transformers holds them."""
     own = save_pool("mixtral", tmp_path, ("own",), save=save)["own"]
     write_tokenizer(own)
     other = shuffled(own, tmp_path / "other", **save)

@@ -108,7 +108,9 @@ def test_equal_experts_merge_without_loss(method: Any, tmp_path: Path) -> None:
     module.save_pretrained(folder)
     found = fewer_experts(str(folder), tmp_path / "out", 2, texts=TEXTS, method=method, router="kept")
     if method == "sub_moe":
-        assert all({frozenset(g) for g in own} == {frozenset({0, 1}), frozenset({2, 3})} for own in found.groups.values())
+        assert all(
+            {frozenset(g) for g in own} == {frozenset({0, 1}), frozenset({2, 3})} for own in found.groups.values()
+        )
         ids = torch.arange(4, 16)[None]
         with torch.no_grad():
             torch.testing.assert_close(load(tmp_path / "out")(ids).logits, module(ids).logits, atol=1e-5, rtol=1e-5)
@@ -119,7 +121,8 @@ def test_equal_experts_merge_without_loss(method: Any, tmp_path: Path) -> None:
 def test_numbers_that_differ_by_layer_take_a_router_that_is_kept(tmp_path: Path) -> None:
     folder = model(tmp_path, num_local_experts=4, num_hidden_layers=3)
     usage = lambda module, mixtures, items, outputs: {  # noqa: E731
-        m.layer: Usage(np.array([[97.0, 1, 1, 1], [30, 30, 20, 20], [25, 25, 25, 25]][m.layer]), np.eye(4)) for m in mixtures
+        m.layer: Usage(np.array([[97.0, 1, 1, 1], [30, 30, 20, 20], [25, 25, 25, 25]][m.layer]), np.eye(4))
+        for m in mixtures
     }
     options: Any = {"texts": TEXTS, "usage": usage, "scope": "model"}
     found = fewer_experts(str(folder), tmp_path / "out", 2, router="kept", **options)

@@ -87,7 +87,9 @@ def test_units_in_another_order_are_one_expert() -> None:
     back = in_order((layer.gate_up[0], layer.down[0]), copy)
     assert torch.equal(back[0], layer.gate_up[0])
     assert torch.equal(back[1], layer.down[0])
-    both = Layer(layer.router.repeat(2, 1), torch.stack([layer.gate_up[0], copy[0]]), torch.stack([layer.down[0], copy[1]]))
+    both = Layer(
+        layer.router.repeat(2, 1), torch.stack([layer.gate_up[0], copy[0]]), torch.stack([layer.down[0], copy[1]])
+    )
     x = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(output(both, 1, x), output(layer, 0, x))
     counts = np.array([1.0, 1.0])
@@ -102,7 +104,11 @@ def test_sub_moe_is_its_formula(rank: float) -> None:
     layer, shares = random_layer(), np.array([0.5, 0.2, 0.3])
     made = merged_layer(layer, ((0, 1, 2),), shares, align=False, rank=rank)
     gates, ups = layer.gate_up.numpy()[:, :4], layer.gate_up.numpy()[:, 4:]
-    for found, matrices in ((made.gate_up[0][:4], gates), (made.gate_up[0][4:], ups), (made.down[0], layer.down.numpy())):
+    for found, matrices in (
+        (made.gate_up[0][:4], gates),
+        (made.gate_up[0][4:], ups),
+        (made.down[0], layer.down.numpy()),
+    ):
         u, s, vt = np.linalg.svd(np.concatenate(list(matrices), axis=1), full_matrices=False)
         kept = int(np.ceil(rank * len(s)))
         blocks = np.split(vt[:kept], 3, axis=1)

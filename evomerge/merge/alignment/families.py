@@ -2,8 +2,8 @@
 
 A rule gives a module's name, or a parameter's, as a regular expression, within its layer or outside the layers; and for
 each of its parameters what its axes run over. `FIXED` is what never changes places (tokens, pixels, labels).
-``a+b`` is an axis with one after the other; ``a/b`` one on which they take turns, head by head. Tensors with `EXPERTS` on
-the first of three axes hold all experts of a layer, each with hidden units of its own.
+``a+b`` is an axis with one after the other; ``a/b`` one on which they take turns, head by head. Tensors with `EXPERTS`
+on the first of three axes hold all experts of a layer, each with hidden units of its own.
 """
 
 from __future__ import annotations
@@ -114,9 +114,7 @@ FAMILIES: Mapping[str, Family] = {
         _LLAMA_OUTSIDE,
         _ROTARY,
     ),
-    "mixtral": Family(
-        ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"), {**_EXPERTS, **_LLAMA}, _LLAMA_OUTSIDE, _ROTARY
-    ),
+    "mixtral": Family(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"), {**_EXPERTS, **_LLAMA}, _LLAMA_OUTSIDE, _ROTARY),
     "gpt_neox": Family(
         ("gpt_neox",),
         {

@@ -1,8 +1,8 @@
 """Which experts of a mixture are merged into one.
 
-M-SMoE (Li et al. 2024, arXiv 2310.01334, section 3.2): the experts that tokens are sent to most are dominant, every other
-joins the dominant one whose router's logits are most like its own. Sub-MoE (Li et al. 2025, arXiv 2506.23266, section 3.2):
-k-means on the similarity of the experts' outputs.
+M-SMoE (Li et al. 2024, arXiv 2310.01334): the experts that most tokens are sent to are dominant, every other joins the
+dominant one whose router's logits are most like its own. Sub-MoE (Li et al. 2025, arXiv 2506.23266): k-means on the
+similarity of the experts' outputs.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def by_clusters(similarity: NDArray[np.float64], counts: Counts, number: int, se
 
 
 def check_groups(groups: Sequence[Sequence[int]], count: int, whole: bool) -> None:
-    """`EvomergeError` unless groups are of a layer's experts, each in one at most, and all in one where they must be."""
+    """`EvomergeError` unless groups are of a layer's experts, each in one at most; in one where they must be."""
     members = sorted(own for group in groups for own in group)
     if not all(groups) or len(set(members)) < len(members) or not set(members) <= set(range(count)):
         raise EvomergeError(f"the groups are {list(groups)}", f"experts from 0 to {count - 1}, each in one group")

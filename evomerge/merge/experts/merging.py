@@ -1,8 +1,8 @@
 """Making one expert of several, and one row of the router.
 
-M-SMoE (arXiv 2310.01334, section 3.2): hidden units in the order of the dominant expert's, then means by frequency. Sub-MoE
-(arXiv 2506.23266, section 3.3): one decomposition of the experts' matrices side by side, ``[W_1 ... W_n] = U S [V_1 ... V_n]^T``,
-then ``U S (sum_i f_i V_i^T)``. As ``U S V_i^T`` is ``W_i``, that is the mean by frequency again unless singular values are
+M-SMoE (arXiv 2310.01334): hidden units in the order of the dominant expert's, then means by frequency. Sub-MoE (arXiv
+2506.23266): one decomposition of the experts' matrices side by side, ``[W_1 ... W_n] = U S [V_1 ... V_n]^T``, then
+``U S (sum_i f_i V_i^T)``. As ``U S V_i^T`` is ``W_i``, that is the mean by frequency again unless singular values are
 left out: with a `rank` below 1 it is the mean's projection on what the experts of the group share.
 """
 

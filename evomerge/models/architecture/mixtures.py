@@ -1,4 +1,4 @@
-"""The mixtures of experts in a model class: where their weights are, and how its configuration says how many there are."""
+"""The mixtures of experts in a model class: where their weights are, and how a configuration says how many."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def mixtures_of(module: nn.Module) -> tuple[Mixture, ...]:
         known = state.keys() == {"gate_up_proj", "down_proj"} and rows.keys() == {"weight"}
         if not known or len(gate_up) != 3 or gate_up != (down[0], 2 * down[2], down[1]) or rows["weight"][0] != down[0]:
             raise PoolError(
-                f"{type(own).__name__} at {name!r} has experts with {', '.join(sorted(state)) or 'nothing'} and a router "
-                f"with {', '.join(sorted(rows)) or 'nothing'}",
+                f"{type(own).__name__} at {name!r} has experts with {', '.join(sorted(state)) or 'nothing'} and a "
+                f"router with {', '.join(sorted(rows)) or 'nothing'}",
                 f"experts of gate_up_proj and down_proj and a router of weight, as of {_TRIED}",
             )
         layer = int(name.removeprefix(f"{prefix}.").partition(".")[0])
@@ -93,6 +93,6 @@ def with_experts(config: Any, count: int, trust_remote_code: bool = False) -> An
 
 
 def count_keys(content: Mapping[str, Any], config: Any) -> tuple[str, ...]:
-    """The keys of a config.json that say how many experts there are: those that it has, or the one that it would have."""
+    """The keys of a config.json that say how many experts there are: those that it has, or would have."""
     own = config.to_dict()
     return tuple(key for key in COUNTS if key in content) or tuple(key for key in COUNTS if key in own)

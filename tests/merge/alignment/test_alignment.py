@@ -13,9 +13,9 @@ from torch import nn
 
 from evomerge.errors import PoolError
 from evomerge.merge.alignment import assigning, finding
+from evomerge.merge.alignment.assigning import best_experts, best_heads
 from evomerge.merge.alignment.families import MODEL_TYPES
 from evomerge.merge.alignment.finding import family_of, perceptron_symmetries, symmetries_of
-from evomerge.merge.alignment.assigning import best_experts, best_heads
 from evomerge.merge.alignment.matching import match
 from evomerge.merge.alignment.orders import ExpertOrder, Experts, HeadOrder, Heads, Part, Symmetries, is_identity
 from evomerge.merge.alignment.trial import difference, free_kinds, outputs, put_in_order, random_inputs
@@ -310,7 +310,9 @@ def test_searches_are_told_of() -> None:
     assert told == [(1, 2), (2, 2)]
 
 
-def sides_of(router: torch.Tensor, units: torch.Tensor, order: ExpertOrder) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+def sides_of(
+    router: torch.Tensor, units: torch.Tensor, order: ExpertOrder
+) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     """A reference with these rows, and a model that the order brings back to it."""
     count, width, _ = units.shape
     other_router, other_units = torch.empty_like(router), torch.empty_like(units)
@@ -338,7 +340,9 @@ def test_experts_and_their_units_come_back(pairs: int, monkeypatch: pytest.Monke
 
 def test_the_best_order_of_experts_is_that_of_all_orders() -> None:
     experts, generator = Experts(3, 2), torch.Generator().manual_seed(4)
-    sides = [(kind, *torch.randn(2, size, 4, generator=generator)) for kind, size in (("experts", 3), ("expert_units", 6))]
+    sides = [
+        (kind, *torch.randn(2, size, 4, generator=generator)) for kind, size in (("experts", 3), ("expert_units", 6))
+    ]
 
     def value(order: ExpertOrder) -> float:
         return sum(float((ours * theirs[order.index(kind)]).sum()) for kind, ours, theirs in sides)
