@@ -48,13 +48,15 @@ experts_per_token: 1
 """
 
 
-def make_mixture(pool: Path, folder: Path) -> Path:
-    """A mixture of five experts of a demo pool's models."""
+def make_mixtures(pool: Path, folder: Path) -> Path:
+    """Two mixtures, ``one`` and ``two``, of eight experts each of a demo pool's models, with routers of their own."""
     from evomerge.export.dense_mixture import dense_mixture
     from evomerge.mergekit.mixture_recipe import read_mixture
 
-    experts = ", ".join(f"{{source_model: '{pool / name}'}}" for name in (*MODELS, *MODELS[:2]))
-    dense_mixture(read_mixture(f"base_model: '{pool / MODELS[0]}'\ngate_mode: random\nexperts: [{experts}]\n"), folder)
+    experts = ", ".join(f"{{source_model: '{pool / MODELS[number % 3]}'}}" for number in range(8))
+    recipe = read_mixture(f"base_model: '{pool / MODELS[0]}'\ngate_mode: random\nexperts: [{experts}]\n")
+    for seed, name in enumerate(("one", "two")):
+        dense_mixture(recipe, folder / name, seed=seed)
     return folder
 
 
@@ -89,13 +91,13 @@ def give_heads(file: Path, pool: Path) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """What stands in, made once: a pool of the demo's shape, a run on it, its winner, classifiers, a mixture."""
+    """What stands in, made once: a pool of the demo's shape, a run on it, its winner, classifiers, mixtures."""
 
     pool: Path
     run: Path
     model: Path
     classifiers: Path
-    mixture: Path
+    mixtures: Path
 
 
 @dataclass
@@ -127,8 +129,9 @@ class Place:
             (self.folder / name).write_text(text)
         for name in ("base", "math", "code"):
             self.stand_in(f"org/{name}-7b", name)
-        for name in ("org/mixture", "org/mixture-a", "org/mixture-b", "b-aligned"):
-            (self.folder / name).symlink_to(self.made.mixture)
+        for name in ("org/mixture", "org/mixture-a", "org/mixture-b", "b-aligned", "six", "three"):
+            own = "one" if name in ("org/mixture", "org/mixture-a") else "two"
+            (self.folder / name).symlink_to(self.made.mixtures / own)
         for name in ("tasks/invoices", "tasks/invoices_held_out"):
             (self.folder / name).parent.mkdir(exist_ok=True)
             rows = [{"text": f"item {number}", "total": str(number)} for number in range(4)]

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from fences import ROOT, Command, Fence, commands, fences
-from stand_ins import SMALL, TASKS, TEMPLATE, Made, Place, make_classifiers, make_mixture
+from stand_ins import SMALL, TASKS, TEMPLATE, Made, Place, make_classifiers, make_mixtures
 
 from evomerge.cli.main import main
 from evomerge.demo.adapters import make_adapters
@@ -84,7 +84,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         main(["search", "experiment=demo", f"pool.root='{pool}'", "fitness.limit=2", *SMALL, f"run_dir='{run}'"]) == 0
     )
     assert main(["merge", str(run), str(model)]) == 0
-    return Made(pool, run, model, make_classifiers(root / "classifiers"), make_mixture(pool, root / "mixture"))
+    return Made(pool, run, model, make_classifiers(root / "classifiers"), make_mixtures(pool, root / "mixtures"))
 
 
 @pytest.fixture(scope="module")
