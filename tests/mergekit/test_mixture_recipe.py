@@ -49,7 +49,7 @@ def test_what_a_file_says() -> None:
         ({"shared_experts": [{"source_model": "a"}]}, r"shared_experts\[0\] has no positive_prompts"),
         ({"experts": [{"source_model": "a", "positive_prompts": []}]}, "positive_prompts"),
         ({"experts": [{"source_model": "a", "prompts": ["x"]}]}, r"experts\[0\]\.prompts"),
-        ({"experts": [{"source_model": "a", "positive_prompts": ["x"]}] * 2}, "same prompts"),
+        ({"experts": [{"source_model": name, "positive_prompts": ["x"]} for name in "ab"]}, "same prompts"),
         (
             {"experts": [{"source_model": "a", "positive_prompts": [p]} for p in "xy"]},
             "all experts are one model.*--allow-equal",
