@@ -68,7 +68,8 @@ class ChoiceSpace:
         sharing = layer_groups(pool, layer_group, lists, f"{KEY}.layer_group")
         self._group = {slice_: shares[0][0] for slice_, shares in sharing.shares.items()}
         free = {number for slice_, number in self._group.items() if slice_ not in set(pool.constant)}
-        genes, left_out = [], []
+        genes: list[Gene] = []
+        left_out = []
         self._gene: dict[int, int] = {}
         for number, group in enumerate(sharing.names):
             if number in free:

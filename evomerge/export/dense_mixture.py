@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -185,7 +186,8 @@ class _Making:
 
     def _embeddings(self) -> str:
         own = self._placed.module.get_input_embeddings().weight
-        return next(name for name, parameter in self._placed.module.named_parameters() if parameter is own)
+        found: str = next(name for name, parameter in self._placed.module.named_parameters() if parameter is own)
+        return found
 
     def _base_module(self) -> Any:
         """The base in bfloat16, in which mergekit reads its hidden states."""
@@ -266,7 +268,7 @@ class _Making:
             if self._recipe.shared is not None:
                 said["shared_expert"] = refs[self._names[self._recipe.shared.model]].address
             (folder / MIXTURE_FILE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-        return sum(tensor.nbytes for tensor in declared) // self._dtype.itemsize
+        return sum(math.prod(tensor.shape) for tensor in declared)
 
 
 def _of_mixture(place: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -266,7 +267,7 @@ class _Writing:
             for file_name, values in (("config.json", content), (EXPERTS_FILE, said)):
                 text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
                 (folder / file_name).write_text(text, encoding="utf-8")
-        return before, sum(_size(tensor.shape) for tensor in declared)
+        return before, sum(math.prod(tensor.shape) for tensor in declared)
 
     def _shape(self, name: str, place: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """The shape of a tensor that is written; ``None`` for one of an expert that is not."""
@@ -304,10 +305,3 @@ class _Writing:
         if join is None:
             return {self._placed.names(place)[0]: tensor}
         return split(self._fewer(join, mixture), tensor, self._module)
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for own in shape:
-        size *= own
-    return size

@@ -92,7 +92,8 @@ def _embedded(table: torch.Tensor, encoded: Any) -> torch.Tensor:
     """The direction of the sum of all tokens' embeddings, of shape ``(1, width)``."""
     found = table[encoded["input_ids"]] * encoded["attention_mask"].unsqueeze(-1)
     total = found.sum(dim=1).sum(dim=0, keepdim=True)
-    return total / total.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+    direction: torch.Tensor = total / total.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+    return direction
 
 
 def _hidden(model: Any, encoded: Any, mean: bool) -> torch.Tensor:
@@ -101,7 +102,8 @@ def _hidden(model: Any, encoded: Any, mean: bool) -> torch.Tensor:
     with torch.no_grad():
         states = torch.stack(model(**given, output_hidden_states=True).hidden_states[:-1])
     states = states.sum(dim=2) / states.shape[2] if mean else states[:, :, -1, :]
-    return states.sum(dim=1) / states.shape[1]
+    found: torch.Tensor = states.sum(dim=1) / states.shape[1]
+    return found
 
 
 def _warn_if_alike(rows: torch.Tensor) -> None:

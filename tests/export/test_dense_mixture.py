@@ -62,7 +62,8 @@ def test_parity_with_mergekit_moe(
     kind: str, gate: str, more: dict[str, Any], tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     folders = models(tiny_model, kind)
-    noise = more.pop("noise", False) if (more := dict(more)) else False
+    more = dict(more)
+    noise = more.pop("noise", False)
     text = recipe_of(folders, gate, **more)
     if noise:
         text = text.replace("residual_scale: 0.5", "residual_scale: 0.5\n  noise_scale: 0.1")

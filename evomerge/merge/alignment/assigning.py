@@ -6,7 +6,7 @@ groups. Experts of a mixture: the best order of hidden units within each pair of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -126,14 +126,15 @@ def best_experts(
         return np.arange(width), float(np.trace(products))
 
     found: dict[tuple[int, int], tuple[Indices, float]] = {}
+    values: Products = np.zeros((count, count))
     if count * width <= _ALL_PAIRS:
-        values = sum((_products(*own) for own in rows), np.zeros((count, count)))
+        values = sum((_products(*own) for own in rows), values)
         for one, other in product(range(count), range(count)):
             if "experts" in free or one == other:
                 found[one, other] = within(one, other)
                 values[one, other] += found[one, other][1]
     else:
-        values = _cosines(rows) + _cosines([(own.flatten(1), other.flatten(1)) for own, other in units])
+        values = values + _cosines(rows) + _cosines([(own.flatten(1), other.flatten(1)) for own, other in units])
     order = assignment(values)[0] if "experts" in free else np.arange(count)
     chosen = [found.get((one, int(other))) or within(one, int(other)) for one, other in enumerate(order)]
     return ExpertOrder(order, np.stack([own for own, _ in chosen]))
@@ -144,15 +145,11 @@ def _products(ours: torch.Tensor, theirs: torch.Tensor) -> Products:
     return found
 
 
-def _cosines(sides: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Products | float:
+def _cosines(sides: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Products | float:
     """Cosines of all pairs of rows, over all sides; 0 without any."""
-    products: Products | float = 0.0
-    squares = [0.0, 0.0]
-    for pair in sides:
-        products = products + _products(*pair)
-        for at, own in enumerate(pair):
-            squares[at] = squares[at] + own.square().sum(1).double().numpy()
-    if isinstance(products, float):
+    if not sides:
         return 0.0
+    products = np.sum([_products(*pair) for pair in sides], axis=0)
+    squares = [np.sum([pair[at].square().sum(1).double().numpy() for pair in sides], axis=0) for at in range(2)]
     cosines: Products = products / np.sqrt(np.maximum(np.outer(*squares), 1e-300))
     return cosines

@@ -117,4 +117,5 @@ def _mean(tensors: torch.Tensor, weights: torch.Tensor, rank: float) -> torch.Te
         kept = math.ceil(rank * min(side_by_side.shape))
         leading = torch.linalg.svd(side_by_side, full_matrices=False).U[:, :kept]
         mean = leading @ (leading.T @ mean)
-    return mean.to(tensors.dtype)
+    found: torch.Tensor = mean.to(tensors.dtype)
+    return found
