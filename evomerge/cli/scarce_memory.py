@@ -13,7 +13,7 @@ from pathlib import Path
 from evomerge.errors import NoMemoryError, causes
 from evomerge.utils.sizes import size_text
 
-_LIBRARIES = {"search", "resume", "validate", "demo", "merge", "align", "evaluate", "methods"}
+_LIBRARIES = {"search", "resume", "validate", "demo", "merge", "align", "experts", "mixture", "evaluate", "methods"}
 _LEAST = 512 * 1024**2
 """Bytes of addresses below which the libraries of `_LIBRARIES` do not load; some then end the process, or wait."""
 

@@ -23,6 +23,8 @@ VERBS = {
     "demo": "make the demo's models and tasks, then search on them",
     "export": "write a recipe as evomerge or mergekit YAML, or a run as a study of Optuna or a landscape",
     "merge": "write the model of a recipe: safetensors, tokenizer, model card",
+    "experts": "write a mixture of experts with its experts merged into fewer",
+    "mixture": "write a mixture of experts made of dense models, by a recipe of mergekit-moe",
     "align": "write a model with its units in the order of another's, to be merged with it",
     "evaluate": "score a recipe or a model with a fitness",
     "import": "write a mergekit-evolve configuration as an experiment",

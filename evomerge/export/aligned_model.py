@@ -24,6 +24,7 @@ from evomerge.models.checkpoints.sentence_modules import sentence_files
 from evomerge.models.checkpoints.side_files import CODE, INPUT_FOLDERS, INPUTS, check_inside, matching
 from evomerge.models.checkpoints.weight_files import NAMES_FILES
 from evomerge.models.opening import open_pool
+from evomerge.models.placed import PlacedTensors
 from evomerge.models.pool import Pool, require_own_rows
 from evomerge.models.progress_bars import no_progress_bar
 from evomerge.utils.memory import free_host_memory
@@ -100,11 +101,11 @@ def align(
     copied = files_alongside(pool.folder(MODEL))
     if check:
         _require_memory(pool)
-    names = {place: name for name, place in pool.layout.parameters.items()}
+    placed = PlacedTensors(pool)
     matching = match(
         symmetries,
-        lambda place: pool.read(REFERENCE, names[place]),
-        lambda place: pool.read(MODEL, names[place]),
+        lambda place: placed.read(REFERENCE, place),
+        lambda place: placed.read(MODEL, place),
         starts=starts,
         seed=seed,
         progress=progress,
@@ -128,21 +129,26 @@ def symmetries_of_pool(pool: Pool) -> Symmetries:
     family_of(pool.config)
     if pool.info.depths:
         raise PoolError(pool.info.uneven, "models of one depth are aligned, layer by layer")
-    if pool.layout.joins:
-        raise PoolError(
-            f"tensor {pool.layout.joins[0].names[0]!r} is joined with others on loading",
-            "weights stored as transformers holds them",
-            "load the models and save them by save_pretrained(save_original_format=False)",
-        )
     free = free_kinds(pool.config)
-    shapes = {place: pool.layout.shapes[name] for name, place in pool.layout.parameters.items() if pool.is_merged(name)}
-    found = symmetries_of(skeleton(pool.config, pool.trust_remote_code), pool.config, shapes)
+    placed = PlacedTensors(pool)
+    found = symmetries_of(placed.module, pool.config, placed.shapes)
     return replace(found, free=found.free & free)
 
 
-def _ordered(pool: Pool, symmetries: Symmetries, order: Order, name: str) -> torch.Tensor:
-    """A tensor of the aligned model, by its name in the layout."""
-    return symmetries.apply(pool.layout.parameters[name], pool.read(MODEL, name), order)
+class _Ordered:
+    """The tensors of the aligned model, by their names in the layout; experts stored one by one come together."""
+
+    def __init__(self, pool: Pool, symmetries: Symmetries, order: Order) -> None:
+        self._pool, self._symmetries, self._order = pool, symmetries, order
+        self._placed = PlacedTensors(pool)
+        self._last: tuple[str, Mapping[str, torch.Tensor]] = ("", {})
+
+    def __call__(self, name: str) -> torch.Tensor:
+        place = self._pool.layout.parameters[name]
+        if place != self._last[0]:
+            tensor = self._symmetries.apply(place, self._placed.read(MODEL, place), self._order)
+            self._last = place, self._placed.split(place, tensor)
+        return self._last[1][name]
 
 
 def _require_memory(pool: Pool) -> None:
@@ -159,7 +165,7 @@ def _require_memory(pool: Pool) -> None:
 def _checked(pool: Pool, symmetries: Symmetries, order: Order) -> float:
     """How far the outputs of the aligned model are from the model's; `PoolError` where that is more than rounding."""
     before = _outputs(pool, lambda name: pool.read(MODEL, name))
-    found = difference(before, _outputs(pool, lambda name: _ordered(pool, symmetries, order, name)))
+    found = difference(before, _outputs(pool, _Ordered(pool, symmetries, order)))
     if not found <= TOLERANCE:
         raise PoolError(
             f"the aligned model's outputs differ from the model's by {found:.1e} of the largest",
@@ -201,10 +207,11 @@ def _write(
         Declared(stored, pool.read(MODEL, name).dtype, tuple(pool.layout.shapes[name])) for stored, name in own.items()
     ]
     assert all(tensor.dtype in DTYPES for tensor in declared), "a pool has no others"
+    ordered = _Ordered(pool, symmetries, matching.order)
     with new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes) as shards:
         check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied.values()))
         for stored, name in own.items():
-            shards.write(stored, _ordered(pool, symmetries, matching.order, name))
+            shards.write(stored, ordered(name))
         shards.finish()
         for place, file in copied.items():
             target = folder / place

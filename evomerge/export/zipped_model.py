@@ -99,6 +99,12 @@ def zip_models(
     pool = open_pool({aligned.REFERENCE: reference, aligned.MODEL: model})
     require_own_rows(pool, "zipping")
     symmetries = aligned.symmetries_of_pool(pool)
+    if symmetries.stacked:
+        raise PoolError(
+            f"{pool.config.model_type!r} models are mixtures of experts, which are not merged in part",
+            "models without experts",
+            "leave --ratio and --texts out: experts are aligned",
+        )
     copied = aligned.files_alongside(pool.folder(aligned.REFERENCE))
     reads = reading_axes(skeleton(pool.config, pool.trust_remote_code))
     config, widths = _widened(pool, symmetries, ratio)

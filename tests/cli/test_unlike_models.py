@@ -1,4 +1,4 @@
-"""Whole searches over encoder-decoders, and over models of other vocabularies: the exported model has their scores."""
+"""Whole searches over encoder-decoders, mixtures and models of other vocabularies: the export has their scores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import yaml
 from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
+from models.architectures import save_pool
 from seq2seq_models import save_seq2seq
 from tiny_models import TinyModel, write_tokenizer
 
@@ -33,6 +34,14 @@ def unlike_vocabularies(tiny_model: TinyModel, root: Path) -> tuple[Models, list
     write_tokenizer(models["a"], renamed={i: f"w{43 - i}" for i in range(4, 40)})
     write_tokenizer(models["b"], renamed={39: "new"})
     return models, ["pool.tokenizer=union"]
+
+
+def mixtures(tiny_model: TinyModel, root: Path) -> tuple[Models, list[str]]:
+    """Mixtrals, stored expert by expert."""
+    models = save_pool("mixtral", root, max_position_embeddings=64)
+    for folder in models.values():
+        write_tokenizer(folder)
+    return models, []
 
 
 @pytest.fixture
@@ -62,7 +71,7 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("pool", [encoder_decoders, unlike_vocabularies])
+@pytest.mark.parametrize("pool", [encoder_decoders, unlike_vocabularies, mixtures])
 def test_the_export_has_the_scores_of_the_search(
     pool: Callable[[TinyModel, Path], tuple[Models, list[str]]],
     tiny_model: TinyModel,

@@ -41,6 +41,25 @@ dtype: float32
 """
 
 
+MIXTURE = """base_model: org/base-7b
+gate_mode: random
+experts: [{source_model: org/math-7b}, {source_model: org/code-7b}, {source_model: org/base-7b}]
+experts_per_token: 1
+"""
+
+
+def make_mixtures(pool: Path, folder: Path) -> Path:
+    """Two mixtures, ``one`` and ``two``, of eight experts each of a demo pool's models, with routers of their own."""
+    from evomerge.export.dense_mixture import dense_mixture
+    from evomerge.mergekit.mixture_recipe import read_mixture
+
+    experts = ", ".join(f"{{source_model: '{pool / MODELS[number % 3]}'}}" for number in range(8))
+    recipe = read_mixture(f"base_model: '{pool / MODELS[0]}'\ngate_mode: random\nexperts: [{experts}]\n")
+    for seed, name in enumerate(("one", "two")):
+        dense_mixture(recipe, folder / name, seed=seed)
+    return folder
+
+
 def give_switch(file: Path) -> None:
     """Make a recipe one with a switch, a task for each of its sources."""
     from evomerge.recipes.switches import with_switch
@@ -72,12 +91,13 @@ def give_heads(file: Path, pool: Path) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """What stands in, made once: a pool of the demo's shape, a finished run on it, its winner's model, classifiers."""
+    """What stands in, made once: a pool of the demo's shape, a run on it, its winner, classifiers, mixtures."""
 
     pool: Path
     run: Path
     model: Path
     classifiers: Path
+    mixtures: Path
 
 
 @dataclass
@@ -104,10 +124,14 @@ class Place:
         (self.folder / "runs" / "out").symlink_to(self.made.pool / "training")
         for name in ("recipe.yaml", "learned.yaml"):
             shutil.copy(self.made.run / "best" / "recipe.yaml", self.folder / name)
-        for name, text in {"evolve.yml": EVOLVE, "merge.yaml": MERGE, "mergekit.yaml": MERGE}.items():
+        texts = {"evolve.yml": EVOLVE, "merge.yaml": MERGE, "mergekit.yaml": MERGE, "moe.yml": MIXTURE}
+        for name, text in texts.items():
             (self.folder / name).write_text(text)
         for name in ("base", "math", "code"):
             self.stand_in(f"org/{name}-7b", name)
+        for name in ("org/mixture", "org/mixture-a", "org/mixture-b", "b-aligned", "six", "three"):
+            own = "one" if name in ("org/mixture", "org/mixture-a") else "two"
+            (self.folder / name).symlink_to(self.made.mixtures / own)
         for name in ("tasks/invoices", "tasks/invoices_held_out"):
             (self.folder / name).parent.mkdir(exist_ok=True)
             rows = [{"text": f"item {number}", "total": str(number)} for number in range(4)]

@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 import yaml
 from fences import ROOT, Command, Fence, commands, fences
-from stand_ins import SMALL, TASKS, TEMPLATE, Made, Place, make_classifiers
+from stand_ins import SMALL, TASKS, TEMPLATE, Made, Place, make_classifiers, make_mixtures
 
 from evomerge.cli.main import main
 from evomerge.demo.adapters import make_adapters
 from evomerge.demo.checkpoints import make_checkpoints
 from evomerge.demo.pool import make_demo_pool
+from evomerge.mergekit.mixture_recipe import read_mixture
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +84,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         main(["search", "experiment=demo", f"pool.root='{pool}'", "fitness.limit=2", *SMALL, f"run_dir='{run}'"]) == 0
     )
     assert main(["merge", str(run), str(model)]) == 0
-    return Made(pool, run, model, make_classifiers(root / "classifiers"))
+    return Made(pool, run, model, make_classifiers(root / "classifiers"), make_mixtures(pool, root / "mixtures"))
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,8 @@ def _evomerge(words: list[str], place: Place) -> None:
         run([verb, *place.words(rest), "learning.steps=2", f"learning.out='{place.output()}'"])
     elif verb == "align":
         run([verb, *rest[:2], place.output(), *rest[3:]])
+    elif verb in ("experts", "mixture"):
+        run([verb, rest[0], place.output(), *rest[2:]])
     elif verb == "import":
         run([verb, *rest, "--include-path", str(place.made.pool / "tasks")])
     else:
@@ -252,6 +255,8 @@ def test_yaml(fence: Fence, places: Callable[[str], Place], monkeypatch: pytest.
     elif "merge_method" in keys or "slices" in keys:
         (place.folder / "block.yaml").write_text(fence.text)
         run(["export", "block.yaml"])
+    elif {"base_model", "experts"} <= keys:
+        assert read_mixture(fence.text).experts
     elif {"genome", "tasks"} <= keys:
         (place.folder / "block.yml").write_text(fence.text)
         run(["import", "block.yml"])

@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 import torch
 from models.architectures import inputs, load, save_pool
-from tiny_models import TinyModel
+from safetensors.torch import load_file, save_file
+from tiny_models import TinyModel, write_tokenizer
 
 from evomerge.cli.main import main
 from evomerge.errors import ConfigError, NoMemoryError, OutputError, PoolError
 from evomerge.export import aligned_model
 from evomerge.export.aligned_model import ALIGNMENT_FILE, align
 from evomerge.export.in_memory import merged_model
+from evomerge.export.zipped_model import zip_models
 from evomerge.merge.alignment import trial
 from evomerge.merge.alignment.finding import symmetries_of
 from evomerge.models.architecture.names import tied_names
 from evomerge.models.opening import open_pool
 
 
-def shuffled(folder: Path, out: Path, seed: int = 0) -> Path:
+def shuffled(folder: Path, out: Path, seed: int = 0, **save: bool) -> Path:
     """A copy of a model's folder with the units of the model in another order."""
     module = load(folder)
     tied = tied_names(module)
@@ -29,7 +31,7 @@ def shuffled(folder: Path, out: Path, seed: int = 0) -> Path:
     found = symmetries_of(module, module.config, shapes)
     found = replace(found, free=found.free & trial.free_kinds(module.config))
     trial.put_in_order(module, found, found.random(np.random.default_rng(seed)))
-    module.save_pretrained(out)
+    module.save_pretrained(out, **save)
     for file in folder.glob("tokenizer*"):
         (out / file.name).write_bytes(file.read_bytes())
     return out
@@ -94,8 +96,6 @@ def test_the_same_bytes_every_time(tiny_model: TinyModel, tmp_path: Path) -> Non
 
 def test_an_adapter_is_folded_in(tiny_model: TinyModel, tmp_path: Path) -> None:
     """What is aligned is the model with the adapter, written as one."""
-    from safetensors.torch import save_file
-
     own = tiny_model("own")
     other = shuffled(own, tmp_path / "other")
     adapter = tmp_path / "adapter"
@@ -150,9 +150,26 @@ def test_what_is_refused_before_anything_is_read(tiny_model: TinyModel, tmp_path
         align(one, one, tmp_path / "out", starts=0)
     with pytest.raises(OutputError, match="not empty"):
         align(one, one, Path(one))
-    folders = save_pool("mixtral", tmp_path / "experts", ("a", "b"))
-    with pytest.raises(PoolError, match=r"'mixtral'.*one of bert"):
+    folders = save_pool("gpt_oss", tmp_path / "experts", ("a", "b"))
+    with pytest.raises(PoolError, match=r"'gpt_oss'.*one of bert"):
         align(str(folders["a"]), str(folders["b"]), tmp_path / "out")
+
+
+@pytest.mark.parametrize("save", [{}, {"save_original_format": False}])
+def test_experts_in_another_order_come_back(save: dict[str, bool], tmp_path: Path) -> None:
+    """Stored one by one, as they are published, or as transformers holds them."""
+    own = save_pool("mixtral", tmp_path, ("own",), save=save)["own"]
+    write_tokenizer(own)
+    other = shuffled(own, tmp_path / "other", **save)
+    found = align(str(own), str(other), tmp_path / "out", starts=1)
+    assert found.moved
+    assert {"experts", "expert_units"} <= set(found.free)
+    assert found.after == pytest.approx(1)
+    tensors, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", own))
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    with pytest.raises(PoolError, match="mixtures of experts"):
+        zip_models(str(own), str(other), tmp_path / "zipped", ratio=0.5)
 
 
 def test_no_room_for_the_comparison(tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

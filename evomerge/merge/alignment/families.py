@@ -2,7 +2,8 @@
 
 A rule gives a module's name, or a parameter's, as a regular expression, within its layer or outside the layers; and for
 each of its parameters what its axes run over. `FIXED` is what never changes places (tokens, pixels, labels).
-``a+b`` is an axis with one after the other; ``a/b`` one on which they take turns, head by head.
+``a+b`` is an axis with one after the other; ``a/b`` one on which they take turns, head by head. Tensors with `EXPERTS`
+on the first of three axes hold all experts of a layer, each with hidden units of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 FIXED = ""
 STREAM = "stream"
+EXPERTS = "experts"
 Rule = Mapping[str, tuple[str, ...]]
 """The axes of the parameters of a module by their names in it; of a parameter of its own, under an empty name."""
 
@@ -74,8 +76,32 @@ _MLP: Mapping[str, Rule] = {
     r"(mlp\.)?(gate_proj|up_proj|fc1|c_fc)": _linear("mlp", STREAM),
     r"(mlp\.)?(down_proj|fc2|c_proj)": _linear(STREAM, "mlp"),
 }
+_LLAMA: Mapping[str, Rule] = {
+    **_SEPARATE,
+    r"self_attn\.qkv_proj": _linear("query+key+value", STREAM),
+    # Norms of all heads at once run over heads; those of a head have its width, which never changes places.
+    r"self_attn\.q_norm": _each("query"),
+    r"self_attn\.k_norm": _each("key"),
+    **_MLP,
+    r"[a-z_]*(norm|layernorm)": _each(STREAM),
+}
+_EXPERTS: Mapping[str, Rule] = {
+    r"mlp\.gate": _linear(EXPERTS, STREAM),
+    r"mlp\.experts": {
+        "gate_up_proj": (EXPERTS, "expert_units+expert_units", STREAM),
+        "down_proj": (EXPERTS, STREAM, "expert_units"),
+    },
+    r"mlp\.shared_expert\.(gate_proj|up_proj)": _linear("mlp", STREAM),
+    r"mlp\.shared_expert\.down_proj": _linear(STREAM, "mlp"),
+    r"mlp\.shared_expert_gate": _linear(FIXED, STREAM),
+}
 _HEADS_OF_TASKS: Mapping[str, Rule] = {
     r"lm_head|score|qa_outputs|classifier|cls_classifier|distillation_classifier": _linear(FIXED, STREAM),
+}
+_LLAMA_OUTSIDE: Mapping[str, Rule] = {
+    r"(.*\.)?embed_tokens": _embedding(),
+    r"(.*\.)?(norm|final_layernorm)": _each(STREAM),
+    **_HEADS_OF_TASKS,
 }
 
 FAMILIES: Mapping[str, Family] = {
@@ -84,22 +110,11 @@ FAMILIES: Mapping[str, Family] = {
             *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "olmo", "olmo2"),
             *("granite", "cohere", "smollm3", "starcoder2", "stablelm"),
         ),
-        {
-            **_SEPARATE,
-            r"self_attn\.qkv_proj": _linear("query+key+value", STREAM),
-            # Norms of all heads at once run over heads; those of a head have its width, which never changes places.
-            r"self_attn\.q_norm": _each("query"),
-            r"self_attn\.k_norm": _each("key"),
-            **_MLP,
-            r"[a-z_]*(norm|layernorm)": _each(STREAM),
-        },
-        {
-            r"(.*\.)?embed_tokens": _embedding(),
-            r"(.*\.)?(norm|final_layernorm)": _each(STREAM),
-            **_HEADS_OF_TASKS,
-        },
+        _LLAMA,
+        _LLAMA_OUTSIDE,
         _ROTARY,
     ),
+    "mixtral": Family(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"), {**_EXPERTS, **_LLAMA}, _LLAMA_OUTSIDE, _ROTARY),
     "gpt_neox": Family(
         ("gpt_neox",),
         {

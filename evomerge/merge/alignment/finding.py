@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from evomerge.errors import PoolError
-from evomerge.merge.alignment.families import MODEL_TYPES, Family, Rule
-from evomerge.merge.alignment.orders import Axis, Group, Heads, Part, Symmetries, Units
+from evomerge.merge.alignment.families import EXPERTS, MODEL_TYPES, Family, Rule
+from evomerge.merge.alignment.orders import Axis, Experts, Group, Heads, Part, Symmetries, Units
 from evomerge.models.architecture.stacks import find_layers
 
 _OF_HEADS = ("query", "key", "value", "context")
@@ -64,15 +64,20 @@ def symmetries_of(module: nn.Module, config: Any, shapes: Mapping[str, tuple[int
     given = {word for _, axes in rules.values() for axis in axes for word in re.split(r"[+/]", axis) if "|" not in word}
     heads = _heads_of(config)
     groups: dict[Part, Group] = {}
-    found = {}
-    for name, (layer, axes) in rules.items():
+    found: dict[str, tuple[Axis, ...]] = {}
+    stacked = {name: _hidden_axis(axes) for name, (_, axes) in rules.items() if len(axes) == 3 and axes[0] == EXPERTS}
+    for name in sorted(rules, key=lambda name: name not in stacked):  # how many experts there are is theirs to say
+        layer, axes = rules[name]
+        if name in stacked:
+            found[name] = _of_experts(name, shapes[name], axes, layer, heads, groups)
+            continue
         chosen = [next((w for w in axis.split("|") if w in given), "") if "|" in axis else axis for axis in axes]
         found[name] = tuple(
             _axis(name, size, axis, layer, heads, groups) for size, axis in zip(shapes[name], chosen, strict=True)
         )
-    moving = {name: axes for name, axes in found.items() if any(axis.stretches for axis in axes)}
-    free = frozenset({part.kind for part in groups} | {"query_key", "value"}) - family.fixed
-    return Symmetries(groups, moving, free)
+    moving = {name: found[name] for name in shapes if any(axis.stretches for axis in found[name])}
+    kinds = {part.kind for part in groups} | {"query_key", "value"} | ({"expert_units"} if stacked else set())
+    return Symmetries(groups, moving, frozenset(kinds) - family.fixed, stacked)
 
 
 def _axes_of(name: str, rules: Mapping[str, Rule]) -> tuple[str, ...] | None:
@@ -104,7 +109,7 @@ def _axis(name: str, size: int, words: str, layer: int | None, heads: Heads, gro
     if not words:
         return Axis(size)
     kinds = re.split(r"[+/]", words)
-    parts = [Part(kind, layer if kind in (*_OF_HEADS, "mlp") else None) for kind in kinds]
+    parts = [Part(kind, layer if kind in (*_OF_HEADS, "mlp", EXPERTS) else None) for kind in kinds]
     own = {"query": heads.groups * heads.queries * heads.width, "key": heads.groups * heads.width}
     own |= {"context": own["query"], "value": own["key"]}
     if words in ("query", "key") and size == heads.width != own[words]:  # a norm within each head
@@ -112,6 +117,8 @@ def _axis(name: str, size: int, words: str, layer: int | None, heads: Heads, gro
     sizes = [own.get(kind, size // len(kinds)) for kind in kinds]
     for part, length in zip(parts, sizes, strict=True):
         group: Group = heads if part.kind in _OF_HEADS else Units(length)
+        if part.kind == EXPERTS and isinstance(own_experts := groups.get(part), Experts) and own_experts.count == size:
+            group = own_experts
         if groups.setdefault(part.group, group) != group or sum(sizes) != size:
             raise PoolError(
                 f"an axis of {name!r} has {size} entries, and {words} of other parameters do not fit on it",
@@ -123,6 +130,32 @@ def _axis(name: str, size: int, words: str, layer: int | None, heads: Heads, gro
     ends = np.cumsum([0, *sizes])
     stretches = tuple((part, np.arange(a, b)) for part, (a, b) in zip(parts, pairwise(ends.tolist()), strict=True))
     return Axis(size, stretches)
+
+
+def _hidden_axis(words: tuple[str, ...]) -> int:
+    """On which axis of a tensor of all experts the hidden units are."""
+    return next(number for number, own in enumerate(words) if own.startswith("expert_units"))
+
+
+def _of_experts(
+    name: str,
+    shape: tuple[int, ...],
+    words: tuple[str, ...],
+    layer: int | None,
+    heads: Heads,
+    groups: dict[Part, Group],
+) -> tuple[Axis, ...]:
+    """The axes of a tensor of all experts as a matrix, a row for each hidden unit of each (`Symmetries.matrix`)."""
+    hidden = _hidden_axis(words)
+    several = words[hidden].count("+") + 1
+    part = Part("expert_units", layer)
+    group = Experts(shape[0], shape[hidden] // several)
+    if groups.setdefault(part.group, group) != group:
+        raise PoolError(f"{name!r} has {group.count} experts of {group.width} units", "as many as the layer's others")
+    places = np.arange(shape[0] * shape[hidden]).reshape(shape[0], several, group.width)
+    rows = tuple((part, places[:, at].ravel()) for at in range(several))
+    other = 3 - hidden
+    return Axis(places.size, rows), _axis(name, shape[other], words[other], layer, heads, groups)
 
 
 def perceptron_symmetries(module: nn.Sequential) -> Symmetries:

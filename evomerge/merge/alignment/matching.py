@@ -5,27 +5,23 @@ products ``<A, P(B)>`` over all tensors, which is that of the smallest Euclidean
 other takes its best order while the others keep theirs, each by a linear assignment, until no group gains: a coordinate
 descent, whose end depends on where it begins and in which order it goes. Several are tried.
 
-Heads are assignments within assignments: for every pair of groups of heads the best order of dimensions and queries
-within, then the best pairing of the groups.
+Heads and experts are assignments within assignments (`assigning`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from evomerge.errors import PoolError
+from evomerge.merge.alignment.assigning import Products, assignment, best_experts, best_heads
 from evomerge.merge.alignment.orders import (
+    Experts,
     GroupOrder,
-    HeadOrder,
     Heads,
-    Indices,
     Order,
     Part,
     Symmetries,
@@ -35,12 +31,10 @@ from evomerge.merge.alignment.orders import (
 
 Weights = Callable[[str], torch.Tensor]
 """A model's tensor by name, in any float dtype."""
-Products = NDArray[np.float64]
 
 _GAIN = 1e-7
 """A group's gain below this share of the product of its norms is rounding."""
 _SWEEPS = 100
-_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -116,15 +110,26 @@ class _Search:
     """Two models' tensors, and what they say of each other's units."""
 
     def __init__(self, symmetries: Symmetries, reference: Weights, model: Weights) -> None:
-        self._symmetries, self._reference, self._model = symmetries, reference, model
+        self._symmetries = symmetries
+        self._reference, self._model = (
+            lambda name: symmetries.matrix(name, reference(name)),
+            lambda name: symmetries.matrix(name, model(name)),
+        )
         self._uses: dict[Part, list[tuple[str, int]]] = {part: [] for part in symmetries.groups}
         for name, axes in symmetries.axes.items():
             for number, axis in enumerate(axes):
                 for part in dict.fromkeys(part.group for part, _ in axis.stretches):
                     self._uses[part].append((name, number))
-        # Tensors with one group on two axes: what moving it gains is not a sum over its units.
+        # Tensors with one group on two axes: what moving it gains is not a sum over its units. Nor are products of all
+        # units of all experts with one another kept.
         self._twice = {
-            part: sorted({name for name, _ in uses if sum(name == other for other, _ in uses) > 1})
+            part: sorted(
+                {
+                    name
+                    for name, _ in uses
+                    if isinstance(symmetries.groups[part], Experts) or sum(name == other for other, _ in uses) > 1
+                }
+            )
             for part, uses in self._uses.items()
         }
 
@@ -163,7 +168,7 @@ class _Search:
             known = {part: self._known_uses(part, set(waiting)) for part in waiting}
             entries = {part: sum(self._reference(name).numel() for name, _ in uses) for part, uses in known.items()}
             part = max(waiting, key=lambda part: entries[part])  # the first of equals
-            order[part] = self._best(part, order, self._products(part, order, known[part]))
+            order[part] = self._best(part, order, self._products(part, order, known[part]), known[part])
             waiting.remove(part)
         return order
 
@@ -187,7 +192,7 @@ class _Search:
                     continue
                 due.discard(part)
                 products = self._products(part, order, self._uses[part])
-                found = self._best(part, order, products)
+                found = self._best(part, order, products, self._uses[part])
                 if self._gain(part, order, found, products) > _GAIN * self._size(part):
                     order[part] = found
                     due |= self._neighbours(part) & set(sequence)
@@ -208,12 +213,24 @@ class _Search:
     def _products(self, part: Part, order: Order, uses: Sequence[tuple[str, int]]) -> dict[str, Products]:
         """By part of a group, the inner products of the reference's units (rows) and the model's (columns).
 
-        All other axes of the model's tensors are in order.
+        All other axes of the model's tensors are in order. Of experts there are none: see `best_experts`.
         """
         group = self._symmetries.groups[part]
+        if isinstance(group, Experts):
+            return {}
         kinds = ("query", "key", "value", "context") if isinstance(group, Heads) else (part.kind,)
         sizes = {kind: len(order[part].index(kind)) for kind in kinds}
         found = {kind: np.zeros((size, size)) for kind, size in sizes.items()}
+        for kind, ours, theirs, name in self._sides(order, uses):
+            found[kind] += (ours @ theirs.T).double().numpy()
+            if not np.isfinite(found[kind]).all():
+                raise PoolError(f"the weights in {name!r} are too large to be multiplied in float32", "smaller ones")
+        return found
+
+    def _sides(
+        self, order: Order, uses: Sequence[tuple[str, int]]
+    ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, str]]:
+        """The kind of each stretch, the reference's units on it, the model's with all other axes in order, the name."""
         for name, number in uses:
             axis = self._symmetries.axes[name][number]
             ours = self._reference(name).float().movedim(number, 0).reshape(axis.size, -1)
@@ -221,13 +238,15 @@ class _Search:
             theirs = theirs.movedim(number, 0).reshape(axis.size, -1)
             for own, places in axis.stretches:
                 rows = torch.from_numpy(places)
-                found[own.kind] += (ours[rows] @ theirs[rows].T).double().numpy()
-            if not all(np.isfinite(products).all() for products in found.values()):
-                raise PoolError(f"the weights in {name!r} are too large to be multiplied in float32", "smaller ones")
-        return found
+                yield own.kind, ours[rows], theirs[rows], name
 
-    def _best(self, part: Part, order: Order, products: Mapping[str, Products]) -> GroupOrder:
+    def _best(
+        self, part: Part, order: Order, products: Mapping[str, Products], uses: Sequence[tuple[str, int]]
+    ) -> GroupOrder:
         group = self._symmetries.groups[part]
+        if isinstance(group, Experts):
+            sides = ((kind, ours, theirs) for kind, ours, theirs, _ in self._sides(order, uses))
+            return best_experts(group, sides, self._symmetries.free)
         if isinstance(group, Heads):
             return best_heads(group, products, self._symmetries.free)
         return UnitOrder(assignment(products[part.kind])[0])
@@ -245,73 +264,3 @@ class _Search:
             rows = np.arange(len(values))
             gained += float((values[rows, found.index(kind)] - values[rows, order[part].index(kind)]).sum())
         return gained
-
-
-def assignment(products: Products) -> tuple[Indices, float]:
-    """For every row the column, each taken once, of the largest sum; and that sum."""
-    rows, columns = linear_sum_assignment(products, maximize=True)
-    return columns.astype(np.int64), float(products[rows, columns].sum())
-
-
-def best_heads(heads: Heads, products: Mapping[str, Products], free: frozenset[str]) -> HeadOrder:
-    """The best order of an attention layer's units, given the inner products of `_Search._products`.
-
-    Exact where each head has keys and values of its own; with grouped queries, the orders of queries and of dimensions
-    within each pair of groups are found in turn until neither gains.
-    """
-    g, r, d = heads.groups, heads.queries, heads.width
-    query, context = (products[kind].reshape(g, r, d, g, r, d) for kind in ("query", "context"))
-    key, value = (products[kind].reshape(g, d, g, d) for kind in ("key", "value"))
-    values = np.full((g, g), -np.inf)
-    inner: dict[tuple[int, int], tuple[Indices, Indices, Indices]] = {}
-    for ours, theirs in product(range(g), range(g)):
-        if "heads" in free or ours == theirs:
-            found, total = _best_pair(
-                query[ours, :, :, theirs],
-                context[ours, :, :, theirs],
-                key[ours, :, theirs],
-                value[ours, :, theirs],
-                free,
-            )
-            inner[ours, theirs], values[ours, theirs] = found, total
-    groups = assignment(values)[0] if "heads" in free else np.arange(g)
-    chosen = [inner[ours, int(theirs)] for ours, theirs in enumerate(groups)]
-    queries, query_key, dimensions = (np.stack(rows) for rows in zip(*chosen, strict=True))
-    return HeadOrder(groups, queries, query_key, dimensions)
-
-
-def _best_pair(
-    query: Products, context: Products, key: Products, value: Products, free: frozenset[str]
-) -> tuple[tuple[Indices, Indices, Indices], float]:
-    """The best orders of queries and dimensions within a pair of groups, and the sum of inner products in them.
-
-    Args:
-        query, context: shape ``(queries, width, queries, width)``.
-        key, value: shape ``(width, width)``.
-        free: the kinds that move.
-    """
-    count, width = query.shape[:2]
-    queries, within, dimensions = np.arange(count), np.arange(width), np.arange(width)
-    several = count > 1 and "heads" in free
-    # Keys and values say which dimension is which before anything is known of the queries.
-    ours, theirs = (0.0, 0.0) if several else _by_dimension(query, context, queries)
-    rows = np.arange(width)
-    total = -np.inf
-    for _ in range(_ROUNDS):
-        if "query_key" in free:
-            within = assignment(key + ours)[0]
-        if "value" in free:
-            dimensions = assignment(value + theirs)[0]
-        if several:
-            queries = assignment(query[:, rows, :, within].sum(0) + context[:, rows, :, dimensions].sum(0))[0]
-        ours, theirs = _by_dimension(query, context, queries)
-        last, total = total, float((key + ours)[rows, within].sum() + (value + theirs)[rows, dimensions].sum())
-        if not several or total <= last:
-            break
-    return (queries, within, dimensions), total
-
-
-def _by_dimension(query: Products, context: Products, queries: Indices) -> tuple[Products, Products]:
-    """Inner products of dimensions, summed over the queries in their order."""
-    rows = np.arange(len(queries))
-    return query[rows, :, queries].sum(0), context[rows, :, queries].sum(0)

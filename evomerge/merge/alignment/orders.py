@@ -20,6 +20,8 @@ KINDS: Mapping[str, str] = {
     "value": "dimensions of values within a head",
     "pooler": "units of a pooler",
     "dense": "hidden units of a head of a task",
+    "experts": "experts of a mixture",
+    "expert_units": "hidden units within an expert",
 }
 """What may change places."""
 
@@ -28,8 +30,9 @@ class Part(NamedTuple):
     """What one axis of a tensor, or a stretch of it, runs over.
 
     Attributes:
-        kind: of `KINDS`, or of an attention layer `query`, `key`, `value` or `context` (the heads' values side by side,
-            which its output is made of).
+        kind: of `KINDS` (of an expert's layer `experts` for its rows of the router, and `expert_units`), or of an
+            attention layer `query`, `key`, `value` or `context` (the heads' values side by side, which its output is
+            made of).
         layer: its number; ``None`` outside the layers.
     """
 
@@ -39,6 +42,8 @@ class Part(NamedTuple):
     @property
     def group(self) -> Part:
         """The units that it is ordered with."""
+        if self.kind == "expert_units":
+            return Part("experts", self.layer)
         return Part("heads", self.layer) if self.kind in ("query", "key", "value", "context") else self
 
 
@@ -108,6 +113,29 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The experts of a mixture: they change places with their rows of the router, hidden units within their expert.
+
+    Attributes:
+        count: of experts.
+        width: hidden units of each.
+    """
+
+    count: int
+    width: int
+
+    def identity(self) -> ExpertOrder:
+        """Every expert and unit in its place."""
+        return ExpertOrder(np.arange(self.count), np.tile(np.arange(self.width), (self.count, 1)))
+
+    def random(self, rng: np.random.Generator, free: frozenset[str]) -> ExpertOrder:
+        """Any order of the kinds that are free."""
+        order = rng.permutation(self.count) if "experts" in free else np.arange(self.count)
+        within = [rng.permutation(self.width) if "expert_units" in free else np.arange(self.width) for _ in order]
+        return ExpertOrder(order, np.stack(within))
+
+
+@dataclass(frozen=True)
 class UnitOrder:
     """An order of units: the i-th of the aligned model is the ``units[i]``-th of the model."""
 
@@ -145,8 +173,28 @@ class HeadOrder:
         return places.ravel()
 
 
-Group = Units | Heads
-GroupOrder = UnitOrder | HeadOrder
+@dataclass(frozen=True)
+class ExpertOrder:
+    """An order of a mixture's experts; of each the place in the model that it comes from.
+
+    Attributes:
+        experts: shape ``(count,)``.
+        units: shape ``(count, width)``, within the expert that comes here.
+    """
+
+    experts: Indices
+    units: Indices
+
+    def index(self, kind: str) -> Indices:
+        """Where each place of a part comes from."""
+        if kind == "experts":
+            return self.experts
+        places: Indices = self.experts[:, None] * self.units.shape[1] + self.units
+        return places.ravel()
+
+
+Group = Units | Heads | Experts
+GroupOrder = UnitOrder | HeadOrder | ExpertOrder
 Order = dict[Part, GroupOrder]
 """An order for every group of a model."""
 
@@ -159,11 +207,14 @@ class Symmetries:
         groups: the units, by the part that names them.
         axes: of every tensor that has any of them on an axis, by name.
         free: the kinds that change places; of the others every unit stays.
+        stacked: tensors that hold all experts of a layer, of shape ``(experts, a, b)``, and which axis the hidden units
+            are on. Their `axes` are those of the matrix that `matrix` makes of them.
     """
 
     groups: Mapping[Part, Group]
     axes: Mapping[str, tuple[Axis, ...]]
     free: frozenset[str] = field(default=frozenset(KINDS))
+    stacked: Mapping[str, int] = field(default_factory=dict)
 
     def movable(self) -> tuple[Part, ...]:
         """The groups of which anything changes places."""
@@ -172,6 +223,8 @@ class Symmetries:
     def _moves(self, part: Part, group: Group) -> bool:
         if isinstance(group, Units):
             return part.kind in self.free and group.size > 1
+        if isinstance(group, Experts):
+            return bool(self.free & {"experts", "expert_units"})
         return bool(self.free & {"heads", "query_key", "value"})
 
     def identity(self) -> Order:
@@ -195,10 +248,22 @@ class Symmetries:
             order: of all groups.
             except_axis: an axis to leave as it is.
         """
+        if name in self.stacked and tensor.dim() == 3:
+            ordered = self.apply(name, self.matrix(name, tensor), order, except_axis)
+            width = tensor.shape[self.stacked[name]]
+            ordered = ordered.view(tensor.shape[0], width, -1)
+            return ordered if self.stacked[name] == 1 else ordered.transpose(1, 2).contiguous()
         for number, axis in enumerate(self.axes.get(name, ())):
             if axis.stretches and number != except_axis:
                 tensor = tensor.index_select(number, torch.from_numpy(source_of(axis, order)))
         return tensor
+
+    def matrix(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of all experts as a matrix with a row for each hidden unit of each; others as they are."""
+        if name not in self.stacked or tensor.dim() != 3:
+            return tensor
+        rows = tensor if self.stacked[name] == 1 else tensor.transpose(1, 2)
+        return rows.reshape(-1, rows.shape[-1])
 
 
 def source_of(axis: Axis, order: Order) -> Indices:
@@ -214,5 +279,11 @@ def is_identity(order: Order) -> bool:
     return all(
         bool(np.array_equal(own.index(kind), np.arange(len(own.index(kind)))))
         for part, own in order.items()
-        for kind in (("query", "key", "value", "context") if isinstance(own, HeadOrder) else (part.kind,))
+        for kind in _kinds_of(part, own)
     )
+
+
+def _kinds_of(part: Part, own: GroupOrder) -> tuple[str, ...]:
+    if isinstance(own, HeadOrder):
+        return "query", "key", "value", "context"
+    return ("experts", "expert_units") if isinstance(own, ExpertOrder) else (part.kind,)

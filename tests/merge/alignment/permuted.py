@@ -57,6 +57,7 @@ OWN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert_pretraining": ("BertForPreTraining", "BertConfig", _ENCODER),
     "distilbert_masked": ("DistilBertForMaskedLM", "DistilBertConfig", _DISTIL),
     "distilbert_classifier": ("DistilBertForSequenceClassification", "DistilBertConfig", _DISTIL),
+    "olmoe": ("OlmoeForCausalLM", "OlmoeConfig", _DECODER | {"num_experts": 3, "num_experts_per_tok": 2}),
     "deit": ("DeiTForImageClassificationWithTeacher", "DeiTConfig", _IMAGES),
 }
 """Class, class of its configuration, arguments of that: beside those of `models.architectures`."""
@@ -88,6 +89,9 @@ FREE = {
         ),
         _ALL,
     ),
+    **dict.fromkeys(("mixtral", "olmoe"), _LLAMA - {"mlp"} | {"experts", "expert_units"}),
+    # A shared expert, and a first layer that is dense.
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe"), _LLAMA | {"experts", "expert_units"}),
     **dict.fromkeys(("bert_classifier", "bert_pretraining"), _ALL | {"pooler"}),
     **dict.fromkeys(("roberta_classifier", "xlm_roberta", "distilbert_classifier"), _ALL | {"dense"}),
     # What they give out is the stream itself, in its order.

@@ -12,11 +12,12 @@ from permuted import FREE, OWN, Subject, subject, tensors_of
 from torch import nn
 
 from evomerge.errors import PoolError
-from evomerge.merge.alignment import finding
+from evomerge.merge.alignment import assigning, finding
+from evomerge.merge.alignment.assigning import best_experts, best_heads
 from evomerge.merge.alignment.families import MODEL_TYPES
 from evomerge.merge.alignment.finding import family_of, perceptron_symmetries, symmetries_of
-from evomerge.merge.alignment.matching import best_heads, match
-from evomerge.merge.alignment.orders import HeadOrder, Heads, Part, Symmetries, is_identity
+from evomerge.merge.alignment.matching import match
+from evomerge.merge.alignment.orders import ExpertOrder, Experts, HeadOrder, Heads, Part, Symmetries, is_identity
 from evomerge.merge.alignment.trial import difference, free_kinds, outputs, put_in_order, random_inputs
 
 made = functools.cache(subject)
@@ -307,3 +308,46 @@ def test_searches_are_told_of() -> None:
     state = dict(own.state_dict())
     match(perceptron_symmetries(own), state.__getitem__, state.__getitem__, starts=2, progress=note)
     assert told == [(1, 2), (2, 2)]
+
+
+def sides_of(
+    router: torch.Tensor, units: torch.Tensor, order: ExpertOrder
+) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """A reference with these rows, and a model that the order brings back to it."""
+    count, width, _ = units.shape
+    other_router, other_units = torch.empty_like(router), torch.empty_like(units)
+    for place, expert in enumerate(order.experts):
+        other_router[expert] = router[place]
+        other_units[expert, order.units[place]] = units[place]
+    flat = (units.reshape(count * width, -1), other_units.reshape(count * width, -1))
+    return [("experts", router, other_router), ("expert_units", *flat)]
+
+
+@pytest.mark.parametrize("pairs", [4096, 0])
+def test_experts_and_their_units_come_back(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both where every pair of experts is tried and where rows of the router tell them apart."""
+    monkeypatch.setattr(assigning, "_ALL_PAIRS", pairs)
+    experts, generator = Experts(5, 6), torch.Generator().manual_seed(0)
+    router, units = torch.randn(5, 8, generator=generator), torch.randn(5, 6, 8, generator=generator)
+    free = frozenset({"experts", "expert_units"})
+    order = experts.random(np.random.default_rng(1), free)
+    found = best_experts(experts, sides_of(router, units, order), free)
+    assert np.array_equal(found.experts, order.experts)
+    assert np.array_equal(found.units, order.units)
+    stays = best_experts(experts, sides_of(router, units, experts.identity()), frozenset({"expert_units"}))
+    assert np.array_equal(stays.experts, np.arange(5))
+
+
+def test_the_best_order_of_experts_is_that_of_all_orders() -> None:
+    experts, generator = Experts(3, 2), torch.Generator().manual_seed(4)
+    sides = [
+        (kind, *torch.randn(2, size, 4, generator=generator)) for kind, size in (("experts", 3), ("expert_units", 6))
+    ]
+
+    def value(order: ExpertOrder) -> float:
+        return sum(float((ours * theirs[order.index(kind)]).sum()) for kind, ours, theirs in sides)
+
+    within = [np.array(own) for own in itertools.product([(0, 1), (1, 0)], repeat=3)]
+    every = [ExpertOrder(np.array(own), units) for own in itertools.permutations(range(3)) for units in within]
+    found = best_experts(experts, sides, frozenset({"experts", "expert_units"}))
+    assert value(found) == pytest.approx(max(map(value, every)))

@@ -1,0 +1,307 @@
+"""Writes a mixture of experts with fewer of them: a folder that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from evomerge.calibration.encoding import Encoded, encode
+from evomerge.calibration.expert_usage import Usage, counts_of, expert_usage
+from evomerge.errors import ConfigError, PoolError, nearest, one_line
+from evomerge.export.aligned_model import files_alongside
+from evomerge.export.output import check_output, check_space, new_folder
+from evomerge.export.shards import DTYPES, Declared, ShardWriter
+from evomerge.export.writer import MAX_SHARD_BYTES
+from evomerge.merge.experts.grouping import Groups, by_clusters, by_dominant, dominant, numbers_by_threshold
+from evomerge.merge.experts.merging import Layer, Router, merged_layer
+from evomerge.models.architecture.conversion import Join
+from evomerge.models.architecture.layout import skeleton
+from evomerge.models.architecture.mixtures import Mixture, count_keys, mixtures_of, with_experts
+from evomerge.models.checkpoints.weight_files import NAMES_FILES
+from evomerge.models.opening import open_pool
+from evomerge.models.placed import PlacedTensors, split
+from evomerge.models.pool import Pool, require_own_rows
+from evomerge.models.progress_bars import no_progress_bar
+from evomerge.models.tokenizers import load_tokenizer
+from evomerge.protocols import CalibrationItem
+
+Method = Literal["m_smoe", "sub_moe", "drop"]
+METHODS: Mapping[str, str] = {
+    "m_smoe": "each joins the most used whose router's logits are most like its own; units in order, mean by use",
+    "sub_moe": "k-means on the experts' outputs; mean by use, of singular values side by side the leading",
+    "drop": "the most used stay as they are, the others go",
+}
+ROUTERS = ("mean", "dominant", "kept")
+SCOPES = ("layer", "model")
+EXPERTS_FILE = "evomerge_experts.json"
+_MODEL = "model"
+_MOST_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class FewerExperts:
+    """What was done.
+
+    Attributes:
+        before, after: experts of a layer; where a router was kept, `after` are told apart in each of the layers.
+        groups: by layer, the experts that became one, the dominant one first.
+        counts: by layer, the tokens that each expert was sent.
+        parameters: numbers in the folder's tensors, of the model and of what was written.
+        tokens: that the experts were seen at work on.
+    """
+
+    before: int
+    after: tuple[int, ...]
+    groups: Mapping[int, Groups]
+    counts: Mapping[int, tuple[int, ...]]
+    parameters: tuple[int, int]
+    tokens: int
+
+
+def fewer_experts(
+    model: str,
+    out: Path,
+    number: float,
+    *,
+    texts: Sequence[CalibrationItem],
+    method: Method = "m_smoe",
+    router: Router = "mean",
+    scope: Literal["layer", "model"] = "layer",
+    rank: float = 1.0,
+    seed: int = 0,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    usage: Callable[..., Mapping[int, Usage]] = expert_usage,
+) -> FewerExperts:
+    """Merge the experts of every layer of a model into fewer and write it. See `evomerge.merge.experts`.
+
+    Args:
+        model: folder or hub id of a mixture of experts, perhaps with an adapter.
+        out: the folder to write; must not exist or be empty.
+        number: of experts of a layer that are left, at least as many as a token takes; with ``scope=model`` on average.
+        texts: that the experts are seen at work on.
+        method: of `METHODS`.
+        router: rows of the router for the experts that are left (``mean``, ``dominant``), or all rows as they were
+            (``kept``): then the folder has as many experts as before, some of them equal.
+        scope: ``layer``, the same number in each; ``model``, M-SMoE's one threshold for all layers, which a
+            configuration cannot say: it takes a router that is kept.
+        rank: of ``sub_moe``, the share of a group's singular values that are kept.
+        seed: of k-means.
+        max_shard_bytes: largest size of one file, single larger tensors aside.
+        usage: what looks at the experts; as `expert_usage`.
+
+    Raises:
+        ConfigError: an argument that cannot be, or two that do not go together.
+        PoolError: the model cannot be opened, has no experts, or other ones than are known here.
+        FitnessError: no text has tokens.
+        OutputError: `out` is not empty or cannot be written.
+    """
+    out = Path(out)
+    check_output(out)
+    check_settings(number, method, router, scope, rank, seed)
+    if not texts:
+        raise ConfigError("no texts are given", "texts that the experts are seen at work on", "--texts FILE")
+    pool = open_pool({_MODEL: model})
+    require_own_rows(pool, "merging experts")
+    mixtures = mixtures_of(skeleton(pool.config, pool.trust_remote_code))
+    before = mixtures[0].count
+    if not number < before:
+        raise ConfigError(f"--experts is {number:g}", f"less than {before}, which a layer of the model has")
+    config = with_experts(pool.config, before if router == "kept" else int(number), pool.trust_remote_code)
+    copied = files_alongside(pool.folder(_MODEL))
+    items = encode(texts, load_tokenizer(pool.tokenizer_folder, pool.trust_remote_code), _MOST_TOKENS)
+    seen = usage(_module(pool), mixtures, items, outputs=method == "sub_moe")
+    groups = groups_of(seen, number, method, scope, seed)
+    record = {"method": method, "router": router, "scope": scope, "rank": rank, "seed": seed}
+    settings: dict[str, Any] = {"align": method == "m_smoe", "rank": rank, "router": router}
+    writing = _Writing(pool, config, mixtures, groups, seen, settings)
+    sizes = writing.write(out, copied, max_shard_bytes, record)
+    return FewerExperts(
+        before,
+        tuple(len(groups[own.layer]) for own in mixtures),
+        groups,
+        {layer: tuple(int(count) for count in own.counts) for layer, own in seen.items()},
+        sizes,
+        sum(len(item.ids) for item in items if isinstance(item, Encoded)),
+    )
+
+
+def check_settings(number: float, method: str, router: str, scope: str, rank: float, seed: int) -> None:
+    """`ConfigError` for a setting that cannot be, whatever the model."""
+    for key, given, known in (("--method", method, METHODS), ("--router", router, ROUTERS), ("--scope", scope, SCOPES)):
+        if given not in known:
+            raise ConfigError(f"{key} is {given!r}", nearest(given, known))
+    for said, wrong, allowed in (
+        (f"--experts is {number:g}", number < 1, "at least 1"),
+        (f"--experts is {number:g}", scope == "layer" and number != int(number), "a whole number, with --scope layer"),
+        (f"--rank is {rank}", not 0 < rank <= 1, "a share above 0, up to 1"),
+        (f"--rank is {rank}", rank < 1 and method != "sub_moe", "1; singular values are left out by --method sub_moe"),
+        (f"--seed is {seed}", seed < 0, "at least 0"),
+        (
+            "--scope is model",
+            scope == "model" and method != "m_smoe",
+            "layer; one threshold for all is --method m_smoe's",
+        ),
+        (
+            "--router is kept",
+            method == "drop" and router == "kept",
+            "mean or dominant: what is dropped is sent no token",
+        ),
+    ):
+        if wrong:
+            raise ConfigError(said, allowed)
+    if scope == "model" and router != "kept":
+        raise ConfigError(
+            "--scope is model, which leaves layers with different numbers of experts",
+            "the same number in each, which is all that a configuration can say",
+            "--router kept writes equal experts in the place of the merged ones",
+        )
+
+
+def groups_of(seen: Mapping[int, Usage], number: float, method: str, scope: str, seed: int) -> dict[int, Groups]:
+    """The experts of each layer that become one.
+
+    Args:
+        seen: what they do, by layer.
+        number: of groups of a layer, or on average.
+        method, scope, seed: as for `fewer_experts`.
+    """
+    numbers = dict.fromkeys(seen, int(number))
+    if scope == "model":
+        numbers = numbers_by_threshold(counts_of(seen), number)
+    found: dict[int, Groups] = {}
+    for layer, own in seen.items():
+        if method == "drop":
+            found[layer] = tuple((expert,) for expert in sorted(dominant(own.counts, numbers[layer])))
+        elif method == "sub_moe":
+            assert own.outputs is not None, "asked for"
+            found[layer] = by_clusters(own.outputs, own.counts, numbers[layer], seed)
+        else:
+            found[layer] = by_dominant(own.routed, own.counts, numbers[layer])
+    return found
+
+
+def _module(pool: Pool) -> Any:
+    """The model, in float32."""
+    tensors = {
+        name: pool.read(_MODEL, name).to(torch.float32 if pool.is_merged(name) else None, copy=True)
+        for name in pool.layout.parameters
+    }
+    cls: Any = type(skeleton(pool.config, pool.trust_remote_code))
+    try:
+        with no_progress_bar():
+            return cls.from_pretrained(None, config=pool.config, state_dict=tensors, dtype=torch.float32).eval()
+    except Exception as error:  # transformers raises whatever the architecture's code raises
+        raise PoolError(f"transformers cannot load the model ({one_line(error)})") from error
+
+
+class _Writing:
+    """The tensors that are written, by name.
+
+    Args:
+        pool: of the one model.
+        config: of what is written.
+        mixtures: of the model.
+        groups, seen: by layer.
+        settings: of `merged_layer`.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        config: Any,
+        mixtures: Sequence[Mixture],
+        groups: Mapping[int, Groups],
+        seen: Mapping[int, Usage],
+        settings: Mapping[str, Any],
+    ) -> None:
+        self._pool, self._config, self._groups, self._seen, self._settings = pool, config, groups, seen, settings
+        self._placed = PlacedTensors(pool)
+        self._module = skeleton(config, pool.trust_remote_code)
+        self._after = {own.layer: own for own in mixtures_of(self._module)}
+        self._joins = {join.place: join for join in pool.layout.joins}
+        self._of = {place: own for own in mixtures for place in (own.router, own.gate_up, own.down)}
+        self._merged: tuple[int, dict[str, torch.Tensor]] = (-1, {})
+
+    def write(
+        self, out: Path, copied: Mapping[Path, Path], max_shard_bytes: int, record: Mapping[str, Any]
+    ) -> tuple[int, int]:
+        """Write the folder; how many parameters the model has, and what was written."""
+        pool = self._pool
+        declared, before = [], 0
+        for name, place in pool.layout.parameters.items():
+            own = pool.read(_MODEL, name)
+            before += own.numel()
+            shape = self._shape(name, place, tuple(own.shape))
+            if shape is not None:
+                declared.append(Declared(pool.stored[_MODEL][name], own.dtype, shape))
+        assert all(tensor.dtype in DTYPES for tensor in declared), "a pool has no others"
+        wanted = {tensor.name for tensor in declared}
+        with new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes) as shards:
+            check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied.values()))
+            for place in dict.fromkeys(pool.layout.parameters.values()):
+                for name, tensor in self._tensors(place).items():
+                    stored = pool.stored[_MODEL][name]
+                    if stored in wanted:  # what is tied is written once
+                        shards.write(stored, tensor.contiguous())
+                        wanted.discard(stored)
+            shards.finish()
+            for place_, file in copied.items():
+                (folder / place_).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, folder / place_)
+            content = {k: v for k, v in pool.checkpoints[_MODEL].config.items() if k not in NAMES_FILES}
+            count = next(iter(self._after.values())).count
+            content |= dict.fromkeys(count_keys(content, pool.config), count)
+            said = {
+                "model": dict(pool.info.refs)[_MODEL].address,
+                **record,
+                "groups": {str(layer): [list(own) for own in groups] for layer, groups in self._groups.items()},
+                "tokens": {str(layer): [int(n) for n in own.counts] for layer, own in self._seen.items()},
+            }
+            for file_name, values in (("config.json", content), (EXPERTS_FILE, said)):
+                text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+                (folder / file_name).write_text(text, encoding="utf-8")
+        return before, sum(math.prod(tensor.shape) for tensor in declared)
+
+    def _shape(self, name: str, place: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The shape of a tensor that is written; ``None`` for one of an expert that is not."""
+        mixture = self._of.get(place)
+        if mixture is None:
+            return shape
+        join = self._joins.get(place)
+        if join is None:
+            return self._after[mixture.layer].count, *shape[1:]
+        return shape if name in self._fewer(join, mixture).names else None
+
+    def _fewer(self, join: Join, mixture: Mixture) -> Join:
+        """The join with the tensors of as many experts as are left."""
+        count = self._after[mixture.layer].count
+        seen: dict[str, int] = {}
+        kept = []
+        for number, (pattern, _) in enumerate(join.parts):
+            seen[pattern] = seen.get(pattern, 0) + 1
+            if seen[pattern] <= count:
+                kept.append(number)
+        return replace(join, parts=tuple(join.parts[i] for i in kept), shapes=tuple(join.shapes[i] for i in kept))
+
+    def _tensors(self, place: str) -> Mapping[str, torch.Tensor]:
+        """What fills a place, by the layout's names."""
+        mixture = self._of.get(place)
+        if mixture is None:
+            return self._placed.split(place, self._placed.read(_MODEL, place))
+        if self._merged[0] != mixture.layer:
+            own = Layer(*(self._placed.read(_MODEL, key) for key in (mixture.router, mixture.gate_up, mixture.down)))
+            usage = self._seen[mixture.layer]
+            made = merged_layer(own, self._groups[mixture.layer], usage.counts, **self._settings)
+            places = {mixture.router: made.router, mixture.gate_up: made.gate_up, mixture.down: made.down}
+            self._merged = mixture.layer, places
+        tensor, join = self._merged[1][place], self._joins.get(place)
+        if join is None:
+            return {self._placed.names(place)[0]: tensor}
+        return split(self._fewer(join, mixture), tensor, self._module)

@@ -1,0 +1,274 @@
+"""Measures what merging the experts of a mixture costs: perplexity with half of them, by method.
+
+    python scripts/experts_table.py /tmp/experts                  # trains a small Mixtral, then the table
+    python scripts/experts_table.py /tmp/experts --experts 6      # of the model that is there
+
+A Mixtral of four layers with eight experts each learns to go on with docstrings of installed packages, two experts
+for each token. Its experts are then merged into fewer by the methods of `evomerge experts`, on texts that it learnt
+from, and dropped: the least used, and at random, ten times. Perplexity is that of docstrings that nothing has seen. A
+copy with experts and hidden units in another order is averaged with the model as it is, and aligned. Two more
+trainings of the model, each on half of the packages, are a pool to search on: `texts` holds what for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from evomerge.calibration.encoding import encode
+from evomerge.calibration.expert_usage import counts_of, expert_usage
+from evomerge.demo.docstrings import LIBRARIES, examples
+from evomerge.demo.train import learning_rate_at
+from evomerge.export.aligned_model import align
+from evomerge.export.fewer_experts import fewer_experts
+from evomerge.merge.alignment.finding import symmetries_of
+from evomerge.merge.alignment.orders import Experts
+from evomerge.merge.alignment.trial import put_in_order
+from evomerge.merge.experts.grouping import Groups
+from evomerge.merge.experts.merging import Layer, merged_layer
+from evomerge.models.architecture.mixtures import mixtures_of, with_experts
+from evomerge.protocols import CalibrationItem
+
+MODEL: Mapping[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 96,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 64,
+    "output_router_logits": True,
+    "router_aux_loss_coef": 0.02,
+    "initializer_range": 0.05,
+}
+VOCABULARY, LENGTH, BATCH, RATE = 1000, 48, 48, 3e-3
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+DRAWS = 10
+CALIBRATION = 128
+HALVES = {"a": LIBRARIES[::2], "b": LIBRARIES[1::2]}
+
+
+def main() -> None:
+    """Train what is not there, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--experts", type=int, default=4, help="that are left")
+    parser.add_argument("--steps", type=int, default=1200, help="of the training")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if not (options.folder / "base").is_dir():
+        train_all(options.folder, options.steps, options.seed)
+    table(options.folder, options.experts)
+    permuted(options.folder)
+
+
+def texts_of(seed: int) -> dict[str, dict[str, list[str]]]:
+    """First sentences of docstrings by part (train, search, held_out) and library; no text is in two parts."""
+    rng = np.random.default_rng(seed)
+    own = examples(1500, rng)["library"]
+    parts = rng.choice(("train", "search", "held_out"), len(own), p=(0.8, 0.05, 0.15))
+    found: dict[str, dict[str, list[str]]] = {
+        p: {name: [] for name in LIBRARIES} for p in ("train", "search", "held_out")
+    }
+    for example, part in zip(own, parts, strict=True):
+        found[str(part)][example.label].append(example.text)
+    return found
+
+
+def train_all(folder: Path, steps: int, seed: int) -> None:
+    """The model, a fine-tune of it on each half of the packages, and the texts."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    texts = texts_of(seed)
+    train = [text for own in texts["train"].values() for text in own]
+    tokenizer = make_tokenizer(train)
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(seed)
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=len(tokenizer), **ids, **MODEL))
+    rng = np.random.default_rng(seed)
+    run(model, tokenizer, train, steps, RATE, rng)
+    save(model, tokenizer, folder / "base")
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, libraries in HALVES.items():
+        model.load_state_dict(start)
+        run(model, tokenizer, [t for lib in libraries for t in texts["train"][lib]], steps // 4, RATE / 4, rng)
+        save(model, tokenizer, folder / name)
+    (folder / "texts").mkdir()
+    for part in ("train", "search", "held_out"):
+        for name, libraries in {"all": LIBRARIES, **HALVES}.items():
+            lines = [" ".join(text.split()) + "\n" for library in libraries for text in texts[part][library]]
+            order = np.random.default_rng(seed).permutation(len(lines))
+            (folder / "texts" / f"{name}-{part}.txt").write_text("".join(lines[i] for i in order), encoding="utf-8")
+
+
+def make_tokenizer(texts: Sequence[str]) -> Any:
+    """A byte-level BPE tokenizer of the texts, which puts a beginning and an end around each."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=LENGTH, **names)
+
+
+def rows(tokenizer: Any, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Texts as a batch."""
+    found = tokenizer(list(texts), padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+    return {key: found[key] for key in ("input_ids", "attention_mask")}
+
+
+def run(model: Any, tokenizer: Any, texts: Sequence[str], steps: int, rate: float, rng: np.random.Generator) -> None:
+    """Train in place."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * learning_rate_at(step, steps)
+        batch = rows(tokenizer, [texts[i] for i in rng.integers(len(texts), size=BATCH)])
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(**batch, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 0:
+            print(f"step {step}: loss {float(loss):.3f}", flush=True)
+    model.eval()
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model with its tokenizer."""
+    model.config.output_router_logits = False  # the loss of the routers is of the training alone
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model.config.output_router_logits = True
+
+
+def batches(tokenizer: Any, texts: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """All texts, so many at a time."""
+    for start in range(0, len(texts), 64):
+        yield rows(tokenizer, texts[start : start + 64])
+
+
+def perplexity(model: Any, tokenizer: Any, texts: Sequence[str]) -> float:
+    """Over all tokens but the first of each text."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for batch in batches(tokenizer, texts):
+            logits = model(**batch, output_router_logits=False).logits[:, :-1]
+            targets = batch["input_ids"][:, 1:].masked_fill(batch["attention_mask"][:, 1:] == 0, -100)
+            total += float(functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+            count += int((targets >= 0).sum())
+    return math.exp(total / count)
+
+
+def load(folder: Path) -> Any:
+    """By plain transformers."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).float().eval()
+
+
+def read(path: Path) -> list[str]:
+    """The texts of a file."""
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def smaller(model: Any, groups: Mapping[int, Groups], counts: Mapping[int, Any]) -> Any:
+    """The model with these experts alone, in memory."""
+    config = with_experts(model.config, len(next(iter(groups.values()))))
+    other = type(model)(config).eval()
+    state = model.state_dict()
+    for own in mixtures_of(model):
+        layer = Layer(state[own.router], state[own.gate_up], state[own.down])
+        made = merged_layer(layer, groups[own.layer], counts[own.layer])
+        state |= {own.router: made.router, own.gate_up: made.gate_up, own.down: made.down}
+    other.load_state_dict(state)
+    return other
+
+
+def table(folder: Path, number: int) -> None:
+    """Perplexities with fewer experts."""
+    from transformers import AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder / "base"), load(folder / "base")
+    held_out, learnt = (
+        read(folder / "texts" / "all-held_out.txt"),
+        read(folder / "texts" / "all-train.txt")[:CALIBRATION],
+    )
+    texts = [CalibrationItem(text, "") for text in learnt]
+    usage = expert_usage(model, mixtures_of(model), encode(texts, tokenizer, LENGTH))
+    counts, total = counts_of(usage), mixtures_of(model)[0].count
+    for layer, own in counts.items():
+        print(f"layer {layer}: " + ", ".join(f"{share:.0%}" for share in own / own.sum()))
+    print(f"| {number} of {total} experts | router | perplexity |\n| --- | --- | ---: |")
+    print(f"| all {total} | | {perplexity(model, tokenizer, held_out):.2f} |", flush=True)
+    settings: list[dict[str, Any]] = [
+        {"method": m, "router": r} for m in ("m_smoe", "sub_moe") for r in ("mean", "dominant", "kept")
+    ]
+    settings += [{"method": "sub_moe", "router": "mean", "rank": rank} for rank in (0.75, 0.5, 0.25)]
+    settings += [{"method": "m_smoe", "router": "kept", "scope": "model"}]
+    settings += [{"method": "drop", "router": "dominant"}]
+    for setting in settings:
+        out = folder / "fewer" / "-".join(str(own) for own in (number, *setting.values()))
+        if not out.is_dir():
+            fewer_experts(str(folder / "base"), out, number, texts=texts, **setting)
+        value = perplexity(load(out), tokenizer, held_out)
+        words = " ".join(
+            f"{key} {own}" if key == "rank" else str(own) for key, own in setting.items() if key != "router"
+        )
+        print(f"| {words} | {setting['router']} | {value:.2f} |", flush=True)
+    found = []
+    for draw in range(DRAWS):
+        rng = np.random.default_rng(draw)
+        groups = {layer: tuple((int(e),) for e in np.sort(rng.permutation(total)[:number])) for layer in counts}
+        found.append(perplexity(smaller(model, groups, counts), tokenizer, held_out))
+    print(f"| dropped at random, mean of {DRAWS} | | {np.mean(found):.2f} ({min(found):.2f} to {max(found):.2f}) |")
+
+
+def permuted(folder: Path) -> None:
+    """Perplexities of averages with a copy in another order."""
+    from transformers import AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder / "base"), load(folder / "base")
+    held_out = read(folder / "texts" / "all-held_out.txt")
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    symmetries = symmetries_of(model, model.config, shapes)
+    symmetries = replace(symmetries, free=frozenset({"experts", "expert_units"}))
+    other = load(folder / "base")
+    order = symmetries.random(np.random.default_rng(0))
+    assert any(isinstance(group, Experts) for group in symmetries.groups.values())
+    put_in_order(other, symmetries, order)
+    save(other, tokenizer, folder / "permuted")
+    if not (folder / "aligned").is_dir():
+        align(str(folder / "base"), str(folder / "permuted"), folder / "aligned")
+    aligned = load(folder / "aligned")
+    own = model.state_dict()
+    same = all(torch.equal(own[name], tensor) for name, tensor in aligned.state_dict().items())
+    print(json.dumps({"aligned copy is the model, bit for bit": same}))
+    for name, with_ in (("permuted", other), ("aligned", aligned)):
+        average = load(folder / "base")
+        average.load_state_dict({key: (own[key] + tensor) / 2 for key, tensor in with_.state_dict().items()})
+        print(f"average with the {name} copy: perplexity {perplexity(average, tokenizer, held_out):.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
