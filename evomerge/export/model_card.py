@@ -137,9 +137,10 @@ def _licence_section(licenses: Mapping[str, Sequence[Mapping[str, str]]]) -> lis
 
 
 def _head_sections(recipe: Recipe) -> list[str]:
-    """Whose head it is, where tasks have heads of their own."""
+    """Whose head it is, where tasks have heads of their own; or what is kept."""
     if recipe.heads is None:
-        return []
+        kept = ", ".join(f"`{name}`" for name in recipe.kept[:8])
+        return ["## Kept", f"Those of {recipe.config_from} as they were: {kept}."] if kept else []
     others = [task for task in recipe.heads.tasks if task != recipe.config_from]
     more = f" The same encoder serves {', '.join(others)} with theirs: `evomerge merge --task NAME`." if others else ""
     names = ", ".join(f"`{name}`" for name in recipe.heads.tensors[:8])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from lm_eval.evaluator_utils import get_sample_size
 
+from evomerge.errors import FitnessError
 from fitness._lm_eval.chat import ChatTemplate, require_template
 from fitness._lm_eval.document_errors import require_text
 from fitness._lm_eval.isolation import quietly
@@ -30,7 +31,7 @@ _NOT_CONTENT = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs", "c
 
 
 def build_requests(
-    tasks: TaskSet, tokenizer: Any, settings: BuildSettings, samples: Mapping[str, list[int]] | None = None
+    tasks: TaskSet, tokenizer: Any, settings: BuildSettings, samples: Mapping[str, list[int]] | None = None, seeing: Any = None
 ) -> None:
     """Give every task its instances, with the steps and the order of ``simple_evaluate``.
 
@@ -41,6 +42,7 @@ def build_requests(
         tokenizer: whose chat template is used; of no matter where no task uses one.
         settings: those of the fitness.
         samples: numbers of the documents by task; all within the limit for ``None``.
+        seeing: lm-eval's model of texts and images, which writes chats with images itself; ``None`` where there are none.
 
     Raises:
         FitnessError: a task whose prompts cannot be made or are no text, or without documents.
@@ -51,6 +53,8 @@ def build_requests(
         _configure(task, terms[name], settings)
         task.set_fewshot_seed(seed=settings.fewshot_seed)
     require_templates(tasks, tokenizer, settings)
+    if seeing is not None:
+        _require_one_way(tasks, settings)
     for name, task in tasks.tasks.items():
         limit = terms[name].limit if terms[name].limit is not None else settings.limit
         own = settings.of(terms[name])
@@ -65,10 +69,37 @@ def build_requests(
                 system_instruction=own.system_instruction,
                 apply_chat_template=bool(choice),
                 fewshot_as_multiturn=own.fewshot_as_multiturn,
-                chat_template=ChatTemplate(tokenizer, choice, own.chat_template_args) if choice else None,
+                chat_template=_template(tokenizer, task, choice, own.chat_template_args, seeing) if choice else None,
             )
         for instance in task.instances:
             require_text(instance)
+
+
+def _template(tokenizer: Any, task: Any, choice: bool | str, arguments: Mapping[str, Any], seeing: Any) -> Any:
+    """What writes the chats of a task."""
+    if seeing is not None and getattr(task, "MULTIMODAL", False):
+        return seeing.apply_chat_template
+    return ChatTemplate(tokenizer, choice, arguments)
+
+
+def _require_one_way(tasks: TaskSet, settings: BuildSettings) -> None:
+    """Raise `FitnessError` where some tasks with images are chats and others are not, or a template is named.
+
+    lm-eval's ``hf-multimodal`` puts image tokens into all prompts or leaves them to the template for all.
+    """
+    asked = {}
+    for loaded in tasks.terms:
+        if any(getattr(tasks.tasks[name], "MULTIMODAL", False) for name in loaded.tasks):
+            own = settings.of(loaded.term)
+            asked[loaded.name] = bool(own.apply_chat_template)
+            if isinstance(own.apply_chat_template, str) or own.chat_template_args:
+                raise FitnessError(
+                    f"task {loaded.name!r} has images, and a chat template is named or given arguments",
+                    "apply_chat_template: true or false: lm-eval takes the processor's template as it is",
+                )
+    if len(set(asked.values())) > 1:
+        told = ", ".join(f"{name} {str(value).lower()}" for name, value in asked.items())
+        raise FitnessError(f"apply_chat_template differs between tasks with images: {told}", "the same for all of them")
 
 
 def require_templates(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> None:
@@ -144,6 +175,8 @@ def _content(value: Any) -> Any:
         return {field.name: _content(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
+    if callable(getattr(value, "tobytes", None)) and hasattr(value, "mode"):  # an image
+        return [value.mode, list(value.size), hashlib.sha256(value.tobytes()).hexdigest()]
     if callable(value):
         try:
             return inspect.getsource(value)
