@@ -28,6 +28,7 @@ _IMMATERIAL = re.compile(
 
 _ROTARY = re.compile(r"(^|\.)(rope_parameters|rope_scaling|rope_theta|original_max_position_embeddings)(\.|$)")
 
+WIDTHS = ", or bring one to the other's widths: evomerge align --widths"
 LEAVE_OUT = "leave one of the two out of the pool"
 _WIDTH = re.compile(
     r"hidden_size|d_model|n_embd|.*intermediate_size|d_ff|n_inner|(num|n)_.*(heads?|experts)|head_dim|d_kv|.*_dim|.*_rank"
@@ -135,7 +136,7 @@ def is_width(key: str) -> bool:
 
 def _what_to_do(key: str, reference: str) -> str:
     if is_width(key):
-        return LEAVE_OUT
+        return LEAVE_OUT + WIDTHS
     return f"{LEAVE_OUT}; where it is meant, merge a copy of it whose config.json says what that of {reference!r} says"
 
 
