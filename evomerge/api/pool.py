@@ -49,7 +49,8 @@ def load_pool(
         kept_from: that model; ``None`` for the base, or else the first source, that sees.
 
     Raises:
-        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer`, `heads`, `kept` or `kept_from` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer`, `heads`, `kept` or `kept_from` is none of those
+            possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
 
     >>> pool = evomerge.load_pool({"base": "base", "math": "math"}, base="base", root="demo_pool/seed0")
@@ -60,7 +61,13 @@ def load_pool(
         raise ConfigError(f"models is a {type(models).__name__}", "a mapping of names to folders or hub ids")
     locations = {name: os.fspath(location) for name, location in models.items()}
     folder = Path(root) if root is not None else None
-    more = {"tokenizer_from": tokenizer_from, "tokenizer": tokenizer, "heads": heads, "kept": kept, "kept_from": kept_from}
+    more = {
+        "tokenizer_from": tokenizer_from,
+        "tokenizer": tokenizer,
+        "heads": heads,
+        "kept": kept,
+        "kept_from": kept_from,
+    }
     return open_pool(locations, base, folder, dtype, trust_remote_code, **more)  # type: ignore[arg-type]
 
 

@@ -47,8 +47,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--widths",
         action="store_true",
-        help="experimental: give the copy REFERENCE's widths: zeros where MODEL is narrower, the units that match least "
-        "left out where it is wider",
+        help="experimental: give the copy REFERENCE's widths: zeros where MODEL is narrower, the units that match "
+        "least left out where it is wider",
     )
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
     options = parser.parse_intermixed_args(list(arguments))

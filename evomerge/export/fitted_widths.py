@@ -43,8 +43,8 @@ class Fitted:
 def fit_widths(reference: str, model: str, out: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Fitted:
     """Write a copy of a model with the widths of a reference, its units where those are that they are most like.
 
-    See `evomerge.merge.alignment.widths`. Experimental: what is left out of a wider model is lost, and whether models of
-    several widths merge well is not known.
+    See `evomerge.merge.alignment.widths`. Experimental: what is left out of a wider model is lost, and whether models
+    of several widths merge well is not known.
 
     Args:
         reference, model: folders or hub ids of one architecture and depth, whose heads have the same dimensions.
@@ -87,9 +87,7 @@ def fit_widths(reference: str, model: str, out: Path, *, max_shard_bytes: int = 
         lambda place: pools[REFERENCE].read(REFERENCE, names[REFERENCE][place]),
         lambda place: pools[MODEL].read(MODEL, names[MODEL][place]),
     )
-    factor = norm_factor(
-        *symmetries.values(), taken, lambda place: pools[MODEL].read(MODEL, names[MODEL][place])
-    )
+    factor = norm_factor(*symmetries.values(), taken, lambda place: pools[MODEL].read(MODEL, names[MODEL][place]))
     offset = 1.0 if own.model_type in _ONE_MORE else 0.0
 
     def made(name: str) -> torch.Tensor:

@@ -137,7 +137,9 @@ def kept_names(kept: Kept, layout: Layout, match: NameMatch) -> dict[str, str]:
     found: dict[str, str] = {}
     for place in kept.among(dict.fromkeys(layout.parameters.values())):
         if place in joined:
-            raise PoolError(f"model {kept.model!r} stores {place!r} joined with others", "what is kept is stored as such")
+            raise PoolError(
+                f"model {kept.model!r} stores {place!r} joined with others", "what is kept is stored as such"
+            )
         found[place] = match.stored[place]
     return found
 

@@ -12,18 +12,24 @@ from typing import Any
 from evomerge.errors import EvomergeError, EvomergeWarning, PoolError, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.config_fields import check_generation
-from evomerge.models.architecture.layout import Layout, layout_from
+from evomerge.models.architecture.layout import layout_from
 from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.folding import FoldedCheckpoint, FoldedRoom, warn_of_another_base
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
-from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
 from evomerge.models.comparing import comparison
 from evomerge.models.equal_slices import equal_slices
 from evomerge.models.heads import AUTO, Setting, config_giver, find_heads, headed_of, stored_heads
 from evomerge.models.keeping import find_kept, kept_names
 from evomerge.models.pool import Pool
-from evomerge.models.pool_settings import check_heads, check_kept, check_pool_settings, of_model, raise_all, tokenizer_spec
+from evomerge.models.pool_settings import (
+    check_heads,
+    check_kept,
+    check_pool_settings,
+    of_model,
+    raise_all,
+    tokenizer_spec,
+)
 from evomerge.models.sources import Opened, dtype_of, open_sources, warn_of_dtypes
 from evomerge.models.statistics import ModelStatistics, default_folder
 from evomerge.models.tokenizer_files import check_files
@@ -33,7 +39,7 @@ from evomerge.models.vocabularies.aligning import aligned, axes_in, rows_problem
 from evomerge.models.vocabularies.choosing import choose_vocabulary, giver_of
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
-from evomerge.recipes.kept import Kept
+from evomerge.recipes.kept import Kept, opening_settings
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef
@@ -79,7 +85,8 @@ def open_pool(
         kept_from: that model; by default the base, or else the first source, that sees.
 
     Raises:
-        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer`, `heads`, `kept` or `kept_from` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer`, `heads`, `kept` or `kept_from` is none of those
+            possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
     """
     sources = check_pool_settings(models, base, dtype, tokenizer_from, tokenizer)
@@ -172,7 +179,9 @@ def _fitted(
                 problems.append(damage)
                 continue
             its = with_rows(its, axes, own_rows)
-        problems += comparison(name, reference, checkpoints, configs, stored, its, ignored, tokenizer_from, vocabulary, kept)
+        problems += comparison(
+            name, reference, checkpoints, configs, stored, its, ignored, tokenizer_from, vocabulary, kept
+        )
     giver = vocabulary.giver if vocabulary is not None else giver_of(spec, reference, tokenizer_from)
     tokenizer_from = giver if vocabulary is None and giver != reference else tokenizer_from
     rows = vocabulary.rows.count if vocabulary else getattr(configs[giver].get_text_config(), "vocab_size", None)
@@ -255,8 +264,7 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
         tokenizer=recipe.tokenizer,
         heads=list(heads.tensors) if heads is not None else None,
         tasks=heads.tasks if heads is not None else None,
-        kept=list(recipe.kept) or None,
-        kept_from=recipe.config_from if recipe.kept else None,
+        **opening_settings(Kept(recipe.kept, recipe.config_from) if recipe.kept else None),
     )
     problems = [problem for name, ref in order.items() for problem in changed_since(name, ref, pool.checkpoints[name])]
     raise_all(problems)

@@ -78,7 +78,7 @@ class Pool:
         return {place: own.read(name) for place, name in self.heads.stored[task].items()}
 
     def read_kept(self) -> dict[str, torch.Tensor]:
-        """The tensors that are kept, by their names in the checkpoint of their model, as stored, mapped from its file."""
+        """The tensors that are kept, by their names in the checkpoint of their model, as they are stored there."""
         own = self.checkpoints[self.info.config_from]
         return {name: own.read(name) for name in self.kept.values()}
 

@@ -42,6 +42,13 @@ class Kept:
         return tuple(place for place in places if self.has(place))
 
 
+def opening_settings(kept: Kept | None) -> dict[str, Any]:
+    """What `models.opening.open_pool` is told, so that a pool keeps the same."""
+    if kept is None:
+        return {"kept": None}
+    return {"kept": list(kept.tensors), "kept_from": kept.model}
+
+
 def check_kept(tensors: tuple[str, ...]) -> None:
     """`RecipeError` for a recipe's `kept` that is none."""
     if len(set(tensors)) < len(tensors) or len(tensors) > MOST_PATTERNS:

@@ -31,7 +31,11 @@ _NOT_CONTENT = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs", "c
 
 
 def build_requests(
-    tasks: TaskSet, tokenizer: Any, settings: BuildSettings, samples: Mapping[str, list[int]] | None = None, seeing: Any = None
+    tasks: TaskSet,
+    tokenizer: Any,
+    settings: BuildSettings,
+    samples: Mapping[str, list[int]] | None = None,
+    seeing: Any = None,
 ) -> None:
     """Give every task its instances, with the steps and the order of ``simple_evaluate``.
 
@@ -42,7 +46,7 @@ def build_requests(
         tokenizer: whose chat template is used; of no matter where no task uses one.
         settings: those of the fitness.
         samples: numbers of the documents by task; all within the limit for ``None``.
-        seeing: lm-eval's model of texts and images, which writes chats with images itself; ``None`` where there are none.
+        seeing: lm-eval's model of texts and images, which writes chats itself; ``None`` without images.
 
     Raises:
         FitnessError: a task whose prompts cannot be made or are no text, or without documents.

@@ -20,8 +20,8 @@ from fitness._lm_eval.loading import TaskSet, has_images
 from fitness._lm_eval.model import ResidentLM
 from fitness._lm_eval.objective import WeighedTerm
 from fitness._lm_eval.resident_model import resident_lm
-from fitness._lm_eval.seeing_model import seeing_lm
 from fitness._lm_eval.scoring import RawValues, TaskScorer
+from fitness._lm_eval.seeing_model import seeing_lm
 from fitness._lm_eval.seq2seq_session import Seq2SeqSession
 from fitness._lm_eval.session import Session
 from fitness._lm_eval.settings import BuildSettings
@@ -185,7 +185,13 @@ def prepare(
             "softmax_dtype": str(lm.softmax_dtype),
             "batch_size": arguments.batch_size,
             "grouped": session.grouped,
-            **({"backend": lm.backend} if seq2seq else {"images": lm.decides()} if images else _share(session, lm, model, forwards)),
+            **(
+                {"backend": lm.backend}
+                if seq2seq
+                else {"images": lm.decides()}
+                if images
+                else _share(session, lm, model, forwards)
+            ),
         }
     decides = {
         "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in terms],

@@ -49,7 +49,12 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(pool: Path, *more: str) -> list[str]:
     return [
-        *("fitness=lm_eval", f"fitness.tasks=['{pool / 'look.yaml'}']", "fitness.batch_size=4", "search.racing.first=null"),
+        *(
+            "fitness=lm_eval",
+            f"fitness.tasks=['{pool / 'look.yaml'}']",
+            "fitness.batch_size=4",
+            "search.racing.first=null",
+        ),
         *("pool.models={base: base, sees: sees, plain: plain}", "pool.base=base", f"pool.root='{pool}'"),
         *("search_space.layer_group=all", "search_space.components=all", "strategy.popsize=3", "display=quiet", *more),
     ]

@@ -48,7 +48,9 @@ def test_language_models_and_projectors_are_merged_and_eyes_kept(kind: str, tmp_
     kept = [name for name in made if pool.info.kept.has(name)]
     assert len(kept) > 5
     for name, tensor in made.items():
-        torch.testing.assert_close(tensor, mine[name] if name in kept else both[name], msg=lambda text, n=name: n + text)
+        torch.testing.assert_close(
+            tensor, mine[name] if name in kept else both[name], msg=lambda text, n=name: n + text
+        )
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -154,7 +156,10 @@ def test_deeper_language_models_and_other_rows(tmp_path: Path) -> None:
         ({"kept": 3}, r"pool\.kept is '3'; auto, null, or patterns"),
         ({"kept_from": "c"}, r"pool\.kept_from is 'c'; .*a"),
         ({"kept_from": "a", "kept": None}, r"pool\.kept_from is 'a', and nothing is kept"),
-        ({"kept_from": "words"}, r"pool\.kept_from is 'words', and 'words' has no part that looks at images; .*one of a"),
+        (
+            {"kept_from": "words"},
+            r"pool\.kept_from is 'words', and 'words' has no part that looks at images; .*one of a",
+        ),
         ({"kept": "model.vision_tower.*"}, r"model 'words' has no tensor for 'model\.multi_modal_projector"),
     ],
 )

@@ -66,13 +66,21 @@ def test_a_recipe_becomes_its_genome_again() -> None:
 @pytest.mark.parametrize(
     ("info", "options", "message"),
     [
-        (uneven(), {}, r"all sources have 4 layers.*choose search_space=parameter, or set search_space\.mapped=\[lang\]"),
+        (
+            uneven(),
+            {},
+            r"all sources have 4 layers.*choose search_space=parameter, or set search_space\.mapped=\[lang\]",
+        ),
         (uneven(lang=7), {"mapped": ["math"]}, r"mapped leaves out 'lang', of 7 layers where the result has 4"),
         (uneven(lang=7), {"mapped": ["long"]}, r"search_space\.mapped names 'long'; did you mean 'lang'"),
         (uneven(lang=7), {"mapped": ["lang", "lang"]}, r"search_space\.mapped is lang, lang; every source once"),
         (uneven(lang=7), {"window": -1}, r"search_space\.window is -1; a number of layers, 0 or more"),
         (uneven(base=7, lang=7), {}, r"the base 'base' has 7 layers, and the result 4"),
-        (replace(uneven(lang=7), immovable="they count"), {}, r"layers of this architecture cannot change places: they"),
+        (
+            replace(uneven(lang=7), immovable="they count"),
+            {},
+            r"layers of this architecture cannot change places: they",
+        ),
     ],
 )
 def test_settings_that_cannot_be(info: PoolInfo, options: dict[str, Any], message: str) -> None:

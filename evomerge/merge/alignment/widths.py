@@ -33,8 +33,8 @@ def check_widths(reference: Symmetries, model: Symmetries) -> None:
             ours, theirs = ((h.width, h.queries) for h in (own, wanted))
             if ours != theirs:
                 raise PoolError(
-                    f"the model's heads have {ours[0]} dimensions and {ours[1]} queries for each of keys and values, the "
-                    f"reference's {theirs[0]} and {theirs[1]}",
+                    f"the model's heads have {ours[0]} dimensions and {ours[1]} queries for each of keys and "
+                    f"values, the reference's {theirs[0]} and {theirs[1]}",
                     "heads of one kind, in any number: others cannot stand in their places",
                 )
 
@@ -154,7 +154,8 @@ def norm_factor(
     if stream is None or name is None:
         return 1.0
     before, after = model.groups[stream], reference.groups[stream]
-    assert isinstance(before, Units) and isinstance(after, Units)
+    assert isinstance(before, Units)
+    assert isinstance(after, Units)
     squares = read_model(name).double().square().sum(0)
     kept = taken[stream][taken[stream] >= 0]
     share = float(squares[torch.from_numpy(kept)].sum() / squares.sum())

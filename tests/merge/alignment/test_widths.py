@@ -53,7 +53,11 @@ def test_what_cannot_be_fitted_is_said(tiny_model: TinyModel, tmp_path: Path) ->
     for name, overrides, message in (
         ("same", {}, "the two models have the same widths"),
         ("deep", {"num_hidden_layers": 3, **WIDE}, r"'mistral' of 3 layers, the model .* of 2 layers; .*layer_map"),
-        ("heads", {**WIDE, "head_dim": 8}, r"the model's heads have 4 dimensions and 2 queries .*, the reference's 8 and 2"),
+        (
+            "heads",
+            {**WIDE, "head_dim": 8},
+            r"the model's heads have 4 dimensions and 2 queries .*, the reference's 8 and 2",
+        ),
     ):
         with pytest.raises(PoolError, match=message):
             fit_widths(str(tiny_model(name, "mistral", 1, **overrides)), narrow, out)
