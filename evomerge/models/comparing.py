@@ -60,7 +60,7 @@ def comparison(
     if name != reference:
         pair = configs[name], configs[reference]
         if kept is not None:
-            pair = compared_parts(*pair, kept)
+            pair = compared_parts(*pair, layout)
         found = list(compatibility.config_problems(name, pair[0], reference, pair[1], ignored))
         problems += found
         widths = [problem for problem in found if problem.do.endswith(compatibility.WIDTHS)]

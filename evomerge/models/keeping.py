@@ -144,13 +144,17 @@ def kept_names(kept: Kept, layout: Layout, match: NameMatch) -> dict[str, str]:
     return found
 
 
-def compared_parts(config: Any, reference: Any, kept: Kept) -> tuple[Any, Any]:
+def compared_parts(config: Any, reference: Any, layout: Layout) -> tuple[Any, Any]:
     """What is compared of two configurations: their language models', where the one has another kind of eyes, or none.
 
     Keys that only one kind of language model has are left out where the two are called otherwise.
+
+    Args:
+        config, reference: transformers configurations.
+        layout: of what is merged. Where projectors are, it matters what they read.
     """
-    projector = any(is_projector(pattern) for pattern in kept.tensors)
-    if config.model_type == reference.model_type and not projector:
+    projector = any(is_projector(place) for place in layout.parameters.values())
+    if config.model_type == reference.model_type and (projector or not sees(reference)):
         return config, reference
     own, wanted = config.get_text_config(), reference.get_text_config()
     if own.model_type == wanted.model_type:

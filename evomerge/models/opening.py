@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import EvomergeError, EvomergeWarning, PoolError, reason_of
+from evomerge.errors import ConfigError, EvomergeError, EvomergeWarning, PoolError, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.config_fields import check_generation
 from evomerge.models.architecture.layout import layout_from
@@ -99,6 +99,12 @@ def open_pool(
     try:
         own = find_heads(heads, headed_of(tasks, sources), opened.configs, opened.checkpoints, trust_remote_code)
         whole = find_kept(kept, kept_from, base, sources, opened.configs, opened.checkpoints, trust_remote_code)
+        if own is not None and whole is not None:
+            raise ConfigError(
+                f"the pool has heads of their own ({own.tensors[0]}) and keeps {whole.tensors[0]} of {whole.model!r}",
+                "one of the two",
+                "set pool.heads=null or pool.kept=null",
+            )
         how = trust_remote_code, fingerprints, ignore_config, tokenizer_from, spec, own, whole
         return _fitted(opened, sources, base, dtype, *how)
     except EvomergeError:

@@ -56,7 +56,7 @@ def build_requests(
         forget_renderings(task)
         _configure(task, terms[name], settings)
         task.set_fewshot_seed(seed=settings.fewshot_seed)
-    require_templates(tasks, tokenizer, settings)
+    require_templates(tasks, tokenizer, settings, getattr(seeing, "processor", None))
     if seeing is not None:
         _require_one_way(tasks, settings)
     for name, task in tasks.tasks.items():
@@ -106,13 +106,17 @@ def _require_one_way(tasks: TaskSet, settings: BuildSettings) -> None:
         raise FitnessError(f"apply_chat_template differs between tasks with images: {told}", "the same for all of them")
 
 
-def require_templates(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> None:
-    """Raise `FitnessError` unless the tokenizer has every chat template that a task asks for, naming the task."""
+def require_templates(tasks: TaskSet, tokenizer: Any, settings: BuildSettings, processor: Any = None) -> None:
+    """Raise `FitnessError` unless the tokenizer has every chat template that a task asks for, naming the task.
+
+    Of tasks with images that is the processor's; without one they are passed over.
+    """
     for loaded in tasks.terms:
         choice = settings.of(loaded.term).apply_chat_template
         whose = "" if loaded.term.apply_chat_template is None else f" of task {loaded.name!r}"
-        if choice:
-            require_template(tokenizer, choice, f"apply_chat_template{whose}")
+        images = any(getattr(tasks.tasks[name], "MULTIMODAL", False) for name in loaded.tasks)
+        if choice and (processor is not None or not images):
+            require_template(processor if images else tokenizer, choice, f"apply_chat_template{whose}")
 
 
 def _configure(task: Any, term: TaskTerm, settings: BuildSettings) -> None:
