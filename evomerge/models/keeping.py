@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from evomerge.errors import ConfigError, PoolError, nearest
+from evomerge.models import compatibility
 from evomerge.models.architecture.language_part import LanguageNames, is_projector, patterns_of, sees
 from evomerge.models.architecture.layout import Layout, skeleton
 from evomerge.models.architecture.names import NameMatch, match_names
@@ -87,8 +88,9 @@ def _all_have(
     """Whether all models have a projector, of one shape and on one kind of eyes."""
     wanted = configs[giver]
     for config in configs.values():
-        same = config.model_type == wanted.model_type and sees(config)
-        if not same or config.vision_config.to_dict() != wanted.vision_config.to_dict():
+        if config.model_type != wanted.model_type or not sees(config):
+            return False
+        if any(compatibility.config_problems("", config.vision_config, "", wanted.vision_config)):
             return False
     state = module.state_dict()
     for checkpoint in others:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
-from vlm_models import KINDS, build_vlm, save, save_vlm, save_words
+from vlm_models import IMAGE, KINDS, ROWS, build_vlm, save, save_vlm, save_words
 
 from evomerge.errors import ConfigError, PoolError, RecipeError
 from evomerge.export.in_memory import merged_model
@@ -77,7 +77,10 @@ def test_plain_language_models_are_merged_with_the_language_part(kind: str, tmp_
         inner = f"model.{name.removeprefix(language)}" if name.startswith(language) else name
         if inner in words["plain"]:
             merged += 1
-            torch.testing.assert_close(tensor, 0.25 * words["plain"][inner] + 0.75 * sees[name])
+            plain = words["plain"][inner].clone()
+            if plain.shape[0] == ROWS:  # the plain model's tokenizer has no image token: its row is the other's
+                plain[IMAGE] = sees[name][IMAGE]
+            torch.testing.assert_close(tensor, 0.25 * plain + 0.75 * sees[name])
         else:
             assert pool.info.kept.has(name)
             assert torch.equal(tensor, sees[name])
@@ -160,7 +163,7 @@ def test_deeper_language_models_and_other_rows(tmp_path: Path) -> None:
             {"kept_from": "words"},
             r"pool\.kept_from is 'words', and 'words' has no part that looks at images; .*one of a",
         ),
-        ({"kept": "model.vision_tower.*"}, r"model 'words' has no tensor for 'model\.multi_modal_projector"),
+        ({"kept": "model.vision_tower.*"}, r"model 'words' has no tensor for 'multi_modal_projector"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str, two: dict[str, str]) -> None:
