@@ -39,7 +39,7 @@ _EYES = {
 KINDS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "llava": ("Llava", {"vision_feature_layer": -1, "image_seq_length": 4}, "Mistral", {}),
     "llava_next": ("LlavaNext", {"vision_feature_layer": -1, "image_grid_pinpoints": [[8, 8]]}, "Mistral", {}),
-    "qwen2_vl": ("Qwen2VL", {}, "Qwen2", {}),
+    "qwen2_vl": ("Qwen2VL", {}, "Qwen2", {"rms_norm_eps": 1e-6}),
     "smolvlm": ("SmolVLM", {"scale_factor": 1}, "Llama", {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}),
     "gemma3": ("Gemma3", {"mm_tokens_per_image": 1}, "Gemma3Text", {"sliding_window": 8, "query_pre_attn_scalar": 4}),
 }
