@@ -66,7 +66,7 @@ class LmEvalFitness(TakesEngines, ScoresSeveral):
         gen_kwargs: added to the generation arguments of generative tasks.
         fewshot_seed: chooses the examples.
         batch_size, max_length, softmax_dtype, add_bos_token, prefix_token_id, truncation, logits_cache, model_args,
-            mixed_precision_dtype, enable_thinking, think_end_token, chat_template_args: see `ModelArguments`.
+            mixed_precision_dtype, enable_thinking, think_end_token, chat_template_args, image_args: `ModelArguments`.
         response_length: measure the tokens of generated responses, as scored: cut at stop strings, before filters.
         keep_responses: keep what every candidate answered, in the run's folder; else only what was compared answers
             are kept: the baselines', the best candidates', and all on held-out items.
@@ -115,6 +115,7 @@ class LmEvalFitness(TakesEngines, ScoresSeveral):
         estimator: str | dict[str, Any] | None = "mean",
         generation: Generation = "stock",
         model_args: str | dict[str, Any] | None = None,
+        image_args: dict[str, Any] | None = None,
     ) -> None:
         self._terms = parse_terms(tasks)
         self._arguments = with_model_args(
@@ -130,6 +131,7 @@ class LmEvalFitness(TakesEngines, ScoresSeveral):
             enable_thinking=enable_thinking,
             think_end_token=think_end_token,
             chat_template_args=plain(chat_template_args or {}),
+            image_args=plain(image_args or {}),
         )
         check_timeout(task_timeout, "task_timeout")
         self._estimator = parse_estimator(plain(estimator))

@@ -193,7 +193,7 @@ class ParameterSpace:
             if name not in refs or refs[name].identity != ref.identity:
                 raise RecipeError(f"its model {name} is not the pool's", "a recipe of the pool's models")
         told = {slice_: shares for slice_, shares in self._sharing.shares.items() if slice_ not in self._equal}
-        found = nearest_genome(self._spec, self._index, self._prefixes, told, recipe)
+        found = self._completed(nearest_genome(self._spec, self._index, self._prefixes, told, recipe), recipe)
         wanted = {entry.slice: entry for entry in recipe.slices}
         for made in self.decode(found).slices:
             if made.slice not in self._equal and made.slice in wanted:
@@ -253,6 +253,10 @@ class ParameterSpace:
     def _further_genes(self) -> list[Gene]:
         """Genes after those of the groups."""
         return []
+
+    def _completed(self, genome: Genome, recipe: Recipe) -> Genome:
+        """The genome with what the recipe says of further genes."""
+        return genome
 
     def _slice(self, slice_: SliceId, genome: Genome, made: dict[Shares, SliceRecipe]) -> SliceRecipe:
         if slice_ in self._equal:

@@ -26,6 +26,8 @@ def load_pool(
     tokenizer_from: str | None = None,
     tokenizer: str | Mapping[str, Any] | None = None,
     heads: str | Sequence[str] | None = "auto",
+    kept: str | Sequence[str] | None = "auto",
+    kept_from: str | None = None,
 ) -> Pool:
     """Open models that are to be merged, reading configurations and headers only, and check that they fit together.
 
@@ -42,9 +44,13 @@ def load_pool(
             ``source``, ``tokens`` and ``pad_to_multiple_of`` as in mergekit's files.
         heads: tensors that are carried from their sources and not merged: ``auto`` finds those of models with labels of
             their own; names or patterns of names; ``None`` for none.
+        kept: tensors that results have from one model as they are: of models that see ``auto`` keeps all but the
+            language model, and the projector where all have one; names or patterns of names; ``None`` for none.
+        kept_from: that model; ``None`` for the base, or else the first source, that sees.
 
     Raises:
-        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer` or `heads` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer`, `heads`, `kept` or `kept_from` is none of those
+            possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
 
     >>> pool = evomerge.load_pool({"base": "base", "math": "math"}, base="base", root="demo_pool/seed0")
@@ -55,7 +61,13 @@ def load_pool(
         raise ConfigError(f"models is a {type(models).__name__}", "a mapping of names to folders or hub ids")
     locations = {name: os.fspath(location) for name, location in models.items()}
     folder = Path(root) if root is not None else None
-    more = {"tokenizer_from": tokenizer_from, "tokenizer": tokenizer, "heads": heads}
+    more = {
+        "tokenizer_from": tokenizer_from,
+        "tokenizer": tokenizer,
+        "heads": heads,
+        "kept": kept,
+        "kept_from": kept_from,
+    }
     return open_pool(locations, base, folder, dtype, trust_remote_code, **more)  # type: ignore[arg-type]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evomerge.cli.verbs import verb_parser
+from evomerge.errors import ConfigError
 from evomerge.utils.imports import without_collector
 from evomerge.utils.sizes import byte_count
 
@@ -43,9 +44,17 @@ def run(arguments: Sequence[str]) -> int:
         type=Path,
         help="of a merge: find the weights of linear layers by least squares on these, a text a line or JSON lines",
     )
+    parser.add_argument(
+        "--widths",
+        action="store_true",
+        help="experimental: give the copy REFERENCE's widths: zeros where MODEL is narrower, the units that match "
+        "least left out where it is wider",
+    )
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
     options = parser.parse_intermixed_args(list(arguments))
     shard = byte_count(options.max_shard_size, "--max-shard-size")
+    if options.widths:
+        return _fit(options, shard)
     if options.ratio is not None or options.texts is not None:
         return _zip(options, shard)
     with without_collector():
@@ -99,6 +108,21 @@ def ratio_of(text: str) -> float | list[float]:
     if not known or sorted(known) != list(range(len(known))):
         raise RecipeError(f"--ratio {text}: it says no shares", "a run or a recipe of search_space=zipped")
     return [float(known[layer]) for layer in sorted(known)]
+
+
+def _fit(options: argparse.Namespace, shard: int) -> int:
+    """Write the copy in the reference's widths, and say what they are."""
+    if options.ratio is not None or options.texts is not None:
+        raise ConfigError("--widths is given with --ratio or --texts", "a copy, or a merge", "leave one of them out")
+    with without_collector():
+        from evomerge.export.fitted_widths import fit_widths
+
+    found = fit_widths(options.reference, options.model, options.out, max_shard_bytes=shard)
+    print("; ".join(f"{key}: {before} before, {after} after" for key, (before, after) in found.widths.items()))
+    said = "the copy computes what the model does" if found.narrower else "units were left out: score it before merging"
+    print(f"experimental: {said}")
+    print(f"wrote {options.out}")
+    return 0
 
 
 def _zip(options: argparse.Namespace, shard: int) -> int:

@@ -66,6 +66,8 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     if pool.info.heads is not None:
         tensors, tasks = pool.info.heads.tensors, pool.info.heads.tasks
         table.add_row("heads", f"{', '.join(tensors)}: carried from {', '.join(tasks)}, not merged")
+    if pool.info.kept is not None:
+        table.add_row("kept", f"{', '.join(pool.info.kept.tensors)}: those of {pool.info.kept.model}, not merged")
     fitted = f", chosen by the evaluations: {', '.join(parts.fitted)}" if parts.fitted else ""
     table.add_row("genes", ", then ".join(str(len(space.spec)) for space in parts.spaces) + fitted)
     for prior in [*priors_of(parts.spaces), *filter(None, [parts.unread_prior])]:

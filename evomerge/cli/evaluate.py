@@ -266,6 +266,7 @@ def _with_references(pool: Pool, fitness: Fitness, config: Config, *, trust: boo
     from evomerge.config.construct import to_builtin
     from evomerge.evaluation.references import references
     from evomerge.models.opening import open_pool
+    from evomerge.recipes.kept import opening_settings
 
     settings = config.pool
     models = to_builtin(settings.models) or {}
@@ -276,7 +277,8 @@ def _with_references(pool: Pool, fitness: Fitness, config: Config, *, trust: boo
             return pool  # checking the fitness says what is missing
         own = dict(pool.info.refs)
         more = {name: model for name, model in models.items() if name not in own}
-        return open_pool({**own, **more}, settings.base, settings.root, pool.info.dtype, trust)
+        kept = opening_settings(pool.info.kept)
+        return open_pool({**own, **more}, settings.base, settings.root, pool.info.dtype, trust, **kept)
     return pool
 
 

@@ -53,6 +53,7 @@ def _find(options: Namespace, config: Config) -> None:
     from evomerge.calibration.frank_wolfe import frank_wolfe, groups_of, recipe_of
     from evomerge.evaluation.devices import choose_device
     from evomerge.models.opening import open_pool
+    from evomerge.recipes.kept import opening_settings
     from evomerge.recipes.yaml_reader import dump_recipe
     from evomerge.report.plain_console import console, errors
     from evomerge.session.calibration_items import plan_items
@@ -65,7 +66,8 @@ def _find(options: Namespace, config: Config) -> None:
     items, documents = plan_items(config, pool)
     check_not_held_out(config, documents)
     dtype, trust = config.statistics.dtype, pool.trust_remote_code
-    wide = open_pool(dict(pool.info.refs), base=pool.info.base, dtype=dtype, trust_remote_code=trust)
+    kept = opening_settings(pool.info.kept)
+    wide = open_pool(dict(pool.info.refs), base=pool.info.base, dtype=dtype, trust_remote_code=trust, **kept)
     groups, device = groups_of(pool, options.granularity), choose_device(config.statistics.device)
     with Progress(console=errors, disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("gradients", total=None)

@@ -63,7 +63,7 @@ def open_recipe(path: str, *, root: str | None = None, trust: bool = False) -> t
     for note in read.notes:
         print(printable(f"note: {file}: {note}"), file=sys.stderr)
     trusted = trust or asked_before(read.models.values(), root)
-    pool = open_pool(read.models, read.base, root, read.dtype, trusted, tokenizer=read.tokenizer)
+    pool = open_pool(read.models, read.base, root, read.dtype, trusted, tokenizer=read.tokenizer, kept=None)
     recipe = read.recipe(pool)
     return recipe, replace(pool, tokenizer_from=recipe.tokenizer_from)
 

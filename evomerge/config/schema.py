@@ -34,6 +34,10 @@ class PoolConfig:
         heads: tensors that belong to a source's task and are carried from there, not merged: ``auto`` finds them where
             sources have other labels or the base has no head; a pattern of names, ``classifier*``, or a list of them;
             ``None`` merges all.
+        kept: tensors that results have from one model as they are: ``auto`` keeps what looks at images, of models that
+            see, and merges language models, and projectors where all have one; patterns of names; ``None`` merges all.
+        kept_from: the model that they are of, which gives the configuration too; ``None`` for the base, or else the
+            first source, that sees.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -46,6 +50,8 @@ class PoolConfig:
     tokenizer_from: str | None = None
     tokenizer: Any = None
     heads: Any = "auto"
+    kept: Any = None  # what runs of before did; conf/pool says auto
+    kept_from: str | None = None
 
 
 @dataclass

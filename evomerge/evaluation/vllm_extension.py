@@ -78,6 +78,7 @@ class PoolAddress:
             trust_remote_code=self.trust_remote_code,
             fingerprints=False,
             tokenizer_from=self.tokenizer_from,
+            kept=None,
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from evomerge.errors import PoolError, one_line
 from evomerge.export.config_json import merged_config
 from evomerge.export.copied_files import inputs_folder
-from evomerge.export.writer import declared_tensors, head_tensors
+from evomerge.export.writer import carried_tensors, declared_tensors
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.planning.plan import make_plan
@@ -43,7 +43,7 @@ def merged_model(recipe: Recipe, pool: Pool, device: str | torch.device = "cpu")
     for entry in plan.slices:
         for name, begin, piece in stream_slice(entry, pool, device, notes=notes):
             tensors[name].view(-1)[begin : begin + piece.numel()] = piece
-    for name, tensor in head_tensors(plan, pool).items():
+    for name, tensor in carried_tensors(plan, pool).items():
         tensors[name].copy_(tensor)
     return loaded(tensors, merged_config(recipe, pool), pool, recipe, device)
 

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from evomerge.errors import RecipeError
 from evomerge.export.adapter_card import AdapterCard, loading_code
 from evomerge.export.licences import NOT_ADVICE, licence_notes, stated_licences
-from evomerge.export.switch_card import switch_sections
+from evomerge.export.switch_card import head_sections, switch_sections
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.architecture.layout import Layout
 from evomerge.recipes.path import path_of
@@ -101,7 +101,7 @@ def model_card(
         f"A merge of {_count(recipe)} made with evomerge. {what}",
         *(["## Adapter", adapter.section(base)] if adapter is not None and base is not None else []),
         *(sections or switch_sections(recipe)),
-        *_head_sections(recipe),
+        *head_sections(recipe),
         "## Sources",
         _sources(recipe, licenses),
         *_licence_section(licenses),
@@ -134,16 +134,6 @@ def _licence_section(licenses: Mapping[str, Sequence[Mapping[str, str]]]) -> lis
     warning = ["**These licences may not go together: check before you publish or use the merge.**"]
     lines = "\n".join(f"- {note.text}." for note in notes)
     return ["## Licences", *(warning if any(note.conflict for note in notes) else []), lines, NOT_ADVICE]
-
-
-def _head_sections(recipe: Recipe) -> list[str]:
-    """Whose head it is, where tasks have heads of their own."""
-    if recipe.heads is None:
-        return []
-    others = [task for task in recipe.heads.tasks if task != recipe.config_from]
-    more = f" The same encoder serves {', '.join(others)} with theirs: `evomerge merge --task NAME`." if others else ""
-    names = ", ".join(f"`{name}`" for name in recipe.heads.tensors[:8])
-    return ["## Head", f"The head ({names}) is that of {recipe.config_from} as it was; the encoder is merged.{more}"]
 
 
 def _path_sections(recipe: Recipe) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a model card says of a switch."""
+"""What a model card says of a switch, of heads of their own and of what is kept."""
 
 from __future__ import annotations
 
@@ -49,3 +49,17 @@ def folder_sections(tasks: Sequence[str], method: str, masked: str | None) -> li
         "loads it."
     )
     return ["## Switch", text]
+
+
+def head_sections(recipe: Recipe) -> list[str]:
+    """Whose head it is, where tasks have heads of their own; or what is kept of one model."""
+    whose = recipe.config_from
+    if recipe.kept:
+        names = ", ".join(f"`{name}`" for name in recipe.kept[:8])
+        return ["## Kept", f"Those of {whose} as they were: {names}."]
+    if recipe.heads is None:
+        return []
+    others = [task for task in recipe.heads.tasks if task != whose]
+    more = f" The same encoder serves {', '.join(others)} with theirs: `evomerge merge --task NAME`." if others else ""
+    names = ", ".join(f"`{name}`" for name in recipe.heads.tensors[:8])
+    return ["## Head", f"The head ({names}) is that of {whose} as it was; the encoder is merged.{more}"]

@@ -137,7 +137,9 @@ def declared_tensors(plan: Plan, pool: Pool, recipe: Recipe) -> list[Declared]:
             # Buffers of integers are copied, not merged.
             kept = dtype if pool.is_merged(like) else _DTYPES[reference[stored[like]].dtype]
             tensors.append(Declared(name, kept, tuple(pool.layout.shapes[like])))
-    return [*tensors, *(Declared(name, dtype, tuple(own.shape)) for name, own in head_tensors(plan, pool).items())]
+    more = carried_tensors(plan, pool).items()
+    kinds = {name: dtype if own.is_floating_point() else own.dtype for name, own in more}
+    return [*tensors, *(Declared(name, kinds[name], tuple(own.shape)) for name, own in more)]
 
 
 def head_tensors(plan: Plan, pool: Pool) -> dict[str, torch.Tensor]:
@@ -145,6 +147,11 @@ def head_tensors(plan: Plan, pool: Pool) -> dict[str, torch.Tensor]:
     if plan.head is None or pool.heads is None:
         return {}
     return {pool.heads.names[place]: tensor for place, tensor in pool.read_head(plan.head).items()}
+
+
+def carried_tensors(plan: Plan, pool: Pool) -> dict[str, torch.Tensor]:
+    """The tensors of the result that are in no slice: its head's, and those that are kept, as they are stored."""
+    return {**head_tensors(plan, pool), **pool.read_kept()}
 
 
 def _write_weights(
@@ -166,7 +173,7 @@ def _write_weights(
             done += piece.nbytes
         if progress is not None:
             progress(done, total)
-    for name, tensor in head_tensors(plan, pool).items():
+    for name, tensor in carried_tensors(plan, pool).items():
         shards.write(name, tensor.to(shards.dtype_of(name)))
         done += tensor.numel() * shards.dtype_of(name).itemsize
         if progress is not None and not head_only:

@@ -133,7 +133,7 @@ def _vocabulary(given: str, evolve: Evolve, names: Mapping[Reference, str], note
 
 def _layout(pool: dict[str, Any]) -> Layout:
     own = pool["models"], pool["base"]
-    return open_pool(*own, dtype=pool["dtype"], fingerprints=False, tokenizer=pool.get("tokenizer")).layout
+    return open_pool(*own, dtype=pool["dtype"], fingerprints=False, tokenizer=pool.get("tokenizer"), kept=None).layout
 
 
 def _space(evolve: Evolve, layout: Layout | None, notes: _Notes) -> dict[str, Any]:

@@ -70,15 +70,17 @@ class MergekitFile:
         heads = pool.info.heads
         if heads is not None and config_from not in heads.tasks:
             config_from = pool.info.config_from
+        kept = pool.info.kept
         recipe = Recipe(
             models=pool.info.refs,
             slices=tuple(slices),
             dtype=_dtype(document.dtype, pool),
-            config_from=config_from,
+            config_from=config_from if kept is None else kept.model,
             intermediates=tuple((name, stage) for name, stage in stages.items() if name in used),
             tokenizer_from=tokenizer_from if tokenizer_from != config_from and pool.vocabulary is None else None,
             tokenizer=pool.info.tokenizer,
             heads=heads,
+            kept=kept.tensors if kept is not None else (),
         )
         if self.tokenizer is not None and pool.vocabulary is not None:
             _check_rows(recipe, pool.vocabulary.rows)

@@ -56,6 +56,8 @@ def to_mergekit(recipe: Recipe, layout: Layout) -> str:
         raise RecipeError("mergekit cannot express merges of encoder-decoders", "decoders and encoders")
     if recipe.heads is not None:
         raise RecipeError("mergekit merges all tensors of a model, and the recipe has heads of their own", "", "")
+    if recipe.kept:
+        raise RecipeError(f"mergekit merges all tensors of a model, and the recipe keeps {recipe.kept[0]}", "", "")
     places = {name: ref.address for name, ref in recipe.models}
     references = {ref.address: _reference(ref) for _, ref in recipe.models}
     stages = _stage_names(recipe, references)

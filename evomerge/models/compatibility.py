@@ -28,6 +28,11 @@ _IMMATERIAL = re.compile(
 
 _ROTARY = re.compile(r"(^|\.)(rope_parameters|rope_scaling|rope_theta|original_max_position_embeddings)(\.|$)")
 
+WIDTHS = ", or bring one to the other's widths: evomerge align --widths"
+LEAVE_OUT = "leave one of the two out of the pool"
+_WIDTH = re.compile(
+    r"hidden_size|d_model|n_embd|.*intermediate_size|d_ff|n_inner|(num|n)_.*(heads?|experts)|head_dim|d_kv|.*_dim|.*_rank"
+)
 _COUNT = re.compile(r"(num|n)_.*(layers?|experts?|blocks?)|.*_layers|.*_depth")
 _DECODER = ("num_decoder_layers", "decoder_layers")
 _LONGEST = 200  # characters of a value that is shown
@@ -65,6 +70,7 @@ def architecture_problem(
             return PoolError(
                 f"model {name!r} has {key} {_shown(own)}, {reference!r} has {_shown(wanted)}",
                 "all models of a pool share one architecture",
+                LEAVE_OUT,
             )
     return None
 
@@ -82,6 +88,7 @@ def depth_problem(name: str, config: Any, reference: str, reference_config: Any)
             return PoolError(
                 f"model {name!r} has {own} layers in its {stack}, {reference!r} has {wanted}",
                 "encoder-decoders of one depth: a layer's number is that of its place in both stacks",
+                LEAVE_OUT,
             )
     return None
 
@@ -110,6 +117,7 @@ def config_problems(
                 f"model {name!r} has {key} {ours} in config.json, {reference!r} has {theirs}",
                 "their rotary embeddings scale with it: models that compute differently from the same weights cannot "
                 "be merged",
+                _what_to_do(leaf, reference),
             )
         elif _IMMATERIAL.fullmatch(leaf) or _IMMATERIAL.fullmatch(root) or not ignored.isdisjoint((key, leaf, root)):
             continue
@@ -117,7 +125,19 @@ def config_problems(
             yield PoolError(
                 f"model {name!r} has {key} {ours} in config.json, {reference!r} has {theirs}",
                 "models that compute differently from the same weights cannot be merged",
+                _what_to_do(leaf, reference),
             )
+
+
+def is_width(key: str) -> bool:
+    """Whether a key of a configuration, the last part of it, decides shapes of tensors."""
+    return _WIDTH.fullmatch(key) is not None
+
+
+def _what_to_do(key: str, reference: str) -> str:
+    if is_width(key):
+        return LEAVE_OUT + WIDTHS
+    return f"{LEAVE_OUT}; where it is meant, merge a copy of it whose config.json says what that of {reference!r} says"
 
 
 def _shown(value: Any) -> str:
@@ -153,6 +173,7 @@ def label_problem(name: str, config: Any, reference: str, reference_config: Any)
     return PoolError(
         f"label {label!r} is number {number[label]} in model {name!r} and {i} in {reference!r}",
         "all classifiers of a pool number their labels alike",
+        f"number them as {reference!r} does, rows of the head too, or leave {name!r} out of the pool",
     )
 
 
@@ -192,6 +213,7 @@ def tensor_problems(
                 yield PoolError(
                     f"tensor {own!r} has shape {info.shape} in model {name!r} and {wanted} in {reference!r}",
                     "all models of a pool have the same shapes",
+                    LEAVE_OUT,
                 )
         if not info.is_float and canonical not in layout.integers:
             yield PoolError(

@@ -9,19 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import EvomergeError, EvomergeWarning, PoolError, reason_of
+from evomerge.errors import ConfigError, EvomergeError, EvomergeWarning, PoolError, reason_of
 from evomerge.models import compatibility
 from evomerge.models.architecture.config_fields import check_generation
-from evomerge.models.architecture.layout import Layout, layout_from
+from evomerge.models.architecture.layout import layout_from
 from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.folding import FoldedCheckpoint, FoldedRoom, warn_of_another_base
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
-from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
+from evomerge.models.comparing import comparison
 from evomerge.models.equal_slices import equal_slices
 from evomerge.models.heads import AUTO, Setting, config_giver, find_heads, headed_of, stored_heads
+from evomerge.models.keeping import find_kept, kept_names
 from evomerge.models.pool import Pool
-from evomerge.models.pool_settings import check_heads, check_pool_settings, of_model, raise_all, tokenizer_spec
+from evomerge.models.pool_settings import (
+    check_heads,
+    check_kept,
+    check_pool_settings,
+    of_model,
+    raise_all,
+    tokenizer_spec,
+)
 from evomerge.models.sources import Opened, dtype_of, open_sources, warn_of_dtypes
 from evomerge.models.statistics import ModelStatistics, default_folder
 from evomerge.models.tokenizer_files import check_files
@@ -29,10 +37,9 @@ from evomerge.models.tokenizers import check_tokenizer
 from evomerge.models.tying import match_models, stored_names
 from evomerge.models.vocabularies.aligning import aligned, axes_in, rows_problem, with_rows
 from evomerge.models.vocabularies.choosing import choose_vocabulary, giver_of
-from evomerge.models.vocabularies.comparing import vocabulary_problem
-from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
+from evomerge.recipes.kept import Kept, opening_settings
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import ModelRef
@@ -52,6 +59,8 @@ def open_pool(
     tokenizer: TokenizerSpec | str | Mapping[str, Any] | None = None,
     heads: Setting = AUTO,
     tasks: Collection[str] | None = None,
+    kept: Setting = AUTO,
+    kept_from: str | None = None,
 ) -> Pool:
     """Open models and check from configurations, headers and tokenizers that they can be merged.
 
@@ -71,22 +80,33 @@ def open_pool(
         heads: tensors that sources carry on their own, which may differ in shape: found from labels, shapes and names
             (``auto``), patterns of names, or ``None``: all are merged. A base may then be of another task's class.
         tasks: the sources that have such a head; all by default.
+        kept: tensors that results have from one model as they are: of models that see all but the language model and
+            the projector (``auto``), patterns of names, or ``None``: all are merged.
+        kept_from: that model; by default the base, or else the first source, that sees.
 
     Raises:
-        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer` or `heads` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer`, `heads`, `kept` or `kept_from` is none of those
+            possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
     """
     sources = check_pool_settings(models, base, dtype, tokenizer_from, tokenizer)
     spec = tokenizer_spec(tokenizer, base, models)
     check_heads(heads)
+    check_kept(kept, kept_from, models)
     problems: list[PoolError] = []
     opened = open_sources(models, root, trust_remote_code, problems)
     raise_all(problems)
     try:
         own = find_heads(heads, headed_of(tasks, sources), opened.configs, opened.checkpoints, trust_remote_code)
-        return _fitted(
-            opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from, spec, own
-        )
+        whole = find_kept(kept, kept_from, base, sources, opened.configs, opened.checkpoints, trust_remote_code)
+        if own is not None and whole is not None:
+            raise ConfigError(
+                f"the pool has heads of their own ({own.tensors[0]}) and keeps {whole.tensors[0]} of {whole.model!r}",
+                "one of the two",
+                "set pool.heads=null or pool.kept=null",
+            )
+        how = trust_remote_code, fingerprints, ignore_config, tokenizer_from, spec, own, whole
+        return _fitted(opened, sources, base, dtype, *how)
     except EvomergeError:
         raise
     except Exception as error:  # a configuration that transformers takes may still hold anything
@@ -108,12 +128,13 @@ def _fitted(
     tokenizer_from: str | None,
     spec: TokenizerSpec | None,
     heads: Heads | None,
+    kept: Kept | None,
 ) -> Pool:
     """The pool of models that have been opened, once they fit together."""
     problems: list[PoolError] = []
-    reference = config_giver(heads, base, sources)
+    reference = config_giver(heads, base, sources) if kept is None else kept.model
     refs, checkpoints, adapters = opened.refs, opened.checkpoints, opened.adapters
-    matched = match_models(reference, opened.configs, checkpoints, adapters, trust_remote_code, problems, heads)
+    matched = match_models(reference, opened.configs, checkpoints, adapters, trust_remote_code, problems, heads, kept)
     raise_all(problems)
     configs, modules, matches = matched.configs, matched.modules, matched.matches
     # However many adapters there are: what is not kept is folded for every candidate.
@@ -129,7 +150,10 @@ def _fitted(
     assert matched.names is not None
     depths = {name: int(compatibility.depth_of(config) or 0) for name, config in configs.items()}
     layout = layout_from(modules[reference], matched.names, checkpoints[reference].shapes)
-    carried = None
+    carried, whole = None, dict[str, str]()
+    if kept is not None:
+        whole = kept_names(kept, layout, matched.names)
+        layout = layout.without(whole)
     if heads is not None:
         layout = layout.without(heads.tensors)
         carried = stored_heads(heads, configs, matches, checkpoints, matched.names, trust_remote_code, problems)
@@ -161,7 +185,9 @@ def _fitted(
                 problems.append(damage)
                 continue
             its = with_rows(its, axes, own_rows)
-        problems += _comparison(name, reference, checkpoints, configs, stored, its, ignored, tokenizer_from, vocabulary)
+        problems += comparison(
+            name, reference, checkpoints, configs, stored, its, ignored, tokenizer_from, vocabulary, kept
+        )
     giver = vocabulary.giver if vocabulary is not None else giver_of(spec, reference, tokenizer_from)
     tokenizer_from = giver if vocabulary is None and giver != reference else tokenizer_from
     rows = vocabulary.rows.count if vocabulary else getattr(configs[giver].get_text_config(), "vocab_size", None)
@@ -210,8 +236,9 @@ def _fitted(
         constant=equal_slices(layout, checkpoints, stored) if fingerprints and even else (),
         tokenizer=vocabulary.spec if vocabulary is not None else None,
         heads=heads,
+        kept=kept,
     )
-    more: dict[str, Any] = {"vocabulary": vocabulary, "heads": carried}
+    more: dict[str, Any] = {"vocabulary": vocabulary, "heads": carried, "kept": whole}
     return Pool(info, layout, checkpoints, config, stored, trust_remote_code, tokenizer_from, matched.tied, **more)
 
 
@@ -229,6 +256,8 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
     heads = recipe.heads
     if heads is not None:  # whose base has none
         base = next((name for name in bases if name in order and name not in heads.tasks), None)
+    elif recipe.kept and base is None:  # a plain language model
+        base = next((name for name in bases if name in order), None)
     names = [recipe.config_from, *(name for name in order if name != recipe.config_from)]
     pool = open_pool(
         {name: order[name] for name in names},
@@ -241,6 +270,7 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
         tokenizer=recipe.tokenizer,
         heads=list(heads.tensors) if heads is not None else None,
         tasks=heads.tasks if heads is not None else None,
+        **opening_settings(Kept(recipe.kept, recipe.config_from) if recipe.kept else None),
     )
     problems = [problem for name, ref in order.items() for problem in changed_since(name, ref, pool.checkpoints[name])]
     raise_all(problems)
@@ -260,51 +290,3 @@ def with_statistics(pool: Pool, ref: CalibrationRef | None, folder: str | Path |
     every = ref.statistics if ref is not None else ()
     known = {(model, kind): ModelStatistics(root, kind, key) for model, kind, key in every}
     return replace(pool, info=replace(pool.info, calibration=ref), statistics=known)
-
-
-def _comparison(
-    name: str,
-    reference: str,
-    checkpoints: Mapping[str, Checkpoint],
-    configs: Mapping[str, Any],
-    stored: Mapping[str, Mapping[str, str]],
-    layout: Layout,
-    ignored: frozenset[str],
-    tokenizer_from: str | None,
-    vocabulary: Vocabulary | None,
-) -> list[PoolError]:
-    """All that keeps a model from being merged with the reference."""
-    problems: list[PoolError] = []
-    own, wanted = configs[name].get_text_config(), configs[reference].get_text_config()
-    sizes = getattr(own, "vocab_size", None), getattr(wanted, "vocab_size", None)
-    tensors = list(compatibility.tensor_problems(name, checkpoints[name], stored[name], reference, layout))
-    if sizes[0] != sizes[1] and vocabulary is None:
-        problems.append(
-            PoolError(
-                f"model {name!r} has a vocabulary of {sizes[0]}, {reference!r} of {sizes[1]}",
-                "all models of a pool share one vocabulary",
-                "set pool.tokenizer=union, or a model, to bring them to one by their tokens",
-            )
-        )
-        # Embeddings and head have another shape for that reason; saying so twice does not help.
-        embeddings = {n for s, names in layout.tensors.items() if s.component in ("embed", "head") for n in names}
-        inner = {k: v for k, v in stored[name].items() if k not in embeddings}
-        tensors = list(compatibility.tensor_problems(name, checkpoints[name], inner, reference, layout))
-    if name != reference:
-        problems += compatibility.config_problems(name, configs[name], reference, configs[reference], ignored)
-        labels = compatibility.label_problem(name, configs[name], reference, configs[reference])
-        problems += [labels] if labels and "id2label" not in ignored else []
-        folders = checkpoints[name].folder, checkpoints[reference].folder
-        try:
-            difference = None if vocabulary else vocabulary_problem(name, folders[0], reference, folders[1])
-            if difference is not None and tokenizer_from is None:
-                problems.append(difference)
-            elif difference is not None:
-                warnings.warn(
-                    f"{difference.given}; results take the tokenizer of {tokenizer_from!r}",
-                    EvomergeWarning,
-                    stacklevel=2,
-                )
-        except PoolError as error:
-            problems.append(error)
-    return [*problems, *tensors]  # what config.json says is mostly the reason for the tensors

@@ -40,6 +40,8 @@ class Pool:
         statistics: of data, by model and kind; they may still be to be made.
         vocabulary: what the models' rows were brought to; ``None`` where they are merged as they are.
         heads: what sources carry on their own; ``None`` where all is merged.
+        kept: names of the tensors that results have from one model, by their places in the module; empty where all are
+            merged.
         tied: what `tie_word_embeddings` of the results is, where models differ in it; otherwise ``None``.
     """
 
@@ -54,6 +56,7 @@ class Pool:
     statistics: Mapping[tuple[str, str], ModelStatistics] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
     heads: PoolHeads | None = None
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def residual(self) -> Residual:
@@ -73,6 +76,11 @@ class Pool:
         assert self.heads is not None
         own = self.checkpoints[task]
         return {place: own.read(name) for place, name in self.heads.stored[task].items()}
+
+    def read_kept(self) -> dict[str, torch.Tensor]:
+        """The tensors that are kept, by their names in the checkpoint of their model, as they are stored there."""
+        own = self.checkpoints[self.info.config_from]
+        return {name: own.read(name) for name in self.kept.values()}
 
     def statistics_of(self, model: str, kind: str, key: str) -> ModelStatistics:
         """The statistics of a model; `PoolError` with the command that makes them where they are not there."""

@@ -86,6 +86,19 @@ def check_heads(setting: Any) -> None:
         )
 
 
+def check_kept(setting: Any, model: str | None, models: Mapping[str, Any]) -> None:
+    """`ConfigError` for a `pool.kept` that is none, or a `pool.kept_from` that is none of the models."""
+    given = [setting] if isinstance(setting, str) else setting
+    listed = isinstance(given, Sequence) and bool(given) and all(isinstance(own, str) and own.strip() for own in given)
+    if given is not None and not listed:
+        raise ConfigError(
+            f"pool.kept is {str(setting)[:200]!r}",
+            "auto, null, or patterns of tensor names such as 'model.vision_tower.*'",
+        )
+    if model is not None and model not in models:
+        raise ConfigError(f"pool.kept_from is {model!r}", nearest(str(model), models), "name one of pool.models")
+
+
 def check_places(models: Mapping[str, str] | Mapping[str, ModelRef], root: str | Path | None) -> None:
     """`PoolError` naming all models that lie in no folder and can be no hub's; what a hub has is not asked.
 

@@ -16,11 +16,14 @@ from torch import nn
 
 from evomerge.errors import PoolError
 from evomerge.models import compatibility
+from evomerge.models.architecture.language_part import LanguageNames, language_match
 from evomerge.models.architecture.layout import Layout, name_problems, skeleton
 from evomerge.models.architecture.names import NameMatch, match_names, tied_names
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.heads import without_head_problems
+from evomerge.models.keeping import has_other_shell, without_kept_problems
 from evomerge.recipes.heads import Heads
+from evomerge.recipes.kept import Kept
 
 _KEY = "tie_word_embeddings"
 
@@ -64,6 +67,7 @@ def match_models(
     trust_remote_code: bool,
     problems: list[PoolError],
     heads: Heads | None = None,
+    kept: Kept | None = None,
 ) -> Matched:
     """Fill every model's checkpoint into a module, tied or not as the pool can be merged.
 
@@ -75,6 +79,7 @@ def match_models(
         trust_remote_code: let models that bring their own code run it.
         problems: what keeps models from being filled is added to it; then only `own` is complete.
         heads: of their own; models without one may then be of another task's class.
+        kept: what only one model need have; others may then be plain language models beside one that sees.
 
     Raises:
         PoolError: transformers cannot build a module.
@@ -83,6 +88,8 @@ def match_models(
 
     def module_of(name: str, tied: bool) -> nn.Module:
         config = configs[name] if is_tied(configs[name]) == tied else with_tie(configs[name], tied)
+        if name in apart:
+            return skeleton(config, trust_remote_code)
         key = (compatibility.depth_of(config), tied)
         if key not in built:
             # Depth and tying aside, what differs between models is looked at by `compatibility`.
@@ -90,10 +97,10 @@ def match_models(
             built[key] = skeleton(with_tie(like, tied), trust_remote_code)
         return built[key]
 
+    apart = {n for n, c in configs.items() if kept is not None and has_other_shell(c, configs[reference])}
     found = Matched(dict(configs))
-    architecture = ""
     for name, config in configs.items():
-        if name != reference:
+        if name != reference and name not in apart:
             other = compatibility.architecture_problem(
                 name, config, reference, configs[reference], heads is not None and name not in heads.tasks
             )
@@ -102,16 +109,19 @@ def match_models(
                 problems.append(other)
                 continue
         module = module_of(name, is_tied(config))
-        architecture = architecture or type(module).__name__
         match = _known_match(found.own, checkpoints, module, name) or match_names(module, checkpoints[name].shapes)
         if heads is not None and name not in heads.tasks:
             match = without_head_problems(match, heads, str(getattr(module, "base_model_prefix", "")))
+        if kept is not None and name != reference and name not in apart:
+            match = without_kept_problems(match, kept)
         found.own[name] = module, match
-        problems += [PoolError(f"model {name!r}: {p[0]}", *p[1:]) for p in name_problems(match, architecture)]
+        problems += [PoolError(f"model {name!r}: {p[0]}", *p[1:]) for p in name_problems(match, type(module).__name__)]
         problems += compatibility.tied_problems(name, checkpoints[name], match)
     found.modules = {name: module for name, (module, _) in found.own.items()}
     found.matches = {name: match for name, (_, match) in found.own.items()}
     found.names = found.matches.get(reference)
+    for name in apart & found.own.keys():
+        found.matches[name] = language_match(found.matches[name], found.modules[name], found.modules[reference])
     if problems or len({is_tied(config) for config in configs.values()}) == 1:
         return found
     as_tied = {name: module_of(name, True) for name in configs}
@@ -120,14 +130,17 @@ def match_models(
         tied = is_tied(configs[reference])
         found.configs = {name: with_tie(config, tied) for name, config in configs.items()}
         return found
-    found.tied = tied = all(
+    found.tied = tied = not apart and all(
         is_tied(config) or (name not in adapted and _has_equal_head(checkpoints[name], as_tied[name]))
         for name, config in configs.items()
     )
     found.configs = {name: with_tie(config, tied) for name, config in configs.items()}
     found.modules = as_tied if tied else as_untied
+    names = LanguageNames.of(found.modules[reference])
     for name, config in configs.items():
-        if tied:
+        if name in apart:
+            found.matches[name] = _with_own_head(found.matches[name], names)
+        elif tied:
             found.matches[name] = match_names(as_tied[name], checkpoints[name].shapes)
         elif is_tied(config):
             found.matches[name] = _parted(found.matches[name], as_tied[name], as_untied[name])
@@ -169,6 +182,14 @@ def _parted(match: NameMatch, tied: nn.Module, untied: nn.Module) -> NameMatch:
     return replace(match, stored={place: stored[place] for place in untied.state_dict() if place in stored})
 
 
+def _with_own_head(match: NameMatch, names: LanguageNames) -> NameMatch:
+    """The match of a language part whose head is its embeddings, where the module's is a tensor of its own."""
+    head = f"{names.head}.weight"
+    if head in match.stored or names.embeddings not in match.stored:
+        return match
+    return replace(match, stored={**match.stored, head: match.stored[names.embeddings]})
+
+
 def stored_names(layout: Layout, match: NameMatch, model: str, reference: str) -> dict[str, str]:
     """A model's own tensor names by the layout's names; `PoolError` for a name that it has no tensor for."""
     stored: dict[str, str] = {}
@@ -189,6 +210,8 @@ def stored_names(layout: Layout, match: NameMatch, model: str, reference: str) -
                 f"model {model!r} has no tensor for {name!r} of {reference!r}"
                 + (f", it stores {other!r} in its place" if other else ""),
                 "all models of a pool store their weights in the same pieces",
-                "load both and save them by save_pretrained(save_original_format=False)" if other else "",
+                "load both and save them by save_pretrained(save_original_format=False)"
+                if other
+                else f"leave {model!r} out of the pool, or keep the tensor of {reference!r}: pool.kept",
             )
     return stored

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from evomerge.errors import RecipeError
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
+from evomerge.recipes.kept import Kept
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Dtype, Input, ModelRef, SliceId, SliceRecipe
 from evomerge.recipes.tokenizer_spec import TokenizerSpec
@@ -37,6 +38,7 @@ class PoolInfo:
         calibration: the statistics of data that methods may read; ``None`` where there are none.
         tokenizer: the vocabulary that the models are brought to; ``None`` where they are merged as they are.
         heads: what sources carry on their own, which is in none of `slices`; ``None`` where all is merged.
+        kept: what results have from one model, which is in none of `slices` either; ``None`` where all is merged.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -56,6 +58,7 @@ class PoolInfo:
     calibration: CalibrationRef | None = None
     tokenizer: TokenizerSpec | None = None
     heads: Heads | None = None
+    kept: Kept | None = None
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""
@@ -72,6 +75,8 @@ class PoolInfo:
     @property
     def config_from(self) -> str:
         """The model that gives configuration and tokenizer: the base, or the first source; with heads, of one with."""
+        if self.kept is not None:
+            return self.kept.model
         if self.heads is not None:
             return next(name for name in self.sources if name in self.heads.tasks)
         return self.base or self.sources[0]
@@ -91,6 +96,7 @@ class PoolInfo:
             calibration=self.calibration,
             tokenizer=self.tokenizer,
             heads=self.heads,
+            kept=self.kept.tensors if self.kept is not None else (),
         )
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:

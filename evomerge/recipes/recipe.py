@@ -14,6 +14,7 @@ from evomerge.errors import RecipeError, nearest
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.hash import canonical_text
 from evomerge.recipes.heads import Heads
+from evomerge.recipes.kept import check_kept
 from evomerge.recipes.method_spec import MethodSpec, find_method, scalars
 from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, Parameters, SliceId, SliceRecipe
 from evomerge.recipes.stage_index import StageIndex
@@ -42,6 +43,8 @@ class Recipe:
             then `tokenizer_from` is ``None``. ``None`` where the rows of all models are merged as they are.
         heads: tensors that are no part of any slice but carried from the models whose tasks they are of; ``None``
             where all are merged. Those of intermediates say nothing.
+        kept: names or patterns of tensors that are no part of any slice but those of `config_from` as they are; empty
+            where all are merged.
 
     >>> from evomerge.recipes import Input, ModelRef, SliceId, SliceRecipe, parameters
     >>> half = parameters({"weight": 0.5})
@@ -61,6 +64,7 @@ class Recipe:
     calibration: CalibrationRef | None = None
     tokenizer: TokenizerSpec | None = None
     heads: Heads | None = None
+    kept: tuple[str, ...] = ()
     _hash: str = field(init=False, repr=False, default="")
     _index: StageIndex | None = field(init=False, repr=False, default=None)
 
@@ -101,6 +105,7 @@ class Recipe:
                 raise RecipeError("tokenizer and tokenizer_from are given", "one of the two")
         if self.heads is not None:
             self.heads.check(names, self.config_from)
+        check_kept(self.kept)
         if self.dtype not in DTYPES:
             raise RecipeError(f"dtype {self.dtype!r}", f"allowed: {', '.join(DTYPES)}")
         before: tuple[int, int, int] | None = None
@@ -192,7 +197,7 @@ class Recipe:
         """All but the content of the intermediates."""
         names = tuple(name for name, _ in self.intermediates)
         own = self.models, self.slices, self.dtype, self.config_from, self.seed, self.tokenizer_from
-        return *own, self.calibration, self.tokenizer, self.heads, names
+        return *own, self.calibration, self.tokenizer, self.heads, self.kept, names
 
     def __eq__(self, other: object) -> bool:
         # Stage by stage: a lineage shares ancestors, and as a tree it would be exponentially large.
@@ -241,6 +246,7 @@ class Recipe:
             tokenizer=self.tokenizer,
             models=[name for name, _ in self.models],
             heads=self.heads,
+            kept=self.kept,
         )
 
     def check(self, methods: Mapping[str, MethodSpec]) -> None:

@@ -25,9 +25,10 @@ the tensor's name deciding.
 Tensors that belong to a model's task and are carried from there (see `heads`) are in no slice:
 
     heads: {tensors: [classifier.weight, classifier.bias], tasks: [math, code]}
+    kept: ["model.vision_tower.*"]   # those of `config_from` (see `kept`)
 
 Intermediates are recipes of their own, which slices and later intermediates name as they name models. What they leave
-out of `dtype`, `config_from`, `seed`, `heads` and `models` (a list of names) is as in the recipe.
+out of `dtype`, `config_from`, `seed`, `heads`, `kept` and `models` (a list of names) is as in the recipe.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ import yaml
 from evomerge.errors import RecipeError, nearest
 from evomerge.recipes.calibration import KINDS, CalibrationRef
 from evomerge.recipes.heads import read_heads
+from evomerge.recipes.kept import read_kept
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import (
@@ -128,7 +130,7 @@ def _recipe_in(content: Any) -> Recipe:
         content,
         "",
         ("evomerge_recipe", "dtype", "config_from", "models", "slices"),
-        ("seed", "tokenizer_from", "tokenizer", "intermediates", "calibration", "heads"),
+        ("seed", "tokenizer_from", "tokenizer", "intermediates", "calibration", "heads", "kept"),
     )
     version = top["evomerge_recipe"]
     if version != VERSION or isinstance(version, bool):
@@ -146,7 +148,7 @@ def _recipe_in(content: Any) -> Recipe:
     tokenizer = None if top.get("tokenizer") is None else read_tokenizer(top["tokenizer"], "tokenizer")
     shared = {"calibration": calibration, "tokenizer": tokenizer}
     top = {**top, **shared}
-    common = {key: top.get(key) for key in ("dtype", "config_from", "heads")} | {"seed": top.get("seed", 0)}
+    common = {key: top.get(key) for key in ("dtype", "config_from", "heads", "kept")} | {"seed": top.get("seed", 0)}
     common["models"] = [*refs]
     intermediates = top.get("intermediates") or {}
     if not isinstance(intermediates, dict):
@@ -193,6 +195,7 @@ def _one_in(
             calibration=fields["calibration"],
             tokenizer=fields["tokenizer"],
             heads=read_heads(fields.get("heads"), f"{dot}heads"),
+            kept=read_kept(fields.get("kept"), f"{dot}kept"),
         )
     except RecipeError as error:
         if not dot:

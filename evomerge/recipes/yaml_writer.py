@@ -30,6 +30,8 @@ def recipe_content(recipe: Recipe) -> dict[str, Any]:
     content["models"] = {name: _model_out(ref) for name, ref in recipe.models}
     if recipe.heads is not None:
         content["heads"] = _heads_out(recipe.heads)
+    if recipe.kept:
+        content["kept"] = _FlowList(recipe.kept)
     if recipe.intermediates:
         content["intermediates"] = {name: _stage_out(stage, recipe) for name, stage in recipe.stages.items()}
     content["slices"] = _slices_out(recipe)
@@ -113,6 +115,8 @@ def _stage_out(stage: Recipe, recipe: Recipe) -> dict[str, Any]:
         shown["seed"] = stage.seed
     if stage.heads != recipe.heads:
         shown["heads"] = None if stage.heads is None else _heads_out(stage.heads)
+    if stage.kept != recipe.kept:
+        shown["kept"] = _FlowList(stage.kept) if stage.kept else None
     if stage.models != recipe.models:
         shown["models"] = _FlowList(name for name, _ in stage.models)
     return {**shown, "slices": _slices_out(stage)}

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
+from evomerge.recipes.kept import Kept
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
 from evomerge.recipes.tokenizer_spec import read_tokenizer
@@ -34,6 +35,8 @@ def pool_content(info: PoolInfo) -> dict[str, Any]:
         content["tokenizer"] = info.tokenizer.content()
     if info.heads is not None:
         content["heads"] = asdict(info.heads)
+    if info.kept is not None:
+        content["kept"] = asdict(info.kept)
     if info.calibration is not None:
         content["calibration"] = asdict(info.calibration)
     return content
@@ -69,6 +72,7 @@ def pool_info(content: Any) -> PoolInfo:
         tokenizer_from=content.get("tokenizer_from"),
         tokenizer=None if (own := content.get("tokenizer")) is None else read_tokenizer(own, "tokenizer"),
         heads=_heads(content.get("heads"), names),
+        kept=_kept(content.get("kept"), names),
     )
 
 
@@ -78,6 +82,14 @@ def _heads(content: Any, names: set[str]) -> Heads | None:
     heads = Heads(tuple(map(str, content["tensors"])), tuple(map(str, content["tasks"])))
     heads.check(names, heads.tasks[0] if heads.tasks else "")
     return heads
+
+
+def _kept(content: Any, names: set[str]) -> Kept | None:
+    if content is None:
+        return None
+    if content["model"] not in names:
+        raise ValueError(f"no model is named {content['model']}")
+    return Kept(tuple(map(str, content["tensors"])), str(content["model"]))
 
 
 def _calibration(content: Any, names: set[str]) -> CalibrationRef | None:

@@ -25,6 +25,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.search.phases import Baselines, Phase, split_budget
 from evomerge.session.bounded_space import BoundedSpace
 from evomerge.session.engines import check_engine, engine_of
+from evomerge.session.opening_settings import opening_settings
 from evomerge.session.phase_entries import check_phases, check_preferences
 from evomerge.session.prior import DIFFERENCES, check_prior, first_deviation, with_prior
 from evomerge.session.refining import check_refined_objectives, refined
@@ -47,9 +48,7 @@ def pool_from_config(config: Config) -> Pool:
     pool = open_pool(
         to_builtin(settings.models),
         *(settings.base, settings.root, settings.dtype, settings.trust_remote_code),
-        tokenizer_from=settings.get("tokenizer_from"),
-        tokenizer=to_builtin(settings.get("tokenizer")),
-        heads=to_builtin(settings.get("heads", "auto")),
+        **opening_settings(settings),
     )
     if settings.trust_remote_code:
         remember(checkpoint.folders[0] for checkpoint in pool.checkpoints.values())

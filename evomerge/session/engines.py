@@ -131,6 +131,13 @@ def check_held(engine: EngineSettings, pool: Pool, spaces: Sequence[SearchSpace]
             "models with one tokenizer and equally many rows",
             "set evaluator.engine=transformers",
         )
+    if not engine.holds_modules and pool.info.kept is not None:
+        what = f"{pool.info.kept.tensors[0]} of {pool.info.kept.model}"
+        raise ConfigError(
+            f"evaluator.engine is {engine.name}, and the pool keeps {what}",
+            "pools whose tensors are all merged",
+            "set evaluator.engine=transformers, or pool.kept=null",
+        )
     if engine.is_vllm:
         from evomerge.evaluation.vllm_paths import FixedLayers
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from evomerge.candidate import Split
-from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import EvomergeWarning
 from evomerge.evaluation.cache_settings import CacheSettings
@@ -22,6 +21,7 @@ from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.slices import ModelRef
 from evomerge.session.builders import check_fitnesses, fitness_from_config
 from evomerge.session.engines import engine_of
+from evomerge.session.opening_settings import opening_settings
 from evomerge.utils.imports import import_modules
 
 
@@ -58,9 +58,7 @@ def remote_worker(
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
             fingerprints=False,
-            tokenizer_from=settings.get("tokenizer_from"),
-            tokenizer=to_builtin(settings.get("tokenizer")),
-            heads=to_builtin(settings.get("heads", "auto")),
+            **opening_settings(settings),
         )
     for name, ref in refs.items():
         for problem in changed_since(name, ref, pool.checkpoints[name]):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
+from fitness._lm_eval.image_arguments import check_image_arguments
 
 SoftmaxDtype = Literal["auto", "model", "float16", "bfloat16", "float32", "float64"]
 AutocastDtype = Literal["float16", "bfloat16"]
@@ -33,6 +34,7 @@ class ModelArguments:
         enable_thinking: given to the chat template; None leaves it to the template.
         think_end_token: text or id of a token; of a response, what comes after it counts.
         chat_template_args: given to the chat template.
+        image_args: of ``hf-multimodal``, for tasks with images: `image_arguments.IMAGE_ARGUMENTS`.
     """
 
     batch_size: int = 16
@@ -46,6 +48,7 @@ class ModelArguments:
     enable_thinking: bool | None = None
     think_end_token: str | int | None = None
     chat_template_args: Mapping[str, Any] = field(default_factory=dict)
+    image_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value that no model could be given, naming the argument."""
@@ -66,6 +69,7 @@ class ModelArguments:
         _check_token_id(self.prefix_token_id, "prefix_token_id", None)
         _check_token_id(self.think_end_token, "think_end_token", str)
         check_template_arguments(self.chat_template_args, "chat_template_args")
+        check_image_arguments(self.image_args, "image_args")
         if self.enable_thinking and self.think_end_token is None:
             raise ConfigError(
                 "enable_thinking is true and think_end_token is not given",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from lm_eval.evaluator_utils import get_sample_size
 
+from evomerge.errors import FitnessError
 from fitness._lm_eval.chat import ChatTemplate, require_template
 from fitness._lm_eval.document_errors import require_text
 from fitness._lm_eval.isolation import quietly
@@ -30,7 +31,11 @@ _NOT_CONTENT = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs", "c
 
 
 def build_requests(
-    tasks: TaskSet, tokenizer: Any, settings: BuildSettings, samples: Mapping[str, list[int]] | None = None
+    tasks: TaskSet,
+    tokenizer: Any,
+    settings: BuildSettings,
+    samples: Mapping[str, list[int]] | None = None,
+    seeing: Any = None,
 ) -> None:
     """Give every task its instances, with the steps and the order of ``simple_evaluate``.
 
@@ -41,6 +46,7 @@ def build_requests(
         tokenizer: whose chat template is used; of no matter where no task uses one.
         settings: those of the fitness.
         samples: numbers of the documents by task; all within the limit for ``None``.
+        seeing: lm-eval's model of texts and images, which writes chats itself; ``None`` without images.
 
     Raises:
         FitnessError: a task whose prompts cannot be made or are no text, or without documents.
@@ -50,7 +56,9 @@ def build_requests(
         forget_renderings(task)
         _configure(task, terms[name], settings)
         task.set_fewshot_seed(seed=settings.fewshot_seed)
-    require_templates(tasks, tokenizer, settings)
+    require_templates(tasks, tokenizer, settings, getattr(seeing, "processor", None))
+    if seeing is not None:
+        _require_one_way(tasks, settings)
     for name, task in tasks.tasks.items():
         limit = terms[name].limit if terms[name].limit is not None else settings.limit
         own = settings.of(terms[name])
@@ -65,19 +73,50 @@ def build_requests(
                 system_instruction=own.system_instruction,
                 apply_chat_template=bool(choice),
                 fewshot_as_multiturn=own.fewshot_as_multiturn,
-                chat_template=ChatTemplate(tokenizer, choice, own.chat_template_args) if choice else None,
+                chat_template=_template(tokenizer, task, choice, own.chat_template_args, seeing) if choice else None,
             )
         for instance in task.instances:
             require_text(instance)
 
 
-def require_templates(tasks: TaskSet, tokenizer: Any, settings: BuildSettings) -> None:
-    """Raise `FitnessError` unless the tokenizer has every chat template that a task asks for, naming the task."""
+def _template(tokenizer: Any, task: Any, choice: bool | str, arguments: Mapping[str, Any], seeing: Any) -> Any:
+    """What writes the chats of a task."""
+    if seeing is not None and getattr(task, "MULTIMODAL", False):
+        return seeing.apply_chat_template
+    return ChatTemplate(tokenizer, choice, arguments)
+
+
+def _require_one_way(tasks: TaskSet, settings: BuildSettings) -> None:
+    """Raise `FitnessError` where some tasks with images are chats and others are not, or a template is named.
+
+    lm-eval's ``hf-multimodal`` puts image tokens into all prompts or leaves them to the template for all.
+    """
+    asked = {}
+    for loaded in tasks.terms:
+        if any(getattr(tasks.tasks[name], "MULTIMODAL", False) for name in loaded.tasks):
+            own = settings.of(loaded.term)
+            asked[loaded.name] = bool(own.apply_chat_template)
+            if isinstance(own.apply_chat_template, str) or own.chat_template_args:
+                raise FitnessError(
+                    f"task {loaded.name!r} has images, and a chat template is named or given arguments",
+                    "apply_chat_template: true or false: lm-eval takes the processor's template as it is",
+                )
+    if len(set(asked.values())) > 1:
+        told = ", ".join(f"{name} {str(value).lower()}" for name, value in asked.items())
+        raise FitnessError(f"apply_chat_template differs between tasks with images: {told}", "the same for all of them")
+
+
+def require_templates(tasks: TaskSet, tokenizer: Any, settings: BuildSettings, processor: Any = None) -> None:
+    """Raise `FitnessError` unless the tokenizer has every chat template that a task asks for, naming the task.
+
+    Of tasks with images that is the processor's; without one they are passed over.
+    """
     for loaded in tasks.terms:
         choice = settings.of(loaded.term).apply_chat_template
         whose = "" if loaded.term.apply_chat_template is None else f" of task {loaded.name!r}"
-        if choice:
-            require_template(tokenizer, choice, f"apply_chat_template{whose}")
+        images = any(getattr(tasks.tasks[name], "MULTIMODAL", False) for name in loaded.tasks)
+        if choice and (processor is not None or not images):
+            require_template(processor if images else tokenizer, choice, f"apply_chat_template{whose}")
 
 
 def _configure(task: Any, term: TaskTerm, settings: BuildSettings) -> None:
@@ -144,6 +183,8 @@ def _content(value: Any) -> Any:
         return {field.name: _content(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
+    if callable(getattr(value, "tobytes", None)) and hasattr(value, "mode"):  # an image
+        return [value.mode, list(value.size), hashlib.sha256(value.tobytes()).hexdigest()]
     if callable(value):
         try:
             return inspect.getsource(value)

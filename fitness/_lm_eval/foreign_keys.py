@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fitness._lm_eval.image_arguments import IMAGE_ARGUMENTS
+
 _MODELS = ("the models that are merged are the pool's", "set pool.models={name: folder or org/model}")
 _PLACED = ("the evaluator places the model", "set evaluator.device: cpu, cuda:1, or spread for layers over all GPUs")
 _QUANTISED = ("quantised weights cannot be merged", "name the full-precision checkpoint in pool.models")
@@ -62,7 +64,8 @@ FOREIGN_KEYS = {
     "truncate": ("prompts are cut at the server's positions", "set fitness.max_length"),
     "custom_prefix_token_id": ("it has another name here", "set fitness.prefix_token_id"),
     "eos_string": ("texts end at the tokenizer's EOS", "leave it out"),
-    "max_images": ("models of lm-eval tasks read text", "leave it out"),
+    # of lm-eval's hf-multimodal
+    **{name: ("images have a key of their own", f"set fitness.image_args.{name}") for name in IMAGE_ARGUMENTS},
     **dict.fromkeys(("tokenizer_backend", "tokenized_requests"), ("a server is sent tokens", "leave it out")),
     **dict.fromkeys(
         ("verify_certificate", "ca_cert_path"),

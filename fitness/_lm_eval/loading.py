@@ -203,6 +203,11 @@ def _is_built_in(name: str, manager: Any) -> bool:
     return path is not None and Path(lm_eval.__file__).parent in Path(path).parents
 
 
+def has_images(tasks: TaskSet) -> bool:
+    """Whether some task asks of images."""
+    return any(getattr(task, "MULTIMODAL", False) for task in tasks.tasks.values())
+
+
 def scored_split(task: Any) -> str:
     """The split whose documents are scored."""
     return str(getattr(task.config, "test_split" if task.has_test_docs() else "validation_split", None) or "")
@@ -224,7 +229,14 @@ def _require_supported(name: str, task: Any) -> None:
             raise FitnessError(f"task {name!r} has {key} {count!r}", f"a whole number, {least} or more")
     require_metrics(name, task)
     if getattr(task, "MULTIMODAL", False):
-        raise FitnessError(f"task {name!r} needs images or sound", "text tasks")
+        if getattr(task.config, "doc_to_audio", None) is not None:
+            raise FitnessError(f"task {name!r} needs sound", "tasks of texts and images")
+        if task.OUTPUT_TYPE != "generate_until":
+            raise FitnessError(
+                f"task {name!r} has images and output_type {task.OUTPUT_TYPE}",
+                "generate_until: lm-eval has no log-likelihoods of texts after images",
+                "let the model write the letter of its choice, and filter it out of the text",
+            )
 
 
 def _unreadable(include_path: Sequence[str]) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from lm_eval.evaluator_utils import get_sample_size
 
+from evomerge.errors import FitnessError
+from evomerge.models.architecture.language_part import sees
 from evomerge.models.loaded import ModelOutline
 from evomerge.utils.memory import MemoryPart
 from evomerge.utils.sizes import size_text
@@ -21,7 +23,7 @@ from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.building import build_requests
 from fitness._lm_eval.continuous import PIECES
 from fitness._lm_eval.forwards import Forwards
-from fitness._lm_eval.loading import TaskSet
+from fitness._lm_eval.loading import TaskSet, has_images
 from fitness._lm_eval.settings import BuildSettings
 from fitness._lm_eval.shared_forwards import MOST_LOGITS, MOST_SOFTMAX, default_tokens
 from fitness._lm_eval.slot_cache import AHEAD
@@ -68,6 +70,15 @@ def forward_memory(
     """
     if model.tokenizer is None:
         return []
+    if has_images(tasks):
+        if not sees(model.config):
+            names = ", ".join(name for name, task in tasks.tasks.items() if getattr(task, "MULTIMODAL", False))
+            raise FitnessError(
+                f"tasks have images ({names}), and the model reads texts alone",
+                "a pool of models that see: LLaVA's, Qwen2-VL's, SmolVLM's or Gemma 3's kind",
+                "leave them out",
+            )
+        return []  # how many tokens an image becomes is known once it is prepared
     sizes = _Sizes.of(model, arguments.softmax_dtype)
     positions = arguments.max_length or sizes.positions
     scored, generated = _largest(tasks, model.tokenizer, settings, arguments.batch_size, positions)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
 
 _log = logging.getLogger(__name__)
-
 _SAMPLING_SEED = 1234  # what simple_evaluate gives torch
 
 
@@ -78,10 +77,10 @@ class ResidentLM(HFLM):
     Args:
         model: the resident model; its tokenizer is copied, since lm-eval may add a padding token.
         arguments: as for ``lm_eval --model hf``.
-        softmax_dtype: None for that of the logits.
+        softmax_dtype: None for that of the logits; `more` is for a class of lm-eval's that this is mixed with.
     """
 
-    def __init__(self, model: LoadedModel, arguments: ModelArguments, softmax_dtype: torch.dtype | None) -> None:
+    def __init__(self, model: LoadedModel, arguments: ModelArguments, softmax_dtype: Any, **more: Any) -> None:
         tokenizer = copy.deepcopy(model.tokenizer)
         if arguments.add_bos_token is not None and hasattr(tokenizer, "add_bos_token"):
             tokenizer.add_bos_token = arguments.add_bos_token  # stock passes it to from_pretrained
@@ -99,6 +98,7 @@ class ResidentLM(HFLM):
             think_end_token=arguments.think_end_token,
             enable_thinking=arguments.enable_thinking,
             chat_template_args=dict(arguments.chat_template_args),
+            **more,
         )
         self._captured: list[Any] = []
         self._encoded: dict[Any, list[int]] = {}

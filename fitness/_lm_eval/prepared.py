@@ -16,11 +16,12 @@ from fitness._lm_eval.arguments import ModelArguments
 from fitness._lm_eval.building import build_requests, changed_prompts, fingerprint
 from fitness._lm_eval.continuous_probe import no_continuous
 from fitness._lm_eval.forwards import Forwards
-from fitness._lm_eval.loading import TaskSet
+from fitness._lm_eval.loading import TaskSet, has_images
 from fitness._lm_eval.model import ResidentLM
 from fitness._lm_eval.objective import WeighedTerm
 from fitness._lm_eval.resident_model import resident_lm
 from fitness._lm_eval.scoring import RawValues, TaskScorer
+from fitness._lm_eval.seeing_model import seeing_lm
 from fitness._lm_eval.seq2seq_session import Seq2SeqSession
 from fitness._lm_eval.session import Session
 from fitness._lm_eval.settings import BuildSettings
@@ -154,6 +155,13 @@ def prepare(
         FitnessError: prompts that cannot be built; targets that do not fit the model.
     """
     session: Session | EngineSession | ServerSession
+    images = has_images(tasks)
+    if images and (model.engine is not None or model.served is not None):
+        raise FitnessError(
+            f"tasks have images ({', '.join(n for n, t in tasks.tasks.items() if t.MULTIMODAL)})",
+            "evaluator.engine=transformers: other engines are sent texts",
+            "leave evaluator.engine out",
+        )
     if model.engine is not None:
         from fitness._lm_eval.engine_session import EngineSession, engine_lm
 
@@ -169,7 +177,7 @@ def prepare(
         session = ServerSession(lm, scorers, model.served.rows, arguments.batch_size)
         how = session.decides()
     else:
-        lm = resident_lm(model, arguments)
+        lm = seeing_lm(model, arguments) if images else resident_lm(model, arguments)
         scorers = _built(tasks, lm, generators, settings)
         seq2seq = lm.backend == "seq2seq"
         session = Seq2SeqSession(lm, scorers) if seq2seq else Session(lm, scorers)
@@ -177,7 +185,13 @@ def prepare(
             "softmax_dtype": str(lm.softmax_dtype),
             "batch_size": arguments.batch_size,
             "grouped": session.grouped,
-            **({"backend": lm.backend} if seq2seq else _share(session, lm, model, forwards)),
+            **(
+                {"backend": lm.backend}
+                if seq2seq
+                else {"images": lm.decides()}
+                if images
+                else _share(session, lm, model, forwards)
+            ),
         }
     decides = {
         "terms": [(t.name, t.tasks, t.term.weight, t.term.objective, t.metrics) for t in terms],
@@ -200,7 +214,7 @@ def prepare(
 def _built(tasks: TaskSet, lm: Any, generators: Any, settings: BuildSettings) -> dict[str, TaskScorer]:
     """Build the requests of tasks for lm-eval's model; what scores them, by task."""
     with copy.copy(generators):
-        build_requests(tasks, lm.tokenizer, settings)
+        build_requests(tasks, lm.tokenizer, settings, seeing=lm if has_images(tasks) else None)
     return {name: TaskScorer(name, task, tasks.timeout) for name, task in tasks.tasks.items()}
 
 

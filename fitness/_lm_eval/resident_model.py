@@ -28,13 +28,13 @@ def resident_lm(model: LoadedModel, arguments: ModelArguments) -> ResidentLM:
         )
     check_tokens(model.tokenizer, arguments.prefix_token_id, arguments.think_end_token)
     with quietly():
-        lm = ResidentLM(model, arguments, _softmax_dtype(arguments, model.dtype))
+        lm = ResidentLM(model, arguments, softmax_dtype_of(arguments, model.dtype))
     if lm.backend not in ("causal", "seq2seq"):
         raise FitnessError(f"the model is {lm.backend}", "a decoder, or an encoder-decoder, of texts")
     return lm
 
 
-def _softmax_dtype(arguments: ModelArguments, dtype: torch.dtype) -> torch.dtype | None:
+def softmax_dtype_of(arguments: ModelArguments, dtype: torch.dtype) -> torch.dtype | None:
     """The dtype that `arguments` ask for, of a model in `dtype`; None for that of the logits."""
     if arguments.softmax_dtype == "auto":
         half = dtype in (torch.float16, torch.bfloat16) or arguments.mixed_precision_dtype is not None

@@ -84,6 +84,8 @@ def _asked(task: Any, document: Any) -> str:
     """The hash of the question, the choices in an order of their own, and the target in words."""
     choices = task.doc_to_choice(document) if task.get_config("doc_to_choice") is not None else None
     question = words(task.doc_to_text(document), choices)  # a number where the choices are the questions
+    if getattr(task, "MULTIMODAL", False):
+        question += content_hash(task.doc_to_image(document))
     return asked_hash(question, choices or (), words(task.doc_to_target(document), choices))
 
 

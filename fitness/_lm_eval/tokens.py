@@ -35,6 +35,7 @@ def check_tokenizer(load: Callable[[], Any], tasks: TaskSet, settings: BuildSett
     said = set[tuple[bool | str, str]]()
     for own in templated:
         new = {n: v for n, v in own.chat_template_args.items() if (own.apply_chat_template, n) not in said}
-        warn_of_unread(tokenizer, own.apply_chat_template, new)
+        if new:
+            warn_of_unread(tokenizer, own.apply_chat_template, new)
         said |= {(own.apply_chat_template, name) for name in new}
     return tokenizer

@@ -31,6 +31,13 @@ def make_plan(recipe: Recipe, pool: Pool) -> Plan:
         InfeasibleError: parameters that no model can be merged with, naming the slice.
     """
     methods = specs()
+    kept = pool.info.kept.tensors if pool.info.kept is not None else ()
+    if set(recipe.kept) != set(kept):
+        raise RecipeError(
+            f"the recipe keeps {', '.join(recipe.kept) or 'nothing'}",
+            f"what the pool keeps: {', '.join(kept) or 'nothing'}",
+            "open it with pool.kept as the recipe has it",
+        )
     identities = _identities(recipe, pool)
     known = stage_plans(pool)
     stages: dict[str, Plan] = {}

@@ -58,6 +58,8 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
     if pool.heads is not None:
         own = pool.read_head(name).items()
         tensors |= {pool.heads.names[place]: t.to(dtype, copy=device_map is None) for place, t in own}
+    for tensor, stored in pool.read_kept().items():
+        tensors[tensor] = stored.to(dtype if stored.is_floating_point() else None, copy=device_map is None)
     try:
         with no_progress_bar():
             module = cls.from_pretrained(  # type: ignore[attr-defined]

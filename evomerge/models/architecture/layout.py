@@ -212,7 +212,8 @@ def name_problems(match: NameMatch, architecture: str) -> list[tuple[str, str, s
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             does = "needs" if what == "lacks" else "has no place for"
-            problems.append((f"it {what} tensor {names[0]!r}{more}", f"{architecture} {does} it", ""))
+            do = "download it again" if what == "lacks" else "name the class that it was saved from in its config.json"
+            problems.append((f"it {what} tensor {names[0]!r}{more}", f"{architecture} {does} it", do))
     return problems
 
 

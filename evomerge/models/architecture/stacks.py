@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from evomerge.errors import PoolError
+from evomerge.models.architecture.language_part import language_prefix
 
 Stack = tuple[str, nn.ModuleList]
 """A list's name in the module, and the list."""
@@ -34,7 +35,7 @@ def find_layers(module: nn.Module) -> Stack:
     """The list of repeated layers and its name: of the outermost lists the one with the most parameters.
 
     One of the depth that the configuration says comes first: of a text model's; of a model of images and texts in one
-    space, as CLIP is, of its image tower's.
+    space, as CLIP is, of its image tower's. Of a model that sees it is one of its language model.
 
     Raises:
         PoolError: there is none.
@@ -45,6 +46,9 @@ def find_layers(module: nn.Module) -> Stack:
         nested = any(name.startswith(f"{outer}.") for outer in lists)
         if isinstance(child, nn.ModuleList) and len(child) and not nested:
             lists[name] = child
+    prefix = language_prefix(module)
+    within = {name: own for name, own in lists.items() if prefix and name.startswith(f"{prefix}.")}
+    lists = within or lists
     if not lists:
         raise PoolError(f"{architecture} has no list of layers", "an architecture of repeated layers")
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config

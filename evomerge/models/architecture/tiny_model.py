@@ -52,11 +52,17 @@ def tiny(config: Any) -> Any:
     for key, value in list(vars(text).items()):
         if isinstance(value, list) and len(value) == depth:
             setattr(text, key, value[:kept])
+    eyes = getattr(result, "vision_config", None)
+    for key in ("num_hidden_layers", "depth"):  # they are built, and given no image
+        if eyes is not None and isinstance(getattr(eyes, key, None), int):
+            setattr(eyes, key, 1)
     return result
 
 
 def _plain_rope(values: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary settings without what is fitted to the width of a head."""
+    if "mrope_section" in values:  # positions in time, height and width; a third each, about, of half a head
+        values = {**values, "mrope_section": [2, 3, 3]}
     if "rope_type" in values and values["rope_type"] != "default":
         kept = {key: values[key] for key in ("rope_theta", "partial_rotary_factor") if key in values}
         return {"rope_type": "default", **kept}
