@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,42 @@ def _languages(folder: Path, seed: int, quick: bool, each_step: Callable[[str], 
     return make_demo_pool(folder, seed, quick=quick, progress=False)
 
 
-MAKERS: dict[str, Maker] = {"glue": _glue, "languages": _languages}
+def _lengths(folder: Path, seed: int, quick: bool, each_step: Callable[[str], None]) -> Path:
+    from evomerge.demo.lengths import make_lengths
+
+    return make_lengths(folder, seed, quick=quick, each_step=each_step)
+
+
+def _clips(folder: Path, seed: int, quick: bool, each_step: Callable[[str], None]) -> Path:
+    from evomerge.demo.clip_pool import make_clips
+
+    return make_clips(folder, seed, quick=quick, each_step=each_step)
+
+
+def _skills(sources: Mapping[str, str]) -> Maker:
+    """What makes experts with these skills."""
+
+    def make(folder: Path, seed: int, quick: bool, each_step: Callable[[str], None]) -> Path:
+        from evomerge.demo.skills import make_skills
+
+        return make_skills(folder, sources, seed, quick=quick, each_step=each_step)
+
+    return make
+
+
+_DOMAINS = {"instruction": "repeat_e", "math": "sort_e", "coding": "last_e", "multilingual": "repeat_j", "safety": "first_e"}
+_EIGHT = ("repeat_e", "first_e", "last_e", "sort_e", "repeat_j", "first_j", "last_j", "sort_j")
+
+MAKERS: dict[str, Maker] = {
+    "glue": _glue,
+    "languages": _languages,
+    "lengths": _lengths,
+    "clips": _clips,
+    "domains": _skills(_DOMAINS),
+    "agents": _skills({"wizard": "sort_e", "agent": "repeat_j"}),
+    "alignment": _skills({"helpful": "repeat_e", "honest": "sort_e", "harmless": "first_e"}),
+    "experts": _skills({f"expert{number}": skill for number, skill in enumerate(_EIGHT, 1)}),
+}
 """What makes a pool, by the word that ``protocol.stand_in`` is."""
 
 
