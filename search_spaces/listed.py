@@ -87,9 +87,7 @@ class ListedSpace:
                 raise RecipeError(f"{key}.recipe={file}: its model {name} is not the pool's", "the same models")
         return recipe
 
-    def _of_method(
-        self, key: str, method: str, given: Mapping[str, Any], methods: Mapping[str, MethodSpec]
-    ) -> Recipe:
+    def _of_method(self, key: str, method: str, given: Mapping[str, Any], methods: Mapping[str, MethodSpec]) -> Recipe:
         spec = methods.get(method)
         options: dict[str, Any] = {own.name: own.default for own in spec.parameters} if spec is not None else {}
         weights = given.get("weight")
@@ -116,6 +114,8 @@ def _values(choice: MethodChoice, source: str, key: str) -> dict[str, Scalar]:
     values: dict[str, Scalar] = {}
     for parameter, found in choice.told(source):
         if isinstance(found, Range | Choice):
-            raise ConfigError(f"{key}.parameters.{parameter.name} is a range", "one value: listed recipes search nothing")
+            raise ConfigError(
+                f"{key}.parameters.{parameter.name} is a range", "one value: listed recipes search nothing"
+            )
         values[parameter.name] = found
     return values

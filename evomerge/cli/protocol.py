@@ -20,8 +20,8 @@ def run(arguments: Sequence[str]) -> int:
 
     parser = verb_parser(
         "protocol",
-        epilog=f"Protocols: {', '.join(names())}. The run goes on with `evomerge resume RUN`; `evomerge status RUN` says "
-        "how far it is, `evomerge report RUN` writes its table again.",
+        epilog=f"Protocols: {', '.join(names())}. The run goes on with `evomerge resume RUN`; `evomerge status RUN` "
+        "says how far it is, `evomerge report RUN` writes its table again.",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="of the protocol")
     parser.add_argument("--list", action="store_true", help="list the protocols")
@@ -32,21 +32,29 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--validate", action="store_true", help="load no model: check every part and say what it would take"
     )
+    parser.add_argument(
+        "--config-dir", type=Path, metavar="FOLDER", help="options of your own, protocols in its folder protocol"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     add_trust_option(parser, "run code of your own that the configuration names")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="configuration overrides, as in a search")
     options = parser.parse_intermixed_args(list(arguments))
 
+    own = options.config_dir
+    if own is not None and not own.is_dir():
+        raise ConfigError(f"--config-dir {own} is no folder", "a folder with options of your own")
     if options.list:
-        return _list()
+        return _list(own)
     if options.name is None:
-        raise ConfigError("no protocol is named", f"one of {', '.join(names())}", "`evomerge protocol NAME`")
+        raise ConfigError("no protocol is named", f"one of {', '.join(names(own))}", "`evomerge protocol NAME`")
     if "=" in options.name:
-        raise ConfigError(f"the protocol's name is {options.name!r}", f"one of {', '.join(names())}, before the overrides")
+        raise ConfigError(
+            f"the protocol's name is {options.name!r}", f"one of {', '.join(names(own))}, before the overrides"
+        )
     for word in options.overrides:
-        if word.lstrip("+~").startswith(("protocol=", "hydra")) or "=" not in word and not word.startswith("~"):
+        if word.lstrip("+~").startswith(("protocol=", "hydra")) or ("=" not in word and not word.startswith("~")):
             raise ConfigError(f"cannot take {word!r}", "KEY=VALUE", "the protocol is named without a key")
-    option = require_name(options.name, stand_in=options.stand_in)
+    option = require_name(options.name, stand_in=options.stand_in, own=own)
 
     from evomerge.comparison.plan import Plan
 
@@ -55,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
         words.append(f"pool.root='{options.pool}'")
     if options.quiet:
         words.append("display=quiet")
-    plan = Plan.of(option, words, trust=options.trust)
+    plan = Plan.of(option, words, own=own, trust=options.trust)
     if options.validate:
         return _validate(plan)
 
@@ -106,16 +114,14 @@ def show_status(folder: Path) -> int:
     return 0
 
 
-def _list() -> int:
+def _list(own: Path | None) -> int:
     """Print every protocol with its title."""
-    from evomerge.comparison.settings import STAND_IN, names, protocol_of
-    from evomerge.config.compose import compose_config
-    from evomerge.utils.installation import conf_dir
+    from evomerge.comparison.plan import Plan
+    from evomerge.comparison.settings import has_stand_in, names
 
-    for name in names():
-        stand_in = (Path(conf_dir()) / "protocol" / f"{name}{STAND_IN}.yaml").is_file()
-        title = protocol_of(compose_config([f"protocol={name}"])).title
-        print(f"{name:16} {title}{' (has a stand-in)' if stand_in else ''}")
+    for name in names(own):
+        title = Plan.of(name, own=own).protocol.title
+        print(f"{name:16} {title}{' (has a stand-in)' if has_stand_in(name, own) else ''}")
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from evomerge.comparison.plan import GRID, SEARCH, Plan
 from evomerge.comparison.settings import SearchEntry
 from evomerge.objectives import Objective, ParetoArchive
-from evomerge.report.history import History, read_history
+from evomerge.report.history import read_history
 from evomerge.report.trial import Trial
 from evomerge.session.best_recipe import best_recipe
 from evomerge.session.preferred_recipe import preferred_recipe
@@ -62,7 +62,9 @@ def tested_rows(plan: Plan, folder: Path) -> list[TestedRow]:
 
 def name_of(trial: Trial) -> str:
     """The name of a listed recipe, by its candidate's genome."""
-    values = trial.genome if isinstance(trial.genome, Sequence) and not isinstance(trial.genome, str) else [trial.genome]
+    values = (
+        trial.genome if isinstance(trial.genome, Sequence) and not isinstance(trial.genome, str) else [trial.genome]
+    )
     return str(values[0]) if values else ""
 
 
@@ -110,4 +112,3 @@ def _of_search(entry: SearchEntry, folder: Path) -> list[TestedRow]:
         recipe = {"recipe": str(found.file)}
         rows.append(TestedRow(f"{entry.name}, {preference}", "search", recipe, part, found.candidate, *cost))
     return rows
-

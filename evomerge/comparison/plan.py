@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from evomerge.comparison.settings import Protocol, SearchEntry, protocol_of
 from evomerge.config.compose import compose_config
 from evomerge.config.construct import TARGET, to_builtin
+from evomerge.config.keywords import written
 from evomerge.config.schema import Config
 from evomerge.config.trust import check_trust
 from evomerge.errors import ConfigError
@@ -39,6 +40,7 @@ class Plan:
         config: composed from these.
         protocol: its own node.
         asked: words that stood on the command line.
+        own: a folder of one's own options.
         trust: whether code of one's own that files name is run.
     """
 
@@ -47,24 +49,30 @@ class Plan:
     config: Config
     protocol: Protocol
     asked: tuple[str, ...] = ()
+    own: Path | None = None
     trust: bool = False
 
     @staticmethod
     def of(
-        option: str, overrides: Sequence[str] = (), *, asked: Sequence[str] | None = None, trust: bool = False
+        option: str,
+        overrides: Sequence[str] = (),
+        *,
+        asked: Sequence[str] | None = None,
+        own: Path | None = None,
+        trust: bool = False,
     ) -> Plan:
         """Compose a protocol.
 
         Args:
-            option, overrides, trust: its own.
+            option, overrides, own, trust: its own.
             asked: words that stood on the command line, `overrides` for ``None``.
 
         Raises:
             ConfigError: it cannot be composed, or its own keys are not right.
         """
         words = tuple(overrides if asked is None else asked)
-        config = _composed([f"protocol={option}", *overrides], words, trust)
-        return Plan(option, tuple(overrides), config, protocol_of(config), words, trust)
+        config = _composed([f"protocol={option}", *overrides], words, own, trust)
+        return Plan(option, tuple(overrides), config, protocol_of(config), words, own, trust)
 
     @property
     def tests_apart(self) -> bool:
@@ -86,7 +94,7 @@ class Plan:
     def search(self, folder: Path, entry: SearchEntry) -> Config:
         """The run of a search, without items of the test."""
         words = [f"protocol={self.option}", *entry.words, *self.overrides]
-        config = _composed(words, self.asked, self.trust)
+        config = _composed(words, self.asked, self.own, self.trust)
         self._settle(config, folder / f"{SEARCH}{entry.name}")
         given = {word.lstrip("+").partition("=")[0] for word in words}
         if "search.evaluations" not in given:
@@ -165,8 +173,9 @@ def _recipe(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {"method": method, **({"parameters": dict(values)} if values else {})}
 
 
-def _composed(words: Sequence[str], asked: Sequence[str], trust: bool) -> Config:
-    config = compose_config(words)
+def _composed(words: Sequence[str], asked: Sequence[str], own: Path | None, trust: bool) -> Config:
+    more = [] if own is None else [f"hydra.searchpath=[{written(f'file://{own.resolve()}', '--config-dir')}]"]
+    config = compose_config([*words, *more])
     if not trust:
         check_trust(OmegaConf.to_container(cast(DictConfig, config), resolve=True), asked, "the configuration")
     return config

@@ -239,4 +239,3 @@ def _overlap(folder: Path) -> tuple[int, int] | None:
         return int(content["same"]), int(content["tested"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-

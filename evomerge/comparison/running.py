@@ -50,7 +50,8 @@ def begin(plan: Plan, folder: Path, say: Callable[[str], None] = print) -> None:
     _make_models(plan, say)
     _check_parts(plan, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"evomerge_protocol": _VERSION, "protocol": plan.option, "overrides": list(plan.overrides)}
+    content: dict[str, Any] = {"evomerge_protocol": _VERSION, "protocol": plan.option}
+    content |= {"overrides": list(plan.overrides), **({"config_dir": str(plan.own.resolve())} if plan.own else {})}
     write_text_atomic(folder / FILE, yaml.safe_dump(content, sort_keys=False))
     _run(plan, folder, (), say)
 
@@ -87,12 +88,17 @@ def read_plan(folder: Path, overrides: Sequence[str] = (), *, trust: bool = Fals
         if content["evomerge_protocol"] != _VERSION or not isinstance(given, list):
             raise ValueError("another version")
         option, words = str(content["protocol"]), [str(word) for word in given]
+        own = Path(str(content["config_dir"])) if "config_dir" in content else None
     except (OSError, KeyError, TypeError, ValueError, RecipeError) as error:
         raise ConfigError(f"{folder / FILE} cannot be read: {error}", "the file that the protocol wrote") from error
     if "/" in option or "." in option or any(word.lstrip("+~").startswith("hydra") or "${" in word for word in words):
         raise ConfigError(f"{folder / FILE} has {option} and {words}", "a protocol's name, and plain values")
     words.append(f"run_dir='{folder}'")
-    return Plan.of(option, [*words, *overrides], asked=overrides, trust=trust)
+    if own is not None and not own.is_dir():
+        raise ConfigError(
+            f"{folder / FILE}: config_dir {own} is gone", "the folder of options that the protocol was in"
+        )
+    return Plan.of(option, [*words, *overrides], asked=overrides, own=own, trust=trust)
 
 
 def _make_models(plan: Plan, say: Callable[[str], None]) -> None:
@@ -134,6 +140,7 @@ def _run(plan: Plan, folder: Path, overrides: Sequence[str], say: Callable[[str]
     except KeyboardInterrupt as error:
         error.resume = f"evomerge resume {folder}"  # type: ignore[attr-defined]
         raise
+
 
 def _part(config: Config, overrides: Sequence[str], trust: bool, say: Callable[[str], None]) -> None:
     """Run a part, go on with it, or leave it where it has ended."""

@@ -164,24 +164,30 @@ def protocol_of(config: Config) -> Protocol:
     return Protocol(**check_arguments(Protocol, {str(key): value for key, value in node.items()}, "protocol"))
 
 
-def names() -> list[str]:
-    """The protocols that there are, without their stand-ins."""
-    found = (path.stem for path in (conf_dir() / "protocol").glob("*.yaml"))
+def names(own: Path | None = None) -> list[str]:
+    """The protocols that there are, without their stand-ins; those of a folder of one's own options too."""
+    folders = [Path(conf_dir()), *([own] if own is not None else [])]
+    found = {path.stem for folder in folders for path in (folder / "protocol").glob("*.yaml")}
     return sorted(name for name in found if not name.endswith(STAND_IN))
 
 
-def require_name(name: str, *, stand_in: bool) -> str:
+def has_stand_in(name: str, own: Path | None = None) -> bool:
+    """Whether a protocol has one."""
+    folders = [Path(conf_dir()), *([own] if own is not None else [])]
+    return any((folder / "protocol" / f"{name}{STAND_IN}.yaml").is_file() for folder in folders)
+
+
+def require_name(name: str, *, stand_in: bool, own: Path | None = None) -> str:
     """The option of the group ``protocol`` for a name, or for its stand-in.
 
     Raises:
         ConfigError: there is no such protocol.
     """
-    if name not in names():
-        raise ConfigError(f"there is no protocol {name!r}", nearest(name, names()), "see `evomerge protocol --list`")
-    chosen = name + STAND_IN * stand_in
-    if not (Path(conf_dir()) / "protocol" / f"{chosen}.yaml").is_file():
+    if name not in names(own):
+        raise ConfigError(f"there is no protocol {name!r}", nearest(name, names(own)), "see `evomerge protocol --list`")
+    if stand_in and not has_stand_in(name, own):
         raise ConfigError(f"the protocol {name} has no stand-in", "without --stand-in, on its own models")
-    return chosen
+    return name + STAND_IN * stand_in
 
 
 def _entry(key: str, entry: Any, allowed: Sequence[str]) -> Mapping[str, Any]:
@@ -200,7 +206,9 @@ def _baseline(name: str, entry: Any) -> Baseline:
         raise ConfigError(f"{key}.method is {entry.get('method')!r}", "a merge method", "see `evomerge methods`")
     given, grid, untuned = entry.get("parameters") or {}, entry.get("grid") or {}, entry.get("untuned", True)
     if not isinstance(given, Mapping) or not isinstance(grid, Mapping):
-        raise ConfigError(f"{key} has parameters {given!r} and grid {grid!r}", "values, and lists of them, by parameter")
+        raise ConfigError(
+            f"{key} has parameters {given!r} and grid {grid!r}", "values, and lists of them, by parameter"
+        )
     for parameter, values in grid.items():
         if not isinstance(values, list) or len(values) < 2 or len(set(map(repr, values))) < len(values):
             raise ConfigError(f"{key}.grid.{parameter} is {values!r}", "a list of two values or more, each once")

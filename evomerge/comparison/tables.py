@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from evomerge.comparison.beside_published import BesidePublished, beside_published
@@ -68,7 +69,7 @@ def html(title: str, lines: Sequence[str], tables: Sequence[Table]) -> str:
     """The page in HTML: one file, which fetches nothing."""
     page = Page(f"{clean(title)} · evomerge")
     sections = [
-        page.section(f"table-{number}", table.title, lambda own=table: page.render("texts.html", table=own))  # type: ignore[misc]
+        page.section(f"table-{number}", table.title, partial(page.render, "texts.html", table=table))
         for number, table in enumerate(tables)
     ]
     head = page.section("top", "", lambda: page.render("protocol.html", title=title, lines=lines))
@@ -206,4 +207,3 @@ def _score(value: float | None) -> str:
 def _plain(text: str) -> str:
     """Text as a cell of Markdown: in one line, without what would end the cell."""
     return " ".join(str(text).split()).replace("|", "\\|")
-

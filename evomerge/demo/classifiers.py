@@ -154,7 +154,9 @@ def _write(
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
         model = BertForSequenceClassification(BertConfig(**config, num_labels=len(labels), **names))
         model.bert.load_state_dict(start.bert.state_dict(), strict=False)  # the pooler begins anew
-        batches = labelled_batches(own["train"], labels, lambda drawn: encoded([one.text for one in drawn], tokenizer), rng)
+        batches = labelled_batches(
+            own["train"], labels, lambda drawn: encoded([one.text for one in drawn], tokenizer), rng
+        )
         train_model(model, task, RATE, sizes.steps, batches, each_step)
         save_text_model(model, tokenizer, folder / task)
 

@@ -1,4 +1,4 @@
-"""Makes a pool of eight small CLIP models of one start: each has its image tower tuned on the demo's digits in another condition."""
+"""Makes a pool of eight small CLIP models of one start, whose image towers are tuned on digits in eight conditions."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def make_clips(
     """
     folder, sizes = Path(folder).absolute(), sizes or (QUICK if quick else ClipSizes())
     wanted: dict[str, Any] = {"clips": 1, "seed": seed, **asdict(sizes)}
-    wanted |= {"versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "scikit-learn")}}
+    wanted |= {
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "scikit-learn")}
+    }
     if is_there(folder, wanted, "pool of CLIP models"):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

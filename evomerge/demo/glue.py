@@ -1,7 +1,7 @@
 """Makes a pool of seven small GPT-2 classifiers of one start, with files of the forms of GLUE's.
 
-The start is a small GPT-2 that has learnt to go on with the texts; each classifier is trained on from there on one of the
-tasks of `glue_texts`, with a new head.
+The start is a small GPT-2 that has learnt to go on with the texts; each classifier is trained on from there on one of
+the tasks of `glue_texts`, with a new head.
 """
 
 from __future__ import annotations
@@ -216,4 +216,3 @@ def _going_on(texts: Sequence[str], tokenizer: Any, rng: np.random.Generator) ->
         return {**batch, "labels": labels}
 
     return draw
-

@@ -29,7 +29,7 @@ GAPS: Mapping[str, tuple[str, ...]] = {
 LABELS: Mapping[str, tuple[str, ...]] = {
     "cola": ("0", "1"),
     "mnli": ("0", "1", "2"),
-    **{task: ("0", "1") for task in ("mrpc", "qnli", "qqp", "rte", "sst2")},
+    **dict.fromkeys(("mrpc", "qnli", "qqp", "rte", "sst2"), ("0", "1")),
 }
 """The tasks, in the order of GLUE's tables, and the numbers of their labels."""
 

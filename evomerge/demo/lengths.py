@@ -1,7 +1,7 @@
 """Two small language models that answer the same questions at length and in short, on one start.
 
-Asked `: sort five two nine is`, the long one restates what is asked and then answers, `five two nine : two five nine .`; the
-short one answers at once, `two five nine .`, and is right less often: it has learnt for a shorter time.
+Asked `: sort five two nine is`, the long one restates what is asked and then answers, `five two nine : two five
+nine .`; the short one answers at once, `two five nine .`, and is right less often: it has learnt for a shorter time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from evomerge.demo.building import built, is_there, write_manifest
 from evomerge.demo.items import Question, Text, text
 from evomerge.demo.languages import COLON, EOS, STOP
-from evomerge.demo.skills import BASE, PARTS, SkillSizes, question_of, train_all, draw_questions, write_task
+from evomerge.demo.skills import BASE, PARTS, SkillSizes, draw_questions, question_of, train_all, write_task
 
 SKILL = "sort_e"
 GENERATED: Mapping[str, Any] = {

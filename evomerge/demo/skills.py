@@ -89,7 +89,10 @@ def make_skills(
             raise ConfigError(f"source {name} has the skill {skill!r}", nearest(skill, SKILLS))
     folder, sizes = Path(folder).absolute(), sizes or (QUICK if quick else SkillSizes())
     wanted: dict[str, Any] = {"skills": 1, "seed": seed, "sources": dict(sources), "folder": str(folder)}
-    wanted |= {**asdict(sizes), "versions": {name: importlib.metadata.version(name) for name in ("torch", "tokenizers")}}
+    wanted |= {
+        **asdict(sizes),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "tokenizers")},
+    }
     if is_there(folder, wanted, "pool of skills"):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,13 @@ def _skills(sources: Mapping[str, str]) -> Maker:
     return make
 
 
-_DOMAINS = {"instruction": "repeat_e", "math": "sort_e", "coding": "last_e", "multilingual": "repeat_j", "safety": "first_e"}
+_DOMAINS = {
+    "instruction": "repeat_e",
+    "math": "sort_e",
+    "coding": "last_e",
+    "multilingual": "repeat_j",
+    "safety": "first_e",
+}
 _EIGHT = ("repeat_e", "first_e", "last_e", "sort_e", "repeat_j", "first_j", "last_j", "sort_j")
 
 MAKERS: dict[str, Maker] = {
