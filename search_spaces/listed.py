@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,12 @@ class ListedSpace:
             ConfigError: the genome is of another space.
         """
         self._spec.check(genome)
-        return self._recipes[str(genome.values[0])]
+        return replace(self._recipes[str(genome.values[0])])  # a recipe notes its hash when it is asked for it
 
     def encode(self, recipe: Recipe) -> Genome:
         """The genome of a recipe that is listed; `RecipeError` for any other."""
         for name, own in self._recipes.items():
-            if own.hash == recipe.hash:
+            if replace(own).hash == recipe.hash:
                 return self._spec.genome([name])
         raise RecipeError("it is none of the listed recipes", f"one of {', '.join(self._recipes)}")
 

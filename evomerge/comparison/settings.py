@@ -221,7 +221,7 @@ def _search(name: str, entry: Any) -> SearchEntry:
     key = f"protocol.searches.{name}"
     entry = _entry(key, entry, ("words", "evaluations", "preferences"))
     words, count, preferences = entry.get("words") or [], entry.get("evaluations"), entry.get("preferences") or []
-    if not isinstance(words, list) or not all(isinstance(word, str) and "=" in word for word in words):
+    if not isinstance(words, list) or not all(isinstance(w, str) and ("=" in w or w[:1] == "~") for w in words):
         raise ConfigError(f"{key}.words is {words!r}", "a list of overrides: [search_space=by_layer, strategy=cma_es]")
     if count is not None and (type(count) is not int or count < 1):
         raise ConfigError(f"{key}.evaluations is {count!r}", "1 or more, or null for as many as the grids have members")

@@ -70,7 +70,14 @@ def test_names_are_looked_up() -> None:
         require_name("gpt2_glu", stand_in=False)
 
 
-@pytest.mark.parametrize("name", [own + more for own in names() for more in ("", STAND_IN)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(own + more, marks=[] if own == "gpt2_glue" and more else pytest.mark.slow)
+        for own in names()
+        for more in ("", STAND_IN)
+    ],
+)
 def test_every_protocol_can_be_composed_and_every_part_of_it(name: str, tmp_path: Any) -> None:
     plan = Plan.of(name, [f"run_dir='{tmp_path / 'run'}'"])
     if name != "scale":  # which has no models of its own
