@@ -16,7 +16,7 @@ from evomerge.comparison.plan import OVERLAP, TEST, Plan
 from evomerge.comparison.resources import read_peaks
 from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare
-from evomerge.recipes.pool_info import UNIFORM
+from evomerge.recipes.pool_info import UNIFORM, baseline_recipes
 from evomerge.report.history import History, read_history
 from evomerge.report.outcome import metric_name, task_name
 from evomerge.report.statistics import Comparison, Floats, compare
@@ -117,13 +117,15 @@ def outcome_of(plan: Plan, folder: Path) -> Outcome:
         (name, "base" if name == pool.base else "source", trial) for name, trial in history.baselines.items()
     ]
     trials += [(name_of(trial), tested[name_of(trial)].kind, trial) for trial in _in_order(history, tested)]
-    hashes = {trial.recipe_hash for _, kind, trial in trials if kind == "untuned"}
     rows = [
         _row(folder, columns, name, kind, trial, peaks.get(trial.candidate), tested.get(name))
         for name, kind, trial in trials
-        if not (name == UNIFORM and trial.recipe_hash in hashes)
     ]
+    hashes = {name: recipe.hash for name, recipe in baseline_recipes(pool).items()}
+    rows = [replace(row, recipe_hash=row.recipe_hash or hashes.get(row.name, "")) for row in rows]
     rows = [replace(row, kind="untuned") if row.name == UNIFORM else row for row in rows]
+    named = [row.scores for row in rows if row.kind == "untuned" and row.name != UNIFORM]
+    rows = [row for row in rows if row.name != UNIFORM or row.scores not in named]  # the protocol has it by its name
     rows = [_with_means(row, rows, columns, plan) for row in rows]
     against = _against(rows, columns)
     rows = [_with_worst(row, against) for row in rows]

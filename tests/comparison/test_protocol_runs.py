@@ -27,18 +27,17 @@ QUICK = ["protocol.quick=true", "display=quiet"]
 def small(name: str) -> list[str]:
     """A few candidates of every search."""
     numbers = {
-        "gpt2_glue": ["search by model", "search by layer"],
-        "clip_b32": ["search by model"],
-        "clip_l14": ["search by model"],
-        "evollm": ["parameters", "paths", "parameters, then paths"],
-        "mergebench": ["search by model"],
+        "gpt2_glue": ["search_by_model", "search_by_layer"],
+        "clip_b32": ["search_by_model"],
+        "clip_l14": ["search_by_model"],
+        "evollm": ["parameters", "paths", "both"],
+        "mergebench": ["search_by_model"],
         "m2n2": ["m2n2", "cma_es"],
         "alignment_3h": ["front"],
         "long_to_short": ["front"],
-        "scale": ["search by model"],
+        "scale": ["search_by_model"],
     }[name]
-    words = ", ".join(f"'{own}': {{evaluations: {16 if own == 'front' else 12}}}" for own in numbers)
-    return [f"protocol.searches={{{words}}}"]
+    return [f"protocol.searches.{own}.evaluations={16 if own == 'front' else 12}" for own in numbers]
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, str]]:
@@ -50,7 +49,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, str]]:
 def glue(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A protocol that has been run, and its words."""
     root = tmp_path_factory.mktemp("protocol")
-    grids = "{task arithmetic: {grid: {lambda: [0.1, 0.3]}}, ties: {grid: {lambda: [0.1, 0.3]}}}"
+    grids = "{task_arithmetic: {grid: {lambda: [0.1, 0.3]}}, ties: {grid: {lambda: [0.1, 0.3]}}}"
     words = [*QUICK, *small("gpt2_glue"), f"protocol.methods={grids}", f"pool.root='{root / 'pool'}'"]
     folder = root / "run"
     assert main(["protocol", "gpt2_glue", "--stand-in", *words, f"run_dir='{folder}'"]) == 0
@@ -63,7 +62,7 @@ def test_every_number_is_an_evaluation_of_a_ledger(glue: tuple[Path, list[str]])
     trials = {trial.candidate: trial for trial in [*test.baselines.values(), *test.trials]}
     rows = rows_of(folder)
     tasks = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
-    assert {"base", *tasks, "simple average", "fisher", "regmean", "ties", "task arithmetic", "ties, tuned"} <= set(
+    assert {"base", *tasks, "simple_average", "fisher", "regmean", "ties", "task_arithmetic", "ties, tuned"} <= set(
         rows
     )
     for name, row in rows.items():
@@ -75,7 +74,7 @@ def test_every_number_is_an_evaluation_of_a_ledger(glue: tuple[Path, list[str]])
         items = read_items(folder / "test", trial.candidate, digest=trial.digest)
         assert scores == pytest.approx([items[f"{task}/accuracy"].mean() for task in tasks])
         assert float(row["average"]) == pytest.approx(np.mean(scores))
-    assert "uniform average" not in rows  # it is the simple average
+    assert "uniform average" not in rows  # it is the simple_average
 
 
 def test_winners_are_those_of_their_runs(glue: tuple[Path, list[str]]) -> None:
@@ -83,15 +82,15 @@ def test_winners_are_those_of_their_runs(glue: tuple[Path, list[str]]) -> None:
     rows, grid = rows_of(folder), read_history(folder / "grid")
     assert grid.stopped is not None
     assert len(grid.trials) == 4
-    for method in ("ties", "task arithmetic"):
+    for method in ("ties", "task_arithmetic"):
         own = [trial for trial in grid.trials if name_of(trial).startswith(f"{method} ")]
         best = max(own, key=lambda trial: trial.objectives["score"])
         row = rows[f"{method}, tuned"]
         assert int(row["chosen_candidate"]) == best.candidate
         assert row["recipe_hash"] == best.recipe_hash
         assert int(row["candidates"]) == 2
-    search = read_history(folder / "search-search by layer")
-    row = rows["search by layer"]
+    search = read_history(folder / "search-search_by_layer")
+    row = rows["search_by_layer"]
     assert int(row["chosen_candidate"]) == search.winner
     winner = next(trial for trial in search.trials if trial.candidate == search.winner)
     assert row["recipe_hash"] == winner.recipe_hash
@@ -107,7 +106,7 @@ def test_the_table_stands_beside_the_published_one(glue: tuple[Path, list[str]])
     assert "0 of " in text
     assert "test items are items of the search" in text
     assert "A stand-in: tiny models" in text
-    row = rows_of(folder)["simple average"]
+    row = rows_of(folder)["simple_average"]
     assert f"{100 * float(row['cola']):.1f} / 55.0" in text
     assert "rank correlation" in text
     assert (folder / "table.html").read_text().count("<table>") == 3
@@ -133,10 +132,10 @@ def test_a_run_that_was_cut_goes_on_and_comes_to_the_same(
     folder, _ = glue
     cut = tmp_path / "cut"
     shutil.copytree(folder, cut)
-    for part in ("test", "search-search by layer"):
+    for part in ("test", "search-search_by_layer"):
         shutil.rmtree(cut / part)
     (cut / "test").mkdir()  # killed before there was a ledger
-    ledger = cut / "search-search by model" / "ledger.jsonl"
+    ledger = cut / "search-search_by_model" / "ledger.jsonl"
     lines = ledger.read_text().splitlines(keepends=True)
     told = [place for place, line in enumerate(lines) if '"told"' in line]
     ledger.write_text("".join(lines[: told[5] + 1]))
@@ -145,7 +144,7 @@ def test_a_run_that_was_cut_goes_on_and_comes_to_the_same(
         (cut / name).unlink()
     assert main(["status", str(cut)]) == 0
     said = capsys.readouterr().out
-    assert "search-search by layer: not begun" in said
+    assert "search-search_by_layer: not begun" in said
     assert f"To go on: evomerge resume {cut}" in said
     assert main(["resume", str(cut), "-q"]) == 0
     scores = ["kind", "cola", "qqp", "average", "normalised", "forgetting", "recipe_hash", "chosen_candidate"]
@@ -209,7 +208,7 @@ def test_a_kill_loses_nothing(glue: tuple[Path, list[str]], tmp_path: Path) -> N
     command = [sys.executable, "-m", "evomerge", "protocol", "gpt2_glue", "--stand-in", *words, f"run_dir='{run}'"]
     process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (run / "search-search by model" / "ledger.jsonl").is_file() and time.monotonic() < deadline:
+    while not (run / "search-search_by_model" / "ledger.jsonl").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()

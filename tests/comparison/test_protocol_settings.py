@@ -103,7 +103,7 @@ def test_every_protocol_can_be_composed_and_every_part_of_it(name: str, tmp_path
 def test_published_numbers_of_gpt2_on_glue() -> None:
     content = yaml.safe_load((conf_dir() / "protocol" / "gpt2_glue.yaml").read_text())
     rows = content["protocol"]["published"]["rows"]
-    averages = {"simple average": 56.1, "fisher": 58.7, "regmean": 68.8, "task arithmetic lambda=0.5": 70.0163}
+    averages = {"simple_average": 56.1, "fisher": 58.7, "regmean": 68.8, "task_arithmetic lambda=0.5": 70.0163}
     assert {name: rows[name]["average"] for name in averages} == averages
     for name, numbers in rows.items():
         tasks = [value for column, value in numbers.items() if column != "average"]
