@@ -133,7 +133,7 @@ class Plan:
         check_settings(self.config)
         if self.config.phases is not None:
             raise ConfigError("phases are set beside protocol", "phases in the words of a search of its own")
-        for config in (self.grid(folder), self.test(folder, self.untuned() or {"none": "linear"})):
+        for config in (self.grid(folder), self.test(folder, self.untuned() or {"none": {"method": "linear"}})):
             if config is not None:
                 check_nodes(config)
         for entry in self.protocol.searches:

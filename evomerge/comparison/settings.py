@@ -142,7 +142,7 @@ class Protocol:
         return found
 
     def _check_names(self) -> None:
-        names = [own.name for own in (*self.methods, *self.searches)]
+        names = [*(own.name for own in self.methods), *(own.name for own in self.searches)]
         for name in names:
             if not name.strip() or "/" in name or name.startswith(".") or names.count(name) > 1:
                 raise ConfigError(f"protocol has a row {name!r}", "names of rows differ, and have no / in them")
