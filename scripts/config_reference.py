@@ -274,9 +274,10 @@ def page() -> str:
         lines += [f"## {group}", ""]
         for path in sorted((conf_dir() / group).glob("*.yaml")):
             lines += option_section(group, path)
-    lines += ["## experiment", "", "| `experiment=` | |", "| --- | --- |"]
-    for path in sorted((conf_dir() / "experiment").glob("*.yaml")):
-        lines.append(f"| `{path.stem}` | {read_option(path)[0]} |")
+    for group in ("experiment", "protocol"):
+        lines += [*([""] if lines[-1] else []), f"## {group}", "", f"| `{group}=` | |", "| --- | --- |"]
+        for path in sorted((conf_dir() / group).glob("*.yaml")):
+            lines.append(f"| `{path.stem}` | {read_option(path)[0]} |")
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evomerge.cli.verbs import verb_parser
+from evomerge.errors import ConfigError
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -24,6 +25,16 @@ def run(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(list(arguments))
 
+    from evomerge.comparison.folder import is_protocol
+
+    if len(options.runs) == 1 and is_protocol(options.runs[0]):
+        from evomerge.cli.protocol import write_and_show
+        from evomerge.comparison.running import read_plan
+
+        if options.output is not None:
+            raise ConfigError("--output was given with the run of a protocol", "its tables lie in its folder")
+        write_and_show(read_plan(Path(options.runs[0]), trust=True), Path(options.runs[0]))
+        return 0
     from evomerge.report.html.report import write_report
 
     file = write_report(options.runs, options.output, paths=options.paths)

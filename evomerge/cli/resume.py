@@ -19,6 +19,10 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--trust", action="store_true", help="run code of one's own that the configuration names")
     options = parser.parse_intermixed_args(list(arguments))
 
+    from evomerge.comparison.folder import is_protocol
+
+    if is_protocol(options.run):
+        return _protocol(Path(options.run), options.overrides, trust=options.trust, quiet=options.quiet)
     from evomerge.cli.console import print_result
     from evomerge.cli.path import print_path
     from evomerge.report.plain_console import console
@@ -32,4 +36,17 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     print_result(Path(options.run), config)
     print_path(Path(options.run))
+    return 0
+
+
+def _protocol(folder: Path, overrides: Sequence[str], *, trust: bool, quiet: bool) -> int:
+    """Go on with the run of a protocol, and write its table."""
+    from evomerge.cli.protocol import write_and_show
+    from evomerge.comparison.running import go_on, read_plan
+    from evomerge.report.plain_console import console
+
+    words = [*overrides, *(["display=quiet"] if quiet else [])]
+    say = (lambda text: None) if quiet else (lambda text: console.print(text, soft_wrap=True, markup=False))
+    go_on(folder, words, trust=trust, say=say)
+    write_and_show(read_plan(folder, words, trust=trust), folder)
     return 0

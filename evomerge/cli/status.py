@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from evomerge.cli.verbs import verb_parser
 
@@ -15,6 +16,12 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(list(arguments))
 
+    from evomerge.comparison.folder import is_protocol
+
+    if is_protocol(options.run):
+        from evomerge.cli.protocol import show_status
+
+        return show_status(Path(options.run))
     from evomerge.report.status import read_status
 
     status = read_status(options.run)

@@ -20,6 +20,7 @@ VERBS = {
     "calibrate": "make the statistics of data that methods such as fisher and regmean read",
     "frank-wolfe": "weigh the sources by gradients of their loss on calibration items",
     "learn": "learn coefficients, a mask or factors of columns by gradients on data, and write their recipe",
+    "protocol": "compare methods and searches as a published protocol does, beside its numbers",
     "demo": "make the demo's models and tasks, then search on them",
     "export": "write a recipe as evomerge or mergekit YAML, or a run as a study of Optuna or a landscape",
     "merge": "write the model of a recipe: safetensors, tokenizer, model card",

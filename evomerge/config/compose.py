@@ -28,6 +28,7 @@ from evomerge.utils.installation import conf_dir
 # Mappings whose keys the user chooses: new keys are added and others kept, without Hydra's ``+``.
 _OPEN = (
     *("pool.models", "search_space.parameters", "strategy.asynchronous", "strategy.prior"),
+    *("search_space.recipes", "protocol.methods", "protocol.searches"),
     *(f"{node}.gen_kwargs" for node in ("fitness", "cheap", "validation", "held_out")),
     *(f"{node}.chat_template_args" for node in ("fitness", "cheap", "validation", "held_out")),
     *ARGUMENTS,

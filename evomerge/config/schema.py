@@ -269,6 +269,7 @@ class Config:
             ``auto`` is live on a terminal and plain elsewhere.
         trackers: tools that are told while it runs: names (``tensorboard``, ``mlflow``, ``wandb``), or mappings with
             a name and options.
+        protocol: what `evomerge protocol` compares, and with which published numbers; ``None`` for a search alone.
     """
 
     name: str = MISSING
@@ -290,6 +291,7 @@ class Config:
     from_run: str | None = None
     display: str = "auto"
     trackers: Any = field(default_factory=list)
+    protocol: Any = None
 
 
 def to_yaml(config: DictConfig) -> str:

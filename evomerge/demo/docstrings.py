@@ -45,9 +45,9 @@ _UNDERLINED = re.compile(r"^([A-Z][a-z]+)[ \t]*\n-{3,}[ \t]*$", re.MULTILINE)
 _COLON = re.compile(r"^([A-Z][a-z]+)::?[ \t]*$", re.MULTILINE)
 _HEAD = re.compile(r"^[ \t]*(class|def)[ \t]+(\w+)", re.MULTILINE)
 _DOCSTRING = re.compile(r':[ \t]*\n[ \t]*[rR]?"""(.*?)"""', re.DOTALL)
-_NAMES = re.compile(rf"\b({'|'.join(LIBRARIES)}|scikit-learn|pytorch|nx|np|hugging ?face)\b", re.IGNORECASE)
-_LONGEST = 160  # characters
-_SHORTEST = 12
+NAMES = re.compile(rf"\b({'|'.join(LIBRARIES)}|scikit-learn|pytorch|nx|np|hugging ?face)\b", re.IGNORECASE)
+LONGEST = 160  # characters
+SHORTEST = 12
 _LARGEST_FILE = 400_000  # bytes
 
 
@@ -72,19 +72,19 @@ def examples(per_library: int, rng: np.random.Generator) -> dict[str, list[Examp
     found: dict[str, dict[str, Example]] = {task: {} for task in LABELS}
 
     def add(task: str, text: str, label: str) -> None:
-        plain = " ".join(text.split())[:_LONGEST]
-        if len(plain) >= _SHORTEST and re.search("[a-z]{3}", plain):
+        plain = " ".join(text.split())[:LONGEST]
+        if len(plain) >= SHORTEST and re.search("[a-z]{3}", plain):
             found[task].setdefault(plain.lower(), Example(plain, label))
 
     for library in LIBRARIES:
-        for number, (kind, docstring) in enumerate(_docstrings(library, rng)):
+        for number, (kind, docstring) in enumerate(docstrings(library, rng)):
             if number == per_library:
                 break
-            first = _NAMES.sub("it", docstring.strip().split("\n\n")[0])
+            first = NAMES.sub("it", docstring.strip().split("\n\n")[0])
             add("kind", first, kind)
             add("library", first, library)
             for label, body in _sections(docstring):
-                add("section", _NAMES.sub("it", body), label)
+                add("section", NAMES.sub("it", body), label)
     return {task: _drawn(list(own.values()), rng) for task, own in found.items()}
 
 
@@ -103,7 +103,7 @@ def _drawn(own: list[Example], rng: np.random.Generator) -> list[Example]:
     return [own[i] for i in rng.permutation(len(own))]
 
 
-def _docstrings(library: str, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+def docstrings(library: str, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """Docstrings of a library's public classes and functions, with which of the two, file by file."""
     spec = importlib.util.find_spec(library)
     if spec is None or not spec.submodule_search_locations:

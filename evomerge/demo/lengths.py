@@ -1,0 +1,123 @@
+"""Two small language models that answer the same questions at length and in short, on one start.
+
+Asked `: sort five two nine is`, the long one restates what is asked and then answers, `five two nine : two five
+nine .`; the short one answers at once, `two five nine .`, and is right less often: it has learnt for a shorter time.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.demo.items import Question, Text, text
+from evomerge.demo.languages import COLON, EOS, STOP
+from evomerge.demo.skills import BASE, PARTS, SkillSizes, draw_questions, question_of, train_all, write_task
+
+SKILL = "sort_e"
+GENERATED: Mapping[str, Any] = {
+    "output_type": "generate_until",
+    "doc_to_text": "{{text}}",
+    "doc_to_target": "{{answer}}",
+    "generation_kwargs": {"until": [" ."], "do_sample": False, "max_gen_toks": 14},
+    "filter_list": [
+        {
+            "name": "last-part",
+            "filter": [
+                {"function": "regex", "group_select": -1, "regex_pattern": "([a-z ]+)$"},
+                {"function": "take_first"},
+            ],
+        }
+    ],
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+@dataclass(frozen=True)
+class LengthSizes:
+    """How much is drawn and trained.
+
+    Attributes:
+        search, test: items.
+        start_steps, long, short: steps of the start, which meets both ways of answering, and of either.
+        width, layers: of the models.
+    """
+
+    search: int = 60
+    test: int = 250
+    start_steps: int = 200
+    long: int = 150
+    short: int = 40
+    width: int = 64
+    layers: int = 3
+
+
+QUICK = LengthSizes(10, 16, 3, 3, 3, 16, 2)
+"""Models of the right shape that can do next to nothing."""
+
+
+def make_lengths(
+    folder: Path,
+    seed: int = 0,
+    *,
+    quick: bool = False,
+    sizes: LengthSizes | None = None,
+    each_step: Callable[[str], None] = lambda name: None,
+) -> Path:
+    """Make the pool in `folder`, unless it already holds this very pool.
+
+    Writes ``base``, ``long``, ``short``, ``tasks`` with the lm-eval tasks ``sorted_search`` and ``sorted_test``, which
+    generate and count the last part of an answer, and ``manifest.json``.
+
+    Args:
+        folder: where the pool goes; an earlier one there is replaced, anything else is left alone.
+        seed: decides items, texts and parameters.
+        quick: `QUICK`, instead of the whole training.
+        sizes: others than `quick` says.
+        each_step: called after every step with the name of the model that is trained.
+
+    Returns:
+        The absolute path of `folder`.
+
+    Raises:
+        OutputError: `folder` holds something else.
+    """
+    folder, sizes = Path(folder).absolute(), sizes or (QUICK if quick else LengthSizes())
+    wanted: dict[str, Any] = {"lengths": 1, "seed": seed, "folder": str(folder), **asdict(sizes)}
+    wanted |= {"versions": {name: importlib.metadata.version(name) for name in ("torch", "tokenizers")}}
+    if is_there(folder, wanted, "pool of lengths"):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    items_seed, text_seed, parameter_seed = np.random.SeedSequence(seed).spawn(3)
+    questions = draw_questions(SKILL, sizes.search + sizes.test, np.random.default_rng(items_seed))
+    withheld = frozenset(questions)
+    kinds = {"long": _learner(withheld, long=True), "short": _learner(withheld, long=False)}
+    with built(folder) as building:
+        (building / "tasks").mkdir()
+        for part, own in zip(PARTS, (questions[: sizes.search], questions[sizes.search :]), strict=True):
+            rows = [{"text": " ".join(q.in_e), "answer": " ".join(q.result)} for q in own]
+            write_task(building / "tasks", folder / "tasks", f"sorted_{part}", rows, GENERATED)
+        stages = [(BASE, ["long", "short"], sizes.start_steps, 3e-3)]
+        stages += [("long", ["long"], sizes.long, 1.2e-3), ("short", ["short"], sizes.short, 1.2e-3)]
+        shape = SkillSizes(width=sizes.width, layers=sizes.layers)
+        train_all(building, stages, kinds, shape, text_seed, int(parameter_seed.generate_state(1)[0]), each_step)
+        write_manifest(building, wanted)
+    return folder
+
+
+def _learner(withheld: frozenset[Question], *, long: bool) -> Callable[[np.random.Generator], Text]:
+    """Draws texts that answer in one of the two ways, none of which is an item."""
+
+    def drawn(rng: np.random.Generator) -> Text:
+        question = question_of(SKILL, rng)
+        while question in withheld:
+            question = question_of(SKILL, rng)
+        before = (*question.names, COLON) if long else ()
+        return text((question.in_e, False), ((*before, *question.result, STOP, EOS), True))
+
+    return drawn
