@@ -168,7 +168,8 @@ class ClassificationFitness:
         Raises:
             FitnessError: what `check` and `check_tokenizer` find; an engine holds the model.
         """
-        from fitness._classification.prepared import Prepared, positions_of, tokenised
+        from fitness._classification.prepared import Prepared, tokenised
+        from fitness._token_rows import positions_of
 
         self._prepared = None
         if model.module is None:

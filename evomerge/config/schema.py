@@ -34,6 +34,8 @@ class PoolConfig:
         heads: tensors that belong to a source's task and are carried from there, not merged: ``auto`` finds them where
             sources have other labels or the base has no head; a pattern of names, ``classifier*``, or a list of them;
             ``None`` merges all.
+        dense: of sentence-transformers' dense layers behind the models: ``auto`` merges them where they differ,
+            ``merged`` does anyhow, ``kept`` takes those of the model that gives the configuration.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class PoolConfig:
     tokenizer_from: str | None = None
     tokenizer: Any = None
     heads: Any = "auto"
+    dense: Any = "auto"
 
 
 @dataclass

@@ -17,6 +17,7 @@ import numpy as np
 
 from evomerge.demo.building import built, is_there, write_manifest
 from evomerge.demo.docstrings import LABELS, LIBRARIES, Example, balanced, examples
+from evomerge.demo.encoders import encoded, gaps, save, train, wordpiece
 
 BASE = "base"
 TASKS = tuple(LABELS)
@@ -59,8 +60,7 @@ MODEL: Mapping[str, Any] = {
     "attention_probs_dropout_prob": 0.0,
     "initializer_range": 0.05,
 }
-LENGTH, BATCH, START_RATE, RATE, MASKED = 48, 48, 3e-3, 1e-3, 0.15
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LENGTH, BATCH, START_RATE, RATE = 48, 48, 3e-3, 1e-3
 
 
 def make_classifiers(
@@ -142,47 +142,20 @@ def _write(
             lines = [json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in found]
             (folder / "data" / f"{task}-{part}.jsonl").write_text("".join(lines), encoding="utf-8")
     texts = [example.text for own in parts.values() for example in own["train"]]
-    tokenizer = _tokenizer(texts, sizes.vocabulary)
+    tokenizer = wordpiece(texts, sizes.vocabulary, LENGTH)
     config = {**MODEL, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     start = BertForMaskedLM(BertConfig(**config))
-    _train(start, BASE, START_RATE, sizes.start_steps, _gaps(texts, tokenizer, rng), each_step)
-    _save(start, tokenizer, folder / BASE)
+    hidden = gaps(texts, tokenizer, BATCH, rng)
+    train(start, BASE, START_RATE, sizes.start_steps, lambda: start(**hidden()).loss, each_step)
+    save(start, tokenizer, folder / BASE)
     for task, own in parts.items():
         labels = LABELS[task]
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
         model = BertForSequenceClassification(BertConfig(**config, num_labels=len(labels), **names))
         model.bert.load_state_dict(start.bert.state_dict(), strict=False)  # the pooler begins anew
-        _train(model, task, RATE, sizes.steps, _labelled(own["train"], labels, tokenizer, rng), each_step)
-        _save(model, tokenizer, folder / task)
-
-
-def _tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
-    """A WordPiece tokenizer of these texts, in lower case."""
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertTokenizerFast
-
-    made = BertWordPieceTokenizer(lowercase=True)
-    made.train_from_iterator(texts, vocabulary, special_tokens=list(SPECIAL), show_progress=False)
-    return BertTokenizerFast(tokenizer_object=made._tokenizer, model_max_length=LENGTH, do_lower_case=True)
-
-
-def _encoded(texts: Sequence[str], tokenizer: Any) -> Any:
-    return tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-
-
-def _gaps(texts: Sequence[str], tokenizer: Any, rng: np.random.Generator) -> Callable[[], dict[str, Any]]:
-    """Draws batches of texts with gaps, and what they hide."""
-    import torch
-
-    def draw() -> dict[str, Any]:
-        batch = _encoded([texts[i] for i in rng.integers(len(texts), size=BATCH)], tokenizer)
-        ids = batch["input_ids"]
-        hidden = torch.from_numpy(rng.random(ids.shape) < MASKED) & (ids >= len(SPECIAL))
-        hidden[0, 1] = True  # of each batch at least one
-        labels = torch.where(hidden, ids, -100)
-        return {**batch, "input_ids": torch.where(hidden, tokenizer.mask_token_id, ids), "labels": labels}
-
-    return draw
+        draw = _labelled(own["train"], labels, tokenizer, rng)
+        train(model, task, RATE, sizes.steps, lambda model=model, draw=draw: model(**draw()).loss, each_step)
+        save(model, tokenizer, folder / task)
 
 
 def _labelled(
@@ -197,45 +170,6 @@ def _labelled(
     def draw() -> dict[str, Any]:
         chosen = rng.choice(known, size=BATCH)
         texts = [of_label[label][rng.integers(len(of_label[label]))] for label in chosen]
-        return {**_encoded(texts, tokenizer), "labels": torch.from_numpy(chosen)}
+        return {**encoded(texts, tokenizer), "labels": torch.from_numpy(chosen)}
 
     return draw
-
-
-def _train(
-    model: Any,
-    name: str,
-    rate: float,
-    steps: int,
-    draw: Callable[[], dict[str, Any]],
-    each_step: Callable[[str], None],
-) -> None:
-    """Train in place."""
-    import torch
-
-    from evomerge.demo.train import learning_rate_at
-
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate * learning_rate_at(step, steps)
-        loss = model(**draw()).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        each_step(name)
-    model.eval()
-
-
-def _save(model: Any, tokenizer: Any, folder: Path) -> None:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    finally:
-        if shown:
-            logging.enable_progress_bar()

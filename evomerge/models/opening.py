@@ -17,7 +17,7 @@ from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.folding import FoldedCheckpoint, FoldedRoom, warn_of_another_base
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
 from evomerge.models.checkpoints.reader import Checkpoint
-from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
+from evomerge.models.dense import SAME, settle_dense
 from evomerge.models.equal_slices import equal_slices
 from evomerge.models.heads import AUTO, Setting, config_giver, find_heads, headed_of, stored_heads
 from evomerge.models.pool import Pool
@@ -52,6 +52,7 @@ def open_pool(
     tokenizer: TokenizerSpec | str | Mapping[str, Any] | None = None,
     heads: Setting = AUTO,
     tasks: Collection[str] | None = None,
+    dense: str = SAME,
 ) -> Pool:
     """Open models and check from configurations, headers and tokenizers that they can be merged.
 
@@ -71,6 +72,8 @@ def open_pool(
         heads: tensors that sources carry on their own, which may differ in shape: found from labels, shapes and names
             (``auto``), patterns of names, or ``None``: all are merged. A base may then be of another task's class.
         tasks: the sources that have such a head; all by default.
+        dense: what becomes of sentence-transformers' dense layers that differ, see `models.dense`; by default, models
+            that differ in them are refused.
 
     Raises:
         ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer` or `heads` is none of those possible.
@@ -84,9 +87,11 @@ def open_pool(
     raise_all(problems)
     try:
         own = find_heads(heads, headed_of(tasks, sources), opened.configs, opened.checkpoints, trust_remote_code)
-        return _fitted(
+        layers = settle_dense(dense, config_giver(own, base, sources), opened.checkpoints, opened.configs)
+        found = _fitted(
             opened, sources, base, dtype, trust_remote_code, fingerprints, ignore_config, tokenizer_from, spec, own
         )
+        return found if layers is None else replace(found, info=replace(found.info, dense=layers))
     except EvomergeError:
         raise
     except Exception as error:  # a configuration that transformers takes may still hold anything
@@ -169,7 +174,6 @@ def _fitted(
     for name, check in (
         (reference, lambda: check_generation(checkpoints[reference].folder)),
         (giver, lambda: check_tokenizer(giver, inputs, rows, trust_remote_code)),
-        ("", lambda: check_sentence_modules(folders)),
     ):
         try:
             check()
@@ -241,6 +245,7 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
         tokenizer=recipe.tokenizer,
         heads=list(heads.tensors) if heads is not None else None,
         tasks=heads.tasks if heads is not None else None,
+        dense=recipe.dense or SAME,
     )
     problems = [problem for name, ref in order.items() for problem in changed_since(name, ref, pool.checkpoints[name])]
     raise_all(problems)

@@ -8,9 +8,11 @@ from typing import Any
 
 from evomerge.errors import ConfigError, PoolError, RecipeError, nearest
 from evomerge.models.checkpoints.location import check_place, siblings
+from evomerge.recipes.dense import KEPT, MERGED
 from evomerge.recipes.slices import DTYPES, ModelRef
 from evomerge.recipes.tokenizer_spec import TokenizerSpec, read_tokenizer
 
+_DENSE = ("auto", MERGED, KEPT)
 _MOST_LISTED = 5
 _LONGEST = 800
 
@@ -84,6 +86,12 @@ def check_heads(setting: Any) -> None:
             f"pool.heads is {str(setting)[:200]!r}",
             "auto, null, or patterns of tensor names such as 'classifier*'",
         )
+
+
+def check_dense(setting: Any) -> None:
+    """`ConfigError` for a `pool.dense` that is none."""
+    if setting not in _DENSE:
+        raise ConfigError(f"pool.dense is {str(setting)[:80]!r}", nearest(str(setting), _DENSE))
 
 
 def check_places(models: Mapping[str, str] | Mapping[str, ModelRef], root: str | Path | None) -> None:

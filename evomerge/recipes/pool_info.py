@@ -37,6 +37,8 @@ class PoolInfo:
         calibration: the statistics of data that methods may read; ``None`` where there are none.
         tokenizer: the vocabulary that the models are brought to; ``None`` where they are merged as they are.
         heads: what sources carry on their own, which is in none of `slices`; ``None`` where all is merged.
+        dense: what becomes of sentence-transformers' dense layers, see `recipes.dense`; ``None`` where models do not
+            differ in them.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -56,6 +58,7 @@ class PoolInfo:
     calibration: CalibrationRef | None = None
     tokenizer: TokenizerSpec | None = None
     heads: Heads | None = None
+    dense: str | None = None
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""
@@ -91,6 +94,7 @@ class PoolInfo:
             calibration=self.calibration,
             tokenizer=self.tokenizer,
             heads=self.heads,
+            dense=self.dense,
         )
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:

@@ -42,6 +42,8 @@ class Recipe:
             then `tokenizer_from` is ``None``. ``None`` where the rows of all models are merged as they are.
         heads: tensors that are no part of any slice but carried from the models whose tasks they are of; ``None``
             where all are merged. Those of intermediates say nothing.
+        dense: what becomes of sentence-transformers' dense layers, see `recipes.dense`; ``None`` where models do not
+            differ in them.
 
     >>> from evomerge.recipes import Input, ModelRef, SliceId, SliceRecipe, parameters
     >>> half = parameters({"weight": 0.5})
@@ -61,6 +63,7 @@ class Recipe:
     calibration: CalibrationRef | None = None
     tokenizer: TokenizerSpec | None = None
     heads: Heads | None = None
+    dense: str | None = None
     _hash: str = field(init=False, repr=False, default="")
     _index: StageIndex | None = field(init=False, repr=False, default=None)
 
@@ -192,7 +195,7 @@ class Recipe:
         """All but the content of the intermediates."""
         names = tuple(name for name, _ in self.intermediates)
         own = self.models, self.slices, self.dtype, self.config_from, self.seed, self.tokenizer_from
-        return *own, self.calibration, self.tokenizer, self.heads, names
+        return *own, self.calibration, self.tokenizer, self.heads, self.dense, names
 
     def __eq__(self, other: object) -> bool:
         # Stage by stage: a lineage shares ancestors, and as a tree it would be exponentially large.
@@ -241,6 +244,7 @@ class Recipe:
             tokenizer=self.tokenizer,
             models=[name for name, _ in self.models],
             heads=self.heads,
+            dense=self.dense,
         )
 
     def check(self, methods: Mapping[str, MethodSpec]) -> None:

@@ -30,6 +30,8 @@ def recipe_content(recipe: Recipe) -> dict[str, Any]:
     content["models"] = {name: _model_out(ref) for name, ref in recipe.models}
     if recipe.heads is not None:
         content["heads"] = _heads_out(recipe.heads)
+    if recipe.dense is not None:
+        content["dense"] = recipe.dense
     if recipe.intermediates:
         content["intermediates"] = {name: _stage_out(stage, recipe) for name, stage in recipe.stages.items()}
     content["slices"] = _slices_out(recipe)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from evomerge.recipes.calibration import CalibrationRef
+from evomerge.recipes.dense import read_dense
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
@@ -34,6 +35,8 @@ def pool_content(info: PoolInfo) -> dict[str, Any]:
         content["tokenizer"] = info.tokenizer.content()
     if info.heads is not None:
         content["heads"] = asdict(info.heads)
+    if info.dense is not None:
+        content["dense"] = info.dense
     if info.calibration is not None:
         content["calibration"] = asdict(info.calibration)
     return content
@@ -69,6 +72,7 @@ def pool_info(content: Any) -> PoolInfo:
         tokenizer_from=content.get("tokenizer_from"),
         tokenizer=None if (own := content.get("tokenizer")) is None else read_tokenizer(own, "tokenizer"),
         heads=_heads(content.get("heads"), names),
+        dense=read_dense(content.get("dense"), "dense"),
     )
 
 

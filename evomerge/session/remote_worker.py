@@ -61,6 +61,7 @@ def remote_worker(
             tokenizer_from=settings.get("tokenizer_from"),
             tokenizer=to_builtin(settings.get("tokenizer")),
             heads=to_builtin(settings.get("heads", "auto")),
+            dense=settings.get("dense", "auto"),
         )
     for name, ref in refs.items():
         for problem in changed_since(name, ref, pool.checkpoints[name]):
