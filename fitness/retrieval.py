@@ -172,7 +172,7 @@ class RetrievalFitness:
         return PredictionsEstimator(self._terms, self.objectives, gold)
 
     def cautions(self) -> list[str]:
-        """Of texts that are cut or have unknown words, of documents that are not there, and of keys that exports lack."""
+        """Of texts that are cut or have unknown words, documents that are not there, and keys that exports lack."""
         from fitness._retrieval.sources import lines_of
 
         found = [line for term in self._terms for line in lines_of(term, self._read()[term.name])]
@@ -240,7 +240,7 @@ class RetrievalFitness:
         return [own for source in self._read().values() for own in source.identities]
 
     def fingerprint(self) -> str:
-        """``sha256:`` over tokens, what is right, the encoder, metrics, batches, dtype and versions; not over places."""
+        """``sha256:`` over tokens, what is right, encoder, metrics, batches, dtype and versions; not over places."""
         if self._prepared is None:
             raise FitnessError("the fitness has no items yet", "prepare(model) comes first")
         return f"sha256:{hashlib.sha256(self._prepared.text().encode()).hexdigest()}"

@@ -28,7 +28,7 @@ def save_encoder(
     transformer: Mapping[str, Any] | None = None,
     modules: Sequence[tuple[str, str, Mapping[str, Any]]] = (),
 ) -> Path:
-    """Write one; with `dense`, a layer of so many outputs; with `modules`, these in place of pooling and normalising."""
+    """Write one; with `dense`, a layer of so many outputs; with `modules`, these in place of all others."""
     from transformers import BertModel
 
     with torch.random.fork_rng(devices=[]):
@@ -44,7 +44,11 @@ def save_encoder(
     if not listed:
         listed = [("Pooling", "", pooling or {})] if pooling is not None else []
         if dense:
-            own = {"in_features": WIDTH, "out_features": dense, "activation_function": "torch.nn.modules.activation.Tanh"}
+            own = {
+                "in_features": WIDTH,
+                "out_features": dense,
+                "activation_function": "torch.nn.modules.activation.Tanh",
+            }
             listed.append(("Dense", "", own))
         listed += [("Normalize", "", {})] if normalize else []
     entries = [{"idx": 0, "name": "0", "path": "", "type": f"{CLASSES}.Transformer"}]
@@ -63,12 +67,16 @@ def save_encoder(
 
 
 LATE: Sequence[tuple[str, str, Mapping[str, Any]]] = (
-    ("Dense", "pylate.models.Dense.Dense", {
-        "in_features": WIDTH,
-        "out_features": 6,
-        "bias": False,
-        "activation_function": "torch.nn.modules.linear.Identity",
-    }),
+    (
+        "Dense",
+        "pylate.models.Dense.Dense",
+        {
+            "in_features": WIDTH,
+            "out_features": 6,
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    ),
 )
 """Modules of PyLate: an embedding of every token."""
 
@@ -89,7 +97,7 @@ def words(rng: np.random.Generator, least: int = 2, most: int = 12) -> str:
 
 
 def write_corpus(folder: Path, documents: int = 30, queries: int = 12, seed: int = 0) -> Path:
-    """A corpus with queries that are parts of documents; every third query has two right documents, of grades 2 and 1."""
+    """A corpus, and queries that are parts of documents; every third has two right ones, of grades 2 and 1."""
     rng = np.random.default_rng(seed)
     texts = [words(rng, 4) for _ in range(documents)]
     corpus = [{"_id": f"d{i}", "title": f"w{8 + i % 30}", "text": text} for i, text in enumerate(texts)]

@@ -124,7 +124,9 @@ def _make_images(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: without ``--pool-only``, or with what belongs to the other pool.
     """
-    asked = [name for name in ("checkpoints", "adapters", "classifiers", "retrieval", "overrides") if getattr(options, name)]
+    asked = [
+        name for name in ("checkpoints", "adapters", "classifiers", "retrieval", "overrides") if getattr(options, name)
+    ]
     if not options.pool_only or asked:
         given = "--images without --pool-only" if not asked else f"--images with {asked[0]}"
         do = "make them first, and search with `evomerge search experiment=demo_images`"

@@ -57,5 +57,7 @@ def documented(source: str) -> Iterator[tuple[str, str]]:
         sentence = " ".join(first.split())
         if _SHORTEST <= len(sentence) <= _LONGEST and re.search("[a-z]{3}", sentence) and sentence.count(" ") > 2:
             own = node.args
-            names = [arg.arg for arg in (*own.posonlyargs, *own.args, *own.kwonlyargs) if arg.arg not in ("self", "cls")]
+            names = [
+                arg.arg for arg in (*own.posonlyargs, *own.args, *own.kwonlyargs) if arg.arg not in ("self", "cls")
+            ]
             yield sentence, f"{node.name}({', '.join(names[:_MOST_ARGUMENTS])})"

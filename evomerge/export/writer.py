@@ -112,7 +112,9 @@ def write_model(
         if encoder_in is not None:
             shards.link(encoder_in)
         where = torch.device(device)
-        behind = _write_weights(plan, pool, shards, progress, where, given or {}, encoder_in is not None, frozenset(dense))
+        behind = _write_weights(
+            plan, pool, shards, progress, where, given or {}, encoder_in is not None, frozenset(dense)
+        )
         for name, file in copied.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,9 @@ def to_mergekit(recipe: Recipe, layout: Layout) -> str:
     if recipe.heads is not None:
         raise RecipeError("mergekit merges all tensors of a model, and the recipe has heads of their own", "", "")
     if recipe.dense == MERGED:
-        raise RecipeError("mergekit merges models without dense layers behind them, and the recipe merges these", "", "")
+        raise RecipeError(
+            "mergekit merges models without dense layers behind them, and the recipe merges these", "", ""
+        )
     places = {name: ref.address for name, ref in recipe.models}
     references = {ref.address: _reference(ref) for _, ref in recipe.models}
     stages = _stage_names(recipe, references)

@@ -35,8 +35,8 @@ LEAST_SAVED = 0.75
 most would be needed to tell candidates apart, and exact scores would be given up for little."""
 
 MOST_FIXED = 0.5
-"""Of a candidate's forwards that are the same whatever its items, the documents that queries are looked up in say: beyond
-it a race saves little of them and knows less."""
+"""Of a candidate's forwards, those that are the same whatever its items, as of the documents that queries look for:
+beyond it a race saves little and knows less."""
 
 LEAST_SAVED_IN_ALL = 0.5
 """Of the items of the whole search, finalists on all items included."""

@@ -1,10 +1,10 @@
 """Metrics of predictions, each with a value for every item whose mean it is.
 
 Accuracy, loss and squared error are means of items. F1, Matthews', Pearson's and Spearman's coefficients are told from
-all items together: an item's value is then the metric plus its influence on it, the derivative by the item's weight (Hampel 1974;
-the infinitesimal jackknife of Efron 1982, chapter 6). The mean of these values is the metric itself, and the mean of
-two models' differences is the difference of their metrics, so that paired tests and standard errors by items hold as
-the delta method has them.
+all items together: an item's value is then the metric plus its influence on it, the derivative by the item's weight
+(Hampel 1974; the infinitesimal jackknife of Efron 1982, chapter 6). The mean of these values is the metric itself, and
+the mean of two models' differences is the difference of their metrics, so that paired tests and standard errors by
+items hold as the delta method has them.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def pearson(gold: Floats, predicted: Floats) -> tuple[float, Floats]:
 def spearman(gold: Floats, predicted: Floats) -> tuple[float, Floats]:
     """Spearman's rank correlation coefficient: scipy's, of mean ranks where values are equal; 0 where one is constant.
 
-    Every item shifts the ranks of all that are above it. With ``r_i(w) = sum_j w_j ([x_j < x_i] + [x_j = x_i] / 2)``, an
-    item's influence is that on Pearson's coefficient of the ranks, and the sum over all items of the coefficient's
+    Every item shifts the ranks of all that are above it. With ``r_i(w) = sum_j w_j ([x_j < x_i] + [x_j = x_i] / 2)``
+    an item's influence is that on Pearson's coefficient of the ranks, and the sum over all items of the coefficient's
     derivative by their rank times what it adds to that (Croux and Dehon 2010, section 2, for samples).
 
     Args:

@@ -70,7 +70,7 @@ class Ranks:
             self._losses.append(float(total[row]) - float(weights @ own_scores / weights.sum()))
 
     def metric(self, name: str) -> NDArray[np.float64]:
-        """Values of a metric, shape ``(queries,)``: ``ndcg``, ``mrr``, ``recall`` or ``hit`` @ a number, or ``loss``."""
+        """Values of a metric, such as ``ndcg@10`` or ``loss``, shape ``(queries,)``."""
         if name == LOSS:
             return np.array(self._losses)
         kind, depth = depth_of(name)

@@ -135,7 +135,9 @@ def _read_queries(term: RetrievalTerm, key: str, split: SplitTerm, seed: int) ->
         )
     if not any(right):
         given = next(iter(wanted))
-        raise FitnessError(f"{key}.qrels: {term.qrels} has {given!r}, no document of {term.corpus}", nearest(given, place))
+        raise FitnessError(
+            f"{key}.qrels: {term.qrels} has {given!r}, no document of {term.corpus}", nearest(given, place)
+        )
     return Queries(
         tuple(texts.values()),
         tuple(titles[name] for name in corpus),
@@ -147,9 +149,7 @@ def _read_queries(term: RetrievalTerm, key: str, split: SplitTerm, seed: int) ->
     )
 
 
-def _read_corpus(
-    term: RetrievalTerm, key: str, wanted: set[str], seed: int
-) -> tuple[Sequence[str], Mapping[str, str]]:
+def _read_corpus(term: RetrievalTerm, key: str, wanted: set[str], seed: int) -> tuple[Sequence[str], Mapping[str, str]]:
     """Ids of the documents that are looked through, in the file's order, and their texts."""
     titles = dict[str, str]()
     for where, row in read_rows(term.corpus, f"{key}.corpus"):

@@ -154,7 +154,9 @@ def _metrics(given: Any, key: str, is_pairs: bool) -> tuple[MetricTerm, ...]:
     """The metrics of a task: those of pairs, or those of a ranking, with the number of documents written out."""
     if is_pairs:
         return weighted_metrics("spearman" if given is None else given, key, PAIR_METRICS)
-    found = weighted_metrics("ndcg@10" if given is None else given, key, (), example="ndcg@10, mrr@10, recall@100, loss")
+    found = weighted_metrics(
+        "ndcg@10" if given is None else given, key, (), example="ndcg@10, mrr@10, recall@100, loss"
+    )
     named = tuple(MetricTerm(_ranked(metric.name, key), metric.weight) for metric in found)
     for metric in named:
         if sum(other.name == metric.name for other in named) > 1:
@@ -254,7 +256,9 @@ def _text(given: Mapping[str, Any], name: str, key: str, default: str | None = N
     if value is None and default is not None:
         return default
     if value is None:
-        raise ConfigError(f"{key} has no {name}", "a name, and a folder or files: {task: answers, folder: data/answers}")
+        raise ConfigError(
+            f"{key} has no {name}", "a name, and a folder or files: {task: answers, folder: data/answers}"
+        )
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{key}.{name} is {value!r}", "a text")
     return value

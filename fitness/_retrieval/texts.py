@@ -201,5 +201,7 @@ def _with_markers(tokenizer: Any, markers: Sequence[str]) -> Any:
     from transformers import AddedToken
 
     made = deepcopy(tokenizer)
-    made.add_special_tokens({"additional_special_tokens": [AddedToken(s, normalized=False, special=True) for s in single]})
+    made.add_special_tokens(
+        {"additional_special_tokens": [AddedToken(s, normalized=False, special=True) for s in single]}
+    )
     return made

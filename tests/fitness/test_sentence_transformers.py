@@ -55,14 +55,21 @@ ENCODERS: Mapping[str, dict[str, Any]] = {
             ("MultiVectorMask", "sentence_transformers.multi_vector_encoder.modules.MultiVectorMask", {}),
             ("Normalize", NATIVE, TOKENS),
         ],
-        "settings": {"model_type": "MultiVectorEncoder", "prompts": {"query": "w4 "}, "similarity_fn_name": "meanmaxsim"},
+        "settings": {
+            "model_type": "MultiVectorEncoder",
+            "prompts": {"query": "w4 "},
+            "similarity_fn_name": "meanmaxsim",
+        },
         "transformer": {"query_expansion": {"strategy": "min", "length": 6, "attend": True}, "document_length": 9},
     },
 }
 
 
 def loaded(folder: Path) -> LoadedModel:
-    module, tokenizer = AutoModel.from_pretrained(folder, add_pooling_layer=False), AutoTokenizer.from_pretrained(folder)
+    module, tokenizer = (
+        AutoModel.from_pretrained(folder, add_pooling_layer=False),
+        AutoTokenizer.from_pretrained(folder),
+    )
     return LoadedModel(module, tokenizer, torch.float32, torch.device("cpu"), str(folder))
 
 

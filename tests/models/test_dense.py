@@ -52,7 +52,9 @@ def test_layers_that_differ_are_merged_with_the_models(folder: Path) -> None:
     candidate = Worker(pool, {"search": fitness[0]}, device="cpu").evaluate(Candidate(0, recipe))
     assert candidate.ok, candidate.error
     alone = open_pool({"out": "out"}, None, folder)
-    written = Worker(alone, {"search": fitness[1]}, device="cpu").evaluate(Candidate(0, alone.info.linear({"out": 1.0})))
+    written = Worker(alone, {"search": fitness[1]}, device="cpu").evaluate(
+        Candidate(0, alone.info.linear({"out": 1.0}))
+    )
     assert written.metrics == candidate.metrics
     assert type(merged_model(recipe, pool)) is type(AutoModel.from_pretrained(folder / "one"))
 
@@ -99,7 +101,9 @@ def test_layers_that_cannot_be_merged_are_named(folder: Path) -> None:
     with pytest.raises(PoolError, match="weights that model 'base' does not have"):
         open_pool(MODELS, "base", folder)
     save_encoder(folder / "wide", 7, dense=6)
-    with pytest.raises(PoolError, match=r"those of model 'wide' are 2_Dense; as many, of the same widths: 2_Dense 16x5"):
+    with pytest.raises(
+        PoolError, match=r"those of model 'wide' are 2_Dense; as many, of the same widths: 2_Dense 16x5"
+    ):
         open_pool({"base": "base", "wide": "wide"}, "base", folder, dense="auto")
     save_encoder(folder / "plain", 8)
     with pytest.raises(PoolError, match=r"those of model 'plain' are none; .*pool.dense=kept"):
