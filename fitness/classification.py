@@ -39,8 +39,9 @@ class ClassificationFitness:
     one of that name instead.
 
     Metrics of classes are ``accuracy``, ``f1`` (macro, over the classes that the file has), ``matthews`` and ``loss``
-    (the cross-entropy in nats); of numbers, which a head with one output gives, ``pearson`` and ``squared_error``.
-    Values by item have the metric as their mean, also of f1, matthews and pearson (`_classification.metrics`).
+    (the cross-entropy in nats); of numbers, which a head with one output gives, ``pearson``, ``spearman`` and
+    ``squared_error``. Values by item have the metric as their mean, also of f1, matthews, pearson and spearman
+    (`_classification.metrics`).
 
     Texts are tokenised once and read in batches of like length; scores of a text differ with those it is batched with
     by rounding only. With heads of their own (`pool.heads`) each task names its ``head``, and the merged encoder is
@@ -168,7 +169,8 @@ class ClassificationFitness:
         Raises:
             FitnessError: what `check` and `check_tokenizer` find; an engine holds the model.
         """
-        from fitness._classification.prepared import Prepared, positions_of, tokenised
+        from fitness._classification.prepared import Prepared, tokenised
+        from fitness._token_rows import positions_of
 
         self._prepared = None
         if model.module is None:

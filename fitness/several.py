@@ -131,6 +131,12 @@ class SeveralFitness:
             with _in_part(name, part):
                 part.check_model(config, folder)
 
+    def check_encoder(self, folder: str, config: Any) -> None:
+        """Let every part look at what sentence-transformers' files say."""
+        for name, part in self._each("check_encoder"):
+            with _in_part(name, part):
+                part.check_encoder(folder, config)
+
     def _references(self, pool: PoolInfo) -> tuple[str, ...]:
         """The models that parts compare with, one part after the other."""
         self._steps, names = [], []
@@ -167,6 +173,12 @@ class SeveralFitness:
             for name, count in part.work().items():
                 found[name] = found.get(name, 0) + count
         return found
+
+    def fixed_share(self) -> float:
+        """The share of a candidate's texts that are read whatever items it is scored on, of all parts together."""
+        texts = {name: part.work()["texts"] for name, part in self._each("work")}
+        fixed = sum(part.fixed_share() * texts.get(name, 0) for name, part in self._each("fixed_share"))
+        return fixed / max(1, sum(texts.values()))
 
     def prepare(self, model: LoadedModel) -> None:
         """Let every part prepare its items."""

@@ -50,6 +50,11 @@ def run(arguments: Sequence[str]) -> int:
         action="store_true",
         help="instead: three classifiers of 2, 5 and 9 labels, with heads of their own, on texts of installed packages",
     )
+    parser.add_argument(
+        "--retrieval",
+        action="store_true",
+        help="instead: three embedding models that find functions of installed packages by their docstrings",
+    )
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress of the search")
     options = parser.parse_intermixed_args(list(arguments))
@@ -74,15 +79,18 @@ def run(arguments: Sequence[str]) -> int:
     if options.images:
         _make_images(options)
         return 0
-    if options.classifiers and (options.checkpoints is not None or options.adapters is not None):
+    kind = "classifiers" if options.classifiers else "retrieval"
+    if getattr(options, kind) and (options.checkpoints is not None or options.adapters is not None):
         other = "--checkpoints" if options.checkpoints is not None else "--adapters"
-        raise ConfigError(f"--classifiers and {other}", "one of them", f"{other} is of the pool of language models")
+        raise ConfigError(f"--{kind} and {other}", "one of them", f"{other} is of the pool of language models")
+    if options.classifiers and options.retrieval:
+        raise ConfigError("--classifiers and --retrieval", "one of them", "make one pool after the other")
 
     from evomerge.cli.search import search
     from evomerge.config.compose import compose_config
 
-    if options.classifiers:
-        return _classifiers(options)
+    if options.classifiers or options.retrieval:
+        return _encoders(options, kind)
     root = options.folder / (f"quick-seed{options.seed}" if options.quick else f"seed{options.seed}")
     settings = ["experiment=demo", f"pool.root='{root}'", f"search.seed={options.seed}"]
     quiet = ["display=quiet"] if options.quiet else []
@@ -116,7 +124,9 @@ def _make_images(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: without ``--pool-only``, or with what belongs to the other pool.
     """
-    asked = [name for name in ("checkpoints", "adapters", "classifiers", "overrides") if getattr(options, name)]
+    asked = [
+        name for name in ("checkpoints", "adapters", "classifiers", "retrieval", "overrides") if getattr(options, name)
+    ]
     if not options.pool_only or asked:
         given = "--images without --pool-only" if not asked else f"--images with {asked[0]}"
         do = "make them first, and search with `evomerge search experiment=demo_images`"
@@ -136,23 +146,25 @@ def _make_images(options: argparse.Namespace) -> None:
     print(f"the models are in {root}; `evomerge search experiment=demo_images pool.root='{root}'` searches them")
 
 
-def _classifiers(options: argparse.Namespace) -> int:
-    """Make the pool of classifiers unless it is there, then search on it."""
+def _encoders(options: argparse.Namespace, kind: str) -> int:
+    """Make the pool of classifiers, or of embedding models, unless it is there, then search on it."""
     from evomerge.cli.search import search
     from evomerge.config.compose import compose_config
     from evomerge.demo.classifiers import TASKS, make_classifiers
+    from evomerge.demo.retrieval import PACKAGES, make_retrieval
 
-    root = options.folder / f"classifiers-{'quick-' if options.quick else ''}seed{options.seed}"
-    settings = ["experiment=demo_classifiers", f"pool.root='{root}'", f"search.seed={options.seed}"]
+    root = options.folder / f"{kind}-{'quick-' if options.quick else ''}seed{options.seed}"
+    settings = [f"experiment=demo_{kind}", f"pool.root='{root}'", f"search.seed={options.seed}"]
     quiet = ["display=quiet"] if options.quiet else []
     quick = ["search.evaluations=12", "strategy.popsize=4"] if options.quick else []
     config = compose_config([*settings, *quick, *quiet, *options.overrides])
     _check(config, options.pool_only)
 
-    print(f"making {root}: a start, then {', '.join(TASKS)}")
-    make_classifiers(root, options.seed, threads=options.threads, quick=options.quick)
+    made, make = (TASKS, make_classifiers) if kind == "classifiers" else (tuple(PACKAGES), make_retrieval)
+    print(f"making {root}: a start, then {', '.join(made)}")
+    make(root, options.seed, threads=options.threads, quick=options.quick)
     if options.pool_only:
-        print(f"the pool is in {root}; `evomerge search experiment=demo_classifiers pool.root='{root}'` searches it")
+        print(f"the pool is in {root}; `evomerge search experiment=demo_{kind} pool.root='{root}'` searches it")
     else:
         search(config)
     return 0

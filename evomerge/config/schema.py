@@ -38,6 +38,8 @@ class PoolConfig:
             see, and merges language models, and projectors where all have one; patterns of names; ``None`` merges all.
         kept_from: the model that they are of, which gives the configuration too; ``None`` for the base, or else the
             first source, that sees.
+        dense: of sentence-transformers' dense layers behind the models: ``auto`` merges them where they differ,
+            ``merged`` does anyhow, ``kept`` takes those of the model that gives the configuration.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class PoolConfig:
     heads: Any = "auto"
     kept: Any = None  # what runs of before did; conf/pool says auto
     kept_from: str | None = None
+    dense: Any = "auto"
 
 
 @dataclass

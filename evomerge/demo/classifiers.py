@@ -59,8 +59,7 @@ MODEL: Mapping[str, Any] = {
     "attention_probs_dropout_prob": 0.0,
     "initializer_range": 0.05,
 }
-LENGTH, START_RATE, RATE, MASKED = 48, 3e-3, 1e-3, 0.15
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LENGTH, START_RATE, RATE = 48, 3e-3, 1e-3
 
 
 def make_classifiers(
@@ -136,7 +135,8 @@ def _write(
     """Write the data, train the models and write them."""
     from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-    from evomerge.demo.text_training import encoded, labelled_batches, save_text_model, train_model
+    from evomerge.demo.encoders import gaps, wordpiece
+    from evomerge.demo.text_training import BATCH, encoded, labelled_batches, save_text_model, train_model
 
     (folder / "data").mkdir()
     for task, own in parts.items():
@@ -144,10 +144,10 @@ def _write(
             lines = [json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in found]
             (folder / "data" / f"{task}-{part}.jsonl").write_text("".join(lines), encoding="utf-8")
     texts = [example.text for own in parts.values() for example in own["train"]]
-    tokenizer = _tokenizer(texts, sizes.vocabulary)
+    tokenizer = wordpiece(texts, sizes.vocabulary, LENGTH)
     config = {**MODEL, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     start = BertForMaskedLM(BertConfig(**config))
-    train_model(start, BASE, START_RATE, sizes.start_steps, _gaps(texts, tokenizer, rng), each_step)
+    train_model(start, BASE, START_RATE, sizes.start_steps, gaps(texts, tokenizer, BATCH, rng), each_step)
     save_text_model(start, tokenizer, folder / BASE)
     for task, own in parts.items():
         labels = LABELS[task]
@@ -159,30 +159,3 @@ def _write(
         )
         train_model(model, task, RATE, sizes.steps, batches, each_step)
         save_text_model(model, tokenizer, folder / task)
-
-
-def _tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
-    """A WordPiece tokenizer of these texts, in lower case."""
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertTokenizerFast
-
-    made = BertWordPieceTokenizer(lowercase=True)
-    made.train_from_iterator(texts, vocabulary, special_tokens=list(SPECIAL), show_progress=False)
-    return BertTokenizerFast(tokenizer_object=made._tokenizer, model_max_length=LENGTH, do_lower_case=True)
-
-
-def _gaps(texts: Sequence[str], tokenizer: Any, rng: np.random.Generator) -> Callable[[], dict[str, Any]]:
-    """Draws batches of texts with gaps, and what they hide."""
-    import torch
-
-    from evomerge.demo.text_training import BATCH, encoded
-
-    def draw() -> dict[str, Any]:
-        batch = encoded([texts[i] for i in rng.integers(len(texts), size=BATCH)], tokenizer)
-        ids = batch["input_ids"]
-        hidden = torch.from_numpy(rng.random(ids.shape) < MASKED) & (ids >= len(SPECIAL))
-        hidden[0, 1] = True  # of each batch at least one
-        labels = torch.where(hidden, ids, -100)
-        return {**batch, "input_ids": torch.where(hidden, tokenizer.mask_token_id, ids), "labels": labels}
-
-    return draw

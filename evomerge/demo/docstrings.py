@@ -105,6 +105,16 @@ def _drawn(own: list[Example], rng: np.random.Generator) -> list[Example]:
 
 def docstrings(library: str, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """Docstrings of a library's public classes and functions, with which of the two, file by file."""
+    for source in sources(library, rng):
+        yield from _documented(source)
+
+
+def sources(library: str, rng: np.random.Generator) -> Iterator[str]:
+    """What a library's files hold, without its tests, in an order that is drawn.
+
+    Raises:
+        EvomergeError: it is not installed.
+    """
     spec = importlib.util.find_spec(library)
     if spec is None or not spec.submodule_search_locations:
         raise EvomergeError(f"the package {library} is not installed", "evomerge's dependencies", "install it")
@@ -116,7 +126,7 @@ def docstrings(library: str, rng: np.random.Generator) -> Iterator[tuple[str, st
         except (OSError, ValueError):
             continue
         if len(source) <= _LARGEST_FILE:
-            yield from _documented(source)
+            yield source
 
 
 def _documented(source: str) -> Iterator[tuple[str, str]]:

@@ -54,6 +54,37 @@ def labelled_batches(
     return draw
 
 
+def train(
+    model: Any,
+    name: str,
+    rate: float,
+    steps: int,
+    loss_of: Callable[[], Any],
+    each_step: Callable[[str], None],
+) -> None:
+    """Train a model in place.
+
+    Args:
+        model: of torch.
+        name: that `each_step` is told after every step.
+        rate: the largest learning rate.
+        steps: of AdamW.
+        loss_of: draws a batch and gives its loss.
+        each_step: told.
+    """
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * learning_rate_at(step, steps)
+        loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        each_step(name)
+    model.eval()
+
+
 def train_model(
     model: Any,
     name: str,
@@ -62,27 +93,8 @@ def train_model(
     draw: Callable[[], dict[str, Any]],
     each_step: Callable[[str], None],
 ) -> None:
-    """Train a model in place, by the loss that it gives itself.
-
-    Args:
-        model: of transformers.
-        name: that `each_step` is told after every step.
-        rate: the largest learning rate.
-        steps: of AdamW.
-        draw: gives a batch with labels.
-        each_step: told.
-    """
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate * learning_rate_at(step, steps)
-        loss = model(**draw()).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        each_step(name)
-    model.eval()
+    """`train` by the loss that a model of transformers gives itself, of batches with labels that `draw` gives."""
+    train(model, name, rate, steps, lambda: model(**draw()).loss, each_step)
 
 
 def save_text_model(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import EvomergeWarning
-from evomerge.models.checkpoints.sentence_modules import MODULES, check_sentence_modules, sentence_files
+from evomerge.models.checkpoints.sentence_modules import check_sentence_modules, sentence_files
 from evomerge.models.checkpoints.side_files import CODE, INPUT_FOLDERS, INPUTS, SENTENCE, check_inside, matching
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
@@ -61,10 +61,11 @@ def files_to_copy(recipe: Recipe, pool: Pool) -> dict[Path, Path]:
     source = folders[recipe.config_from]
     found |= {Path(f.name): (recipe.config_from, f) for f in matching(source, ("generation_config.json", CODE))}
     found = {place: (name, file) for place, (name, file) in found.items() if file.is_file()}
-    check_sentence_modules(folders)
-    encoder = next((name for name, folder in folders.items() if (folder / MODULES).is_file()), None)
+    check_sentence_modules(folders, but_dense=recipe.dense is not None)
+    encoder = pool.encoder_from
     if encoder is not None:
-        found |= {place: (encoder, file) for place, file in sentence_files(folders[encoder]).items()}
+        found |= {place: (encoder, file) for place, file in sentence_files(pool.folder(encoder)).items()}
+        folders.setdefault(encoder, pool.folder(encoder))
     for name, file in found.values():
         check_inside(file, folders[name] if inputs not in file.parents else inputs)
     _warn_of_differences(found, folders)

@@ -15,6 +15,7 @@ from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.loading import set_generation
+from evomerge.models.architecture.dense_layers import merged_layers, places
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.pool import Pool
 from evomerge.models.progress_bars import no_progress_bar
@@ -67,6 +68,7 @@ def loaded(
     Raises:
         PoolError: transformers cannot load it.
     """
+    tensors = {name: own for name, own in tensors.items() if name not in places(merged_layers(pool.config))}
     config = type(pool.config).from_dict(dict(settings))
     folder = pool.folder(recipe.config_from)
     try:

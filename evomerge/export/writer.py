@@ -21,6 +21,7 @@ from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.planning.slice_plan import Plan
+from evomerge.models.architecture.dense_layers import merged_layers, places, write_dense
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe
@@ -104,15 +105,21 @@ def write_model(
         sections=sections,
     )
     apart = head_tensors(plan, pool).keys() if head_apart else ()
+    dense = places(merged_layers(pool.config))
+    declared = [own for own in declared if own.name not in dense]
     with new_folder(out) as folder, ShardWriter(folder, declared, max_shard_bytes, apart=apart) as shards:
         check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied.values()))
         if encoder_in is not None:
             shards.link(encoder_in)
-        _write_weights(plan, pool, shards, progress, torch.device(device), given or {}, encoder_in is not None)
+        where = torch.device(device)
+        behind = _write_weights(
+            plan, pool, shards, progress, where, given or {}, encoder_in is not None, frozenset(dense)
+        )
         for name, file in copied.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+        write_dense({dense[name]: tensor for name, tensor in behind.items()}, folder)
         generation = folder / GENERATION
         if pool.vocabulary is not None and generation.is_file():
             settings = pool.vocabulary.json(json.loads(generation.read_text(encoding="utf-8")))
@@ -162,11 +169,17 @@ def _write_weights(
     device: torch.device,
     given: Mapping[str, torch.Tensor],
     head_only: bool,
-) -> None:
-    done, notes = 0, Notes(0)
+    dense: frozenset[str],
+) -> dict[str, torch.Tensor]:
+    """Write all but the tensors of dense layers, which are given back."""
+    done, notes, behind = 0, Notes(0), dict[str, torch.Tensor]()
     total = shards.tensor_bytes
     for entry in () if head_only else plan.slices:
         for name, begin, piece in stream_slice(entry, pool, device, notes=notes):
+            if name in dense:
+                whole = behind.setdefault(name, torch.empty(pool.layout.shapes[name], dtype=piece.dtype))
+                whole.view(-1)[begin : begin + piece.numel()] = piece.reshape(-1).cpu()
+                continue
             if name in given:
                 piece = given[name].reshape(-1)[begin : begin + piece.numel()].to("cpu", piece.dtype)
             shards.write_piece(name, begin, piece)
@@ -179,3 +192,4 @@ def _write_weights(
         if progress is not None and not head_only:
             progress(done, total)
     shards.finish()
+    return behind

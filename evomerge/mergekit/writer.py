@@ -19,6 +19,7 @@ from evomerge.mergekit.layers import depth_of, module_names
 from evomerge.mergekit.scales import as_sums, without_scales
 from evomerge.mergekit.tokenizers import entry_content
 from evomerge.models.architecture.layout import Layout
+from evomerge.recipes.dense import MERGED
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import DTYPES, ModelRef
 
@@ -58,6 +59,10 @@ def to_mergekit(recipe: Recipe, layout: Layout) -> str:
         raise RecipeError("mergekit merges all tensors of a model, and the recipe has heads of their own", "", "")
     if recipe.kept:
         raise RecipeError(f"mergekit merges all tensors of a model, and the recipe keeps {recipe.kept[0]}", "", "")
+    if recipe.dense == MERGED:
+        raise RecipeError(
+            "mergekit merges models without dense layers behind them, and the recipe merges these", "", ""
+        )
     places = {name: ref.address for name, ref in recipe.models}
     references = {ref.address: _reference(ref) for _, ref in recipe.models}
     stages = _stage_names(recipe, references)

@@ -93,6 +93,8 @@ class LoadedModel:
         engine: what has the weights and generates, a ``vllm.LLM``; `module` is then ``None``.
         served: where the model is on a server; `module` is then ``None``.
         adapter: with which the engine is asked, vLLM's ``LoRARequest``; ``None`` for the engine's own weights.
+        encoder_folder: the source with sentence-transformers' files, which say how texts become embeddings and go with
+            the results; empty where no source has any.
     """
 
     module: PreTrainedModel
@@ -105,6 +107,7 @@ class LoadedModel:
     engine: Any = field(default=None, repr=False, compare=False)
     served: Served | None = field(default=None, repr=False, compare=False)
     adapter: Any = field(default=None, repr=False, compare=False)
+    encoder_folder: str = ""
 
 
 @dataclass(frozen=True)

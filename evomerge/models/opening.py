@@ -16,8 +16,8 @@ from evomerge.models.architecture.layout import layout_from
 from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.folding import FoldedCheckpoint, FoldedRoom, warn_of_another_base
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
-from evomerge.models.checkpoints.sentence_modules import check_sentence_modules
 from evomerge.models.comparing import comparison
+from evomerge.models.dense import SAME, settle_dense
 from evomerge.models.equal_slices import equal_slices
 from evomerge.models.heads import AUTO, Setting, config_giver, find_heads, headed_of, stored_heads
 from evomerge.models.keeping import find_kept, kept_names
@@ -61,6 +61,7 @@ def open_pool(
     tasks: Collection[str] | None = None,
     kept: Setting = AUTO,
     kept_from: str | None = None,
+    dense: str = SAME,
 ) -> Pool:
     """Open models and check from configurations, headers and tokenizers that they can be merged.
 
@@ -83,6 +84,8 @@ def open_pool(
         kept: tensors that results have from one model as they are: of models that see all but the language model and
             the projector (``auto``), patterns of names, or ``None``: all are merged.
         kept_from: that model; by default the base, or else the first source, that sees.
+        dense: what becomes of sentence-transformers' dense layers that differ, see `models.dense`; by default, models
+            that differ in them are refused.
 
     Raises:
         ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer`, `heads`, `kept` or `kept_from` is none of those
@@ -106,7 +109,9 @@ def open_pool(
                 "set pool.heads=null or pool.kept=null",
             )
         how = trust_remote_code, fingerprints, ignore_config, tokenizer_from, spec, own, whole
-        return _fitted(opened, sources, base, dtype, *how)
+        layers = settle_dense(dense, config_giver(own, base, sources), opened.checkpoints, opened.configs)
+        found = _fitted(opened, sources, base, dtype, *how)
+        return found if layers is None else replace(found, info=replace(found.info, dense=layers))
     except EvomergeError:
         raise
     except Exception as error:  # a configuration that transformers takes may still hold anything
@@ -195,7 +200,6 @@ def _fitted(
     for name, check in (
         (reference, lambda: check_generation(checkpoints[reference].folder)),
         (giver, lambda: check_tokenizer(giver, inputs, rows, trust_remote_code)),
-        ("", lambda: check_sentence_modules(folders)),
     ):
         try:
             check()
@@ -271,6 +275,7 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
         heads=list(heads.tensors) if heads is not None else None,
         tasks=heads.tasks if heads is not None else None,
         **opening_settings(Kept(recipe.kept, recipe.config_from) if recipe.kept else None),
+        dense=recipe.dense or SAME,
     )
     problems = [problem for name, ref in order.items() for problem in changed_since(name, ref, pool.checkpoints[name])]
     raise_all(problems)

@@ -16,6 +16,7 @@ from evomerge.models.architecture.residual import Residual
 from evomerge.models.architecture.residual_rules import residual_of
 from evomerge.models.checkpoints.folding import FoldedCheckpoint
 from evomerge.models.checkpoints.reader import Checkpoint
+from evomerge.models.checkpoints.sentence_modules import MODULES
 from evomerge.models.heads import PoolHeads
 from evomerge.models.pool_settings import of_model
 from evomerge.models.statistics import ModelStatistics, pool_words
@@ -62,6 +63,17 @@ class Pool:
     def residual(self) -> Residual:
         """How the residual stream of the architecture is written and read."""
         return residual_of(self.config, self.trust_remote_code)
+
+    @property
+    def encoder_from(self) -> str | None:
+        """The model whose files of sentence-transformers the results get: that of the configuration, or the first."""
+        names = dict.fromkeys((self.info.config_from, *self.info.sources, *self.checkpoints))
+        return next((name for name in names if (self.folder(name) / MODULES).is_file()), None)
+
+    @property
+    def encoder_folder(self) -> str:
+        """Its folder; empty where no model has such files."""
+        return "" if self.encoder_from is None else str(self.folder(self.encoder_from))
 
     def folder(self, name: str) -> Path:
         """The folder of one model."""

@@ -8,9 +8,11 @@ from typing import Any
 
 from evomerge.errors import ConfigError, PoolError, RecipeError, nearest
 from evomerge.models.checkpoints.location import check_place, siblings
+from evomerge.recipes.dense import KEPT, MERGED
 from evomerge.recipes.slices import DTYPES, ModelRef
 from evomerge.recipes.tokenizer_spec import TokenizerSpec, read_tokenizer
 
+_DENSE = ("auto", MERGED, KEPT)
 _MOST_LISTED = 5
 _LONGEST = 800
 
@@ -97,6 +99,12 @@ def check_kept(setting: Any, model: str | None, models: Mapping[str, Any]) -> No
         )
     if model is not None and model not in models:
         raise ConfigError(f"pool.kept_from is {model!r}", nearest(str(model), models), "name one of pool.models")
+
+
+def check_dense(setting: Any) -> None:
+    """`ConfigError` for a `pool.dense` that is none."""
+    if setting not in _DENSE:
+        raise ConfigError(f"pool.dense is {str(setting)[:80]!r}", nearest(str(setting), _DENSE))
 
 
 def check_places(models: Mapping[str, str] | Mapping[str, ModelRef], root: str | Path | None) -> None:

@@ -26,6 +26,7 @@ def canonical_text(
     models: Sequence[str] = (),
     heads: Heads | None = None,
     kept: Sequence[str] = (),
+    dense: str | None = None,
 ) -> str:
     """The content that is hashed, as JSON without spaces, keys sorted.
 
@@ -35,7 +36,7 @@ def canonical_text(
     Args:
         slices: in model order.
         identities: what every input's name stands for: a model's content, an intermediate's own hash.
-        dtype, seed, config_from, tokenizer_from, calibration, tokenizer, heads, kept: of the recipe.
+        dtype, seed, config_from, tokenizer_from, calibration, tokenizer, heads, kept, dense: of the recipe.
         models: of the recipe, in order: with a `tokenizer`, all of them give rows.
     """
     identity = {name: quote(text) for name, text in identities.items()}
@@ -77,8 +78,9 @@ def canonical_text(
         whose, what = sorted(identity[name] for name in heads.tasks), sorted(map(quote, heads.tensors))
         carried = f'"heads":[[{",".join(whose)}],[{",".join(what)}]],'
     rest = f'"kept":[{",".join(sorted(map(quote, kept)))}],' if kept else ""
+    layers = "" if dense is None else f'"dense":{quote(dense)},'
     first = f'"config_from":{identity[config_from]},"dtype":{quote(dtype)},"seed":{seed}'
-    return f'{{{measured}{carried}{rest}{first},"slices":[{",".join(lines)}]{vocabulary}{giver}}}'
+    return f'{{{measured}{carried}{rest}{layers}{first},"slices":[{",".join(lines)}]{vocabulary}{giver}}}'
 
 
 def _scalar(value: Scalar) -> str:

@@ -39,6 +39,8 @@ class PoolInfo:
         tokenizer: the vocabulary that the models are brought to; ``None`` where they are merged as they are.
         heads: what sources carry on their own, which is in none of `slices`; ``None`` where all is merged.
         kept: what results have from one model, which is in none of `slices` either; ``None`` where all is merged.
+        dense: what becomes of sentence-transformers' dense layers, see `recipes.dense`; ``None`` where models do not
+            differ in them.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -59,6 +61,7 @@ class PoolInfo:
     tokenizer: TokenizerSpec | None = None
     heads: Heads | None = None
     kept: Kept | None = None
+    dense: str | None = None
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""
@@ -97,6 +100,7 @@ class PoolInfo:
             tokenizer=self.tokenizer,
             heads=self.heads,
             kept=self.kept.tensors if self.kept is not None else (),
+            dense=self.dense,
         )
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:

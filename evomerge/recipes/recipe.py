@@ -45,6 +45,8 @@ class Recipe:
             where all are merged. Those of intermediates say nothing.
         kept: names or patterns of tensors that are no part of any slice but those of `config_from` as they are; empty
             where all are merged.
+        dense: what becomes of sentence-transformers' dense layers, see `recipes.dense`; ``None`` where models do not
+            differ in them.
 
     >>> from evomerge.recipes import Input, ModelRef, SliceId, SliceRecipe, parameters
     >>> half = parameters({"weight": 0.5})
@@ -65,6 +67,7 @@ class Recipe:
     tokenizer: TokenizerSpec | None = None
     heads: Heads | None = None
     kept: tuple[str, ...] = ()
+    dense: str | None = None
     _hash: str = field(init=False, repr=False, default="")
     _index: StageIndex | None = field(init=False, repr=False, default=None)
 
@@ -197,7 +200,7 @@ class Recipe:
         """All but the content of the intermediates."""
         names = tuple(name for name, _ in self.intermediates)
         own = self.models, self.slices, self.dtype, self.config_from, self.seed, self.tokenizer_from
-        return *own, self.calibration, self.tokenizer, self.heads, self.kept, names
+        return *own, self.calibration, self.tokenizer, self.heads, self.kept, self.dense, names
 
     def __eq__(self, other: object) -> bool:
         # Stage by stage: a lineage shares ancestors, and as a tree it would be exponentially large.
@@ -247,6 +250,7 @@ class Recipe:
             models=[name for name, _ in self.models],
             heads=self.heads,
             kept=self.kept,
+            dense=self.dense,
         )
 
     def check(self, methods: Mapping[str, MethodSpec]) -> None:

@@ -42,6 +42,7 @@ import yaml
 
 from evomerge.errors import RecipeError, nearest
 from evomerge.recipes.calibration import KINDS, CalibrationRef
+from evomerge.recipes.dense import read_dense
 from evomerge.recipes.heads import read_heads
 from evomerge.recipes.kept import read_kept
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
@@ -130,7 +131,7 @@ def _recipe_in(content: Any) -> Recipe:
         content,
         "",
         ("evomerge_recipe", "dtype", "config_from", "models", "slices"),
-        ("seed", "tokenizer_from", "tokenizer", "intermediates", "calibration", "heads", "kept"),
+        ("seed", "tokenizer_from", "tokenizer", "intermediates", "calibration", "heads", "kept", "dense"),
     )
     version = top["evomerge_recipe"]
     if version != VERSION or isinstance(version, bool):
@@ -146,7 +147,7 @@ def _recipe_in(content: Any) -> Recipe:
     stages: dict[str, Recipe] = {}
     calibration = _calibration_in(top["calibration"], refs) if top.get("calibration") is not None else None
     tokenizer = None if top.get("tokenizer") is None else read_tokenizer(top["tokenizer"], "tokenizer")
-    shared = {"calibration": calibration, "tokenizer": tokenizer}
+    shared = {"calibration": calibration, "tokenizer": tokenizer, "dense": read_dense(top.get("dense"), "dense")}
     top = {**top, **shared}
     common = {key: top.get(key) for key in ("dtype", "config_from", "heads", "kept")} | {"seed": top.get("seed", 0)}
     common["models"] = [*refs]
@@ -196,6 +197,7 @@ def _one_in(
             tokenizer=fields["tokenizer"],
             heads=read_heads(fields.get("heads"), f"{dot}heads"),
             kept=read_kept(fields.get("kept"), f"{dot}kept"),
+            dense=fields["dense"],
         )
     except RecipeError as error:
         if not dot:

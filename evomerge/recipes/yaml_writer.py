@@ -32,6 +32,8 @@ def recipe_content(recipe: Recipe) -> dict[str, Any]:
         content["heads"] = _heads_out(recipe.heads)
     if recipe.kept:
         content["kept"] = _FlowList(recipe.kept)
+    if recipe.dense is not None:
+        content["dense"] = recipe.dense
     if recipe.intermediates:
         content["intermediates"] = {name: _stage_out(stage, recipe) for name, stage in recipe.stages.items()}
     content["slices"] = _slices_out(recipe)

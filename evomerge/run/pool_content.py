@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from evomerge.recipes.calibration import CalibrationRef
+from evomerge.recipes.dense import read_dense
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.kept import Kept
 from evomerge.recipes.pool_info import PoolInfo
@@ -37,6 +38,8 @@ def pool_content(info: PoolInfo) -> dict[str, Any]:
         content["heads"] = asdict(info.heads)
     if info.kept is not None:
         content["kept"] = asdict(info.kept)
+    if info.dense is not None:
+        content["dense"] = info.dense
     if info.calibration is not None:
         content["calibration"] = asdict(info.calibration)
     return content
@@ -73,6 +76,7 @@ def pool_info(content: Any) -> PoolInfo:
         tokenizer=None if (own := content.get("tokenizer")) is None else read_tokenizer(own, "tokenizer"),
         heads=_heads(content.get("heads"), names),
         kept=_kept(content.get("kept"), names),
+        dense=read_dense(content.get("dense"), "dense"),
     )
 
 

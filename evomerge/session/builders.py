@@ -115,6 +115,8 @@ def check_fitnesses(
             compare with that the pool does not have.
         PoolError: the tokenizer cannot be loaded.
     """
+    from evomerge.models.tokenizers import load_tokenizer
+
     for node, part in ((key, fitness), ("held_out", held_out)):
         if part is not None:
             with placed(node, arguments_of(part)):
@@ -122,25 +124,17 @@ def check_fitnesses(
                     references(part, pool.info)
                 part.check()
                 if pool is not None:
-                    check_tokenizer(pool, part)
-                    check_model: Callable[[Any, str], None] | None = getattr(part, "check_model", None)
-                    if check_model is not None:
-                        check_model(pool.config, str(pool.folder(pool.info.config_from)))
+                    load = functools.partial(load_tokenizer, pool.tokenizer_folder, pool.trust_remote_code)
+                    _ask(part, "check_tokenizer", load)
+                    _ask(part, "check_model", pool.config, str(pool.folder(pool.info.config_from)))
                     check_labels(pool, part)
+                    _ask(part, "check_encoder", pool.encoder_folder, pool.config)
 
 
-def check_tokenizer(pool: Pool, fitness: Fitness) -> None:
-    """Let a fitness check what it asks of a tokenizer on the pool's, before a model is loaded.
-
-    Raises:
-        FitnessError: it does not have what a fitness asks for.
-        PoolError: it cannot be loaded.
-    """
-    from evomerge.models.tokenizers import load_tokenizer
-
-    check: Callable[[Callable[[], Any]], None] | None = getattr(fitness, "check_tokenizer", None)
-    if check is not None:
-        check(functools.partial(load_tokenizer, pool.tokenizer_folder, pool.trust_remote_code))
+def _ask(fitness: Fitness, check: str, *given: Any) -> None:
+    """Call a check that a fitness may have."""
+    if hasattr(fitness, check):
+        getattr(fitness, check)(*given)
 
 
 def check_labels(pool: Pool, fitness: Fitness) -> None:
@@ -154,9 +148,7 @@ def check_labels(pool: Pool, fitness: Fitness) -> None:
         own = pool.heads.configs.get(head) if pool.heads is not None else None
         return getattr(own or pool.config, "id2label", None) or {}
 
-    check: Callable[[Callable[[str], Mapping[Any, Any]]], None] | None = getattr(fitness, "check_labels", None)
-    if check is not None:
-        check(labels)
+    _ask(fitness, "check_labels", labels)
 
 
 def phase_node(config: Config, phase: str, part: str) -> tuple[Any, str]:

@@ -8,7 +8,7 @@ from evomerge.config.construct import to_builtin
 
 
 def opening_settings(pool: Any) -> dict[str, Any]:
-    """What `opening.open_pool` is told of vocabulary, heads and kept tensors; folders of earlier runs say less.
+    """What `opening.open_pool` is told of vocabulary, heads, kept tensors and dense layers; folders of earlier runs say less.
 
     Args:
         pool: the node of the configuration.
@@ -19,4 +19,5 @@ def opening_settings(pool: Any) -> dict[str, Any]:
         "heads": to_builtin(pool.get("heads", "auto")),
         "kept": to_builtin(pool.get("kept")),
         "kept_from": pool.get("kept_from"),
+        "dense": pool.get("dense", "auto"),
     }

@@ -34,6 +34,10 @@ LEAST_SAVED = 0.75
 """Of a candidate's items. A race from 24 to 90 scores a candidate on 46.5 on average, a quarter of 186: of fewer items
 most would be needed to tell candidates apart, and exact scores would be given up for little."""
 
+MOST_FIXED = 0.5
+"""Of a candidate's forwards, those that are the same whatever its items, as of the documents that queries look for:
+beyond it a race saves little and knows less."""
+
 LEAST_SAVED_IN_ALL = 0.5
 """Of the items of the whole search, finalists on all items included."""
 
@@ -178,6 +182,9 @@ def _standing_against(config: Config, fitness: Fitness, strategies: Sequence[Str
     search, objectives = config.search, tuple(fitness.objectives)
     if items_of(fitness) is None or getattr(fitness, "build_estimator", None) is None:
         return "fitness", "the fitness does not tell from some items what all would give"
+    fixed = fitness.fixed_share() if hasattr(fitness, "fixed_share") else 0.0
+    if fixed > MOST_FIXED:
+        return "fitness", f"{fixed:.0%} of a candidate's forwards are the same whatever items it is scored on"
     if len(objectives) > 1:
         return "objectives", f"there are {len(objectives)} objectives, and one number decides a race"
     by_generation = search.racing.against == "generation"

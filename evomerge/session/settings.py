@@ -9,7 +9,7 @@ from typing import Any
 from evomerge.config.construct import TARGET, check_node, locate, to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
-from evomerge.models.pool_settings import check_heads, check_kept, check_places, check_pool_settings
+from evomerge.models.pool_settings import check_dense, check_heads, check_kept, check_places, check_pool_settings
 from evomerge.objectives import SCALARISATIONS
 from evomerge.run.checkpoint import check_intervals
 from evomerge.search.in_flight import MOST_IN_FLIGHT
@@ -65,6 +65,7 @@ def check_pool(config: Config) -> None:
     check_pool_settings(models, pool.base, pool.dtype, pool.get("tokenizer_from"), to_builtin(pool.get("tokenizer")))
     check_heads(to_builtin(pool.get("heads", "auto")))
     check_kept(to_builtin(pool.get("kept")), pool.get("kept_from"), models)
+    check_dense(to_builtin(pool.get("dense", "auto")))
     check_places(models, pool.root)
 
 

@@ -1,17 +1,17 @@
 """Metrics of predictions, each with a value for every item whose mean it is.
 
-Accuracy, loss and squared error are means of items. F1, Matthews' and Pearson's coefficients are told from all items
-together: an item's value is then the metric plus its influence on it, the derivative by the item's weight (Hampel 1974;
-the infinitesimal jackknife of Efron 1982, chapter 6). The mean of these values is the metric itself, and the mean of
-two models' differences is the difference of their metrics, so that paired tests and standard errors by items hold as
-the delta method has them.
+Accuracy, loss and squared error are means of items. F1, Matthews', Pearson's and Spearman's coefficients are told from
+all items together: an item's value is then the metric plus its influence on it, the derivative by the item's weight
+(Hampel 1974; the infinitesimal jackknife of Efron 1982, chapter 6). The mean of these values is the metric itself, and
+the mean of two models' differences is the difference of their metrics, so that paired tests and standard errors by
+items hold as the delta method has them.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import pearsonr
+from scipy.stats import pearsonr, rankdata
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 Floats = NDArray[np.float64]
@@ -69,6 +69,37 @@ def pearson(gold: Floats, predicted: Floats) -> tuple[float, Floats]:
     constant = len(gold) < 2 or np.ptp(gold) == 0 or np.ptp(predicted) == 0
     value = 0.0 if constant else float(pearsonr(gold, predicted).statistic)
     return value, _about(_correlation(gold[:, None], predicted[:, None], value), value)
+
+
+def spearman(gold: Floats, predicted: Floats) -> tuple[float, Floats]:
+    """Spearman's rank correlation coefficient: scipy's, of mean ranks where values are equal; 0 where one is constant.
+
+    Every item shifts the ranks of all that are above it. With ``r_i(w) = sum_j w_j ([x_j < x_i] + [x_j = x_i] / 2)``
+    an item's influence is that on Pearson's coefficient of the ranks, and the sum over all items of the coefficient's
+    derivative by their rank times what it adds to that (Croux and Dehon 2010, section 2, for samples).
+
+    Args:
+        gold, predicted: float64, shape ``(items,)``.
+    """
+    x, y = (np.asarray(rankdata(own), dtype=np.float64) for own in (gold, predicted))
+    value, items = pearson(x, y)
+    if not (np.ptp(x) > 0 and np.ptp(y) > 0):
+        return value, items
+    x, y = x - x.mean(), y - y.mean()
+    by_x = y / np.sqrt((x * x).mean() * (y * y).mean()) - value * x / (x * x).mean()
+    by_y = x / np.sqrt((x * x).mean() * (y * y).mean()) - value * y / (y * y).mean()
+    items = items + _above(gold, by_x) + _above(predicted, by_y)
+    return value, _about(items, value)
+
+
+def _above(values: Floats, slopes: Floats) -> Floats:
+    """For each item the sum of the slopes of items that are larger, and half of those of equal ones; shape (items,)."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    sums = np.concatenate([[0.0], np.cumsum(slopes[order])])
+    low, high = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    found: Floats = sums[-1] - (sums[low] + sums[high]) / 2
+    return found
 
 
 def _correlation(x: Floats, y: Floats, value: float) -> Floats:

@@ -11,30 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.errors import FitnessError, one_line
+from evomerge.errors import FitnessError
 from evomerge.models.loaded import LoadedModel
 from evomerge.models.unknown_tokens import UnknownTokens
 from fitness._classification.tables import Table
 from fitness._classification.terms import TaskTerm
-
-Rows = list[dict[str, list[int]]]
-"""Of each item its tensors by the names of the model's arguments, not padded."""
-
-_OFFSET = ("roberta", "camembert", "mpnet", "longformer")
-"""Parts of model types whose positions begin behind the padding token's number."""
-
-
-@dataclass
-class Batch:
-    """Items that a model reads at once.
-
-    Attributes:
-        places: of the items, shape ``(items,)``.
-        tensors: padded, each of shape ``(items, tokens)``.
-    """
-
-    places: NDArray[np.int64]
-    tensors: Mapping[str, torch.Tensor]
+from fitness._token_rows import Batch, Rows, batched, require_padding, token_rows
 
 
 @dataclass(frozen=True)
@@ -66,50 +48,17 @@ def tokenised(
     Raises:
         FitnessError: there is no tokenizer, it cannot pad, or it makes nothing of a text.
     """
-    if tokenizer is None:
-        raise FitnessError("the pool has no tokenizer", "models with one", "add its files to the first model's folder")
-    if tokenizer.pad_token_id is None:
-        raise FitnessError(
-            "the tokenizer has no padding token, and texts are read in batches",
-            "",
-            "set pad_token in its tokenizer_config.json, and pad_token_id in config.json",
-        )
-    most = min(max_length or 2**31, int(min(tokenizer.model_max_length, 2**31)))
+    require_padding(tokenizer)
     rows, cut, unknown = dict[str, Rows](), dict[str, int](), UnknownTokens()
     for term in terms:
         table = tables[term.name]
-        texts = (list(table.texts), list(table.pairs)) if table.pairs is not None else (list(table.texts),)
-        try:
-            found = tokenizer(*texts, add_special_tokens=True, verbose=False)
-        except Exception as error:  # tokenizers raise what they like
-            raise FitnessError(f"tasks.{term.name}: the tokenizer fails ({one_line(error)})") from error
-        long = [len(ids) > most for ids in found["input_ids"]]
-        if any(long):
-            try:
-                found = tokenizer(*texts, add_special_tokens=True, truncation=True, max_length=most)
-            except Exception as error:
-                raise FitnessError(
-                    f"tasks.{term.name}: texts cannot be cut at {most} tokens ({one_line(error)})",
-                    "a larger max_length",
-                ) from error
-        names = list(found.keys())
-        rows[term.name] = [{name: list(found[name][i]) for name in names} for i in range(len(table.texts))]
-        empty = next((i for i, row in enumerate(rows[term.name]) if not row["input_ids"]), None)
-        if empty is not None:
-            raise FitnessError(f"tasks.{term.name}: item {empty} has no tokens", "texts that the tokenizer reads")
+        texts = (table.texts,) if table.pairs is None else (table.texts, table.pairs)
+        listed = [list(own) for own in texts]
+        rows[term.name], long = token_rows(tokenizer, listed, max_length, f"tasks.{term.name}")
         cut[term.name] = sum(long)
         for row in rows[term.name]:
             unknown.add(term.file, row["input_ids"], tokenizer)
     return Tokenised(rows, cut, unknown.lines("tasks"))
-
-
-def positions_of(config: Any) -> int | None:
-    """Tokens that a model reads at most; ``None`` where its configuration does not say."""
-    found = getattr(config, "max_position_embeddings", None)
-    if not isinstance(found, int) or found < 1:
-        return None
-    offset = any(name in str(getattr(config, "model_type", "")) for name in _OFFSET)
-    return found - (int(getattr(config, "pad_token_id", None) or 0) + 1 if offset else 0)
 
 
 class Prepared:
@@ -166,18 +115,4 @@ class Prepared:
         return found, seconds
 
     def _batched(self, task: str, places: Sequence[int]) -> list[Batch]:
-        """Batches of like length, the longest texts first: what does not fit in memory is known at once."""
-        rows = self._rows[task]
-        ordered = sorted(places, key=lambda place: (-len(rows[place]["input_ids"]), place))
-        batches, now = list[Batch](), list[int]()
-        for place in ordered:
-            if now and (len(now) + 1) * len(rows[now[0]]["input_ids"]) > self._batch_tokens:
-                batches.append(self._padded(rows, now))
-                now = []
-            now.append(place)
-        return [*batches, self._padded(rows, now)] if now else batches
-
-    def _padded(self, rows: Rows, places: Sequence[int]) -> Batch:
-        padded = self._tokenizer.pad([rows[place] for place in places], padding=True, return_tensors="pt")
-        tensors = {name: tensor.to(self._device) for name, tensor in padded.items()}
-        return Batch(np.array(places, dtype=np.int64), tensors)
+        return batched(self._rows[task], places, self._tokenizer, self._batch_tokens, self._device)

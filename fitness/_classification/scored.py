@@ -10,11 +10,13 @@ import numpy as np
 from evomerge.candidate import Items
 from evomerge.errors import FitnessError
 from fitness._classification import metrics as m
-from fitness._classification.terms import LINEAR, CountedTerm, MetricTerm, objective_weights
+from fitness._classification.terms import TOLD_TOGETHER, CountedTerm, MetricTerm, objective_weights
 
 ERROR = "error"
 """Of every item: of classes 0 where right, else one more than the class that it was taken for; of numbers the
 prediction less the label. Predictions are told from it."""
+
+_CORRELATIONS = {"pearson": m.pearson, "spearman": m.spearman}
 
 
 def score_classes(
@@ -52,7 +54,8 @@ def score_numbers(gold: m.Floats, predicted: m.Floats) -> tuple[dict[str, float]
     error = predicted - gold
     items = {"squared_error": np.square(error), ERROR: error}
     values = {"squared_error": float(items["squared_error"].mean())}
-    values["pearson"], items["pearson"] = m.pearson(gold, predicted)
+    for name, metric in _CORRELATIONS.items():
+        values[name], items[name] = metric(gold, predicted)
     return values, items
 
 
@@ -72,8 +75,8 @@ def of_errors(metric: MetricTerm, gold: m.Floats, errors: m.Floats) -> m.Floats:
     if not seen.any():
         return found
     right, off = gold[seen], errors[seen]
-    if metric.name == "pearson":
-        found[seen] = m.pearson(right, right + off)[1]
+    if metric.name in _CORRELATIONS:
+        found[seen] = _CORRELATIONS[metric.name](right, right + off)[1]
     else:
         classes = right.astype(np.int64)
         predicted = np.where(off == 0, classes, off - 1).astype(np.int64)
@@ -81,9 +84,18 @@ def of_errors(metric: MetricTerm, gold: m.Floats, errors: m.Floats) -> m.Floats:
     return found
 
 
-def kept_items(term: CountedTerm, items: Mapping[str, m.Floats]) -> dict[str, m.Floats]:
-    """The values of items that are reported: of metrics that count, of accuracy or squared error, and `ERROR`."""
-    names = [*(metric.name for metric in term.metrics), "squared_error" if term.is_numeric else "accuracy", ERROR]
+def kept_items(
+    term: CountedTerm, items: Mapping[str, m.Floats], also: Sequence[str] | None = None
+) -> dict[str, m.Floats]:
+    """The values of items that are reported: of metrics that count, of `also`, and `ERROR`.
+
+    Args:
+        term: the task.
+        items: all values of its items.
+        also: accuracy or squared error for ``None``.
+    """
+    also = also if also is not None else ("squared_error" if term.is_numeric else "accuracy",)
+    names = [*(metric.name for metric in term.metrics), *also, ERROR]
     return {f"{term.name}/{name}": items[name] for name in dict.fromkeys(names)}
 
 
@@ -115,7 +127,7 @@ def recomputed(terms: Sequence[CountedTerm], gold: Mapping[str, m.Floats], items
     found = dict(items)
     for term in terms:
         for metric in term.metrics:
-            if metric.name not in LINEAR:
+            if metric.name in TOLD_TOGETHER:
                 errors = found[f"{term.name}/{ERROR}"]
                 found[f"{term.name}/{metric.name}"] = of_errors(metric, gold[term.name], errors)
     return found

@@ -44,9 +44,9 @@ def read_table(term: TaskTerm, split: SplitTerm) -> Table:
     """
     key = f"tasks.{term.name}.file"
     texts, pairs, labels, documents = list[str](), list[str](), list[Any](), list[Document]()
-    for where, row in _rows(term.file, key):
-        text = _text(row, term.text, where, f"tasks.{term.name}.text")
-        pair = _text(row, term.pair, where, f"tasks.{term.name}.pair") if term.pair else ""
+    for where, row in read_rows(term.file, key):
+        text = text_cell(row, term.text, where, f"tasks.{term.name}.text")
+        pair = text_cell(row, term.pair, where, f"tasks.{term.name}.pair") if term.pair else ""
         if not in_part(f"{text}\n{pair}", split):
             continue
         label = _label(row, term, where)
@@ -63,7 +63,7 @@ def read_table(term: TaskTerm, split: SplitTerm) -> Table:
     return Table(tuple(texts), tuple(pairs) if term.pair else None, tuple(labels), tuple(documents))
 
 
-def _rows(file: str, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def read_rows(file: str, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The rows of a file, with where each stands."""
     path = Path(file).expanduser()
     check_text_file(file, key)
@@ -106,14 +106,16 @@ def _parquet(path: Path, file: str, key: str) -> Iterator[tuple[str, Mapping[str
         yield f"{key}: {file}, row {number}", row
 
 
-def _cell(row: Mapping[str, Any], name: str, where: str, key: str) -> Any:
+def cell_of(row: Mapping[str, Any], name: str, where: str, key: str) -> Any:
+    """What a row has in a column; `FitnessError`, naming the key that says which, where it has none of the name."""
     if name not in row:
         raise FitnessError(f"{where} has no {name!r}", nearest(name, [str(own) for own in row]), f"set {key}")
     return row[name]
 
 
-def _text(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
-    value = _cell(row, name, where, key)
+def text_cell(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
+    """The text that a row has in a column; `FitnessError` where it is none of at least one word."""
+    value = cell_of(row, name, where, key)
     if not isinstance(value, str) or not value.strip():
         raise FitnessError(f"{where}: its {name} is {str(value)[:60]!r}", "a text of at least one word")
     return value
@@ -121,15 +123,9 @@ def _text(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
 
 def _label(row: Mapping[str, Any], term: TaskTerm, where: str) -> Any:
     """A text or a whole number of classes; a finite number of a regression."""
-    value = _cell(row, term.label, where, f"tasks.{term.name}.label")
+    value = cell_of(row, term.label, where, f"tasks.{term.name}.label")
     if term.is_numeric:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if isinstance(value, bool) or not math.isfinite(number):
-            raise FitnessError(f"{where}: its {term.label} is {str(value)[:60]!r}", "a finite number")
-        return number
+        return number_of(value, where, term.label)
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and value.is_integer():  # as tables have whole numbers with gaps
@@ -137,6 +133,17 @@ def _label(row: Mapping[str, Any], term: TaskTerm, where: str) -> Any:
     if not isinstance(value, int | str) or (isinstance(value, str) and not value.strip()):
         raise FitnessError(f"{where}: its {term.label} is {str(value)[:60]!r}", "a label: a text or a whole number")
     return value
+
+
+def number_of(value: Any, where: str, name: str) -> float:
+    """A finite number that a row has in a column, or `FitnessError`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise FitnessError(f"{where}: its {name} is {str(value)[:60]!r}", "a finite number")
+    return number
 
 
 def in_part(text: str, split: SplitTerm) -> bool:

@@ -11,12 +11,12 @@ from evomerge.objectives import MetricShare
 from fitness._unlabelled.values import finite, require_keys, whole
 
 CLASS_METRICS = ("accuracy", "f1", "matthews", "loss")
-NUMBER_METRICS = ("pearson", "squared_error")
+NUMBER_METRICS = ("pearson", "spearman", "squared_error")
 METRICS = (*CLASS_METRICS, *NUMBER_METRICS)
 LOWER = ("loss", "squared_error")
 """Metrics of which less is better: they count negative."""
-LINEAR = ("accuracy", "loss", "squared_error")
-"""Metrics that are means over items; the others are told from all predictions together."""
+TOLD_TOGETHER = ("f1", "matthews", "pearson", "spearman")
+"""Metrics that are told from all predictions together; the others are means over items."""
 
 PARTS = ("search", "validation", "held_out")
 _KEYS = ("task", "file", "head", "text", "pair", "label", "labels", "metrics", "weight", "objective", "limit")
@@ -27,7 +27,7 @@ class MetricTerm:
     """A metric and what it counts.
 
     Attributes:
-        name: one of `METRICS`.
+        name: one of `METRICS`, or of the kind of items that the task has.
         weight: above 0.
     """
 
@@ -184,24 +184,42 @@ def parse_metrics(given: Any, key: str, known: Sequence[str]) -> tuple[MetricTer
     Raises:
         ConfigError: none of the `known`, a weight that is not above 0, or metrics of classes and of numbers together.
     """
-    if isinstance(given, str):
-        given = {given: 1.0}
-    elif isinstance(given, Sequence):
-        given = dict.fromkeys(map(str, given), 1.0)
-    if not isinstance(given, Mapping) or not given:
-        raise ConfigError(f"{key} is {str(given)[:80]!r}", f"names of metrics, with weights: {', '.join(known)}")
-    found = []
-    for name, weight in given.items():
-        if name not in known:
-            raise ConfigError(f"{key} has {name!r}", nearest(str(name), known))
-        if finite(weight, f"{key}.{name}") <= 0:
-            raise ConfigError(f"{key}.{name} is {weight:g}", "a number above 0: of losses and errors less is better")
-        found.append(MetricTerm(str(name), float(weight)))
+    found = weighted_metrics(given, key, known)
     if len({metric.name in NUMBER_METRICS for metric in found}) > 1:
         raise ConfigError(
             f"{key} has {', '.join(metric.name for metric in found)}",
             f"of classes {', '.join(CLASS_METRICS)}; of numbers {', '.join(NUMBER_METRICS)}",
         )
+    return found
+
+
+def weighted_metrics(given: Any, key: str, known: Sequence[str], example: str = "") -> tuple[MetricTerm, ...]:
+    """Metrics with weights: of a name, several, or a mapping.
+
+    Args:
+        given: by the user.
+        key: for messages.
+        known: that there are; any where it is empty.
+        example: of names, for messages.
+
+    Raises:
+        ConfigError: none of the `known`, or a weight that is not above 0.
+    """
+    if isinstance(given, str):
+        given = {given: 1.0}
+    elif isinstance(given, Sequence):
+        given = dict.fromkeys(map(str, given), 1.0)
+    if not isinstance(given, Mapping) or not given:
+        raise ConfigError(
+            f"{key} is {str(given)[:80]!r}", f"names of metrics, with weights: {example or ', '.join(known)}"
+        )
+    found = []
+    for name, weight in given.items():
+        if known and name not in known:
+            raise ConfigError(f"{key} has {name!r}", nearest(str(name), known))
+        if finite(weight, f"{key}.{name}") <= 0:
+            raise ConfigError(f"{key}.{name} is {weight:g}", "a number above 0: of losses and errors less is better")
+        found.append(MetricTerm(str(name), float(weight)))
     return tuple(found)
 
 

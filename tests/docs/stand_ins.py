@@ -11,8 +11,10 @@ from pathlib import Path
 
 import yaml
 from tiny_classifiers import rows, save, write_rows
+from tiny_encoders import save_encoder, write_corpus
 
 from evomerge.demo.docstrings import LABELS
+from evomerge.demo.retrieval import PACKAGES
 
 # Tasks of the harness that the pages name, where the package has them: their data are not here, the demo's stand in.
 TASKS = {
@@ -80,6 +82,18 @@ def make_classifiers(folder: Path) -> Path:
     return folder
 
 
+def make_retrieval(folder: Path) -> Path:
+    """A pool and corpora under the names of the demo's embedding models."""
+    for seed, name in enumerate(("base", *PACKAGES)):
+        save_encoder(folder / name, seed)
+    for seed, task in enumerate(PACKAGES):
+        data = write_corpus(folder / "data" / task, seed=seed)
+        header, *lines = (data / "qrels" / "test.tsv").read_text().splitlines(keepends=True)
+        for part, own in (("search", lines[:5]), ("held_out", lines[5:])):
+            (data / "qrels" / f"{part}.tsv").write_text("".join([header, *own]))
+    return folder
+
+
 def give_heads(file: Path, pool: Path) -> None:
     """Make a recipe one of the classifiers, each with its own head."""
     from evomerge.models.opening import open_pool
@@ -91,13 +105,14 @@ def give_heads(file: Path, pool: Path) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """What stands in, made once: a pool of the demo's shape, a run on it, its winner, classifiers, mixtures."""
+    """What stands in, made once: a pool of the demo's shape, a run on it, its winner, classifiers, mixtures, encoders."""
 
     pool: Path
     run: Path
     model: Path
     classifiers: Path
     mixtures: Path
+    retrieval: Path
 
 
 @dataclass
@@ -120,6 +135,7 @@ class Place:
             (self.folder / name).symlink_to(self.made.pool)
         (self.folder / "my-model").symlink_to(self.made.model)
         (self.folder / "demo_pool" / "classifiers-seed0").symlink_to(self.made.classifiers)
+        (self.folder / "demo_pool" / "retrieval-seed0").symlink_to(self.made.retrieval)
         (self.folder / "runs").mkdir(exist_ok=True)
         (self.folder / "runs" / "out").symlink_to(self.made.pool / "training")
         for name in ("recipe.yaml", "learned.yaml"):

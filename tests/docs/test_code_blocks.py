@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from fences import ROOT, Command, Fence, commands, fences
-from stand_ins import SMALL, TASKS, TEMPLATE, Made, Place, make_classifiers, make_mixtures
+from stand_ins import SMALL, TASKS, TEMPLATE, Made, Place, make_classifiers, make_mixtures, make_retrieval
 
 from evomerge.cli.main import main
 from evomerge.demo.adapters import make_adapters
@@ -55,6 +55,7 @@ NOT_RUN = {
     ("evaluator.engine=vllm",): "asks for vLLM; tests/fitness/test_vllm_parity.py searches with it",
     ("fitness=animals",): "asks for images; tests/fitness/test_images.py scores some",
     ("fitness=images",): "asks for images; tests/cli/test_image_runs.py searches on some",
+    ("fitness=answers",): "asks for corpora; tests/fitness/test_retrieval.py scores some",
     ("rate",): "asks for scores; tests/cli/test_human_search.py gives some",
     ("dashboard",): "serves until it is interrupted; tests/cli opens it",
 }
@@ -84,7 +85,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         main(["search", "experiment=demo", f"pool.root='{pool}'", "fitness.limit=2", *SMALL, f"run_dir='{run}'"]) == 0
     )
     assert main(["merge", str(run), str(model)]) == 0
-    return Made(pool, run, model, make_classifiers(root / "classifiers"), make_mixtures(pool, root / "mixtures"))
+    classifiers, mixtures = make_classifiers(root / "classifiers"), make_mixtures(pool, root / "mixtures")
+    return Made(pool, run, model, classifiers, mixtures, make_retrieval(root / "retrieval"))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.merge.resident.codecs import Codec
 from evomerge.merge.resident.module_slices import ModuleSlice
 from evomerge.merge.resident.quantised_linear import linears_of, quantise_linears
+from evomerge.models.architecture.dense_layers import give_dense, merged_layers, places
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.memory import MORE_GPUS, give_back, out_of_memory
 from evomerge.models.pool import Pool
@@ -60,6 +61,7 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
         tensors |= {pool.heads.names[place]: t.to(dtype, copy=device_map is None) for place, t in own}
     for tensor, stored in pool.read_kept().items():
         tensors[tensor] = stored.to(dtype if stored.is_floating_point() else None, copy=device_map is None)
+    dense = {place: tensors.pop(place) for place in places(merged_layers(pool.config))}
     try:
         with no_progress_bar():
             module = cls.from_pretrained(  # type: ignore[attr-defined]
@@ -69,6 +71,7 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
                 dtype=dtype,
                 **options,
             )
+        give_dense(module, pool.config, dense)
         module.name_or_path = module.config.name_or_path = folder
         set_generation(module, folder, pool.vocabulary)
     except PoolError:

@@ -95,10 +95,8 @@ class Resident:
         self.model = LoadedModel(
             module,
             load_tokenizer(pool.tokenizer_folder, pool.trust_remote_code),
-            TORCH_DTYPES[self.dtype],
-            module.device,
-            str(pool.folder(pool.info.config_from)),
-            self.spare_memory,
+            *(TORCH_DTYPES[self.dtype], module.device, str(pool.folder(pool.info.config_from)), self.spare_memory),
+            encoder_folder=pool.encoder_folder,
         )
         devices = tuple(dict.fromkeys(parameter.device for parameter in module.parameters()))
         states, first = 0 if self._spread else states, first_budgets(module.device, workers)
@@ -115,8 +113,8 @@ class Resident:
         self._layer_slots, self._heads = LayerSlots(module, pool, slices), HeadSlots(module, pool, self.model.dtype)
         self._shared = shared
         self._places = set(self._own().values())
-        start = int(START_SHARE * sum(place.held_nbytes(self.full) for place in self._places))
-        self._memory = MemoryCache(first.cache if cache is None else cache, start)
+        start = START_SHARE * sum(place.held_nbytes(self.full) for place in self._places)
+        self._memory = MemoryCache(first.cache if cache is None else cache, int(start))
         self._live = LiveSlices(self._memory)
         self._stages = KeptStages(self.sources, self._memory, self._live, shared)
         self._nearest = NearestSlices(self._live, self._memory, shared, self.sources, self.model.dtype)

@@ -18,6 +18,7 @@ from evomerge.errors import PoolError, RecipeError, nearest, reason_of
 from evomerge.models.architecture.components import OuterComponents, component_of
 from evomerge.models.architecture.config_fields import advice
 from evomerge.models.architecture.conversion import Join
+from evomerge.models.architecture.dense_layers import attach_dense
 from evomerge.models.architecture.names import NameMatch, match_names
 from evomerge.models.architecture.own_head import OWN_HEAD, part_head
 from evomerge.models.architecture.stacks import find_stacks, layer_place, passed_by
@@ -188,6 +189,8 @@ def skeleton(config: Any, trust_remote_code: bool = False) -> nn.Module:
         raise PoolError(what, *advice(config)) from error
     if getattr(config, OWN_HEAD, False):
         part_head(module)
+    with torch.device("meta"):
+        attach_dense(module, config)
     return module
 
 

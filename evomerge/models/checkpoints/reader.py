@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import mmap
@@ -184,6 +185,13 @@ class Checkpoint(TensorFiles):
             raise gguf
         config = read_json(folder / "config.json", "the model's configuration")
         super().__init__(folder, config, read_headers(folder, config))
+
+    def with_tensors(self, more: Mapping[str, TensorInfo]) -> Checkpoint:
+        """The checkpoint with tensors of further files, by names that it has none of."""
+        made = copy.copy(self)
+        made.__dict__.pop("_fingerprint", None)
+        TensorFiles.__init__(made, self.folder, self.config, {**self.tensors, **more})
+        return made
 
     @property
     def plain(self) -> Checkpoint:

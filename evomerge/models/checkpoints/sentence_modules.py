@@ -1,7 +1,7 @@
 """The modules of sentence-transformers that follow a model: which files they are, and whether they can be kept.
 
 ``modules.json`` lists a transformer, which is merged, and what comes after it, each in a folder of its own: pooling and
-normalisation have settings only; a dense layer has weights, which no recipe describes.
+normalisation have settings only; a dense layer has weights, see `models.dense`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from evomerge.models.checkpoints.side_files import SENTENCE, check_inside, match
 from evomerge.utils.files import read_bounded
 
 MODULES = "modules.json"
-_WITHOUT_WEIGHTS = ("Transformer", "Pooling", "Normalize", "Dropout")
+DENSE = "Dense"
+_WITHOUT_WEIGHTS = ("Transformer", "Pooling", "Normalize", "Dropout", "MultiVectorMask")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _LARGEST_LIST = 2**20
 _PIECE = 2**24
@@ -31,7 +32,7 @@ def sentence_files(folder: Path) -> dict[Path, Path]:
     if not (folder / MODULES).is_file():
         return {}
     found = {Path(file.name): file for file in matching(folder, SENTENCE) if file.is_file()}
-    for place in _modules(folder):
+    for place in modules_of(folder):
         if (folder / place).is_dir():
             found |= {place / file.name: file for file in sorted((folder / place).iterdir()) if file.is_file()}
     for file in found.values():
@@ -39,11 +40,12 @@ def sentence_files(folder: Path) -> dict[Path, Path]:
     return found
 
 
-def check_sentence_modules(folders: Mapping[str, Path]) -> None:
+def check_sentence_modules(folders: Mapping[str, Path], but_dense: bool = False) -> None:
     """Refuse models of sentence-transformers with modules whose weights are not the same in all.
 
     Args:
         folders: of the models by name; those without ``modules.json`` are not compared.
+        but_dense: whether dense layers may differ, or be missing.
 
     Raises:
         PoolError: names the module.
@@ -52,12 +54,12 @@ def check_sentence_modules(folders: Mapping[str, Path]) -> None:
     if not holders:
         return
     first = next(iter(holders))
-    kinds = {name: _modules(folder) for name, folder in holders.items()}
+    kinds = {name: modules_of(folder) for name, folder in holders.items()}
     for name in holders:
         for place, kind in kinds[name].items():
             weights = matching(holders[name] / place, _WEIGHTS) if (holders[name] / place).is_dir() else []
             what = f"module {place} ({kind}) of sentence-transformers in model {name!r}"
-            if kind not in _WITHOUT_WEIGHTS and kind == "Dense" and not weights:
+            if kind not in _WITHOUT_WEIGHTS and kind == DENSE and not weights:
                 raise PoolError(f"{what} has no weights", "safetensors beside its config.json", "download them")
             for file in weights:
                 if file.suffix != ".safetensors":
@@ -67,17 +69,18 @@ def check_sentence_modules(folders: Mapping[str, Path]) -> None:
                         "save the model again with sentence-transformers",
                     )
                 other = holders[first] / place / file.name
-                if not _same(file, other):
+                if not (but_dense and kind == DENSE) and not _same(file, other):
                     raise PoolError(
                         f"{what} has weights that model {first!r} does not have",
-                        "recipes merge the transformer alone: such modules are the same in all models",
+                        "such modules are the same in all models, unless a recipe says what becomes of dense layers",
                         _DO,
                     )
-        if any(place not in kinds[name] for place, kind in kinds[first].items() if kind not in _WITHOUT_WEIGHTS):
+        free = (*_WITHOUT_WEIGHTS, DENSE) if but_dense else _WITHOUT_WEIGHTS
+        if any(place not in kinds[name] for place, kind in kinds[first].items() if kind not in free):
             raise PoolError(f"model {name!r} lacks a module of sentence-transformers that {first!r} has", "", _DO)
 
 
-def _modules(folder: Path) -> dict[Path, str]:
+def modules_of(folder: Path) -> dict[Path, str]:
     """The folders of the modules after the transformer, with the last part of their class's name."""
     path = folder / MODULES
     try:
