@@ -11,6 +11,7 @@ from evomerge.errors import ConfigError
 from evomerge.merge.methods import specs
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
+from evomerge.models.pool_settings import check_network
 from evomerge.recipes.method_spec import MethodSpec
 
 Location = str | os.PathLike[str]
@@ -26,6 +27,8 @@ def load_pool(
     tokenizer_from: str | None = None,
     tokenizer: str | Mapping[str, Any] | None = None,
     heads: str | Sequence[str] | None = "auto",
+    network: str | None = None,
+    others: str | None = None,
 ) -> Pool:
     """Open models that are to be merged, reading configurations and headers only, and check that they fit together.
 
@@ -42,6 +45,9 @@ def load_pool(
             ``source``, ``tokens`` and ``pad_to_multiple_of`` as in mergekit's files.
         heads: tensors that are carried from their sources and not merged: ``auto`` finds those of models with labels of
             their own; names or patterns of names; ``None`` for none.
+        network: of diffusers pipelines the part that is merged: ``auto``, ``unet``, ``transformer``; ``None`` for models
+            that are merged whole.
+        others: the model, or the folder of a pipeline, whose other parts results take.
 
     Raises:
         ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer` or `heads` is none of those possible.
@@ -55,6 +61,11 @@ def load_pool(
         raise ConfigError(f"models is a {type(models).__name__}", "a mapping of names to folders or hub ids")
     locations = {name: os.fspath(location) for name, location in models.items()}
     folder = Path(root) if root is not None else None
+    check_network(network, others, tokenizer, tokenizer_from)
+    if network is not None:
+        from evomerge.models.pipelines.opening import open_pipelines
+
+        return open_pipelines(locations, base, folder, dtype, network=network, others=others)
     more = {"tokenizer_from": tokenizer_from, "tokenizer": tokenizer, "heads": heads}
     return open_pool(locations, base, folder, dtype, trust_remote_code, **more)  # type: ignore[arg-type]
 

@@ -34,6 +34,10 @@ class PoolConfig:
         heads: tensors that belong to a source's task and are carried from there, not merged: ``auto`` finds them where
             sources have other labels or the base has no head; a pattern of names, ``classifier*``, or a list of them;
             ``None`` merges all.
+        network: of pipelines that draw images, the part that is merged: ``unet``, ``transformer``, or ``auto`` for
+            whichever there is; ``None`` for models that are merged whole.
+        others: the model whose other parts the results take, text encoders say; or a folder or hub id of a pipeline.
+            ``None`` for the base, or the first that is a folder.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -46,6 +50,8 @@ class PoolConfig:
     tokenizer_from: str | None = None
     tokenizer: Any = None
     heads: Any = "auto"
+    network: str | None = None
+    others: str | None = None
 
 
 @dataclass

@@ -9,6 +9,7 @@ from operator import itemgetter
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
+from evomerge.recipes.network import Network
 from evomerge.recipes.slices import Input, Parameters, SliceRecipe
 from evomerge.recipes.tokenizer_spec import TokenizerSpec
 
@@ -25,6 +26,7 @@ def canonical_text(
     tokenizer: TokenizerSpec | None = None,
     models: Sequence[str] = (),
     heads: Heads | None = None,
+    network: Network | None = None,
 ) -> str:
     """The content that is hashed, as JSON without spaces, keys sorted.
 
@@ -34,7 +36,7 @@ def canonical_text(
     Args:
         slices: in model order.
         identities: what every input's name stands for: a model's content, an intermediate's own hash.
-        dtype, seed, config_from, tokenizer_from, calibration, tokenizer, heads: of the recipe.
+        dtype, seed, config_from, tokenizer_from, calibration, tokenizer, heads, network: of the recipe.
         models: of the recipe, in order: with a `tokenizer`, all of them give rows.
     """
     identity = {name: quote(text) for name, text in identities.items()}
@@ -75,6 +77,8 @@ def canonical_text(
     if heads is not None:
         whose, what = sorted(identity[name] for name in heads.tasks), sorted(map(quote, heads.tensors))
         carried = f'"heads":[[{",".join(whose)}],[{",".join(what)}]],'
+    if network is not None:
+        carried += f'"network":[{quote(network.name)},{identity.get(network.others, quote(""))}],'
     first = f'"config_from":{identity[config_from]},"dtype":{quote(dtype)},"seed":{seed}'
     return f'{{{measured}{carried}{first},"slices":[{",".join(lines)}]{vocabulary}{giver}}}'
 

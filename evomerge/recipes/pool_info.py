@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from evomerge.errors import RecipeError
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
+from evomerge.recipes.network import Network
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Dtype, Input, ModelRef, SliceId, SliceRecipe
 from evomerge.recipes.tokenizer_spec import TokenizerSpec
@@ -37,6 +38,9 @@ class PoolInfo:
         calibration: the statistics of data that methods may read; ``None`` where there are none.
         tokenizer: the vocabulary that the models are brought to; ``None`` where they are merged as they are.
         heads: what sources carry on their own, which is in none of `slices`; ``None`` where all is merged.
+        network: of pipelines, which part is merged and whose the others are; ``None`` where models are merged whole.
+        blocks: of architectures that have such, runs of layers with names of their own, such as ``down.0``, ``mid`` and
+            ``up.0``, in order, with their numbers of layers; empty for others.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -56,6 +60,8 @@ class PoolInfo:
     calibration: CalibrationRef | None = None
     tokenizer: TokenizerSpec | None = None
     heads: Heads | None = None
+    network: Network | None = None
+    blocks: tuple[tuple[str, int], ...] = ()
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""
@@ -91,6 +97,7 @@ class PoolInfo:
             calibration=self.calibration,
             tokenizer=self.tokenizer,
             heads=self.heads,
+            network=self.network,
         )
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:

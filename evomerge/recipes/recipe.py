@@ -15,6 +15,7 @@ from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.hash import canonical_text
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import MethodSpec, find_method, scalars
+from evomerge.recipes.network import Network
 from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, Parameters, SliceId, SliceRecipe
 from evomerge.recipes.stage_index import StageIndex
 from evomerge.recipes.tokenizer_spec import TokenizerSpec
@@ -42,6 +43,8 @@ class Recipe:
             then `tokenizer_from` is ``None``. ``None`` where the rows of all models are merged as they are.
         heads: tensors that are no part of any slice but carried from the models whose tasks they are of; ``None``
             where all are merged. Those of intermediates say nothing.
+        network: of pipelines, which part is merged and whose the others are; that of its intermediates too. ``None``
+            where models are merged whole.
 
     >>> from evomerge.recipes import Input, ModelRef, SliceId, SliceRecipe, parameters
     >>> half = parameters({"weight": 0.5})
@@ -61,6 +64,7 @@ class Recipe:
     calibration: CalibrationRef | None = None
     tokenizer: TokenizerSpec | None = None
     heads: Heads | None = None
+    network: Network | None = None
     _hash: str = field(init=False, repr=False, default="")
     _index: StageIndex | None = field(init=False, repr=False, default=None)
 
@@ -101,6 +105,8 @@ class Recipe:
                 raise RecipeError("tokenizer and tokenizer_from are given", "one of the two")
         if self.heads is not None:
             self.heads.check(names, self.config_from)
+        if self.network is not None:
+            self.network.check(names)
         if self.dtype not in DTYPES:
             raise RecipeError(f"dtype {self.dtype!r}", f"allowed: {', '.join(DTYPES)}")
         before: tuple[int, int, int] | None = None
@@ -129,6 +135,8 @@ class Recipe:
                 raise RecipeError(f"intermediate {name!r} has another calibration than the recipe", "one for all")
             if recipe.tokenizer != self.tokenizer:
                 raise RecipeError(f"intermediate {name!r} has another tokenizer than the recipe", "one for all")
+            if recipe.network != self.network:
+                raise RecipeError(f"intermediate {name!r} is of another network than the recipe", "one for all")
             for model, ref in recipe.models:
                 if models.get(model) != ref:
                     raise RecipeError(
@@ -192,7 +200,7 @@ class Recipe:
         """All but the content of the intermediates."""
         names = tuple(name for name, _ in self.intermediates)
         own = self.models, self.slices, self.dtype, self.config_from, self.seed, self.tokenizer_from
-        return *own, self.calibration, self.tokenizer, self.heads, names
+        return *own, self.calibration, self.tokenizer, self.heads, self.network, names
 
     def __eq__(self, other: object) -> bool:
         # Stage by stage: a lineage shares ancestors, and as a tree it would be exponentially large.
@@ -241,6 +249,7 @@ class Recipe:
             tokenizer=self.tokenizer,
             models=[name for name, _ in self.models],
             heads=self.heads,
+            network=self.network,
         )
 
     def check(self, methods: Mapping[str, MethodSpec]) -> None:

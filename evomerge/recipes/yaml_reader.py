@@ -43,6 +43,7 @@ from evomerge.errors import RecipeError, nearest
 from evomerge.recipes.calibration import KINDS, CalibrationRef
 from evomerge.recipes.heads import read_heads
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
+from evomerge.recipes.network import read_network
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import (
     DTYPES,
@@ -128,7 +129,7 @@ def _recipe_in(content: Any) -> Recipe:
         content,
         "",
         ("evomerge_recipe", "dtype", "config_from", "models", "slices"),
-        ("seed", "tokenizer_from", "tokenizer", "intermediates", "calibration", "heads"),
+        ("seed", "tokenizer_from", "tokenizer", "intermediates", "calibration", "heads", "network"),
     )
     version = top["evomerge_recipe"]
     if version != VERSION or isinstance(version, bool):
@@ -144,7 +145,7 @@ def _recipe_in(content: Any) -> Recipe:
     stages: dict[str, Recipe] = {}
     calibration = _calibration_in(top["calibration"], refs) if top.get("calibration") is not None else None
     tokenizer = None if top.get("tokenizer") is None else read_tokenizer(top["tokenizer"], "tokenizer")
-    shared = {"calibration": calibration, "tokenizer": tokenizer}
+    shared = {"calibration": calibration, "tokenizer": tokenizer, "network": read_network(top.get("network"), "network")}
     top = {**top, **shared}
     common = {key: top.get(key) for key in ("dtype", "config_from", "heads")} | {"seed": top.get("seed", 0)}
     common["models"] = [*refs]
@@ -193,6 +194,7 @@ def _one_in(
             calibration=fields["calibration"],
             tokenizer=fields["tokenizer"],
             heads=read_heads(fields.get("heads"), f"{dot}heads"),
+            network=fields["network"],
         )
     except RecipeError as error:
         if not dot:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
+from evomerge.recipes.network import network_content, read_network
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
 from evomerge.recipes.tokenizer_spec import read_tokenizer
@@ -34,6 +35,10 @@ def pool_content(info: PoolInfo) -> dict[str, Any]:
         content["tokenizer"] = info.tokenizer.content()
     if info.heads is not None:
         content["heads"] = asdict(info.heads)
+    if info.network is not None:
+        content["network"] = network_content(info.network)
+    if info.blocks:
+        content["blocks"] = [list(block) for block in info.blocks]
     if info.calibration is not None:
         content["calibration"] = asdict(info.calibration)
     return content
@@ -69,6 +74,8 @@ def pool_info(content: Any) -> PoolInfo:
         tokenizer_from=content.get("tokenizer_from"),
         tokenizer=None if (own := content.get("tokenizer")) is None else read_tokenizer(own, "tokenizer"),
         heads=_heads(content.get("heads"), names),
+        network=read_network(content.get("network"), "network"),
+        blocks=tuple((str(name), int(count)) for name, count in content.get("blocks", ())),
     )
 
 

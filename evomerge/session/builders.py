@@ -25,6 +25,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.search.phases import Baselines, Phase, split_budget
 from evomerge.session.bounded_space import BoundedSpace
 from evomerge.session.engines import check_engine, engine_of
+from evomerge.session.networks import check_scored, network_pool
 from evomerge.session.phase_entries import check_phases, check_preferences
 from evomerge.session.prior import DIFFERENCES, check_prior, first_deviation, with_prior
 from evomerge.session.refining import check_refined_objectives, refined
@@ -44,6 +45,8 @@ def pool_from_config(config: Config) -> Pool:
     from evomerge.models.rotated import refuse_rotated
 
     settings: Any = config.pool
+    if settings.get("network") is not None:
+        return network_pool(settings, to_builtin(settings.models))
     pool = open_pool(
         to_builtin(settings.models),
         *(settings.base, settings.root, settings.dtype, settings.trust_remote_code),
@@ -124,6 +127,7 @@ def check_fitnesses(
                 part.check()
                 if pool is not None:
                     check_tokenizer(pool, part)
+                    check_scored(pool, part)
                     check_model: Callable[[Any, str], None] | None = getattr(part, "check_model", None)
                     if check_model is not None:
                         check_model(pool.config, str(pool.folder(pool.info.config_from)))

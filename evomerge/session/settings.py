@@ -9,7 +9,7 @@ from typing import Any
 from evomerge.config.construct import TARGET, check_node, locate, to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
-from evomerge.models.pool_settings import check_heads, check_places, check_pool_settings
+from evomerge.models.pool_settings import check_heads, check_network, check_places, check_pool_settings
 from evomerge.objectives import SCALARISATIONS
 from evomerge.run.checkpoint import check_intervals
 from evomerge.search.in_flight import MOST_IN_FLIGHT
@@ -64,7 +64,8 @@ def check_pool(config: Config) -> None:
     models = to_builtin(pool.models)
     check_pool_settings(models, pool.base, pool.dtype, pool.get("tokenizer_from"), to_builtin(pool.get("tokenizer")))
     check_heads(to_builtin(pool.get("heads", "auto")))
-    check_places(models, pool.root)
+    check_network(pool.get("network"), pool.get("others"), to_builtin(pool.get("tokenizer")), pool.get("tokenizer_from"))
+    check_places(models, pool.root, files=pool.get("network") is not None)
 
 
 def check_name(name: Any) -> None:
