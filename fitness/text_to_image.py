@@ -12,12 +12,15 @@ from evomerge.candidate import Part
 from evomerge.errors import ConfigError, FitnessError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
+from evomerge.run.ratings.rules import RatingRules
 from fitness._documents import Document
+from fitness._files.terms import parse_raters, parse_scale
 from fitness._images.parts import among, places_of
 from fitness._lm_eval.terms import plain
 from fitness._text_files import check_text_file
 from fitness._text_to_image.terms import (
     BY_SET,
+    RATING,
     TASK,
     Drawing,
     objectives_of,
@@ -50,6 +53,7 @@ class TextToImageFitness:
       (arXiv 2508.16204, section 4.3). `strategy.shift` subtracts the population's worst of each.
     - ``kid``, ``fid``: distances of all images' features to those of real ones (arXiv 1801.01401, 1706.08500).
     - ``scorer``: an object's, called with images, uint8 of shape (images, height, width, channels), and prompts.
+    - ``rating``: people's, alone: the search waits for them, as for those of `FilesFitness`.
 
     Args:
         prompts: a file (a prompt a line, or JSONL with ``prompt`` and, for ``ncs``, ``image``: a path from the file's
@@ -72,7 +76,9 @@ class TextToImageFitness:
             ``direction`` that is ``minimize`` says that less is better.
         batch_size: images of a call.
         keep: how many images of a candidate the run folder has, small.
-        thumbnail: their longer side, in pixels.
+        thumbnail: their longer side, in pixels; of all images where people rate them.
+        raters: of people: how many must have rated a candidate, or their names.
+        scale: of people: the lowest and the highest score.
 
     Raises:
         ConfigError: an argument out of its range, naming it.
@@ -101,6 +107,8 @@ class TextToImageFitness:
         batch_size: int = 8,
         keep: int = 8,
         thumbnail: int = 128,
+        raters: int | list[str] = 1,
+        scale: list[float] | None = [1.0, 5.0],  # noqa: B006  # never changed, and shown by what reads signatures
     ) -> None:
         self._prompts = parse_prompts(plain(prompts))
         self._images = whole(images, "images", 1, _MOST_IMAGES)
@@ -126,6 +134,10 @@ class TextToImageFitness:
             "references": references or "",
             "scorer": scorer,
         }
+        self._raters, self._scale = parse_raters(plain(raters)), parse_scale(plain(scale))
+        self._by_people = self._terms[0].name == RATING
+        if self._by_people:
+            self.rating = self._rating
         self._drawings: list[Drawing] | None = None
         self._documents: list[Document] = []
         self._prepared: Prepared | None = None
@@ -224,7 +236,7 @@ class TextToImageFitness:
 
     def shares(self) -> list[MetricShare]:
         """What every score counts in the objectives."""
-        return shares_of(self._terms)
+        return shares_of(self._terms)  # people's by the name that a rated evaluation has
 
     def cautions(self) -> list[str]:
         """Where images are too few for a distance of sets."""
@@ -259,6 +271,11 @@ class TextToImageFitness:
         places = places_of(part, self.items())[TASK]
         images = ready.draw(model, places)
         drawn = time.perf_counter() - start
+        if self._by_people:
+            if part is not None:
+                raise FitnessError("a part of the images was asked for", "all of them", "set search.racing.first=null")
+            pictures = {TASK: [thumbnail(image, self._thumbnail) for image in images]}
+            return Scores({}, seconds={"model": drawn, "other": 0.0}, responses=pictures)
         values, by_image = ready.scores(images, places)
         chosen = list(range(count)) if places is None else places
         items = {f"{TASK}/{name}": among(np.asarray(own), chosen, count) for name, own in by_image.items()}
@@ -273,6 +290,21 @@ class TextToImageFitness:
         metrics = {f"{TASK}/{term.name}": values[term.name] for term in self._terms}
         seconds = {"model": drawn, "other": time.perf_counter() - start - drawn}
         return Scores(objectives, metrics, items, seconds, {TASK: shown} if shown else {})
+
+    def _rating(self) -> RatingRules:
+        """What is asked of raters; `check` comes before."""
+        asked = [own.prompt or f"image {place}" for place, own in enumerate(self._read())]
+        objective = self.objectives[0]
+        return RatingRules(
+            objective.name,
+            "maximize",
+            "item",
+            *self._scale,
+            *self._raters,
+            {TASK: len(asked)},
+            {TASK: asked},
+            shuffle=self._seed,
+        )
 
     def texts(self, most: int) -> dict[str, list[dict[str, str]]]:
         """The first prompts, with the seeds of their noise: for reports."""

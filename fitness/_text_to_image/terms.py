@@ -14,7 +14,8 @@ from fitness._text_files import document_of, read_lines, text_of
 from fitness._unlabelled.values import finite
 
 TASK = "images"
-METRICS = ("clip", "ncs", "kid", "fid", "scorer")
+RATING = "rating"
+METRICS = ("clip", "ncs", "kid", "fid", "scorer", RATING)
 LOWER = ("kid", "fid")
 BY_SET = ("kid", "fid")
 """Metrics of all images together."""
@@ -97,6 +98,10 @@ def parse_metrics(given: Any, objectives: Any, scorer: Any) -> tuple[ScoreTerm, 
         raise ConfigError(
             "metrics has 'scorer', and scorer is not set", "a node with _target_: an object that scores images",
             "scorer={_target_: my_module.Scorer}",
+        )
+    if RATING in given and len(given) > 1:
+        raise ConfigError(
+            "metrics has 'rating' beside others", "people's scores alone", "fitness=several puts others beside them"
         )
     return tuple(found)
 
