@@ -156,7 +156,9 @@ class TextToImageFitness:
         for key, value in (("features", features), ("references", references)):
             if names & set(BY_SET) and not value:
                 what = next(name for name in BY_SET if name in names)
-                raise ConfigError(f"metrics has {what!r}, and {key} is not set", "a network and a folder of real images")
+                raise ConfigError(
+                    f"metrics has {what!r}, and {key} is not set", "a network and a folder of real images"
+                )
         if features is not None and not isinstance(features, str) and not callable(features):
             raise ConfigError(f"features is {str(features)[:80]!r}", "a folder, pixels, or a node with _target_")
 
@@ -218,7 +220,9 @@ class TextToImageFitness:
                 key = {"prompt": "prompts", "guidance_scale": "guidance", "height": "size"}[name]
                 raise FitnessError(f"{key} is set, and {config.rest.pipeline} takes none", "leave it out")
         if self._prompts is None and "prompt" in takes:
-            raise FitnessError(f"{config.rest.pipeline} draws after prompts, and prompts is not set", "a file, or a list")
+            raise FitnessError(
+                f"{config.rest.pipeline} draws after prompts, and prompts is not set", "a file, or a list"
+            )
         for name in self._how_values["arguments"]:
             if name not in takes:
                 from evomerge.errors import nearest

@@ -215,9 +215,18 @@ def m2n2(work: Path, seed: int) -> None:
     pool = ["pool=pipelines", f"pool.models={{even: {folder}/even, odd: {folder}/odd}}"]
     ways = {
         "m2n2": ["search_space=lineage", "search_space.chromosomes=[[attn]]", "strategy=m2n2", "strategy.warmup=20"],
-        "slerp": ["search_space=slerp", "search_space.layer_group=all", "search_space.components=[[attn,mlp,norm,resnet,time,"
-                  "embed,time_embed,final_norm,head]]", "strategy=cma_es"],
-        "cma_es": ["search_space=slerp", "search_space.layer_group=layer", "search_space.components=all", "strategy=cma_es"],
+        "slerp": [
+            "search_space=slerp",
+            "search_space.layer_group=all",
+            "search_space.components=[[attn,mlp,norm,resnet,time,embed,time_embed,final_norm,head]]",
+            "strategy=cma_es",
+        ],
+        "cma_es": [
+            "search_space=slerp",
+            "search_space.layer_group=layer",
+            "search_space.components=all",
+            "strategy=cma_es",
+        ],
     }
     for name, words in ways.items():
         evaluations = 40 if name == "slerp" else 240

@@ -111,7 +111,8 @@ def compare(work: Path) -> None:
     ours, other = load_file(work / "ours.safetensors"), load_file(work / "theirs.safetensors")
     assert ours.keys() == other.keys(), ours.keys() ^ other.keys()
     worst = max(
-        (float((ours[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1e-12)), name) for name in ours
+        (float((ours[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1e-12)), name)
+        for name in ours
     )
     same = sum(bool((ours[name] == other[name]).all()) for name in ours)
     print(json.dumps({"tensors": len(ours), "equal": same, "largest relative difference": worst[0], "of": worst[1]}))

@@ -50,7 +50,9 @@ def _serve(ratings: RatingFolder, rater: str) -> int:
     from evomerge.report.plain_console import console
 
     with serve(ratings, rater) as server:
-        console.print(f"{address(server)}  (Ctrl-C ends it; every score is saved at once)", markup=False, highlight=False)
+        console.print(
+            f"{address(server)}  (Ctrl-C ends it; every score is saved at once)", markup=False, highlight=False
+        )
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:

@@ -129,7 +129,9 @@ def pipeline_section(rest: PipelineRest) -> str:
     """What the card says of the parts."""
     parts = [part for part in read_pipeline(rest.folder).parts if part != rest.network]
     whose = rest.whose or rest.folder.name
-    return f"Merged is the {rest.network} of a {rest.pipeline}. The other parts are those of {whose}: {', '.join(parts)}."
+    return (
+        f"Merged is the {rest.network} of a {rest.pipeline}. The other parts are those of {whose}: {', '.join(parts)}."
+    )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

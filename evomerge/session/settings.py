@@ -64,7 +64,9 @@ def check_pool(config: Config) -> None:
     models = to_builtin(pool.models)
     check_pool_settings(models, pool.base, pool.dtype, pool.get("tokenizer_from"), to_builtin(pool.get("tokenizer")))
     check_heads(to_builtin(pool.get("heads", "auto")))
-    check_network(pool.get("network"), pool.get("others"), to_builtin(pool.get("tokenizer")), pool.get("tokenizer_from"))
+    check_network(
+        pool.get("network"), pool.get("others"), to_builtin(pool.get("tokenizer")), pool.get("tokenizer_from")
+    )
     check_places(models, pool.root, files=pool.get("network") is not None)
 
 

@@ -81,7 +81,11 @@ class Tower:
         for start in range(0, len(texts), _BATCH):
             padding: Any = "max_length" if whole else True
             batch = self._tokenizer(
-                list(texts[start : start + _BATCH]), padding=padding, truncation=True, max_length=most, return_tensors="pt"
+                list(texts[start : start + _BATCH]),
+                padding=padding,
+                truncation=True,
+                max_length=most,
+                return_tensors="pt",
             )
             wanted = ("input_ids",) if whole else ("input_ids", "attention_mask")
             given = {name: batch[name].to(self._device) for name in wanted if name in batch}

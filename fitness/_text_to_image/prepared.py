@@ -72,9 +72,7 @@ class Prepared:
         FitnessError: the model is no network of a pipeline; what is compared with cannot be read.
     """
 
-    def __init__(
-        self, model: LoadedModel, drawings: Sequence[Drawing], terms: Sequence[ScoreTerm], how: How
-    ) -> None:
+    def __init__(self, model: LoadedModel, drawings: Sequence[Drawing], terms: Sequence[ScoreTerm], how: How) -> None:
         if model.rest is None or model.module is None:
             raise FitnessError("the model is no network of a pipeline", "pools with pool.network")
         self._drawings, self._terms, self._how = drawings, terms, how
@@ -113,7 +111,9 @@ class Prepared:
             FitnessError: pixels that are not finite; what the pipeline refuses.
         """
         if model.module is not self._module:
-            raise FitnessError("the network is another one than the fitness was prepared for", "one network that changes")
+            raise FitnessError(
+                "the network is another one than the fitness was prepared for", "one network that changes"
+            )
         chosen = list(range(len(self._drawings))) if places is None else list(places)
         found = []
         for start in range(0, len(chosen), self._how.batch_size):
@@ -150,7 +150,9 @@ class Prepared:
                 self._how.scorer(images, [self._drawings[place].prompt for place in chosen]), dtype=np.float64
             )
             if given.shape != (len(images),):
-                raise FitnessError(f"fitness.scorer gives shape {given.shape}", f"({len(images)},): a number for each image")
+                raise FitnessError(
+                    f"fitness.scorer gives shape {given.shape}", f"({len(images)},): a number for each image"
+                )
             by_image["scorer"] = given
         values |= {name: float(own.mean()) for name, own in by_image.items()}
         for name, value in values.items():

@@ -96,7 +96,8 @@ def parse_metrics(given: Any, objectives: Any, scorer: Any) -> tuple[ScoreTerm, 
         found.append(ScoreTerm(str(name), float(weight), objective, "minimize" if lower else "maximize"))
     if "scorer" in given and not callable(scorer):
         raise ConfigError(
-            "metrics has 'scorer', and scorer is not set", "a node with _target_: an object that scores images",
+            "metrics has 'scorer', and scorer is not set",
+            "a node with _target_: an object that scores images",
             "scorer={_target_: my_module.Scorer}",
         )
     if RATING in given and len(given) > 1:
@@ -160,7 +161,9 @@ def read_drawings(
             if path is not None and not path.is_absolute():
                 path = Path(prompts).expanduser().parent / path
             if path is not None and not path.is_file():
-                raise FitnessError(f"{line.where}: there is no image {image}", "a file, as seen from the file of prompts")
+                raise FitnessError(
+                    f"{line.where}: there is no image {image}", "a file, as seen from the file of prompts"
+                )
             rows.append((text, str(path) if path is not None else "", document_of(line, text)))
     drawings, documents = [], []
     for text, image, document in rows:

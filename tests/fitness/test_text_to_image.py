@@ -133,7 +133,9 @@ def test_scores_of_clip_and_of_distances(folder: Path, pool: Pool, resident: Res
     found = fitness.run(model)
     assert [own.name for own in fitness.objectives] == ["score", "real"]
     assert found.objectives["real"] == -found.metrics["images/kid"]
-    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(own.partition(",")[2])))) for own in found.responses["images"]]
+    shown = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(own.partition(",")[2])))) for own in found.responses["images"]
+    ]
     small = np.stack([own[::8, ::8] for own in shown])  # 16 pixels are shown as 128
     real = np.stack([np.asarray(Image.open(folder / "real" / f"{n}.png")) for n in range(4)]).reshape(4, -1) / 255.0
     wanted = Real(real).kid(small.reshape(3, -1) / 255.0)

@@ -149,12 +149,18 @@ def test_rows_of_a_transformer_that_are_cut_and_swapped(tmp_path: Path) -> None:
 
     width = 3072
     shapes = {"img_in": (width, 64), "txt_in": (width, 4096), "final_layer.linear": (64, width)}
-    shapes |= {f"{part}.{at}_layer": (width, 256) for part in ("time_in", "vector_in", "guidance_in") for at in ("in", "out")}
+    shapes |= {
+        f"{part}.{at}_layer": (width, 256) for part in ("time_in", "vector_in", "guidance_in") for at in ("in", "out")
+    }
     shapes |= {"final_layer.adaLN_modulation.1": (2 * width, width)}
     for side in ("img", "txt"):
         own = f"double_blocks.0.{side}"
         shapes |= {f"{own}_mod.lin": (6 * width, width), f"{own}_attn.qkv": (3 * width, width)}
-        shapes |= {f"{own}_attn.proj": (width, width), f"{own}_mlp.0": (4 * width, width), f"{own}_mlp.2": (width, 4 * width)}
+        shapes |= {
+            f"{own}_attn.proj": (width, width),
+            f"{own}_mlp.0": (4 * width, width),
+            f"{own}_mlp.2": (width, 4 * width),
+        }
     shapes |= {"single_blocks.0.modulation.lin": (3 * width, width), "single_blocks.0.linear1": (7 * width, width)}
     shapes |= {"single_blocks.0.linear2": (width, 5 * width)}
     infos = {}
@@ -169,7 +175,9 @@ def test_rows_of_a_transformer_that_are_cut_and_swapped(tmp_path: Path) -> None:
     assert runs["transformer_blocks.0.attn.add_v_proj.bias"] == (
         ("double_blocks.0.txt_attn.qkv.bias", 2 * width, 3 * width),
     )
-    assert runs["single_transformer_blocks.0.proj_mlp.weight"] == (("single_blocks.0.linear1.weight", 3 * width, 7 * width),)
+    assert runs["single_transformer_blocks.0.proj_mlp.weight"] == (
+        ("single_blocks.0.linear1.weight", 3 * width, 7 * width),
+    )
     swapped = "final_layer.adaLN_modulation.1.weight"
     assert runs["norm_out.linear.weight"] == ((swapped, width, 2 * width), (swapped, 0, width))
 

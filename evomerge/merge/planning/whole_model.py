@@ -24,7 +24,8 @@ def check_slices(recipe: Recipe, layout: Layout, whole: bool) -> None:
         wanted += [SliceId(component, i) for i in range(layout.layers, depth) for component in first]
     if whole and depth != layout.layers:
         raise RecipeError(
-            f"the recipe has {depth} layers", layout.fixed or f"an encoder-decoder keeps its layers: {layout.layers} in both stacks"
+            f"the recipe has {depth} layers",
+            layout.fixed or f"an encoder-decoder keeps its layers: {layout.layers} in both stacks",
         )
     missing = [s for s in wanted if s not in given]
     if missing or not depth:

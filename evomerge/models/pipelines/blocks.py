@@ -86,7 +86,9 @@ def _unet_layers(prefix: str, block: nn.Module) -> list[tuple[str, ...]]:
         layers.append((f"{prefix}downsamplers.",))
     if "upsamplers" in lists:
         layers[-1] = (*layers[-1], f"{prefix}upsamplers.")
-    others = [name for name, child in block.named_children() if name not in lists and any(True for _ in child.parameters())]
+    others = [
+        name for name, child in block.named_children() if name not in lists and any(True for _ in child.parameters())
+    ]
     if others:  # blocks of a kind of their own
         own = tuple(f"{prefix}{name}." for name in others)
         layers = [*layers[:-1], (*layers[-1], *own)] if layers else [own]

@@ -32,7 +32,9 @@ def network_class(name: str) -> Any:
     found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
         raise PoolError(
-            f"diffusers has no network {name[:80]!r}", "a class of a network", "upgrade diffusers, or correct _class_name"
+            f"diffusers has no network {name[:80]!r}",
+            "a class of a network",
+            "upgrade diffusers, or correct _class_name",
         )
     return found
 
@@ -47,7 +49,9 @@ def pipeline_class(name: str) -> Any:
     found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise PoolError(
-            f"diffusers has no pipeline {name[:80]!r}", "a class of a pipeline", "upgrade diffusers, or correct _class_name"
+            f"diffusers has no pipeline {name[:80]!r}",
+            "a class of a pipeline",
+            "upgrade diffusers, or correct _class_name",
         )
     return found
 

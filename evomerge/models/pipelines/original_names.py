@@ -55,8 +55,11 @@ def original_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str,
             "write a folder, or name such a file among pool.models",
         )
     found: dict[str, str] = {}
-    attended = {match[2] for name in names if (match := _BLOCK.fullmatch(name)) and match[1] == "up_blocks"
-                and match[3] == "attentions"}
+    attended = {
+        match[2]
+        for name in names
+        if (match := _BLOCK.fullmatch(name)) and match[1] == "up_blocks" and match[3] == "attentions"
+    }
     for name in names:
         own = _original(name, depth, attended)
         if own is None:

@@ -29,7 +29,9 @@ def locate_pipeline(source: str | ModelRef, root: str | Path | None = None) -> t
     """
     ref = ModelRef(source) if isinstance(source, str) else source
     if ref.adapter is not None:
-        raise PoolError(f"{ref.address} has an adapter", "networks as they are", "fuse it into the pipeline and save that")
+        raise PoolError(
+            f"{ref.address} has an adapter", "networks as they are", "fuse it into the pipeline and save that"
+        )
     file = local_file(ref.location, root, SINGLE_FILE)
     if file is not None:
         return file, ModelRef(str(file))

@@ -153,7 +153,10 @@ def _methods(methods: Mapping[SliceId, str]) -> Plot:
     """Which method makes which slice."""
     names = list(dict.fromkeys(methods.values()))
     known = {place.component for place in methods}
-    columns, rows = _columns(methods), [part for part in LAYER_COMPONENTS if part in known] or list(LAYER_COMPONENTS[:3])
+    columns, rows = (
+        _columns(methods),
+        [part for part in LAYER_COMPONENTS if part in known] or list(LAYER_COMPONENTS[:3]),
+    )
     cells = {place: float(names.index(method)) for place, method in methods.items()}
     matrix = _matrix(cells, columns, rows)
     words = [["" if v is None else label(names[round(v)], 30) for v in line] for line in matrix]
