@@ -1,4 +1,4 @@
-"""Drawn digits judged by a small network that was trained on scikit-learn's: features, and whether the digit is right."""
+"""Drawn digits judged by a small network trained on scikit-learn's: features, and whether the digit is right."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from fitness._text_to_image.terms import (
     RATING,
     TASK,
     Drawing,
+    check_compared,
     objectives_of,
     parse_metrics,
     parse_prompts,
@@ -121,7 +122,7 @@ class TextToImageFitness:
             len(given) == 2 and all(isinstance(own, int) and 8 <= own <= 8192 for own in given)
         ):
             raise ConfigError(f"size is {given}", "[height, width] in pixels, from 8 to 8192; or null")
-        self._check_compared(clip, features, references)
+        check_compared(self._terms, self._prompts, clip, features, references)
         self._how_values: dict[str, Any] = {
             "steps": whole(steps, "steps", 1, _MOST_STEPS),
             "guidance": None if guidance is None else finite(guidance, "guidance"),
@@ -141,26 +142,6 @@ class TextToImageFitness:
         self._drawings: list[Drawing] | None = None
         self._documents: list[Document] = []
         self._prepared: Prepared | None = None
-
-    def _check_compared(self, clip: str | None, features: Any, references: str | None) -> None:
-        """`ConfigError` where a score lacks what it compares with."""
-        names = {term.name for term in self._terms}
-        if names & {"clip", "ncs"} and not clip:
-            raise ConfigError(
-                f"metrics has {next(n for n in ('clip', 'ncs') if n in names)!r}, and clip is not set",
-                "a model of images and texts in one space",
-                "set clip to its folder or hub id, such as openai/clip-vit-base-patch32",
-            )
-        if names & {"clip", "ncs"} and self._prompts is None:
-            raise ConfigError("metrics are of prompts, and prompts is not set", "a file or a list of prompts")
-        for key, value in (("features", features), ("references", references)):
-            if names & set(BY_SET) and not value:
-                what = next(name for name in BY_SET if name in names)
-                raise ConfigError(
-                    f"metrics has {what!r}, and {key} is not set", "a network and a folder of real images"
-                )
-        if features is not None and not isinstance(features, str) and not callable(features):
-            raise ConfigError(f"features is {str(features)[:80]!r}", "a folder, pixels, or a node with _target_")
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -320,7 +301,7 @@ class TextToImageFitness:
         return list(self._documents)
 
     def fingerprint(self) -> str:
-        """``sha256:`` over prompts, seeds, how is drawn, the pipeline's other parts, what is compared with, versions."""
+        """``sha256:`` over prompts, seeds, how is drawn, other parts of the pipeline, what is compared, versions."""
         return f"sha256:{hashlib.sha256(self._ready().text.encode()).hexdigest()}"
 
     def _read(self) -> list[Drawing]:

@@ -1,18 +1,18 @@
 """Small diffusion models of scikit-learn's digits: LCSC over checkpoints, and M2N2 of two specialists.
 
-    python scripts/digits_diffusion.py train WORK --seed 0     # minutes: checkpoints, their moving average, two specialists
+    python scripts/digits_diffusion.py train WORK --seed 0     # minutes: checkpoints, moving averages, specialists
     python scripts/digits_diffusion.py lcsc WORK --seed 0      # the search, and KID on noise that it has not seen
     python scripts/digits_diffusion.py m2n2 WORK --seed 0      # M2N2, one slerp for all, and CMA-ES over blocks
     python scripts/digits_diffusion.py table WORK
 
-The pipelines are of Stable Diffusion's kind, at 8 by 8 pixels: a U-Net with cross-attention to the embeddings of prompts such as "a 7",
-and an autoencoder without any reduction. What is drawn is judged by a network that `fitness.digits_drawn` trains on digits.
+The pipelines are of Stable Diffusion's kind, at 8 by 8 pixels: a U-Net with cross-attention to embeddings of prompts
+such as "a 7", and an autoencoder without any reduction. What is drawn is judged by a network of `fitness.digits_drawn`,
+trained on digits.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +22,12 @@ import numpy as np
 
 DIGITS = list(range(10))
 EVEN, ODD = DIGITS[::2], DIGITS[1::2]
-STEPS = 1200
+STEPS = 600
 """Of the training on all digits."""
-EVERY = 60
-BASE = 360
+EVERY = 30
+BASE = 180
 """Steps after which the specialists part."""
-SPECIAL = 600
+SPECIAL = 240
 RATES = (0.9, 0.95, 0.98, 0.99)
 """Of moving averages, the best of which stands for them."""
 
@@ -51,12 +51,12 @@ def build(seed: int) -> Any:
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(32, 64),
+        block_out_channels=(16, 32),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         norm_num_groups=8,
         cross_attention_dim=16,
-        attention_head_dim=8,
+        attention_head_dim=4,
     )
     autoencoder = AutoencoderKL(
         in_channels=1,
@@ -70,7 +70,7 @@ def build(seed: int) -> Any:
         sample_size=8,
         scaling_factor=1.0,
     )
-    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True, num_train_timesteps=1000)
+    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False, steps_offset=1)
     parts: dict[str, Any] = {"vae": autoencoder, "text_encoder": text_encoder(), "tokenizer": tokenizer()}
     parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return StableDiffusionPipeline(**parts, unet=network, scheduler=scheduler)
@@ -82,8 +82,8 @@ def train_autoencoder(pipeline: Any, images: Any, seed: int) -> None:
 
     network, rng = pipeline.vae, np.random.default_rng(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
-    for _ in range(300):
-        batch = images[rng.integers(len(images), size=64)]
+    for _ in range(200):
+        batch = images[rng.integers(len(images), size=32)]
         latents = network.encode(batch).latent_dist.mean
         loss = ((latents - batch) ** 2).mean() + ((network.decode(batch).sample - batch) ** 2).mean()
         optimiser.zero_grad()
@@ -201,7 +201,7 @@ def lcsc(work: Path, seed: int) -> None:
     evomerge(
         "search",
         *("pool=checkpoints", "+pool.network=auto", f"pool.checkpoints.folder={folder}/training"),
-        *("pool.checkpoints.first=480", "search_space=checkpoints", "strategy=cma_es", f"search.seed={seed}"),
+        *("pool.checkpoints.first=330", "search_space=checkpoints", "strategy=cma_es", f"search.seed={seed}"),
         *("search.evaluations=240", "search.racing.first=null", "display=plain", f"run_dir={run}"),
         *drawing(work, "search", 20, kid=True),
         *drawing(work, "held_out", 60, kid=True),
@@ -243,11 +243,10 @@ def m2n2(work: Path, seed: int) -> None:
 
 def table(work: Path) -> None:
     """What every run's ledger says of its held-out images."""
-    from evomerge import Run
+    from evomerge import open_run
 
     for folder in sorted((work / "runs").iterdir()):
-        found = Run.open(folder)
-        print(json.dumps({"run": folder.name, "held_out": {row.name: dict(row.metrics) for row in found.held_out}}))
+        print(folder.name, open_run(folder).table(), sep="\n")
 
 
 def main() -> None:

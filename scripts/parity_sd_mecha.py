@@ -1,11 +1,11 @@
-"""Per-block weighted sums beside sd-mecha's, tensor by tensor: run with a Python that has sd-mecha and with one that has evomerge.
+"""Per-block weighted sums beside sd-mecha's, tensor by tensor; sd-mecha has an environment of its own.
 
-    python scripts/parity_sd_mecha.py make WORK          # with evomerge: two tiny U-Nets in SD's single-file layout, and our merge
-    python scripts/parity_sd_mecha.py theirs WORK        # with sd-mecha 1.1.8, in an environment of its own
-    python scripts/parity_sd_mecha.py compare WORK       # with evomerge: the largest difference of any tensor
+    python scripts/parity_sd_mecha.py make WORK        # with evomerge: two tiny U-Nets as single files, and our merge
+    python scripts/parity_sd_mecha.py theirs WORK      # with sd-mecha 1.1.8
+    python scripts/parity_sd_mecha.py compare WORK     # with evomerge: the largest difference of any tensor
 
-sd-mecha reads the layout of SD 1.5 by its shapes: the networks are of its depth and names, with few channels. Each block has a
-weight of its own; both tools compute ``(1 - w) a + w b`` in float32.
+The networks are of SD 1.5's depth and names, with few channels. Each block has a weight of its own; both tools compute
+``(1 - w) a + w b`` in float32.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def weight(block: int) -> float:
 
 
 def block_of(name: str) -> int | None:
-    """The block of a tensor by its name in a single file; ``None`` for those outside: the time's embedding and the end."""
+    """The block of a tensor by its name in a single file; ``None`` for the time's embedding and the end."""
     parts = name.removeprefix("model.diffusion_model.").split(".")
     if parts[0] == "input_blocks":
         return int(parts[1])

@@ -1,4 +1,4 @@
-"""Tiny pipelines that draw images, made from configurations: of SD's, SDXL's and FLUX's kinds, and one without prompts."""
+"""Tiny pipelines that draw images, made from configurations: SD's, SDXL's and FLUX's kinds, and one without prompts."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def digits_network() -> Any:
 
 
 def pipeline(kind: str, seed: int = 0) -> Any:
-    """A pipeline of a kind: ``sd``, ``sdxl``, ``flux`` or ``digits``; random, every parameter away from zero and one."""
+    """A pipeline of a kind: ``sd``, ``sdxl``, ``flux`` or ``digits``; random, no parameter zero or one."""
     import diffusers as d
 
     with torch.random.fork_rng(devices=[]):

@@ -45,8 +45,8 @@ def load_pool(
             ``source``, ``tokens`` and ``pad_to_multiple_of`` as in mergekit's files.
         heads: tensors that are carried from their sources and not merged: ``auto`` finds those of models with labels of
             their own; names or patterns of names; ``None`` for none.
-        network: of diffusers pipelines the part that is merged: ``auto``, ``unet``, ``transformer``; ``None`` for models
-            that are merged whole.
+        network: of diffusers pipelines the part that is merged: ``auto``, ``unet``, ``transformer``; ``None`` for
+            models that are merged whole.
         others: the model, or the folder of a pipeline, whose other parts results take.
 
     Raises:

@@ -14,8 +14,8 @@ from evomerge.export.adapter_writer import rank_bound, write_adapter
 from evomerge.export.heads_writer import write_all_heads
 from evomerge.export.in_memory import merged_model
 from evomerge.export.model_card import ScoreLine
-from evomerge.export.switch_writer import SwitchSizes, write_all_tasks
 from evomerge.export.result import write_result
+from evomerge.export.switch_writer import SwitchSizes, write_all_tasks
 from evomerge.models.opening import pool_of_recipe
 from evomerge.models.pool import Pool
 from evomerge.recipes import recipe as plain

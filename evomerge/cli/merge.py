@@ -44,8 +44,8 @@ def run(arguments: Sequence[str]) -> int:
         "--format",
         choices=("model", "lora", "single"),
         default="model",
-        help="lora: an adapter of the recipe's base, which PEFT loads; single: of a pipeline's network, one .safetensors "
-        "file with its first authors' names; default: model",
+        help="lora: an adapter of the recipe's base, which PEFT loads; single: a pipeline's network in one file, by "
+        "the names of its first authors; default: model",
     )
     parser.add_argument(
         "--rank",

@@ -7,7 +7,6 @@ from typing import Any
 
 from evomerge.recipes.slices import ModelRef
 
-
 PIPELINE = "DiffusionPipeline"
 """The class of diffusers that loads a pipeline of any kind."""
 

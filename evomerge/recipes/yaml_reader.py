@@ -145,11 +145,8 @@ def _recipe_in(content: Any) -> Recipe:
     stages: dict[str, Recipe] = {}
     calibration = _calibration_in(top["calibration"], refs) if top.get("calibration") is not None else None
     tokenizer = None if top.get("tokenizer") is None else read_tokenizer(top["tokenizer"], "tokenizer")
-    shared = {
-        "calibration": calibration,
-        "tokenizer": tokenizer,
-        "network": read_network(top.get("network"), "network"),
-    }
+    network = read_network(top.get("network"), "network")
+    shared = {"calibration": calibration, "tokenizer": tokenizer, "network": network}
     top = {**top, **shared}
     common = {key: top.get(key) for key in ("dtype", "config_from", "heads")} | {"seed": top.get("seed", 0)}
     common["models"] = [*refs]

@@ -9,8 +9,8 @@ import yaml
 
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
-from evomerge.recipes.network import network_content
 from evomerge.recipes.method_spec import ByTensor, Value
+from evomerge.recipes.network import network_content
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Component, Input, ModelRef, Parameters, SliceId, SliceRecipe
 from evomerge.utils import safe_yaml

@@ -23,7 +23,7 @@ from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.slices import ModelRef
 from evomerge.session.builders import check_fitnesses, fitness_from_config
 from evomerge.session.engines import engine_of
-from evomerge.session.networks import network_pool
+from evomerge.session.pools import network_pool
 from evomerge.utils.imports import import_modules
 
 

@@ -44,7 +44,7 @@ class Tower:
         self._key, self._device = key, device
         try:
             folder, _ = resolve(location, whose=f"fitness.{key}'s")
-            self._tokenizer = load_tokenizer(folder) if texts else None
+            self._tokenizer: Any = load_tokenizer(folder) if texts else None
             module = AutoModel.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=False)
             self.module: Any = module.eval().to(device)
         except PoolError as error:
@@ -189,4 +189,5 @@ def _vectors(module: Any, pixels: torch.Tensor) -> Features:
     if not isinstance(out, torch.Tensor):
         out = out.last_hidden_state
     mean = out.mean(dim=1) if out.dim() == 3 else out.reshape(len(pixels), out.shape[1], -1).mean(-1)
-    return mean.double().cpu().numpy()
+    pooled: Features = mean.double().cpu().numpy()
+    return pooled

@@ -117,6 +117,27 @@ def shares_of(terms: Sequence[ScoreTerm]) -> list[MetricShare]:
     return [MetricShare(f"{TASK}/{term.name}", term.weight, term.direction, term.objective) for term in terms]
 
 
+def check_compared(
+    terms: Sequence[ScoreTerm], prompts: Any, clip: str | None, features: Any, references: str | None
+) -> None:
+    """`ConfigError` where a score lacks what it compares with."""
+    names = {term.name for term in terms}
+    if names & {"clip", "ncs"} and not clip:
+        raise ConfigError(
+            f"metrics has {next(n for n in ('clip', 'ncs') if n in names)!r}, and clip is not set",
+            "a model of images and texts in one space",
+            "set clip to its folder or hub id, such as openai/clip-vit-base-patch32",
+        )
+    if names & {"clip", "ncs"} and prompts is None:
+        raise ConfigError("metrics are of prompts, and prompts is not set", "a file or a list of prompts")
+    for key, value in (("features", features), ("references", references)):
+        if names & set(BY_SET) and not value:
+            what = next(name for name in BY_SET if name in names)
+            raise ConfigError(f"metrics has {what!r}, and {key} is not set", "a network and a folder of real images")
+    if features is not None and not isinstance(features, str) and not callable(features):
+        raise ConfigError(f"features is {str(features)[:80]!r}", "a folder, pixels, or a node with _target_")
+
+
 def parse_prompts(given: Any) -> str | tuple[str, ...] | None:
     """A file, prompts themselves, or ``None``; `ConfigError` for anything else."""
     if given is None or (isinstance(given, str) and given.strip()):
@@ -165,7 +186,7 @@ def read_drawings(
                     f"{line.where}: there is no image {image}", "a file, as seen from the file of prompts"
                 )
             rows.append((text, str(path) if path is not None else "", document_of(line, text)))
-    drawings, documents = [], []
+    drawings, documents = list[Drawing](), list[Document]()
     for text, image, document in rows:
         for _ in range(images):
             own = seed + len(drawings)

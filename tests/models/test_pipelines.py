@@ -121,7 +121,7 @@ def test_a_recipe_keeps_the_network_and_whose_the_others_are(pool: Pool) -> None
 
 
 def single_file(folder: str, out: Path) -> Path:
-    """The network of a pipeline's folder in a single file, with its autoencoder's and text encoder's tensors beside it."""
+    """The network of a pipeline's folder in a single file, with a tensor of an autoencoder beside it."""
     own = load_file(Path(folder) / "unet" / "diffusion_pytorch_model.safetensors")
     names = original_names(json.loads((Path(folder) / "unet" / "config.json").read_text()), own)
     state = {names[name]: tensor for name, tensor in own.items()}

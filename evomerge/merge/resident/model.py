@@ -99,8 +99,8 @@ class Resident:
             module.device,
             str(pool.folder(pool.info.config_from)),
             self.spare_memory,
+            rest=getattr(pool.config, "rest", None),
         )
-        self.model.rest = getattr(pool.config, "rest", None)
         devices = tuple(dict.fromkeys(parameter.device for parameter in module.parameters()))
         states, first = 0 if self._spread else states, first_budgets(module.device, workers)
         self._room = Room(devices, workers, sharing, gpu, placement is None, cache, states)

@@ -1,7 +1,7 @@
 """The layers and components of a network that draws images, by the blocks that those who merge such networks count.
 
-A U-Net's layers are counted as its original files count them, from the first resolution down and up again: a resnet with
-the attention behind it is one, a downsampler one of its own, the middle one, an upsampler goes with what is before it.
+A U-Net's layers are counted as its original files count them, from the first resolution down and up again: a resnet
+with the attention behind it is one, a downsampler one of its own, the middle one, an upsampler goes with the last.
 Those of a transformer are the elements of its lists of blocks. Where a network has several lists, they come one after
 the other: FLUX's double blocks, then its single ones.
 """
@@ -33,7 +33,7 @@ class Blocks:
     """The layers of a network.
 
     Attributes:
-        names: of its blocks with their numbers of layers, in order: ``down.0``, ``mid``, ``up.0``; ``double``, ``single``.
+        names: of its blocks with their numbers of layers, in order: ``down.0``, ``mid``, ``up.0``; ``double``.
         starts: the beginnings of the names of each layer's tensors, layer by layer.
     """
 

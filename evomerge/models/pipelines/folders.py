@@ -88,8 +88,7 @@ def read_pipeline(folder: Path) -> PipelineFolder:
     for key, (library, kind) in parts.items():
         if not (key.isidentifier() and kind.isidentifier()):
             raise PoolError(f"{path} has a part {key[:80]!r} of class {kind[:80]!r}", "names")
-        if library not in ("diffusers", "transformers") and not library.startswith(("diffusers.", "transformers.")):
-            # A pipeline's own module, "stable_diffusion" say, which diffusers has.
-            if not library.replace("_", "").isalnum():
-                raise PoolError(f"{path}: part {key!r} is of {library[:80]!r}", "diffusers or transformers")
+        # A pipeline's own module, "stable_diffusion" say, is one that diffusers has.
+        if not library.replace("_", "").replace(".", "").isalnum():
+            raise PoolError(f"{path}: part {key!r} is of {library[:80]!r}", "diffusers or transformers")
     return PipelineFolder(folder, name, parts, settings)

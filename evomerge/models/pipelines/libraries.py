@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,17 @@ from evomerge.errors import ConfigError, PoolError
 
 def require_diffusers() -> Any:
     """The module ``diffusers``; `ConfigError` where it is not installed."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # of what it does without: torchvision, other libraries' kernels
     try:
         import diffusers
+        import diffusers.pipelines  # some parts are imported late
     except ImportError as error:
         raise ConfigError(
             "pipelines that draw images need diffusers, which is not installed", "", "pip install 'evomerge[diffusion]'"
         ) from error
+    finally:
+        logging.disable(disabled)
     return diffusers
 
 
@@ -64,15 +70,17 @@ def call_arguments(name: str) -> list[str]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Let diffusers say and show nothing meanwhile, not how far it is either."""
-    from diffusers.utils import logging
+    from diffusers.utils import logging as own
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, disabled = own.get_verbosity(), logging.root.manager.disable
+    own.set_verbosity_error()
+    own.disable_progress_bar()
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        logging.disable(disabled)
+        own.set_verbosity(level)
+        own.enable_progress_bar()

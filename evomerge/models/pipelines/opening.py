@@ -211,7 +211,8 @@ def _check_scheduler(name: str, own: PipelineFolder, giver: PipelineFolder, whos
         kinds.append(content.get(_PREDICTS, "epsilon"))
     if kinds[0] != kinds[1]:
         raise PoolError(
-            f"it predicts {str(kinds[0])[:40]} ({_PREDICTS} of its scheduler), {whose or giver.folder} {str(kinds[1])[:40]}",
+            f"it predicts {str(kinds[0])[:40]} ({_PREDICTS} of its scheduler), {whose or giver.folder} "
+            f"{str(kinds[1])[:40]}",
             "networks that predict the same",
         )
 
