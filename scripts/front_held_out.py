@@ -24,7 +24,8 @@ from evomerge.recipes.pool_info import baseline_recipes
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import read_recipe_file
 from evomerge.run.folder import RunFolder
-from evomerge.session.builders import fitness_from_config, pool_from_config
+from evomerge.session.builders import fitness_from_config
+from evomerge.session.pools import pool_from_config
 from evomerge.session.resume import read_config
 
 

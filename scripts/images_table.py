@@ -32,7 +32,8 @@ from evomerge.recipes.yaml_reader import read_recipe_file
 from evomerge.report.formatting import p_text
 from evomerge.report.statistics import Floats, compare
 from evomerge.session.best_recipe import best_recipe
-from evomerge.session.builders import fitness_from_config, pool_from_config
+from evomerge.session.builders import fitness_from_config
+from evomerge.session.pools import pool_from_config
 
 SCALES = tuple(round(0.1 * k, 1) for k in range(1, 11))
 _EVALUATIONS = 100  # of the search over four weights

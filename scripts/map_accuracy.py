@@ -24,7 +24,8 @@ from evomerge.evaluation.worker import Worker
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective, ParetoArchive
 from evomerge.protocols import Fitness, SearchSpace, Strategy
-from evomerge.session.builders import fitness_from_config, pool_from_config, space_from_node
+from evomerge.session.builders import fitness_from_config, space_from_node
+from evomerge.session.pools import pool_from_config
 from evomerge.strategies.amortized_pareto import AmortizedPareto
 from evomerge.strategies.bases.quadratic import held_back
 from evomerge.strategies.nested_pareto import NestedPareto

@@ -47,8 +47,9 @@ from evomerge.report.formatting import p_text
 from evomerge.report.history import read_history
 from evomerge.report.statistics import Comparison, Floats, compare
 from evomerge.session.best_recipe import best_recipe
-from evomerge.session.builders import fitness_from_config, pool_from_config
+from evomerge.session.builders import fitness_from_config
 from evomerge.session.calibration import make_statistics, plan_calibration
+from evomerge.session.pools import pool_from_config
 from evomerge.utils.files import write_text_atomic
 
 COMPONENTS = "[[attn, mlp, norm], [embed], [final_norm, head]]"

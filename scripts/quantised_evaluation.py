@@ -37,7 +37,8 @@ from evomerge.merge.resident.model import Resident
 from evomerge.merge.resident.resident_memory import tensor_bytes
 from evomerge.models.opening import open_pool
 from evomerge.recipes.recipe import Recipe
-from evomerge.session.builders import check_fitnesses, fitness_from_config, pool_from_config, space_from_node
+from evomerge.session.builders import check_fitnesses, fitness_from_config, space_from_node
+from evomerge.session.pools import pool_from_config
 from scripts.benchmark_models import make_pool
 
 FINALISTS = 8

@@ -14,6 +14,9 @@ Shares = tuple[tuple[int, float], ...]
 """What a slice takes from gene groups: pairs of group number and share; shares sum to 1."""
 
 
+BLOCKS = ("block", "section")
+"""Groups of layers by the names of an architecture's blocks."""
+
 AUTO = "auto"
 """What is as fine as the budget of a search allows, and otherwise as fine as can be."""
 
@@ -96,7 +99,9 @@ def layer_groups(
 
     Args:
         pool: what there is.
-        layer_group: layers per group, ``layer`` (1) or ``all``; the last group may be shorter.
+        layer_group: layers per group, ``layer`` (1) or ``all``; the last group may be shorter. Of architectures whose
+            blocks have names (`PoolInfo.blocks`), ``block`` for each of these, or ``section`` for those whose names
+            begin alike: ``down``, ``mid``, ``up``.
         components: as `component_lists` returns them; components the pool lacks are passed over.
         key: the configuration key of `layer_group`, for messages.
 
@@ -104,19 +109,16 @@ def layer_groups(
         ConfigError: a size that fits no layer, or a list that mixes components of layers with others
             while layers have groups of their own.
     """
-    size = _group_size(pool.layers, layer_group, key)
+    group_of = _group_numbers(pool, layer_group, key)
     if layer_group != "all":
         _refuse_mixed(components, f"{key}={layer_group}", f"set {key}=all, or list them apart")
     members: dict[tuple[int, int], list[SliceId]] = {}
     for slice_ in pool.slices:
         number = _list_of(slice_, components)
-        in_layers = slice_.layer is not None and layer_group != "all"
-        members.setdefault((number, slice_.layer // size if in_layers and slice_.layer is not None else 0), []).append(
-            slice_
-        )
+        members.setdefault((number, 0 if slice_.layer is None else group_of[slice_.layer]), []).append(slice_)
     ordered = sorted(members.values(), key=lambda slices: min(s.order for s in slices))
     shares: dict[SliceId, Shares] = {s: ((i, 1.0),) for i, slices in enumerate(ordered) for s in slices}
-    return Sharing(tuple(_name(slices, pool) for slices in ordered), shares)
+    return Sharing(tuple(_name(slices, pool, layer_group) for slices in ordered), shares)
 
 
 def layer_anchors(pool: PoolInfo, anchors: int, components: Sequence[Sequence[Component]], key: str) -> Sharing:
@@ -140,7 +142,7 @@ def layer_anchors(pool: PoolInfo, anchors: int, components: Sequence[Sequence[Co
     for slice_ in pool.slices:
         number = _list_of(slice_, components)
         if slice_.layer is None:
-            part = 0 if slice_.component == "embed" else 2
+            part = slice_.order[0]
             peers = [s for s in pool.slices if _list_of(s, components) == number]
             name = _name(peers, pool)
             groups.setdefault(name, ((part, 0, number), peers))
@@ -162,12 +164,35 @@ def layer_anchors(pool: PoolInfo, anchors: int, components: Sequence[Sequence[Co
     return Sharing(tuple(names), shares)
 
 
-def _group_size(layers: int, layer_group: int | str, key: str) -> int:
+def _group_numbers(pool: PoolInfo, layer_group: int | str, key: str) -> list[int]:
+    """The number of each layer's group."""
+    if layer_group in BLOCKS:
+        names = _block_names(pool, str(layer_group))
+        if not names:
+            raise ConfigError(
+                f"{key} is {layer_group!r}",
+                "the layers of this architecture have no blocks with names of their own: auto, layer, all, or a number",
+            )
+        known = list(dict.fromkeys(names))
+        return [known.index(name) for name in names]
+    size = _group_size(pool, layer_group, key)
+    return [layer // size for layer in range(pool.layers)]
+
+
+def _block_names(pool: PoolInfo, layer_group: str) -> list[str]:
+    """The name of each layer's block, or of its section."""
+    names = [name for name, count in pool.blocks for _ in range(count)]
+    return [name.partition(".")[0] for name in names] if layer_group == "section" else names
+
+
+def _group_size(pool: PoolInfo, layer_group: int | str, key: str) -> int:
+    layers = pool.layers
     if layer_group == "all":
         return layers
     size = 1 if layer_group in ("layer", AUTO) else layer_group
     if isinstance(size, str):
-        raise ConfigError(f"{key} is {size!r}", f"{nearest(size, ('auto', 'layer', 'all'))}, or a number of layers")
+        words = ("auto", "layer", "all", *(BLOCKS if pool.blocks else ()))
+        raise ConfigError(f"{key} is {size!r}", f"{nearest(size, words)}, or a number of layers")
     if isinstance(size, bool) or not 1 <= size <= layers:
         raise ConfigError(
             f"{key} is {size}",
@@ -200,8 +225,8 @@ def _suffix(components: Iterable[Component], pool: PoolInfo) -> str:
     return "" if named == present else f".{'+'.join(named)}"
 
 
-def _name(slices: Sequence[SliceId], pool: PoolInfo) -> str:
-    """``embed``, ``layers.2``, ``layers.0-3.attn+mlp``, ``final_norm+head``, ``model``."""
+def _name(slices: Sequence[SliceId], pool: PoolInfo, layer_group: int | str = "layer") -> str:
+    """``embed``, ``layers.2``, ``layers.0-3.attn+mlp``, ``down.0.attn``, ``final_norm+head``, ``model``."""
     if len(slices) == len(pool.slices):
         return "model"
     words = [str(s) for s in slices if s.layer is None]
@@ -209,5 +234,7 @@ def _name(slices: Sequence[SliceId], pool: PoolInfo) -> str:
     if numbers:
         first, last = min(numbers), max(numbers)
         span = f"{first}" if first == last else f"{first}-{last}"
-        words.insert(words.count("embed"), f"layers.{span}{_suffix([s.component for s in slices], pool)}")
+        where = _block_names(pool, str(layer_group))[first] if layer_group in BLOCKS else f"layers.{span}"
+        before = sum(s.layer is None and not s.order[0] for s in slices)
+        words.insert(before, f"{where}{_suffix([s.component for s in slices], pool)}")
     return "+".join(words)

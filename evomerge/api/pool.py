@@ -11,6 +11,7 @@ from evomerge.errors import ConfigError
 from evomerge.merge.methods import specs
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
+from evomerge.models.pool_settings import check_network
 from evomerge.recipes.method_spec import MethodSpec
 
 Location = str | os.PathLike[str]
@@ -28,6 +29,8 @@ def load_pool(
     heads: str | Sequence[str] | None = "auto",
     kept: str | Sequence[str] | None = "auto",
     kept_from: str | None = None,
+    network: str | None = None,
+    others: str | None = None,
 ) -> Pool:
     """Open models that are to be merged, reading configurations and headers only, and check that they fit together.
 
@@ -47,6 +50,9 @@ def load_pool(
         kept: tensors that results have from one model as they are: of models that see ``auto`` keeps all but the
             language model, and the projector where all have one; names or patterns of names; ``None`` for none.
         kept_from: that model; ``None`` for the base, or else the first source, that sees.
+        network: of diffusers pipelines the part that is merged: ``auto``, ``unet``, ``transformer``; ``None`` for
+            models that are merged whole.
+        others: the model, or the folder of a pipeline, whose other parts results take.
 
     Raises:
         ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer`, `heads`, `kept` or `kept_from` is none of those
@@ -61,6 +67,11 @@ def load_pool(
         raise ConfigError(f"models is a {type(models).__name__}", "a mapping of names to folders or hub ids")
     locations = {name: os.fspath(location) for name, location in models.items()}
     folder = Path(root) if root is not None else None
+    check_network(network, others, tokenizer, tokenizer_from)
+    if network is not None:
+        from evomerge.models.pipelines.opening import open_pipelines
+
+        return open_pipelines(locations, base, folder, dtype, network=network, others=others)
     more = {
         "tokenizer_from": tokenizer_from,
         "tokenizer": tokenizer,

@@ -14,8 +14,8 @@ from evomerge.export.adapter_writer import rank_bound, write_adapter
 from evomerge.export.heads_writer import write_all_heads
 from evomerge.export.in_memory import merged_model
 from evomerge.export.model_card import ScoreLine
+from evomerge.export.result import write_result
 from evomerge.export.switch_writer import SwitchSizes, write_all_tasks
-from evomerge.export.writer import write_model
 from evomerge.models.opening import pool_of_recipe
 from evomerge.models.pool import Pool
 from evomerge.recipes import recipe as plain
@@ -100,7 +100,7 @@ class Recipe(plain.Recipe):
         """
         size = byte_count(max_shard_size, "max_shard_size")
         opened = pool or pool_of_recipe(self, trust_remote_code=trust_remote_code)
-        return write_model(self, opened, Path(folder), max_shard_bytes=size, scores=scores, device=device)
+        return write_result(self, opened, Path(folder), max_shard_bytes=size, scores=scores, device=device)
 
     def save_adapter(
         self,

@@ -15,7 +15,7 @@ from evomerge.api.recipe import Recipe, load_recipe
 from evomerge.api.tables import WIDTH, as_html, as_text, frame, row_of
 from evomerge.config.keywords import override_words
 from evomerge.errors import ConfigError, EvomergeError, RecipeError
-from evomerge.export.writer import write_model
+from evomerge.export.result import write_result
 from evomerge.models.opening import pool_of_recipe
 from evomerge.models.pool import Pool
 from evomerge.preferences import nearest_by, preference
@@ -254,7 +254,7 @@ class Run(os.PathLike[str]):
         asked = recipe if dtype is None else replace(recipe, dtype=dtype)
         scores = held_out_scores(self._folder, asked)
         size, given = byte_count(max_shard_size, "max_shard_size"), batch_norms_of_run(self._folder, asked, pool)
-        return write_model(asked, pool, Path(folder), max_shard_bytes=size, scores=scores, given=given)
+        return write_result(asked, pool, Path(folder), max_shard_bytes=size, scores=scores, given=given)
 
     def model(self, pool: Pool | None = None, *, device: str = "cpu", trust_remote_code: bool = False) -> Any:
         """The winner's model in memory, with ``model.tokenizer``; see `Recipe.merge`."""

@@ -42,9 +42,10 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must be new or empty")
     parser.add_argument(
         "--format",
-        choices=("model", "lora"),
+        choices=("model", "lora", "single"),
         default="model",
-        help="lora: an adapter of the recipe's base, which PEFT loads; default: model",
+        help="lora: an adapter of the recipe's base, which PEFT loads; single: a pipeline's network in one file, by "
+        "the names of its first authors; default: model",
     )
     parser.add_argument(
         "--rank",
@@ -83,7 +84,12 @@ def run(arguments: Sequence[str]) -> int:
         from evomerge.cli.sources import held_out_scores, open_recipe
         from evomerge.export.output import check_output
 
-        check_output(options.out)
+        if options.format == "single":
+            from evomerge.export.single_file_writer import check_single_output
+
+            check_single_output(options.out)
+        else:
+            check_output(options.out)
         options.recipe = chosen(options.recipe, options.preference)
         import_modules(options.imports, "--import")
         if (Path(options.recipe) / "switches" / "evomerge_recipe.yaml").is_file():
@@ -97,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
         from evomerge.cli.console import merge_progress
         from evomerge.export.licences import licence_notes, stated_licences
         from evomerge.export.model_card import source_licences
-        from evomerge.export.writer import write_model
+        from evomerge.export.result import write_result
         from evomerge.models.rotated import refuse_rotated
         from evomerge.report.plain_console import errors
     refuse_rotated(pool)
@@ -109,6 +115,9 @@ def run(arguments: Sequence[str]) -> int:
     for note in licence_notes(stated_licences(source_licences(recipe, folders))):
         if note.conflict:
             errors.print(f"warning: licence: {note.text}", style="yellow")
+    if options.format == "single" or (recipe.network is not None and bound is not None):
+        _write_single(recipe, pool, options)
+        return 0
     if bound is not None:
         _write_adapter(recipe, pool, options, bound, scores)
         return 0
@@ -117,7 +126,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     given = _batch_norms(recipe, pool, options)
     with merge_progress() as progress:
-        write_model(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress, given=given)
+        write_result(recipe, pool, options.out, max_shard_bytes=shard, scores=scores, progress=progress, given=given)
     print(f"wrote {options.out}")
     say_shared(recipe)
     return 0
@@ -125,7 +134,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _bound(options: argparse.Namespace) -> Bound | None:
     """How far an adapter is truncated; ``None`` for a model."""
-    if options.format == "model":
+    if options.format != "lora":
         given = next((name for name in ("rank", "max_error") if getattr(options, name) is not None), None)
         if given is not None:
             raise ConfigError(f"--{given.replace('_', '-')} is of adapters", "--format lora", "add it")
@@ -133,6 +142,19 @@ def _bound(options: argparse.Namespace) -> Bound | None:
     from evomerge.export.adapter_writer import rank_bound
 
     return rank_bound(options.rank, options.max_error)
+
+
+def _write_single(recipe: Recipe, pool: Pool, options: argparse.Namespace) -> None:
+    """Write the network of a pipeline as one file."""
+    from evomerge.cli.console import merge_progress
+    from evomerge.errors import RecipeError
+    from evomerge.export.single_file_writer import write_single_file
+
+    if options.format == "lora":
+        raise RecipeError("the recipe merges the networks of pipelines", "a folder, or --format single", "leave it out")
+    with merge_progress() as progress:
+        write_single_file(recipe, pool, options.out, progress=progress)
+    print(f"wrote {options.out}")
 
 
 def _batch_norms(recipe: Recipe, pool: Pool, options: argparse.Namespace) -> dict[str, torch.Tensor]:

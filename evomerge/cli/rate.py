@@ -24,6 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--rater", metavar="NAME", help="who you are, where several people rate")
     parser.add_argument("--wait", action="store_true", help="wait for more texts, until the search has ended")
+    parser.add_argument("--page", action="store_true", help="on a page in a browser of this machine, images too")
     options = parser.parse_args(list(arguments))
 
     from evomerge.run.folder import RunFolder
@@ -36,8 +37,26 @@ def run(arguments: Sequence[str]) -> int:
     if rules is None:
         raise ConfigError(f"in {options.run} nobody is asked to rate", "the run of a search with fitness=files")
     rater = _rater(options.rater, rules)
+    if options.page:
+        return _serve(ratings, rater)
     while _rate_all(ratings, rater) and options.wait and lock_holder(folder.lock) is not None:
         _await_more(folder, ratings, rater, rules.look_every)
+    return 0
+
+
+def _serve(ratings: RatingFolder, rater: str) -> int:
+    """Serve the page until Ctrl-C."""
+    from evomerge.cli.rate_page import address, serve
+    from evomerge.report.plain_console import console
+
+    with serve(ratings, rater) as server:
+        console.print(
+            f"{address(server)}  (Ctrl-C ends it; every score is saved at once)", markup=False, highlight=False
+        )
+        try:
+            server.serve_forever(poll_interval=0.2)
+        except KeyboardInterrupt:
+            return 0
     return 0
 
 
@@ -123,7 +142,8 @@ def _lines(texts: Sequence[Text]) -> Iterator[str]:
 
     for text in texts:
         yield f"  prompt: {clean_lines(text.prompt)}"
-        yield f"  text:   {clean_lines(text.text)}"
+        drawn = text.text.startswith("data:image/")
+        yield f"  text:   {clean_lines('a picture: see it with --page' if drawn else text.text)}"
 
 
 def _score(rules: RatingRules) -> str | float:

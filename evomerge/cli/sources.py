@@ -72,7 +72,7 @@ def _check_recipe(recipe: Recipe, root: str | None) -> None:
     """Check what needs no file of a model: that the models are there, merge methods and parameters."""
     from evomerge.models.pool_settings import check_places
 
-    check_places(dict(recipe.models), root)
+    check_places(dict(recipe.models), root, files=recipe.network is not None)
     from evomerge.merge.methods import specs
 
     recipe.check(specs())

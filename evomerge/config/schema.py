@@ -40,6 +40,10 @@ class PoolConfig:
             first source, that sees.
         dense: of sentence-transformers' dense layers behind the models: ``auto`` merges them where they differ,
             ``merged`` does anyhow, ``kept`` takes those of the model that gives the configuration.
+        network: of pipelines that draw images, the part that is merged: ``unet``, ``transformer``, or ``auto`` for
+            whichever there is; ``None`` for models that are merged whole.
+        others: the model whose other parts the results take, text encoders say; or a folder or hub id of a pipeline.
+            ``None`` for the base, or the first that is a folder.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -55,6 +59,8 @@ class PoolConfig:
     kept: Any = None  # what runs of before did; conf/pool says auto
     kept_from: str | None = None
     dense: Any = "auto"
+    network: str | None = None
+    others: str | None = None
 
 
 @dataclass

@@ -7,6 +7,14 @@ from typing import Any
 
 from evomerge.recipes.slices import ModelRef
 
+PIPELINE = "DiffusionPipeline"
+"""The class of diffusers that loads a pipeline of any kind."""
+
+
+def library_of(loads: str) -> str:
+    """The library that has the class which loads a model."""
+    return "diffusers" if loads == PIPELINE else "transformers"
+
 
 @dataclass(frozen=True)
 class AdapterCard:
@@ -44,6 +52,9 @@ def loading_code(name: str, model: str, processor: str | None, adapted: str | No
         processor: of the inputs; ``None`` for none.
         adapted: the published name of an adapter's base; ``None`` for a model.
     """
+    if model == PIPELINE:
+        load = f'pipeline = {model}.from_pretrained("{name}", torch_dtype="auto")'
+        return "\n".join(["```python", f"from diffusers import {model}", "", load, "```"])
     lines = [f"from transformers import {', '.join(sorted(filter(None, (model, processor))))}", ""]
     source = name if adapted is None else adapted
     lines.append(f'model = {model}.from_pretrained("{source}", dtype="auto")')

@@ -14,7 +14,7 @@ from typing import Protocol
 from huggingface_hub import EvalResult, ModelCardData
 
 from evomerge.errors import RecipeError
-from evomerge.export.adapter_card import AdapterCard, loading_code
+from evomerge.export.adapter_card import PIPELINE, AdapterCard, library_of, loading_code
 from evomerge.export.licences import NOT_ADVICE, licence_notes, stated_licences
 from evomerge.export.switch_card import head_sections, switch_sections
 from evomerge.mergekit.writer import to_mergekit
@@ -38,6 +38,7 @@ _TASKS = {
     "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForImageTextToText": "image-text-to-text",
+    PIPELINE: "text-to-image",
 }
 """Tasks of the hub by the class that loads a model."""
 LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -167,8 +168,8 @@ def card_license(folder: Path) -> dict[str, str]:
         matter = safe_yaml.parse(text[4 : text.index("\n---", 4)])
     except RecipeError:
         return {}
-    found = matter if isinstance(matter, dict) else {}
-    texts = {key: ", ".join(map(str, v)) if isinstance(v := found.get(key), list) else v for key in LICENSE_KEYS}
+    own = matter if isinstance(matter, dict) else {}
+    texts = {key: ", ".join(map(str, v)) if isinstance(v := own.get(key), list) else v for key in LICENSE_KEYS}
     return {key: " ".join(text.split())[:_LONGEST] for key, text in texts.items() if isinstance(text, str)}
 
 
@@ -196,7 +197,7 @@ def _metadata(
     same = dict(stated[0]) if stated[0] and all(entry == stated[0] for entry in stated) else {}
     task = _TASKS.get(loads)
     results = [_result(metric, value, task) for metric, value in (scores[0].metrics if scores else {}).items()]
-    own = {"library_name": "transformers", **bases} if adapter is None else adapter.metadata
+    own = {"library_name": library_of(loads), **bases} if adapter is None else adapter.metadata
     return ModelCardData(
         **own,
         **same,
@@ -236,15 +237,14 @@ def _sources(recipe: Recipe, licenses: Mapping[str, Sequence[Mapping[str, str]]]
         lines.append([name, " with the adapter ".join(map(_link, parts)), pins, " + ".join(dict.fromkeys(stated))])
     table = "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
     note = "The licences are those that the sources' own cards state; all of them apply to the merge."
-    configured = f"Configuration and tokenizer are those of {recipe.config_from}."
-    if recipe.tokenizer_from not in (None, recipe.config_from):
-        configured = (
-            f"The configuration is that of {recipe.config_from}, the tokenizer that of {recipe.tokenizer_from}."
-        )
+    what = "Configuration and tokenizer are those" if recipe.network is None else "The network's configuration is that"
+    configured = f"{what} of {recipe.config_from}."
+    if (own := recipe.tokenizer_from) not in (None, recipe.config_from):
+        configured = f"The configuration is that of {recipe.config_from}, the tokenizer that of {own}."
     if recipe.tokenizer is not None:
         spec = recipe.tokenizer
-        what = {UNION: "the union of all models'", ALIGNED: "that of the model with all tokens"}
-        own = what.get(spec.source, f"that of {spec.source}") + (", with tokens added" if spec.tokens else "")
+        known = {UNION: "the union of all models'", ALIGNED: "that of the model with all tokens"}
+        own = known.get(spec.source, f"that of {spec.source}") + (", with tokens added" if spec.tokens else "")
         configured = f"The configuration is that of {recipe.config_from}, the tokenizer {own}."
     return f"{table}\n\n{configured}" + (f" {note}" if any(map(any, licenses.values())) else "")
 
@@ -300,8 +300,8 @@ def _count(recipe: Recipe) -> str:
 
 def _merged(recipe: Recipe) -> set[str]:
     """The models whose weights a recipe takes."""
-    entries = [entry for part in (recipe, *recipe.stages.values()) for entry in part.slices]
-    used = {source.model for entry in entries for source in (*entry.inputs, *([entry.base] if entry.base else []))}
+    entries = [own for part in (recipe, *recipe.stages.values()) for own in part.slices]
+    used = {source.model for own in entries for source in (*own.inputs, *([own.base] if own.base else []))}
     return used - recipe.stages.keys()
 
 

@@ -72,6 +72,7 @@ class ShardWriter:
         single: name of the file, where there is only one.
         metadata: texts of the header.
         apart: names of tensors that are in files of their own, after all others.
+        shards_alike: whether shards and index are called after `single`, instead of as transformers calls them.
     """
 
     def __init__(
@@ -83,15 +84,18 @@ class ShardWriter:
         single: str = SINGLE,
         metadata: Mapping[str, str] | None = None,
         apart: Collection[str] = (),
+        shards_alike: bool = False,
     ) -> None:
         groups = _split([tensor for tensor in tensors if tensor.name not in apart], max_shard_bytes)
         if apart:
             groups += _split([tensor for tensor in tensors if tensor.name in apart], max_shard_bytes)
         self._apart = frozenset(apart)
+        stem = single.removesuffix(".safetensors") if shards_alike else SINGLE.removesuffix(".safetensors")
+        self._index = f"{stem}.safetensors.index.json"
         names = (
             [single]
             if len(groups) == 1
-            else [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
+            else [f"{stem}-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
         )
         self._folder = folder
         described = {"format": "pt", **(metadata or {})}
@@ -161,7 +165,7 @@ class ShardWriter:
             },
             "weight_map": {name: self._owner[name].path.name for name in sorted(self._owner)},
         }
-        (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (self._folder / self._index).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def __enter__(self) -> ShardWriter:
         return self

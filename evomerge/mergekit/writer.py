@@ -55,6 +55,8 @@ def to_mergekit(recipe: Recipe, layout: Layout) -> str:
     recipe.check(specs())
     if layout.encoder:
         raise RecipeError("mergekit cannot express merges of encoder-decoders", "decoders and encoders")
+    if recipe.network is not None:
+        raise RecipeError("mergekit merges no parts of pipelines", "recipes of models that are merged whole")
     if recipe.heads is not None:
         raise RecipeError("mergekit merges all tensors of a model, and the recipe has heads of their own", "", "")
     if recipe.kept:

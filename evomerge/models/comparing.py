@@ -11,8 +11,8 @@ from evomerge.models import compatibility
 from evomerge.models.architecture.layout import Layout
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.keeping import compared_parts
-from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.models.vocabularies.comparing import vocabulary_problem
+from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.recipes.kept import Kept
 
 

@@ -92,6 +92,7 @@ class LoadedModel:
         states: hidden states to begin with; ``None`` where none are kept.
         engine: what has the weights and generates, a ``vllm.LLM``; `module` is then ``None``.
         served: where the model is on a server; `module` is then ``None``.
+        rest: what the network is a part of, where it is one: the other parts of a pipeline, say; ``None`` for a model.
         adapter: with which the engine is asked, vLLM's ``LoRARequest``; ``None`` for the engine's own weights.
         encoder_folder: the source with sentence-transformers' files, which say how texts become embeddings and go with
             the results; empty where no source has any.
@@ -108,6 +109,7 @@ class LoadedModel:
     served: Served | None = field(default=None, repr=False, compare=False)
     adapter: Any = field(default=None, repr=False, compare=False)
     encoder_folder: str = ""
+    rest: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,10 @@ def pool_of_recipe(recipe: Recipe, root: str | Path | None = None, trust_remote_
     Raises:
         PoolError: as `open_pool`; also when a model's content is not what the recipe's fingerprint says.
     """
+    if recipe.network is not None:
+        from evomerge.models.pipelines.of_recipe import pipelines_of_recipe
+
+        return pipelines_of_recipe(recipe, root)
     order = dict(recipe.models)
     # The base gives configuration and tokenizer, so it is the base exactly when slices use it as one.
     entries = [entry for part in (recipe, *recipe.stages.values()) for entry in part.slices]

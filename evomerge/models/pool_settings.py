@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigError, PoolError, RecipeError, nearest
-from evomerge.models.checkpoints.location import check_place, siblings
+from evomerge.models.checkpoints.location import check_place, local_file, siblings
 from evomerge.recipes.dense import KEPT, MERGED
 from evomerge.recipes.slices import DTYPES, ModelRef
 from evomerge.recipes.tokenizer_spec import TokenizerSpec, read_tokenizer
@@ -107,15 +107,37 @@ def check_dense(setting: Any) -> None:
         raise ConfigError(f"pool.dense is {str(setting)[:80]!r}", nearest(str(setting), _DENSE))
 
 
-def check_places(models: Mapping[str, str] | Mapping[str, ModelRef], root: str | Path | None) -> None:
+def check_network(network: Any, others: Any, tokenizer: Any = None, tokenizer_from: Any = None) -> None:
+    """`ConfigError` for a `pool.network` or `pool.others` that is none, or is given beside what is of texts."""
+    if network is None:
+        if others is not None:
+            raise ConfigError(
+                f"pool.others is {str(others)[:200]!r} and pool.network is not set",
+                "the other parts of pipelines, of which one is merged",
+                "set pool.network=auto",
+            )
+        return
+    if not isinstance(network, str) or not network.isidentifier():
+        raise ConfigError(f"pool.network is {str(network)[:80]!r}", "auto, unet, transformer, or another part's name")
+    for key, value in (("tokenizer", tokenizer), ("tokenizer_from", tokenizer_from)):
+        if value is not None:
+            raise ConfigError(f"pool.{key} and pool.network are given", "tokenizers are of pipelines' other parts")
+
+
+def check_places(
+    models: Mapping[str, str] | Mapping[str, ModelRef], root: str | Path | None, *, files: bool = False
+) -> None:
     """`PoolError` naming all models that lie in no folder and can be no hub's; what a hub has is not asked.
 
-    Where `root` is no folder, that is what is wrong with all of them.
+    Where `root` is no folder, that is what is wrong with all of them. With `files`, single ``.safetensors`` files are
+    models too.
     """
     problems = []
     for name, location in models.items():
         try:
-            check_place(location, root)
+            place = location.location if isinstance(location, ModelRef) else location
+            if not files or local_file(place, root, ".safetensors") is None:
+                check_place(location, root)
         except PoolError as error:
             problems.append(of_model(name, error))
     if problems and root is not None and not Path(root).expanduser().is_dir():

@@ -53,6 +53,12 @@ def open_sources(
             place = locate(location, root)
             folder, found.refs[name] = place.folder, place.ref
             if folder not in by_folder:  # adapters often share a base
+                if (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
+                    raise PoolError(
+                        f"{folder} holds a pipeline that draws images",
+                        "one part of it is merged",
+                        "set pool.network=auto, or name the part",
+                    )
                 if folder.is_dir():
                     check_side_files(folder)
                 by_folder[folder] = Checkpoint(plain_folder(folder, trust_remote_code))

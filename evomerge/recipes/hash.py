@@ -9,6 +9,7 @@ from operator import itemgetter
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
+from evomerge.recipes.network import Network
 from evomerge.recipes.slices import Input, Parameters, SliceRecipe
 from evomerge.recipes.tokenizer_spec import TokenizerSpec
 
@@ -27,6 +28,7 @@ def canonical_text(
     heads: Heads | None = None,
     kept: Sequence[str] = (),
     dense: str | None = None,
+    network: Network | None = None,
 ) -> str:
     """The content that is hashed, as JSON without spaces, keys sorted.
 
@@ -36,7 +38,8 @@ def canonical_text(
     Args:
         slices: in model order.
         identities: what every input's name stands for: a model's content, an intermediate's own hash.
-        dtype, seed, config_from, tokenizer_from, calibration, tokenizer, heads, kept, dense: of the recipe.
+        dtype, seed, config_from, tokenizer_from, calibration, tokenizer, heads, kept, dense, network: of
+            the recipe.
         models: of the recipe, in order: with a `tokenizer`, all of them give rows.
     """
     identity = {name: quote(text) for name, text in identities.items()}
@@ -79,6 +82,8 @@ def canonical_text(
         carried = f'"heads":[[{",".join(whose)}],[{",".join(what)}]],'
     rest = f'"kept":[{",".join(sorted(map(quote, kept)))}],' if kept else ""
     layers = "" if dense is None else f'"dense":{quote(dense)},'
+    if network is not None:
+        carried += f'"network":[{quote(network.name)},{identity.get(network.others, quote(""))}],'
     first = f'"config_from":{identity[config_from]},"dtype":{quote(dtype)},"seed":{seed}'
     return f'{{{measured}{carried}{rest}{layers}{first},"slices":[{",".join(lines)}]{vocabulary}{giver}}}'
 

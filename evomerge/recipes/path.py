@@ -84,7 +84,7 @@ def _run(layers: Sequence[PathLayer]) -> str:
     )
 
 
-_END_NAMES = {"embed": "embeddings", "final_norm": "final norm", "head": "head"}
+_END_NAMES = {"embed": "embeddings", "time_embed": "embedding of the time", "final_norm": "final norm", "head": "head"}
 
 
 def path_of(recipe: Recipe) -> LayerPath | None:

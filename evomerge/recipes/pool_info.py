@@ -9,6 +9,7 @@ from evomerge.errors import RecipeError
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.kept import Kept
+from evomerge.recipes.network import Network
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Dtype, Input, ModelRef, SliceId, SliceRecipe
 from evomerge.recipes.tokenizer_spec import TokenizerSpec
@@ -41,6 +42,9 @@ class PoolInfo:
         kept: what results have from one model, which is in none of `slices` either; ``None`` where all is merged.
         dense: what becomes of sentence-transformers' dense layers, see `recipes.dense`; ``None`` where models do not
             differ in them.
+        network: of pipelines, which part is merged and whose the others are; ``None`` where models are merged whole.
+        blocks: of architectures that have such, runs of layers with names of their own, such as ``down.0``, ``mid`` and
+            ``up.0``, in order, with their numbers of layers; empty for others.
     """
 
     refs: tuple[tuple[str, ModelRef], ...]
@@ -62,6 +66,8 @@ class PoolInfo:
     heads: Heads | None = None
     kept: Kept | None = None
     dense: str | None = None
+    network: Network | None = None
+    blocks: tuple[tuple[str, int], ...] = ()
 
     def depth(self, name: str) -> int:
         """The number of layers of one model."""
@@ -101,6 +107,7 @@ class PoolInfo:
             heads=self.heads,
             kept=self.kept.tensors if self.kept is not None else (),
             dense=self.dense,
+            network=self.network,
         )
 
     def linear(self, weights: Mapping[str, float]) -> Recipe:

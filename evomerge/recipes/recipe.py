@@ -16,6 +16,7 @@ from evomerge.recipes.hash import canonical_text
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.kept import check_kept
 from evomerge.recipes.method_spec import MethodSpec, find_method, scalars
+from evomerge.recipes.network import Network
 from evomerge.recipes.slices import DTYPES, Dtype, ModelRef, Parameters, SliceId, SliceRecipe
 from evomerge.recipes.stage_index import StageIndex
 from evomerge.recipes.tokenizer_spec import TokenizerSpec
@@ -47,6 +48,8 @@ class Recipe:
             where all are merged.
         dense: what becomes of sentence-transformers' dense layers, see `recipes.dense`; ``None`` where models do not
             differ in them.
+        network: of pipelines, which part is merged and whose the others are; that of its intermediates too. ``None``
+            where models are merged whole.
 
     >>> from evomerge.recipes import Input, ModelRef, SliceId, SliceRecipe, parameters
     >>> half = parameters({"weight": 0.5})
@@ -68,6 +71,7 @@ class Recipe:
     heads: Heads | None = None
     kept: tuple[str, ...] = ()
     dense: str | None = None
+    network: Network | None = None
     _hash: str = field(init=False, repr=False, default="")
     _index: StageIndex | None = field(init=False, repr=False, default=None)
 
@@ -109,6 +113,8 @@ class Recipe:
         if self.heads is not None:
             self.heads.check(names, self.config_from)
         check_kept(self.kept)
+        if self.network is not None:
+            self.network.check(names)
         if self.dtype not in DTYPES:
             raise RecipeError(f"dtype {self.dtype!r}", f"allowed: {', '.join(DTYPES)}")
         before: tuple[int, int, int] | None = None
@@ -137,6 +143,8 @@ class Recipe:
                 raise RecipeError(f"intermediate {name!r} has another calibration than the recipe", "one for all")
             if recipe.tokenizer != self.tokenizer:
                 raise RecipeError(f"intermediate {name!r} has another tokenizer than the recipe", "one for all")
+            if recipe.network != self.network:
+                raise RecipeError(f"intermediate {name!r} is of another network than the recipe", "one for all")
             for model, ref in recipe.models:
                 if models.get(model) != ref:
                     raise RecipeError(
@@ -200,7 +208,8 @@ class Recipe:
         """All but the content of the intermediates."""
         names = tuple(name for name, _ in self.intermediates)
         own = self.models, self.slices, self.dtype, self.config_from, self.seed, self.tokenizer_from
-        return *own, self.calibration, self.tokenizer, self.heads, self.kept, self.dense, names
+        found = self.calibration, self.tokenizer, self.heads, self.kept, self.dense, self.network
+        return *own, *found, names
 
     def __eq__(self, other: object) -> bool:
         # Stage by stage: a lineage shares ancestors, and as a tree it would be exponentially large.
@@ -251,6 +260,7 @@ class Recipe:
             heads=self.heads,
             kept=self.kept,
             dense=self.dense,
+            network=self.network,
         )
 
     def check(self, methods: Mapping[str, MethodSpec]) -> None:

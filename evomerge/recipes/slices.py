@@ -10,16 +10,20 @@ from typing import Literal
 from evomerge.errors import RecipeError
 from evomerge.recipes.method_spec import Value
 
-Component = Literal["attn", "mlp", "norm", "embed", "final_norm", "head"]
+Component = Literal["attn", "mlp", "norm", "resnet", "time", "embed", "time_embed", "final_norm", "head"]
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-LAYER_COMPONENTS: tuple[Component, ...] = ("attn", "mlp", "norm")
+LAYER_COMPONENTS: tuple[Component, ...] = ("attn", "mlp", "norm", "resnet", "time")
+"""Of networks that draw images a layer may have convolutions (``resnet``) and what it makes of the time (``time``)."""
 
 
-OUTER_COMPONENTS: tuple[Component, ...] = ("embed", "final_norm", "head")
+OUTER_COMPONENTS: tuple[Component, ...] = ("embed", "time_embed", "final_norm", "head")
+"""``time_embed`` is of networks that draw images: the embedding of the time, and of what is given beside it."""
+
+_BEFORE = ("embed", "time_embed")
 
 
 COMPONENTS: tuple[Component, ...] = (*LAYER_COMPONENTS, *OUTER_COMPONENTS)
@@ -38,7 +42,7 @@ def parameters(values: Mapping[str, Value]) -> Parameters:
 
 @dataclass(frozen=True)
 class SliceId:
-    """The unit of merging and caching: one component of one layer, or `embed`, `final_norm`, `head`.
+    """The unit of merging and caching: one component of one layer, or `embed`, `time_embed`, `final_norm`, `head`.
 
     Written ``layers.3.attn`` or ``embed``.
 
@@ -62,7 +66,7 @@ class SliceId:
                 f"{', '.join(LAYER_COMPONENTS)} belong to a layer; {', '.join(OUTER_COMPONENTS)} do not",
             )
         rank = COMPONENTS.index(self.component)
-        part = 1 if self.layer is not None else 0 if self.component == "embed" else 2
+        part = 1 if self.layer is not None else 0 if self.component in _BEFORE else 2
         text = self.component if self.layer is None else f"layers.{self.layer}.{self.component}"
         # Made once: every recipe of a search sorts, compares and hashes the same slices.
         object.__setattr__(self, "order", (part, self.layer or 0, rank))

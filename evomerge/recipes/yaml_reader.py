@@ -46,6 +46,7 @@ from evomerge.recipes.dense import read_dense
 from evomerge.recipes.heads import read_heads
 from evomerge.recipes.kept import read_kept
 from evomerge.recipes.method_spec import ByTensor, Scalar, Value
+from evomerge.recipes.network import read_network
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import (
     DTYPES,
@@ -131,7 +132,7 @@ def _recipe_in(content: Any) -> Recipe:
         content,
         "",
         ("evomerge_recipe", "dtype", "config_from", "models", "slices"),
-        ("seed", "tokenizer_from", "tokenizer", "intermediates", "calibration", "heads", "kept", "dense"),
+        ("seed", "tokenizer_from", "tokenizer", "intermediates", "calibration", "heads", "kept", "dense", "network"),
     )
     version = top["evomerge_recipe"]
     if version != VERSION or isinstance(version, bool):
@@ -147,7 +148,8 @@ def _recipe_in(content: Any) -> Recipe:
     stages: dict[str, Recipe] = {}
     calibration = _calibration_in(top["calibration"], refs) if top.get("calibration") is not None else None
     tokenizer = None if top.get("tokenizer") is None else read_tokenizer(top["tokenizer"], "tokenizer")
-    shared = {"calibration": calibration, "tokenizer": tokenizer, "dense": read_dense(top.get("dense"), "dense")}
+    shared = {"calibration": calibration, "tokenizer": tokenizer}
+    shared |= {"dense": read_dense(top.get("dense"), "dense"), "network": read_network(top.get("network"), "network")}
     top = {**top, **shared}
     common = {key: top.get(key) for key in ("dtype", "config_from", "heads", "kept")} | {"seed": top.get("seed", 0)}
     common["models"] = [*refs]
@@ -198,6 +200,7 @@ def _one_in(
             heads=read_heads(fields.get("heads"), f"{dot}heads"),
             kept=read_kept(fields.get("kept"), f"{dot}kept"),
             dense=fields["dense"],
+            network=fields["network"],
         )
     except RecipeError as error:
         if not dot:

@@ -10,6 +10,7 @@ import yaml
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.method_spec import ByTensor, Value
+from evomerge.recipes.network import network_content
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Component, Input, ModelRef, Parameters, SliceId, SliceRecipe
 from evomerge.utils import safe_yaml
@@ -34,6 +35,8 @@ def recipe_content(recipe: Recipe) -> dict[str, Any]:
         content["kept"] = _FlowList(recipe.kept)
     if recipe.dense is not None:
         content["dense"] = recipe.dense
+    if recipe.network is not None:
+        content["network"] = network_content(recipe.network)
     if recipe.intermediates:
         content["intermediates"] = {name: _stage_out(stage, recipe) for name, stage in recipe.stages.items()}
     content["slices"] = _slices_out(recipe)
@@ -157,7 +160,7 @@ def _compress(slices: Iterable[SliceId]) -> list[str]:
         if item.layer is not None:
             layers.setdefault(item.layer, []).append(item.component)
         else:
-            (after if layers or item.component != "embed" else before).append(str(item))
+            (after if layers or item.order[0] else before).append(str(item))
     runs: list[tuple[int, int, str]] = []
     for layer, components in layers.items():
         joined = "+".join(components)

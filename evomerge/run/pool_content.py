@@ -9,6 +9,7 @@ from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.dense import read_dense
 from evomerge.recipes.heads import Heads
 from evomerge.recipes.kept import Kept
+from evomerge.recipes.network import network_content, read_network
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef, SliceId
 from evomerge.recipes.tokenizer_spec import read_tokenizer
@@ -40,6 +41,10 @@ def pool_content(info: PoolInfo) -> dict[str, Any]:
         content["kept"] = asdict(info.kept)
     if info.dense is not None:
         content["dense"] = info.dense
+    if info.network is not None:
+        content["network"] = network_content(info.network)
+    if info.blocks:
+        content["blocks"] = [list(block) for block in info.blocks]
     if info.calibration is not None:
         content["calibration"] = asdict(info.calibration)
     return content
@@ -77,6 +82,8 @@ def pool_info(content: Any) -> PoolInfo:
         heads=_heads(content.get("heads"), names),
         kept=_kept(content.get("kept"), names),
         dense=read_dense(content.get("dense"), "dense"),
+        network=read_network(content.get("network"), "network"),
+        blocks=tuple((str(name), int(count)) for name, count in content.get("blocks", ())),
     )
 
 

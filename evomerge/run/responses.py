@@ -86,7 +86,15 @@ _FEWEST = 4
 _SHOWN = 120
 
 
+PICTURE = "data:image/"
+"""What a picture as an answer begins with."""
+
+_LARGEST_PICTURE = 256 * 1024
+
+
 def _short(text: str) -> str:
-    """Of a long answer the beginning and the end, where the result is."""
+    """Of a long answer the beginning and the end, where the result is; a small picture is kept whole."""
+    if text.startswith(PICTURE):
+        return text if len(text) <= _LARGEST_PICTURE else ""
     half = MOST_CHARACTERS // 2
     return text if len(text) <= MOST_CHARACTERS else f"{text[: half - 1]} … {text[1 - half :]}"

@@ -16,7 +16,6 @@ from evomerge.config.trust import leaves
 from evomerge.errors import ConfigError
 from evomerge.evaluation.references import references
 from evomerge.genomes.genome import GenomeSpec
-from evomerge.models.trusted_code import remember
 from evomerge.objectives import Objective, Scalarisation
 from evomerge.protocols import Fitness, SearchSpace, Strategy
 from evomerge.recipes.differences import Differences
@@ -25,8 +24,8 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.search.phases import Baselines, Phase, split_budget
 from evomerge.session.bounded_space import BoundedSpace
 from evomerge.session.engines import check_engine, engine_of
-from evomerge.session.opening_settings import opening_settings
 from evomerge.session.phase_entries import check_phases, check_preferences
+from evomerge.session.pools import check_scored
 from evomerge.session.prior import DIFFERENCES, check_prior, first_deviation, with_prior
 from evomerge.session.refining import check_refined_objectives, refined
 from evomerge.strategies.bases.penalised import Penalised, check_single
@@ -37,23 +36,6 @@ if TYPE_CHECKING:
 
 _LARGEST = 1_000_000
 """Of any whole number of a strategy: sizes of populations, archives, batches."""
-
-
-def pool_from_config(config: Config) -> Pool:
-    """Open the pool, reading configs and headers, and of sources some attention layers that may be rotated."""
-    from evomerge.models.opening import open_pool
-    from evomerge.models.rotated import refuse_rotated
-
-    settings: Any = config.pool
-    pool = open_pool(
-        to_builtin(settings.models),
-        *(settings.base, settings.root, settings.dtype, settings.trust_remote_code),
-        **opening_settings(settings),
-    )
-    if settings.trust_remote_code:
-        remember(checkpoint.folders[0] for checkpoint in pool.checkpoints.values())
-    refuse_rotated(pool)
-    return pool
 
 
 def fitness_from_config(config: Config, key: str, *, exact: bool = False, files: bool = True) -> Fitness:
@@ -126,6 +108,7 @@ def check_fitnesses(
                 if pool is not None:
                     load = functools.partial(load_tokenizer, pool.tokenizer_folder, pool.trust_remote_code)
                     _ask(part, "check_tokenizer", load)
+                    check_scored(pool, part)
                     _ask(part, "check_model", pool.config, str(pool.folder(pool.info.config_from)))
                     check_labels(pool, part)
                     _ask(part, "check_encoder", pool.encoder_folder, pool.config)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError
-from evomerge.session.builders import fitness_from_config, pool_from_config
+from evomerge.session.builders import fitness_from_config
 from evomerge.session.calibration import check_apart
+from evomerge.session.pools import pool_from_config
 from evomerge.session.series import fill_models
 from evomerge.session.settings import check_pool
 from evomerge.utils.imports import import_modules

@@ -8,7 +8,9 @@ from evomerge.config.construct import to_builtin
 
 
 def opening_settings(pool: Any) -> dict[str, Any]:
-    """What `opening.open_pool` is told of vocabulary, heads, kept tensors and dense layers; folders of earlier runs say less.
+    """What `opening.open_pool` is told of vocabulary, heads, kept tensors and dense layers.
+
+    Folders of earlier runs say less.
 
     Args:
         pool: the node of the configuration.

@@ -30,12 +30,12 @@ from evomerge.session.builders import (
     check_fitnesses,
     fitness_from_config,
     phase_nodes,
-    pool_from_config,
 )
 from evomerge.session.calibration import Calibration, check_apart, plan_calibration
 from evomerge.session.engines import check_held, check_quantised, check_vllm_heads, require_engine
 from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.open_priors import settle_priors
+from evomerge.session.pools import pool_from_config
 from evomerge.session.prior import measured, remembered
 from evomerge.session.race_choice import RaceChoice, chosen_race
 from evomerge.session.racing import check_validation, count_finalists

@@ -16,12 +16,14 @@ from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.worker import Worker
 from evomerge.models.checkpoints.pins import changed_since
 from evomerge.models.opening import open_pool, with_statistics
+from evomerge.models.pool import Pool
 from evomerge.protocols import Fitness
 from evomerge.recipes.calibration import CalibrationRef
 from evomerge.recipes.slices import ModelRef
 from evomerge.session.builders import check_fitnesses, fitness_from_config
 from evomerge.session.engines import engine_of
 from evomerge.session.opening_settings import opening_settings
+from evomerge.session.pools import network_pool
 from evomerge.utils.imports import import_modules
 
 
@@ -52,14 +54,7 @@ def remote_worker(
     settings: Any = config.pool
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvomergeWarning)  # said where the search runs
-        pool = open_pool(
-            refs,
-            base=settings.base,
-            dtype=settings.dtype,
-            trust_remote_code=settings.trust_remote_code,
-            fingerprints=False,
-            **opening_settings(settings),
-        )
+        pool = _open(settings, refs)
     for name, ref in refs.items():
         for problem in changed_since(name, ref, pool.checkpoints[name]):
             raise problem
@@ -76,3 +71,17 @@ def remote_worker(
         fitnesses["held_out"] = fitness_from_config(config, "held_out")
     check_fitnesses(fitnesses["search"], fitnesses.get("held_out"))
     return Worker(pool, fitnesses, device=device, threads=threads, cache=cache, engine=engine_of(config, session))
+
+
+def _open(settings: Any, refs: Mapping[str, ModelRef]) -> Pool:
+    """The pool of these pinned models."""
+    if settings.get("network") is not None:
+        return network_pool(settings, refs, fingerprints=False)
+    return open_pool(
+        refs,
+        base=settings.base,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+        fingerprints=False,
+        **opening_settings(settings),
+    )

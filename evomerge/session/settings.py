@@ -9,7 +9,14 @@ from typing import Any
 from evomerge.config.construct import TARGET, check_node, locate, to_builtin
 from evomerge.config.schema import Config
 from evomerge.errors import ConfigError, nearest
-from evomerge.models.pool_settings import check_dense, check_heads, check_kept, check_places, check_pool_settings
+from evomerge.models.pool_settings import (
+    check_dense,
+    check_heads,
+    check_kept,
+    check_network,
+    check_places,
+    check_pool_settings,
+)
 from evomerge.objectives import SCALARISATIONS
 from evomerge.run.checkpoint import check_intervals
 from evomerge.search.in_flight import MOST_IN_FLIGHT
@@ -66,7 +73,10 @@ def check_pool(config: Config) -> None:
     check_heads(to_builtin(pool.get("heads", "auto")))
     check_kept(to_builtin(pool.get("kept")), pool.get("kept_from"), models)
     check_dense(to_builtin(pool.get("dense", "auto")))
-    check_places(models, pool.root)
+    check_network(
+        pool.get("network"), pool.get("others"), to_builtin(pool.get("tokenizer")), pool.get("tokenizer_from")
+    )
+    check_places(models, pool.root, files=pool.get("network") is not None)
 
 
 def check_name(name: Any) -> None:

@@ -14,7 +14,8 @@ from evomerge.demo.image_pool import TRAININGS, count_steps, make_image_pool
 from evomerge.demo.image_tasks import LABELS, PARTS, TASKS, draw_tasks
 from evomerge.demo.image_train import pixels_of
 from evomerge.errors import OutputError
-from evomerge.session.builders import fitness_from_config, pool_from_config
+from evomerge.session.builders import fitness_from_config
+from evomerge.session.pools import pool_from_config
 
 
 @pytest.fixture(scope="module")

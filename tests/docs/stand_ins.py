@@ -105,7 +105,7 @@ def give_heads(file: Path, pool: Path) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """What stands in, made once: a pool of the demo's shape, a run on it, its winner, classifiers, mixtures, encoders."""
+    """What stands in, made once: a pool of the demo's shape, a run, its winner, classifiers, mixtures, encoders."""
 
     pool: Path
     run: Path

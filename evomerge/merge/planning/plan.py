@@ -85,7 +85,8 @@ class _Planner:
     def plan(self, where: str = "") -> Plan:
         """All slices."""
         try:
-            check_slices(self.recipe, self.layout, getattr(self.pool.config, "is_encoder_decoder", False))
+            whole = bool(self.layout.fixed) or getattr(self.pool.config, "is_encoder_decoder", False)
+            check_slices(self.recipe, self.layout, whole)
             slices = tuple(self.slice(entry) for entry in self.recipe.slices)
             return Plan(slices, self.recipe.dtype, head_of(self.recipe, self.pool.heads) if not where else None)
         except (RecipeError, InfeasibleError) as error:

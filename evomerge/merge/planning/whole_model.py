@@ -14,7 +14,7 @@ def check_slices(recipe: Recipe, layout: Layout, whole: bool) -> None:
     Args:
         recipe: of the result, or of an intermediate.
         layout: of the pool.
-        whole: whether it must have the pool's depth, as an encoder-decoder must.
+        whole: whether it must have the pool's depth, as an encoder-decoder must, and what `Layout.fixed` is said of.
     """
     given = {entry.slice for entry in recipe.slices}
     depth = 1 + max((s.layer for s in given if s.layer is not None), default=-1)
@@ -24,7 +24,8 @@ def check_slices(recipe: Recipe, layout: Layout, whole: bool) -> None:
         wanted += [SliceId(component, i) for i in range(layout.layers, depth) for component in first]
     if whole and depth != layout.layers:
         raise RecipeError(
-            f"the recipe has {depth} layers", f"an encoder-decoder keeps its layers: {layout.layers} in both stacks"
+            f"the recipe has {depth} layers",
+            layout.fixed or f"an encoder-decoder keeps its layers: {layout.layers} in both stacks",
         )
     missing = [s for s in wanted if s not in given]
     if missing or not depth:

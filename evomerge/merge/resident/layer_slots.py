@@ -20,6 +20,7 @@ from evomerge.errors import RecipeError
 from evomerge.merge.resident.layer_kinds import Kind, Kinds
 from evomerge.merge.resident.module_slices import ModuleSlice, ModuleSlices
 from evomerge.models.architecture.layout import skeleton
+from evomerge.models.architecture.self_built import SelfBuilt
 from evomerge.models.architecture.stacks import find_layers, find_stacks
 from evomerge.models.pool import Pool
 from evomerge.recipes.slices import LAYER_COMPONENTS, Component, SliceId
@@ -66,12 +67,19 @@ class LayerSlots:
 
     def __init__(self, module: nn.Module, pool: Pool, slices: ModuleSlices) -> None:
         self._pool, self._slices = pool, slices
-        stacks = find_stacks(module)
-        self._prefix, self._list = stacks[0]
-        self._several = len(stacks) > 1
-        self._config: Any = module.config.get_text_config()  # type: ignore[operator,union-attr]
+        self._config: Any = pool.config
+        self._fixed, self._list, self._prefix = pool.layout.fixed, nn.ModuleList(), ""
+        if isinstance(pool.config, SelfBuilt):  # whose layers are no list of its own
+            modules = [module] * pool.layout.layers
+        else:
+            stacks = find_stacks(module)
+            self._prefix, self._list = stacks[0]
+            self._config = module.config.get_text_config()  # type: ignore[operator,union-attr]
+            modules = [layer for _, layers in stacks for layer in layers]
+            if len(stacks) > 1:
+                self._fixed = f"the layers of an encoder-decoder stay in place: {len(modules)}"
         own = []
-        for number, layer in enumerate(layer for _, layers in stacks for layer in layers):
+        for number, layer in enumerate(modules):
             ids = (SliceId(component, number) for component in LAYER_COMPONENTS)
             own.append(LayerSlot(layer, {s.component: slices.of(s) for s in ids if s in slices.forms}))
         self.own = tuple(own)
@@ -105,10 +113,8 @@ class LayerSlots:
         if len(origins) == len(self.own) and all(place == layer for place, (_, layer) in enumerate(origins)):
             path = self.own
             kinds: Sequence[Kind] = ()
-        elif self._several:
-            raise RecipeError(
-                f"a path of {len(origins)} layers", f"the layers of an encoder-decoder stay in place: {len(self.own)}"
-            )
+        elif self._fixed:
+            raise RecipeError(f"a path of {len(origins)} layers", self._fixed)
         else:
             kinds = [self._kind(model, layer) for model, layer in origins]
             path = tuple(self._layer_slot(place, kind) for place, kind in enumerate(kinds))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from evomerge.errors import PoolError, reason_of
+from evomerge.errors import ConfigError, PoolError, reason_of
 from evomerge.merge.execution.engine import TORCH_DTYPES
 from evomerge.merge.planning.slice_plan import SlicePlan
 from evomerge.merge.resident.codecs import Codec
@@ -16,6 +16,7 @@ from evomerge.merge.resident.module_slices import ModuleSlice
 from evomerge.merge.resident.quantised_linear import linears_of, quantise_linears
 from evomerge.models.architecture.dense_layers import give_dense, merged_layers, places
 from evomerge.models.architecture.layout import skeleton
+from evomerge.models.architecture.self_built import SelfBuilt
 from evomerge.models.memory import MORE_GPUS, give_back, out_of_memory
 from evomerge.models.pool import Pool
 from evomerge.models.progress_bars import no_progress_bar
@@ -39,6 +40,8 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
         ConfigError: there are no linear layers that could be quantised.
         PoolError: transformers cannot load the model.
     """
+    if isinstance(pool.config, SelfBuilt):
+        return _load_network(pool, pool.config, device_map, codec)
     name = pool.info.config_from
     folder = str(pool.folder(name))
     options = {"attn_implementation": attn_implementation, "device_map": device_map}
@@ -88,6 +91,22 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
         if parameter.untyped_storage().nbytes() != parameter.nbytes or not parameter.is_contiguous():
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     return module
+
+
+def _load_network(pool: Pool, config: SelfBuilt, device_map: Any, codec: Codec | None) -> Any:
+    """The network of a pool that transformers does not know."""
+    if codec is not None or isinstance(device_map, str):
+        what = "quantised" if codec is not None else "spread over several GPUs"
+        raise ConfigError(
+            f"a {config.model_type} is to be {what}", "models that transformers loads", "set evaluator.quantise=null"
+        )
+    name, dtype = pool.info.config_from, TORCH_DTYPES[pool.info.dtype]
+    device = torch.device("cpu") if device_map is None else torch.device(device_map[""])
+    tensors = {}
+    for tensor, place in pool.layout.parameters.items():
+        own = pool.read(name, tensor)
+        tensors[place] = own.to(device, dtype if pool.is_merged(tensor) else None, copy=True)
+    return config.load(tensors, dtype, device)
 
 
 def load_on(device: str | torch.device, pool: Pool, attn_implementation: str | None, codec: Codec | None = None) -> Any:

@@ -97,6 +97,7 @@ class Resident:
             load_tokenizer(pool.tokenizer_folder, pool.trust_remote_code),
             *(TORCH_DTYPES[self.dtype], module.device, str(pool.folder(pool.info.config_from)), self.spare_memory),
             encoder_folder=pool.encoder_folder,
+            rest=getattr(pool.config, "rest", None),
         )
         devices = tuple(dict.fromkeys(parameter.device for parameter in module.parameters()))
         states, first = 0 if self._spread else states, first_budgets(module.device, workers)

@@ -21,6 +21,7 @@ from evomerge.models.architecture.conversion import Join
 from evomerge.models.architecture.dense_layers import attach_dense
 from evomerge.models.architecture.names import NameMatch, match_names
 from evomerge.models.architecture.own_head import OWN_HEAD, part_head
+from evomerge.models.architecture.self_built import SelfBuilt
 from evomerge.models.architecture.stacks import find_stacks, layer_place, passed_by
 from evomerge.recipes.slices import LAYER_COMPONENTS, SliceId
 
@@ -45,6 +46,7 @@ class Layout:
         integers: the tensors that the class holds as integers or truth values: they are copied, never merged.
         residual: how the residual stream is written and read, where that is known.
         encoder: how many of the layers are an encoder's, where a decoder's follow; 0 for one stack.
+        fixed: why layers can neither be moved nor repeated; empty where they can.
     """
 
     slices: tuple[SliceId, ...]
@@ -56,6 +58,7 @@ class Layout:
     integers: frozenset[str] = frozenset()
     residual: Residual | None = field(default=None, repr=False, compare=False)
     encoder: int = 0
+    fixed: str = ""
     _slice_of: Mapping[str, SliceId] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +76,8 @@ class Layout:
         own = self.slice_of(name).layer
         if own is None or own == layer:
             return name
+        if self.fixed:
+            raise RecipeError(f"layer {layer} in the place of layer {own}", self.fixed)
         parts, before = name.split("."), self.encoder if own >= self.encoder else 0
         parts[parts.index(str(own - before))] = str(
             layer - before
@@ -140,7 +145,7 @@ class Layout:
         """
         if slice_ in self.tensors:
             return self.tensors[slice_]
-        if slice_.layer is not None:
+        if slice_.layer is not None and not self.fixed:
             first = SliceId(slice_.component, 0)
             if slice_.layer >= self.layers and first in self.tensors:
                 return tuple(self.at_layer(name, slice_.layer) for name in self.tensors[first])
@@ -177,6 +182,8 @@ def skeleton(config: Any, trust_remote_code: bool = False) -> nn.Module:
     Raises:
         PoolError: transformers cannot build it.
     """
+    if isinstance(config, SelfBuilt):
+        return config.skeleton()
     cls = model_class(config, trust_remote_code)
     try:
         with torch.device("meta"):

@@ -18,6 +18,7 @@ from evomerge.models.architecture.components import component_of
 from evomerge.models.architecture.layer_places import immovable
 from evomerge.models.architecture.layout import model_class
 from evomerge.models.architecture.residual import Residual, Rule
+from evomerge.models.architecture.self_built import SelfBuilt
 from evomerge.recipes.slices import Component
 
 _KNOWN: dict[str, Residual] = {}
@@ -33,6 +34,8 @@ def residual_of(config: Any, trust_remote_code: bool = False) -> Residual:
     Returns:
         with `unscalable` or `unflippable` set where the architecture does not allow it; never raises.
     """
+    if isinstance(config, SelfBuilt):
+        return config.residual
     if trust_remote_code and getattr(config, "auto_map", None):
         return Residual("", unscalable="the model brings its own code")
     if getattr(config, "is_encoder_decoder", False):

@@ -18,6 +18,9 @@ _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.
 _UNWANTED = ["consolidated*", "original/*", "onnx/*", "[!0-9]*/*.safetensors"]
 
 
+Files = tuple[list[str], list[str]]
+"""Patterns of what is fetched from a hub, and of what is not."""
+
 _SHOWN = 80  # characters of a location that is none
 
 
@@ -62,6 +65,17 @@ def locate(source: str | ModelRef, root: str | Path | None = None) -> Located:
     return Located(folder, own, replace(ref, adapter=adapter_ref))
 
 
+def local_file(location: str, root: str | Path | None, suffix: str) -> Path | None:
+    """The file of that suffix which a location is, looked for where folders are; ``None`` where it is none.
+
+    Raises:
+        PoolError: it cannot be a location.
+    """
+    if not location.endswith(suffix):
+        return None
+    return next((file.resolve() for file in _local_candidates(location, root) if file.is_file()), None)
+
+
 def check_place(source: str | ModelRef, root: str | Path | None = None) -> None:
     """Raise the `PoolError` of `locate` for what is no folder and no hub id; no hub is asked."""
     if isinstance(source, ModelRef):
@@ -88,7 +102,11 @@ def _split(location: str, root: str | Path | None) -> tuple[str, str | None]:
 
 
 def resolve(
-    location: str, root: str | Path | None = None, revision: str | None = None, whose: str = "a model's"
+    location: str,
+    root: str | Path | None = None,
+    revision: str | None = None,
+    whose: str = "a model's",
+    wanted: Files | None = None,
 ) -> tuple[Path, ModelRef]:
     """Find the folder of a model or of an adapter.
 
@@ -98,6 +116,7 @@ def resolve(
         root: folder that relative locations are looked up in first.
         revision: branch, tag or commit of a hub id; overrides the one in `location`.
         whose: what is looked for, for messages.
+        wanted: patterns of a hub id's files that are fetched, and of those that are not; a model's by default.
 
     Returns:
         The folder with the files, and a reference: the absolute path for a local folder (without a
@@ -109,7 +128,8 @@ def resolve(
     found = _folder_or_hub(location, root, whose)
     if isinstance(found, Path):
         return found, ModelRef(str(found))
-    return _from_hub(found["repo"], revision or found["revision"], _local_candidates(location, root))
+    tried = _local_candidates(location, root)
+    return _from_hub(found["repo"], revision or found["revision"], tried, wanted or (_WANTED, _UNWANTED))
 
 
 def _folder_or_hub(location: str, root: str | Path | None, whose: str) -> Path | re.Match[str]:
@@ -168,7 +188,7 @@ def siblings(folder: Path) -> str:
     return f"in {parent}: {nearest(folder.name, names)}"
 
 
-def _from_hub(repo: str, revision: str | None, tried: list[Path]) -> tuple[Path, ModelRef]:
+def _from_hub(repo: str, revision: str | None, tried: list[Path], wanted: Files) -> tuple[Path, ModelRef]:
     """Fetch (or find in the cache) a hub model's files, without weights in other formats."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -185,7 +205,7 @@ def _from_hub(repo: str, revision: str | None, tried: list[Path]) -> tuple[Path,
     name = f"{repo}@{revision}" if revision else repo
     local = f"there is no folder {tried[0]}, so {name} was taken as a hub id"
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted[0], ignore_patterns=wanted[1]))
     except HFValidationError as error:
         raise PoolError(local, "which is not a valid one", reason_of(error)) from error
     except GatedRepoError as error:

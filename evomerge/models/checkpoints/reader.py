@@ -162,7 +162,7 @@ class Checkpoint(TensorFiles):
             file is named, and the tensor where there is one.
     """
 
-    _volatile = ("_name_or_path", "transformers_version")
+    _volatile: Collection[str] = ("_name_or_path", "transformers_version")
     _kind = "checkpoint"
 
     def __init__(self, folder: str | Path) -> None:

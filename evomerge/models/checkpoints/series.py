@@ -12,6 +12,8 @@ from typing import Any
 from evomerge.errors import ConfigError, EvomergeWarning, PoolError, nearest
 from evomerge.models.checkpoints.headers import read_json
 from evomerge.models.checkpoints.weight_files import read_headers
+from evomerge.models.pipelines.checkpoint import read_network_headers
+from evomerge.models.pipelines.folders import NETWORKS
 
 KEY = "pool.checkpoints"
 
@@ -168,7 +170,11 @@ def _unfinished(folder: Path) -> str:
     adapter = folder / "adapter_config.json"
     if adapter.is_file() and not (folder / "config.json").exists():
         return "" if (folder / "adapter_model.safetensors").is_file() else "it lacks adapter_model.safetensors"
+    network = next((name for name in NETWORKS if (folder / name / "config.json").is_file()), None)
     try:
+        if network is not None and not (folder / "config.json").exists():
+            read_network_headers(folder / network)
+            return ""
         read_headers(folder, read_json(folder / "config.json", "the model's configuration"))
     except PoolError as error:
         return error.given

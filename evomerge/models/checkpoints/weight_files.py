@@ -46,7 +46,7 @@ def read_headers(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorInf
             _warn_of_other(folder, found, index)
         return found
     if index.exists():
-        return _read_sharded(folder, index)
+        return read_sharded(folder, index)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return read_header(files[0])
@@ -105,13 +105,13 @@ def _read_named(folder: Path, named: object) -> dict[str, TensorInfo]:
     if len(named) > _LONGEST_NAME or not (folder / named).is_file():
         raise PoolError(f"{where}, which is no file there", allowed, "name one, or leave the key out")
     path = folder / named
-    return _read_sharded(folder, path) if named.endswith(".json") else read_header(path)
+    return read_sharded(folder, path) if named.endswith(".json") else read_header(path)
 
 
 def _warn_of_other(folder: Path, found: Mapping[str, TensorInfo], index: Path) -> None:
     """Say that the shards of an index, should all be there, hold other weights than the file beside it."""
     try:
-        other = _read_sharded(folder, index)
+        other = read_sharded(folder, index)
     except PoolError:  # an index that save_pretrained left behind when it removed the shards
         return
     same = found.keys() == other.keys() and all(same_bytes(info, other[name]) for name, info in found.items())
@@ -124,7 +124,7 @@ def _warn_of_other(folder: Path, found: Mapping[str, TensorInfo], index: Path) -
         )
 
 
-def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
+def read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
     """The tensors of all shards; every tensor and shard that the index names must be there."""
     weight_map = read_json(index, "the shards' index", unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):

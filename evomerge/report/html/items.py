@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from evomerge.run.responses import read_responses
 
 EXAMPLES = 4
 _MOST_TASKS = 40
+_PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
 _MOST_MODELS = 8
 
 
@@ -186,6 +188,11 @@ def _score(value: float, own: Differences) -> str:
     return number(value)
 
 
+def _answer(text: str) -> str:
+    """What a model answered; a picture as it is, where it is nothing but one."""
+    return text if _PICTURE.fullmatch(text) else clean_lines(text, 500)
+
+
 def _example(
     own: Differences,
     place: int,
@@ -194,7 +201,7 @@ def _example(
     other_answers: Sequence[str],
 ) -> Example:
     text = texts[place] if place < len(texts) and len(texts) <= len(own.own) else {}
-    answers = [clean_lines(found[place], 500) if place < len(found) else "" for found in (own_answers, other_answers)]
+    answers = [_answer(found[place]) if place < len(found) else "" for found in (own_answers, other_answers)]
     return Example(
         clean(own.task, 60),
         place,

@@ -18,7 +18,7 @@ from evomerge.report.html.shares import number_of, shares_of
 from evomerge.report.path_svg import path_svg
 
 Cells = Mapping[SliceId, float]
-OUTER = {"embed": "E", "final_norm": "N", "head": "H"}
+OUTER = {"embed": "E", "time_embed": "T", "final_norm": "N", "head": "H"}
 _MOST_PANELS = 12
 _MOST_PATH = 400
 _WRITTEN = 14
@@ -152,7 +152,11 @@ def panels(maps: Mapping[str, Cells]) -> Plot | None:
 def _methods(methods: Mapping[SliceId, str]) -> Plot:
     """Which method makes which slice."""
     names = list(dict.fromkeys(methods.values()))
-    columns, rows = _columns(methods), list(LAYER_COMPONENTS)
+    known = {place.component for place in methods}
+    columns, rows = (
+        _columns(methods),
+        [part for part in LAYER_COMPONENTS if part in known] or list(LAYER_COMPONENTS[:3]),
+    )
     cells = {place: float(names.index(method)) for place, method in methods.items()}
     matrix = _matrix(cells, columns, rows)
     words = [["" if v is None else label(names[round(v)], 30) for v in line] for line in matrix]

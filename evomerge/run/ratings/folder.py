@@ -145,6 +145,8 @@ def form(texts: Sequence[Text], scores: Mapping[int, float], rules: RatingRules)
 
 def _cell(text: str) -> str:
     """A text that spreadsheets take for a text, not for a formula to be carried out."""
+    if text.startswith("data:image/"):
+        return "a picture: evomerge rate RUN --page shows it"
     return f"'{text}" if text.startswith(_FORMULAS) else text
 
 

@@ -1,0 +1,1 @@
+"""Networks of pipelines that draw images: pools of one part of diffusers pipelines, the others kept."""
