@@ -69,8 +69,9 @@ def test_shares_as_genes_are_the_shares_of_the_command(kind: str, tmp_path: Path
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     assert ratio_of(str(tmp_path / "recipe.yaml")) == shares
     found = zip_models(one, other, tmp_path / "narrow", ratio=shares, starts=1)
-    assert found.width == (24, 42)  # of the widest
-    assert found.widths == (42, 29)
+    units = found.width[0]
+    assert found.widths == (2 * units - round(0.25 * units), 2 * units - round(0.8 * units))
+    assert found.width[1] == found.widths[0]  # of the widest
     given = inputs(kind)
     with torch.no_grad():
         side, folded, narrow = (load(tmp_path / name)(**given)[0] for name in ("side", "folded", "narrow"))
