@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from evomerge.errors import ConfigError
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.vllm_extension import BATCH
@@ -42,13 +43,23 @@ class EngineMemory:
 
 
 def engine_memory(pool: Pool, cache: CacheSettings, gpus: int) -> EngineMemory:
-    """The shares of a worker on so many GPUs, 0 for the CPU."""
+    """The shares of a worker on so many GPUs, 0 for the CPU.
+
+    Raises:
+        ConfigError: torch cannot use the GPUs that Ray has given it.
+    """
     host = free_host_memory() // max(cache.workers, 1)
     if not gpus:
         kept = int(host * CACHE_SHARE) if cache.memory is None else cache.memory
         space = min(HOST_CACHE, int(host * CACHE_SHARE))
         return EngineMemory({"kv_cache_memory_bytes": space}, Placement(0, 0, int(host * NOTES_SHARE)), kept)
     total = min(cache.group or (torch.cuda.mem_get_info(i)[1] for i in range(gpus)))
+    if not total:
+        raise ConfigError(
+            "Ray gives an engine GPUs that torch cannot use on their node",
+            "a build of torch and drivers for them, on every node",
+            "or evaluator.gpus_per_worker=0, for workers on processors",
+        )
     weights = sum(pool.info.sizes) * TORCH_DTYPES[pool.info.dtype].itemsize // gpus
     return divided(total, weights, pool.nbytes, layer_bytes(pool), host, cache)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +12,13 @@ from transformers import LlamaConfig
 
 from evomerge.candidate import Split
 from evomerge.errors import ConfigError, RecipeError
+from evomerge.evaluation import vllm_memory
 from evomerge.evaluation.cache_settings import CacheSettings
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.evaluation.local import LocalEvaluator
 from evomerge.evaluation.reference_scores import draw_prompts, fitting_layers
 from evomerge.evaluation.vllm_groups import require_whole_groups
-from evomerge.evaluation.vllm_memory import divided
+from evomerge.evaluation.vllm_memory import divided, engine_memory
 from evomerge.evaluation.vllm_paths import FixedLayers
 from evomerge.evaluation.vllm_source import check_heads
 from evomerge.merge.planning.plan import make_plan
@@ -256,3 +258,17 @@ def test_prompts_share_beginnings_and_fit_into_the_engine(pool: Pool) -> None:
     assert len(prompts) == 12
     assert prompts[-2][:10] == prompts[-1][:10]
     assert all(0 <= token < 40 for prompt in prompts for token in prompt)
+
+
+def test_a_group_counts_by_its_smallest_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 1 << 30
+    slices = [SimpleNamespace(layer=number) for number in range(8)]
+    info = SimpleNamespace(sizes=[gib // 2] * 8, slices=slices, dtype="bfloat16")
+    pool: Any = SimpleNamespace(info=info, nbytes=24 * gib)
+    monkeypatch.setattr(vllm_memory, "free_host_memory", lambda: 64 * gib)
+    found = engine_memory(pool, CacheSettings(group=(80 * gib, 48 * gib)), 2)
+    # weights and sources of each process: half of the weights, all of the sources
+    assert found == divided(48 * gib, 4 * gib, 24 * gib, 3 * gib, 64 * gib, CacheSettings())
+    assert found.arguments["gpu_memory_utilization"] > 0.5
+    with pytest.raises(ConfigError, match="GPUs that torch cannot use on their node"):
+        engine_memory(pool, CacheSettings(group=(80 * gib, 0)), 2)
