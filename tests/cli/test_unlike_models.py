@@ -71,7 +71,9 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("pool", [encoder_decoders, unlike_vocabularies, mixtures])
+@pytest.mark.parametrize(
+    "pool", [encoder_decoders, unlike_vocabularies, pytest.param(mixtures, marks=pytest.mark.slow)]
+)
 def test_the_export_has_the_scores_of_the_search(
     pool: Callable[[TinyModel, Path], tuple[Models, list[str]]],
     tiny_model: TinyModel,

@@ -31,6 +31,7 @@ FIRST = {
     "checkpoints": "linear",
     "perturbation": "linear",
     "layer_methods": "linear",
+    "choice": "linear",
 }
 """Methods at the start of the options that are not called after theirs."""
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))

@@ -242,10 +242,10 @@ def test_a_model_is_in_order_with_itself() -> None:
 def test_an_unknown_architecture_is_named_with_those_that_are_known() -> None:
     from models.architectures import build
 
-    config = build("mixtral").config
-    with pytest.raises(PoolError, match=r"'mixtral'.*one of bert, camembert.*vit, xlm-roberta"):
+    config = build("gpt_oss").config
+    with pytest.raises(PoolError, match=r"'gpt_oss'.*one of bert, camembert.*vit, xlm-roberta"):
         family_of(config)
-    with pytest.raises(PoolError, match="'mixtral'"):
+    with pytest.raises(PoolError, match="'gpt_oss'"):
         free_kinds(config)
 
 
