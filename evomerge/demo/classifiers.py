@@ -154,8 +154,12 @@ def _write(
         model = BertForSequenceClassification(BertConfig(**config, num_labels=len(labels), **names))
         model.bert.load_state_dict(start.bert.state_dict(), strict=False)  # the pooler begins anew
         draw = _labelled(own["train"], labels, tokenizer, rng)
-        train(model, task, RATE, sizes.steps, lambda model=model, draw=draw: model(**draw()).loss, each_step)
+        train(model, task, RATE, sizes.steps, _loss(model, draw), each_step)
         save(model, tokenizer, folder / task)
+
+
+def _loss(model: Any, draw: Callable[[], dict[str, Any]]) -> Callable[[], Any]:
+    return lambda: model(**draw()).loss
 
 
 def _labelled(
