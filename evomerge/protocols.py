@@ -72,11 +72,8 @@ class Fitness(Protocol):
     for an empty name.
 
     One that has a method ``check_encoder(folder: str, config: Any) -> None`` raises `FitnessError` where it cannot use
-    what sentence-transformers' files in a folder, empty where no model has any, say of embeddings; `check` and
-    `check_tokenizer` come before.
-
-    One that has a method ``fixed_share() -> float`` says what share of a candidate's forwards is the same whatever
-    items it is scored on: a race saves none of it.
+    what sentence-transformers' files in a folder, empty where there are none, say; `check_tokenizer` comes before. One
+    that has a method ``fixed_share() -> float`` says what share of a candidate's forwards any of its items asks for.
 
     One that scores in another way than its stock tool may have a method ``apart(model: LoadedModel) -> Mapping[str,
     float]`` that scores in both and says how far they are apart: it is asked of the winner. `prepare` comes before.

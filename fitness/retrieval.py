@@ -178,7 +178,7 @@ class RetrievalFitness:
         found = [line for term in self._terms for line in lines_of(term, self._read()[term.name])]
         for name, count in (self._texts.cut if self._texts is not None else {}).items():
             if count:
-                found.append(f"tasks.{name}: {count} texts are longer than the model reads, and are cut")
+                found.append(f"tasks.{name}: texts that are longer than the model reads, and are cut: {count}")
         keys = [key for key in ("pooling", "normalize", "similarity") if getattr(self._given, key) is not None]
         if keys:
             found.append(f"{', '.join(keys)}: exports say what the models' folders say, not what is set here")

@@ -178,7 +178,7 @@ class SeveralFitness:
         """The share of a candidate's texts that are read whatever items it is scored on, of all parts together."""
         texts = {name: part.work()["texts"] for name, part in self._each("work")}
         fixed = sum(part.fixed_share() * texts.get(name, 0) for name, part in self._each("fixed_share"))
-        return fixed / max(1, sum(texts.values()))
+        return float(fixed / max(1, sum(texts.values())))
 
     def prepare(self, model: LoadedModel) -> None:
         """Let every part prepare its items."""

@@ -33,7 +33,7 @@ def save_encoder(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BertModel(config(), add_pooling_layer=False)
+        model = BertModel(config())
         weights = {"linear.weight": torch.randn(dense, WIDTH), "linear.bias": torch.randn(dense)}
     model.save_pretrained(folder)
     write_tokenizer(folder, WORDS)

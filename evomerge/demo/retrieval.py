@@ -199,8 +199,8 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 
     save_text_model(model, tokenizer, folder)
     pooling = {"word_embedding_dimension": MODEL["hidden_size"], "pooling_mode_mean_tokens": True}
-    settings = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    content = {
+    settings: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    content: dict[str, Any] = {
         "modules.json": MODULES,
         "1_Pooling/config.json": pooling,
         "sentence_bert_config.json": {"max_seq_length": LENGTH, "do_lower_case": False},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import EvomergeWarning
+from evomerge.models.architecture.dense_layers import FILE, merged_layers
 from evomerge.models.checkpoints.sentence_modules import check_sentence_modules, sentence_files
 from evomerge.models.checkpoints.side_files import CODE, INPUT_FOLDERS, INPUTS, SENTENCE, check_inside, matching
 from evomerge.models.pool import Pool
@@ -66,6 +67,8 @@ def files_to_copy(recipe: Recipe, pool: Pool) -> dict[Path, Path]:
     if encoder is not None:
         found |= {place: (encoder, file) for place, file in sentence_files(pool.folder(encoder)).items()}
         folders.setdefault(encoder, pool.folder(encoder))
+        for layer in merged_layers(pool.config):  # whose weights are written anew
+            found.pop(Path(layer.place) / FILE, None)
     for name, file in found.values():
         check_inside(file, folders[name] if inputs not in file.parents else inputs)
     _warn_of_differences(found, folders)

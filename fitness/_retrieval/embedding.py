@@ -189,7 +189,8 @@ def similarities(one: Any, two: Any, kind: str) -> torch.Tensor:
     if kind == "cosine":
         one, two = functional.normalize(one, dim=-1), functional.normalize(two, dim=-1)
     if kind in ("cosine", "dot"):
-        return one @ two.T
+        found: torch.Tensor = one @ two.T
+        return found
     return -torch.cdist(one, two, 2.0 if kind == "euclidean" else 1.0, "donot_use_mm_for_euclid_dist")
 
 
@@ -200,8 +201,10 @@ def paired(one: Any, two: Any, kind: str) -> torch.Tensor:
     if kind == "cosine":
         one, two = functional.normalize(one, dim=-1), functional.normalize(two, dim=-1)
     if kind in ("cosine", "dot"):
-        return (one * two).sum(-1)
-    return -torch.linalg.vector_norm(one - two, 2.0 if kind == "euclidean" else 1.0, dim=-1)
+        found: torch.Tensor = (one * two).sum(-1)
+        return found
+    away: torch.Tensor = torch.linalg.vector_norm(one - two, 2.0 if kind == "euclidean" else 1.0, dim=-1)
+    return -away
 
 
 def maxsim(one: Sequence[torch.Tensor], two: Sequence[torch.Tensor], mean: bool = False) -> torch.Tensor:

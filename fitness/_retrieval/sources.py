@@ -27,7 +27,7 @@ class Queries:
         lost: of each query the grades of right documents that the corpus does not have: nothing finds them.
         own: of each query the place of the document that it is not to find; ``None`` where there is none.
         identities: of each query what identifies it, with the right documents.
-        skipped: queries of the file that nothing is right for.
+        skipped: judged queries that nothing is right for.
     """
 
     queries: tuple[str, ...]
@@ -105,7 +105,7 @@ def _read_queries(term: RetrievalTerm, key: str, split: SplitTerm, seed: int) ->
         if name in texts:
             raise FitnessError(f"{where}: the _id {name!r} is there twice", "every query once")
         if not any(grade > 0 for grade in judged.get(name, {}).values()):
-            skipped += 1
+            skipped += name in judged  # others are of another split
         elif in_part(text, split) and (term.limit is None or len(texts) < term.limit):
             texts[name] = text
     if not texts:
@@ -198,7 +198,7 @@ def lines_of(term: RetrievalTerm, found: Queries | Pairs) -> list[str]:
     if gone:
         lines.append(f"tasks.{term.name}: {gone} right documents are not in the corpus, and count as never found")
     if found.skipped:
-        lines.append(f"tasks.{term.name}: {found.skipped} queries have no right document, and are left out")
+        lines.append(f"tasks.{term.name}: {found.skipped} judged queries have no right document, and are left out")
     if len(found.documents) <= 2 * _MOST_NAMED:
         lines.append(f"tasks.{term.name}: of {len(found.documents)} documents any query finds the right one soon")
     return lines

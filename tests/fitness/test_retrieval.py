@@ -52,7 +52,7 @@ def tasks(folder: Path, **more: Any) -> list[dict[str, Any]]:
 
 def loaded(folder: Path) -> LoadedModel:
     module, tokenizer = (
-        AutoModel.from_pretrained(folder, add_pooling_layer=False),
+        AutoModel.from_pretrained(folder),
         AutoTokenizer.from_pretrained(folder),
     )
     return LoadedModel(module, tokenizer, torch.float32, torch.device("cpu"), str(folder))
@@ -61,7 +61,7 @@ def loaded(folder: Path) -> LoadedModel:
 class TestContract(FitnessContract):
     @pytest.fixture
     def make(self, folder: Path) -> Callable[[], RetrievalFitness]:
-        return lambda: RetrievalFitness(tasks(folder), batch_tokens=60)
+        return lambda: RetrievalFitness(tasks(folder)[:1], batch_tokens=60)
 
     @pytest.fixture
     def load(self, folder: Path) -> Callable[[], LoadedModel]:

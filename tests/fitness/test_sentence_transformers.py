@@ -67,7 +67,7 @@ ENCODERS: Mapping[str, dict[str, Any]] = {
 
 def loaded(folder: Path) -> LoadedModel:
     module, tokenizer = (
-        AutoModel.from_pretrained(folder, add_pooling_layer=False),
+        AutoModel.from_pretrained(folder),
         AutoTokenizer.from_pretrained(folder),
     )
     return LoadedModel(module, tokenizer, torch.float32, torch.device("cpu"), str(folder))

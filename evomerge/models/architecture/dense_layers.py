@@ -92,7 +92,7 @@ def give_dense(module: Any, config: Any, tensors: Mapping[str, torch.Tensor]) ->
 def attached(module: Any) -> tuple[DenseLayer, ...]:
     """The dense layers that are part of a module, in order."""
     held = getattr(module, _ATTRIBUTE, None)
-    return tuple(held.values()) if isinstance(held, nn.ModuleDict) else ()
+    return tuple(own for own in held.values() if isinstance(own, DenseLayer)) if isinstance(held, nn.ModuleDict) else ()
 
 
 def key_of(settings: Dense) -> str:
