@@ -141,7 +141,7 @@ class LayerMapSpace(ParameterSpace):
 
     def _map(self, genome: Genome, genes: tuple[Gene, ...]) -> list[int]:
         """The layers of a source that the layers of the result take, in order."""
-        return sorted(int(self._spec.value(genome, gene.name)) for gene in genes)  # type: ignore[arg-type]
+        return sorted(int(self._spec.value(genome, gene.name)) for gene in genes)
 
     def _further_genes(self) -> list[Gene]:
         return [gene for genes in self._maps.values() for gene in genes]

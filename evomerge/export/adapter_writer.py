@@ -81,9 +81,9 @@ def write_adapter(
             "write the model, without --format lora",
         )
     base = base_of(recipe, pool)
-    if recipe.kept and base != recipe.config_from:
+    if recipe.kept and base.name != recipe.config_from:
         raise RecipeError(
-            f"the recipe keeps tensors of {recipe.config_from!r}, and its base {base!r} has none of them",
+            f"the recipe keeps tensors of {recipe.config_from!r}, and its base {base.name!r} has none of them",
             "a base with all tensors of the result",
             "write the model, without --format lora",
         )

@@ -81,13 +81,17 @@ def fit_widths(reference: str, model: str, out: Path, *, max_shard_bytes: int = 
     symmetries = {name: symmetries_of_pool(pool) for name, pool in pools.items()}
     check_widths(*symmetries.values())
     names = {key: {place: name for name, place in pool.layout.parameters.items()} for key, pool in pools.items()}
+
+    def read_model(place: str) -> torch.Tensor:
+        return pools[MODEL].read(MODEL, names[MODEL][place])
+
     taken = take_units(
         symmetries[REFERENCE],
         symmetries[MODEL],
         lambda place: pools[REFERENCE].read(REFERENCE, names[REFERENCE][place]),
-        lambda place: pools[MODEL].read(MODEL, names[MODEL][place]),
+        read_model,
     )
-    factor = norm_factor(*symmetries.values(), taken, lambda place: pools[MODEL].read(MODEL, names[MODEL][place]))
+    factor = norm_factor(symmetries[REFERENCE], symmetries[MODEL], taken, read_model)
     offset = 1.0 if own.model_type in _ONE_MORE else 0.0
 
     def made(name: str) -> torch.Tensor:

@@ -185,7 +185,7 @@ def _parted(match: NameMatch, tied: nn.Module, untied: nn.Module) -> NameMatch:
 def _with_own_head(match: NameMatch, names: LanguageNames) -> NameMatch:
     """The match of a language part whose head is its embeddings, where the module's is a tensor of its own."""
     head = f"{names.head}.weight"
-    if head in match.stored or names.embeddings not in match.stored:
+    if head in match.stored or names.embeddings is None or names.embeddings not in match.stored:
         return match
     return replace(match, stored={**match.stored, head: match.stored[names.embeddings]})
 

@@ -32,7 +32,8 @@ def check_image_arguments(given: Any, key: str) -> None:
         if name not in _KINDS:
             raise ConfigError(f"{key} has {name!r}", nearest(str(name), IMAGE_ARGUMENTS))
         kind = _KINDS[name]
-        if type(value) is not kind or (kind is int and value < (0 if name == "image_token_id" else 1)):
+        least = 0 if name == "image_token_id" else 1
+        if type(value) is not kind or (isinstance(value, int) and kind is int and value < least):
             raise ConfigError(f"{key}.{name} is {value!r}", _WHAT[kind])
     if "image_max_side" in given and ("image_width" in given or "image_height" in given):
         raise ConfigError(f"{key} has image_max_side and a width or height", "one of the two", "leave the other out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 import time
@@ -62,15 +63,16 @@ class SeeingLM(ResidentLM, HFMultimodalLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Stock generation; requests without images are answered apart, as by a command of their own."""
-        plain = [number for number, request in enumerate(requests) if len(request.args) < 3]
-        if not plain:
-            return list(HFMultimodalLM.generate_until(self, requests, disable_tqdm=disable_tqdm))
-        seeing = [number for number, request in enumerate(requests) if len(request.args) >= 3]
         found: dict[int, str] = {}
-        for numbers, stock in ((seeing, HFMultimodalLM), (plain, HFLM)):
-            chosen = [requests[number] for number in numbers]
-            answers = stock.generate_until(self, chosen, disable_tqdm=disable_tqdm) if chosen else []
-            found |= dict(zip(numbers, answers, strict=True))
+        for images, stock in ((True, HFMultimodalLM), (False, HFLM)):
+            numbers = [n for n, request in enumerate(requests) if (len(request.args) >= 3) == images]
+            if numbers:
+                gc.freeze()  # stock code collects garbage after every batch: of what is new, that takes no time
+                try:
+                    answers = stock.generate_until(self, [requests[n] for n in numbers], disable_tqdm=disable_tqdm)
+                finally:
+                    gc.unfreeze()
+                found |= dict(zip(numbers, answers, strict=True))
         return [found[number] for number in range(len(requests))]
 
     def tok_batch_multimodal_encode(

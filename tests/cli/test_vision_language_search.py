@@ -75,7 +75,7 @@ def run(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_export_has_the_score_of_the_search(
     run: Path, pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scores = [event["objectives"]["score"] for event in told(run) if event["status"] == "ok"]
+    scores = [event["objectives"]["score"] for event in told(run)][4:]  # three models and their average come first
     assert len(set(scores)) > 2
     assert main(["merge", str(run), str(tmp_path / "best")]) == 0
     capsys.readouterr()
@@ -95,8 +95,8 @@ def test_a_run_is_resumed_as_if_it_had_not_stopped(run: Path, pool: Path, tmp_pa
 
 def test_validate_says_what_is_kept(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", *words(pool, "search.evaluations=6")]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "model.vision_tower.*, model.multi_modal_projector.*: those of sees, not merged" in said
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "kept model.vision_tower.*, model.multi_modal_projector.*: those of sees, not merged" in said
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,7 @@ def test_validate_says_what_is_kept(pool: Path, capsys: pytest.CaptureFixture[st
         (["pool.kept_from=seas"], "pool.kept_from is 'seas'; did you mean 'sees'?"),
         (["pool.kept=model.visoin*"], "pool.kept has 'model.visoin*', which is the name of no tensor"),
         (["fitness.image_args={max_image: 1}"], "image_args has 'max_image'"),
-        (["pool.models={base: base, plain: plain}"], "tasks have images (look), and the model reads texts alone"),
-        (["evaluator.engine=vllm"], "images"),
+        (["~pool.models.sees"], "tasks have images (look), and the model reads texts alone"),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_search(

@@ -32,6 +32,7 @@ FIRST = {
     "perturbation": "linear",
     "layer_methods": "linear",
     "choice": "linear",
+    "layer_map": "linear",
 }
 """Methods at the start of the options that are not called after theirs."""
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
@@ -53,7 +54,7 @@ def space(*overrides: str) -> SearchSpace:
     "option", [option for option in SPACES if option not in ("weights", "coefficients", "landscape", "zipped")]
 )
 def test_search_spaces(option: str) -> None:
-    made = space(f"search_space={option}")
+    made = space(f"search_space={option}", *(["search_space.mapped=[lang]"] if option == "layer_map" else []))
     recipe = made.decode(made.spec.initial)
     recipe.check(specs())
     assert {entry.method for entry in recipe.slices} == {FIRST.get(option, option)}

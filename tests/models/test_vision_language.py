@@ -11,10 +11,12 @@ from transformers import AutoModelForImageTextToText
 from vlm_models import IMAGE, KINDS, ROWS, build_vlm, save, save_vlm, save_words
 
 from evomerge.errors import ConfigError, PoolError, RecipeError
+from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.export.in_memory import merged_model
 from evomerge.export.writer import write_model
 from evomerge.models.opening import open_pool, pool_of_recipe
 from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
+from evomerge.session.engines import check_held
 
 EYES = {
     "llava": ("model.vision_tower.*",),
@@ -175,3 +177,10 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str, two: di
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("two")
     return {"a": str(save(build_vlm("llava", 0), root / "a")), "words": str(save_words(root / "words", "llava", 1))}
+
+
+def test_engines_that_hold_no_modules_are_refused(two: dict[str, str]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"evaluator\.engine is vllm, and the pool keeps model\.vision_tower\.\* of a"
+    ):
+        check_held(EngineSettings("vllm"), open_pool({"a": two["a"]}), [], [])
