@@ -167,7 +167,7 @@ def _write(
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
         "initializer_range": 0.05,
     }
-    start = GPT2LMHeadModel(GPT2Config(**config))
+    start = GPT2LMHeadModel(GPT2Config(**config, loss_type="ForCausalLM"))  # said, so that transformers is silent
     train_model(start, BASE, START_RATE, sizes.start_steps, _going_on(texts, tokenizer, rng), each_step)
     save_text_model(start, tokenizer, folder / BASE)
     for task, own in parts.items():

