@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError, nearest
 from evomerge.recipes.pool_info import PoolInfo
-from evomerge.recipes.slices import COMPONENTS, Component, SliceId
+from evomerge.recipes.slices import EVERY_COMPONENT, Component, SliceId
 
 Split = Literal["slice", "tensor", "element"]
 
@@ -83,10 +83,10 @@ def chromosomes_of(
     owner: dict[Component, int] = {}
     for number, words in enumerate(components):
         if not words:
-            raise ConfigError(f"{key}[{number}] is empty", f"one or more of {', '.join(COMPONENTS)}", "remove it")
+            raise ConfigError(f"{key}[{number}] is empty", f"one or more of {', '.join(EVERY_COMPONENT)}", "remove it")
         for word in words:
-            if word not in COMPONENTS:
-                raise ConfigError(f"{key}[{number}] names {word!r}", nearest(str(word), COMPONENTS))
+            if word not in EVERY_COMPONENT:
+                raise ConfigError(f"{key}[{number}] names {word!r}", nearest(str(word), EVERY_COMPONENT))
             if word in owner:
                 raise ConfigError(
                     f"{key}[{number}] names {word!r} a second time", "every component belongs to one list"

@@ -8,7 +8,16 @@ from typing import Any
 
 from evomerge.errors import ConfigError, nearest
 from evomerge.recipes.pool_info import PoolInfo
-from evomerge.recipes.slices import COMPONENTS, LAYER_COMPONENTS, Component, SliceId
+from evomerge.recipes.slices import (
+    COMPONENTS,
+    EVERY_COMPONENT,
+    EVERY_LAYER_COMPONENT,
+    EVERY_OUTER_COMPONENT,
+    LAYER_COMPONENTS,
+    OUTER_COMPONENTS,
+    Component,
+    SliceId,
+)
 
 Shares = tuple[tuple[int, float], ...]
 """What a slice takes from gene groups: pairs of group number and share; shares sum to 1."""
@@ -35,7 +44,7 @@ class Sharing:
 
 
 def component_lists(components: str | Sequence[Sequence[str]], key: str) -> list[list[Component]]:
-    """Check and complete the lists of components that share genes.
+    """Check the lists of components that share genes, and complete them by those that every model has.
 
     ``each`` gives every component its own list; ``all`` one list for the components of a layer and one
     for the others. Components that no list names form one more list (layer components and the others
@@ -57,12 +66,12 @@ def component_lists(components: str | Sequence[Sequence[str]], key: str) -> list
         if not words:
             raise ConfigError(f"{key}[{i}] is empty", f"one or more of {', '.join(COMPONENTS)}", "remove it")
         for word in words:
-            if word not in COMPONENTS:
-                raise ConfigError(f"{key}[{i}] names {word!r}", nearest(str(word), COMPONENTS))
+            if word not in EVERY_COMPONENT:
+                raise ConfigError(f"{key}[{i}] names {word!r}", nearest(str(word), EVERY_COMPONENT))
             if word in named:
                 raise ConfigError(f"{key}[{i}] names {word!r} a second time", "every component belongs to one list")
             named.add(word)
-    lists = [[c for c in COMPONENTS if c in words] for words in given]
+    lists = [[c for c in EVERY_COMPONENT if c in words] for words in given]
     for kind in (True, False):
         rest = [c for c in COMPONENTS if c not in named and (c in LAYER_COMPONENTS) == kind]
         if rest:
@@ -109,6 +118,7 @@ def layer_groups(
         ConfigError: a size that fits no layer, or a list that mixes components of layers with others
             while layers have groups of their own.
     """
+    components = _completed(components, pool)
     group_of = _group_numbers(pool, layer_group, key)
     if layer_group != "all":
         _refuse_mixed(components, f"{key}={layer_group}", f"set {key}=all, or list them apart")
@@ -118,7 +128,8 @@ def layer_groups(
         members.setdefault((number, 0 if slice_.layer is None else group_of[slice_.layer]), []).append(slice_)
     ordered = sorted(members.values(), key=lambda slices: min(s.order for s in slices))
     shares: dict[SliceId, Shares] = {s: ((i, 1.0),) for i, slices in enumerate(ordered) for s in slices}
-    return Sharing(tuple(_name(slices, pool, layer_group) for slices in ordered), shares)
+    names = [_name(slices, pool, layer_group, components[_list_of(slices[0], components)]) for slices in ordered]
+    return Sharing(tuple(names), shares)
 
 
 def layer_anchors(pool: PoolInfo, anchors: int, components: Sequence[Sequence[Component]], key: str) -> Sharing:
@@ -135,6 +146,7 @@ def layer_anchors(pool: PoolInfo, anchors: int, components: Sequence[Sequence[Co
         raise ConfigError(f"interpolation is linear and the pool has {pool.layers} layer", "2 layers or more")
     if isinstance(anchors, bool) or not 2 <= anchors <= pool.layers:
         raise ConfigError(f"{key} is {anchors}", f"2 to {pool.layers}, the pool's number of layers")
+    components = _completed(components, pool)
     _refuse_mixed(components, "interpolation over layers", "list them apart")
     depths = [k * (pool.layers - 1) / (anchors - 1) for k in range(anchors)]
     groups: dict[str, tuple[tuple[int, int, float], list[SliceId]]] = {}
@@ -162,6 +174,26 @@ def layer_anchors(pool: PoolInfo, anchors: int, components: Sequence[Sequence[Co
     index = {name: i for i, name in enumerate(names)}
     shares = {s: tuple((index[name], share) for name, share in pairs) for s, pairs in wanted.items()}
     return Sharing(tuple(names), shares)
+
+
+def _completed(components: Sequence[Sequence[Component]], pool: PoolInfo) -> list[list[Component]]:
+    """Lists of components with those that only some architectures have, where the pool's does.
+
+    What no list names goes where all others of its kind share genes, into a list of its own where all are apart, and
+    into one with the others that no list names otherwise.
+    """
+    lists = [list(words) for words in components]
+    there = {s.component for s in pool.slices}
+    for kind, every in ((LAYER_COMPONENTS, EVERY_LAYER_COMPONENT), (OUTER_COMPONENTS, EVERY_OUTER_COMPONENT)):
+        left = [c for c in every if c in there and not any(c in words for words in lists)]
+        shared = next((words for words in lists if set(kind) <= set(words)), None)
+        if shared is not None:
+            shared += left
+        elif all(len(words) == 1 for words in lists):
+            lists += [[c] for c in left]
+        elif left:
+            lists.append(left)
+    return lists
 
 
 def _group_numbers(pool: PoolInfo, layer_group: int | str, key: str) -> list[int]:
@@ -204,9 +236,9 @@ def _group_size(pool: PoolInfo, layer_group: int | str, key: str) -> int:
 
 def _refuse_mixed(components: Sequence[Sequence[Component]], what: str, do: str) -> None:
     for words in components:
-        inside = [c for c in words if c in LAYER_COMPONENTS]
+        inside = [c for c in words if c in EVERY_LAYER_COMPONENT]
         if inside and len(inside) < len(words):
-            outside = next(c for c in words if c not in LAYER_COMPONENTS)
+            outside = next(c for c in words if c not in EVERY_LAYER_COMPONENT)
             raise ConfigError(
                 f"search_space.components puts {outside!r}, which belongs to no layer, with {inside[0]!r}",
                 f"with {what} they cannot share genes",
@@ -220,12 +252,17 @@ def _list_of(slice_: SliceId, components: Sequence[Sequence[Component]]) -> int:
 
 def _suffix(components: Iterable[Component], pool: PoolInfo) -> str:
     """``.attn+mlp``, or nothing when these are all the components that the pool's layers have."""
-    present = [c for c in LAYER_COMPONENTS if any(s.component == c for s in pool.slices)]
+    present = [c for c in EVERY_LAYER_COMPONENT if any(s.component == c for s in pool.slices)]
     named = [c for c in present if c in components]
     return "" if named == present else f".{'+'.join(named)}"
 
 
-def _name(slices: Sequence[SliceId], pool: PoolInfo, layer_group: int | str = "layer") -> str:
+def _name(
+    slices: Sequence[SliceId],
+    pool: PoolInfo,
+    layer_group: int | str = "layer",
+    components: Sequence[Component] = (),
+) -> str:
     """``embed``, ``layers.2``, ``layers.0-3.attn+mlp``, ``down.0.attn``, ``final_norm+head``, ``model``."""
     if len(slices) == len(pool.slices):
         return "model"
@@ -236,5 +273,7 @@ def _name(slices: Sequence[SliceId], pool: PoolInfo, layer_group: int | str = "l
         span = f"{first}" if first == last else f"{first}-{last}"
         where = _block_names(pool, str(layer_group))[first] if layer_group in BLOCKS else f"layers.{span}"
         before = sum(s.layer is None and not s.order[0] for s in slices)
-        words.insert(before, f"{where}{_suffix([s.component for s in slices], pool)}")
+        # Not every layer of an architecture with blocks has all components.
+        own = components if pool.blocks and components else [s.component for s in slices]
+        words.insert(before, f"{where}{_suffix(own, pool)}")
     return "+".join(words)

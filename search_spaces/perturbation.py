@@ -17,7 +17,7 @@ from evomerge.genomes.perturbations import PerturbationSpec
 from evomerge.recipes.method_spec import MethodSpec
 from evomerge.recipes.pool_info import UNIFORM, PoolInfo, baseline_recipes
 from evomerge.recipes.recipe import Recipe
-from evomerge.recipes.slices import COMPONENTS, Input, SliceRecipe, parameters
+from evomerge.recipes.slices import EVERY_COMPONENT, Input, SliceRecipe, parameters
 from evomerge.recipes.yaml_reader import read_recipe_file
 from search_spaces.seeds import adopted
 
@@ -69,8 +69,8 @@ class PerturbationSpace:
             raise ConfigError(f"{KEY}.rank is {rank}", f"1 to {_MOST_RANK}")
         chosen = ["attn", "mlp"] if components is None else list(components)
         for word in chosen:
-            if word not in COMPONENTS:
-                raise ConfigError(f"{KEY}.components has {word!r}", nearest(str(word), COMPONENTS))
+            if word not in EVERY_COMPONENT:
+                raise ConfigError(f"{KEY}.components has {word!r}", nearest(str(word), EVERY_COMPONENT))
         self._perturbed = frozenset(own for own in pool.slices if own.component in chosen)
         if not self._perturbed:
             known = ", ".join(dict.fromkeys(own.component for own in pool.slices))

@@ -16,17 +16,27 @@ Component = Literal["attn", "mlp", "norm", "resnet", "time", "embed", "time_embe
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-LAYER_COMPONENTS: tuple[Component, ...] = ("attn", "mlp", "norm", "resnet", "time")
-"""Of networks that draw images a layer may have convolutions (``resnet``) and what it makes of the time (``time``)."""
+LAYER_COMPONENTS: tuple[Component, ...] = ("attn", "mlp", "norm")
 
 
-OUTER_COMPONENTS: tuple[Component, ...] = ("embed", "time_embed", "final_norm", "head")
-"""``time_embed`` is of networks that draw images: the embedding of the time, and of what is given beside it."""
-
-_BEFORE = ("embed", "time_embed")
+OUTER_COMPONENTS: tuple[Component, ...] = ("embed", "final_norm", "head")
 
 
 COMPONENTS: tuple[Component, ...] = (*LAYER_COMPONENTS, *OUTER_COMPONENTS)
+
+
+EVERY_LAYER_COMPONENT: tuple[Component, ...] = (*LAYER_COMPONENTS, "resnet", "time")
+"""With those of networks that draw images: convolutions, and what a layer makes of the time."""
+
+
+EVERY_OUTER_COMPONENT: tuple[Component, ...] = ("embed", "time_embed", "final_norm", "head")
+"""With that of networks that draw images: the embedding of the time, and of what is given beside it."""
+
+
+EVERY_COMPONENT: tuple[Component, ...] = (*EVERY_LAYER_COMPONENT, *EVERY_OUTER_COMPONENT)
+
+
+_BEFORE = ("embed", "time_embed")
 
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
@@ -59,13 +69,13 @@ class SliceId:
     _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        in_layer = self.component in LAYER_COMPONENTS
-        if (self.component not in COMPONENTS) or in_layer != (self.layer is not None) or (self.layer or 0) < 0:
+        in_layer = self.component in EVERY_LAYER_COMPONENT
+        if (self.component not in EVERY_COMPONENT) or in_layer != (self.layer is not None) or (self.layer or 0) < 0:
             raise RecipeError(
                 f"slice with component {self.component!r} and layer {self.layer}",
                 f"{', '.join(LAYER_COMPONENTS)} belong to a layer; {', '.join(OUTER_COMPONENTS)} do not",
             )
-        rank = COMPONENTS.index(self.component)
+        rank = EVERY_COMPONENT.index(self.component)
         part = 1 if self.layer is not None else 0 if self.component in _BEFORE else 2
         text = self.component if self.layer is None else f"layers.{self.layer}.{self.component}"
         # Made once: every recipe of a search sorts, compares and hashes the same slices.
@@ -78,9 +88,9 @@ class SliceId:
     @staticmethod
     def parse(text: str) -> SliceId:
         """Read ``layers.3.attn`` or ``embed``; `RecipeError` for anything else."""
-        if text in OUTER_COMPONENTS:
+        if text in EVERY_OUTER_COMPONENT:
             return SliceId(text)
-        match = re.fullmatch(rf"layers\.(\d{{1,6}})\.({'|'.join(LAYER_COMPONENTS)})", text)
+        match = re.fullmatch(rf"layers\.(\d{{1,6}})\.({'|'.join(EVERY_LAYER_COMPONENT)})", text)
         if match is None:
             raise RecipeError(
                 f"{text!r} is not a slice",

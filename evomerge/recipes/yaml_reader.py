@@ -50,7 +50,7 @@ from evomerge.recipes.network import read_network
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import (
     DTYPES,
-    LAYER_COMPONENTS,
+    EVERY_LAYER_COMPONENT,
     Input,
     ModelRef,
     Parameters,
@@ -313,8 +313,8 @@ def _expand(word: str, where: str, room: int) -> list[SliceId]:
     first, last = int(match[1]), int(match[2] or match[1])
     components = match[3].split("+")
     for component in components:
-        if component not in LAYER_COMPONENTS:
-            raise RecipeError(f"{where}: {word!r} names {component!r}", nearest(component, LAYER_COMPONENTS))
+        if component not in EVERY_LAYER_COMPONENT:
+            raise RecipeError(f"{where}: {word!r} names {component!r}", nearest(component, EVERY_LAYER_COMPONENT))
     if last < first:
         raise RecipeError(f"{where}: {word!r} counts down", f"layers.{last}-{first}.{match[3]}")
     if (last - first + 1) * len(components) > room:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import FitnessError, PoolError, reason_of
 from evomerge.models.checkpoints.location import resolve
+from evomerge.models.progress_bars import no_progress_bar
 from evomerge.models.tokenizers import load_tokenizer
 from fitness._images.pixels import load_processor, require_pillow
 
@@ -45,7 +46,8 @@ class Tower:
         try:
             folder, _ = resolve(location, whose=f"fitness.{key}'s")
             self._tokenizer: Any = load_tokenizer(folder) if texts else None
-            module = AutoModel.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=False)
+            with no_progress_bar():
+                module = AutoModel.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=False)
             self.module: Any = module.eval().to(device)
         except PoolError as error:
             raise FitnessError(error.given, error.allowed, error.do) from error

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from contracts.space_samples import pool
 
 from evomerge.errors import ConfigError
-from evomerge.recipes.slices import SliceId
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.slices import Component, SliceId
 from search_spaces.groups import component_lists, layer_anchors, layer_groups
 
 
@@ -80,3 +84,35 @@ def test_shares_sum_to_one_and_every_anchor_is_used(anchors: int) -> None:
 def test_one_layer_has_no_depth() -> None:
     with pytest.raises(ConfigError, match="the pool has 1 layer"):
         layer_anchors(pool(layers=1), 2, component_lists("all", "components"), "anchors")
+
+
+def drawn() -> PoolInfo:
+    """Of a network that draws images: three blocks, with convolutions and embeddings of the time."""
+    inner: list[tuple[Component, int]] = [("resnet", 0), ("time", 0), ("attn", 1), ("resnet", 1), ("resnet", 2)]
+    slices = [SliceId("embed"), SliceId("time_embed"), *(SliceId(c, layer) for c, layer in inner), SliceId("head")]
+    blocks = (("down.0", 1), ("down.1", 1), ("mid", 1))
+    return replace(pool(layers=3), slices=tuple(slices), layers=3, blocks=blocks, sizes=(), tensors=())
+
+
+@pytest.mark.parametrize(
+    ("group", "components", "names"),
+    [
+        ("block", "all", ["embed+time_embed+head", "down.0", "down.1", "mid"]),
+        ("section", "all", ["embed+time_embed+head", "down", "mid"]),
+        ("section", [["attn"]], ["embed+time_embed+head", "down.attn", "down.resnet+time", "mid.resnet+time"]),
+        ("layer", [["time", "time_embed"]], None),
+        ("all", "each", ["embed", "time_embed", "layers.1.attn", "layers.0-2.resnet", "layers.0.time", "head"]),
+    ],
+)
+def test_blocks_with_names_of_their_own(group: str, components: Any, names: list[str] | None) -> None:
+    lists = component_lists(components, "components")
+    if names is None:
+        with pytest.raises(ConfigError, match="'time_embed', which belongs to no layer, with 'time'"):
+            layer_groups(drawn(), group, lists, "layer_group")
+        return
+    assert sorted(layer_groups(drawn(), group, lists, "layer_group").names) == sorted(names)
+
+
+def test_blocks_are_asked_of_architectures_that_have_them() -> None:
+    with pytest.raises(ConfigError, match="layer_group is 'block'"):
+        layer_groups(pool(layers=4), "block", component_lists("each", "components"), "layer_group")

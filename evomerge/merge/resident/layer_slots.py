@@ -23,7 +23,7 @@ from evomerge.models.architecture.layout import skeleton
 from evomerge.models.architecture.self_built import SelfBuilt
 from evomerge.models.architecture.stacks import find_layers, find_stacks
 from evomerge.models.pool import Pool
-from evomerge.recipes.slices import LAYER_COMPONENTS, Component, SliceId
+from evomerge.recipes.slices import EVERY_LAYER_COMPONENT, Component, SliceId
 
 
 class Factor:
@@ -80,7 +80,7 @@ class LayerSlots:
                 self._fixed = f"the layers of an encoder-decoder stay in place: {len(modules)}"
         own = []
         for number, layer in enumerate(modules):
-            ids = (SliceId(component, number) for component in LAYER_COMPONENTS)
+            ids = (SliceId(component, number) for component in EVERY_LAYER_COMPONENT)
             own.append(LayerSlot(layer, {s.component: slices.of(s) for s in ids if s in slices.forms}))
         self.own = tuple(own)
         self.path: tuple[LayerSlot, ...] = self.own
@@ -208,7 +208,7 @@ class LayerSlots:
         prefix = f"{self._prefix}.{kind.layer}."
         tensors = {f"{prefix}{name}": copies[name] for name in names}
         parts = {f"{prefix}{name}": part for name, part in module.named_modules()}
-        ids = (SliceId(component, kind.layer) for component in LAYER_COMPONENTS)
+        ids = (SliceId(component, kind.layer) for component in EVERY_LAYER_COMPONENT)
         slices = {s.component: self._slices.within(s, tensors, parts) for s in ids if s in self._slices.forms}
         return LayerSlot(module, slices)
 

@@ -72,7 +72,8 @@ def check_sampler(sampler: str, rest: PipelineRest) -> None:
 
 def _scheduler_class(sampler: str) -> Any:
     diffusers = require_diffusers()
-    found = getattr(diffusers, sampler, None)
+    with quiet():
+        found = getattr(diffusers, sampler, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
         known = [name for name in dir(diffusers) if name.endswith("Scheduler")]
         raise ConfigError(f"sampler is {sampler[:80]!r}", nearest(sampler, known))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from evomerge.errors import ConfigError, PoolError
+from evomerge.models.progress_bars import no_progress_bar
 
 
 def require_diffusers() -> Any:
@@ -18,7 +19,6 @@ def require_diffusers() -> Any:
     logging.disable(logging.ERROR)  # of what it does without: torchvision, other libraries' kernels
     try:
         import diffusers
-        import diffusers.pipelines  # some parts are imported late
     except ImportError as error:
         raise ConfigError(
             "pipelines that draw images need diffusers, which is not installed", "", "pip install 'evomerge[diffusion]'"
@@ -35,7 +35,8 @@ def network_class(name: str) -> Any:
         PoolError: diffusers has no such network.
     """
     diffusers = require_diffusers()
-    found = getattr(diffusers, name, None)
+    with quiet():  # it is imported now
+        found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
         raise PoolError(
             f"diffusers has no network {name[:80]!r}",
@@ -52,7 +53,8 @@ def pipeline_class(name: str) -> Any:
         PoolError: diffusers has no such pipeline.
     """
     diffusers = require_diffusers()
-    found = getattr(diffusers, name, None)
+    with quiet():
+        found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise PoolError(
             f"diffusers has no pipeline {name[:80]!r}",
@@ -77,7 +79,7 @@ def quiet() -> Iterator[None]:
     own.disable_progress_bar()
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), no_progress_bar():
             warnings.simplefilter("ignore")
             yield
     finally:

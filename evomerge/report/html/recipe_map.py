@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from evomerge.recipes.recipe import Recipe
-from evomerge.recipes.slices import LAYER_COMPONENTS, SliceId
+from evomerge.recipes.slices import EVERY_LAYER_COMPONENT, LAYER_COMPONENTS, SliceId
 from evomerge.recipes.switches import SWITCHES, merged_recipe, switch_of
 from evomerge.report.formatting import clean, count, listed
 from evomerge.report.html.data import RunView
@@ -152,11 +152,8 @@ def panels(maps: Mapping[str, Cells]) -> Plot | None:
 def _methods(methods: Mapping[SliceId, str]) -> Plot:
     """Which method makes which slice."""
     names = list(dict.fromkeys(methods.values()))
-    known = {place.component for place in methods}
-    columns, rows = (
-        _columns(methods),
-        [part for part in LAYER_COMPONENTS if part in known] or list(LAYER_COMPONENTS[:3]),
-    )
+    found = {place.component for place in methods}
+    columns, rows = _columns(methods), [*LAYER_COMPONENTS, *(c for c in EVERY_LAYER_COMPONENT[3:] if c in found)]
     cells = {place: float(names.index(method)) for place, method in methods.items()}
     matrix = _matrix(cells, columns, rows)
     words = [["" if v is None else label(names[round(v)], 30) for v in line] for line in matrix]
@@ -211,7 +208,7 @@ def _rows(maps: Mapping[str, Cells]) -> list[str]:
                 layers.setdefault(place.layer, set()).add(value)
         if any(len(values) > 1 for values in layers.values()):
             found = {place.component for own in maps.values() for place in own if place.layer is not None}
-            return [component for component in LAYER_COMPONENTS if component in found]
+            return [component for component in EVERY_LAYER_COMPONENT if component in found]
     return ["all"]
 
 
