@@ -50,6 +50,7 @@ from evomerge.session.best_recipe import best_recipe
 from evomerge.session.builders import fitness_from_config
 from evomerge.session.calibration import make_statistics, plan_calibration
 from evomerge.session.pools import pool_from_config
+from evomerge.session.series import fill_models
 from evomerge.utils.files import write_text_atomic
 
 COMPONENTS = "[[attn, mlp, norm], [embed], [final_norm, head]]"
@@ -288,6 +289,7 @@ class Series:
             if self._names:
                 words += ["search_space=parameter", f"search_space.method=[{', '.join(self._names)}]"]
             config = compose_config(words)
+            fill_models(config)
             self._pool = pool_from_config(config)
             found = plan_calibration(config, self._pool)
             make_statistics(found)
