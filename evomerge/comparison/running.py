@@ -20,8 +20,9 @@ from evomerge.demo.stand_ins import make_stand_in
 from evomerge.errors import ConfigError, OutputError, RecipeError
 from evomerge.run.inside import LEDGER
 from evomerge.session import watched
-from evomerge.session.builders import check_fitnesses, fitness_from_config, phase_nodes, pool_from_config
+from evomerge.session.builders import check_fitnesses, fitness_from_config, phase_nodes
 from evomerge.session.gene_budget import fit_spaces
+from evomerge.session.pools import pool_from_config
 from evomerge.utils.files import place_problem, read_bounded, write_text_atomic
 from evomerge.utils.safe_yaml import parse
 

@@ -15,7 +15,7 @@ from evomerge.export.aligned_model import ALIGNMENT_FILE, MODEL, REFERENCE, file
 from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.shards import Declared, ShardWriter
 from evomerge.export.writer import MAX_SHARD_BYTES
-from evomerge.merge.alignment.orders import Symmetries
+from evomerge.merge.alignment.orders import Experts, Heads, Symmetries
 from evomerge.merge.alignment.widths import check_widths, fitted, norm_factor, take_units
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.checkpoints.weight_files import NAMES_FILES
@@ -113,7 +113,8 @@ def fit_widths(reference: str, model: str, out: Path, *, max_shard_bytes: int = 
 
 def _count(symmetries: Symmetries, part: Any) -> int:
     group = symmetries.groups[part]
-    return int(group.groups if hasattr(group, "groups") else group.size)
+    assert not isinstance(group, Experts)
+    return group.groups if isinstance(group, Heads) else group.size
 
 
 def _write(

@@ -22,10 +22,10 @@ Slices with identical entries share one, whatever their order in the file: a rec
 may have a value by tensor: ``weight: [{filter: q_proj, value: 0.3}, {value: 0.5}]``, the first filter that is part of
 the tensor's name deciding.
 
-Tensors that belong to a model's task and are carried from there (see `heads`) are in no slice:
+In no slice are tensors of a model's own task (see `heads`), and those that `config_from` gives as they are (`kept`):
 
     heads: {tensors: [classifier.weight, classifier.bias], tasks: [math, code]}
-    kept: ["model.vision_tower.*"]   # those of `config_from` (see `kept`)
+    kept: ["model.vision_tower.*"]
 
 Intermediates are recipes of their own, which slices and later intermediates name as they name models. What they leave
 out of `dtype`, `config_from`, `seed`, `heads`, `kept` and `models` (a list of names) is as in the recipe.
@@ -148,8 +148,8 @@ def _recipe_in(content: Any) -> Recipe:
     stages: dict[str, Recipe] = {}
     calibration = _calibration_in(top["calibration"], refs) if top.get("calibration") is not None else None
     tokenizer = None if top.get("tokenizer") is None else read_tokenizer(top["tokenizer"], "tokenizer")
-    shared = {"calibration": calibration, "tokenizer": tokenizer}
-    shared |= {"dense": read_dense(top.get("dense"), "dense"), "network": read_network(top.get("network"), "network")}
+    dense, network = read_dense(top.get("dense"), "dense"), read_network(top.get("network"), "network")
+    shared = {"calibration": calibration, "tokenizer": tokenizer, "dense": dense, "network": network}
     top = {**top, **shared}
     common = {key: top.get(key) for key in ("dtype", "config_from", "heads", "kept")} | {"seed": top.get("seed", 0)}
     common["models"] = [*refs]

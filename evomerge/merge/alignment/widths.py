@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from evomerge.errors import PoolError
-from evomerge.merge.alignment.matching import assignment
-from evomerge.merge.alignment.orders import Axis, Heads, Indices, Part, Symmetries, Units
+from evomerge.merge.alignment.assigning import assignment
+from evomerge.merge.alignment.orders import Axis, Experts, Heads, Indices, Part, Symmetries, Units
 
 _OF_HEADS = ("query", "key", "value", "context")
 _ABSENT = -1
@@ -26,8 +26,11 @@ Taken = dict[Part, Indices]
 
 
 def check_widths(reference: Symmetries, model: Symmetries) -> None:
-    """`PoolError` where heads have other dimensions, or other numbers of queries for each head of keys and values."""
+    """`PoolError` for mixtures of experts, and where heads have other dimensions, or other numbers of queries for each
+    head of keys and values."""
     for part, own in model.groups.items():
+        if isinstance(own, Experts):
+            raise PoolError("the models are mixtures of experts", "dense models")
         wanted = reference.groups.get(part)
         if isinstance(own, Heads) and isinstance(wanted, Heads):
             ours, theirs = ((h.width, h.queries) for h in (own, wanted))
@@ -64,7 +67,7 @@ def take_units(
 
 def _matched(
     part: Part,
-    group: Units | Heads,
+    group: Units | Heads | Experts,
     reference: Symmetries,
     model: Symmetries,
     read_reference: Callable[[str], torch.Tensor],
@@ -72,6 +75,8 @@ def _matched(
     taken: Taken,
 ) -> Indices:
     other = model.groups[part]
+    assert not isinstance(group, Experts)
+    assert not isinstance(other, Experts)
     sizes = [own.size if isinstance(own, Units) else own.groups for own in (group, other)]
     if part.kind not in model.free:  # in their places; those beyond are left out or missing
         places = np.arange(sizes[0])
