@@ -34,6 +34,7 @@ SMALL = {
     "weights": ["search_space.shapes={W1: [64, 1], b1: [1], W2: [1, 10], b2: [10]}", "+search_space.seeds.hidden=1"],
     "blocks": ["search_space.block=2"],
     "layer_map": ["search_space.mapped=[lang]"],
+    "listed": ["search_space.recipes={mean: {method: linear}, ties: {method: ties}}"],
 }
 """Overrides that keep a space small."""
 

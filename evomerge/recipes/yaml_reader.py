@@ -7,7 +7,7 @@
     models:
       base: {location: pool/base, fingerprint: 'sha256:...'}
       math: {location: org/math, revision: 1a2b...}
-      code: {location: pool/base, fingerprint: 'sha256:...', adapter: {location: org/code-lora, revision: 3c4d...}}
+      code: {location: pool/base, fingerprint: 'sha256:...', adapter: {location: org/lora, revision: 3c4d...}}
     intermediates:
       both: {slices: [...]}
     slices:
@@ -18,14 +18,10 @@
       inputs:
       - {model: math, parameters: {weight: 0.5}}
 
-Slices with identical entries share one, whatever their order in the file: a recipe keeps model order. A parameter
-may have a value by tensor: ``weight: [{filter: q_proj, value: 0.3}, {value: 0.5}]``, the first filter that is part of
-the tensor's name deciding.
+Slices with identical entries share one: a recipe keeps model order. A parameter may have a value by tensor: ``weight:
+[{filter: q_proj, value: 0.3}, {value: 0.5}]``, the first filter that is part of the tensor's name deciding.
 
-In no slice are tensors of a model's own task (see `heads`), and those that `config_from` gives as they are (`kept`):
-
-    heads: {tensors: [classifier.weight, classifier.bias], tasks: [math, code]}
-    kept: ["model.vision_tower.*"]
+In no slice are tensors of a model's own task (``heads: {tensors: [classifier.weight], tasks: [math, code]}``).
 
 Intermediates are recipes of their own, which slices and later intermediates name as they name models. What they leave
 out of `dtype`, `config_from`, `seed`, `heads`, `kept` and `models` (a list of names) is as in the recipe.

@@ -33,8 +33,14 @@ FIRST = {
     "layer_methods": "linear",
     "choice": "linear",
     "layer_map": "linear",
+    "listed": "linear",
 }
 """Methods at the start of the options that are not called after theirs."""
+NEEDED = {
+    "layer_map": ["search_space.mapped=[lang]"],
+    "listed": ["search_space.recipes={mean: {method: linear}}"],
+}
+"""What a space is nothing without."""
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
 
 
@@ -54,7 +60,7 @@ def space(*overrides: str) -> SearchSpace:
     "option", [option for option in SPACES if option not in ("weights", "coefficients", "landscape", "zipped")]
 )
 def test_search_spaces(option: str) -> None:
-    made = space(f"search_space={option}", *(["search_space.mapped=[lang]"] if option == "layer_map" else []))
+    made = space(f"search_space={option}", *NEEDED.get(option, []))
     recipe = made.decode(made.spec.initial)
     recipe.check(specs())
     assert {entry.method for entry in recipe.slices} == {FIRST.get(option, option)}
