@@ -193,7 +193,7 @@ class EngineSettings:
         several = node.get("device") == "spread" or on_ray
         if found.is_vllm and on_ray and "distributed_executor_backend" in found.arguments:
             raise ConfigError(
-                "evaluator.engine_args has distributed_executor_backend, and evaluator.gpus_per_worker several",
+                "evaluator.engine_args has distributed_executor_backend, and evaluator.gpus_per_worker is above 1",
                 "vLLM's executor on Ray starts the processes of such an engine",
                 "leave it out",
             )

@@ -196,10 +196,13 @@ class Cluster:
         if found >= wanted:
             return ""
         short = "no worker has" if not found else f"{found} of {wanted} workers have"
-        less = "lower evaluator.workers or gpus_per_worker"
+        cpus = ", gpus_per_worker or cpus_per_worker" if self.address is not None else " or gpus_per_worker"
+        less = f"lower evaluator.workers{cpus}"
         if self.strategy is not None and sum(ray_groups.workers_on(nodes, self.cpus, int(self.gpus), "PACK")) > found:
             less += ", or let evaluator.placement_strategy=PACK give a worker GPUs of several nodes"
-        later = "; the others start when nodes join that have room" if self.address is not None else ""
+        later = ""
+        if self.address is not None:
+            later = f"; {'the others' if found else 'they'} start when nodes join that have room"
         return f"{short} a place: each asks for {self.each}, {have}; {less}{later}"
 
     def check(self) -> bool:

@@ -17,7 +17,7 @@ from evomerge.report.finalists import compared_score, race_lines
 from evomerge.report.progress import RunProgress
 from evomerge.report.stop_rules import RuleStatus
 from evomerge.report.trial import numbers
-from evomerge.report.worker_lines import read_workers
+from evomerge.report.worker_lines import not_begun, read_workers
 from evomerge.run.folder import RunFolder
 from evomerge.run.ledger import read_ledger
 from evomerge.run.ledger_file import LedgerError, lock_holder
@@ -230,9 +230,7 @@ def read_status(run: Path | str, now: datetime | None = None) -> RunStatus:
         damage = str(error)
     if not seen.started:
         require_ledger(folder, int(seen.last is not None))
-        raise LedgerError(
-            f"{folder.ledger} has no started event", "the ledger of a run", "wait, or start the run again"
-        )
+        raise not_begun(folder, running=bool(holder))
     if damage is not None:
         return status_of(seen, folder, "damaged", damage, now)
     state, detail = _state(seen, holder)

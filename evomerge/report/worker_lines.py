@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 
 from evomerge.protocols import Work
 from evomerge.report.formatting import duration
 from evomerge.run.folder import RunFolder
+from evomerge.run.ledger_file import LedgerError
 from evomerge.utils.files import read_bounded
 
 _SHOWN_WORKERS = 4
@@ -38,6 +40,14 @@ def worker_lines(workers: Sequence[Work], now: float) -> list[str]:
     idle = Counter(work.stage for work in workers if work.candidate is None and work.stage)
     others = [f"{number} {stage}" for stage, number in idle.items()]
     return [f"{len(busy)} of {len(workers)} busy", *shown, *more, *others]
+
+
+def not_begun(folder: RunFolder, *, running: bool) -> LedgerError:
+    """The error for a run whose ledger has not begun; of one that is running with what its workers are at."""
+    lines = worker_lines(read_workers(folder), time.time())[1:] if running else []
+    if lines:
+        return LedgerError(f"the search of {folder.path} has not begun; its workers: {', '.join(lines)}", "", "wait")
+    return LedgerError(f"{folder.ledger} has no started event", "the ledger of a run", "wait, or start the run again")
 
 
 def read_workers(folder: RunFolder) -> tuple[Work, ...]:

@@ -130,7 +130,7 @@ def test_an_engine_over_several_gpus_has_a_group_of_them_while_its_worker_lives(
     short = RayEvaluator(Build(tmp_path), **HERE, **settings | {"gpus_per_worker": 3})  # type: ignore[arg-type]
     assert short.unplaced() == (
         "no worker has a place: each asks for 3 CPUs and 3 GPUs of one node, the nodes of the cluster have 2 GPUs and "
-        "4 CPUs; lower evaluator.workers or gpus_per_worker; the others start when nodes join that have room"
+        "4 CPUs; lower evaluator.workers, gpus_per_worker or cpus_per_worker; they start when nodes join that have room"
     )
     assert ray.is_initialized()
     (tmp_path / "1").write_text("once")

@@ -420,6 +420,22 @@ def test_not_a_run(tmp_path: Path) -> None:
         read_status(tmp_path / "empty")
 
 
+def test_a_search_whose_workers_have_no_place_yet(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "ledger.jsonl").touch()
+    work = [{"worker": f"worker {number}", "stage": "waiting for 2 GPUs"} for number in (1, 2)]
+    (folder / "workers.json").write_text(json.dumps([*work, {"worker": "worker 3", "stage": "starting"}]))
+    lock = Lock(folder / "ledger.lock")
+    try:
+        with pytest.raises(LedgerError, match="run has not begun; its workers: 2 waiting for 2 GPUs, 1 starting; wait"):
+            read_status(folder)
+    finally:
+        lock.release()
+    with pytest.raises(LedgerError, match="has no started event"):
+        read_status(folder)
+
+
 def test_rules_that_end_a_run_are_shown_with_how_near_it_is(tmp_path: Path) -> None:
     run = Written(tmp_path / "run", stop_rules={"hours": 0.5, "patience": 10, "target": {"score": 0.9}})
     run.asked(0, 0, "base")
