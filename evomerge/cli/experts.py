@@ -8,10 +8,9 @@ from pathlib import Path
 
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError
+from evomerge.merge.experts.settings import METHODS, ROUTERS, SCOPES, check_settings
 from evomerge.utils.imports import without_collector
 from evomerge.utils.sizes import byte_count
-
-_METHODS, _ROUTERS, _SCOPES = ("m_smoe", "sub_moe", "drop"), ("mean", "dominant", "kept"), ("layer", "model")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -37,17 +36,19 @@ def run(arguments: Sequence[str]) -> int:
         type=Path,
         help="texts that the experts are seen at work on, a text a line or JSON lines",
     )
-    parser.add_argument("--method", choices=_METHODS, default="m_smoe", help="default: m_smoe; drop merges nothing")
+    parser.add_argument(
+        "--method", choices=tuple(METHODS), default="m_smoe", help="default: m_smoe; drop merges nothing"
+    )
     parser.add_argument(
         "--router",
-        choices=_ROUTERS,
+        choices=ROUTERS,
         default="mean",
         help="rows of the router: means by use (default), the most used expert's, or all of them as they are: then "
         "OUT has as many experts as before, some of them equal",
     )
     parser.add_argument(
         "--scope",
-        choices=_SCOPES,
+        choices=SCOPES,
         default="layer",
         help="the same number in each layer (default), or one threshold on use for the model, with --router kept",
     )
@@ -96,7 +97,4 @@ def _check(options: argparse.Namespace) -> None:
     """`ConfigError` for what can be said without a model, before torch is imported."""
     if not options.texts.is_file():
         raise ConfigError(f"--texts {options.texts} is no file", "texts, or JSON lines with text")
-    if options.experts < 1:
-        raise ConfigError(f"--experts is {options.experts:g}", "at least 1")
-    if not 0 < options.rank <= 1:
-        raise ConfigError(f"--rank is {options.rank}", "a share above 0, up to 1")
+    check_settings(options.experts, options.method, options.router, options.scope, options.rank, options.seed)

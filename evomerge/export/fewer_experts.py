@@ -8,19 +8,20 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from evomerge.calibration.encoding import Encoded, encode
 from evomerge.calibration.expert_usage import Usage, counts_of, expert_usage
-from evomerge.errors import ConfigError, PoolError, nearest, one_line
+from evomerge.errors import ConfigError, PoolError, one_line
 from evomerge.export.aligned_model import files_alongside
 from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.export.writer import MAX_SHARD_BYTES
 from evomerge.merge.experts.grouping import Groups, by_clusters, by_dominant, dominant, numbers_by_threshold
-from evomerge.merge.experts.merging import Layer, Router, merged_layer
+from evomerge.merge.experts.merging import Layer, merged_layer
+from evomerge.merge.experts.settings import Method, Router, Scope, check_settings
 from evomerge.models.architecture.conversion import Join
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.architecture.mixtures import Mixture, count_keys, mixtures_of, with_experts
@@ -32,14 +33,6 @@ from evomerge.models.progress_bars import no_progress_bar
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.protocols import CalibrationItem
 
-Method = Literal["m_smoe", "sub_moe", "drop"]
-METHODS: Mapping[str, str] = {
-    "m_smoe": "each joins the most used whose router's logits are most like its own; units in order, mean by use",
-    "sub_moe": "k-means on the experts' outputs; mean by use, of singular values side by side the leading",
-    "drop": "the most used stay as they are, the others go",
-}
-ROUTERS = ("mean", "dominant", "kept")
-SCOPES = ("layer", "model")
 EXPERTS_FILE = "evomerge_experts.json"
 _MODEL = "model"
 _MOST_TOKENS = 512
@@ -73,7 +66,7 @@ def fewer_experts(
     texts: Sequence[CalibrationItem],
     method: Method = "m_smoe",
     router: Router = "mean",
-    scope: Literal["layer", "model"] = "layer",
+    scope: Scope = "layer",
     rank: float = 1.0,
     seed: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -130,38 +123,6 @@ def fewer_experts(
         sizes,
         sum(len(item.ids) for item in items if isinstance(item, Encoded)),
     )
-
-
-def check_settings(number: float, method: str, router: str, scope: str, rank: float, seed: int) -> None:
-    """`ConfigError` for a setting that cannot be, whatever the model."""
-    for key, given, known in (("--method", method, METHODS), ("--router", router, ROUTERS), ("--scope", scope, SCOPES)):
-        if given not in known:
-            raise ConfigError(f"{key} is {given!r}", nearest(given, known))
-    for said, wrong, allowed in (
-        (f"--experts is {number:g}", number < 1, "at least 1"),
-        (f"--experts is {number:g}", scope == "layer" and number != int(number), "a whole number, with --scope layer"),
-        (f"--rank is {rank}", not 0 < rank <= 1, "a share above 0, up to 1"),
-        (f"--rank is {rank}", rank < 1 and method != "sub_moe", "1; singular values are left out by --method sub_moe"),
-        (f"--seed is {seed}", seed < 0, "at least 0"),
-        (
-            "--scope is model",
-            scope == "model" and method != "m_smoe",
-            "layer; one threshold for all is --method m_smoe's",
-        ),
-        (
-            "--router is kept",
-            method == "drop" and router == "kept",
-            "mean or dominant: what is dropped is sent no token",
-        ),
-    ):
-        if wrong:
-            raise ConfigError(said, allowed)
-    if scope == "model" and router != "kept":
-        raise ConfigError(
-            "--scope is model, which leaves layers with different numbers of experts",
-            "the same number in each, which is all that a configuration can say",
-            "--router kept writes equal experts in the place of the merged ones",
-        )
 
 
 def groups_of(seen: Mapping[int, Usage], number: float, method: str, scope: str, seed: int) -> dict[int, Groups]:

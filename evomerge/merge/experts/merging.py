@@ -11,16 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from evomerge.merge.alignment.assigning import assignment
 from evomerge.merge.experts.grouping import Counts, check_groups
-
-Router = Literal["mean", "dominant", "kept"]
-"""Rows of the router: a group's mean by frequency, that of its dominant expert, or all rows as they were."""
+from evomerge.merge.experts.settings import Router
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,8 @@ def merged_layer(
         counts: tokens that each was sent, the weights of the means; equal ones where a group was sent none.
         align: bring hidden units into the order of the dominant expert's first.
         rank: share of the singular values that a group's matrices side by side keep, above 0 up to 1.
-        router: see `Router`. With ``kept``, each expert of a group is a copy of the group's, so that the layer has as
-            many as before and tokens go where they went: what M-SMoE computes.
+        router: see `settings.Router`. With ``kept``, each expert of a group is a copy of the group's, so that the layer
+            has as many as before and tokens go where they went: what M-SMoE computes.
 
     Raises:
         EvomergeError: an expert is in two groups, or in none of a router that is kept.
