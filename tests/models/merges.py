@@ -18,7 +18,7 @@ WEIGHTS = {"a": 0.7, "b": 0.4}
 
 
 def opened(folders: dict[str, Path]) -> Pool:
-    return open_pool({name: str(folder) for name, folder in folders.items()}, base="base")
+    return open_pool({name: str(folder) for name, folder in folders.items()}, base="base", kept=None)
 
 
 def task_arithmetic(pool: Pool, only: SliceId | None = None) -> Recipe:

@@ -111,13 +111,13 @@ def test_other_class_of_the_same_type(tiny_model: TinyModel) -> None:
         open_pool({"a": str(a), "b": str(b)})
 
 
-def test_other_shapes_name_tensor_shapes_and_models(tiny_model: TinyModel) -> None:
+def test_other_shapes_name_key_and_models_once(tiny_model: TinyModel) -> None:
     a, b = tiny_model("a"), tiny_model("b", seed=1, intermediate_size=32)
     with pytest.raises(PoolError) as caught:
         open_pool({"a": str(a), "b": str(b)})
     message = str(caught.value)
-    assert "tensor 'model.layers.0.mlp.gate_proj.weight' has shape (32, 16) in model 'b' and (24, 16) in 'a'" in message
-    assert "model 'b' has intermediate_size 32 in config.json, 'a' has 24" in message
+    assert message.startswith("model 'b' has intermediate_size 32 in config.json, 'a' has 24")
+    assert "has shape" not in message  # they follow from it
 
 
 def test_other_vocabulary_size_is_said_once(tiny_model: TinyModel) -> None:
