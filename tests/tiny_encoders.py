@@ -34,7 +34,7 @@ def save_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BertModel(config())
-        weights = {"linear.weight": torch.randn(dense, WIDTH), "linear.bias": torch.randn(dense)}
+        weights = torch.randn(dense or WIDTH, WIDTH + 1)
     model.save_pretrained(folder)
     write_tokenizer(folder, WORDS)
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
@@ -57,7 +57,10 @@ def save_encoder(
         place.mkdir()
         (place / "config.json").write_text(json.dumps(content))
         if kind == "Dense":
-            held = {name: own for name, own in weights.items() if content.get("bias", True) or "bias" not in name}
+            own = weights[: content["out_features"]]
+            held = {"linear.weight": own[:, :-1].contiguous(), "linear.bias": own[:, -1].contiguous()}
+            if not content.get("bias", True):
+                del held["linear.bias"]
             save_file(held, place / "model.safetensors")
         entries.append({"idx": number, "name": str(number), "path": place.name, "type": whole or f"{CLASSES}.{kind}"})
     (folder / "modules.json").write_text(json.dumps(entries))

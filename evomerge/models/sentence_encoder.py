@@ -141,16 +141,14 @@ class SentenceEncoder:
         return tuple(step for step in self.steps if isinstance(step, Dense))
 
     def prompt(self, role: str) -> str:
-        """What stands before texts of a role, as sentence-transformers chooses it.
+        """What stands before texts of a role: the first prompt of its names, of which the default is none for others.
 
         Args:
             role: ``query``, ``document`` or ``text``.
         """
-        names = {"query": ("query",), "document": ("document", "passage", "corpus")}.get(role, ())
-        for name in (*names, self.default_prompt):
-            if name in self.prompts:
-                return self.prompts[name]
-        return ""
+        roles = {"query": ("query",), "document": ("document", "passage", "corpus")}
+        names = roles.get(role, (self.default_prompt,))
+        return next((self.prompts[name] for name in names if self.prompts.get(name)), "")
 
 
 def read_encoder(folder: Path) -> SentenceEncoder | None:

@@ -90,7 +90,8 @@ def test_similarities_are_those_of_the_package(name: str, tmp_path: Path) -> Non
     theirs = (package.MultiVectorEncoder if late else package.SentenceTransformer)(str(folder), device="cpu")
     source = fitness._read()["find"]
     queries = theirs.encode_query(list(source.queries))
-    documents = theirs.encode_document(list(source.documents))
+    passage = {"prompt_name": "passage"} if "passage" in given.get("settings", {}).get("prompts", {}) else {}
+    documents = theirs.encode_document(list(source.documents), **passage)
     assert own.numpy() == pytest.approx(np.asarray(theirs.similarity(queries, documents)), abs=2e-5)
 
 
