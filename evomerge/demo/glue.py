@@ -49,7 +49,7 @@ class GlueSizes:
     layers: int = 3
 
 
-QUICK = GlueSizes(60, 150, 30, 60, 300, 3, 3, 16, 2)
+QUICK = GlueSizes(40, 60, 14, 20, 300, 3, 3, 16, 2)
 """Models of the right shape that can do next to nothing."""
 
 LENGTH, START_RATE, RATE = 40, 3e-3, 1.5e-3
@@ -167,7 +167,8 @@ def _write(
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
         "initializer_range": 0.05,
     }
-    start = GPT2LMHeadModel(GPT2Config(**config, loss_type="ForCausalLM"))  # said, so that transformers is silent
+    start = GPT2LMHeadModel(GPT2Config(**config))
+    start.loss_type = "ForCausalLM"  # said, so that transformers does not warn that it guesses
     train_model(start, BASE, START_RATE, sizes.start_steps, _going_on(texts, tokenizer, rng), each_step)
     save_text_model(start, tokenizer, folder / BASE)
     for task, own in parts.items():
