@@ -141,10 +141,10 @@ def _axes(layer: int) -> dict[str, ByTensor]:
     GPT-2's matrices are inputs by outputs, others' outputs by inputs.
     """
     turned: list[tuple[str | None, Scalar]] = [
-        (f"h.{layer}.mlp.c_fc", "columns"),
-        (f"h.{layer}.mlp.c_proj", "rows_read"),
+        (f"h.{layer}.mlp.c_fc", "cols"),
+        (f"h.{layer}.mlp.c_proj", "in_rows"),
     ]
-    hidden = [*turned, *((name, "rows") for name in _GIVES), *((name, "columns_read") for name in _READS)]
+    hidden = [*turned, *((name, "rows") for name in _GIVES), *((name, "in_cols") for name in _READS)]
     return {
         "hidden": ByTensor((*hidden, (None, "none"))),
         "stretches": ByTensor((("gate_up_proj", 2), (None, 1))),

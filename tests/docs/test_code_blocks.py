@@ -56,6 +56,7 @@ NOT_RUN = {
     ("fitness=animals",): "asks for images; tests/fitness/test_images.py scores some",
     ("fitness=images",): "asks for images; tests/cli/test_image_runs.py searches on some",
     ("fitness=answers",): "asks for corpora; tests/fitness/test_retrieval.py scores some",
+    ("search_space=zipped",): "asks for what align --ratio 0 writes; tests/cli/test_zipped_search.py searches on it",
     ("rate",): "asks for scores; tests/cli/test_human_search.py gives some",
     ("dashboard",): "serves until it is interrupted; tests/cli opens it",
 }

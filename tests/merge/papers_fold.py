@@ -11,10 +11,10 @@ from merge.papers import Array, paper
 @paper
 def fold(x: Sequence[Array], base: Array | None, *, ratio: float, second: float, hidden: str, stretches: int) -> Array:
     own = x[0]
-    reads = hidden.endswith("_read")
+    reads = hidden.startswith("in_")
     if hidden == "none" or own.ndim not in ((2,) if reads else (1, 2)):
         return own
-    turned = hidden.startswith("columns") and own.ndim == 2
+    turned = hidden.endswith("cols") and own.ndim == 2
     rows = own.T if turned else own
     size = len(rows)
     pairs = size // (2 * stretches)

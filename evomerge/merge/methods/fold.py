@@ -10,9 +10,9 @@ from evomerge.merge.methods.registry import Context, Values, merge_method
 from evomerge.merge.methods.sphere import check_finite
 from evomerge.recipes.method_spec import ParameterSpec
 
-GIVEN = {"rows": 0, "columns": -1}
+GIVEN = {"rows": 0, "cols": -1}
 """By the words of ``hidden``, the axis of hidden units in what gives them."""
-READ = {"rows_read": 0, "columns_read": 1}
+READ = {"in_rows": 0, "in_cols": 1}
 """The same in matrices that read them."""
 
 
@@ -61,11 +61,12 @@ def fold(
 ) -> torch.Tensor:
     """Of n pairs ``(i, n + i)`` along an axis the first ``ratio n`` become one unit, in the place of the first.
 
-    In a tensor that gives hidden units it is ``(1 - second) a + second b``, in one that reads them ``a + b``: what was
-    read of either is read of both. The place of the second is left zero. The two halves of an axis (of each of its
-    ``stretches``: gate and up in one matrix) are the units of two models, the most alike first, as `evomerge align
-    --ratio 0` writes them; with equal ratios this is then its `--ratio`, in a wider model. So the shares of PLeaS, one
-    for each layer, are genes: `search_space=zipped`. What does not come in pairs stays.
+    In a tensor that gives hidden units it is ``theta_i = (1 - second) theta_i + second theta_(n+i)``, in one that reads
+    them ``theta_i + theta_(n+i)``: what was read of either is read of both. The place of the second is left zero. The
+    two halves of an axis (of each of its ``stretches``: gate and up in one matrix) are the units of two models, the
+    most alike first, as `evomerge align --ratio 0` writes them; with equal ratios this is then its `--ratio`, in a
+    wider model. So the shares of PLeaS, one for each layer, are genes: `search_space=zipped`. What does not come in
+    pairs stays. For two models from different starts.
     """
     (x,) = inputs
     if hidden == "none" or (hidden in READ and x.dim() != 2) or not x.dim() or x.dim() > 2:

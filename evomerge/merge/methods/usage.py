@@ -54,7 +54,7 @@ def usage(
     experts, so that ``e f_i`` is 1 where all are used alike. Merge, Then Compress: Demystify Efficient SMoE with Hints
     from Its Routing Policy weights experts of *one* model that are merged into one so; here it is those in the same
     place of several models, fine-tunes of one base. Rows of the router count as their experts. All other tensors have
-    no frequencies: the weighted mean is taken.
+    no frequencies: the weighted mean is taken. For models of different domains, whose tokens go to different experts.
     """
     known = [context.statistic(i) for i in range(len(inputs))]
     if any(own is None for own in known):
