@@ -18,8 +18,8 @@ from evomerge.errors import DeviceLostError
 
 def bundles(cpus: int, gpus: int) -> list[dict[str, float]]:
     """What a worker's group asks for: a bundle for each GPU, the worker's own with its CPUs."""
-    others: list[dict[str, float]] = [{"GPU": 1} for _ in range(gpus - 1)]
-    return [{"CPU": cpus, "GPU": 1}, *others]
+    first: dict[str, float] = {"CPU": cpus, "GPU": 1}
+    return [first, *({"GPU": 1.0} for _ in range(gpus - 1))]
 
 
 def make_group(cpus: int, gpus: int, strategy: str) -> tuple[Any, dict[str, Any]]:
