@@ -11,6 +11,7 @@ from evomerge.errors import ConfigError
 from evomerge.merge.methods import specs
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
+from evomerge.models.pool_settings import check_dense
 from evomerge.recipes.method_spec import MethodSpec
 
 Location = str | os.PathLike[str]
@@ -26,6 +27,7 @@ def load_pool(
     tokenizer_from: str | None = None,
     tokenizer: str | Mapping[str, Any] | None = None,
     heads: str | Sequence[str] | None = "auto",
+    dense: str = "auto",
 ) -> Pool:
     """Open models that are to be merged, reading configurations and headers only, and check that they fit together.
 
@@ -42,9 +44,11 @@ def load_pool(
             ``source``, ``tokens`` and ``pad_to_multiple_of`` as in mergekit's files.
         heads: tensors that are carried from their sources and not merged: ``auto`` finds those of models with labels of
             their own; names or patterns of names; ``None`` for none.
+        dense: of sentence-transformers' dense layers: ``auto`` merges them where models differ, ``merged`` does anyhow,
+            ``kept`` takes those of the model that gives the configuration.
 
     Raises:
-        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer` or `heads` is none of those possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer`, `heads` or `dense` is none of those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
 
     >>> pool = evomerge.load_pool({"base": "base", "math": "math"}, base="base", root="demo_pool/seed0")
@@ -55,7 +59,8 @@ def load_pool(
         raise ConfigError(f"models is a {type(models).__name__}", "a mapping of names to folders or hub ids")
     locations = {name: os.fspath(location) for name, location in models.items()}
     folder = Path(root) if root is not None else None
-    more = {"tokenizer_from": tokenizer_from, "tokenizer": tokenizer, "heads": heads}
+    check_dense(dense)
+    more = {"tokenizer_from": tokenizer_from, "tokenizer": tokenizer, "heads": heads, "dense": dense}
     return open_pool(locations, base, folder, dtype, trust_remote_code, **more)  # type: ignore[arg-type]
 
 
