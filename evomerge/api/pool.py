@@ -11,7 +11,7 @@ from evomerge.errors import ConfigError
 from evomerge.merge.methods import specs
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
-from evomerge.models.pool_settings import check_network
+from evomerge.models.pool_settings import check_dense, check_network
 from evomerge.recipes.method_spec import MethodSpec
 
 Location = str | os.PathLike[str]
@@ -31,6 +31,7 @@ def load_pool(
     kept_from: str | None = None,
     network: str | None = None,
     others: str | None = None,
+    dense: str = "auto",
 ) -> Pool:
     """Open models that are to be merged, reading configurations and headers only, and check that they fit together.
 
@@ -53,10 +54,12 @@ def load_pool(
         network: of diffusers pipelines the part that is merged: ``auto``, ``unet``, ``transformer``; ``None`` for
             models that are merged whole.
         others: the model, or the folder of a pipeline, whose other parts results take.
+        dense: of sentence-transformers' dense layers: ``auto`` merges them where models differ, ``merged`` does anyhow,
+            ``kept`` takes those of the model that gives the configuration.
 
     Raises:
-        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer`, `heads`, `kept` or `kept_from` is none of those
-            possible.
+        ConfigError: `base`, `dtype`, `tokenizer_from`, `tokenizer`, `heads`, `kept`, `kept_from` or `dense` is none of
+            those possible.
         PoolError: models are missing, unreadable or do not fit together; names all that is wrong.
 
     >>> pool = evomerge.load_pool({"base": "base", "math": "math"}, base="base", root="demo_pool/seed0")
@@ -67,6 +70,7 @@ def load_pool(
         raise ConfigError(f"models is a {type(models).__name__}", "a mapping of names to folders or hub ids")
     locations = {name: os.fspath(location) for name, location in models.items()}
     folder = Path(root) if root is not None else None
+    check_dense(dense)
     check_network(network, others, tokenizer, tokenizer_from)
     if network is not None:
         from evomerge.models.pipelines.opening import open_pipelines
@@ -78,6 +82,7 @@ def load_pool(
         "heads": heads,
         "kept": kept,
         "kept_from": kept_from,
+        "dense": dense,
     }
     return open_pool(locations, base, folder, dtype, trust_remote_code, **more)  # type: ignore[arg-type]
 

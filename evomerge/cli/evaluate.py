@@ -265,6 +265,7 @@ def _with_references(pool: Pool, fitness: Fitness, config: Config, *, trust: boo
     """The pool, with the models of the configuration's where the fitness compares with one that it does not have."""
     from evomerge.config.construct import to_builtin
     from evomerge.evaluation.references import references
+    from evomerge.models.dense import SAME
     from evomerge.models.opening import open_pool
     from evomerge.recipes.kept import opening_settings
 
@@ -277,8 +278,8 @@ def _with_references(pool: Pool, fitness: Fitness, config: Config, *, trust: boo
             return pool  # checking the fitness says what is missing
         own = dict(pool.info.refs)
         more = {name: model for name, model in models.items() if name not in own}
-        kept = opening_settings(pool.info.kept)
-        return open_pool({**own, **more}, settings.base, settings.root, pool.info.dtype, trust, **kept)
+        rest = {**opening_settings(pool.info.kept), "dense": pool.info.dense or SAME}
+        return open_pool({**own, **more}, settings.base, settings.root, pool.info.dtype, trust, **rest)
     return pool
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import PoolError, nearest
-from evomerge.models.checkpoints.headers import read_json
 from evomerge.models.checkpoints.sentence_modules import MODULES, modules_of
+from evomerge.utils.files import read_bounded
 
 POOLING = ("mean", "cls", "max", "last", "weighted", "mean_sqrt")
 """Ways from tokens to one embedding: their mean, the first, the largest of each number, the last, the mean weighted by
@@ -47,6 +48,7 @@ _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 _PASSED = ("Transformer", "Dropout")  # what is merged, and what does nothing when it is not trained
 _SETTINGS = "config_sentence_transformers.json"
 _TRANSFORMER = "sentence_bert_config.json"
+_LARGEST = 2**24
 _QUERY_LENGTH = 32
 """ColBERT's, of queries filled up with mask tokens."""
 
@@ -273,7 +275,16 @@ def _expansion(settings: Mapping[str, Any], own: Mapping[str, Any], folder: Path
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return read_json(path, "settings of sentence-transformers") if path.is_file() else {}
+    """What a file of settings holds; nothing where there is none. Imports no torch, so that checks come early."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(read_bounded(path, _LARGEST).decode("utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise PoolError(f"{path} is not JSON ({type(error).__name__})", "settings", "download it again") from error
+    if not isinstance(content, dict):
+        raise PoolError(f"{path} holds a {type(content).__name__}", "a JSON object", "download it again")
+    return content
 
 
 def _known(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
