@@ -14,6 +14,12 @@ import torch
 from tiny_models import write_tokenizer
 
 ROWS, IMAGE, SIDE = 44, 43, 8
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }} {% endfor %}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}w6 {% endif %}"
+)
 _TEXT = {
     "vocab_size": ROWS,
     "hidden_size": 16,
@@ -124,6 +130,7 @@ def _save_processor(folder: Path) -> None:
         patch_size=4,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
+        chat_template=CHAT,
     ).save_pretrained(folder)
 
 

@@ -56,7 +56,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return LoadedModel(module, AutoTokenizer.from_pretrained(folder), torch.float32, torch.device("cpu"), str(folder))
 
 
-def stock(task: dict[str, Any], model: LoadedModel, **arguments: Any) -> Any:
+def stock(task: dict[str, Any], model: LoadedModel, chat: bool, **arguments: Any) -> Any:
     return evaluator.simple_evaluate(
         model="hf-multimodal",
         model_args={"pretrained": model.name_or_path, "dtype": "float32", **arguments},
@@ -64,19 +64,23 @@ def stock(task: dict[str, Any], model: LoadedModel, **arguments: Any) -> Any:
         device="cpu",
         batch_size=4,
         bootstrap_iters=0,
+        apply_chat_template=chat,
         task_manager=TaskManager(include_defaults=False),
     )
 
 
-@pytest.mark.parametrize("arguments", [{}, {"max_images": 1, "convert_img_format": True, "image_max_side": 6}])
+@pytest.mark.parametrize(
+    ("chat", "arguments"), [(False, {}), (True, {"max_images": 1, "convert_img_format": True, "image_max_side": 6})]
+)
 def test_every_number_is_that_of_the_stock_tool(
-    arguments: dict[str, Any], images: dict[str, Any], seeing: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    chat: bool, arguments: dict[str, Any], images: dict[str, Any], seeing: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluator, "add_env_info", lambda *_: None)
-    fitness = LmEvalFitness([{"task": images}], batch_size=4, image_args=arguments, forwards="shared")
+    how: dict[str, Any] = {"image_args": arguments, "apply_chat_template": chat}
+    fitness = LmEvalFitness([{"task": images}], batch_size=4, forwards="shared", **how)
     fitness.check()
     fitness.prepare(seeing)
-    theirs = stock(images, seeing, **arguments)
+    theirs = stock(images, seeing, chat, **arguments)
     assert_equal(fitness, fitness.run(seeing), theirs)
     assert fitness._prepared is not None
     answers = [str(sample["resps"]) for sample in theirs["samples"]["look"]]
@@ -114,6 +118,17 @@ def test_texts_beside_images_are_those_of_a_command_of_their_own(
     alone.prepare(seeing)
     key = "look/exact_match"
     assert list(both.items[key]) == list(alone.run(seeing).items[key])
+
+
+def test_chats_are_one_way_for_all_tasks_with_images(images: dict[str, Any], seeing: LoadedModel) -> None:
+    """lm-eval puts image tokens into all prompts, or leaves them to the template for all."""
+    tasks = [{"task": images, "apply_chat_template": True}, {"task": {**images, "task": "other"}}]
+    with pytest.raises(
+        FitnessError, match="apply_chat_template differs between tasks with images: look true, other fal"
+    ):
+        LmEvalFitness(tasks).prepare(seeing)
+    with pytest.raises(FitnessError, match="task 'look' has images, and a chat template is named or given arguments"):
+        LmEvalFitness([{"task": images, "apply_chat_template": "default"}]).prepare(seeing)
 
 
 def test_what_cannot_be(images: dict[str, Any], seeing: LoadedModel, tmp_path: Path) -> None:

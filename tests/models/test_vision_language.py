@@ -7,17 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from vlm_models import IMAGE, KINDS, ROWS, build_vlm, save, save_vlm, save_words
 
 from evomerge.errors import ConfigError, PoolError, RecipeError
 from evomerge.evaluation.engine_settings import EngineSettings
 from evomerge.export.in_memory import merged_model
 from evomerge.export.writer import write_model
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident.model import Resident
 from evomerge.models.opening import open_pool, pool_of_recipe
+from evomerge.recipes.slices import Input, SliceRecipe
 from evomerge.recipes.yaml_reader import dump_recipe, load_recipe
 from evomerge.session.engines import check_held
 
+UP = "model.layers.0.mlp.up_proj.weight"
 EYES = {
     "llava": ("model.vision_tower.*",),
     "llava_next": ("model.vision_tower.*",),
@@ -139,6 +145,35 @@ def test_exports_load_and_open_again(tmp_path: Path) -> None:
     assert (again.info.kept, again.info.config_from) == (pool.info.kept, "sees")
     with pytest.raises(RecipeError, match=r"the recipe keeps model\.vision.*; what the pool keeps: nothing"):
         merged_model(recipe, open_pool({"sees": folders["sees"]}, kept=None))
+
+
+def test_paths_go_through_the_layers_of_the_language_model(tmp_path: Path) -> None:
+    """Layer 0 of the one that sees, layers 1 and 0 of the plain one, in memory and as written."""
+    folders = {"sees": str(save_vlm(tmp_path / "sees")), "plain": str(save_words(tmp_path / "plain", "llava", 2))}
+    pool = open_pool(folders)
+    assert not pool.residual.immovable
+    assert not pool.residual.unscalable
+    origins = [("sees", 0), ("plain", 1), ("plain", 0)]
+    slices = []
+    for own in pool.info.slices_at(3):
+        source = Input("sees") if own.layer is None else Input(*origins[own.layer])
+        slices.append(SliceRecipe(own, "passthrough", (source,), scale=1.5 if str(own) == "layers.1.mlp" else None))
+    recipe = pool.info.recipe(slices)
+    written = load(write_model(recipe, pool, tmp_path / "out"))
+    assert written.config.text_config.num_hidden_layers == len(written.model.language_model.layers) == 3
+    plain = load_file(tmp_path / "plain" / "model.safetensors")
+    name = "layers.1.mlp.down_proj.weight"
+    found = written.state_dict()
+    torch.testing.assert_close(found[f"model.language_model.{name}"], 1.5 * plain[f"model.{name}"])
+    torch.testing.assert_close(found["model.language_model.layers.2.mlp.up_proj.weight"], plain[UP])
+    resident = Resident(pool)
+    resident.apply(make_plan(recipe, pool))
+    inputs = AutoProcessor.from_pretrained(tmp_path / "out")(
+        text="w5 <image> w6", images=Image.new("RGB", (9, 12), (200, 10, 90)), return_tensors="pt"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(resident.model.module(**inputs).logits, written(**inputs).logits)
+    resident.close()
 
 
 def test_deeper_language_models_and_other_rows(tmp_path: Path) -> None:
