@@ -33,6 +33,7 @@ BEGIN, END = "<!-- table: python scripts/strategy_table.py -->", "<!-- end of ta
 SMALL = {
     "weights": ["search_space.shapes={W1: [64, 1], b1: [1], W2: [1, 10], b2: [10]}", "+search_space.seeds.hidden=1"],
     "blocks": ["search_space.block=2"],
+    "listed": ["search_space.recipes={a: linear, b: ties, c: task_arithmetic}"],
 }
 """Overrides that keep a space small."""
 

@@ -64,10 +64,8 @@ def test_every_number_is_an_evaluation_of_a_ledger(glue: tuple[Path, list[str]])
     trials = {trial.candidate: trial for trial in [*test.baselines.values(), *test.trials]}
     rows = rows_of(folder)
     tasks = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
-    assert {"base", *tasks, "simple_average", "ties", "task_arithmetic", "ties, tuned"} <= set(
-        rows
-    )
-    for name, row in rows.items():
+    assert {"base", *tasks, "simple_average", "ties", "task_arithmetic", "ties, tuned"} <= set(rows)
+    for row in rows.values():
         trial = trials[int(row["candidate"])]
         assert row["recipe_hash"] == trial.recipe_hash or (row["kind"] in ("base", "source") and row["recipe_hash"])
         assert row["run"] == "test"
@@ -164,7 +162,12 @@ def test_a_run_that_was_cut_goes_on_and_comes_to_the_same(
         (["protocol", "gpt2_glue", "--stand-in", "protocol.methods.ties.metod=x"], "metod"),
         (["protocol", "gpt2_glue", "--stand-in", "+protocol.titel=x"], "titel"),
         (
-            ["protocol", "gpt2_glue", "--stand-in", "protocol.searches.own={words: ['search_space=by_leyer'], evaluations: 4}"],
+            [
+                "protocol",
+                "gpt2_glue",
+                "--stand-in",
+                "protocol.searches.own={words: ['search_space=by_leyer'], evaluations: 4}",
+            ],
             "by_layer",
         ),
         (["protocol", "gpt2_glue", "--stand-in", "search.evaluations=0"], "search.evaluations is 0"),

@@ -87,7 +87,7 @@ def items(kind: str, root: Path, names: list[str]) -> list[str]:
         own = {"task": {"task": f"own_{objective}", **task}, **({"objective": objective} if objective else {})}
         listed.append(own)
     text = json.dumps(listed).replace('"', "'").replace("True", "true")
-    text = text.replace("'{{", "\"{{").replace("}}'", "}}\"").replace("' {{", "\" {{")
+    text = text.replace("'{{", '"{{').replace("}}'", '}}"').replace("' {{", '" {{')
     return [f"fitness.tasks={text}", f"held_out.tasks={text}"]
 
 
@@ -128,7 +128,7 @@ def write_glue(folder: Path, plan: Plan) -> None:
             file = folder / entry["file"]
             file.parent.mkdir(parents=True, exist_ok=True)
             keys = [entry["text"], *([entry["pair"]] if entry.get("pair") else [])]
-            rows = [{**{key: f"w{4 + place} w9" for key in keys}, "label": place % 2} for place in range(8)]
+            rows = [{**dict.fromkeys(keys, f"w{4 + place} w9"), "label": place % 2} for place in range(8)]
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for files in to_builtin(plan.config.calibration)["files"].values():
         tokens = {name: np.ones((4, 5), dtype=np.int64) for name in ("input_ids", "attention_mask")}
