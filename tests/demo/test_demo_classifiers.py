@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.cli.main import main
-from evomerge.demo import classifiers
+from evomerge.demo import classifiers, text_training
 from evomerge.demo.classifiers import PARTS, Sizes, make_classifiers
 from evomerge.demo.docstrings import LABELS, Example, _documented, _sections, balanced
 from evomerge.errors import ConfigError, OutputError
@@ -77,7 +77,7 @@ def test_other_folders_are_not_written_over_and_options_go_together(tmp_path: Pa
 @pytest.mark.slow
 def test_the_pool_is_three_classifiers_with_heads_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifiers, "MODEL", {**classifiers.MODEL, "hidden_size": 16, "num_hidden_layers": 1})
-    monkeypatch.setattr(classifiers, "BATCH", 4)
+    monkeypatch.setattr(text_training, "BATCH", 4)
     pool = make_classifiers(tmp_path / "pool", threads=1, sizes=Sizes(30, 90, 18, 27, 300, 1, 1))
     parts = {part: set[str]() for part in PARTS}
     for task, labels in LABELS.items():
