@@ -34,6 +34,7 @@ from fitness._unlabelled.values import finite, whole
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel
+    from evomerge.protocols import Estimator
     from fitness._text_to_image.prepared import Prepared
 
 _MOST_STEPS = 1000
@@ -221,7 +222,16 @@ class TextToImageFitness:
 
     def shares(self) -> list[MetricShare]:
         """What every score counts in the objectives."""
-        return shares_of(self._terms)  # people's by the name that a rated evaluation has
+        return shares_of(self._terms)
+
+    def build_estimator(self) -> Estimator:
+        """Build what tells of some images what all would give; `FitnessError` for distances of sets, and people."""
+        from fitness.estimators.stratified_mean import StratifiedMean
+
+        for term in self._terms:
+            if term.name in (*BY_SET, RATING):
+                raise FitnessError(f"{term.name} is of all images together", "clip, ncs or scorer")
+        return StratifiedMean(self.shares(), self.objectives)
 
     def cautions(self) -> list[str]:
         """Where images are too few for a distance of sets."""

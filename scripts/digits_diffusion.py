@@ -197,16 +197,23 @@ def lcsc(work: Path, seed: int) -> None:
     """LCSC over the last checkpoints by KID, and the last one and the averages beside it on noise of their own."""
     folder = work / f"seed{seed}"
     run = work / "runs" / f"lcsc-{seed}"
-    averages = ", ".join(f"ema{n}: {folder}/averages/ema-{rate}" for n, rate in enumerate(RATES))
     evomerge(
         "search",
         *("pool=checkpoints", "+pool.network=auto", f"pool.checkpoints.folder={folder}/training"),
         *("pool.checkpoints.first=330", "search_space=checkpoints", "strategy=cma_es", f"search.seed={seed}"),
-        *("search.evaluations=240", "search.racing.first=null", "display=plain", f"run_dir={run}"),
-        *drawing(work, "search", 20, kid=True),
-        *drawing(work, "held_out", 60, kid=True),
+        *("search.evaluations=80", "search.racing.first=null", "display=plain", f"run_dir={run}"),
+        *drawing(work, "search", 10, kid=True),
+        *drawing(work, "held_out", 40, kid=True),
     )
-    print(averages)
+    # Held-out scores of the moving averages, on the same noise.
+    averages = ", ".join(f"ema-{rate}: {folder}/averages/ema-{rate}" for rate in RATES)
+    evomerge(
+        "search",
+        *("pool=pipelines", f"pool.models={{{averages}}}", "search_space=linear", "search_space.layer_group=all"),
+        *("strategy=random", "search.evaluations=1", "display=plain", f"run_dir={work}/runs/averages-{seed}"),
+        *drawing(work, "search", 2, kid=True),
+        *drawing(work, "held_out", 40, kid=True),
+    )
 
 
 def m2n2(work: Path, seed: int) -> None:

@@ -15,23 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BLOCKS = 25
-"""IN00 to IN11, M00, OUT00 to OUT11."""
-
-
-def weight(block: int) -> float:
-    """The weight of a block, in sd-mecha's order."""
-    return round(0.02 + 0.038 * block, 4)
-
-
-def block_of(name: str) -> int | None:
-    """The block of a tensor by its name in a single file; ``None`` for the time's embedding and the end."""
-    parts = name.removeprefix("model.diffusion_model.").split(".")
-    if parts[0] == "input_blocks":
-        return int(parts[1])
-    if parts[0] == "middle_block":
-        return 12
-    return 13 + int(parts[1]) if parts[0] == "output_blocks" else None
+BLOCKS = ["BASE", *(f"IN{n:02}" for n in range(12)), "M00", *(f"OUT{n:02}" for n in range(12))]
+WEIGHTS = {name: round(0.02 + 0.037 * place, 4) for place, name in enumerate(BLOCKS)}
+"""Of each block as sd-mecha calls it: BASE embeds the time, what comes after the blocks goes with OUT11."""
+OUTER = {"embed": "IN00", "time_embed": "BASE", "final_norm": "OUT11", "head": "OUT11"}
 
 
 def make(work: Path) -> None:
@@ -66,15 +53,10 @@ def make(work: Path) -> None:
         save_file(state, work / f"{name}.safetensors")
         places[name] = str(work / f"{name}.safetensors")
     pool = open_pipelines(places, dtype="float32", others=str(work / "a"))
-    original = {name: runs[0][0] for name, runs in pool.checkpoints["a"].runs.items()}  # type: ignore[attr-defined]
     slices = []
-    for slice_, tensors in pool.layout.tensors.items():
-        blocks = {block_of(original[name]) for name in tensors}
-        assert len(blocks) == 1 or slice_.layer is None, (slice_, blocks)
-        own = {0.0 if block is None else weight(block) for block in blocks}
-        if len(own) > 1:  # conv_in beside nothing else
-            raise SystemExit(f"{slice_} holds tensors of several blocks: {sorted(own)}")
-        value = own.pop()
+    for slice_ in pool.layout.slices:
+        # Layer 0 is IN01: IN00 is the convolution before all layers.
+        value = WEIGHTS[OUTER[slice_.component] if slice_.layer is None else BLOCKS[slice_.layer + 2]]
         inputs = tuple(Input(model, None, (("weight", w),)) for model, w in (("a", 1 - value), ("b", value)))
         slices.append(SliceRecipe(slice_, "linear", inputs, (("normalize", False),)))
     out = work / "ours.safetensors"
@@ -86,22 +68,23 @@ def make(work: Path) -> None:
 def theirs(work: Path) -> None:
     """sd-mecha's merge of the same files, block by block."""
     import sd_mecha
-    from safetensors.torch import load_file, save_file
+    import torch
 
-    files = {name: load_file(work / f"{name}.safetensors") for name in ("a", "b")}
-    merge: Any = sd_mecha.weighted_sum
-    operation = getattr(merge, "__wrapped__", None)
-    print(f"sd-mecha {getattr(sd_mecha, '__version__', '1.1.8')}, {merge!r}, {operation!r}")
-    out = {}
-    for name, a in files["a"].items():
-        block = block_of(name)
-        alpha = 0.0 if block is None else weight(block)
-        recipe = sd_mecha.weighted_sum(
-            sd_mecha.literal({name: a}), sd_mecha.literal({name: files["b"][name]}), alpha=sd_mecha.literal(alpha)
-        )
-        merged = sd_mecha.merge(recipe, merge_dtype=a.dtype, output_dtype=a.dtype, strict_weight_space=False)
-        out[name] = merged[name].contiguous()
-    save_file(out, work / "theirs.safetensors")
+    sd_mecha.extensions.model_dirs.add_path(work) if hasattr(sd_mecha.extensions.model_dirs, "add_path") else None
+    a, b = (sd_mecha.model(str(work / f"{name}.safetensors"), config="sd1-ldm") for name in ("a", "b"))
+    blocks = sd_mecha.literal({k: torch.tensor(w) for k, w in WEIGHTS.items()}, config="sd1-supermerger_blocks")
+    recipe = sd_mecha.weighted_sum(a, b, alpha=sd_mecha.convert(blocks, "sd1-ldm"))
+    sd_mecha.merge(
+        recipe,
+        merge_device="cpu",
+        merge_dtype=torch.float32,
+        output_device="cpu",
+        output_dtype=torch.float32,
+        strict_mandatory_keys=False,
+        check_extra_keys=False,
+        threads=1,
+        output=work / "theirs.safetensors",
+    )
 
 
 def compare(work: Path) -> None:

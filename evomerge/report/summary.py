@@ -54,7 +54,7 @@ class TaskResult:
     """The winner on one task against the baseline that is best on that very task.
 
     Attributes:
-        task, metric: the headline metric is ``task/metric``.
+        task, metric: the name of the task, and its headline metric as ``task/metric``.
         lower_is_better: of the metric.
         weight: share of the task in the mean.
         items: number of items, 0 without per-item scores.

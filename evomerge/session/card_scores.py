@@ -31,6 +31,6 @@ def held_out_scores(folder: RunFolder, recipe: Recipe) -> list[ScoreRow]:
         return []
     if summary.split != "held_out":
         return []
-    metric = {task.task: f"{task.task}/{task.metric}" for task in summary.tasks}
+    metric = {task.task: task.metric for task in summary.tasks}
     rows = sorted(summary.rows, key=lambda row: row.kind != "evolved")
     return [ScoreRow(row.name, {metric[task]: value for task, value in row.scores.items()}) for row in rows]

@@ -121,7 +121,7 @@ def series_models(
         )
     models = {}
     for step in kept:
-        adapter = not (steps[step] / "config.json").is_file()
+        adapter = not (steps[step] / "config.json").is_file() and _network(steps[step]) is None
         if adapter and adapted is None:
             raise PoolError(
                 f"{KEY}: {steps[step]} holds an adapter, not a model",
@@ -165,12 +165,17 @@ def _place(given: str, root: str | Path | None) -> Path:
     )
 
 
+def _network(folder: Path) -> str | None:
+    """The network of a pipeline, where a checkpoint is one."""
+    return next((name for name in NETWORKS if (folder / name / "config.json").is_file()), None)
+
+
 def _unfinished(folder: Path) -> str:
     """Why a checkpoint cannot be read, in a few words; empty for a finished one."""
     adapter = folder / "adapter_config.json"
     if adapter.is_file() and not (folder / "config.json").exists():
         return "" if (folder / "adapter_model.safetensors").is_file() else "it lacks adapter_model.safetensors"
-    network = next((name for name in NETWORKS if (folder / name / "config.json").is_file()), None)
+    network = _network(folder)
     try:
         if network is not None and not (folder / "config.json").exists():
             read_network_headers(folder / network)

@@ -1,0 +1,134 @@
+"""Searches over pipelines that draw images, from the front doors: every kind of space, resuming, the report, typos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tiny_pipelines import save_clip, save_pool
+
+import evomerge
+from evomerge.cli.main import main
+from evomerge.errors import EvomergeError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("pool")
+    save_pool(made, "sd")
+    save_clip(made / "clip")
+    (made / "prompts.txt").write_text("a cat\nan owl\n")
+    return made
+
+
+def words(folder: Path, out: Path, **more: Any) -> list[str]:
+    """The command line of a search."""
+    models = ", ".join(f"{name}: {name}" for name in ("base", "one", "two"))
+    given = {
+        "pool": "pipelines",
+        "pool.models": f"{{{models}}}",
+        "pool.root": folder,
+        "pool.base": "base",
+        "fitness": "text_to_image",
+        "fitness.prompts": folder / "prompts.txt",
+        "fitness.clip": folder / "clip",
+        "fitness.steps": 1,
+        "fitness.size": "[16,16]",
+        "search.evaluations": 4,
+        "search.racing.first": "null",
+        "display": "quiet",
+        "run_dir": out,
+        **more,
+    }
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def test_lineages_of_m2n2_with_attention_as_a_chromosome(folder: Path, tmp_path: Path) -> None:
+    run = evomerge.search(
+        *words(
+            folder,
+            tmp_path / "run",
+            **{
+                "pool.base": None,
+                "search_space": "lineage",
+                "search_space.chromosomes": "[[attn]]",
+                "strategy": "m2n2",
+                "strategy.size": 3,
+                "strategy.warmup": 2,
+                "strategy.items": "[images/clip]",
+            },
+        )
+    )
+    ended = run.resume("search.evaluations=6")
+    assert ended.status.evaluations == 6
+    found = ended.best
+    assert found is not None
+    assert found.recipe is not None
+    out = ended.merge(tmp_path / "out")
+    assert (out / "model_index.json").is_file()
+    page = ended.report(tmp_path / "report.html").read_text()
+    assert 'src="data:image/png;base64,' in page
+    kept = json.loads(next((tmp_path / "run" / "items").glob("search-0-responses.json")).read_text())
+    assert len(kept["tasks"]["images"]) == 2
+
+
+SPACES = {
+    "blocks": ["search_space=ties", "search_space.layer_group=block", "strategy=cma_es"],
+    "methods": ["search_space=layer_methods", "search_space.layer_group=section", "strategy=catcma"],
+    "lines": ["search_space=linear", "search_space.components=[[attn],[time,resnet]]", "strategy=de"],
+    "permutation": ["search_space=permutation", "strategy=tpe"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(SPACES))
+def test_every_space_takes_networks(kind: str, folder: Path, tmp_path: Path) -> None:
+    run = evomerge.search(*words(folder, tmp_path / "run"), *SPACES[kind])
+    assert run.best is not None
+
+
+def test_paths_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvomergeError, match="stay where they are"):
+        evomerge.search(*words(folder, tmp_path / "run"), "search_space=data_flow")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"pool.network": "unte"}, "no part 'unte'"),
+        ({"pool.others": "bese"}, "pool.others is 'bese'"),
+        ({"pool.netwrk": "unet"}, "netwrk"),
+        ({"pool.network": "null"}, "holds a pipeline that draws images"),
+        ({"fitness.step": 3}, "did you mean 'fitness.steps'"),
+        ({"search_space.layer_group": "blocks"}, "layer_group is 'blocks'"),
+        ({"search_space.components": "[[resnets]]"}, "'resnets'"),
+    ],
+)
+def test_a_typo_is_one_line(
+    given: dict[str, Any], said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", *words(folder, tmp_path / "run", **given)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error.splitlines()[-1], error
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_are_not_asked_of_pipelines(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = [word for word in words(folder, tmp_path / "run") if not word.startswith("fitness")]
+    assert main(["search", *own, "fitness=digits"]) == 2
+    assert "scores models that are no pipelines" in capsys.readouterr().err
+
+
+def test_a_single_file_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = evomerge.load_pool({"base": "base", "one": "one"}, "base", root=folder, network="auto")
+    recipe = tmp_path / "recipe.yaml"
+    from evomerge.recipes.yaml_reader import dump_recipe
+
+    recipe.write_text(dump_recipe(pool.info.linear({"base": 0.5, "one": 0.5})))
+    assert main(["merge", str(recipe), str(tmp_path / "out.safetensors"), "--format", "single"]) == 0
+    assert all(name.startswith("model.diffusion_model.") for name in load_file(tmp_path / "out.safetensors"))
+    assert main(["merge", str(recipe), str(tmp_path / "out"), "--format", "single"]) == 2
+    assert main(["merge", str(recipe), str(tmp_path / "out"), "--format", "lora"]) == 2
