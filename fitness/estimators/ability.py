@@ -170,16 +170,24 @@ def ability_of(items: ItemParameters, values: Array, prior_mean: Array, prior_pr
 
 def _items(items: Sequence[ItemParameters], levels: Sequence[NDArray[np.int64]], count: int) -> _Items:
     """Items of several models, as many for each, with the level of each."""
-    known = np.array([each.mean for each in items])
+    known = _stacked(items, "mean")
     models, columns, size = known.shape
     mean = np.zeros((models, columns, size + count))
     mean[..., : size - 1], mean[..., -1] = known[..., :-1], known[..., -1]
     if count:
         np.put_along_axis(mean, (size - 1 + np.array(levels))[..., None], 1.0, axis=2)
-    covariance = np.array([each.covariance for each in items]).reshape(models, columns, size * size)
+    covariance = _stacked(items, "covariance").reshape(models, columns, size * size)
     binary = bool(items[0].binary.any())
     kept = np.array([*range(size - 1), size + count - 1])
-    return _Items(mean, covariance, kept, binary, np.array([each.precision for each in items]))
+    return _Items(mean, covariance, kept, binary, _stacked(items, "precision"))
+
+
+def _stacked(items: Sequence[ItemParameters], name: str) -> Array:
+    """What the items of several models have, one model after the other; of models with the very same items a view."""
+    first = getattr(items[0], name)
+    if all(each is items[0] for each in items):
+        return np.broadcast_to(first, (len(items), *first.shape))
+    return np.array([getattr(each, name) for each in items])
 
 
 def _abilities(items: _Items, scaled: Array, prior_mean: Array, prior_precision: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from fitness.estimators.anchors import AnchorOrder
 from fitness.estimators.calibration import Calibration, Replay, batches, calibrate, some_of
 from fitness.estimators.chances import Chances
 from fitness.estimators.columns import Columns, Row
-from fitness.estimators.item_response import Fit, fit_items, metrics_of
+from fitness.estimators.item_response import Fit, ItemParameters, fit_items, metrics_of
 from fitness.estimators.stratified_mean import StratifiedMean
 from fitness.estimators.unseen import Shown, Unseen
 
@@ -29,6 +29,9 @@ _FIRST = 16
 _ENDPOINTS = 8
 _MOST_LEVELS = 8
 _AT_ONCE = 64  # models that are estimated together: arrays of so many times the items
+_Taken = dict[tuple[bool, int, bytes], tuple[ItemParameters, ItemParameters]]
+"""By kind and items those that a model was run on, and the others."""
+
 _LATEST = 32  # models, whose mean ability is what is expected of the next: a search moves on
 
 
@@ -181,8 +184,9 @@ class ItemResponse:
         """p-IRT or mp-IRT of rows, with the errors that the latent model says."""
         assert self._fit is not None
         unseen = [Unseen(each) for each in given]
+        taken: _Taken = {}
         for kind, abilities in self._fit.abilities.items():
-            cases = [self._case(each, kind, abilities) for each in given]
+            cases = [self._case(each, kind, abilities, taken) for each in given]
             told = tell_each([case for _, case in cases], abilities[-_LATEST:, :-1].mean(axis=0))
             for each, (hidden, _), found in zip(unseen, cases, told, strict=True):
                 each.take(hidden, found)
@@ -191,15 +195,19 @@ class ItemResponse:
                 each.raise_by(metric, above, variance)
         return [each.estimates() for each in unseen]
 
-    def _case(self, given: Shown, kind: bool, abilities: NDArray[np.float64]) -> tuple[NDArray[np.intp], Case]:
-        """What a model is told from of one kind, and which columns it is told of."""
+    def _case(
+        self, given: Shown, kind: bool, abilities: NDArray[np.float64], taken: _Taken
+    ) -> tuple[NDArray[np.intp], Case]:
+        """What a model is told from of one kind, and which columns it is told of; models with the same share them."""
         ends = abilities[list(given.endpoints), :-1] if len(given.endpoints) >= 2 else None
         own = given.items.binary == kind
         told, hidden = (np.flatnonzero(own & each) for each in (given.seen, ~given.seen))
         levels = self._levels(given.columns, own)
-        items = given.items
-        between = levels[told], levels[hidden]
-        return hidden, Case(items.take(told), given.told_by[told], items.take(hidden), between, ends)
+        key = kind, id(given.items), given.seen.tobytes()  # `given` keeps its items alive
+        if key not in taken:
+            taken[key] = given.items.take(told), given.items.take(hidden)
+        own_items, others = taken[key]
+        return hidden, Case(own_items, given.told_by[told], others, (levels[told], levels[hidden]), ends)
 
     def _levels(self, columns: Columns, own: NDArray[np.bool_]) -> NDArray[np.int64]:
         """By column of a kind the number of its metric; one for all where metrics are many."""

@@ -13,7 +13,6 @@ from evomerge.protocols import Estimate, Estimator
 
 _MOST = 500  # models that an estimator learns from: the pool's own, and those told last
 _GROWTH = 1.1  # it learns again when it is to know so many times as many
-_BEHIND = 8  # models more than it has learnt from, for which `revised` has it learn again
 
 
 class Knowledge:
@@ -79,7 +78,7 @@ class Knowledge:
         on the demo it tells others up to 0.012 lower, which would count against whatever is new. What is told after it
         is estimated with no less.
         """
-        self._due = self._told if self._told - self._due >= _BEHIND else self._due
+        self._due = self._told
         known = {number: items for number in numbers if (items := self.items(number)) is not None}
         if self.estimator is None or not known:
             return [None] * len(numbers)
