@@ -225,6 +225,7 @@ def table(folder: Path, number: int) -> None:
         {"method": m, "router": r} for m in ("m_smoe", "sub_moe") for r in ("mean", "dominant", "kept")
     ]
     settings += [{"method": "sub_moe", "router": "mean", "rank": rank} for rank in (0.75, 0.5, 0.25)]
+    settings += [{"method": "sub_moe", "router": router, "align": True} for router in ("mean", "dominant")]
     settings += [{"method": "m_smoe", "router": "kept", "scope": "model"}]
     settings += [{"method": "drop", "router": "dominant"}]
     for setting in settings:
@@ -233,7 +234,9 @@ def table(folder: Path, number: int) -> None:
             fewer_experts(str(folder / "base"), out, number, texts=texts, **setting)
         value = perplexity(load(out), tokenizer, held_out)
         words = " ".join(
-            f"{key} {own}" if key == "rank" else str(own) for key, own in setting.items() if key != "router"
+            f"{key} {own}" if key == "rank" else "aligned" if key == "align" else str(own)
+            for key, own in setting.items()
+            if key != "router"
         )
         print(f"| {words} | {setting['router']} | {value:.2f} |", flush=True)
     found = []
@@ -242,6 +245,7 @@ def table(folder: Path, number: int) -> None:
         groups = {layer: tuple((int(e),) for e in np.sort(rng.permutation(total)[:number])) for layer in counts}
         found.append(perplexity(smaller(model, groups, counts), tokenizer, held_out))
     print(f"| dropped at random, mean of {DRAWS} | | {np.mean(found):.2f} ({min(found):.2f} to {max(found):.2f}) |")
+    print("each: " + ", ".join(f"{value:.2f}" for value in sorted(found)))
 
 
 def permuted(folder: Path) -> None:

@@ -53,6 +53,11 @@ def run(arguments: Sequence[str]) -> int:
         help="the same number in each layer (default), or one threshold on use for the model, with --router kept",
     )
     parser.add_argument(
+        "--align",
+        action=argparse.BooleanOptionalAction,
+        help="bring hidden units of a group into the order of its most used expert's first; default: with m_smoe",
+    )
+    parser.add_argument(
         "--rank", metavar="SHARE", type=float, default=1.0, help="of sub_moe, singular values kept; default: 1"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of sub_moe's k-means; default: 0")
@@ -72,6 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         method=options.method,
         router=options.router,
         scope=options.scope,
+        align=options.align,
         rank=options.rank,
         seed=options.seed,
         max_shard_bytes=shard,

@@ -67,6 +67,7 @@ def fewer_experts(
     method: Method = "m_smoe",
     router: Router = "mean",
     scope: Scope = "layer",
+    align: bool | None = None,
     rank: float = 1.0,
     seed: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -84,6 +85,7 @@ def fewer_experts(
             (``kept``): then the folder has as many experts as before, some of them equal.
         scope: ``layer``, the same number in each; ``model``, M-SMoE's one threshold for all layers, which a
             configuration cannot say: it takes a router that is kept.
+        align: bring hidden units of a group into the order of its most used expert's first; by default ``m_smoe`` does.
         rank: of ``sub_moe``, the share of a group's singular values that are kept.
         seed: of k-means.
         max_shard_bytes: largest size of one file, single larger tensors aside.
@@ -111,8 +113,9 @@ def fewer_experts(
     items = encode(texts, load_tokenizer(pool.tokenizer_folder, pool.trust_remote_code), _MOST_TOKENS)
     seen = usage(_module(pool), mixtures, items, outputs=method == "sub_moe")
     groups = groups_of(seen, number, method, scope, seed)
-    record = {"method": method, "router": router, "scope": scope, "rank": rank, "seed": seed}
-    settings: dict[str, Any] = {"align": method == "m_smoe", "rank": rank, "router": router}
+    align = method == "m_smoe" if align is None else align
+    record = {"method": method, "router": router, "scope": scope, "align": align, "rank": rank, "seed": seed}
+    settings: dict[str, Any] = {"align": align, "rank": rank, "router": router}
     writing = _Writing(pool, config, mixtures, groups, seen, settings)
     sizes = writing.write(out, copied, max_shard_bytes, record)
     return FewerExperts(
