@@ -1,8 +1,8 @@
 """Makes a pool of embedding models: one start, three models that find the function that a sentence describes.
 
-The start is a small BERT that has learnt to fill gaps in sentences and signatures, and then to find functions of some
-packages, as sentence-transformers trains: a sentence shall be more like its own signature than like the others of the
-batch. Each model is trained on from there on the functions of other packages.
+The start is a small BERT that has learnt to fill gaps in sentences and signatures; each model is trained on from there
+on the functions of some packages, as sentence-transformers trains: a sentence shall be more like its own signature than
+like the others of the batch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from evomerge.demo.encoders import gaps, wordpiece
 from evomerge.demo.signatures import functions
 
 BASE = "base"
-COMMON = ("transformers", "optuna", "ray")
-"""Packages whose functions the start learns to find."""
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "science": ("numpy", "scipy"),
     "learning": ("sklearn", "torch"),
@@ -42,7 +40,7 @@ class Sizes:
         per_library: functions of each package at most.
         search, held_out: of each task, queries of the search, and those that nothing is chosen by, at most.
         vocabulary: tokens.
-        start_steps, common_steps, steps: of the start's gaps, of what it learns to find, and of each model.
+        start_steps, steps: of the start, and of each model.
     """
 
     per_library: int = 600
@@ -50,11 +48,10 @@ class Sizes:
     held_out: int = 320
     vocabulary: int = 2500
     start_steps: int = 300
-    common_steps: int = 300
-    steps: int = 200
+    steps: int = 250
 
 
-QUICK = Sizes(60, 20, 30, 500, 4, 4, 4)
+QUICK = Sizes(60, 20, 30, 500, 4, 4)
 """Models of the right shape that can do next to nothing."""
 
 LENGTH, BATCH, START_RATE, RATE, SCALE = 48, 48, 3e-3, 1e-3, 20.0
@@ -102,8 +99,7 @@ def make_retrieval(
     from evomerge.demo.train import torch_threads
 
     folder, sizes = Path(folder).absolute(), sizes or (QUICK if quick else Sizes())
-    every = [*COMMON, *(own for names in PACKAGES.values() for own in names)]
-    names = ["scikit-learn" if own == "sklearn" else own for own in every]
+    names = ["scikit-learn" if own == "sklearn" else own for every in PACKAGES.values() for own in every]
     wanted: dict[str, Any] = {"retrieval": 1, "seed": seed, **asdict(sizes), "model": dict(MODEL)}
     wanted |= {"versions": {name: importlib.metadata.version(name) for name in (*names, "tokenizers")}}
     if is_there(folder, wanted, "pool of embedding models"):
@@ -112,16 +108,15 @@ def make_retrieval(
     texts_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
     drawn = np.random.default_rng(texts_seed)
     found = {
-        task: [own for name in names for own in functions(name, sizes.per_library, drawn)]
-        for task, names in (*PACKAGES.items(), (BASE, COMMON))
+        task: [own for name in every for own in functions(name, sizes.per_library, drawn)]
+        for task, every in PACKAGES.items()
     }
-    common = found.pop(BASE)
     parts = {task: drawn.choice(PARTS, len(own), p=SHARES).tolist() for task, own in found.items()}
     with built(folder) as building, torch_threads(threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(weights_seed.generate_state(1)[0]))
         for task, own in found.items():
             _write_data(building / "data" / task, own, parts[task], sizes)
-        _write_models(building, common, found, parts, sizes, np.random.default_rng(order_seed), each_step)
+        _write_models(building, found, parts, sizes, np.random.default_rng(order_seed), each_step)
         write_manifest(building, wanted)
     return folder
 
@@ -142,7 +137,6 @@ def _write_data(folder: Path, found: Sequence[tuple[str, str]], parts: Sequence[
 
 def _write_models(
     folder: Path,
-    common: Sequence[tuple[str, str]],
     found: Mapping[str, Sequence[tuple[str, str]]],
     parts: Mapping[str, Sequence[str]],
     sizes: Sizes,
@@ -155,7 +149,7 @@ def _write_models(
     from evomerge.demo.text_training import train
 
     pairs = {t: [own for own, part in zip(found[t], parts[t], strict=True) if part == "train"] for t in found}
-    texts = [text for own in (common, *pairs.values()) for pair in own for text in pair]
+    texts = [text for own in pairs.values() for pair in own for text in pair]
     tokenizer = wordpiece(texts, sizes.vocabulary, LENGTH)
     config = BertConfig(**MODEL, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
     start = BertForMaskedLM(config)
@@ -163,7 +157,6 @@ def _write_models(
     train(start, BASE, START_RATE, sizes.start_steps, lambda: start(**hidden()).loss, each_step)
     base = BertModel(config)
     base.load_state_dict(start.bert.state_dict(), strict=False)
-    train(base, BASE, START_RATE, sizes.common_steps, _ranked(base, common, tokenizer, rng), each_step)
     _save(base, tokenizer, folder / BASE)
     for task, own in pairs.items():
         model = BertModel(config)

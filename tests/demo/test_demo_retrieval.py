@@ -64,7 +64,7 @@ def test_the_pool_is_searched_and_written(tmp_path: Path, monkeypatch: pytest.Mo
     small = {**classifiers.MODEL, "hidden_size": 16, "num_hidden_layers": 1}
     monkeypatch.setattr(retrieval, "MODEL", small)
     monkeypatch.setattr(retrieval, "BATCH", 8)
-    pool = make_retrieval(tmp_path / "pool", threads=1, sizes=Sizes(30, 9, 12, 300, 1, 1, 2))
+    pool = make_retrieval(tmp_path / "pool", threads=1, sizes=Sizes(30, 9, 12, 300, 1, 2))
     for task in PACKAGES:
         qrels = [
             (pool / "data" / task / "qrels" / f"{part}.tsv").read_text().split() for part in ("search", "held_out")
@@ -75,7 +75,7 @@ def test_the_pool_is_searched_and_written(tmp_path: Path, monkeypatch: pytest.Mo
         corpus = (pool / "data" / task / "corpus.jsonl").read_text().splitlines()
         assert len({json.loads(line)["text"] for line in corpus}) == len(corpus)
     before = (pool / "manifest.json").stat().st_mtime_ns
-    make_retrieval(pool, threads=1, sizes=Sizes(30, 9, 12, 300, 1, 1, 2))
+    make_retrieval(pool, threads=1, sizes=Sizes(30, 9, 12, 300, 1, 2))
     assert (pool / "manifest.json").stat().st_mtime_ns == before
     run, out = tmp_path / "run", tmp_path / "out"
     few = ["search.evaluations=6", "strategy.popsize=3", "display=quiet"]
