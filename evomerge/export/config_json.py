@@ -8,7 +8,6 @@ from evomerge.models.checkpoints.weight_files import NAMES_FILES
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 
-
 _TEXT_PARTS = ("text_config", "decoder", "thinker_config", "llm_config", "language_config")
 """Of a configuration with several parts, those that may describe the language model."""
 
