@@ -8,6 +8,9 @@ from evomerge.models.checkpoints.weight_files import NAMES_FILES
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 
+_TEXT_PARTS = ("text_config", "decoder", "thinker_config", "llm_config", "language_config")
+"""Of a configuration with several parts, those that may describe the language model."""
+
 
 def merged_config(recipe: Recipe, pool: Pool) -> dict[str, Any]:
     """The configuration of `recipe.config_from` as it was saved, changed only where the merge differs.
@@ -91,7 +94,12 @@ def with_layers(config: dict[str, Any], key: str, lists: dict[str, list[Any]], l
     Lists that the file does not have are added where the layers differ: what transformers makes of their number alone
     would then be wrong.
     """
-    if key not in config:  # in the part that describes the language model
+    part = next((name for name in _TEXT_PARTS if isinstance(config.get(name), dict)), None)
+    if key not in config and part is not None:  # other parts, what looks at images say, have depths of their own
+        inner = config[part]
+        whole = not any(isinstance(inner.get(name), dict) for name in _TEXT_PARTS)
+        return config | {part: with_layers({key: layers, **inner} if whole else inner, key, lists, layers)}
+    if key not in config:
         return {k: with_layers(v, key, lists, layers) if isinstance(v, dict) else v for k, v in config.items()}
     differing = {k: v for k, v in lists.items() if k in config or len(set(map(str, v))) > 1}
     return config | differing | {key: layers}

@@ -14,6 +14,9 @@ from evomerge.cli.main import main
 from evomerge.run.ledger import read_ledger
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, and a task of twelve images in a file of its own."""

@@ -45,6 +45,11 @@ def test_the_depth_may_lie_in_a_part() -> None:
         "text_config": {"num_hidden_layers": 1, "x": 1},
         "vision_config": {"hidden": 4},
     }
+    both = {"vision_config": {"num_hidden_layers": 2}, "text_config": {"x": 1}}  # a default, which is not written
+    assert with_layers(both, "num_hidden_layers", {}, 3) == {
+        "vision_config": {"num_hidden_layers": 2},
+        "text_config": {"num_hidden_layers": 3, "x": 1},
+    }
 
 
 def test_layers_are_followed_through_intermediates() -> None:

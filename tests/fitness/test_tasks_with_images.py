@@ -88,6 +88,7 @@ def test_every_number_is_that_of_the_stock_tool(
     assert_equal(fitness, fitness.run(seeing), theirs)  # of what is kept
 
 
+@pytest.mark.slow
 def test_images_decide_fingerprints_and_documents(images: dict[str, Any], seeing: LoadedModel, tmp_path: Path) -> None:
     from datasets import Dataset
 
@@ -106,6 +107,7 @@ def test_images_decide_fingerprints_and_documents(images: dict[str, Any], seeing
     assert [a != b for a, b in zip(made[0][1], made[2][1], strict=True)] == [i in (0, 3) for i in range(9)]
 
 
+@pytest.mark.slow
 def test_texts_beside_images_are_those_of_a_command_of_their_own(
     images: dict[str, Any], seeing: LoadedModel, tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

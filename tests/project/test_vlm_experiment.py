@@ -27,6 +27,7 @@ def save_items(file: Path) -> None:
     Dataset.from_list(rows).to_parquet(file)
 
 
+@pytest.mark.slow
 def test_the_search_is_the_one_that_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JA_VQA", str(tmp_path))
     config: Any = compose_config(["experiment=evollm_vlm"])

@@ -28,8 +28,7 @@ def uneven(**depths: int) -> PoolInfo:
 
 
 CASES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
-    "one deeper": ({"lang": 7}, {}),
-    "near the even spread": ({"lang": 7, "math": 2}, {"window": 1, "layer_group": 2}),
+    "one deeper, one less deep": ({"lang": 7, "math": 2}, {"layer_group": 2}),
     "all mapped, methods": ({"lang": 7}, {"mapped": ["lang", "math"], "method": ["linear", "ties"], "window": 2}),
 }
 
