@@ -79,6 +79,7 @@ class MergekitFile:
             tokenizer_from=tokenizer_from if tokenizer_from != config_from and pool.vocabulary is None else None,
             tokenizer=pool.info.tokenizer,
             heads=heads,
+            dense=pool.info.dense,
         )
         if self.tokenizer is not None and pool.vocabulary is not None:
             _check_rows(recipe, pool.vocabulary.rows)
