@@ -81,6 +81,7 @@ class MergekitFile:
             tokenizer=pool.info.tokenizer,
             heads=heads,
             kept=kept.tensors if kept is not None else (),
+            dense=pool.info.dense,
         )
         if self.tokenizer is not None and pool.vocabulary is not None:
             _check_rows(recipe, pool.vocabulary.rows)

@@ -25,7 +25,7 @@ from fitness._retrieval.sources import Pairs, Queries
 from fitness._retrieval.terms import RetrievalTerm
 from fitness._retrieval.texts import Texts
 
-_CELLS = 2**25  # similarities of texts that are held at a time
+_CELLS = 2**23  # similarities of texts that are held at a time
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fitness._retrieval.sources import Queries
 from fitness._retrieval.terms import LOSS, depth_of
 
-_CELLS = 2**25  # scores, and comparisons of scores, that are held at a time
+_CELLS = 2**24  # comparisons of scores that are held at a time
 SCALE = 20.0
 """What cosines are multiplied by in the loss, as in sentence-transformers' MultipleNegativesRankingLoss."""
 
