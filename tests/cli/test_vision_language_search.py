@@ -13,7 +13,6 @@ from vlm_models import save_vlm, save_words
 from evomerge.cli.main import main
 from evomerge.run.ledger import read_ledger
 
-
 pytestmark = pytest.mark.slow
 
 

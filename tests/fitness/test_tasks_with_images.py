@@ -69,8 +69,11 @@ def stock(task: dict[str, Any], model: LoadedModel, chat: bool, **arguments: Any
     )
 
 
+IMAGES = {"max_images": 1, "convert_img_format": True, "image_max_side": 6}
+
+
 @pytest.mark.parametrize(
-    ("chat", "arguments"), [(False, {}), (True, {"max_images": 1, "convert_img_format": True, "image_max_side": 6})]
+    ("chat", "arguments"), [(False, {}), pytest.param(True, IMAGES, marks=pytest.mark.slow)], ids=("plain", "chat")
 )
 def test_every_number_is_that_of_the_stock_tool(
     chat: bool, arguments: dict[str, Any], images: dict[str, Any], seeing: LoadedModel, monkeypatch: pytest.MonkeyPatch
