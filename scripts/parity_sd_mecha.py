@@ -1,7 +1,7 @@
 """Per-block weighted sums beside sd-mecha's, tensor by tensor; sd-mecha has an environment of its own.
 
     python scripts/parity_sd_mecha.py make WORK        # with evomerge: two tiny U-Nets as single files, and our merge
-    python scripts/parity_sd_mecha.py theirs WORK      # with sd-mecha 1.1.8
+    python scripts/sd_mecha_side.py WORK               # with sd-mecha 1.1.8
     python scripts/parity_sd_mecha.py compare WORK     # with evomerge: the largest difference of any tensor
 
 The networks are of SD 1.5's depth and names, with few channels. Each block has a weight of its own; both tools compute
@@ -15,9 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BLOCKS = ["BASE", *(f"IN{n:02}" for n in range(12)), "M00", *(f"OUT{n:02}" for n in range(12))]
-WEIGHTS = {name: round(0.02 + 0.037 * place, 4) for place, name in enumerate(BLOCKS)}
-"""Of each block as sd-mecha calls it: BASE embeds the time, what comes after the blocks goes with OUT11."""
 OUTER = {"embed": "IN00", "time_embed": "BASE", "final_norm": "OUT11", "head": "OUT11"}
 
 
@@ -27,7 +24,8 @@ def make(work: Path) -> None:
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from safetensors.torch import load_file, save_file
 
-    sys.path[:0] = [str(Path(__file__).parent.parent / "tests")]
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
+    from sd_mecha_side import BLOCKS, WEIGHTS
     from tiny_pipelines import autoencoder, text_encoder, tokenizer
 
     from evomerge.export.single_file_writer import write_single_file
@@ -65,28 +63,6 @@ def make(work: Path) -> None:
     print(f"wrote {out}: {len(load_file(out))} tensors")
 
 
-def theirs(work: Path) -> None:
-    """sd-mecha's merge of the same files, block by block."""
-    import sd_mecha
-    import torch
-
-    sd_mecha.extensions.model_dirs.add_path(work) if hasattr(sd_mecha.extensions.model_dirs, "add_path") else None
-    a, b = (sd_mecha.model(str(work / f"{name}.safetensors"), config="sd1-ldm") for name in ("a", "b"))
-    blocks = sd_mecha.literal({k: torch.tensor(w) for k, w in WEIGHTS.items()}, config="sd1-supermerger_blocks")
-    recipe = sd_mecha.weighted_sum(a, b, alpha=sd_mecha.convert(blocks, "sd1-ldm"))
-    sd_mecha.merge(
-        recipe,
-        merge_device="cpu",
-        merge_dtype=torch.float32,
-        output_device="cpu",
-        output_dtype=torch.float32,
-        strict_mandatory_keys=False,
-        check_extra_keys=False,
-        threads=1,
-        output=work / "theirs.safetensors",
-    )
-
-
 def compare(work: Path) -> None:
     """The largest difference, relative to each tensor's own size."""
     from safetensors.torch import load_file
@@ -105,7 +81,7 @@ def main() -> None:
     """What the command line asks for."""
     verb, work = sys.argv[1], Path(sys.argv[2])
     work.mkdir(parents=True, exist_ok=True)
-    {"make": make, "theirs": theirs, "compare": compare}[verb](work)
+    {"make": make, "compare": compare}[verb](work)
 
 
 if __name__ == "__main__":
