@@ -60,13 +60,8 @@ def test_what_is_imported_is_declared() -> None:
 
 def test_what_scripts_import_is_declared() -> None:
     folders = (ROOT / "tests", ROOT / "tests" / "durability")  # scripts use what the tests use
-<<<<<<< HEAD
-    tests = {entry.stem for folder in folders for entry in folder.iterdir()}
-    elsewhere = ("fusion_bench_side.py", "parity_sd_mecha.py")  # run in environments of their own
-=======
     tests = {entry.stem for folder in folders for entry in folder.iterdir()} | {"sd_mecha_side"}
     elsewhere = ("fusion_bench_side.py", "sd_mecha_side.py")  # in environments of their own
->>>>>>> k-25
     scripts = [file for file in (ROOT / "scripts").glob("*.py") if file.name not in elsewhere]
     assert not undeclared(sorted(scripts), own=(*PACKAGES, "scripts", *tests))
 
