@@ -88,8 +88,9 @@ def write_and_show(plan: Plan, folder: Path) -> None:
         console.print(f"wrote {file}", soft_wrap=True, markup=False, highlight=False)
 
 
-def show_status(folder: Path) -> int:
+def show_status(folder: Path, *, as_json: bool = False) -> int:
     """Print how far the parts of a protocol are, and how to go on."""
+    import json
     import shlex
 
     from evomerge.comparison.plan import parts_of
@@ -98,18 +99,21 @@ def show_status(folder: Path) -> int:
     from evomerge.report.status import read_status
     from evomerge.run.inside import LEDGER
 
-    left = False
-    for part in parts_of(read_plan(folder, trust=True)):
-        if not (folder / part / LEDGER).is_file():
-            left = True
-            console.print(f"{part}: not begun", soft_wrap=True, markup=False, highlight=False)
-            continue
-        status = read_status(folder / part)
-        left = left or status.state != "ended"
-        done = sum(status.counts.values())
-        of = f" of {status.evaluations}" if status.evaluations is not None else ""
-        console.print(f"{part}: {status.state}, {done}{of} candidates", soft_wrap=True, markup=False, highlight=False)
-    if left:
+    begun, parts = {}, parts_of(read_plan(folder, trust=True))
+    for part in parts:
+        if (folder / part / LEDGER).is_file():
+            begun[part] = read_status(folder / part)
+    if as_json:
+        print(json.dumps({part: begun[part].as_dict() if part in begun else None for part in parts}, indent=2))
+        return 0
+    for part in parts:
+        said = "not begun"
+        if part in begun:
+            status = begun[part]
+            of = f" of {status.evaluations}" if status.evaluations is not None else ""
+            said = f"{status.state}, {sum(status.counts.values())}{of} candidates"
+        console.print(f"{part}: {said}", soft_wrap=True, markup=False, highlight=False)
+    if len(begun) < len(parts) or any(status.state != "ended" for status in begun.values()):
         console.print(f"To go on: evomerge resume {shlex.quote(str(folder))}", soft_wrap=True, markup=False)
     return 0
 

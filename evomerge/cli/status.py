@@ -21,7 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     if is_protocol(options.run):
         from evomerge.cli.protocol import show_status
 
-        return show_status(Path(options.run))
+        return show_status(Path(options.run), as_json=options.json)
     from evomerge.report.status import read_status
 
     status = read_status(options.run)
