@@ -72,7 +72,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("kind", "both", "second", "says"),
     [
-        ("llama", {}, {"hidden_size": 32}, "has shape (40, 32) in model 'b' and (40, 16) in 'a'"),
+        ("llama", {}, {"hidden_size": 32}, "model 'b' has head_dim 8 in config.json, 'a' has 4"),
         ("llama", {}, {"rope_theta": 77.0}, "model 'b' has rope_parameters.rope_theta 77.0 in config.json, 'a' has"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, {}, "its layer 1 computes something else than layer 0"),
     ],

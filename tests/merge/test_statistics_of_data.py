@@ -115,7 +115,7 @@ def test_recipes_and_runs_keep_the_calibration(pool: Pool, tmp_path: Path) -> No
     folder = RunFolder(tmp_path)
     folder.write_pool(pool.info)
     assert folder.read_pool().calibration == pool.info.calibration
-    for old, new in ((":\n    a:", ":\n    c:"), ("fisher: 'sha256:", "fisher: 'md5:"), ("{fisher", "{hessian")):
+    for old, new in ((":\n    a:", ":\n    c:"), ("fisher: 'sha256:", "fisher: 'md5:"), ("{fisher", "{jacobian")):
         text = dump_recipe(made)
         broken = text.replace(old, new, 1)
         assert broken != text

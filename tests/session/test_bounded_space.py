@@ -176,15 +176,17 @@ def space(*overrides: str) -> SearchSpace:
     [
         option
         for option in SPACES
-        if option not in ("weights", "coefficients", "lineage", "landscape", "perturbation", "zipped")
+        if option not in ("weights", "coefficients", "lineage", "landscape", "perturbation", "zipped", "listed")
     ],
 )
 def test_every_space_with_named_genes(option: str) -> None:
     """Recipes are those of the space's own genome with the fixed values in it."""
-    whole = space(f"search_space={option}")
+    needed = ["search_space.mapped=[lang]"] if option == "layer_map" else []
+    whole = space(f"search_space={option}", *needed)
     assert isinstance(whole.spec, GenomeSpec)
     first = whole.spec.genes[0]
-    narrow = space(f"search_space={option}", f"search_space.bounds={{{first.name}: {str(first.start).lower()}}}")
+    fixed = f"search_space.bounds={{{first.name}: {str(first.start).lower()}}}"
+    narrow = space(f"search_space={option}", *needed, fixed)
     assert [gene.name for gene in narrow.spec] == [gene.name for gene in whole.spec][1:]
     rng = np.random.default_rng(0)
     for _ in range(5):
