@@ -46,6 +46,7 @@ def words(folder: Path, out: Path, **more: Any) -> list[str]:
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
+@pytest.mark.slow
 def test_lineages_of_m2n2_with_attention_as_a_chromosome(folder: Path, tmp_path: Path) -> None:
     run = evomerge.search(
         *words(
@@ -134,6 +135,7 @@ def test_a_single_file_from_the_command_line(folder: Path, tmp_path: Path, capsy
     assert main(["merge", str(recipe), str(tmp_path / "out"), "--format", "lora"]) == 2
 
 
+@pytest.mark.slow
 def test_the_experiment_on_sdxl_is_the_one_that_is_announced(tmp_path: Path) -> None:
     from evomerge.config.compose import compose_config
     from evomerge.session.parts import build_parts
