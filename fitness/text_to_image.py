@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from evomerge.candidate import Part
-from evomerge.errors import ConfigError, FitnessError
+from evomerge.errors import ConfigError, FitnessError, nearest
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
 from evomerge.run.ratings.rules import RatingRules
@@ -195,11 +195,9 @@ class TextToImageFitness:
         if self._how_values["sampler"]:
             check_sampler(self._how_values["sampler"], config.rest)
         takes = call_arguments(config.rest.pipeline)
-        wanted = {"prompt": self._prompts is not None, "guidance_scale": self._how_values["guidance"] is not None}
-        wanted |= {"height": self._how_values["size"] is not None}
-        for name, given in wanted.items():
-            if given and name not in takes:
-                key = {"prompt": "prompts", "guidance_scale": "guidance", "height": "size"}[name]
+        own = {"prompts": self._prompts, **self._how_values}
+        for key, name in {"prompts": "prompt", "guidance": "guidance_scale", "size": "height"}.items():
+            if own[key] is not None and name not in takes:
                 raise FitnessError(f"{key} is set, and {config.rest.pipeline} takes none", "leave it out")
         if self._prompts is None and "prompt" in takes:
             raise FitnessError(
@@ -207,8 +205,6 @@ class TextToImageFitness:
             )
         for name in self._how_values["arguments"]:
             if name not in takes:
-                from evomerge.errors import nearest
-
                 raise FitnessError(f"arguments has {name!r}", nearest(name, takes), f"see {config.rest.pipeline}")
 
     def items(self) -> dict[str, int]:
@@ -266,9 +262,7 @@ class TextToImageFitness:
         places = places_of(part, self.items())[TASK]
         images = ready.draw(model, places)
         drawn = time.perf_counter() - start
-        if self._by_people:
-            if part is not None:
-                raise FitnessError("a part of the images was asked for", "all of them", "set search.racing.first=null")
+        if self._by_people:  # who are asked for all
             pictures = {TASK: [thumbnail(image, self._thumbnail) for image in images]}
             return Scores({}, seconds={"model": drawn, "other": 0.0}, responses=pictures)
         values, by_image = ready.scores(images, places)

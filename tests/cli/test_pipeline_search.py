@@ -46,6 +46,7 @@ def words(folder: Path, out: Path, **more: Any) -> list[str]:
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
+@pytest.mark.slow
 def test_lineages_of_m2n2_with_attention_as_a_chromosome(folder: Path, tmp_path: Path) -> None:
     run = evomerge.search(
         *words(
@@ -132,3 +133,25 @@ def test_a_single_file_from_the_command_line(folder: Path, tmp_path: Path, capsy
     assert all(name.startswith("model.diffusion_model.") for name in load_file(tmp_path / "out.safetensors"))
     assert main(["merge", str(recipe), str(tmp_path / "out"), "--format", "single"]) == 2
     assert main(["merge", str(recipe), str(tmp_path / "out"), "--format", "lora"]) == 2
+
+
+@pytest.mark.slow
+def test_the_experiment_on_sdxl_is_the_one_that_is_announced(tmp_path: Path) -> None:
+    from evomerge.config.compose import compose_config
+    from evomerge.session.parts import build_parts
+
+    names = ("japanese", "sdxl", "dpo", "juggernaut")
+    models = save_pool(tmp_path, "sdxl", names)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a bicycle", "image": "a.png"}\n')
+    (tmp_path / "a.png").write_bytes(b"")
+    prompts = tmp_path / "prompts.jsonl"
+    config: Any = compose_config(["experiment=m2n2_sdxl", f"fitness.prompts={prompts}", f"held_out.prompts={prompts}"])
+    assert set(config.pool.models) == set(names)
+    config.pool.models = models
+    parts = build_parts(config)
+    assert parts.pool is not None
+    assert parts.pool.info.network is not None
+    assert (parts.pool.info.network.name, parts.pool.info.network.others) == ("unet", "japanese")
+    recipe = parts.space.decode(parts.space.spec.initial)
+    assert {entry.method for entry in recipe.slices} <= {"slerp", "linear"}
+    assert [own.name for own in parts.space._chromosomes] == ["attn", "rest"]  # type: ignore[attr-defined]

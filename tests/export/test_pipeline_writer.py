@@ -36,7 +36,7 @@ def mixed(pool: Pool) -> Recipe:
     return pool.info.recipe(slices)
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "flux", "digits"])
+@pytest.mark.parametrize("kind", ["sd", *(pytest.param(k, marks=pytest.mark.slow) for k in ("sdxl", "flux", "digits"))])
 def test_what_is_written_draws_what_the_search_drew(kind: str, tmp_path: Path) -> None:
     import diffusers
 

@@ -112,10 +112,9 @@ class Resident:
         slices = ModuleSlices(module, pool.layout, reference)
         self._outer = {s: slices.of(s) for s in pool.layout.slices if s.layer is None}
         self._layer_slots, self._heads = LayerSlots(module, pool, slices), HeadSlots(module, pool, self.model.dtype)
-        self._shared = shared
-        self._places = set(self._own().values())
-        start = START_SHARE * sum(place.held_nbytes(self.full) for place in self._places)
-        self._memory = MemoryCache(first.cache if cache is None else cache, int(start))
+        self._shared, self._places = shared, set(self._own().values())
+        start = int(START_SHARE * sum(place.held_nbytes(self.full) for place in self._places))
+        self._memory = MemoryCache(first.cache if cache is None else cache, start)
         self._live = LiveSlices(self._memory)
         self._stages = KeptStages(self.sources, self._memory, self._live, shared)
         self._nearest = NearestSlices(self._live, self._memory, shared, self.sources, self.model.dtype)
