@@ -140,6 +140,10 @@ def _columns(history: History) -> list[Column]:
         task = task_name(metric)
         own = f"{task} {metric_name(metric).partition(',')[0]}" if several[task] > 1 else task
         found.append(Column(own, task, metric, share.direction == "minimize"))
+    known = {share.objective or "score" for share in shares.values()}
+    for objective in history.objectives:  # of no task's metric: the length of responses, say
+        if objective.name not in known and found:
+            found.append(Column(objective.name, "", objective.name, objective.direction == "minimize"))
     if not found:
         raise FitnessError(f"the fitness of {history.folder.path} does not say what counts", "one with metrics by task")
     return found
@@ -167,13 +171,14 @@ def _row(
         kept = read_items(folder / TEST, trial.candidate, "search", digest=trial.digest)
         items = {own.name: kept[own.metric] for own in columns if own.metric in kept}
     peaks = read_peaks(folder / chosen.part) if chosen is not None and chosen.part else {}
+    values = {**trial.objectives, **trial.metrics}
     return ComparedRow(
         name,
         kind,
         trial.candidate,
         trial.recipe_hash,
         "" if ok else trial.error or trial.status,
-        {own.name: trial.metrics[own.metric] for own in columns if ok and own.metric in trial.metrics},
+        {own.name: values[own.metric] for own in columns if ok and own.metric in values},
         items,
         merge_seconds=trial.seconds.get("merge", math.nan),
         memory=memory,
