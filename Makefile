@@ -9,13 +9,13 @@ export TOKENIZERS_PARALLELISM ?= false
 # Without compiled files every process that imports torch and lm-eval takes three times as long, and tests start many.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-rest test-protocols test-all test-vllm test-vllm-ray check lint format docs bench clean
+.PHONY: help demo test test-rest test-nightly test-all test-vllm test-vllm-ray check lint format docs bench clean
 
 help:
 	@echo "make demo    set up, make the demo's models, search, print the result"
 	@echo "make test    set up and run the tests of every package, the installed wheel and a whole search included"
 	@echo "make test-all  these and the second tier: kills, clusters, other tools beside ours, browsers"
-	@echo "make test-protocols  every published protocol on its stand-in, for a nightly run"
+	@echo "make test-nightly  what takes long: every published protocol on its stand-in, measured memory, the script for a GPU"
 	@echo "make test-vllm  vLLM's engine on the processor, in an environment of its own; test-vllm-ray: one over two processes on Ray"
 	@echo "make check   ruff, mypy, import-linter, circles of imports and all tests"
 	@echo "make docs    the documentation, into docs/_build/html"
@@ -47,14 +47,14 @@ demo: $(VENV)/.user
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test: $(VENV)/.dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
 
 test-rest: $(VENV)/.dev
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not nightly"
 
-# Every published protocol on its stand-in, and checked against the published shapes: minutes, for a nightly run.
-test-protocols: $(VENV)/.dev
-	EVOMERGE_PROTOCOLS=1 $(PYTEST) tests/comparison
+# What takes long and seldom breaks alone, for a nightly run.
+test-nightly: $(VENV)/.dev
+	$(PYTEST) -m nightly
 
 test-all: $(VENV)/.dev
 	$(PYTEST)

@@ -43,7 +43,9 @@ def test_the_run_folder_holds_everything(finished_run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("split", "suffix"), [("search", ""), ("held_out", "_held_out")])
+@pytest.mark.parametrize(
+    ("split", "suffix"), [pytest.param("search", "", marks=pytest.mark.nightly), ("held_out", "_held_out")]
+)
 def test_the_stock_command_prints_the_same_scores(
     finished_run: Path, merged: Path, quick_pool: Path, tmp_path: Path, split: str, suffix: str
 ) -> None:

@@ -103,6 +103,7 @@ def run(words: list[str], folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("space", "lora", "kind", "vocabulary", "part"),

@@ -193,7 +193,7 @@ def test_a_folder_in_use_is_refused(glue: tuple[Path, list[str]], capsys: pytest
     assert f"`evomerge resume {folder}` goes on with it" in capsys.readouterr().err
 
 
-ALL = pytest.mark.skipif(not os.environ.get("EVOMERGE_PROTOCOLS"), reason="make test-protocols runs them all")
+ALL = pytest.mark.nightly
 
 
 @ALL

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from evomerge.comparison.tables import Table, as_csv, html, markdown
 from evomerge.config.construct import to_builtin
 from evomerge.errors import ConfigError
 
-ALL = pytest.mark.skipif(not os.environ.get("EVOMERGE_PROTOCOLS"), reason="make test-protocols runs them all")
+ALL = pytest.mark.nightly
 TIES = {"method": "ties", "parameters": {"density": 0.2}, "grid": {"lambda": [0.5, 1.0], "density": [0.1, 0.2]}}
 
 

@@ -6,7 +6,6 @@ The items are made up: the tasks' own are on the hub.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def items(kind: str, root: Path, names: list[str]) -> list[str]:
     return [f"fitness.tasks={text}", f"held_out.tasks={text}"]
 
 
-@pytest.mark.skipif(not os.environ.get("EVOMERGE_PROTOCOLS"), reason="make test-protocols runs them all")
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", sorted(SHAPES))
 def test_validate_passes_without_the_hub(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -45,6 +45,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "60 candidates" in output_of(notebook, "run.evaluations")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_cell_of_five_lines_is_a_whole_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that the notebook shows, on a pool of the demo's shape that has hardly been trained."""

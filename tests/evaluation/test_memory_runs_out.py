@@ -28,6 +28,7 @@ def named(kinds: list[Kind], name: str) -> Kind:
     return next(kind for kind in kinds if kind.name == name)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fewest"),
@@ -63,6 +64,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("deep"), layers=8)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_candidate_succeeds_whenever_a_fifth_more_than_the_model_and_a_batch_fit(deep: Bench) -> None:
     """Also where sources and merged slices had the whole device before; otherwise one line says what to set."""

@@ -124,6 +124,7 @@ def test_no_requests_are_no_values() -> None:
     assert len(values) == len(greedy) == 0
 
 
+@pytest.mark.nightly
 def test_without_memory_batches_become_smaller(caplog: pytest.LogCaptureFixture) -> None:
     module, requests = build("llama"), questions()
     values, _ = alone(module, requests)
@@ -246,6 +247,7 @@ class Scarce(LlamaForCausalLM):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("ask", [lambda module: unsupported(module, 31), no_states, no_prefill])
 def test_memory_that_ends_while_a_model_is_tried_says_nothing_of_it(ask: Callable[[Any], str]) -> None:
     with pytest.raises(torch.OutOfMemoryError):

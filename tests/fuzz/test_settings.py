@@ -10,6 +10,7 @@ from scripts.fuzz_settings import VALUES, cases, fault, import_all, keys
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.nightly
 def test_odd_values_end_in_one_line(tmp_path_factory: pytest.TempPathFactory) -> None:
     pool = make_demo_pool(tmp_path_factory.mktemp("demo") / "pool", 0, quick=True, progress=False)
     assert len(keys(pool)) > 30

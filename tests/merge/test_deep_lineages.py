@@ -18,6 +18,7 @@ from evomerge.recipes import Input, Recipe, SliceRecipe, dump_recipe, load_recip
 DEPTH = 3000  # three times Python's stack; ten thousand take a few minutes
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_from_the_file_to_the_model(tiny_model: TinyModel, tmp_path: Path) -> None:
     pool = open_pool({name: str(tiny_model(name, seed=seed)) for seed, name in enumerate("ab")})

@@ -18,6 +18,7 @@ def test_a_step_that_there_is_not_is_answered_with_the_nearest() -> None:
     assert "there is no step 'merge'; did you mean 'merges'?" in done.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_step_runs_on_the_processor(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--device", "cpu", "--out", "found.json"]
