@@ -266,7 +266,7 @@ def read_texts(path: Path) -> list[CalibrationItem]:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if path.suffix == ".jsonl":
             content = [json.loads(line) for line in lines]
-            found = [CalibrationItem(str(own["text"]), str(own.get("answer") or "")) for own in content]
+            found = [_item(str(own["text"]), str(own.get("answer") or "")) for own in content]
         else:
             found = [CalibrationItem(line, "") for line in lines]
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -274,3 +274,9 @@ def read_texts(path: Path) -> list[CalibrationItem]:
     if not found:
         raise ConfigError(f"--texts {path} has no text", "a line at least")
     return found
+
+
+def _item(text: str, answer: str) -> CalibrationItem:
+    """A text and its answer, with a space between unless there is one: as calibration reads them."""
+    between = "" if not answer or text[-1:].isspace() or answer[0].isspace() else " "
+    return CalibrationItem(text, between + answer)
