@@ -1,9 +1,10 @@
 """Counts what merging asks of a GPU, on a pretended one, and writes the table in docs/performance.md.
 
-    python scripts/gpu_counts.py [--check]
+    python scripts/gpu_counts.py [--check [METHOD ...]]
 
 Every merge method is put on all slices of a small bfloat16 model, three times with other parameters; the first time
-notes what is needed of the sources. ``--check`` changes nothing and exits with 1 where the table is not up to date.
+notes what is needed of the sources. ``--check`` changes nothing and exits with 1 where the table is not up to date, or
+lines of it, where methods are named.
 """
 
 # ruff: noqa: E402 - what the tests are made of is found first
@@ -15,6 +16,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -71,28 +73,32 @@ def _number(counter: Counter[str]) -> str:
     return str(counter.total())
 
 
-def table() -> str:
-    """All of it."""
+def lines(names: Sequence[str] = ()) -> list[str]:
+    """All of the table, or those of some methods."""
     with tempfile.TemporaryDirectory() as folder:
         folders = {
             name: save_llama(Path(folder) / name, seed, layers=1, dtype=torch.bfloat16)
             for seed, name in enumerate(("base", "a", "b", "c"))
         }
         pool = small_pool(folders)
-        return HEAD + "".join(row(case, counted(case, pool), pool) for case in GPU_CASES)
+        cases = [case for case in GPU_CASES if not names or str(case) in names]
+        return [row(case, counted(case, pool), pool) for case in cases]
 
 
 def main() -> int:
     """Write the table, or compare it."""
     parser = argparse.ArgumentParser(description="counts for docs/performance.md")
-    parser.add_argument("--check", action="store_true", help="exit with 1 unless the table is up to date")
+    parser.add_argument("--check", nargs="*", choices=[str(case) for case in GPU_CASES], metavar="METHOD")
     check = parser.parse_args().check
-    new = f"\n{table()}"
+    new = lines(check or ())
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)  # last: the page may be edited meanwhile
     old, _, after = rest.partition(END)
     if check:
-        return int(old != new)
-    PAGE.write_text(f"{before}{BEGIN}{new}{END}{after}", encoding="utf-8")
+        return int(not set(new) <= set(old.splitlines(keepends=True)))
+    whole = "\n" + HEAD + "".join(new)
+    if check is not None:
+        return int(old != whole)
+    PAGE.write_text(f"{before}{BEGIN}{whole}{END}{after}", encoding="utf-8")
     print(PAGE)
     return 0
 

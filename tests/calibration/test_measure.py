@@ -212,7 +212,7 @@ for kind in ("fisher", "gram"):
     assert child(kind, "whole-" + kind, 0) == 0
     kills = 0
     for _ in range(200):
-        status = child(kind, "killed-" + kind, draw.randrange(1, 9))
+        status = child(kind, "killed-" + kind, draw.randrange(2, 24))
         if status == 0:
             break
         assert status == -signal.SIGKILL, status
@@ -226,7 +226,7 @@ def test_killed_many_times_it_goes_on_and_gives_the_same_bytes(tiny_model: TinyM
     command = [sys.executable, "-c", KILLED, str(tiny_model("model")), str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert min(int(kills) for kills in ran.stdout.split()) >= 20
+    assert min(int(kills) for kills in ran.stdout.split()) >= 6
     for kind in ("fisher", "gram"):
         whole, killed = (ModelStatistics(tmp_path, kind, f"{name}-{kind}") for name in ("whole", "killed"))
         assert contents(killed) == contents(whole)

@@ -108,7 +108,6 @@ def run(words: list[str], folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("space", "lora", "kind", "vocabulary", "part"),
     [
-        ("linear", False, "loglikelihood", 1000, "model"),
         ("ties", False, "loglikelihood", 1000, "statistics"),
         ("ties", True, "loglikelihood", 1000, "adapters"),
         ("linear", False, "generate_until", 1000, "forwards"),
