@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fitness.estimators.columns import Columns
 
-MOST_REPLAYS = 48
+MOST_REPLAYS = 96
 _MOST_COLUMNS = 2**15  # that are told at once: some tens of megabytes
 _PRIOR = 6.0  # replays that what is expected counts as much as
 _FLAWED = 1.2  # squared error over what the latent model says, where nothing is known: it is never quite right

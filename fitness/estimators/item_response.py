@@ -15,13 +15,12 @@ what cannot be told of an item is taken from the others of its metric.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fitness.estimators.kind_fit import KindFit, fit_kind
+from fitness.estimators.kind_fit import fit_kind
 from fitness.estimators.latent_steps import Array, sweep
 
 
@@ -165,19 +164,14 @@ def fit_items(values: Array, metrics: Sequence[Metric], dimensions: int) -> Fit:
     precision, linear = np.empty_like(covariance), np.empty_like(mean)
     weights, targets = np.empty((models, columns)), np.empty((models, columns))
     abilities, seconds = {}, {}
-    kinds = list(dict.fromkeys(binary.tolist()))
-
-    def fitted(kind: bool) -> KindFit:
+    for kind in dict.fromkeys(binary.tolist()):
+        own = binary == kind
         ends = np.cumsum([m.stretch.stop - m.stretch.start for m in metrics if m.binary == kind]).tolist()
         parts = [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
-        return fit_kind(scaled[:, binary == kind], kind, parts, dimensions)
-
-    with ThreadPoolExecutor(len(kinds)) as pool:  # a fit is large operations of numpy, which let others run
-        for kind, found in zip(kinds, pool.map(fitted, kinds), strict=True):
-            own = binary == kind
-            abilities[kind], seconds[kind], noise[own] = found.x, found.xx, found.noise
-            mean[own], covariance[own] = found.mean, found.covariance
-            precision[own], linear[own] = found.precision, found.linear
-            weights[:, own], targets[:, own] = found.weights, found.targets
+        found = fit_kind(scaled[:, own], kind, parts, dimensions)
+        abilities[kind], seconds[kind], noise[own] = found.x, found.xx, found.noise
+        mean[own], covariance[own] = found.mean, found.covariance
+        precision[own], linear[own] = found.precision, found.linear
+        weights[:, own], targets[:, own] = found.weights, found.targets
     items = ItemParameters(mean, covariance, binary, noise, centre, scale)
     return Fit(items, abilities, seconds, precision, linear, weights, targets)

@@ -80,7 +80,6 @@ SPACES = {
     "blocks": ["search_space=ties", "search_space.layer_group=block", "strategy=cma_es"],
     "methods": ["search_space=layer_methods", "search_space.layer_group=section", "strategy=catcma"],
     "lines": ["search_space=linear", "search_space.components=[[attn],[time,resnet]]", "strategy=de"],
-    "permutation": ["search_space=permutation", "strategy=tpe"],
 }
 
 
