@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from evomerge.errors import ConfigError, nearest
 from evomerge.objectives import MetricShare
@@ -17,6 +17,17 @@ LOWER = ("loss", "squared_error")
 """Metrics of which less is better: they count negative."""
 TOLD_TOGETHER = ("f1", "matthews", "pearson", "spearman")
 """Metrics that are told from all predictions together; the others are means over items."""
+
+
+class Named(Protocol):
+    """A task with a name."""
+
+    @property
+    def name(self) -> str:
+        """Of the task."""
+
+
+Term = TypeVar("Term", bound=Named)
 
 PARTS = ("search", "validation", "held_out")
 _KEYS = ("task", "file", "head", "text", "pair", "label", "labels", "metrics", "weight", "objective", "limit")
@@ -125,10 +136,18 @@ def parse_tasks(given: Any) -> tuple[TaskTerm, ...]:
     Raises:
         ConfigError: no tasks, an unknown key, a value out of its range or a name twice; names the key.
     """
+    return listed_tasks(given, _task, "[{task: topic, file: topic.jsonl, head: topic}]")
+
+
+def listed_tasks(given: Any, read: Callable[[Any, str], Term], example: str) -> tuple[Term, ...]:
+    """The tasks of a list, each as `read` makes it of its entry and the entry's key.
+
+    Raises:
+        ConfigError: no list, an empty one, or a name twice; and what `read` raises.
+    """
     if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-        example = "[{task: topic, file: topic.jsonl, head: topic}]"
         raise ConfigError(f"tasks is {str(given)[:80]!r}", "a list of tasks", f"for example tasks={example}")
-    found = [_task(own, f"tasks[{number}]") for number, own in enumerate(given)]
+    found = [read(own, f"tasks[{number}]") for number, own in enumerate(given)]
     names = [term.name for term in found]
     for name in names:
         if names.count(name) > 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
-from fitness._classification.terms import CLASS_METRICS, MetricTerm, parse_metrics
+from fitness._classification.terms import CLASS_METRICS, MetricTerm, listed_tasks, parse_metrics
 from fitness._unlabelled.values import finite, require_keys, whole
 
 OBJECTIVE = "score"
@@ -92,17 +92,9 @@ def parse_tasks(given: Any, common: Any, templates: Any) -> tuple[ImageTerm, ...
     Raises:
         ConfigError: no task, an unknown key or metric, a value of the wrong type or a name twice; names the key.
     """
-    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-        example = "tasks=[{task: digits, images: data/digits}]"
-        raise ConfigError(f"tasks is {str(given)[:80]!r}", "a list of tasks", f"for example {example}")
     of_all = parse_metrics("accuracy" if common is None else common, "metrics", CLASS_METRICS)
     into = _templates(list(TEMPLATES) if templates is None else templates, "templates")
-    found = tuple(_task(own, f"tasks[{place}]", of_all, into) for place, own in enumerate(given))
-    names = [term.name for term in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"tasks has {name!r} twice", "every name once", "give one of them another `task`")
-    return found
+    return listed_tasks(given, lambda own, key: _task(own, key, of_all, into), "[{task: digits, images: data/digits}]")
 
 
 def _task(given: Any, key: str, common: tuple[MetricTerm, ...], templates: tuple[str, ...]) -> ImageTerm:

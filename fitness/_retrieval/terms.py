@@ -9,7 +9,7 @@ from typing import Any
 
 from evomerge.errors import ConfigError, nearest
 from evomerge.models.sentence_encoder import LATE_SIMILARITIES, POOLING, SIMILARITIES, TOKENS
-from fitness._classification.terms import MetricTerm, weighted_metrics
+from fitness._classification.terms import MetricTerm, listed_tasks, weighted_metrics
 from fitness._unlabelled.values import finite, require_keys, whole
 
 RANKED = {"ndcg": 10, "mrr": 10, "recall": 100, "hit": 1}
@@ -84,15 +84,7 @@ def parse_tasks(given: Any) -> tuple[RetrievalTerm, ...]:
     Raises:
         ConfigError: no tasks, an unknown key, a value out of its range or a name twice; names the key.
     """
-    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-        example = "[{task: answers, folder: data/answers}, {task: likeness, pairs: sts.csv}]"
-        raise ConfigError(f"tasks is {str(given)[:80]!r}", "a list of tasks", f"for example tasks={example}")
-    found = [_task(own, f"tasks[{number}]") for number, own in enumerate(given)]
-    names = [term.name for term in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"tasks has {name!r} twice", "every name once", "give one of them another `task`")
-    return tuple(found)
+    return listed_tasks(given, _task, "[{task: answers, folder: data/answers}, {task: likeness, pairs: sts.csv}]")
 
 
 def _task(given: Any, key: str) -> RetrievalTerm:
