@@ -6,7 +6,8 @@ POOL is a folder with one folder for each model, the first that is named is the 
 all slices are merged with other numbers for each candidate and nothing cached. Of methods that make something of the
 sources once (`Derived`) all factors vary: ``lambda`` and, where what is made does not depend on them, weights. Of the
 others everything that a search varies does, and of methods that are in both tables the second says what it costs when
-what is made varies. Processor time on one thread: that of the first candidate, and the median of the others.
+what is made varies. Methods that read statistics of data are left out. Processor time on one thread: that of the first
+candidate, and the median of the others.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def main() -> None:
         name
         for name, method in METHODS.items()
         if method.derived is None and method.spec.base != "none" and method.spec.max_inputs is None
+        if method.spec.statistics is None  # which a folder of models has none of
         if any(p.searched or p.name == "lambda" for p in method.spec.parameters)
     ]
     for title, methods, searched in (
