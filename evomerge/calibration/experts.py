@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from evomerge.calibration.encoding import Encoded, Item, size_of
-from evomerge.calibration.forwards import forward
 from evomerge.calibration.places import Place, Places
+from evomerge.calibration.sums import TokenSums
 from evomerge.errors import PoolError, reason_of
 from evomerge.models.memory import out_of_memory
 from evomerge.models.pool import Pool
@@ -101,7 +101,7 @@ def _experts_of(pool: Pool) -> dict[str, int]:
     return found
 
 
-class RoutingSums:
+class RoutingSums(TokenSums):
     """Sums over tokens: how many chose each expert, and with which weights; in float64.
 
     Args:
@@ -110,12 +110,12 @@ class RoutingSums:
     """
 
     def __init__(self, module: nn.Module, places: Sequence[Place]) -> None:
-        self._module = module
         self.shared = {p.name: p.leader for p in places if p.leader}
         own, layers = [p for p in places if not p.leader], dict(module.named_modules())
         self._rows: dict[str, int] = {}
         self.sums = {p.name: torch.zeros(p.shape, dtype=torch.float64, device=_device(layers[p.module])) for p in own}
-        self._hooks = [layers[p.module].register_forward_pre_hook(self._seen(p.name), with_kwargs=True) for p in own]
+        hooks = [layers[p.module].register_forward_pre_hook(self._seen(p.name), with_kwargs=True) for p in own]
+        super().__init__(module, hooks)
 
     def _seen(self, name: str) -> Any:
         def hook(experts: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -152,16 +152,6 @@ class RoutingSums:
         """Shares of all choices and of all weights: each row has the sum 1."""
         found = self.sums[name]
         return found / found.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-
-    def add(self, number: int, item: Item) -> None:
-        """Send the tokens of one item through the model."""
-        with torch.no_grad():
-            forward(self._module, item)
-
-    def close(self) -> None:
-        """Leave the module without hooks."""
-        for hook in self._hooks:
-            hook.remove()
 
 
 class ExpertOutputSums(RoutingSums):

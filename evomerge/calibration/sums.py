@@ -143,7 +143,29 @@ class KnownMoments:
         """Nothing was changed."""
 
 
-class InputSums:
+class TokenSums:
+    """What sums over the tokens of forwards have in common: hooks that see them.
+
+    Args:
+        module: in evaluation mode.
+        hooks: on it, that sum.
+    """
+
+    def __init__(self, module: Any, hooks: Sequence[Any]) -> None:
+        self._module, self._hooks = module, hooks
+
+    def add(self, number: int, item: Item) -> None:
+        """Send the tokens of one item through the model."""
+        with torch.no_grad():
+            forward(self._module, item)
+
+    def close(self) -> None:
+        """Leave the module without hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+class InputSums(TokenSums):
     """Sums over tokens of what linear layers read, in float64: of ``x x^T`` or its diagonal, or of ``x``.
 
     Layers of a slice that read the very same tensor (queries, keys and values) share one sum.
@@ -156,18 +178,17 @@ class InputSums:
     """
 
     def __init__(self, module: Any, places: Sequence[Place], first: Item, *, squares: bool = True) -> None:
-        self._module, self._squares = module, squares
+        self._squares = squares
         self._rows: dict[str, int] = {}
-        self.shared = self._sharing(places, first)
         layers = dict(module.named_modules())
+        self.shared = self._sharing(module, layers, places, first)
         self.sums = {
             p.name: torch.zeros(p.shape, dtype=torch.float64, device=layers[p.module].weight.device)
             for p in places
             if p.name not in self.shared
         }
-        self._hooks = [
-            layers[p.module].register_forward_pre_hook(self._products(p.name)) for p in places if p.name in self.sums
-        ]
+        summed = [p for p in places if p.name in self.sums]
+        super().__init__(module, [layers[p.module].register_forward_pre_hook(self._products(p.name)) for p in summed])
 
     def _products(self, name: str) -> Any:
         def hook(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
@@ -180,15 +201,15 @@ class InputSums:
 
         return hook
 
-    def _sharing(self, places: Sequence[Place], first: Item) -> dict[str, str]:
-        layers, seen = dict(self._module.named_modules()), dict[str, list[torch.Tensor]]()
+    def _sharing(self, module: Any, layers: Mapping[str, Any], places: Sequence[Place], first: Item) -> dict[str, str]:
+        seen: dict[str, list[torch.Tensor]] = {}
 
         def noting(name: str) -> Any:
             return lambda _, given: seen.setdefault(name, []).append(given[0])  # kept: a tensor's id may come again
 
         hooks = [layers[place.module].register_forward_pre_hook(noting(place.name)) for place in places]
         with _removed(hooks), torch.no_grad():
-            forward(self._module, first)
+            forward(module, first)
         shared, leaders = {}, dict[tuple[object, ...], str]()
         for place in places:
             tensors = seen.get(place.name, [])
@@ -205,16 +226,6 @@ class InputSums:
         if isinstance(items[0], Encoded):
             return self.sums[name] / sum(size_of(item) for item in items)
         return self.sums[name] / max(1, self._rows[name] * len(items))
-
-    def add(self, number: int, item: Item) -> None:
-        """Add the tokens of one item."""
-        with torch.no_grad():
-            forward(self._module, item)
-
-    def close(self) -> None:
-        """Leave the module without hooks."""
-        for hook in self._hooks:
-            hook.remove()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.demo.building import build_once
 from evomerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ def make_adapters(
     folder = pool / FOLDER
     wanted: dict[str, Any] = {"seed": seed, "quick": quick, "adapters": count, "rank": RANK, "alpha": ALPHA}
     wanted |= {"steps": QUICK_STEPS if quick else STEPS, "learning_rate": LEARNING_RATE, "batch": BATCH}
-    if is_there(folder, wanted, "adapters"):
-        return folder
-    with built(folder) as building:
-        _train(pool, building, count, wanted["steps"], seed, quick, threads, each_step)
-        write_manifest(building, wanted)
-    return folder
+    return build_once(
+        folder,
+        wanted,
+        "adapters",
+        lambda building: _train(pool, building, count, wanted["steps"], seed, quick, threads, each_step),
+    )
 
 
 def _train(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.demo.building import build_once
 from evomerge.errors import ConfigError
 
 FOLDER = "training"
@@ -66,12 +66,12 @@ def make_checkpoints(
     folder, steps = pool / FOLDER, QUICK_STEPS if quick else STEPS
     names = [f"checkpoint-{steps * number}" for number in range(1, count + 1)]
     wanted = {"seed": seed, "quick": quick, "checkpoints": names, "learning_rate": LEARNING_RATE, "batch": BATCH}
-    if is_there(folder, wanted, "checkpoints"):
-        return folder
-    with built(folder) as building:
-        _train(pool, building, names, steps, seed, threads, each_step)
-        write_manifest(building, wanted)
-    return folder
+    return build_once(
+        folder,
+        wanted,
+        "checkpoints",
+        lambda building: _train(pool, building, names, steps, seed, threads, each_step),
+    )
 
 
 def _train(

@@ -6,7 +6,6 @@ there on one of the tasks, with a new head.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.demo.building import build_once, versions
 from evomerge.demo.docstrings import LABELS, LIBRARIES, Example, balanced, examples
 
 BASE = "base"
@@ -91,24 +90,19 @@ def make_classifiers(
     Raises:
         OutputError: `folder` holds something else.
     """
-    import torch
+    from evomerge.demo.train import seeded
 
-    from evomerge.demo.train import torch_threads
+    chosen = sizes or (QUICK if quick else Sizes())
+    wanted: dict[str, Any] = {"classifiers": 1, "seed": seed, **asdict(chosen), "model": dict(MODEL)}
 
-    folder, sizes = Path(folder).absolute(), sizes or (QUICK if quick else Sizes())
-    packages = (*("scikit-learn" if name == "sklearn" else name for name in LIBRARIES), "tokenizers")
-    wanted: dict[str, Any] = {"classifiers": 1, "seed": seed, **asdict(sizes), "model": dict(MODEL)}
-    wanted |= {"versions": {name: importlib.metadata.version(name) for name in packages}}
-    if is_there(folder, wanted, "pool of classifiers"):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    texts_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
-    parts = _parts(sizes, np.random.default_rng(texts_seed))
-    with built(folder) as building, torch_threads(threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(weights_seed.generate_state(1)[0]))
-        _write(building, parts, sizes, np.random.default_rng(order_seed), each_step)
-        write_manifest(building, wanted)
-    return folder
+    def write(building: Path) -> None:
+        texts_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
+        parts = _parts(chosen, np.random.default_rng(texts_seed))
+        with seeded(int(weights_seed.generate_state(1)[0]), threads):
+            _write(building, parts, chosen, np.random.default_rng(order_seed), each_step)
+
+    wanted |= {"versions": versions(*LIBRARIES, "tokenizers")}
+    return build_once(Path(folder).absolute(), wanted, "pool of classifiers", write)
 
 
 def _parts(sizes: Sizes, rng: np.random.Generator) -> dict[str, dict[str, list[Example]]]:

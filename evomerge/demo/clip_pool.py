@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.demo.building import build_once, versions
 from evomerge.demo.image_tasks import LABELS, SIZE, TaskImages, draw_tasks, write_images
 
 BASE, TEMPLATE = "base", "a photo of the number {}"
@@ -76,25 +75,21 @@ def make_clips(
     Raises:
         OutputError: `folder` holds something else.
     """
-    folder, sizes = Path(folder).absolute(), sizes or (QUICK if quick else ClipSizes())
-    wanted: dict[str, Any] = {"clips": 1, "seed": seed, **asdict(sizes)}
-    wanted |= {
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "scikit-learn")}
-    }
-    if is_there(folder, wanted, "pool of CLIP models"):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    pictures, batches, parameters = np.random.SeedSequence(seed).spawn(3)
-    drawn = draw_tasks(np.random.default_rng(pictures))
-    tasks = {name: drawn[condition] for name, condition in TASK_OF.items()}
-    with built(folder) as building:
+    chosen = sizes or (QUICK if quick else ClipSizes())
+    wanted: dict[str, Any] = {"clips": 1, "seed": seed, **asdict(chosen)}
+    wanted |= {"versions": versions("torch", "transformers", "scikit-learn")}
+
+    def write(building: Path) -> None:
+        pictures, batches, parameters = np.random.SeedSequence(seed).spawn(3)
+        drawn = draw_tasks(np.random.default_rng(pictures))
+        tasks = {name: drawn[condition] for name, condition in TASK_OF.items()}
         for name, parts in tasks.items():
-            write_images(building / "images" / name / "search", parts["search"].first(sizes.search))
-            write_images(building / "images" / name / "test", parts["held_out"].first(sizes.test))
+            write_images(building / "images" / name / "search", parts["search"].first(chosen.search))
+            write_images(building / "images" / name / "test", parts["held_out"].first(chosen.test))
         train = {name: parts["train"] for name, parts in tasks.items()}
-        _train_all(building, train, sizes, batches, int(parameters.generate_state(1)[0]), each_step)
-        write_manifest(building, wanted)
-    return folder
+        _train_all(building, train, chosen, batches, int(parameters.generate_state(1)[0]), each_step)
+
+    return build_once(Path(folder).absolute(), wanted, "pool of CLIP models", write)
 
 
 def _train_all(

@@ -6,7 +6,6 @@ the tasks of `glue_texts`, with a new head.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.demo.building import build_once, versions
 from evomerge.demo.docstrings import LIBRARIES
 from evomerge.demo.glue_texts import LABELS, GlueExample, glue_examples
 
@@ -86,24 +85,19 @@ def make_glue(
     Raises:
         OutputError: `folder` holds something else.
     """
-    import torch
+    from evomerge.demo.train import seeded
 
-    from evomerge.demo.train import torch_threads
+    chosen = sizes or (QUICK if quick else GlueSizes())
+    wanted: dict[str, Any] = {"glue": 1, "seed": seed, **asdict(chosen)}
 
-    folder, sizes = Path(folder).absolute(), sizes or (QUICK if quick else GlueSizes())
-    packages = (*("scikit-learn" if name == "sklearn" else name for name in LIBRARIES), "tokenizers")
-    wanted: dict[str, Any] = {"glue": 1, "seed": seed, **asdict(sizes)}
-    wanted |= {"versions": {name: importlib.metadata.version(name) for name in packages}}
-    if is_there(folder, wanted, "pool of GPT-2 classifiers"):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    texts_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
-    parts = _parts(sizes, np.random.default_rng(texts_seed))
-    with built(folder) as building, torch_threads(threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(weights_seed.generate_state(1)[0]))
-        _write(building, parts, sizes, np.random.default_rng(order_seed), each_step)
-        write_manifest(building, wanted)
-    return folder
+    def write(building: Path) -> None:
+        texts_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
+        parts = _parts(chosen, np.random.default_rng(texts_seed))
+        with seeded(int(weights_seed.generate_state(1)[0]), threads):
+            _write(building, parts, chosen, np.random.default_rng(order_seed), each_step)
+
+    wanted |= {"versions": versions(*LIBRARIES, "tokenizers")}
+    return build_once(Path(folder).absolute(), wanted, "pool of GPT-2 classifiers", write)
 
 
 def _parts(sizes: GlueSizes, rng: np.random.Generator) -> dict[str, dict[str, list[GlueExample]]]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.demo.building import build_once
 from evomerge.demo.image_tasks import TASKS, draw_tasks, write_images
 from evomerge.errors import ConfigError
 
@@ -73,16 +73,14 @@ def make_image_pool(
     """
     if seed < 0:
         raise ConfigError(f"the seed is {seed}", "0 or more")
-    folder = Path(folder).absolute()
     trainings = [training_of(training, quick) for training in TRAININGS]
     wanted = {"seed": seed, "quick": quick, "trainings": [[*map(_plain, vars(own).values())] for own in trainings]}
-    if is_there(folder, wanted, "image classifiers"):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with built(folder) as building:
-        _build(building, seed, trainings, threads, quick, each_step)
-        write_manifest(building, wanted)
-    return folder
+    return build_once(
+        Path(folder).absolute(),
+        wanted,
+        "image classifiers",
+        lambda building: _build(building, seed, trainings, threads, quick, each_step),
+    )
 
 
 def count_steps(quick: bool = False) -> int:

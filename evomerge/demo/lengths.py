@@ -6,7 +6,6 @@ nine .`; the short one answers at once, `two five nine .`, and is right less oft
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.demo.building import build_once, versions
 from evomerge.demo.items import Question, Text, text
 from evomerge.demo.languages import COLON, EOS, STOP
 from evomerge.demo.skills import BASE, PARTS, SkillSizes, draw_questions, question_of, train_all, write_task
@@ -87,27 +86,24 @@ def make_lengths(
     Raises:
         OutputError: `folder` holds something else.
     """
-    folder, sizes = Path(folder).absolute(), sizes or (QUICK if quick else LengthSizes())
-    wanted: dict[str, Any] = {"lengths": 1, "seed": seed, "folder": str(folder), **asdict(sizes)}
-    wanted |= {"versions": {name: importlib.metadata.version(name) for name in ("torch", "tokenizers")}}
-    if is_there(folder, wanted, "pool of lengths"):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    items_seed, text_seed, parameter_seed = np.random.SeedSequence(seed).spawn(3)
-    questions = draw_questions(SKILL, sizes.search + sizes.test, np.random.default_rng(items_seed))
-    withheld = frozenset(questions)
-    kinds = {"long": _learner(withheld, long=True), "short": _learner(withheld, long=False)}
-    with built(folder) as building:
+    folder, chosen = Path(folder).absolute(), sizes or (QUICK if quick else LengthSizes())
+    wanted: dict[str, Any] = {"lengths": 1, "seed": seed, "folder": str(folder), **asdict(chosen)}
+
+    def write(building: Path) -> None:
+        items_seed, text_seed, parameter_seed = np.random.SeedSequence(seed).spawn(3)
+        questions = draw_questions(SKILL, chosen.search + chosen.test, np.random.default_rng(items_seed))
+        withheld = frozenset(questions)
+        kinds = {"long": _learner(withheld, long=True), "short": _learner(withheld, long=False)}
         (building / "tasks").mkdir()
-        for part, own in zip(PARTS, (questions[: sizes.search], questions[sizes.search :]), strict=True):
+        for part, own in zip(PARTS, (questions[: chosen.search], questions[chosen.search :]), strict=True):
             rows = [{"text": " ".join(q.in_e), "answer": " ".join(q.result)} for q in own]
             write_task(building / "tasks", folder / "tasks", f"sorted_{part}", rows, GENERATED)
-        stages = [(BASE, ["long", "short"], sizes.start_steps, 3e-3)]
-        stages += [("long", ["long"], sizes.long, 1.2e-3), ("short", ["short"], sizes.short, 1.2e-3)]
-        shape = SkillSizes(width=sizes.width, layers=sizes.layers)
+        stages = [(BASE, ["long", "short"], chosen.start_steps, 3e-3)]
+        stages += [("long", ["long"], chosen.long, 1.2e-3), ("short", ["short"], chosen.short, 1.2e-3)]
+        shape = SkillSizes(width=chosen.width, layers=chosen.layers)
         train_all(building, stages, kinds, shape, text_seed, int(parameter_seed.generate_state(1)[0]), each_step)
-        write_manifest(building, wanted)
-    return folder
+
+    return build_once(folder, wanted | {"versions": versions("torch", "tokenizers")}, "pool of lengths", write)
 
 
 def _learner(withheld: frozenset[Question], *, long: bool) -> Callable[[np.random.Generator], Text]:

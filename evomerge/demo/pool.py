@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evomerge.demo.building import built
+from evomerge.demo.building import built, versions
 from evomerge.errors import OutputError
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def make_demo_pool(
     """
     folder = Path(folder).absolute()
     wanted = {"demo_pool": 1, "seed": seed, "quick": quick, "folder": str(folder), "recipe": _recipe_hash()}
-    wanted |= {"versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")}}
+    wanted |= {"versions": versions("torch", "transformers", "tokenizers")}
     found = _manifest(folder)
     if found is not None and {key: found.get(key) for key in wanted} == wanted:
         return folder

@@ -7,7 +7,6 @@ like the others of the batch.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.demo.building import build_once, versions
 from evomerge.demo.classifiers import MODEL
 from evomerge.demo.encoders import gaps, wordpiece
 from evomerge.demo.signatures import functions
@@ -94,31 +93,27 @@ def make_retrieval(
     Raises:
         OutputError: `folder` holds something else.
     """
-    import torch
+    from evomerge.demo.train import seeded
 
-    from evomerge.demo.train import torch_threads
+    chosen = sizes or (QUICK if quick else Sizes())
+    wanted: dict[str, Any] = {"retrieval": 1, "seed": seed, **asdict(chosen), "model": dict(MODEL)}
 
-    folder, sizes = Path(folder).absolute(), sizes or (QUICK if quick else Sizes())
-    names = ["scikit-learn" if own == "sklearn" else own for every in PACKAGES.values() for own in every]
-    wanted: dict[str, Any] = {"retrieval": 1, "seed": seed, **asdict(sizes), "model": dict(MODEL)}
-    wanted |= {"versions": {name: importlib.metadata.version(name) for name in (*names, "tokenizers")}}
-    if is_there(folder, wanted, "pool of embedding models"):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    texts_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
-    drawn = np.random.default_rng(texts_seed)
-    found = {
-        task: [own for name in every for own in functions(name, sizes.per_library, drawn)]
-        for task, every in PACKAGES.items()
-    }
-    parts = {task: drawn.choice(PARTS, len(own), p=SHARES).tolist() for task, own in found.items()}
-    with built(folder) as building, torch_threads(threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(weights_seed.generate_state(1)[0]))
-        for task, own in found.items():
-            _write_data(building / "data" / task, own, parts[task], sizes)
-        _write_models(building, found, parts, sizes, np.random.default_rng(order_seed), each_step)
-        write_manifest(building, wanted)
-    return folder
+    def write(building: Path) -> None:
+        texts_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
+        drawn = np.random.default_rng(texts_seed)
+        found = {
+            task: [own for name in every for own in functions(name, chosen.per_library, drawn)]
+            for task, every in PACKAGES.items()
+        }
+        parts = {task: drawn.choice(PARTS, len(own), p=SHARES).tolist() for task, own in found.items()}
+        with seeded(int(weights_seed.generate_state(1)[0]), threads):
+            for task, own in found.items():
+                _write_data(building / "data" / task, own, parts[task], chosen)
+            _write_models(building, found, parts, chosen, np.random.default_rng(order_seed), each_step)
+
+    packages = [name for every in PACKAGES.values() for name in every]
+    wanted |= {"versions": versions(*packages, "tokenizers")}
+    return build_once(Path(folder).absolute(), wanted, "pool of embedding models", write)
 
 
 def _write_data(folder: Path, found: Sequence[tuple[str, str]], parts: Sequence[str], sizes: Sizes) -> None:

@@ -6,7 +6,6 @@ A skill is a verb of the demo's two languages, answered in the language that it 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import yaml
 
-from evomerge.demo.building import built, is_there, write_manifest
+from evomerge.demo.building import build_once, versions
 from evomerge.demo.items import Question, Text, text
 from evomerge.demo.languages import BOS, E_DIGITS, E_NAMES, EOS, ID_OF, PAD, STOP, VOCABULARY, to_j
 from evomerge.errors import ConfigError, nearest
@@ -87,33 +86,28 @@ def make_skills(
     for name, skill in sources.items():
         if skill not in SKILLS:
             raise ConfigError(f"source {name} has the skill {skill!r}", nearest(skill, SKILLS))
-    folder, sizes = Path(folder).absolute(), sizes or (QUICK if quick else SkillSizes())
+    folder, chosen = Path(folder).absolute(), sizes or (QUICK if quick else SkillSizes())
     wanted: dict[str, Any] = {"skills": 1, "seed": seed, "sources": dict(sources), "folder": str(folder)}
-    wanted |= {
-        **asdict(sizes),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "tokenizers")},
-    }
-    if is_there(folder, wanted, "pool of skills"):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    items_seed, text_seed, parameter_seed = np.random.SeedSequence(seed).spawn(3)
-    items = {
-        name: draw_questions(skill, sizes.search + sizes.test, np.random.default_rng(own))
-        for (name, skill), own in zip(sources.items(), items_seed.spawn(len(sources)), strict=True)
-    }
-    with built(folder) as building:
+    wanted |= {**asdict(chosen), "versions": versions("torch", "tokenizers")}
+
+    def write(building: Path) -> None:
+        items_seed, text_seed, parameter_seed = np.random.SeedSequence(seed).spawn(3)
+        items = {
+            name: draw_questions(skill, chosen.search + chosen.test, np.random.default_rng(own))
+            for (name, skill), own in zip(sources.items(), items_seed.spawn(len(sources)), strict=True)
+        }
         (building / "tasks").mkdir()
         for name, questions in items.items():
-            for part, own in zip(PARTS, (questions[: sizes.search], questions[sizes.search :]), strict=True):
+            for part, own in zip(PARTS, (questions[: chosen.search], questions[chosen.search :]), strict=True):
                 rows = [_row(sources[name], question) for question in own]
                 write_task(building / "tasks", folder / "tasks", f"{name}_{part}", rows, LIKELIHOOD)
         withheld = {sources[name]: frozenset(own) for name, own in items.items()}
         kinds = {skill: learner(skill, own) for skill, own in withheld.items()}
-        stages = [(BASE, list(kinds), sizes.start_steps, _START_RATE)]
-        stages += [(name, [skill], sizes.steps, sizes.rate) for name, skill in sources.items()]
-        train_all(building, stages, kinds, sizes, text_seed, int(parameter_seed.generate_state(1)[0]), each_step)
-        write_manifest(building, wanted)
-    return folder
+        stages = [(BASE, list(kinds), chosen.start_steps, _START_RATE)]
+        stages += [(name, [skill], chosen.steps, chosen.rate) for name, skill in sources.items()]
+        train_all(building, stages, kinds, chosen, text_seed, int(parameter_seed.generate_state(1)[0]), each_step)
+
+    return build_once(folder, wanted, "pool of skills", write)
 
 
 def draw_questions(skill: str, count: int, rng: np.random.Generator) -> list[Question]:

@@ -111,6 +111,14 @@ def torch_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def seeded(seed: int, threads: int | None) -> Iterator[None]:
+    """`torch_threads`, with torch's random numbers drawn from a seed inside the block alone."""
+    with torch_threads(threads), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def learning_rate_at(step: int, steps: int) -> float:
     """The learning rate of a step, counted from 0, as a fraction of the peak."""
     warm_up = min(WARM_UP, steps)

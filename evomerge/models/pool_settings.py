@@ -79,26 +79,23 @@ def tokenizer_spec(
 
 def check_heads(setting: Any) -> None:
     """`ConfigError` for a `pool.heads` that is none."""
-    given = [setting] if isinstance(setting, str) else setting
-    listed = isinstance(given, Sequence) and bool(given) and all(isinstance(own, str) and own.strip() for own in given)
-    if given is not None and not listed:
-        raise ConfigError(
-            f"pool.heads is {str(setting)[:200]!r}",
-            "auto, null, or patterns of tensor names such as 'classifier*'",
-        )
+    _check_patterns("pool.heads", setting, "classifier*")
 
 
 def check_kept(setting: Any, model: str | None, models: Mapping[str, Any]) -> None:
     """`ConfigError` for a `pool.kept` that is none, or a `pool.kept_from` that is none of the models."""
+    _check_patterns("pool.kept", setting, "model.vision_tower.*")
+    if model is not None and model not in models:
+        raise ConfigError(f"pool.kept_from is {model!r}", nearest(str(model), models), "name one of pool.models")
+
+
+def _check_patterns(key: str, setting: Any, example: str) -> None:
     given = [setting] if isinstance(setting, str) else setting
     listed = isinstance(given, Sequence) and bool(given) and all(isinstance(own, str) and own.strip() for own in given)
     if given is not None and not listed:
         raise ConfigError(
-            f"pool.kept is {str(setting)[:200]!r}",
-            "auto, null, or patterns of tensor names such as 'model.vision_tower.*'",
+            f"{key} is {str(setting)[:200]!r}", f"auto, null, or patterns of tensor names such as {example!r}"
         )
-    if model is not None and model not in models:
-        raise ConfigError(f"pool.kept_from is {model!r}", nearest(str(model), models), "name one of pool.models")
 
 
 def check_dense(setting: Any) -> None:

@@ -61,11 +61,6 @@ def network_pool(
 
 def check_scored(pool: Pool, fitness: Fitness) -> None:
     """`FitnessError` where models are pipelines that draw images and the fitness scores texts, or the other way."""
-    parts: Any = getattr(fitness, "fitnesses", None)
-    if isinstance(parts, Mapping):
-        for part in parts.values():
-            check_scored(pool, part)
-        return
     draws = bool(getattr(fitness, "scores_pipelines", False))
     if draws != (pool.info.network is not None):
         raise FitnessError(

@@ -34,16 +34,7 @@ def network_class(name: str) -> Any:
     Raises:
         PoolError: diffusers has no such network.
     """
-    diffusers = require_diffusers()
-    with quiet():  # it is imported now
-        found = getattr(diffusers, name, None)
-    if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
-        raise PoolError(
-            f"diffusers has no network {name[:80]!r}",
-            "a class of a network",
-            "upgrade diffusers, or correct _class_name",
-        )
-    return found
+    return _class_of(name, "ModelMixin", "network")
 
 
 def pipeline_class(name: str) -> Any:
@@ -52,13 +43,17 @@ def pipeline_class(name: str) -> Any:
     Raises:
         PoolError: diffusers has no such pipeline.
     """
+    return _class_of(name, "DiffusionPipeline", "pipeline")
+
+
+def _class_of(name: str, base: str, what: str) -> Any:
     diffusers = require_diffusers()
-    with quiet():
+    with quiet():  # it is imported now
         found = getattr(diffusers, name, None)
-    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+    if not (isinstance(found, type) and issubclass(found, getattr(diffusers, base))):
         raise PoolError(
-            f"diffusers has no pipeline {name[:80]!r}",
-            "a class of a pipeline",
+            f"diffusers has no {what} {name[:80]!r}",
+            f"a class of a {what}",
             "upgrade diffusers, or correct _class_name",
         )
     return found
