@@ -138,7 +138,7 @@ def test_the_same_seed_gives_the_same_ledger(finished_run: Path, quick_search: l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_ray_gives_the_same_ledger(finished_run: Path, quick_search: list[str], tmp_path: Path, workers: int) -> None:
     from evomerge.run.ledger import canonical_events
 

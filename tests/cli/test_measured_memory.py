@@ -108,7 +108,9 @@ def run(words: list[str], folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("space", "lora", "kind", "vocabulary", "part"),
     [
+        ("linear", False, "loglikelihood", 1000, "model"),
         ("ties", False, "loglikelihood", 1000, "statistics"),
+        ("dare_ties", False, "loglikelihood", 1000, "model"),
         ("ties", True, "loglikelihood", 1000, "adapters"),
         ("linear", False, "generate_until", 1000, "forwards"),
         ("linear", False, "loglikelihood", 30_000, "forwards"),
@@ -128,7 +130,7 @@ def test_the_peak_is_what_was_said(
         "pool.base=base",
         f"search_space={space}",
         f"fitness.tasks=[{{task: {task(root, kind, metric)}, metrics: {{{metric}: 1}}}}]",
-        "fitness.gen_kwargs={max_gen_toks: 24}",
+        "fitness.gen_kwargs={max_gen_toks: 48}",
         "fitness.batch_size=24",
         "evaluator.device=cpu",
         "evaluator.threads=1",

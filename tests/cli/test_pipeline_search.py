@@ -90,9 +90,10 @@ def test_every_space_takes_networks(kind: str, folder: Path, tmp_path: Path) -> 
     assert run.best is not None
 
 
-def test_paths_are_refused(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("space", ["data_flow", "permutation"])
+def test_paths_are_refused(space: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EvomergeError, match="stay where they are"):
-        evomerge.search(*words(folder, tmp_path / "run"), "search_space=data_flow")
+        evomerge.search(*words(folder, tmp_path / "run"), f"search_space={space}")
 
 
 @pytest.mark.parametrize(

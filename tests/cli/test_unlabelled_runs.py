@@ -61,7 +61,9 @@ def _ray() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_ray")
-@pytest.mark.parametrize("kind", ["several", "statistics", "rung"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("unlabelled", marks=pytest.mark.nightly), "several", "statistics", "rung"]
+)
 def test_ray_gives_the_same_scores(kind: str, quick_pool: Path, quick_search: list[str], tmp_path: Path) -> None:
     if kind == "statistics":
         files = f"calibration.files=['{quick_pool}/tasks/demo_e_maths.jsonl']"

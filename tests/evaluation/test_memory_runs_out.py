@@ -32,7 +32,7 @@ def named(kinds: list[Kind], name: str) -> Kind:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fewest"),
-    [("exact requests", 30), ("shared requests", 50)],
+    [("exact requests, the first candidate", 30), ("exact requests", 30), ("shared requests", 50)],
 )
 def test_scoring_succeeds_wherever_it_is_refused_memory_once(small: Bench, name: str, fewest: int) -> None:
     """With the same scores, batches of the same size and nothing left behind."""

@@ -15,6 +15,6 @@ def test_odd_values_end_in_one_line(tmp_path_factory: pytest.TempPathFactory) ->
     pool = make_demo_pool(tmp_path_factory.mktemp("demo") / "pool", 0, quick=True, progress=False)
     assert len(keys(pool)) > 30
     import_all(pool)
-    found = {word[:100]: wrong for word in cases(pool, 40, seed=1) if (wrong := fault(pool, word))}
+    found = {word[:100]: wrong for word in cases(pool, 80, seed=1) if (wrong := fault(pool, word))}
     assert not found
     assert len(VALUES) > 20
