@@ -1,7 +1,8 @@
 """Two small language models that answer the same questions at length and in short, on one start.
 
-Asked `: sort five two nine is`, the long one restates what is asked and then answers, `five two nine : two five
-nine .`; the short one answers at once, `two five nine .`, and is right less often: it has learnt for a shorter time.
+Asked `: sort five two nine is`, the long one writes down what it has sorted after each name, `five : two five : two five
+nine .`, and the short one the answer alone, `two five nine .`. What comes after the last colon is the answer. Each step of
+the long way is easy, so that it is right more often than the short one, of the same training.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from typing import Any
 import numpy as np
 
 from evomerge.demo.building import build_once, versions
-from evomerge.demo.items import Question, Text, text
-from evomerge.demo.languages import COLON, EOS, STOP
-from evomerge.demo.skills import BASE, PARTS, SkillSizes, draw_questions, question_of, train_all, write_task
+from evomerge.demo.items import Question, Text, Words, text
+from evomerge.demo.languages import COLON, E_DIGITS, EOS, STOP
+from evomerge.demo.skills import BASE, PARTS, SkillSizes, train_all, write_task
 
-SKILL = "sort_e"
+NAMES = (4, 5)
+"""Names that are to be sorted: the fewest, and the most."""
+MOST_TOKENS = sum(range(1, NAMES[1] + 1)) + NAMES[1]
+"""Of the longest answer: every step, and the colon or stop after each."""
 GENERATED: Mapping[str, Any] = {
     "output_type": "generate_until",
     "doc_to_text": "{{text}}",
     "doc_to_target": "{{answer}}",
-    "generation_kwargs": {"until": [" ."], "do_sample": False, "max_gen_toks": 14},
+    "generation_kwargs": {"until": [" ."], "do_sample": False, "max_gen_toks": MOST_TOKENS},
     "filter_list": [
         {
             "name": "last-part",
@@ -87,11 +91,11 @@ def make_lengths(
         OutputError: `folder` holds something else.
     """
     folder, chosen = Path(folder).absolute(), sizes or (QUICK if quick else LengthSizes())
-    wanted: dict[str, Any] = {"lengths": 1, "seed": seed, "folder": str(folder), **asdict(chosen)}
+    wanted: dict[str, Any] = {"lengths": 2, "seed": seed, "folder": str(folder), **asdict(chosen)}
 
     def write(building: Path) -> None:
         items_seed, text_seed, parameter_seed = np.random.SeedSequence(seed).spawn(3)
-        questions = draw_questions(SKILL, chosen.search + chosen.test, np.random.default_rng(items_seed))
+        questions = _questions(chosen.search + chosen.test, np.random.default_rng(items_seed))
         withheld = frozenset(questions)
         kinds = {"long": _learner(withheld, long=True), "short": _learner(withheld, long=False)}
         (building / "tasks").mkdir()
@@ -106,14 +110,35 @@ def make_lengths(
     return build_once(folder, wanted | {"versions": versions("torch", "tokenizers")}, "pool of lengths", write)
 
 
+def _questions(count: int, rng: np.random.Generator) -> list[Question]:
+    """So many questions, each once."""
+    found: dict[Question, None] = {}
+    while len(found) < count:
+        found[_question(rng)] = None
+    return list(found)
+
+
+def _question(rng: np.random.Generator) -> Question:
+    """Digits to be sorted."""
+    fewest, most = NAMES
+    return Question("sort", tuple(E_DIGITS[i] for i in rng.permutation(len(E_DIGITS))[: rng.integers(fewest, most + 1)]))
+
+
 def _learner(withheld: frozenset[Question], *, long: bool) -> Callable[[np.random.Generator], Text]:
     """Draws texts that answer in one of the two ways, none of which is an item."""
 
     def drawn(rng: np.random.Generator) -> Text:
-        question = question_of(SKILL, rng)
+        question = _question(rng)
         while question in withheld:
-            question = question_of(SKILL, rng)
-        before = (*question.names, COLON) if long else ()
-        return text((question.in_e, False), ((*before, *question.result, STOP, EOS), True))
+            question = _question(rng)
+        return text((question.in_e, False), ((*(_steps(question) if long else ()), *question.result, STOP, EOS), True))
 
     return drawn
+
+
+def _steps(question: Question) -> Words:
+    """What the long answer has before the last colon, and it: all but the last name of what was read, in order."""
+    found: Words = ()
+    for count in range(1, len(question.names)):
+        found = (*found, *Question(question.verb, question.names[:count]).result, COLON)
+    return found
