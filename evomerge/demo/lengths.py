@@ -1,8 +1,9 @@
 """Two small language models that answer the same questions at length and in short, on one start.
 
-Asked `: sort five two nine is`, the long one writes down what it has sorted after each name, `five : two five : two five
-nine .`, and the short one the answer alone, `two five nine .`. What comes after the last colon is the answer. Each step of
-the long way is easy, so that it is right more often than the short one, of the same training.
+Asked for a sum in which four counts as zero, `: three two one is`, the long one writes down every step, `three :
+one : two .`, and the short one the answer alone, `two .`. What comes after the last colon is the answer. A step of the
+long way is two digits added, which is learnt soon; the short one has to add all of them at once, and is right less
+often.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from typing import Any
 import numpy as np
 
 from evomerge.demo.building import build_once, versions
-from evomerge.demo.items import Question, Text, Words, text
-from evomerge.demo.languages import COLON, E_DIGITS, EOS, STOP
+from evomerge.demo.items import Text, Words, text
+from evomerge.demo.languages import COLON, E_DIGITS, EOS, IS, STOP
 from evomerge.demo.skills import BASE, PARTS, SkillSizes, train_all, write_task
 
-NAMES = (4, 5)
-"""Names that are to be sorted: the fewest, and the most."""
-MOST_TOKENS = sum(range(1, NAMES[1] + 1)) + NAMES[1]
+BELOW = 4
+"""What counts as zero; digits are below it."""
+DIGITS, ITEM_DIGITS = (2, 5), (4, 5)
+"""How many are added, the fewest and the most: in texts that are learnt, and in items."""
+MOST_TOKENS = 2 * DIGITS[1]
 """Of the longest answer: every step, and the colon or stop after each."""
+Question = tuple[int, ...]
+"""The digits to be added."""
 GENERATED: Mapping[str, Any] = {
     "output_type": "generate_until",
     "doc_to_text": "{{text}}",
@@ -74,7 +79,7 @@ def make_lengths(
 ) -> Path:
     """Make the pool in `folder`, unless it already holds this very pool.
 
-    Writes ``base``, ``long``, ``short``, ``tasks`` with the lm-eval tasks ``sorted_search`` and ``sorted_test``, which
+    Writes ``base``, ``long``, ``short``, ``tasks`` with the lm-eval tasks ``added_search`` and ``added_test``, which
     generate and count the last part of an answer, and ``manifest.json``.
 
     Args:
@@ -95,13 +100,13 @@ def make_lengths(
 
     def write(building: Path) -> None:
         items_seed, text_seed, parameter_seed = np.random.SeedSequence(seed).spawn(3)
-        questions = _questions(chosen.search + chosen.test, np.random.default_rng(items_seed))
+        questions = draw_questions(chosen.search + chosen.test, np.random.default_rng(items_seed))
         withheld = frozenset(questions)
-        kinds = {"long": _learner(withheld, long=True), "short": _learner(withheld, long=False)}
+        kinds = {"long": learner(withheld, long=True), "short": learner(withheld, long=False)}
         (building / "tasks").mkdir()
         for part, own in zip(PARTS, (questions[: chosen.search], questions[chosen.search :]), strict=True):
-            rows = [{"text": " ".join(q.in_e), "answer": " ".join(q.result)} for q in own]
-            write_task(building / "tasks", folder / "tasks", f"sorted_{part}", rows, GENERATED)
+            rows = [{"text": " ".join(asked(one)), "answer": " ".join(answer(one))} for one in own]
+            write_task(building / "tasks", folder / "tasks", f"added_{part}", rows, GENERATED)
         stages = [(BASE, ["long", "short"], chosen.start_steps, 3e-3)]
         stages += [("long", ["long"], chosen.long, 1.2e-3), ("short", ["short"], chosen.short, 1.2e-3)]
         shape = SkillSizes(width=chosen.width, layers=chosen.layers)
@@ -110,35 +115,41 @@ def make_lengths(
     return build_once(folder, wanted | {"versions": versions("torch", "tokenizers")}, "pool of lengths", write)
 
 
-def _questions(count: int, rng: np.random.Generator) -> list[Question]:
-    """So many questions, each once."""
+def asked(question: Question) -> Words:
+    """How it is asked."""
+    return (COLON, *(E_DIGITS[digit] for digit in question), IS)
+
+
+def answer(question: Question) -> Words:
+    """The sum."""
+    return (E_DIGITS[sum(question) % BELOW],)
+
+
+def steps(question: Question) -> Words:
+    """What the long answer has before the sum, the last colon with it: all the sums before."""
+    return tuple(word for count in range(1, len(question)) for word in (*answer(question[:count]), COLON))
+
+
+def draw_questions(count: int, rng: np.random.Generator) -> list[Question]:
+    """So many questions for items, each once."""
     found: dict[Question, None] = {}
     while len(found) < count:
-        found[_question(rng)] = None
+        found[_question(rng, ITEM_DIGITS)] = None
     return list(found)
 
 
-def _question(rng: np.random.Generator) -> Question:
-    """Digits to be sorted."""
-    fewest, most = NAMES
-    return Question("sort", tuple(E_DIGITS[i] for i in rng.permutation(len(E_DIGITS))[: rng.integers(fewest, most + 1)]))
+def _question(rng: np.random.Generator, counts: tuple[int, int]) -> Question:
+    return tuple(int(digit) for digit in rng.integers(BELOW, size=rng.integers(counts[0], counts[1] + 1)))
 
 
-def _learner(withheld: frozenset[Question], *, long: bool) -> Callable[[np.random.Generator], Text]:
+def learner(withheld: frozenset[Question], *, long: bool) -> Callable[[np.random.Generator], Text]:
     """Draws texts that answer in one of the two ways, none of which is an item."""
 
     def drawn(rng: np.random.Generator) -> Text:
-        question = _question(rng)
+        question = _question(rng, DIGITS)
         while question in withheld:
-            question = _question(rng)
-        return text((question.in_e, False), ((*(_steps(question) if long else ()), *question.result, STOP, EOS), True))
+            question = _question(rng, DIGITS)
+        own = (*(steps(question) if long else ()), *answer(question), STOP, EOS)
+        return text((asked(question), False), (own, True))
 
     return drawn
-
-
-def _steps(question: Question) -> Words:
-    """What the long answer has before the last colon, and it: all but the last name of what was read, in order."""
-    found: Words = ()
-    for count in range(1, len(question.names)):
-        found = (*found, *Question(question.verb, question.names[:count]).result, COLON)
-    return found

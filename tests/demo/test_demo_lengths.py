@@ -4,15 +4,27 @@ import re
 
 import numpy as np
 
-from evomerge.demo.items import Question
-from evomerge.demo.languages import VOCABULARY
-from evomerge.demo.lengths import GENERATED, MOST_TOKENS, NAMES, _learner, _questions, _steps
+from evomerge.demo.languages import E_DIGITS, VOCABULARY
+from evomerge.demo.lengths import (
+    BELOW,
+    DIGITS,
+    GENERATED,
+    ITEM_DIGITS,
+    MOST_TOKENS,
+    answer,
+    asked,
+    draw_questions,
+    learner,
+    steps,
+)
 from evomerge.demo.train import WIDTH
 
 
-def test_the_long_answer_sorts_name_by_name() -> None:
-    question = Question("sort", ("five", "two", "nine", "one"))
-    assert " ".join(_steps(question)) == "five : two five : two five nine :"
+def test_the_long_answer_adds_digit_by_digit() -> None:
+    question = (3, 2, 1, 2)
+    assert " ".join(asked(question)) == ": three two one two is"
+    assert " ".join(steps(question)) == "three : one : two :"
+    assert answer(question) == ("zero",)
 
 
 def test_texts_fit_and_end_in_the_right_answer() -> None:
@@ -20,29 +32,30 @@ def test_texts_fit_and_end_in_the_right_answer() -> None:
     (pattern,) = (step["regex_pattern"] for step in GENERATED["filter_list"][0]["filter"] if "regex_pattern" in step)
     longest = 0
     for long in (True, False):
-        draw = _learner(frozenset(), long=long)
+        draw = learner(frozenset(), long=long)
         for _ in range(100):
             own = draw(rng)
             words = [VOCABULARY[i] for i in own.ids]
-            asked = words[3 : words.index("is")]
-            answer = [word for word, learnt in zip(words, own.learnt, strict=True) if learnt]
+            digits = [E_DIGITS.index(word) for word in words[2 : words.index("is")]]
+            said = [word for word, learnt in zip(words, own.learnt, strict=True) if learnt]
             assert len(own.ids) - 1 <= WIDTH
-            assert answer[-2:] == [".", "<eos>"]
-            assert answer.count(":") == (len(asked) - 1 if long else 0)
-            found = re.search(pattern, " ".join(answer[:-2]))
+            assert DIGITS[0] <= len(digits) <= DIGITS[1]
+            assert said[-2:] == [".", "<eos>"]
+            assert said.count(":") == (len(digits) - 1 if long else 0)
+            found = re.search(pattern, " ".join(said[:-2]))
             assert found is not None
-            assert tuple(found[1].split()) == Question("sort", tuple(asked)).result
-            longest = max(longest, len(answer) - 1)
+            assert E_DIGITS.index(found[1].strip()) == sum(digits) % BELOW
+            longest = max(longest, len(said) - 1)
     assert longest == MOST_TOKENS
 
 
 def test_no_text_is_an_item() -> None:
-    items = _questions(3000, np.random.default_rng(1))
-    assert len(set(items)) == 3000
-    assert {len(question.names) for question in items} == set(range(NAMES[0], NAMES[1] + 1))
-    draw, withheld = _learner(frozenset(items), long=False), {" ".join(question.in_e) for question in items}
+    items = draw_questions(800, np.random.default_rng(1))
+    assert len(set(items)) == 800
+    assert {len(question) for question in items} == set(range(ITEM_DIGITS[0], ITEM_DIGITS[1] + 1))
+    draw, withheld = learner(frozenset(items), long=False), {" ".join(asked(question)) for question in items}
     rng = np.random.default_rng(2)
     for _ in range(100):
         own = draw(rng)
-        asked = " ".join(VOCABULARY[i] for i, learnt in zip(own.ids, own.learnt, strict=True) if not learnt)
-        assert asked.removeprefix("<bos> ") not in withheld
+        said = " ".join(VOCABULARY[i] for i, learnt in zip(own.ids, own.learnt, strict=True) if not learnt)
+        assert said.removeprefix("<bos> ") not in withheld
