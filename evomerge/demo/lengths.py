@@ -22,9 +22,9 @@ from evomerge.demo.skills import BASE, PARTS, SkillSizes, train_all, write_task
 
 BELOW = 4
 """What counts as zero; digits are below it."""
-DIGITS, ITEM_DIGITS = (2, 5), (4, 5)
-"""How many are added, the fewest and the most: in texts that are learnt, and in items."""
-MOST_TOKENS = 2 * DIGITS[1]
+DIGITS = 5
+"""How many are added."""
+MOST_TOKENS = 2 * DIGITS
 """Of the longest answer: every step, and the colon or stop after each."""
 Question = tuple[int, ...]
 """The digits to be added."""
@@ -56,11 +56,11 @@ class LengthSizes:
         width, layers: of the models.
     """
 
-    search: int = 60
-    test: int = 250
+    search: int = 120
+    test: int = 300
     start_steps: int = 200
-    long: int = 150
-    short: int = 40
+    long: int = 250
+    short: int = 200
     width: int = 64
     layers: int = 3
 
@@ -108,7 +108,7 @@ def make_lengths(
             rows = [{"text": " ".join(asked(one)), "answer": " ".join(answer(one))} for one in own]
             write_task(building / "tasks", folder / "tasks", f"added_{part}", rows, GENERATED)
         stages = [(BASE, ["long", "short"], chosen.start_steps, 3e-3)]
-        stages += [("long", ["long"], chosen.long, 1.2e-3), ("short", ["short"], chosen.short, 1.2e-3)]
+        stages += [("long", ["long"], chosen.long, 2e-3), ("short", ["short"], chosen.short, 2e-3)]
         shape = SkillSizes(width=chosen.width, layers=chosen.layers)
         train_all(building, stages, kinds, shape, text_seed, int(parameter_seed.generate_state(1)[0]), each_step)
 
@@ -131,24 +131,28 @@ def steps(question: Question) -> Words:
 
 
 def draw_questions(count: int, rng: np.random.Generator) -> list[Question]:
-    """So many questions for items, each once."""
+    """So many questions for items, each once: those with two zeros at most, the harder ones to add at once."""
     found: dict[Question, None] = {}
     while len(found) < count:
-        found[_question(rng, ITEM_DIGITS)] = None
+        question = _question(rng)
+        if question.count(0) <= 2:
+            found[question] = None
     return list(found)
 
 
-def _question(rng: np.random.Generator, counts: tuple[int, int]) -> Question:
-    return tuple(int(digit) for digit in rng.integers(BELOW, size=rng.integers(counts[0], counts[1] + 1)))
+def _question(rng: np.random.Generator) -> Question:
+    """Digits, zeros among them from few to many, so that there is something easy to begin with."""
+    kept = rng.random(DIGITS) < rng.random()
+    return tuple(int(digit) for digit in kept * rng.integers(1, BELOW, size=DIGITS))
 
 
 def learner(withheld: frozenset[Question], *, long: bool) -> Callable[[np.random.Generator], Text]:
     """Draws texts that answer in one of the two ways, none of which is an item."""
 
     def drawn(rng: np.random.Generator) -> Text:
-        question = _question(rng, DIGITS)
+        question = _question(rng)
         while question in withheld:
-            question = _question(rng, DIGITS)
+            question = _question(rng)
         own = (*(steps(question) if long else ()), *answer(question), STOP, EOS)
         return text((asked(question), False), (own, True))
 
