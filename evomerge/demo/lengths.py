@@ -59,8 +59,8 @@ class LengthSizes:
     search: int = 120
     test: int = 300
     start_steps: int = 450
-    long: int = 80
-    short: int = 60
+    long: int = 120
+    short: int = 160
     width: int = 64
     layers: int = 3
 
