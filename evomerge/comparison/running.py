@@ -42,14 +42,13 @@ def begin(plan: Plan, folder: Path, say: Callable[[str], None] = print) -> None:
         EvomergeError: something cannot be used, or the folder is in use.
         KeyboardInterrupt: it was interrupted; `go_on` goes on with it.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        do = f"`evomerge resume {folder}` goes on with it" if is_protocol(folder) else "choose another one"
-        raise OutputError(f"{folder} is not an empty folder", "a folder that does not exist yet", do)
+    _require_empty(folder)
     if problem := place_problem(folder):
         raise OutputError(f"{folder} cannot be made: {problem}", "a place you can write")
     plan.check(folder)
     _make_models(plan, say)
     _check_parts(plan, folder)
+    _require_empty(folder)  # which another process may have begun while models were trained
     folder.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"evomerge_protocol": _VERSION, "protocol": plan.option}
     content |= {"overrides": list(plan.overrides), **({"config_dir": str(plan.own.resolve())} if plan.own else {})}
@@ -100,6 +99,12 @@ def read_plan(folder: Path, overrides: Sequence[str] = (), *, trust: bool = Fals
             f"{folder / FILE}: config_dir {own} is gone", "the folder of options that the protocol was in"
         )
     return Plan.of(option, [*words, *overrides], asked=overrides, own=own, trust=trust)
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        do = f"`evomerge resume {folder}` goes on with it" if is_protocol(folder) else "choose another one"
+        raise OutputError(f"{folder} is not an empty folder", "a folder that does not exist yet", do)
 
 
 def _make_models(plan: Plan, say: Callable[[str], None]) -> None:

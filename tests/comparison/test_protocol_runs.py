@@ -16,8 +16,12 @@ import numpy as np
 import pytest
 
 from evomerge.cli.main import main
+from evomerge.comparison import running
+from evomerge.comparison.folder import FILE
 from evomerge.comparison.found import name_of
+from evomerge.comparison.plan import Plan
 from evomerge.comparison.settings import names
+from evomerge.errors import OutputError
 from evomerge.report.history import read_history
 from evomerge.run.items import read_items
 
@@ -192,6 +196,20 @@ def test_a_folder_in_use_is_refused(glue: tuple[Path, list[str]], capsys: pytest
     folder, words = glue
     assert main(["protocol", "gpt2_glue", "--stand-in", *words, f"run_dir='{folder}'"]) == 2
     assert f"`evomerge resume {folder}` goes on with it" in capsys.readouterr().err
+
+
+def test_a_folder_that_another_began_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+
+    def made(plan: Plan, say: object) -> None:
+        folder.mkdir()
+        (folder / FILE).write_text("evomerge_protocol: 1\n")
+
+    monkeypatch.setattr(running, "_make_models", made)
+    monkeypatch.setattr(running, "_check_parts", lambda plan, folder: None)
+    with pytest.raises(OutputError, match="goes on with it"):
+        running.begin(Plan.of("gpt2_glue_stand_in", [f"run_dir='{folder}'"]), folder)
+    assert [path.name for path in folder.iterdir()] == [FILE]
 
 
 ALL = pytest.mark.nightly
