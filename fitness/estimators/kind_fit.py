@@ -14,7 +14,7 @@ import numpy as np
 
 from fitness.estimators.latent_steps import Array, Triangle, logistic, moments, solved, sweep
 
-_STEPS = 16
+_STEPS = 50
 _TOLERANCE = 2e-3
 _PRIOR_MODELS = 4.0
 _MOST_NARROW = 4.0
