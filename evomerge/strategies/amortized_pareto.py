@@ -269,7 +269,8 @@ class AmortizedPareto:
         for i, row in enumerate(told.tolist()):
             archive.add(i, {o.name: value for o, value in zip(self._objectives, row, strict=True)})
         kept = list(archive)
-        return [points[kept[i]] for i in _farthest_first(told[kept])]
+        gains = told[kept] * [o.gain(1.0) for o in self._objectives]
+        return [points[kept[i]] for i in _farthest_first(gains)]
 
     def _highest(self, height: Callable[[Array], Array]) -> list[Array]:
         """Where one fit is highest, climbed from the best of a Sobol sample, and the next best of that sample."""
@@ -294,9 +295,13 @@ def _spread_out(points: Array, count: int) -> list[Array]:
     return kept
 
 
-def _farthest_first(values: Array) -> list[int]:
-    """All rows, the best on average first, then always the one that is farthest from those before it."""
-    scaled = (values - values.min(axis=0)) / np.where(np.ptp(values, axis=0) > 0, np.ptp(values, axis=0), 1.0)
+def _farthest_first(gains: Array) -> list[int]:
+    """All rows, the best on average first, then always the one that is farthest from those before it.
+
+    Args:
+        gains: shape ``(points, objectives)``, larger is better.
+    """
+    scaled = (gains - gains.min(axis=0)) / np.where(np.ptp(gains, axis=0) > 0, np.ptp(gains, axis=0), 1.0)
     order = [int(np.argmax(scaled.mean(axis=1)))]
     distance = np.linalg.norm(scaled - scaled[order[0]], axis=1)
     while len(order) < len(scaled):

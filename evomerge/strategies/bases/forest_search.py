@@ -194,7 +194,7 @@ class ForestSearch:
             rows = np.repeat(point[None], len(values), axis=0)
             rows[:, i] = values
             near.append(rows)
-        rows = np.vstack(near)
+        rows = np.vstack(near) if near else point[None].copy()  # nothing acts: it is its own neighbour
         rows[:, : self._numbers] = self._snapped(rows[:, : self._numbers])
         return rows
 
