@@ -17,6 +17,8 @@ from torch import nn
 from evomerge.errors import PoolError
 from evomerge.merge.alignment.zipping import Zip
 
+RIDGE = 1e-2
+"""How strongly weights hold to where they were, in units of what inputs say on average."""
 Inputs = Any
 Forward = Callable[[nn.Module, Inputs], object]
 
@@ -69,7 +71,7 @@ def _noting(into: dict[str, torch.Tensor], name: str) -> Any:
 
 
 def solved(
-    zip_: Zip, name: str, first: torch.Tensor, second: torch.Tensor, gram: torch.Tensor, ridge: float = 1e-6
+    zip_: Zip, name: str, first: torch.Tensor, second: torch.Tensor, gram: torch.Tensor, ridge: float = RIDGE
 ) -> torch.Tensor:
     """The weight of a merged layer.
 
