@@ -55,6 +55,7 @@ NOT_RUN = {
     ("evaluator.engine=vllm",): "asks for vLLM; tests/fitness/test_vllm_parity.py searches with it",
     ("fitness=animals",): "asks for images; tests/fitness/test_images.py scores some",
     ("fitness=images",): "asks for images; tests/cli/test_image_runs.py searches on some",
+    ("fitness=organs",): "asks for images; tests/fitness/test_segmentation.py scores some",
     ("fitness=segmentation",): "asks for images; tests/cli/test_segmentation_runs.py searches on some",
     ("fitness=drawn",): "asks for pipelines; tests/cli/test_pipeline_search.py searches on some",
     ("fitness=answers",): "asks for corpora; tests/fitness/test_retrieval.py scores some",
