@@ -51,26 +51,28 @@ def build(seed: int) -> Any:
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        norm_num_groups=8,
+        block_out_channels=(12, 24),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
         cross_attention_dim=16,
-        attention_head_dim=4,
+        attention_head_dim=12,
     )
     autoencoder = AutoencoderKL(
         in_channels=1,
         out_channels=1,
         latent_channels=1,
-        block_out_channels=(8,),
+        block_out_channels=(4,),
         down_block_types=("DownEncoderBlock2D",),
         up_block_types=("UpDecoderBlock2D",),
         layers_per_block=1,
-        norm_num_groups=4,
+        norm_num_groups=2,
         sample_size=8,
         scaling_factor=1.0,
     )
-    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False, steps_offset=1)
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", clip_sample=False, prediction_type="v_prediction", timestep_spacing="trailing"
+    )
     parts: dict[str, Any] = {"vae": autoencoder, "text_encoder": text_encoder(), "tokenizer": tokenizer()}
     parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return StableDiffusionPipeline(**parts, unet=network, scheduler=scheduler)

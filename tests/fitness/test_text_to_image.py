@@ -66,6 +66,19 @@ def test_kid_is_its_definition_and_the_mean_of_its_items() -> None:
     assert Real(y).kid(x).mean() == pytest.approx(drawn + real - 2 * across, rel=1e-12)
 
 
+def test_the_spread_of_kids_items_is_that_of_the_distance() -> None:
+    rng = np.random.default_rng(5)
+    real = Real(rng.standard_normal((300, 4)))
+    one, two = [0.2, 0.0, 0.0, 0.0], [0.0, 0.3, 0.0, 0.0]
+    gains, told = [], []
+    for _ in range(400):  # other noise, the same of both models
+        noise = rng.standard_normal((50, 4))
+        difference = real.kid(noise + one) - real.kid(noise + two)
+        gains.append(difference.mean())
+        told.append(difference.var(ddof=1) / len(noise))
+    assert np.sqrt(np.mean(told)) == pytest.approx(np.std(gains), rel=0.1)
+
+
 def test_fid_is_its_definition() -> None:
     rng = np.random.default_rng(4)
     x, y = rng.standard_normal((40, 3)), rng.standard_normal((50, 3)) * [1, 2, 0.5] + 0.5
