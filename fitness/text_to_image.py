@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from evomerge.candidate import Part
-from evomerge.errors import ConfigError, FitnessError, nearest
+from evomerge.errors import FitnessError, nearest
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
 from evomerge.run.ratings.rules import RatingRules
@@ -83,6 +83,8 @@ class TextToImageFitness:
         thumbnail: their longer side, in pixels; of all images where people rate them.
         raters: of people: how many must have rated a candidate, or their names.
         scale: of people: the lowest and the highest score.
+        by: whether people score each ``item``, or say of each ``pair`` of images, one of them another candidate's from
+            the same noise, which is better: the objective is then the strength after Bradley and Terry.
         task: what images are called in metrics and items; each part of `SeveralFitness` needs a name of its own.
 
     Raises:
@@ -114,6 +116,7 @@ class TextToImageFitness:
         thumbnail: int = 128,
         raters: int | list[str] = 1,
         scale: list[float] | None = [1.0, 5.0],  # noqa: B006  # never changed, and shown by what reads signatures
+        by: Literal["item", "pair"] = "item",
         task: str = IMAGES,
     ) -> None:
         self._prompts = parse_prompts(plain(prompts))
@@ -137,6 +140,7 @@ class TextToImageFitness:
             "scorer": scorer,
         }
         self._raters, self._scale = parse_raters(plain(raters)), parse_scale(plain(scale))
+        self._by, self._scale = by, (0.0, 1.0) if by == "pair" else self._scale
         self._by_people = self._terms[0].name == RATING
         if self._by_people:
             self.rating = self._rating
@@ -283,17 +287,8 @@ class TextToImageFitness:
     def _rating(self) -> RatingRules:
         """What is asked of raters; `check` comes before."""
         asked = [own.prompt or f"image {place}" for place, own in enumerate(self._read())]
-        objective = self.objectives[0]
-        return RatingRules(
-            objective.name,
-            "maximize",
-            "item",
-            *self._scale,
-            *self._raters,
-            {self._task: len(asked)},
-            {self._task: asked},
-            shuffle=self._seed,
-        )
+        of = self.objectives[0].name, "maximize", self._by, *self._scale, *self._raters
+        return RatingRules(*of, {self._task: len(asked)}, {self._task: asked}, shuffle=self._seed)
 
     def texts(self, most: int) -> dict[str, list[dict[str, str]]]:
         """The first prompts, with the seeds of their noise: for reports."""

@@ -47,9 +47,9 @@ class Real:
         (Binkowski et al. 2018, arXiv 1801.01401, section 4): with m drawn and n real images,
         ``1/(m(m-1)) sum_{i != j} k(x_i, x_j) + 1/(n(n-1)) sum_{i != j} k(y_i, y_j) - 2/(mn) sum_ij k(x_i, y_j)``.
 
-        Image i has ``2/(m-1) sum_{j != i} k(x_i, x_j) - 2/n sum_j k(x_i, y_j)`` plus what is equal for all: the influence
-        of that image (the projection of a U-statistic, Hoeffding 1948, section 5). So the spread of these values is that of
-        the distance over other noise, and paired tests of two models, image by image, are right.
+        Image i has ``2/(m-1) sum_{j != i} k(x_i, x_j) - 2/n sum_j k(x_i, y_j)`` plus what is equal for all: the
+        influence of that image (the projection of a U-statistic, Hoeffding 1948, section 5). So the spread of these
+        values is that of the distance over other noise, and paired tests of two models, image by image, are right.
 
         Args:
             drawn: features of at least two images.

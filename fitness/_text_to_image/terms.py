@@ -123,8 +123,10 @@ def parse_size(given: Any) -> tuple[int, int] | None:
     """Height and width in pixels, or ``None``; `ConfigError` for anything else."""
     if given is None:
         return None
-    if not isinstance(given, Sequence) or len(given) != 2 or not all(
-        isinstance(own, int) and 8 <= own <= 8192 for own in given
+    if (
+        not isinstance(given, Sequence)
+        or len(given) != 2
+        or not all(isinstance(own, int) and 8 <= own <= 8192 for own in given)
     ):
         raise ConfigError(f"size is {given}", "[height, width] in pixels, from 8 to 8192; or null")
     return int(given[0]), int(given[1])

@@ -1,4 +1,4 @@
-"""Fifty ratings on the page, given by a browser's keys and clicks; the server is killed among them, and nothing is lost."""
+"""Fifty ratings on the page, by a browser's keys and clicks; the server is killed among them, and nothing is lost."""
 
 from __future__ import annotations
 
