@@ -6,11 +6,13 @@ import base64
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +117,27 @@ def test_fifty_ratings_outlive_a_kill_of_the_server(run: Path) -> None:
         assert not problems
     assert len(given) == CANDIDATES * IMAGES == 50
     assert saved(run) == given
+
+
+@pytest.mark.slow
+def test_pairs_are_told_apart_by_keys_and_clicks(run: Path) -> None:
+    pairs = replace(RULES, by="pair", low=0.0, high=1.0, shuffle=None)
+    ratings = RatingFolder(run / "rating")
+    ratings.begin({"search": pairs})
+    for number in range(CANDIDATES):
+        shutil.rmtree(run / "rating" / f"c{number}")
+    texts = RULES.texts({"images": [picture(10 * item) for item in range(IMAGES)]})
+    ratings.candidate("c0").write([own._replace(other=picture(7)) for own in texts], pairs)
+    with chromium() as browser, served(run) as (_, url):
+        page = browser.new_page()
+        page.goto(url)
+        for place, how in enumerate(["1", "2 is better", "0", "neither", "2"]):
+            page.get_by_text(f"{IMAGES - place} to compare").wait_for()
+            assert page.locator(".pair img").count() == 2
+            if len(how) == 1:
+                page.keyboard.press(how)
+            else:
+                page.get_by_role("button", name=how).click()
+        page.get_by_text("nothing waits for a score").wait_for()
+    (sheet,) = ratings.candidate("c0").sheets(pairs)
+    assert sheet.scores == {0: 1.0, 1: 0.0, 2: 0.5, 3: 0.5, 4: 0.0}
