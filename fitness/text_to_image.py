@@ -287,8 +287,8 @@ class TextToImageFitness:
     def _rating(self) -> RatingRules:
         """What is asked of raters; `check` comes before."""
         asked = [own.prompt or f"image {place}" for place, own in enumerate(self._read())]
-        of = self.objectives[0].name, "maximize", self._by, *self._scale, *self._raters
-        return RatingRules(*of, {self._task: len(asked)}, {self._task: asked}, shuffle=self._seed)
+        rest = *self._scale, *self._raters, {self._task: len(asked)}, {self._task: asked}
+        return RatingRules(self.objectives[0].name, "maximize", self._by, *rest, shuffle=self._seed)
 
     def texts(self, most: int) -> dict[str, list[dict[str, str]]]:
         """The first prompts, with the seeds of their noise: for reports."""

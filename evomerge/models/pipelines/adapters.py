@@ -188,7 +188,7 @@ class FoldedNetwork(FoldedCheckpoint):
 
     def _fold(self, name: str) -> torch.Tensor:
         dtype = FLOAT_DTYPES[self.tensors[name].dtype] if self._rounded else torch.float32
-        delta: Any = self._changes[name]
+        delta: Delta = self._changes[name]
         return (self.base.read(name).to(torch.float32) + delta.compute(self.tensors[name].shape)).to(dtype)
 
 

@@ -92,9 +92,9 @@ def open_pipelines(
         try:
             checkpoints[name] = _checkpoint(place, part, giver)
             configs[name] = NetworkConfig(checkpoints[name].config, place)
-            own = adapters[name]
-            if own is not None:
-                adapter = NetworkAdapter(own, part, giver.class_name, checkpoints[name])
+            adapted = adapters[name]
+            if adapted is not None:
+                adapter = NetworkAdapter(adapted, part, giver.class_name, checkpoints[name])
                 checkpoints[name] = FoldedNetwork(checkpoints[name], adapter, room)
             if is_pipeline(place):
                 _check_scheduler(name, read_pipeline(place), giver, whose)

@@ -58,7 +58,9 @@ def _strengths(rules: RatingRules, scores: Mapping[str, Sequence[float]], pairs:
         return np.zeros(rules.items)
     found = by_comparison(shares_of(scores), pairs.strengths, len(scores))
     parts = np.split(found, np.cumsum(list(rules.counts.values()))[:-1])
-    return found + pairs.strength(scores) - np.mean([part.mean() for part in parts])
+    middle = float(np.mean([part.mean() for part in parts]))
+    values: NDArray[np.float64] = found + (pairs.strength(scores) - middle)
+    return values
 
 
 _KEPT = ("objectives", "metrics", "seconds", "merge", "tokens")
