@@ -71,6 +71,12 @@ class SeveralFitness:
                     what = f"parts.{taken[own]} and parts.{name} both have the objective {own!r}"
                     raise ConfigError(what, "each a name of its own", "rename one with the key objective of its items")
                 taken[own] = name
+        drawn = {name: bool(getattr(part, "scores_pipelines", False)) for name, part in self._parts.items()}
+        self.scores_pipelines = any(drawn.values())
+        if self.scores_pipelines and not all(drawn.values()):
+            one, other = (next(name for name, own in drawn.items() if own is draws) for draws in (True, False))
+            what = f"parts.{one} scores pipelines that draw images, parts.{other} other models"
+            raise ConfigError(what, "parts of one kind", "choose text_to_image for all, or for none")
         self.keep_responses = any(getattr(part, "keep_responses", False) for part in self._parts.values())
         self._steps: list[str] = []
         self._due: list[str] = []
