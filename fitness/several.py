@@ -43,8 +43,7 @@ class SeveralFitness:
     their parts: no task may be in two.
 
     In a race a part of the items is a part of each fitness's. Where a fitness cannot do something that a search asks
-    for now and then (count its items, say what its metrics count, name its documents, estimate, score each task with a
-    head of its own), several cannot.
+    for now and then (count its items, name its documents, estimate, use heads), several cannot.
 
     Args:
         parts: the fitnesses, by name.
@@ -72,8 +71,8 @@ class SeveralFitness:
                     raise ConfigError(what, "each a name of its own", "rename one with the key objective of its items")
                 taken[own] = name
         drawn = {name: bool(getattr(part, "scores_pipelines", False)) for name, part in self._parts.items()}
-        self.scores_pipelines = any(drawn.values())
-        if self.scores_pipelines and not all(drawn.values()):
+        self.scores_pipelines = all(drawn.values())
+        if any(drawn.values()) and not self.scores_pipelines:
             one, other = (next(name for name, own in drawn.items() if own is draws) for draws in (True, False))
             what = f"parts.{one} scores pipelines that draw images, parts.{other} other models"
             raise ConfigError(what, "parts of one kind", "choose text_to_image for all, or for none")
