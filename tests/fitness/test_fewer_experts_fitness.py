@@ -151,7 +151,7 @@ def test_the_verb_refuses_what_does_not_go_together(folder: Path, capsys: pytest
 def test_a_search_for_the_number_and_its_export(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models = ", ".join(f"{name}: {folder / name}" for name in ("all", "four", "two"))
+    models = ", ".join(f"{name}: {folder / name}" for name in ("four", "two"))
     text = f"{{raw: {{file: '{folder / 'words.txt'}', metrics: {{perplexity: {{transform: log}}}}}}}}"
     words = [
         *("search", f"pool.models={{{models}}}", "search_space=choice", "strategy=nsga2", "strategy.popsize=4"),
