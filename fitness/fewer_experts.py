@@ -169,7 +169,8 @@ class FewerExpertsFitness:
             raise FitnessError("the model is held by an engine", "evaluator.engine=transformers")
         mixtures, counts = mixtures_of(model.module), self._read()
         state = model.module.state_dict(keep_vars=True)
-        groups: list[Groups] = [equal_experts(state[m.gate_up].data, state[m.down].data, counts[m.layer]) for m in mixtures]
+        data = {place: tensor.data for place, tensor in state.items()}
+        groups: list[Groups] = [equal_experts(data[m.gate_up], data[m.down], counts[m.layer]) for m in mixtures]
         number = numbers_left(groups, int(getattr(model.module.config, CHOSEN, 1)))
         if number == mixtures[0].count:
             return model, number
@@ -179,9 +180,9 @@ class FewerExpertsFitness:
         for mixture, own in zip(mixtures, groups, strict=True):
             chosen = told_apart(own, counts[mixture.layer], number)
             first = [group[0] for group in chosen]
-            rows = router_rows(state[mixture.router].data, chosen, counts[mixture.layer], self._router)  # type: ignore[arg-type]
+            rows = router_rows(data[mixture.router], chosen, counts[mixture.layer], self._router)  # type: ignore[arg-type]
             made = {mixture.router: rows}
-            made |= {place: state[place].data[first] for place in (mixture.gate_up, mixture.down)}
+            made |= {place: data[place][first] for place in (mixture.gate_up, mixture.down)}
             for place, tensor in made.items():
                 parent, _, name = place.rpartition(".")
                 setattr(module.get_submodule(parent), name, torch.nn.Parameter(tensor, requires_grad=False))
