@@ -58,9 +58,9 @@ class LengthSizes:
 
     search: int = 120
     test: int = 300
-    start_steps: int = 200
-    long: int = 250
-    short: int = 200
+    start_steps: int = 450
+    long: int = 120
+    short: int = 160
     width: int = 64
     layers: int = 3
 
