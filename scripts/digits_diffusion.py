@@ -26,15 +26,15 @@ Floats = NDArray[np.float64]
 
 DIGITS = list(range(10))
 EVEN, ODD = DIGITS[::2], DIGITS[1::2]
-STEPS = 600
+STEPS = 300
 """Of the training on all digits, at a rate that does not fall."""
 RATE = 3e-3
 EVERY = 20
-FIRST = 320
+FIRST = 160
 """The first of the checkpoints that LCSC combines."""
-BASE = 240
+BASE = 160
 """Steps after which the specialists part."""
-SPECIAL = 240
+SPECIAL = 200
 RATES = (0.9, 0.95, 0.98, 0.99, 0.995)
 """Of moving averages that are kept up at every step of the training."""
 SEARCH_IMAGES, HELD_OUT_IMAGES = 20, 100
@@ -179,19 +179,16 @@ def save(pipeline: Any, folder: Path) -> None:
 
 
 def write_references(work: Path) -> None:
-    """Real digits as images: the training ones for the search, the test ones for the end."""
+    """The digits of the training as images."""
     from PIL import Image
 
     from fitness.digits import load_images
 
-    parts: dict[str, Any] = {"search": "train", "held_out": "test"}
-    for name, part in parts.items():
-        pixels, _ = load_images(part)
-        folder = work / "real" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, own in enumerate(pixels):
-            grey = np.clip(np.round(own.reshape(8, 8) / 16.0 * 255), 0, 255).astype(np.uint8)
-            Image.fromarray(grey).save(folder / f"{number:04d}.png")
+    pixels, _ = load_images("train")
+    (work / "real").mkdir(parents=True, exist_ok=True)
+    for number, own in enumerate(pixels):
+        grey = np.clip(np.round(own.reshape(8, 8) / 16.0 * 255), 0, 255).astype(np.uint8)
+        Image.fromarray(grey).save(work / "real" / f"{number:04d}.png")
 
 
 def search(*words: str) -> None:
@@ -209,7 +206,7 @@ def drawing(work: Path, part: str, images: int, *, kid: bool) -> list[str]:
     words += [f"{key}.prompts=[{','.join(prompts(DIGITS))}]", f"{key}.images={images}", f"{key}.seed={seed}"]
     words += [f"{key}.steps={SAMPLER_STEPS}", f"{key}.guidance=1.0", f"{key}.size=[8,8]", f"{key}.batch_size=200"]
     if kid:
-        words += [f"{key}.metrics=kid", f"{key}.references={work}/real/{part}"]
+        words += [f"{key}.metrics=kid", f"{key}.references={work}/real"]
         words += [f"{key}.features={{_target_: fitness.digits_drawn.DigitFeatures}}"]
     else:
         words += [f"{key}.metrics=scorer", f"{key}.scorer={{_target_: fitness.digits_drawn.DigitScorer}}"]
@@ -223,7 +220,7 @@ def lcsc(work: Path, seed: int) -> None:
     search(
         *("pool=checkpoints", "+pool.network=auto", f"pool.checkpoints.folder={folder}/training"),
         *(f"pool.checkpoints.first={FIRST}", "search_space=checkpoints", "strategy=cma_es", f"search.seed={seed}"),
-        *("search.evaluations=120", f"run_dir={work}/runs/lcsc-{seed}"),
+        *("search.evaluations=80", f"run_dir={work}/runs/lcsc-{seed}"),
         *kid,
     )
     averages = ", ".join(f"ema-{rate}: {folder}/averages/ema-{rate}" for rate in RATES)

@@ -135,7 +135,8 @@ def test_files_of_kohyas_scripts_and_of_lycoris(kind: str, names: str, base: Pat
     [
         ({"lora_unet_mid_block_attentions_0_proj_ni.lora_up.weight": torch.zeros(16, 2)}, "no adapter|lacks|changes"),
         ({"lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.zeros(16, 2)}, "do not make a tensor"),
-        ({"lora_unet_mid_block_attentions_0_proj_in.dora_scale": torch.zeros(16)}, "has dora_scale"),
+        ({"lora_unet_mid_block_attentions_0_proj_in.dora_scale": torch.zeros(16)}, "DoRA also scales"),
+        ({"unet.mid_block.attentions.0.proj_in.lora_magnitude_vector": torch.zeros(16)}, "DoRA also scales"),
         ({"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(2, 16)}, "nothing for the unet"),
         ({"something": torch.zeros(2)}, "no adapter|changes|nothing"),
     ],

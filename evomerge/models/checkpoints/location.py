@@ -76,14 +76,18 @@ def local_file(location: str, root: str | Path | None, suffix: str) -> Path | No
     return next((file.resolve() for file in _local_candidates(location, root) if file.is_file()), None)
 
 
-def check_place(source: str | ModelRef, root: str | Path | None = None) -> None:
-    """Raise the `PoolError` of `locate` for what is no folder and no hub id; no hub is asked."""
+def check_place(source: str | ModelRef, root: str | Path | None = None, *, files: bool = False) -> None:
+    """Raise the `PoolError` of `locate` for what is no folder and no hub id; no hub is asked.
+
+    With `files`, single ``.safetensors`` files are models and adapters too.
+    """
     if isinstance(source, ModelRef):
         parts = [source.location, *([source.adapter.location] if source.adapter is not None else [])]
     else:
         parts = [part for part in split_adapter(source, root) if part is not None]
     for location in parts:
-        _folder_or_hub(location, root, "a model's")
+        if not files or local_file(location, root, ".safetensors") is None:
+            _folder_or_hub(location, root, "a model's")
 
 
 def split_adapter(location: str, root: str | Path | None) -> tuple[str, str | None]:

@@ -54,6 +54,13 @@ class NetworkAdapter(TensorFiles):
         self.file = place if place.is_file() else _file_in(place)
         config = read_json(place / _PEFT, "the adapter's settings") if (place / _PEFT).is_file() else {}
         super().__init__(self.file.parent, config, read_header(self.file))
+        dora = next((name for name in self.tensors if "dora_scale" in name or "magnitude_vector" in name), None)
+        if dora is not None:
+            raise PoolError(
+                f"{self.file} has {dora!r}: DoRA also scales the columns of the merged weight",
+                "LoRA, LoHa or LoKr",
+                "fuse it into the network first",
+            )
         found: dict[str, dict[str, torch.Tensor]] = {}
         left_out = 0
         for name, module, part in self._parts(network, pipeline, base):
