@@ -23,7 +23,7 @@ def keep_tasks_of_head(node: Any, task: str) -> None:
     if not isinstance(tasks, Sequence) or isinstance(tasks, str):
         return
     if own := [each for each in tasks if isinstance(each, Mapping) and each.get("head") == task]:
-        node["tasks"] = own  # type: ignore[index]
+        node["tasks"] = own
 
 
 def check_tasks(recipe: Recipe, fitness: object, key: str) -> None:
