@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from evomerge.cli.options import add_import_option, add_preference_option, add_trust_option, chosen
-from evomerge.cli.scored_tasks import check_tasks
+from evomerge.cli.scored_tasks import check_tasks, keep_tasks_of_head
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError, FitnessError, nearest
 from evomerge.recipes.slices import DTYPES
@@ -36,7 +36,11 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "target", metavar="RUN|RECIPE|MODEL", help="a run folder, a recipe file, a model folder or hub id"
     )
-    parser.add_argument("--task", metavar="NAME", help="of a model with a switch: score this task's model on all items")
+    parser.add_argument(
+        "--task",
+        metavar="NAME",
+        help="of a model with a switch: score this task's model on all items; of one with heads: on the head's own",
+    )
     parser.add_argument("--held-out", action="store_true", help="use the held-out fitness")
     parser.add_argument(
         "--log-samples",
@@ -68,6 +72,8 @@ def run(arguments: Sequence[str]) -> int:
 
     from evomerge.session.builders import check_fitnesses, fitness_from_config
 
+    if options.task:
+        keep_tasks_of_head(getattr(config, key), options.task)
     fitness = fitness_from_config(config, key, exact=True)
     if hasattr(fitness, "rating"):
         given = f"{key} is scored by people, whom a search waits for"

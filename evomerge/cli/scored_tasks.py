@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from evomerge.errors import ConfigError
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.switches import tasks_of
 from evomerge.report.plain_console import errors
 from evomerge.session.switches import check_fitness_switches, is_headed
+
+
+def keep_tasks_of_head(node: Any, task: str) -> None:
+    """Leave in a fitness's configuration those of its tasks that a head scores; all where none names that head.
+
+    Args:
+        node: of the configuration, changed in place.
+        task: the head's name.
+    """
+    tasks = node.get("tasks") if isinstance(node, Mapping) else None
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
+        return
+    if own := [each for each in tasks if isinstance(each, Mapping) and each.get("head") == task]:
+        node["tasks"] = own
 
 
 def check_tasks(recipe: Recipe, fitness: object, key: str) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import FitnessError, nearest, reason_of
-from fitness._classification.terms import SplitTerm, TaskTerm
+from fitness._classification.terms import CORRELATIONS, SplitTerm, TaskTerm
 from fitness._documents import Document, asked_hash, content_hash
 from fitness._text_files import check_text_file, read_lines
 
@@ -44,22 +44,29 @@ def read_table(term: TaskTerm, split: SplitTerm) -> Table:
     """
     key = f"tasks.{term.name}.file"
     texts, pairs, labels, documents = list[str](), list[str](), list[Any](), list[Document]()
+    seen, is_whole = set[str](), True  # labels of the whole file: a part may well lack one
     for where, row in read_rows(term.file, key):
         text = text_cell(row, term.text, where, f"tasks.{term.name}.text")
         pair = text_cell(row, term.pair, where, f"tasks.{term.name}.pair") if term.pair else ""
+        label = _label(row, term, where)
+        seen.add(str(label))
         if not in_part(f"{text}\n{pair}", split):
             continue
-        label = _label(row, term, where)
         texts.append(text)
         pairs.append(pair)
         labels.append(label)
         content = content_hash({str(name): value for name, value in row.items()})
         documents.append(Document(asked_hash(f"{text}\n{pair}", (), str(label)), content))
         if len(texts) == term.limit:
+            is_whole = False
             break
+    if is_whole and texts:
+        _check_translated(term, seen)
     if not texts:
         what = f"no items in part {split.part}" if split.part else "no items"
         raise FitnessError(f"{key}: {term.file} has {what}", "at least one", "see split and part" if split.part else "")
+    if any(metric.name in CORRELATIONS for metric in term.metrics):
+        require_several(labels, f"{key}: {term.file}")
     return Table(tuple(texts), tuple(pairs) if term.pair else None, tuple(labels), tuple(documents))
 
 
@@ -106,6 +113,15 @@ def _parquet(path: Path, file: str, key: str) -> Iterator[tuple[str, Mapping[str
         yield f"{key}: {file}, row {number}", row
 
 
+def _check_translated(term: TaskTerm, seen: Set[str]) -> None:
+    """Raise `FitnessError` where ``labels`` translates one that no row has: a slip, which would do nothing."""
+    for own, _ in term.labels:
+        if own not in seen:
+            raise FitnessError(
+                f"tasks.{term.name}.labels has {own!r}, a label of no row of {term.file}", nearest(own, sorted(seen))
+            )
+
+
 def cell_of(row: Mapping[str, Any], name: str, where: str, key: str) -> Any:
     """What a row has in a column; `FitnessError`, naming the key that says which, where it has none of the name."""
     if name not in row:
@@ -146,6 +162,21 @@ def number_of(value: Any, where: str, name: str) -> float:
     return number
 
 
+def require_several(labels: Sequence[float], where: str) -> None:
+    """Raise `FitnessError` where all labels are one number, of which no correlation is defined: all models would tie.
+
+    Args:
+        labels: of a task's items.
+        where: the key and the file, for the message.
+    """
+    if len(set(labels)) < 2:
+        raise FitnessError(
+            f"{where} has {labels[0]:g} for a label in every row that counts",
+            "two different ones or more: nothing correlates with a constant",
+            "check the column, and limit and part",
+        )
+
+
 def in_part(text: str, split: SplitTerm) -> bool:
     """Whether what is called so, or holds so, is in the part that counts."""
     if split.part is None:
@@ -180,6 +211,12 @@ def class_numbers(term: TaskTerm, labels: Sequence[Any], id2label: Mapping[Any, 
             known[label] = int(text)
         else:
             whose = f" of {term.head}" if term.head else ""
+            if text is not label:
+                raise FitnessError(
+                    f"tasks.{term.name}.labels says that {str(label)[:60]!r} is {str(text)[:60]!r}, which the "
+                    f"model{whose} does not have",
+                    nearest(str(text), names) if names else "a model with id2label in config.json",
+                )
             given = f"tasks.{term.name}: {term.file} has the label {str(text)[:60]!r}"
             raise FitnessError(
                 f"{given}, which the model{whose} does not have",

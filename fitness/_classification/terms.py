@@ -11,7 +11,8 @@ from evomerge.objectives import MetricShare
 from fitness._unlabelled.values import finite, require_keys, whole
 
 CLASS_METRICS = ("accuracy", "f1", "matthews", "loss")
-NUMBER_METRICS = ("pearson", "spearman", "squared_error")
+CORRELATIONS = ("pearson", "spearman")
+NUMBER_METRICS = (*CORRELATIONS, "squared_error")
 METRICS = (*CLASS_METRICS, *NUMBER_METRICS)
 LOWER = ("loss", "squared_error")
 """Metrics of which less is better: they count negative."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evomerge.errors import FitnessError, nearest
-from fitness._classification.tables import cell_of, in_part, number_of, read_rows, text_cell
+from fitness._classification.tables import cell_of, in_part, number_of, read_rows, require_several, text_cell
 from fitness._classification.terms import SplitTerm
 from fitness._documents import Document, asked_hash, content_hash
 from fitness._retrieval.terms import RetrievalTerm
@@ -94,6 +94,7 @@ def _read_pairs(term: RetrievalTerm, key: str, split: SplitTerm) -> Pairs:
     if len(labels) < 2:
         what = f" in part {split.part}" if split.part else ""
         raise FitnessError(f"{key}.pairs: {term.pairs} has {len(labels)} pairs{what}", "two or more")
+    require_several(labels, f"{key}.pairs: {term.pairs}")
     return Pairs(tuple(one), tuple(two), tuple(labels), tuple(identities))
 
 
@@ -183,6 +184,8 @@ def _read_qrels(file: str, key: str) -> dict[str, dict[str, float]]:
 
 
 def _id(row: Mapping[str, object], where: str) -> str:
+    if "_id" not in row and "id" not in row:
+        raise FitnessError(f"{where} has no '_id'", nearest("_id", [str(own) for own in row]))
     name = row.get("_id", row.get("id"))
     if isinstance(name, bool) or not isinstance(name, int | str) or name == "":
         raise FitnessError(f"{where}: its _id is {str(name)[:60]!r}", "an id: a text or a whole number")
@@ -192,7 +195,7 @@ def _id(row: Mapping[str, object], where: str) -> str:
 def lines_of(term: RetrievalTerm, found: Queries | Pairs) -> list[str]:
     """What of a task makes a search hard to trust, a line each."""
     if isinstance(found, Pairs):
-        return [f"tasks.{term.name}: all labels are equal"] if len(set(found.labels)) == 1 else []
+        return []
     lines = []
     gone = sum(len(own) for own in found.lost)
     if gone:

@@ -58,6 +58,12 @@ def test_folders_of_all_tasks_give_the_numbers_of_the_search_in_a_pipeline(
     assert main(["evaluate", str(run), "--held-out", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["metrics"]
     assert found in [event["metrics"] for event in told(run, "held_out")]
+    assert main(["evaluate", str(run), "--held-out", "--json", "--task", "topic"]) == 0
+    of_one = json.loads(capsys.readouterr().out)["metrics"]
+    assert of_one.items() >= {name: value for name, value in found.items() if name.startswith("topic/")}.items()
+    assert not [name for name in of_one if name.startswith("mood/")]
+    assert main(["evaluate", str(run), "--held-out", "--task", "topics"]) == 2
+    assert "has no task 'topics'; did you mean 'topic'?" in capsys.readouterr().err
     assert main(["merge", str(run), str(tmp_path / "all"), "--all-tasks"]) == 0
     said = capsys.readouterr().out
     assert "the encoder, " in said

@@ -285,6 +285,43 @@ def test_files_that_hold_something_else_are_named(pool: Pool, tmp_path: Path, na
         check_fitnesses(ClassificationFitness([task]), pool=pool)
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({"godo": "bad"}, r"tasks.mood.labels has 'godo', a label of no row of .*did you mean 'good'"),
+        (
+            {"good": "bda"},
+            r"tasks.mood.labels says that 'good' is 'bda', which the model of mood does not .*mean 'bad'",
+        ),
+    ],
+)
+def test_a_slip_in_what_labels_are_called_is_named(pool: Pool, folder: Path, labels: dict[str, str], said: str) -> None:
+    task = {"task": "mood", "file": str(folder / "mood.jsonl"), "head": "mood", "labels": labels}
+    for part in ({}, {"part": "held_out", "split": {"held_out": 0.2}}):
+        with pytest.raises(FitnessError, match=said):
+            check_fitnesses(ClassificationFitness([task], **part), pool=pool)
+
+
+def test_a_part_without_a_label_that_is_translated_is_no_slip(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", [{"text": f"w{n}", "label": "bad" if n else "gut"} for n in range(9)])
+    task = {"task": "mood", "file": str(tmp_path / "a.jsonl"), "labels": {"gut": "good"}}
+    for part in ("search", "held_out"):
+        found = ClassificationFitness([task], part=part, split={"held_out": 0.5}).texts(9)["mood"]
+        assert 0 < len(found) < 9
+    assert len(ClassificationFitness([{**task, "labels": {"bad": "good"}, "limit": 1}]).texts(9)["mood"]) == 1
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman", "squared_error"])
+def test_labels_that_are_all_alike_correlate_with_nothing(tmp_path: Path, metric: str) -> None:
+    write_rows(tmp_path / "a.jsonl", [{"text": f"w{n}", "label": 2.5} for n in range(3)])
+    fitness = ClassificationFitness([{"task": "likeness", "file": str(tmp_path / "a.jsonl"), "metrics": metric}])
+    if metric == "squared_error":
+        assert len(fitness.texts(9)["likeness"]) == 3
+        return
+    with pytest.raises(FitnessError, match=r"a.jsonl has 2.5 for a label in every row that counts; two different ones"):
+        fitness.texts(9)
+
+
 def test_every_task_names_a_head_that_the_pool_has(folder: Path) -> None:
     named, unnamed = ClassificationFitness(tasks(folder)), ClassificationFitness(tasks(folder, head=None))
     check_switches(named, None, (), heads=("mood", "topic"))

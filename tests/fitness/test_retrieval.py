@@ -339,6 +339,12 @@ def test_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
         (data / "qrels" / "other.tsv").write_text(line)
         with pytest.raises(FitnessError, match=said):
             source_of({**task, "qrels": "qrels/other.tsv"})
+    (data / "plain.csv").write_text("ident,text\nd1,w5\n")
+    with pytest.raises(FitnessError, match=r"plain.csv, row 1 has no '_id'; did you mean 'ident'"):
+        source_of({**task, "corpus": "plain.csv"})
+    (data / "pairs.csv").write_text("sentence1,sentence2,score\nw1,w2,3\nw2,w3,3\n")
+    with pytest.raises(FitnessError, match=r"pairs.csv has 3 for a label in every row that counts; two different"):
+        source_of({"task": "like", "pairs": str(data / "pairs.csv")})
     (data / "corpus.jsonl").write_text((data / "corpus.jsonl").read_text() + '{"_id": "d0", "text": "w9"}\n')
     with pytest.raises(FitnessError, match="the _id 'd0' is there twice"):
         source_of(task)
