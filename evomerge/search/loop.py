@@ -16,7 +16,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.errors import EvomergeError
@@ -307,12 +306,12 @@ class Search:
             )
         if self.race is not None:
             self.race.see(evaluation)
-        self.state.leaders.see(candidate, evaluation)
+        self.state.see_leader(candidate, evaluation)
         self.responses(evaluation, None, compared=self._improve(candidate, evaluation))
 
     def _improve(self, candidate: Candidate, evaluation: Evaluation) -> bool:
         """Write the winner and the front down where they have changed; whether they have."""
-        fields: dict[str, Any] | None = self.incumbent.see(candidate, evaluation)
+        fields = self.incumbent.see(candidate, evaluation) if self.state.may_win(candidate) else None
         self.rules.see(self.state.stopping, evaluation, fields is not None)
         if fields is not None:
             self.keep(self.incumbent)

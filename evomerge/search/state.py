@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from evomerge.candidate import Candidate
+from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import InfeasibleError
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.protocols import Proposal, SearchSpace, Strategy
@@ -104,6 +104,16 @@ class SearchState:
     def strategy_of(self, phase: Phase, spec: GenomeSpec) -> Strategy:
         """The strategy of a phase that begins, for these genes."""
         return strategy_of(phase, spec, self.scores, self.aims, self.incumbent)
+
+    def may_win(self, candidate: Candidate) -> bool:
+        """Whether a candidate of the phase under way can be the winner; some strategies have others to learn from."""
+        ask = getattr(self.phase.strategy, "may_win", None) if self.phase is not None else None
+        return ask is None or bool(ask(candidate))
+
+    def see_leader(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Take in one that the winner may be chosen among."""
+        if self.may_win(candidate):
+            self.leaders.see(candidate, evaluation)
 
     def new_id(self) -> int:
         """The next candidate's id."""

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from evomerge.candidate import Candidate
 from evomerge.errors import ConfigError
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.genomes.lineages import LineageGenome
-from evomerge.genomes.perturbations import PerturbationSpec
+from evomerge.genomes.perturbations import MEMBER, PerturbationSpec
 from evomerge.objectives import Objective
 from evomerge.strategies.bases.generations import Array, Generations
 
@@ -34,8 +35,9 @@ class Eggroll(Generations):
     sigma or rate gains in slope it loses in curvature. A pair of which one member has no score
     does not count, nor does a generation of equal scores.
 
-    A generation begins with the model itself, which is scored and moves nothing: it is what a search is for, and
-    nearly as good as its best member was lucky. All members are scored on the same items.
+    A generation begins with the model itself, which is scored and moves nothing: it is what a search is for, and it
+    alone can be the winner. Members hardly differ from it, and the best of them is the luckiest. All are scored on the
+    same items.
 
     Args:
         spec: of `search_spaces.perturbation.PerturbationSpace`.
@@ -80,6 +82,10 @@ class Eggroll(Generations):
     def model(self) -> LineageGenome:
         """The present model."""
         return self._model
+
+    def may_win(self, candidate: Candidate) -> bool:
+        """Whether it is a model, and no member around one."""
+        return candidate.genome is None or candidate.genome.values[0] != MEMBER
 
     def _settings(self) -> dict[str, Any]:
         settings = {"sigma": self._sigma, "learning_rate": self._rate, "decay": self._decay}

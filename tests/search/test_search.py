@@ -318,6 +318,31 @@ def test_a_run_without_order_replays_exactly_from_its_ledger(tmp_path: Path) -> 
     assert canonical_events(tmp_path / "other") != events
 
 
+class TeachingCmaEs(CmaEs):
+    """Has every other candidate to learn from only."""
+
+    def may_win(self, candidate: Candidate) -> bool:
+        return candidate.id % 2 == 0
+
+
+def test_candidates_to_learn_from_are_told_and_never_win(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain", Evaluator())
+    strategy = TeachingCmaEs(TwoWeights.spec, (Objective("score"),), seed=0, popsize=6)
+    search = run(tmp_path / "taught", Evaluator(), strategy=strategy, finalists=3, rescores=True)
+    every = [canonical_events(RunFolder(tmp_path / name)) for name in ("plain", "taught")]
+    scores = [[event["objectives"] for event in told(events, "search")] for events in every]
+    assert scores[0] == scores[1]
+    improved = [event["candidate"] for event in every[1] if event["event"] == "improved"]
+    assert improved
+    assert all(number % 2 == 0 for number in improved)
+    first = [event for event in every[0] if event["event"] == "improved"]
+    assert any(event["candidate"] % 2 for event in first)
+    assert search.best is not None
+    assert search.best.id % 2 == 0
+    assert plain.best is not None
+    assert {event["candidate"] % 2 for event in told(every[1], "validation")} == {0}
+
+
 def test_the_next_phase_begins_with_the_winner(tmp_path: Path) -> None:
     given: list[Recipe | None] = []
 

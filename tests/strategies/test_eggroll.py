@@ -107,11 +107,13 @@ def test_a_generation_is_the_model_and_twins() -> None:
         *[("member", 3.0, float(pair), sign * 0.1) for pair in (0, 1) for sign in (1, -1)],
     ]
     assert strategy.ask() == []
+    assert [strategy.may_win(Candidate(0, None, own)) for own in genomes] == [True, *[False] * 4]
     tell_again = [Evaluation(i, "ok", objectives={"score": float(i)}) for i in range(5)]
     for genome, told in zip(genomes, tell_again, strict=True):
         strategy.tell(Candidate(told.candidate, None, genome), told)
     following = [own.genome for own in strategy.ask()]
     assert following[0] == strategy.model
+    assert strategy.may_win(Candidate(5, None, following[0]))
     assert following[0].values[:3] == ("step", 3.0, 0.0)
     assert following[1].values == ("member", 3.0, 2.0, 0.1)
     assert isinstance(following[1], LineageGenome)

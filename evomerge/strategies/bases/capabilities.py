@@ -29,7 +29,9 @@ class Capable(Protocol):
     score, which may be a lucky estimate: ``search.racing.first: auto`` is a race for these. One that has a method
     ``at_once(candidate: Candidate) -> bool`` says of which of its candidates in flight a race shall not compare first:
     they are scored on as many items as the best at once. One that has a method ``expected(number: int) -> float |
-    None`` says what the objective of a candidate is by all that it knows: finalists of a race are chosen by it.
+    None`` says what the objective of a candidate is by all that it knows: finalists of a race are chosen by it. One
+    that has a method ``may_win(candidate: Candidate) -> bool`` says which candidates can be the winner: the others are
+    scored to learn from, and the best of many that hardly differ is the luckiest.
     """
 
     @property
