@@ -120,9 +120,9 @@ class TextToImageFitness:
         self._keep, self._thumbnail = whole(keep, "keep", 0, 1000), whole(thumbnail, "thumbnail", 16, 1024)
         given = plain(size)
         if given is not None and not (
-            len(given) == 2 and all(isinstance(own, int) and 8 <= own <= 8192 for own in given)
+            len(given) == 2 and all(isinstance(own, int) and 8 <= own <= 8192 and own % 8 == 0 for own in given)
         ):
-            raise ConfigError(f"size is {given}", "[height, width] in pixels, from 8 to 8192; or null")
+            raise ConfigError(f"size is {given}", "[height, width] in pixels, multiples of 8 up to 8192; or null")
         check_compared(self._terms, self._prompts, clip, features, references)
         self._how_values: dict[str, Any] = {
             "steps": whole(steps, "steps", 1, _MOST_STEPS),
@@ -170,12 +170,12 @@ class TextToImageFitness:
                     f"prompt {lacking[:60]!r} has no reference image",
                     'JSONL with one for each prompt: {"prompt": "a red bicycle", "image": "bicycle.jpg"}',
                 )
-        if any(term.name in BY_SET for term in self._terms):
-            from fitness._text_to_image.features import files_in
+        from fitness._text_to_image.features import check_compared_with
 
-            files_in(self._how_values["references"], "references")
-            if len(drawings) < 2:
-                raise FitnessError("one image is drawn", "two or more for kid and fid", "raise images")
+        names = {term.name for term in self._terms}
+        check_compared_with(names, self._how_values)
+        if names & set(BY_SET) and len(drawings) < 2:
+            raise FitnessError("one image is drawn", "two or more for kid and fid", "raise images")
 
     def check_files(self) -> None:
         """Raise `FitnessError` for a file of prompts that is not there."""
