@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import secrets
 import tempfile
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import ConfigError, FitnessError, reason_of
 from evomerge.utils.sizes import size_text
-from fitness._images.sources import ImageItem
+from fitness._images.sources import ImageItem, opened
 
 Pixels = NDArray[np.float32]
 """Of shape (images, channels, height, width)."""
@@ -156,13 +154,9 @@ def _fill(target: Pixels, items: Sequence[ImageItem], processor: Any, first: Pix
 
 
 def _process(item: ImageItem, processor: Any) -> Pixels:
-    image_module = require_pillow()
+    picture = opened(item, item.read())
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", image_module.DecompressionBombWarning)
-            image = image_module.open(io.BytesIO(item.read())).convert("RGB")
-    except FitnessError:
-        raise
+        image = picture.convert("RGB")
     except Exception as error:  # decoders raise what they like on what is no image
         raise FitnessError(f"{item.where} is no image that Pillow reads ({reason_of(error)})", "an image") from error
     return _run(image, processor, item.where)

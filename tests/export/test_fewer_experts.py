@@ -171,3 +171,5 @@ def test_the_verb_of_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert f"wrote {tmp_path / 'out'}" in text
     assert main([*words[:-1], str(tmp_path / "none.txt")]) == 2
     assert "none.txt is no file" in capsys.readouterr().err
+    assert main([*words, "--method", "drop", "--align"]) == 2
+    assert "--align is given with --method drop; m_smoe or sub_moe" in capsys.readouterr().err
