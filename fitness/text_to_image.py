@@ -158,7 +158,7 @@ class TextToImageFitness:
             ConfigError: diffusers or Pillow is not installed.
         """
         from evomerge.models.pipelines.libraries import require_diffusers
-        from fitness._images.pixels import require_pillow
+        from fitness._images.decoding import require_pillow
 
         require_diffusers()
         require_pillow()

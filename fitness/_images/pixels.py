@@ -14,25 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.errors import ConfigError, FitnessError, reason_of
+from evomerge.errors import FitnessError, reason_of
 from evomerge.utils.sizes import size_text
-from fitness._images.sources import ImageItem, opened
+from fitness._images.decoding import opened, require_pillow
+from fitness._images.sources import ImageItem
 
 Pixels = NDArray[np.float32]
 """Of shape (images, channels, height, width)."""
 
 FILES = ("preprocessor_config.json", "processor_config.json")
-
-
-def require_pillow() -> Any:
-    """The module ``PIL.Image``; `ConfigError` where Pillow is not installed."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ConfigError(
-            "fitness=images needs Pillow, which is not installed", "", "pip install 'evomerge[images]'"
-        ) from error
-    return Image
 
 
 def load_processor(folder: str) -> Any:
@@ -154,7 +144,7 @@ def _fill(target: Pixels, items: Sequence[ImageItem], processor: Any, first: Pix
 
 
 def _process(item: ImageItem, processor: Any) -> Pixels:
-    picture = opened(item, item.read())
+    picture = opened(item.read(), item.where)
     try:
         image = picture.convert("RGB")
     except Exception as error:  # decoders raise what they like on what is no image

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import FitnessError, nearest, reason_of
+from evomerge.errors import FitnessError, nearest
 from fitness._classification.tables import in_part
 from fitness._classification.terms import SplitTerm
 from fitness._documents import Document
+from fitness._images.decoding import opened
 from fitness._images.terms import ImageTerm
 from fitness._text_files import read_lines
 
@@ -105,32 +105,10 @@ def read_source(term: ImageTerm, key: str, split: SplitTerm, seed: int) -> Image
     return ImageSource(tuple(found), classes, documents)
 
 
-def opened(item: ImageItem, data: bytes) -> Any:
-    """Pillow's image of what an item's file holds: its head is read, its pixels are when they are asked for.
-
-    Args:
-        item: for messages.
-        data: the bytes of the file.
-
-    Raises:
-        FitnessError: it is no image that Pillow knows, or one of far too many pixels.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
-    except UnidentifiedImageError as error:  # whose text is the address of an object
-        raise FitnessError(f"{item.where} is no image that Pillow reads", "an image") from error
-    except Exception as error:  # decoders raise what they like on what is no image
-        raise FitnessError(f"{item.where} is no image that Pillow reads ({reason_of(error)})", "an image") from error
-
-
 def _hash_of(item: ImageItem) -> str:
     """A hash of an image's bytes, which are looked at on this occasion."""
     data = item.read()
-    opened(item, data).close()
+    opened(data, item.where).close()
     return hashlib.sha256(data).hexdigest()
 
 

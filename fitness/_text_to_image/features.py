@@ -16,7 +16,8 @@ from evomerge.errors import FitnessError, PoolError, reason_of
 from evomerge.models.checkpoints.location import resolve
 from evomerge.models.progress_bars import no_progress_bar
 from evomerge.models.tokenizers import load_tokenizer
-from fitness._images.pixels import FILES, load_processor, require_pillow
+from fitness._images.decoding import require_pillow
+from fitness._images.pixels import FILES, load_processor
 from fitness._text_to_image.terms import BY_SET
 
 PIXELS = "pixels"
