@@ -149,8 +149,8 @@ class Estimator(Protocol):
         told; NaN where an item was not run. Each call replaces what was learnt before."""
 
     def order(self, counts: Mapping[str, int]) -> Mapping[str, Sequence[int]] | None:
-        """By task its places (all of `counts`), those that tell most first; ``None`` for no preference. `fit` comes
-        before."""
+        """By task its places (all of `counts`), those that tell most first; ``None`` for no preference. `fit` to the
+        pool's models comes before; half of a candidate's items are the first of these from then on, half are drawn."""
 
     def estimate(self, items: Items) -> Mapping[str, Estimate]:
         """By objective; every item has a value or NaN. `fit` comes before."""

@@ -45,7 +45,8 @@ class FilesFitness:
         until: texts that end an answer.
         chat_template: whether the tokenizer's chat template is put around each prompt.
         raters: how many must have rated a candidate before it counts, or the names of all who must.
-        by: whether raters score each ``item``, or the ``candidate`` as a whole.
+        by: whether raters score each ``item``, or the ``candidate`` as a whole, or say of each ``pair`` of texts, one
+            of them another candidate's, which is better: the objective is then the strength after Bradley and Terry.
         scale: the lowest and the highest score; ``None`` where any finite number is one.
         direction: whether high scores are good, ``maximize``, or low ones, ``minimize``.
         objective: its name.
@@ -71,7 +72,7 @@ class FilesFitness:
         until: str | list[str] | None = None,
         chat_template: bool = False,
         raters: int | list[str] = 1,
-        by: Literal["item", "candidate"] = "item",
+        by: Literal["item", "candidate", "pair"] = "item",
         scale: list[float] | None = [1.0, 5.0],  # noqa: B006  # never changed, and shown by what reads signatures
         direction: Literal["maximize", "minimize"] = "maximize",
         objective: str = "rating",
@@ -94,7 +95,9 @@ class FilesFitness:
         if "" in self._until:
             raise ConfigError(f"until is {stops!r}", "texts that end an answer, such as ['\\n\\n']; none may be empty")
         self._raters, self._names = parse_raters(plain(raters))
-        self._by, self._scale = by, parse_scale(plain(scale))
+        self._by, self._scale = by, (0.0, 1.0) if by == "pair" else parse_scale(plain(scale))
+        if by == "pair" and direction == "minimize":
+            raise ConfigError("by is 'pair', and direction 'minimize'", "what raters prefer is better: maximize")
         if not objective.isidentifier():
             raise ConfigError(f"objective is {objective!r}", "a name of letters, digits and _")
         self._objective = Objective(objective, direction)
@@ -160,7 +163,7 @@ class FilesFitness:
 
     def shares(self) -> list[MetricShare]:
         """What every metric counts in the objective."""
-        names = [term.name for term in self._terms] if self._by == "item" else [WHOLE]
+        names = [WHOLE] if self._by == "candidate" else [term.name for term in self._terms]
         own = self._objective
         return [MetricShare(f"{name}/{METRIC}", 1 / len(names), own.direction, own.name) for name in names]
 

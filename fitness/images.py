@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evomerge.candidate import Part
 from evomerge.errors import FitnessError
-from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
 from evomerge.utils.sizes import byte_count
-from fitness._classification.terms import objective_weights, parse_split, shares_of
+from fitness._classification.terms import parse_split
+from fitness._images.headed import HeadedImages
 from fitness._images.labels import Answers, right_answers
 from fitness._images.parts import among, places_of
 from fitness._images.sources import ImageItem, ImageSource, check_place, read_folder, read_source
@@ -23,8 +23,6 @@ from fitness._lm_eval.terms import plain
 from fitness._unlabelled.values import whole
 
 if TYPE_CHECKING:
-    import torch
-
     from evomerge.models.loaded import LoadedModel, ModelOutline
     from evomerge.protocols import Estimator
     from evomerge.utils.memory import MemoryPart
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 _MOST_RESPONSES = 20
 
 
-class ImagesFitness:
+class ImagesFitness(HeadedImages):
     """Scores a model on images of known classes, or several heads on one encoder.
 
     Metrics, values by image, objectives and estimates are those of `ClassificationFitness`: ``accuracy``, ``f1``
@@ -73,7 +71,8 @@ class ImagesFitness:
         ConfigError: an argument out of its range, naming it.
     """
 
-    switch_key: ClassVar[str] = "head"
+    _terms: tuple[ImageTerm, ...]
+    _prepared: Prepared | None
 
     def __init__(
         self,
@@ -102,12 +101,7 @@ class ImagesFitness:
         self._others: list[ImageItem] = []
         self._gold: dict[str, Answers] = {}
         self._known: dict[str, Mapping[Any, Any] | None] = {}
-        self._prepared: Prepared | None = None
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """Those that tasks name, ``score`` for those that name none; all to be maximised."""
-        return tuple(Objective(name, "maximize") for name in objective_weights(self._terms))
+        self._prepared = None
 
     def check(self) -> None:
         """Find the images, once.
@@ -160,15 +154,6 @@ class ImagesFitness:
             if term.head:
                 self._gold_of(term, labels(term.head))
 
-    def items(self) -> dict[str, int]:
-        """How many images each task has; `check` comes before."""
-        return {name: len(source.items) for name, source in self._read().items()}
-
-    def work(self) -> dict[str, int]:
-        """What a candidate asks of a model: ``documents`` and ``texts``, which are images."""
-        count = sum(self.items().values())
-        return {"documents": count, "texts": count, "written": 0}
-
     def memory(self, model: ModelOutline) -> list[MemoryPart]:
         """What processed images take beside a model's weights; `check` comes before."""
         from evomerge.utils.memory import MemoryPart
@@ -182,10 +167,6 @@ class ImagesFitness:
         except FitnessError:  # said where the model is checked
             return []
         return [MemoryPart("images", nbytes, f"{count:,} images ({size_text(self._cache_size)} at most)", "cache_size")]
-
-    def shares(self) -> list[MetricShare]:
-        """What every metric counts in the objectives."""
-        return shares_of(self._terms)
 
     def build_estimator(self) -> Estimator:
         """Build what tells of some images what all would give; `check_model` and `check_labels` come before.
@@ -216,22 +197,6 @@ class ImagesFitness:
         self._prepared = None
         sources = self._read()
         self._prepared = prepare(model, self._terms, sources, self._others, self._how())
-
-    def run(self, model: LoadedModel, part: Part | None = None) -> Scores:
-        """Score a model with the head and the batch-norm statistics that it has.
-
-        Args:
-            part: places of images by task, some of every one; in batches of their own, equal to rounding.
-
-        Raises:
-            FitnessError: outputs that are not finite, naming the image; classes that the head does not have; a part
-                that is none.
-        """
-        return self.run_switched(lambda _: model, part)
-
-    def switches(self) -> list[tuple[str, str | None]]:
-        """Of each task, by its name, the source whose head scores it."""
-        return [(term.name, term.head or None) for term in self._terms]
 
     def run_switched(self, switch: Callable[[str], LoadedModel], part: Part | None = None) -> Scores:
         """`run`, with the model that ``switch(source)`` gives for the tasks of each head."""
@@ -265,26 +230,12 @@ class ImagesFitness:
         metrics = {name: values[name] for term in self._terms for name in values if name.startswith(f"{term.name}/")}
         return Scores(objectives_of(self._terms, metrics), metrics, items, timing, responses)
 
-    def batch_norms(self, model: LoadedModel) -> Mapping[str, torch.Tensor]:
-        """Statistics of the model's batch norms on images of this fitness, by buffer; the model stays as it is.
-
-        Raises:
-            FitnessError: statistics that are not finite.
-        """
-        return self._ready().batch_norms(model)
-
     def texts(self, most: int) -> dict[str, list[dict[str, str]]]:
         """Where the first images of every task are, and their classes: for reports."""
         return {
             name: [{"prompt": item.where, "target": item.label} for item in source.items[:most]]
             for name, source in self._read().items()
         }
-
-    def documents(self) -> list[tuple[str, str]]:
-        """For each image the hashes of its bytes with its class, and of its bytes; those of batch norms come last."""
-        found = [document for source in self._read().values() for document in source.documents]
-        others = [hashlib.sha256(item.read()).hexdigest() for item in self._others]
-        return [*found, *((text, text) for text in others)]
 
     def fingerprint(self) -> str:
         """``sha256:`` over pixels, classes, heads, metrics, dtype, batches and versions; not over places of files."""
@@ -313,8 +264,3 @@ class ImagesFitness:
         from fitness._images.prepared import How
 
         return How(self._batch_size, self._cache_size, self._cache, self._processor, self._clip, self._batch_norm)
-
-    def _ready(self) -> Prepared:
-        if self._prepared is None:
-            raise FitnessError("the fitness has no items yet", "prepare(model) comes first")
-        return self._prepared

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SCORE = "score"
 """The objective that a fitness has where nobody names one."""
 
-_OF_ALL = ("items", "shares", "documents", "build_estimator")
+_OF_ALL = ("items", "shares", "documents", "build_estimator", "switches", "run_switched")
 """What several can do only where each can."""
 
 _OF_ANY = ("references", "refer", "apart")
@@ -43,7 +43,7 @@ class SeveralFitness:
     their parts: no task may be in two.
 
     In a race a part of the items is a part of each fitness's. Where a fitness cannot do something that a search asks
-    for now and then (count its items, say what its metrics count, name its documents, estimate), several cannot.
+    for now and then (count its items, name its documents, estimate, use heads), several cannot.
 
     Args:
         parts: the fitnesses, by name.
@@ -70,6 +70,12 @@ class SeveralFitness:
                     what = f"parts.{taken[own]} and parts.{name} both have the objective {own!r}"
                     raise ConfigError(what, "each a name of its own", "rename one with the key objective of its items")
                 taken[own] = name
+        drawn = {name: bool(getattr(part, "scores_pipelines", False)) for name, part in self._parts.items()}
+        self.scores_pipelines = all(drawn.values())
+        if any(drawn.values()) and not self.scores_pipelines:
+            one, other = (next(name for name, own in drawn.items() if own is draws) for draws in (True, False))
+            what = f"parts.{one} scores pipelines that draw images, parts.{other} other models"
+            raise ConfigError(what, "parts of one kind", "choose text_to_image for all, or for none")
         self.keep_responses = any(getattr(part, "keep_responses", False) for part in self._parts.values())
         self._steps: list[str] = []
         self._due: list[str] = []
@@ -81,12 +87,19 @@ class SeveralFitness:
             able = [part for part in self._parts.values() if hasattr(part, method)]
             if len(able) == 1:
                 setattr(self, method, getattr(able[0], method))
+        headed = all(getattr(part, "switch_key", "switch") == "head" for part in self._parts.values())
+        self.switch_key = "head" if headed else "switch"
         by_people = [name for name, _ in self._each("rating")]
         if by_people:
             self.rating = self._rating
         if len(by_people) > 1:
             given = f"parts {' and '.join(by_people)} are both scored by people"
             raise ConfigError(given, "one part that is", "give it the prompts of both, by name")
+
+    @property
+    def parts(self) -> Mapping[str, Fitness]:
+        """The fitnesses, by name."""
+        return self._parts
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -130,6 +143,12 @@ class SeveralFitness:
         for name, part in self._each("check_model"):
             with _in_part(name, part):
                 part.check_model(config, folder)
+
+    def check_labels(self, labels: Callable[[str], Mapping[Any, Any]]) -> None:
+        """Let every part look at the labels of heads."""
+        for name, part in self._each("check_labels"):
+            with _in_part(name, part):
+                part.check_labels(labels)
 
     def check_encoder(self, folder: str, config: Any) -> None:
         """Let every part look at what sentence-transformers' files say."""
@@ -203,6 +222,17 @@ class SeveralFitness:
         Raises:
             FitnessError: what a part finds; items of a task that no part has.
         """
+        return self._scored(lambda each, given: each.run(model, *given), part)
+
+    def _run_switched(self, switch: Callable[[str], LoadedModel], part: Part | None = None) -> Scores:
+        """`run`, with the model that ``switch(source)`` gives for the tasks of each head or switch."""
+        return self._scored(lambda each, given: each.run_switched(switch, *given), part)
+
+    def _switches(self) -> list[tuple[str, str | None]]:
+        """Of each task of all parts the source whose head or switch is on."""
+        return [own for part in self._parts.values() for own in part.switches()]
+
+    def _scored(self, score: Callable[[Any, tuple[Part, ...]], Scores], part: Part | None) -> Scores:
         found: list[tuple[str, Scores]] = []
         tasks = {name: set(each.items()) for name, each in self._parts.items()} if part is not None else {}
         for task in part or ():
@@ -210,7 +240,7 @@ class SeveralFitness:
                 raise FitnessError(f"the part has items of {task!r}", nearest(task, set().union(*tasks.values())))
         for name, each in self._parts.items():
             own = {task: places for task, places in (part or {}).items() if task in tasks[name]}
-            found.append((name, each.run(model) if part is None else each.run(model, own)))
+            found.append((name, score(each, () if part is None else (own,))))
         seconds, tokens = _sums(s.seconds for _, s in found), _sums(s.tokens for _, s in found)
         return Scores(
             {self._names[name][own]: value for name, scores in found for own, value in scores.objectives.items()},

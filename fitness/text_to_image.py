@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from evomerge.candidate import Part
-from evomerge.errors import ConfigError, FitnessError, nearest
+from evomerge.errors import FitnessError, nearest
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
 from evomerge.run.ratings.rules import RatingRules
@@ -20,13 +20,15 @@ from fitness._lm_eval.terms import plain
 from fitness._text_files import check_text_file
 from fitness._text_to_image.terms import (
     BY_SET,
+    IMAGES,
     RATING,
-    TASK,
     Drawing,
     check_compared,
     objectives_of,
     parse_metrics,
     parse_prompts,
+    parse_size,
+    parse_task,
     read_drawings,
     shares_of,
 )
@@ -81,6 +83,9 @@ class TextToImageFitness:
         thumbnail: their longer side, in pixels; of all images where people rate them.
         raters: of people: how many must have rated a candidate, or their names.
         scale: of people: the lowest and the highest score.
+        by: whether people score each ``item``, or say of each ``pair`` of images, one of them another candidate's from
+            the same noise, which is better: the objective is then the strength after Bradley and Terry.
+        task: what images are called in metrics and items; each part of `SeveralFitness` needs a name of its own.
 
     Raises:
         ConfigError: an argument out of its range, naming it.
@@ -111,24 +116,22 @@ class TextToImageFitness:
         thumbnail: int = 128,
         raters: int | list[str] = 1,
         scale: list[float] | None = [1.0, 5.0],  # noqa: B006  # never changed, and shown by what reads signatures
+        by: Literal["item", "pair"] = "item",
+        task: str = IMAGES,
     ) -> None:
         self._prompts = parse_prompts(plain(prompts))
+        self._task = parse_task(task)
         self._images = whole(images, "images", 1, _MOST_IMAGES)
         self._limit = None if limit is None else whole(limit, "limit", 1, _MOST_IMAGES)
         self._seed = whole(seed, "seed", 0, 2**62)
         self._terms = parse_metrics(plain(metrics), plain(objectives), scorer)
         self._keep, self._thumbnail = whole(keep, "keep", 0, 1000), whole(thumbnail, "thumbnail", 16, 1024)
-        given = plain(size)
-        if given is not None and not (
-            len(given) == 2 and all(isinstance(own, int) and 8 <= own <= 8192 and own % 8 == 0 for own in given)
-        ):
-            raise ConfigError(f"size is {given}", "[height, width] in pixels, multiples of 8 up to 8192; or null")
         check_compared(self._terms, self._prompts, clip, features, references)
         self._how_values: dict[str, Any] = {
             "steps": whole(steps, "steps", 1, _MOST_STEPS),
             "guidance": None if guidance is None else finite(guidance, "guidance"),
             "sampler": sampler or "",
-            "size": None if given is None else (int(given[0]), int(given[1])),
+            "size": parse_size(plain(size)),
             "arguments": dict(plain(arguments) or {}),
             "batch_size": whole(batch_size, "batch_size", 1, 2**20),
             "clip": clip or "",
@@ -137,6 +140,7 @@ class TextToImageFitness:
             "scorer": scorer,
         }
         self._raters, self._scale = parse_raters(plain(raters)), parse_scale(plain(scale))
+        self._by, self._scale = by, (0.0, 1.0) if by == "pair" else self._scale
         self._by_people = self._terms[0].name == RATING
         if self._by_people:
             self.rating = self._rating
@@ -209,7 +213,7 @@ class TextToImageFitness:
 
     def items(self) -> dict[str, int]:
         """How many images there are; `check` comes before."""
-        return {TASK: len(self._read())}
+        return {self._task: len(self._read())}
 
     def work(self) -> dict[str, int]:
         """What a candidate asks of a model: ``documents`` and ``texts``, which are images."""
@@ -218,7 +222,7 @@ class TextToImageFitness:
 
     def shares(self) -> list[MetricShare]:
         """What every score counts in the objectives."""
-        return shares_of(self._terms)
+        return shares_of(self._terms, self._task)
 
     def build_estimator(self) -> Estimator:
         """Build what tells of some images what all would give; `FitnessError` for distances of sets, and people."""
@@ -259,15 +263,15 @@ class TextToImageFitness:
 
         ready, start = self._ready(), time.perf_counter()
         count = len(self._read())
-        places = places_of(part, self.items())[TASK]
+        places = places_of(part, self.items())[self._task]
         images = ready.draw(model, places)
         drawn = time.perf_counter() - start
         if self._by_people:  # who are asked for all
-            pictures = {TASK: [thumbnail(image, self._thumbnail) for image in images]}
+            pictures = {self._task: [thumbnail(image, self._thumbnail) for image in images]}
             return Scores({}, seconds={"model": drawn, "other": 0.0}, responses=pictures)
         values, by_image = ready.scores(images, places)
         chosen = list(range(count)) if places is None else places
-        items = {f"{TASK}/{name}": among(np.asarray(own), chosen, count) for name, own in by_image.items()}
+        items = {f"{self._task}/{name}": among(np.asarray(own), chosen, count) for name, own in by_image.items()}
         kept = {place: image for place, image in zip(chosen, images, strict=True) if place < self._keep}
         shown = [thumbnail(kept[n], self._thumbnail) if n in kept else "" for n in range(min(count, self._keep))]
         sums = {own.name: 0.0 for own in self.objectives}
@@ -276,28 +280,19 @@ class TextToImageFitness:
             sums[term.objective] += term.factor * values[term.name]
             weights[term.objective] += term.weight
         objectives = {name: total / weights[name] for name, total in sums.items()}
-        metrics = {f"{TASK}/{term.name}": values[term.name] for term in self._terms}
+        metrics = {f"{self._task}/{term.name}": values[term.name] for term in self._terms}
         seconds = {"model": drawn, "other": time.perf_counter() - start - drawn}
-        return Scores(objectives, metrics, items, seconds, {TASK: shown} if shown else {})
+        return Scores(objectives, metrics, items, seconds, {self._task: shown} if shown else {})
 
     def _rating(self) -> RatingRules:
         """What is asked of raters; `check` comes before."""
         asked = [own.prompt or f"image {place}" for place, own in enumerate(self._read())]
-        objective = self.objectives[0]
-        return RatingRules(
-            objective.name,
-            "maximize",
-            "item",
-            *self._scale,
-            *self._raters,
-            {TASK: len(asked)},
-            {TASK: asked},
-            shuffle=self._seed,
-        )
+        rest = *self._scale, *self._raters, {self._task: len(asked)}, {self._task: asked}
+        return RatingRules(self.objectives[0].name, "maximize", self._by, *rest, shuffle=self._seed)
 
     def texts(self, most: int) -> dict[str, list[dict[str, str]]]:
         """The first prompts, with the seeds of their noise: for reports."""
-        return {TASK: [{"prompt": own.prompt, "target": f"seed {own.seed}"} for own in self._read()[:most]]}
+        return {self._task: [{"prompt": own.prompt, "target": f"seed {own.seed}"} for own in self._read()[:most]]}
 
     def documents(self) -> list[tuple[str, str]]:
         """For each image hashes of its prompt with its seed."""

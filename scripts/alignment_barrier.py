@@ -2,10 +2,12 @@
 
     python scripts/alignment_barrier.py                  # perceptrons on digits, and models of the demo's size
     python scripts/alignment_barrier.py --only digits    # seconds
+    python scripts/alignment_barrier.py --only demo --bases demo_pool/seed{0,1}/base   # no training
 
 Two models are trained from different starts on the same task. Their weights are averaged, from all of one to all of the
 other, as they are and with the second one aligned to the first. The barrier is how far the worst average lies above
-the line between the losses of the two (Frankle et al. 2020, arXiv 1912.05671).
+the line between the losses of the two (Frankle et al. 2020, arXiv 1912.05671). Then both are merged in part: wider
+layers, weights as they are and by least squares.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from evomerge.merge.alignment.orders import Symmetries
 from evomerge.merge.alignment.zipping import reading_axes, zipped
 
 SHARES = np.linspace(0, 1, 11)
+RATIOS = (1.0, 0.75, 0.5, 0.25, 0.0)
 State = dict[str, torch.Tensor]
 Score = Callable[[State], tuple[float, float]]
 """Loss and accuracy of weights."""
@@ -69,8 +72,8 @@ def in_part(
     inputs: Sequence[Any],
     forward: Callable[[nn.Module, Any], object],
     score: Callable[[State, int], tuple[float, float]],
-) -> None:
-    """Print merges of two aligned models in part, as they are and by least squares on inputs that both read.
+) -> np.ndarray:
+    """Scores of merges of two aligned models in part, as they are and by least squares on inputs that both read.
 
     Args:
         symmetries: of both.
@@ -78,21 +81,31 @@ def in_part(
         inputs: of the least squares.
         forward: runs a module on one of them.
         score: loss and accuracy of weights with so many hidden units.
+
+    Returns:
+        Of shape ``(len(RATIOS), 2, 2)``: by share, as they are and by least squares, loss and accuracy.
     """
     first, second = ({name: own.detach() for name, own in module.named_parameters()} for module in modules)
     reads = {name: axis for name, axis in reading_axes(modules[0]).items() if name in first}
     whole = zipped(symmetries, first.__getitem__, second.__getitem__, 1.0, reads)
     grams = joint_grams(modules, solvable(whole, modules[0]), inputs, forward)
-    print("\n| share merged | hidden units | loss | least squares | accuracy | least squares |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for ratio in (1.0, 0.75, 0.5, 0.0):
+    found = []
+    for ratio in RATIOS:
         zip_ = zipped(symmetries, first.__getitem__, second.__getitem__, ratio, reads)
         width = next(zip_.width(part) for part in zip_.shared)
         plain = {name: zip_.merged(name, own, second[name]) for name, own in first.items()}
         least = plain | {n: solved(zip_, n, first[n], second[n], gram) for n, gram in grams.items()}
-        found = [score(plain, width), score(least, width)]
-        cells = [f"{own[at]:.2f}" for at in (0, 1) for own in found]
-        print(f"| {ratio:g} | {width} | " + " | ".join(cells) + " |", flush=True)
+        found.append((score(plain, width), score(least, width)))
+    return np.array(found)
+
+
+def show(title: str, units: int, scores: np.ndarray) -> None:
+    """Print a table of merges in part."""
+    print(f"\n| {title}, share merged | hidden units | loss | least squares | accuracy | least squares |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for ratio, own in zip(RATIOS, scores, strict=True):
+        cells = [f"{value:.2f}" for value in own.T.ravel()]
+        print(f"| {ratio:g} | {2 * units - round(ratio * units)} | " + " | ".join(cells) + " |", flush=True)
 
 
 def perceptron(seed: int, images: torch.Tensor, labels: torch.Tensor, width: int) -> nn.Sequential:
@@ -109,43 +122,84 @@ def perceptron(seed: int, images: torch.Tensor, labels: torch.Tensor, width: int
     return module
 
 
+class Digits:
+    """Perceptrons on the digits of scikit-learn: trained on the first four fifths, scored on the rest.
+
+    Args:
+        width: of both hidden layers.
+        seeds: of two of them.
+        halves: whether the first learns from zeros to fours alone, and the second from fives to nines.
+    """
+
+    def __init__(self, width: int, seeds: tuple[int, int], *, halves: bool = False) -> None:
+        from sklearn.datasets import load_digits
+
+        data = load_digits()
+        images, labels = torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
+        count = len(images) * 4 // 5
+        self.learnt, self._images, self._labels = images[:count], images[count:], labels[count:]
+        low = labels[:count] < 5
+        own = (low, ~low) if halves else (torch.ones_like(low),) * 2
+        self.modules = tuple(
+            perceptron(seed, self.learnt[rows], labels[:count][rows], width)
+            for seed, rows in zip(seeds, own, strict=True)
+        )
+        self.symmetries = perceptron_symmetries(self.modules[0])
+
+    @property
+    def states(self) -> list[State]:
+        """The weights of both."""
+        return [{k: v.detach() for k, v in module.state_dict().items()} for module in self.modules]
+
+    def score(self, state: State, units: int) -> tuple[float, float]:
+        """Loss and accuracy of weights with so many hidden units."""
+        layers = nn.Linear(64, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, 10)
+        with torch.no_grad():
+            logits = torch.func.functional_call(nn.Sequential(*layers), state, self._images)
+        right = logits.argmax(1) == self._labels
+        return float(functional.cross_entropy(logits, self._labels)), float(right.float().mean())
+
+    def in_part(self, aligned: State) -> np.ndarray:
+        """Scores of merges in part, given the second's aligned weights."""
+        self.modules[1].load_state_dict(aligned)
+        both = (self.modules[0], self.modules[1])
+        return in_part(self.symmetries, both, [self.learnt], lambda module, given: module(given), self.score)
+
+
 def digits(starts: int, width: int) -> None:
-    """Perceptrons on the digits of scikit-learn: trained on the first four fifths, scored on the rest."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images, labels = torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
-    count = len(images) * 4 // 5
-    modules = [perceptron(seed, images[:count], labels[:count], width) for seed in (0, 1)]
-
-    def score(state: State) -> tuple[float, float]:
-        with torch.no_grad():
-            logits = torch.func.functional_call(modules[0], state, images[count:])
-        right = logits.argmax(1) == labels[count:]
-        return float(functional.cross_entropy(logits, labels[count:])), float(right.float().mean())
-
-    states: list[State] = [{k: v.detach() for k, v in module.state_dict().items()} for module in modules]
-    symmetries = perceptron_symmetries(modules[0])
-    modules[1].load_state_dict(compare(f"perceptrons of width {width} on digits", symmetries, states, score, starts))
-
-    def wide(state: State, units: int) -> tuple[float, float]:
-        torch.manual_seed(0)
-        hidden = nn.Linear(64, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, 10)
-        with torch.no_grad():
-            logits = torch.func.functional_call(nn.Sequential(*hidden), state, images[count:])
-        right = logits.argmax(1) == labels[count:]
-        return float(functional.cross_entropy(logits, labels[count:])), float(right.float().mean())
-
-    in_part(symmetries, (modules[0], modules[1]), [images[:count]], lambda module, given: module(given), wide)
+    """Two perceptrons, along the line between them and merged in part."""
+    own = Digits(width, (0, 1))
+    title = f"perceptrons of width {width} on digits"
+    aligned = compare(title, own.symmetries, own.states, lambda state: own.score(state, width), starts)
+    show(f"perceptrons of width {width}", width, own.in_part(aligned))
 
 
-def demo(starts: int, steps: int, first: int) -> None:
-    """Models of the demo's shape, each trained as the demo's base is, from its own start and on texts of its own."""
+def pairs(starts: int, width: int, *, halves: bool) -> None:
+    """The mean over three pairs of narrow perceptrons, merged in part."""
+    found = []
+    for seed in (0, 2, 4):
+        own = Digits(width, (seed, seed + 1), halves=halves)
+        one, other = own.states
+        order = match(own.symmetries, one.__getitem__, other.__getitem__, starts=starts).order
+        found.append(own.in_part({name: own.symmetries.apply(name, x, order) for name, x in other.items()}))
+    title = f"perceptrons of width {width}" + (" of half of the digits each" if halves else "")
+    show(f"{title}, mean of {len(found)} pairs", width, np.mean(found, axis=0))
+
+
+def demo(starts: int, steps: int, first: int, bases: Sequence[str]) -> None:
+    """Models of the demo's shape, each trained as the demo's base is, from its own start and on texts of its own.
+
+    Args:
+        starts: searches for each order.
+        steps: of training.
+        first: seed of the first model, the second has the next.
+        bases: folders of two that are there already, the bases of demo pools of different seeds.
+    """
     items = draw_items(250, 1000, np.random.default_rng(0))
     texts = Texts(list(items.sorting_to_learn), frozenset(q for skill in HELD_OUT_SKILLS for q in items.of_task[skill]))
     stage = replace(STAGES[0], steps=steps)
-    models = []
-    for seed in (first, first + 1):
+    models = [new_model(0).from_pretrained(folder).eval() for folder in bases]
+    for seed in () if bases else (first, first + 1):
         model = new_model(seed)
         train(model, stage, texts, np.random.default_rng(seed), lambda: None)
         models.append(model)
@@ -160,7 +214,8 @@ def demo(starts: int, steps: int, first: int) -> None:
         scored.load_state_dict(state, strict=False)
         return _scores(scored, batches)
 
-    aligned = compare(f"models of the demo, starts {first} and {first + 1}", symmetries, states, score, starts)
+    title = "bases of two demo pools" if bases else f"models of the demo, starts {first} and {first + 1}"
+    aligned = compare(title, symmetries, states, score, starts)
     models[1].load_state_dict(aligned, strict=False)
     learnt = [pack(draw(texts, stage.mixture, BATCH, np.random.default_rng(seed))) for seed in range(8)]
 
@@ -175,7 +230,8 @@ def demo(starts: int, steps: int, first: int) -> None:
         given = {"input_ids": batch.ids, "position_ids": batch.positions, "attention_mask": batch.mask}
         return module(**given, use_cache=False)
 
-    in_part(symmetries, (models[0].eval(), models[1].eval()), learnt, forward, wide)
+    both = (models[0].eval(), models[1].eval())
+    show("models of the demo", models[0].config.intermediate_size, in_part(symmetries, both, learnt, forward, wide))
 
 
 def _scores(model: nn.Module, batches: list[Batch]) -> tuple[float, float]:
@@ -201,13 +257,18 @@ def main() -> int:
     parser.add_argument("--starts", type=int, default=5, help="searches for each order; default: 5")
     parser.add_argument("--steps", type=int, default=STAGES[0].steps, help="of training the demo's models")
     parser.add_argument("--seed", type=int, default=0, help="of the first model of the demo, the second has the next")
+    parser.add_argument(
+        "--bases", nargs=2, default=(), metavar="FOLDER", help="models of the demo, in place of trained"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.only != "demo":
         for width in (64, 512):
             digits(options.starts, width)
+        pairs(options.starts, 16, halves=False)
+        pairs(options.starts, 32, halves=True)
     if options.only != "digits":
-        demo(options.starts, options.steps, options.seed)
+        demo(options.starts, options.steps, options.seed, options.bases)
     return 0
 
 

@@ -1,9 +1,10 @@
 """Small diffusion models of scikit-learn's digits: LCSC over checkpoints, and M2N2 of two specialists.
 
-    python scripts/digits_diffusion.py train WORK --seed 0     # minutes: checkpoints, moving averages, specialists
+    python scripts/digits_diffusion.py all WORK --seed 0       # the three below, in one process
+    python scripts/digits_diffusion.py train WORK --seed 0     # checkpoints, moving averages, specialists
     python scripts/digits_diffusion.py lcsc WORK --seed 0      # the search, and KID on noise that it has not seen
     python scripts/digits_diffusion.py m2n2 WORK --seed 0      # M2N2, one slerp for all, and CMA-ES over blocks
-    python scripts/digits_diffusion.py table WORK
+    python scripts/digits_diffusion.py table WORK              # of all seeds, as Markdown
 
 The pipelines are of Stable Diffusion's kind, at 8 by 8 pixels: a U-Net with cross-attention to embeddings of prompts
 such as "a 7", and an autoencoder without any reduction. What is drawn is judged by a network of `fitness.digits_drawn`,
@@ -13,23 +14,32 @@ trained on digits.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 DIGITS = list(range(10))
 EVEN, ODD = DIGITS[::2], DIGITS[1::2]
-STEPS = 600
-"""Of the training on all digits."""
-EVERY = 30
-BASE = 180
+STEPS = 300
+"""Of the training on all digits, at a rate that does not fall."""
+RATE = 3e-3
+EVERY = 20
+FIRST = 160
+"""The first of the checkpoints that LCSC combines."""
+BASE = 160
 """Steps after which the specialists part."""
-SPECIAL = 240
-RATES = (0.9, 0.95, 0.98, 0.99)
-"""Of moving averages, the best of which stands for them."""
+SPECIAL = 200
+RATES = (0.9, 0.95, 0.98, 0.99, 0.995)
+"""Of moving averages that are kept up at every step of the training."""
+SEARCH_IMAGES, HELD_OUT_IMAGES = 20, 100
+"""Of each digit."""
+SAMPLER_STEPS = 4
 
 
 def prompts(which: list[int]) -> list[str]:
@@ -51,12 +61,12 @@ def build(seed: int) -> Any:
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        norm_num_groups=8,
+        block_out_channels=(12, 24),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
         cross_attention_dim=16,
-        attention_head_dim=4,
+        attention_head_dim=12,
     )
     autoencoder = AutoencoderKL(
         in_channels=1,
@@ -70,7 +80,12 @@ def build(seed: int) -> Any:
         sample_size=8,
         scaling_factor=1.0,
     )
-    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False, steps_offset=1)
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        clip_sample=False,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )
     parts: dict[str, Any] = {"vae": autoencoder, "text_encoder": text_encoder(), "tokenizer": tokenizer()}
     parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return StableDiffusionPipeline(**parts, unet=network, scheduler=scheduler)
@@ -82,7 +97,7 @@ def train_autoencoder(pipeline: Any, images: Any, seed: int) -> None:
 
     network, rng = pipeline.vae, np.random.default_rng(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
-    for _ in range(200):
+    for _ in range(300):
         batch = images[rng.integers(len(images), size=32)]
         latents = network.encode(batch).latent_dist.mean
         loss = ((latents - batch) ** 2).mean() + ((network.decode(batch).sample - batch) ** 2).mean()
@@ -112,40 +127,46 @@ def train(work: Path, seed: int) -> None:
     folder = work / f"seed{seed}"
     rng = np.random.default_rng([seed, 7])
 
-    def run(steps: int, start: int, which: list[int], rate: float, name: str, keep: bool) -> list[dict[str, Any]]:
+    def run(
+        steps: int, which: list[int], rate: float, name: str, means: dict[float, dict[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Train; with `means`, keep them up and save checkpoints, which are given."""
         network = pipeline.unet.train()
         optimiser = torch.optim.Adam(network.parameters(), lr=rate)
         chosen = np.flatnonzero(np.isin(labels, which))
         kept, losses = [], []
-        for step in range(start + 1, start + steps + 1):
+        for step in range(1, steps + 1):
             places = rng.choice(chosen, size=32)
             clean = images[places]
             noise = torch.tensor(rng.standard_normal(clean.shape), dtype=torch.float32)
             times = torch.tensor(rng.integers(1000, size=len(places)))
             noisy = pipeline.scheduler.add_noise(clean, noise, times)
-            loss = ((network(noisy, times, texts[labels[places]]).sample - noise) ** 2).mean()
+            wanted = pipeline.scheduler.get_velocity(clean, noise, times)
+            loss = ((network(noisy, times, texts[labels[places]]).sample - wanted) ** 2).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             losses.append(loss.item())
-            if keep and step % EVERY == 0:
+            for decay, mean in (means or {}).items():
+                own = min(decay, (1 + step) / (10 + step))  # diffusers' EMAModel warms up like this
+                torch._foreach_lerp_(list(mean.values()), list(network.state_dict().values()), 1 - own)
+            if means is not None and step % EVERY == 0:
                 save(pipeline, folder / "training" / f"checkpoint-{step}")
                 kept.append({key: own.detach().clone() for key, own in network.state_dict().items()})
         print(f"{name}: loss {np.mean(losses[-100:]):.4f}", flush=True)
         return kept
 
-    kept = run(STEPS, 0, DIGITS, 2e-3, "all", keep=True)
-    for rate in RATES:  # of checkpoints: with EVERY steps between them
-        mean = {key: own.clone() for key, own in kept[0].items()}
-        for own in kept[1:]:
-            decay = rate ** (EVERY / 10)
-            mean = {key: decay * mean[key] + (1 - decay) * own[key] for key in own}
-        pipeline.unet.load_state_dict(mean)
+    means = {rate: {key: own.detach().clone() for key, own in pipeline.unet.state_dict().items()} for rate in RATES}
+    kept = run(STEPS, DIGITS, RATE, "all", means)
+    for rate in RATES:
+        pipeline.unet.load_state_dict(means[rate])
         save(pipeline, folder / "averages" / f"ema-{rate}")
     for name, which in (("even", EVEN), ("odd", ODD)):
         pipeline.unet.load_state_dict(kept[BASE // EVERY - 1])
-        run(SPECIAL, 0, which, 1e-3, name, keep=False)
+        run(SPECIAL, which, RATE / 2, name)
         save(pipeline, folder / name)
+    pipeline.unet.load_state_dict(kept[BASE // EVERY - 1])
+    save(pipeline, folder / "base")
     write_references(work)
 
 
@@ -158,24 +179,23 @@ def save(pipeline: Any, folder: Path) -> None:
 
 
 def write_references(work: Path) -> None:
-    """Real digits as images: the training ones for the search, the test ones for the end."""
+    """The digits of the training as images."""
     from PIL import Image
 
     from fitness.digits import load_images
 
-    parts: dict[str, Any] = {"search": "train", "held_out": "test"}
-    for name, part in parts.items():
-        pixels, _ = load_images(part)
-        folder = work / "real" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, own in enumerate(pixels):
-            grey = np.clip(np.round(own.reshape(8, 8) / 16.0 * 255), 0, 255).astype(np.uint8)
-            Image.fromarray(grey).save(folder / f"{number:04d}.png")
+    pixels, _ = load_images("train")
+    (work / "real").mkdir(parents=True, exist_ok=True)
+    for number, own in enumerate(pixels):
+        grey = np.clip(np.round(own.reshape(8, 8) / 16.0 * 255), 0, 255).astype(np.uint8)
+        Image.fromarray(grey).save(work / "real" / f"{number:04d}.png")
 
 
-def evomerge(*words: str) -> None:
-    """Run the command line; its output goes on to ours."""
-    subprocess.run([sys.executable, "-m", "evomerge.cli.main", *words], check=True)
+def search(*words: str) -> None:
+    """A search as the command line has it, in this process; its output goes on to ours."""
+    import evomerge
+
+    evomerge.search(*words, "search.racing.first=null", "display=plain")
 
 
 def drawing(work: Path, part: str, images: int, *, kid: bool) -> list[str]:
@@ -184,90 +204,133 @@ def drawing(work: Path, part: str, images: int, *, kid: bool) -> list[str]:
     seed = 0 if part == "search" else 1_000_000
     words = [f"fitness@{key}=text_to_image" if key != "fitness" else "fitness=text_to_image"]
     words += [f"{key}.prompts=[{','.join(prompts(DIGITS))}]", f"{key}.images={images}", f"{key}.seed={seed}"]
-    words += [f"{key}.steps=10", f"{key}.guidance=1.0", f"{key}.size=[8,8]", f"{key}.batch_size=100"]
+    words += [f"{key}.steps={SAMPLER_STEPS}", f"{key}.guidance=1.0", f"{key}.size=[8,8]", f"{key}.batch_size=200"]
     if kid:
-        words += [f"{key}.metrics=kid", f"{key}.references={work}/real/{part}"]
-        words += ["+" * 0 + f"{key}.features={{_target_: fitness.digits_drawn.DigitFeatures}}"]
+        words += [f"{key}.metrics=kid", f"{key}.references={work}/real"]
+        words += [f"{key}.features={{_target_: fitness.digits_drawn.DigitFeatures}}"]
     else:
         words += [f"{key}.metrics=scorer", f"{key}.scorer={{_target_: fitness.digits_drawn.DigitScorer}}"]
     return words
 
 
 def lcsc(work: Path, seed: int) -> None:
-    """LCSC over the last checkpoints by KID, and the last one and the averages beside it on noise of their own."""
+    """LCSC over the last checkpoints by KID, and the training's own moving averages beside it, on the same noise."""
     folder = work / f"seed{seed}"
-    run = work / "runs" / f"lcsc-{seed}"
-    evomerge(
-        "search",
+    kid = [*drawing(work, "search", SEARCH_IMAGES, kid=True), *drawing(work, "held_out", HELD_OUT_IMAGES, kid=True)]
+    search(
         *("pool=checkpoints", "+pool.network=auto", f"pool.checkpoints.folder={folder}/training"),
-        *("pool.checkpoints.first=330", "search_space=checkpoints", "strategy=cma_es", f"search.seed={seed}"),
-        *("search.evaluations=80", "search.racing.first=null", "display=plain", f"run_dir={run}"),
-        *drawing(work, "search", 10, kid=True),
-        *drawing(work, "held_out", 40, kid=True),
+        *(f"pool.checkpoints.first={FIRST}", "search_space=checkpoints", "strategy=cma_es", f"search.seed={seed}"),
+        *("search.evaluations=80", f"run_dir={work}/runs/lcsc-{seed}"),
+        *kid,
     )
-    # Held-out scores of the moving averages, on the same noise.
     averages = ", ".join(f"ema-{rate}: {folder}/averages/ema-{rate}" for rate in RATES)
-    evomerge(
-        "search",
+    search(
         *("pool=pipelines", f"pool.models={{{averages}}}", "search_space=linear", "search_space.layer_group=all"),
-        *("strategy=random", "search.evaluations=1", "display=plain", f"run_dir={work}/runs/averages-{seed}"),
-        *drawing(work, "search", 2, kid=True),
-        *drawing(work, "held_out", 40, kid=True),
+        *("strategy=random", "search.evaluations=1", f"run_dir={work}/runs/averages-{seed}"),
+        *kid,
     )
+
+
+WAYS = {
+    "m2n2": ["search_space=lineage", "search_space.chromosomes=[[attn]]", "strategy=m2n2", "strategy.warmup=20"],
+    "slerp": [
+        "search_space=slerp",
+        "search_space.layer_group=all",
+        "search_space.components=[[attn,mlp,norm,resnet,time,embed,time_embed,final_norm,head]]",
+        "strategy=cma_es",
+    ],
+    "cma_es": [
+        "search_space=slerp",
+        "search_space.layer_group=layer",
+        "search_space.components=all",
+        "strategy=cma_es",
+    ],
+}
 
 
 def m2n2(work: Path, seed: int) -> None:
     """The two specialists merged by M2N2, by one slerp for the whole network, and by CMA-ES over blocks."""
     folder = work / f"seed{seed}"
-    pool = ["pool=pipelines", f"pool.models={{even: {folder}/even, odd: {folder}/odd}}"]
-    ways = {
-        "m2n2": ["search_space=lineage", "search_space.chromosomes=[[attn]]", "strategy=m2n2", "strategy.warmup=20"],
-        "slerp": [
-            "search_space=slerp",
-            "search_space.layer_group=all",
-            "search_space.components=[[attn,mlp,norm,resnet,time,embed,time_embed,final_norm,head]]",
-            "strategy=cma_es",
-        ],
-        "cma_es": [
-            "search_space=slerp",
-            "search_space.layer_group=layer",
-            "search_space.components=all",
-            "strategy=cma_es",
-        ],
-    }
-    for name, words in ways.items():
-        evaluations = 40 if name == "slerp" else 240
-        evomerge(
-            "search",
-            *pool,
+    for name, words in WAYS.items():
+        search(
+            *("pool=pipelines", f"pool.models={{even: {folder}/even, odd: {folder}/odd}}"),
             *words,
-            *(f"search.seed={seed}", f"search.evaluations={evaluations}", "search.racing.first=null", "display=plain"),
-            *(f"run_dir={work}/runs/{name}-{seed}",),
-            *drawing(work, "search", 10, kid=False),
-            *drawing(work, "held_out", 40, kid=False),
+            *(f"search.seed={seed}", f"search.evaluations={30 if name == 'slerp' else 120}"),
+            f"run_dir={work}/runs/{name}-{seed}",
+            *drawing(work, "search", SEARCH_IMAGES // 2, kid=False),
+            *drawing(work, "held_out", HELD_OUT_IMAGES // 2, kid=False),
         )
 
 
-def table(work: Path) -> None:
-    """What every run's ledger says of its held-out images."""
-    from evomerge import open_run
+def held_out(run: Path) -> dict[str, Floats]:
+    """By model what each held-out image got; the winner is ``best``."""
+    from evomerge.report.outcome import read_run
 
-    for folder in sorted((work / "runs").iterdir()):
-        print(folder.name, open_run(folder).table(), sep="\n")
+    record = read_run(run)
+    models = {own.name: own.evaluation for own in record.baselines}
+    if record.best is not None:
+        models["best"] = record.best.evaluation
+    return {name: next(iter(own.items.values())) for name, own in models.items()}
+
+
+def compared(one: Sequence[Floats], other: Sequence[Floats], lower: bool) -> str:
+    """How much better the first is, of several seeds' runs: the difference of means, and the p-value by image."""
+    from evomerge.report.formatting import p_text
+    from evomerge.report.statistics import compare
+
+    tasks = [{str(seed): own for seed, own in enumerate(side)} for side in (one, other)]
+    found = compare(*tasks, lower_is_better=set(tasks[0]) if lower else ())
+    return f"{found.difference:+.3f} ({p_text(found.p_value)})"
+
+
+def table(work: Path) -> None:
+    """What the runs' ledgers say of held-out images: a row for each seed, and one for all."""
+    seeds = sorted(int(path.name.rpartition("-")[2]) for path in (work / "runs").glob("averages-*"))
+    rows = []
+    for seed in seeds:
+        own = held_out(work / "runs" / f"lcsc-{seed}")
+        trained = held_out(work / "runs" / f"averages-{seed}")
+        means = {name: each for name, each in {**own, **trained}.items() if name.lower().startswith("ema")}
+        last = next(name for name in own if name.startswith("step-"))
+        best = min(means, key=lambda name: means[name].mean())
+        rows.append((str(seed), [own[last], own["uniform average"], means[best], own["best"]], f" ({best})"))
+    _print(["", "last", "uniform", "best EMA", "LCSC", "over last", "over uniform", "over best EMA"], rows, lower=True)
+    seeds = [seed for seed in seeds if (work / "runs" / f"cma_es-{seed}").is_dir()]
+    rows = []
+    for seed in seeds:
+        runs = {name: held_out(work / "runs" / f"{name}-{seed}") for name in WAYS}
+        models = [runs["m2n2"][name] for name in ("even", "odd", "uniform average")]
+        rows.append((str(seed), [*models, *(runs[name]["best"] for name in ("slerp", "cma_es", "m2n2"))], ""))
+    names = ["even", "odd", "average", "slerp", "CMA-ES"]
+    _print(["", *names, "M2N2", *(f"over {name}" for name in names)], rows, lower=False)
+
+
+def _print(head: list[str], rows: Sequence[tuple[str, list[Floats], str]], *, lower: bool) -> None:
+    print(f"| {' | '.join(head)} |\n| {' | '.join(['---'] * len(head))} |")
+    every = [(name, [[own] for own in models], note) for name, models, note in rows]
+    if len(rows) > 1:
+        every.append(("all", [list(own) for own in zip(*(models for _, models, _ in rows), strict=True)], ""))
+    for name, columns, note in every:
+        cells = [f"{np.mean([own.mean() for own in column]):.3f}" for column in columns]
+        cells[len(cells) - 2] += note
+        cells += [compared(columns[-1], column, lower) for column in columns[:-1]]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def main() -> None:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("train", "lcsc", "m2n2", "table"))
+    parser.add_argument("verb", choices=("all", "train", "lcsc", "m2n2", "table"))
     parser.add_argument("work", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     work = options.work.absolute()
     if options.verb == "table":
         table(work)
-    else:
-        {"train": train, "lcsc": lcsc, "m2n2": m2n2}[options.verb](work, options.seed)
+        return
+    parts = {"train": train, "lcsc": lcsc, "m2n2": m2n2}
+    for name in parts if options.verb == "all" else [options.verb]:
+        parts[name](work, options.seed)
 
 
 if __name__ == "__main__":

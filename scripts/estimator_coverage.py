@@ -25,6 +25,7 @@ from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimate
 from evomerge.run.items import read_items
 from evomerge.run.ledger import read_ledger
+from evomerge.search.racing.parts import in_turn
 from fitness.estimators.settings import EstimatorSettings, parse_estimator
 
 ESTIMATORS = (
@@ -125,7 +126,7 @@ def replay(recorded: Recorded, settings: EstimatorSettings, items: int, group: i
         settings: the estimator.
         items: of all tasks together.
         group: how many candidates are told from the same items, after one fit.
-        fixed: whether all groups are told from the same items; anchors are fixed by the baselines.
+        fixed: whether all groups are told from the same items; those of anchors that are chosen are the same anyway.
         seed: draws the items.
     """
     counts = {m.rpartition("/")[0]: len(values) for m, values in recorded.baselines[0].items()}
@@ -141,8 +142,10 @@ def replay(recorded: Recorded, settings: EstimatorSettings, items: int, group: i
         if begin:
             estimator.fit(known)
         if not (fixed and part):
-            order = preferred if preferred is not None else {t: rng.permutation(n).tolist() for t, n in counts.items()}
-            part = {task: list(places)[: max(1, round(share * counts[task]))] for task, places in order.items()}
+            order = {task: rng.permutation(count).tolist() for task, count in counts.items()}
+            if preferred is not None:
+                order = {task: in_turn(drawn, preferred[task]) for task, drawn in order.items()}
+            part = {task: places[: max(1, round(share * counts[task]))] for task, places in order.items()}
         told: list[Estimate] = []
         for candidate in recorded.candidates[begin : begin + group]:
             shown = hide(candidate, part)

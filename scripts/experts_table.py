@@ -2,12 +2,15 @@
 
     python scripts/experts_table.py /tmp/experts                  # trains a small Mixtral, then the table
     python scripts/experts_table.py /tmp/experts --experts 6      # of the model that is there
+    python scripts/experts_table.py /tmp/experts --merges         # of the two that are trained on halves, merged
 
 A Mixtral of four layers with eight experts each learns to go on with docstrings of installed packages, two experts
 for each token. Its experts are then merged into fewer by the methods of `evomerge experts`, on texts that it learnt
 from, and dropped: the least used, and at random, ten times. Perplexity is that of docstrings that nothing has seen. A
 copy with experts and hidden units in another order is averaged with the model as it is, and aligned. Two more
-trainings of the model, each on half of the packages, are a pool to search on: `texts` holds what for.
+trainings of the model, each on half of the packages, are a pool to search on: `texts` holds what for. With
+``--merges`` these are merged by `usage`, whose statistics are of 256 texts that each learnt from, as it is and tuned on
+texts that nothing has seen, beside their average and weights by layer that are tuned alike.
 """
 
 from __future__ import annotations
@@ -24,19 +27,29 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from evomerge.api.run import Run
+from evomerge.api.searching import search
 from evomerge.calibration.encoding import encode
 from evomerge.calibration.expert_usage import counts_of, expert_usage
+from evomerge.config.compose import compose_config
 from evomerge.demo.docstrings import LIBRARIES, examples
 from evomerge.demo.train import learning_rate_at
 from evomerge.export.aligned_model import align
 from evomerge.export.fewer_experts import fewer_experts
+from evomerge.export.writer import write_model
 from evomerge.merge.alignment.finding import symmetries_of
 from evomerge.merge.alignment.orders import Experts
 from evomerge.merge.alignment.trial import put_in_order
 from evomerge.merge.experts.grouping import Groups
 from evomerge.merge.experts.merging import Layer, merged_layer
+from evomerge.merge.methods import specs
 from evomerge.models.architecture.mixtures import mixtures_of, with_experts
 from evomerge.protocols import CalibrationItem
+from evomerge.recipes.pool_info import PoolInfo
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.slices import Input, SliceRecipe, parameters
+from evomerge.session.calibration import make_statistics, plan_calibration
+from evomerge.session.pools import pool_from_config
 
 MODEL: Mapping[str, Any] = {
     "hidden_size": 64,
@@ -56,6 +69,7 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 DRAWS = 10
 CALIBRATION = 128
 HALVES = {"a": LIBRARIES[::2], "b": LIBRARIES[1::2]}
+ORDER = ("base", *HALVES)
 
 
 def main() -> None:
@@ -65,9 +79,15 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=4, help="that are left")
     parser.add_argument("--steps", type=int, default=1200, help="of the training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--merges", action="store_true", help="of the two fine-tunes, in place of fewer experts")
+    parser.add_argument("--evaluations", type=int, default=80, help="of a search")
+    parser.add_argument("--texts", type=int, default=120, help="that a search sees")
     options = parser.parse_args()
     if not (options.folder / "base").is_dir():
         train_all(options.folder, options.steps, options.seed)
+    if options.merges:
+        merges(options.folder, options.evaluations, options.texts)
+        return
     table(options.folder, options.experts)
     permuted(options.folder)
 
@@ -170,6 +190,12 @@ def batches(tokenizer: Any, texts: Sequence[str]) -> Iterator[dict[str, torch.Te
 
 def perplexity(model: Any, tokenizer: Any, texts: Sequence[str]) -> float:
     """Over all tokens but the first of each text."""
+    total, count = losses(model, tokenizer, texts)
+    return math.exp(total / count)
+
+
+def losses(model: Any, tokenizer: Any, texts: Sequence[str]) -> tuple[float, int]:
+    """The sum of losses, and of how many tokens: all but the first of each text."""
     total, count = 0.0, 0
     with torch.no_grad():
         for batch in batches(tokenizer, texts):
@@ -177,7 +203,7 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str]) -> float:
             targets = batch["input_ids"][:, 1:].masked_fill(batch["attention_mask"][:, 1:] == 0, -100)
             total += float(functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
             count += int((targets >= 0).sum())
-    return math.exp(total / count)
+    return total, count
 
 
 def load(folder: Path) -> Any:
@@ -272,6 +298,58 @@ def permuted(folder: Path) -> None:
         average = load(folder / "base")
         average.load_state_dict({key: (own[key] + tensor) / 2 for key, tensor in with_.state_dict().items()})
         print(f"average with the {name} copy: perplexity {perplexity(average, tokenizer, held_out):.2f}", flush=True)
+
+
+def merges(folder: Path, evaluations: int, texts: int) -> None:
+    """Perplexities of the two fine-tunes, and of their merges untuned and tuned; searches are kept in the folder."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    held_out = [read(folder / "texts" / f"{name}-held_out.txt") for name in HALVES]
+
+    def show(name: str, model: Any) -> None:
+        each = [losses(model, tokenizer, own) for own in held_out]
+        total, count = map(sum, zip(*each, strict=True))
+        values = [math.exp(loss / tokens) for loss, tokens in ((total, count), *each)]
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |", flush=True)
+
+    print("| | perplexity | of a's packages | of b's packages |\n| --- | ---: | ---: | ---: |")
+    given = ["pool=custom", "pool.base=base", f"pool.models={{{', '.join(f'{n}: {folder / n}' for n in ORDER)}}}"]
+    files = ", ".join(f"{name}: {folder / 'texts' / f'{name}-train.txt'}" for name in HALVES)
+    read_by = ["search_space=parameter", "search_space.method=usage", "calibration=text"]
+    read_by += [f"calibration.files={{{files}}}", "statistics.kinds=[routing]"]
+    config = compose_config([*given, *read_by])
+    found = plan_calibration(config, pool_from_config(config))
+    assert found is not None, "usage reads statistics"
+    make_statistics(found)
+    for name in ORDER:
+        show(name, load(folder / name))
+    for name in ("linear", "usage"):
+        out = folder / "merges" / name
+        if not out.is_dir():
+            write_model(equal(found.pool.info, name), found.pool, out)
+        show("uniform average" if name == "linear" else f"`{name}`, untuned", load(out))
+    seen = folder / "texts" / "all-search.txt"
+    for name in ("linear", "usage"):
+        run = folder / "merges" / f"search-{name}"
+        words = [*given, *(read_by if name == "usage" else ["search_space=parameter", "search_space.method=linear"])]
+        words += ["search_space.layer_group=layer", "search_space.components=all", "strategy=cma_es"]
+        words += ["fitness=unlabelled", f"fitness.texts={{all: {{file: {seen}, limit: {texts}}}}}"]
+        words += ["fitness@held_out=null", "search.baselines=false", "search.racing.first=null"]
+        words += [f"search.evaluations={evaluations}", f"run_dir='{run}'"]
+        tuned = Run(run) if run.exists() else search(*words, display="quiet")
+        show(f"`{name}`, tuned", tuned.model().float().eval())
+
+
+def equal(info: PoolInfo, method: str) -> Recipe:
+    """Every slice of both fine-tunes merged by a method with equal weights, and all else as it is by default."""
+    names = tuple(HALVES)
+    spec = specs()[method]
+    value = 1.0 / len(names) if method == "linear" else 1.0
+    inputs = tuple(Input(name, None, parameters({"weight": value})) for name in names)
+    shared = parameters({})
+    assert spec.base == "none", "methods without a base"
+    return info.recipe(SliceRecipe(own, method, inputs, shared) for own in info.slices)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,13 @@ def run(arguments: Sequence[str]) -> int:
         help="of a merge: find the weights of linear layers by least squares on these, a text a line or JSON lines",
     )
     parser.add_argument(
+        "--ridge",
+        metavar="R",
+        type=float,
+        help="with --texts: how strongly weights hold to those merged as they are, in units of what layers read on "
+        "average; default: 0.01",
+    )
+    parser.add_argument(
         "--widths",
         action="store_true",
         help="experimental: give the copy REFERENCE's widths: zeros where MODEL is narrower, the units that match "
@@ -53,6 +60,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--max-shard-size", default="5GB", help="default: 5GB")
     options = parser.parse_intermixed_args(list(arguments))
     shard = byte_count(options.max_shard_size, "--max-shard-size")
+    if options.ridge is not None and options.texts is None:
+        raise ConfigError("--ridge is given without --texts", "both, or neither", "add --texts FILE")
     if options.widths:
         return _fit(options, shard)
     if options.ratio is not None or options.texts is not None:
@@ -133,6 +142,7 @@ def _zip(options: argparse.Namespace, shard: int) -> int:
 
     ratio = 1.0 if options.ratio is None else ratio_of(options.ratio)
     texts = read_texts(options.texts) if options.texts is not None else ()
+    given = {} if options.ridge is None else {"ridge": options.ridge}
     with merge_progress("aligning") as progress:
         found = zip_models(
             options.reference,
@@ -140,6 +150,7 @@ def _zip(options: argparse.Namespace, shard: int) -> int:
             options.out,
             ratio=ratio,
             texts=texts,
+            **given,
             starts=options.starts,
             seed=options.seed,
             max_shard_bytes=shard,

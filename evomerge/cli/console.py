@@ -62,7 +62,11 @@ def print_plan(config: Config, parts: Parts, memory: MemoryEstimate | None) -> N
     models = ", ".join(f"{name} ({size_text(nbytes)})" for name, nbytes in sizes.items())
     table.add_row("pool", models + (f"; base: {pool.info.base}" if pool.info.base else ""))
     table.add_row("merged model", f"{pool.info.layers} layers, {len(pool.info.slices)} slices, {pool.info.dtype}")
-    table.add_row("tokenizer", tokenizer_words(pool))
+    network = pool.info.network
+    if network is None:
+        table.add_row("tokenizer", tokenizer_words(pool))
+    else:
+        table.add_row("other parts", f"of {network.others}; merged is the {network.name}")
     if pool.info.heads is not None:
         tensors, tasks = pool.info.heads.tensors, pool.info.heads.tasks
         table.add_row("heads", f"{', '.join(tensors)}: carried from {', '.join(tasks)}, not merged")

@@ -25,16 +25,21 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--experts",
         metavar="N",
-        required=True,
         type=float,
         help="experts of a layer that are left; on average, with --scope model",
     )
     parser.add_argument(
         "--texts",
         metavar="FILE",
-        required=True,
         type=Path,
         help="texts that the experts are seen at work on, a text a line or JSON lines",
+    )
+    parser.add_argument(
+        "--equal",
+        metavar="FILE",
+        type=Path,
+        help="in place of --experts and --texts: experts that are equal become one, weighed by the counts in the "
+        "evomerge_experts.json of a variant; what fitness=fewer_experts scores",
     )
     parser.add_argument(
         "--method", choices=tuple(METHODS), default="m_smoe", help="default: m_smoe; drop merges nothing"
@@ -66,22 +71,25 @@ def run(arguments: Sequence[str]) -> int:
     shard = byte_count(options.max_shard_size, "--max-shard-size")
     _check(options)
     with without_collector():
-        from evomerge.export.fewer_experts import fewer_experts
+        from evomerge.export.fewer_experts import equal_once, fewer_experts
         from evomerge.export.zipped_model import read_texts
 
-    found = fewer_experts(
-        options.model,
-        options.out,
-        options.experts,
-        texts=read_texts(options.texts),
-        method=options.method,
-        router=options.router,
-        scope=options.scope,
-        align=options.align,
-        rank=options.rank,
-        seed=options.seed,
-        max_shard_bytes=shard,
-    )
+    if options.equal is not None:
+        found = equal_once(options.model, options.out, options.equal, router=options.router, max_shard_bytes=shard)
+    else:
+        found = fewer_experts(
+            options.model,
+            options.out,
+            options.experts,
+            texts=read_texts(options.texts),
+            method=options.method,
+            router=options.router,
+            scope=options.scope,
+            align=options.align,
+            rank=options.rank,
+            seed=options.seed,
+            max_shard_bytes=shard,
+        )
     after = f"{found.after[0]}" if len(set(found.after)) == 1 else ", ".join(map(str, found.after))
     print(f"experts of a layer: {found.before} before, {after} after, seen on {found.tokens:,} tokens")
     for layer, groups in found.groups.items():
@@ -99,8 +107,24 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+_DEFAULTS = {"method": "m_smoe", "scope": "layer", "rank": 1.0, "seed": 0}
+
+
 def _check(options: argparse.Namespace) -> None:
     """`ConfigError` for what can be said without a model, before torch is imported."""
+    if options.equal is not None:
+        given = [name for name in ("experts", "texts", "align") if getattr(options, name) is not None]
+        given += [name for name, own in _DEFAULTS.items() if getattr(options, name) != own]
+        if given:
+            raise ConfigError(f"--equal and --{given[0]}", "one of them: equal experts are counted, not merged anew")
+        if options.router == "kept":
+            raise ConfigError("--equal and --router kept", "mean or dominant: then the folder is smaller")
+        if not options.equal.exists():
+            raise ConfigError(f"--equal {options.equal} is not there", "evomerge_experts.json of a variant")
+        return
+    for name in ("experts", "texts"):
+        if getattr(options, name) is None:
+            raise ConfigError(f"--{name} is not given", "--experts N and --texts FILE, or --equal FILE")
     if not options.texts.is_file():
         raise ConfigError(f"--texts {options.texts} is no file", "texts, or JSON lines with text")
     if options.align and options.method == "drop":

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _KEYS = "Enter: later; b: back; q: enough for now"
 _ASK = "score> "
+_PAIR = "1: the first is better; 2: the second; 0: neither"
+PAIR_KEYS = {"1": 1.0, "2": 0.0, "0": 0.5}
+"""What is typed for a pair, and the score that it is."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -93,8 +96,9 @@ def _rate_all(ratings: RatingFolder, rater: str) -> bool:
     if not left:
         console.print("nothing waits for a score")
         return True
-    better = "higher" if asked[0][1].direction == "maximize" else "lower"
-    console.print(f"{count(left, 'score')} to give for {count(len(asked), 'candidate')}; {better} is better; {_KEYS}")
+    better = "higher is better" if asked[0][1].direction == "maximize" else "lower is better"
+    better = _PAIR if asked[0][1].by == "pair" else better
+    console.print(f"{count(left, 'score')} to give for {count(len(asked), 'candidate')}; {better}; {_KEYS}")
     missing = 0
     for candidate, rules, texts, scores, file in asked:
         if not _rate(candidate, rules, texts, scores, file):
@@ -112,10 +116,10 @@ def _rate(
     from evomerge.run.ratings.folder import form
     from evomerge.utils.files import write_text_atomic
 
-    steps = [[text] for text in texts] if rules.by == "item" else [texts]
+    steps = [texts] if rules.by == "candidate" else [[text] for text in texts]
     place = 0
     while place < len(steps):
-        key = steps[place][0].item if rules.by == "item" else 0
+        key = 0 if rules.by == "candidate" else steps[place][0].item
         if key in scores:
             place += 1
             continue
@@ -127,7 +131,7 @@ def _rate(
             return False
         if answer == "b":
             place = max(0, place - 1)
-            scores.pop(steps[place][0].item if rules.by == "item" else 0, None)
+            scores.pop(0 if rules.by == "candidate" else steps[place][0].item, None)
             continue
         if isinstance(answer, float):
             scores[key] = answer
@@ -142,8 +146,10 @@ def _lines(texts: Sequence[Text]) -> Iterator[str]:
 
     for text in texts:
         yield f"  prompt: {clean_lines(text.prompt)}"
-        drawn = text.text.startswith("data:image/")
-        yield f"  text:   {clean_lines('a picture: see it with --page' if drawn else text.text)}"
+        shown = {"first": text.text, "second": text.other} if text.other else {"text": text.text}
+        for name, own in shown.items():
+            drawn = own.startswith("data:image/")
+            yield f"  {name + ':':<7} {clean_lines('a picture: see it with --page' if drawn else own)}"
 
 
 def _score(rules: RatingRules) -> str | float:
@@ -158,13 +164,13 @@ def _score(rules: RatingRules) -> str | float:
         if typed in ("", "b", "q"):
             return typed
         try:
-            score = float(typed.replace(",", "."))
-        except ValueError:
+            score = PAIR_KEYS[typed] if rules.by == "pair" else float(typed.replace(",", "."))
+        except (ValueError, KeyError):
             score = float("nan")
         refusal = rules.refusal(score)
         if not refusal:
             return score
-        console.print(f"  {refusal}; {_KEYS}")
+        console.print(f"  {_PAIR if rules.by == 'pair' else refusal}; {_KEYS}")
 
 
 def _await_more(folder: RunFolder, ratings: RatingFolder, rater: str, pause: float) -> None:

@@ -45,17 +45,19 @@ class RatingPage:
 
     @staticmethod
     def _asked(name: str, texts: list[Text], rules: RatingRules, given: dict[int, float]) -> dict[str, Any] | None:
-        missing = [text for text in texts if rules.by == "candidate" or text.item not in given]
+        whole = rules.by == "candidate"
+        missing = [text for text in texts if whole or text.item not in given]
         if not missing:
             return None
-        shown = texts if rules.by == "candidate" else missing[:1]
+        shown = texts if whole else missing[:1]
         return {
             "candidate": name,
-            "item": 0 if rules.by == "candidate" else shown[0].item,
+            "item": 0 if whole else shown[0].item,
+            "pair": rules.by == "pair",
             "low": rules.low,
             "high": rules.high,
             "better": "higher" if rules.direction == "maximize" else "lower",
-            "texts": [{"prompt": text.prompt, "text": text.text} for text in shown],
+            "texts": [{"prompt": own.prompt, "text": own.text, "other": own.other} for own in shown],
         }
 
     def score(self, candidate: str, item: int, score: float) -> str:
@@ -67,7 +69,7 @@ class RatingPage:
                 refusal = rules.refusal(score)
                 if refusal:
                     return refusal
-                if not 0 <= item < (rules.items if rules.by == "item" else 1):
+                if not 0 <= item < (1 if rules.by == "candidate" else rules.items):
                     return "there is no such item"
                 given = dict(sheet.scores) if sheet is not None else {}
                 given[item] = score

@@ -39,8 +39,8 @@ class GlueSizes:
 
     per_library: int = 1200
     train: int = 3000
-    validation: int = 150
-    test: int = 400
+    validation: int = 300
+    test: int = 1000
     vocabulary: int = 1500
     start_steps: int = 250
     steps: int = 120

@@ -44,7 +44,7 @@ class Training:
 
 
 TRAININGS = (
-    Training("vit", tuple(TASKS), tuple(TASKS), 800, 150, (2e-3, 3e-4)),
+    Training("vit", tuple(TASKS), ("plain",), 300, 150, (2e-3, 1e-3)),
     Training("resnet", ("plain", "noisy", "blurred", "tilted"), ("plain",), 150, 150, (2e-3, 4e-3)),
 )
 

@@ -1,7 +1,9 @@
 """Two small language models that answer the same questions at length and in short, on one start.
 
-Asked `: sort five two nine is`, the long one restates what is asked and then answers, `five two nine : two five
-nine .`; the short one answers at once, `two five nine .`, and is right less often: it has learnt for a shorter time.
+Asked for a sum in which four counts as zero, `: three two one is`, the long one writes down every step, `three :
+one : two .`, and the short one the answer alone, `two .`. What comes after the last colon is the answer. A step of the
+long way is two digits added, which is learnt soon; the short one has to add all of them at once, and is right less
+often.
 """
 
 from __future__ import annotations
@@ -14,16 +16,23 @@ from typing import Any
 import numpy as np
 
 from evomerge.demo.building import build_once, versions
-from evomerge.demo.items import Question, Text, text
-from evomerge.demo.languages import COLON, EOS, STOP
-from evomerge.demo.skills import BASE, PARTS, SkillSizes, draw_questions, question_of, train_all, write_task
+from evomerge.demo.items import Text, Words, text
+from evomerge.demo.languages import COLON, E_DIGITS, EOS, IS, STOP
+from evomerge.demo.skills import BASE, PARTS, SkillSizes, train_all, write_task
 
-SKILL = "sort_e"
+BELOW = 4
+"""What counts as zero; digits are below it."""
+DIGITS = 5
+"""How many are added."""
+MOST_TOKENS = 2 * DIGITS
+"""Of the longest answer: every step, and the colon or stop after each."""
+Question = tuple[int, ...]
+"""The digits to be added."""
 GENERATED: Mapping[str, Any] = {
     "output_type": "generate_until",
     "doc_to_text": "{{text}}",
     "doc_to_target": "{{answer}}",
-    "generation_kwargs": {"until": [" ."], "do_sample": False, "max_gen_toks": 14},
+    "generation_kwargs": {"until": [" ."], "do_sample": False, "max_gen_toks": MOST_TOKENS},
     "filter_list": [
         {
             "name": "last-part",
@@ -47,11 +56,11 @@ class LengthSizes:
         width, layers: of the models.
     """
 
-    search: int = 60
-    test: int = 250
-    start_steps: int = 200
-    long: int = 150
-    short: int = 40
+    search: int = 120
+    test: int = 300
+    start_steps: int = 450
+    long: int = 120
+    short: int = 160
     width: int = 64
     layers: int = 3
 
@@ -70,7 +79,7 @@ def make_lengths(
 ) -> Path:
     """Make the pool in `folder`, unless it already holds this very pool.
 
-    Writes ``base``, ``long``, ``short``, ``tasks`` with the lm-eval tasks ``sorted_search`` and ``sorted_test``, which
+    Writes ``base``, ``long``, ``short``, ``tasks`` with the lm-eval tasks ``added_search`` and ``added_test``, which
     generate and count the last part of an answer, and ``manifest.json``.
 
     Args:
@@ -87,33 +96,64 @@ def make_lengths(
         OutputError: `folder` holds something else.
     """
     folder, chosen = Path(folder).absolute(), sizes or (QUICK if quick else LengthSizes())
-    wanted: dict[str, Any] = {"lengths": 1, "seed": seed, "folder": str(folder), **asdict(chosen)}
+    wanted: dict[str, Any] = {"lengths": 2, "seed": seed, "folder": str(folder), **asdict(chosen)}
 
     def write(building: Path) -> None:
         items_seed, text_seed, parameter_seed = np.random.SeedSequence(seed).spawn(3)
-        questions = draw_questions(SKILL, chosen.search + chosen.test, np.random.default_rng(items_seed))
+        questions = draw_questions(chosen.search + chosen.test, np.random.default_rng(items_seed))
         withheld = frozenset(questions)
-        kinds = {"long": _learner(withheld, long=True), "short": _learner(withheld, long=False)}
+        kinds = {"long": learner(withheld, long=True), "short": learner(withheld, long=False)}
         (building / "tasks").mkdir()
         for part, own in zip(PARTS, (questions[: chosen.search], questions[chosen.search :]), strict=True):
-            rows = [{"text": " ".join(q.in_e), "answer": " ".join(q.result)} for q in own]
-            write_task(building / "tasks", folder / "tasks", f"sorted_{part}", rows, GENERATED)
+            rows = [{"text": " ".join(asked(one)), "answer": " ".join(answer(one))} for one in own]
+            write_task(building / "tasks", folder / "tasks", f"added_{part}", rows, GENERATED)
         stages = [(BASE, ["long", "short"], chosen.start_steps, 3e-3)]
-        stages += [("long", ["long"], chosen.long, 1.2e-3), ("short", ["short"], chosen.short, 1.2e-3)]
+        stages += [("long", ["long"], chosen.long, 2e-3), ("short", ["short"], chosen.short, 2e-3)]
         shape = SkillSizes(width=chosen.width, layers=chosen.layers)
         train_all(building, stages, kinds, shape, text_seed, int(parameter_seed.generate_state(1)[0]), each_step)
 
     return build_once(folder, wanted | {"versions": versions("torch", "tokenizers")}, "pool of lengths", write)
 
 
-def _learner(withheld: frozenset[Question], *, long: bool) -> Callable[[np.random.Generator], Text]:
+def asked(question: Question) -> Words:
+    """How it is asked."""
+    return (COLON, *(E_DIGITS[digit] for digit in question), IS)
+
+
+def answer(question: Question) -> Words:
+    """The sum."""
+    return (E_DIGITS[sum(question) % BELOW],)
+
+
+def steps(question: Question) -> Words:
+    """What the long answer has before the sum, the last colon with it: all the sums before."""
+    return tuple(word for count in range(1, len(question)) for word in (*answer(question[:count]), COLON))
+
+
+def draw_questions(count: int, rng: np.random.Generator) -> list[Question]:
+    """So many questions for items, each once: those with two zeros at most, the harder ones to add at once."""
+    found: dict[Question, None] = {}
+    while len(found) < count:
+        question = _question(rng)
+        if question.count(0) <= 2:
+            found[question] = None
+    return list(found)
+
+
+def _question(rng: np.random.Generator) -> Question:
+    """Digits, zeros among them from few to many, so that there is something easy to begin with."""
+    kept = rng.random(DIGITS) < rng.random()
+    return tuple(int(digit) for digit in kept * rng.integers(1, BELOW, size=DIGITS))
+
+
+def learner(withheld: frozenset[Question], *, long: bool) -> Callable[[np.random.Generator], Text]:
     """Draws texts that answer in one of the two ways, none of which is an item."""
 
     def drawn(rng: np.random.Generator) -> Text:
-        question = question_of(SKILL, rng)
+        question = _question(rng)
         while question in withheld:
-            question = question_of(SKILL, rng)
-        before = (*question.names, COLON) if long else ()
-        return text((question.in_e, False), ((*before, *question.result, STOP, EOS), True))
+            question = _question(rng)
+        own = (*(steps(question) if long else ()), *answer(question), STOP, EOS)
+        return text((asked(question), False), (own, True))
 
     return drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from evomerge.calibration.encoding import Encoded, encode
@@ -19,12 +21,14 @@ from evomerge.export.aligned_model import files_alongside
 from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.export.writer import MAX_SHARD_BYTES
-from evomerge.merge.experts.grouping import Groups, by_clusters, by_dominant, dominant, numbers_by_threshold
+from evomerge.merge.experts.grouping import Counts, Groups, by_clusters, by_dominant, dominant, numbers_by_threshold
 from evomerge.merge.experts.merging import Layer, merged_layer
 from evomerge.merge.experts.settings import Method, Router, Scope, check_settings
 from evomerge.models.architecture.conversion import Join
+from evomerge.models.architecture.equal_experts import Rows, equal_experts, numbers_left, router_rows, told_apart
+from evomerge.models.architecture.expert_counts import EXPERTS_FILE, check_counts, read_counts
 from evomerge.models.architecture.layout import skeleton
-from evomerge.models.architecture.mixtures import Mixture, count_keys, mixtures_of, with_experts
+from evomerge.models.architecture.mixtures import CHOSEN, Mixture, count_keys, mixtures_of, with_experts
 from evomerge.models.checkpoints.weight_files import NAMES_FILES
 from evomerge.models.opening import open_pool
 from evomerge.models.placed import PlacedTensors, split
@@ -33,7 +37,6 @@ from evomerge.models.progress_bars import no_progress_bar
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.protocols import CalibrationItem
 
-EXPERTS_FILE = "evomerge_experts.json"
 _MODEL = "model"
 _MOST_TOKENS = 512
 
@@ -115,8 +118,8 @@ def fewer_experts(
     groups = groups_of(seen, number, method, scope, seed)
     align = method == "m_smoe" if align is None else align
     record = {"method": method, "router": router, "scope": scope, "align": align, "rank": rank, "seed": seed}
-    settings: dict[str, Any] = {"align": align, "rank": rank, "router": router}
-    writing = _Writing(pool, config, mixtures, groups, seen, settings)
+    make = functools.partial(merged_layer, align=align, rank=rank, router=router)
+    writing = _Writing(pool, config, mixtures, groups, counts_of(seen), make)
     sizes = writing.write(out, copied, max_shard_bytes, record)
     return FewerExperts(
         before,
@@ -126,6 +129,53 @@ def fewer_experts(
         sizes,
         sum(len(item.ids) for item in items if isinstance(item, Encoded)),
     )
+
+
+def equal_once(
+    model: str, out: Path, counts: Path, *, router: Rows = "mean", max_shard_bytes: int = MAX_SHARD_BYTES
+) -> FewerExperts:
+    """Write a model of which some experts are equal with each once: what `fitness.fewer_experts` scores.
+
+    Args:
+        model: folder or hub id of a mixture of experts whose router was kept when experts were merged.
+        out: the folder to write; must not exist or be empty.
+        counts: ``evomerge_experts.json`` of a variant, or its folder: how often experts are used.
+        router: rows of equal experts: their mean by use, or that of the most used.
+        max_shard_bytes: largest size of one file, single larger tensors aside.
+
+    Raises:
+        PoolError: the model cannot be opened, or has no experts that are equal; counts that are not its own.
+        OutputError: `out` is not empty or cannot be written.
+    """
+    out = Path(out)
+    check_output(out)
+    known = read_counts(counts, "--equal")
+    pool = open_pool({_MODEL: model})
+    require_own_rows(pool, "merging experts")
+    mixtures, placed = mixtures_of(skeleton(pool.config, pool.trust_remote_code)), PlacedTensors(pool)
+    check_counts(known, mixtures, "--equal")
+    found: dict[int, Groups] = {}
+    for own in mixtures:
+        gate_up, down = placed.read(_MODEL, own.gate_up), placed.read(_MODEL, own.down)
+        found[own.layer] = equal_experts(gate_up, down, known[own.layer])
+    number = numbers_left(list(found.values()), int(getattr(pool.config, CHOSEN, 1)))
+    if number == mixtures[0].count:
+        what = f"a layer has {number} experts that differ, or a token takes as many"
+        raise PoolError(what, f"fewer than {number} in every layer", "merge experts first, with --router kept")
+    groups = {layer: told_apart(own, known[layer], number) for layer, own in found.items()}
+
+    def make(layer: Layer, own: Groups, used: Counts) -> Layer:
+        first = [group[0] for group in own]
+        return Layer(router_rows(layer.router, own, used.tolist(), router), layer.gate_up[first], layer.down[first])
+
+    used = {layer: np.array(own) for layer, own in known.items()}
+    config = with_experts(pool.config, number, pool.trust_remote_code)
+    writing = _Writing(pool, config, mixtures, groups, used, make)
+    sizes = writing.write(
+        out, files_alongside(pool.folder(_MODEL)), max_shard_bytes, {"method": "equal", "router": router}
+    )
+    seen = {layer: tuple(int(count) for count in own) for layer, own in known.items()}
+    return FewerExperts(mixtures[0].count, (number,) * len(mixtures), groups, seen, sizes, sum(map(sum, seen.values())))
 
 
 def groups_of(seen: Mapping[int, Usage], number: float, method: str, scope: str, seed: int) -> dict[int, Groups]:
@@ -172,8 +222,8 @@ class _Writing:
         pool: of the one model.
         config: of what is written.
         mixtures: of the model.
-        groups, seen: by layer.
-        settings: of `merged_layer`.
+        groups, counts: by layer.
+        make: a layer with an expert for each group, of the layer, the groups and the counts.
     """
 
     def __init__(
@@ -182,10 +232,10 @@ class _Writing:
         config: Any,
         mixtures: Sequence[Mixture],
         groups: Mapping[int, Groups],
-        seen: Mapping[int, Usage],
-        settings: Mapping[str, Any],
+        counts: Mapping[int, Counts],
+        make: Callable[[Layer, Groups, Counts], Layer],
     ) -> None:
-        self._pool, self._config, self._groups, self._seen, self._settings = pool, config, groups, seen, settings
+        self._pool, self._config, self._groups, self._counts, self._make = pool, config, groups, counts, make
         self._placed = PlacedTensors(pool)
         self._module = skeleton(config, pool.trust_remote_code)
         self._after = {own.layer: own for own in mixtures_of(self._module)}
@@ -226,7 +276,7 @@ class _Writing:
                 "model": dict(pool.info.refs)[_MODEL].address,
                 **record,
                 "groups": {str(layer): [list(own) for own in groups] for layer, groups in self._groups.items()},
-                "tokens": {str(layer): [int(n) for n in own.counts] for layer, own in self._seen.items()},
+                "tokens": {str(layer): [int(n) for n in own] for layer, own in self._counts.items()},
             }
             for file_name, values in (("config.json", content), (EXPERTS_FILE, said)):
                 text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
@@ -261,8 +311,7 @@ class _Writing:
             return self._placed.split(place, self._placed.read(_MODEL, place))
         if self._merged[0] != mixture.layer:
             own = Layer(*(self._placed.read(_MODEL, key) for key in (mixture.router, mixture.gate_up, mixture.down)))
-            usage = self._seen[mixture.layer]
-            made = merged_layer(own, self._groups[mixture.layer], usage.counts, **self._settings)
+            made = self._make(own, self._groups[mixture.layer], self._counts[mixture.layer])
             places = {mixture.router: made.router, mixture.gate_up: made.gate_up, mixture.down: made.down}
             self._merged = mixture.layer, places
         tensor, join = self._merged[1][place], self._joins.get(place)

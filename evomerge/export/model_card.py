@@ -37,6 +37,8 @@ _TASKS = {
     "AutoModelForTokenClassification": "token-classification",
     "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForImageClassification": "image-classification",
+    "AutoModelForSemanticSegmentation": "image-segmentation",
+    "AutoModelForMaskGeneration": "mask-generation",
     "AutoModelForImageTextToText": "image-text-to-text",
     PIPELINE: "text-to-image",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -19,7 +20,7 @@ from evomerge.export import aligned_model as aligned
 from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.export.writer import MAX_SHARD_BYTES
-from evomerge.merge.alignment.least_squares import joint_grams, solvable, solved
+from evomerge.merge.alignment.least_squares import RIDGE, joint_grams, solvable, solved
 from evomerge.merge.alignment.matching import match
 from evomerge.merge.alignment.zipping import KIND, Zip, reading_axes, zipped
 from evomerge.models.architecture.layout import skeleton
@@ -64,6 +65,7 @@ def zip_models(
     *,
     ratio: float | Sequence[float] = 1.0,
     texts: Sequence[CalibrationItem] = (),
+    ridge: float = RIDGE,
     starts: int = 3,
     seed: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -78,12 +80,13 @@ def zip_models(
             kept side by side, and layers are wider. One for all layers, or one for each: as configurations have one
             width, narrower layers are then filled up with zeros to that of the widest.
         texts: the weights of linear layers are found on these by least squares; none for weights merged as they are.
+        ridge: how strongly these weights hold to those merged as they are, in units of what inputs say on average.
         starts, seed: of the search for the order.
         max_shard_bytes: largest size of one file, single larger tensors aside.
         progress: told after every search how many are done and their number.
 
     Raises:
-        ConfigError: a ratio, starts or seed that cannot be.
+        ConfigError: a ratio, ridge, starts or seed that cannot be.
         PoolError: models that do not fit together, or whose architecture cannot be aligned, or widened.
         OutputError: `out` is not empty or cannot be written.
     """
@@ -91,6 +94,7 @@ def zip_models(
     check_output(out)
     for given, wrong, allowed in (
         (f"--ratio is {ratio}", not all(0 <= own <= 1 for own in _each(ratio)), "shares, from 0 to 1"),
+        (f"--ridge is {ridge}", not 0 < ridge < math.inf, "a number above 0, such as 0.01"),
         (f"--starts is {starts}", starts < 1, "at least 1"),
         (f"--seed is {seed}", seed < 0, "at least 0"),
     ):
@@ -125,13 +129,14 @@ def zip_models(
     tensors = {place: zip_.merged(place, first(place), own) for place, own in ordered.items()}
     count = 0
     if items:
-        count = _solve(pool, zip_, ordered, tensors, items)
+        count = _solve(pool, zip_, ordered, tensors, items, ridge)
     tokens = sum(len(item.ids) for item in items)
     by_layer = tuple(zip_.width(part) for part in zip_.shared)
     found = Zipped(matching.before, matching.after, widths, count, tokens, by_layer)
     _check_shapes(config, tensors)
     shown = ratio if isinstance(ratio, int | float) else list(ratio)
-    _write(pool, config, tensors, out, copied, max_shard_bytes, {"ratio": shown, "seed": seed, **vars(found)})
+    record = {"ratio": shown, "seed": seed, **({"ridge": ridge} if items else {}), **vars(found)}
+    _write(pool, config, tensors, out, copied, max_shard_bytes, record)
     return found
 
 
@@ -186,6 +191,7 @@ def _solve(
     ordered: Mapping[str, torch.Tensor],
     tensors: dict[str, torch.Tensor],
     items: Sequence[Encoded],
+    ridge: float,
 ) -> int:
     """Replace weights by those of least squares; as many layers at a time as there is room for."""
     names = {place: name for name, place in pool.layout.parameters.items()}
@@ -205,7 +211,7 @@ def _solve(
     for group in groups:
         grams = joint_grams(modules, group, items, lambda m, item: m(input_ids=torch.tensor([item.ids])))
         for name, gram in grams.items():
-            tensors[name] = solved(zip_, name, first[name], ordered[name], gram)
+            tensors[name] = solved(zip_, name, first[name], ordered[name], gram, ridge)
             done += 1
     return done
 

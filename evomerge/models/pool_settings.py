@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigError, PoolError, RecipeError, nearest
-from evomerge.models.checkpoints.location import check_place, local_file, siblings
+from evomerge.models.checkpoints.location import check_place, siblings
 from evomerge.recipes.dense import KEPT, MERGED
 from evomerge.recipes.slices import DTYPES, ModelRef
 from evomerge.recipes.tokenizer_spec import TokenizerSpec, read_tokenizer
@@ -137,9 +137,7 @@ def check_places(
     problems = []
     for name, location in models.items():
         try:
-            place = location.location if isinstance(location, ModelRef) else location
-            if not files or local_file(place, root, ".safetensors") is None:
-                check_place(location, root)
+            check_place(location, root, files=files)
         except PoolError as error:
             problems.append(of_model(name, error))
     if problems and root is not None and not Path(root).expanduser().is_dir():

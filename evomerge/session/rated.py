@@ -15,7 +15,8 @@ from evomerge.protocols import Evaluator, Fitness
 from evomerge.report.formatting import count
 from evomerge.run.folder import RunFolder
 from evomerge.run.ratings.folder import OUTPUTS, RatedCandidate, RatingFolder
-from evomerge.run.ratings.rules import RatingRules, blind_name
+from evomerge.run.ratings.pairs import Pairs, choose, paired, preferred, read_pairs
+from evomerge.run.ratings.rules import RatingRules, Text, blind_name, split_of
 from evomerge.run.ratings.scored import rated, read_unrated, write_unrated
 from evomerge.run.ratings.sheets import Sheet
 from evomerge.run.ratings.waiting import problem_line
@@ -53,6 +54,7 @@ class _Open:
         found: what it wrote; ``None`` while that is not known.
         since: when its texts were laid out, in seconds since the epoch.
         stamps: of the raters' files when they were last looked at: what still changes is not yet read.
+        pairs: its opponents, where pairs are rated.
     """
 
     folder: RatedCandidate
@@ -61,6 +63,7 @@ class _Open:
     found: Evaluation | None = None
     since: float = 0.0
     stamps: Mapping[str, tuple[int, ...]] | None = None
+    pairs: Pairs | None = None
 
 
 class RatedEvaluator(WrappedEvaluator):
@@ -107,7 +110,7 @@ class RatedEvaluator(WrappedEvaluator):
             self._open[name].asked.append((candidate.id, split))
             return
         entry = self._open[name] = _Open(self._ratings.candidate(name), rules, [(candidate.id, split)])
-        entry.found = read_unrated(self._unrated(name), Evaluation(candidate.id, "ok", split), rules)
+        entry.found = self._kept(name, candidate.id, split, rules)
         if entry.found is None:
             self._names[candidate.id, split] = name
             self._send(candidate, split)
@@ -172,6 +175,10 @@ class RatedEvaluator(WrappedEvaluator):
     def _unrated(self, name: str) -> Path:
         return self._ratings.path / _UNRATED / f"{name}.json"
 
+    def _kept(self, name: str, number: int, split: Split, rules: RatingRules) -> Evaluation | None:
+        """What a candidate wrote, in an earlier session too."""
+        return read_unrated(self._unrated(name), Evaluation(number, "ok", split), rules)
+
     def _written(self, entry: _Open, evaluation: Evaluation) -> None:
         """Keep what a candidate wrote, and lay it out; a failure is that of all equal ones."""
         if not evaluation.ok:
@@ -183,12 +190,51 @@ class RatedEvaluator(WrappedEvaluator):
 
     def _lay_out(self, entry: _Open) -> None:
         assert entry.found is not None
+        texts = entry.rules.texts(entry.found.responses)
+        if entry.rules.by == "pair":
+            entry.pairs, texts = self._paired(entry, texts)
+            if not entry.pairs.against:
+                self._close(entry, rated(entry.found, entry.rules, {}, entry.pairs))
+                return
         if not (entry.folder.path / OUTPUTS).is_file():
-            entry.folder.write(entry.rules.texts(entry.found.responses), entry.rules)
+            entry.folder.write(texts, entry.rules)
         entry.since = (entry.folder.path / OUTPUTS).stat().st_mtime
         known = entry.folder.read_accepted(entry.rules)
         if known is not None:
-            self._close(entry, rated(entry.found, entry.rules, known))
+            self._close(entry, rated(entry.found, entry.rules, known, entry.pairs))
+
+    def _paired(self, entry: _Open, texts: list[Text]) -> tuple[Pairs, list[Text]]:
+        """A candidate's opponents, those that it was given before where it was, and its texts beside theirs."""
+        assert entry.found is not None
+        split, rules = entry.found.split, entry.rules
+        path = self._opponents(entry.folder.name)
+        pairs = read_pairs(path)
+        if pairs is None or (entry.folder.path / OUTPUTS).is_file() is not bool(pairs.against):
+            pairs = choose(self._strengths(split_of(entry.folder.name), rules), rules.items)
+            (entry.folder.path / OUTPUTS).unlink(missing_ok=True)  # of opponents that are not known any longer
+            pairs.write(path)
+        if not pairs.against:
+            return pairs, texts
+        kept = {name: self._kept(name, 0, split, rules) for name in dict.fromkeys(pairs.against)}
+        theirs = {name: rules.texts(own.responses) for name, own in kept.items() if own is not None}
+        others = [theirs[name][item].text if name in theirs else "" for item, name in enumerate(pairs.against)]
+        return pairs, paired(texts, others, entry.folder.name)
+
+    def _opponents(self, name: str) -> Path:
+        return self._ratings.path / _UNRATED / f"{name}-pairs.json"
+
+    def _strengths(self, split: str, rules: RatingRules) -> dict[str, float]:
+        """The candidates of a split that were rated in pairs, by name, with what they wrote at hand."""
+        found = {}
+        for path in sorted((self._ratings.path / _UNRATED).glob("*-pairs.json")):
+            name = path.name.removesuffix("-pairs.json")
+            pairs = read_pairs(path)
+            if pairs is None or split_of(name) != split or not self._unrated(name).is_file():
+                continue
+            scores = self._ratings.candidate(name).read_accepted(rules) if pairs.against else {}
+            if scores is not None:
+                found[name] = pairs.strength(scores)
+        return found
 
     def _close(self, entry: _Open, evaluation: Evaluation) -> None:
         """Hand out an evaluation for every candidate that is this model."""
@@ -221,8 +267,10 @@ class RatedEvaluator(WrappedEvaluator):
         whole = {sheet.rater: sheet for sheet in sheets if sheet.complete(entry.rules)}
         if len(whole) >= entry.rules.raters:
             scores = {rater: [own.scores[i] for i in range(entry.rules.wanted)] for rater, own in whole.items()}
+            if entry.pairs is not None:
+                scores = {rater: preferred(own, entry.folder.name) for rater, own in scores.items()}
             entry.folder.accept(scores)
-            self._close(entry, rated(entry.found, entry.rules, scores))
+            self._close(entry, rated(entry.found, entry.rules, scores, entry.pairs))
             return
         hours = entry.rules.hours
         if hours is not None and time.time() - entry.since > 3600 * hours:

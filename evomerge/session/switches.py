@@ -48,6 +48,10 @@ def check_fitness_switches(fitness: Any, key: str, tasks: Sequence[str], *, has_
         tasks: names of the switches or heads; empty where there are none.
         has_head: whether they are heads.
     """
+    if hasattr(fitness, "parts"):
+        for name, own in fitness.parts.items():
+            check_fitness_switches(own, f"{key}.parts.{name}", tasks, has_head=has_head)
+        return
     what, do = "switch", "search_space=switch makes models with one"
     if has_head:
         what, do = "head", "heads of their own are found where labels differ; pool.heads names them otherwise"

@@ -13,13 +13,13 @@ from scipy.stats.qmc import Sobol
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.errors import ConfigError, nearest
 from evomerge.genomes.genome import Genome, GenomeSpec
-from evomerge.objectives import Objective, ParetoArchive
+from evomerge.objectives import Objective
 from evomerge.protocols import Proposal
 from evomerge.strategies.bases.angle_bins import MOST_BINNED, AngleBins
 from evomerge.strategies.bases.capabilities import check_range, require
+from evomerge.strategies.bases.front_search import front_of, most_volume_first
 from evomerge.strategies.bases.quadratic import LINKS, Array, Link, Quadratic, coefficients, usual_samples
 from evomerge.strategies.bases.saving import InFlight, check_settings, settings_of
-from evomerge.strategies.optuna_samplers import Nsga3
 from evomerge.strategies.variation.coordinates import Coordinates
 
 MOST_GENES = 60
@@ -32,6 +32,7 @@ ROUNDS = 4
 _NO_CHOICES = np.empty(0, dtype=np.int64)
 _APART = 0.02  # of the diagonal: nearer points are no other candidates
 _TRIES = 64
+_AHEAD = 4  # rounds that a front is kept for: more candidates may be in flight than are verified in one
 _SAMPLE, _CLIMBS = 10, 4  # one objective: 2^10 points of its fit, climbs from the best of them
 _MOST = 1e100  # of a score: the squares of larger ones are no numbers
 
@@ -42,9 +43,10 @@ class AmortizedPareto:
     Li et al., "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation"
     (arXiv 2406.07529). First `samples` points of a scrambled Sobol sequence, the start before them, are evaluated;
     then a full quadratic within a link is fitted to each objective (`Quadratic`), NSGA-III searches the fits within
-    the genes' bounds, which are those of the samples, and the points of its front are proposed, those farthest from
-    each other in what they are told to score first. After `verify` of them the fits learn from what they scored, and
-    the front is read anew. With one objective it is a response surface: the highest points of the fit are proposed.
+    the genes' bounds, which are those of the samples, and the points of its front are proposed, those first that are
+    told to add the most hypervolume to all that was proposed before. After `verify` of them the fits learn from what
+    they scored, and the front is read anew. With one objective it is a response surface: the highest points of the fit
+    are proposed.
 
     The paper's code searches from -3 to 3 what was sampled from 0 to 1: here nothing is proposed where no sample was.
 
@@ -255,21 +257,21 @@ class AmortizedPareto:
         if len(fits) == 1:
             (fit,), gain = fits.values(), self._objectives[0].gain(1.0)
             return self._highest(lambda points: gain * fit.predict(points))
-        nsga = Nsga3(self._spec, self._objectives, seed=self._seed + len(self._points), popsize=self._popsize)
-        points, told = np.empty((0, len(self._coordinates.start))), np.empty((0, len(self._objectives)))
-        for _ in range(self._generations):
-            genomes = [proposal.genome for proposal in nsga.ask(self._popsize)]
-            new = np.array([self._coordinates.point(genome)[0] for genome in genomes])
-            scores = np.column_stack([fit.predict(new) for fit in fits.values()])
-            for i, (genome, row) in enumerate(zip(genomes, scores.tolist(), strict=True), start=len(points)):
-                values = {o.name: value for o, value in zip(self._objectives, row, strict=True)}
-                nsga.tell(Candidate(i, None, genome), Evaluation(i, "ok", objectives=values))
-            points, told = np.vstack([points, new]), np.vstack([told, scores])
-        archive = ParetoArchive(self._objectives)
-        for i, row in enumerate(told.tolist()):
-            archive.add(i, {o.name: value for o, value in zip(self._objectives, row, strict=True)})
-        kept = list(archive)
-        return [points[kept[i]] for i in _farthest_first(told[kept])]
+        signs = np.array([o.gain(1.0) for o in self._objectives])
+
+        def gains(points: Array) -> Array:
+            return signs * np.column_stack([fit.predict(points) for fit in fits.values()])
+
+        known = np.vstack([np.array(self._points), self._flight.state()["points"]])
+        points, found = front_of(
+            gains,
+            known,
+            self._coordinates,
+            popsize=self._popsize,
+            generations=self._generations,
+            rng=np.random.default_rng([self._seed, len(self._points), 2]),
+        )
+        return [points[i] for i in most_volume_first(found, gains(known), _AHEAD * self._verify)]
 
     def _highest(self, height: Callable[[Array], Array]) -> list[Array]:
         """Where one fit is highest, climbed from the best of a Sobol sample, and the next best of that sample."""
@@ -292,14 +294,3 @@ def _spread_out(points: Array, count: int) -> list[Array]:
         if len(kept) == count:
             break
     return kept
-
-
-def _farthest_first(values: Array) -> list[int]:
-    """All rows, the best on average first, then always the one that is farthest from those before it."""
-    scaled = (values - values.min(axis=0)) / np.where(np.ptp(values, axis=0) > 0, np.ptp(values, axis=0), 1.0)
-    order = [int(np.argmax(scaled.mean(axis=1)))]
-    distance = np.linalg.norm(scaled - scaled[order[0]], axis=1)
-    while len(order) < len(scaled):
-        order.append(int(np.argmax(np.where(np.isin(np.arange(len(scaled)), order), -1.0, distance))))
-        distance = np.minimum(distance, np.linalg.norm(scaled - scaled[order[-1]], axis=1))
-    return order

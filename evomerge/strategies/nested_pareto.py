@@ -13,7 +13,6 @@ import numpy as np
 from evomerge.candidate import Candidate, Evaluation
 from evomerge.genomes.genome import Gene, Genome, GenomeSpec
 from evomerge.objectives import Objective
-from evomerge.preferences import nearest_by
 from evomerge.preferences import preference as weights_of
 from evomerge.protocols import Proposal
 from evomerge.strategies.amortized_pareto import AmortizedPareto
@@ -35,8 +34,8 @@ class NestedPareto:
     `AmortizedPareto` takes (n + 1)(n + 2) samples. First every model is evaluated alone. Then, until one is left, the
     two that are nearest in what they score on their own objectives are merged: `AmortizedPareto` searches their two
     scalings by the objectives of both, a preference picks from what was evaluated, and the merge is a model from there
-    on. The last pair's front is verified for as long as the search lasts. The paper picks a point that was predicted,
-    by a weighted sum; here it is one that was evaluated, by Tchebycheff.
+    on. The last pair's front is verified for as long as the search lasts. As in the paper a preference is the
+    weights of a sum; there it picks a point that was predicted, here one that was evaluated.
 
     A model is its genes: all scaled together, from 0, where it has no part. Which objectives are whose is seen
     from the models alone, unless `tasks` says it: each is that of the model which is best at it.
@@ -210,7 +209,7 @@ class NestedPareto:
         return float(np.mean(gains[node.tasks] if node.tasks else gains))
 
     def _join(self) -> None:
-        """The pair becomes one model: of what was evaluated, that which suits the preference best."""
+        """The pair becomes one model: of what was evaluated, that with the best sum by the preference."""
         tasks = self._tasks()
         scalings, scores = Genome((1.0,) * len(self._pair)), [math.nan] * len(self._objectives)
         if self._found:
@@ -218,7 +217,7 @@ class NestedPareto:
             weights = [self._weights[k] for k in tasks]
             total = sum(weights)
             shares = [weight / total if total > 0 else 1 / len(tasks) for weight in weights]
-            scalings, scores = self._found[nearest_by(gains, shares)]
+            scalings, scores = self._found[int(np.argmax(gains @ np.array(shares)))]
         joined = Node(self._merged(scalings), [k for i in self._pair for k in self._nodes[i].tasks], scores, True)
         self._nodes = [node for i, node in enumerate(self._nodes) if i not in self._pair] + [joined]
 

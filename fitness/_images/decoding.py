@@ -14,9 +14,7 @@ def require_pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ConfigError(
-            "fitness=images needs Pillow, which is not installed", "", "pip install 'evomerge[images]'"
-        ) from error
+        raise ConfigError("images need Pillow, which is not installed", "", "pip install 'evomerge[images]'") from error
     return Image
 
 

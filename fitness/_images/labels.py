@@ -75,7 +75,7 @@ def class_numbers(term: ImageTerm, key: str, classes: Sequence[str], id2label: M
             raise FitnessError(f"{key}.labels has {own!r}, a class of no image", nearest(own, classes))
     found: dict[str, int] = {}
     for own in classes:
-        number = _number(term.labels.get(own, own), names)
+        number = number_named(term.labels.get(own, own), names)
         if number is None:
             whose = f"the head of {term.head}" if term.head else "the model"
             given = f"{key}: {whose} has no class {term.labels.get(own, own)!r}"
@@ -91,7 +91,8 @@ def class_numbers(term: ImageTerm, key: str, classes: Sequence[str], id2label: M
     return found
 
 
-def _number(wanted: str | int, names: Mapping[int, str]) -> int | None:
+def number_named(wanted: str | int, names: Mapping[int, str]) -> int | None:
+    """The number of a class that is called so, or has that number; ``None`` for none, or for several that are alike."""
     if isinstance(wanted, int):
         return wanted if wanted in names else None
     exact = [number for number, name in names.items() if name == wanted]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import secrets
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,49 @@ def _run(image: Any, processor: Any, where: str) -> Pixels:
         raise FitnessError(f"{where} is processed to shape {own.shape}", "(1, channels, height, width)")
     one: Pixels = own[0]
     return one
+
+
+def size_of(item: ImageItem) -> tuple[int, int]:
+    """Height and width of an image, of which no more than its head is decoded."""
+    image_module = require_pillow()
+    try:
+        with image_module.open(io.BytesIO(item.read())) as image:
+            width, height = image.size
+    except FitnessError:
+        raise
+    except Exception as error:
+        raise FitnessError(f"{item.where} is no image that Pillow reads ({reason_of(error)})", "an image") from error
+    return int(height), int(width)
+
+
+def mask_of(item: ImageItem) -> NDArray[np.uint16]:
+    """The numbers of classes that an image has for pixels: grey values, or places in a palette.
+
+    Returns:
+        Of shape (height, width).
+
+    Raises:
+        FitnessError: it is no image, or one in colours.
+    """
+    image_module = require_pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", image_module.DecompressionBombWarning)
+            found = np.asarray(image_module.open(io.BytesIO(item.read())))
+    except FitnessError:
+        raise
+    except Exception as error:
+        raise FitnessError(f"{item.where} is no image that Pillow reads ({reason_of(error)})", "a mask") from error
+    if found.ndim == 3 and found.shape[2] == 3 and (found == found[..., :1]).all():
+        found = found[..., 0]
+    if found.ndim != 2 or found.dtype.kind not in "bui" or found.min() < 0 or found.max() > np.iinfo(np.uint16).max:
+        raise FitnessError(
+            f"{item.where} is an image of shape {found.shape} and {found.dtype}",
+            "a mask: a number of a class for each pixel, grey or with a palette, from 0 to 65535",
+            "convert colours to numbers first",
+        )
+    numbers: NDArray[np.uint16] = found.astype(np.uint16)
+    return numbers
 
 
 def digest_of(parts: Iterable[Pixels]) -> str:

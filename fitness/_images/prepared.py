@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from evomerge.errors import FitnessError
 from evomerge.models.loaded import LoadedModel
 from fitness._images.batch_norm import batch_norms_of, recomputed
 from fitness._images.pixels import Pixels, digest_of, load_processor, processed, settings_of
-from fitness._images.sources import ImageItem, ImageSource, evenly
+from fitness._images.sources import ImageItem, ImageSource
+from fitness._images.statistics import statistics_of
 from fitness._images.terms import BatchNormTerm, ImageTerm
 from fitness._images.zero_shot import ZeroShot, build, has_head
 
@@ -161,30 +161,9 @@ def prepare(
         tasks[term.name] = ReadyTask(term, pixels, source)
     statistics: tuple[Pixels, ...] = ()
     if how.batch_norm is not None and batch_norms_of(model.module):
-        statistics = _statistics(how.batch_norm, tasks, others, processor)
+        statistics = statistics_of(how.batch_norm, {name: own.pixels for name, own in tasks.items()}, others, processor)
     text = _text(tasks, heads, how, statistics, model.dtype, settings_of(processor))
     return Prepared(tasks, heads, how, statistics, text)
-
-
-def _statistics(
-    term: BatchNormTerm, tasks: Mapping[str, ReadyTask], others: Sequence[ImageItem], processor: Any
-) -> tuple[Pixels, ...]:
-    """Pixels of batch-norm statistics, mixed, in batches of sizes that differ by one at most.
-
-    Raises:
-        FitnessError: fewer than two images, of which there is no variance.
-    """
-    if others:
-        chosen = [others[i] for i in evenly(["" for _ in others], term.images, term.seed)]
-        pixels = processed(chosen, processor, 2**62, "")
-    else:
-        names = [name for name, task in tasks.items() for _ in task.pixels]
-        every = [(name, i) for name, task in tasks.items() for i in range(len(task.pixels))]
-        pixels = np.stack([tasks[every[k][0]].pixels[every[k][1]] for k in evenly(names, term.images, term.seed)])
-    if len(pixels) < 2:
-        raise FitnessError("batch-norm statistics are of one image", "2 or more", "set fitness.batch_norm.folder")
-    order = np.random.default_rng(term.seed).permutation(len(pixels))
-    return tuple(pixels[own] for own in np.array_split(order, min(-(-len(order) // term.batch_size), len(order) // 2)))
 
 
 def _text(

@@ -118,7 +118,7 @@ def read_folder(folder: str, key: str) -> list[ImageItem]:
     Raises:
         FitnessError: there is no such folder, or no image in it.
     """
-    _require_there(folder, key)
+    require_there(folder, key)
     found = [ImageItem(str(path), "", path) for path in sorted(Path(folder).expanduser().rglob("*")) if _is_image(path)]
     if not found:
         raise FitnessError(f"{key}: {folder} has no images", f"files such as {', '.join(SUFFIXES[:3])}")
@@ -145,12 +145,13 @@ def evenly(labels: Sequence[str], most: int, seed: int) -> list[int]:
 def check_place(term: ImageTerm, key: str) -> None:
     """Raise `FitnessError` for a folder or a table that is not there, or a file that is no table; `key` names it."""
     path = Path(term.images).expanduser()
-    _require_there(term.images, key)
+    require_there(term.images, key)
     if path.is_file() and path.suffix not in TABLES:
         raise FitnessError(f"{key} names {term.images!r}", f"a folder, or a table: {', '.join(TABLES)}")
 
 
-def _require_there(name: str, key: str) -> None:
+def require_there(name: str, key: str) -> None:
+    """Raise `FitnessError` for a file or folder that is not there, with the nearest of those that are."""
     path = Path(name).expanduser()
     if path.exists():
         return

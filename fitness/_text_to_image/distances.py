@@ -41,11 +41,15 @@ class Real:
         return self._root
 
     def kid(self, drawn: Features) -> NDArray[np.float64]:
-        """By drawn image what it adds to the kernel inception distance: their mean is the distance.
+        """By drawn image what it tells of the kernel inception distance: their mean is the distance.
 
-        The unbiased estimate of the squared maximum mean discrepancy with the kernel ``(x y / d + 1)^3``
+        The mean is the unbiased estimate of the squared maximum mean discrepancy with the kernel ``(x y / d + 1)^3``
         (Binkowski et al. 2018, arXiv 1801.01401, section 4): with m drawn and n real images,
         ``1/(m(m-1)) sum_{i != j} k(x_i, x_j) + 1/(n(n-1)) sum_{i != j} k(y_i, y_j) - 2/(mn) sum_ij k(x_i, y_j)``.
+
+        Image i has ``2/(m-1) sum_{j != i} k(x_i, x_j) - 2/n sum_j k(x_i, y_j)`` plus what is equal for all: the
+        influence of that image (the projection of a U-statistic, Hoeffding 1948, section 5). So the spread of these
+        values is that of the distance over other noise, and paired tests of two models, image by image, are right.
 
         Args:
             drawn: features of at least two images.
@@ -57,7 +61,7 @@ class Real:
         count = len(drawn)
         others = (own.sum(axis=1) - np.diag(own)) / (count - 1)
         across = _kernel(drawn, self.features).mean(axis=1)
-        found: NDArray[np.float64] = others + self.within - 2 * across
+        found: NDArray[np.float64] = 2 * others - others.mean() + self.within - 2 * across
         return found
 
     def fid(self, drawn: Features) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from fitness._documents import Document, content_hash
 from fitness._text_files import document_of, read_lines, text_of
 from fitness._unlabelled.values import finite
 
-TASK = "images"
+IMAGES = "images"
+"""What items are called where nobody names them."""
 RATING = "rating"
 METRICS = ("clip", "ncs", "kid", "fid", "scorer", RATING)
 LOWER = ("kid", "fid")
@@ -112,9 +114,29 @@ def objectives_of(terms: Sequence[ScoreTerm]) -> tuple[Objective, ...]:
     return tuple(Objective(name, "maximize") for name in dict.fromkeys(term.objective for term in terms))
 
 
-def shares_of(terms: Sequence[ScoreTerm]) -> list[MetricShare]:
-    """What every score counts in its objective."""
-    return [MetricShare(f"{TASK}/{term.name}", term.weight, term.direction, term.objective) for term in terms]
+def shares_of(terms: Sequence[ScoreTerm], task: str) -> list[MetricShare]:
+    """What every score counts in its objective; `task` is what the items are called."""
+    return [MetricShare(f"{task}/{term.name}", term.weight, term.direction, term.objective) for term in terms]
+
+
+def parse_size(given: Any) -> tuple[int, int] | None:
+    """Height and width in pixels, or ``None``; `ConfigError` for anything else."""
+    if given is None:
+        return None
+    if (
+        not isinstance(given, Sequence)
+        or len(given) != 2
+        or not all(isinstance(own, int) and 8 <= own <= 8192 and own % 8 == 0 for own in given)
+    ):
+        raise ConfigError(f"size is {given}", "[height, width] in pixels, multiples of 8 up to 8192; or null")
+    return int(given[0]), int(given[1])
+
+
+def parse_task(given: Any) -> str:
+    """What items are called; `ConfigError` for what is no name."""
+    if not isinstance(given, str) or not re.fullmatch(r"[\w.-]{1,100}", given):
+        raise ConfigError(f"task is {str(given)[:80]!r}", "letters, digits, '.', '-' and '_'")
+    return given
 
 
 def check_compared(

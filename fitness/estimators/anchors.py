@@ -29,7 +29,8 @@ class AnchorOrder:
       abilities of known models.
     - ``none``: at random.
 
-    A mean over chosen items is no mean over all: `weights` says how many items each stands for.
+    Half of the items that a model is run on are these, the others are drawn (`evomerge.search.racing.parts`): `weights`
+    says how many items each stands for.
 
     Args:
         columns: where metrics stand.
@@ -44,14 +45,13 @@ class AnchorOrder:
     def __init__(self, columns: Columns, fit: Fit, values: NDArray[np.float64], anchors: Anchors) -> None:
         self._columns = columns
         self._fit, self._anchors = fit, anchors
-        self._weights: dict[bytes, NDArray[np.float64]] = {}
         self.ranks = np.empty(values.shape[1])
+        drawn = drawn_order(columns)
         for metrics in self._tasks():
-            order = self._order(metrics, values)
-            ranks = np.empty(len(order))
-            ranks[order] = np.arange(len(order))
+            shuffled = np.argsort(drawn[columns.stretches[metrics[0]]])
+            order = self._order(metrics, values, shuffled)
             for metric in metrics:
-                self.ranks[columns.stretches[metric]] = ranks
+                self.ranks[columns.stretches[metric]] = np.argsort(order)
 
     def places(self, counts: Mapping[str, int]) -> dict[str, list[int]]:
         """By task all of its places, in order; of tasks that nothing counts of as they come."""
@@ -61,8 +61,25 @@ class AnchorOrder:
             found[task] = [int(place) for place in np.argsort(ranks, kind="stable")]
         return found
 
+    def chosen(self, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of the items seen were chosen: those that come first in the order, without a gap.
+
+        Where that is all of a task's nothing was drawn, and none is taken as chosen.
+
+        Args:
+            seen: shape ``(columns,)``.
+        """
+        found = np.zeros_like(seen)
+        for stretch in self._columns.stretches:
+            own, ranks = seen[stretch], self.ranks[stretch]
+            first = float(ranks[~own].min(initial=len(own)))
+            if first < own.sum():
+                found[stretch] = ranks < first
+        return found
+
     def weights(self, seen: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """How many items of its task each item seen stands for: those that are nearest to it by their parameters.
+        """How many items of its task each item seen stands for: the chosen ones for themselves, those that were drawn
+        for all others.
 
         Args:
             seen: shape ``(columns,)``.
@@ -70,19 +87,11 @@ class AnchorOrder:
         Returns:
             Shape ``(columns,)``, 0 where an item was not seen.
         """
-        key = seen.tobytes()
-        if key not in self._weights:
-            found = np.zeros(len(seen))
-            for metrics in self._tasks():
-                vectors = self._vectors(metrics)
-                for metric in metrics:
-                    stretch = self._columns.stretches[metric]
-                    own = np.flatnonzero(seen[stretch])
-                    if len(own):
-                        nearest = _distances(vectors, vectors[own]).argmin(axis=1)
-                        found[stretch.start + own] = np.bincount(nearest, minlength=len(own))
-            self._weights = {key: found}  # candidates of a generation are seen on the same items
-        return self._weights[key]
+        found, chosen = seen.astype(np.float64), self.chosen(seen)
+        for stretch in self._columns.stretches:
+            drawn = seen[stretch] & ~chosen[stretch]
+            found[stretch][drawn] = (len(drawn) - int(chosen[stretch].sum())) / max(1, int(drawn.sum()))
+        return found
 
     def _tasks(self) -> list[list[int]]:
         groups: dict[tuple[str, int], list[int]] = {}
@@ -90,10 +99,10 @@ class AnchorOrder:
             groups.setdefault((task, stretch.stop - stretch.start), []).append(metric)
         return list(groups.values())
 
-    def _order(self, metrics: Sequence[int], values: NDArray[np.float64]) -> NDArray[np.int64]:
+    def _order(
+        self, metrics: Sequence[int], values: NDArray[np.float64], shuffled: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         stretches = [self._columns.stretches[metric] for metric in metrics]
-        count = stretches[0].stop - stretches[0].start
-        shuffled = np.random.default_rng(_SEED).permutation(count)
         if self._anchors == "none":
             return shuffled
         if self._anchors == "entropy":
@@ -119,6 +128,14 @@ class AnchorOrder:
         weight = (chance * (1 - chance)).mean(axis=0) if binary else items.precision
         root: NDArray[np.float64] = (items.mean[:, :-1] * np.sqrt(weight)[:, None])[:, :, None]
         return root
+
+
+def drawn_order(columns: Columns) -> NDArray[np.float64]:
+    """A drawn order of each task's items: the place of each, the same for all metrics of a task with as many."""
+    found = np.empty(sum(stretch.stop - stretch.start for stretch in columns.stretches))
+    for stretch in columns.stretches:
+        found[stretch] = np.argsort(np.random.default_rng(_SEED).permutation(stretch.stop - stretch.start))
+    return found
 
 
 def _disagreement(values: NDArray[np.float64]) -> NDArray[np.float64]:

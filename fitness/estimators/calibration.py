@@ -12,13 +12,10 @@ from numpy.typing import NDArray
 
 from fitness.estimators.columns import Columns
 
-MOST_REPLAYS = 96
+MOST_REPLAYS = 48
 _MOST_COLUMNS = 2**15  # that are told at once: some tens of megabytes
 _PRIOR = 6.0  # replays that what is expected counts as much as
 _FLAWED = 1.2  # squared error over what the latent model says, where nothing is known: it is never quite right
-_OF_ANCHORS = 1.4
-"""At least, where items are anchors: of the others nothing is known but from models with all items, few and unlike what
-a search comes to."""
 _OF_CHANCES = 1.05
 """At least, where answers are taken as chances: by the few answers of a replay nobody sees how little these are off."""
 _FEWEST = 4
@@ -31,12 +28,10 @@ class Calibration:
 
     Attributes:
         told: errors of the latent model's estimates.
-        drawn: errors of means of the items seen.
         common: the correlation of the two.
     """
 
     told: float = 1.0
-    drawn: float = 1.0
     common: float = _USUAL
 
 
@@ -48,12 +43,14 @@ class Replay(NamedTuple):
         left_out: all that are left out with it.
         part: its items, shape ``(columns,)``.
         shown: those of them that it is told from.
+        chosen: those of these that are anchors.
     """
 
     model: int
     left_out: list[int]
     part: NDArray[np.bool_]
     shown: NDArray[np.bool_]
+    chosen: NDArray[np.bool_]
 
 
 def batches(replays: Iterable[Replay]) -> Iterator[list[Replay]]:
@@ -71,18 +68,23 @@ def batches(replays: Iterable[Replay]) -> Iterator[list[Replay]]:
 
 
 def some_of(
-    values: NDArray[np.float64], columns: Columns, ranks: NDArray[np.float64], last: Sequence[int]
+    values: NDArray[np.float64],
+    chosen: Sequence[NDArray[np.bool_]],
+    columns: Columns,
+    order: NDArray[np.float64],
+    last: Sequence[int],
 ) -> Iterator[Replay]:
     """Known models to tell from some of their own items.
 
-    The latest models, those of `last` after the others. Half of a model's items of each task is shown, those of the
-    lowest rank; the others stand for the items that it was not run on. Of these less is known than of its own, which
+    The latest models, those of `last` after the others. Shown are a model's anchors and half of its other items of each
+    task, drawn; what is left stands for the items that it was not run on. Of these less is known than of its own, which
     other models were run on because it was: those are left out with it.
 
     Args:
         values: shape ``(models, columns)``, NaN where an item was not run.
+        chosen: by model which of its items are anchors, shape ``(columns,)``.
         columns: where metrics stand.
-        ranks: shape ``(columns,)``: the order in which items would be run, the same for all metrics of a task.
+        order: shape ``(columns,)``: a drawn order of each task's items, the same for all of its metrics.
         last: models that are used only where there are not enough others.
     """
     seen = ~np.isnan(values)
@@ -95,21 +97,22 @@ def some_of(
         like[model] = True
         shown = np.zeros_like(part)
         for stretch in columns.stretches:
-            own = np.flatnonzero(part[stretch])
+            anchors = chosen[model][stretch]
+            own = np.flatnonzero(part[stretch] & ~anchors)
             if len(own) < _FEWEST:
                 break
-            first = own[np.argsort(ranks[stretch][own], kind="stable")[: max(2, len(own) // 2)]]
+            first = own[np.argsort(order[stretch][own], kind="stable")[: max(2, len(own) // 2)]]
             shown[stretch.start + first] = True
+            shown[stretch] |= anchors
         else:
-            yield Replay(model, np.flatnonzero(like).tolist(), part, shown)
+            yield Replay(model, np.flatnonzero(like).tolist(), part, shown, chosen[model])
 
 
-def calibrate(replays: Sequence[tuple[float, float, float, float]], chosen: bool, chances: bool) -> Calibration:
+def calibrate(replays: Sequence[tuple[float, float, float, float]], chances: bool) -> Calibration:
     """From how far off replays were, and how far off they said they were.
 
     Args:
         replays: the latent model's error and what it said of it, the mean's and what it said; standard errors above 0.
-        chosen: whether the items seen are anchors: the error of the mean of items at random is right as it is.
         chances: whether answers were taken as chances.
     """
     count = len(replays) + _PRIOR
@@ -120,6 +123,4 @@ def calibrate(replays: Sequence[tuple[float, float, float, float]], chosen: bool
     if chances:
         scales[0] = max(scales[0], _OF_CHANCES)
     # a correlation that is found too small makes the sum of the two look better than it is
-    if chosen:
-        scales = [max(scale, _OF_ANCHORS) for scale in scales]
-    return Calibration(scales[0], scales[1] if chosen else 1.0, min(max(common, _USUAL), 0.95))
+    return Calibration(scales[0], min(max(common, _USUAL), 0.95))

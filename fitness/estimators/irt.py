@@ -14,7 +14,7 @@ from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimate
 from fitness.estimators.ability import Case, tell_each
 from fitness.estimators.anchor_names import Anchors
-from fitness.estimators.anchors import AnchorOrder
+from fitness.estimators.anchors import AnchorOrder, drawn_order
 from fitness.estimators.calibration import Calibration, Replay, batches, calibrate, some_of
 from fitness.estimators.chances import Chances
 from fitness.estimators.columns import Columns, Row
@@ -106,20 +106,22 @@ class ItemResponse:
         latest = [*range(len(known), len(rows)), *range(first, len(known))][-(MOST_MODELS - first) :]
         self._mean.fit(known)
         if len(rows) < 2:
-            self._fit = self._order = None
+            self._fit = None
             return
         values = np.array([rows[k] for k in (*range(first), *latest)])
         metrics = metrics_of(values, self.columns.stretches)
-        self._chances = Chances(self.columns, values, metrics)
+        drawn = np.array([np.where(self._chosen(~np.isnan(row)), np.nan, row) for row in values])
+        self._chances = Chances(self.columns, drawn, metrics)
         self._fit = fit_items(self._chances(values), metrics, self._dimensions)
-        self._order = AnchorOrder(self.columns, self._fit, values, self._anchors)
+        self._values = values
         self._endpoints = self._first_complete(values, first) if self._merged else []
         self._calibration = self._calibrate(values)
 
     def order(self, counts: Mapping[str, int]) -> Mapping[str, Sequence[int]] | None:
         """By task its places, those of the anchors first; ``None`` for random ones."""
-        if self._anchors == "none" or self._order is None:
+        if self._anchors == "none" or self._fit is None:
             return None
+        self._order = AnchorOrder(self.columns, self._fit, self._values, self._anchors)
         return self._order.places(counts)
 
     def estimate(self, items: Items) -> Mapping[str, Estimate]:
@@ -144,7 +146,8 @@ class ItemResponse:
             return found
         items = self._fit.items
         given = [
-            Shown(self.columns, items, rows[place], self._chances(rows[place]), self._endpoints) for place in open_ones
+            Shown(self.columns, items, row, self._chances(row), self._endpoints, self._chosen(~np.isnan(row)))
+            for row in (rows[place] for place in open_ones)
         ]
         for place, predicted in zip(open_ones, self._predict(given), strict=True):
             mean = found[place]
@@ -169,10 +172,12 @@ class ItemResponse:
         return self.columns.by_item(items, at)
 
     def _weights(self, seen: NDArray[np.bool_]) -> Row | None:
-        """Of anchors, which stand for the items that are like them; ``None`` where items come at random."""
-        if self._anchors == "none" or self._order is None or seen.all():
-            return None
-        return self._order.weights(seen)
+        """How many items each seen stands for; ``None`` where all are drawn."""
+        return None if self._order is None or seen.all() else self._order.weights(seen)
+
+    def _chosen(self, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of the items seen are anchors."""
+        return np.zeros_like(seen) if self._order is None or seen.all() else self._order.chosen(seen)
 
     def _first_complete(self, values: NDArray[np.float64], known: int) -> list[int]:
         if self._asked_endpoints is not None:
@@ -191,7 +196,8 @@ class ItemResponse:
             for each, (hidden, _), found in zip(unseen, cases, told, strict=True):
                 each.take(hidden, found)
         for each, own in zip(unseen, given, strict=True):
-            for metric, above, variance in self._chances.rest(own.columns, own.row, own.told_by):
+            row = np.where(own.chosen, np.nan, own.row)
+            for metric, above, variance in self._chances.rest(own.columns, row, own.told_by):
                 each.raise_by(metric, above, variance)
         return [each.estimates() for each in unseen]
 
@@ -203,6 +209,7 @@ class ItemResponse:
         own = given.items.binary == kind
         told, hidden = (np.flatnonzero(own & each) for each in (given.seen, ~given.seen))
         levels = self._levels(given.columns, own)
+        levels = np.where(given.chosen, levels + 1 + levels.max(), levels)  # models may be better at these, or worse
         key = kind, id(given.items), given.seen.tobytes()  # `given` keeps its items alive
         if key not in taken:
             taken[key] = given.items.take(told), given.items.take(hidden)
@@ -220,17 +227,17 @@ class ItemResponse:
 
     def _calibrate(self, values: NDArray[np.float64]) -> dict[str, Calibration]:
         """How far off the latent model is on known models, each left out in turn with those like it."""
-        assert self._order is not None
+        order = drawn_order(self.columns)
         replays: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in self.columns.terms}
-        for some in batches(some_of(values, self.columns, self._order.ranks, self._endpoints)):
+        chosen = [self._chosen(~np.isnan(row)) for row in values]
+        for some in batches(some_of(values, chosen, self.columns, order, self._endpoints)):
             for true, guessed, plain in self._replayed(values, some):
                 for name, each in true.items():
                     told, drawn = guessed[name], plain[name]
                     if told.error > 0 and drawn.error > 0 and math.isfinite(each.value + told.value + drawn.error):
                         off = told.value - each.value, told.error, drawn.value - each.value, drawn.error
                         replays[name].append(off)
-        chosen = self._anchors != "none"
-        return {name: calibrate(found, chosen, bool(self._chances)) for name, found in replays.items()}
+        return {name: calibrate(found, bool(self._chances)) for name, found in replays.items()}
 
     def _replayed(
         self, values: NDArray[np.float64], replays: Sequence[Replay]
@@ -240,20 +247,18 @@ class ItemResponse:
         chances = self._chances(values)
         known = self._fit.without_each([(replay.left_out, replay.part) for replay in replays])
         means, given = [self._mean.only(replay.part) for replay in replays], []
-        for (model, _, part, shown), items, mean in zip(replays, known, means, strict=True):
+        for (model, _, part, shown, chosen), items, mean in zip(replays, known, means, strict=True):
             row, soft = (np.where(shown[part], each[model][part], np.nan) for each in (values, chances))
             endpoints = [k for k in self._endpoints if k != model]
-            given.append(Shown(mean.columns, items, row, soft, endpoints))
+            given.append(Shown(mean.columns, items, row, soft, endpoints, chosen[part]))
         for replay, each, guessed, mean in zip(replays, given, self._predict(given), means, strict=True):
-            weights = self._weights(replay.shown)
-            plain = mean.of_row(each.row, None if weights is None else weights[replay.part])
-            yield mean.of_row(values[replay.model][replay.part]), guessed, plain
+            yield mean.of_row(values[replay.model][replay.part]), guessed, mean.of_row(each.row)
 
     def _blended(self, mean: Estimate, predicted: Estimate, known: Calibration) -> Estimate:
         told = predicted.error * known.told
         if self._blend is None:
             return Estimate(predicted.value, told)
-        drawn = mean.error * known.drawn
+        drawn = mean.error
         if not math.isfinite(drawn):
             return Estimate(predicted.value, told)
         common = known.common * told * drawn

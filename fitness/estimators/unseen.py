@@ -23,6 +23,8 @@ class Shown(NamedTuple):
         row: what the model gave, NaN where an item was not run.
         told_by: what it is told from, chances in the place of answers.
         endpoints: known models that its abilities are sums of.
+        chosen: which of the items run are anchors, shape ``(columns,)``; of the items that were not run only the
+            others are a sample.
     """
 
     columns: Columns
@@ -30,6 +32,7 @@ class Shown(NamedTuple):
     row: Row
     told_by: Row
     endpoints: Sequence[int]
+    chosen: NDArray[np.bool_]
 
     @property
     def seen(self) -> NDArray[np.bool_]:

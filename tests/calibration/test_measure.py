@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from calibration.dying import DYING
+from models.architectures import save_pool
 from safetensors.torch import save_file
 from tiny_models import TinyModel
 from transformers import AutoModelForCausalLM
@@ -21,6 +22,7 @@ from evomerge.errors import ConfigError, FitnessError, PoolError
 from evomerge.models.opening import open_pool
 from evomerge.models.statistics import ModelStatistics
 from evomerge.protocols import CalibrationItem
+from evomerge.recipes.calibration import OF_EXPERTS
 
 ITEMS = [Encoded((1, 5, 9, 30, 7), 1), Encoded((1, 8, 8, 21), 2), Encoded((4, 12, 17, 33, 6, 10, 39), 4)]
 PLENTY = 1 << 30
@@ -142,7 +144,52 @@ def test_inner_products_of_what_layers_read(tiny_model: TinyModel, tmp_path: Pat
     assert found.has("lm_head.weight") == (kind == "llama")  # tied in GPT-2
 
 
-@pytest.mark.parametrize("kind", ["fisher", "gram", "sensitivity"])
+def test_means_of_what_layers_read_by_hand(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """The first layer's norm makes (1, 1, ...) of (1, 1, ...), and (4, 0, ...) of (2, 0, ...), of 16 units."""
+    folder = tiny_model("model")
+    pool = open_pool({"model": str(folder)})
+    tensors = {n: pool.read("model", n).clone() for n in pool.layout.parameters}
+    tensors["model.embed_tokens.weight"][1] = 1.0
+    tensors["model.embed_tokens.weight"][2] = torch.tensor([2.0] + 15 * [0.0])
+    tensors["model.layers.0.input_layernorm.weight"].fill_(1.0)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    found = made(folder, tmp_path / "cache", "activation", [Encoded((1, 2, 2), 1), Encoded((1, 1), 1)])
+    # Of five tokens, whatever their item: (1 + 4 + 4 + 1 + 1) / 5 and (1 + 1 + 1) / 5.
+    expected = torch.tensor([2.2] + 15 * [0.6])
+    names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
+    for name in names:
+        stored = found.read(name)
+        assert stored is not None
+        assert stored.axis == 1
+        torch.testing.assert_close(stored.values, expected, rtol=1e-5, atol=1e-6)
+        assert found.entry(name) == names[0]
+    assert not any("embed" in name or "norm" in name for name in found.index["tensors"])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_mean_inputs_give_mean_outputs(tiny_model: TinyModel, tmp_path: Path, kind: str) -> None:
+    """Of every linear layer, the mean of what it gives is what it makes of the mean of what it reads."""
+    folder = tiny_model("model", kind)
+    found = made(folder, tmp_path / "cache", "activation")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    stored = {name.removeprefix("transformer."): found.read(name) for name in found.index["tensors"]}
+    given: dict[str, list[torch.Tensor]] = {}
+    for path, layer in model.named_modules():
+        if f"{path}.weight".removeprefix("transformer.") in stored:
+            layer.register_forward_hook(lambda _, __, out, path=path: given.setdefault(path, []).append(out[0]))
+    with torch.no_grad():
+        for item in ITEMS:
+            model(torch.tensor([item.ids]))
+        means = {path: torch.cat(out).mean(0) for path, out in given.items()}
+        assert len(means) == len(stored) >= 8
+        for path, mean in means.items():
+            own = stored[f"{path}.weight".removeprefix("transformer.")]
+            assert own is not None
+            made_of_means = model.get_submodule(path)(own.values)
+            torch.testing.assert_close(made_of_means, mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["fisher", "gram", "sensitivity", "activation"])
 def test_little_memory_takes_more_passes_and_gives_the_same_bytes(
     tiny_model: TinyModel, tmp_path: Path, kind: str
 ) -> None:
@@ -168,7 +215,7 @@ from evomerge.calibration.measurement import Measurement
 from evomerge.models.opening import open_pool
 from evomerge.models.statistics import ModelStatistics
 
-folder, root = sys.argv[1:]
+folder, root = sys.argv[1:3]
 items = [Encoded((1, 5 + n % 30, 9, 30 - n, 7 + n), 1) for n in range(14)]
 
 pool = open_pool({"model": folder}, dtype="float32")
@@ -180,7 +227,7 @@ def work(kind, into, left):
     module.measure(pool, items, Measurement(kind), found, memory=12000, every=0.0, progress=step)
 
 draw = random.Random(3)
-for kind in ("fisher", "gram"):
+for kind in sys.argv[3:]:
     assert child(work, kind, "whole-" + kind, 0) == 0
     print(killed(work, kind, "killed-" + kind, most=200, draw=lambda: draw.randrange(1, 9)))
 """
@@ -188,12 +235,18 @@ for kind in ("fisher", "gram"):
 
 
 @pytest.mark.slow
-def test_killed_many_times_it_goes_on_and_gives_the_same_bytes(tiny_model: TinyModel, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(tiny_model("model")), str(tmp_path)]
+@pytest.mark.parametrize("kinds", [("fisher", "gram", "hessian", "activation"), OF_EXPERTS], ids=["dense", "mixture"])
+def test_killed_many_times_it_goes_on_and_gives_the_same_bytes(
+    tiny_model: TinyModel, tmp_path: Path, kinds: tuple[str, ...]
+) -> None:
+    mixture = kinds == OF_EXPERTS
+    folder = save_pool("mixtral", tmp_path / "pool", ("a",))["a"] if mixture else tiny_model("model")
+    command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path), *kinds]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert min(int(kills) for kills in ran.stdout.split()) >= 20
-    for kind in ("fisher", "gram"):
+    assert len(ran.stdout.split()) == len(kinds)
+    assert min(int(kills) for kills in ran.stdout.split()) >= 20, ran.stdout
+    for kind in kinds:
         whole, killed = (ModelStatistics(tmp_path, kind, f"{name}-{kind}") for name in ("whole", "killed"))
         assert contents(killed) == contents(whole)
         assert "partial.safetensors" not in contents(killed)

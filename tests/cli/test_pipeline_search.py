@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import save_clip, save_pool
 
 import evomerge
 from evomerge.cli.main import main
 from evomerge.errors import EvomergeError
+from evomerge.recipes.yaml_reader import dump_recipe
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,29 @@ def test_every_space_takes_networks(kind: str, folder: Path, tmp_path: Path) -> 
     assert run.best is not None
 
 
+@pytest.mark.slow
+def test_a_search_over_an_adapter_ends_in_a_pipeline_with_it(folder: Path, tmp_path: Path) -> None:
+    target = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    flat = f"lora_unet_{target.replace('.', '_')}"
+    generator = torch.Generator().manual_seed(1)
+    up, down = (torch.randn(shape, generator=generator) for shape in ((16, 2), (2, 16)))
+    content = {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(1.0)}
+    save_file({f"{flat}.{part}": own for part, own in content.items()}, folder / "style.safetensors")
+    models = {"base": "base", "style": "base+style.safetensors"}
+    given = {"pool.models": f"{{base: base, style: {models['style']}}}", "search_space": "task_arithmetic"}
+    run = evomerge.search(*words(folder, tmp_path / "run", **given), "search.evaluations=2")
+    assert run.best is not None
+    pool = evomerge.load_pool(models, "base", root=folder, network="auto")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(pool.info.linear({"base": 0.25, "style": 0.75})))
+    assert main(["merge", str(recipe), str(tmp_path / "out")]) == 0
+    network = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    plain = load_file(folder / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+    wanted = plain[f"{target}.weight"] + 0.75 * 0.5 * up @ down  # alpha 1 over rank 2
+    assert torch.allclose(network[f"{target}.weight"], wanted, atol=1e-5)
+    assert all(torch.equal(network[name], own) for name, own in plain.items() if name != f"{target}.weight")
+
+
 @pytest.mark.parametrize("space", ["data_flow", "permutation"])
 def test_paths_are_refused(space: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EvomergeError, match="stay where they are"):
@@ -100,6 +125,7 @@ def test_paths_are_refused(space: str, folder: Path, tmp_path: Path) -> None:
     ("given", "said"),
     [
         ({"pool.network": "unte"}, "no part 'unte'"),
+        ({"pool.models": "{base: base, style: base+stlye.safetensors}"}, "stlye.safetensors"),
         ({"pool.others": "bese"}, "pool.others is 'bese'"),
         ({"pool.netwrk": "unet"}, "netwrk"),
         ({"pool.network": "null"}, "holds a pipeline that draws images"),
@@ -126,8 +152,6 @@ def test_texts_are_not_asked_of_pipelines(folder: Path, tmp_path: Path, capsys: 
 def test_a_single_file_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = evomerge.load_pool({"base": "base", "one": "one"}, "base", root=folder, network="auto")
     recipe = tmp_path / "recipe.yaml"
-    from evomerge.recipes.yaml_reader import dump_recipe
-
     recipe.write_text(dump_recipe(pool.info.linear({"base": 0.5, "one": 0.5})))
     assert main(["merge", str(recipe), str(tmp_path / "out.safetensors"), "--format", "single"]) == 0
     assert all(name.startswith("model.diffusion_model.") for name in load_file(tmp_path / "out.safetensors"))

@@ -7,6 +7,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_every_score_is_saved_and_found_again(ratings: RatingFolder, begin: Any)
     url = begin()
     first = ask(f"{url}next")
     assert first["left"] == 6
-    assert first["texts"] == [{"prompt": "a cat", "text": PICTURE}]
+    assert first["texts"] == [{"prompt": "a cat", "text": PICTURE, "other": ""}]
     assert ask(f"{url}score", {"candidate": first["candidate"], "item": first["item"], "score": 4}) == {"problem": ""}
     refused = ask(f"{url}score", {"candidate": first["candidate"], "item": 1, "score": 9})
     assert "a number from 1 to 5" in refused["problem"]
@@ -84,3 +85,20 @@ def test_nobody_without_the_address_is_answered(begin: Any) -> None:
     assert f'<script nonce="{nonce}">' in page
     with pytest.raises(urllib.error.HTTPError, match="400"):
         ask(f"{url}score", {"candidate": "aaaa"})
+
+
+def test_pairs_are_shown_beside_each_other(tmp_path: Path, begin: Any, ratings: RatingFolder) -> None:
+    pairs = replace(RULES, by="pair", low=0.0, high=1.0)
+    ratings.begin({"search": pairs})
+    for name in ("aaaa", "bbbb"):
+        texts = [text._replace(other="data:image/png;base64,AAAA") for text in RULES.texts({"images": [PICTURE] * 3})]
+        ratings.candidate(name).write(texts, pairs)
+    url = begin()
+    first = ask(f"{url}next")
+    assert (first["pair"], first["left"]) == (True, 6)
+    assert first["texts"] == [{"prompt": "a cat", "text": PICTURE, "other": "data:image/png;base64,AAAA"}]
+    assert ask(f"{url}score", {"candidate": "aaaa", "item": 0, "score": 0.5})["problem"] == ""
+    assert "1 for the first" in ask(f"{url}score", {"candidate": "aaaa", "item": 1, "score": 2})["problem"]
+    (sheet,) = ratings.candidate("aaaa").sheets(pairs)
+    assert sheet.scores == {0: 0.5}
+    assert (ratings.path / "aaaa" / "scores-anna.csv").read_text().startswith("item,prompt,text,other,score\n")

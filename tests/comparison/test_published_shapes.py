@@ -73,21 +73,24 @@ def items(kind: str, root: Path, names: list[str]) -> list[str]:
         tasks = ", ".join(f"{{task: {name}, images: '{root / 'images'}', templates: ['w7 {{}}']}}" for name in names)
         one = f"[{tasks}]"
         return [f"{node}.{key}" for node in ("fitness", "held_out") for key in (f"tasks={one}", f"clip='{clip}'")]
-    (root / "one.jsonl").write_text('{"text": "w4 w5", "answer": "w6"}\n{"text": "w7", "answer": "w8"}\n')
-    task = {"dataset_path": "json", "test_split": "test", "output_type": "loglikelihood", "doc_to_text": "{{text}}"}
-    task |= {"dataset_kwargs": {"data_files": {"test": str(root / "one.jsonl")}}, "doc_to_target": " {{answer}}"}
-    task |= {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
+    (root / "tasks").mkdir()
+    lines = root / "tasks" / "one.jsonl"
+    lines.write_text('{"text": "w4 w5", "answer": "w6"}\n{"text": "w7", "answer": "w8"}\n')
+    task = {"dataset_path": "json", "test_split": "test", "dataset_kwargs": {"data_files": {"test": str(lines)}}}
+    task |= {"output_type": "loglikelihood", "doc_to_text": "{{text}}", "doc_to_target": " {{answer}}"}
+    metric = "acc"
     if kind == "long_to_short":
+        metric = "exact_match"
         task |= {"output_type": "generate_until", "doc_to_target": "{{answer}}", "generation_kwargs": {"until": ["."]}}
-        task |= {"metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]}
-    objectives = ("helpful", "honest", "harmless") if kind == "alignment_3h" else (None,)
+    task |= {"metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}]}
+    objectives = ("helpful", "honest", "harmless") if kind == "alignment_3h" else ("",)
     listed = []
     for objective in objectives:
-        own = {"task": {"task": f"own_{objective}", **task}, **({"objective": objective} if objective else {})}
-        listed.append(own)
-    text = json.dumps(listed).replace('"', "'").replace("True", "true")
-    text = text.replace("'{{", '"{{').replace("}}'", '}}"').replace("' {{", '" {{')
-    return [f"fitness.tasks={text}", f"held_out.tasks={text}"]
+        name = f"own_{objective}"
+        (root / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **task}))
+        listed.append(f"{{task: {name}, metrics: {{{metric}: 1.0}}{objective and ', objective: '}{objective}}}")
+    words = [f"include_path='{root / 'tasks'}'", f"tasks=[{', '.join(listed)}]"]
+    return [f"{node}.{word}" for node in ("fitness", "held_out") for word in words]
 
 
 @pytest.mark.nightly

@@ -137,6 +137,11 @@ def test_least_squares_of_a_perceptron(ratio: float) -> None:
         assert left == pytest.approx(np.square(z @ expected.T - t).sum(), rel=1e-4, abs=1e-6)
         plain = zip_.merged(name, ours[name], aligned[name]).double().numpy()
         assert left <= np.square(z @ plain.T - t).sum() * (1 + 1e-9) + 1e-9
+        # With a ridge, as many rows more that ask for the weights merged as they are.
+        root = np.sqrt(0.3 * np.square(z).sum(0).mean())
+        held = np.linalg.lstsq(np.vstack([z, root * np.eye(z.shape[1])]), np.vstack([t, root * plain.T]), rcond=None)[0]
+        found = solved(zip_, name, ours[name], aligned[name], grams[name], ridge=0.3)
+        np.testing.assert_allclose(found.numpy(), held.T, rtol=1e-4, atol=1e-5)
 
 
 def both(zip_: object, name: str, axis: int, values: list[np.ndarray]) -> np.ndarray:
@@ -180,6 +185,8 @@ def test_the_command_solves_on_texts(tiny_model: TinyModel, tmp_path: Path, caps
         (["--ratio", "0.5,0.2,0.1"], "--ratio has 3 shares; one, or one for each of 2 layers"),
         (["--ratio", "half"], "--ratio is 'half'; a share from 0 to 1"),
         (["--texts", str(tmp_path / "none.txt")], "none.txt cannot be read"),
+        (["--texts", str(tmp_path / "texts.txt"), "--ridge", "0"], "--ridge is 0.0; a number above 0"),
+        (["--ridge", "0.1"], "--ridge is given without --texts"),
     ):
         assert main(["align", str(one), str(other), str(tmp_path / "x"), *wrong]) == 2
         assert said in capsys.readouterr().err

@@ -98,7 +98,7 @@ def plain_steps(values: Array, binary: bool, parts: list[slice], size: int, abil
     noise = np.ones(columns)
     x = np.hstack([abilities, np.ones((models, 1))])
     xx = np.array([np.outer(own, own) for own in x])
-    for _ in range(50):
+    for _ in range(kind_fit._STEPS):
         old = mean
         second = covariance + np.array([np.outer(own, own) for own in mean])
         half = 0.5 * np.sqrt(np.einsum("kab,iab->ki", xx, second))
@@ -382,15 +382,46 @@ def test_chosen_items_do_not_bias_the_mean() -> None:
     assert np.mean(plain) < -0.15
 
 
-def test_weights_say_how_many_items_an_anchor_stands_for() -> None:
+@pytest.mark.parametrize("drawn", [[], [90, 91], [6, 8, 90]])
+def test_weights_say_how_many_items_each_stands_for(drawn: list[int]) -> None:
+    """Seven chosen of 100 and those drawn, by their places in the order; with none drawn nobody is a sample."""
     world = World(13)
     estimator = built(anchors="clusters")
     estimator.fit([items(world.model()) for _ in range(30)])
     order = estimator.order(COUNTS)
     assert order is not None
     seen = np.zeros(200, dtype=bool)
-    seen[list(order["a"][:7])] = seen[[100 + place for place in order["b"][:9]]] = True
+    places = sorted({*range(7), *drawn})
+    seen[[order["a"][place] for place in places]] = seen[100:] = True
     weights = estimator._weights(seen)
     assert weights is not None
-    assert (weights[:100].sum(), weights[100:].sum()) == (100, 100)
-    assert ((weights > 0) <= seen).all()
+    others = len(set(places) - set(range(7)))
+    expected = {place: 93 / others if place >= 7 else 1.0 if others else 100 / 7 for place in places}
+    assert {place: weights[order["a"][place]] for place in places} == pytest.approx(expected)
+    assert (weights[:100] > 0).sum() == len(places)
+    assert (weights[100:] == 1).all()
+
+
+def test_chosen_items_say_nothing_of_the_others() -> None:
+    """Models are worse at the items that were chosen than their abilities say: the others are told from those drawn."""
+    rng, world = np.random.default_rng(0), World(14)
+    estimator, order = built(anchors="entropy"), None
+    known_models: list[dict[str, Any]] = [items(world.model()) for _ in range(6)]
+    off, held = [], []
+    for step in range(60):
+        estimator.fit(known_models)
+        order = order or estimator.order(COUNTS)
+        assert order is not None
+        row, seen = world.model(), np.zeros(200, dtype=bool)
+        for begin, name in ((0, "a"), (100, "b")):
+            chosen, drawn = begin + np.array(order[name]), begin + rng.permutation(100)
+            row[chosen[:40]] = 0.0
+            seen[chosen[:15]] = seen[drawn[:15]] = True
+        shown = items(np.where(seen, row, np.nan))
+        found = estimator.estimate(shown)["score"]
+        known_models.append(shown)
+        if step >= 20:
+            off.append(found.value - row.mean())
+            held.append(abs(off[-1]) <= 1.96 * found.error)
+    assert abs(np.mean(off)) < 0.03
+    assert np.mean(held) >= 0.85

@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 from contracts.fitness_contract import FitnessContract
+from tiny_classifiers import LABELS, rows, save_pool, write_rows
 
+from evomerge.candidate import Candidate
 from evomerge.config.compose import compose_config
 from evomerge.config.trust import check_trust
 from evomerge.errors import ConfigError, FitnessError
+from evomerge.evaluation.worker import Worker
+from evomerge.models.opening import open_pool
+from evomerge.session.builders import check_fitnesses
+from evomerge.session.switches import check_fitness_switches, is_headed
+from fitness.classification import ClassificationFitness
 from fitness.lm_eval_tasks import LmEvalFitness
 from fitness.several import SeveralFitness
 from fitness.unlabelled import UnlabelledFitness
@@ -117,3 +124,28 @@ def test_options_compose_below_one_another() -> None:
     parts: Any = compose_config(words).fitness.parts
     assert parts.a.forwards == "auto"
     assert parts.b.reference_size == "1GB"
+
+
+def test_parts_with_heads_score_as_one_fitness_does(tmp_path: Path) -> None:
+    """A task and its head in each: the metrics of the one fitness, an objective for each part."""
+    folder, tasks = save_pool(tmp_path / "models"), []
+    for seed, (task, labels) in enumerate(LABELS.items()):
+        path = tmp_path / f"{task}.jsonl"
+        write_rows(path, rows(labels, 20, seed))
+        tasks.append({"task": task, "file": str(path), "head": task, "metrics": "f1"})
+    pool = open_pool({name: str(folder / name) for name in ("base", *LABELS)}, base="base")
+    one = ClassificationFitness(tasks)
+    several = SeveralFitness({f"by_{own['task']}": ClassificationFitness([own]) for own in tasks})
+    names = tuple(LABELS)
+    check_fitness_switches(several, "fitness", names, has_head=is_headed(several))
+    recipe = pool.info.linear(dict.fromkeys(LABELS, 0.5))
+    found = []
+    for fitness in (one, several):
+        check_fitnesses(fitness, pool=pool)
+        found.append(Worker(pool, {"search": fitness}, device="cpu").evaluate(Candidate(0, recipe)))
+        assert found[-1].ok, found[-1].error
+    assert dict(found[1].metrics) == dict(found[0].metrics)
+    assert found[1].objectives == {f"by_{task}": found[0].metrics[f"{task}/f1"] for task in LABELS}
+    wrong = SeveralFitness({"mood": ClassificationFitness([{**tasks[0], "head": "moods"}])})
+    with pytest.raises(ConfigError, match=r"fitness\.parts\.mood\.tasks\[0\]\.head is 'moods'; did you mean 'mood'"):
+        check_fitness_switches(wrong, "fitness", names, has_head=True)

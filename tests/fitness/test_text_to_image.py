@@ -20,7 +20,10 @@ from evomerge.merge.planning.plan import make_plan
 from evomerge.merge.resident.model import Resident
 from evomerge.models.pipelines.opening import open_pipelines
 from evomerge.models.pool import Pool
+from evomerge.session.pools import check_scored
 from fitness._text_to_image.distances import Real
+from fitness.files import FilesFitness
+from fitness.several import SeveralFitness
 from fitness.text_to_image import TextToImageFitness
 
 PROMPTS = ["a cat", "a dog", "a red owl"]
@@ -65,6 +68,19 @@ def test_kid_is_its_definition_and_the_mean_of_its_items() -> None:
     real = sum(kernel(y[i], y[j]) for i in range(4) for j in range(4) if i != j) / 12
     across = sum(kernel(a, b) for a in x for b in y) / 20
     assert Real(y).kid(x).mean() == pytest.approx(drawn + real - 2 * across, rel=1e-12)
+
+
+def test_the_spread_of_kids_items_is_that_of_the_distance() -> None:
+    rng = np.random.default_rng(5)
+    real = Real(rng.standard_normal((300, 4)))
+    one, two = [0.2, 0.0, 0.0, 0.0], [0.0, 0.3, 0.0, 0.0]
+    gains, told = [], []
+    for _ in range(400):  # other noise, the same of both models
+        noise = rng.standard_normal((50, 4))
+        difference = real.kid(noise + one) - real.kid(noise + two)
+        gains.append(difference.mean())
+        told.append(difference.var(ddof=1) / len(noise))
+    assert np.sqrt(np.mean(told)) == pytest.approx(np.std(gains), rel=0.1)
 
 
 def test_fid_is_its_definition() -> None:
@@ -244,3 +260,32 @@ def test_another_sampler_draws_otherwise(pool: Pool, resident: Resident) -> None
         fitness.prepare(model)
         found.append((fitness.run(model).metrics["images/scorer"], fitness.fingerprint()))
     assert found[0] != found[1]
+
+
+def test_several_may_draw_each_with_a_name_of_its_own(pool: Pool, resident: Resident) -> None:
+    bright = TextToImageFitness(PROMPTS[:2], scorer=Brightness(), task="bright", **DRAW)
+    taste = TextToImageFitness(
+        PROMPTS[:1], metrics="rating", by="pair", task="taste", objectives={"rating": "taste"}, **DRAW
+    )
+    fitness = SeveralFitness({"light": bright, "people": taste})
+    check_scored(pool, fitness)
+    fitness.check()
+    model = put(resident, pool, one=1.0)
+    fitness.prepare(model)
+    found = fitness.run(model)
+    assert fitness.items() == {"bright": 2, "taste": 1}
+    assert found.objectives == {"light": bright.run(model).objectives["score"]}
+    assert set(found.items) == {"bright/scorer"}
+    assert len(found.responses["taste"]) == 1
+    assert (fitness.rating().objective, fitness.rating().by) == ("taste", "pair")
+    assert [own.name for own in fitness.objectives] == ["light", "taste"]
+    with pytest.raises(FitnessError, match="both have items of 'images'"):
+        SeveralFitness({name: TextToImageFitness(PROMPTS, scorer=Brightness()) for name in ("a", "b")}).check()
+
+
+def test_parts_that_draw_stand_beside_no_others() -> None:
+    draws = TextToImageFitness(PROMPTS, scorer=Brightness())
+    with pytest.raises(ConfigError, match=r"parts.a scores pipelines that draw images, parts.b other models"):
+        SeveralFitness({"a": draws, "b": FilesFitness("prompts.txt")})
+    with pytest.raises(ConfigError, match="task is 'a b'"):
+        TextToImageFitness(PROMPTS, scorer=Brightness(), task="a b")

@@ -60,8 +60,23 @@ class TestItemOrder:
         assert size(order.part(0.0, 3.0)) == 1002
 
     def test_begins_with_those_that_are_preferred(self) -> None:
-        order = ItemOrder({"task": 4}, seed=0, preferred={"task": [3, 1, 0, 2]})
-        assert order.part(0.0, 0.5) == {"task": (1, 3)}
+        preferred = [7, 5, 3, 1, 0, 2, 4, 6]
+        order, drawn = ItemOrder({"task": 8}, seed=0, preferred={"task": preferred}), ItemOrder({"task": 8}, seed=0)
+        first = drawn.part(0.0, 1 / 8)["task"]
+        assert first == (2,)  # of its own, so that the next is the first preferred one
+        assert order.part(0.0, 0.25) == {"task": (2, 7)}
+        half = set(order.part(0.0, 0.5)["task"])
+        assert {2, 7, 5} < half
+        assert len(half) == 4
+
+    def test_preferred_ones_are_the_same_for_all_and_those_between_are_not(self) -> None:
+        order = ItemOrder({"task": 100}, seed=0, preferred={"task": [*range(100)]})
+        parts = [set(order.part(0.0, 0.2, start)["task"]) for start in (0.0, 0.3, 0.6)]
+        assert all(len(part) == 20 and set(range(10)) <= part for part in parts)
+        assert len(parts[0] & parts[1] & parts[2] - set(range(12))) < 2
+        for start in (0.0, 0.3):
+            stretches = [order.part(k / 10, (k + 1) / 10, start)["task"] for k in range(10)]
+            assert sorted(place for part in stretches for place in part) == [*range(100)]
 
     def test_another_seed_is_another_order(self) -> None:
         assert ItemOrder(COUNTS, seed=1).part(0, 0.1) == ItemOrder(COUNTS, seed=1).part(0, 0.1)

@@ -15,9 +15,10 @@ from evomerge.candidate import Candidate, Evaluation, Split
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import ModelRef, SliceId
 from evomerge.run.folder import RunFolder
-from evomerge.run.ratings.folder import RatingFolder
+from evomerge.run.ratings.bradley_terry import strength
+from evomerge.run.ratings.folder import RatingFolder, form
 from evomerge.run.ratings.rules import RatingRules
-from evomerge.run.ratings.waiting import read_waiting
+from evomerge.run.ratings.waiting import left_for, read_waiting
 from evomerge.search.hooks import Interrupted
 from evomerge.session.rated import RatedEvaluator
 
@@ -264,3 +265,74 @@ def test_splits_have_names_of_their_own_but_finalists_of_the_same_items(desk: De
     waiting = read_waiting(desk.folder.rating)
     assert waiting is not None
     assert (waiting.rated, waiting.waiting, waiting.missing) == (1, 1, 2)
+
+
+PAIRS = replace(RULES, by="pair", low=0.0, high=1.0)
+
+
+def prefer(desk: Desk, better: Callable[[str, str], float]) -> list[str]:
+    """Compare all pairs that wait; the names of their candidates."""
+    compared = []
+    for candidate, rules, _ in left_for(desk.ratings, "anna"):
+        scores = {text.item: better(text.text, text.other) for text in candidate.texts()}
+        (candidate.path / "scores-anna.csv").write_text(form(candidate.texts(), scores, rules))
+        compared.append(candidate.name)
+    return compared
+
+
+def larger(first: str, second: str) -> float:
+    """Of numbers; the constant texts are equal."""
+    return 0.5 if first == second else float(int(first) > int(second))
+
+
+def test_pairs_become_strengths_and_the_first_candidate_is_the_origin(desk: Desk) -> None:
+    evaluator = desk.evaluator(PAIRS)
+    found = []
+    for number in (4, 2, 7, 5):
+        evaluator.submit(model(number))
+        thread = threading.Thread(
+            target=until, args=(lambda: prefer(desk, larger) or not evaluator._open,), daemon=True
+        )
+        thread.start()
+        found.append(evaluator.collect())
+        thread.join()
+    own = [evaluation.objectives["rating"] for evaluation in found]
+    assert own[0] == 0.0
+    # Against candidate 4, strength 0: one item lost, one equal.
+    assert own[1] == pytest.approx(strength([0.0, 0.5], [0.0, 0.0]))
+    # Against the two best, 4 and 2, the middle one being 2 as well.
+    assert own[2] == pytest.approx(strength([1.0, 0.5], [own[0], own[1]]))
+    assert own[3] == pytest.approx(strength([0.0, 0.5], [own[2], own[0]]))
+    for evaluation in found:
+        assert evaluation.items["t/rating"].mean() == pytest.approx(evaluation.objectives["rating"])
+        assert evaluation.metrics["t/rating"] == pytest.approx(evaluation.objectives["rating"])
+    assert read_waiting(desk.folder.rating).rated == 3  # type: ignore[union-attr]
+
+
+def test_pairs_that_were_laid_out_keep_their_opponents_in_another_session(desk: Desk) -> None:
+    evaluator = desk.evaluator(PAIRS)
+    for number in (4, 2):
+        evaluator.submit(model(number))
+    assert evaluator.collect().objectives == {"rating": 0.0}
+    desk.stop = lambda: True
+    with pytest.raises(Interrupted):
+        evaluator.collect()
+    before = (desk.ratings.candidate(desk.names[0]).path / "outputs.jsonl").read_bytes()
+    desk.stop = lambda: False
+    again = desk.evaluator(PAIRS)
+    for number in (4, 2):
+        again.submit(model(number))
+    assert again.collect().objectives == {"rating": 0.0}
+    assert (desk.ratings.candidate(desk.names[0]).path / "outputs.jsonl").read_bytes() == before
+    prefer(desk, larger)
+    assert again.collect().objectives["rating"] == pytest.approx(strength([0.0, 0.5], [0.0, 0.0]))
+    assert desk.inner.written == []
+    third = desk.evaluator(PAIRS)
+    third.submit(model(2))
+    assert third.collect().objectives["rating"] == pytest.approx(strength([0.0, 0.5], [0.0, 0.0]))
+
+
+def until(done: Callable[[], object]) -> None:
+    """Wait for something."""
+    while not done():
+        time.sleep(0.01)

@@ -90,6 +90,21 @@ def test_its_points_lie_on_the_front() -> None:
     assert archive.hypervolume(reference) > plain.hypervolume(reference)
 
 
+def test_losses_are_searched_as_their_negatives_are() -> None:
+    asked = []
+    for direction, sign in (("minimize", 1.0), ("maximize", -1.0)):
+        two = (Objective("near", direction), Objective("far", direction))  # type: ignore[arg-type]
+        strategy = AmortizedPareto(PLANE, two, seed=0, link="identity", popsize=20)
+        for number in range(12):
+            (proposal,) = strategy.ask(1)
+            a, b = proposal.genome.values[0] / 2, proposal.genome.values[1]
+            values = {"near": sign * (a**2 + b**2), "far": sign * ((1 - a) ** 2 + b**2)}
+            strategy.tell(Candidate(number, None, proposal.genome), Evaluation(number, "ok", objectives=values))
+        asked.append([proposal.genome.values for proposal in strategy.ask(6)])
+    np.testing.assert_array_equal(asked[0], asked[1])
+    assert max(b for _, b in asked[0]) < 0.1
+
+
 def test_nothing_is_proposed_outside_of_the_bounds_or_twice() -> None:
     player = Player(AmortizedPareto(PLANE, MAXIMISE, seed=1, verify=4, popsize=8, generations=2), PLANE)
     assert len(set(player.run(60, 3))) == 60

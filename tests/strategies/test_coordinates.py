@@ -41,6 +41,14 @@ def test_whole_numbers_share_the_range_equally() -> None:
     assert coordinates.genome(np.array([1.0]), NONE).values == (3,)
 
 
+def test_points_are_put_on_their_grids() -> None:
+    genes = (Gene("x"), Gene("k", "integer", low=0, high=3), Gene("y", low=1.0, high=2.0, resolution=0.25))
+    coordinates = Coordinates(GenomeSpec(genes))
+    points = np.array([[0.3, 0.2, 0.3], [0.71, 0.99, 0.99], [0.0, 0.0, 0.1]])
+    wanted = [[0.3, 0.125, 0.25], [0.71, 0.875, 1.0], [0.0, 0.125, 0.0]]
+    np.testing.assert_allclose(coordinates.snapped(points), wanted)
+
+
 def test_continuous_genes_are_scaled_by_their_range() -> None:
     coordinates = Coordinates(CONTINUOUS)
     assert coordinates.genome(np.array([0.1, 0.25, 0.49, 1.0]), NONE).values == (0.1, -1.0, 0.5, 0.4, 1.0)

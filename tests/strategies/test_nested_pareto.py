@@ -69,7 +69,7 @@ def test_models_alone_then_the_nearest_two_then_the_others_then_both_merges() ->
 
 def test_it_finds_what_each_task_wants() -> None:
     """The sum of the tasks is highest where each model's scaling is BEST less 0.015."""
-    strategy = NestedPareto(SPEC, TASKS, seed=0, samples=12, verify=8, popsize=16, generations=8)
+    strategy = NestedPareto(SPEC, TASKS, seed=0, samples=12, verify=8)
     found = search(strategy, 4 + 3 * 20)
     best = max(found, key=lambda values: sum(scores(values).values()))
     assert best[:4] == pytest.approx([BEST[name] - 0.015 for name in FOUR], abs=0.2)
@@ -82,7 +82,7 @@ def test_a_preference_decides_what_a_pair_becomes() -> None:
     kept = {}
     for name in "ab":
         given = {"on_a": 0.02, "on_b": 0.02, "on_c": 0.02, f"on_{name}": 0.96}
-        strategy = NestedPareto(plane, tasks, seed=0, preference=given, samples=12, verify=8, popsize=16, generations=5)
+        strategy = NestedPareto(plane, tasks, seed=0, preference=given, samples=12, verify=8)
         told = 0
         while told < 3 + 20:
             for proposal in strategy.ask():

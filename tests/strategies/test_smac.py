@@ -77,6 +77,12 @@ def test_the_forest_is_shown_missing_genes_as_such() -> None:
     assert ForestSearch(methods(), None, trees=2, candidates=10).marked(row) is row
 
 
+def test_a_genome_in_which_nothing_acts_is_its_own_neighbour() -> None:
+    search = ForestSearch(methods(), lambda genome: (), trees=2, candidates=10)
+    told = [methods().sample(np.random.default_rng(i)) for i in range(4)]
+    assert search.best(told, np.array([0.1, 0.2, 0.3, 0.4]), [], 0)
+
+
 def test_expected_improvement_is_that_of_samples() -> None:
     draws = np.random.default_rng(0).normal(0.3, 0.5, 400_000)
     sampled = np.maximum(np.exp(0.1) - np.exp(draws), 0).mean()

@@ -35,7 +35,8 @@ def find_layers(module: nn.Module) -> Stack:
     """The list of repeated layers and its name: of the outermost lists the one with the most parameters.
 
     One of the depth that the configuration says comes first: of a text model's; of a model of images and texts in one
-    space, as CLIP is, of its image tower's. Of a model that sees it is one of its language model.
+    space, as CLIP is, of its image tower's. Of a model that sees it is one of its language model; of one that makes
+    masks of prompts, as SAM does, of its image encoder.
 
     Raises:
         PoolError: there is none.
@@ -46,7 +47,7 @@ def find_layers(module: nn.Module) -> Stack:
         nested = any(name.startswith(f"{outer}.") for outer in lists)
         if isinstance(child, nn.ModuleList) and len(child) and not nested:
             lists[name] = child
-    prefix = language_prefix(module)
+    prefix = "vision_encoder" if hasattr(module, "mask_decoder") else language_prefix(module)
     within = {name: own for name, own in lists.items() if prefix and name.startswith(f"{prefix}.")}
     lists = within or lists
     if not lists:

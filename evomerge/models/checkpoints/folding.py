@@ -12,8 +12,9 @@ import hashlib
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,11 +70,15 @@ class FoldedCheckpoint(Checkpoint):
     ) -> None:
         TensorFiles.__init__(self, base.folder, base.config, base.tensors)
         self.base, self.adapter = base, adapter
-        self._changes = {target: (change, turned) for target, change, turned in _targets(base, adapter, module, match)}
+        self._changes = self._find_changes(module, match)
         self._folded: dict[str, torch.Tensor] = {}
         self._lock = threading.Lock()
         self._rounded = True
         self.room = room or FoldedRoom(base.nbytes)
+
+    def _find_changes(self, module: nn.Module, match: NameMatch) -> dict[str, Any]:
+        """By tensor of the checkpoint what is done to it."""
+        return dict(_targets(self.base, self.adapter, module, match))
 
     def unrounded(self) -> FoldedCheckpoint:
         """The same model, whose changed tensors are read as float32: what an adapter adds to a base stored in bfloat16
@@ -219,10 +224,8 @@ def _last(name: str) -> str:
     return PurePath(name.rstrip("/")).name.lower()
 
 
-def _targets(
-    base: Checkpoint, adapter: Adapter, module: nn.Module, match: NameMatch
-) -> Iterator[tuple[str, Change, bool]]:
-    """For every tensor that the adapter changes: its name in the checkpoint, how, and whether B A is transposed."""
+def _targets(base: Checkpoint, adapter: Adapter, module: nn.Module, match: NameMatch) -> dict[str, tuple[Change, bool]]:
+    """By name in the checkpoint of every tensor that the adapter changes: how, and whether B A is transposed."""
     renames = Renames(module)
     tied = tied_names(module)
     uses = Counter(tied.values())
@@ -244,8 +247,7 @@ def _targets(
             found[target] = change, turned
     for target, names in of_group.items():
         _check_tied(adapter, target, [adapter.changes[name] for name in names], 1 + uses[place_of[target]])
-    for target, (change, turned) in found.items():
-        yield target, change, turned
+    return found
 
 
 def _find(

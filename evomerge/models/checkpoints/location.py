@@ -52,7 +52,7 @@ def locate(source: str | ModelRef, root: str | Path | None = None) -> Located:
         PoolError: a part is not found.
     """
     if isinstance(source, str):
-        model, adapter = _split(source, root)
+        model, adapter = split_adapter(source, root)
         parts = ModelRef(model), None if adapter is None else ModelRef(adapter)
     elif source.adapter is None and source.revision is None:
         return locate(source.location, root)
@@ -76,21 +76,26 @@ def local_file(location: str, root: str | Path | None, suffix: str) -> Path | No
     return next((file.resolve() for file in _local_candidates(location, root) if file.is_file()), None)
 
 
-def check_place(source: str | ModelRef, root: str | Path | None = None) -> None:
-    """Raise the `PoolError` of `locate` for what is no folder and no hub id; no hub is asked."""
+def check_place(source: str | ModelRef, root: str | Path | None = None, *, files: bool = False) -> None:
+    """Raise the `PoolError` of `locate` for what is no folder and no hub id; no hub is asked.
+
+    With `files`, single ``.safetensors`` files are models and adapters too.
+    """
     if isinstance(source, ModelRef):
         parts = [source.location, *([source.adapter.location] if source.adapter is not None else [])]
     else:
-        parts = [part for part in _split(source, root) if part is not None]
+        parts = [part for part in split_adapter(source, root) if part is not None]
     for location in parts:
-        _folder_or_hub(location, root, "a model's")
+        if not files or local_file(location, root, ".safetensors") is None:
+            _folder_or_hub(location, root, "a model's")
 
 
-def _split(location: str, root: str | Path | None) -> tuple[str, str | None]:
+def split_adapter(location: str, root: str | Path | None) -> tuple[str, str | None]:
     """A model and its adapter, at that ``+`` of `location` which leaves the most likely two."""
 
     def likely(place: str) -> int:
-        if any(folder.is_dir() for folder in _local_candidates(place, root)):
+        local = _local_candidates(place, root)
+        if any(own.is_dir() or (own.suffix == ".safetensors" and own.is_file()) for own in local):
             return 2
         return int(_HUB_ID.fullmatch(place) is not None and not place.startswith("."))
 

@@ -12,16 +12,18 @@ from typing import Any
 from evomerge.errors import ConfigError, PoolError, nearest
 from evomerge.models import compatibility
 from evomerge.models.architecture.layout import Layout
+from evomerge.models.checkpoints.folding import FoldedRoom
 from evomerge.models.checkpoints.headers import read_json
 from evomerge.models.checkpoints.pins import with_fingerprints
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.equal_slices import equal_slices
+from evomerge.models.pipelines.adapters import FoldedNetwork, NetworkAdapter
 from evomerge.models.pipelines.blocks import Blocks, layout_of_network
 from evomerge.models.pipelines.checkpoint import NetworkCheckpoint, network_values
 from evomerge.models.pipelines.folders import AUTO, INDEX, NETWORKS, PipelineFolder, is_pipeline, read_pipeline
 from evomerge.models.pipelines.libraries import pipeline_class, require_diffusers
 from evomerge.models.pipelines.network_config import NetworkConfig
-from evomerge.models.pipelines.places import locate_pipeline
+from evomerge.models.pipelines.places import locate_adapted, locate_pipeline
 from evomerge.models.pipelines.rest import PipelineRest
 from evomerge.models.pipelines.single_file import SingleFile
 from evomerge.models.pool import Pool
@@ -31,6 +33,8 @@ from evomerge.recipes.network import Network
 from evomerge.recipes.pool_info import PoolInfo
 from evomerge.recipes.slices import DTYPES, ModelRef
 
+_KEPT = 2**30
+"""Bytes of tensors with adapters folded in that are kept in memory; the others are computed whenever they are read."""
 _SCHEDULER = "scheduler"
 _PREDICTS = "prediction_type"
 _IMMATERIAL = ("dropout", "upcast_attention", "attention_type", "_class_name")
@@ -51,7 +55,7 @@ def open_pipelines(
 
     Args:
         models: folders of pipelines as diffusers saves them, single files in the original layout, or hub ids of
-            pipelines, by name, the base included.
+            pipelines, by name, the base included; each may be followed by ``+`` and an adapter.
         base: which of `models` is the base that task vectors are taken from.
         root: folder that relative locations are looked up in first.
         dtype: dtype of merged networks; ``auto`` is that of the base, or else the first model.
@@ -70,9 +74,10 @@ def open_pipelines(
     problems: list[PoolError] = []
     places: dict[str, Path] = {}
     refs: dict[str, ModelRef] = {}
+    adapters: dict[str, Path | None] = {}
     for name, location in models.items():
         try:
-            places[name], refs[name] = locate_pipeline(location, root)
+            places[name], adapters[name], refs[name] = locate_adapted(location, root)
             _require_some_network(places[name], NETWORKS if network == AUTO else (network,))
         except PoolError as error:
             problems.append(of_model(name, error))
@@ -83,10 +88,15 @@ def open_pipelines(
     checkpoints: dict[str, Checkpoint] = {}
     configs: dict[str, NetworkConfig] = {}
     pipeline_class(giver.class_name)
+    room = FoldedRoom(_KEPT)
     for name, place in places.items():
         try:
             checkpoints[name] = _checkpoint(place, part, giver)
             configs[name] = NetworkConfig(checkpoints[name].config, place)
+            adapted = adapters[name]
+            if adapted is not None:
+                adapter = NetworkAdapter(adapted, part, giver.class_name, checkpoints[name])
+                checkpoints[name] = FoldedNetwork(checkpoints[name], adapter, room)
             if is_pipeline(place):
                 _check_scheduler(name, read_pipeline(place), giver, whose)
         except PoolError as error:

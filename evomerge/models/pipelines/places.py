@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from evomerge.errors import PoolError
-from evomerge.models.checkpoints.location import local_file, resolve
+from evomerge.models.checkpoints.location import local_file, resolve, split_adapter
 from evomerge.models.pipelines.folders import INDEX, NETWORKS, SINGLE_FILE, is_pipeline, read_pipeline
 from evomerge.recipes.slices import ModelRef
 
 # Weights in other formats and precisions than the plain ones are never fetched.
 _UNWANTED = ["*.fp16.*", "*.non_ema.*", "*.bf16.*", "*openvino*", "*onnx*"]
 _KINDS = ("*.safetensors", "*.json", "*.txt", "*.model")
+
+
+def locate_adapted(source: str | ModelRef, root: str | Path | None = None) -> tuple[Path, Path | None, ModelRef]:
+    """Find a pipeline and, where ``PIPELINE+ADAPTER`` names one, its adapter: a file, a folder or a hub id.
+
+    Args:
+        source: both, or a reference; as for `locate_pipeline`.
+        root: folder that relative locations are looked up in first.
+
+    Returns:
+        Where the pipeline lies, where the adapter, and a reference with both.
+
+    Raises:
+        PoolError: one of them is not found.
+    """
+    if isinstance(source, str):
+        location, adapter = split_adapter(source, root)
+        source = ModelRef(location, adapter=None if adapter is None else ModelRef(adapter))
+    if source.adapter is None:
+        place, ref = locate_pipeline(source, root)
+        return place, None, ref
+    place, ref = locate_pipeline(replace(source, adapter=None), root)
+    own = local_file(source.adapter.location, root, SINGLE_FILE)
+    found = ModelRef(str(own)) if own is not None else None
+    if own is None or found is None:
+        own, found = resolve(source.adapter.location, root, source.adapter.revision, "an adapter's")
+    return place, own, replace(ref, adapter=found)
 
 
 def locate_pipeline(source: str | ModelRef, root: str | Path | None = None) -> tuple[Path, ModelRef]:
@@ -25,13 +52,9 @@ def locate_pipeline(source: str | ModelRef, root: str | Path | None = None) -> t
         Where it lies, and a reference, pinned where a hub commit pins it.
 
     Raises:
-        PoolError: it is not found, or names an adapter.
+        PoolError: it is not found.
     """
     ref = ModelRef(source) if isinstance(source, str) else source
-    if ref.adapter is not None:
-        raise PoolError(
-            f"{ref.address} has an adapter", "networks as they are", "fuse it into the pipeline and save that"
-        )
     file = local_file(ref.location, root, SINGLE_FILE)
     if file is not None:
         return file, ModelRef(str(file))

@@ -55,7 +55,8 @@ class RatedCandidate:
         for file in [f"scores-{rater}.csv" for rater in rules.names] or [FORM]:
             if not (self.path / file).exists():
                 write_text_atomic(self.path / file, form(shown, {}, rules))
-        lines = [json.dumps(text._asdict(), ensure_ascii=False) + "\n" for text in shown]
+        rows = [{name: value for name, value in text._asdict().items() if name != "other" or value} for text in shown]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         write_text_atomic(self.path / OUTPUTS, "".join(lines))  # last: what has it is whole
 
     def texts(self) -> list[Text]:
@@ -63,7 +64,10 @@ class RatedCandidate:
         try:
             content = read_bounded(self.path / OUTPUTS, MOST_BYTES, follow=False).decode()
             rows = [json.loads(line) for line in content.splitlines() if line]
-            return [Text(int(r["item"]), str(r["task"]), str(r["prompt"]), str(r["text"])) for r in rows]
+            return [
+                Text(int(r["item"]), str(r["task"]), str(r["prompt"]), str(r["text"]), str(r.get("other", "")))
+                for r in rows
+            ]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return []
 
@@ -126,7 +130,7 @@ class RatingFolder:
 
 
 def form(texts: Sequence[Text], scores: Mapping[int, float], rules: RatingRules) -> str:
-    """A table for people to fill in: item, prompt, text, score.
+    """A table for people to fill in: item, prompt, text, score; of pairs the other text, too.
 
     Args:
         texts: in the order in which they are shown.
@@ -135,11 +139,13 @@ def form(texts: Sequence[Text], scores: Mapping[int, float], rules: RatingRules)
     """
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(["item", "prompt", "text", "score"])
+    pairs = rules.by == "pair"
+    rows.writerow(["item", "prompt", "text", *(["other"] if pairs else []), "score"])
     for place, text in enumerate(texts):
-        key = text.item if rules.by == "item" else place
+        key = place if rules.by == "candidate" else text.item
         score = f"{scores[key]:g}" if key in scores else ""
-        rows.writerow([text.item, _cell(text.prompt), _cell(text.text), score])
+        other = [_cell(text.other)] if pairs else []
+        rows.writerow([text.item, _cell(text.prompt), _cell(text.text), *other, score])
     return out.getvalue()
 
 
@@ -153,14 +159,24 @@ def _cell(text: str) -> str:
 def guide(rules: RatingRules) -> str:
     """What raters need to know, in plain words."""
     better = "higher is better" if rules.direction == "maximize" else "lower is better"
-    what = "each text" if rules.by == "item" else "each folder one score, for all of its texts together"
+    better = "the first is text, the second is other" if rules.by == "pair" else better
+    what = {
+        "item": "each text",
+        "candidate": "each folder one score, for all of its texts together",
+        "pair": "each pair of texts",
+    }[rules.by]
     where = (
         "fill in the column score of your own file, scores-NAME.csv"
         if rules.names
         else f"copy {FORM} to scores-NAME.csv, with your name for NAME, and fill in the column score"
     )
-    line, often = ('{"item": 0, "score": 3}', "for each text") if rules.by == "item" else ('{"score": 3}', "in all")
-    return f"""Every folder here has texts that one model wrote. Which model that is, nobody is told.
+    line, often = {
+        "item": ('{"item": 0, "score": 3}', "for each text"),
+        "candidate": ('{"score": 3}', "in all"),
+        "pair": ('{"item": 0, "score": 1}', "for each pair"),
+    }[rules.by]
+    whose = "two models" if rules.by == "pair" else "one model"
+    return f"""Every folder here has texts that {whose} wrote. Which model that is, nobody is told.
 
 Score {what}: {rules.scale}; {better}.
 

@@ -28,13 +28,15 @@ class Text(NamedTuple):
         item: its number among those of the candidate, from 0, tasks one after the other.
         task: the name of its prompts.
         prompt: what it was written after.
-        text: what the candidate wrote.
+        text: what the candidate wrote; of a pair the one that is shown first.
+        other: of a pair the one that is shown second; empty where single texts are rated.
     """
 
     item: int
     task: str
     prompt: str
     text: str
+    other: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class RatingRules:
     Attributes:
         objective: that the mean of their scores is.
         direction: ``maximize`` or ``minimize``.
-        by: whether they score each ``item``, or the ``candidate`` as a whole.
+        by: whether they score each ``item``, or the ``candidate`` as a whole, or say of each ``pair`` of an item's text
+            and another candidate's which is better: 1 the first, 0 the second, 0.5 neither.
         low, high: the lowest and the highest score; ``None`` where any finite number is one.
         raters: how many must have rated a candidate before it counts.
         names: who they are; empty where anyone may be one.
@@ -57,7 +60,7 @@ class RatingRules:
 
     objective: str = "rating"
     direction: Literal["maximize", "minimize"] = "maximize"
-    by: Literal["item", "candidate"] = "item"
+    by: Literal["item", "candidate", "pair"] = "item"
     low: float | None = 1.0
     high: float | None = 5.0
     raters: int = 1
@@ -76,11 +79,13 @@ class RatingRules:
     @property
     def wanted(self) -> int:
         """Scores that one rater gives a candidate."""
-        return self.items if self.by == "item" else 1
+        return 1 if self.by == "candidate" else self.items
 
     @property
     def scale(self) -> str:
         """In words what a score is."""
+        if self.by == "pair":
+            return "1 for the first, 0 for the second, 0.5 for neither, or a number between"
         return "a finite number" if self.low is None else f"a number from {self.low:g} to {self.high:g}"
 
     def refusal(self, score: float) -> str:
@@ -119,7 +124,7 @@ class RatingRules:
         """What `to_json` gave; `ValueError` or `TypeError` for anything else."""
         rules = cls(**{**content, "names": tuple(map(str, content["names"])), "counts": dict(content["counts"])})
         sizes = [rules.raters, *rules.counts.values()]
-        if rules.by not in ("item", "candidate") or any(type(size) is not int or size < 0 for size in sizes):
+        if rules.by not in ("item", "candidate", "pair") or any(type(size) is not int or size < 0 for size in sizes):
             raise ValueError("no such rules")
         bounds = [] if rules.low is None and rules.high is None else [rules.low, rules.high]
         if any(isinstance(value, bool) or not isinstance(value, int | float) for value in (*bounds, rules.look_every)):

@@ -9,22 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.candidate import Evaluation
+from evomerge.run.ratings.bradley_terry import by_comparison
+from evomerge.run.ratings.pairs import Pairs, shares_of
 from evomerge.run.ratings.rules import METRIC, WHOLE, RatingRules
 from evomerge.run.ratings.sheets import MOST_BYTES
 from evomerge.utils.files import read_bounded, write_text_atomic
 
 
-def rated(evaluation: Evaluation, rules: RatingRules, scores: Mapping[str, Sequence[float]]) -> Evaluation:
+def rated(
+    evaluation: Evaluation, rules: RatingRules, scores: Mapping[str, Sequence[float]], pairs: Pairs | None = None
+) -> Evaluation:
     """The evaluation with what people say of it: the mean of the raters, then of items, then of tasks.
 
     Args:
         evaluation: of the candidate, without scores of people.
         rules: what was asked.
-        scores: by rater, by item; of a candidate as a whole one each.
+        scores: by rater, by item; of a candidate as a whole one each; empty for the first candidate of pairs.
+        pairs: opponents, where pairs are rated: the objective is then the strength of the candidate, and items are what
+            each comparison made of it.
     """
-    mean = np.mean(np.array(list(scores.values()), dtype=np.float64), axis=0)
+    if pairs is not None:
+        mean = _strengths(rules, scores, pairs)
+    else:
+        mean = np.mean(np.array(list(scores.values()), dtype=np.float64), axis=0)
     items, metrics = dict(evaluation.items), dict(evaluation.metrics)
     found: list[float] = []
     if rules.by == "candidate":
@@ -40,6 +50,17 @@ def rated(evaluation: Evaluation, rules: RatingRules, scores: Mapping[str, Seque
             begin += count
     objectives = {**evaluation.objectives, rules.objective: float(np.mean(found))}
     return replace(evaluation, objectives=objectives, metrics=metrics, items=items)
+
+
+def _strengths(rules: RatingRules, scores: Mapping[str, Sequence[float]], pairs: Pairs) -> NDArray[np.float64]:
+    """By item what its comparison made of the strength; the mean over tasks of their means is the strength."""
+    if not pairs.against:
+        return np.zeros(rules.items)
+    found = by_comparison(shares_of(scores), pairs.strengths, len(scores))
+    parts = np.split(found, np.cumsum(list(rules.counts.values()))[:-1])
+    middle = float(np.mean([part.mean() for part in parts]))
+    values: NDArray[np.float64] = found + (pairs.strength(scores) - middle)
+    return values
 
 
 _KEPT = ("objectives", "metrics", "seconds", "merge", "tokens")

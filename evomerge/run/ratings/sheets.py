@@ -80,7 +80,7 @@ def _read(path: Path, rules: RatingRules) -> Sheet:
             raise _WrongSheetError(f"{rater} is none of the raters {', '.join(rules.names)}")
         text = read_bounded(path, MOST_BYTES, follow=False).decode("utf-8-sig")
         entries = _json_lines(text) if path.suffix == ".jsonl" else _csv_rows(text, rules)
-        scores = _by_item(entries, rules) if rules.by == "item" else _of_all(entries, rules)
+        scores = _of_all(entries, rules) if rules.by == "candidate" else _by_item(entries, rules)
     except OSError as error:
         return Sheet(rater, path.name, problem=f"it cannot be read: {error.strerror}", stamp=stamp)
     except UnicodeDecodeError:
@@ -97,13 +97,13 @@ _Entry = tuple[str, object, object]
 def _csv_rows(text: str, rules: RatingRules) -> Iterator[_Entry]:
     first = text.partition("\n")[0].lower()
     comma = next((sign for sign in ",;\t" if "score" in [cell.strip(' "\r') for cell in first.split(sign)]), None)
-    columns = "item and score" if rules.by == "item" else "score"
+    columns = "score" if rules.by == "candidate" else "item and score"
     if comma is None:
         raise _WrongSheetError(f"its first line names no column score; it should name {columns}")
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=comma, strict=True)
     try:
         names = [name.strip().lower() for name in next(rows)]
-        if rules.by == "item" and "item" not in names:
+        if rules.by != "candidate" and "item" not in names:
             raise _WrongSheetError(f"its first line names no column item; it should name {columns}")
         for row in rows:
             if any(cell.strip() for cell in row):

@@ -24,10 +24,14 @@ class Knowledge:
     Args:
         estimator: ``None`` where the fitness has none.
         objectives: of the fitness.
+
+    Attributes:
+        counts: items of each task, as the race says.
     """
 
     def __init__(self, estimator: Estimator | None, objectives: tuple[Objective, ...]) -> None:
         self.estimator, self._objectives = estimator, objectives
+        self.counts: Mapping[str, int] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -36,6 +40,8 @@ class Knowledge:
         self._baselines: dict[int, Items] = {}
         self._told = self._due = self._fitted = self._revised_at = 0
         self._revised: dict[int, Estimate] = {}  # while nothing more is learnt
+        self._order: Mapping[str, Sequence[int]] | None = None
+        self._ordered = False
 
     def see(self, evaluation: Evaluation, *, baseline: bool = False) -> None:
         """Take in an evaluation of the search's items."""
@@ -55,16 +61,18 @@ class Knowledge:
         """The values that a candidate had, where they are still known."""
         return self._models.get(candidate, self._baselines.get(candidate))
 
-    def order(self, counts: Mapping[str, int]) -> Mapping[str, Sequence[int]] | None:
+    def order(self) -> Mapping[str, Sequence[int]] | None:
         """The order of items that the estimator prefers, from the pool's own models alone."""
-        if self.estimator is None:
-            return None
-        self.estimator.fit(list(self._baselines.values()))
-        self._fitted = 0
-        return self.estimator.order(counts)
+        if self.estimator is not None and not self._ordered:
+            self.estimator.fit(list(self._baselines.values()))
+            self._fitted = 0
+            self._order = self.estimator.order(self.counts)
+        self._ordered = True
+        return self._order
 
     def learn(self) -> None:
         """Let the estimator learn what it is due to."""
+        self.order()  # by which it tells what it chose from what was drawn
         if self.estimator is not None and self._due > self._fitted:
             self._fitted = self._due
             behind = self._told - self._due

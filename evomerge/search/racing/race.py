@@ -51,6 +51,7 @@ class Race:
         self.total = sum(counts.values())
         self.steps = settings.steps(self.total)
         self._counts, self._seed = dict(counts), seed
+        knowledge.counts = self._counts
         self._order: ItemOrder | None = None
         self.cheap = CheapRung(settings.keep_cheap, cheap, self.objective) if cheap is not None else None
         self.pruning: Pruning | None = None
@@ -93,10 +94,10 @@ class Race:
     def part(self, runner: Runner) -> Part:
         """The items that a candidate is scored on next."""
         if self._order is None:  # the pool's own models are known by now
-            self._order = ItemOrder(self._counts, self._seed, self.knowledge.order(self._counts))
+            self._order = ItemOrder(self._counts, self._seed, self.knowledge.order())
         done = runner.done
         first = self.steps[done - 1] if done else 0.0
-        return self._order.part(runner.start + first, runner.start + self.steps[-1 if runner.at_once else done])
+        return self._order.part(first, self.steps[-1 if runner.at_once else done], runner.start)
 
     def add(self, runner: Runner, part: Part, evaluation: Evaluation) -> None:
         """Take in what a candidate's next items gave."""

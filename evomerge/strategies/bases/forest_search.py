@@ -95,7 +95,7 @@ class ForestSearch:
             mean, variance = forest.predict(self.marked(points))
             return log_improvement(mean, variance, lowest)
 
-        drawn = self._snapped(rng.random((self._candidates, self._numbers)))
+        drawn = self._coordinates.snapped(rng.random((self._candidates, self._numbers)))
         drawn = np.hstack([drawn, rng.integers(0, self._counts, (self._candidates, len(self._counts)))])
         random, known = improvement(drawn), improvement(rows)
         starts = np.vstack(
@@ -137,14 +137,6 @@ class ForestSearch:
 
     def _genome(self, row: Array) -> Genome:
         return self._coordinates.genome(row[: self._numbers], row[self._numbers :].astype(np.int64))
-
-    def _snapped(self, points: Array) -> Array:
-        """Numbers on their grids, and whole numbers in the middle of their intervals."""
-        steps, start = self._coordinates.steps, self._coordinates.start
-        width = np.where(steps > 0, steps, 1.0)
-        near = start + np.round((points - start) / width) * width
-        near = near - width * (near > 1 + 1e-9) + width * (near < -1e-9)
-        return np.where(steps > 0, near, points)
 
     def _grown(self, rows: Array, values: Array, seed: int) -> _Forest:
         # smac's own bound on leaves, 2^20, bounds nothing and makes scikit-learn allocate for as many in every tree
@@ -194,8 +186,8 @@ class ForestSearch:
             rows = np.repeat(point[None], len(values), axis=0)
             rows[:, i] = values
             near.append(rows)
-        rows = np.vstack(near)
-        rows[:, : self._numbers] = self._snapped(rows[:, : self._numbers])
+        rows = np.vstack(near) if near else point[None].copy()  # nothing acts: it is its own neighbour
+        rows[:, : self._numbers] = self._coordinates.snapped(rows[:, : self._numbers])
         return rows
 
 

@@ -92,6 +92,13 @@ class Coordinates:
             chosen.append(choices.index(str(value)) if choices else int(bool(value)))
         return np.clip((values - self._low + 0.5 * self._whole) / scale, 0.0, 1.0), np.array(chosen, dtype=np.int64)
 
+    def snapped(self, points: Array) -> Array:
+        """Points ``(k, n)`` with their numbers on grids, and whole numbers in the middle of their intervals."""
+        width = np.where(self.steps > 0, self.steps, 1.0)
+        near = self.start + np.round((points - self.start) / width) * width
+        near = near - width * (near > 1 + 1e-9) + width * (near < -1e-9)
+        return np.where(self.steps > 0, near, points)
+
     def sample(self, rng: np.random.Generator, spread: Spread = None) -> tuple[Array, NDArray[np.int64]]:
         """Coordinates and numbers of choices drawn at random.
 
