@@ -110,7 +110,7 @@ class ImagesFitness(HeadedImages):
             FitnessError: a folder or table that is missing, cannot be read or has no images.
             ConfigError: Pillow is not installed.
         """
-        from fitness._images.pixels import require_pillow
+        from fitness._images.decoding import require_pillow
 
         require_pillow()
         self._read()

@@ -112,7 +112,7 @@ class SegmentationFitness(HeadedImages):
                 its size; prompts that are none.
             ConfigError: Pillow is not installed.
         """
-        from fitness._images.pixels import require_pillow
+        from fitness._images.decoding import require_pillow
 
         require_pillow()
         self._read()

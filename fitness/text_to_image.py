@@ -162,7 +162,7 @@ class TextToImageFitness:
             ConfigError: diffusers or Pillow is not installed.
         """
         from evomerge.models.pipelines.libraries import require_diffusers
-        from fitness._images.pixels import require_pillow
+        from fitness._images.decoding import require_pillow
 
         require_diffusers()
         require_pillow()
@@ -174,12 +174,12 @@ class TextToImageFitness:
                     f"prompt {lacking[:60]!r} has no reference image",
                     'JSONL with one for each prompt: {"prompt": "a red bicycle", "image": "bicycle.jpg"}',
                 )
-        if any(term.name in BY_SET for term in self._terms):
-            from fitness._text_to_image.features import files_in
+        from fitness._text_to_image.features import check_compared_with
 
-            files_in(self._how_values["references"], "references")
-            if len(drawings) < 2:
-                raise FitnessError("one image is drawn", "two or more for kid and fid", "raise images")
+        names = {term.name for term in self._terms}
+        check_compared_with(names, self._how_values)
+        if names & set(BY_SET) and len(drawings) < 2:
+            raise FitnessError("one image is drawn", "two or more for kid and fid", "raise images")
 
     def check_files(self) -> None:
         """Raise `FitnessError` for a file of prompts that is not there."""

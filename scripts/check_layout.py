@@ -34,7 +34,7 @@ DOORS = {
     "bitsandbytes": ("evomerge.merge.resident.nf4_codec",),
     "vllm": ("evomerge.evaluation.vllm_*",),
     "httpx": ("evomerge.evaluation.server_client",),
-    "PIL": ("fitness._images.pixels", "evomerge.demo.image_tasks"),
+    "PIL": ("fitness._images.decoding", "evomerge.demo.image_tasks"),
     "diffusers": ("evomerge.models.pipelines.*",),
     "pyarrow": ("fitness._images.sources", "fitness._classification.tables"),
     "triton": ("evomerge.merge.kernels.triton_mixing", "evomerge.merge.kernels.triton_sums"),

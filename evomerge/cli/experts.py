@@ -127,4 +127,6 @@ def _check(options: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} is not given", "--experts N and --texts FILE, or --equal FILE")
     if not options.texts.is_file():
         raise ConfigError(f"--texts {options.texts} is no file", "texts, or JSON lines with text")
+    if options.align and options.method == "drop":
+        raise ConfigError("--align is given with --method drop", "m_smoe or sub_moe: drop merges nothing")
     check_settings(options.experts, options.method, options.router, options.scope, options.rank, options.seed)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from evomerge.calibration.encoding import Encoded, encode
-from evomerge.errors import ConfigError, PoolError
+from evomerge.errors import ConfigError, PoolError, nearest, reason_of
 from evomerge.export import aligned_model as aligned
 from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
@@ -269,17 +269,32 @@ def read_texts(path: Path) -> list[CalibrationItem]:
         ConfigError: the file cannot be read, or has none.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if path.suffix == ".jsonl":
-            content = [json.loads(line) for line in lines]
-            found = [_item(str(own["text"]), str(own.get("answer") or "")) for own in content]
-        else:
-            found = [CalibrationItem(line, "") for line in lines]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        lines = [(n, line) for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--texts {path} cannot be read ({error})", "texts, or JSON lines with text") from error
+    is_json = path.suffix == ".jsonl"
+    found = [_parsed(line, f"--texts {path}, line {n}") if is_json else CalibrationItem(line, "") for n, line in lines]
     if not found:
         raise ConfigError(f"--texts {path} has no text", "a line at least")
     return found
+
+
+def _parsed(line: str, where: str) -> CalibrationItem:
+    """What a JSON line holds."""
+    allowed = 'lines such as {"text": "words"}'
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is no JSON: {reason_of(error)}", allowed) from error
+    if not isinstance(row, Mapping):
+        raise ConfigError(f"{where} is no mapping", allowed)
+    if "text" not in row:
+        raise ConfigError(f"{where} has no key 'text'", nearest("text", [str(own) for own in row]), allowed)
+    text, answer = row["text"], row.get("answer") or ""
+    for key, value in (("text", text), ("answer", answer)):
+        if not isinstance(value, str):
+            raise ConfigError(f"{where}: its {key} is {str(value)[:60]!r}", "a text")
+    return _item(text, answer)
 
 
 def _item(text: str, answer: str) -> CalibrationItem:

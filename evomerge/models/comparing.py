@@ -63,7 +63,7 @@ def comparison(
             pair = compared_parts(*pair, layout)
         found = list(compatibility.config_problems(name, pair[0], reference, pair[1], ignored))
         problems += found
-        widths = [problem for problem in found if problem.do.endswith(compatibility.WIDTHS)]
+        widths = compatibility.of_widths(found)
         labels = compatibility.label_problem(name, configs[name], reference, configs[reference])
         problems += [labels] if labels and "id2label" not in ignored else []
         folders = checkpoints[name].folder, checkpoints[reference].folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from evomerge.errors import PoolError
@@ -29,6 +29,7 @@ _IMMATERIAL = re.compile(
 _ROTARY = re.compile(r"(^|\.)(rope_parameters|rope_scaling|rope_theta|original_max_position_embeddings)(\.|$)")
 
 WIDTHS = ", or bring one to the other's widths: evomerge align --widths"
+EXPERTS = ", or merge those of one into fewer: evomerge experts"
 LEAVE_OUT = "leave one of the two out of the pool"
 _WIDTH = re.compile(
     r"hidden_size|d_model|n_embd|.*intermediate_size|d_ff|n_inner|(num|n)_.*(heads?|experts)|head_dim|d_kv|.*_dim|.*_rank"
@@ -129,6 +130,11 @@ def config_problems(
             )
 
 
+def of_widths(problems: Iterable[PoolError]) -> list[PoolError]:
+    """Those of `config_problems` that shapes of tensors follow from."""
+    return [problem for problem in problems if problem.do.endswith((WIDTHS, EXPERTS))]
+
+
 def is_width(key: str) -> bool:
     """Whether a key of a configuration, the last part of it, decides shapes of tensors."""
     return _WIDTH.fullmatch(key) is not None
@@ -136,7 +142,7 @@ def is_width(key: str) -> bool:
 
 def _what_to_do(key: str, reference: str) -> str:
     if is_width(key):
-        return LEAVE_OUT + WIDTHS
+        return LEAVE_OUT + (EXPERTS if key.endswith("experts") else WIDTHS)
     return f"{LEAVE_OUT}; where it is meant, merge a copy of it whose config.json says what that of {reference!r} says"
 
 

@@ -35,10 +35,12 @@ def settle_dense(
 
     Raises:
         PoolError: layers that differ in all but their weights, or that a model lacks, or whose weights are no
-            safetensors; other modules that differ.
+            safetensors; other modules that differ; nothing to merge, with `MERGED`.
     """
     folders = {name: own.folder for name, own in checkpoints.items()}
     if not any((folder / MODULES).is_file() for folder in folders.values()):
+        if setting == MERGED:
+            raise _nothing_to_merge()
         return None
     check_sentence_modules(folders, but_dense=setting != SAME)
     if setting == SAME or (setting != MERGED and _are_same(folders)):
@@ -52,12 +54,22 @@ def settle_dense(
             )
         return KEPT
     layers = _layers(folders, reference)
+    if not layers and setting == MERGED:
+        raise _nothing_to_merge()
     if not layers:
         return None
     for name, own in checkpoints.items():
         checkpoints[name] = own.with_tensors(_tensors(name, folders[name], layers))
         setattr(configs[name], DENSE, [asdict(layer) for layer in layers])
     return MERGED
+
+
+def _nothing_to_merge() -> PoolError:
+    return PoolError(
+        "pool.dense is 'merged', and no model has dense layers behind its embedding",
+        "models with modules.json and a module Dense",
+        "set pool.dense=auto",
+    )
 
 
 def _are_same(folders: Mapping[str, Path]) -> bool:

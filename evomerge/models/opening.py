@@ -122,6 +122,14 @@ def open_pool(
         ) from error
 
 
+def _other_widths(configs: Mapping[str, Any], reference: str, ignored: frozenset[str]) -> list[PoolError]:
+    """What configurations of one kind say otherwise than the reference's, where shapes of tensors follow from it."""
+    wanted = configs[reference]
+    alike = {name: own for name, own in configs.items() if own.model_type == wanted.model_type and name != reference}
+    found = (compatibility.config_problems(name, own, reference, wanted, ignored) for name, own in alike.items())
+    return [problem for each in found for problem in compatibility.of_widths(each)]
+
+
 def _fitted(
     opened: Opened,
     sources: tuple[str, ...],
@@ -140,6 +148,8 @@ def _fitted(
     reference = config_giver(heads, base, sources) if kept is None else kept.model
     refs, checkpoints, adapters = opened.refs, opened.checkpoints, opened.adapters
     matched = match_models(reference, opened.configs, checkpoints, adapters, trust_remote_code, problems, heads, kept)
+    if problems and kept is None:  # what config.json says is mostly the reason
+        raise_all(_other_widths(opened.configs, reference, frozenset(ignore_config)))
     raise_all(problems)
     configs, modules, matches = matched.configs, matched.modules, matched.matches
     # However many adapters there are: what is not kept is folded for every candidate.

@@ -17,6 +17,9 @@ _MOST_LISTED = 5
 _LONGEST = 800
 
 
+_LIST = "list models under pool.models as name: folder or hub id, or give a folder of them (pool.adapters)"
+
+
 def check_pool_settings(
     models: Mapping[str, str] | Mapping[str, ModelRef],
     base: str | None,
@@ -34,6 +37,8 @@ def check_pool_settings(
         PoolError: no source models, or an entry that is no name with a location.
     """
     check_names(models)
+    if not models:
+        raise PoolError("the pool has no models", "at least one source model", _LIST)
     if base is not None and base not in models:
         raise ConfigError(f"pool.base is {base!r}", nearest(base, models), "name one of pool.models")
     if tokenizer_from is not None and tokenizer_from not in models:
@@ -53,9 +58,9 @@ def check_pool_settings(
     sources = tuple(name for name in models if name != base)
     if not sources:
         raise PoolError(
-            "the pool has no models" if base is None else f"the pool has no model besides its base {base!r}",
+            f"the pool has no model besides its base {base!r}",
             "at least one source model",
-            "list models under pool.models as name: folder or hub id, or give a folder of them (pool.adapters)",
+            _LIST,
         )
     return sources
 

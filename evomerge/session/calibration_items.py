@@ -67,6 +67,12 @@ def _encoded(
             "choose methods that read no statistics of data",
         )
     tokenizer = load_tokenizer(pool.tokenizer_of(model), pool.trust_remote_code)
+    if tokenizer is None:
+        raise ConfigError(
+            f"texts are to be read by model {model!r}, which has no tokenizer",
+            "models with tokenizers; of models that read no texts, safetensors files",
+            "copy its tokenizer into its folder, or set calibration=tensors",
+        )
     texts = [item for item in items if isinstance(item, CalibrationItem)]
 
     def seen(item: CalibrationItem, ids: Sequence[int]) -> None:

@@ -16,23 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.errors import ConfigError, FitnessError, reason_of
+from evomerge.errors import FitnessError, reason_of
 from evomerge.utils.sizes import size_text
+from fitness._images.decoding import opened, require_pillow
 from fitness._images.sources import ImageItem
 
 Pixels = NDArray[np.float32]
 """Of shape (images, channels, height, width)."""
 
 FILES = ("preprocessor_config.json", "processor_config.json")
-
-
-def require_pillow() -> Any:
-    """The module ``PIL.Image``; `ConfigError` where Pillow is not installed."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ConfigError("images need Pillow, which is not installed", "", "pip install 'evomerge[images]'") from error
-    return Image
 
 
 def load_processor(folder: str) -> Any:
@@ -154,13 +146,9 @@ def _fill(target: Pixels, items: Sequence[ImageItem], processor: Any, first: Pix
 
 
 def _process(item: ImageItem, processor: Any) -> Pixels:
-    image_module = require_pillow()
+    picture = opened(item.read(), item.where)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", image_module.DecompressionBombWarning)
-            image = image_module.open(io.BytesIO(item.read())).convert("RGB")
-    except FitnessError:
-        raise
+        image = picture.convert("RGB")
     except Exception as error:  # decoders raise what they like on what is no image
         raise FitnessError(f"{item.where} is no image that Pillow reads ({reason_of(error)})", "an image") from error
     return _run(image, processor, item.where)

@@ -17,6 +17,7 @@ from evomerge.errors import FitnessError, nearest
 from fitness._classification.tables import in_part
 from fitness._classification.terms import SplitTerm
 from fitness._documents import Document
+from fitness._images.decoding import opened
 from fitness._images.terms import ImageTerm
 from fitness._text_files import read_lines
 
@@ -86,7 +87,7 @@ def read_source(term: ImageTerm, key: str, split: SplitTerm, seed: int) -> Image
     key = f"{key}.images"
     found = _entries(term, key)
     classes = tuple(sorted({item.label for item in found}, key=_number_first))
-    hashes = [hashlib.sha256(item.read()).hexdigest() for item in found]
+    hashes = [_hash_of(item) for item in found]
     if split.part is not None:
         own = [in_part(text, split) for text in hashes]
         found = [item for item, chosen in zip(found, own, strict=True) if chosen]
@@ -102,6 +103,13 @@ def read_source(term: ImageTerm, key: str, split: SplitTerm, seed: int) -> Image
         Document(hashlib.sha256(f"{text} {item.label}".encode()).hexdigest(), text) for item, text in pairs
     )
     return ImageSource(tuple(found), classes, documents)
+
+
+def _hash_of(item: ImageItem) -> str:
+    """A hash of an image's bytes, which are looked at on this occasion."""
+    data = item.read()
+    opened(data, item.where).close()
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_folder(folder: str, key: str) -> list[ImageItem]:

@@ -231,11 +231,24 @@ def _require_supported(name: str, task: Any) -> None:
     if getattr(task, "MULTIMODAL", False):
         if getattr(task.config, "doc_to_audio", None) is not None:
             raise FitnessError(f"task {name!r} needs sound", "tasks of texts and images")
+        _require_columns_of_images(name, task)
         if task.OUTPUT_TYPE != "generate_until":
             raise FitnessError(
                 f"task {name!r} has images and output_type {task.OUTPUT_TYPE}",
                 "generate_until: lm-eval has no log-likelihoods of texts after images",
                 "let the model write the letter of its choice, and filter it out of the text",
+            )
+
+
+def _require_columns_of_images(name: str, task: Any) -> None:
+    """Refuse a name in ``doc_to_image`` that no column has: lm-eval would read it as a Python value, and fail late."""
+    asked, columns = task.config.doc_to_image, [str(own) for own in getattr(task, "features", ())]
+    for own in asked if isinstance(asked, list) else [asked]:
+        if isinstance(own, str) and own.isidentifier() and own != "None" and own not in columns:
+            raise FitnessError(
+                f"task {name!r} has doc_to_image {own!r}, which no column of its documents is called",
+                nearest(own, columns),
+                "set doc_to_image in the task's YAML",
             )
 
 

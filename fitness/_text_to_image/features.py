@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from evomerge.errors import FitnessError, PoolError, reason_of
 from evomerge.models.checkpoints.location import resolve
 from evomerge.models.progress_bars import no_progress_bar
 from evomerge.models.tokenizers import load_tokenizer
-from fitness._images.pixels import load_processor, require_pillow
+from fitness._images.decoding import require_pillow
+from fitness._images.pixels import FILES, load_processor
+from fitness._text_to_image.terms import BY_SET
 
 PIXELS = "pixels"
 Images = NDArray[np.uint8]
@@ -24,6 +27,45 @@ Features = NDArray[np.float64]
 Extractor = Callable[[Images], Features]
 
 _BATCH = 64
+
+
+def check_tower(location: str, key: str, texts: bool = False) -> None:
+    """Check by the small files of a model that it has what `Tower` needs, before anything is loaded.
+
+    Args:
+        location: a folder or a hub id.
+        key: that names it, for messages.
+        texts: whether a text tower is needed.
+
+    Raises:
+        FitnessError: it is not there, or is no model of images, or of images and texts.
+    """
+    try:
+        folder, _ = resolve(location, whose=f"fitness.{key}'s", wanted=(["config.json", *FILES], []))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except PoolError as error:
+        raise FitnessError(f"fitness.{key}: {error.given}", error.allowed, error.do) from error
+    except (OSError, ValueError) as error:
+        what = f"fitness.{key}: {location} has no config.json that can be read ({reason_of(error)})"
+        raise FitnessError(what, "the folder or hub id of a model") from error
+    kind, needed = config.get("model_type"), "images and texts in one space, as CLIP is" if texts else "images"
+    if not any((folder / name).is_file() for name in FILES) or (texts and "text_config" not in config):
+        raise FitnessError(f"fitness.{key}: {location} is a model of kind {kind}", f"a model of {needed}")
+
+
+def check_compared_with(names: Collection[str], values: Mapping[str, Any]) -> None:
+    """Check what images are compared with: `check_tower` of ``clip`` and ``features``, and the folder of references.
+
+    Args:
+        names: of the metrics.
+        values: the arguments of the fitness by their names.
+    """
+    if "clip" in names or "ncs" in names:
+        check_tower(values["clip"], "clip", texts="clip" in names)
+    if any(name in BY_SET for name in names):
+        if isinstance(values["features"], str) and values["features"] != PIXELS:
+            check_tower(values["features"], "features")
+        files_in(values["references"], "references")
 
 
 class Tower:
@@ -50,7 +92,7 @@ class Tower:
                 module = AutoModel.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=False)
             self.module: Any = module.eval().to(device)
         except PoolError as error:
-            raise FitnessError(error.given, error.allowed, error.do) from error
+            raise FitnessError(f"fitness.{key}: {error.given}", error.allowed, error.do) from error
         except Exception as error:  # classes raise whatever they like
             what = f"fitness.{key}: {location} cannot be loaded ({reason_of(error)})"
             raise FitnessError(what, "a model that AutoModel.from_pretrained loads") from error

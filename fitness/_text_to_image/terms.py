@@ -126,9 +126,9 @@ def parse_size(given: Any) -> tuple[int, int] | None:
     if (
         not isinstance(given, Sequence)
         or len(given) != 2
-        or not all(isinstance(own, int) and 8 <= own <= 8192 for own in given)
+        or not all(isinstance(own, int) and 8 <= own <= 8192 and own % 8 == 0 for own in given)
     ):
-        raise ConfigError(f"size is {given}", "[height, width] in pixels, from 8 to 8192; or null")
+        raise ConfigError(f"size is {given}", "[height, width] in pixels, multiples of 8 up to 8192; or null")
     return int(given[0]), int(given[1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -165,9 +166,16 @@ def test_what_is_wrong_is_said(
     assert said in capsys.readouterr().err
 
 
-def test_calibrate_alone_says_what_it_needs(quick_pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_alone_says_what_it_needs(
+    quick_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["calibrate", f"pool.models={{math: '{quick_pool}/math'}}", "pool.base=null"]) == 2
     assert "calibration is not set" in capsys.readouterr().err
+    shutil.copytree(quick_pool / "math", tmp_path / "math", ignore=shutil.ignore_patterns("tokenizer*"))
+    (tmp_path / "texts.txt").write_text("some words\n")
+    texts = ["calibration=text", f"calibration.files=['{tmp_path}/texts.txt']"]
+    assert main(["calibrate", f"pool.models={{math: '{tmp_path}/math'}}", "pool.base=null", *texts]) == 2
+    assert "model 'math', which has no tokenizer; models with tokenizers; of models that" in capsys.readouterr().err
 
 
 def test_from_python_kinds_have_their_own_names(quick_pool: Path, quick_search: list[str], cache: Path) -> None:

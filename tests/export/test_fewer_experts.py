@@ -169,5 +169,10 @@ def test_the_verb_of_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "experts of a layer: 4 before, 3 after, seen on" in text
     assert "layer 1: " in text
     assert f"wrote {tmp_path / 'out'}" in text
+    said = r"^model 'few' has num_local_experts 3 in config.json, 'all' has 4; .* into fewer: evomerge experts$"
+    with pytest.raises(PoolError, match=said):
+        open_pool({"all": str(folder), "few": str(tmp_path / "out")})
     assert main([*words[:-1], str(tmp_path / "none.txt")]) == 2
     assert "none.txt is no file" in capsys.readouterr().err
+    assert main([*words, "--method", "drop", "--align"]) == 2
+    assert "--align is given with --method drop; m_smoe or sub_moe" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from evomerge.cli.main import main
 from evomerge.errors import ConfigError
 from evomerge.export.aligned_model import align
 from evomerge.export.writer import write_model
-from evomerge.export.zipped_model import ZIP_FILE, zip_models
+from evomerge.export.zipped_model import ZIP_FILE, read_texts, zip_models
 from evomerge.merge.alignment.finding import perceptron_symmetries
 from evomerge.merge.alignment.least_squares import joint_grams, solvable, solved
 from evomerge.merge.alignment.matching import match
@@ -190,6 +190,24 @@ def test_the_command_solves_on_texts(tiny_model: TinyModel, tmp_path: Path, caps
     ):
         assert main(["align", str(one), str(other), str(tmp_path / "x"), *wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"txt": "w5"}', "line 3 has no key 'text'; did you mean 'txt'"),
+        ("{broken", "line 3 is no JSON: .*; lines such as"),
+        ('["w5"]', "line 3 is no mapping; lines such as"),
+        ('{"text": 5}', "line 3: its text is '5'; a text"),
+        ('{"text": "w5", "answer": ["w6"]}', r"line 3: its answer is .*w6.*; a text"),
+    ],
+)
+def test_a_line_of_texts_that_holds_something_else_is_named(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "texts.jsonl").write_text(f'{{"text": "w5 w6", "answer": "w7"}}\n\n{line}\n')
+    with pytest.raises(ConfigError, match=rf"--texts .*texts.jsonl, {said}"):
+        read_texts(tmp_path / "texts.jsonl")
+    (tmp_path / "texts.jsonl").write_text('{"text": "w5 w6", "answer": "w7"}\n\n{"text": "w8"}\n')
+    assert read_texts(tmp_path / "texts.jsonl") == [CalibrationItem("w5 w6", " w7"), CalibrationItem("w8", "")]
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path, tiny_model: TinyModel) -> None:

@@ -237,6 +237,11 @@ def _bad_image(folder: Path) -> None:
     (folder / "x" / "cat" / "1.png").write_bytes(b"no image")
 
 
+def _cut_image(folder: Path) -> None:
+    image = folder / "x" / "cat" / "1.png"
+    image.write_bytes(image.read_bytes()[:60])
+
+
 def _no_processor(folder: Path) -> None:
     (folder / "a" / "preprocessor_config.json").unlink()
 
@@ -249,7 +254,7 @@ def _odd_sizes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_bad_image, r"cat/1.png is no image that Pillow reads"),
+        (_cut_image, r"cat/1.png is no image that Pillow reads \(.*\); an image"),
         (_no_processor, r"has no image processor; preprocessor_config.json"),
         (_odd_sizes, r"processed to shape .*; a processor that makes all images of one size"),
     ],
@@ -261,6 +266,14 @@ def test_what_cannot_be_read_is_said(spoil: Callable[[Path], None], message: str
     fitness.check()
     with pytest.raises(FitnessError, match=message):
         fitness.prepare(loaded(tmp_path / "a"))
+
+
+def test_files_that_are_no_images_are_named_before_a_model_is_loaded(tmp_path: Path) -> None:
+    task = {"task": "x", "images": str(save_images(tmp_path / "x"))}
+    _bad_image(tmp_path)
+    for part in ({}, {"part": "search", "split": {"held_out": 0.5}}):
+        with pytest.raises(FitnessError, match=r"cat/1.png is no image that Pillow reads; an image$"):
+            ImagesFitness([task], **part).check()
 
 
 @pytest.mark.parametrize(

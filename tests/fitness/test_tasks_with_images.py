@@ -146,6 +146,9 @@ def test_what_cannot_be(images: dict[str, Any], seeing: LoadedModel, tmp_path: P
     choice = {**images, "output_type": "multiple_choice", "doc_to_choice": ["w5", "w6"], "doc_to_target": 0}
     with pytest.raises(FitnessError, match=r"task 'look' has images and output_type multiple_choice; generate_until"):
         LmEvalFitness([{"task": {**choice, "metric_list": [accuracy()]}}]).check()
+    for column in (["imge"], "imge"):
+        with pytest.raises(FitnessError, match=r"task 'look' has doc_to_image 'imge', which no column .*mean 'image'"):
+            LmEvalFitness([{"task": {**images, "doc_to_image": column}}]).check()
     folder = save_words(tmp_path / "words")
     module = AutoModelForCausalLM.from_pretrained(folder).eval()
     blind = LoadedModel(module, AutoTokenizer.from_pretrained(folder), torch.float32, torch.device("cpu"), str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,7 @@ def test_scores_of_clip_and_of_distances(folder: Path, pool: Pool, resident: Res
         ({"metrics": "scorer"}, ConfigError, "scorer is not set"),
         ({"scorer": Brightness(), "steps": 0}, ConfigError, "steps is 0"),
         ({"scorer": Brightness(), "size": [16]}, ConfigError, "size is"),
+        ({"scorer": Brightness(), "size": [16, 12]}, ConfigError, r"size is \[16, 12\]; .*multiples of 8"),
         ({"scorer": Brightness(), "objectives": {"clip": "a"}}, ConfigError, "objectives has 'clip'"),
         ({"prompts": [], "scorer": Brightness()}, ConfigError, "prompts is"),
         ({"prompts": "there/is/none.txt", "scorer": Brightness()}, FitnessError, "not there|no folder"),
@@ -204,6 +206,36 @@ def test_a_mistake_is_answered_before_anything_is_drawn(given: dict[str, Any], k
 
     with pytest.raises(kind, match=said):
         check()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"clip": "words"}, "fitness.clip: .*words is a model of kind llama; a model of images and texts"),
+        ({"clip": "eyes"}, "fitness.clip: .*eyes is a model of kind vit; a model of images and texts"),
+        ({"clip": "empty"}, "fitness.clip: .*empty has no config.json"),
+        ({"clip": "./non"}, "fitness.clip: .*no folder"),
+        (
+            {"metrics": "kid", "features": "words"},
+            "fitness.features: .*words is a model of kind llama; a model of images$",
+        ),
+        ({"metrics": "kid", "features": "eyes"}, "references: .*empty has no images"),
+    ],
+)
+def test_what_images_are_compared_with_is_checked_by_its_small_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, model, files in (
+        ("words", "llama", ()),
+        ("eyes", "vit", ("preprocessor_config.json",)),
+        ("empty", "", ()),
+    ):
+        (tmp_path / name).mkdir()
+        for file in ("config.json", *files) if model else ():
+            (tmp_path / name / file).write_text(json.dumps({"model_type": model}))
+    with pytest.raises(FitnessError, match=said):
+        TextToImageFitness(PROMPTS, references="empty", **given).check()
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,14 @@ def test_experts_joined_in_some_models_only(tmp_path: Path) -> None:
 
 def test_other_experts(tmp_path: Path) -> None:
     folders = save_pool("mixtral", tmp_path / "three", names=("base", "a"))
-    for count, changes in ((2, {"num_local_experts": 2}), (3, {"intermediate_size": 32})):
-        other = save_pool("mixtral", tmp_path / str(changes), names=("b",), **changes)
-        made = rf"\({count}, {2 * changes.get('intermediate_size', 24)}, 16\)"
+    whole = (Path(folders["base"]) / "config.json").read_text()
+    widths = (2, "num_local_experts", 2, "experts"), (3, "intermediate_size", 32, "align --widths")
+    for count, key, value, do in widths:
+        other = save_pool("mixtral", tmp_path / key, names=("b",), **{key: value})
+        with pytest.raises(PoolError, match=rf"^model 'b' has {key} {value} in config.json, 'base' .*evomerge {do}$"):
+            opened(folders | other)
+        (Path(other["b"]) / "config.json").write_text(whole)  # which then says nothing of it
+        made = rf"\({count}, {2 * (value if count == 3 else 24)}, 16\)"
         with pytest.raises(PoolError, match=rf"model 'b': .*they make {made}, MixtralForCausalLM has \(3, 48, 16\)"):
             opened(folders | other)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,5 +112,13 @@ def test_layers_that_cannot_be_merged_are_named(folder: Path) -> None:
     save_file({"linear.weight": torch.zeros(5, 16)}, folder / "two" / FILE)
     with pytest.raises(PoolError, match=r"model 'two': .* has none for linear.bias; floats of \(5,\)"):
         open_pool(MODELS, "base", folder, dense="auto")
+    save_encoder(folder / "bare", 9)
+    (folder / "words").mkdir()
+    for file in (folder / "bare").glob("*.*"):
+        if file.name != "modules.json":
+            shutil.copy(file, folder / "words")
+    for models in ({"plain": "plain", "bare": "bare"}, {"words": "words"}):
+        with pytest.raises(PoolError, match=r"pool.dense is 'merged', and no model has dense layers .*pool.dense=auto"):
+            open_pool(models, None, folder, dense="merged")
     with pytest.raises(ConfigError, match=r"pool.dense is 'keep'.*kept"):
         check_dense("keep")

@@ -199,6 +199,14 @@ def test_networks_that_compute_otherwise_are_refused(sd: dict[str, str], tmp_pat
         open_pipelines({"base": sd["base"], "other": other}, "base")
     other = edited(sd["one"], tmp_path / "size", "unet/config.json", sample_size=64)
     assert open_pipelines({"base": sd["base"], "other": other}, "base").info.layers == 8
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "config.json").write_text("{}")
+    said = (
+        r"model 'words': .*words has neither model_index.json nor a network in transformer or unet, but a model of tr"
+    )
+    for models in ({"words": str(tmp_path / "words")}, {**sd, "words": str(tmp_path / "words")}):
+        with pytest.raises(PoolError, match=said):
+            open_pipelines(models)
 
 
 @pytest.mark.parametrize(

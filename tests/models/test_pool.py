@@ -78,8 +78,9 @@ def test_reads_by_the_layout_names_whatever_the_models_call_them(tiny_model: Tin
 
 def test_wrong_arguments(tiny_model: TinyModel) -> None:
     folder = str(tiny_model("a"))
-    with pytest.raises(PoolError, match="the pool has no models"):
-        open_pool({})
+    for base in (None, "base"):
+        with pytest.raises(PoolError, match="the pool has no models"):
+            open_pool({}, base)
     with pytest.raises(PoolError, match="no model besides its base 'a'"):
         open_pool({"a": folder}, base="a")
     with pytest.raises(ConfigError, match=r"pool\.base is 'aa'; did you mean 'a'"):

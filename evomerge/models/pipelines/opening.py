@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from evomerge.models.equal_slices import equal_slices
 from evomerge.models.pipelines.adapters import FoldedNetwork, NetworkAdapter
 from evomerge.models.pipelines.blocks import Blocks, layout_of_network
 from evomerge.models.pipelines.checkpoint import NetworkCheckpoint, network_values
-from evomerge.models.pipelines.folders import AUTO, INDEX, PipelineFolder, is_pipeline, read_pipeline
+from evomerge.models.pipelines.folders import AUTO, INDEX, NETWORKS, PipelineFolder, is_pipeline, read_pipeline
 from evomerge.models.pipelines.libraries import pipeline_class, require_diffusers
 from evomerge.models.pipelines.network_config import NetworkConfig
 from evomerge.models.pipelines.places import locate_adapted, locate_pipeline
@@ -78,6 +78,7 @@ def open_pipelines(
     for name, location in models.items():
         try:
             places[name], adapters[name], refs[name] = locate_adapted(location, root)
+            _require_some_network(places[name], NETWORKS if network == AUTO else (network,))
         except PoolError as error:
             problems.append(of_model(name, error))
     raise_all(problems)
@@ -188,6 +189,18 @@ def _giver(
             "set pool.others to such a folder",
         )
     return read_pipeline(place), whose
+
+
+def _require_some_network(place: Path, parts: Sequence[str]) -> None:
+    """Refuse a folder that is neither a pipeline's nor holds a network, such as that of a language model."""
+    if place.is_file() or is_pipeline(place) or any((place / part / "config.json").is_file() for part in parts):
+        return
+    kind = ", but a model of transformers" if (place / "config.json").is_file() else ""
+    raise PoolError(
+        f"{place} has neither {INDEX} nor a network in {' or '.join(parts)}{kind}",
+        "a folder of a pipeline as diffusers saves it, or a single .safetensors file",
+        "leave pool.network out for models of transformers" if kind else "",
+    )
 
 
 def _checkpoint(place: Path, part: str, giver: PipelineFolder) -> Checkpoint:
