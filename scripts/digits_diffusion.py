@@ -35,8 +35,9 @@ FIRST = 160
 BASE = 160
 """Steps after which the specialists part."""
 SPECIAL = 200
-RATES = (0.9, 0.95, 0.98, 0.99, 0.995)
-"""Of moving averages that are kept up at every step of the training."""
+RATES = (0.9, 0.95, 0.98)
+"""Of moving averages that are kept up at every step, as diffusers does: higher ones are never reached, since its
+averages warm up."""
 SEARCH_IMAGES, HELD_OUT_IMAGES = 20, 100
 """Of each digit."""
 SAMPLER_STEPS = 4
