@@ -73,7 +73,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+def often(*kinds: str) -> list[Any]:
+    """All kinds; those that are not named belong to the second tier."""
+    return [kind if kind in kinds else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(KINDS)]
+
+
+@pytest.mark.parametrize("kind", often("lora", "loha", "lokr"))
 def test_what_peft_saves_is_what_peft_merges(kind: str, base: Path, tmp_path: Path) -> None:
     model = adapted(base, KINDS[kind])
     model.save_pretrained(tmp_path / "adapter")
@@ -106,8 +111,8 @@ def test_what_diffusers_saves_draws_the_same(base: Path, tmp_path: Path) -> None
     assert torch.equal(again.read("own", name), pool.read("own", name))
 
 
-@pytest.mark.parametrize("names", ["diffusers", "original"])
-@pytest.mark.parametrize("kind", ["lora", "loha", "lokr_both"])
+@pytest.mark.parametrize("names", [pytest.param("diffusers", marks=pytest.mark.slow), "original"])
+@pytest.mark.parametrize("kind", ["lora", "loha", pytest.param("lokr_both", marks=pytest.mark.slow)])
 def test_files_of_kohyas_scripts_and_of_lycoris(kind: str, names: str, base: Path, tmp_path: Path) -> None:
     config = copy.deepcopy(KINDS[kind])
     config.target_modules = ["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"]
@@ -151,6 +156,7 @@ def test_what_is_no_adapter_of_the_network_is_refused(
             opened(base, tmp_path / "own.safetensors")
 
 
+@pytest.mark.slow
 def test_an_adapter_of_flux_is_read_through_diffusers(tmp_path: Path) -> None:
     pipeline("flux").save_pretrained(tmp_path / "flux")
     made = diffusers.FluxPipeline.from_pretrained(tmp_path / "flux")
