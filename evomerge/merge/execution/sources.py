@@ -135,10 +135,11 @@ class Sources:
             return own.to(self.device)
 
         note, size = ("statistic", key, found.entry(stored)), found.nbytes(stored)
-        if self.device.type != "cpu":
-            kept = self.notes.on_device(note, size, read)
-        else:
-            kept = self.notes.large(note, size, read, at_once=True)
+        kept = (
+            self.notes.large(note, size, read, at_once=True)
+            if self.device.type == "cpu"
+            else self.notes.on_device(note, size, read)
+        )
         # Tensors that share a statistic have axes of their own: a mixture's experts, the number of each.
         return replace(kept, axis=found.axis(stored)) if kept is not None else read()
 
