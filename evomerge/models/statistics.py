@@ -105,6 +105,10 @@ class ModelStatistics:
         """Where a tensor's statistic lies: tensors that read the same share one."""
         return str(self.index["tensors"][name]["entry"])
 
+    def axis(self, name: str) -> int:
+        """What a tensor's own axis is, also where it shares a statistic; as of `Statistic`."""
+        return int(self.index["tensors"][name]["axis"])
+
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor's statistic."""
         size = 4
@@ -135,7 +139,7 @@ class ModelStatistics:
             ) from error
         if values.dtype != torch.float32 or list(values.shape) != list(known["shape"]):
             raise PoolError(f"{file}: {name!r} is not what {INDEX} says", "", f"remove {self.folder}")
-        return Statistic(values, int(known["axis"]), float(self.index["mean"]))
+        return Statistic(values, self.axis(name), float(self.index["mean"]))
 
 
 def default_folder() -> Path:

@@ -234,8 +234,15 @@ for kind in sys.argv[3:]:
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kinds", [("fisher", "gram", "hessian", "activation"), OF_EXPERTS], ids=["dense", "mixture"])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        pytest.param(("fisher", "gram"), marks=pytest.mark.slow),
+        pytest.param(("hessian", "activation"), marks=pytest.mark.nightly),
+        pytest.param(OF_EXPERTS, marks=pytest.mark.nightly),
+    ],
+    ids="-".join,
+)
 def test_killed_many_times_it_goes_on_and_gives_the_same_bytes(
     tiny_model: TinyModel, tmp_path: Path, kinds: tuple[str, ...]
 ) -> None:

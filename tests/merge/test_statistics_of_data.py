@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.architectures import save_pool
 from tiny_models import TinyModel
 
 from evomerge.calibration.encoding import Encoded
@@ -46,6 +47,25 @@ def pool(tiny_model: TinyModel, tmp_path: Path) -> Pool:
             measure(open_pool({name: ref}, dtype="float32"), ITEMS[name], how, into, memory=1 << 30)
             known.append((name, kind, into.key))
     return with_statistics(found, CalibrationRef(tuple(known), ("+calibration={files: [x]}",)), tmp_path / "cache")
+
+
+def test_experts_that_share_a_statistic_keep_their_numbers(tmp_path: Path) -> None:
+    """Kept once for a mixture, whichever of its tensors was asked for first."""
+    pool = open_pool({"a": str(save_pool("mixtral", tmp_path, ("a",))["a"])}, dtype="float32")
+    how, root = Measurement("routing"), tmp_path / "cache"
+    into = ModelStatistics(root, "routing", how.key(dict(pool.info.refs)["a"].identity, ITEMS["a"]))
+    measure(pool, ITEMS["a"], how, into, memory=1 << 30)
+    pool = with_statistics(pool, CalibrationRef((("a", "routing", into.key),), ()), root)
+    sources = Sources(pool, torch.device("cpu"), Placement(0, 0, 1 << 20))
+    router, *experts = [
+        next(name for name, stored in pool.stored["a"].items() if "layers.1." in stored and word in stored)
+        for word in (".gate.", ".experts.0.w1", ".experts.1.w1", ".experts.2.w1")
+    ]
+    for name, axis in ((router, -1), *zip(experts, (0, 1, 2), strict=True), (router, -1)):
+        found = sources.statistic("a", name, "routing", into.key)
+        assert found is not None
+        assert found.axis == axis
+        assert found.values.shape == (2, 3)
 
 
 def recipe(pool: Pool, method: str, layer: int | None = None, **shared: float) -> Recipe:

@@ -135,10 +135,13 @@ class Sources:
             return own.to(self.device)
 
         note, size = ("statistic", key, found.entry(stored)), found.nbytes(stored)
-        if self.device.type != "cpu":
-            return self.notes.on_device(note, size, read)
-        kept = self.notes.large(note, size, read, at_once=True)
-        return kept if kept is not None else read()
+        kept = (
+            self.notes.large(note, size, read, at_once=True)
+            if self.device.type == "cpu"
+            else self.notes.on_device(note, size, read)
+        )
+        # Tensors that share a statistic have axes of their own: a mixture's experts, the number of each.
+        return replace(kept, axis=found.axis(stored)) if kept is not None else read()
 
     def aligned(self, model: str, name: str) -> torch.Tensor | None:
         """A flat tensor that a model can use in place: on the device, at a multiple of 64 bytes; ``None`` elsewhere.
