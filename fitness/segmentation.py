@@ -136,7 +136,7 @@ class SegmentationFitness(HeadedImages):
                 round; a class that the model does not have.
         """
         from fitness._images.pixels import check_processor
-        from fitness._segmentation.models import kind_of, processor_settings
+        from fitness._segmentation.models import find_sam, kind_of, processor_settings
 
         check_processor(self._processor or folder)
         self._reduced = bool(processor_settings(self._processor or folder).get("do_reduce_labels"))
@@ -152,9 +152,10 @@ class SegmentationFitness(HeadedImages):
                 raise FitnessError(f"tasks[{place}].head is {term.head!r}", "heads are of models with classes")
             if kind == "classes" and not term.head:
                 self._classes_of(term, config.id2label)
-        if kind == "encoder" and not self._sam:
-            what = "the pool has image encoders alone, which give no masks"
-            raise FitnessError(what, "a SAM that has the rest", "set fitness.sam=FOLDER")
+        if kind == "encoder":
+            find_sam(self._sam)
+        elif self._sam:
+            raise FitnessError(f"sam is {self._sam}, and the pool's models give masks", "nothing", "leave it out")
 
     def check_labels(self, labels: Callable[[str], Mapping[Any, Any]]) -> None:
         """Check the classes of tasks with heads of their own.

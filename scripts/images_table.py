@@ -35,7 +35,7 @@ from evomerge.session.best_recipe import best_recipe
 from evomerge.session.builders import fitness_from_config
 from evomerge.session.pools import pool_from_config
 
-SCALES = tuple(round(0.1 * k, 1) for k in range(1, 11))
+SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 _EVALUATIONS = 100  # of the search over four weights
 DENSITY = 0.2
 """Of TIES, as its paper has it (arXiv 2306.01708)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,10 @@ from evomerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from evomerge.config.schema import Config
+
+
+_INSTEAD = ("classifiers", "retrieval", "segmentation")
+"""Pools of other kinds of models, one of which is made and searched in place of language models."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -55,6 +59,11 @@ def run(arguments: Sequence[str]) -> int:
         action="store_true",
         help="instead: three embedding models that find functions of installed packages by their docstrings",
     )
+    parser.add_argument(
+        "--segmentation",
+        action="store_true",
+        help="instead: four segmenters that find digits on canvases, each in another condition",
+    )
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as in `evomerge search`")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress of the search")
     options = parser.parse_intermixed_args(list(arguments))
@@ -79,18 +88,18 @@ def run(arguments: Sequence[str]) -> int:
     if options.images:
         _make_images(options)
         return 0
-    kind = "classifiers" if options.classifiers else "retrieval"
-    if getattr(options, kind) and (options.checkpoints is not None or options.adapters is not None):
+    asked = [name for name in _INSTEAD if getattr(options, name)]
+    if asked and (options.checkpoints is not None or options.adapters is not None):
         other = "--checkpoints" if options.checkpoints is not None else "--adapters"
-        raise ConfigError(f"--{kind} and {other}", "one of them", f"{other} is of the pool of language models")
-    if options.classifiers and options.retrieval:
-        raise ConfigError("--classifiers and --retrieval", "one of them", "make one pool after the other")
+        raise ConfigError(f"--{asked[0]} and {other}", "one of them", f"{other} is of the pool of language models")
+    if len(asked) > 1:
+        raise ConfigError(f"--{asked[0]} and --{asked[1]}", "one of them", "make one pool after the other")
 
     from evomerge.cli.search import search
     from evomerge.config.compose import compose_config
 
-    if options.classifiers or options.retrieval:
-        return _encoders(options, kind)
+    if asked:
+        return _instead(options, asked[0])
     root = options.folder / (f"quick-seed{options.seed}" if options.quick else f"seed{options.seed}")
     settings = ["experiment=demo", f"pool.root='{root}'", f"search.seed={options.seed}"]
     quiet = ["display=quiet"] if options.quiet else []
@@ -124,9 +133,7 @@ def _make_images(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: without ``--pool-only``, or with what belongs to the other pool.
     """
-    asked = [
-        name for name in ("checkpoints", "adapters", "classifiers", "retrieval", "overrides") if getattr(options, name)
-    ]
+    asked = [name for name in ("checkpoints", "adapters", *_INSTEAD, "overrides") if getattr(options, name)]
     if not options.pool_only or asked:
         given = "--images without --pool-only" if not asked else f"--images with {asked[0]}"
         do = "make them first, and search with `evomerge search experiment=demo_images`"
@@ -146,12 +153,13 @@ def _make_images(options: argparse.Namespace) -> None:
     print(f"the models are in {root}; `evomerge search experiment=demo_images pool.root='{root}'` searches them")
 
 
-def _encoders(options: argparse.Namespace, kind: str) -> int:
-    """Make the pool of classifiers, or of embedding models, unless it is there, then search on it."""
+def _instead(options: argparse.Namespace, kind: str) -> int:
+    """Make the pool of a kind of `_INSTEAD`, unless it is there, then search on it."""
     from evomerge.cli.search import search
     from evomerge.config.compose import compose_config
     from evomerge.demo.classifiers import TASKS, make_classifiers
     from evomerge.demo.retrieval import PACKAGES, make_retrieval
+    from evomerge.demo.segmentation import CONDITIONS, make_segmentation
 
     root = options.folder / f"{kind}-{'quick-' if options.quick else ''}seed{options.seed}"
     settings = [f"experiment=demo_{kind}", f"pool.root='{root}'", f"search.seed={options.seed}"]
@@ -160,7 +168,12 @@ def _encoders(options: argparse.Namespace, kind: str) -> int:
     config = compose_config([*settings, *quick, *quiet, *options.overrides])
     _check(config, options.pool_only)
 
-    made, make = (TASKS, make_classifiers) if kind == "classifiers" else (tuple(PACKAGES), make_retrieval)
+    kinds: dict[str, tuple[tuple[str, ...], Callable[..., Path]]] = {
+        "classifiers": (tuple(TASKS), make_classifiers),
+        "retrieval": (tuple(PACKAGES), make_retrieval),
+        "segmentation": (CONDITIONS, make_segmentation),
+    }
+    made, make = kinds[kind]
     print(f"making {root}: a start, then {', '.join(made)}")
     make(root, options.seed, threads=options.threads, quick=options.quick)
     if options.pool_only:

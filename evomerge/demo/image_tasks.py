@@ -121,3 +121,13 @@ def write_images(folder: Path, own: TaskImages) -> None:
         (folder / name).mkdir(parents=True)
     for number, (image, label) in enumerate(zip(own.images, own.labels, strict=True)):
         Image.fromarray(image).save(folder / LABELS[label] / f"{number:04d}.png")
+
+
+def write_masked(folder: Path, images: Images, masks: NDArray[np.uint8]) -> None:
+    """Write PNG files: ``images/NAME.png``, and ``masks/NAME.png`` with a number for each pixel."""
+    from PIL import Image
+
+    for name, own in (("images", images), ("masks", masks)):
+        (folder / name).mkdir(parents=True)
+        for number, image in enumerate(own):
+            Image.fromarray(image).save(folder / name / f"{number:04d}.png")

@@ -104,3 +104,15 @@ def save_classifier(model: Any, folder: Path) -> None:
     with no_progress_bar():
         model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def save_segmenter(model: Any, folder: Path, side: int) -> None:
+    """Write a SegFormer and its image processor, which reads images of this side as they are."""
+    from transformers import SegformerImageProcessorPil
+
+    processor = SegformerImageProcessorPil(
+        size={"height": side, "width": side}, image_mean=[MEAN] * 3, image_std=[STD] * 3
+    )
+    with no_progress_bar():
+        model.save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -99,27 +99,37 @@ def frame_of(processor: Any, size: Sequence[int], whole: Sequence[int]) -> Frame
     return Frame((int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)), (height, width))
 
 
-def load_sam(location: str) -> Any:
-    """The model whose prompt encoder and mask decoder score image encoders, float32.
+def find_sam(location: str) -> str:
+    """The folder of the model whose prompt encoder and mask decoder score image encoders.
 
     Raises:
-        FitnessError: nothing is named, it cannot be loaded, or is no SAM.
+        FitnessError: nothing is named, it is not there, or is no SAM.
     """
-    from transformers import AutoConfig, SamModel
-
     if not location:
         what = "the pool has image encoders alone, which give no masks"
         raise FitnessError(what, "a SAM that has the rest", "set fitness.sam=FOLDER")
     try:
         folder, _ = resolve(location, whose="fitness.sam's")
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        if config.model_type != "sam":
-            raise FitnessError(f"fitness.sam: {location} is a {config.model_type}", "a SAM: SamModel")
-        return SamModel.from_pretrained(str(folder), dtype=torch.float32).eval()
+        config = read_json(Path(folder, "config.json"), "what model it is")
     except PoolError as error:
         raise FitnessError(error.given, error.allowed, error.do) from error
-    except FitnessError:
-        raise
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "sam":
+        raise FitnessError(f"fitness.sam: {location} is a {kind}", "a SAM: SamModel")
+    return str(folder)
+
+
+def load_sam(location: str) -> Any:
+    """That model, float32.
+
+    Raises:
+        FitnessError: as for `find_sam`, or it cannot be loaded.
+    """
+    from transformers import SamModel
+
+    folder = find_sam(location)
+    try:
+        return SamModel.from_pretrained(folder, dtype=torch.float32).eval()
     except Exception as error:  # classes raise whatever they like
         raise FitnessError(f"fitness.sam: {location} cannot be loaded ({reason_of(error)})", "a SAM") from error
 

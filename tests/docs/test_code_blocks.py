@@ -58,6 +58,7 @@ NOT_RUN = {
     ("fitness=fewer_experts",): "takes a while; tests/fitness/test_fewer_experts_fitness.py searches with it",
     ("merge", "runs/choice"): "of that search; tests/fitness/test_fewer_experts_fitness.py writes one",
     ("experts", "--equal"): "of what it wrote, likewise",
+    ("experiment=demo_segmentation",): "asks for its pool; tests/demo/test_segmentation_pool.py makes one",
     ("fitness=organs",): "asks for images; tests/fitness/test_segmentation.py scores some",
     ("fitness=segmentation",): "asks for images; tests/cli/test_segmentation_runs.py searches on some",
     ("fitness=drawn",): "asks for pipelines; tests/cli/test_pipeline_search.py searches on some",

@@ -178,8 +178,14 @@ def test_an_image_encoder_is_scored_with_the_rest_of_a_sam(data: Path, sam: Path
     whole.module.vision_encoder.load_state_dict(tower.module.vision_encoder.state_dict())
     expected = scores(SegmentationFitness([task]), whole)
     assert dict(found.metrics) == pytest.approx(dict(expected.metrics))
-    with pytest.raises(FitnessError, match=r"image encoders alone.*set fitness\.sam=FOLDER"):
-        scores(SegmentationFitness([task]), tower)
+    for given, fitted, message in (
+        (None, tower, r"image encoders alone.*set fitness\.sam=FOLDER"),
+        (str(tmp_path / "nowhere"), tower, "nowhere"),
+        (str(tmp_path / "tower"), tower, "is a sam_vision_model; a SAM"),
+        (str(sam), whole, "and the pool's models give masks"),
+    ):
+        with pytest.raises(FitnessError, match=message):
+            scores(SegmentationFitness([task], sam=given), fitted)
 
 
 def test_layers_of_a_sam_are_its_image_encoders_and_the_rest_can_be_kept(sam: Path, tmp_path: Path) -> None:
