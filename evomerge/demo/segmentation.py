@@ -19,7 +19,7 @@ CONDITIONS = ("noisy", "faint", "blurred", "covered")
 SIDE = 2 * SIZE
 """Pixels of a canvas's side."""
 
-CLASSES = ("ground", *(str(digit) for digit in range(10)))
+CLASSES = ("ground", "digit")
 _INK = 0.4
 """Pixels of a digit are those with more of it, from 0 to 1."""
 
@@ -59,7 +59,7 @@ def make_segmentation(
 ) -> Path:
     """Make canvases and models in `folder`, unless they are there.
 
-    On a canvas are two of scikit-learn's digits; its mask says which digit a pixel is of. Writes
+    On a canvas are two of scikit-learn's digits; its mask says which pixels are of one. Writes
     ``data/CONDITION/search`` and ``data/CONDITION/held_out``, each with ``images`` and ``masks``, and a SegFormer for
     ``base`` and each of `CONDITIONS`. A digit is for training, or for the search, or held out.
 
@@ -79,7 +79,7 @@ def make_segmentation(
     from evomerge.demo.train import seeded
 
     sizes = QUICK if quick else Sizes()
-    wanted: dict[str, Any] = {"segmentation": 1, "seed": seed, **asdict(sizes), "rates": list(_RATES)}
+    wanted: dict[str, Any] = {"segmentation": 2, "seed": seed, **asdict(sizes), "rates": list(_RATES)}
     wanted |= {"versions": versions("torch", "transformers", "scikit-learn")}
 
     def write(building: Path) -> None:
@@ -102,23 +102,21 @@ def draw_canvases(rng: np.random.Generator, sizes: Sizes) -> dict[str, dict[str,
     digits = draw_tasks(rng)["plain"]
     found: dict[str, dict[str, tuple[NDArray[np.uint8], Masks]]] = {name: {} for name in ("plain", *CONDITIONS)}
     for part in PARTS:
-        grey, masks = _placed(digits[part].images[..., 0] / 255, digits[part].labels, getattr(sizes, part), rng)
+        grey, masks = _placed(digits[part].images[..., 0] / 255, getattr(sizes, part), rng)
         for name, own in found.items():
             changed = np.clip(np.stack([TASKS[name](canvas, rng) for canvas in grey]), 0, 1)
             own[part] = np.repeat(np.round(255 * changed).astype(np.uint8)[..., None], 3, axis=-1), masks
     return found
 
 
-def _placed(
-    digits: NDArray[np.float64], labels: NDArray[np.int64], count: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], Masks]:
+def _placed(digits: NDArray[np.float64], count: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], Masks]:
     """Canvases with a digit in each half, and what is where."""
     grey, masks = np.zeros((count, SIDE, SIDE)), np.zeros((count, SIDE, SIDE), np.uint8)
     for canvas, mask in zip(grey, masks, strict=True):
         for left in (0, SIZE):
             chosen, top = int(rng.integers(len(digits))), int(rng.integers(SIDE - SIZE + 1))
             canvas[top : top + SIZE, left : left + SIZE] = digits[chosen]
-            mask[top : top + SIZE, left : left + SIZE][digits[chosen] > _INK] = labels[chosen] + 1
+            mask[top : top + SIZE, left : left + SIZE][digits[chosen] > _INK] = 1
     return grey, masks
 
 

@@ -15,7 +15,7 @@ from evomerge.session.builders import fitness_from_config
 from evomerge.session.pools import pool_from_config
 
 
-def test_masks_say_which_digit_a_pixel_is_of() -> None:
+def test_masks_say_which_pixels_are_of_a_digit() -> None:
     drawn = draw_canvases(np.random.default_rng(0), QUICK)
     images, masks = drawn["plain"]["search"]
     assert images.shape == (6, 32, 32, 3)
