@@ -169,7 +169,9 @@ def test_the_experiment_on_sdxl_is_the_one_that_is_announced(tmp_path: Path) -> 
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a bicycle", "image": "a.png"}\n')
     (tmp_path / "a.png").write_bytes(b"")
     prompts = tmp_path / "prompts.jsonl"
-    config: Any = compose_config(["experiment=m2n2_sdxl", f"fitness.prompts={prompts}", f"held_out.prompts={prompts}"])
+    own = [f"prompts={prompts}", f"clip={save_clip(tmp_path / 'clip')}"]
+    words = [f"{split}.{word}" for split in ("fitness", "held_out") for word in own]
+    config: Any = compose_config(["experiment=m2n2_sdxl", *words])
     assert set(config.pool.models) == set(names)
     config.pool.models = models
     parts = build_parts(config)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_pipelines import save_clip
 
 from evomerge.cli.main import main
 
@@ -88,7 +89,8 @@ def words(header: tuple[bytes, int], tmp_path: Path) -> list[str]:
     prompts.write_text('{"prompt": "自転車", "image": "bicycle.jpg"}\n' * 3, encoding="utf-8")
     models = ", ".join(f"{name}: {name}" for name in NAMES)
     given = ["experiment=m2n2_sdxl", f"pool.models={{{models}}}", f"pool.root={tmp_path}"]
-    given += [f"{split}.prompts={prompts}" for split in ("fitness", "held_out")]
+    clip = save_clip(tmp_path / "clip")
+    given += [f"{split}.{key}" for split in ("fitness", "held_out") for key in (f"prompts={prompts}", f"clip={clip}")]
     return [*given, f"run_dir={tmp_path / 'run'}"]
 
 
